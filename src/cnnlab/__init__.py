@@ -1,0 +1,75 @@
+"""cnnlab: modern convolutional networks for small images, from the textbook's figure to a trained model.
+
+The public names are those in `__all__`. They are loaded when first used, so that `import cnnlab` is instant.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from cnnlab.data import DATASETS, ImageSet, load_images
+    from cnnlab.errors import CnnlabError, TrainingInterrupted
+    from cnnlab.evaluation import Evaluation
+    from cnnlab.inference import Prediction, RunEvaluation, evaluate_run, load_model, predict
+    from cnnlab.models import MODELS, build_model
+    from cnnlab.recipe import Recipe
+    from cnnlab.recipes import RECIPES
+    from cnnlab.runs import Run, list_runs, open_run
+    from cnnlab.training import Result, SeedsResult, resume, train, train_seeds, train_step
+
+__all__ = [
+    "DATASETS",
+    "MODELS",
+    "RECIPES",
+    "CnnlabError",
+    "Evaluation",
+    "ImageSet",
+    "Prediction",
+    "Recipe",
+    "Result",
+    "Run",
+    "RunEvaluation",
+    "SeedsResult",
+    "TrainingInterrupted",
+    "__version__",
+    "build_model",
+    "evaluate_run",
+    "list_runs",
+    "load_images",
+    "load_model",
+    "open_run",
+    "predict",
+    "resume",
+    "train",
+    "train_seeds",
+    "train_step",
+]
+
+_HOMES = {
+    "data": ("DATASETS", "ImageSet", "load_images"),
+    "errors": ("CnnlabError", "TrainingInterrupted"),
+    "evaluation": ("Evaluation",),
+    "inference": ("Prediction", "RunEvaluation", "evaluate_run", "load_model", "predict"),
+    "models": ("MODELS", "build_model"),
+    "recipe": ("Recipe",),
+    "recipes": ("RECIPES",),
+    "runs": ("Run", "list_runs", "open_run"),
+    "training": ("Result", "SeedsResult", "resume", "train", "train_seeds", "train_step"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'cnnlab' has no attribute {name!r}")
+    value = getattr(import_module(f"cnnlab.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

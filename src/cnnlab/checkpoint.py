@@ -1,0 +1,119 @@
+"""Weights and training states on the disk: safetensors with a checksum, written whole or not at all, never a pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from cnnlab.device import random_state, set_random_state
+from cnnlab.errors import CnnlabError, reason
+from cnnlab.files import write_atomic
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """Write the model's parameters and buffers."""
+    _write(path, _on_host(model.state_dict()), {})
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Read into `model` what `save_weights` wrote.
+
+    Raises: CnnlabError, naming the file, where it is missing, damaged or of another network.
+    """
+    tensors, _ = _read(path)
+    _fill(path, model, tensors)
+
+
+def save_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, progress: dict[str, Any]
+) -> None:
+    """Write all that the next epoch depends on: model, optimiser, random states, and `progress` (plain values)."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    optimizer_state = optimizer.state_dict()
+    plain: dict[str, dict[str, Any]] = {}
+    for index, state in optimizer_state["state"].items():
+        plain[str(index)] = {}
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value
+            else:
+                plain[str(index)][key] = value
+    random_tensors, random_values = random_state(device)
+    tensors.update({f"random.{k}": v for k, v in random_tensors.items()})
+    values = {
+        "progress": progress,
+        "optimizer": {"state": plain, "param_groups": optimizer_state["param_groups"]},
+        "random": random_values,
+    }
+    _write(path, _on_host(tensors), values)
+
+
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> dict[str, Any]:
+    """Put back what `save_checkpoint` wrote, and return its `progress`. Raises: CnnlabError, naming the file."""
+    tensors, values = _read(path)
+    try:
+        _fill(path, model, {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        state = {int(i): dict(v) for i, v in values["optimizer"]["state"].items()}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "optimizer":
+                index, _, key = rest.partition(".")
+                state[int(index)][key] = tensor
+        optimizer.load_state_dict({"state": state, "param_groups": values["optimizer"]["param_groups"]})
+        random_tensors = {k.removeprefix("random."): v for k, v in tensors.items() if k.startswith("random.")}
+        set_random_state(device, random_tensors, values["random"])
+        progress: dict[str, Any] = values["progress"]
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CnnlabError(f"{path} is damaged or of another version: {reason(error)}; train again") from error
+    return progress
+
+
+def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    # safetensors refuses channels_last tensors and shared storage: contiguous copies on the host are neither.
+    return {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+
+
+def _checksum(tensors: dict[str, Tensor], values: str) -> str:
+    digest = hashlib.blake2b(values.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _write(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    text = json.dumps(values)
+    metadata = {"format": "pt", "cnnlab": text, "blake2b": _checksum(tensors, text)}
+    write_atomic(path, safetensors.torch.save(tensors, metadata))
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+    except FileNotFoundError as error:
+        raise CnnlabError(f"{path} does not exist; is its folder a run that has finished an epoch?") from error
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CnnlabError(f"{path} is damaged: {reason(error)}; use other weights or train again") from error
+    values = metadata.get("cnnlab", "")
+    if not values or metadata.get("blake2b") != _checksum(tensors, values):
+        raise CnnlabError(f"{path} is damaged: its checksum is wrong; use other weights or train again")
+    return tensors, json.loads(values)
+
+
+def _fill(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CnnlabError(f"{path} holds the weights of another network: {reason(error)[:200]}") from error

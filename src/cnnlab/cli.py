@@ -1,0 +1,222 @@
+"""The `cnnlab` command: parse, make one public call, print. What is slow to import is imported where it is used."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from cnnlab import __version__
+from cnnlab.errors import CnnlabError, TrainingInterrupted, reason
+
+app = typer.Typer(
+    name="cnnlab",
+    help="Modern convolutional networks for small images: train, evaluate, predict.\n\n"
+    "Start with `cnnlab train`: handwritten digits, no download, under a minute.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RunsDir = Annotated[Path, typer.Option(help="Folder of the runs.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the datasets. Unsaid: CNNLAB_DATA, else the user's cache.", show_default=False),
+]
+DeviceName = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave damaged images out instead of stopping.")]
+Weights = Annotated[
+    str | None, typer.Option(help="best or last. Unsaid: best, if chosen on validation.", show_default=False)
+]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name in --runs-dir.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"cnnlab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    model: Annotated[
+        str | None, typer.Argument(help="Network (cnnlab list models). Unsaid: the recipe's.", show_default=False)
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="digits, fashion-mnist or folder:PATH. Unsaid: the recipe's, else digits.", show_default=False),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="How to train (cnnlab list recipes). Unsaid: the source's default.", show_default=False)
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe; may be repeated."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Train from that many seeds; print mean and std.", show_default=False)
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.", show_default=False)
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run's folder. Unsaid: a free one.", show_default=False)
+    ] = None,
+    device: DeviceName = "auto",
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of the CPU. Unsaid: all cores.", show_default=False)
+    ] = None,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = Path("runs"),
+    skip_bad: SkipBad = False,
+    progress: Annotated[
+        str, typer.Option(help="auto (a bar in a terminal, else nothing), bar, lines, notebook or none.")
+    ] = "auto",
+) -> None:
+    """Train a network. Without arguments: handwritten digits, in under a minute."""
+    from cnnlab import training
+    from cnnlab.recipes import choose_recipe
+
+    common: dict[str, Any] = {
+        "runs_dir": runs_dir, "device": device, "threads": threads, "data_dir": data_dir, "skip_bad": skip_bad,
+        "progress": progress,
+    }  # fmt: skip
+    if resume is not None:
+        given = {"MODEL": model, "--data": data, "--recipe": recipe, "--set": set_, "--seeds": seeds, "--name": name}
+        extra = [option for option, value in given.items() if value]
+        if extra:
+            raise CnnlabError(f"--resume goes on with the run's own recipe; leave out {', '.join(extra)}")
+        print(training.resume(resume, **common))
+        return
+    chosen = choose_recipe(model=model, data=data, recipe=recipe, settings=set_ or ())
+    if seeds is None:
+        print(training.train(chosen, name=name, **common))
+    else:
+        print(training.train_seeds(chosen, seeds, name=name, **common))
+
+
+@app.command("eval")
+def evaluate(
+    run: RunName,
+    split: Annotated[
+        str | None,
+        typer.Option(help="test, validation or train. Unsaid: test, if the source has one.", show_default=False),
+    ] = None,
+    weights: Weights = None,
+    device: DeviceName = "auto",
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = Path("runs"),
+    skip_bad: SkipBad = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a run's model: accuracy, loss, each class, confusion matrix."""
+    from cnnlab import tables
+    from cnnlab.inference import evaluate_run
+
+    found = evaluate_run(
+        run, split=split, weights=weights, runs_dir=runs_dir, device=device, data_dir=data_dir, skip_bad=skip_bad
+    )
+    print(tables.as_json(found.to_dict()) if as_json else tables.evaluation(found))
+
+
+@app.command()
+def predict(
+    run: RunName,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE-OR-FOLDER...", help="Image files, or folders.")],
+    top: Annotated[int, typer.Option(help="How many classes to tell.")] = 3,
+    format_: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
+    weights: Weights = None,
+    invert: Annotated[bool, typer.Option("--invert", help="Exchange black and white first.")] = False,
+    device: DeviceName = "auto",
+    runs_dir: RunsDir = Path("runs"),
+    skip_bad: SkipBad = False,
+) -> None:
+    """Name what is in images: the most probable classes with their probabilities."""
+    from cnnlab import tables
+    from cnnlab.inference import predict as predict_images
+
+    show = tables.prediction_format(format_)
+    found, skipped = predict_images(
+        run, images, top=top, weights=weights, runs_dir=runs_dir, device=device, skip_bad=skip_bad, invert=invert
+    )
+    for text in skipped:
+        print(f"skipped: {text}", file=sys.stderr)
+    print(show(found))
+
+
+@app.command()
+def runs(
+    compare: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN...]", help="Runs to compare. Unsaid: list all.")
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw their accuracies into this PNG file.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs there are, or compare some: figures side by side and the settings that differ."""
+    from cnnlab import tables
+    from cnnlab.runs import list_runs, open_run
+
+    chosen = [open_run(name, runs_dir) for name in compare] if compare else list_runs(runs_dir)
+    if plot is not None:
+        tables.save_comparison(plot, chosen)
+    print(tables.as_json(tables.run_rows(chosen)) if as_json else tables.run_list(chosen, runs_dir, bool(compare)))
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str | None, typer.Argument(help="models, data, recipes or settings. Unsaid: all.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the networks, the sources of images, the recipes and a recipe's settings."""
+    from cnnlab import tables
+
+    known = tables.known_things(what)
+    print(tables.as_json(known) if as_json else tables.known_list(known))
+
+
+def main() -> NoReturn:
+    """Run the command; bad input is one line on standard error and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+    except CnnlabError as error:
+        _fail(str(error))
+    except TrainingInterrupted as error:
+        print(error, file=sys.stderr)
+        sys.exit(130)
+    except (KeyboardInterrupt, typer.Abort):
+        print("stopped; nothing was begun", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output (head, less) went away: nothing is wrong, and nothing more can be told.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        _fail(f"{error.filename}: {reason(error)}" if error.filename else reason(error))
+    except Exception as error:
+        # Typer's own errors (unknown option, missing argument) know how to say themselves.
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(f"{error.format_message()} See cnnlab --help, or cnnlab COMMAND --help.")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(text: str) -> NoReturn:
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    sys.exit(2)

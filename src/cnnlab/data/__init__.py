@@ -1,0 +1,44 @@
+"""Where images come from. A source is one file with a `load` and one line in DATASETS."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from platformdirs import user_cache_dir
+
+from cnnlab.data import digits, fashion_mnist, folder
+from cnnlab.data.imageset import ImageSet, SourceOptions, stratified_split
+from cnnlab.errors import CnnlabError, unknown
+
+__all__ = ["DATASETS", "ImageSet", "SourceOptions", "data_folder", "load_images", "stratified_split"]
+
+DATASETS: dict[str, Callable[[str, SourceOptions], ImageSet | None]] = {
+    "digits": digits.load,
+    "fashion-mnist": fashion_mnist.load,
+}
+FOLDER = "folder:"
+
+
+def load_images(source: str, split: str, options: SourceOptions | None = None) -> ImageSet | None:
+    """The `train`, `validation` or `test` part of `source`; None where it has no such part of its own.
+
+    source: a name in DATASETS, or `folder:PATH`. Raises: CnnlabError, in one line, for anything that is wrong with
+    the name or the files.
+    """
+    if split not in ("train", "validation", "test"):
+        raise unknown("split", split, ("train", "validation", "test"))
+    options = options or SourceOptions(data_dir=data_folder())
+    if source.startswith(FOLDER):
+        return folder.load(Path(source.removeprefix(FOLDER)).expanduser(), split, options)
+    if source not in DATASETS:
+        if Path(source).is_dir():
+            raise CnnlabError(f"unknown source {source!r}; for a folder of images write folder:{source}")
+        raise unknown("source", source, [*DATASETS, "folder:PATH"])
+    return DATASETS[source](split, options)
+
+
+def data_folder(named: str | Path | None = None) -> Path:
+    """Where datasets lie: the folder that was named, else CNNLAB_DATA, else the user's cache folder."""
+    return Path(named or os.environ.get("CNNLAB_DATA") or user_cache_dir("cnnlab")).expanduser()

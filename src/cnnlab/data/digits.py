@@ -1,0 +1,32 @@
+"""`digits`: handwritten digits that come with scikit-learn, so that a first training needs no download.
+
+Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI repository, 1998 (the 1,797 images
+of its test part).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+
+from cnnlab.data.imageset import ImageSet, SourceOptions, stratified_split
+
+# One fifth is put aside as the test set, by a fixed seed of its own: no recipe's split seed can move it.
+_TEST_FRACTION, _TEST_SEED = 0.2, 1998
+
+
+def load(split: str, options: SourceOptions) -> ImageSet | None:  # noqa: ARG001 - nothing to choose here
+    """The `train` (1,438) or `test` (359) part: (N, 1, 8, 8) uint8; there is no `validation` part of its own."""
+    if split == "validation":
+        return None
+    bunch = load_digits()
+    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
+    whole = ImageSet(
+        torch.from_numpy(pixels).unsqueeze(1),
+        torch.from_numpy(bunch.target.astype(np.int64)),
+        [f"digits/{i}" for i in range(len(pixels))],
+        [str(k) for k in bunch.target_names],
+    )
+    train, test = stratified_split(whole.labels, _TEST_FRACTION, _TEST_SEED)
+    return whole.take(test if split == "test" else train)

@@ -1,0 +1,77 @@
+"""`fashion-mnist`: 70,000 grey 28x28 pictures of clothes, as the publisher's four files.
+
+Source: H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST, arXiv:1708.07747, 2017. Names, addresses and checksums of the
+files are torchvision's, and so is their place: DATA/FashionMNIST/raw.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision.datasets import FashionMNIST
+from torchvision.datasets.utils import check_integrity
+
+from cnnlab.data.download import download
+from cnnlab.data.imageset import ImageSet, SourceOptions
+from cnnlab.errors import CnnlabError, reason
+
+_FILES = {
+    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+    "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+}
+_COUNT = {"train": 60_000, "test": 10_000}
+
+
+def load(split: str, options: SourceOptions) -> ImageSet | None:
+    """The `train` (60,000) or `test` (10,000) part: (N, 1, 28, 28) uint8; no `validation` part of its own.
+
+    The files are taken from `options.data_dir`, or downloaded into it. Raises: CnnlabError for a file whose
+    checksum is wrong, and where nothing can be downloaded.
+    """
+    if split == "validation":
+        return None
+    folder = options.data_dir / "FashionMNIST" / "raw"
+    image_file, label_file = (_find(folder, name, options) for name in _FILES[split])
+    count = _COUNT[split]
+    images = _read_idx(image_file, (count, 28, 28))
+    labels = _read_idx(label_file, (count,))
+    return ImageSet(
+        torch.from_numpy(images).unsqueeze(1),
+        torch.from_numpy(labels.astype(np.int64)),
+        [f"{split}/{i}" for i in range(count)],
+        list(FashionMNIST.classes),
+    )
+
+
+def _find(folder: Path, name: str, options: SourceOptions) -> Path:
+    checksums = dict(FashionMNIST.resources)
+    path = folder / name
+    if not path.exists():
+        # A school without internet can put the four files on a server of its own.
+        own = os.environ.get("CNNLAB_FASHION_MNIST_URL")
+        mirrors = [own] if own else list(FashionMNIST.mirrors)
+        urls = [mirror.rstrip("/") + "/" + name for mirror in mirrors]
+        download(urls, path, md5=checksums[name], report=options.report)
+    elif not check_integrity(str(path), checksums[name]):
+        raise CnnlabError(
+            f"{path} ({path.stat().st_size} bytes) is not the official file: its MD5 sum is not {checksums[name]}. "
+            "It is truncated or damaged; delete it, and the next run downloads it again"
+        )
+    return path
+
+
+def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """An IDX file of bytes: 2 zero bytes, type 8, number of dimensions, each dimension as big-endian int32, data."""
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise CnnlabError(f"cannot read {path}: {reason(error)}") from error
+    header = bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)
+    if not content.startswith(header) or len(content) != len(header) + int(np.prod(shape)):
+        raise CnnlabError(f"{path} does not hold {' x '.join(map(str, shape))} bytes in IDX format")
+    return np.frombuffer(bytearray(memoryview(content)[len(header) :]), dtype=np.uint8).reshape(shape)

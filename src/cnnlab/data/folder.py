@@ -1,0 +1,133 @@
+"""`folder:PATH`: a person's own images, one sub-folder per class.
+
+    PATH/cats/1.jpg, PATH/dogs/7.png              one set; validation is carved from it, and there is no test set
+    PATH/train/cats/.., PATH/test/cats/..         a `train` folder makes the others (`val` or `validation`, `test`) splits
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cnnlab.data.images import BadImage, bombs_refused, decode, image_files, probe
+from cnnlab.data.imageset import ImageSet, SourceOptions
+from cnnlab.device import available_cores
+from cnnlab.errors import CnnlabError, reason
+
+# Where the images differ in size and the recipe names none: large enough to see a thing, small enough for a laptop.
+_DEFAULT_SIZE = 64
+_SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
+
+
+def load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
+    """The images of one split: (N, C, H, W) uint8, H = W; None where the folder has no such split.
+
+    C is 1 if every image of the training part is grey, else 3. The side is `options.image_size`, or that of the
+    images where all are square and alike, else 64 pixels.
+
+    Raises: CnnlabError for a folder without images, with a single class, or with a damaged image, which it names;
+    with `options.skip_bad` damaged images are left out and listed in `ImageSet.skipped`.
+    """
+    with bombs_refused():
+        return _load(path, split, options)
+
+
+def _load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
+    root = _split_folder(path, split)
+    if root is None:
+        return None
+    train_root = _split_folder(path, "train")
+    assert train_root is not None
+    classes = _classes(train_root)
+    channels, size = _shape(train_root, classes, options)
+    if root != train_root:
+        extra = set(_classes(root)) - set(classes)
+        if extra:
+            raise CnnlabError(f"{root / min(extra)} is a class that {train_root} does not have; add it there or remove it")
+    files, labels = _listing(root, classes)
+    images = np.empty((len(files), channels, size, size), np.uint8)
+    good, skipped = [], []
+
+    def read(i: int) -> BadImage | None:
+        try:
+            images[i] = decode(files[i], channels, size, options.fit)
+        except BadImage as error:
+            return error
+        return None
+
+    # Pillow lets go of the interpreter while it decodes and resizes, so threads serve both cores.
+    with ThreadPoolExecutor(available_cores()) as pool:
+        for i, bad in enumerate(pool.map(read, range(len(files)))):
+            if bad is None:
+                good.append(i)
+            elif options.skip_bad:
+                skipped.append(str(bad))
+            else:
+                pool.shutdown(cancel_futures=True)
+                raise CnnlabError(f"{bad}; repair or remove it, or leave such files out with --skip-bad")
+            options.report(f"reading {root.name}", i + 1, len(files))
+    if not good:
+        raise CnnlabError(f"none of the {len(files)} images in {root} could be read; the first: {skipped[0]}")
+    index = torch.tensor(good)
+    return ImageSet(
+        torch.from_numpy(images)[index] if skipped else torch.from_numpy(images),
+        torch.tensor(labels)[index],
+        [files[i].relative_to(path).as_posix() for i in good],
+        classes,
+        tuple(skipped),
+    )
+
+
+def _split_folder(path: Path, split: str) -> Path | None:
+    if not path.is_dir():
+        what = "is a file, not a folder" if path.exists() else "does not exist"
+        raise CnnlabError(f"folder:{path} {what}; give a folder that holds one sub-folder per class")
+    if not (path / "train").is_dir():
+        return path if split == "train" else None
+    return next((path / name for name in _SPLITS[split] if (path / name).is_dir()), None)
+
+
+def _classes(root: Path) -> list[str]:
+    try:
+        names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError as error:
+        raise CnnlabError(f"cannot read {root}: {reason(error)}") from error
+    names = [name for name in names if next(image_files(root / name), None)]
+    if not names:
+        raise CnnlabError(f"{root} holds no images in sub-folders; make one sub-folder per class and put images in it")
+    return names
+
+
+def _listing(root: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
+    files, labels = [], []
+    for k, name in enumerate(classes):
+        found = sorted(image_files(root / name)) if (root / name).is_dir() else []
+        files += found
+        labels += [k] * len(found)
+    return files, labels
+
+
+def _shape(train_root: Path, classes: list[str], options: SourceOptions) -> tuple[int, int]:
+    if len(classes) < 2:
+        raise CnnlabError(
+            f"{train_root} has one class ({classes[0]}); telling classes apart needs at least two sub-folders of images"
+        )
+    sizes, grey = set(), True
+    for file in _listing(train_root, classes)[0]:
+        try:
+            size, is_grey = probe(file)
+        except BadImage:
+            continue  # decoding will name it
+        sizes.add(size)
+        grey = grey and is_grey
+    if options.image_size:
+        side = options.image_size
+    elif len(sizes) == 1 and len(set(next(iter(sizes)))) == 1:
+        side = next(iter(sizes))[0]
+    else:
+        side = _DEFAULT_SIZE
+    return 1 if grey else 3, side
+

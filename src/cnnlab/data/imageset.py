@@ -1,0 +1,84 @@
+"""What every source gives: all its images in memory as uint8, with labels, ids and class names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+Report = Callable[[str, int, int], None]
+"""Progress of a long read: (what, done, total); total 0 means unknown."""
+
+
+def no_report(what: str, done: int, total: int) -> None:  # noqa: ARG001 - a Report that says nothing
+    """Say nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """What a source may need to know. A source takes what concerns it and leaves the rest."""
+
+    data_dir: Path
+    image_size: int = 0
+    fit: str = "pad"
+    skip_bad: bool = False
+    report: Report = no_report
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images that were decoded once.
+
+    images: (N, C, H, W) uint8; labels: (N,) int64 in 0..K-1; ids: N texts, which travel with the images;
+    classes: K names; skipped: files that could not be read, each with the reason.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: list[str]
+    classes: list[str]
+    skipped: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        n = len(self.images)
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise ValueError(f"images: want (N, C, H, W) uint8, not {self.images.dtype} {tuple(self.images.shape)}")
+        if self.labels.shape != (n,) or self.labels.dtype != torch.int64 or len(self.ids) != n:
+            raise ValueError(f"want {n} int64 labels and ids, not {tuple(self.labels.shape)} and {len(self.ids)}")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, index: Tensor) -> ImageSet:
+        """The images at `index` (M,) int64, in that order."""
+        return ImageSet(
+            self.images[index], self.labels[index], [self.ids[i] for i in index.tolist()], self.classes
+        )
+
+    def fingerprint(self) -> str:
+        """A hash of pixels, labels and class names: the same text means the same data, in the same order."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update("\0".join([str(tuple(self.images.shape)), *self.classes]).encode())
+        digest.update(self.images.contiguous().numpy())
+        digest.update(self.labels.contiguous().numpy())
+        return digest.hexdigest()
+
+
+def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Carve a validation split out of `labels` (N,): (training index, validation index), each sorted.
+
+    Of each class the same share is held out, rounded, at least one image and never the last one; a class of one
+    image stays in training. The same labels, fraction and seed give the same split on every machine.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for k in labels.unique(sorted=True).tolist():
+        members = (labels == k).nonzero().flatten()
+        order = torch.randperm(len(members), generator=generator)
+        count = min(max(1, round(len(members) * fraction)), len(members) - 1) if fraction > 0 else 0
+        held_out[members[order[:count]]] = True
+    return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()

@@ -1,0 +1,150 @@
+"""Batches made on the device from a resident uint8 set: no worker processes, no copy per epoch, nothing to wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cnnlab.data.augment import random_flip, random_shift
+from cnnlab.data.imageset import ImageSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """From uint8 images to what the network sees. Training, evaluation and prediction all go through this one.
+
+    channels, native_size: the source's images; image_size: side that the network sees; mean, std: per channel, of
+    pixels scaled to 0..1.
+    """
+
+    channels: int
+    native_size: int
+    image_size: int
+    fit: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, images: Tensor, *, image_size: int, fit: str, normalize: bool) -> Preprocessing:
+        """What suits the training `images` (N, C, H, W) uint8: their mean and deviation, or 0 and 1."""
+        channels, height = images.shape[1], images.shape[2]
+        mean, std = [0.0] * channels, [1.0] * channels
+        if normalize:
+            for c in range(channels):
+                # Counts of the 256 values give the exact moments without a float copy of the whole set.
+                counts = torch.bincount(images[:, c].flatten(), minlength=256).double()
+                values = torch.arange(256, dtype=torch.float64) / 255
+                mean[c] = float(counts @ values / counts.sum())
+                std[c] = float((counts @ (values - mean[c]) ** 2 / counts.sum()).sqrt()) or 1.0
+        return cls(
+            channels=channels,
+            native_size=height,
+            image_size=image_size or height,
+            fit=fit,
+            mean=tuple(mean),
+            std=tuple(std),
+        )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 -> (B, C, image_size, image_size) float32 on the same device."""
+        return self.normalized(self.resized(images))
+
+    def resized(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 -> (B, C, image_size, image_size) float32, still scaled to 0..1."""
+        x = images.float().div_(255)
+        if x.shape[2] == self.image_size:
+            return x
+        smaller = self.image_size < x.shape[2]
+        return F.interpolate(x, size=(self.image_size, self.image_size), mode="bilinear", antialias=smaller)
+
+    def normalized(self, x: Tensor) -> Tensor:
+        """Subtract the mean, divide by the deviation: same shape. May work in place."""
+        if not any(self.mean) and all(s == 1 for s in self.std):
+            return x
+        mean, std = x.new_tensor(self.mean), x.new_tensor(self.std)
+        return x.sub_(mean[:, None, None]).div_(std[:, None, None])
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for a run's folder."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+        """What `to_dict` gave."""
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+
+class Loader:
+    """An image set on the device and the way to its batches.
+
+    Iterating gives the whole set in order; `shuffled` gives it in an order, and with augmentation, that depend on
+    the seed and the epoch alone, so that any epoch can be repeated. No image is dropped: the last batch may be
+    smaller, or larger by one.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        preprocessing: Preprocessing,
+        batch_size: int,
+        device: torch.device,
+        *,
+        shift: int = 0,
+        flip: bool = False,
+    ) -> None:
+        self.images = images.images.to(device)  # (N, C, H, W) uint8
+        self.labels = images.labels.to(device)  # (N,)
+        self.preprocessing = preprocessing
+        self.device = device
+        self._shift, self._flip = shift, flip
+        sizes = [batch_size] * (self.count // batch_size)
+        rest = self.count % batch_size
+        if rest == 1 and sizes:
+            sizes[-1] += 1  # batch norm cannot train on a single image, and none is dropped
+        elif rest:
+            sizes.append(rest)
+        self._sizes = sizes
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self._sizes)
+
+    @property
+    def count(self) -> int:
+        """Images in an epoch."""
+        return len(self.labels)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each batch in order: images (B, C, H, W) float32, labels (B,)."""
+        for images, labels in zip(self.images.split(self._sizes), self.labels.split(self._sizes), strict=True):
+            yield self.preprocessing(images), labels
+
+    def shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each batch of epoch number `epoch`, in random order and augmented."""
+        # The order is drawn on the host, so it is the same on every device.
+        host = torch.Generator().manual_seed(_mix(seed, epoch, 0))
+        here = torch.Generator(self.device).manual_seed(_mix(seed, epoch, 1))
+        order = torch.randperm(self.count, generator=host).to(self.device)
+        for index in order.split(self._sizes):
+            x = self.preprocessing.resized(self.images[index])
+            if self._flip:
+                x = random_flip(x, here)
+            if self._shift:
+                x = random_shift(x, self._shift, here)
+            yield self.preprocessing.normalized(x), self.labels[index]
+
+
+def _mix(*numbers: int) -> int:
+    """One well-spread 63-bit seed from several small numbers (steps of splitmix64)."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1

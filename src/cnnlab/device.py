@@ -1,0 +1,225 @@
+"""Everything that depends on the hardware: the device, threads, timers, determinism, what a report should name."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cnnlab.errors import CnnlabError, unknown
+
+KINDS = ("auto", "cpu", "cuda", "mps")
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device called `name`; `auto` takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises: CnnlabError where that device is unknown or absent.
+    """
+    kind, _, index = name.partition(":")
+    if kind not in KINDS or (index and not index.isdigit()):
+        raise unknown("device", name, KINDS)
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if kind == "auto":
+        kind = next(k for k in ("cuda", "mps", "cpu") if present[k])
+    if not present[kind] or (kind == "cuda" and int(index or 0) >= torch.cuda.device_count()):
+        raise CnnlabError(f"device {name!r} is not available to torch {torch.__version__} here; use --device auto or cpu")
+    return torch.device(kind, int(index or 0)) if kind == "cuda" else torch.device(kind)
+
+
+def available_cores() -> int:
+    """Processor cores that this process may use: its affinity and its container's quota, not what is in the box."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file outside Linux containers; "max" where there is no quota
+        pass
+    return cores
+
+
+@contextmanager
+def reproducible(seed: int, threads: int) -> Iterator[None]:
+    """Seed every generator and make torch choose the same arithmetic each time, then put its switches back.
+
+    The same seed and thread count on the same machine and versions then give the same bits. The number of threads
+    is part of it: it decides the order in which a sum over the batch is made.
+    """
+    # cuBLAS reads this when the first handle is made; without it some products are not repeatable.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark,
+        torch.get_num_threads(),
+    )
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a debugging aid
+    torch.backends.cudnn.benchmark = False
+    torch.set_num_threads(threads)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark = before[2]
+        torch.set_num_threads(before[3])
+
+
+def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state of every generator: (tensors, plain values)."""
+    tensors = {"torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        tensors["device"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        tensors["device"] = torch.mps.get_rng_state()
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    tensors["numpy"] = torch.from_numpy(np.asarray(keys).astype(np.int64))
+    name, internal, gauss_next = random.getstate()
+    return tensors, {
+        "numpy": [str(kind), int(position), int(has_gauss), float(gauss)],
+        "python": [name, list(internal), gauss_next],
+    }
+
+
+def set_random_state(device: torch.device, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    """Put back what `random_state` gave."""
+    torch.set_rng_state(tensors["torch"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["device"], device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(tensors["device"])
+    kind, position, has_gauss, gauss = values["numpy"]
+    np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, gauss))
+    name, internal, gauss_next = values["python"]
+    random.setstate((name, tuple(internal), gauss_next))
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+class Stopwatch:
+    """Seconds between `start` and `stop`, summed, without making the host wait for a GPU.
+
+    On a GPU the two marks are events in its queue, read when the epoch is over; elsewhere they are the clock.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._seconds = 0.0
+        self._began = 0.0
+
+    def start(self) -> None:
+        """Begin a span."""
+        if self._device.type == "cuda":
+            self._events.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
+            self._events[-1][0].record()
+        else:
+            self._began = time.perf_counter()
+
+    def stop(self) -> None:
+        """End the span that `start` began."""
+        if self._device.type == "cuda":
+            self._events[-1][1].record()
+        else:
+            self._seconds += time.perf_counter() - self._began
+
+    def seconds(self) -> float:
+        """The sum so far. Call it after `synchronize`."""
+        self._seconds += sum(a.elapsed_time(b) for a, b in self._events) / 1000
+        self._events.clear()
+        return self._seconds
+
+
+class Glance:
+    """Reads a small tensor of statistics for the display without stopping a GPU: what it tells may be a moment old."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._copy: Tensor | None = None
+        self._ready: torch.cuda.Event | None = None
+
+    def __call__(self, statistics: Tensor) -> list[float] | None:
+        """The values as of this call or an earlier one; None where none has arrived yet."""
+        if self._device.type == "cpu":
+            return statistics.tolist()
+        if self._device.type != "cuda":  # MPS has no copy that does not wait: the display shows whole epochs there
+            return None
+        values = None
+        if self._copy is not None and self._ready is not None and self._ready.query():
+            values = self._copy.tolist()
+            self._copy = None
+        if self._copy is None:
+            self._copy = torch.empty(statistics.shape, dtype=statistics.dtype, pin_memory=True)
+            self._copy.copy_(statistics, non_blocking=True)
+            self._ready = torch.cuda.Event()
+            self._ready.record()
+        return values
+
+
+def device_name(device: torch.device) -> str:
+    """The processor's or the card's own name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def environment(device: torch.device, threads: int) -> dict[str, Any]:
+    """What a figure depends on besides the recipe: versions, hardware, threads, date."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": str(device),
+        "device_name": device_name(device),
+        "threads": threads,
+        "cores": available_cores(),
+        "processor": device_name(torch.device("cpu")),
+        "memory_gib": _memory_gib(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "versions": {name: _version(name) for name in ("cnnlab", "torch", "torchvision", "numpy", "pillow")},
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "precision": "float32",
+        "deterministic": True,
+    }
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

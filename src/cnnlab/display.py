@@ -1,0 +1,197 @@
+"""What a person sees while a network trains: a bar in a terminal, a curve in a notebook, lines in a log, or nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from cnnlab.device import Glance
+from cnnlab.errors import unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cnnlab.data.loader import Loader
+
+KINDS = ("auto", "bar", "lines", "notebook", "none")
+_INTERVAL = 0.1  # seconds between two looks at the numbers
+
+
+class Display:
+    """Shows nothing. The others override what they need."""
+
+    def message(self, text: str) -> None:
+        """Something a person should know before or during the training."""
+
+    def read(self, what: str, done: int, total: int) -> None:
+        """A long read of data has come to `done` of `total` (0: unknown)."""
+
+    def begin(self, loader: Loader, epochs: int, first_epoch: int, watch: str, rows: list[dict[str, Any]]) -> None:
+        """The training starts at `first_epoch` (from 0); `rows` are those of earlier epochs."""
+
+    def step(self, epoch: int, images: int, statistics: Tensor) -> None:
+        """`images` of this epoch are done; `statistics` (2,): sum of losses, number of hits, on the device."""
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """An epoch is finished and saved."""
+
+    def end(self) -> None:
+        """The training is over, one way or another. May be called twice."""
+
+
+class Lines(Display):
+    """One plain line an epoch: for log files."""
+
+    def message(self, text: str) -> None:
+        """Print it as it is."""
+        print(text, file=sys.stderr, flush=True)
+
+    def begin(self, loader: Loader, epochs: int, first_epoch: int, watch: str, rows: list[dict[str, Any]]) -> None:  # noqa: ARG002
+        """Remember what the lines need."""
+        self._epochs, self._key = epochs, _short(watch)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Print the line."""
+        key = self._key
+        print(
+            f"epoch {row['epoch']}/{self._epochs}  loss {row['loss']:.3f}  train acc {row['train_acc']:.3f}  "
+            f"{key} acc {row[f'{key}_acc']:.3f}  {row['images_per_second']:,.0f} images/s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+class _Numbers(ProgressColumn):
+    """The numbers of a training, as wide as they are."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields.get("numbers", ""))
+
+
+class Bar(Display):
+    """A progress bar over the whole training, with the numbers of the moment beside it."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._progress: Progress | None = None
+        self._reading: Any = None
+
+    def message(self, text: str) -> None:
+        """Print it above the bar."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def read(self, what: str, done: int, total: int) -> None:
+        """A bar of its own for each thing that is read or downloaded."""
+        if self._progress is None:
+            self._progress = Progress(TextColumn("{task.description}"), BarColumn(), _Percent(), TimeRemainingColumn(),
+                                      console=self._console, transient=True)  # fmt: skip
+            self._progress.start()
+            self._reading = None
+        if self._reading is None or self._reading[1] != what:
+            self._reading = (self._progress.add_task(what, total=total or None), what)
+        self._progress.update(self._reading[0], completed=done, total=total or None)
+
+    def begin(self, loader: Loader, epochs: int, first_epoch: int, watch: str, rows: list[dict[str, Any]]) -> None:
+        """Start the bar, where it stood if the training is resumed."""
+        self.end()
+        self._glance = Glance(loader.device)
+        self._count, self._epochs, self._key = loader.count, epochs, _short(watch)
+        self._watched = f"  {self._key} acc {rows[-1][f'{self._key}_acc']:.3f}" if rows else ""
+        self._due, self._epoch_began, self._epoch = 0.0, time.perf_counter(), first_epoch
+        self._progress = Progress(BarColumn(bar_width=None), _Numbers(), TimeRemainingColumn(elapsed_when_finished=True),
+                                  console=self._console, expand=True)  # fmt: skip
+        self._task = self._progress.add_task("", total=epochs * loader.count, completed=first_epoch * loader.count,
+                                             numbers=f"epoch {first_epoch + 1}/{epochs}")  # fmt: skip
+        self._progress.start()
+
+    def step(self, epoch: int, images: int, statistics: Tensor) -> None:
+        """A few times a second, look at the numbers; between two looks do nothing at all."""
+        now = time.perf_counter()
+        if epoch != self._epoch:
+            self._epoch, self._epoch_began = epoch, now
+        if now < self._due or self._progress is None:
+            return
+        self._due = now + _INTERVAL
+        self._progress.update(self._task, completed=epoch * self._count + images)
+        values = self._glance(statistics)
+        elapsed = now - self._epoch_began
+        if values is not None and elapsed > 0:
+            self._show(epoch, values[0] / images, values[1] / images, images / elapsed)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Show the epoch's exact numbers."""
+        if self._progress is not None:
+            self._watched = f"  {self._key} acc {row[f'{self._key}_acc']:.3f}"
+            self._progress.update(self._task, completed=row["epoch"] * self._count)
+            self._show(row["epoch"] - 1, row["loss"], row["train_acc"], row["images_per_second"])
+
+    def _show(self, epoch: int, loss: float, accuracy: float, speed: float) -> None:
+        assert self._progress is not None
+        text = f"epoch {epoch + 1}/{self._epochs}  loss {loss:.3f}  acc {accuracy:.3f}{self._watched}  {speed:,.0f} images/s"
+        self._progress.update(self._task, numbers=text)
+
+    def end(self) -> None:
+        """Leave the bar where it is."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+class _Percent(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.percentage:3.0f}%" if task.total else f"{task.completed:,.0f}")
+
+
+class Notebook(Display):
+    """A curve that grows in its own place in a notebook's output and leaves the rest of the output alone."""
+
+    def message(self, text: str) -> None:
+        """Print it into the cell's output."""
+        print(text)
+
+    def begin(self, loader: Loader, epochs: int, first_epoch: int, watch: str, rows: list[dict[str, Any]]) -> None:  # noqa: ARG002
+        """Remember the rows so far; the first epoch draws the figure."""
+        self._rows, self._watch, self._handle = list(rows), watch, None
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Draw the curve anew, in place."""
+        from IPython.display import Image, display
+
+        from cnnlab import plots
+
+        self._rows.append(row)
+        key = _short(self._watch)
+        title = (
+            f"epoch {row['epoch']}: loss {row['loss']:.3f}, train acc {row['train_acc']:.3f}, "
+            f"{key} acc {row[f'{key}_acc']:.3f}, {row['images_per_second']:,.0f} images/s"
+        )
+        image = Image(data=plots.png(plots.curves(self._rows, self._watch, title), dpi=100), format="png")
+        if self._handle is None:
+            self._handle = display(image, display_id=True)
+        else:
+            self._handle.update(image)
+
+
+def make_display(kind: str = "auto") -> Display:
+    """The display called `kind`; `auto`: the curve in a notebook, the bar in a terminal, nothing elsewhere."""
+    if kind not in KINDS:
+        raise unknown("progress display", kind, KINDS)
+    if kind == "auto":
+        kind = "notebook" if _in_notebook() else "bar" if sys.stderr.isatty() else "none"
+    return {"bar": Bar, "lines": Lines, "notebook": Notebook, "none": Display}[kind]()
+
+
+def _short(watch: str) -> str:
+    return {"validation": "val", "test": "test"}[watch]
+
+
+def _in_notebook() -> bool:
+    # Whoever has not imported IPython is not in a notebook; importing it to ask would cost half a second.
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and getattr(shell, "kernel", None) is not None

@@ -1,0 +1,30 @@
+"""The errors that cnnlab means a person to read: one line that names the value and says the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CnnlabError(Exception):
+    """Bad input or a bad state outside the program. The command prints it as one line and exits with 2."""
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C stopped a training. The text says what is saved and how to go on."""
+
+
+def reason(error: BaseException) -> str:
+    """The operating system's or a library's own words for `error`, on one line."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> CnnlabError:
+    """An error for a `name` that is none of `known`: it names the near ones, or all where none is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    # lr -> learning_rate, bs -> batch_size
+    near += [n for n in names if "".join(w[0] for w in n.split("_")) == name and n not in near]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
+    return CnnlabError(f"unknown {what} {name!r}; {hint}")

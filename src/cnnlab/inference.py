@@ -1,0 +1,205 @@
+"""Using a finished run: measure it on a split, or name what is in a person's images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from cnnlab import runs
+from cnnlab.checkpoint import load_weights
+from cnnlab.data import SourceOptions, data_folder, load_images
+from cnnlab.data.images import BadImage, bombs_refused, decode, image_files
+from cnnlab.data.loader import Loader, Preprocessing
+from cnnlab.device import available_cores, pick_device, reproducible
+from cnnlab.errors import CnnlabError, unknown
+from cnnlab.evaluation import Evaluation, evaluate
+from cnnlab.models import build_model
+from cnnlab.runs import Run
+from cnnlab.training import load_splits
+
+SPLITS = ("test", "validation", "train")
+
+
+@dataclass(frozen=True)
+class RunEvaluation:
+    """What `evaluate_run` measured, and on what."""
+
+    run: Run
+    split: str
+    weights: Path
+    result: Evaluation
+    recorded: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        result = self.result
+        return {
+            "run": str(self.run.path),
+            "weights": self.weights.name,
+            "split": self.split,
+            "images": result.count,
+            "correct": result.correct,
+            "accuracy": result.accuracy,
+            "loss": result.loss,
+            "classes": self.run.classes,
+            "class_accuracy": result.class_accuracy,
+            "confusion": result.confusion.tolist(),
+        }
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one image shows: class names and their probabilities, most probable first."""
+
+    path: Path
+    top: list[tuple[str, float]]
+
+
+def load_model(run: Run, weights: Path) -> nn.Module:
+    """The run's network with the `weights` of that file, in eval mode, on the CPU. Raises: CnnlabError."""
+    info = run.info["model"]
+    try:
+        model = build_model(
+            info["name"],
+            num_classes=info["num_classes"],
+            in_channels=info["in_channels"],
+            image_size=info["image_size"],
+        )
+    except (KeyError, TypeError) as error:
+        raise CnnlabError(f"{run.path / 'run.json'} is damaged: its model entry is incomplete") from error
+    load_weights(weights, model)
+    return model.eval()
+
+
+def evaluate_run(
+    name: str | Path,
+    *,
+    split: str | None = None,
+    weights: str | None = None,
+    runs_dir: str | Path = "runs",
+    device: str = "auto",
+    data_dir: str | Path | None = None,
+    skip_bad: bool = False,
+) -> RunEvaluation:
+    """Measure a run's model on every image of a split, and note in the run's folder that this was done.
+
+    split: test, validation or train; unsaid, test where the source has one, else validation. weights: best or last;
+    unsaid, the best where it was chosen on validation images, else the last. Raises: CnnlabError.
+    """
+    run = runs.open_run(name, Path(runs_dir))
+    if split is not None and split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    file = _weights_file(run, weights)
+    here = pick_device(device)
+    model = load_model(run, file)
+    preprocessing = Preprocessing.from_dict(run.info["preprocessing"])
+    options = SourceOptions(
+        data_dir=data_folder(data_dir),
+        image_size=preprocessing.native_size if run.recipe.data.startswith("folder:") else 0,
+        fit=preprocessing.fit,
+        skip_bad=skip_bad,
+    )
+    images = None
+    if split in (None, "test"):
+        images = load_images(run.recipe.data, "test", options)
+        if images is None and split == "test":
+            raise CnnlabError(f"{run.recipe.data} has no test set; evaluate --split validation")
+        split = "test" if images is not None else "validation"
+    if images is None:
+        train_set, watched = load_splits(run.recipe, options)
+        if split == "validation" and run.recipe.watch != "validation":
+            raise CnnlabError(f"{run.path} held no images out for validation; evaluate --split test or train")
+        if train_set.fingerprint() != run.info["data"]["fingerprint"]:
+            raise CnnlabError(
+                f"the images of {run.recipe.data} are not those that {run.path} was trained on: its splits are not known"
+            )
+        images = train_set if split == "train" else watched
+    if images.classes != run.classes or images.images.shape[1] != preprocessing.channels:
+        raise CnnlabError(f"{run.recipe.data} no longer has the classes and channels that {run.path} was trained on")
+    assert split is not None
+    with reproducible(0, available_cores()):
+        loader = Loader(images, preprocessing, _batch_size(preprocessing), here)
+        result = evaluate(model.to(here), loader, len(run.classes))
+    found = RunEvaluation(run, split, file, result, recorded=False)
+    record = {k: v for k, v in found.to_dict().items() if k not in ("run", "classes")}
+    return RunEvaluation(run, split, file, result, recorded=runs.record_evaluation(run, record))
+
+
+def predict(
+    name: str | Path,
+    paths: Sequence[str | Path],
+    *,
+    top: int = 3,
+    weights: str | None = None,
+    runs_dir: str | Path = "runs",
+    device: str = "auto",
+    skip_bad: bool = False,
+    invert: bool = False,
+) -> tuple[list[Prediction], list[str]]:
+    """The `top` most probable classes of each image in `paths` (files, or folders searched for images).
+
+    The images go through the same steps as in training. invert: exchange black and white first, for dark writing on
+    light paper where the network learned light on dark. Returns: predictions in the order of the paths, and the
+    damaged images that `skip_bad` left out, each with the reason. Raises: CnnlabError.
+    """
+    run = runs.open_run(name, Path(runs_dir))
+    if top < 1:
+        raise CnnlabError(f"top={top}: must be at least 1")
+    here = pick_device(device)
+    model = load_model(run, _weights_file(run, weights)).to(here)
+    preprocessing = Preprocessing.from_dict(run.info["preprocessing"])
+    files = _image_list(paths)
+    predictions: list[Prediction] = []
+    skipped: list[str] = []
+    batch_size = _batch_size(preprocessing)
+    with reproducible(0, available_cores()), bombs_refused(), torch.inference_mode():
+        for start in range(0, len(files), batch_size):
+            good, pixels = [], []
+            for file in files[start : start + batch_size]:
+                try:
+                    image = decode(file, preprocessing.channels, preprocessing.native_size, preprocessing.fit)
+                except BadImage as error:
+                    if not skip_bad:
+                        raise CnnlabError(f"{error}; leave such files out with --skip-bad") from error
+                    skipped.append(str(error))
+                    continue
+                good.append(file)
+                pixels.append(255 - image if invert else image)
+            if good:
+                x = preprocessing(torch.from_numpy(np.stack(pixels)).to(here))
+                probabilities, order = model(x).softmax(1).topk(min(top, len(run.classes)))
+                for file, p, k in zip(good, probabilities.tolist(), order.tolist(), strict=True):
+                    named = [(run.classes[i], v) for i, v in zip(k, p, strict=True)]
+                    predictions.append(Prediction(file, named))
+    return predictions, skipped
+
+
+def _weights_file(run: Run, which: str | None) -> Path:
+    if which is not None and which not in runs.WEIGHTS:
+        raise unknown("weights", which, runs.WEIGHTS)
+    return run.weights(which)
+
+
+def _batch_size(preprocessing: Preprocessing) -> int:
+    return 1000 if preprocessing.image_size <= 64 else 64
+
+
+def _image_list(paths: Sequence[str | Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found = sorted(image_files(path))
+            if not found:
+                raise CnnlabError(f"{path} holds no images")
+            files += found
+        elif path.exists():
+            files.append(path)
+        else:
+            raise CnnlabError(f"{path} does not exist; give image files or folders of images")
+    return files

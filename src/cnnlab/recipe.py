@@ -1,0 +1,145 @@
+"""A recipe: everything that decides a training, as data. No torch here, so that reading one is instant."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, get_type_hints
+
+from cnnlab.errors import CnnlabError, unknown
+
+
+def _setting(
+    default: Any, help: str, low: float | None = None, high: float | None = None, choices: Sequence[str] = ()
+) -> Any:
+    return field(
+        default=default, metadata={"help": help, "low": low, "high": high, "choices": tuple(choices)}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a network is trained, in natural units. Frozen: derive another with `dataclasses.replace`.
+
+    Steps and per-step rates are computed in `cnnlab.training`, never stored here.
+
+    Raises: CnnlabError, naming the field and its bounds, for a value out of range.
+    """
+
+    name: str = _setting("custom", "what this recipe is called")
+    model: str = _setting("lenet-bn", "network: `cnnlab list models`")
+    data: str = _setting("digits", "images: `cnnlab list data`")
+
+    epochs: int = _setting(10, "passes over the training images", 1, 100_000)
+    batch_size: int = _setting(256, "images per step", 1, 1_000_000)
+    optimizer: str = _setting("sgd", "what makes the update", choices=("sgd", "adamw"))
+    learning_rate: float = _setting(0.1, "peak step size, for the mean loss of a batch", 0, 1000)
+    momentum: float = _setting(0.0, "sgd: share of the last update that is kept", 0, 0.9999)
+    nesterov: bool = _setting(False, "sgd: look ahead along the momentum")
+    weight_decay: float = _setting(0.0, "share of each weight lost per unit of learning rate", 0, 100)
+    schedule: str = _setting("constant", "learning rate over time", choices=("constant", "cosine", "one-cycle"))
+    warmup: float = _setting(0.25, "one-cycle: share of the steps on the way up", 0, 1)
+    label_smoothing: float = _setting(0.0, "share of the target spread over all classes", 0, 0.9999)
+    init: str = _setting("framework", "starting weights", choices=("framework", "xavier-uniform"))
+
+    image_size: int = _setting(0, "pixels a side that the network sees; 0: the source's own", 0, 4096)
+    fit: str = _setting("pad", "how an image becomes square", choices=("pad", "crop", "stretch"))
+    normalize: bool = _setting(True, "subtract the training images' mean, divide by their deviation")
+    shift: int = _setting(0, "augmentation: largest random translation, pixels of the network's input", 0, 512)
+    flip: bool = _setting(False, "augmentation: mirror left and right at random")
+
+    val_fraction: float = _setting(0.1, "share of the training images held out, the same of each class", 0, 0.9)
+    watch: str = _setting("validation", "split measured after each epoch", choices=("validation", "test"))
+    seed: int = _setting(0, "starting weights, order of the images, dropout, augmentation", 0, 2**31 - 1)
+    split_seed: int = _setting(0, "which images are held out", 0, 2**31 - 1)
+
+    def __post_init__(self) -> None:
+        for name, kind in TYPES.items():
+            value = getattr(self, name)
+            if kind is float and type(value) is int:
+                value = float(value)
+                object.__setattr__(self, name, value)
+            if type(value) is not kind:
+                raise CnnlabError(f"{name}={value!r}: {_EXPECTED[kind]}")
+            rule = SETTINGS[name].metadata
+            if rule["choices"] and value not in rule["choices"]:
+                raise CnnlabError(f"{name}={value!r}: choose one of {', '.join(rule['choices'])}")
+            if kind is float and not math.isfinite(value):
+                raise CnnlabError(f"{name}={value!r}: must be a finite number")
+            if rule["low"] is not None and not rule["low"] <= value <= rule["high"]:
+                raise CnnlabError(f"{name}={value!r}: must lie between {rule['low']:g} and {rule['high']:g}")
+        if self.watch == "validation" and self.val_fraction == 0:
+            raise CnnlabError(
+                "val_fraction=0.0 leaves nothing to watch; hold some images out, or set watch=test to look at the "
+                "test set after each epoch"
+            )
+        if self.nesterov and self.momentum == 0:
+            raise CnnlabError("nesterov=True needs momentum above 0; set momentum too")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as plain values, in the order of its fields."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """The recipe that `to_dict` gave. Raises CnnlabError for an unknown key or a bad value."""
+        for key in values:
+            if key not in SETTINGS:
+                raise unknown("setting", key, SETTINGS)
+        return cls(**values)
+
+    def with_settings(self, settings: Sequence[str]) -> Recipe:
+        """A copy changed by `key=value` texts; its name tells what was changed.
+
+        Raises: CnnlabError for a text without `=`, an unknown key or a value that does not fit.
+        """
+        changes: dict[str, Any] = {}
+        for text in settings:
+            key, equals, value = text.partition("=")
+            key = key.strip().replace("-", "_")
+            if not equals:
+                raise CnnlabError(f"setting {text!r} has no value; write key=value")
+            if key not in SETTINGS:
+                raise unknown("setting", key, SETTINGS)
+            changes[key] = _parse(key, value.strip())
+        return self.changed(**changes)
+
+    def changed(self, **changes: Any) -> Recipe:
+        """A copy with `changes`; those that differ are added to its name, so that a report cannot hide them."""
+        told = [f"{k}={v}" for k, v in changes.items() if k not in ("name", "seed") and getattr(self, k) != v]
+        name = changes.pop("name", self.name)
+        return replace(self, **changes, name=", ".join([name, *told]))
+
+
+def _parse(key: str, text: str) -> Any:
+    kind = TYPES[key]
+    if kind is bool:
+        if text.lower() in ("true", "yes", "on", "1"):
+            return True
+        if text.lower() in ("false", "no", "off", "0"):
+            return False
+    elif kind is str:
+        return text
+    else:
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    raise CnnlabError(f"{key}={text!r}: {_EXPECTED[kind]}")
+
+
+_EXPECTED: dict[type, str] = {
+    bool: "expected true or false",
+    int: "expected a whole number",
+    float: "expected a number",
+    str: "expected a text",
+}
+SETTINGS = {f.name: f for f in fields(Recipe)}
+TYPES: dict[str, type] = get_type_hints(Recipe)
+
+
+def recipe_json(recipe: Recipe) -> str:
+    """The recipe as the text of a JSON file."""
+    return json.dumps(recipe.to_dict(), indent=2, ensure_ascii=False) + "\n"

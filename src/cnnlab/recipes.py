@@ -1,0 +1,108 @@
+"""The named recipes: the manual's experiments as it prints them, and our defaults for each kind of source.
+
+Each says the command, what to expect and where that was measured. `cnnlab list recipes` prints them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from cnnlab.errors import CnnlabError, unknown
+from cnnlab.recipe import Recipe
+
+# The manual, chapter 1, common to all its Fashion-MNIST experiments: pixels scaled to 0..1 and not normalised,
+# Xavier-uniform weights, plain SGD without momentum, decay or schedule, all 60,000 images used for training, the
+# test set looked at after each epoch.
+_MANUAL = Recipe(
+    data="fashion-mnist",
+    epochs=10,
+    batch_size=256,
+    init="xavier-uniform",
+    normalize=False,
+    val_fraction=0.0,
+    watch="test",
+)
+
+RECIPES: dict[str, Recipe] = {
+    r.name: r
+    for r in (
+        # cnnlab train lenet --data fashion-mnist --recipe manual/lenet
+        replace(_MANUAL, name="manual/lenet", model="lenet", learning_rate=0.9),
+        # cnnlab train lenet-bn --data fashion-mnist --recipe manual/lenet-bn
+        replace(_MANUAL, name="manual/lenet-bn", model="lenet-bn", learning_rate=1.0),
+        Recipe(
+            name="digits",
+            data="digits",
+            model="lenet-bn",
+            epochs=30,
+            batch_size=64,
+            learning_rate=0.2,
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=5e-4,
+            schedule="one-cycle",
+            image_size=28,
+            shift=2,
+            val_fraction=0.2,
+        ),
+        Recipe(
+            name="fashion-mnist",
+            data="fashion-mnist",
+            model="lenet-bn",
+            epochs=10,
+            batch_size=256,
+            learning_rate=0.2,
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=5e-4,
+            schedule="one-cycle",
+        ),
+        Recipe(
+            name="folder",
+            data="folder:PATH",
+            model="lenet-bn",
+            epochs=30,
+            batch_size=32,
+            learning_rate=0.05,
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=5e-4,
+            schedule="one-cycle",
+            flip=True,
+            val_fraction=0.2,
+        ),
+    )
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe called `name`. Raises: CnnlabError that names the near ones."""
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    return RECIPES[name]
+
+
+def choose_recipe(
+    *,
+    model: str | None = None,
+    data: str | None = None,
+    recipe: str | None = None,
+    settings: Sequence[str] = (),
+) -> Recipe:
+    """The recipe that was asked for: the one named, else the default for the source, changed by what else was said.
+
+    settings: `key=value` texts. Raises: CnnlabError for an unknown name or a bad value.
+    """
+    source = data or "digits"
+    default = "folder" if source.startswith("folder:") else source if source in RECIPES else "digits"
+    chosen = find_recipe(recipe or default)
+    if data is None and chosen.data == "folder:PATH":
+        raise CnnlabError(f"recipe {chosen.name!r} needs --data folder:PATH")
+    if data is not None and recipe is None:
+        chosen = replace(chosen, data=data)  # what the default is for
+    elif data is not None:
+        chosen = chosen.changed(data=data)
+    if model is not None:
+        chosen = chosen.changed(model=model)
+    return chosen.with_settings(settings)

@@ -1,0 +1,215 @@
+"""What the command prints: tables for people, CSV and JSON for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cnnlab import plots
+from cnnlab.data import DATASETS
+from cnnlab.errors import CnnlabError, reason, unknown
+from cnnlab.files import write_atomic
+from cnnlab.inference import Prediction, RunEvaluation
+from cnnlab.models import MODELS
+from cnnlab.recipe import SETTINGS, TYPES
+from cnnlab.recipes import RECIPES
+from cnnlab.runs import Run, differences
+
+
+def as_json(value: Any) -> str:
+    """`value` as indented JSON."""
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def evaluation(found: RunEvaluation) -> str:
+    """Accuracy and loss in a line, then each class with its accuracy and its confusion matrix row."""
+    e, classes = found.result, found.run.classes
+    lines = [
+        f"{found.split} acc {e.accuracy:.4f} ({e.correct} of {e.count} images), loss {e.loss:.4f}; "
+        f"{found.run.path}, {found.weights.name}"
+    ]
+    rows = e.confusion.tolist()
+    if len(classes) <= 20:
+        table = _table("true \\ predicted", *(str(k) for k in range(len(classes))), "acc")
+        for k, (row, accuracy) in enumerate(zip(rows, e.class_accuracy, strict=True)):
+            cells = [str(n) if n else "." for n in row]
+            table.add_row(f"{k} {classes[k]}", *cells, "-" if accuracy is None else f"{accuracy:.3f}")
+    else:  # a matrix would not fit: the ten most frequent mistakes instead
+        table = _table("true", "predicted", "images")
+        pairs = [(n, i, j) for i, row in enumerate(rows) for j, n in enumerate(row) if n and i != j]
+        for n, i, j in sorted(pairs, reverse=True)[:10]:
+            table.add_row(classes[i], classes[j], str(n))
+    lines.append(_text(table))
+    if found.split == "test":
+        looks = sum(1 for row in found.run.evaluations() if row.get("split") == "test")
+        lines.append(
+            f"the test set has been looked at {looks} time{'s' if looks != 1 else ''} with this run; choose by validation, not by it"
+            if found.recorded
+            else "this look at the test set could not be recorded: the run's folder cannot be written to"
+        )
+    return "\n".join(lines)
+
+
+def prediction_format(name: str) -> Callable[[Sequence[Prediction]], str]:
+    """How to print predictions: table, csv or json."""
+    formats = {"table": _prediction_table, "csv": _prediction_csv, "json": _prediction_json}
+    if name not in formats:
+        raise unknown("format", name, formats)
+    return formats[name]
+
+
+def _prediction_table(found: Sequence[Prediction]) -> str:
+    table = _table("image", *(f"{i + 1}." for i in range(len(found[0].top) if found else 1)))
+    for p in found:
+        table.add_row(str(p.path), *(f"{label} {share:.1%}" for label, share in p.top))
+    return _text(table)
+
+
+def _prediction_csv(found: Sequence[Prediction]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    ranks = range(1, (len(found[0].top) if found else 1) + 1)
+    writer.writerow(["image", *(column for i in ranks for column in (f"label_{i}", f"probability_{i}"))])
+    for p in found:
+        writer.writerow([p.path, *(cell for label, share in p.top for cell in (label, f"{share:.6f}"))])
+    return out.getvalue().rstrip("\n")
+
+
+def _prediction_json(found: Sequence[Prediction]) -> str:
+    return as_json(
+        [{"image": str(p.path), "top": [{"label": label, "probability": v} for label, v in p.top]} for p in found]
+    )
+
+
+def run_rows(chosen: Sequence[Run]) -> list[dict[str, Any]]:
+    """One row of plain values a run."""
+    return [_run_row(run) for run in chosen]
+
+
+def _run_row(run: Run) -> dict[str, Any]:
+    rows, summary = run.metrics(), run.summary()
+    last = rows[-1] if rows else {}
+    return {
+        "run": str(run.path),
+        "model": run.recipe.model,
+        "data": run.recipe.data,
+        "recipe": run.recipe.name,
+        "seed": run.recipe.seed,
+        "epochs": len(rows),
+        "of": run.recipe.epochs,
+        "finished": summary is not None,
+        "loss": last.get("loss"),
+        "train_acc": last.get("train_acc"),
+        "val_acc": last.get("val_acc"),
+        "test_acc": last.get("test_acc"),
+        "images_per_second": sum(r["images"] for r in rows) / sum(r["train_seconds"] for r in rows) if rows else None,
+        "seconds": sum(r["seconds"] for r in rows),
+    }
+
+
+def run_list(chosen: Sequence[Run], runs_dir: Path, compare: bool) -> str:
+    """The runs as a table; when comparing, also the settings in which they differ."""
+    if not chosen:
+        return f"no runs in {runs_dir}; make one: cnnlab train"
+    table = _table("run", "model", "recipe", "seed", "epochs", "loss", "train acc", "val acc", "test acc", "images/s")
+    for r in run_rows(chosen):
+        epochs = str(r["epochs"]) if r["finished"] else f"{r['epochs']} of {r['of']}"
+        table.add_row(r["run"], r["model"], r["recipe"], str(r["seed"]), epochs,
+                      *(_number(r[k]) for k in ("loss", "train_acc", "val_acc", "test_acc")),
+                      _number(r["images_per_second"], ",.0f"))  # fmt: skip
+    text = _text(table)
+    if compare and len(chosen) > 1:
+        changed = differences(chosen)
+        table = _table("setting that differs", *(str(run.path) for run in chosen))
+        for key, values in changed.items():
+            table.add_row(key, *map(str, values))
+        text += "\n\n" + (_text(table) if changed else "all settings are the same")
+    return text
+
+
+def save_comparison(path: Path, chosen: Sequence[Run]) -> None:
+    """Draw the runs' accuracies over the epochs into a PNG file. Raises: CnnlabError where it cannot be written."""
+    drawn = [(str(run.path), run.recipe.watch, run.metrics()) for run in chosen]
+    drawn = [d for d in drawn if d[2]]
+    if not drawn:
+        raise CnnlabError("none of these runs has finished an epoch: nothing to plot")
+    try:
+        write_atomic(path, plots.png(plots.comparison(drawn)))
+    except OSError as error:
+        raise CnnlabError(f"cannot write {path}: {reason(error)}") from error
+
+
+def known_things(what: str | None) -> dict[str, dict[str, str]]:
+    """Names with a line each: models, data, recipes, settings. Raises: CnnlabError for another word."""
+    known: dict[str, dict[str, str]] = {
+        "models": {name: _first_line(builder) for name, builder in MODELS.items()},
+        "data": {
+            **{name: _first_line(load, of_module=True) for name, load in DATASETS.items()},
+            "folder:PATH": "your own images, one sub-folder per class",
+        },
+        "recipes": {name: _recipe_line(name) for name in RECIPES},
+        "settings": {
+            name: f"{f.metadata['help']}; {', '.join(f.metadata['choices']) or TYPES[name].__name__}; default {f.default}"
+            for name, f in SETTINGS.items()
+        },
+    }
+    if what is None:
+        return known
+    if what not in known:
+        raise unknown("list", what, known)
+    return {what: known[what]}
+
+
+def known_list(known: dict[str, dict[str, str]]) -> str:
+    """The same for people."""
+    parts = []
+    for kind, things in known.items():
+        width = max(map(len, things))
+        parts.append("\n".join([f"{kind}:", *(f"  {name:<{width}}  {line}" for name, line in things.items())]))
+    return "\n\n".join(parts)
+
+
+def _recipe_line(name: str) -> str:
+    r = RECIPES[name]
+    watch = "looks at the test set each epoch" if r.watch == "test" else "chosen on validation"
+    return f"{r.model} on {r.data}, {r.epochs} epochs, batch {r.batch_size}, {r.optimizer} {r.learning_rate:g}; {watch}"
+
+
+def _first_line(thing: Any, *, of_module: bool = False) -> str:
+    if of_module:
+        import sys
+
+        return (sys.modules[thing.__module__].__doc__ or "").partition("\n")[0].partition(": ")[2].rstrip(".")
+    return (thing.__doc__ or "").partition("\n")[0].rstrip(".")
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    return "" if value is None else format(value, form)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    return table
+
+
+def _text(table: Table) -> str:
+    """The table as text: in a terminal as wide as that, in a file as wide as it needs to be; no markup is obeyed."""
+    console = Console(file=io.StringIO(), markup=False, highlight=False, width=_width())
+    console.print(table)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip("\n").splitlines())  # type: ignore[attr-defined]
+
+
+def _width() -> int:
+    import shutil
+    import sys
+
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 400

@@ -1,0 +1,517 @@
+"""Training, in plain sight: from a recipe to a run's folder.
+
+`train` begins a run, `resume` goes on with one, `train_seeds` repeats it; all three end in `_fit`, which is the loop,
+and the loop ends in `train_step`, which is the update.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cnnlab import plots, runs
+from cnnlab.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from cnnlab.data import FOLDER, ImageSet, SourceOptions, data_folder, load_images, stratified_split
+from cnnlab.data.loader import Loader, Preprocessing
+from cnnlab.device import Stopwatch, available_cores, environment, pick_device, reproducible, synchronize
+from cnnlab.display import Display, make_display
+from cnnlab.errors import CnnlabError, TrainingInterrupted, reason
+from cnnlab.evaluation import evaluate
+from cnnlab.files import write_atomic, write_json
+from cnnlab.models import build_model
+from cnnlab.optim import initialize, learning_rate, make_optimizer
+from cnnlab.recipe import Recipe
+from cnnlab.recipes import find_recipe
+from cnnlab.runs import Run
+
+
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """One update: forward, mean cross-entropy, backward, step.
+
+    x (B, C, H, W) float, y (B,) int64 -> (mean loss, number of hits), both scalars that stay on the device.
+    """
+    logits = model(x)  # (B, K)
+    loss = F.cross_entropy(logits, y, label_smoothing=label_smoothing)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach(), (logits.detach().argmax(1) == y).sum()
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished training. Its text is the manual's two lines, and ours."""
+
+    run: Run
+    summary: dict[str, Any]
+
+    def __str__(self) -> str:
+        s = self.summary
+        key = "val" if s["watch"] == "validation" else "test"
+        lines = [
+            f"loss {s['loss']:.3f}, train acc {s['train_acc']:.3f}, {key} acc {s[f'{key}_acc']:.3f}",
+            f"{s['examples_per_second']:.1f} examples/sec on {s['device']}",
+            f"{s['images_per_second']:.1f} images/s wall-clock including data; {s['total_seconds']:.1f} s in all, with "
+            f"evaluation and saving",
+        ]
+        if s["watch"] == "test":
+            lines.append(
+                "note: this recipe looks at the test set after each epoch, as the manual does; choose nothing by it"
+            )
+        if s["skipped"]:
+            lines.append(f"note: {s['skipped']} damaged images were left out; {self.run.path / 'run.json'} names them")
+        best = "" if s["watch"] == "test" else f", best epoch {s['best_epoch']} with val acc {s['best']:.3f}"
+        lines.append(f"run: {self.run.path} (curve: curves.png{best})")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class SeedsResult:
+    """The same recipe trained from several seeds."""
+
+    path: Path
+    results: list[Result]
+    summary: dict[str, Any]
+
+    def __str__(self) -> str:
+        s = self.summary
+        key = "val" if s["watch"] == "validation" else "test"
+        lines = []
+        for r in self.results:
+            row = r.summary
+            lines.append(
+                f"seed {row['seed']}: loss {row['loss']:.3f}, train acc {row['train_acc']:.3f}, "
+                f"{key} acc {row[f'{key}_acc']:.3f}, {row['images_per_second']:.0f} images/s"
+            )
+
+        def told(name: str) -> str:
+            value = s[name]
+            return f"{value['mean']:.4f} ± {value['std']:.4f}" if value["std"] is not None else f"{value['mean']:.4f}"
+
+        lines.append(
+            f"mean ± std of {s['loss']['n']} seeds, last epoch: loss {told('loss')}, train acc {told('train_acc')}, "
+            f"{key} acc {told(f'{key}_acc')} ({s['watch']} split)"
+        )
+        lines.append(f"runs: {self.path}")
+        return "\n".join(lines)
+
+
+def train(
+    recipe: Recipe | str = "digits",
+    *,
+    runs_dir: str | Path = "runs",
+    name: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    data_dir: str | Path | None = None,
+    skip_bad: bool = False,
+    progress: str = "auto",
+) -> Result:
+    """Train a network by a recipe (or the name of one) into a new folder `runs_dir`/`name`.
+
+    device: auto, cpu, cuda or mps; threads: of the CPU, unsaid all cores that are ours; data_dir: where datasets
+    lie; skip_bad: leave damaged images out instead of stopping; progress: auto, bar, lines, notebook or none.
+
+    Raises: CnnlabError for anything wrong with the input or the disk, TrainingInterrupted on Ctrl-C; in both cases
+    the finished epochs are kept and `resume` goes on.
+    """
+    with _Session(device, threads, data_dir, skip_bad, progress) as session:
+        recipe = session.begin(find_recipe(recipe) if isinstance(recipe, str) else recipe)
+        path = runs.new_path(Path(runs_dir), name, recipe)
+        return _train_new(session, path, recipe)
+
+
+def train_seeds(
+    recipe: Recipe | str = "digits",
+    count: int = 5,
+    *,
+    runs_dir: str | Path = "runs",
+    name: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    data_dir: str | Path | None = None,
+    skip_bad: bool = False,
+    progress: str = "auto",
+) -> SeedsResult:
+    """Train `count` times, from seeds recipe.seed, recipe.seed + 1, ..., into one folder. As `train` otherwise."""
+    if count < 1:
+        raise CnnlabError(f"seeds={count}: must be at least 1")
+    with _Session(device, threads, data_dir, skip_bad, progress) as session:
+        recipe = session.begin(find_recipe(recipe) if isinstance(recipe, str) else recipe)
+        path = runs.new_path(Path(runs_dir), name, recipe)
+        runs.create_seeds(path, recipe, range(recipe.seed, recipe.seed + count))
+        return _train_seeds(session, path)
+
+
+def resume(
+    path: str | Path,
+    *,
+    runs_dir: str | Path = "runs",
+    device: str = "auto",
+    threads: int | None = None,
+    data_dir: str | Path | None = None,
+    skip_bad: bool = False,
+    progress: str = "auto",
+) -> Result | SeedsResult:
+    """Go on with an interrupted run, or with the seeds of a folder of several, to the same weights, bit for bit.
+
+    A run that is finished is left as it is. Raises: as `train`; also where the data are no longer the same.
+    """
+    folder = runs.find_folder(path, Path(runs_dir))
+    with _Session(device, threads, data_dir, skip_bad, progress) as session:
+        if (folder / "seeds.json").exists():
+            session.begin(runs.open_seeds(folder)[0])
+            return _train_seeds(session, folder)
+        run = runs.open_run(folder)
+        session.begin(run.recipe)
+        return _resume(session, run)
+
+
+class _Session:
+    """What several runs of one call share: the device, the display, the images."""
+
+    def __init__(
+        self, device: str, threads: int | None, data_dir: str | Path | None, skip_bad: bool, progress: str
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise CnnlabError(f"threads={threads}: must be at least 1")
+        self.device = pick_device(device)
+        self.threads = threads
+        self.display: Display = make_display(progress)
+        self._data_dir = data_folder(data_dir)
+        self._skip_bad = skip_bad
+
+    def __enter__(self) -> _Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.display.end()
+
+    def begin(self, recipe: Recipe) -> Recipe:
+        """Load the recipe's images; returns the recipe with the source's folder made absolute."""
+        if recipe.data.startswith(FOLDER):
+            # The run may be resumed or evaluated from elsewhere.
+            where = Path(recipe.data.removeprefix(FOLDER)).expanduser().absolute()
+            recipe = replace(recipe, data=f"{FOLDER}{where}")
+        # Before minutes of reading: is there such a network, and does it take such images?
+        with torch.device("meta"):  # shapes without memory
+            build_model(recipe.model, num_classes=10, in_channels=1, image_size=recipe.image_size or 256)
+        options = SourceOptions(
+            data_dir=self._data_dir,
+            image_size=recipe.image_size,
+            fit=recipe.fit,
+            skip_bad=self._skip_bad,
+            report=self.display.read,
+        )
+        self.train_set, self.watch_set = load_splits(recipe, options)
+        self.fingerprint = self.train_set.fingerprint()
+        self.preprocessing = Preprocessing.of(
+            self.train_set.images, image_size=recipe.image_size, fit=recipe.fit, normalize=recipe.normalize
+        )
+        self.display.end()
+        return recipe
+
+    def info(self, model: nn.Module, recipe: Recipe) -> dict[str, Any]:
+        """What run.json tells."""
+        return {
+            "model": {
+                "name": recipe.model,
+                "num_classes": len(self.train_set.classes),
+                "in_channels": self.preprocessing.channels,
+                "image_size": self.preprocessing.image_size,
+                "parameters": sum(p.numel() for p in model.parameters()),
+            },
+            "data": {
+                "source": recipe.data,
+                "classes": self.train_set.classes,
+                "train": len(self.train_set),
+                recipe.watch: len(self.watch_set),
+                "fingerprint": self.fingerprint,
+                "skipped": [*self.train_set.skipped, *self.watch_set.skipped],
+            },
+            "preprocessing": self.preprocessing.to_dict(),
+        }
+
+    def build(self, recipe: Recipe) -> nn.Module:
+        """The recipe's network for these images, with the framework's starting weights."""
+        model = build_model(
+            recipe.model,
+            num_classes=len(self.train_set.classes),
+            in_channels=self.preprocessing.channels,
+            image_size=self.preprocessing.image_size,
+        )
+        if recipe.batch_size == 1 and any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
+            raise CnnlabError(f"batch_size=1: {recipe.model} normalises over the batch; it needs at least 2 images")
+        return model
+
+
+def load_splits(recipe: Recipe, options: SourceOptions) -> tuple[ImageSet, ImageSet]:
+    """The images to train on and those to watch, as the recipe says. The test set is read only if it is watched."""
+    train_set = load_images(recipe.data, "train", options)
+    assert train_set is not None
+    if recipe.watch == "test":
+        test_set = load_images(recipe.data, "test", options)
+        if test_set is None:
+            raise CnnlabError(f"{recipe.data} has no test set to watch; set watch=validation and a val_fraction")
+        return train_set, test_set
+    own = load_images(recipe.data, "validation", options)
+    if own is not None:
+        return train_set, own
+    train_index, held_out = stratified_split(train_set.labels, recipe.val_fraction, recipe.split_seed)
+    if len(held_out) == 0:
+        raise CnnlabError(f"{recipe.data} has one image per class: none can be held out for validation; add images")
+    return replace(train_set.take(train_index), skipped=train_set.skipped), train_set.take(held_out)
+
+
+def _train_new(session: _Session, path: Path, recipe: Recipe) -> Result:
+    threads = session.threads or available_cores()
+    with reproducible(recipe.seed, threads):
+        model = session.build(recipe)  # on the host: the same starting weights on every device
+        initialize(model, recipe.init)
+        model.to(session.device)
+        optimizer = make_optimizer(model, recipe)
+        run = runs.create_run(path, recipe, session.info(model, recipe))
+        with _Saving(run, 0):
+            runs.add_session(run, environment(session.device, threads))
+            # Nothing trained yet, but from here on there is always something to resume.
+            state: dict[str, Any] = {"rows": [], "best": None, "best_epoch": 0}
+            save_checkpoint(run.checkpoint, model, optimizer, session.device, state)
+        return _fit(session, run, model, optimizer, state)
+
+
+def _resume(session: _Session, run: Run) -> Result:
+    before = run.info["data"]["fingerprint"]
+    if before != session.fingerprint:
+        raise CnnlabError(f"the images of {run.recipe.data} are not those that {run.path} began with; train a new run")
+    summary = run.summary()
+    if summary is not None:
+        session.display.message(f"{run.path} is finished: nothing to resume")
+        return Result(run, summary)
+    threads = session.threads or runs.first_threads(run) or available_cores()
+    with reproducible(run.recipe.seed, threads):
+        model = session.build(run.recipe).to(session.device)
+        optimizer = make_optimizer(model, run.recipe)
+        state = load_checkpoint(run.checkpoint, model, optimizer, session.device)
+        with _Saving(run, len(state["rows"])):
+            runs.add_session(run, environment(session.device, threads))
+            runs.write_metrics(run, state["rows"])  # what a killed process wrote beyond its checkpoint is dropped
+        return _fit(session, run, model, optimizer, state)
+
+
+def _train_seeds(session: _Session, path: Path) -> SeedsResult:
+    recipe, seeds = runs.open_seeds(path)
+    results = []
+    for seed in seeds:
+        folder = path / f"seed-{seed}"
+        if (folder / "run.json").exists():
+            results.append(_resume(session, runs.open_run(folder)))
+        else:
+            results.append(_train_new(session, folder, replace(recipe, seed=seed)))
+    key = "val" if recipe.watch == "validation" else "test"
+    figures = ("loss", "train_acc", f"{key}_loss", f"{key}_acc", "images_per_second", "examples_per_second")
+    summary = {
+        "recipe": recipe.name,
+        "watch": recipe.watch,
+        "epoch": "last",
+        "seeds": list(seeds),
+        **{name: runs.spread([r.summary[name] for r in results]) for name in figures},
+    }
+    write_json(path / "summary.json", summary)
+    return SeedsResult(path, results, summary)
+
+
+def _fit(
+    session: _Session, run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> Result:
+    """The loop. `state`: rows of the finished epochs, best figure so far and its epoch."""
+    recipe, device, display = run.recipe, session.device, session.display
+    rows: list[dict[str, Any]] = state["rows"]
+    key = "val" if recipe.watch == "validation" else "test"
+    train_loader = Loader(
+        session.train_set, session.preprocessing, recipe.batch_size, device, shift=recipe.shift, flip=recipe.flip
+    )
+    # Nothing is kept for a backward pass here, so small images go through in larger batches.
+    small = session.preprocessing.image_size <= 64
+    watch_loader = Loader(session.watch_set, session.preprocessing, 1000 if small else recipe.batch_size, device)
+    num_classes = len(session.train_set.classes)
+    steps = recipe.epochs * len(train_loader)
+    display.begin(train_loader, recipe.epochs, len(rows), recipe.watch, rows)
+    events = _Events(run, len(rows))
+    saved = len(rows)
+    try:
+        for epoch in range(len(rows), recipe.epochs):
+            began = time.perf_counter()
+            compute = Stopwatch(device)
+            step, seen = epoch * len(train_loader), 0
+            statistics = torch.zeros(2, device=device)  # sum of losses, number of hits
+            model.train()
+            for x, y in train_loader.shuffled(recipe.seed, epoch):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(recipe, step, steps)
+                compute.start()
+                loss, hits = train_step(model, optimizer, x, y, recipe.label_smoothing)
+                statistics += torch.stack((loss * len(y), hits))
+                compute.stop()
+                step, seen = step + 1, seen + len(y)
+                display.step(epoch, seen, statistics)
+            synchronize(device)  # the epoch's one wait for the device: now its figures are read
+            trained = time.perf_counter()
+            loss_sum, hit_count = statistics.tolist()
+            if not math.isfinite(loss_sum):
+                raise _diverged(run, recipe, epoch, loss_sum)
+            measured = evaluate(model, watch_loader, num_classes)
+            compute_seconds = compute.seconds()
+            row = {
+                "epoch": epoch + 1,
+                "learning_rate": optimizer.param_groups[0]["lr"],
+                "loss": loss_sum / seen,
+                "train_acc": hit_count / seen,
+                f"{key}_loss": measured.loss,
+                f"{key}_acc": measured.accuracy,
+                "images": seen,
+                "train_seconds": trained - began,
+                "compute_seconds": compute_seconds,
+                "evaluation_seconds": time.perf_counter() - trained,
+                "images_per_second": seen / (trained - began),
+                "examples_per_second": seen / compute_seconds,
+            }
+            rows.append(row)
+            with _Saving(run, epoch):
+                # Chosen on validation; where only the test set is watched, by the training loss instead.
+                figure = row["val_acc"] if recipe.watch == "validation" else -row["loss"]
+                if state["best"] is None or figure > state["best"]:
+                    state.update(best=figure, best_epoch=epoch + 1)
+                    save_weights(run.path / "best.safetensors", model)
+                save_weights(run.path / "last.safetensors", model)
+                row["seconds"] = time.perf_counter() - began
+                runs.write_metrics(run, rows)
+                events.add(row)
+                # Last: whatever came before is written again, the same, should the process die in between.
+                save_checkpoint(run.checkpoint, model, optimizer, device, state)
+            saved = epoch + 1
+            display.epoch(row)
+        with _Saving(run, recipe.epochs):
+            _save_curves(run, rows)
+            summary = _summary(session, run, state)
+            write_json(run.path / "summary.json", summary)
+    except KeyboardInterrupt:
+        display.end()
+        if saved:
+            _save_curves(run, rows[:saved])
+        raise TrainingInterrupted(
+            f"stopped in epoch {min(saved + 1, recipe.epochs)} of {recipe.epochs}; {saved} finished epochs are kept. Go "
+            f"on with: cnnlab train --resume {run.path}"
+        ) from None
+    finally:
+        display.end()
+        events.close()
+    return Result(run, summary)
+
+
+def _summary(session: _Session, run: Run, state: dict[str, Any]) -> dict[str, Any]:
+    rows, recipe = state["rows"], run.recipe
+    images = sum(r["images"] for r in rows)
+    by_validation = recipe.watch == "validation"
+    last = rows[-1]
+    key = "val" if by_validation else "test"
+    return {
+        "recipe": recipe.name,
+        "model": recipe.model,
+        "parameters": run.info["model"]["parameters"],
+        "data": recipe.data,
+        "images": {"train": len(session.train_set), recipe.watch: len(session.watch_set)},
+        "skipped": len(run.info["data"]["skipped"]),
+        "seed": recipe.seed,
+        "epochs": recipe.epochs,
+        "watch": recipe.watch,
+        "loss": last["loss"],
+        "train_acc": last["train_acc"],
+        f"{key}_loss": last[f"{key}_loss"],
+        f"{key}_acc": last[f"{key}_acc"],
+        "best_epoch": state["best_epoch"],
+        "best_by": "val_acc" if by_validation else "loss",
+        "best": state["best"] if by_validation else -state["best"],
+        "examples_per_second": images / sum(r["compute_seconds"] for r in rows),
+        "images_per_second": images / sum(r["train_seconds"] for r in rows),
+        "train_seconds": sum(r["train_seconds"] for r in rows),
+        "total_seconds": sum(r["seconds"] for r in rows),
+        "device": str(session.device),
+    }
+
+
+def _save_curves(run: Run, rows: Sequence[dict[str, Any]]) -> None:
+    title = f"{run.recipe.model} on {run.recipe.data.split('/')[-1]}, recipe {run.recipe.name}, seed {run.recipe.seed}"
+    write_atomic(run.path / "curves.png", plots.png(plots.curves(rows, run.recipe.watch, title)))
+
+
+def _diverged(run: Run, recipe: Recipe, epoch: int, loss: float) -> CnnlabError:
+    return CnnlabError(
+        f"the loss became {loss:g} in epoch {epoch + 1} at a learning rate of up to {recipe.learning_rate:g}; the "
+        f"{epoch} epochs before are kept in {run.path}. Try --set learning_rate={recipe.learning_rate / 3:.2g}"
+    )
+
+
+class _Saving:
+    """Turns the system's refusal to write (disk full, read-only, ...) into one line that says how to go on."""
+
+    def __init__(self, run: Run, epochs_done: int) -> None:
+        self._run, self._done = run, epochs_done
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError):
+            raise CnnlabError(
+                f"cannot save into {self._run.path}: {reason(error)}; {self._done} finished epochs are kept. Free some space, "
+                f"then go on with: cnnlab train --resume {self._run.path}"
+            ) from error
+
+
+class _Events:
+    """The rows as TensorBoard events."""
+
+    def __init__(self, run: Run, epochs_done: int) -> None:
+        # Slow to import, so only here.
+        from torch.utils.tensorboard import SummaryWriter
+
+        with _Saving(run, epochs_done):
+            # Events of epochs that are trained again are marked as void.
+            purge = epochs_done + 1 if epochs_done else None
+            self._writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=purge)  # type: ignore[no-untyped-call]
+        self._watch = run.recipe.watch
+
+    def add(self, row: dict[str, Any]) -> None:
+        key = "val" if self._watch == "validation" else "test"
+        scalars = {
+            "loss/train": row["loss"],
+            f"loss/{self._watch}": row[f"{key}_loss"],
+            "accuracy/train": row["train_acc"],
+            f"accuracy/{self._watch}": row[f"{key}_acc"],
+            "learning_rate": row["learning_rate"],
+            "images_per_second": row["images_per_second"],
+        }
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, row["epoch"])  # type: ignore[no-untyped-call]
+        self._writer.flush()  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        try:
+            self._writer.close()  # type: ignore[no-untyped-call]
+        except OSError:
+            pass  # a full disk: the error that matters is already on its way
