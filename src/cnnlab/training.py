@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnnlab import plots, runs
+from cnnlab import runs
 from cnnlab.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from cnnlab.data import FOLDER, ImageSet, SourceOptions, data_folder, load_images, stratified_split
 from cnnlab.data.loader import Loader, Preprocessing
@@ -453,6 +453,8 @@ def _summary(session: _Session, run: Run, state: dict[str, Any]) -> dict[str, An
 
 
 def _save_curves(run: Run, rows: Sequence[dict[str, Any]]) -> None:
+    from cnnlab import plots  # matplotlib is slow to import, so only here
+
     title = f"{run.recipe.model} on {run.recipe.data.split('/')[-1]}, recipe {run.recipe.name}, seed {run.recipe.seed}"
     write_atomic(run.path / "curves.png", plots.png(plots.curves(rows, run.recipe.watch, title)))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 
 from cnnlab.data.imageset import ImageSet, SourceOptions, stratified_split
 
@@ -20,6 +19,8 @@ def load(split: str, options: SourceOptions) -> ImageSet | None:  # noqa: ARG001
     """The `train` (1,438) or `test` (359) part: (N, 1, 8, 8) uint8; there is no `validation` part of its own."""
     if split == "validation":
         return None
+    from sklearn.datasets import load_digits  # slow to import, so only here
+
     bunch = load_digits()
     pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
     whole = ImageSet(

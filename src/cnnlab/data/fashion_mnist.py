@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.datasets import FashionMNIST
-from torchvision.datasets.utils import check_integrity
 
 from cnnlab.data.download import download
 from cnnlab.data.imageset import ImageSet, SourceOptions
@@ -35,6 +33,8 @@ def load(split: str, options: SourceOptions) -> ImageSet | None:
     """
     if split == "validation":
         return None
+    from torchvision.datasets import FashionMNIST  # slow to import, so only here and below
+
     folder = options.data_dir / "FashionMNIST" / "raw"
     image_file, label_file = (_find(folder, name, options) for name in _FILES[split])
     count = _COUNT[split]
@@ -49,6 +49,9 @@ def load(split: str, options: SourceOptions) -> ImageSet | None:
 
 
 def _find(folder: Path, name: str, options: SourceOptions) -> Path:
+    from torchvision.datasets import FashionMNIST
+    from torchvision.datasets.utils import check_integrity
+
     checksums = dict(FashionMNIST.resources)
     path = folder / name
     if not path.exists():
