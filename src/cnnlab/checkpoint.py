@@ -32,7 +32,11 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, progress: dict[str, Any]
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    progress: dict[str, Any],
 ) -> None:
     """Write all that the next epoch depends on: model, optimiser, random states, and `progress` (plain values)."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
@@ -87,14 +91,18 @@ def _checksum(tensors: dict[str, Tensor], values: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def _write(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-    text = json.dumps(values)
-    metadata = {"format": "pt", "cnnlab": text, "blake2b": _checksum(tensors, text)}
-    write_atomic(path, safetensors.torch.save(tensors, metadata))
+    write_atomic(path, safetensors.torch.save(tensors, _metadata(tensors, values)))
+
+
+def _metadata(tensors: dict[str, Tensor], values: dict[str, Any]) -> dict[str, str]:
+    # One entry: safetensors writes several in random order, and equal weights should be equal files.
+    checksum = _checksum(tensors, json.dumps(values))
+    return {"cnnlab": json.dumps({"values": values, "blake2b": checksum})}
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -106,10 +114,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CnnlabError(f"{path} does not exist; is its folder a run that has finished an epoch?") from error
     except (OSError, SafetensorError, ValueError) as error:
         raise CnnlabError(f"{path} is damaged: {reason(error)}; use other weights or train again") from error
-    values = metadata.get("cnnlab", "")
-    if not values or metadata.get("blake2b") != _checksum(tensors, values):
+    try:
+        values: dict[str, Any] = json.loads(metadata["cnnlab"])["values"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CnnlabError(f"{path} is damaged, or not written by cnnlab: its header lacks our entry") from error
+    # The whole header is compared, so that no flipped bit in it goes unseen.
+    if metadata != _metadata(tensors, values):
         raise CnnlabError(f"{path} is damaged: its checksum is wrong; use other weights or train again")
-    return tensors, json.loads(values)
+    return tensors, values
 
 
 def _fill(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:

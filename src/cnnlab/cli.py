@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -53,14 +54,19 @@ def _root(
 @app.command()
 def train(
     model: Annotated[
-        str | None, typer.Argument(help="Network (cnnlab list models). Unsaid: the recipe's.", show_default=False)
+        str | None,
+        typer.Argument(help="Network (cnnlab list models). Unsaid: the recipe's.", show_default=False),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="digits, fashion-mnist or folder:PATH. Unsaid: the recipe's, else digits.", show_default=False),
+        typer.Option(
+            help="digits, fashion-mnist or folder:PATH. Unsaid: the recipe's, else digits.",
+            show_default=False,
+        ),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="How to train (cnnlab list recipes). Unsaid: the source's default.", show_default=False)
+        str | None,
+        typer.Option(help="How to train (cnnlab list recipes). Unsaid: the source's default.", show_default=False),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -95,17 +101,33 @@ def train(
         "progress": progress,
     }  # fmt: skip
     if resume is not None:
-        given = {"MODEL": model, "--data": data, "--recipe": recipe, "--set": set_, "--seeds": seeds, "--name": name}
+        given = {
+            "MODEL": model,
+            "--data": data,
+            "--recipe": recipe,
+            "--set": set_,
+            "--seeds": seeds,
+            "--name": name,
+        }
         extra = [option for option, value in given.items() if value]
         if extra:
             raise CnnlabError(f"--resume goes on with the run's own recipe; leave out {', '.join(extra)}")
-        print(training.resume(resume, **common))
+        _print_training(lambda: training.resume(resume, **common))
         return
     chosen = choose_recipe(model=model, data=data, recipe=recipe, settings=set_ or ())
     if seeds is None:
-        print(training.train(chosen, name=name, **common))
+        _print_training(lambda: training.train(chosen, name=name, **common))
     else:
-        print(training.train_seeds(chosen, seeds, name=name, **common))
+        _print_training(lambda: training.train_seeds(chosen, seeds, name=name, **common))
+
+
+def _print_training(call: Callable[[], object]) -> None:
+    # Typer would turn the interruption into a bare exit code and lose what it says.
+    try:
+        print(call())
+    except TrainingInterrupted as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 @app.command("eval")
@@ -127,7 +149,13 @@ def evaluate(
     from cnnlab.inference import evaluate_run
 
     found = evaluate_run(
-        run, split=split, weights=weights, runs_dir=runs_dir, device=device, data_dir=data_dir, skip_bad=skip_bad
+        run,
+        split=split,
+        weights=weights,
+        runs_dir=runs_dir,
+        device=device,
+        data_dir=data_dir,
+        skip_bad=skip_bad,
     )
     print(tables.as_json(found.to_dict()) if as_json else tables.evaluation(found))
 
@@ -150,7 +178,14 @@ def predict(
 
     show = tables.prediction_format(format_)
     found, skipped = predict_images(
-        run, images, top=top, weights=weights, runs_dir=runs_dir, device=device, skip_bad=skip_bad, invert=invert
+        run,
+        images,
+        top=top,
+        weights=weights,
+        runs_dir=runs_dir,
+        device=device,
+        skip_bad=skip_bad,
+        invert=invert,
     )
     for text in skipped:
         print(f"skipped: {text}", file=sys.stderr)
@@ -197,11 +232,8 @@ def main() -> NoReturn:
         sys.stdout.flush()
     except CnnlabError as error:
         _fail(str(error))
-    except TrainingInterrupted as error:
-        print(error, file=sys.stderr)
-        sys.exit(130)
     except (KeyboardInterrupt, typer.Abort):
-        print("stopped; nothing was begun", file=sys.stderr)
+        print("stopped", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our output (head, less) went away: nothing is wrong, and nothing more can be told.

@@ -35,7 +35,9 @@ def pick_device(name: str = "auto") -> torch.device:
     if kind == "auto":
         kind = next(k for k in ("cuda", "mps", "cpu") if present[k])
     if not present[kind] or (kind == "cuda" and int(index or 0) >= torch.cuda.device_count()):
-        raise CnnlabError(f"device {name!r} is not available to torch {torch.__version__} here; use --device auto or cpu")
+        raise CnnlabError(
+            f"device {name!r} is not available to torch {torch.__version__} here; use --device auto or cpu"
+        )
     return torch.device(kind, int(index or 0)) if kind == "cuda" else torch.device(kind)
 
 
@@ -52,7 +54,7 @@ def available_cores() -> int:
 
 @contextmanager
 def reproducible(seed: int, threads: int) -> Iterator[None]:
-    """Seed every generator and make torch choose the same arithmetic each time, then put its switches back.
+    """Seed every generator and make torch choose the same arithmetic each time, then put all that back.
 
     The same seed and thread count on the same machine and versions then give the same bits. The number of threads
     is part of it: it decides the order in which a sum over the batch is made.
@@ -65,6 +67,7 @@ def reproducible(seed: int, threads: int) -> Iterator[None]:
         torch.backends.cudnn.benchmark,
         torch.get_num_threads(),
     )
+    generators = random.getstate(), np.random.get_state(), torch.get_rng_state()
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a debugging aid
     torch.backends.cudnn.benchmark = False
@@ -79,6 +82,9 @@ def reproducible(seed: int, threads: int) -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = before[2]
         torch.set_num_threads(before[3])
+        random.setstate(generators[0])
+        np.random.set_state(generators[1])
+        torch.set_rng_state(generators[2])
 
 
 def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -121,35 +127,35 @@ def synchronize(device: torch.device) -> None:
 class Stopwatch:
     """Seconds between `start` and `stop`, summed, without making the host wait for a GPU.
 
-    On a GPU the two marks are events in its queue, read when the epoch is over; elsewhere they are the clock.
+    On a GPU the two marks are events in its queue, read when the epoch is over; on the CPU they are the clock.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._marks: list[Any] = []
         self._seconds = 0.0
-        self._began = 0.0
 
     def start(self) -> None:
         """Begin a span."""
-        if self._device.type == "cuda":
-            self._events.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
-            self._events[-1][0].record()
-        else:
-            self._began = time.perf_counter()
+        self._marks.append(self._mark())
 
     def stop(self) -> None:
         """End the span that `start` began."""
-        if self._device.type == "cuda":
-            self._events[-1][1].record()
-        else:
-            self._seconds += time.perf_counter() - self._began
+        self._marks.append(self._mark())
 
     def seconds(self) -> float:
         """The sum so far. Call it after `synchronize`."""
-        self._seconds += sum(a.elapsed_time(b) for a, b in self._events) / 1000
-        self._events.clear()
+        for begin, end in zip(self._marks[::2], self._marks[1::2], strict=True):
+            self._seconds += end - begin if isinstance(begin, float) else begin.elapsed_time(end) / 1000
+        self._marks.clear()
         return self._seconds
+
+    def _mark(self) -> Any:
+        if self._device.type == "cpu":
+            return time.perf_counter()
+        event = (torch.cuda if self._device.type == "cuda" else torch.mps.event).Event(enable_timing=True)
+        event.record()
+        return event
 
 
 class Glance:
@@ -206,7 +212,9 @@ def environment(device: torch.device, threads: int) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "versions": {name: _version(name) for name in ("cnnlab", "torch", "torchvision", "numpy", "pillow")},
         "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "precision": "float32",
+        "precision": "float32"
+        if device.type == "cpu"
+        else "float32 with torch's defaults (tf32 in convolutions on CUDA)",
         "deterministic": True,
     }
 

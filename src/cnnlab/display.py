@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from cnnlab.device import Glance
@@ -26,7 +27,8 @@ class Display:
     """Shows nothing. The others override what they need."""
 
     def message(self, text: str) -> None:
-        """Something a person should know before or during the training."""
+        """Something a person should know, whatever the display."""
+        print(text, file=sys.stderr, flush=True)
 
     def read(self, what: str, done: int, total: int) -> None:
         """A long read of data has come to `done` of `total` (0: unknown)."""
@@ -47,10 +49,6 @@ class Display:
 class Lines(Display):
     """One plain line an epoch: for log files."""
 
-    def message(self, text: str) -> None:
-        """Print it as it is."""
-        print(text, file=sys.stderr, flush=True)
-
     def begin(self, loader: Loader, epochs: int, first_epoch: int, watch: str, rows: list[dict[str, Any]]) -> None:  # noqa: ARG002
         """Remember what the lines need."""
         self._epochs, self._key = epochs, _short(watch)
@@ -67,7 +65,10 @@ class Lines(Display):
 
 
 class _Numbers(ProgressColumn):
-    """The numbers of a training, as wide as they are."""
+    """The numbers of a training, on one line: the bar gives way to them."""
+
+    def get_table_column(self) -> Column:
+        return Column(no_wrap=True)
 
     def render(self, task: Task) -> Text:
         return Text(task.fields.get("numbers", ""))
@@ -103,10 +104,19 @@ class Bar(Display):
         self._count, self._epochs, self._key = loader.count, epochs, _short(watch)
         self._watched = f"  {self._key} acc {rows[-1][f'{self._key}_acc']:.3f}" if rows else ""
         self._due, self._epoch_began, self._epoch = 0.0, time.perf_counter(), first_epoch
-        self._progress = Progress(BarColumn(bar_width=None), _Numbers(), TimeRemainingColumn(elapsed_when_finished=True),
-                                  console=self._console, expand=True)  # fmt: skip
-        self._task = self._progress.add_task("", total=epochs * loader.count, completed=first_epoch * loader.count,
-                                             numbers=f"epoch {first_epoch + 1}/{epochs}")  # fmt: skip
+        self._progress = Progress(
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
+            _Numbers(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self._console,
+            expand=True,
+        )
+        self._task = self._progress.add_task(
+            "",
+            total=epochs * loader.count,
+            completed=first_epoch * loader.count,
+            numbers=f"epoch {first_epoch + 1}/{epochs}",
+        )
         self._progress.start()
 
     def step(self, epoch: int, images: int, statistics: Tensor) -> None:
@@ -132,8 +142,8 @@ class Bar(Display):
 
     def _show(self, epoch: int, loss: float, accuracy: float, speed: float) -> None:
         assert self._progress is not None
-        text = f"epoch {epoch + 1}/{self._epochs}  loss {loss:.3f}  acc {accuracy:.3f}{self._watched}  {speed:,.0f} images/s"
-        self._progress.update(self._task, numbers=text)
+        parts = f"epoch {epoch + 1}/{self._epochs}", f"loss {loss:.3f}", f"acc {accuracy:.3f}{self._watched}"
+        self._progress.update(self._task, numbers="  ".join((*parts, f"{speed:,.0f} images/s")))
 
     def end(self) -> None:
         """Leave the bar where it is."""
@@ -156,7 +166,8 @@ class Notebook(Display):
 
     def begin(self, loader: Loader, epochs: int, first_epoch: int, watch: str, rows: list[dict[str, Any]]) -> None:  # noqa: ARG002
         """Remember the rows so far; the first epoch draws the figure."""
-        self._rows, self._watch, self._handle = list(rows), watch, None
+        self._rows, self._watch = list(rows), watch
+        self._handle: Any = None
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Draw the curve anew, in place."""
@@ -183,7 +194,8 @@ def make_display(kind: str = "auto") -> Display:
         raise unknown("progress display", kind, KINDS)
     if kind == "auto":
         kind = "notebook" if _in_notebook() else "bar" if sys.stderr.isatty() else "none"
-    return {"bar": Bar, "lines": Lines, "notebook": Notebook, "none": Display}[kind]()
+    displays: dict[str, type[Display]] = {"bar": Bar, "lines": Lines, "notebook": Notebook, "none": Display}
+    return displays[kind]()
 
 
 def _short(watch: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,8 +43,13 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, loader: Loader, num_classes: int) -> Evaluation:
-    """Measure `model` on every image of `loader`, in eval mode; the model's mode is put back after."""
+def evaluate(
+    model: nn.Module, loader: Loader, num_classes: int, between: Callable[[], None] = lambda: None
+) -> Evaluation:
+    """Measure `model` on every image of `loader`, in eval mode; the model's mode is put back after.
+
+    between: called after each batch, so that a person who wants to stop need not wait for the last.
+    """
     was_training = model.training
     model.eval()
     loss_sum = torch.zeros((), device=loader.device)
@@ -52,6 +58,7 @@ def evaluate(model: nn.Module, loader: Loader, num_classes: int) -> Evaluation:
         logits = model(x)  # (B, K)
         loss_sum += F.cross_entropy(logits, y, reduction="sum")
         cells += torch.bincount(y * num_classes + logits.argmax(1), minlength=num_classes * num_classes)
+        between()
     model.train(was_training)
     # The one wait for the device is here.
     return Evaluation(loss_sum.item() / loader.count, cells.view(num_classes, num_classes).cpu())

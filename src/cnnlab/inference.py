@@ -117,7 +117,7 @@ def evaluate_run(
             raise CnnlabError(f"{run.path} held no images out for validation; evaluate --split test or train")
         if train_set.fingerprint() != run.info["data"]["fingerprint"]:
             raise CnnlabError(
-                f"the images of {run.recipe.data} are not those that {run.path} was trained on: its splits are not known"
+                f"the images of {run.recipe.data} are not those that {run.path} was trained on: its splits are lost"
             )
         images = train_set if split == "train" else watched
     if images.classes != run.classes or images.images.shape[1] != preprocessing.channels:

@@ -9,7 +9,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-_TRAIN, _WATCHED = "#3b6fb6", "#d1495b"  # told apart by the colour-blind and, by brightness and dashes, in grey print
+_TRAIN, _WATCHED = (
+    "#3b6fb6",
+    "#d1495b",
+)  # told apart by the colour-blind and, by brightness and dashes, in grey print
 
 
 def curves(rows: Sequence[dict[str, Any]], watch: str, title: str = "") -> Figure:

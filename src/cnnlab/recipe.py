@@ -14,9 +14,7 @@ from cnnlab.errors import CnnlabError, unknown
 def _setting(
     default: Any, help: str, low: float | None = None, high: float | None = None, choices: Sequence[str] = ()
 ) -> Any:
-    return field(
-        default=default, metadata={"help": help, "low": low, "high": high, "choices": tuple(choices)}
-    )
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": tuple(choices)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +55,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, kind in TYPES.items():
-            value = getattr(self, name)
+            value: Any = getattr(self, name)
             if kind is float and type(value) is int:
                 value = float(value)
                 object.__setattr__(self, name, value)
@@ -66,7 +64,7 @@ class Recipe:
             rule = SETTINGS[name].metadata
             if rule["choices"] and value not in rule["choices"]:
                 raise CnnlabError(f"{name}={value!r}: choose one of {', '.join(rule['choices'])}")
-            if kind is float and not math.isfinite(value):
+            if kind is float and not math.isfinite(float(value)):
                 raise CnnlabError(f"{name}={value!r}: must be a finite number")
             if rule["low"] is not None and not rule["low"] <= value <= rule["high"]:
                 raise CnnlabError(f"{name}={value!r}: must lie between {rule['low']:g} and {rule['high']:g}")

@@ -68,7 +68,12 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """A row for each epoch that is finished."""
-        return _read_lines(self.metrics_file)
+        rows = _read_lines(self.metrics_file)
+        for row in rows:
+            missing = {"epoch", "loss", "train_acc", "images", "train_seconds", "seconds"} - row.keys()
+            if missing:
+                raise CnnlabError(f"{self.metrics_file} is damaged: a line lacks {', '.join(sorted(missing))}")
+        return rows
 
     def summary(self) -> dict[str, Any] | None:
         """What was written when the run finished; None before that."""
@@ -128,8 +133,9 @@ def open_run(name: str | Path, runs_dir: Path = Path("runs")) -> Run:
     if (path / "seeds.json").exists():
         inside = ", ".join(str(p) for p in seed_folders(path))
         raise CnnlabError(f"{path} holds several seeds; name one of its runs: {inside or 'none has begun'}")
-    if not (path / "run.json").is_file() or not (path / "recipe.json").is_file():
-        raise CnnlabError(f"{path} is not a run's folder (no run.json); `cnnlab runs` lists those there are")
+    for name in ("run.json", "recipe.json"):
+        if not (path / name).is_file():
+            raise CnnlabError(f"{path} is not a run's folder (no {name}); `cnnlab runs` lists those there are")
     info = read_json(path / "run.json")
     if info.get("format") != _FORMAT:
         raise CnnlabError(f"{path / 'run.json'} has format {info.get('format')!r}; this cnnlab reads {_FORMAT!r}")
@@ -212,23 +218,27 @@ def record_evaluation(run: Run, row: dict[str, Any]) -> bool:
 def add_session(run: Run, environment: dict[str, Any]) -> None:
     """Note versions and hardware of this session beside those before it."""
     path = run.path / "environment.json"
-    sessions = read_json(path)["sessions"] if path.exists() else []
+    sessions = read_json(path).get("sessions", []) if path.exists() else []
     write_json(path, {"sessions": [*sessions, environment]})
 
 
-def first_threads(run: Run) -> int | None:
-    """How many threads the run began with: going on with another number would change the bits."""
+def first_session(run: Run) -> dict[str, Any]:
+    """Versions and hardware that the run began with; empty where that is not known."""
     path = run.path / "environment.json"
-    return int(read_json(path)["sessions"][0]["threads"]) if path.exists() else None
+    sessions = read_json(path).get("sessions") if path.exists() else None
+    return dict(sessions[0]) if sessions else {}
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
         raise CnnlabError(f"{path} is damaged: {reason(error)}") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise CnnlabError(f"{path} is damaged: each line should hold a JSON object")
+    return rows
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:

@@ -50,7 +50,8 @@ def evaluation(found: RunEvaluation) -> str:
     if found.split == "test":
         looks = sum(1 for row in found.run.evaluations() if row.get("split") == "test")
         lines.append(
-            f"the test set has been looked at {looks} time{'s' if looks != 1 else ''} with this run; choose by validation, not by it"
+            f"the test set has been looked at {looks} time{'s' if looks != 1 else ''} with this run; choose by "
+            "validation, not by it"
             if found.recorded
             else "this look at the test set could not be recorded: the run's folder cannot be written to"
         )
@@ -156,7 +157,8 @@ def known_things(what: str | None) -> dict[str, dict[str, str]]:
         },
         "recipes": {name: _recipe_line(name) for name in RECIPES},
         "settings": {
-            name: f"{f.metadata['help']}; {', '.join(f.metadata['choices']) or TYPES[name].__name__}; default {f.default}"
+            name: f"{f.metadata['help']}; {', '.join(f.metadata['choices']) or TYPES[name].__name__}; "
+            f"default {f.default}"
             for name, f in SETTINGS.items()
         },
     }

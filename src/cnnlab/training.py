@@ -6,6 +6,7 @@ and the loop ends in `train_step`, which is the update.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from cnnlab.display import Display, make_display
 from cnnlab.errors import CnnlabError, TrainingInterrupted, reason
 from cnnlab.evaluation import evaluate
 from cnnlab.files import write_atomic, write_json
+from cnnlab.interrupt import CtrlC
 from cnnlab.models import build_model
 from cnnlab.optim import initialize, learning_rate, make_optimizer
 from cnnlab.recipe import Recipe
@@ -174,6 +176,10 @@ def resume(
             session.begin(runs.open_seeds(folder)[0])
             return _train_seeds(session, folder)
         run = runs.open_run(folder)
+        summary = run.summary()
+        if summary is not None:
+            session.display.message(f"{run.path} is finished: nothing to resume")
+            return Result(run, summary)
         session.begin(run.recipe)
         return _resume(session, run)
 
@@ -296,17 +302,21 @@ def _resume(session: _Session, run: Run) -> Result:
     before = run.info["data"]["fingerprint"]
     if before != session.fingerprint:
         raise CnnlabError(f"the images of {run.recipe.data} are not those that {run.path} began with; train a new run")
-    summary = run.summary()
-    if summary is not None:
-        session.display.message(f"{run.path} is finished: nothing to resume")
-        return Result(run, summary)
-    threads = session.threads or runs.first_threads(run) or available_cores()
+    first = runs.first_session(run)
+    threads = session.threads or first.get("threads") or available_cores()
+    now = environment(session.device, threads)
+    for what in ("device_name", "threads", "versions"):
+        if first.get(what, now[what]) != now[what]:
+            session.display.message(
+                f"note: {run.path} began with {what} {first[what]} and goes on with {now[what]}: the weights may "
+                "differ in their last bits from those of an undisturbed run"
+            )
     with reproducible(run.recipe.seed, threads):
         model = session.build(run.recipe).to(session.device)
         optimizer = make_optimizer(model, run.recipe)
         state = load_checkpoint(run.checkpoint, model, optimizer, session.device)
         with _Saving(run, len(state["rows"])):
-            runs.add_session(run, environment(session.device, threads))
+            runs.add_session(run, now)
             runs.write_metrics(run, state["rows"])  # what a killed process wrote beyond its checkpoint is dropped
         return _fit(session, run, model, optimizer, state)
 
@@ -316,10 +326,15 @@ def _train_seeds(session: _Session, path: Path) -> SeedsResult:
     results = []
     for seed in seeds:
         folder = path / f"seed-{seed}"
-        if (folder / "run.json").exists():
-            results.append(_resume(session, runs.open_run(folder)))
-        else:
-            results.append(_train_new(session, folder, replace(recipe, seed=seed)))
+        try:
+            if not (folder / "run.json").exists():
+                results.append(_train_new(session, folder, replace(recipe, seed=seed)))
+                continue
+            run = runs.open_run(folder)
+            summary = run.summary()
+            results.append(Result(run, summary) if summary is not None else _resume(session, run))
+        except TrainingInterrupted as error:
+            raise TrainingInterrupted(f"{error}, and with the other seeds too: --resume {path}") from None
     key = "val" if recipe.watch == "validation" else "test"
     figures = ("loss", "train_acc", f"{key}_loss", f"{key}_acc", "images_per_second", "examples_per_second")
     summary = {
@@ -336,9 +351,43 @@ def _train_seeds(session: _Session, path: Path) -> SeedsResult:
 def _fit(
     session: _Session, run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
 ) -> Result:
-    """The loop. `state`: rows of the finished epochs, best figure so far and its epoch."""
+    """Train the epochs that are left, and close what must be closed however that ends.
+
+    `state`: rows of the epochs that are saved, best figure so far and its epoch.
+    """
+    recipe, display = run.recipe, session.display
+    with CtrlC() as ctrl_c, contextlib.closing(_Events(run, len(state["rows"]))) as events:
+        try:
+            _epochs(session, run, model, optimizer, state, events, ctrl_c)
+        except KeyboardInterrupt:
+            display.end()
+            saved = len(state["rows"])
+            if saved:
+                _save_curves(run, state["rows"])
+            raise TrainingInterrupted(
+                f"stopped in epoch {min(saved + 1, recipe.epochs)} of {recipe.epochs}; {saved} finished epochs are "
+                f"kept. Go on with: cnnlab train --resume {run.path}"
+            ) from None
+        finally:
+            display.end()
+        with _Saving(run, recipe.epochs):
+            _save_curves(run, state["rows"])
+            summary = _summary(session, run, state)
+            write_json(run.path / "summary.json", summary)
+    return Result(run, summary)
+
+
+def _epochs(
+    session: _Session,
+    run: Run,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    events: _Events,
+    ctrl_c: CtrlC,
+) -> None:
+    """The loop: every epoch that `state` lacks, each saved before it counts."""
     recipe, device, display = run.recipe, session.device, session.display
-    rows: list[dict[str, Any]] = state["rows"]
     key = "val" if recipe.watch == "validation" else "test"
     train_loader = Loader(
         session.train_set, session.preprocessing, recipe.batch_size, device, shift=recipe.shift, flip=recipe.flip
@@ -348,77 +397,59 @@ def _fit(
     watch_loader = Loader(session.watch_set, session.preprocessing, 1000 if small else recipe.batch_size, device)
     num_classes = len(session.train_set.classes)
     steps = recipe.epochs * len(train_loader)
-    display.begin(train_loader, recipe.epochs, len(rows), recipe.watch, rows)
-    events = _Events(run, len(rows))
-    saved = len(rows)
-    try:
-        for epoch in range(len(rows), recipe.epochs):
-            began = time.perf_counter()
-            compute = Stopwatch(device)
-            step, seen = epoch * len(train_loader), 0
-            statistics = torch.zeros(2, device=device)  # sum of losses, number of hits
-            model.train()
-            for x, y in train_loader.shuffled(recipe.seed, epoch):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(recipe, step, steps)
-                compute.start()
-                loss, hits = train_step(model, optimizer, x, y, recipe.label_smoothing)
-                statistics += torch.stack((loss * len(y), hits))
-                compute.stop()
-                step, seen = step + 1, seen + len(y)
-                display.step(epoch, seen, statistics)
-            synchronize(device)  # the epoch's one wait for the device: now its figures are read
-            trained = time.perf_counter()
-            loss_sum, hit_count = statistics.tolist()
-            if not math.isfinite(loss_sum):
-                raise _diverged(run, recipe, epoch, loss_sum)
-            measured = evaluate(model, watch_loader, num_classes)
-            compute_seconds = compute.seconds()
-            row = {
-                "epoch": epoch + 1,
-                "learning_rate": optimizer.param_groups[0]["lr"],
-                "loss": loss_sum / seen,
-                "train_acc": hit_count / seen,
-                f"{key}_loss": measured.loss,
-                f"{key}_acc": measured.accuracy,
-                "images": seen,
-                "train_seconds": trained - began,
-                "compute_seconds": compute_seconds,
-                "evaluation_seconds": time.perf_counter() - trained,
-                "images_per_second": seen / (trained - began),
-                "examples_per_second": seen / compute_seconds,
-            }
-            rows.append(row)
-            with _Saving(run, epoch):
-                # Chosen on validation; where only the test set is watched, by the training loss instead.
-                figure = row["val_acc"] if recipe.watch == "validation" else -row["loss"]
-                if state["best"] is None or figure > state["best"]:
-                    state.update(best=figure, best_epoch=epoch + 1)
-                    save_weights(run.path / "best.safetensors", model)
-                save_weights(run.path / "last.safetensors", model)
-                row["seconds"] = time.perf_counter() - began
-                runs.write_metrics(run, rows)
-                events.add(row)
-                # Last: whatever came before is written again, the same, should the process die in between.
-                save_checkpoint(run.checkpoint, model, optimizer, device, state)
-            saved = epoch + 1
-            display.epoch(row)
-        with _Saving(run, recipe.epochs):
-            _save_curves(run, rows)
-            summary = _summary(session, run, state)
-            write_json(run.path / "summary.json", summary)
-    except KeyboardInterrupt:
-        display.end()
-        if saved:
-            _save_curves(run, rows[:saved])
-        raise TrainingInterrupted(
-            f"stopped in epoch {min(saved + 1, recipe.epochs)} of {recipe.epochs}; {saved} finished epochs are kept. Go "
-            f"on with: cnnlab train --resume {run.path}"
-        ) from None
-    finally:
-        display.end()
-        events.close()
-    return Result(run, summary)
+    display.begin(train_loader, recipe.epochs, len(state["rows"]), recipe.watch, state["rows"])
+    for epoch in range(len(state["rows"]), recipe.epochs):
+        began = time.perf_counter()
+        compute = Stopwatch(device)
+        step, seen = epoch * len(train_loader), 0
+        statistics = torch.zeros(2, device=device)  # sum of losses, number of hits
+        model.train()
+        for x, y in train_loader.shuffled(recipe.seed, epoch):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(recipe, step, steps)
+            compute.start()
+            loss, hits = train_step(model, optimizer, x, y, recipe.label_smoothing)
+            statistics += torch.stack((loss * len(y), hits))
+            compute.stop()
+            step, seen = step + 1, seen + len(y)
+            display.step(epoch, seen, statistics)
+            ctrl_c.check()
+        synchronize(device)  # the epoch's one wait for the device: now its figures are read
+        trained = time.perf_counter()
+        loss_sum, hit_count = statistics.tolist()
+        if not math.isfinite(loss_sum):
+            raise _diverged(run, recipe, epoch, loss_sum)
+        measured = evaluate(model, watch_loader, num_classes, between=ctrl_c.check)
+        compute_seconds = compute.seconds()
+        row = {
+            "epoch": epoch + 1,
+            "learning_rate": optimizer.param_groups[0]["lr"],
+            "loss": loss_sum / seen,
+            "train_acc": hit_count / seen,
+            f"{key}_loss": measured.loss,
+            f"{key}_acc": measured.accuracy,
+            "images": seen,
+            "train_seconds": trained - began,
+            "compute_seconds": compute_seconds,
+            "evaluation_seconds": time.perf_counter() - trained,
+            "images_per_second": seen / (trained - began),
+            "examples_per_second": seen / compute_seconds,
+        }
+        with _Saving(run, epoch):
+            now = {**state, "rows": [*state["rows"], row]}
+            # Chosen on validation; where only the test set is watched, by the training loss instead.
+            figure = row["val_acc"] if recipe.watch == "validation" else -row["loss"]
+            if state["best"] is None or figure > state["best"]:
+                now.update(best=figure, best_epoch=epoch + 1)
+                save_weights(run.path / "best.safetensors", model)
+            save_weights(run.path / "last.safetensors", model)
+            row["seconds"] = time.perf_counter() - began
+            runs.write_metrics(run, now["rows"])
+            events.add(row)
+            # Last: whatever came before is written again, the same, should the process die in between.
+            save_checkpoint(run.checkpoint, model, optimizer, device, now)
+        state.update(now)
+        display.epoch(row)
 
 
 def _summary(session: _Session, run: Run, state: dict[str, Any]) -> dict[str, Any]:
@@ -462,7 +493,7 @@ def _save_curves(run: Run, rows: Sequence[dict[str, Any]]) -> None:
 def _diverged(run: Run, recipe: Recipe, epoch: int, loss: float) -> CnnlabError:
     return CnnlabError(
         f"the loss became {loss:g} in epoch {epoch + 1} at a learning rate of up to {recipe.learning_rate:g}; the "
-        f"{epoch} epochs before are kept in {run.path}. Try --set learning_rate={recipe.learning_rate / 3:.2g}"
+        f"{epoch} epochs before are kept in {run.path}. Try --set learning_rate={recipe.learning_rate / 3:.3g}"
     )
 
 
@@ -480,8 +511,8 @@ class _Saving:
     ) -> None:
         if isinstance(error, OSError):
             raise CnnlabError(
-                f"cannot save into {self._run.path}: {reason(error)}; {self._done} finished epochs are kept. Free some space, "
-                f"then go on with: cnnlab train --resume {self._run.path}"
+                f"cannot save into {self._run.path}: {reason(error)}; {self._done} finished epochs are kept. Free some "
+                f"space, then go on with: cnnlab train --resume {self._run.path}"
             ) from error
 
 
@@ -495,7 +526,7 @@ class _Events:
         with _Saving(run, epochs_done):
             # Events of epochs that are trained again are marked as void.
             purge = epochs_done + 1 if epochs_done else None
-            self._writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=purge)  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=purge)
         self._watch = run.recipe.watch
 
     def add(self, row: dict[str, Any]) -> None:
@@ -509,11 +540,9 @@ class _Events:
             "images_per_second": row["images_per_second"],
         }
         for name, value in scalars.items():
-            self._writer.add_scalar(name, value, row["epoch"])  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, row["epoch"])
+        self._writer.flush()
 
     def close(self) -> None:
-        try:
-            self._writer.close()  # type: ignore[no-untyped-call]
-        except OSError:
-            pass  # a full disk: the error that matters is already on its way
+        with contextlib.suppress(OSError):  # a full disk: the error that matters is already on its way
+            self._writer.close()

@@ -1,7 +1,7 @@
 """`folder:PATH`: a person's own images, one sub-folder per class.
 
-    PATH/cats/1.jpg, PATH/dogs/7.png              one set; validation is carved from it, and there is no test set
-    PATH/train/cats/.., PATH/test/cats/..         a `train` folder makes the others (`val` or `validation`, `test`) splits
+PATH/cats/1.jpg, PATH/dogs/7.png              one set; validation is carved from it, and there is no test set
+PATH/train/cats/.., PATH/test/cats/..         a `train` folder makes the others (`val` or `validation`, `test`) splits
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def _load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
     if root != train_root:
         extra = set(_classes(root)) - set(classes)
         if extra:
-            raise CnnlabError(f"{root / min(extra)} is a class that {train_root} does not have; add it there or remove it")
+            raise CnnlabError(
+                f"{root / min(extra)} is a class that {train_root} does not have; add it there or remove it"
+            )
     files, labels = _listing(root, classes)
     images = np.empty((len(files), channels, size, size), np.uint8)
     good, skipped = [], []
@@ -130,4 +132,3 @@ def _shape(train_root: Path, classes: list[str], options: SourceOptions) -> tupl
     else:
         side = _DEFAULT_SIZE
     return 1 if grey else 3, side
-

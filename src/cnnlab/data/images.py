@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cnnlab.errors import CnnlabError, reason
 
@@ -32,11 +32,9 @@ def image_files(folder: Path) -> Iterator[Path]:
 
 
 def probe(path: Path) -> tuple[tuple[int, int], bool]:
-    """((width, height), is it grey), from the header alone. Raises BadImage."""
+    """((width, height) as stored, is it grey), from the header alone. Raises BadImage."""
     with _open(path) as image:
-        # A camera's picture may be stored lying on its side: 5 to 8 swap width and height.
-        turned = image.getexif().get(0x0112, 1) >= 5
-        return (image.size[::-1] if turned else image.size), image.mode in _GREY
+        return image.size, image.mode in _GREY
 
 
 def decode(path: Path, channels: int, size: int, fit: str) -> np.ndarray:
@@ -85,7 +83,7 @@ def _open(path: Path) -> Image.Image:
     except FileNotFoundError as error:
         raise BadImage(f"{path} does not exist") from error
     except Exception as error:
-        why = "not an image that Pillow can read" if isinstance(error, Image.UnidentifiedImageError) else reason(error)
+        why = "not an image that Pillow can read" if isinstance(error, UnidentifiedImageError) else reason(error)
         raise BadImage(f"{path} is damaged: {why}") from error
 
 

@@ -14,7 +14,7 @@ Report = Callable[[str, int, int], None]
 """Progress of a long read: (what, done, total); total 0 means unknown."""
 
 
-def no_report(what: str, done: int, total: int) -> None:  # noqa: ARG001 - a Report that says nothing
+def no_report(what: str, done: int, total: int) -> None:
     """Say nothing."""
 
 
@@ -55,16 +55,14 @@ class ImageSet:
 
     def take(self, index: Tensor) -> ImageSet:
         """The images at `index` (M,) int64, in that order."""
-        return ImageSet(
-            self.images[index], self.labels[index], [self.ids[i] for i in index.tolist()], self.classes
-        )
+        return ImageSet(self.images[index], self.labels[index], [self.ids[i] for i in index.tolist()], self.classes)
 
     def fingerprint(self) -> str:
         """A hash of pixels, labels and class names: the same text means the same data, in the same order."""
         digest = hashlib.blake2b(digest_size=16)
         digest.update("\0".join([str(tuple(self.images.shape)), *self.classes]).encode())
-        digest.update(self.images.contiguous().numpy())
-        digest.update(self.labels.contiguous().numpy())
+        digest.update(self.images.contiguous().numpy().data)
+        digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -66,8 +67,8 @@ class Preprocessing:
         """Subtract the mean, divide by the deviation: same shape. May work in place."""
         if not any(self.mean) and all(s == 1 for s in self.std):
             return x
-        mean, std = x.new_tensor(self.mean), x.new_tensor(self.std)
-        return x.sub_(mean[:, None, None]).div_(std[:, None, None])
+        mean, std = _moments(self.mean, self.std, x.device)
+        return x.sub_(mean).div_(std)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for a run's folder."""
@@ -137,6 +138,12 @@ class Loader:
             if self._shift:
                 x = random_shift(x, self._shift, here)
             yield self.preprocessing.normalized(x), self.labels[index]
+
+
+@lru_cache(maxsize=8)
+def _moments(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (C, 1, 1) on the device, copied there once: a copy for each batch would stop a GPU."""
+    return torch.tensor(mean, device=device)[:, None, None], torch.tensor(std, device=device)[:, None, None]
 
 
 def _mix(*numbers: int) -> int:

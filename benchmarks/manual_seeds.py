@@ -1,0 +1,48 @@
+"""The manual's recipes from several seeds, as it trains them: python benchmarks/manual_seeds.py [--seeds 5] [RECIPE...]
+
+Writes benchmarks/results/manual-seeds_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB_DATA, or the network).
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from typing import Any
+
+import cnnlab
+from _common import write_result
+
+# The manual's own figures, and its source's for LeNet; it prints no seeds and no spread.
+PRINTED = {
+    "manual/lenet": {"loss": 0.469, "train_acc": 0.823, "test_acc": 0.779},
+    "manual/lenet-bn": {"loss": 0.263, "train_acc": 0.902, "test_acc": 0.862},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipes", nargs="*", default=["manual/lenet", "manual/lenet-bn"])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    figures: dict[str, Any] = {}
+    device = args.device
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.recipes:
+            result = cnnlab.train_seeds(name, args.seeds, runs_dir=folder, device=args.device, progress="lines")
+            print(result, flush=True)
+            device = result.results[0].summary["device"]
+            figures[name] = {
+                "split": "test, looked at after each epoch as the manual does; figures of the last epoch",
+                "printed_by_the_manual": PRINTED.get(name),
+                **result.summary,
+                "test_acc_by_epoch": {
+                    str(r.summary["seed"]): [row["test_acc"] for row in r.run.metrics()] for r in result.results
+                },
+                "per_seed": [r.summary for r in result.results],
+            }
+    print(write_result("manual-seeds", device, {"n": args.seeds, "recipes": figures}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Write the results tables of the two READMEs from benchmarks/results/: python benchmarks/tables.py
+
+No figure is typed by hand; a test compares the READMEs with what this makes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN = "<!-- results: written by `python benchmarks/tables.py`, from benchmarks/results/ -->"
+END = "<!-- end of results -->"
+
+WORDS = {
+    "README.md": {
+        "manual": "The manual's recipes on Fashion-MNIST: all 60,000 images, 10 epochs, figures of the last epoch, {n} seeds, "
+        "mean ± std. The test set is looked at after each epoch, as the manual does. {hardware}.",
+        "columns": "| network | | loss | train acc | test acc | images/s, wall-clock with data | compute only |",
+        "ours": "cnnlab",
+        "printed": "printed",
+        "peer": "Beside {peer} on the same network, recipe and data, {n} pairs of runs in turn, {epochs} epochs each. {hardware}.",
+        "peer_columns": "| network | speed, wall-clock with data: median (range) | peak memory, all processes: cnnlab | d2l |",
+        "times": "{median:.2f} times d2l's ({min:.2f} to {max:.2f})",
+    },
+    "README.zh.md": {
+        "manual": "教材的配方，Fashion-MNIST：全部 60,000 张图像，10 个周期，取最后一个周期，{n} 个种子，均值 ± 标准差。与教材一样，每个周期后都看测试集。{hardware}。",
+        "columns": "| 网络 | | 损失 | 训练精度 | 测试精度 | 图像/秒（含数据的实际时间） | 仅计算 |",
+        "ours": "cnnlab",
+        "printed": "教材",
+        "peer": "与 {peer} 比较：同样的网络、配方和数据，交替运行 {n} 对，每次 {epochs} 个周期。{hardware}。",
+        "peer_columns": "| 网络 | 速度（含数据的实际时间）：中位数（范围） | 全部进程的内存峰值：cnnlab | d2l |",
+        "times": "d2l 的 {median:.2f} 倍（{min:.2f} 到 {max:.2f}）",
+    },
+}  # fmt: skip
+
+
+def newest(name: str) -> dict[str, Any]:
+    """The newest result of a benchmark, with its file's name."""
+    path = max((ROOT / "benchmarks" / "results").glob(f"{name}_*.json"), key=lambda p: p.stem[-10:])
+    return {**json.loads(path.read_text()), "file": path.name}
+
+
+def hardware(result: dict[str, Any]) -> str:
+    env = result["environment"]
+    link = f"[{env['date'][:10]}](benchmarks/results/{result['file']})"
+    return f"{env['device_name']}, {env['threads']} cores, torch {env['versions']['torch']}, {link}"
+
+
+def table(words: dict[str, str]) -> str:
+    def spread(value: dict[str, float], form: str = ".3f") -> str:
+        return f"{value['mean']:{form}} ± {value['std']:{form}}"
+
+    manual, peer = newest("manual-seeds"), newest("vs-d2l")
+    lines = [
+        words["manual"].format(n=manual["n"], hardware=hardware(manual)),
+        "",
+        words["columns"],
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, r in manual["recipes"].items():
+        printed = r["printed_by_the_manual"]
+        lines += [
+            f"| `{name}` | {words['ours']} | {spread(r['loss'])} | {spread(r['train_acc'])} | {spread(r['test_acc'])} | "
+            f"{r['images_per_second']['mean']:,.0f} | {r['examples_per_second']['mean']:,.0f} |",
+            f"| | {words['printed']} | {printed['loss']:.3f} | {printed['train_acc']:.3f} | {printed['test_acc']:.3f} | | |",
+        ]
+    lines += ["", words["peer"].format(peer=peer["peer"].replace("==", " "), n=peer["n"], epochs=peer["epochs"], hardware=hardware(peer)),
+              "", words["peer_columns"], "|---|---|---|---|"]  # fmt: skip
+    for name, r in peer["networks"].items():
+        memory = r["peak_pss_mib"]
+        lines.append(
+            f"| {name} | {words['times'].format(**r['speed_ratio'])} | {memory['cnnlab']:,.0f} MiB | {memory['d2l']:,.0f} MiB |"
+        )
+    return "\n".join(lines)
+
+
+def page(name: str) -> str:
+    """The README `name` as it should be."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{table(WORDS[name])}\n\n{END}{rest.split(END)[1]}"
+
+
+if __name__ == "__main__":
+    for readme in WORDS:
+        (ROOT / readme).write_text(page(readme), encoding="utf-8")
+        print(readme)

@@ -1,0 +1,109 @@
+"""What the tests share. Each test gets a working folder of its own; nothing is written into the repository."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cnnlab.data import data_folder
+from cnnlab.recipe import Recipe
+from cnnlab.recipes import RECIPES
+
+torch.set_num_threads(2)
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A relative CNNLAB_DATA is meant from where pytest was started.
+    if os.environ.get("CNNLAB_DATA"):
+        monkeypatch.setenv("CNNLAB_DATA", str(Path(os.environ["CNNLAB_DATA"]).absolute()))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def cnnlab() -> Command:
+    """Run the command in this process, which saves its start; the answer has returncode, stdout, stderr."""
+    from cnnlab.cli import main
+
+    def run(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        command = ["cnnlab", *map(str, args)]
+        out, err, before = io.StringIO(), io.StringIO(), (Path.cwd(), sys.argv)
+        os.chdir(cwd or before[0])
+        sys.argv = command
+        code: object = None
+        try:
+            with redirect_stdout(out), redirect_stderr(err):
+                main()
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            os.chdir(before[0])
+            sys.argv = before[1]
+        assert isinstance(code, int)
+        return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def installed() -> Command:
+    """Run the installed command in a process of its own, as a person would."""
+
+    def run(*args: object, env: dict[str, str] | None = None, **kwargs: object) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).parent / "cnnlab"), *map(str, args)]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=300, env={**os.environ, **(env or {})}, **kwargs
+        )
+
+    return run
+
+
+def one_line_error(answer: subprocess.CompletedProcess[str]) -> str:
+    """The single line that bad input gets; fails unless there is exactly that, and exit code 2."""
+    assert answer.returncode == 2, (answer.returncode, answer.stdout, answer.stderr)
+    lines = answer.stderr.strip().splitlines()
+    assert len(lines) == 1, answer.stderr
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in answer.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="session")
+def fashion_folder() -> Path:
+    """The data folder, if Fashion-MNIST is in it; else the test is skipped, and says so."""
+    folder = data_folder()
+    files = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    if not all((folder / "FashionMNIST" / "raw" / f"{name}-ubyte.gz").exists() for name in files):
+        pytest.skip(f"Fashion-MNIST is not in {folder}; set CNNLAB_DATA to the folder that holds FashionMNIST/raw")
+    return folder.absolute()
+
+
+@pytest.fixture
+def quick() -> Recipe:
+    """A recipe that trains in a second."""
+    return RECIPES["digits"].changed(epochs=2, name="quick")
+
+
+@pytest.fixture
+def shapes(tmp_path: Path) -> Path:
+    """A folder of two easily told classes, in several formats: 20 bright and 20 dark 20x20 colour images."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "shapes"
+    for name, level in (("bright", 200), ("dark", 50)):
+        (root / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = np.clip(rng.normal(level, 15, (20, 20, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i:02d}.{('png', 'jpg', 'bmp', 'webp')[i % 4]}")
+    return root

@@ -1,0 +1,324 @@
+"""The installed command as a stranger uses it, with good input and bad."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import resource
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import cnnlab as package
+from conftest import Command, one_line_error
+
+FAST = ("--set", "epochs=2")
+
+
+@pytest.fixture(scope="module")
+def run(cnnlab: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small finished run that the tests read and never change."""
+    folder = tmp_path_factory.mktemp("cli")
+    answer = cnnlab("train", "--name", "small", *FAST, cwd=folder)
+    assert answer.returncode == 0, answer.stderr
+    return folder / "runs" / "small"
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    """The same, to be broken."""
+    shutil.copytree(run, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+# Good input
+
+
+@pytest.mark.slow
+def test_without_arguments_it_trains_the_default(installed: Command, tmp_path: Path) -> None:
+    answer = installed("train")
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stderr == ""  # quiet: this is no terminal
+    lines = answer.stdout.splitlines()
+    assert lines[0].startswith("loss ")
+    assert float(lines[0].split("val acc ")[1]) > 0.98
+    assert lines[1].endswith("examples/sec on cpu")
+    assert (tmp_path / "runs/digits-lenet-bn-001/curves.png").exists()
+    answer = installed("eval", "digits-lenet-bn-001")
+    assert float(answer.stdout.split()[2]) > 0.97
+    assert "looked at 1 time" in answer.stdout
+
+
+def test_python_m_cnnlab_is_the_command() -> None:
+    answer = subprocess.run([sys.executable, "-m", "cnnlab", "--version"], capture_output=True, text=True)
+    assert (answer.returncode, answer.stdout) == (0, f"cnnlab {package.__version__}\n")
+
+
+@pytest.mark.parametrize("command", ["", "train", "eval", "predict", "runs", "list"])
+def test_help(cnnlab: Command, command: str) -> None:
+    answer = cnnlab(*command.split(), "--help")
+    assert answer.returncode == 0
+    assert "Usage" in answer.stdout
+
+
+def test_list(cnnlab: Command) -> None:
+    told = json.loads(cnnlab("list", "--json").stdout)
+    assert set(told["models"]) == set(package.MODELS)
+    assert set(told["recipes"]) == set(package.RECIPES)
+    assert {"digits", "fashion-mnist", "folder:PATH"} == set(told["data"])
+    assert all(line for things in told.values() for line in things.values())
+    text = cnnlab("list").stdout
+    assert all(name in text for things in told.values() for name in things)
+    assert "manual/lenet-bn" in cnnlab("list", "recipes").stdout
+    assert "did you mean models" in one_line_error(cnnlab("list", "modles"))
+
+
+def test_lines_for_a_log_file(cnnlab: Command) -> None:
+    answer = cnnlab("train", *FAST, "--progress", "lines")
+    assert [line[:9] for line in answer.stderr.splitlines()] == ["epoch 1/2", "epoch 2/2"]
+
+
+def test_eval(cnnlab: Command, copy: Path) -> None:
+    for split in ("validation", "train", "test"):
+        assert cnnlab("eval", copy, "--split", split).stdout.startswith(f"{split} acc ")
+    told = json.loads(cnnlab("eval", copy, "--json").stdout)
+    assert told["split"] == "test"
+    assert told["images"] == sum(map(sum, told["confusion"])) == 359
+    assert len((copy / "evaluations.jsonl").read_text().splitlines()) == 4
+
+
+def test_predict(cnnlab: Command, run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "[bold]photos, and more"
+    folder.mkdir()
+    for i in range(3):
+        Image.new("L", (30, 20), 80 * i).save(folder / f"{i}.png")
+    table = cnnlab("predict", run, folder).stdout.splitlines()
+    assert table[0].split() == ["image", "1.", "2.", "3."]
+    assert table[1].startswith(str(folder / "0.png"))
+    rows = list(csv.DictReader(io.StringIO(cnnlab("predict", run, folder, "--format", "csv", "--top", 1).stdout)))
+    assert [row["image"] for row in rows] == [str(folder / f"{i}.png") for i in range(3)]
+    told = json.loads(cnnlab("predict", run, folder / "1.png", folder, "--format", "json", "--top", 99).stdout)
+    assert len(told) == 4
+    for image in told:
+        shares = [t["probability"] for t in image["top"]]
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+        assert shares == sorted(shares, reverse=True)
+        assert {t["label"] for t in image["top"]} == set("0123456789")
+
+
+def test_runs_lists_and_compares(cnnlab: Command, tmp_path: Path) -> None:
+    assert "no runs in runs" in cnnlab("runs").stdout
+    cnnlab("train", "--name", "one", *FAST)
+    cnnlab("train", "lenet", "--name", "two", *FAST, "--set", "learning_rate=0.1")
+    cnnlab("train", "--name", "many", *FAST, "--seeds", 2)
+    (tmp_path / "runs" / "notes").mkdir()
+    lines = cnnlab("runs").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "run",
+        "runs/many/seed-0",
+        "runs/many/seed-1",
+        "runs/one",
+        "runs/two",
+    ]
+    told = cnnlab("runs", "one", "two", "--plot", "both.png").stdout
+    for text in ("setting that differs", "model", "lenet", "learning_rate", "0.1", "0.2"):
+        assert text in told
+    assert "momentum" not in told
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+    rows = json.loads(cnnlab("runs", "--json").stdout)
+    assert [row["seed"] for row in rows] == [0, 1, 0, 0]
+
+
+def test_a_folder_of_ones_own_end_to_end(cnnlab: Command, shapes: Path) -> None:
+    (shapes / "dark" / "bad.png").write_bytes(b"")
+    answer = cnnlab("train", "--data", f"folder:{shapes}", "--skip-bad", *FAST, "--name", "own")
+    assert answer.returncode == 0, answer.stderr
+    assert "1 damaged images were left out" in answer.stdout
+    assert "bad.png" in json.loads(Path("runs/own/run.json").read_text())["data"]["skipped"][0]
+    assert cnnlab("eval", "own", "--skip-bad").stdout.startswith("validation acc")
+    assert "bad.png" in one_line_error(cnnlab("eval", "own"))
+    assert cnnlab("predict", "own", shapes / "dark" / "00.png").returncode == 0
+
+
+# Bad input: one line, exit code 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train", "lenett"], "unknown model 'lenett'; did you mean lenet"),
+        (["train", "--data", "digit"], "unknown source 'digit'; did you mean digits"),
+        (["train", "--recipe", "manual/lenett"], "did you mean manual/lenet"),
+        (["train", "--set", "lr=1"], "did you mean learning_rate"),
+        (["train", "--set", "epochs=-1"], "epochs=-1: must lie between"),
+        (["train", "--set", "epochs=many"], "epochs='many': expected a whole number"),
+        (["train", "--set", "epochs"], "write key=value"),
+        (["train", "--set", "image_size=8"], "lenet-bn needs images of at least 16x16 pixels, not 8x8"),
+        (["train", "--seeds", "0"], "seeds=0: must be at least 1"),
+        (["train", "--seeds", "x"], "--seeds"),
+        (["train", "--device", "gpu"], "unknown device 'gpu'"),
+        (["train", "--device", "cuda:99"], "not available"),
+        (["train", "--threads", "0"], "threads=0"),
+        (["train", "--progress", "dots"], "unknown progress display 'dots'"),
+        (["train", "--name", "../x"], "run name '../x'"),
+        (["train", "--epochs", "3"], "--epochs"),
+        (["train", "--data", "folder:nowhere"], "nowhere does not exist"),
+        (["train", "--recipe", "folder"], "needs --data folder:PATH"),
+        (["train", "--resume", "nowhere"], "nowhere does not exist"),
+        (["train", "lenet", "--resume", "x"], "leave out MODEL"),
+        (["eval", "nowhere"], "nowhere does not exist; `cnnlab runs` lists"),
+        (["eval"], "RUN"),
+        (["predict", "nowhere", "x.png"], "nowhere does not exist"),
+        (["runs", "nowhere"], "nowhere does not exist"),
+        (["trian"], "trian"),
+        (["--wrong"], "--wrong"),
+    ],
+    ids=" ".join,
+)
+def test_bad_input_is_one_line(cnnlab: Command, tmp_path: Path, arguments: list[str], told: str) -> None:
+    assert told in one_line_error(cnnlab(*arguments))
+    assert not list(tmp_path.rglob("*.safetensors"))  # nothing half-made is left
+
+
+def test_bad_folders(cnnlab: Command, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "holds no images" in one_line_error(cnnlab("train", "--data", "folder:empty"))
+    (tmp_path / "one" / "cats").mkdir(parents=True)
+    Image.new("L", (28, 28)).save(tmp_path / "one" / "cats" / "1.png")
+    assert "has one class (cats)" in one_line_error(cnnlab("train", "--data", "folder:one"))
+    (tmp_path / "one" / "dogs").mkdir()
+    Image.new("L", (28, 28)).save(tmp_path / "one" / "dogs" / "1.png")
+    assert "has one image per class" in one_line_error(cnnlab("train", "--data", "folder:one"))
+    (tmp_path / "one" / "dogs" / "2.png").write_bytes(b"damaged")
+    line = one_line_error(cnnlab("train", "--data", "folder:one"))
+    assert "dogs/2.png is damaged" in line
+    assert "--skip-bad" in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bad_run_folders(cnnlab: Command, copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    for command in ("eval", "predict", "runs"):
+        extra = ["x.png"] if command == "predict" else []
+        assert "is not a run's folder" in one_line_error(cnnlab(command, "other", *extra))
+    assert "is not a run's folder" in one_line_error(cnnlab("train", "--resume", "other"))
+    (tmp_path / "file").write_text("x")
+    assert "is a file, not a run's folder" in one_line_error(cnnlab("eval", "file"))
+    assert "did you mean best" in one_line_error(cnnlab("eval", copy, "--weights", "bst"))
+    assert "unknown split 'tset'; did you mean test" in one_line_error(cnnlab("eval", copy, "--split", "tset"))
+    assert "x.png does not exist" in one_line_error(cnnlab("predict", copy, "x.png"))
+    assert "holds no images" in one_line_error(cnnlab("predict", copy, "other"))
+    assert "top=0" in one_line_error(cnnlab("predict", copy, copy / "curves.png", "--top", 0))
+    assert "unknown format 'xml'" in one_line_error(cnnlab("predict", copy, copy / "curves.png", "--format", "xml"))
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["run.json", "recipe.json", "best.safetensors", "metrics.jsonl", "environment.json", "summary.json"],
+)
+@pytest.mark.parametrize("damage", ["truncated", "empty", "noise", "other json", "missing"])
+def test_damaged_run_folders(cnnlab: Command, copy: Path, file: str, damage: str) -> None:
+    path = copy / file
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(
+            {
+                "truncated": content[: len(content) // 2],
+                "empty": b"",
+                "noise": os.urandom(500),
+                "other json": b"[1, 2]",
+            }[damage]
+        )
+    for command in (["eval", copy], ["runs", copy], ["train", "--resume", copy]):
+        answer = cnnlab(*command)
+        assert "Traceback" not in answer.stderr
+        if answer.returncode != 0:
+            assert file in one_line_error(answer)
+        elif command[0] == "eval":
+            assert file in ("metrics.jsonl", "environment.json", "summary.json")  # those it does not need
+
+
+@pytest.mark.parametrize("kind", ["truncated", "flipped"])
+def test_damaged_weights_are_refused_and_others_offered(cnnlab: Command, copy: Path, kind: str) -> None:
+    path = copy / "best.safetensors"
+    content = bytearray(path.read_bytes())
+    if kind == "truncated":
+        content = content[:-100]
+    else:
+        content[-1] ^= 1
+    path.write_bytes(content)
+    line = one_line_error(cnnlab("predict", copy, copy / "curves.png"))
+    assert f"{path} is damaged" in line
+    assert "use other weights" in line
+    assert cnnlab("predict", copy, copy / "curves.png", "--weights", "last").returncode == 0
+
+
+def test_output_folders_that_cannot_be_written(cnnlab: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    assert "file; name another folder with --runs-dir" in one_line_error(cnnlab("train", "--runs-dir", "file"))
+    assert "--runs-dir" in one_line_error(cnnlab("train", "--runs-dir", "file/below"))
+
+
+def _without_privileges() -> list[str]:
+    """A prefix that makes root obey the permission bits, so that these tests mean something in a container."""
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("root ignores read-only folders, and setpriv is not there to take that away")
+    return ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
+
+
+def test_a_read_only_folder(copy: Path, tmp_path: Path) -> None:
+    command = [*_without_privileges(), str(Path(sys.executable).parent / "cnnlab")]
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    closed.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    answer = subprocess.run([*command, "train", "--runs-dir", "closed/runs"], capture_output=True, text=True)
+    assert "cannot make closed/runs" in one_line_error(answer)
+    # a run that can only be read can still be used
+    for path in (*copy.rglob("*"), copy):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    answer = subprocess.run([*command, "eval", str(copy)], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert "could not be recorded" in answer.stdout
+    for path in (copy, closed):
+        path.chmod(0o755)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [3_000, 100_000, 200_000, 300_000])
+def test_a_full_disk_keeps_what_was_saved_and_resumes(
+    cnnlab: Command, installed: Command, tmp_path: Path, limit: int
+) -> None:
+    """No file may grow beyond `limit` bytes: the system refuses the write as it does on a full disk."""
+    whole = cnnlab("train", "--name", "whole", *FAST)
+    assert whole.returncode == 0
+    answer = installed(
+        "train", "--name", "full", *FAST,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    line = one_line_error(answer)
+    assert "runs/full" in line
+    assert not list(tmp_path.rglob("*.tmp"))
+    if "--resume" in line and (tmp_path / "runs/full/checkpoint.safetensors").exists():
+        assert cnnlab("train", "--resume", "runs/full").returncode == 0
+        for name in ("last", "best"):
+            file = f"{name}.safetensors"
+            # equal weights are equal files, byte for byte
+            assert (tmp_path / "runs/full" / file).read_bytes() == (tmp_path / "runs/whole" / file).read_bytes()
+
+
+def test_output_into_a_closed_pipe(run: Path) -> None:
+    command = f"{Path(sys.executable).parent / 'cnnlab'} list | head -n 1"
+    answer = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in answer.stderr
+    assert answer.stderr == ""

@@ -1,0 +1,72 @@
+"""What the documents say is true: tables come from committed results, named files and commands exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from cnnlab.models import MODELS
+from cnnlab.recipes import RECIPES, choose_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+READMES = ("README.md", "README.zh.md")
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_tables_are_those_of_the_committed_results(name: str) -> None:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    assert tables.page(name) == (ROOT / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "page", [p.relative_to(ROOT).as_posix() for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))]
+)
+def test_links_lead_to_files(page: str) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_the_file_map_names_every_module() -> None:
+    text = (ROOT / "README.md").read_text()
+    for path in (ROOT / "src" / "cnnlab").glob("*.py"):
+        if not path.name.startswith("__"):
+            assert path.name in text, path.name
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_training_commands_parse(name: str) -> None:
+    found = [
+        line.split("#")[0]
+        for line in (ROOT / name).read_text(encoding="utf-8").splitlines()
+        if line.startswith("cnnlab train")
+    ]
+    assert len(found) >= 5
+    for line in found:
+        words = shlex.split(line)[2:]
+        options = dict(zip(words[:-1], words[1:], strict=True))
+        model = words[0] if words and not words[0].startswith("-") else None
+        assert model is None or model in MODELS
+        settings = [value for option, value in zip(words, words[1:], strict=False) if option == "--set"]
+        chosen = choose_recipe(
+            model=model, data=options.get("--data"), recipe=options.get("--recipe"), settings=settings
+        )
+        assert chosen.name.split(",")[0] in RECIPES
+
+
+def test_every_dependency_has_its_line() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    text = (ROOT / "docs" / "dependencies.md").read_text()
+    for requirement in [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]:
+        name = re.split(r"[><=\[]", requirement)[0]
+        assert re.search(rf"\b{re.escape(name)}\b", text), name

@@ -1,0 +1,101 @@
+"""The house's rules: which names are public, who may import whom, and that --help is quick."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import cnnlab
+
+SOURCE = Path(cnnlab.__file__).parent
+
+# A module may import from modules of a lower floor only, or from its own package.
+FLOORS = [
+    {"errors", "interrupt"},
+    {"files", "recipe"},
+    {"recipes", "device", "models", "plots"},
+    {"data", "optim", "runs", "checkpoint"},
+    {"evaluation", "display"},
+    {"training"},
+    {"inference"},
+    {"tables"},
+    {"cli"},
+    {"__main__"},
+]
+FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "cnnlab":
+                found |= {alias.name for alias in node.names} & FLOOR.keys()
+            elif node.module.startswith("cnnlab."):
+                found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("cnnlab.")}
+    return found
+
+
+def modules() -> list[Path]:
+    return [p for p in SOURCE.rglob("*.py") if p != SOURCE / "__init__.py"]
+
+
+def test_imports_run_downward_only() -> None:
+    for path in modules():
+        here = room(path)
+        for there in imported_rooms(path) - {here}:
+            assert FLOOR[there] < FLOOR[here], f"{path} imports {there}, which stands higher or beside it"
+
+
+def test_models_know_nothing_of_data_recipes_or_devices() -> None:
+    for path in (SOURCE / "models").glob("*.py"):
+        assert imported_rooms(path) <= {"models", "errors"}
+
+
+def test_data_never_imports_models() -> None:
+    for path in (SOURCE / "data").glob("*.py"):
+        assert not imported_rooms(path) & {"models", "training", "recipes"}
+
+
+def test_recipe_needs_no_torch() -> None:
+    code = "import sys, cnnlab.recipe, cnnlab.recipes; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help_does_not_import_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['cnnlab', 'train', '--help']\n"
+        "from cnnlab.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert stop.code == 0, stop.code\n"
+        "assert not {'torch', 'numpy', 'matplotlib', 'sklearn'} & sys.modules.keys(), 'slow imports'"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert "--recipe" in answer.stdout
+
+
+def test_public_names() -> None:
+    assert set(cnnlab.__all__) == {
+        "CnnlabError", "DATASETS", "Evaluation", "ImageSet", "MODELS", "Prediction", "RECIPES", "Recipe", "Result",
+        "Run", "RunEvaluation", "SeedsResult", "TrainingInterrupted", "__version__", "build_model", "evaluate_run",
+        "list_runs", "load_images", "load_model", "open_run", "predict", "resume", "train", "train_seeds", "train_step",
+    }  # fmt: skip
+    for name in cnnlab.__all__:
+        assert getattr(cnnlab, name) is not None
+    assert dir(cnnlab) == sorted(cnnlab.__all__)
+
+
+def test_public_functions_and_classes_say_what_they_do() -> None:
+    for name in cnnlab.__all__:
+        thing = getattr(cnnlab, name)
+        if callable(thing):
+            assert (thing.__doc__ or "").strip(), name
