@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,9 +16,8 @@ END = "<!-- end of results -->"
 
 WORDS = {
     "README.md": {
-        "manual": "The manual's recipes on Fashion-MNIST: all 60,000 images, 10 epochs, figures of the last epoch, {n} seeds, "
-        "mean ± std. The test set is looked at after each epoch, as the manual does. {hardware}.",
-        "columns": "| network | | loss | train acc | test acc | images/s, wall-clock with data | compute only |",
+        "seeds": "The named recipes, {n} seeds each, figures of the last epoch, mean ± std. {hardware}.",
+        "columns": "| recipe | | loss | train acc | acc, split | images/s, wall-clock with data | compute only | seconds in all |",
         "ours": "cnnlab",
         "printed": "printed",
         "peer": "Beside {peer} on the same network, recipe and data, {n} pairs of runs in turn, {epochs} epochs each. {hardware}.",
@@ -25,15 +25,15 @@ WORDS = {
         "times": "{median:.2f} times d2l's ({min:.2f} to {max:.2f})",
     },
     "README.zh.md": {
-        "manual": "教材的配方，Fashion-MNIST：全部 60,000 张图像，10 个周期，取最后一个周期，{n} 个种子，均值 ± 标准差。与教材一样，每个周期后都看测试集。{hardware}。",
-        "columns": "| 网络 | | 损失 | 训练精度 | 测试精度 | 图像/秒（含数据的实际时间） | 仅计算 |",
+        "seeds": "各训练配方，每个 {n} 个种子，取最后一个周期，均值 ± 标准差。{hardware}。",
+        "columns": "| 配方 | | 损失 | 训练精度 | 精度（数据划分） | 图像/秒（含数据的实际时间） | 仅计算 | 总秒数 |",
         "ours": "cnnlab",
         "printed": "教材",
         "peer": "与 {peer} 比较：同样的网络、配方和数据，交替运行 {n} 对，每次 {epochs} 个周期。{hardware}。",
         "peer_columns": "| 网络 | 速度（含数据的实际时间）：中位数（范围） | 全部进程的内存峰值：cnnlab | d2l |",
         "times": "d2l 的 {median:.2f} 倍（{min:.2f} 到 {max:.2f}）",
     },
-}  # fmt: skip
+}
 
 
 def newest(name: str) -> dict[str, Any]:
@@ -52,20 +52,19 @@ def table(words: dict[str, str]) -> str:
     def spread(value: dict[str, float], form: str = ".3f") -> str:
         return f"{value['mean']:{form}} ± {value['std']:{form}}"
 
-    manual, peer = newest("manual-seeds"), newest("vs-d2l")
-    lines = [
-        words["manual"].format(n=manual["n"], hardware=hardware(manual)),
-        "",
-        words["columns"],
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, r in manual["recipes"].items():
-        printed = r["printed_by_the_manual"]
-        lines += [
-            f"| `{name}` | {words['ours']} | {spread(r['loss'])} | {spread(r['train_acc'])} | {spread(r['test_acc'])} | "
-            f"{r['images_per_second']['mean']:,.0f} | {r['examples_per_second']['mean']:,.0f} |",
-            f"| | {words['printed']} | {printed['loss']:.3f} | {printed['train_acc']:.3f} | {printed['test_acc']:.3f} | | |",
-        ]
+    seeds, peer = newest("recipe-seeds"), newest("vs-d2l")
+    lines = [words["seeds"].format(n=seeds["n"], hardware=hardware(seeds)), "", words["columns"], "|---" * 8 + "|"]
+    for name, r in seeds["recipes"].items():
+        key, printed = ("test_acc" if r["watch"] == "test" else "val_acc"), r["printed_by_the_manual"]
+        total = mean(s["total_seconds"] for s in r["per_seed"])
+        lines.append(
+            f"| `{name}` | {words['ours']} | {spread(r['loss'])} | {spread(r['train_acc'])} | {spread(r[key])}, {r['watch']} | "
+            f"{r['images_per_second']['mean']:,.0f} | {r['examples_per_second']['mean']:,.0f} | {total:.0f} |"
+        )
+        if printed:
+            lines.append(
+                f"| | {words['printed']} | {printed['loss']:.3f} | {printed['train_acc']:.3f} | {printed['test_acc']:.3f}, test | | | |"
+            )
     lines += ["", words["peer"].format(peer=peer["peer"].replace("==", " "), n=peer["n"], epochs=peer["epochs"], hardware=hardware(peer)),
               "", words["peer_columns"], "|---|---|---|---|"]  # fmt: skip
     for name, r in peer["networks"].items():

@@ -64,7 +64,7 @@ class Recipe:
             rule = SETTINGS[name].metadata
             if rule["choices"] and value not in rule["choices"]:
                 raise CnnlabError(f"{name}={value!r}: choose one of {', '.join(rule['choices'])}")
-            if kind is float and not math.isfinite(float(value)):
+            if kind is float and not math.isfinite(getattr(self, name)):
                 raise CnnlabError(f"{name}={value!r}: must be a finite number")
             if rule["low"] is not None and not rule["low"] <= value <= rule["high"]:
                 raise CnnlabError(f"{name}={value!r}: must lie between {rule['low']:g} and {rule['high']:g}")

@@ -1,6 +1,6 @@
-"""The manual's recipes from several seeds, as it trains them: python benchmarks/manual_seeds.py [--seeds 5] [RECIPE...]
+"""Each named recipe from several seeds: python benchmarks/recipe_seeds.py [--seeds 5] [RECIPE...]
 
-Writes benchmarks/results/manual-seeds_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB_DATA, or the network).
+Writes benchmarks/results/recipe-seeds_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB_DATA, or the network).
 """
 
 from __future__ import annotations
@@ -9,19 +9,24 @@ import argparse
 import tempfile
 from typing import Any
 
-import cnnlab
 from _common import write_result
+
+import cnnlab
 
 # The manual's own figures, and its source's for LeNet; it prints no seeds and no spread.
 PRINTED = {
     "manual/lenet": {"loss": 0.469, "train_acc": 0.823, "test_acc": 0.779},
     "manual/lenet-bn": {"loss": 0.263, "train_acc": 0.902, "test_acc": 0.862},
 }
+SPLIT = {
+    "test": "test, looked at after each epoch as the manual does; figures of the last epoch",
+    "validation": "validation, held out of the training images; figures of the last epoch",
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("recipes", nargs="*", default=["manual/lenet", "manual/lenet-bn"])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*", default=["manual/lenet", "manual/lenet-bn", "digits", "fashion-mnist"])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
@@ -32,16 +37,17 @@ def main() -> None:
             result = cnnlab.train_seeds(name, args.seeds, runs_dir=folder, device=args.device, progress="lines")
             print(result, flush=True)
             device = result.results[0].summary["device"]
+            key = "test_acc" if result.summary["watch"] == "test" else "val_acc"
             figures[name] = {
-                "split": "test, looked at after each epoch as the manual does; figures of the last epoch",
+                "split": SPLIT[result.summary["watch"]],
                 "printed_by_the_manual": PRINTED.get(name),
                 **result.summary,
-                "test_acc_by_epoch": {
-                    str(r.summary["seed"]): [row["test_acc"] for row in r.run.metrics()] for r in result.results
+                f"{key}_by_epoch": {
+                    str(r.summary["seed"]): [row[key] for row in r.run.metrics()] for r in result.results
                 },
                 "per_seed": [r.summary for r in result.results],
             }
-    print(write_result("manual-seeds", device, {"n": args.seeds, "recipes": figures}))
+    print(write_result("recipe-seeds", device, {"n": args.seeds, "recipes": figures}))
 
 
 if __name__ == "__main__":
