@@ -9,9 +9,8 @@ import argparse
 import tempfile
 from typing import Any
 
-from _common import write_result
-
 import cnnlab
+from _common import write_result
 
 # The manual's own figures, and its source's for LeNet; it prints no seeds and no spread.
 PRINTED = {
