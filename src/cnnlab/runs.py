@@ -85,8 +85,7 @@ class Run:
 
 
 def create_run(path: Path, recipe: Recipe, info: dict[str, Any]) -> Run:
-    """Make a new run's folder at `path`. Raises: CnnlabError where it cannot be made, or is there already."""
-    make_folder(path)
+    """Begin a run in the new, empty folder `path`. Raises: CnnlabError where that cannot be written to."""
     try:
         write_atomic(path / "recipe.json", recipe_json(recipe))
         write_json(path / "run.json", {"format": _FORMAT, **info})
@@ -96,8 +95,8 @@ def create_run(path: Path, recipe: Recipe, info: dict[str, Any]) -> Run:
     return Run(path, recipe, info)
 
 
-def make_folder(path: Path) -> None:
-    """Make the new folder `path` and its parents. Raises: CnnlabError where it exists or cannot be made."""
+def make_folder(path: Path) -> Path:
+    """Make the new folder `path` and its parents; returns it. Raises: CnnlabError where it exists or cannot be made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir()
@@ -110,21 +109,30 @@ def make_folder(path: Path) -> None:
         raise CnnlabError(f"{where} exists; {remedy}") from error
     except OSError as error:
         raise CnnlabError(f"cannot make {path}: {reason(error)}; name another folder with --runs-dir") from error
+    return path
 
 
-def new_path(runs_dir: Path, name: str | None, recipe: Recipe) -> Path:
-    """Where a new run goes: `runs_dir`/`name`, or a free name made of data, network and a number."""
+def new_folder(runs_dir: Path, name: str | None, recipe: Recipe) -> Path:
+    """Make the folder of a new run: `runs_dir`/`name`, or a free name made of data, network and a number.
+
+    Raises: CnnlabError for a name that is taken or no plain name.
+    """
     if name is not None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
             raise CnnlabError(f"run name {name!r}: use letters, digits, '.', '_' and '-', at most 100, not first '.'")
-        return runs_dir / name
+        return make_folder(runs_dir / name)
     is_folder = recipe.data.startswith("folder:")
     source = f"folder-{Path(recipe.data.removeprefix('folder:')).name}" if is_folder else recipe.data
     stem = re.sub(r"[^A-Za-z0-9]+", "-", f"{source}-{recipe.model}").strip("-")[:80]
     number = 1
-    while (runs_dir / f"{stem}-{number:03d}").exists():
+    while True:
+        path = runs_dir / f"{stem}-{number:03d}"
+        try:
+            return make_folder(path)
+        except CnnlabError:  # taken, perhaps a moment ago by another process
+            if not path.exists():
+                raise
         number += 1
-    return runs_dir / f"{stem}-{number:03d}"
 
 
 def open_run(name: str | Path, runs_dir: Path = Path("runs")) -> Run:
@@ -174,8 +182,7 @@ def list_runs(runs_dir: Path) -> list[Run]:
 
 
 def create_seeds(path: Path, recipe: Recipe, seeds: Sequence[int]) -> None:
-    """Make the folder of several seeds of one recipe."""
-    make_folder(path)
+    """Make the new, empty folder `path` one of several seeds of a recipe."""
     write_json(path / "seeds.json", {"format": _SEEDS_FORMAT, "recipe": recipe.to_dict(), "seeds": list(seeds)})
 
 

@@ -130,8 +130,7 @@ def train(
     """
     with _Session(device, threads, data_dir, skip_bad, progress) as session:
         recipe = session.begin(find_recipe(recipe) if isinstance(recipe, str) else recipe)
-        path = runs.new_path(Path(runs_dir), name, recipe)
-        return _train_new(session, path, recipe)
+        return _train_new(session, runs.new_folder(Path(runs_dir), name, recipe), recipe)
 
 
 def train_seeds(
@@ -151,7 +150,7 @@ def train_seeds(
         raise CnnlabError(f"seeds={count}: must be at least 1")
     with _Session(device, threads, data_dir, skip_bad, progress) as session:
         recipe = session.begin(find_recipe(recipe) if isinstance(recipe, str) else recipe)
-        path = runs.new_path(Path(runs_dir), name, recipe)
+        path = runs.new_folder(Path(runs_dir), name, recipe)
         runs.create_seeds(path, recipe, range(recipe.seed, recipe.seed + count))
         return _train_seeds(session, path)
 
@@ -227,6 +226,8 @@ class _Session:
         self.preprocessing = Preprocessing.of(
             self.train_set.images, image_size=recipe.image_size, fit=recipe.fit, normalize=recipe.normalize
         )
+        with torch.device("meta"):
+            self.build(recipe)  # now with the images' real size: nothing is begun that cannot be built
         self.display.end()
         return recipe
 
@@ -328,6 +329,7 @@ def _train_seeds(session: _Session, path: Path) -> SeedsResult:
         folder = path / f"seed-{seed}"
         try:
             if not (folder / "run.json").exists():
+                folder.mkdir(exist_ok=True)
                 results.append(_train_new(session, folder, replace(recipe, seed=seed)))
                 continue
             run = runs.open_run(folder)
