@@ -455,3 +455,27 @@ def test_a_gpu_gives_the_same_bits_twice(quick: Recipe) -> None:
     for name in ("a", "b"):
         train(quick, name=name, device="cuda")
     assert_same_bits(Path("runs/a"), Path("runs/b"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_nothing_inside_an_epoch_waits_for_the_gpu() -> None:
+    from cnnlab.data import load_images
+
+    images = load_images("digits", "train")
+    assert images is not None
+    device = torch.device("cuda")
+    pre = Preprocessing.of(images.images, image_size=28, fit="pad", normalize=True)
+    loader = Loader(images, pre, 64, device, shift=2, flip=True)
+    model = build_model("lenet-bn", num_classes=10, in_channels=1, image_size=28).to(device)
+    optimizer = make_optimizer(model, Recipe(momentum=0.9))
+    statistics = torch.zeros(2, device=device)
+    batches = loader.shuffled(0, 0)
+    next(batches)  # the order and the moments are copied once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for x, y in batches:
+            loss, hits = train_step(model, optimizer, x, y)
+            statistics += torch.stack((loss * len(y), hits))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
