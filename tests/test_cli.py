@@ -140,7 +140,7 @@ def test_a_folder_of_ones_own_end_to_end(cnnlab: Command, shapes: Path) -> None:
     (shapes / "dark" / "bad.png").write_bytes(b"")
     answer = cnnlab("train", "--data", f"folder:{shapes}", "--skip-bad", *FAST, "--name", "own")
     assert answer.returncode == 0, answer.stderr
-    assert "1 damaged images were left out" in answer.stdout
+    assert "1 damaged image was left out" in answer.stdout
     assert "bad.png" in json.loads(Path("runs/own/run.json").read_text())["data"]["skipped"][0]
     assert cnnlab("eval", "own", "--skip-bad").stdout.startswith("validation acc")
     assert "bad.png" in one_line_error(cnnlab("eval", "own"))
@@ -166,6 +166,12 @@ def test_a_folder_of_ones_own_end_to_end(cnnlab: Command, shapes: Path) -> None:
         (["train", "--device", "gpu"], "unknown device 'gpu'"),
         (["train", "--device", "cuda:99"], "not available"),
         (["train", "--threads", "0"], "threads=0"),
+        (["train", "--threads", "100000"], "threads=100000"),
+        (["train", "--data", "folder:"], "names no folder"),
+        (["train", "--data", "folder:~nobody-of-this-name/x"], "write the folder out in full"),
+        (["train", "--set", "shift=28"], "shift=28 would move"),
+        (["train", "--seeds", "2", "--set", "seed=2147483647"], "seed=2147483648: must lie between 0 and 2147483647"),
+        (["train", "--device", "cpu:7"], "unknown device 'cpu:7'"),
         (["train", "--progress", "dots"], "unknown progress display 'dots'"),
         (["train", "--name", "../x"], "run name '../x'"),
         (["train", "--epochs", "3"], "--epochs"),
@@ -223,7 +229,7 @@ def test_bad_run_folders(cnnlab: Command, copy: Path, tmp_path: Path) -> None:
     "file",
     ["run.json", "recipe.json", "best.safetensors", "metrics.jsonl", "environment.json", "summary.json"],
 )
-@pytest.mark.parametrize("damage", ["truncated", "empty", "noise", "other json", "missing"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "noise", "other json", "empty object", "missing"])
 def test_damaged_run_folders(cnnlab: Command, copy: Path, file: str, damage: str) -> None:
     path = copy / file
     content = path.read_bytes()
@@ -236,6 +242,7 @@ def test_damaged_run_folders(cnnlab: Command, copy: Path, file: str, damage: str
                 "empty": b"",
                 "noise": os.urandom(500),
                 "other json": b"[1, 2]",
+                "empty object": b"{}",
             }[damage]
         )
     for command in (["eval", copy], ["runs", copy], ["train", "--resume", copy]):
@@ -309,12 +316,46 @@ def test_a_full_disk_keeps_what_was_saved_and_resumes(
     line = one_line_error(answer)
     assert "runs/full" in line
     assert not list(tmp_path.rglob("*.tmp"))
-    if "--resume" in line and (tmp_path / "runs/full/checkpoint.safetensors").exists():
-        assert cnnlab("train", "--resume", "runs/full").returncode == 0
+    if "--resume" in line:  # what it says is what works
+        again = cnnlab("train", *line.split("cnnlab train ")[1].split())
+        assert again.returncode == 0, again.stderr
         for name in ("last", "best"):
             file = f"{name}.safetensors"
             # equal weights are equal files, byte for byte
             assert (tmp_path / "runs/full" / file).read_bytes() == (tmp_path / "runs/whole" / file).read_bytes()
+
+
+def test_one_damaged_run_does_not_hide_the_others(cnnlab: Command, run: Path, tmp_path: Path) -> None:
+    for name in ("good", "bad"):
+        shutil.copytree(run, tmp_path / "runs" / name)
+    (tmp_path / "runs" / "bad" / "run.json").write_text("{")
+    answer = cnnlab("runs")
+    assert answer.returncode == 0
+    assert "runs/good" in answer.stdout
+    assert "left out: runs/bad/run.json is damaged" in answer.stderr
+    # a folder of the same name in the working directory does not hide a run
+    (tmp_path / "good").mkdir()
+    assert cnnlab("eval", "good").returncode == 0
+    # a torn line in the record of evaluations costs that line only
+    with (tmp_path / "runs/good/evaluations.jsonl").open("a") as file:
+        file.write('{"split": "te')
+    assert "looked at 2 times" in cnnlab("eval", "good").stdout
+
+
+def test_a_plot_overwrites_nothing(cnnlab: Command, run: Path, tmp_path: Path) -> None:
+    Image.new("L", (5, 5)).save(tmp_path / "mine.png")
+    assert "mine.png exists" in one_line_error(cnnlab("runs", run, "--plot", "mine.png"))
+    assert "ends with .png" in one_line_error(cnnlab("runs", run, "--plot", "notes.txt"))
+
+
+def test_names_that_are_hard_to_show(installed: Command, shapes: Path) -> None:
+    odd = shapes.rename(shapes.parent / "猫 $\\foo$ [bold]")
+    answer = installed("train", "--data", f"folder:{odd}", "--name", "odd", *FAST, env={"PYTHONIOENCODING": "ascii"})
+    assert (answer.returncode, answer.stderr) == (0, "")
+    broken = os.fsencode(odd / "dark") + b"/caf\xe9.png"
+    Path(os.fsdecode(broken)).write_bytes(b"no image")
+    line = one_line_error(installed("train", "--data", f"folder:{odd}", env={"PYTHONIOENCODING": "utf-8:strict"}))
+    assert "caf\\udce9.png is damaged" in line
 
 
 def test_output_into_a_closed_pipe(run: Path) -> None:

@@ -37,7 +37,7 @@ def test_the_bar_tells_epoch_loss_accuracy_speed_and_time_left(quick: Recipe, mo
     )
     assert last in shown
     assert "epoch 1/2" in shown
-    assert re.search(r"\d:\d\d:\d\d", shown)
+    assert re.search(r"\d:\d\d left", shown)
 
 
 def test_in_a_terminal_of_80_columns(tmp_path: Path) -> None:

@@ -170,6 +170,32 @@ def test_train_and_test_folders_are_splits(shapes: Path, tmp_path: Path) -> None
         load(root, "test")
 
 
+def test_a_class_may_be_called_train_and_splits_be_capitalised(tmp_path: Path) -> None:
+    for folder in ("cars/train", "cars/bus", "pets/Train/cat", "pets/Train/dog", "pets/TEST/cat"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / folder / "1.png")
+    assert load(tmp_path / "cars").classes == ["bus", "train"]
+    assert load(tmp_path / "pets").classes == ["cat", "dog"]
+    assert len(load(tmp_path / "pets", "test")) == 1
+
+
+def test_links_that_lead_back_up_and_pipes_are_passed_over(shapes: Path) -> None:
+    import os
+
+    (shapes / "dark" / "up").symlink_to(shapes, target_is_directory=True)
+    os.mkfifo(shapes / "dark" / "pipe.png")
+    found = load(shapes)
+    assert len(set(found.ids)) == len(found.ids)
+    assert "dark/pipe.png" not in found.ids
+
+
+def test_a_class_that_is_wholly_damaged_is_refused(shapes: Path) -> None:
+    for path in (shapes / "dark").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(CnnlabError, match="none of the images of class dark"):
+        load(shapes, skip_bad=True)
+
+
 def test_hidden_files_and_other_files_are_passed_over(shapes: Path) -> None:
     (shapes / ".cache").mkdir()
     (shapes / "bright" / ".hidden.png").write_bytes(b"x")

@@ -17,7 +17,7 @@ FLOORS = [
     {"files", "recipe"},
     {"recipes", "device", "models", "plots"},
     {"data", "optim", "runs", "checkpoint"},
-    {"evaluation", "display"},
+    {"evaluation", "display", "results"},
     {"training"},
     {"inference"},
     {"tables"},

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from cnnlab.models import MODELS, build_model
     from cnnlab.recipe import Recipe
     from cnnlab.recipes import RECIPES
+    from cnnlab.results import Result, SeedsResult
     from cnnlab.runs import Run, list_runs, open_run
-    from cnnlab.training import Result, SeedsResult, resume, train, train_seeds, train_step
+    from cnnlab.training import resume, train, train_seeds, train_step
 
 __all__ = [
     "DATASETS",
@@ -57,8 +58,9 @@ _HOMES = {
     "models": ("MODELS", "build_model"),
     "recipe": ("Recipe",),
     "recipes": ("RECIPES",),
+    "results": ("Result", "SeedsResult"),
     "runs": ("Run", "list_runs", "open_run"),
-    "training": ("Result", "SeedsResult", "resume", "train", "train_seeds", "train_step"),
+    "training": ("resume", "train", "train_seeds", "train_step"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

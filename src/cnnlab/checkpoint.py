@@ -109,7 +109,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+            # Copies: what is mapped from the file would keep it open, and some systems cannot replace an open file.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no dict
     except FileNotFoundError as error:
         raise CnnlabError(f"{path} does not exist; is its folder a run that has finished an epoch?") from error
     except (OSError, SafetensorError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from cnnlab import __version__
-from cnnlab.errors import CnnlabError, TrainingInterrupted, reason
+from cnnlab.errors import CnnlabError, TrainingInterrupted, out_of_memory, reason
 
 app = typer.Typer(
     name="cnnlab",
@@ -109,7 +110,7 @@ def train(
             "--seeds": seeds,
             "--name": name,
         }
-        extra = [option for option, value in given.items() if value]
+        extra = [option for option, value in given.items() if value not in (None, [])]
         if extra:
             raise CnnlabError(f"--resume goes on with the run's own recipe; leave out {', '.join(extra)}")
         _print_training(lambda: training.resume(resume, **common))
@@ -127,6 +128,9 @@ def _print_training(call: Callable[[], object]) -> None:
         print(call())
     except TrainingInterrupted as error:
         print(error, file=sys.stderr)
+        raise typer.Exit(130) from None
+    except KeyboardInterrupt:
+        print("stopped before there was anything to keep", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
@@ -207,7 +211,10 @@ def runs(
     from cnnlab import tables
     from cnnlab.runs import list_runs, open_run
 
-    chosen = [open_run(name, runs_dir) for name in compare] if compare else list_runs(runs_dir)
+    if compare:
+        chosen = [open_run(name, runs_dir) for name in compare]
+    else:
+        chosen = list_runs(runs_dir, damaged=lambda text: print(f"left out: {text}", file=sys.stderr))
     if plot is not None:
         tables.save_comparison(plot, chosen)
     print(tables.as_json(tables.run_rows(chosen)) if as_json else tables.run_list(chosen, runs_dir, bool(compare)))
@@ -227,9 +234,13 @@ def list_(
 
 def main() -> NoReturn:
     """Run the command; bad input is one line on standard error and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name or a ± that this terminal cannot show
     try:
         code = app(standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by whoever started us
+            sys.stdout.flush()
     except CnnlabError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
@@ -242,6 +253,8 @@ def main() -> NoReturn:
     except OSError as error:
         _fail(f"{error.filename}: {reason(error)}" if error.filename else reason(error))
     except Exception as error:
+        if out_of_memory(error):
+            _fail("out of memory; use smaller images (image_size), a smaller batch_size or fewer images")
         # Typer's own errors (unknown option, missing argument) know how to say themselves.
         if not hasattr(error, "format_message"):
             raise
@@ -250,5 +263,5 @@ def main() -> NoReturn:
 
 
 def _fail(text: str) -> NoReturn:
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    print(f"error: {' '.join(text.splitlines())}", file=sys.stderr)
     sys.exit(2)

@@ -29,7 +29,7 @@ def pick_device(name: str = "auto") -> torch.device:
     Raises: CnnlabError where that device is unknown or absent.
     """
     kind, _, index = name.partition(":")
-    if kind not in KINDS or (index and not index.isdigit()):
+    if kind not in KINDS or (index and not (index.isdigit() and kind == "cuda")):
         raise unknown("device", name, KINDS)
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if kind == "auto":
@@ -106,10 +106,11 @@ def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any
 def set_random_state(device: torch.device, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
     """Put back what `random_state` gave."""
     torch.set_rng_state(tensors["torch"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["device"], device)
-    elif device.type == "mps":
-        torch.mps.set_rng_state(tensors["device"])
+    if "device" in tensors:  # not where the run was begun on another kind of device
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["device"], device)
+        elif device.type == "mps":
+            torch.mps.set_rng_state(tensors["device"])
     kind, position, has_gauss, gauss = values["numpy"]
     np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, gauss))
     name, internal, gauss_next = values["python"]
@@ -164,21 +165,23 @@ class Glance:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._copy: Tensor | None = None
+        self._images = 0
         self._ready: torch.cuda.Event | None = None
 
-    def __call__(self, statistics: Tensor) -> list[float] | None:
-        """The values as of this call or an earlier one; None where none has arrived yet."""
+    def __call__(self, statistics: Tensor, images: int) -> list[float] | None:
+        """Each value divided by the images that it sums over, as of this call or an earlier one; None if not yet."""
         if self._device.type == "cpu":
-            return statistics.tolist()
+            return [value / images for value in statistics.tolist()]
         if self._device.type != "cuda":  # MPS has no copy that does not wait: the display shows whole epochs there
             return None
         values = None
         if self._copy is not None and self._ready is not None and self._ready.query():
-            values = self._copy.tolist()
+            values = [value / self._images for value in self._copy.tolist()]
             self._copy = None
         if self._copy is None:
             self._copy = torch.empty(statistics.shape, dtype=statistics.dtype, pin_memory=True)
             self._copy.copy_(statistics, non_blocking=True)
+            self._images = images
             self._ready = torch.cuda.Event()
             self._ready.record()
         return values

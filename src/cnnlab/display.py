@@ -74,6 +74,21 @@ class _Numbers(ProgressColumn):
         return Text(task.fields.get("numbers", ""))
 
 
+class _TimeLeft(ProgressColumn):
+    """Time that the training still needs; in the end, what it took."""
+
+    def get_table_column(self) -> Column:
+        return Column(no_wrap=True)
+
+    def render(self, task: Task) -> Text:
+        seconds = task.finished_time if task.finished else task.time_remaining
+        if seconds is None:
+            return Text("")
+        minutes, seconds = divmod(round(seconds), 60)
+        text = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
+        return Text(text if task.finished else f"{text} left")
+
+
 class Bar(Display):
     """A progress bar over the whole training, with the numbers of the moment beside it."""
 
@@ -107,7 +122,7 @@ class Bar(Display):
         self._progress = Progress(
             BarColumn(bar_width=None, table_column=Column(ratio=1)),
             _Numbers(),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            _TimeLeft(),
             console=self._console,
             expand=True,
         )
@@ -128,10 +143,10 @@ class Bar(Display):
             return
         self._due = now + _INTERVAL
         self._progress.update(self._task, completed=epoch * self._count + images)
-        values = self._glance(statistics)
+        values = self._glance(statistics, images)
         elapsed = now - self._epoch_began
         if values is not None and elapsed > 0:
-            self._show(epoch, values[0] / images, values[1] / images, images / elapsed)
+            self._show(epoch, values[0], values[1], images / elapsed)
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Show the epoch's exact numbers."""

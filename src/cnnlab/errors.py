@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class CnnlabError(Exception):
@@ -18,6 +19,20 @@ def reason(error: BaseException) -> str:
     """The operating system's or a library's own words for `error`, on one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()) or type(error).__name__
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Did the system or the device have no memory left?"""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def expand(path: str | Path) -> Path:
+    """`path` with `~` and `~user` replaced by that folder. Raises: CnnlabError where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise CnnlabError(f"{path}: {reason(error)}; write the folder out in full") from error
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> CnnlabError:

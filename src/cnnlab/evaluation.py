@@ -53,12 +53,13 @@ def evaluate(
     was_training = model.training
     model.eval()
     loss_sum = torch.zeros((), device=loader.device)
-    cells = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=loader.device)
+    cells: list[Tensor] = []  # (B,) each: true class * K + predicted class
     for x, y in loader:
         logits = model(x)  # (B, K)
         loss_sum += F.cross_entropy(logits, y, reduction="sum")
-        cells += torch.bincount(y * num_classes + logits.argmax(1), minlength=num_classes * num_classes)
+        cells.append(y * num_classes + logits.argmax(1))
         between()
     model.train(was_training)
-    # The one wait for the device is here.
-    return Evaluation(loss_sum.item() / loader.count, cells.view(num_classes, num_classes).cpu())
+    # Counted once, here: counting each batch would make the host wait for a GPU each time.
+    confusion = torch.bincount(torch.cat(cells), minlength=num_classes * num_classes)
+    return Evaluation(loss_sum.item() / loader.count, confusion.view(num_classes, num_classes).cpu())

@@ -64,5 +64,7 @@ def _sync_folder(folder: Path) -> None:
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
+        except OSError:  # some network file systems cannot; the file itself is safe by now
+            pass
         finally:
             os.close(handle)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from cnnlab.data import SourceOptions, data_folder, load_images
 from cnnlab.data.images import BadImage, bombs_refused, decode, image_files
 from cnnlab.data.loader import Loader, Preprocessing
 from cnnlab.device import available_cores, pick_device, reproducible
-from cnnlab.errors import CnnlabError, unknown
+from cnnlab.errors import CnnlabError, reason, unknown
 from cnnlab.evaluation import Evaluation, evaluate
 from cnnlab.models import build_model
 from cnnlab.runs import Run
@@ -35,6 +35,7 @@ class RunEvaluation:
     weights: Path
     result: Evaluation
     recorded: bool
+    skipped: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -50,6 +51,7 @@ class RunEvaluation:
             "classes": self.run.classes,
             "class_accuracy": result.class_accuracy,
             "confusion": result.confusion.tolist(),
+            "skipped": list(self.skipped),
         }
 
 
@@ -92,15 +94,15 @@ def evaluate_run(
     split: test, validation or train; unsaid, test where the source has one, else validation. weights: best or last;
     unsaid, the best where it was chosen on validation images, else the last. Raises: CnnlabError.
     """
-    run = runs.open_run(name, Path(runs_dir))
+    run = runs.open_run(name, runs_dir)
     if split is not None and split not in SPLITS:
         raise unknown("split", split, SPLITS)
     file = _weights_file(run, weights)
     here = pick_device(device)
     model = load_model(run, file)
-    preprocessing = Preprocessing.from_dict(run.info["preprocessing"])
+    preprocessing = _preprocessing(run)
     options = SourceOptions(
-        data_dir=data_folder(data_dir),
+        data_dir=data_folder(data_dir or runs.data_dir(run)),
         image_size=preprocessing.native_size if run.recipe.data.startswith("folder:") else 0,
         fit=preprocessing.fit,
         skip_bad=skip_bad,
@@ -126,14 +128,14 @@ def evaluate_run(
     with reproducible(0, available_cores()):
         loader = Loader(images, preprocessing, _batch_size(preprocessing), here)
         result = evaluate(model.to(here), loader, len(run.classes))
-    found = RunEvaluation(run, split, file, result, recorded=False)
+    found = RunEvaluation(run, split, file, result, recorded=False, skipped=images.skipped)
     record = {k: v for k, v in found.to_dict().items() if k not in ("run", "classes")}
-    return RunEvaluation(run, split, file, result, recorded=runs.record_evaluation(run, record))
+    return replace(found, recorded=runs.record_evaluation(run, record))
 
 
 def predict(
     name: str | Path,
-    paths: Sequence[str | Path],
+    paths: Sequence[str | Path] | str | Path,
     *,
     top: int = 3,
     weights: str | None = None,
@@ -148,12 +150,13 @@ def predict(
     light paper where the network learned light on dark. Returns: predictions in the order of the paths, and the
     damaged images that `skip_bad` left out, each with the reason. Raises: CnnlabError.
     """
-    run = runs.open_run(name, Path(runs_dir))
+    run = runs.open_run(name, runs_dir)
+    paths = [paths] if isinstance(paths, str | Path) else paths
     if top < 1:
         raise CnnlabError(f"top={top}: must be at least 1")
     here = pick_device(device)
     model = load_model(run, _weights_file(run, weights)).to(here)
-    preprocessing = Preprocessing.from_dict(run.info["preprocessing"])
+    preprocessing = _preprocessing(run)
     files = _image_list(paths)
     predictions: list[Prediction] = []
     skipped: list[str] = []
@@ -177,7 +180,16 @@ def predict(
                 for file, p, k in zip(good, probabilities.tolist(), order.tolist(), strict=True):
                     named = [(run.classes[i], v) for i, v in zip(k, p, strict=True)]
                     predictions.append(Prediction(file, named))
+    if not predictions:
+        raise CnnlabError(f"none of the {len(files)} images could be read; the first: {skipped[0]}")
     return predictions, skipped
+
+
+def _preprocessing(run: Run) -> Preprocessing:
+    try:
+        return Preprocessing.from_dict(run.info["preprocessing"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CnnlabError(f"{run.path / 'run.json'} is damaged: its preprocessing entry: {reason(error)}") from error
 
 
 def _weights_file(run: Run, which: str | None) -> Path:

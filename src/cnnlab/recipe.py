@@ -67,14 +67,19 @@ class Recipe:
             if kind is float and not math.isfinite(getattr(self, name)):
                 raise CnnlabError(f"{name}={value!r}: must be a finite number")
             if rule["low"] is not None and not rule["low"] <= value <= rule["high"]:
-                raise CnnlabError(f"{name}={value!r}: must lie between {rule['low']:g} and {rule['high']:g}")
+                raise CnnlabError(f"{name}={value!r}: must lie between {rule['low']} and {rule['high']}")
         if self.watch == "validation" and self.val_fraction == 0:
             raise CnnlabError(
                 "val_fraction=0.0 leaves nothing to watch; hold some images out, or set watch=test to look at the "
                 "test set after each epoch"
             )
         if self.nesterov and self.momentum == 0:
-            raise CnnlabError("nesterov=True needs momentum above 0; set momentum too")
+            raise CnnlabError("nesterov=True needs momentum above 0; set momentum, or nesterov=false")
+
+    @property
+    def key(self) -> str:
+        """How figures of the watched split are called: `val` or `test`."""
+        return "val" if self.watch == "validation" else "test"
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain values, in the order of its fields."""
@@ -82,10 +87,13 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
-        """The recipe that `to_dict` gave. Raises CnnlabError for an unknown key or a bad value."""
+        """The recipe that `to_dict` gave. Raises CnnlabError for an unknown or missing key, or a bad value."""
         for key in values:
             if key not in SETTINGS:
                 raise unknown("setting", key, SETTINGS)
+        missing = SETTINGS.keys() - values.keys()
+        if missing:
+            raise CnnlabError(f"it lacks {', '.join(sorted(missing))}")
         return cls(**values)
 
     def with_settings(self, settings: Sequence[str]) -> Recipe:
@@ -106,6 +114,9 @@ class Recipe:
 
     def changed(self, **changes: Any) -> Recipe:
         """A copy with `changes`; those that differ are added to its name, so that a report cannot hide them."""
+        for key in changes:
+            if key not in SETTINGS:
+                raise unknown("setting", key, SETTINGS)
         told = [f"{k}={v}" for k, v in changes.items() if k not in ("name", "seed") and getattr(self, k) != v]
         name = changes.pop("name", self.name)
         return replace(self, **changes, name=", ".join([name, *told]))

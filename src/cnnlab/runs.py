@@ -19,12 +19,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from cnnlab.errors import CnnlabError, reason
 from cnnlab.files import read_json, write_atomic, write_json
@@ -70,18 +73,38 @@ class Run:
         """A row for each epoch that is finished."""
         rows = _read_lines(self.metrics_file)
         for row in rows:
-            missing = {"epoch", "loss", "train_acc", "images", "train_seconds", "seconds"} - row.keys()
-            if missing:
-                raise CnnlabError(f"{self.metrics_file} is damaged: a line lacks {', '.join(sorted(missing))}")
+            figures = ("epoch", "loss", "train_acc", f"{self.recipe.key}_acc", "images", "train_seconds", "seconds")
+            _require(self.metrics_file, row, figures)
+            if not all(isinstance(row[figure], int | float) for figure in figures):
+                raise CnnlabError(
+                    f"{self.metrics_file} is damaged: epoch {row['epoch']} has a figure that is no number"
+                )
         return rows
 
     def summary(self) -> dict[str, Any] | None:
         """What was written when the run finished; None before that."""
-        return read_json(self.path / "summary.json") if (self.path / "summary.json").exists() else None
+        path = self.path / "summary.json"
+        if not path.exists():
+            return None
+        summary = read_json(path)
+        key = self.recipe.key
+        figures = [
+            "seed",
+            "watch",
+            "loss",
+            "train_acc",
+            "best",
+            "best_epoch",
+            "examples_per_second",
+            "images_per_second",
+            "total_seconds",
+        ]
+        _require(path, summary, (*figures, f"{key}_loss", f"{key}_acc", "device", "skipped"))
+        return summary
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """Each explicit evaluation so far."""
-        return _read_lines(self.path / "evaluations.jsonl")
+        """Each explicit evaluation so far; a line that a crash tore is passed over."""
+        return _read_lines(self.path / "evaluations.jsonl", torn_lines=True)
 
 
 def create_run(path: Path, recipe: Recipe, info: dict[str, Any]) -> Run:
@@ -102,8 +125,10 @@ def make_folder(path: Path) -> Path:
         path.mkdir()
     except FileExistsError as error:
         where = path if path.exists() else path.parent
-        if where.is_dir():
+        if (path / "run.json").exists() or (path / "seeds.json").exists():
             remedy = f"choose another --name, or go on with it: cnnlab train --resume {path}"
+        elif where.is_dir():
+            remedy = "choose another --name"
         else:
             remedy = "it is a file; name another folder with --runs-dir"
         raise CnnlabError(f"{where} exists; {remedy}") from error
@@ -119,11 +144,13 @@ def new_folder(runs_dir: Path, name: str | None, recipe: Recipe) -> Path:
     """
     if name is not None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-            raise CnnlabError(f"run name {name!r}: use letters, digits, '.', '_' and '-', at most 100, not first '.'")
+            raise CnnlabError(
+                f"run name {name!r}: use letters, digits, '.', '_' and '-', at most 100, a letter or digit first"
+            )
         return make_folder(runs_dir / name)
     is_folder = recipe.data.startswith("folder:")
     source = f"folder-{Path(recipe.data.removeprefix('folder:')).name}" if is_folder else recipe.data
-    stem = re.sub(r"[^A-Za-z0-9]+", "-", f"{source}-{recipe.model}").strip("-")[:80]
+    stem = re.sub(r"\W+", "-", f"{source}-{recipe.model}").strip("-")[:80]
     number = 1
     while True:
         path = runs_dir / f"{stem}-{number:03d}"
@@ -135,7 +162,7 @@ def new_folder(runs_dir: Path, name: str | None, recipe: Recipe) -> Path:
         number += 1
 
 
-def open_run(name: str | Path, runs_dir: Path = Path("runs")) -> Run:
+def open_run(name: str | Path, runs_dir: str | Path = "runs") -> Run:
     """The run in the folder `name`, or in `runs_dir`/`name`. Raises: CnnlabError where that is no run's folder."""
     path = find_folder(name, runs_dir)
     if (path / "seeds.json").exists():
@@ -147,9 +174,12 @@ def open_run(name: str | Path, runs_dir: Path = Path("runs")) -> Run:
     info = read_json(path / "run.json")
     if info.get("format") != _FORMAT:
         raise CnnlabError(f"{path / 'run.json'} has format {info.get('format')!r}; this cnnlab reads {_FORMAT!r}")
-    missing = {"model", "data", "preprocessing"} - info.keys()
-    if missing:
-        raise CnnlabError(f"{path / 'run.json'} is damaged: it lacks {', '.join(sorted(missing))}")
+    _require(path / "run.json", info, ("model", "data", "preprocessing"))
+    _require(path / "run.json", info["data"], ("source", "classes", "fingerprint", "skipped"))
+    if not isinstance(info["data"]["classes"], list) or not all(isinstance(c, str) for c in info["data"]["classes"]):
+        raise CnnlabError(f"{path / 'run.json'} is damaged: its classes should be a list of names")
+    _require(path / "run.json", info["model"], ("name", "num_classes", "in_channels", "image_size", "parameters"))
+    _require(path / "run.json", info["preprocessing"], ("channels", "native_size", "image_size", "fit", "mean", "std"))
     try:
         recipe = Recipe.from_dict(read_json(path / "recipe.json"))
     except (CnnlabError, TypeError) as error:
@@ -157,24 +187,36 @@ def open_run(name: str | Path, runs_dir: Path = Path("runs")) -> Run:
     return Run(path, recipe, info)
 
 
-def find_folder(name: str | Path, runs_dir: Path = Path("runs")) -> Path:
+def find_folder(name: str | Path, runs_dir: str | Path = "runs") -> Path:
     """`name` as a folder, else `runs_dir`/`name`. Raises: CnnlabError where there is neither."""
-    for path in (Path(name), runs_dir / name):
-        if path.is_dir():
-            return path
+    places = [path for path in (Path(name), Path(runs_dir) / name) if path.is_dir()]
+    # A folder of images may have the name of a run.
+    for path in (*(p for p in places if (p / "run.json").exists() or (p / "seeds.json").exists()), *places):
+        return path
     what = "is a file, not a run's folder" if Path(name).exists() else "does not exist"
     raise CnnlabError(f"{name} {what}; `cnnlab runs` lists the runs there are")
 
 
-def list_runs(runs_dir: Path) -> list[Run]:
-    """All runs under `runs_dir`, by name; those of several seeds one by one. Folders that are no runs are left out."""
+def list_runs(runs_dir: str | Path = "runs", damaged: Callable[[str], None] = lambda _: None) -> list[Run]:
+    """All runs under `runs_dir`, by name; those of several seeds one by one. Folders that are no runs are left out.
+
+    damaged: called with one line for each run that cannot be read, which is left out too.
+    """
+    runs_dir = Path(runs_dir)
     if not runs_dir.is_dir():
         return []
     runs = []
     for path in sorted(p for p in runs_dir.iterdir() if p.is_dir()):
         for folder in seed_folders(path) if (path / "seeds.json").exists() else [path]:
-            if (folder / "run.json").exists():
-                runs.append(open_run(folder))
+            if not (folder / "run.json").exists():
+                continue
+            try:
+                run = open_run(folder)
+                run.metrics()
+                run.summary()
+                runs.append(run)
+            except CnnlabError as error:
+                damaged(str(error))
     return runs
 
 
@@ -183,7 +225,11 @@ def list_runs(runs_dir: Path) -> list[Run]:
 
 def create_seeds(path: Path, recipe: Recipe, seeds: Sequence[int]) -> None:
     """Make the new, empty folder `path` one of several seeds of a recipe."""
-    write_json(path / "seeds.json", {"format": _SEEDS_FORMAT, "recipe": recipe.to_dict(), "seeds": list(seeds)})
+    content = {"format": _SEEDS_FORMAT, "recipe": recipe.to_dict(), "seeds": list(seeds)}
+    try:
+        write_json(path / "seeds.json", content)
+    except OSError as error:
+        raise CnnlabError(f"cannot write into {path}: {reason(error)}; name another folder with --runs-dir") from error
 
 
 def open_seeds(path: Path) -> tuple[Recipe, list[int]]:
@@ -191,7 +237,10 @@ def open_seeds(path: Path) -> tuple[Recipe, list[int]]:
     content = read_json(path / "seeds.json")
     if content.get("format") != _SEEDS_FORMAT:
         raise CnnlabError(f"{path / 'seeds.json'} has format {content.get('format')!r}, not {_SEEDS_FORMAT!r}")
-    return Recipe.from_dict(content["recipe"]), [int(s) for s in content["seeds"]]
+    try:
+        return Recipe.from_dict(content["recipe"]), [int(s) for s in content["seeds"]]
+    except (CnnlabError, KeyError, TypeError, ValueError) as error:
+        raise CnnlabError(f"{path / 'seeds.json'} is damaged: {reason(error)}") from error
 
 
 def seed_folders(path: Path) -> list[Path]:
@@ -215,8 +264,12 @@ def write_metrics(run: Run, rows: list[dict[str, Any]]) -> None:
 def record_evaluation(run: Run, row: dict[str, Any]) -> bool:
     """Add a line to the run's record of evaluations; False where its folder cannot be written to."""
     try:
-        with (run.path / "evaluations.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"date": datetime.now(UTC).isoformat(timespec="seconds"), **row}) + "\n")
+        path = run.path / "evaluations.jsonl"
+        torn = path.exists() and not path.read_bytes().endswith(b"\n")
+        with path.open("a", encoding="utf-8") as file:
+            file.write(
+                "\n" * torn + json.dumps({"date": datetime.now(UTC).isoformat(timespec="seconds"), **row}) + "\n"
+            )
     except OSError:
         return False
     return True
@@ -225,20 +278,62 @@ def record_evaluation(run: Run, row: dict[str, Any]) -> bool:
 def add_session(run: Run, environment: dict[str, Any]) -> None:
     """Note versions and hardware of this session beside those before it."""
     path = run.path / "environment.json"
-    sessions = read_json(path).get("sessions", []) if path.exists() else []
-    write_json(path, {"sessions": [*sessions, environment]})
+    write_json(path, {"sessions": [*_sessions(path), environment]})
+
+
+@contextmanager
+def locked(run: Run) -> Iterator[None]:
+    """While this holds, no other process may train this run; a crash lets go of it. Reading is always allowed.
+
+    Raises: CnnlabError where another process holds it.
+    """
+    lock = FileLock(run.path / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise CnnlabError(f"{run.path} is being trained by another process; wait for it, or stop it") from error
+    except OSError as error:
+        raise CnnlabError(f"cannot write into {run.path}: {reason(error)}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def data_dir(run: Run) -> Path | None:
+    """The data folder that the run began with, if it is still there."""
+    folder = run.info["data"].get("data_dir")
+    return Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else None
 
 
 def first_session(run: Run) -> dict[str, Any]:
     """Versions and hardware that the run began with; empty where that is not known."""
-    path = run.path / "environment.json"
-    sessions = read_json(path).get("sessions") if path.exists() else None
-    return dict(sessions[0]) if sessions else {}
+    sessions = _sessions(run.path / "environment.json")
+    return sessions[0] if sessions else {}
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def _sessions(path: Path) -> list[dict[str, Any]]:
+    sessions = read_json(path).get("sessions") if path.exists() else []
+    if not isinstance(sessions, list) or not all(isinstance(s, dict) for s in sessions):
+        raise CnnlabError(f"{path} is damaged: it should hold a list of sessions; remove it to go on without it")
+    return sessions
+
+
+def _require(path: Path, values: Any, keys: Sequence[str]) -> None:
+    missing = [key for key in keys if not isinstance(values, dict) or key not in values]
+    if missing:
+        raise CnnlabError(f"{path} is damaged: it lacks {', '.join(missing)}")
+
+
+def _read_lines(path: Path, *, torn_lines: bool = False) -> list[dict[str, Any]]:
+    rows = []
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                if not torn_lines:
+                    raise
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:

@@ -40,14 +40,23 @@ def evaluation(found: RunEvaluation) -> str:
         table = _table("true \\ predicted", *(str(k) for k in range(len(classes))), "acc")
         for k, (row, accuracy) in enumerate(zip(rows, e.class_accuracy, strict=True)):
             cells = [str(n) if n else "." for n in row]
-            table.add_row(f"{k} {classes[k]}", *cells, "-" if accuracy is None else f"{accuracy:.3f}")
+            name = classes[k] if classes[k] == str(k) else f"{k} {classes[k]}"
+            table.add_row(name, *cells, "-" if accuracy is None else f"{accuracy:.3f}")
     else:  # a matrix would not fit: the ten most frequent mistakes instead
         table = _table("true", "predicted", "images")
         pairs = [(n, i, j) for i, row in enumerate(rows) for j, n in enumerate(row) if n and i != j]
         for n, i, j in sorted(pairs, reverse=True)[:10]:
             table.add_row(classes[i], classes[j], str(n))
     lines.append(_text(table))
+    if found.skipped:
+        lines.append(f"{len(found.skipped)} damaged images were left out; the first: {found.skipped[0]}")
     if found.split == "test":
+        recipe = found.run.recipe
+        if recipe.watch == "test":
+            lines.append(
+                f"its recipe looked at the test set after each of {recipe.epochs} epochs; choose nothing by it"
+            )
+            return "\n".join(lines)
         looks = sum(1 for row in found.run.evaluations() if row.get("split") == "test")
         lines.append(
             f"the test set has been looked at {looks} time{'s' if looks != 1 else ''} with this run; choose by "
@@ -141,6 +150,10 @@ def save_comparison(path: Path, chosen: Sequence[Run]) -> None:
     drawn = [d for d in drawn if d[2]]
     if not drawn:
         raise CnnlabError("none of these runs has finished an epoch: nothing to plot")
+    if path.suffix.lower() != ".png":
+        raise CnnlabError(f"{path}: the plot is a PNG picture; name a file that ends with .png")
+    if path.exists():
+        raise CnnlabError(f"{path} exists; name another file, or remove it first")
     try:
         write_atomic(path, plots.png(plots.comparison(drawn)))
     except OSError as error:
@@ -204,14 +217,7 @@ def _table(*columns: str) -> Table:
 
 
 def _text(table: Table) -> str:
-    """The table as text: in a terminal as wide as that, in a file as wide as it needs to be; no markup is obeyed."""
-    console = Console(file=io.StringIO(), markup=False, highlight=False, width=_width())
+    """The table as text, as wide as it needs to be: a name that is broken in two cannot be copied."""
+    console = Console(file=io.StringIO(), markup=False, highlight=False, width=10_000)
     console.print(table)
     return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip("\n").splitlines())  # type: ignore[attr-defined]
-
-
-def _width() -> int:
-    import shutil
-    import sys
-
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 400

@@ -1,16 +1,17 @@
 """Training, in plain sight: from a recipe to a run's folder.
 
-`train` begins a run, `resume` goes on with one, `train_seeds` repeats it; all three end in `_fit`, which is the loop,
-and the loop ends in `train_step`, which is the update.
+`train` begins a run, `resume` goes on with one, `train_seeds` repeats it; all three come to `_epochs`, which is the
+loop, and the loop comes to `train_step`, which is the update.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,7 +26,7 @@ from cnnlab.data import FOLDER, ImageSet, SourceOptions, data_folder, load_image
 from cnnlab.data.loader import Loader, Preprocessing
 from cnnlab.device import Stopwatch, available_cores, environment, pick_device, reproducible, synchronize
 from cnnlab.display import Display, make_display
-from cnnlab.errors import CnnlabError, TrainingInterrupted, reason
+from cnnlab.errors import CnnlabError, TrainingInterrupted, expand, out_of_memory, reason
 from cnnlab.evaluation import evaluate
 from cnnlab.files import write_atomic, write_json
 from cnnlab.interrupt import CtrlC
@@ -33,6 +34,7 @@ from cnnlab.models import build_model
 from cnnlab.optim import initialize, learning_rate, make_optimizer
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import find_recipe
+from cnnlab.results import Result, SeedsResult
 from cnnlab.runs import Run
 
 
@@ -49,64 +51,6 @@ def train_step(
     loss.backward()
     optimizer.step()
     return loss.detach(), (logits.detach().argmax(1) == y).sum()
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished training. Its text is the manual's two lines, and ours."""
-
-    run: Run
-    summary: dict[str, Any]
-
-    def __str__(self) -> str:
-        s = self.summary
-        key = "val" if s["watch"] == "validation" else "test"
-        lines = [
-            f"loss {s['loss']:.3f}, train acc {s['train_acc']:.3f}, {key} acc {s[f'{key}_acc']:.3f}",
-            f"{s['examples_per_second']:.1f} examples/sec on {s['device']}",
-            f"{s['images_per_second']:.1f} images/s wall-clock including data; {s['total_seconds']:.1f} s in all, with "
-            f"evaluation and saving",
-        ]
-        if s["watch"] == "test":
-            lines.append(
-                "note: this recipe looks at the test set after each epoch, as the manual does; choose nothing by it"
-            )
-        if s["skipped"]:
-            lines.append(f"note: {s['skipped']} damaged images were left out; {self.run.path / 'run.json'} names them")
-        best = "" if s["watch"] == "test" else f", best epoch {s['best_epoch']} with val acc {s['best']:.3f}"
-        lines.append(f"run: {self.run.path} (curve: curves.png{best})")
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class SeedsResult:
-    """The same recipe trained from several seeds."""
-
-    path: Path
-    results: list[Result]
-    summary: dict[str, Any]
-
-    def __str__(self) -> str:
-        s = self.summary
-        key = "val" if s["watch"] == "validation" else "test"
-        lines = []
-        for r in self.results:
-            row = r.summary
-            lines.append(
-                f"seed {row['seed']}: loss {row['loss']:.3f}, train acc {row['train_acc']:.3f}, "
-                f"{key} acc {row[f'{key}_acc']:.3f}, {row['images_per_second']:.0f} images/s"
-            )
-
-        def told(name: str) -> str:
-            value = s[name]
-            return f"{value['mean']:.4f} ± {value['std']:.4f}" if value["std"] is not None else f"{value['mean']:.4f}"
-
-        lines.append(
-            f"mean ± std of {s['loss']['n']} seeds, last epoch: loss {told('loss')}, train acc {told('train_acc')}, "
-            f"{key} acc {told(f'{key}_acc')} ({s['watch']} split)"
-        )
-        lines.append(f"runs: {self.path}")
-        return "\n".join(lines)
 
 
 def train(
@@ -130,7 +74,8 @@ def train(
     """
     with _Session(device, threads, data_dir, skip_bad, progress) as session:
         recipe = session.begin(find_recipe(recipe) if isinstance(recipe, str) else recipe)
-        return _train_new(session, runs.new_folder(Path(runs_dir), name, recipe), recipe)
+        with session.ctrl_c, _new_folder(Path(runs_dir), name, recipe) as path:
+            return _train(session, session.create(path, recipe))
 
 
 def train_seeds(
@@ -149,10 +94,12 @@ def train_seeds(
     if count < 1:
         raise CnnlabError(f"seeds={count}: must be at least 1")
     with _Session(device, threads, data_dir, skip_bad, progress) as session:
-        recipe = session.begin(find_recipe(recipe) if isinstance(recipe, str) else recipe)
-        path = runs.new_folder(Path(runs_dir), name, recipe)
-        runs.create_seeds(path, recipe, range(recipe.seed, recipe.seed + count))
-        return _train_seeds(session, path)
+        recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
+        replace(recipe, seed=recipe.seed + count - 1)  # is the last one a seed?
+        recipe = session.begin(recipe)
+        with session.ctrl_c, _new_folder(Path(runs_dir), name, recipe) as path:
+            runs.create_seeds(path, recipe, range(recipe.seed, recipe.seed + count))
+            return _train_seeds(session, path)
 
 
 def resume(
@@ -167,20 +114,49 @@ def resume(
 ) -> Result | SeedsResult:
     """Go on with an interrupted run, or with the seeds of a folder of several, to the same weights, bit for bit.
 
-    A run that is finished is left as it is. Raises: as `train`; also where the data are no longer the same.
+    Device, data folder and skip_bad are those that the run began with, unless others are given. A run that is
+    finished is left as it is. Raises: as `train`; also where the data are no longer the same, or another process
+    trains this run.
     """
     folder = runs.find_folder(path, Path(runs_dir))
-    with _Session(device, threads, data_dir, skip_bad, progress) as session:
-        if (folder / "seeds.json").exists():
-            session.begin(runs.open_seeds(folder)[0])
-            return _train_seeds(session, folder)
+    several = (folder / "seeds.json").exists()
+    if not several:
         run = runs.open_run(folder)
         summary = run.summary()
         if summary is not None:
-            session.display.message(f"{run.path} is finished: nothing to resume")
+            print(f"{run.path} is finished: nothing to resume", file=sys.stderr)
             return Result(run, summary)
-        session.begin(run.recipe)
-        return _resume(session, run)
+    recipe = runs.open_seeds(folder)[0] if several else run.recipe
+    begun = next((runs.open_run(f) for f in runs.seed_folders(folder) if (f / "run.json").exists()), None)
+    first = run if not several else begun
+    if first is not None:
+        data_dir = data_dir or runs.data_dir(first)
+        skip_bad = skip_bad or bool(first.info["data"].get("skip_bad"))
+        if device == "auto":
+            device = _same_device(runs.first_session(first).get("device"))
+    with _Session(device, threads, data_dir, skip_bad, progress) as session:
+        session.begin(recipe)
+        with session.ctrl_c:
+            return _train_seeds(session, folder) if several else _train(session, run)
+
+
+def _same_device(name: str | None) -> str:
+    """`name`, where there is such a device here, else `auto`."""
+    try:
+        return str(pick_device(name or "auto"))
+    except CnnlabError:
+        return "auto"
+
+
+@contextlib.contextmanager
+def _new_folder(runs_dir: Path, name: str | None, recipe: Recipe) -> Iterator[Path]:
+    """A new folder for a run, removed again if nothing has come into it."""
+    path = runs.new_folder(runs_dir, name, recipe)
+    try:
+        yield path
+    finally:
+        with contextlib.suppress(OSError):
+            path.rmdir()  # refuses where there is anything inside
 
 
 class _Session:
@@ -189,11 +165,14 @@ class _Session:
     def __init__(
         self, device: str, threads: int | None, data_dir: str | Path | None, skip_bad: bool, progress: str
     ) -> None:
-        if threads is not None and threads < 1:
-            raise CnnlabError(f"threads={threads}: must be at least 1")
+        if threads is not None and not 1 <= threads <= available_cores():
+            raise CnnlabError(
+                f"threads={threads}: choose 1 to {available_cores()}, the cores that this process may use"
+            )
         self.device = pick_device(device)
         self.threads = threads
         self.display: Display = make_display(progress)
+        self.ctrl_c = CtrlC()
         self._data_dir = data_folder(data_dir)
         self._skip_bad = skip_bad
 
@@ -207,9 +186,9 @@ class _Session:
 
     def begin(self, recipe: Recipe) -> Recipe:
         """Load the recipe's images; returns the recipe with the source's folder made absolute."""
-        if recipe.data.startswith(FOLDER):
+        if recipe.data.startswith(FOLDER) and recipe.data != FOLDER:
             # The run may be resumed or evaluated from elsewhere.
-            where = Path(recipe.data.removeprefix(FOLDER)).expanduser().absolute()
+            where = expand(recipe.data.removeprefix(FOLDER)).absolute()
             recipe = replace(recipe, data=f"{FOLDER}{where}")
         # Before minutes of reading: is there such a network, and does it take such images?
         with torch.device("meta"):  # shapes without memory
@@ -226,20 +205,25 @@ class _Session:
         self.preprocessing = Preprocessing.of(
             self.train_set.images, image_size=recipe.image_size, fit=recipe.fit, normalize=recipe.normalize
         )
+        if recipe.shift >= self.preprocessing.image_size:
+            size = self.preprocessing.image_size
+            raise CnnlabError(f"shift={recipe.shift} would move {size}-pixel images out of sight; choose a smaller one")
         with torch.device("meta"):
             self.build(recipe)  # now with the images' real size: nothing is begun that cannot be built
         self.display.end()
         return recipe
 
-    def info(self, model: nn.Module, recipe: Recipe) -> dict[str, Any]:
-        """What run.json tells."""
-        return {
+    def create(self, path: Path, recipe: Recipe) -> Run:
+        """Begin a run in the new, empty folder `path`: from here on it can be resumed."""
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in self.build(recipe).parameters())
+        info = {
             "model": {
                 "name": recipe.model,
                 "num_classes": len(self.train_set.classes),
                 "in_channels": self.preprocessing.channels,
                 "image_size": self.preprocessing.image_size,
-                "parameters": sum(p.numel() for p in model.parameters()),
+                "parameters": parameters,
             },
             "data": {
                 "source": recipe.data,
@@ -248,9 +232,12 @@ class _Session:
                 recipe.watch: len(self.watch_set),
                 "fingerprint": self.fingerprint,
                 "skipped": [*self.train_set.skipped, *self.watch_set.skipped],
+                "data_dir": str(self._data_dir.absolute()),
+                "skip_bad": self._skip_bad,
             },
             "preprocessing": self.preprocessing.to_dict(),
         }
+        return runs.create_run(path, recipe, info)
 
     def build(self, recipe: Recipe) -> nn.Module:
         """The recipe's network for these images, with the framework's starting weights."""
@@ -283,28 +270,13 @@ def load_splits(recipe: Recipe, options: SourceOptions) -> tuple[ImageSet, Image
     return replace(train_set.take(train_index), skipped=train_set.skipped), train_set.take(held_out)
 
 
-def _train_new(session: _Session, path: Path, recipe: Recipe) -> Result:
-    threads = session.threads or available_cores()
-    with reproducible(recipe.seed, threads):
-        model = session.build(recipe)  # on the host: the same starting weights on every device
-        initialize(model, recipe.init)
-        model.to(session.device)
-        optimizer = make_optimizer(model, recipe)
-        run = runs.create_run(path, recipe, session.info(model, recipe))
-        with _Saving(run, 0):
-            runs.add_session(run, environment(session.device, threads))
-            # Nothing trained yet, but from here on there is always something to resume.
-            state: dict[str, Any] = {"rows": [], "best": None, "best_epoch": 0}
-            save_checkpoint(run.checkpoint, model, optimizer, session.device, state)
-        return _fit(session, run, model, optimizer, state)
-
-
-def _resume(session: _Session, run: Run) -> Result:
-    before = run.info["data"]["fingerprint"]
-    if before != session.fingerprint:
-        raise CnnlabError(f"the images of {run.recipe.data} are not those that {run.path} began with; train a new run")
+def _train(session: _Session, run: Run) -> Result:
+    """Train a run to its end, from its checkpoint if it has one; no other process may do so meanwhile."""
+    recipe = run.recipe
+    if run.info["data"]["fingerprint"] != session.fingerprint:
+        raise CnnlabError(f"the images of {recipe.data} are not those that {run.path} began with; train a new run")
     first = runs.first_session(run)
-    threads = session.threads or first.get("threads") or available_cores()
+    threads = session.threads or min(first.get("threads", available_cores()), available_cores())
     now = environment(session.device, threads)
     for what in ("device_name", "threads", "versions"):
         if first.get(what, now[what]) != now[what]:
@@ -312,14 +284,34 @@ def _resume(session: _Session, run: Run) -> Result:
                 f"note: {run.path} began with {what} {first[what]} and goes on with {now[what]}: the weights may "
                 "differ in their last bits from those of an undisturbed run"
             )
-    with reproducible(run.recipe.seed, threads):
-        model = session.build(run.recipe).to(session.device)
-        optimizer = make_optimizer(model, run.recipe)
-        state = load_checkpoint(run.checkpoint, model, optimizer, session.device)
-        with _Saving(run, len(state["rows"])):
-            runs.add_session(run, now)
-            runs.write_metrics(run, state["rows"])  # what a killed process wrote beyond its checkpoint is dropped
-        return _fit(session, run, model, optimizer, state)
+    with runs.locked(run), reproducible(recipe.seed, threads):
+        try:
+            model = session.build(recipe)  # on the host: the same starting weights on every device
+            initialize(model, recipe.init)
+            model.to(session.device)
+            optimizer = make_optimizer(model, recipe)
+            state: dict[str, Any] = {"rows": [], "best": None, "best_epoch": 0}
+            if run.checkpoint.exists() or run.metrics():
+                state = load_checkpoint(run.checkpoint, model, optimizer, session.device)
+            with _Saving(run, len(state["rows"])):
+                runs.add_session(run, now)
+                if not run.checkpoint.exists():
+                    save_checkpoint(run.checkpoint, model, optimizer, session.device, state)
+                runs.write_metrics(run, state["rows"])  # what a killed process wrote beyond its checkpoint is dropped
+            return _fit(session, run, model, optimizer, state)
+        except TrainingInterrupted:
+            raise
+        except KeyboardInterrupt:
+            raise TrainingInterrupted(
+                f"stopped before an epoch. Go on with: cnnlab train --resume {run.path}"
+            ) from None
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise CnnlabError(
+                f"out of memory with batch_size={recipe.batch_size} and images of {session.preprocessing.image_size} "
+                f"pixels; try --set batch_size={max(1, recipe.batch_size // 2)} or a smaller image_size"
+            ) from error
 
 
 def _train_seeds(session: _Session, path: Path) -> SeedsResult:
@@ -328,25 +320,30 @@ def _train_seeds(session: _Session, path: Path) -> SeedsResult:
     for seed in seeds:
         folder = path / f"seed-{seed}"
         try:
-            if not (folder / "run.json").exists():
+            session.ctrl_c.check()
+            if (folder / "run.json").exists():
+                run = runs.open_run(folder)
+            else:
                 folder.mkdir(exist_ok=True)
-                results.append(_train_new(session, folder, replace(recipe, seed=seed)))
-                continue
-            run = runs.open_run(folder)
+                run = session.create(folder, replace(recipe, seed=seed))
             summary = run.summary()
-            results.append(Result(run, summary) if summary is not None else _resume(session, run))
-        except TrainingInterrupted as error:
-            raise TrainingInterrupted(f"{error}, and with the other seeds too: --resume {path}") from None
-    key = "val" if recipe.watch == "validation" else "test"
-    figures = ("loss", "train_acc", f"{key}_loss", f"{key}_acc", "images_per_second", "examples_per_second")
+            results.append(Result(run, summary) if summary is not None else _train(session, run))
+        except KeyboardInterrupt:
+            raise TrainingInterrupted(
+                f"stopped at seed {seed}; {len(results)} of {len(seeds)} seeds are finished and kept. Go on with: "
+                f"cnnlab train --resume {path}"
+            ) from None
+    figures = ("loss", "train_acc", f"{recipe.key}_loss", f"{recipe.key}_acc")
     summary = {
         "recipe": recipe.name,
         "watch": recipe.watch,
         "epoch": "last",
         "seeds": list(seeds),
         **{name: runs.spread([r.summary[name] for r in results]) for name in figures},
+        **{n: runs.spread([r.summary[n] for r in results]) for n in ("images_per_second", "examples_per_second")},
     }
-    write_json(path / "summary.json", summary)
+    with _Saving(results[-1].run, recipe.epochs):
+        write_json(path / "summary.json", summary)
     return SeedsResult(path, results, summary)
 
 
@@ -358,14 +355,15 @@ def _fit(
     `state`: rows of the epochs that are saved, best figure so far and its epoch.
     """
     recipe, display = run.recipe, session.display
-    with CtrlC() as ctrl_c, contextlib.closing(_Events(run, len(state["rows"]))) as events:
+    with contextlib.closing(_Events(run, len(state["rows"]))) as events:
         try:
-            _epochs(session, run, model, optimizer, state, events, ctrl_c)
+            _epochs(session, run, model, optimizer, state, events)
         except KeyboardInterrupt:
             display.end()
             saved = len(state["rows"])
-            if saved:
-                _save_curves(run, state["rows"])
+            with contextlib.suppress(OSError):  # what matters is how to go on
+                if saved:
+                    _save_curves(run, state["rows"])
             raise TrainingInterrupted(
                 f"stopped in epoch {min(saved + 1, recipe.epochs)} of {recipe.epochs}; {saved} finished epochs are "
                 f"kept. Go on with: cnnlab train --resume {run.path}"
@@ -386,11 +384,9 @@ def _epochs(
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
     events: _Events,
-    ctrl_c: CtrlC,
 ) -> None:
     """The loop: every epoch that `state` lacks, each saved before it counts."""
-    recipe, device, display = run.recipe, session.device, session.display
-    key = "val" if recipe.watch == "validation" else "test"
+    recipe, device, display, key = run.recipe, session.device, session.display, run.recipe.key
     train_loader = Loader(
         session.train_set, session.preprocessing, recipe.batch_size, device, shift=recipe.shift, flip=recipe.flip
     )
@@ -415,13 +411,13 @@ def _epochs(
             compute.stop()
             step, seen = step + 1, seen + len(y)
             display.step(epoch, seen, statistics)
-            ctrl_c.check()
+            session.ctrl_c.check()
         synchronize(device)  # the epoch's one wait for the device: now its figures are read
         trained = time.perf_counter()
         loss_sum, hit_count = statistics.tolist()
-        if not math.isfinite(loss_sum):
-            raise _diverged(run, recipe, epoch, loss_sum)
-        measured = evaluate(model, watch_loader, num_classes, between=ctrl_c.check)
+        measured = evaluate(model, watch_loader, num_classes, between=session.ctrl_c.check)
+        if not math.isfinite(loss_sum + measured.loss):  # the last update shows in the evaluation only
+            raise _diverged(run, recipe, epoch, loss_sum + measured.loss)
         compute_seconds = compute.seconds()
         row = {
             "epoch": epoch + 1,
@@ -440,7 +436,8 @@ def _epochs(
         with _Saving(run, epoch):
             now = {**state, "rows": [*state["rows"], row]}
             # Chosen on validation; where only the test set is watched, by the training loss instead.
-            figure = row["val_acc"] if recipe.watch == "validation" else -row["loss"]
+            # Of equal accuracies, which a small set has often, the lower loss is the better network.
+            figure = [row["val_acc"], -row["val_loss"]] if recipe.watch == "validation" else [-row["loss"]]
             if state["best"] is None or figure > state["best"]:
                 now.update(best=figure, best_epoch=epoch + 1)
                 save_weights(run.path / "best.safetensors", model)
@@ -458,8 +455,7 @@ def _summary(session: _Session, run: Run, state: dict[str, Any]) -> dict[str, An
     rows, recipe = state["rows"], run.recipe
     images = sum(r["images"] for r in rows)
     by_validation = recipe.watch == "validation"
-    last = rows[-1]
-    key = "val" if by_validation else "test"
+    last, key = rows[-1], recipe.key
     return {
         "recipe": recipe.name,
         "model": recipe.model,
@@ -476,7 +472,7 @@ def _summary(session: _Session, run: Run, state: dict[str, Any]) -> dict[str, An
         f"{key}_acc": last[f"{key}_acc"],
         "best_epoch": state["best_epoch"],
         "best_by": "val_acc" if by_validation else "loss",
-        "best": state["best"] if by_validation else -state["best"],
+        "best": state["best"][0] if by_validation else -state["best"][0],
         "examples_per_second": images / sum(r["compute_seconds"] for r in rows),
         "images_per_second": images / sum(r["train_seconds"] for r in rows),
         "train_seconds": sum(r["train_seconds"] for r in rows),
@@ -526,13 +522,12 @@ class _Events:
         from torch.utils.tensorboard import SummaryWriter
 
         with _Saving(run, epochs_done):
-            # Events of epochs that are trained again are marked as void.
-            purge = epochs_done + 1 if epochs_done else None
-            self._writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=purge)
-        self._watch = run.recipe.watch
+            # Events that a killed process wrote beyond its checkpoint are marked as void.
+            self._writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=epochs_done + 1)
+        self._watch, self._key = run.recipe.watch, run.recipe.key
 
     def add(self, row: dict[str, Any]) -> None:
-        key = "val" if self._watch == "validation" else "test"
+        key = self._key
         scalars = {
             "loss/train": row["loss"],
             f"loss/{self._watch}": row[f"{key}_loss"],

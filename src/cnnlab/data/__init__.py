@@ -10,7 +10,7 @@ from platformdirs import user_cache_dir
 
 from cnnlab.data import digits, fashion_mnist, folder
 from cnnlab.data.imageset import ImageSet, SourceOptions, stratified_split
-from cnnlab.errors import CnnlabError, unknown
+from cnnlab.errors import CnnlabError, expand, unknown
 
 __all__ = ["DATASETS", "ImageSet", "SourceOptions", "data_folder", "load_images", "stratified_split"]
 
@@ -31,7 +31,9 @@ def load_images(source: str, split: str, options: SourceOptions | None = None) -
         raise unknown("split", split, ("train", "validation", "test"))
     options = options or SourceOptions(data_dir=data_folder())
     if source.startswith(FOLDER):
-        return folder.load(Path(source.removeprefix(FOLDER)).expanduser(), split, options)
+        if source == FOLDER:
+            raise CnnlabError("folder: names no folder; write folder:PATH")
+        return folder.load(expand(source.removeprefix(FOLDER)), split, options)
     if source not in DATASETS:
         if Path(source).is_dir():
             raise CnnlabError(f"unknown source {source!r}; for a folder of images write folder:{source}")
@@ -41,4 +43,4 @@ def load_images(source: str, split: str, options: SourceOptions | None = None) -
 
 def data_folder(named: str | Path | None = None) -> Path:
     """Where datasets lie: the folder that was named, else CNNLAB_DATA, else the user's cache folder."""
-    return Path(named or os.environ.get("CNNLAB_DATA") or user_cache_dir("cnnlab")).expanduser()
+    return expand(named or os.environ.get("CNNLAB_DATA") or user_cache_dir("cnnlab"))

@@ -57,7 +57,7 @@ def _fetch_any(urls: Sequence[str], path: Path, md5: str, report: Report) -> Non
             size = part.stat().st_size
             part.unlink()
             failures.append(f"{url}: wrong checksum ({size} bytes)")
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
             why = error.reason if isinstance(error, urllib.error.URLError) else error
             failures.append(f"{url}: {reason(why) if isinstance(why, BaseException) else why}")
     raise CnnlabError(
@@ -84,12 +84,19 @@ def _fetch(url: str, part: Path, report: Report) -> None:
         length = response.headers.get("Content-Length")
         total = done + int(length) if length else 0
         with part.open("ab" if continued else "wb") as file:
-            while chunk := response.read(_CHUNK):
+            while chunk := _read(response):
                 file.write(chunk)
                 done += len(chunk)
                 report(f"downloading {part.name.removesuffix('.part')}", done, total)
         if total and done < total:
             raise http.client.IncompleteRead(b"", total - done)
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.read(_CHUNK)
+    except OSError as error:  # the network's trouble, not the disk's
+        raise http.client.HTTPException(reason(error)) from error
 
 
 def _md5(path: Path) -> str:

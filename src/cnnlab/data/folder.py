@@ -74,6 +74,11 @@ def _load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
     if not good:
         raise CnnlabError(f"none of the {len(files)} images in {root} could be read; the first: {skipped[0]}")
     index = torch.tensor(good)
+    emptied = sorted(set(labels) - {labels[i] for i in good})
+    if emptied:
+        raise CnnlabError(
+            f"none of the images of class {classes[emptied[0]]} in {root} could be read; the first: {skipped[0]}"
+        )
     return ImageSet(
         torch.from_numpy(images)[index] if skipped else torch.from_numpy(images),
         torch.tensor(labels)[index],
@@ -87,9 +92,11 @@ def _split_folder(path: Path, split: str) -> Path | None:
     if not path.is_dir():
         what = "is a file, not a folder" if path.exists() else "does not exist"
         raise CnnlabError(f"folder:{path} {what}; give a folder that holds one sub-folder per class")
-    if not (path / "train").is_dir():
+    folders = {p.name.lower(): p for p in sorted(path.iterdir(), reverse=True) if p.is_dir()}
+    # A class may be called train, too: then its folder holds the images themselves.
+    if "train" not in folders or not any(p.is_dir() for p in folders["train"].iterdir()):
         return path if split == "train" else None
-    return next((path / name for name in _SPLITS[split] if (path / name).is_dir()), None)
+    return next((folders[name] for name in _SPLITS[split] if name in folders), None)
 
 
 def _classes(root: Path) -> list[str]:
@@ -100,6 +107,9 @@ def _classes(root: Path) -> list[str]:
     names = [name for name in names if next(image_files(root / name), None)]
     if not names:
         raise CnnlabError(f"{root} holds no images in sub-folders; make one sub-folder per class and put images in it")
+    for name in names:
+        if name != name.encode("utf-8", "replace").decode():
+            raise CnnlabError(f"{root}: the folder name {name!a} is not UTF-8; rename it")
     return names
 
 

@@ -14,21 +14,34 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from cnnlab.errors import CnnlabError, reason
 
 # What Pillow can open, by the ending of the name; other files in the folder are not images and are passed over.
-ENDINGS = frozenset(e for e, f in Image.registered_extensions().items() if f in Image.OPEN and f not in ("PDF", "MPEG"))
+_NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}  # these need other programs
+ENDINGS = frozenset(e for e, f in Image.registered_extensions().items() if f in Image.OPEN and f not in _NO_PIXELS)
 _GREY = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 
 
 class BadImage(CnnlabError):
     """A file that should be an image and cannot be read as one. The text names it."""
 
+    def __init__(self, text: str) -> None:
+        # A name that is not UTF-8 must not break the report about it.
+        super().__init__(text.encode("utf-8", "backslashreplace").decode())
+
 
 def image_files(folder: Path) -> Iterator[Path]:
     """Every file under `folder` whose name ends like an image's, hidden ones left out, in no particular order."""
+    seen: set[str] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
+        here = os.path.realpath(parent)
+        if here in seen:  # a link that leads back up
+            folders.clear()
+            continue
+        seen.add(here)
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in ENDINGS:  # noqa: PTH122 - hot
-                yield Path(parent, name)
+                path = Path(parent, name)
+                if path.is_file():  # not a pipe, which would never end
+                    yield path
 
 
 def probe(path: Path) -> tuple[tuple[int, int], bool]:
