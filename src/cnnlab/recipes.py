@@ -1,6 +1,8 @@
 """The named recipes: the manual's experiments as it prints them, and our defaults for each kind of source.
 
-Each says the command, what to expect and where that was measured. `cnnlab list recipes` prints them.
+The figure in the comment is the mean and deviation of the last epoch from five seeds, with the time for one, on two
+cores of an AMD EPYC (Zen 5): benchmarks/results/recipe-seeds_amd-epyc-2-cores_2026-11-23.json. A recipe runs by
+`cnnlab train --data SOURCE --recipe NAME`.
 """
 
 from __future__ import annotations
@@ -27,10 +29,11 @@ _MANUAL = Recipe(
 RECIPES: dict[str, Recipe] = {
     r.name: r
     for r in (
-        # cnnlab train lenet --data fashion-mnist --recipe manual/lenet
+        # train acc 0.824 ± 0.002, test acc 0.801 ± 0.010, 28 s
         replace(_MANUAL, name="manual/lenet", model="lenet", learning_rate=0.9),
-        # cnnlab train lenet-bn --data fashion-mnist --recipe manual/lenet-bn
+        # train acc 0.901 ± 0.001, test acc 0.846 ± 0.040, 27 s
         replace(_MANUAL, name="manual/lenet-bn", model="lenet-bn", learning_rate=1.0),
+        # val acc 0.994 ± 0.004, 2.1 s
         Recipe(
             name="digits",
             data="digits",
@@ -46,6 +49,7 @@ RECIPES: dict[str, Recipe] = {
             shift=2,
             val_fraction=0.2,
         ),
+        # val acc 0.907 ± 0.003, 24 s
         Recipe(
             name="fashion-mnist",
             data="fashion-mnist",
@@ -58,6 +62,7 @@ RECIPES: dict[str, Recipe] = {
             weight_decay=5e-4,
             schedule="one-cycle",
         ),
+        # Not measured: it depends on the images.
         Recipe(
             name="folder",
             data="folder:PATH",
