@@ -28,7 +28,7 @@ def test_the_bar_tells_epoch_loss_accuracy_speed_and_time_left(quick: Recipe, mo
     screen = io.StringIO()
     bar = display.Bar(Console(file=screen, force_terminal=True, width=130, color_system=None))
     monkeypatch.setattr(display, "_INTERVAL", 0.0)
-    monkeypatch.setattr("cnnlab.training.make_display", lambda _: bar)
+    monkeypatch.setattr("cnnlab.session.make_display", lambda _: bar)
     row = train(quick).run.metrics()[-1]
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
     last = (

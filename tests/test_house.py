@@ -18,6 +18,7 @@ FLOORS = [
     {"recipes", "device", "models", "plots"},
     {"data", "optim", "runs", "checkpoint"},
     {"evaluation", "display", "results"},
+    {"session"},
     {"training"},
     {"inference"},
     {"tables"},

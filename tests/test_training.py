@@ -177,11 +177,11 @@ def test_watching_the_test_set_is_said(quick: Recipe) -> None:
 
 
 def test_the_test_set_is_not_even_read_while_choosing(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cnnlab import training
+    from cnnlab import session
 
     asked = []
-    load = training.load_images
-    monkeypatch.setattr(training, "load_images", lambda *args: (asked.append(args[1]), load(*args))[1])
+    load = session.load_images
+    monkeypatch.setattr(session, "load_images", lambda *args: (asked.append(args[1]), load(*args))[1])
     train(quick)
     assert set(asked) == {"train", "validation"}
 

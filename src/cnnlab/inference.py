@@ -21,7 +21,7 @@ from cnnlab.errors import CnnlabError, reason, unknown
 from cnnlab.evaluation import Evaluation, evaluate
 from cnnlab.models import build_model
 from cnnlab.runs import Run
-from cnnlab.training import load_splits
+from cnnlab.session import load_splits
 
 SPLITS = ("test", "validation", "train")
 

@@ -1,0 +1,132 @@
+"""What the trainings of one call share: device, display, images, and the way from a recipe to a new run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import nn
+
+from cnnlab import runs
+from cnnlab.data import FOLDER, ImageSet, SourceOptions, data_folder, load_images, stratified_split
+from cnnlab.data.loader import Preprocessing
+from cnnlab.device import available_cores, pick_device
+from cnnlab.display import Display, make_display
+from cnnlab.errors import CnnlabError, expand
+from cnnlab.interrupt import CtrlC
+from cnnlab.models import build_model
+from cnnlab.recipe import Recipe
+from cnnlab.runs import Run
+
+
+class Session:
+    """What several runs of one call share: the device, the display, the images."""
+
+    def __init__(
+        self, device: str, threads: int | None, data_dir: str | Path | None, skip_bad: bool, progress: str
+    ) -> None:
+        if threads is not None and not 1 <= threads <= available_cores():
+            raise CnnlabError(
+                f"threads={threads}: choose 1 to {available_cores()}, the cores that this process may use"
+            )
+        self.device = pick_device(device)
+        self.threads = threads
+        self.display: Display = make_display(progress)
+        self.ctrl_c = CtrlC()
+        self._data_dir = data_folder(data_dir)
+        self._skip_bad = skip_bad
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.display.end()
+
+    def begin(self, recipe: Recipe) -> Recipe:
+        """Load the recipe's images; returns the recipe with the source's folder made absolute."""
+        if recipe.data.startswith(FOLDER) and recipe.data != FOLDER:
+            # The run may be resumed or evaluated from elsewhere.
+            where = expand(recipe.data.removeprefix(FOLDER)).absolute()
+            recipe = replace(recipe, data=f"{FOLDER}{where}")
+        # Before minutes of reading: is there such a network, and does it take such images?
+        with torch.device("meta"):  # shapes without memory
+            build_model(recipe.model, num_classes=10, in_channels=1, image_size=recipe.image_size or 256)
+        options = SourceOptions(
+            data_dir=self._data_dir,
+            image_size=recipe.image_size,
+            fit=recipe.fit,
+            skip_bad=self._skip_bad,
+            report=self.display.read,
+        )
+        self.train_set, self.watch_set = load_splits(recipe, options)
+        self.fingerprint = self.train_set.fingerprint()
+        self.preprocessing = Preprocessing.of(
+            self.train_set.images, image_size=recipe.image_size, fit=recipe.fit, normalize=recipe.normalize
+        )
+        if recipe.shift >= self.preprocessing.image_size:
+            size = self.preprocessing.image_size
+            raise CnnlabError(f"shift={recipe.shift} would move {size}-pixel images out of sight; choose a smaller one")
+        with torch.device("meta"):
+            self.build(recipe)  # now with the images' real size: nothing is begun that cannot be built
+        self.display.end()
+        return recipe
+
+    def create(self, path: Path, recipe: Recipe) -> Run:
+        """Begin a run in the new, empty folder `path`: from here on it can be resumed."""
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in self.build(recipe).parameters())
+        info = {
+            "model": {
+                "name": recipe.model,
+                "num_classes": len(self.train_set.classes),
+                "in_channels": self.preprocessing.channels,
+                "image_size": self.preprocessing.image_size,
+                "parameters": parameters,
+            },
+            "data": {
+                "source": recipe.data,
+                "classes": self.train_set.classes,
+                "train": len(self.train_set),
+                recipe.watch: len(self.watch_set),
+                "fingerprint": self.fingerprint,
+                "skipped": [*self.train_set.skipped, *self.watch_set.skipped],
+                "data_dir": str(self._data_dir.absolute()),
+                "skip_bad": self._skip_bad,
+            },
+            "preprocessing": self.preprocessing.to_dict(),
+        }
+        return runs.create_run(path, recipe, info)
+
+    def build(self, recipe: Recipe) -> nn.Module:
+        """The recipe's network for these images, with the framework's starting weights."""
+        model = build_model(
+            recipe.model,
+            num_classes=len(self.train_set.classes),
+            in_channels=self.preprocessing.channels,
+            image_size=self.preprocessing.image_size,
+        )
+        if recipe.batch_size == 1 and any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
+            raise CnnlabError(f"batch_size=1: {recipe.model} normalises over the batch; it needs at least 2 images")
+        return model
+
+
+def load_splits(recipe: Recipe, options: SourceOptions) -> tuple[ImageSet, ImageSet]:
+    """The images to train on and those to watch, as the recipe says. The test set is read only if it is watched."""
+    train_set = load_images(recipe.data, "train", options)
+    assert train_set is not None
+    if recipe.watch == "test":
+        test_set = load_images(recipe.data, "test", options)
+        if test_set is None:
+            raise CnnlabError(f"{recipe.data} has no test set to watch; set watch=validation and a val_fraction")
+        return train_set, test_set
+    own = load_images(recipe.data, "validation", options)
+    if own is not None:
+        return train_set, own
+    train_index, held_out = stratified_split(train_set.labels, recipe.val_fraction, recipe.split_seed)
+    if len(held_out) == 0:
+        raise CnnlabError(f"{recipe.data} has one image per class: none can be held out for validation; add images")
+    return replace(train_set.take(train_index), skipped=train_set.skipped), train_set.take(held_out)
