@@ -12,8 +12,8 @@ class CtrlC:
     """While this holds, a first Ctrl-C only asks: `check` raises KeyboardInterrupt at the next safe place.
 
     A second one raises at once, wherever the program is. Python's own handler would raise in the middle of a save, or
-    in a weak reference's callback, where the exception is printed and lost and the training goes on: that happened
-    to 2 in 100 interruptions. Outside the main thread, and where the signal is ignored (nohup), nothing changes.
+    in a weak reference's callback, where the exception is printed and lost and the training goes on: docs/log.md.
+    Outside the main thread, and where the signal is ignored (nohup), nothing changes.
     """
 
     def __init__(self) -> None:

@@ -276,7 +276,7 @@ def record_evaluation(run: Run, row: dict[str, Any]) -> bool:
 
 
 def add_session(run: Run, environment: dict[str, Any]) -> None:
-    """Note versions and hardware of this session beside those before it."""
+    """Note versions and hardware beside those of the sessions before."""
     path = run.path / "environment.json"
     write_json(path, {"sessions": [*_sessions(path), environment]})
 

@@ -124,8 +124,8 @@ def resume(
             print(f"{run.path} is finished: nothing to resume", file=sys.stderr)
             return Result(run, summary)
     recipe = runs.open_seeds(folder)[0] if several else run.recipe
-    begun = next((runs.open_run(f) for f in runs.seed_folders(folder) if (f / "run.json").exists()), None)
-    first = run if not several else begun
+    begun = (runs.open_run(f) for f in runs.seed_folders(folder) if (f / "run.json").exists())
+    first = next(begun, None) if several else run
     if first is not None:
         data_dir = data_dir or runs.data_dir(first)
         skip_bad = skip_bad or bool(first.info["data"].get("skip_bad"))
@@ -179,7 +179,7 @@ def _train(session: Session, run: Run) -> Result:
             state: dict[str, Any] = {"rows": [], "best": None, "best_epoch": 0}
             if run.checkpoint.exists() or run.metrics():
                 state = load_checkpoint(run.checkpoint, model, optimizer, session.device)
-            with _Saving(run, len(state["rows"])):
+            with _Saving(run.path, len(state["rows"])):
                 runs.add_session(run, now)
                 if not run.checkpoint.exists():
                     save_checkpoint(run.checkpoint, model, optimizer, session.device, state)
@@ -228,7 +228,7 @@ def _train_seeds(session: Session, path: Path) -> SeedsResult:
         **{name: runs.spread([r.summary[name] for r in results]) for name in figures},
         **{n: runs.spread([r.summary[n] for r in results]) for n in ("images_per_second", "examples_per_second")},
     }
-    with _Saving(results[-1].run, recipe.epochs):
+    with _Saving(path, recipe.epochs):
         write_json(path / "summary.json", summary)
     return SeedsResult(path, results, summary)
 
@@ -256,7 +256,7 @@ def _fit(
             ) from None
         finally:
             display.end()
-        with _Saving(run, recipe.epochs):
+        with _Saving(run.path, recipe.epochs):
             _save_curves(run, state["rows"])
             summary = _summary(session, run, state)
             write_json(run.path / "summary.json", summary)
@@ -319,7 +319,7 @@ def _epochs(
             "images_per_second": seen / (trained - began),
             "examples_per_second": seen / compute_seconds,
         }
-        with _Saving(run, epoch):
+        with _Saving(run.path, epoch):
             now = {**state, "rows": [*state["rows"], row]}
             # Chosen on validation; where only the test set is watched, by the training loss instead.
             # Of equal accuracies, which a small set has often, the lower loss is the better network.
@@ -384,8 +384,8 @@ def _diverged(run: Run, recipe: Recipe, epoch: int, loss: float) -> CnnlabError:
 class _Saving:
     """Turns the system's refusal to write (disk full, read-only, ...) into one line that says how to go on."""
 
-    def __init__(self, run: Run, epochs_done: int) -> None:
-        self._run, self._done = run, epochs_done
+    def __init__(self, path: Path, epochs_done: int) -> None:
+        self._path, self._done = path, epochs_done
 
     def __enter__(self) -> None:
         return None
@@ -395,8 +395,8 @@ class _Saving:
     ) -> None:
         if isinstance(error, OSError):
             raise CnnlabError(
-                f"cannot save into {self._run.path}: {reason(error)}; {self._done} finished epochs are kept. Free some "
-                f"space, then go on with: cnnlab train --resume {self._run.path}"
+                f"cannot save into {self._path}: {reason(error)}; {self._done} finished epochs are kept. Free some "
+                f"space, then go on with: cnnlab train --resume {self._path}"
             ) from error
 
 
@@ -407,7 +407,7 @@ class _Events:
         # Slow to import, so only here.
         from torch.utils.tensorboard import SummaryWriter
 
-        with _Saving(run, epochs_done):
+        with _Saving(run.path, epochs_done):
             # Events that a killed process wrote beyond its checkpoint are marked as void.
             self._writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=epochs_done + 1)
         self._watch, self._key = run.recipe.watch, run.recipe.key
