@@ -67,6 +67,7 @@ def test_every_dependency_has_its_line() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     text = (ROOT / "docs" / "dependencies.md").read_text()
-    for requirement in [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]:
+    extras = [r for requirements in project["project"]["optional-dependencies"].values() for r in requirements]
+    for requirement in [*project["project"]["dependencies"], *extras, *project["dependency-groups"]["dev"]]:
         name = re.split(r"[><=\[]", requirement)[0]
         assert re.search(rf"\b{re.escape(name)}\b", text), name

@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
+import copy
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cnnlab.errors import CnnlabError
 from cnnlab.models import MODELS, build_model
+from cnnlab.models.batch_norm import BatchNorm, batch_norm
+from cnnlab.models.densenet import DenseBlock
+from cnnlab.models.googlenet import Inception
+from cnnlab.models.layers import side_after
+from cnnlab.models.nin import nin_block
+from cnnlab.models.resnet import Residual
+from cnnlab.models.vgg import vgg
 from cnnlab.optim import initialize
 
-PARAMETERS = {"lenet": 61_706, "lenet-bn": 44_878}  # the manual's
+# One grey image size per network at which its table is printed, and the count of parameters there for ten classes.
+MANUAL = {
+    "lenet": (28, 61_706),
+    "lenet-bn": (28, 44_878),
+    "lenet-bn-scratch": (28, 44_878),
+    "alexnet": (224, 46_764_746),
+    "vgg11": (224, 128_806_154),
+    "vgg11-quarter": (224, 43_093_322),
+    "nin": (224, 1_992_166),
+    "googlenet": (96, 5_977_530),
+    "resnet18-manual": (224, 11_178_378),
+    "densenet": (96, 758_226),
+}
+GOLDEN = Path(__file__).parent / "golden"
+# Sizes at which two cores can train the network in a test; not mentioned: 32.
+SMALL = {"lenet": 28, "lenet-bn": 28, "lenet-bn-scratch": 28, "alexnet": 65, "nin": 67, "nin-linear": 67}
 
-# (type, output shape) of every layer for one 28x28 grey image, as the manual's sources print them
-SHAPES = {
-    "lenet": [
-        ("Conv2d", (6, 28, 28)), ("Sigmoid", (6, 28, 28)), ("AvgPool2d", (6, 14, 14)), ("Conv2d", (16, 10, 10)),
-        ("Sigmoid", (16, 10, 10)), ("AvgPool2d", (16, 5, 5)), ("Flatten", (400,)), ("Linear", (120,)), ("Sigmoid", (120,)),
-        ("Linear", (84,)), ("Sigmoid", (84,)), ("Linear", (10,)),
-    ],
-    "lenet-bn": [
-        ("Conv2d", (6, 24, 24)), ("BatchNorm2d", (6, 24, 24)), ("Sigmoid", (6, 24, 24)), ("AvgPool2d", (6, 12, 12)),
-        ("Conv2d", (16, 8, 8)), ("BatchNorm2d", (16, 8, 8)), ("Sigmoid", (16, 8, 8)), ("AvgPool2d", (16, 4, 4)),
-        ("Flatten", (256,)), ("Linear", (120,)), ("BatchNorm1d", (120,)), ("Sigmoid", (120,)), ("Linear", (84,)),
-        ("BatchNorm1d", (84,)), ("Sigmoid", (84,)), ("Linear", (10,)),
-    ],
-}  # fmt: skip
-
-every_model = pytest.mark.parametrize("name", sorted(MODELS))
+every_model = pytest.mark.parametrize("name", MODELS)
 
 
 def make(name: str, channels: int = 1, classes: int = 10, size: int = 28) -> nn.Module:
@@ -36,71 +50,325 @@ def make(name: str, channels: int = 1, classes: int = 10, size: int = 28) -> nn.
     return build_model(name, num_classes=classes, in_channels=channels, image_size=size)
 
 
-def test_every_model_has_its_numbers_here() -> None:
-    assert PARAMETERS.keys() == SHAPES.keys() == MODELS.keys()
+def small(name: str) -> int:
+    return SMALL.get(name, 32)
 
 
-@every_model
+# The manual's numbers
+
+
+@pytest.mark.parametrize("name", MANUAL)
 def test_parameter_count_is_the_manuals(name: str) -> None:
-    assert sum(p.numel() for p in make(name).parameters()) == PARAMETERS[name]
+    size, count = MANUAL[name]
+    with torch.device("meta"):
+        assert sum(p.numel() for p in make(name, size=size).parameters()) == count
 
 
-@every_model
-def test_shapes_layer_by_layer(name: str) -> None:
-    model = make(name).eval()
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.txt")), ids=lambda p: p.stem)
+def test_shapes_are_the_manuals_line_for_line(path: Path) -> None:
+    head, *lines = path.read_text().splitlines()
+    size = int(re.findall(r"at (\d+) pixels", head)[0])
+    assert size == MANUAL[path.stem][0]
+    with torch.device("meta"):
+        model, x = make(path.stem, size=size).eval(), torch.zeros(1, 1, size, size)
     assert isinstance(model, nn.Sequential)
-    x, found = torch.zeros(1, 1, 28, 28), []
+    found = []
     for layer in model:
         x = layer(x)
-        found.append((type(layer).__name__, tuple(x.shape[1:])))
-    assert found == SHAPES[name]
+        found.append(f"{type(layer).__name__} output shape: {x.shape}")  # as the manual prints it
+    assert found == lines
+
+
+def test_every_network_with_a_printed_table_is_compared() -> None:
+    assert {p.stem for p in GOLDEN.glob("*.txt")} == MANUAL.keys() - {"vgg11-quarter"}
+
+
+def test_the_manuals_demonstrations_of_blocks() -> None:
+    assert Residual(3, 3, manual=True)(torch.rand(4, 3, 6, 6)).shape == (4, 3, 6, 6)
+    assert Residual(3, 6, 2, manual=True)(torch.rand(4, 3, 6, 6)).shape == (4, 6, 3, 3)
+    assert Inception(192, 64, (96, 128), (16, 32), 32)(torch.rand(2, 192, 5, 5)).shape == (2, 256, 5, 5)
+    assert DenseBlock(2, 3, 10)(torch.rand(4, 3, 8, 8)).shape == (4, 23, 8, 8)
+    assert nin_block(1, 96, 11, 4, 0)(torch.rand(1, 1, 224, 224)).shape == (1, 96, 54, 54)
+
+
+# Against torchvision's own networks, with its weights copied in
+
+ORACLES = [
+    "vgg11", "vgg13", "vgg16", "vgg19", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121",
+    "densenet169", "densenet201",
+]  # fmt: skip
+
+
+def pair(name: str, size: int) -> tuple[nn.Module, nn.Module]:
+    """torchvision's network and ours with the same weights, in float64; both list them in the order of the layers."""
+    theirs = torchvision.models.get_model(name, weights=None, num_classes=7).double()
+    ours = make(name, 3, 7, size).double()
+    source, target = theirs.state_dict(), ours.state_dict()
+    assert [v.shape for v in source.values()] == [v.shape for v in target.values()]
+    ours.load_state_dict(dict(zip(target, source.values(), strict=True)))
+    return theirs, ours
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).detach().norm() / expected.norm().clamp_min(1e-300))
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_equals_torchvision_with_its_weights(name: str) -> None:
+    # torchvision's VGG pools to 7x7, which does nothing at 224 pixels and is another network elsewhere.
+    size, batch = (224, 1) if name.startswith("vgg") else (64, 2)
+    theirs, ours = pair(name, size)
+    x, y = torch.randn(batch, 3, size, size, dtype=torch.float64), torch.arange(batch)
+    for training in (True, False):  # batch statistics and running ones
+        theirs.train(training), ours.train(training)
+        for module in (*theirs.modules(), *ours.modules()):
+            if isinstance(module, nn.Dropout):
+                module.eval()  # what is dropped is random
+        expected, found = theirs(x), ours(x)
+        assert relative(found, expected) < 1e-10
+        theirs.zero_grad(), ours.zero_grad()
+        F.cross_entropy(expected, y).backward()
+        F.cross_entropy(found, y).backward()
+        for (path, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            assert p.grad is not None
+            assert q.grad is not None
+            assert relative(p.grad, q.grad) < 1e-10 or (p.grad - q.grad).abs().max() < 1e-14, path
+    if not name.startswith("vgg"):
+        for p, q in zip(ours.buffers(), theirs.buffers(), strict=True):
+            assert relative(p.double(), q.double()) < 1e-10
+
+
+def test_the_manuals_resnet_differs_from_the_papers_in_biases_and_projections_only() -> None:
+    paper, manual = make("resnet18", size=64).double(), make("resnet18-manual", size=64).double()
+    extra = {k.rpartition(".")[0] + " bias" for k in manual.state_dict() if k not in paper.state_dict() and "bias" in k}
+    assert len(extra) == 20  # 17 convolutions in blocks and stem, 3 projections
+    # With those biases 0 and the paper's projection norms doing nothing, the two are one network.
+    state = manual.state_dict()
+    for key, value in paper.state_dict().items():
+        if key in state:
+            state[key] = value
+        elif key.endswith("shortcut.0.weight"):
+            state[key.replace("shortcut.0", "shortcut")] = value
+    manual.load_state_dict({k: torch.zeros_like(v) if k not in paper.state_dict() and k.endswith("bias") else v
+                            for k, v in state.items()})  # fmt: skip
+    x = torch.randn(2, 1, 64, 64, dtype=torch.float64)
+    # fresh running statistics: dividing by sqrt(1 + eps) is all that the projection's norm does
+    torch.testing.assert_close(manual.eval()(x), paper.eval()(x), rtol=1e-3, atol=1e-4)
+
+
+# Batch normalisation from scratch, against torch's layer
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_batch_norm_from_scratch_equals_torchs(data: st.DataObject) -> None:
+    batch, channels = data.draw(st.integers(2, 9)), data.draw(st.integers(1, 7))
+    shape: tuple[int, ...] = (batch, channels)
+    if data.draw(st.booleans(), "four dimensions"):
+        shape = (batch, channels, data.draw(st.integers(1, 6)), data.draw(st.integers(1, 6)))
+    eps, momentum = data.draw(st.sampled_from([1e-5, 1e-3])), data.draw(st.sampled_from([0.9, 0.5, 0.99]))
+    torch.manual_seed(data.draw(st.integers(0, 2**20), "seed"))
+    scale, offset = data.draw(st.sampled_from([1e-2, 1.0, 30.0])), data.draw(st.sampled_from([-5.0, 0.0, 2.0]))
+    kind = nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d
+    theirs = kind(channels, eps=eps, momentum=1 - momentum).double()
+    ours = BatchNorm(channels, eps=eps, momentum=momentum).double()
+    with torch.no_grad():
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            p.copy_(q.copy_(torch.randn(channels)))
+    for _ in range(3):  # running statistics over several batches
+        x = torch.randn(shape, dtype=torch.float64) * scale + offset
+        x1, x2 = x.clone().requires_grad_(), x.clone().requires_grad_()
+        y1, y2 = ours(x1), theirs(x2)
+        weight = torch.randn(shape, dtype=torch.float64)
+        (y1 * weight).sum().backward()
+        (y2 * weight).sum().backward()
+        torch.testing.assert_close(y1, y2, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(x1.grad, x2.grad, rtol=1e-7, atol=1e-9 / min(scale, 1))
+        assert theirs.running_mean is not None
+        assert theirs.running_var is not None
+        torch.testing.assert_close(ours.moving_mean, theirs.running_mean, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(ours.moving_var, theirs.running_var, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(ours.gamma.grad, theirs.weight.grad, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(ours.beta.grad, theirs.bias.grad, rtol=1e-8, atol=1e-8)
+    ours.eval(), theirs.eval()
+    x = torch.randn(shape, dtype=torch.float64) * scale
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-10, atol=1e-10)
+    before = ours.moving_mean.clone()
+    with torch.enable_grad():  # gradient mode does not switch it, train and eval do
+        ours(x.requires_grad_())
+    assert torch.equal(before, ours.moving_mean)
+
+
+def test_batch_norm_refuses_what_has_no_variance() -> None:
+    for theirs, shape in ((nn.BatchNorm1d(3), (1, 3)), (nn.BatchNorm2d(3), (1, 3, 1, 1))):
+        ours = BatchNorm(3)
+        for layer in (ours, theirs):
+            with pytest.raises(ValueError, match="more than 1 value per channel"):
+                layer(torch.randn(shape))
+            layer.eval()(torch.randn(shape))
+    with pytest.raises(ValueError, match=r"takes \(B, C\)"):
+        BatchNorm(3)(torch.randn(2, 3, 4))
+
+
+def test_batch_norm_statistics_travel_with_the_layer() -> None:
+    layer = BatchNorm(4)
+    layer(torch.randn(8, 4) + 3)
+    assert layer.state_dict().keys() == {"gamma", "beta", "moving_mean", "moving_var"}
+    other = BatchNorm(4)
+    other.load_state_dict(layer.state_dict())
+    x = torch.randn(5, 4)
+    assert torch.equal(layer.eval()(x), other.eval()(x))
+    # The function itself changes nothing that it is given.
+    mean, var = torch.zeros(4), torch.ones(4)
+    batch_norm(x, layer.gamma, layer.beta, mean, var, training=True)
+    assert torch.equal(mean, torch.zeros(4))
+    assert torch.equal(var, torch.ones(4))
+
+
+def test_both_batch_norm_lenets_train_to_the_same_weights() -> None:
+    ours, theirs = make("lenet-bn-scratch").double(), make("lenet-bn").double()
+    named = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_var"}
+    state = ours.state_dict()
+    for path, module in theirs.named_modules():
+        for key, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            if key != "num_batches_tracked":
+                norm = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+                state[f"{path}.{named[key] if norm else key}"] = value.detach().clone()
+    ours.load_state_dict(state)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=1.0) for m in (ours, theirs)]
+    for _ in range(5):
+        x, y = torch.rand(16, 1, 28, 28, dtype=torch.float64), torch.randint(0, 10, (16,))
+        for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-7, atol=1e-9)
+
+
+# Every network
 
 
 @every_model
-@pytest.mark.parametrize(("channels", "classes", "size"), [(1, 10, 28), (3, 2, 32), (4, 7, 45), (1, 100, 64)])
+@pytest.mark.parametrize(("channels", "classes", "size"), [(1, 10, 0), (3, 2, 45), (4, 7, 0)])
 def test_other_inputs(name: str, channels: int, classes: int, size: int) -> None:
+    size = max(size, small(name))
     model = make(name, channels, classes, size).eval()
-    x = torch.randn(5, channels, size, size)
-    y = model(x)
-    assert y.shape == (5, classes)
-    assert torch.equal(y, model(x))  # deterministic
-    torch.testing.assert_close(model(x[:1]), y[:1])  # a batch of one
+    x = torch.randn(3, channels, size, size)
+    with torch.no_grad():
+        y = model(x)
+        assert y.shape == (3, classes)
+        assert torch.equal(y, model(x))  # deterministic
+        torch.testing.assert_close(model(x[:1]), y[:1], rtol=1e-3, atol=1e-4)  # a batch of one
 
 
 @every_model
 def test_smallest_image_is_named_and_works(name: str) -> None:
-    with pytest.raises(CnnlabError, match="at least") as caught:
-        make(name, size=8)
-    smallest = int(str(caught.value).split("at least ")[1].split("x")[0])
-    assert make(name, size=smallest).eval()(torch.zeros(1, 1, smallest, smallest)).shape == (1, 10)
-    with pytest.raises(CnnlabError, match=f"at least {smallest}x{smallest} pixels, not {smallest - 1}x{smallest - 1}"):
-        make(name, size=smallest - 1)
+    with torch.device("meta"):  # shapes are all that this is about
+        with pytest.raises(CnnlabError, match=f"^{name}: it needs images of at least") as caught:
+            make(name, size=0)
+        smallest = int(str(caught.value).split("at least ")[1].split("x")[0])
+        model = make(name, size=smallest).eval()
+        assert model(torch.zeros(1, 1, smallest, smallest)).shape == (1, 10)
+        with pytest.raises(CnnlabError, match=f"at least {smallest}x{smallest} pixels, not {smallest - 1}x"):
+            make(name, size=smallest - 1)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg16", "nin", "lenet", "densenet", "densenet121"])
+def test_side_is_what_the_layers_make_of_it(name: str) -> None:
+    with torch.device("meta"):
+        model = make(name, size=224)
+        assert isinstance(model, nn.Sequential)
+        spatial = next(i for i, m in enumerate(model) if isinstance(m, nn.Flatten | nn.AdaptiveAvgPool2d))
+        features = model[:spatial].eval()
+        for size in (224, 131, 97, 70):
+            assert side_after(features, size) == features(torch.zeros(1, 1, size, size)).shape[-1]
 
 
 @every_model
 def test_a_gradient_reaches_every_parameter(name: str) -> None:
-    model = make(name)
-    F.cross_entropy(model(torch.randn(8, 1, 28, 28)), torch.arange(8)).backward()
+    model, size = make(name, size=small(name)), small(name)
+    F.cross_entropy(model(torch.randn(8, 1, size, size)), torch.arange(8)).backward()
     for path, p in model.named_parameters():
         assert p.grad is not None, path
-        # a bias before batch norm has no effect: its gradient is zero but for rounding
         assert torch.isfinite(p.grad).all(), path
-        if "bias" not in path:
+        # a bias before batch norm has no effect: its gradient is zero but for rounding
+        if "bias" not in path and "beta" not in path:
             assert p.grad.abs().sum() > 0, path
 
 
 @every_model
 def test_overfits_two_batches(name: str) -> None:
-    model = make(name)
-    x, y = torch.randn(32, 1, 28, 28), torch.randint(0, 10, (32,))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    size = small(name)
+    model = make(name, size=size)
+    initialize(model, "he-normal" if name.startswith(("vgg", "alexnet", "nin")) else "framework")
+    torch.manual_seed(1)
+    x, y = torch.randn(12, 1, size, size), torch.arange(12) % 4
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # made to hinder just this
+    plain = name.startswith(("vgg", "alexnet", "nin"))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01 if name.startswith("lenet") else 3e-4 if plain else 1e-3)
+    losses: list[float] = []
     for step in range(400):
-        part = slice(0, 16) if step % 2 else slice(16, 32)
+        part = slice(0, 6) if step % 2 else slice(6, 12)
         optimizer.zero_grad()
         loss = F.cross_entropy(model(x[part]), y[part])
         loss.backward()
         optimizer.step()
-    assert loss.item() < 0.1
+        losses.append(loss.item())
+        if max(losses[-2:]) < 0.1:
+            break
+    assert max(losses[-2:]) < 0.1, losses[-10:]
+
+
+@every_model
+def test_compiles_as_one_graph(name: str) -> None:
+    """The whole of forward and backward is traced without a break, and the trace computes the same."""
+    size = small(name)
+    model = make(name, size=size).eval()
+    torch._dynamo.reset()
+    compiled = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)
+    x, y = torch.randn(2, 1, size, size), torch.arange(2)
+    expected, found = model(x), compiled(x)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    F.cross_entropy(expected, y).backward()
+    F.cross_entropy(found, y).backward()
+    for (path, p), q in zip(model.named_parameters(), compiled.parameters(), strict=True):
+        assert q.grad is not None
+        assert p.grad is not None
+        assert relative(q.grad, p.grad) < 1e-3 or p.grad.norm() < 1e-5, path
+
+
+@every_model
+def test_bf16(name: str) -> None:
+    """Mixed precision: near the float32 answer, gradients finite."""
+    size = small(name)
+    model = make(name, size=size)
+    x, y = torch.randn(4, 1, size, size), torch.arange(4)
+    model(x)  # gives the running statistics values of their own
+    model.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(x)
+        F.cross_entropy(found, y).backward()
+    expected = model(x)
+    assert relative(found.float(), expected) < 0.1
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_nin_as_printed_has_no_negative_logit_and_ours_has() -> None:
+    x = torch.randn(8, 1, 67, 67)
+    assert (make("nin", size=67).eval()(x) >= 0).all()
+    assert (make("nin-linear", size=67).eval()(x) < 0).any()
+
+
+def test_any_conv_arch() -> None:
+    net = vgg(((1, 16), (3, 24)), ratio=2, num_classes=3, in_channels=2, image_size=20)
+    assert net(torch.randn(2, 2, 20, 20)).shape == (2, 3)
+    assert [m.out_channels for m in net.modules() if isinstance(m, nn.Conv2d)] == [8, 12, 12, 12]
+
+
+# LeNet by hand
 
 
 def by_hand(name: str, weights: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -166,3 +434,5 @@ def test_xavier_uniform_touches_weights_only() -> None:
 def test_unknown_model_names_its_neighbours() -> None:
     with pytest.raises(CnnlabError, match="did you mean lenet"):
         make("lenett")
+    with pytest.raises(CnnlabError, match="unknown library 'tim'; did you mean timm"):
+        make("tim:resnet18")

@@ -220,6 +220,87 @@ def runs(
     print(tables.as_json(tables.run_rows(chosen)) if as_json else tables.run_list(chosen, runs_dir, bool(compare)))
 
 
+@app.command()
+def show(
+    model: Annotated[str, typer.Argument(help="Network (cnnlab list models), timm:NAME or torchvision:NAME.")],
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels a side. Unsaid: as the manual prints it.", show_default=False)
+    ] = None,
+    channels: Annotated[int, typer.Option(help="Channels of the image: 1 grey, 3 colour.")] = 1,
+    classes: Annotated[int, typer.Option(help="Classes to tell apart.")] = 10,
+    depth: Annotated[int, typer.Option(help="1: the manual's rows; 2: also their parts, ...; 0: every layer.")] = 1,
+    format_: Annotated[str, typer.Option("--format", help="table, markdown or json.")] = "table",
+) -> None:
+    """Show a network layer by layer: output shape, parameters, multiply-adds, receptive field."""
+    from cnnlab import tables
+    from cnnlab.inspect.summary import summarize
+
+    print_as = tables.summary_format(format_)
+    print(print_as(summarize(model, image_size=image_size, in_channels=channels, num_classes=classes, depth=depth)))
+
+
+@app.command()
+def reproduce(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME...]", help="Experiments. Unsaid: all nine.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Train each from that many seeds; mean and std.")] = 1,
+    epochs: Annotated[int | None, typer.Option(help="Fewer epochs, for a quick look.", show_default=False)] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="At most that many images of each split, for a quick look.", show_default=False)
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, however long it may take.")] = False,
+    resume: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Go on with an interrupted one.", show_default=False)
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the folder. Unsaid: a free one.", show_default=False)
+    ] = None,
+    device: DeviceName = "auto",
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of the CPU. Unsaid: all cores.", show_default=False)
+    ] = None,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = Path("runs"),
+    progress: Annotated[str, typer.Option(help="As for train.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Train the chapter's experiments by the manual's recipes; print ours beside the manual's figures.
+
+    Says first how long that may take on this machine, and asks.
+    """
+    from cnnlab import reproduction, tables
+
+    common: dict[str, Any] = {
+        "runs_dir": runs_dir, "device": device, "threads": threads, "data_dir": data_dir, "progress": progress
+    }  # fmt: skip
+
+    def confirm(plan: reproduction.Plan) -> bool:
+        print(tables.plan(plan), file=sys.stderr)
+        if yes:
+            return True
+        if not sys.stdin.isatty():
+            raise CnnlabError("nobody is there to say yes; give --yes, or --epochs and --limit for a quick look")
+        return typer.confirm("Go on?", err=True)
+
+    def call() -> str:
+        if resume is not None:
+            if names or name or epochs or limit or seeds != 1:
+                raise CnnlabError(
+                    "--resume goes on with its own plan; leave out names, --seeds, --epochs, --limit, --name"
+                )
+            found: reproduction.Reproduction | None = reproduction.resume_reproduction(resume, **common)
+        else:
+            found = reproduction.reproduce(
+                names or (), seeds=seeds, epochs=epochs, limit=limit, name=name, confirm=confirm, **common
+            )
+        if found is None:
+            return "nothing was trained"
+        return tables.as_json(found.to_dict()) if as_json else tables.reproduction(found)
+
+    _print_training(call)
+
+
 @app.command("list")
 def list_(
     what: Annotated[str | None, typer.Argument(help="models, data, recipes or settings. Unsaid: all.")] = None,

@@ -43,12 +43,17 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 
 
 def initialize(model: nn.Module, scheme: str) -> None:
-    """Set the starting weights. `xavier-uniform` is the manual's: every Linear and Conv2d, biases left as they are.
+    """Set the starting weights of every Linear and Conv2d; biases are left as they are.
 
-    Source: X. Glorot, Y. Bengio, Understanding the difficulty of training deep feedforward neural networks, 2010.
+    framework: nothing is changed. xavier-uniform: the manual's (X. Glorot, Y. Bengio, Understanding the difficulty of
+    training deep feedforward neural networks, AISTATS 2010). he-normal: for networks of ReLUs, by the outputs of each
+    layer (K. He, X. Zhang, S. Ren, J. Sun, Delving deep into rectifiers, ICCV 2015).
     """
     if scheme == "framework":
         return
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
-            nn.init.xavier_uniform_(module.weight)
+            if scheme == "xavier-uniform":
+                nn.init.xavier_uniform_(module.weight)
+            else:
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

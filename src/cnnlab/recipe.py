@@ -40,7 +40,7 @@ class Recipe:
     schedule: str = _setting("constant", "learning rate over time", choices=("constant", "cosine", "one-cycle"))
     warmup: float = _setting(0.25, "one-cycle: share of the steps on the way up", 0, 1)
     label_smoothing: float = _setting(0.0, "share of the target spread over all classes", 0, 0.9999)
-    init: str = _setting("framework", "starting weights", choices=("framework", "xavier-uniform"))
+    init: str = _setting("framework", "starting weights", choices=("framework", "xavier-uniform", "he-normal"))
 
     image_size: int = _setting(0, "pixels a side that the network sees; 0: the source's own", 0, 4096)
     fit: str = _setting("pad", "how an image becomes square", choices=("pad", "crop", "stretch"))
@@ -48,6 +48,7 @@ class Recipe:
     shift: int = _setting(0, "augmentation: largest random translation, pixels of the network's input", 0, 512)
     flip: bool = _setting(False, "augmentation: mirror left and right at random")
 
+    limit: int = _setting(0, "most images used of each split, the same share of each class; 0: all", 0, 2**31 - 1)
     val_fraction: float = _setting(0.1, "share of the training images held out, the same of each class", 0, 0.9)
     watch: str = _setting("validation", "split measured after each epoch", choices=("validation", "test"))
     seed: int = _setting(0, "starting weights, order of the images, dropout, augmentation", 0, 2**31 - 1)
@@ -91,7 +92,7 @@ class Recipe:
         for key in values:
             if key not in SETTINGS:
                 raise unknown("setting", key, SETTINGS)
-        missing = SETTINGS.keys() - values.keys()
+        missing = SETTINGS.keys() - values.keys() - _NEWER
         if missing:
             raise CnnlabError(f"it lacks {', '.join(sorted(missing))}")
         return cls(**values)
@@ -146,6 +147,8 @@ _EXPECTED: dict[type, str] = {
     str: "expected a text",
 }
 SETTINGS = {f.name: f for f in fields(Recipe)}
+# A run's recipe from before these were there trained as their defaults say.
+_NEWER = {"limit"}
 TYPES: dict[str, type] = get_type_hints(Recipe)
 
 

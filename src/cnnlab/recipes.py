@@ -33,6 +33,15 @@ RECIPES: dict[str, Recipe] = {
         replace(_MANUAL, name="manual/lenet", model="lenet", learning_rate=0.9),
         # train acc 0.901 ± 0.001, test acc 0.846 ± 0.040, 27 s
         replace(_MANUAL, name="manual/lenet-bn", model="lenet-bn", learning_rate=1.0),
+        replace(_MANUAL, name="manual/lenet-bn-scratch", model="lenet-bn-scratch", learning_rate=1.0),
+        replace(_MANUAL, name="manual/alexnet", model="alexnet", learning_rate=0.01, batch_size=128, image_size=224),
+        replace(
+            _MANUAL, name="manual/vgg11", model="vgg11-quarter", learning_rate=0.05, batch_size=128, image_size=224
+        ),
+        replace(_MANUAL, name="manual/nin", model="nin", learning_rate=0.1, batch_size=128, image_size=224),
+        replace(_MANUAL, name="manual/resnet18", model="resnet18-manual", learning_rate=0.05, image_size=96),
+        replace(_MANUAL, name="manual/googlenet", model="googlenet", learning_rate=0.1, batch_size=128, image_size=96),
+        replace(_MANUAL, name="manual/densenet", model="densenet", learning_rate=0.1, image_size=96),
         # val acc 0.994 ± 0.004, 2.1 s
         Recipe(
             name="digits",

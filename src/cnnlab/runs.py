@@ -142,15 +142,20 @@ def new_folder(runs_dir: Path, name: str | None, recipe: Recipe) -> Path:
 
     Raises: CnnlabError for a name that is taken or no plain name.
     """
+    is_folder = recipe.data.startswith("folder:")
+    source = f"folder-{Path(recipe.data.removeprefix('folder:')).name}" if is_folder else recipe.data
+    return named_folder(runs_dir, name, f"{source}-{recipe.model}")
+
+
+def named_folder(runs_dir: Path, name: str | None, stem: str) -> Path:
+    """Make the new folder `runs_dir`/`name`, or, unsaid, `stem` with a number that is free. Raises: CnnlabError."""
     if name is not None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
             raise CnnlabError(
                 f"run name {name!r}: use letters, digits, '.', '_' and '-', at most 100, a letter or digit first"
             )
         return make_folder(runs_dir / name)
-    is_folder = recipe.data.startswith("folder:")
-    source = f"folder-{Path(recipe.data.removeprefix('folder:')).name}" if is_folder else recipe.data
-    stem = re.sub(r"\W+", "-", f"{source}-{recipe.model}").strip("-")[:80]
+    stem = re.sub(r"\W+", "-", stem).strip("-")[:80]
     number = 1
     while True:
         path = runs_dir / f"{stem}-{number:03d}"

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from cnnlab import runs
-from cnnlab.data import FOLDER, ImageSet, SourceOptions, data_folder, load_images, stratified_split
+from cnnlab.data import FOLDER, ImageSet, SourceOptions, data_folder, load_images, stratified_split, stratified_subset
 from cnnlab.data.loader import Preprocessing
 from cnnlab.device import available_cores, pick_device
 from cnnlab.display import Display, make_display
 from cnnlab.errors import CnnlabError, expand
 from cnnlab.interrupt import CtrlC
 from cnnlab.models import build_model
+from cnnlab.models.external import published_tag
 from cnnlab.recipe import Recipe
 from cnnlab.runs import Run
 
@@ -52,9 +53,14 @@ class Session:
             # The run may be resumed or evaluated from elsewhere.
             where = expand(recipe.data.removeprefix(FOLDER)).absolute()
             recipe = replace(recipe, data=f"{FOLDER}{where}")
+        if recipe.init != "framework" and published_tag(recipe.model):
+            raise CnnlabError(
+                f"init={recipe.init} would overwrite the published weights of {recipe.model}; set init=framework"
+            )
         # Before minutes of reading: is there such a network, and does it take such images?
-        with torch.device("meta"):  # shapes without memory
-            build_model(recipe.model, num_classes=10, in_channels=1, image_size=recipe.image_size or 256)
+        if ":" not in recipe.model or recipe.image_size:
+            with torch.device("meta"):  # shapes without memory
+                build_model(recipe.model, num_classes=10, in_channels=1, image_size=recipe.image_size or 256)
         options = SourceOptions(
             data_dir=self._data_dir,
             image_size=recipe.image_size,
@@ -70,8 +76,7 @@ class Session:
         if recipe.shift >= self.preprocessing.image_size:
             size = self.preprocessing.image_size
             raise CnnlabError(f"shift={recipe.shift} would move {size}-pixel images out of sight; choose a smaller one")
-        with torch.device("meta"):
-            self.build(recipe)  # now with the images' real size: nothing is begun that cannot be built
+        self._check_batches(recipe)  # now with the images' real size: nothing is begun that cannot be trained
         self.display.end()
         return recipe
 
@@ -101,21 +106,47 @@ class Session:
         }
         return runs.create_run(path, recipe, info)
 
-    def build(self, recipe: Recipe) -> nn.Module:
-        """The recipe's network for these images, with the framework's starting weights."""
-        model = build_model(
+    def build(self, recipe: Recipe, *, published: bool = False) -> nn.Module:
+        """The recipe's network for these images, with the framework's starting weights, or `published` ones."""
+        return build_model(
             recipe.model,
             num_classes=len(self.train_set.classes),
             in_channels=self.preprocessing.channels,
             image_size=self.preprocessing.image_size,
+            published=published,
         )
-        if recipe.batch_size == 1 and any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
-            raise CnnlabError(f"batch_size=1: {recipe.model} normalises over the batch; it needs at least 2 images")
-        return model
+
+    def _check_batches(self, recipe: Recipe) -> None:
+        """Does the network train on batches of one, where the recipe makes such? Tried with shapes alone."""
+        with torch.device("meta"):
+            model = self.build(recipe).to("meta").train()
+            if min(recipe.batch_size, len(self.train_set)) > 1:
+                return
+            size = self.preprocessing.image_size
+            try:
+                model(torch.zeros(1, self.preprocessing.channels, size, size))
+            except ValueError as error:  # batch norm over a single value
+                raise CnnlabError(
+                    f"batch_size={recipe.batch_size} with {len(self.train_set)} training images: {recipe.model} "
+                    "normalises over the batch; it needs at least 2 images"
+                ) from error
 
 
 def load_splits(recipe: Recipe, options: SourceOptions) -> tuple[ImageSet, ImageSet]:
     """The images to train on and those to watch, as the recipe says. The test set is read only if it is watched."""
+    train_set, watch_set = _whole_splits(recipe, options)
+    return limited(train_set, recipe), limited(watch_set, recipe)
+
+
+def limited(images: ImageSet, recipe: Recipe) -> ImageSet:
+    """At most `recipe.limit` of the images, if that is not 0: of each class the same share, by the split's seed."""
+    if recipe.limit == 0 or len(images) <= recipe.limit:
+        return images
+    kept = stratified_subset(images.labels, recipe.limit, recipe.split_seed)
+    return replace(images.take(kept), skipped=images.skipped)
+
+
+def _whole_splits(recipe: Recipe, options: SourceOptions) -> tuple[ImageSet, ImageSet]:
     train_set = load_images(recipe.data, "train", options)
     assert train_set is not None
     if recipe.watch == "test":

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from cnnlab.data import DATASETS
 from cnnlab.errors import CnnlabError, reason, unknown
 from cnnlab.files import write_atomic
 from cnnlab.inference import Prediction, RunEvaluation
+from cnnlab.inspect.summary import Summary
 from cnnlab.models import MODELS
 from cnnlab.recipe import SETTINGS, TYPES
 from cnnlab.recipes import RECIPES
+from cnnlab.reproduction import Plan, Reproduction, told
 from cnnlab.runs import Run, differences
 
 
@@ -160,10 +163,121 @@ def save_comparison(path: Path, chosen: Sequence[Run]) -> None:
         raise CnnlabError(f"cannot write {path}: {reason(error)}") from error
 
 
+def summary_format(name: str) -> Callable[[Summary], str]:
+    """How to print a network's table: table, markdown or json."""
+    formats = {"table": _summary_table, "markdown": _summary_markdown, "json": lambda s: as_json(s.to_dict())}
+    if name not in formats:
+        raise unknown("format", name, formats)
+    return formats[name]
+
+
+_SUMMARY_HEAD = ("layer", "type", "output", "parameters", "multiply-adds", "receptive field")
+
+
+def _summary_rows(summary: Summary) -> list[list[str]]:
+    rows = [
+        [
+            layer.path,
+            layer.type,
+            _shape(layer.output),
+            _count(layer.parameters),
+            _count(layer.multiply_adds),
+            str(layer.receptive_field),
+        ]
+        for layer in summary.layers
+    ]
+    total = [f"{summary.parameters:,}", f"{summary.multiply_adds:,}", str(summary.receptive_field)]
+    return [*rows, ["total", "", "", *total]]
+
+
+def _summary_table(summary: Summary) -> str:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for i, column in enumerate(_SUMMARY_HEAD):
+        table.add_column(column, justify="left" if i < 2 else "right")
+    for row in _summary_rows(summary):
+        table.add_row(*row)
+    return f"{_summary_title(summary)}\n\n{_text(table)}"
+
+
+def _summary_markdown(summary: Summary) -> str:
+    lines = [_SUMMARY_HEAD, ("---", "---", "---:", "---:", "---:", "---:"), *_summary_rows(summary)]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{_summary_title(summary)}\n\n{table}"
+
+
+def _summary_title(summary: Summary) -> str:
+    return (
+        f"{summary.model}, one image of {_shape(summary.input)}: {summary.parameters:,} parameters, "
+        f"{summary.multiply_adds / 1e6:,.1f} million multiply-adds"
+    )
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _count(value: int) -> str:
+    return f"{value:,}" if value else ""
+
+
+def plan(planned: Plan) -> str:
+    """What a reproduction is going to train, and how long that may take."""
+    table = _table("experiment", "recipe", "epochs", "seeds", "images", "estimated time")
+    for name, recipe in planned.recipes.items():
+        images = f"at most {recipe.limit:,}" if recipe.limit else "all"
+        seconds = planned.seconds[name]
+        table.add_row(name, recipe.name, str(recipe.epochs), str(planned.seeds), images, duration(seconds))
+    return f"{_text(table)}\nabout {duration(planned.total)} in all on this machine"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def reproduction(found: Reproduction) -> str:
+    """The table: a line for ours and a line for what the manual prints, then what the rows are worth."""
+    table = _table("experiment", "", "loss", "train acc", "test acc", "examples/s", "images/s with data")
+    notes = []
+    for row in found.rows:
+        printed = row.get("printed") or row
+        if "failed" in row:
+            table.add_row(row["title"], "failed", *[""] * 5)
+            notes.append(f"{row['title']} failed: {row['failed']}")
+        else:
+            n = row["loss"]["n"]
+            figures = (told(row[k], 3) for k in ("loss", "train_acc", "test_acc"))
+            speeds = (f"{row[k]['mean']:,.1f}" for k in ("examples_per_second", "images_per_second"))
+            table.add_row(row["title"], f"{n} seed{'s' if n > 1 else ''}", *figures, *speeds)
+            if row["limited"]:
+                notes.append(f"{row['title']} was limited: {row['limited']}; not comparable with the printed figures")
+        figures = (f"{printed[k]:.3f}" for k in ("loss", "train_acc", "test_acc"))
+        speed = printed["examples_per_second"]
+        table.add_row("", "printed", *figures, f"{speed:,.1f}" if speed else "", "")
+    whole = [row["title"] for row in found.rows if "failed" not in row and not row["limited"]]
+    if whole:
+        notes.append(f"in full: {', '.join(whole)}")
+    for row in found.rows:
+        for what in ("gamma", "beta"):
+            if what in row:
+                values = ", ".join(f"{v:.3f}" for v in row[what])
+                notes.append(f"{row['title']}, seed {row['seeds'][0]}, first layer's {what}: {values}")
+    notes.append("these recipes look at the test set after each epoch, as the manual does; choose nothing by it")
+    return "\n".join([_text(table), "", *notes, f"kept in {found.path} (results.json, table.md, every run)"])
+
+
 def known_things(what: str | None) -> dict[str, dict[str, str]]:
     """Names with a line each: models, data, recipes, settings. Raises: CnnlabError for another word."""
     known: dict[str, dict[str, str]] = {
-        "models": {name: _first_line(builder) for name, builder in MODELS.items()},
+        "models": {
+            **{name: _builder_line(builder) for name, builder in MODELS.items()},
+            "timm:NAME": "any network of timm; timm:NAME.TAG starts from published weights",
+            "torchvision:NAME": "any of torchvision's; torchvision:NAME.TAG starts from published weights",
+        },
         "data": {
             **{name: _first_line(load, of_module=True) for name, load in DATASETS.items()},
             "folder:PATH": "your own images, one sub-folder per class",
@@ -195,6 +309,13 @@ def _recipe_line(name: str) -> str:
     r = RECIPES[name]
     watch = "looks at the test set each epoch" if r.watch == "test" else "chosen on validation"
     return f"{r.model} on {r.data}, {r.epochs} epochs, batch {r.batch_size}, {r.optimizer} {r.learning_rate:g}; {watch}"
+
+
+def _builder_line(builder: Any) -> str:
+    if not isinstance(builder, partial):
+        return _first_line(builder)
+    options = ", ".join(f"{key}={value}" for key, value in builder.keywords.items() if key != "image_size")
+    return f"{_first_line(builder.func).rstrip('.').partition('. ')[0]}; {options}"
 
 
 def _first_line(thing: Any, *, of_module: bool = False) -> str:

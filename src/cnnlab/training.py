@@ -172,7 +172,8 @@ def _train(session: Session, run: Run) -> Result:
             )
     with runs.locked(run), reproducible(recipe.seed, threads):
         try:
-            model = session.build(recipe)  # on the host: the same starting weights on every device
+            # On the host: the same starting weights on every device. A checkpoint has weights of its own.
+            model = session.build(recipe, published=not run.checkpoint.exists())
             initialize(model, recipe.init)
             model.to(session.device)
             optimizer = make_optimizer(model, recipe)

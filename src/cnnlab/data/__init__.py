@@ -9,10 +9,18 @@ from pathlib import Path
 from platformdirs import user_cache_dir
 
 from cnnlab.data import digits, fashion_mnist, folder
-from cnnlab.data.imageset import ImageSet, SourceOptions, stratified_split
+from cnnlab.data.imageset import ImageSet, SourceOptions, stratified_split, stratified_subset
 from cnnlab.errors import CnnlabError, expand, unknown
 
-__all__ = ["DATASETS", "ImageSet", "SourceOptions", "data_folder", "load_images", "stratified_split"]
+__all__ = [
+    "DATASETS",
+    "ImageSet",
+    "SourceOptions",
+    "data_folder",
+    "load_images",
+    "stratified_split",
+    "stratified_subset",
+]
 
 DATASETS: dict[str, Callable[[str, SourceOptions], ImageSet | None]] = {
     "digits": digits.load,

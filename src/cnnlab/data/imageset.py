@@ -80,3 +80,15 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         count = min(max(1, round(len(members) * fraction)), len(members) - 1) if fraction > 0 else 0
         held_out[members[order[:count]]] = True
     return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
+
+
+def stratified_subset(labels: Tensor, count: int, seed: int) -> Tensor:
+    """An index (count,) of `labels` (N,), sorted: of each class the same share, as nearly as whole images allow."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    totals = torch.bincount(labels)
+    rank = torch.zeros(len(labels), dtype=torch.float64)  # of each image, how far down its own class it stands, 0..1
+    for k in range(len(totals)):
+        members = order[labels[order] == k]
+        rank[members] = (torch.arange(len(members)) + 0.5).double() / max(1, len(members))
+    return rank.argsort(stable=True)[:count].sort().values

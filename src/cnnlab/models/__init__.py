@@ -3,25 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
-from cnnlab.errors import unknown
+from cnnlab.errors import CnnlabError, unknown
+from cnnlab.models.alexnet import alexnet
+from cnnlab.models.densenet import densenet, densenet121, densenet169, densenet201
+from cnnlab.models.external import build_external, libraries
+from cnnlab.models.googlenet import googlenet
 from cnnlab.models.lenet import lenet, lenet_bn
+from cnnlab.models.nin import nin
+from cnnlab.models.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
+from cnnlab.models.vgg import vgg11, vgg13, vgg16, vgg19
 
 Builder = Callable[..., nn.Module]
 
 MODELS: dict[str, Builder] = {
     "lenet": lenet,
     "lenet-bn": lenet_bn,
+    "lenet-bn-scratch": partial(lenet_bn, from_scratch=True),
+    "alexnet": alexnet,
+    "vgg11": vgg11,
+    "vgg11-quarter": partial(vgg11, ratio=4),
+    "vgg13": vgg13,
+    "vgg16": vgg16,
+    "vgg19": vgg19,
+    "nin": nin,
+    "nin-linear": partial(nin, last_relu=False),
+    "googlenet": googlenet,
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "resnet101": resnet101,
+    "resnet152": resnet152,
+    "resnet18-manual": partial(resnet18, manual=True),
+    "resnet34-manual": partial(resnet34, manual=True),
+    "resnet50-manual": partial(resnet50, manual=True),
+    "resnet101-manual": partial(resnet101, manual=True),
+    "resnet152-manual": partial(resnet152, manual=True),
+    "resnet18-cifar": partial(resnet18, cifar=True, image_size=32),
+    "resnet34-cifar": partial(resnet34, cifar=True, image_size=32),
+    "resnet50-cifar": partial(resnet50, cifar=True, image_size=32),
+    "densenet": densenet,
+    "densenet121": densenet121,
+    "densenet169": densenet169,
+    "densenet201": densenet201,
 }
 
 
-def build_model(name: str, *, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
-    """The network called `name`, with the framework's own starting weights: (B, C, H, W) float -> (B, K) logits.
+def build_model(
+    name: str, *, num_classes: int, in_channels: int, image_size: int, published: bool = False
+) -> nn.Module:
+    """The network called `name`, a key of MODELS: (B, C, H, W) float -> (B, K) logits.
+
+    Also `timm:NAME` and `torchvision:NAME`, see `cnnlab.models.external`. Starting weights are the framework's own;
+    published: those that a tag in such a name stands for.
 
     Raises: CnnlabError for an unknown name, and for an image that is too small, with the smallest size that works.
     """
+    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    if ":" in name:
+        return build_external(name, **sizes, published=published)
     if name not in MODELS:
-        raise unknown("model", name, MODELS)
-    return MODELS[name](num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+        raise unknown("model", name, [*MODELS, *libraries()])
+    try:
+        return MODELS[name](**sizes)
+    except CnnlabError as error:
+        raise CnnlabError(f"{name}: {error}") from error

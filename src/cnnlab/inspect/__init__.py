@@ -1,0 +1,1 @@
+"""Looking at networks: their layers in numbers, and the chapter's figures."""

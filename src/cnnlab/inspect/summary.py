@@ -1,0 +1,195 @@
+"""A network in numbers: of each layer the output shape, parameters, multiply-adds and receptive field.
+
+All are read off the real network while a tensor of shapes without values passes through it: nothing is mirrored by
+hand, so that any network, ours or another library's, gives its own table.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from cnnlab.errors import CnnlabError
+from cnnlab.models import MODELS, build_model
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A row of the table.
+
+    path: where it stands in the network (`3.0.conv1`); output: shape without the batch; parameters, multiply_adds:
+    its own and its parts'; receptive_field: side of the square of input pixels that one output value depends on,
+    which may be larger than the image: the rest is padding.
+    """
+
+    path: str
+    type: str
+    output: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
+    receptive_field: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A network's table and its totals; `input` is one image's shape (C, H, W)."""
+
+    model: str
+    input: tuple[int, ...]
+    layers: list[Layer]
+    parameters: int
+    multiply_adds: int
+    receptive_field: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+def summarize(
+    model: str | nn.Module,
+    *,
+    image_size: int | None = None,
+    in_channels: int = 1,
+    num_classes: int = 10,
+    depth: int = 1,
+) -> Summary:
+    """The table of a network, by its name or as a module, for one image (in_channels, image_size, image_size).
+
+    image_size: unsaid, that at which the manual prints the network (224 where it does not). depth: 1 gives the layers
+    that the manual's tables have, 2 also the parts of each, and so on; 0 gives them all. A module is left as it was.
+    Multiply-adds are those of convolutions and matrix products, as torch.utils.flop_counter counts them.
+
+    Raises: CnnlabError for an unknown name or a size that does not fit.
+    """
+    if depth < 0:
+        raise CnnlabError(f"depth={depth}: must be 1 or more, or 0 for all layers")
+    for what, value in (("channels", in_channels), ("classes", num_classes), ("image_size", image_size)):
+        if value is not None and not 1 <= value <= 100_000:
+            raise CnnlabError(f"{what}={value}: must lie between 1 and 100000")
+    name = model if isinstance(model, str) else type(model).__name__
+    size = image_size or _usual_size(name)
+    if isinstance(model, str):
+        with torch.device("meta"):
+            net = build_model(model, num_classes=num_classes, in_channels=in_channels, image_size=size)
+    else:
+        import copy
+
+        net = copy.deepcopy(model)
+    return _measure(name, net.to("meta").eval(), (in_channels, size, size), depth)
+
+
+def _usual_size(name: str) -> int:
+    builder = MODELS.get(name)
+    if builder is None:
+        return 224
+    return int(inspect.signature(builder).parameters["image_size"].default)
+
+
+def _measure(name: str, net: nn.Module, shape: tuple[int, ...], depth: int) -> Summary:
+    fields = _ReceptiveFields(shape[-1])
+    seen: dict[str, tuple[tuple[int, ...], int]] = {}
+
+    def note(path: str, output: Any) -> None:
+        tensor = next((t for t in tree_leaves(output) if isinstance(t, Tensor)), None)
+        if tensor is not None:
+            seen[path] = (tuple(tensor.shape[1:]), fields.of(tensor))
+
+    handles = [
+        module.register_forward_hook(lambda _m, _i, output, path=path: note(path, output))
+        for path, module in net.named_modules()
+    ]
+    x = torch.zeros(1, *shape, device="meta")
+    fields.begin(x)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), fields, counter:
+        net(x)
+    for handle in handles:
+        handle.remove()
+    root = type(net).__name__
+    flops = {path: sum(counts.values()) for path, counts in counter.get_flop_counts().items()}
+
+    def row(path: str, module: nn.Module) -> Layer:
+        output, field = seen[path]
+        return Layer(
+            path,
+            type(module).__name__,
+            output,
+            sum(p.numel() for p in module.parameters()),
+            flops.get(f"{root}.{path}" if path else root, 0) // 2,  # a multiply-add is two operations
+            field,
+        )
+
+    whole = row("", net)
+    layers = [
+        row(path, module)
+        for path, module in net.named_modules()
+        if path and path in seen and (depth == 0 or path.count(".") < depth)
+    ]
+    return Summary(name, shape, layers, whole.parameters, whole.multiply_adds, whole.receptive_field)
+
+
+class _ReceptiveFields(TorchDispatchMode):
+    """Follows every tensor that comes of the input: (receptive field, step), both in pixels of the image.
+
+    A window of k pixels over values that lie `step` apart, each seeing `field` pixels, sees field + (k - 1) * step.
+    """
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__()
+        self._image_size = image_size
+        # The tensors are kept too: a freed one's id may be another's later.
+        self._known: dict[int, tuple[Tensor, int, int]] = {}
+
+    def begin(self, x: Tensor) -> None:
+        """x is the image: each pixel sees itself."""
+        self._known[id(x)] = (x, 1, 1)
+
+    def of(self, x: Tensor) -> int:
+        """The receptive field of x's values."""
+        return self._known[id(x)][1] if id(x) in self._known else 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        sources = [self._known[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in self._known]
+        if sources:
+            field, step = max(s[1] for s in sources), max(s[2] for s in sources)
+            field, step = self._after(func.overloadpacket, args, output, field, step)
+            for t in tree_leaves(output):
+                if isinstance(t, Tensor):
+                    self._known[id(t)] = (t, field, step)
+        return output
+
+    def _after(self, op: Any, args: Sequence[Any], output: Any, field: int, step: int) -> tuple[int, int]:
+        aten = torch.ops.aten
+        if op is aten.convolution:
+            kernel, stride, dilation = args[1].shape[-1], args[3][-1], args[5][-1]
+            return field + dilation * (kernel - 1) * step, step * stride
+        if op in (aten.max_pool2d_with_indices, aten.avg_pool2d):
+            kernel = args[1][-1]
+            stride = args[2][-1] if len(args) > 2 and args[2] else kernel
+            return field + (kernel - 1) * step, step * stride
+        if op in (aten.bmm, aten._scaled_dot_product_flash_attention, aten._scaled_dot_product_efficient_attention):
+            return max(field, self._image_size), 0  # attention looks everywhere
+        source = args[0] if args and isinstance(args[0], Tensor) else None
+        result = output[0] if isinstance(output, tuple) else output
+        if source is None or source.ndim != 4 or not isinstance(result, Tensor) or len(result) != len(source):
+            return field, step
+        side, side_after = source.shape[-1], result.shape[-1] if result.ndim == 4 else 1
+        if side_after == 1 < side:
+            # Global pooling, or flattening: what comes out depends on every position, and has none itself.
+            return field + (side - 1) * step, 0
+        if op is aten._adaptive_avg_pool2d and side_after < side:
+            window = -(-side // side_after) + 1  # the widest of its uneven windows
+            return field + (window - 1) * step, step * side // side_after
+        return field, step

@@ -1,0 +1,83 @@
+"""Batch normalisation from scratch: the function and the layer.
+
+Source: S. Ioffe, C. Szegedy, Batch normalization: accelerating deep network training by reducing internal covariate
+shift, ICML 2015, algorithms 1 and 2. The manual: section 1.4.
+
+Unlike the manual's listing: train or eval mode decides which statistics are used, not whether gradients are being
+recorded; the running statistics are buffers, so that they are saved, loaded and moved with the layer; the running
+variance is the unbiased one, as in the framework's layer (the batch itself is divided by the biased one in both).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def batch_norm(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    moving_mean: Tensor,
+    moving_var: Tensor,
+    *,
+    eps: float = 1e-5,
+    momentum: float = 0.9,
+    training: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise each feature over the batch, then scale by gamma and shift by beta.
+
+    x: (B, C), or (B, C, H, W), where a feature is a whole channel; the others: (C,). momentum: share of the old
+    running statistics that is kept (the framework's momentum is one minus ours). Returns: what the layer gives, of
+    x's shape, and the running mean and variance after it. Raises: ValueError for another number of dimensions, and
+    in training for a single value per feature, which has no variance.
+    """
+    if x.ndim not in (2, 4):
+        raise ValueError(f"batch_norm takes (B, C) or (B, C, H, W), not {tuple(x.shape)}")
+    over = (0,) if x.ndim == 2 else (0, 2, 3)  # all but the channels
+    wide = (1, -1) if x.ndim == 2 else (1, -1, 1, 1)  # (C,) seen beside x
+    mean, var = moving_mean, moving_var
+    if training:
+        count = x.numel() // x.shape[1]  # values per feature
+        if count < 2:
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
+        mean = x.mean(over)
+        var = ((x - mean.view(wide)) ** 2).mean(over)
+        with torch.no_grad():
+            moving_mean = momentum * moving_mean + (1 - momentum) * mean
+            moving_var = momentum * moving_var + (1 - momentum) * var * (count / (count - 1))
+    normalized = (x - mean.view(wide)) / torch.sqrt(var.view(wide) + eps)
+    return gamma.view(wide) * normalized + beta.view(wide), moving_mean, moving_var
+
+
+class BatchNorm(nn.Module):
+    """A layer around `batch_norm`: (B, C) -> (B, C), or (B, C, H, W) -> (B, C, H, W).
+
+    Learned: gamma, from 1, and beta, from 0. Buffers: moving_mean, from 0, and moving_var, from 1. All (C,).
+    """
+
+    moving_mean: Tensor
+    moving_var: Tensor
+
+    def __init__(self, num_features: int, *, eps: float = 1e-5, momentum: float = 0.9) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.gamma = nn.Parameter(torch.ones(num_features))
+        self.beta = nn.Parameter(torch.zeros(num_features))
+        self.register_buffer("moving_mean", torch.zeros(num_features))
+        self.register_buffer("moving_var", torch.ones(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise by the batch's own statistics in training, by the running ones in eval mode."""
+        y, mean, var = batch_norm(
+            x, self.gamma, self.beta, self.moving_mean, self.moving_var,
+            eps=self.eps, momentum=self.momentum, training=self.training,
+        )  # fmt: skip
+        if self.training:
+            self.moving_mean.copy_(mean)
+            self.moving_var.copy_(var)
+        return y
+
+    def extra_repr(self) -> str:
+        """What print(layer) shows inside the brackets."""
+        return f"{len(self.gamma)}, eps={self.eps}, momentum={self.momentum}"

@@ -1,0 +1,156 @@
+"""Other libraries' networks, for people who fine-tune: `timm:NAME` and `torchvision:NAME`.
+
+NAME alone starts from random weights; NAME.TAG from published ones, in timm's own notation: `timm:resnet18.a1_in1k`,
+`torchvision:resnet18.IMAGENET1K_V1`, `torchvision:resnet18.DEFAULT`. The number of classes is always that of the images
+at hand: the last layer starts anew. Published weights for three channels are summed for grey images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cnnlab.errors import CnnlabError, reason, unknown
+
+
+def build_external(
+    name: str, *, num_classes: int, in_channels: int, image_size: int, published: bool = False
+) -> nn.Module:
+    """The network `timm:NAME` or `torchvision:NAME`: (B, C, H, W) -> (B, K). published: fetch the weights of its tag.
+
+    Raises: CnnlabError for an unknown library, name or tag, for a missing package, where weights cannot be fetched,
+    and for an image size that the network does not take.
+    """
+    library, _, rest = name.partition(":")
+    if library not in LIBRARIES:
+        raise unknown("library", library, LIBRARIES)
+    base, _, tag = rest.partition(".")
+    # Always on the host: some of these read values of their tensors while they are made, which `meta` has not.
+    with torch.device("cpu"):
+        model = LIBRARIES[library](name, base, tag, published, num_classes, in_channels, image_size)
+        if takes(model, in_channels, image_size):
+            return model
+        works = next((n for n in (32, 64, 96, 128, 224, 299, 384) if takes(model, in_channels, n)), None)
+        remedy = f"; image_size={works} works" if works else ""
+        raise CnnlabError(f"{name}: it does not take images of {image_size}x{image_size} pixels{remedy}")
+
+
+def published_tag(name: str) -> str:
+    """The tag of published weights in a network's name; empty where there is none."""
+    return name.partition(":")[2].partition(".")[2]
+
+
+def takes(model: nn.Module, channels: int, size: int) -> bool:
+    """Does the network take such images? Tried with shapes alone where that can be."""
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, channels, size, size))
+    except (RuntimeError, AssertionError, ValueError, IndexError):
+        return False
+    finally:
+        model.train(was_training)
+    return True
+
+
+def _timm(
+    name: str, base: str, tag: str, published: bool, num_classes: int, in_channels: int, image_size: int
+) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise CnnlabError(f"{name} needs the package timm; pip install 'cnnlab[timm]'") from error
+    known = timm.list_models()
+    if base not in known:
+        raise unknown("timm model", base, known)
+    tags = [n.partition(".")[2] for n in timm.list_pretrained(base + ".*")]
+    if tag and tag not in tags:
+        raise unknown(f"tag of published weights for timm:{base}", tag, tags)
+    options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels}
+    full = f"{base}.{tag}" if tag else base
+    config = timm.models.get_pretrained_cfg(full)
+    if config is not None and config.fixed_input_size:
+        options["img_size"] = image_size
+    try:
+        model: nn.Module = timm.create_model(full, pretrained=bool(tag) and published, **options)
+    except Exception as error:  # the hub's client has many of its own
+        raise _not_built(name, published, error) from error
+    return model
+
+
+def _torchvision(
+    name: str, base: str, tag: str, published: bool, num_classes: int, in_channels: int, image_size: int
+) -> nn.Module:
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if base not in known:
+        raise unknown("torchvision model", base, known)
+    weights = models.get_model_weights(base)
+    if tag and tag not in weights.__members__:
+        raise unknown(f"tag of published weights for torchvision:{base}", tag, weights.__members__)
+    options: dict[str, Any] = {"num_classes": num_classes}
+    if base in ("googlenet", "inception_v3"):
+        options.update(aux_logits=False, init_weights=True)
+    if base.startswith("vit_"):
+        options["image_size"] = image_size
+    try:
+        model: nn.Module = models.get_model(base, weights=None, **options)
+        _take_channels(model, in_channels)
+        if tag and published:
+            from torch.hub import load_state_dict_from_url
+
+            # weights_only: a pickle from elsewhere must not run code.
+            state = load_state_dict_from_url(weights[tag].url, check_hash=True, weights_only=True, progress=False)
+            _load_fitting(model, state)
+    except Exception as error:
+        raise _not_built(name, published, error) from error
+    return model
+
+
+def _take_channels(model: nn.Module, in_channels: int) -> None:
+    """Put a new first convolution where the images have not three channels."""
+    if in_channels == 3:
+        return
+    path, first = next((p, m) for p, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3)
+    window: Any = {k: getattr(first, k) for k in ("kernel_size", "stride", "padding", "dilation")}
+    new = nn.Conv2d(in_channels, first.out_channels, bias=first.bias is not None, **window)
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)
+
+
+def _load_fitting(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load what fits: not a head of another number of classes; a first convolution's channels are summed for grey.
+
+    Images with neither one nor three channels keep a random first convolution.
+    """
+    own = model.state_dict()
+    fitting = {}
+    for key, value in state.items():
+        if key not in own:
+            continue
+        if own[key].shape == value.shape:
+            fitting[key] = value
+        elif own[key].ndim == 4 and own[key].shape[1] == 1 and value.shape[1] == 3:
+            fitting[key] = value.sum(1, keepdim=True)
+    model.load_state_dict(fitting, strict=False)
+
+
+def _not_built(name: str, published: bool, error: Exception) -> CnnlabError:
+    if not published:
+        return CnnlabError(f"{name} cannot be built: {reason(error)[:200]}")
+    return CnnlabError(
+        f"the weights of {name} cannot be fetched: {reason(error)[:200]}; try again with a connection to the internet, "
+        f"or leave the tag out to start from random weights"
+    )
+
+
+LIBRARIES: dict[str, Callable[..., nn.Module]] = {"timm": _timm, "torchvision": _torchvision}
+
+
+def libraries() -> Iterable[str]:
+    """How such names begin."""
+    return [f"{library}:NAME" for library in LIBRARIES]

@@ -1,0 +1,52 @@
+"""What several networks share: the arithmetic of an image's side, from the layers themselves."""
+
+from __future__ import annotations
+
+from itertools import count
+
+from torch import nn
+
+from cnnlab.errors import CnnlabError
+
+
+def side_after(features: nn.Module, side: int) -> int:
+    """Side of what `features` makes of square images of `side` pixels; 0 where a window does not fit.
+
+    Reads the windows of the convolutions and poolings in the order in which they stand, so it is right for a chain,
+    and for branches whose windows keep the side.
+    """
+    for layer in features.modules():
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+            kernel, stride, padding = (_first(v) for v in (layer.kernel_size, layer.stride, layer.padding))
+            if side + 2 * padding < kernel:
+                return 0
+            side = (side + 2 * padding - kernel) // stride + 1
+    return side
+
+
+def last_side(features: nn.Module, image_size: int, usual: int) -> int:
+    """The same, where it is at least 1.
+
+    Raises: CnnlabError for too small an image, with the smallest size that works and `usual` as a remedy.
+    """
+    side = side_after(features, image_size)
+    if side < 1:
+        smallest = next(n for n in count(1) if side_after(features, n) >= 1)
+        raise CnnlabError(
+            f"it needs images of at least {smallest}x{smallest} pixels, not {image_size}x{image_size}; enlarge them "
+            f"with image_size={max(smallest, usual)}"
+        )
+    return side
+
+
+def any_side(image_size: int, usual: int) -> None:
+    """For networks that take every image. Raises: CnnlabError below one pixel."""
+    if image_size < 1:
+        raise CnnlabError(f"it needs images of at least 1x1 pixels, not {image_size}x{image_size}; try {usual}")
+
+
+def _first(value: int | str | tuple[int, ...]) -> int:
+    """Windows are square here, however torch notes them."""
+    first = value[0] if isinstance(value, tuple) else value
+    assert isinstance(first, int)
+    return first

@@ -1,0 +1,47 @@
+"""NiN, the network in network.
+
+Source: M. Lin, Q. Chen, S. Yan, Network in network, ICLR 2014. The manual: section 1.3, whose listing of the block
+does not parse; its figures and shapes say what is meant.
+
+As in the manual, AlexNet's windows and strides, and a ReLU after the last block too, so that no logit is negative.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from cnnlab.models.layers import last_side
+
+
+def nin_block(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int, *, last_relu: bool = True
+) -> nn.Sequential:
+    """conv k x k, ReLU, conv 1x1, ReLU, conv 1x1, ReLU: a small network with all channels as input, at each pixel."""
+    layers = [
+        nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding), nn.ReLU(),
+        nn.Conv2d(out_channels, out_channels, kernel_size=1), nn.ReLU(),
+        nn.Conv2d(out_channels, out_channels, kernel_size=1), nn.ReLU(),
+    ]  # fmt: skip
+    return nn.Sequential(*layers if last_relu else layers[:-1])
+
+
+def nin(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 224, last_relu: bool = True) -> nn.Sequential:
+    """NiN: four blocks of a convolution and two 1x1 convolutions; the last has a channel per class, averaged.
+
+    (B, C, H, W) -> (B, K). 1,992,166 parameters for one channel, ten classes, at any size. last_relu: end the last
+    block in ReLU, as the manual does. Raises: CnnlabError below 67 pixels.
+    """
+    net = nn.Sequential(
+        nin_block(in_channels, 96, kernel_size=11, stride=4, padding=0),  # (B, 96, 54, 54)
+        nn.MaxPool2d(kernel_size=3, stride=2),  # (B, 96, 26, 26)
+        nin_block(96, 256, kernel_size=5, stride=1, padding=2),  # (B, 256, 26, 26)
+        nn.MaxPool2d(kernel_size=3, stride=2),  # (B, 256, 12, 12)
+        nin_block(256, 384, kernel_size=3, stride=1, padding=1),  # (B, 384, 12, 12)
+        nn.MaxPool2d(kernel_size=3, stride=2),  # (B, 384, 5, 5)
+        nn.Dropout(p=0.5),
+        nin_block(384, num_classes, kernel_size=3, stride=1, padding=1, last_relu=last_relu),  # (B, K, 5, 5)
+        nn.AdaptiveAvgPool2d((1, 1)),  # (B, K, 1, 1)
+        nn.Flatten(),  # (B, K)
+    )
+    last_side(net, image_size, usual=224)
+    return net
