@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from conftest import Command, one_line_error
 from torch import nn
 
 from cnnlab.inspect.summary import summarize
 from cnnlab.models import MODELS, build_model
+from conftest import Command, one_line_error
 
 
 @pytest.mark.parametrize("name", ["vgg11", "vgg19", "resnet18", "resnet50", "resnet152", "densenet121", "densenet201"])

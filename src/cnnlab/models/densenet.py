@@ -4,7 +4,7 @@ Source: G. Huang, Z. Liu, L. van der Maaten, K. Weinberger, Densely connected co
 table 1. The manual names it in its summary.
 
 The manual's source has a small one (`densenet`): layers of one 3x3 convolution, with biases. The paper's 121, 169 and
-201 (its DenseNet-BC) put a 1x1 bottleneck of 4 times the growth before it, and have no biases.
+201 (its DenseNet-BC) put a 1x1 bottleneck of 4 times the growth before it; like torchvision's they have no biases.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def dense_net(
     (B, C, H, W) -> (B, K). Raises: CnnlabError for images that the transitions halve away, for four blocks below 29
     pixels.
     """
-    biases = not bottleneck  # the manual's source has them, the paper has not
+    biases = not bottleneck  # the manual's source has them, torchvision has not
     channels = 64
     parts: list[nn.Module] = [
         nn.Sequential(

@@ -4,7 +4,7 @@ Source: C. Szegedy et al., Going deeper with convolutions, CVPR 2015, table 1 an
 its summary.
 
 As in the manual's source and unlike the paper: no local response normalisation, no auxiliary classifiers, no
-dropout, poolings padded by 1 in place of the paper's ceil mode, 10 classes.
+dropout, poolings padded by 1, 10 classes.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Inception(nn.Module):
 def googlenet(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 96) -> nn.Sequential:
     """GoogLeNet: a stem, nine Inception blocks in three modules, global average pooling.
 
-    (B, C, H, W) -> (B, K). 5,977,530 parameters for one channel, ten classes, at any size; each module halves the
-    side, so that images of fewer than 32 pixels leave the last blocks a single pixel. Raises: CnnlabError below 1.
+    (B, C, H, W) -> (B, K). 5,977,530 parameters for one channel, ten classes, at any size. The side is halved five
+    times, so that images of at most 32 pixels leave the last blocks a single pixel. Raises: CnnlabError below 1.
     """
     any_side(image_size, usual=96)
     return nn.Sequential(

@@ -3,7 +3,8 @@
 Source: M. Lin, Q. Chen, S. Yan, Network in network, ICLR 2014. The manual: section 1.3, whose listing of the block
 does not parse; its figures and shapes say what is meant.
 
-As in the manual, AlexNet's windows and strides, and a ReLU after the last block too, so that no logit is negative.
+As in the manual, AlexNet's windows and strides in four blocks, one dropout, and a ReLU after the last block too (it is
+also in the paper's equation 2), so that no logit is negative.
 """
 
 from __future__ import annotations

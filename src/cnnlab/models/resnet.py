@@ -6,8 +6,8 @@ table 1; section 4.2 for the small stem. The manual: section 1.5, figures 1.5 to
 Two variants. The paper's, as the field builds it: batch norm on the projection too, and no biases before a batch norm,
 which would take them away again. The manual's (`manual=True`): the projection is a bare 1x1 convolution and every
 convolution has a bias. In both, unlike the paper's table, the bottleneck's stride is in its 3x3 convolution rather than
-its first 1x1, as in torchvision and in the paper's own later code: a 1x1 of stride 2 would not look at three quarters
-of its input.
+its first 1x1, as in torchvision: a 1x1 of stride 2 would not look at three quarters of its input. With `cifar=True` the
+stem is that of the paper's networks for CIFAR-10; the four modules are still those for large images.
 """
 
 from __future__ import annotations

@@ -1,0 +1,196 @@
+"""`cnnlab reproduce`: the chapter's table, in small."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cnnlab import reproduction, training
+from cnnlab.errors import CnnlabError, TrainingInterrupted
+from cnnlab.recipes import RECIPES
+from cnnlab.reproduction import EXPERIMENTS, Plan, reproduce, resume_reproduction
+from cnnlab.runs import open_run
+from conftest import Command, one_line_error
+
+SMALL = {"limit": 300, "epochs": 1, "progress": "none", "threads": 2}
+
+
+def test_the_nine_experiments_are_the_manuals() -> None:
+    assert len(EXPERIMENTS) == 9
+    printed = {
+        "alexnet": (0.01, 128, 224), "vgg11": (0.05, 128, 224), "nin": (0.1, 128, 224), "lenet-bn-scratch": (1.0, 256, 0),
+        "lenet-bn": (1.0, 256, 0), "resnet18": (0.05, 256, 96), "lenet": (0.9, 256, 0), "googlenet": (0.1, 128, 96),
+        "densenet": (0.1, 256, 96),
+    }  # fmt: skip
+    for name, experiment in EXPERIMENTS.items():
+        recipe = RECIPES[experiment.recipe]
+        assert (recipe.learning_rate, recipe.batch_size, recipe.image_size) == printed[name]
+        assert (recipe.epochs, recipe.optimizer, recipe.momentum, recipe.schedule) == (10, "sgd", 0, "constant")
+        assert (recipe.init, recipe.normalize, recipe.watch, recipe.val_fraction) == (
+            "xavier-uniform",
+            False,
+            "test",
+            0,
+        )
+
+
+def test_limited_rows_say_so_and_everything_is_kept(fashion_folder: Path) -> None:
+    plans: list[Plan] = []
+
+    def confirm(plan: Plan) -> bool:
+        plans.append(plan)
+        return True
+
+    found = reproduce(["lenet-bn-scratch", "lenet"], seeds=2, confirm=confirm, data_dir=fashion_folder, **SMALL)
+    assert found is not None
+    assert [row["name"] for row in found.rows] == ["lenet", "lenet-bn-scratch"]  # in the chapter's order
+    (plan,) = plans
+    assert plan.total == sum(plan.seconds.values()) > 0
+    for row in found.rows:
+        assert row["limited"] == "1 of 10 epochs, 300 training and 300 test images"
+        assert row["images"] == {"train": 300, "test": 300}
+        assert row["loss"]["n"] == 2
+        runs = [open_run(found.path / row["name"] / f"seed-{seed}") for seed in (0, 1)]
+        for key in ("loss", "train_acc", "test_acc"):  # the mean is that of the runs on the disk
+            values = [run.metrics()[-1][key] for run in runs]
+            assert row[key]["mean"] == pytest.approx(sum(values) / 2)
+        assert runs[0].recipe.limit == 300
+    scratch = found.rows[1]
+    assert len(scratch["gamma"]) == len(scratch["beta"]) == 6
+    assert json.loads((found.path / "results.json").read_text())["rows"] == found.rows
+    table = (found.path / "table.md").read_text()
+    assert (
+        "| 1.4 | LeNet + batch norm, from scratch | 1 of 10 epochs, 300 training and 300 test images, 2 seeds |"
+        in table
+    )
+    assert "| | | printed | 0.267 | 0.900 | 0.860 | 40,878 | |" in table
+    # Whoever resumes what is finished gets it again, and nothing is trained.
+    before = (found.path / "lenet" / "seed-0" / "last.safetensors").stat().st_mtime_ns
+    again = resume_reproduction(found.path, progress="none")
+    assert again.rows == found.rows
+    assert (found.path / "lenet" / "seed-0" / "last.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_limited_set_is_the_same_share_of_each_class(fashion_folder: Path) -> None:
+    from cnnlab.data import SourceOptions
+    from cnnlab.session import load_splits
+
+    recipe = RECIPES["manual/lenet"].changed(limit=205)
+    train, test = load_splits(recipe, SourceOptions(data_dir=fashion_folder))
+    for images in (train, test):
+        assert len(images) == 205
+        counts = images.labels.bincount().tolist()
+        assert len(counts) == 10
+        assert max(counts) - min(counts) <= 1
+    again, _ = load_splits(recipe, SourceOptions(data_dir=fashion_folder))
+    assert again.fingerprint() == train.fingerprint()
+    other, _ = load_splits(recipe.changed(split_seed=1), SourceOptions(data_dir=fashion_folder))
+    assert other.fingerprint() != train.fingerprint()
+
+
+def test_saying_no_trains_and_writes_nothing(fashion_folder: Path, tmp_path: Path) -> None:
+    assert reproduce(["lenet"], confirm=lambda _: False, data_dir=fashion_folder, **SMALL) is None
+    assert not (tmp_path / "runs").exists()
+
+
+def test_interrupted_it_goes_on_where_it_was(fashion_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = training.train_seeds
+
+    def stops(recipe, *args, **kwargs):  # type: ignore[no-untyped-def]
+        if recipe.model == "lenet-bn":
+            raise TrainingInterrupted("stopped")
+        return real(recipe, *args, **kwargs)
+
+    monkeypatch.setattr(training, "train_seeds", stops)
+    with pytest.raises(
+        TrainingInterrupted, match=r"stopped at lenet-bn, 2 of 2 .* cnnlab reproduce --resume runs/mine"
+    ):
+        reproduce(["lenet", "lenet-bn"], name="mine", data_dir=fashion_folder, **SMALL)
+    assert len(json.loads(Path("runs/mine/results.json").read_text())["rows"]) == 1
+    monkeypatch.setattr(training, "train_seeds", real)
+    found = resume_reproduction("mine", progress="none")
+    whole = reproduce(["lenet", "lenet-bn"], name="whole", data_dir=fashion_folder, **SMALL)
+    assert whole is not None
+    for row, other in zip(found.rows, whole.rows, strict=True):
+        assert row["loss"] == other["loss"]
+        assert row["test_acc"] == other["test_acc"]
+
+
+def test_an_experiment_that_fails_does_not_stop_the_others(
+    fashion_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = training.train_seeds
+
+    def fails(recipe, *args, **kwargs):  # type: ignore[no-untyped-def]
+        if recipe.model == "lenet":
+            raise CnnlabError("the loss became nan")
+        return real(recipe, *args, **kwargs)
+
+    monkeypatch.setattr(training, "train_seeds", fails)
+    found = reproduce(["lenet", "lenet-bn"], data_dir=fashion_folder, **SMALL)
+    assert found is not None
+    assert found.rows[0]["failed"] == "the loss became nan"
+    assert "loss" in found.rows[1]
+    assert "failed: the loss became nan" in (found.path / "table.md").read_text()
+
+
+def test_the_command(cnnlab: Command, fashion_folder: Path) -> None:
+    options = ("--limit", 200, "--epochs", 1, "--data-dir", fashion_folder)
+    assert "give --yes" in one_line_error_after_plan(cnnlab("reproduce", "lenet-bn", *options))
+    answer = cnnlab("reproduce", "lenet-bn", *options, "--yes")
+    assert answer.returncode == 0, answer.stderr
+    assert "in all on this machine" in answer.stderr
+    assert "LeNet + batch norm, framework layer was limited: 1 of 10 epochs" in answer.stdout
+    assert "in full" not in answer.stdout
+    assert "first layer's gamma" in answer.stdout
+    lines = [line.split() for line in answer.stdout.splitlines()]
+    assert ["printed", "0.263", "0.902", "0.862", "71,480.6"] in lines
+    again = cnnlab("reproduce", "--resume", "reproduce-001", "--json")
+    assert json.loads(again.stdout)["rows"][0]["name"] == "lenet-bn"
+
+
+def one_line_error_after_plan(answer) -> str:  # type: ignore[no-untyped-def]
+    assert answer.returncode == 2
+    return str(answer.stderr.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["lenett"], "unknown experiment 'lenett'; did you mean lenet"),
+        (["--seeds", "0"], "seeds=0"),
+        (["--epochs", "0"], "epochs=0"),
+        (["--limit", "-1"], "limit=-1"),
+        (["--resume", "nowhere"], "nowhere is no reproduction's folder"),
+        (["--resume", "x", "--seeds", "2"], "leave out"),
+    ],
+)
+def test_bad_input_is_one_line(cnnlab: Command, arguments: list[str], says: str) -> None:
+    assert says in one_line_error(cnnlab("reproduce", *arguments))
+
+
+def test_a_damaged_plan_is_named(cnnlab: Command, tmp_path: Path) -> None:
+    for content in (
+        "{",
+        "{}",
+        '{"format": "cnnlab reproduction 1", "recipes": {"lenet": {}}, "seeds": 1, "data_dir": ""}',
+    ):
+        (tmp_path / "runs" / "r").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "runs" / "r" / "reproduction.json").write_text(content)
+        assert "reproduction.json is damaged" in one_line_error(cnnlab("reproduce", "--resume", "r"))
+
+
+def test_the_estimate_counts_what_will_be_done(fashion_folder: Path) -> None:
+    def total(**changes: int) -> float:
+        plans: list[Plan] = []
+        reproduce(["lenet"], confirm=lambda p: bool(plans.append(p)), data_dir=fashion_folder, threads=2, **changes)  # type: ignore[arg-type,func-returns-value]
+        return plans[0].total
+
+    # Timings swing; three times the epochs and a hundred times the images cannot be lost in that.
+    assert total(epochs=3) > 5 * total(epochs=1, limit=600)
+
+
+def test_named_experiments_are_in_the_help() -> None:
+    assert reproduction.EXPERIMENTS.keys() == {r.removeprefix("manual/") for r in RECIPES if r.startswith("manual/")}
