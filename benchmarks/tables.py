@@ -1,14 +1,19 @@
-"""Write the results tables of the two READMEs from benchmarks/results/: python benchmarks/tables.py
+"""Write the results tables of the READMEs and docs from benchmarks/results/: python benchmarks/tables.py
 
-No figure is typed by hand; a test compares the READMEs with what this makes.
+No figure is typed by hand; a test compares the pages with what this makes.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from cnnlab.experiments import CLASSICAL, EXPERIMENTS
+from cnnlab.reproduction import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- results: written by `python benchmarks/tables.py`, from benchmarks/results/ -->"
@@ -43,9 +48,9 @@ def newest(name: str) -> dict[str, Any]:
     return {**json.loads(path.read_text()), "file": path.name}
 
 
-def hardware(result: dict[str, Any]) -> str:
+def hardware(result: dict[str, Any], up: str = "") -> str:
     env = result["environment"]
-    link = f"[{env['date'][:10]}](benchmarks/results/{result['file']})"
+    link = f"[{env['date'][:10]}]({up}benchmarks/results/{result['file']})"
     return f"{env['device_name']}, {env['threads']} cores, torch {env['versions']['torch']}, {link}"
 
 
@@ -76,14 +81,40 @@ def table(words: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
+def chapter() -> str:
+    """The chapter's table, from the newest result of each label of benchmarks/reproduce.py."""
+    labels = sorted({p.name.partition("_")[0] for p in (ROOT / "benchmarks" / "results").glob("reproduce-*.json")})
+    results = [newest(label) for label in labels]
+    rows = {row["name"]: row for result in results for row in result["rows"]}
+    order = [*CLASSICAL, *EXPERIMENTS]
+    lines = [markdown(sorted(rows.values(), key=lambda row: order.index(row["name"])))]
+    for result in results:
+        names = ", ".join(row["title"] for row in result["rows"])
+        note = f" {result['note']}." if result["note"] else ""
+        lines.append(f"- {names}: {hardware(result, '../')}.{note}")
+    lines.append("")
+    for row in rows.values():
+        for what in ("gamma", "beta"):
+            if what in row:
+                values = ", ".join(f"{v:.3f}" for v in row[what])
+                lines.append(f"- {row['title']}, seed {row['seeds'][0]}, learned {what} of the first layer: {values}")
+    return "\n".join(lines)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    **{name: partial(table, words) for name, words in WORDS.items()},
+    "docs/reproduction.md": chapter,
+}
+
+
 def page(name: str) -> str:
-    """The README `name` as it should be."""
+    """The page `name` as it should be."""
     text = (ROOT / name).read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{table(WORDS[name])}\n\n{END}{rest.split(END)[1]}"
+    return f"{before}{BEGIN}\n\n{PAGES[name]()}\n\n{END}{rest.split(END)[1]}"
 
 
 if __name__ == "__main__":
-    for readme in WORDS:
+    for readme in PAGES:
         (ROOT / readme).write_text(page(readme), encoding="utf-8")
         print(readme)

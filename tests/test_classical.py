@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 import sys
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import torch
 from PIL import Image
 
 from cnnlab.classical import METHODS, ClassicalResult, classical, features
-from cnnlab.classical.classifiers import SVM, Nystroem, gaussian, spread
+from cnnlab.classical.classifiers import KernelMap, spread, svm
 from cnnlab.data import ImageSet
 from cnnlab.data.imageset import no_report
 from cnnlab.errors import CnnlabError
+from conftest import Command, one_line_error
 
 
 def pictures(n: int, channels: int = 1, side: int = 28) -> np.ndarray:
@@ -69,29 +71,34 @@ def test_bags_count_nearest_words() -> None:
 
 def test_kernel_map_is_the_kernel() -> None:
     x = np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
-    gamma = 0.5 / spread(x, 0)
-    exact = gaussian(x, x, gamma)
-    slow = [[np.exp(-gamma * ((a - b) ** 2).sum()) for b in x[:20]] for a in x[:20]]
-    np.testing.assert_allclose(exact[:20, :20], slow, atol=1e-5)
+    unit = spread(x, 0)
+    assert unit == pytest.approx(np.mean([((a - b) ** 2).sum() for a in x for b in x]), rel=0.01)
+    gamma = 0.5 / unit
+    exact = np.array([[np.exp(-gamma * ((a - b) ** 2).sum()) for b in x] for a in x])
     errors = []
     for count in (10, 100, 300):
-        z = Nystroem.of(x, count, gamma, 0)(x)
+        z = KernelMap(x, count, gamma, 0)(x)
         errors.append(float(np.abs(z @ z.T - exact).max()))
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-2
 
 
-@pytest.mark.parametrize("n", [40, 600])  # both forms of Newton's step
-def test_svm_is_scikit_learns(n: int) -> None:
+def test_svm_comes_near_the_exact_solution() -> None:
     from sklearn.svm import LinearSVC
 
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(n, 50)).astype(np.float32)
-    y = (x[:, :3] + rng.normal(size=(n, 3))).argmax(1)
-    theirs = LinearSVC(C=0.1, dual=False, tol=1e-8, max_iter=10_000).fit(x, y)
-    ours = SVM.fit(x, y, 3, 0.1)
-    np.testing.assert_allclose(ours.weights[:, :-1], theirs.coef_, atol=2e-3)
-    np.testing.assert_allclose(ours.weights[:, -1], theirs.intercept_, atol=2e-3)
+    x = rng.normal(size=(600, 20)).astype(np.float32)
+    y = (x[:, 0] + 0.3 * rng.normal(size=600) > 0).astype(np.int64)
+    c = 0.1
+
+    def objective(w: np.ndarray, b: float) -> float:
+        return float(w @ w / 2 + c * np.maximum(0, 1 - (2 * y - 1) * (x @ w + b)).sum())
+
+    exact = LinearSVC(C=c, loss="hinge", tol=1e-8, max_iter=1_000_000, intercept_scaling=100).fit(x, y)
+    ours = svm(x, y, c, 0, 1)
+    best = objective(exact.coef_[0], exact.intercept_[0])
+    assert objective(ours.coef_[0], ours.intercept_[0]) < 1.02 * best
+    assert objective(np.zeros(20), 0.0) > 2 * best
 
 
 @pytest.mark.parametrize(("method", "floor"), [("hog-linear", 0.9), ("sift-linear", 0.7)])
@@ -172,6 +179,17 @@ def test_bad_input_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(CnnlabError, match=r"pip install 'cnnlab\[classical\]'"):
         classical("digits", ["sift-linear"])
+
+
+def test_the_command(cnnlab: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    answer = cnnlab("classical", "hog-linear", "--limit", 300, "--threads", 1)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.startswith("hog-linear on digits: test 0.")
+    found = json.loads(cnnlab("classical", "hog-linear", "--limit", 300, "--threads", 1, "--json").stdout)
+    assert found[0]["cached"]
+    assert f"test {found[0]['test_acc']:.4f}" in answer.stdout
+    assert "unknown method 'hog'" in one_line_error(cnnlab("classical", "hog"))
 
 
 def test_unwritable_cache_is_only_a_note(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ FLOORS = [
     {"session"},
     {"training"},
     {"inference", "classical"},
+    {"experiments"},
     {"reproduction", "inspect"},
     {"tables"},
     {"cli"},

@@ -110,7 +110,8 @@ def pair(name: str, size: int) -> tuple[nn.Module, nn.Module]:
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).detach().norm() / expected.norm().clamp_min(1e-300))
+    found, expected = found.detach(), expected.detach()
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-300))
 
 
 @pytest.mark.parametrize("name", ORACLES)
@@ -297,20 +298,32 @@ def test_a_gradient_reaches_every_parameter(name: str) -> None:
             assert p.grad.abs().sum() > 0, path
 
 
+# Starting weights and learning rate that suit the networks without batch norm; the others take the framework's.
+OVERFIT = {
+    "lenet": ("framework", 0.01),
+    "alexnet": ("he-normal", 1e-4),
+    "vgg": ("he-normal", 1e-4),
+    "nin": ("xavier-uniform", 3e-4),
+    "googlenet": ("he-normal", 1e-3),
+}
+
+
 @every_model
 def test_overfits_two_batches(name: str) -> None:
     size = small(name)
     model = make(name, size=size)
-    initialize(model, "he-normal" if name.startswith(("vgg", "alexnet", "nin")) else "framework")
-    torch.manual_seed(1)
-    x, y = torch.randn(12, 1, size, size), torch.arange(12) % 4
+    scheme, rate = next((v for k, v in OVERFIT.items() if name.startswith(k)), ("framework", 1e-3))
+    initialize(model, scheme)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # made to hinder just this
-    plain = name.startswith(("vgg", "alexnet", "nin"))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01 if name.startswith("lenet") else 3e-4 if plain else 1e-3)
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)  # random ones drown an image of noise in the deeper networks
+    torch.manual_seed(1)
+    x, y = torch.randn(12, 1, size, size), torch.arange(12) % 4
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     losses: list[float] = []
-    for step in range(400):
+    for step in range(600):
         part = slice(0, 6) if step % 2 else slice(6, 12)
         optimizer.zero_grad()
         loss = F.cross_entropy(model(x[part]), y[part])

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cnnlab import reproduction, training
+from cnnlab import training
 from cnnlab.errors import CnnlabError, TrainingInterrupted
+from cnnlab.experiments import EXPERIMENTS
 from cnnlab.recipes import RECIPES
-from cnnlab.reproduction import EXPERIMENTS, Plan, reproduce, resume_reproduction
+from cnnlab.reproduction import Plan, reproduce, resume_reproduction
 from cnnlab.runs import open_run
 from conftest import Command, one_line_error
 
@@ -193,4 +194,24 @@ def test_the_estimate_counts_what_will_be_done(fashion_folder: Path) -> None:
 
 
 def test_named_experiments_are_in_the_help() -> None:
-    assert reproduction.EXPERIMENTS.keys() == {r.removeprefix("manual/") for r in RECIPES if r.startswith("manual/")}
+    assert EXPERIMENTS.keys() == {r.removeprefix("manual/") for r in RECIPES if r.startswith("manual/")}
+
+
+def test_the_classical_baseline_is_a_row_of_the_same_table(cnnlab: Command, fashion_folder: Path) -> None:
+    options = ("--limit", 200, "--epochs", 1, "--data-dir", fashion_folder, "--yes")
+    answer = cnnlab("reproduce", "hog-linear", "lenet", *options)
+    assert answer.returncode == 0, answer.stderr
+    assert "some minutes, not estimated" in answer.stderr
+    classical, network = json.loads(Path("runs/reproduce-001/results.json").read_text())["rows"]
+    assert classical["name"] == "hog-linear"
+    assert classical["test_acc"]["mean"] > network["test_acc"]["mean"]  # one epoch of 200 images teaches LeNet nothing
+    assert classical["limited"] == "200 training and 200 test images"
+    assert [line.split("  ")[0] for line in answer.stdout.splitlines()[1:3]] == ["HOG, linear SVM", "LeNet"]
+    assert (
+        "| start | HOG, linear SVM | 200 training and 200 test images, 1 seed | |"
+        in Path("runs/reproduce-001/table.md").read_text()
+    )
+    file = Path("runs/reproduce-001/hog-linear.json")
+    file.write_text("{}")
+    again = cnnlab("reproduce", "--resume", "reproduce-001")
+    assert "hog-linear.json is damaged" in again.stdout

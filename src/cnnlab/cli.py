@@ -266,7 +266,12 @@ def figures(
 @app.command()
 def reproduce(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME...]", help="Experiments. Unsaid: all nine.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME...]",
+            help="Experiments: lenet, alexnet, vgg11, nin, lenet-bn-scratch, lenet-bn, resnet18, googlenet, densenet; "
+            "classical for the baseline. Unsaid: the nine networks.",
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Train each from that many seeds; mean and std.")] = 1,
     epochs: Annotated[int | None, typer.Option(help="Fewer epochs, for a quick look.", show_default=False)] = None,
@@ -323,6 +328,42 @@ def reproduce(
         return tables.as_json(found.to_dict()) if as_json else tables.reproduction(found)
 
     _print_training(call)
+
+
+@app.command()
+def classical(
+    methods: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[METHOD...]", help="hog-linear, hog-kernel, sift-linear, sift-kernel. Unsaid: all."),
+    ] = None,
+    data: Annotated[str, typer.Option(help="digits, fashion-mnist or folder:PATH.")] = "digits",
+    limit: Annotated[int, typer.Option(help="At most that many images of each split; 0: all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Held-out images, landmarks, visual words, order of the steps.")] = 0,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of the CPU. Unsaid: all cores.", show_default=False)
+    ] = None,
+    data_dir: DataDir = None,
+    skip_bad: SkipBad = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train the classical baseline: hand-made features and a support vector machine.
+
+    HOG or bags of SIFT words, with a linear SVM or one with an approximated Gaussian kernel. Features are kept in the
+    user's cache folder.
+    """
+    from cnnlab import tables
+    from cnnlab.classical import classical as train_classical
+    from cnnlab.display import make_display
+
+    display = make_display()
+    try:
+        found = train_classical(
+            data, methods or None, data_dir=data_dir, limit=limit, seed=seed, threads=threads, skip_bad=skip_bad,
+            report=display.read,
+        )  # fmt: skip
+    finally:
+        display.end()
+    print(tables.as_json([r.to_dict() for r in found]) if as_json else "\n".join(map(str, found)))
 
 
 @app.command("list")

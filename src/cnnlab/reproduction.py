@@ -1,10 +1,10 @@
-"""The chapter's experiments, trained again, beside the figures that the manual prints."""
+"""The chapter's experiments, trained again, beside the figures that the manual prints; the classical baseline too."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from cnnlab import runs, training
+from cnnlab.classical import classical
 from cnnlab.data import SourceOptions, data_folder, load_images
 from cnnlab.device import available_cores, pick_device, reproducible, synchronize
 from cnnlab.display import make_display
 from cnnlab.errors import CnnlabError, TrainingInterrupted, reason, unknown
+from cnnlab.experiments import CLASSICAL, EXPERIMENTS, printed_figures
 from cnnlab.files import read_json, write_atomic, write_json
 from cnnlab.inference import load_model
 from cnnlab.models import build_model
@@ -29,42 +31,16 @@ _FORMAT = "cnnlab reproduction 1"
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """One row of the chapter: its recipe, and what the manual (or, where it prints nothing, its source) prints."""
-
-    section: str
-    title: str
-    recipe: str
-    loss: float
-    train_acc: float
-    test_acc: float
-    examples_per_second: float | None = None
-
-
-EXPERIMENTS: dict[str, Experiment] = {
-    "lenet": Experiment("source", "LeNet", "manual/lenet", 0.469, 0.823, 0.779),
-    "alexnet": Experiment("1.1", "AlexNet", "manual/alexnet", 0.326, 0.881, 0.879, 4187.6),
-    "vgg11": Experiment("1.2", "VGG-11, channels / 4", "manual/vgg11", 0.220, 0.918, 0.900, 2578.4),
-    "nin": Experiment("1.3", "NiN", "manual/nin", 0.322, 0.881, 0.865, 3226.1),
-    "lenet-bn-scratch": Experiment(
-        "1.4", "LeNet + batch norm, from scratch", "manual/lenet-bn-scratch", 0.267, 0.900, 0.860, 40878.1
-    ),
-    "lenet-bn": Experiment(
-        "1.4", "LeNet + batch norm, framework layer", "manual/lenet-bn", 0.263, 0.902, 0.862, 71480.6
-    ),
-    "resnet18": Experiment("1.5", "ResNet-18", "manual/resnet18", 0.008, 0.999, 0.898, 4650.1),
-    "googlenet": Experiment("source", "GoogLeNet", "manual/googlenet", 0.262, 0.900, 0.886),
-    "densenet": Experiment("source", "DenseNet", "manual/densenet", 0.140, 0.948, 0.885),
-}
-
-
-@dataclass(frozen=True)
 class Plan:
-    """What a reproduction will train and how long that may take: seconds by experiment, estimated on this machine."""
+    """What a reproduction will train and how long that may take: seconds by experiment, estimated on this machine.
+
+    methods: those of the classical baseline, whose time is not estimated.
+    """
 
     recipes: dict[str, Recipe]
     seeds: int
     seconds: dict[str, float]
+    methods: tuple[str, ...] = ()
 
     @property
     def total(self) -> float:
@@ -100,6 +76,8 @@ def reproduce(
 ) -> Reproduction | None:
     """Train the named experiments (unsaid, all of EXPERIMENTS) by the manual's recipes into a new folder.
 
+    `classical`, or a name in `cnnlab.classical.METHODS`, adds the classical baseline on the same images, once.
+
     epochs, limit: fewer epochs, or at most that many images of each split, for a quick look; such rows are marked as
     limited. confirm: is shown the plan with the time that it may take, and answers whether to go on; None is returned
     where it does not. An experiment that fails becomes a row that says why, and the others go on.
@@ -107,15 +85,16 @@ def reproduce(
     Raises: CnnlabError for bad input, TrainingInterrupted on Ctrl-C; `resume_reproduction` goes on.
     """
     for wanted in names:
-        if wanted not in EXPERIMENTS:
-            raise unknown("experiment", wanted, EXPERIMENTS)
+        if wanted not in EXPERIMENTS and wanted not in CLASSICAL and wanted != "classical":
+            raise unknown("experiment", wanted, [*EXPERIMENTS, *CLASSICAL, "classical"])
     if seeds < 1:
         raise CnnlabError(f"seeds={seeds}: must be at least 1")
-    chosen = [n for n in EXPERIMENTS if n in names or not names]
+    chosen = [n for n in EXPERIMENTS if n in names or not names]  # in the chapter's order
     recipes = {n: _recipe(n, epochs, limit) for n in chosen}
     options = SourceOptions(data_dir=data_folder(data_dir))
     sizes = {n: {s: _count(r, s, options) for s in ("train", "test")} for n, r in recipes.items()}
-    plan = Plan(recipes, seeds, _estimate(recipes, sizes, seeds, device, threads))
+    methods = tuple(m for m in CLASSICAL if m in names or "classical" in names)
+    plan = Plan(recipes, seeds, _estimate(recipes, sizes, seeds, device, threads), methods)
     if not confirm(plan):
         return None
     path = runs.named_folder(Path(runs_dir), name, "reproduce")
@@ -123,6 +102,8 @@ def reproduce(
         "format": _FORMAT,
         "recipes": {n: r.to_dict() for n, r in recipes.items()},
         "seeds": seeds,
+        "methods": methods,
+        "limit": limit or 0,
         "data_dir": str(Path(options.data_dir).absolute()),
         "estimated_seconds": plan.seconds,
     }
@@ -130,7 +111,8 @@ def reproduce(
         write_json(path / "reproduction.json", content)
     except OSError as error:
         raise CnnlabError(f"cannot write into {path}: {reason(error)}; name another folder with --runs-dir") from error
-    return _run(path, recipes, seeds, device=device, threads=threads, data_dir=data_dir, progress=progress)
+    common = {"device": device, "threads": threads, "data_dir": data_dir, "progress": progress}
+    return _run(path, recipes, seeds, methods, limit or 0, common)
 
 
 def resume_reproduction(
@@ -153,13 +135,15 @@ def resume_reproduction(
         recipes = {n: Recipe.from_dict(values) for n, values in content["recipes"].items()}
         seeds = int(content["seeds"])
         began = Path(content["data_dir"])
-        if not recipes.keys() <= EXPERIMENTS.keys():
+        methods, limit = tuple(content["methods"]), int(content["limit"])
+        if not (recipes.keys() <= EXPERIMENTS.keys() and set(methods) <= CLASSICAL.keys()):
             raise CnnlabError("it has experiments that this cnnlab does not know")
     except (CnnlabError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CnnlabError(f"{folder / 'reproduction.json'} is damaged: {reason(error)}") from error
     if data_dir is None and began.is_dir():
         data_dir = began
-    return _run(folder, recipes, seeds, device=device, threads=threads, data_dir=data_dir, progress=progress)
+    common = {"device": device, "threads": threads, "data_dir": data_dir, "progress": progress}
+    return _run(folder, recipes, seeds, methods, limit, common)
 
 
 def _recipe(name: str, epochs: int | None, limit: int | None) -> Recipe:
@@ -174,28 +158,76 @@ def _count(recipe: Recipe, split: str, options: SourceOptions) -> int:
     return min(count, recipe.limit) if recipe.limit else count
 
 
-def _run(path: Path, recipes: dict[str, Recipe], seeds: int, **common: Any) -> Reproduction:
+def _run(
+    path: Path, recipes: dict[str, Recipe], seeds: int, methods: Sequence[str], limit: int, common: dict[str, Any]
+) -> Reproduction:
     rows: list[dict[str, Any]] = []
-    for number, (name, recipe) in enumerate(recipes.items(), 1):
+    names = [*methods, *recipes]  # the chapter begins with the former
+    for number, name in enumerate(names, 1):
+        title = CLASSICAL[name] if name in methods else EXPERIMENTS[name].title
         if common["progress"] != "none":
-            make_display(common["progress"]).message(f"{EXPERIMENTS[name].title} ({number} of {len(recipes)})")
+            make_display(common["progress"]).message(f"{title} ({number} of {len(names)})")
         try:
-            if (path / name / "seeds.json").exists():
-                result = training.resume(path / name, **common)
+            if name in methods:
+                row = _classical_row(path, name, limit, common)
             else:
-                result = training.train_seeds(recipe, seeds, runs_dir=path, name=name, **common)
-            assert isinstance(result, SeedsResult)
-            row = _row(name, recipe, result)
-        except TrainingInterrupted as error:
+                row = _row(name, recipes[name], _train(path, name, recipes[name], seeds, common))
+        except KeyboardInterrupt:
             raise TrainingInterrupted(
-                f"stopped at {name}, {number} of {len(recipes)} experiments; what is finished is kept. Go on with: "
+                f"stopped at {name}, {number} of {len(names)} experiments; what is finished is kept. Go on with: "
                 f"cnnlab reproduce --resume {path}"
-            ) from error
+            ) from None
         except CnnlabError as error:
-            row = {"name": name, **asdict(EXPERIMENTS[name]), "failed": str(error)}
+            row = {"name": name, "section": "", "title": title, "failed": str(error), "printed": printed_figures(name)}
         rows.append(row)
         _save(path, rows)
     return Reproduction(path, rows)
+
+
+def _train(path: Path, name: str, recipe: Recipe, seeds: int, common: dict[str, Any]) -> SeedsResult:
+    """What of an experiment's seeds is not finished."""
+    if (path / name / "seeds.json").exists():
+        result = training.resume(path / name, **common)
+    else:
+        result = training.train_seeds(recipe, seeds, runs_dir=path, name=name, **common)
+    assert isinstance(result, SeedsResult)
+    return result
+
+
+def _classical_row(path: Path, name: str, limit: int, common: dict[str, Any]) -> dict[str, Any]:
+    """A method's row, kept in a file of its own as soon as it is there."""
+    file = path / f"{name}.json"
+    if file.exists():
+        result = read_json(file)
+    else:
+        data = next(iter({find_recipe(e.recipe).data for e in EXPERIMENTS.values()}))
+        found = classical(data, [name], data_dir=common["data_dir"], limit=limit, threads=common["threads"])[0]
+        result = found.to_dict()
+        write_json(file, result)
+    try:
+        counts, count = result["counts"], sum(result["counts"].values())
+        seconds = result["seconds"]["all"]
+        return {
+            "name": name,
+            "section": "start",
+            "title": CLASSICAL[name],
+            "recipe": f"classical/{name}",
+            "limited": f"{counts['train']:,} training and {counts['test']:,} test images" if limit else "",
+            "images": {"train": counts["train"], "test": counts["test"]},
+            "seeds": [result["seed"]],
+            "loss": None,
+            "train_acc": runs.spread([result["train_acc"]]),
+            "test_acc": runs.spread([result["test_acc"]]),
+            "val_acc": runs.spread([result["val_acc"]]),
+            "settings": result["settings"],
+            "examples_per_second": None,
+            "images_per_second": runs.spread([(count - counts["validation"]) / seconds]),
+            "seconds": seconds,
+            "hardware": {"threads": result["threads"], "versions": result["versions"]},
+            "printed": printed_figures(name),
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CnnlabError(f"{file} is damaged: {reason(error)}; delete it and resume") from error
 
 
 def _row(name: str, recipe: Recipe, result: SeedsResult) -> dict[str, Any]:
@@ -224,12 +256,7 @@ def _row(name: str, recipe: Recipe, result: SeedsResult) -> dict[str, Any]:
         "images_per_second": result.summary["images_per_second"],
         "seconds": sum(r.summary["total_seconds"] for r in result.results),
         "hardware": {k: environment.get(k) for k in ("device_name", "threads", "versions", "date")},
-        "printed": {
-            "loss": experiment.loss,
-            "train_acc": experiment.train_acc,
-            "test_acc": experiment.test_acc,
-            "examples_per_second": experiment.examples_per_second,
-        },
+        "printed": printed_figures(name),
         **_first_batch_norm(first.run),
     }
 
@@ -264,23 +291,40 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     )
     lines = []
     for row in rows:
-        printed = row.get("printed") or row
-        speed = printed["examples_per_second"]
         if "failed" in row:
             lines.append(f"| {row['section']} | {row['title']} | failed: {row['failed']} | | | | | |")
         else:
-            n = row["loss"]["n"]
+            n = row["test_acc"]["n"]
             how = f"{row['limited'] or 'in full'}, {n} seed{'s' if n > 1 else ''}"
-            figures = " | ".join(told(row[k], 3) for k in ("loss", "train_acc", "test_acc"))
-            speeds = f"{row['examples_per_second']['mean']:,.0f} | {row['images_per_second']['mean']:,.0f}"
-            lines.append(f"| {row['section']} | {row['title']} | {how} | {figures} | {speeds} |")
-        figures = " | ".join(f"{printed[k]:.3f}" for k in ("loss", "train_acc", "test_acc"))
-        lines.append(f"| | | printed | {figures} | {f'{speed:,.0f}' if speed else ''} | |")
+            lines.append(f"| {row['section']} | {row['title']} | {how} | {' | '.join(cells(row))} |")
+        printed = printed_cells(row)
+        if any(printed):
+            source = "published" if row["name"] in CLASSICAL else "printed"
+            lines.append(f"| | | {source} | {' | '.join(printed)} | |")
     return head + "\n".join(lines) + "\n"
 
 
-def told(value: dict[str, Any], digits: int) -> str:
+def cells(row: dict[str, Any]) -> list[str]:
+    """Ours, as texts: loss, train acc, test acc, examples/s (compute only), images/s (with data)."""
+    figures = [_told(row[k], 3) for k in ("loss", "train_acc", "test_acc")]
+    return [*figures, *("" if row[k] is None else f"{row[k]['mean']:,.0f}" for k in _SPEEDS)]
+
+
+def printed_cells(row: dict[str, Any]) -> list[str]:
+    """The manual's, as texts: loss, train acc, test acc, examples/s; empty where it prints none."""
+    printed = row["printed"]
+    figures = ["" if printed[k] is None else f"{printed[k]:.3f}" for k in ("loss", "train_acc", "test_acc")]
+    speed = printed["examples_per_second"]
+    return [*figures, "" if speed is None else f"{speed:,.0f}"]
+
+
+_SPEEDS = ("examples_per_second", "images_per_second")
+
+
+def _told(value: dict[str, Any] | None, digits: int) -> str:
     """`mean ± std` of a figure of several seeds, or the one value."""
+    if value is None:
+        return ""
     mean = f"{value['mean']:.{digits}f}"
     return mean if value["std"] is None else f"{mean} ± {value['std']:.{digits}f}"
 

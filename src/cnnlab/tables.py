@@ -16,13 +16,14 @@ from rich.table import Table
 from cnnlab import plots
 from cnnlab.data import DATASETS
 from cnnlab.errors import CnnlabError, reason, unknown
+from cnnlab.experiments import CLASSICAL
 from cnnlab.files import write_atomic
 from cnnlab.inference import Prediction, RunEvaluation
 from cnnlab.inspect.summary import Summary
 from cnnlab.models import MODELS
 from cnnlab.recipe import SETTINGS, TYPES
 from cnnlab.recipes import RECIPES
-from cnnlab.reproduction import Plan, Reproduction, told
+from cnnlab.reproduction import Plan, Reproduction, cells, printed_cells
 from cnnlab.runs import Run, differences
 
 
@@ -227,6 +228,8 @@ def plan(planned: Plan) -> str:
         images = f"at most {recipe.limit:,}" if recipe.limit else "all"
         seconds = planned.seconds[name]
         table.add_row(name, recipe.name, str(recipe.epochs), str(planned.seeds), images, duration(seconds))
+    for name in planned.methods:
+        table.add_row(name, "", "", "1", "all", "some minutes, not estimated")
     return f"{_text(table)}\nabout {duration(planned.total)} in all on this machine"
 
 
@@ -244,29 +247,30 @@ def reproduction(found: Reproduction) -> str:
     table = _table("experiment", "", "loss", "train acc", "test acc", "examples/s", "images/s with data")
     notes = []
     for row in found.rows:
-        printed = row.get("printed") or row
         if "failed" in row:
             table.add_row(row["title"], "failed", *[""] * 5)
             notes.append(f"{row['title']} failed: {row['failed']}")
         else:
-            n = row["loss"]["n"]
-            figures = (told(row[k], 3) for k in ("loss", "train_acc", "test_acc"))
-            speeds = (f"{row[k]['mean']:,.1f}" for k in ("examples_per_second", "images_per_second"))
-            table.add_row(row["title"], f"{n} seed{'s' if n > 1 else ''}", *figures, *speeds)
+            n = row["test_acc"]["n"]
+            table.add_row(row["title"], f"{n} seed{'s' if n > 1 else ''}", *cells(row))
             if row["limited"]:
                 notes.append(f"{row['title']} was limited: {row['limited']}; not comparable with the printed figures")
-        figures = (f"{printed[k]:.3f}" for k in ("loss", "train_acc", "test_acc"))
-        speed = printed["examples_per_second"]
-        table.add_row("", "printed", *figures, f"{speed:,.1f}" if speed else "", "")
+        printed = printed_cells(row)
+        if any(printed):
+            table.add_row("", "published" if row["name"] in CLASSICAL else "printed", *printed, "")
     whole = [row["title"] for row in found.rows if "failed" not in row and not row["limited"]]
     if whole:
         notes.append(f"in full: {', '.join(whole)}")
     for row in found.rows:
+        if "val_acc" in row:
+            accuracy = row["val_acc"]["mean"]
+            notes.append(f"{row['title']}: settings chosen on validation images, val acc {accuracy:.4f}")
         for what in ("gamma", "beta"):
             if what in row:
                 values = ", ".join(f"{v:.3f}" for v in row[what])
                 notes.append(f"{row['title']}, seed {row['seeds'][0]}, first layer's {what}: {values}")
-    notes.append("these recipes look at the test set after each epoch, as the manual does; choose nothing by it")
+    if any("failed" not in row and row["name"] not in CLASSICAL for row in found.rows):
+        notes.append("the manual's recipes look at the test set after each epoch; choose nothing by it")
     return "\n".join([_text(table), "", *notes, f"kept in {found.path} (results.json, table.md, every run)"])
 
 

@@ -46,8 +46,8 @@ def hog(images: NDArray[np.uint8]) -> Floats:
     rounded, at least 4 pixels; images below 28 pixels are enlarged by a whole factor first. Unlike them: directions
     over 360 degrees, and the square root of the cells instead of contrast-normalised blocks.
 
-    Written out here, because scikit-image gives each gradient whole to one direction and one cell, and OpenCV 5 has
-    dropped its version: docs/log.md has the difference.
+    Written out here because it is two points of validation accuracy better on Fashion-MNIST than scikit-image's and
+    OpenCV's histograms, which both normalise the contrast away and in part do not share gradients: docs/log.md.
     """
     enlarged = _enlarged(images, _HOG_SIDE).astype(np.float32) / 255  # (N, C, S, S)
     n, c, side, _ = enlarged.shape
@@ -105,7 +105,7 @@ def sift(images: NDArray[np.uint8]) -> Floats:
 def vocabulary(images: ImageSet, seed: int, threads: int, report: Report) -> Floats:
     """The visual words: centres of k-means clusters (at most SIFT_WORDS, 128) of descriptors of training `images`."""
     from sklearn.cluster import MiniBatchKMeans
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     count = min(len(images), _SAMPLE // _SIFT_GRID**2)
     some = images.take(torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count])
