@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnlab.errors import CnnlabError
 from cnnlab.models import MODELS, build_model
@@ -449,3 +451,52 @@ def test_unknown_model_names_its_neighbours() -> None:
         make("lenett")
     with pytest.raises(CnnlabError, match="unknown library 'tim'; did you mean timm"):
         make("tim:resnet18")
+
+
+@every_model
+def test_no_operation_lacks_a_deterministic_version_on_a_gpu(name: str) -> None:
+    """Those of torch.use_deterministic_algorithms' list that a network could meet; training would stop on one."""
+    seen: set[str] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.add(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    size = small(name)
+    with torch.device("meta"):
+        model, x = make(name, size=size), torch.zeros(4, 1, size, size)
+        with Watch():
+            model(x).sum().backward()
+    assert "convolution_backward" in seen
+    assert not seen & {
+        "_adaptive_avg_pool2d_backward", "adaptive_max_pool2d_backward", "avg_pool3d_backward", "put_", "histc",
+        "upsample_bilinear2d_backward", "reflection_pad2d_backward", "replication_pad2d_backward", "scatter_reduce",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("name", ["lenet-bn-scratch", "nin", "resnet18-manual"])
+def test_trains_compiled_by_the_default_compiler(name: str) -> None:
+    """Three steps, real machine code: the same losses as without."""
+    size = small(name)
+    x, y = torch.rand(8, 1, size, size), torch.arange(8)
+    losses: list[list[float]] = []
+    for compiled in (False, True):
+        model = make(name, size=size)
+        torch._dynamo.reset()
+        forward = torch.compile(model) if compiled else model
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        losses.append([])
+        for _ in range(3):
+            torch.manual_seed(0)
+            for module in model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+            optimizer.zero_grad()
+            loss = F.cross_entropy(forward(x), y)
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from cnnlab import training
 from cnnlab.errors import CnnlabError, TrainingInterrupted
@@ -215,3 +219,38 @@ def test_the_classical_baseline_is_a_row_of_the_same_table(cnnlab: Command, fash
     file.write_text("{}")
     again = cnnlab("reproduce", "--resume", "reproduce-001")
     assert "hog-linear.json is damaged" in again.stdout
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_every_experiment_trains_on_a_gpu_and_repeats_to_the_bit(fashion_folder: Path) -> None:
+    small = {**SMALL, "device": "cuda", "data_dir": fashion_folder}
+    one, two = reproduce(**small), reproduce(**small)  # type: ignore[arg-type]
+    assert one is not None
+    assert two is not None
+    for row, other in zip(one.rows, two.rows, strict=True):
+        assert "failed" not in row, row["failed"]
+        assert row["loss"] == other["loss"]
+        files = [r.path / row["name"] / "seed-0" / "last.safetensors" for r in (one, two)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_person_at_a_terminal_is_asked(fashion_folder: Path, tmp_path: Path) -> None:
+    import pty
+
+    command = [str(Path(sys.executable).parent / "cnnlab"), "reproduce", "lenet", "--limit", "200", "--epochs", "1"]
+    for answer, trained in (("n", False), ("y", True)):
+        leader, follower = pty.openpty()
+        process = subprocess.Popen(
+            [*command, "--data-dir", str(fashion_folder), "--progress", "none"],
+            stdin=follower, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        os.write(leader, f"{answer}\n".encode())
+        out, err = process.communicate(timeout=300)
+        os.close(leader)
+        os.close(follower)
+        assert process.returncode == 0, err
+        assert "Go on? [y/N]" in err
+        assert ("printed" in out) == trained
+        assert (tmp_path / "runs").exists() == trained
+        assert trained or out.strip() == "nothing was trained"
