@@ -52,6 +52,12 @@ def available_cores() -> int:
     return cores
 
 
+def check_threads(threads: int | None) -> None:
+    """Raises: CnnlabError where that number of threads is not one of ours; None is."""
+    if threads is not None and not 1 <= threads <= available_cores():
+        raise CnnlabError(f"threads={threads}: choose 1 to {available_cores()}, the cores that this process may use")
+
+
 @contextmanager
 def reproducible(seed: int, threads: int) -> Iterator[None]:
     """Seed every generator and make torch choose the same arithmetic each time, then put all that back.

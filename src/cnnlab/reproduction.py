@@ -14,7 +14,7 @@ from torch import nn
 from cnnlab import runs, training
 from cnnlab.classical import classical
 from cnnlab.data import SourceOptions, data_folder, load_images
-from cnnlab.device import available_cores, pick_device, reproducible, synchronize
+from cnnlab.device import available_cores, check_threads, pick_device, reproducible, synchronize
 from cnnlab.display import make_display
 from cnnlab.errors import CnnlabError, TrainingInterrupted, reason, unknown
 from cnnlab.experiments import CLASSICAL, EXPERIMENTS, printed_figures
@@ -28,6 +28,7 @@ from cnnlab.recipes import find_recipe
 from cnnlab.results import SeedsResult
 
 _FORMAT = "cnnlab reproduction 1"
+_START = "start"  # of the chapter: the pipeline that it begins with
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,11 @@ def reproduce(
             raise unknown("experiment", wanted, [*EXPERIMENTS, *CLASSICAL, "classical"])
     if seeds < 1:
         raise CnnlabError(f"seeds={seeds}: must be at least 1")
+    check_threads(threads)
     chosen = [n for n in EXPERIMENTS if n in names or not names]  # in the chapter's order
     recipes = {n: _recipe(n, epochs, limit) for n in chosen}
     options = SourceOptions(data_dir=data_folder(data_dir))
-    sizes = {n: {s: _count(r, s, options) for s in ("train", "test")} for n, r in recipes.items()}
+    sizes = _sizes(recipes, options)
     methods = tuple(m for m in CLASSICAL if m in names or "classical" in names)
     plan = Plan(recipes, seeds, _estimate(recipes, sizes, seeds, device, threads), methods)
     if not confirm(plan):
@@ -152,10 +154,19 @@ def _recipe(name: str, epochs: int | None, limit: int | None) -> Recipe:
     return recipe.changed(**changes)
 
 
-def _count(recipe: Recipe, split: str, options: SourceOptions) -> int:
-    images = load_images(recipe.data, split, options)
-    count = 0 if images is None else len(images)
-    return min(count, recipe.limit) if recipe.limit else count
+def _sizes(recipes: dict[str, Recipe], options: SourceOptions) -> dict[str, dict[str, int]]:
+    """How many images of each split each experiment will use; finds missing or damaged files before hours of work."""
+    whole: dict[tuple[str, str], int] = {}
+    sizes: dict[str, dict[str, int]] = {}
+    for name, recipe in recipes.items():
+        sizes[name] = {}
+        for split in ("train", "test"):
+            if (recipe.data, split) not in whole:
+                images = load_images(recipe.data, split, options)
+                whole[recipe.data, split] = 0 if images is None else len(images)
+            count = whole[recipe.data, split]
+            sizes[name][split] = min(count, recipe.limit) if recipe.limit else count
+    return sizes
 
 
 def _run(
@@ -178,7 +189,9 @@ def _run(
                 f"cnnlab reproduce --resume {path}"
             ) from None
         except CnnlabError as error:
-            row = {"name": name, "section": "", "title": title, "failed": str(error), "printed": printed_figures(name)}
+            section = _START if name in methods else EXPERIMENTS[name].section
+            row = {"name": name, "section": section, "title": title, "failed": str(error)}
+            row["printed"] = printed_figures(name)
         rows.append(row)
         _save(path, rows)
     return Reproduction(path, rows)
@@ -209,7 +222,7 @@ def _classical_row(path: Path, name: str, limit: int, common: dict[str, Any]) ->
         seconds = result["seconds"]["all"]
         return {
             "name": name,
-            "section": "start",
+            "section": _START,
             "title": CLASSICAL[name],
             "recipe": f"classical/{name}",
             "limited": f"{counts['train']:,} training and {counts['test']:,} test images" if limit else "",

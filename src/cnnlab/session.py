@@ -12,7 +12,7 @@ from torch import nn
 from cnnlab import runs
 from cnnlab.data import FOLDER, ImageSet, SourceOptions, data_folder, load_images, stratified_split, stratified_subset
 from cnnlab.data.loader import Preprocessing
-from cnnlab.device import available_cores, pick_device
+from cnnlab.device import check_threads, pick_device
 from cnnlab.display import Display, make_display
 from cnnlab.errors import CnnlabError, expand
 from cnnlab.interrupt import CtrlC
@@ -28,10 +28,7 @@ class Session:
     def __init__(
         self, device: str, threads: int | None, data_dir: str | Path | None, skip_bad: bool, progress: str
     ) -> None:
-        if threads is not None and not 1 <= threads <= available_cores():
-            raise CnnlabError(
-                f"threads={threads}: choose 1 to {available_cores()}, the cores that this process may use"
-            )
+        check_threads(threads)
         self.device = pick_device(device)
         self.threads = threads
         self.display: Display = make_display(progress)

@@ -230,7 +230,10 @@ def plan(planned: Plan) -> str:
         table.add_row(name, recipe.name, str(recipe.epochs), str(planned.seeds), images, duration(seconds))
     for name in planned.methods:
         table.add_row(name, "", "", "1", "all", "some minutes, not estimated")
-    return f"{_text(table)}\nabout {duration(planned.total)} in all on this machine"
+    if not planned.recipes:
+        return _text(table)
+    besides = ", the classical baseline not counted" if planned.methods else ""
+    return f"{_text(table)}\nabout {duration(planned.total)} in all on this machine{besides}"
 
 
 def duration(seconds: float) -> str:

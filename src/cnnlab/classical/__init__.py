@@ -18,7 +18,7 @@ from cnnlab.classical import features as _features
 from cnnlab.classical.classifiers import Floats, KernelMap, Labels, spread, svm
 from cnnlab.data import ImageSet, SourceOptions, data_folder, load_images, stratified_split, stratified_subset
 from cnnlab.data.imageset import Report, no_report
-from cnnlab.device import available_cores
+from cnnlab.device import available_cores, check_threads
 from cnnlab.errors import CnnlabError, expand, unknown
 
 __all__ = ["METHODS", "ClassicalResult", "classical"]
@@ -119,8 +119,7 @@ def classical(
         raise CnnlabError(f"methods is empty; choose from {', '.join(METHODS)}")
     if limit < 0:
         raise CnnlabError(f"limit={limit}: choose 0 (all images) or more")
-    if threads is not None and not 1 <= threads <= available_cores():
-        raise CnnlabError(f"threads={threads}: choose 1 to {available_cores()}, the cores that this process may use")
+    check_threads(threads)
     if any(METHODS[name][0] == "sift" for name in names):
         _features.opencv()  # before minutes of reading
     options = SourceOptions(data_dir=data_folder(data_dir), skip_bad=skip_bad, report=report)
