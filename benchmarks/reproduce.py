@@ -2,7 +2,7 @@
 
 What `cnnlab reproduce NAME...` trains, as benchmarks/results/reproduce-LABEL_HARDWARE_DATE.json, from which
 benchmarks/tables.py writes docs/reproduction.md. Needs Fashion-MNIST (CNNLAB_DATA, or the network); the classical
-baseline starts without kept features, so that its time is that of a first run.
+baseline starts without kept features; methods of one call share those that the first of them makes.
 """
 
 from __future__ import annotations

@@ -12,8 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from cnnlab.experiments import CLASSICAL, EXPERIMENTS
-from cnnlab.reproduction import markdown
+from cnnlab.experiments import CLASSICAL, EXPERIMENTS, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- results: written by `python benchmarks/tables.py`, from benchmarks/results/ -->"
@@ -85,15 +84,27 @@ def chapter() -> str:
     """The chapter's table, from the newest result of each label of benchmarks/reproduce.py."""
     labels = sorted({p.name.partition("_")[0] for p in (ROOT / "benchmarks" / "results").glob("reproduce-*.json")})
     results = [newest(label) for label in labels]
-    rows = {row["name"]: row for result in results for row in result["rows"]}
+    # A row in full is not hidden by a limited one; else the later label's (a GPU's is later than full).
+    rows: dict[str, dict[str, Any]] = {}
+    for row in (row for result in results for row in result["rows"]):
+        if row["name"] not in rows or not row["limited"] or rows[row["name"]]["limited"]:
+            rows[row["name"]] = row
     order = [*CLASSICAL, *EXPERIMENTS]
     lines = [markdown(sorted(rows.values(), key=lambda row: order.index(row["name"])))]
     for result in results:
-        names = ", ".join(row["title"] for row in result["rows"])
+        names = "; ".join(row["title"] for row in result["rows"] if rows[row["name"]] is row)
+        if not names:
+            continue
         note = f" {result['note']}." if result["note"] else ""
         lines.append(f"- {names}: {hardware(result, '../')}.{note}")
     lines.append("")
     for row in rows.values():
+        if row["name"] in CLASSICAL:
+            chosen = ", ".join(f"{key} {value:g}" for key, value in row["settings"].items())
+            lines.append(
+                f"- {row['title']}: val acc {row['val_acc']['mean']:.4f}, test acc {row['test_acc']['mean']:.4f} with {chosen}; "
+                f"{row['seconds']:.0f} s in all, choosing included"
+            )
         for what in ("gamma", "beta"):
             if what in row:
                 values = ", ".join(f"{v:.3f}" for v in row[what])

@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 
 from cnnlab.data import data_folder
+from cnnlab.device import available_cores
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import RECIPES
 
-torch.set_num_threads(2)
+torch.set_num_threads(min(2, available_cores()))
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

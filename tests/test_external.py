@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import builtins
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from cnnlab import load_model, open_run, train
 from cnnlab.errors import CnnlabError
@@ -80,16 +82,30 @@ def test_without_timm_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         build("timm:resnet18")
 
 
+Downloaded = Callable[[str, dict[str, Tensor]], Path]
+
+
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache in which torchvision's ResNet-18 has been downloaded: random weights under the official file's name."""
+def downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Downloaded:
+    """Puts weights under the official file's name into an own cache, as if torchvision had downloaded them."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     folder = tmp_path / "torch" / "hub" / "checkpoints"
     folder.mkdir(parents=True)
+
+    def put(name: str, state: dict[str, Tensor]) -> Path:
+        url = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
+        path = folder / url.rpartition("/")[2]
+        torch.save(state, path)
+        return path
+
+    return put
+
+
+@pytest.fixture
+def hub(downloaded: Downloaded) -> Path:
+    """The folder of that cache, with a ResNet-18."""
     torch.manual_seed(7)
-    weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
-    torch.save(torchvision.models.resnet18(weights=None).state_dict(), folder / weights.url.rpartition("/")[2])
-    return folder
+    return downloaded("resnet18", torchvision.models.resnet18(weights=None).state_dict()).parent
 
 
 def test_published_weights_are_loaded_where_they_fit(hub: Path) -> None:
@@ -107,6 +123,38 @@ def test_published_weights_are_loaded_where_they_fit(hub: Path) -> None:
     # Without a tag nothing is loaded, and an evaluation never fetches anything.
     for name, published in (("torchvision:resnet18", True), ("torchvision:resnet18.IMAGENET1K_V1", False)):
         assert not torch.equal(build(name, channels=3, published=published).conv1.weight, state["conv1.weight"])  # type: ignore[arg-type]
+
+
+def test_an_older_layout_of_weights_is_loaded_whole(downloaded: Downloaded) -> None:
+    """torchvision's file of DenseNet-121 is from before batch norm counted batches, and has other names for layers."""
+    torch.manual_seed(7)
+    theirs = torchvision.models.densenet121(weights=None)
+    state = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", key): value
+        for key, value in theirs.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in state
+    downloaded("densenet121", state)
+    ours = build("torchvision:densenet121.IMAGENET1K_V1", channels=3, published=True).state_dict()
+    for key, value in theirs.state_dict().items():
+        if not key.startswith("classifier"):
+            assert torch.equal(ours[key], value), key
+
+
+def test_weights_for_another_image_size_are_refused_with_the_size(downloaded: Downloaded) -> None:
+    downloaded("vit_b_32", torchvision.models.vit_b_32(weights=None).state_dict())
+    with pytest.raises(CnnlabError, match=r"do not fit its encoder.pos_embedding.* set image_size=224"):
+        build("torchvision:vit_b_32.IMAGENET1K_V1", channels=3, published=True)
+    build("torchvision:vit_b_32.IMAGENET1K_V1", channels=3, size=224, published=True)
+
+
+def test_a_failed_download_begins_no_run(quick: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(CnnlabError, match="cannot be loaded"):
+        train(quick.changed(model="torchvision:resnet18.DEFAULT", image_size=32), progress="none")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_training_starts_from_published_weights_and_reading_the_run_needs_none(hub: Path, quick: Recipe) -> None:
@@ -132,7 +180,7 @@ def test_a_pickle_that_runs_code_is_refused(hub: Path, tmp_path: Path) -> None:
             return (exec, (f"open({str(tmp_path / 'pwned')!r}, 'w')",))
 
     torch.save({"x": Hostile()}, next(hub.iterdir()))
-    with pytest.raises(CnnlabError, match="cannot be fetched"):
+    with pytest.raises(CnnlabError, match="cannot be loaded"):
         build("torchvision:resnet18.IMAGENET1K_V1", channels=3, published=True)
     assert not (tmp_path / "pwned").exists()
 
@@ -144,7 +192,7 @@ def test_without_internet_one_line_says_so(name: str, tmp_path: Path, monkeypatc
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # otherwise it tries for a minute
     for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # where nobody listens
-    with pytest.raises(CnnlabError, match="the weights of .* cannot be fetched") as caught:
+    with pytest.raises(CnnlabError, match="the weights of .* cannot be loaded") as caught:
         build(name, channels=3, published=True)
     assert "\n" not in str(caught.value)
     assert "leave the tag out" in str(caught.value)
@@ -162,5 +210,8 @@ def test_the_commands_take_such_names(cnnlab: Command) -> None:
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
     assert cnnlab("eval", "s").returncode == 0
-    assert "SqueezeNet" not in cnnlab("show", "torchvision:squeezenet1_1", "--image-size", 64).stderr
+    shown = cnnlab("show", "torchvision:squeezenet1_1", "--image-size", 64)
+    assert shown.returncode == 0, shown.stderr
+    expected = sum(p.numel() for p in build("torchvision:squeezenet1_1", classes=10).parameters())
+    assert f"{expected:,} parameters" in shown.stdout.splitlines()[0]
     assert "timm:NAME" in cnnlab("list", "models").stdout

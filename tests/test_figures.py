@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shutil
@@ -30,7 +31,6 @@ from cnnlab.runs import Run, create_run
 
 SVG = "{http://www.w3.org/2000/svg}"
 DIAGRAMS = [name for name, figure in FIGURES.items() if figure.draw is not None]
-SMALLEST = {"lenet": 28, "lenet-bn": 28, "lenet-bn-scratch": 28, "alexnet": 65, "nin": 67, "nin-linear": 67}
 
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz's program dot is not installed")
 graphviz = pytest.importorskip("graphviz", reason="the Python package graphviz is not installed")
@@ -174,7 +174,7 @@ def arrows(path: Path) -> int:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_network_of_ours_can_be_traced(name: str) -> None:
-    side = SMALLEST.get(name, 32)
+    side = int(inspect.signature(MODELS[name]).parameters["image_size"].default)
     model = meta(name, side)
     graph = trace(model, (1, side, side))
     labels = [line for box in graph.boxes.values() for line in box.lines]

@@ -158,3 +158,12 @@ def test_schedules_go_where_they_should() -> None:
     ]
     r = Recipe(learning_rate=1.0, schedule="one-cycle", warmup=0.5)
     assert [learning_rate(r, s, 8) for s in range(8)] == [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25]
+
+
+def test_a_recipe_from_before_a_setting_was_there_is_still_read() -> None:
+    values = RECIPES["digits"].to_dict()
+    del values["limit"]
+    assert Recipe.from_dict(values) == RECIPES["digits"]
+    del values["epochs"]
+    with pytest.raises(CnnlabError, match="it lacks epochs"):
+        Recipe.from_dict(values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cnnlab import training
+from cnnlab import reproduction, training
 from cnnlab.errors import CnnlabError, TrainingInterrupted
 from cnnlab.experiments import EXPERIMENTS
 from cnnlab.recipes import RECIPES
@@ -161,6 +162,42 @@ def one_line_error_after_plan(answer) -> str:  # type: ignore[no-untyped-def]
     return str(answer.stderr.splitlines()[-1])
 
 
+def test_a_bad_resume_loses_nothing(cnnlab: Command, fashion_folder: Path, tmp_path: Path) -> None:
+    reproduce(["lenet"], name="one", data_dir=fashion_folder, **{**SMALL, "threads": 1})  # type: ignore[arg-type]
+    before = {p: p.read_bytes() for p in Path("runs/one").rglob("*") if p.is_file()}
+    for options in (["--threads", "99"], ["--threads", "-1"], ["--device", "gpu"], ["--progress", "much"]):
+        one_line_error(cnnlab("reproduce", "--resume", "one", *options))
+    answer = cnnlab("reproduce", "--resume", "one", "--data-dir", tmp_path / "nothing")  # nothing is left to train
+    assert answer.returncode == 0, answer.stderr
+    assert {p: p.read_bytes() for p in Path("runs/one").rglob("*") if p.is_file()} == before
+    sessions = json.loads(Path("runs/one/lenet/seed-0/environment.json").read_text())["sessions"]
+    assert [s["threads"] for s in sessions] == [1]
+    assert "one" in cnnlab("runs").stdout  # its runs are listed with the others
+    assert "cnnlab reproduce --resume runs/one" in one_line_error(cnnlab("reproduce", "--name", "one"))
+
+
+def test_a_resume_keeps_the_number_of_threads(fashion_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = training.train_step
+    calls = 0
+
+    def stops(*args, **kwargs):  # type: ignore[no-untyped-def]
+        nonlocal calls
+        calls += 1
+        if calls > 20:  # after the estimate, in the first seed
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(reproduction, "_seconds_per_image", lambda recipe, device: (1.0, 1.0))
+    monkeypatch.setattr(training, "train_step", stops)
+    with pytest.raises(TrainingInterrupted):
+        reproduce(["lenet"], seeds=2, name="one", data_dir=fashion_folder, **{**SMALL, "threads": 1, "epochs": 30})  # type: ignore[arg-type]
+    monkeypatch.setattr(training, "train_step", real)
+    resume_reproduction("one", progress="none")
+    for seed in (0, 1):
+        sessions = json.loads(Path(f"runs/one/lenet/seed-{seed}/environment.json").read_text())["sessions"]
+        assert {s["threads"] for s in sessions} == {1}
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -187,17 +224,22 @@ def test_a_damaged_plan_is_named(cnnlab: Command, tmp_path: Path) -> None:
         assert "reproduction.json is damaged" in one_line_error(cnnlab("reproduce", "--resume", "r"))
 
 
-def test_the_estimate_counts_what_will_be_done(fashion_folder: Path) -> None:
-    def total(**changes: int) -> float:
+def test_the_estimate_counts_what_will_be_done(fashion_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reproduction, "_seconds_per_image", lambda recipe, device: (2.0, 0.5))
+
+    def total(*names: str, **changes: int) -> float:
         plans: list[Plan] = []
-        reproduce(["lenet"], confirm=lambda p: bool(plans.append(p)), data_dir=fashion_folder, threads=2, **changes)  # type: ignore[arg-type,func-returns-value]
+        reproduce(names, confirm=lambda p: bool(plans.append(p)), data_dir=fashion_folder, **changes)  # type: ignore[arg-type,func-returns-value]
         return plans[0].total
 
-    # Timings swing; three times the epochs and a hundred times the images cannot be lost in that.
-    assert total(epochs=3) > 5 * total(epochs=1, limit=600)
+    assert total("lenet") == 10 * (60_000 * 2 + 10_000 * 0.5)
+    assert total("lenet", "nin", epochs=3, limit=20_000, seeds=4) == 2 * 4 * 3 * (20_000 * 2 + 10_000 * 0.5)
 
 
-def test_named_experiments_are_in_the_help() -> None:
+def test_named_experiments_are_in_the_help(cnnlab: Command) -> None:
+    text = cnnlab("reproduce", "--help").stdout
+    words = set(re.findall(r"[\w-]+", text))
+    assert EXPERIMENTS.keys() <= words
     assert EXPERIMENTS.keys() == {r.removeprefix("manual/") for r in RECIPES if r.startswith("manual/")}
 
 
@@ -205,7 +247,7 @@ def test_the_classical_baseline_is_a_row_of_the_same_table(cnnlab: Command, fash
     options = ("--limit", 200, "--epochs", 1, "--data-dir", fashion_folder, "--yes")
     answer = cnnlab("reproduce", "hog-linear", "lenet", *options)
     assert answer.returncode == 0, answer.stderr
-    assert "some minutes, not estimated" in answer.stderr
+    assert "not estimated" in answer.stderr
     classical, network = json.loads(Path("runs/reproduce-001/results.json").read_text())["rows"]
     assert classical["name"] == "hog-linear"
     assert classical["test_acc"]["mean"] > network["test_acc"]["mean"]  # one epoch of 200 images teaches LeNet nothing
@@ -217,7 +259,10 @@ def test_the_classical_baseline_is_a_row_of_the_same_table(cnnlab: Command, fash
     )
     file = Path("runs/reproduce-001/hog-linear.json")
     file.write_text("{}")
+    assert cnnlab("reproduce", "--resume", "reproduce-001").returncode == 0  # its row is already there
+    Path("runs/reproduce-001/results.json").unlink()
     again = cnnlab("reproduce", "--resume", "reproduce-001")
+    assert again.returncode == 1
     assert "hog-linear.json is damaged" in again.stdout
 
 

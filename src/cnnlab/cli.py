@@ -308,7 +308,7 @@ def reproduce(
         print(tables.plan(plan), file=sys.stderr)
         if yes:
             return True
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():
             raise CnnlabError("nobody is there to say yes; give --yes, or --epochs and --limit for a quick look")
         return typer.confirm("Go on?", err=True)
 
@@ -325,9 +325,13 @@ def reproduce(
             )
         if found is None:
             return "nothing was trained"
+        failed.extend(row for row in found.rows if "failed" in row)
         return tables.as_json(found.to_dict()) if as_json else tables.reproduction(found)
 
+    failed: list[dict[str, Any]] = []
     _print_training(call)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -1,8 +1,10 @@
-"""The chapter's experiments: which recipe each is, and the figures that the manual prints for it."""
+"""The chapter's experiments: which recipe each is, what the manual prints for it, and the table of ours beside that."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cnnlab.classical import METHODS
 
@@ -50,3 +52,49 @@ def printed_figures(name: str) -> dict[str, float | None]:
     else:
         figures = (None, None, PUBLISHED_CLASSICAL if name == "hog-kernel" else None, None)
     return dict(zip(("loss", "train_acc", "test_acc", "examples_per_second"), figures, strict=True))
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table for a page: ours beside the manual's."""
+    head = (
+        "| section | network | run | loss | train acc | test acc | examples/s, compute only | "
+        "images/s, wall-clock with data |\n|---|---|---|---|---|---|---|---|\n"
+    )
+    lines = []
+    for row in rows:
+        if "failed" in row:
+            lines.append(f"| {row['section']} | {row['title']} | failed: {row['failed']} | | | | | |")
+        else:
+            n = row["test_acc"]["n"]
+            how = f"{row['limited'] or 'in full'}, {n} seed{'s' if n > 1 else ''}"
+            lines.append(f"| {row['section']} | {row['title']} | {how} | {' | '.join(cells(row))} |")
+        printed = printed_cells(row)
+        if any(printed):
+            source = "published" if row["name"] in CLASSICAL else "printed"
+            lines.append(f"| | | {source} | {' | '.join(printed)} | |")
+    return head + "\n".join(lines) + "\n"
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """Ours, as texts: loss, train acc, test acc, examples/s (compute only), images/s (with data)."""
+    figures = [_told(row[k], 3) for k in ("loss", "train_acc", "test_acc")]
+    return [*figures, *("" if row[k] is None else f"{row[k]['mean']:,.0f}" for k in _SPEEDS)]
+
+
+def printed_cells(row: dict[str, Any]) -> list[str]:
+    """The manual's, as texts: loss, train acc, test acc, examples/s; empty where it prints none."""
+    printed = row["printed"]
+    figures = ["" if printed[k] is None else f"{printed[k]:.3f}" for k in ("loss", "train_acc", "test_acc")]
+    speed = printed["examples_per_second"]
+    return [*figures, "" if speed is None else f"{speed:,.0f}"]
+
+
+_SPEEDS = ("examples_per_second", "images_per_second")
+
+
+def _told(value: dict[str, Any] | None, digits: int) -> str:
+    """`mean ± std` of a figure of several seeds, or the one value."""
+    if value is None:
+        return ""
+    mean = f"{value['mean']:.{digits}f}"
+    return mean if value["std"] is None else f"{mean} ± {value['std']:.{digits}f}"

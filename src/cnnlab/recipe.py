@@ -48,7 +48,7 @@ class Recipe:
     shift: int = _setting(0, "augmentation: largest random translation, pixels of the network's input", 0, 512)
     flip: bool = _setting(False, "augmentation: mirror left and right at random")
 
-    limit: int = _setting(0, "most images used of each split, the same share of each class; 0: all", 0, 2**31 - 1)
+    limit: int = _setting(0, "most images to train on and to watch, the same share of each class; 0: all", 0, 2**31 - 1)
     val_fraction: float = _setting(0.1, "share of the training images held out, the same of each class", 0, 0.9)
     watch: str = _setting("validation", "split measured after each epoch", choices=("validation", "test"))
     seed: int = _setting(0, "starting weights, order of the images, dropout, augmentation", 0, 2**31 - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from cnnlab.data import SourceOptions, data_folder, load_images
 from cnnlab.device import available_cores, check_threads, pick_device, reproducible, synchronize
 from cnnlab.display import make_display
 from cnnlab.errors import CnnlabError, TrainingInterrupted, reason, unknown
-from cnnlab.experiments import CLASSICAL, EXPERIMENTS, printed_figures
+from cnnlab.experiments import CLASSICAL, EXPERIMENTS, markdown, printed_figures
 from cnnlab.files import read_json, write_atomic, write_json
 from cnnlab.inference import load_model
 from cnnlab.models import build_model
@@ -42,6 +43,7 @@ class Plan:
     seeds: int
     seconds: dict[str, float]
     methods: tuple[str, ...] = ()
+    limit: int = 0
 
     @property
     def total(self) -> float:
@@ -90,13 +92,17 @@ def reproduce(
             raise unknown("experiment", wanted, [*EXPERIMENTS, *CLASSICAL, "classical"])
     if seeds < 1:
         raise CnnlabError(f"seeds={seeds}: must be at least 1")
-    check_threads(threads)
+    here = _checked(device, threads, progress)
+    if name is not None:  # before the time that the estimate takes
+        runs.check_name(name)
+        if (Path(runs_dir) / name).exists():
+            runs.make_folder(Path(runs_dir) / name)  # says why it cannot
     chosen = [n for n in EXPERIMENTS if n in names or not names]  # in the chapter's order
     recipes = {n: _recipe(n, epochs, limit) for n in chosen}
     options = SourceOptions(data_dir=data_folder(data_dir))
     sizes = _sizes(recipes, options)
     methods = tuple(m for m in CLASSICAL if m in names or "classical" in names)
-    plan = Plan(recipes, seeds, _estimate(recipes, sizes, seeds, device, threads), methods)
+    plan = Plan(recipes, seeds, _estimate(recipes, sizes, seeds, device, threads), methods, limit or 0)
     if not confirm(plan):
         return None
     path = runs.named_folder(Path(runs_dir), name, "reproduce")
@@ -107,13 +113,15 @@ def reproduce(
         "methods": methods,
         "limit": limit or 0,
         "data_dir": str(Path(options.data_dir).absolute()),
+        "device": str(here),
+        "threads": threads or available_cores(),
         "estimated_seconds": plan.seconds,
     }
     try:
         write_json(path / "reproduction.json", content)
     except OSError as error:
         raise CnnlabError(f"cannot write into {path}: {reason(error)}; name another folder with --runs-dir") from error
-    common = {"device": device, "threads": threads, "data_dir": data_dir, "progress": progress}
+    common = {"device": str(here), "threads": content["threads"], "data_dir": data_dir, "progress": progress}
     return _run(path, recipes, seeds, methods, limit or 0, common)
 
 
@@ -126,7 +134,11 @@ def resume_reproduction(
     data_dir: str | Path | None = None,
     progress: str = "auto",
 ) -> Reproduction:
-    """Go on with an interrupted reproduction; what is finished is kept. Raises: as `reproduce`."""
+    """Go on with an interrupted reproduction; what is finished is kept, and rows that failed are tried again.
+
+    Device, threads and data folder are those that it began with, unless others are given. Raises: as `reproduce`.
+    """
+    _checked(device, threads, progress)
     folder = next((f for f in (Path(path), Path(runs_dir) / path) if (f / "reproduction.json").is_file()), None)
     if folder is None:
         raise CnnlabError(f"{path} is no reproduction's folder (no reproduction.json)")
@@ -138,6 +150,10 @@ def resume_reproduction(
         seeds = int(content["seeds"])
         began = Path(content["data_dir"])
         methods, limit = tuple(content["methods"]), int(content["limit"])
+        if threads is None:
+            threads = max(1, min(int(content["threads"]), available_cores()))
+        if device == "auto":
+            device = training.same_device(content["device"])
         if not (recipes.keys() <= EXPERIMENTS.keys() and set(methods) <= CLASSICAL.keys()):
             raise CnnlabError("it has experiments that this cnnlab does not know")
     except (CnnlabError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -172,9 +188,11 @@ def _sizes(recipes: dict[str, Recipe], options: SourceOptions) -> dict[str, dict
 def _run(
     path: Path, recipes: dict[str, Recipe], seeds: int, methods: Sequence[str], limit: int, common: dict[str, Any]
 ) -> Reproduction:
-    rows: list[dict[str, Any]] = []
     names = [*methods, *recipes]  # the chapter begins with the former
+    done = _finished(path)
     for number, name in enumerate(names, 1):
+        if name in done:
+            continue
         title = CLASSICAL[name] if name in methods else EXPERIMENTS[name].title
         if common["progress"] != "none":
             make_display(common["progress"]).message(f"{title} ({number} of {len(names)})")
@@ -192,13 +210,31 @@ def _run(
             section = _START if name in methods else EXPERIMENTS[name].section
             row = {"name": name, "section": section, "title": title, "failed": str(error)}
             row["printed"] = printed_figures(name)
-        rows.append(row)
-        _save(path, rows)
-    return Reproduction(path, rows)
+        done[name] = row
+        _save(path, [done[n] for n in names if n in done])
+    return Reproduction(path, [done[n] for n in names])
+
+
+def _checked(device: str, threads: int | None, progress: str) -> torch.device:
+    """The device; what is wrong with the others is said before anything is done."""
+    check_threads(threads)
+    make_display(progress)
+    return pick_device(device)
+
+
+def _finished(path: Path) -> dict[str, dict[str, Any]]:
+    """The rows of an earlier call, without those that failed; none where their file is missing or damaged."""
+    try:
+        rows = read_json(path / "results.json")["rows"]
+        return {row["name"]: row for row in rows if "failed" not in row and row["test_acc"]["n"]}
+    except (CnnlabError, KeyError, TypeError):
+        return {}
 
 
 def _train(path: Path, name: str, recipe: Recipe, seeds: int, common: dict[str, Any]) -> SeedsResult:
     """What of an experiment's seeds is not finished."""
+    with contextlib.suppress(OSError):
+        (path / name).rmdir()  # empty: the process was killed before it wrote anything
     if (path / name / "seeds.json").exists():
         result = training.resume(path / name, **common)
     else:
@@ -213,19 +249,20 @@ def _classical_row(path: Path, name: str, limit: int, common: dict[str, Any]) ->
     if file.exists():
         result = read_json(file)
     else:
-        data = next(iter({find_recipe(e.recipe).data for e in EXPERIMENTS.values()}))
+        data = find_recipe(EXPERIMENTS["lenet"].recipe).data  # the same for all
         found = classical(data, [name], data_dir=common["data_dir"], limit=limit, threads=common["threads"])[0]
         result = found.to_dict()
         write_json(file, result)
     try:
-        counts, count = result["counts"], sum(result["counts"].values())
-        seconds = result["seconds"]["all"]
+        counts, limited = result["counts"], ""
+        if limit and limit in counts.values():
+            limited = f"{counts['train']:,} training and {counts['test']:,} test images"
         return {
             "name": name,
             "section": _START,
             "title": CLASSICAL[name],
             "recipe": f"classical/{name}",
-            "limited": f"{counts['train']:,} training and {counts['test']:,} test images" if limit else "",
+            "limited": limited,
             "images": {"train": counts["train"], "test": counts["test"]},
             "seeds": [result["seed"]],
             "loss": None,
@@ -234,8 +271,10 @@ def _classical_row(path: Path, name: str, limit: int, common: dict[str, Any]) ->
             "val_acc": runs.spread([result["val_acc"]]),
             "settings": result["settings"],
             "examples_per_second": None,
-            "images_per_second": runs.spread([(count - counts["validation"]) / seconds]),
-            "seconds": seconds,
+            "images_per_second": runs.spread([result["images_per_second"]]),
+            "seconds": result["seconds"]["all"],
+            "seconds_of": result["seconds"],
+            "cached": result["cached"],
             "hardware": {"threads": result["threads"], "versions": result["versions"]},
             "printed": printed_figures(name),
         }
@@ -247,10 +286,12 @@ def _row(name: str, recipe: Recipe, result: SeedsResult) -> dict[str, Any]:
     experiment, first = EXPERIMENTS[name], result.results[0]
     full = find_recipe(experiment.recipe)
     limits = []
-    if recipe.epochs != full.epochs:
+    if recipe.epochs < full.epochs:
         limits.append(f"{recipe.epochs} of {full.epochs} epochs")
+    elif recipe.epochs > full.epochs:
+        limits.append(f"{recipe.epochs} epochs, printed {full.epochs}")
     images = first.summary["images"]
-    if recipe.limit:
+    if recipe.limit and recipe.limit in images.values():
         limits.append(f"{images['train']:,} training and {images['test']:,} test images")
     environment = runs.first_session(first.run)
     return {
@@ -294,52 +335,6 @@ def _save(path: Path, rows: list[dict[str, Any]]) -> None:
         raise CnnlabError(
             f"cannot write into {path}: {reason(error)}; then go on with: cnnlab reproduce --resume {path}"
         ) from error
-
-
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The table for a page: ours beside the manual's."""
-    head = (
-        "| section | network | run | loss | train acc | test acc | examples/s, compute only | "
-        "images/s, wall-clock with data |\n|---|---|---|---|---|---|---|---|\n"
-    )
-    lines = []
-    for row in rows:
-        if "failed" in row:
-            lines.append(f"| {row['section']} | {row['title']} | failed: {row['failed']} | | | | | |")
-        else:
-            n = row["test_acc"]["n"]
-            how = f"{row['limited'] or 'in full'}, {n} seed{'s' if n > 1 else ''}"
-            lines.append(f"| {row['section']} | {row['title']} | {how} | {' | '.join(cells(row))} |")
-        printed = printed_cells(row)
-        if any(printed):
-            source = "published" if row["name"] in CLASSICAL else "printed"
-            lines.append(f"| | | {source} | {' | '.join(printed)} | |")
-    return head + "\n".join(lines) + "\n"
-
-
-def cells(row: dict[str, Any]) -> list[str]:
-    """Ours, as texts: loss, train acc, test acc, examples/s (compute only), images/s (with data)."""
-    figures = [_told(row[k], 3) for k in ("loss", "train_acc", "test_acc")]
-    return [*figures, *("" if row[k] is None else f"{row[k]['mean']:,.0f}" for k in _SPEEDS)]
-
-
-def printed_cells(row: dict[str, Any]) -> list[str]:
-    """The manual's, as texts: loss, train acc, test acc, examples/s; empty where it prints none."""
-    printed = row["printed"]
-    figures = ["" if printed[k] is None else f"{printed[k]:.3f}" for k in ("loss", "train_acc", "test_acc")]
-    speed = printed["examples_per_second"]
-    return [*figures, "" if speed is None else f"{speed:,.0f}"]
-
-
-_SPEEDS = ("examples_per_second", "images_per_second")
-
-
-def _told(value: dict[str, Any] | None, digits: int) -> str:
-    """`mean ± std` of a figure of several seeds, or the one value."""
-    if value is None:
-        return ""
-    mean = f"{value['mean']:.{digits}f}"
-    return mean if value["std"] is None else f"{mean} ± {value['std']:.{digits}f}"
 
 
 # How long will it take?

@@ -125,7 +125,9 @@ def make_folder(path: Path) -> Path:
         path.mkdir()
     except FileExistsError as error:
         where = path if path.exists() else path.parent
-        if (path / "run.json").exists() or (path / "seeds.json").exists():
+        if (path / "reproduction.json").exists():
+            remedy = f"choose another --name, or go on with it: cnnlab reproduce --resume {path}"
+        elif (path / "run.json").exists() or (path / "seeds.json").exists():
             remedy = f"choose another --name, or go on with it: cnnlab train --resume {path}"
         elif where.is_dir():
             remedy = "choose another --name"
@@ -147,13 +149,18 @@ def new_folder(runs_dir: Path, name: str | None, recipe: Recipe) -> Path:
     return named_folder(runs_dir, name, f"{source}-{recipe.model}")
 
 
+def check_name(name: str) -> None:
+    """Raises: CnnlabError where `name` is no plain name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise CnnlabError(
+            f"run name {name!r}: use letters, digits, '.', '_' and '-', at most 100, a letter or digit first"
+        )
+
+
 def named_folder(runs_dir: Path, name: str | None, stem: str) -> Path:
     """Make the new folder `runs_dir`/`name`, or, unsaid, `stem` with a number that is free. Raises: CnnlabError."""
     if name is not None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-            raise CnnlabError(
-                f"run name {name!r}: use letters, digits, '.', '_' and '-', at most 100, a letter or digit first"
-            )
+        check_name(name)
         return make_folder(runs_dir / name)
     stem = re.sub(r"\W+", "-", stem).strip("-")[:80]
     number = 1
@@ -212,9 +219,7 @@ def list_runs(runs_dir: str | Path = "runs", damaged: Callable[[str], None] = la
         return []
     runs = []
     for path in sorted(p for p in runs_dir.iterdir() if p.is_dir()):
-        for folder in seed_folders(path) if (path / "seeds.json").exists() else [path]:
-            if not (folder / "run.json").exists():
-                continue
+        for folder in _folders_of_runs(path):
             try:
                 run = open_run(folder)
                 run.metrics()
@@ -223,6 +228,16 @@ def list_runs(runs_dir: str | Path = "runs", damaged: Callable[[str], None] = la
             except CnnlabError as error:
                 damaged(str(error))
     return runs
+
+
+def _folders_of_runs(path: Path) -> list[Path]:
+    """The run's folder `path` itself, or those inside it: the seeds of one recipe, or of a reproduction's many."""
+    inside: list[Path] = []
+    if (path / "reproduction.json").exists():
+        inside = [folder for p in sorted(path.iterdir()) if p.is_dir() for folder in _folders_of_runs(p)]
+    elif (path / "seeds.json").exists():
+        inside = seed_folders(path)
+    return [folder for folder in inside or [path] if (folder / "run.json").exists()]
 
 
 # Several seeds of one recipe

@@ -115,6 +115,8 @@ class Session:
 
     def _check_batches(self, recipe: Recipe) -> None:
         """Does the network train on batches of one, where the recipe makes such? Tried with shapes alone."""
+        if published_tag(recipe.model):
+            self.build(recipe, published=True)  # fetched now, so that no run is begun that cannot go on
         with torch.device("meta"):
             model = self.build(recipe).to("meta").train()
             if min(recipe.batch_size, len(self.train_set)) > 1:

@@ -16,14 +16,14 @@ from rich.table import Table
 from cnnlab import plots
 from cnnlab.data import DATASETS
 from cnnlab.errors import CnnlabError, reason, unknown
-from cnnlab.experiments import CLASSICAL
+from cnnlab.experiments import CLASSICAL, cells, printed_cells
 from cnnlab.files import write_atomic
 from cnnlab.inference import Prediction, RunEvaluation
 from cnnlab.inspect.summary import Summary
 from cnnlab.models import MODELS
 from cnnlab.recipe import SETTINGS, TYPES
 from cnnlab.recipes import RECIPES
-from cnnlab.reproduction import Plan, Reproduction, cells, printed_cells
+from cnnlab.reproduction import Plan, Reproduction
 from cnnlab.runs import Run, differences
 
 
@@ -183,11 +183,11 @@ def _summary_rows(summary: Summary) -> list[list[str]]:
             _shape(layer.output),
             _count(layer.parameters),
             _count(layer.multiply_adds),
-            str(layer.receptive_field),
+            _number(layer.receptive_field, "d"),
         ]
         for layer in summary.layers
     ]
-    total = [f"{summary.parameters:,}", f"{summary.multiply_adds:,}", str(summary.receptive_field)]
+    total = [f"{summary.parameters:,}", f"{summary.multiply_adds:,}", _number(summary.receptive_field, "d")]
     return [*rows, ["total", "", "", *total]]
 
 
@@ -229,7 +229,8 @@ def plan(planned: Plan) -> str:
         seconds = planned.seconds[name]
         table.add_row(name, recipe.name, str(recipe.epochs), str(planned.seeds), images, duration(seconds))
     for name in planned.methods:
-        table.add_row(name, "", "", "1", "all", "some minutes, not estimated")
+        images = f"at most {planned.limit:,}" if planned.limit else "all"
+        table.add_row(name, "", "", "1", images, "not estimated")
     if not planned.recipes:
         return _text(table)
     besides = ", the classical baseline not counted" if planned.methods else ""

@@ -129,15 +129,18 @@ def resume(
     if first is not None:
         data_dir = data_dir or runs.data_dir(first)
         skip_bad = skip_bad or bool(first.info["data"].get("skip_bad"))
+        began = runs.first_session(first)
         if device == "auto":
-            device = _same_device(runs.first_session(first).get("device"))
+            device = same_device(began.get("device"))
+        if threads is None and isinstance(began.get("threads"), int):
+            threads = max(1, min(began["threads"], available_cores()))  # also for seeds that have not begun
     with Session(device, threads, data_dir, skip_bad, progress) as session:
         session.begin(recipe)
         with session.ctrl_c:
             return _train_seeds(session, folder) if several else _train(session, run)
 
 
-def _same_device(name: str | None) -> str:
+def same_device(name: str | None) -> str:
     """`name`, where there is such a device here, else `auto`."""
     try:
         return str(pick_device(name or "auto"))

@@ -44,8 +44,8 @@ class ClassicalResult:
     chosen on the validation images: C, and for the kernel gamma (in units of 1 / mean squared distance) and
     landmarks. val_acc: of a fit without the validation images. train_acc, test_acc: of the fit on all training
     images; test_acc is None where the source has no test set. confusion: (K, K), row = true class, of `confusion_of`
-    (test, or validation). seconds: features, choosing, fit, predict, and all; features that another method of the
-    same call had made count there alone. images_per_second: all images over all seconds. notes: what a person
+    (test, or validation). seconds: reading, features, choosing, fit, predict, and all; features that another method
+    of the same call had made count there alone. images_per_second: all images over all seconds. notes: what a person
     should know (damaged files).
     """
 
@@ -139,11 +139,13 @@ class _Work:
         self.threads, self.folder, self.report = threads, folder, report
         self.notes: list[str] = []
         self.words: Floats | None = None
-        self.made: dict[tuple[str, str], Floats] = {}
+        self.made: dict[tuple[str, str], tuple[Floats, bool]] = {}
         self.sets: dict[str, ImageSet | None] = {}
+        began = time.perf_counter()
         whole = self.images("train")
         assert whole is not None
         self.whole, own = whole, self.images("validation")
+        self.reading = time.perf_counter() - began
         counts = np.bincount(whole.labels.numpy(), minlength=len(whole.classes))
         if own is None and counts.min() < 2:
             few = whole.classes[int(counts.argmin())]
@@ -172,7 +174,7 @@ class _Work:
     def features(self, kind: str, split: str) -> tuple[Floats, bool]:
         """(N, D) of one split, made once, and whether they came from the cache."""
         if (kind, split) in self.made:
-            return self.made[kind, split], True
+            return self.made[kind, split]
         images = self.images(split)
         assert images is not None
         key: dict[str, Any] = {"features": kind, "images": images.fingerprint()}
@@ -193,13 +195,13 @@ class _Work:
             self.folder, key, (len(images), -1), self.notes.append,
             lambda: _features.in_chunks(make, images, self.threads, self.report, what),
         )  # fmt: skip
-        self.made[kind, split] = found
+        self.made[kind, split] = found, cached
         return found, cached
 
     def measure(self, method: str) -> ClassicalResult:
         kind = METHODS[method][0]
         begin = time.perf_counter()
-        seconds = dict.fromkeys(("features", "choosing", "fit", "predict"), 0.0)
+        seconds = {"reading": self.reading, **dict.fromkeys(("features", "choosing", "fit", "predict"), 0.0)}
         x, cached = self.features(kind, "train")
         # One factor for all features, from the training images: C and gamma then mean the same for every source.
         scale = np.float32(1 / np.sqrt((x[self.fit_index] ** 2).sum(1).mean() or 1.0))
@@ -216,13 +218,14 @@ class _Work:
 
         now = time.perf_counter()
         settings = self._choose(method, fit_x, fit_y, val_x, val_y)
-        predict, _ = self._fit(method, fit_x, fit_y, settings, "fitting without validation images")
+        chosen = settings
+        predict, settings = self._fit(method, fit_x, fit_y, chosen, "fitting without validation images")
         val_predicted = predict(val_x)
         seconds["choosing"] = time.perf_counter() - now
 
         now = time.perf_counter()
         if self.held_index is not None:
-            predict, settings = self._fit(method, x, y, settings, "fitting all training images")
+            predict, settings = self._fit(method, x, y, chosen, "fitting all training images")
         seconds["fit"] = time.perf_counter() - now
 
         now = time.perf_counter()
@@ -239,7 +242,7 @@ class _Work:
             test_acc = float((predicted == true).mean())
         classes = len(self.whole.classes)
         confusion = np.bincount(true * classes + predicted, minlength=classes**2).reshape(classes, classes)
-        seconds["all"] = time.perf_counter() - begin
+        seconds["all"] = time.perf_counter() - begin + self.reading
         own_part = self.held_index is None
         count = len(x) + (len(val_y) if own_part else 0) + (len(test) if test is not None else 0)
         return ClassicalResult(

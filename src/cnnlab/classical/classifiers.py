@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
-_PASSES = 20  # over the images, at least; small sets get as many as make a million steps
+_PASSES = 20, 100  # over the images, at least and at most; between, as many as make a million steps
 _STEPS = 1_000_000
 
 
@@ -28,7 +28,7 @@ def svm(features: Floats, labels: Labels, c: float, seed: int, threads: int) -> 
     """
     from sklearn.linear_model import SGDClassifier
 
-    passes = max(_PASSES, math.ceil(_STEPS / len(features)))
+    passes = min(_PASSES[1], max(_PASSES[0], math.ceil(_STEPS / len(features))))
     model = SGDClassifier(
         loss="hinge", alpha=1 / (c * len(features)), max_iter=passes, tol=None, average=True, n_jobs=threads,
         random_state=seed,

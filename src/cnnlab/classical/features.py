@@ -32,7 +32,7 @@ Floats = NDArray[np.float32]
 FORMAT = 1  # of the files in the cache and of what the functions below compute: raise it when either changes
 HOG_BINS = 12  # over 360 degrees: on small pictures, dark-to-bright and bright-to-dark are different edges
 SIFT_WORDS = 512
-_CHUNK = 500  # images at a time in each thread: some tens of megabytes of gradients
+_CHUNK = 400_000  # pixels of a channel at a time in each thread: some tens of megabytes of gradients
 _HOG_SIDE, _SIFT_SIDE = 28, 56  # smaller images are enlarged to at least this
 _SIFT_GRID = 9  # keypoints in a row
 _SAMPLE = 200_000  # descriptors that the vocabulary is learned from
@@ -146,16 +146,18 @@ def nearest_words(found: Floats, words: Floats) -> NDArray[np.int64]:
 def in_chunks(
     function: Callable[[NDArray[np.uint8]], Floats], images: ImageSet, threads: int, report: Report, what: str
 ) -> Floats:
-    """`function` of all images, some hundred at a time in `threads` threads: in the order of the images."""
+    """`function` of all images, some at a time in `threads` threads: in the order of the images."""
     from threadpoolctl import threadpool_limits
 
     pixels = images.images.numpy()
-    starts = range(0, len(pixels), _CHUNK)
+    side = max(pixels.shape[2], _SIFT_SIDE // 2)
+    chunk = min(500, max(1, _CHUNK // side**2))
+    starts = range(0, len(pixels), chunk)
     whole: Floats | None = None
     # NumPy and OpenCV let go of the interpreter while they work; their own threads would only get in the way.
     with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
         try:
-            for start, part in zip(starts, pool.map(lambda i: function(pixels[i : i + _CHUNK]), starts), strict=True):
+            for start, part in zip(starts, pool.map(lambda i: function(pixels[i : i + chunk]), starts), strict=True):
                 if whole is None:
                     whole = np.empty((len(pixels), *part.shape[1:]), np.float32)
                 whole[start : start + len(part)] = part

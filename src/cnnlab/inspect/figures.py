@@ -165,8 +165,11 @@ def _epoch(run: Run, file: Path) -> str:
     key = f"{run.recipe.key}_acc"
     if not rows:
         return file.name
-    # As in training: of equal accuracies the lower loss, of those the first.
-    best = max(rows, key=lambda row: (row[key], -row[f"{run.recipe.key}_loss"]))["epoch"]
+    summary = run.summary()
+    if file.stem == "best" and summary is not None:
+        return f"{file.name} (epoch {summary['best_epoch']})"
+    # Not finished yet. As in training: of equal accuracies the lower loss, of those the first.
+    best = max(rows, key=lambda row: (row[key], -row.get(f"{run.recipe.key}_loss", 0.0)))["epoch"]
     return f"{file.name} (epoch {best if file.stem == 'best' else rows[-1]['epoch']})"
 
 

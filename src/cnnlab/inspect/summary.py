@@ -1,7 +1,8 @@
 """A network in numbers: of each layer the output shape, parameters, multiply-adds and receptive field.
 
 All are read off the real network while a tensor of shapes without values passes through it: nothing is mirrored by
-hand, so that any network, ours or another library's, gives its own table.
+hand, so that another library's network gives its table too. Where pixels change places (tokens of a transformer, layers
+that want the channels last, shuffled channels), the receptive field is not told from there on.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cnnlab.errors import CnnlabError
 from cnnlab.models import MODELS, build_model
+from cnnlab.models.external import usual_size
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Layer:
 
     path: where it stands in the network (`3.0.conv1`); output: shape without the batch; parameters, multiply_adds:
     its own and its parts'; receptive_field: side of the square of input pixels that one output value depends on,
-    which may be larger than the image: the rest is padding.
+    which may be larger than the image: the rest is padding; None where it is not known.
     """
 
     path: str
@@ -35,7 +37,7 @@ class Layer:
     output: tuple[int, ...]
     parameters: int
     multiply_adds: int
-    receptive_field: int
+    receptive_field: int | None
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Summary:
     layers: list[Layer]
     parameters: int
     multiply_adds: int
-    receptive_field: int
+    receptive_field: int | None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -90,13 +92,13 @@ def summarize(
 def _usual_size(name: str) -> int:
     builder = MODELS.get(name)
     if builder is None:
-        return 224
+        return usual_size(name)
     return int(inspect.signature(builder).parameters["image_size"].default)
 
 
 def _measure(name: str, net: nn.Module, shape: tuple[int, ...], depth: int) -> Summary:
-    fields = _ReceptiveFields(shape[-1])
-    seen: dict[str, tuple[tuple[int, ...], int]] = {}
+    fields = _ReceptiveFields()
+    seen: dict[str, tuple[tuple[int, ...], int | None]] = {}
 
     def note(path: str, output: Any) -> None:
         tensor = next((t for t in tree_leaves(output) if isinstance(t, Tensor)), None)
@@ -143,19 +145,18 @@ class _ReceptiveFields(TorchDispatchMode):
     A window of k pixels over values that lie `step` apart, each seeing `field` pixels, sees field + (k - 1) * step.
     """
 
-    def __init__(self, image_size: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._image_size = image_size
         # The tensors are kept too: a freed one's id may be another's later.
-        self._known: dict[int, tuple[Tensor, int, int]] = {}
+        self._known: dict[int, tuple[Tensor, int | None, int]] = {}
 
     def begin(self, x: Tensor) -> None:
         """x is the image: each pixel sees itself."""
         self._known[id(x)] = (x, 1, 1)
 
-    def of(self, x: Tensor) -> int:
-        """The receptive field of x's values."""
-        return self._known[id(x)][1] if id(x) in self._known else 0
+    def of(self, x: Tensor) -> int | None:
+        """The receptive field of x's values; None where it is not known."""
+        return self._known[id(x)][1] if id(x) in self._known else None
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -163,14 +164,16 @@ class _ReceptiveFields(TorchDispatchMode):
         output = func(*args, **(kwargs or {}))
         sources = [self._known[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in self._known]
         if sources:
-            field, step = max(s[1] for s in sources), max(s[2] for s in sources)
-            field, step = self._after(func.overloadpacket, args, output, field, step)
+            fields, step = [s[1] for s in sources], max(s[2] for s in sources)
+            field = None
+            if None not in fields:
+                field, step = self._after(func.overloadpacket, args, output, max(f for f in fields if f), step)
             for t in tree_leaves(output):
                 if isinstance(t, Tensor):
                     self._known[id(t)] = (t, field, step)
         return output
 
-    def _after(self, op: Any, args: Sequence[Any], output: Any, field: int, step: int) -> tuple[int, int]:
+    def _after(self, op: Any, args: Sequence[Any], output: Any, field: int, step: int) -> tuple[int | None, int]:
         aten = torch.ops.aten
         if op is aten.convolution:
             kernel, stride, dilation = args[1].shape[-1], args[3][-1], args[5][-1]
@@ -179,12 +182,12 @@ class _ReceptiveFields(TorchDispatchMode):
             kernel = args[1][-1]
             stride = args[2][-1] if len(args) > 2 and args[2] else kernel
             return field + (kernel - 1) * step, step * stride
-        if op in (aten.bmm, aten._scaled_dot_product_flash_attention, aten._scaled_dot_product_efficient_attention):
-            return max(field, self._image_size), 0  # attention looks everywhere
         source = args[0] if args and isinstance(args[0], Tensor) else None
         result = output[0] if isinstance(output, tuple) else output
-        if source is None or source.ndim != 4 or not isinstance(result, Tensor) or len(result) != len(source):
+        if source is None or source.ndim != 4 or source.shape[-1] == 1 or not isinstance(result, Tensor):
             return field, step
+        if op in (aten.permute, aten.roll, aten.transpose) or (result.ndim != 4 and not _pooled(source, result)):
+            return None, step
         side, side_after = source.shape[-1], result.shape[-1] if result.ndim == 4 else 1
         if side_after == 1 < side:
             # Global pooling, or flattening: what comes out depends on every position, and has none itself.
@@ -193,3 +196,8 @@ class _ReceptiveFields(TorchDispatchMode):
             window = -(-side // side_after) + 1  # the widest of its uneven windows
             return field + (window - 1) * step, step * side // side_after
         return field, step
+
+
+def _pooled(x: Tensor, result: Tensor) -> bool:
+    """Is `result` all of x (B, C, H, W) in a row per image, or one value per channel?"""
+    return tuple(result.shape) in ((len(x), x[0].numel()), (len(x), x.shape[1]))

@@ -1,19 +1,24 @@
 """Other libraries' networks, for people who fine-tune: `timm:NAME` and `torchvision:NAME`.
 
 NAME alone starts from random weights; NAME.TAG from published ones, in timm's own notation: `timm:resnet18.a1_in1k`,
-`torchvision:resnet18.IMAGENET1K_V1`, `torchvision:resnet18.DEFAULT`. The number of classes is always that of the images
-at hand: the last layer starts anew. Published weights for three channels are summed for grey images.
+`torchvision:resnet18.IMAGENET1K_V1`, `torchvision:resnet18.DEFAULT`. The last layer starts anew where the number of
+classes is another. For grey images the first convolution's weights are summed over the colours. Images are normalised
+by their own mean and deviation, not by those that the weights were trained with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cnnlab.errors import CnnlabError, reason, unknown
+
+_IMAGENET = 1000  # classes of the published heads
 
 
 def build_external(
@@ -33,7 +38,8 @@ def build_external(
         model = LIBRARIES[library](name, base, tag, published, num_classes, in_channels, image_size)
         if takes(model, in_channels, image_size):
             return model
-        works = next((n for n in (32, 64, 96, 128, 224, 299, 384) if takes(model, in_channels, n)), None)
+        sizes = sorted({32, 64, 96, 128, 224, 256, 299, 384, usual_size(name)})
+        works = next((n for n in sizes if takes(model, in_channels, n)), None)
         remedy = f"; image_size={works} works" if works else ""
         raise CnnlabError(f"{name}: it does not take images of {image_size}x{image_size} pixels{remedy}")
 
@@ -43,8 +49,22 @@ def published_tag(name: str) -> str:
     return name.partition(":")[2].partition(".")[2]
 
 
+def usual_size(name: str) -> int:
+    """Pixels a side that the network `timm:NAME` was made for; 224 for torchvision's and where it is not known."""
+    library, _, base = name.partition(":")
+    if library == "timm":
+        try:
+            import timm
+
+            config = timm.models.get_pretrained_cfg(base)
+            return int(config.input_size[-1]) if config is not None else 224
+        except (ImportError, RuntimeError):
+            pass
+    return 224
+
+
 def takes(model: nn.Module, channels: int, size: int) -> bool:
-    """Does the network take such images? Tried with shapes alone where that can be."""
+    """Does the network take such images? Tried with one."""
     was_training = model.training
     try:
         with torch.no_grad():
@@ -101,14 +121,28 @@ def _torchvision(
         model: nn.Module = models.get_model(base, weights=None, **options)
         _take_channels(model, in_channels)
         if tag and published:
-            from torch.hub import load_state_dict_from_url
-
-            # weights_only: a pickle from elsewhere must not run code.
-            state = load_state_dict_from_url(weights[tag].url, check_hash=True, weights_only=True, progress=False)
-            _load_fitting(model, state)
+            with _no_pickled_code():
+                source = models.get_model(base, weights=weights[tag], progress=False)
+            _copy(source, model, name)
+    except CnnlabError:
+        raise
     except Exception as error:
         raise _not_built(name, published, error) from error
     return model
+
+
+@contextmanager
+def _no_pickled_code() -> Iterator[None]:
+    """A file of weights from elsewhere must not run code: torch then loads tensors only, whoever calls it."""
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        else:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
 
 
 def _take_channels(model: nn.Module, in_channels: int) -> None:
@@ -122,29 +156,36 @@ def _take_channels(model: nn.Module, in_channels: int) -> None:
     setattr(model.get_submodule(parent), child, new)
 
 
-def _load_fitting(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load what fits: not a head of another number of classes; a first convolution's channels are summed for grey.
+def _copy(source: nn.Module, target: nn.Module, name: str) -> None:
+    """Copy the weights of `source`, the network as it was published, but for a head of another number of classes.
 
-    Images with neither one nor three channels keep a random first convolution.
+    A first convolution's channels are summed for grey; images with neither one nor three channels keep a random one.
+    Raises: CnnlabError where anything else does not fit.
     """
-    own = model.state_dict()
-    fitting = {}
-    for key, value in state.items():
-        if key not in own:
-            continue
-        if own[key].shape == value.shape:
-            fitting[key] = value
-        elif own[key].ndim == 4 and own[key].shape[1] == 1 and value.shape[1] == 3:
-            fitting[key] = value.sum(1, keepdim=True)
-    model.load_state_dict(fitting, strict=False)
+    published, own = source.state_dict(), target.state_dict()
+    fitting: dict[str, Tensor] = {}
+    first = next(key for key, tensor in own.items() if tensor.ndim == 4)
+    for key, tensor in own.items():
+        there = published.get(key)
+        if there is not None and there.shape == tensor.shape:
+            fitting[key] = there
+        elif key == first and there is not None and tensor.shape[1] == 1:
+            fitting[key] = there.sum(1, keepdim=True)
+        elif there is None or not (key == first or there.shape[0] == _IMAGENET):
+            raise CnnlabError(
+                f"the weights of {name} do not fit its {key}, {tuple(tensor.shape)}; they are for images of "
+                f"{usual_size(name)} pixels: set image_size={usual_size(name)}"
+            )
+    target.load_state_dict(fitting, strict=False)
 
 
 def _not_built(name: str, published: bool, error: Exception) -> CnnlabError:
     if not published:
-        return CnnlabError(f"{name} cannot be built: {reason(error)[:200]}")
+        size = usual_size(name)
+        return CnnlabError(f"{name} cannot be built: {reason(error)[:200]}; it is made for image_size={size}")
     return CnnlabError(
-        f"the weights of {name} cannot be fetched: {reason(error)[:200]}; try again with a connection to the internet, "
-        f"or leave the tag out to start from random weights"
+        f"the weights of {name} cannot be loaded: {reason(error)[:200]}; they are downloaded once, which needs the "
+        f"internet; leave the tag out to start from random weights"
     )
 
 
