@@ -166,7 +166,7 @@ def test_training_starts_from_published_weights_and_reading_the_run_needs_none(h
         schedule="constant",
         limit=40,
     )
-    run = train(recipe, progress="none", threads=2).run
+    run = train(recipe, progress="none").run
     state = torch.load(next(hub.iterdir()), weights_only=True)
     next(hub.iterdir()).unlink()
     model = load_model(run, run.weights("last"))

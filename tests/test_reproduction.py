@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from cnnlab import reproduction, training
+from cnnlab.device import available_cores
 from cnnlab.errors import CnnlabError, TrainingInterrupted
 from cnnlab.experiments import EXPERIMENTS
 from cnnlab.recipes import RECIPES
@@ -20,7 +21,7 @@ from cnnlab.reproduction import Plan, reproduce, resume_reproduction
 from cnnlab.runs import open_run
 from conftest import Command, one_line_error
 
-SMALL = {"limit": 300, "epochs": 1, "progress": "none", "threads": 2}
+SMALL = {"limit": 300, "epochs": 1, "progress": "none", "threads": min(2, available_cores())}
 
 
 def test_the_nine_experiments_are_the_manuals() -> None:

@@ -136,6 +136,8 @@ def _draw_panel(dot: Any, panel: Panel, prefix: str) -> None:
                 part.node(f"{prefix}_out", panel.output, shape="plaintext", height="0.2", group=group)
                 dot.edge(f"{prefix}_{mine[-1]}", f"{prefix}_out", weight="20")
     turns: dict[str, str] = {}
+    # Where one addition follows another, what arrives and what leaves at the side are kept apart.
+    arriving, leaving = ("ne", "se") if sum(b.kind == "join" for b in graph.boxes.values()) > 1 else ("e", "e")
     for a, b in graph.arrows:
         ends = f"{prefix}_{a}", f"{prefix}_{b}"
         if column[a] != column[b]:
@@ -146,9 +148,10 @@ def _draw_panel(dot: Any, panel: Panel, prefix: str) -> None:
         if b in main[1:] and main[main.index(b) - 1] == a:
             dot.edge(*ends, weight="20")
         else:  # a shortcut leaves and comes back at the side
-            joins = {"headport": "e"} if graph.boxes[b].kind == "join" and len(graph.before(b)) == 2 else {}
+            joins = {"headport": arriving} if graph.boxes[b].kind == "join" and len(graph.before(b)) == 2 else {}
             side = a in main and column[a] == column[b] and graph.boxes[a].kind in ("text", "join")
-            leaves = {"tailport": "e"} if side else {"tailport": "s"} if a not in main else {}
+            port = leaving if graph.boxes[a].kind == "join" else "e"
+            leaves = {"tailport": port} if side else {"tailport": "s"} if a not in main else {}
             dot.edge(*ends, weight="0", **joins, **leaves)
 
 
