@@ -70,7 +70,8 @@ def test_help(cnnlab: Command, command: str) -> None:
 
 def test_list(cnnlab: Command) -> None:
     told = json.loads(cnnlab("list", "--json").stdout)
-    assert set(told["models"]) == set(package.MODELS)
+    assert set(told["models"]) == {*package.MODELS, "timm:NAME", "torchvision:NAME"}
+    assert told["models"]["resnet18-manual"].startswith("ResNet-18, the manual's variant")
     assert set(told["recipes"]) == set(package.RECIPES)
     assert {"digits", "fashion-mnist", "folder:PATH"} == set(told["data"])
     assert all(line for things in told.values() for line in things.values())
@@ -160,7 +161,7 @@ def test_a_folder_of_ones_own_end_to_end(cnnlab: Command, shapes: Path) -> None:
         (["train", "--set", "epochs=-1"], "epochs=-1: must lie between"),
         (["train", "--set", "epochs=many"], "epochs='many': expected a whole number"),
         (["train", "--set", "epochs"], "write key=value"),
-        (["train", "--set", "image_size=8"], "lenet-bn needs images of at least 16x16 pixels, not 8x8"),
+        (["train", "--set", "image_size=8"], "lenet-bn: it needs images of at least 16x16 pixels, not 8x8"),
         (["train", "--seeds", "0"], "seeds=0: must be at least 1"),
         (["train", "--seeds", "x"], "--seeds"),
         (["train", "--device", "gpu"], "unknown device 'gpu'"),

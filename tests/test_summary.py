@@ -35,7 +35,12 @@ def test_receptive_fields_are_the_published_ones(name: str, pixels: int) -> None
 def test_a_receptive_field_that_is_not_known_is_not_told(name: str, cnnlab: Command) -> None:
     summary = summarize(name)
     assert summary.receptive_field is None
-    assert cnnlab("show", name).stdout.splitlines()[-1].split()[-1] == f"{summary.multiply_adds:,}"
+    assert cnnlab("show", name).stdout.splitlines()[-3].split()[-1] == f"{summary.multiply_adds:,}"
+
+
+def test_flattening_mixes_nothing_and_the_linear_layer_all() -> None:
+    fields = {row.type: row.receptive_field for row in summarize("lenet").layers[5:8]}
+    assert fields == {"AvgPool2d": 16, "Flatten": 16, "Linear": 16 + 4 * 4}  # 5x5 positions, 4 pixels apart
 
 
 def dependence(model: nn.Module, size: int, layer: str) -> int:
@@ -111,7 +116,7 @@ def test_show_prints_the_manuals_rows(cnnlab: Command) -> None:
         "alexnet, one image of 1 x 224 x 224: 46,764,746 parameters, 938.1 million multiply-adds"
     )
     golden = (Path(__file__).parent / "golden" / "alexnet.txt").read_text().splitlines()[1:]
-    printed = [line.split()[1:] for line in lines[3:-1]]
+    printed = [line.split()[1:] for line in lines[3:-3]]
     for row, expected in zip(printed, golden, strict=True):
         kind, _, shape = expected.partition(" output shape: torch.Size([1, ")
         assert row[0] == kind

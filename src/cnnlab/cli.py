@@ -274,7 +274,9 @@ def reproduce(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Train each from that many seeds; mean and std.")] = 1,
-    epochs: Annotated[int | None, typer.Option(help="Fewer epochs, for a quick look.", show_default=False)] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Another number of epochs, for a quick look.", show_default=False)
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(help="At most that many images of each split, for a quick look.", show_default=False)
     ] = None,
@@ -309,7 +311,7 @@ def reproduce(
         if yes:
             return True
         if sys.stdin is None or not sys.stdin.isatty():
-            raise CnnlabError("nobody is there to say yes; give --yes, or --epochs and --limit for a quick look")
+            raise CnnlabError("nobody is there to say yes; give --yes")
         return typer.confirm("Go on?", err=True)
 
     def call() -> str:

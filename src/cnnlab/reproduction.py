@@ -101,6 +101,8 @@ def reproduce(
     recipes = {n: _recipe(n, epochs, limit) for n in chosen}
     options = SourceOptions(data_dir=data_folder(data_dir))
     sizes = _sizes(recipes, options)
+    if recipes and progress != "none":
+        make_display(progress).message(f"measuring some steps of {len(recipes)} networks, to say how long it takes")
     methods = tuple(m for m in CLASSICAL if m in names or "classical" in names)
     plan = Plan(recipes, seeds, _estimate(recipes, sizes, seeds, device, threads), methods, limit or 0)
     if not confirm(plan):

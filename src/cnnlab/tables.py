@@ -197,7 +197,8 @@ def _summary_table(summary: Summary) -> str:
         table.add_column(column, justify="left" if i < 2 else "right")
     for row in _summary_rows(summary):
         table.add_row(*row)
-    return f"{_summary_title(summary)}\n\n{_text(table)}"
+    note = "receptive field: pixels a side, padding included where it is larger than the image"
+    return f"{_summary_title(summary)}\n\n{_text(table)}\n\n{note}"
 
 
 def _summary_markdown(summary: Summary) -> str:
@@ -319,11 +320,21 @@ def _recipe_line(name: str) -> str:
     return f"{r.model} on {r.data}, {r.epochs} epochs, batch {r.batch_size}, {r.optimizer} {r.learning_rate:g}; {watch}"
 
 
+# What a variant's options mean, for `cnnlab list models`.
+_VARIANTS = {
+    "from_scratch": "our own batch norm in place of the framework's",
+    "ratio": "a quarter of the channels, as the manual trains it",
+    "last_relu": "without the last ReLU",
+    "manual": "the manual's variant: biases, bare 1x1 convolutions",
+    "cifar": "a small stem, for images of about 32 pixels",
+}
+
+
 def _builder_line(builder: Any) -> str:
     if not isinstance(builder, partial):
-        return _first_line(builder)
-    options = ", ".join(f"{key}={value}" for key, value in builder.keywords.items() if key != "image_size")
-    return f"{_first_line(builder.func).rstrip('.').partition('. ')[0]}; {options}"
+        return _first_line(builder).partition(": (B, C")[0]
+    first = _first_line(builder.func).partition(":")[0].partition(",")[0]
+    return ", ".join([first, *(_VARIANTS.get(key, key) for key in builder.keywords if key != "image_size")])
 
 
 def _first_line(thing: Any, *, of_module: bool = False) -> str:

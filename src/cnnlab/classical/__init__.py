@@ -76,12 +76,13 @@ class ClassicalResult:
     def __str__(self) -> str:
         """Two lines, and one for each note."""
         test = "no test set" if self.test_acc is None else f"test {self.test_acc:.4f} ({self.counts['test']:,} images)"
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         chosen = ", ".join(f"{name} {value:g}" for name, value in self.settings.items())
         lines = [
             f"{self.method} on {self.data}: {test}, validation {self.val_acc:.4f} ({self.val_source}), "
             f"train {self.train_acc:.4f}",
             f"  {self.dimension:,} features{' from the cache' if self.cached else ''}; {chosen}; "
-            f"{self.seconds['all']:.1f} s in all on {self.threads} threads, {self.images_per_second:,.0f} images/s",
+            f"{self.seconds['all']:.1f} s in all on {threads}, {self.images_per_second:,.0f} images/s",
         ]
         return "\n".join([*lines, *(f"  note: {text}" for text in self.notes)])
 
@@ -244,6 +245,8 @@ class _Work:
         confusion = np.bincount(true * classes + predicted, minlength=classes**2).reshape(classes, classes)
         seconds["all"] = time.perf_counter() - begin + self.reading
         own_part = self.held_index is None
+        few = f"settings chosen on {len(val_y)} images, which is little: more images tell them apart better"
+        notes = [*self.notes, *([few] if len(val_y) < 50 else [])]
         count = len(x) + (len(val_y) if own_part else 0) + (len(test) if test is not None else 0)
         return ClassicalResult(
             method=method,
@@ -252,7 +255,8 @@ class _Work:
             counts={"train": len(x), "validation": len(val_y), "test": len(test) if test is not None else 0},
             settings=settings,
             val_acc=float((val_predicted == val_y).mean()),
-            val_source=f"{len(val_y):,} images, " + ("the source's own part" if own_part else "held out of training"),
+            val_source=f"{len(val_y):,} images, "
+            + ("the source's own part" if own_part else "held out while choosing"),
             train_acc=train_acc,
             test_acc=test_acc,
             confusion=confusion.tolist(),
@@ -264,7 +268,7 @@ class _Work:
             seed=self.seed,
             threads=self.threads,
             versions={name: version(name) for name in ("cnnlab", "numpy", "scikit-learn")},
-            notes=tuple(self.notes),
+            notes=tuple(notes),
         )
 
     def _choose(self, method: str, x: Floats, y: Labels, val_x: Floats, val_y: Labels) -> dict[str, float]:

@@ -58,6 +58,7 @@ def figures(
     for name in chosen:
         if name not in FIGURES:
             raise unknown("figure", name, FIGURES)
+    for name in chosen:
         if FIGURES[name].draw is None and run is None:
             raise CnnlabError(f"figure {name} needs --run RUN, a trained run; to make one: {_TRAIN_ONE}")
     for form in formats:
@@ -240,7 +241,13 @@ def with_and_without_projection() -> list[Panel]:
 def resnet18() -> list[Panel]:
     """The whole network in two columns, a ground behind each module."""
     return [
-        Panel("ResNet-18", merged(_network("resnet18-manual", 224)), columns=2, short=True, frame_blocks=True),
+        Panel(
+            "ResNet-18 of the manual",
+            merged(_network("resnet18-manual", 224)),
+            columns=2,
+            short=True,
+            frame_blocks=True,
+        ),
     ]
 
 

@@ -7,7 +7,6 @@ that want the channels last, shuffled channels), the receptive field is not told
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,8 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from cnnlab.errors import CnnlabError
-from cnnlab.models import MODELS, build_model
-from cnnlab.models.external import usual_size
+from cnnlab.models import build_model, usual_size
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def summarize(
         if value is not None and not 1 <= value <= 100_000:
             raise CnnlabError(f"{what}={value}: must lie between 1 and 100000")
     name = model if isinstance(model, str) else type(model).__name__
-    size = image_size or _usual_size(name)
+    size = image_size or usual_size(name)
     if isinstance(model, str):
         with torch.device("meta"):
             net = build_model(model, num_classes=num_classes, in_channels=in_channels, image_size=size)
@@ -87,13 +85,6 @@ def summarize(
 
         net = copy.deepcopy(model)
     return _measure(name, net.to("meta").eval(), (in_channels, size, size), depth)
-
-
-def _usual_size(name: str) -> int:
-    builder = MODELS.get(name)
-    if builder is None:
-        return usual_size(name)
-    return int(inspect.signature(builder).parameters["image_size"].default)
 
 
 def _measure(name: str, net: nn.Module, shape: tuple[int, ...], depth: int) -> Summary:
@@ -139,63 +130,83 @@ def _measure(name: str, net: nn.Module, shape: tuple[int, ...], depth: int) -> S
     return Summary(name, shape, layers, whole.parameters, whole.multiply_adds, whole.receptive_field)
 
 
-class _ReceptiveFields(TorchDispatchMode):
-    """Follows every tensor that comes of the input: (receptive field, step), both in pixels of the image.
+@dataclass(frozen=True)
+class _Field:
+    """What a tensor's values see of the image, in its pixels; size: None where it is not known.
 
-    A window of k pixels over values that lie `step` apart, each seeing `field` pixels, sees field + (k - 1) * step.
+    step: from one value to its neighbour. spread: how much more all of the values see that now stand in one row
+    without positions: a linear layer takes them together.
+    """
+
+    size: int | None
+    step: int
+    spread: int = 0
+
+
+class _ReceptiveFields(TorchDispatchMode):
+    """Follows every tensor that comes of the input.
+
+    A window of k pixels over values that lie `step` apart, each seeing `size` pixels, sees size + (k - 1) * step.
     """
 
     def __init__(self) -> None:
         super().__init__()
         # The tensors are kept too: a freed one's id may be another's later.
-        self._known: dict[int, tuple[Tensor, int | None, int]] = {}
+        self._known: dict[int, tuple[Tensor, _Field]] = {}
 
     def begin(self, x: Tensor) -> None:
         """x is the image: each pixel sees itself."""
-        self._known[id(x)] = (x, 1, 1)
+        self._known[id(x)] = (x, _Field(1, 1))
 
     def of(self, x: Tensor) -> int | None:
         """The receptive field of x's values; None where it is not known."""
-        return self._known[id(x)][1] if id(x) in self._known else None
+        return self._known[id(x)][1].size if id(x) in self._known else None
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        sources = [self._known[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in self._known]
+        sources = [self._known[id(t)][1] for t in tree_leaves((args, kwargs)) if id(t) in self._known]
         if sources:
-            fields, step = [s[1] for s in sources], max(s[2] for s in sources)
-            field = None
-            if None not in fields:
-                field, step = self._after(func.overloadpacket, args, output, max(f for f in fields if f), step)
+            sizes = [f.size for f in sources]
+            field = _Field(None, 1)
+            if None not in sizes:
+                size = max(s for s in sizes if s is not None)
+                field = _Field(size, max(f.step for f in sources), max(f.spread for f in sources))
+                field = _after(func.overloadpacket, args, output, size, field)
             for t in tree_leaves(output):
                 if isinstance(t, Tensor):
-                    self._known[id(t)] = (t, field, step)
+                    self._known[id(t)] = (t, field)
         return output
 
-    def _after(self, op: Any, args: Sequence[Any], output: Any, field: int, step: int) -> tuple[int | None, int]:
-        aten = torch.ops.aten
-        if op is aten.convolution:
-            kernel, stride, dilation = args[1].shape[-1], args[3][-1], args[5][-1]
-            return field + dilation * (kernel - 1) * step, step * stride
-        if op in (aten.max_pool2d_with_indices, aten.avg_pool2d):
-            kernel = args[1][-1]
-            stride = args[2][-1] if len(args) > 2 and args[2] else kernel
-            return field + (kernel - 1) * step, step * stride
-        source = args[0] if args and isinstance(args[0], Tensor) else None
-        result = output[0] if isinstance(output, tuple) else output
-        if source is None or source.ndim != 4 or source.shape[-1] == 1 or not isinstance(result, Tensor):
-            return field, step
-        if op in (aten.permute, aten.roll, aten.transpose) or (result.ndim != 4 and not _pooled(source, result)):
-            return None, step
-        side, side_after = source.shape[-1], result.shape[-1] if result.ndim == 4 else 1
-        if side_after == 1 < side:
-            # Global pooling, or flattening: what comes out depends on every position, and has none itself.
-            return field + (side - 1) * step, 0
-        if op is aten._adaptive_avg_pool2d and side_after < side:
-            window = -(-side // side_after) + 1  # the widest of its uneven windows
-            return field + (window - 1) * step, step * side // side_after
-        return field, step
+
+def _after(op: Any, args: Sequence[Any], output: Any, size: int, field: _Field) -> _Field:
+    """The field of what `op` makes of values with `field`, whose size is `size`."""
+    aten, step = torch.ops.aten, field.step
+    if op is aten.convolution:
+        kernel, stride, dilation = args[1].shape[-1], args[3][-1], args[5][-1]
+        return _Field(size + dilation * (kernel - 1) * step, step * stride)
+    if op in (aten.max_pool2d_with_indices, aten.avg_pool2d):
+        kernel = args[1][-1]
+        stride = args[2][-1] if len(args) > 2 and args[2] else kernel
+        return _Field(size + (kernel - 1) * step, step * stride)
+    if op in (aten.addmm, aten.mm, aten.linear):
+        return _Field(size + field.spread, step)
+    source = args[0] if args and isinstance(args[0], Tensor) else None
+    result = output[0] if isinstance(output, tuple) else output
+    if source is None or source.ndim != 4 or source.shape[-1] == 1 or not isinstance(result, Tensor):
+        return field
+    if op in (aten.permute, aten.roll, aten.transpose) or (result.ndim != 4 and not _pooled(source, result)):
+        return _Field(None, step)
+    side, side_after = source.shape[-1], result.shape[-1] if result.ndim == 4 else 1
+    if result.ndim == 2 and result.shape[1] == source[0].numel():  # flattened: nothing is mixed yet
+        return _Field(size, 0, (side - 1) * step)
+    if side_after == 1 < side:  # global pooling
+        return _Field(size + (side - 1) * step, 0)
+    if op is aten._adaptive_avg_pool2d and side_after < side:
+        window = -(-side // side_after) + 1  # the widest of its uneven windows
+        return _Field(size + (window - 1) * step, step * side // side_after)
+    return field
 
 
 def _pooled(x: Tensor, result: Tensor) -> bool:

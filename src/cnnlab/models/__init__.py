@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 
@@ -10,7 +11,7 @@ from torch import nn
 from cnnlab.errors import CnnlabError, unknown
 from cnnlab.models.alexnet import alexnet
 from cnnlab.models.densenet import densenet, densenet121, densenet169, densenet201
-from cnnlab.models.external import build_external, libraries
+from cnnlab.models.external import build_external, external_size, libraries
 from cnnlab.models.googlenet import googlenet
 from cnnlab.models.lenet import lenet, lenet_bn
 from cnnlab.models.nin import nin
@@ -53,21 +54,34 @@ MODELS: dict[str, Builder] = {
 
 
 def build_model(
-    name: str, *, num_classes: int, in_channels: int, image_size: int, published: bool = False
+    name: str,
+    *,
+    num_classes: int = 10,
+    in_channels: int = 1,
+    image_size: int | None = None,
+    published: bool = False,
 ) -> nn.Module:
     """The network called `name`, a key of MODELS: (B, C, H, W) float -> (B, K) logits.
 
     Also `timm:NAME` and `torchvision:NAME`, see `cnnlab.models.external`. Starting weights are the framework's own;
-    published: those that a tag in such a name stands for.
+    published: those that a tag in such a name stands for. image_size: unsaid, `usual_size(name)`.
 
     Raises: CnnlabError for an unknown name, and for an image that is too small, with the smallest size that works.
     """
-    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    if ":" not in name and name not in MODELS:
+        raise unknown("model", name, [*MODELS, *libraries()])
+    size = usual_size(name) if image_size is None else image_size
+    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": size}
     if ":" in name:
         return build_external(name, **sizes, published=published)
-    if name not in MODELS:
-        raise unknown("model", name, [*MODELS, *libraries()])
     try:
         return MODELS[name](**sizes)
     except CnnlabError as error:
         raise CnnlabError(f"{name}: {error}") from error
+
+
+def usual_size(name: str) -> int:
+    """Pixels a side at which the manual prints the network called `name`, or for which it was made."""
+    if ":" in name:
+        return external_size(name)
+    return int(inspect.signature(MODELS[name]).parameters["image_size"].default) if name in MODELS else 224

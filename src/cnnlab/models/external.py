@@ -8,6 +8,7 @@ by their own mean and deviation, not by those that the weights were trained with
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ def build_external(
         model = LIBRARIES[library](name, base, tag, published, num_classes, in_channels, image_size)
         if takes(model, in_channels, image_size):
             return model
-        sizes = sorted({32, 64, 96, 128, 224, 256, 299, 384, usual_size(name)})
+        sizes = sorted({32, 64, 96, 128, 224, 256, 299, 384, external_size(name)})
         works = next((n for n in sizes if takes(model, in_channels, n)), None)
         remedy = f"; image_size={works} works" if works else ""
         raise CnnlabError(f"{name}: it does not take images of {image_size}x{image_size} pixels{remedy}")
@@ -49,7 +50,7 @@ def published_tag(name: str) -> str:
     return name.partition(":")[2].partition(".")[2]
 
 
-def usual_size(name: str) -> int:
+def external_size(name: str) -> int:
     """Pixels a side that the network `timm:NAME` was made for; 224 for torchvision's and where it is not known."""
     library, _, base = name.partition(":")
     if library == "timm":
@@ -94,6 +95,7 @@ def _timm(
     config = timm.models.get_pretrained_cfg(full)
     if config is not None and config.fixed_input_size:
         options["img_size"] = image_size
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its warnings of each try that failed
     try:
         model: nn.Module = timm.create_model(full, pretrained=bool(tag) and published, **options)
     except Exception as error:  # the hub's client has many of its own
@@ -174,14 +176,14 @@ def _copy(source: nn.Module, target: nn.Module, name: str) -> None:
         elif there is None or not (key == first or there.shape[0] == _IMAGENET):
             raise CnnlabError(
                 f"the weights of {name} do not fit its {key}, {tuple(tensor.shape)}; they are for images of "
-                f"{usual_size(name)} pixels: set image_size={usual_size(name)}"
+                f"{external_size(name)} pixels: set image_size={external_size(name)}"
             )
     target.load_state_dict(fitting, strict=False)
 
 
 def _not_built(name: str, published: bool, error: Exception) -> CnnlabError:
     if not published:
-        size = usual_size(name)
+        size = external_size(name)
         return CnnlabError(f"{name} cannot be built: {reason(error)[:200]}; it is made for image_size={size}")
     return CnnlabError(
         f"the weights of {name} cannot be loaded: {reason(error)[:200]}; they are downloaded once, which needs the "

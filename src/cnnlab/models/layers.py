@@ -34,7 +34,7 @@ def last_side(features: nn.Module, image_size: int, usual: int) -> int:
         smallest = next(n for n in count(1) if side_after(features, n) >= 1)
         raise CnnlabError(
             f"it needs images of at least {smallest}x{smallest} pixels, not {image_size}x{image_size}; enlarge them "
-            f"with image_size={max(smallest, usual)}"
+            f"with image_size={smallest} or more, as printed {max(smallest, usual)}"
         )
     return side
 
