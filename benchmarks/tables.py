@@ -50,7 +50,7 @@ def newest(name: str) -> dict[str, Any]:
 def hardware(result: dict[str, Any], up: str = "") -> str:
     env = result["environment"]
     link = f"[{env['date'][:10]}]({up}benchmarks/results/{result['file']})"
-    return f"{env['device_name']}, {env['threads']} cores, torch {env['versions']['torch']}, {link}"
+    return f"{env['device_name']}, {env['threads']} core{'s' * (env['threads'] != 1)}, torch {env['versions']['torch']}, {link}"
 
 
 def table(words: dict[str, str]) -> str:
