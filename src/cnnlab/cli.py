@@ -29,6 +29,7 @@ DataDir = Annotated[
     typer.Option(help="Folder of the datasets. Unsaid: CNNLAB_DATA, else the user's cache.", show_default=False),
 ]
 DeviceName = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Threads = Annotated[int | None, typer.Option(help="Threads of the CPU. Unsaid: all cores.", show_default=False)]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave damaged images out instead of stopping.")]
 Weights = Annotated[
     str | None, typer.Option(help="best or last. Unsaid: best, if chosen on validation.", show_default=False)
@@ -83,9 +84,7 @@ def train(
         str | None, typer.Option(help="Name of the run's folder. Unsaid: a free one.", show_default=False)
     ] = None,
     device: DeviceName = "auto",
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of the CPU. Unsaid: all cores.", show_default=False)
-    ] = None,
+    threads: Threads = None,
     data_dir: DataDir = None,
     runs_dir: RunsDir = Path("runs"),
     skip_bad: SkipBad = False,
@@ -288,9 +287,7 @@ def reproduce(
         str | None, typer.Option(help="Name of the folder. Unsaid: a free one.", show_default=False)
     ] = None,
     device: DeviceName = "auto",
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of the CPU. Unsaid: all cores.", show_default=False)
-    ] = None,
+    threads: Threads = None,
     data_dir: DataDir = None,
     runs_dir: RunsDir = Path("runs"),
     progress: Annotated[str, typer.Option(help="As for train.")] = "auto",
@@ -345,9 +342,7 @@ def classical(
     data: Annotated[str, typer.Option(help="digits, fashion-mnist or folder:PATH.")] = "digits",
     limit: Annotated[int, typer.Option(help="At most that many images of each split; 0: all.")] = 0,
     seed: Annotated[int, typer.Option(help="Held-out images, landmarks, visual words, order of the steps.")] = 0,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of the CPU. Unsaid: all cores.", show_default=False)
-    ] = None,
+    threads: Threads = None,
     data_dir: DataDir = None,
     skip_bad: SkipBad = False,
     as_json: AsJson = False,
