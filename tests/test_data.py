@@ -15,7 +15,7 @@ from torchvision.datasets import FashionMNIST
 from torchvision.transforms.functional import to_tensor
 
 from cnnlab.data import DATASETS, ImageSet, SourceOptions, load_images, stratified_split
-from cnnlab.data.augment import random_flip, random_shift
+from cnnlab.data.augment import Augmentation, random_flip, random_shift
 from cnnlab.data.loader import Loader, Preprocessing
 from cnnlab.errors import CnnlabError
 
@@ -157,7 +157,7 @@ def test_an_epoch_has_every_image_once(n: int, batch_size: int, epoch: int) -> N
 
 def test_epochs_differ_and_repeat() -> None:
     images = some_images(100)
-    loader = Loader(images, plain(images), 10, CPU, shift=2, flip=True)
+    loader = Loader(images, plain(images), 10, CPU, augmentation=Augmentation(shift=2, flip=True))
 
     def epoch(seed: int, number: int) -> torch.Tensor:
         torch.rand(7)  # the global generator plays no part

@@ -21,9 +21,12 @@ FLOORS = [
     {"session"},
     {"training"},
     {"inference", "classical"},
-    {"experiments"},
+    {"experiments", "competition"},
     {"reproduction", "inspect"},
     {"tables"},
+    {"tables_kaggle"},
+    {"cli_options"},
+    {"cli_kaggle"},
     {"cli"},
     {"__main__"},
 ]

@@ -61,7 +61,8 @@ def test_manual_recipes_are_the_manuals() -> None:
 
 def test_our_recipes_choose_on_validation() -> None:
     for name, recipe in RECIPES.items():
-        assert (recipe.watch == "test") == name.startswith("manual/")
+        # The competition's own labels are held back: there is no test set to look at.
+        assert (recipe.watch == "test") == (name.startswith("manual/") and recipe.data == "fashion-mnist")
 
 
 def test_settings_are_parsed_by_their_types() -> None:

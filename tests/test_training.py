@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab import Recipe, resume, train, train_seeds
+from cnnlab.data.augment import Augmentation
 from cnnlab.data.loader import Loader, Preprocessing
 from cnnlab.device import pick_device, reproducible
 from cnnlab.errors import CnnlabError, TrainingInterrupted
@@ -571,7 +572,7 @@ def test_nothing_inside_an_epoch_waits_for_the_gpu() -> None:
     assert images is not None
     device = torch.device("cuda")
     pre = Preprocessing.of(images.images, image_size=28, fit="pad", normalize=True)
-    loader = Loader(images, pre, 64, device, shift=2, flip=True)
+    loader = Loader(images, pre, 64, device, augmentation=Augmentation(shift=2, flip=True))
     model = build_model("lenet-bn", num_classes=10, in_channels=1, image_size=28).to(device)
     optimizer = make_optimizer(model, Recipe(momentum=0.9))
     statistics = torch.zeros(2, device=device)

@@ -5,14 +5,25 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from cnnlab import __version__
-from cnnlab.errors import CnnlabError, TrainingInterrupted, out_of_memory, reason
+from cnnlab.cli_kaggle import kaggle
+from cnnlab.cli_options import (
+    AsJson,
+    DataDir,
+    DeviceName,
+    RunName,
+    RunsDir,
+    SkipBad,
+    Threads,
+    Weights,
+    print_training,
+)
+from cnnlab.errors import CnnlabError, out_of_memory, reason
 
 app = typer.Typer(
     name="cnnlab",
@@ -22,20 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-RunsDir = Annotated[Path, typer.Option(help="Folder of the runs.")]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(help="Folder of the datasets. Unsaid: CNNLAB_DATA, else the user's cache.", show_default=False),
-]
-DeviceName = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Threads = Annotated[int | None, typer.Option(help="Threads of the CPU. Unsaid: all cores.", show_default=False)]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave damaged images out instead of stopping.")]
-Weights = Annotated[
-    str | None, typer.Option(help="best or last. Unsaid: best, if chosen on validation.", show_default=False)
-]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name in --runs-dir.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+app.add_typer(kaggle, name="kaggle")
 
 
 def _print_version(wanted: bool) -> None:
@@ -112,25 +110,13 @@ def train(
         extra = [option for option, value in given.items() if value not in (None, [])]
         if extra:
             raise CnnlabError(f"--resume goes on with the run's own recipe; leave out {', '.join(extra)}")
-        _print_training(lambda: training.resume(resume, **common))
+        print_training(lambda: training.resume(resume, **common))
         return
     chosen = choose_recipe(model=model, data=data, recipe=recipe, settings=set_ or ())
     if seeds is None:
-        _print_training(lambda: training.train(chosen, name=name, **common))
+        print_training(lambda: training.train(chosen, name=name, **common))
     else:
-        _print_training(lambda: training.train_seeds(chosen, seeds, name=name, **common))
-
-
-def _print_training(call: Callable[[], object]) -> None:
-    # Typer would turn the interruption into a bare exit code and lose what it says.
-    try:
-        print(call())
-    except TrainingInterrupted as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(130) from None
-    except KeyboardInterrupt:
-        print("stopped before there was anything to keep", file=sys.stderr)
-        raise typer.Exit(130) from None
+        print_training(lambda: training.train_seeds(chosen, seeds, name=name, **common))
 
 
 @app.command("eval")
@@ -328,7 +314,7 @@ def reproduce(
         return tables.as_json(found.to_dict()) if as_json else tables.reproduction(found)
 
     failed: list[dict[str, Any]] = []
-    _print_training(call)
+    print_training(call)
     if failed:
         raise typer.Exit(1)
 

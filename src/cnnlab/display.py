@@ -13,6 +13,7 @@ from rich.text import Text
 
 from cnnlab.device import Glance
 from cnnlab.errors import unknown
+from cnnlab.recipe import KEYS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +52,7 @@ class Lines(Display):
 
     def begin(self, loader: Loader, epochs: int, first_epoch: int, watch: str, rows: list[dict[str, Any]]) -> None:  # noqa: ARG002
         """Remember what the lines need."""
-        self._epochs, self._key = epochs, _short(watch)
+        self._epochs, self._key = epochs, KEYS[watch]
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Print the line."""
@@ -116,7 +117,7 @@ class Bar(Display):
         """Start the bar, where it stood if the training is resumed."""
         self.end()
         self._glance = Glance(loader.device)
-        self._count, self._epochs, self._key = loader.count, epochs, _short(watch)
+        self._count, self._epochs, self._key = loader.count, epochs, KEYS[watch]
         self._watched = f"  {self._key} acc {rows[-1][f'{self._key}_acc']:.3f}" if rows else ""
         self._due, self._epoch_began, self._epoch = 0.0, time.perf_counter(), first_epoch
         self._progress = Progress(
@@ -191,7 +192,7 @@ class Notebook(Display):
         from cnnlab import plots
 
         self._rows.append(row)
-        key = _short(self._watch)
+        key = KEYS[self._watch]
         title = (
             f"epoch {row['epoch']}: loss {row['loss']:.3f}, train acc {row['train_acc']:.3f}, "
             f"{key} acc {row[f'{key}_acc']:.3f}, {row['images_per_second']:,.0f} images/s"
@@ -211,10 +212,6 @@ def make_display(kind: str = "auto") -> Display:
         kind = "notebook" if _in_notebook() else "bar" if sys.stderr.isatty() else "none"
     displays: dict[str, type[Display]] = {"bar": Bar, "lines": Lines, "notebook": Notebook, "none": Display}
     return displays[kind]()
-
-
-def _short(watch: str) -> str:
-    return {"validation": "val", "test": "test"}[watch]
 
 
 def _in_notebook() -> bool:

@@ -40,7 +40,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> CnnlabError:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     # lr -> learning_rate, bs -> batch_size
-    near += [n for n in names if "".join(w[0] for w in n.split("_")) == name and n not in near]
+    near += [n for n in names if "".join(w[:1] for w in n.split("_")) == name and n not in near]
     more = f" and {len(names) - 40} more" if len(names) > 40 else ""
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names[:40])}{more}"
     return CnnlabError(f"unknown {what} {name!r}; {hint}")

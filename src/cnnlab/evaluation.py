@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnlab.data.loader import Loader
+from cnnlab.device import low_precision
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,11 @@ class Evaluation:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, loader: Loader, num_classes: int, between: Callable[[], None] = lambda: None
+    model: nn.Module,
+    loader: Loader,
+    num_classes: int,
+    between: Callable[[], None] = lambda: None,
+    precision: torch.dtype = torch.float32,
 ) -> Evaluation:
     """Measure `model` on every image of `loader`, in eval mode; the model's mode is put back after.
 
@@ -55,7 +60,8 @@ def evaluate(
     loss_sum = torch.zeros((), device=loader.device)
     cells: list[Tensor] = []  # (B,) each: true class * K + predicted class
     for x, y in loader:
-        logits = model(x)  # (B, K)
+        with low_precision(loader.device, precision):
+            logits = model(x).float()  # (B, K)
         loss_sum += F.cross_entropy(logits, y, reduction="sum")
         cells.append(y * num_classes + logits.argmax(1))
         between()

@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from cnnlab import runs
 from cnnlab.checkpoint import load_weights
-from cnnlab.data import SourceOptions, data_folder, load_images
+from cnnlab.data import ImageSet, SourceOptions, data_folder, load_images
 from cnnlab.data.images import BadImage, bombs_refused, decode, image_files
+from cnnlab.data.imageset import Report, no_report
 from cnnlab.data.loader import Loader, Preprocessing
-from cnnlab.device import available_cores, pick_device, reproducible
+from cnnlab.device import available_cores, check_threads, pick_device, reproducible
 from cnnlab.errors import CnnlabError, reason, unknown
 from cnnlab.evaluation import Evaluation, evaluate
 from cnnlab.models import build_model
@@ -107,6 +109,20 @@ def evaluate_run(
         fit=preprocessing.fit,
         skip_bad=skip_bad,
     )
+    images, split = _run_images(run, split, options)
+    channels_last = run.recipe.channels_last
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    with reproducible(0, available_cores()):
+        loader = Loader(images, preprocessing, _batch_size(preprocessing), here, channels_last=channels_last)
+        result = evaluate(model.to(here), loader, len(run.classes))
+    found = RunEvaluation(run, split, file, result, recorded=False, skipped=images.skipped)
+    record = {k: v for k, v in found.to_dict().items() if k not in ("run", "classes")}
+    return replace(found, recorded=runs.record_evaluation(run, record))
+
+
+def _run_images(run: Run, split: str | None, options: SourceOptions) -> tuple[ImageSet, str]:
+    """The images of that split, as the run knows it, and its name; unsaid, test where there is one."""
     images = None
     if split in (None, "test"):
         images = load_images(run.recipe.data, "test", options)
@@ -122,15 +138,10 @@ def evaluate_run(
                 f"the images of {run.recipe.data} are not those that {run.path} was trained on: its splits are lost"
             )
         images = train_set if split == "train" else watched
-    if images.classes != run.classes or images.images.shape[1] != preprocessing.channels:
+    if images.classes != run.classes or images.images.shape[1] != run.info["preprocessing"]["channels"]:
         raise CnnlabError(f"{run.recipe.data} no longer has the classes and channels that {run.path} was trained on")
     assert split is not None
-    with reproducible(0, available_cores()):
-        loader = Loader(images, preprocessing, _batch_size(preprocessing), here)
-        result = evaluate(model.to(here), loader, len(run.classes))
-    found = RunEvaluation(run, split, file, result, recorded=False, skipped=images.skipped)
-    record = {k: v for k, v in found.to_dict().items() if k not in ("run", "classes")}
-    return replace(found, recorded=runs.record_evaluation(run, record))
+    return images, split
 
 
 def predict(
@@ -183,6 +194,73 @@ def predict(
     if not predictions:
         raise CnnlabError(f"none of the {len(files)} images could be read; the first: {skipped[0]}")
     return predictions, skipped
+
+
+# How often an image is looked at: as it is; mirrored too; both again, moved by a pixel up and left, down and right.
+VIEWS = {"none": 1, "flip": 2, "shift": 6}
+
+
+@torch.inference_mode()
+def probabilities(
+    models: Sequence[Run],
+    images: Tensor,
+    *,
+    views: str = "none",
+    device: str = "auto",
+    threads: int | None = None,
+    batch_size: int = 0,
+    report: Report = no_report,
+) -> Tensor:
+    """What `models` together make of `images` (N, C, H, W) uint8: probabilities (N, K) float32, on the host.
+
+    views: a key of VIEWS; an image's logits are averaged over them (those as it stands count half, those moved by a
+    pixel half), the models' probabilities then over the models. Always in float32 and in eval mode, so that an image's
+    answer does not depend on the images beside it. batch_size: 0 is what suits. Raises: CnnlabError.
+    """
+    if views not in VIEWS:
+        raise unknown("views", views, VIEWS)
+    check_threads(threads)
+    here = pick_device(device)
+    total: Tensor | None = None
+    with reproducible(0, threads or available_cores()):
+        for number, run in enumerate(models):
+            preprocessing = _preprocessing(run)
+            if tuple(images.shape[1:]) != (preprocessing.channels, *[preprocessing.native_size] * 2):
+                raise CnnlabError(f"{run.path} takes images of other channels or another size than these")
+            layout = torch.channels_last if run.recipe.channels_last else torch.contiguous_format
+            model = load_model(run, run.weights()).to(here).to(memory_format=layout)
+            parts = []
+            for batch in images.split(batch_size or _batch_size(preprocessing)):
+                x = preprocessing(batch.to(here))
+                parts.append(_logits(model, x, views, layout).softmax(1).cpu())
+                done = sum(map(len, parts)) + number * len(images)
+                report("predicting", done, len(models) * len(images))
+            p = torch.cat(parts)
+            total = p if total is None else total + p
+    assert total is not None
+    return total / len(models)
+
+
+def _logits(model: nn.Module, x: Tensor, views: str, layout: torch.memory_format) -> Tensor:
+    """(B, C, H, W) -> (B, K): the average over the views of each image."""
+
+    def both(x: Tensor) -> Tensor:
+        seen: Tensor = model(x.contiguous(memory_format=layout))
+        if views != "none":
+            seen = (seen + model(x.flip(3).contiguous(memory_format=layout))) / 2
+        return seen
+
+    centre = both(x)
+    if views != "shift":
+        return centre
+    h, w = x.shape[2:]
+    padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
+    return centre / 2 + both(padded[:, :, :h, :w]) / 4 + both(padded[:, :, 2:, 2:]) / 4
+
+
+def validation_images(run: Run) -> ImageSet:
+    """The images that the run held out. Raises: CnnlabError where it held none out, or they are no longer the same."""
+    return _run_images(run, "validation", SourceOptions(data_dir=data_folder(runs.data_dir(run))))[0]
 
 
 def _preprocessing(run: Run) -> Preprocessing:

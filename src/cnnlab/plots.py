@@ -10,10 +10,13 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from cnnlab.recipe import KEYS
+
 _TRAIN, _WATCHED = (
     "#3b6fb6",
     "#d1495b",
 )  # told apart by the colour-blind and, by brightness and dashes, in grey print
+_LABELS = {"train": "training images as they are"}
 
 
 def curves(rows: Sequence[dict[str, Any]], watch: str, title: str = "") -> Figure:
@@ -21,13 +24,20 @@ def curves(rows: Sequence[dict[str, Any]], watch: str, title: str = "") -> Figur
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in rows]
-    key = {"validation": "val", "test": "test"}[watch]
+    key = KEYS[watch]
     marker = "o" if len(epochs) <= 20 else ""
     for axes, what in ((left, "loss"), (right, "acc")):
         train = [row["loss" if what == "loss" else "train_acc"] for row in rows]
         style: dict[str, Any] = {"marker": marker, "markersize": 3}
         axes.plot(epochs, train, color=_TRAIN, label="training", **style)
-        axes.plot(epochs, [row[f"{key}_{what}"] for row in rows], color=_WATCHED, ls="--", label=watch, **style)
+        axes.plot(
+            epochs,
+            [row[f"{key}_{what}"] for row in rows],
+            color=_WATCHED,
+            ls="--",
+            label=_LABELS.get(watch, watch),
+            **style,
+        )
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
@@ -50,7 +60,7 @@ def comparison(runs: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) -> Fig
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     for name, watch, rows in runs:
-        key = {"validation": "val_acc", "test": "test_acc"}[watch]
+        key = f"{KEYS[watch]}_acc"
         axes.plot([r["epoch"] for r in rows], [r[key] for r in rows], label=_plain(f"{name} ({watch})"), marker=".")
     axes.set_xlabel("epoch")
     axes.set_ylabel("accuracy")
@@ -58,6 +68,21 @@ def comparison(runs: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) -> Fig
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def samples(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> Figure:
+    """Sample images, a row of (H, W, C) uint8 arrays for each name: the manual's figure 1.8."""
+    columns = max(map(len, rows))
+    shown = rows[:30]  # more classes would make each image too small to see
+    figure = Figure(figsize=(1.2 + 0.62 * columns, 0.62 * len(shown)), layout="constrained")
+    grid = figure.subplots(len(shown), columns, squeeze=False)
+    for axes, row, name in zip(grid, shown, names, strict=False):
+        for place in axes:
+            place.set_axis_off()
+        for place, image in zip(axes, row, strict=False):
+            place.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes[0].text(-0.15, 0.5, _plain(name), transform=axes[0].transAxes, ha="right", va="center", fontsize=9)
     return figure
 
 

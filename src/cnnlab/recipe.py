@@ -10,6 +10,10 @@ from typing import Any, get_type_hints
 
 from cnnlab.errors import CnnlabError, unknown
 
+# The splits that can be watched, each with the name of its figures. `train` is for training on every labelled image:
+# it watches some of them, as they are, with the weights of the epoch's end.
+KEYS = {"validation": "val", "test": "test", "train": "seen"}
+
 
 def _setting(
     default: Any, help: str, low: float | None = None, high: float | None = None, choices: Sequence[str] = ()
@@ -32,13 +36,16 @@ class Recipe:
 
     epochs: int = _setting(10, "passes over the training images", 1, 100_000)
     batch_size: int = _setting(256, "images per step", 1, 1_000_000)
-    optimizer: str = _setting("sgd", "what makes the update", choices=("sgd", "adamw"))
+    optimizer: str = _setting("sgd", "what makes the update", choices=("sgd", "adamw", "muon"))
     learning_rate: float = _setting(0.1, "peak step size, for the mean loss of a batch", 0, 1000)
-    momentum: float = _setting(0.0, "sgd: share of the last update that is kept", 0, 0.9999)
+    other_learning_rate: float = _setting(0.01, "muon: step size of all that is no filter, by AdamW", 0, 1000)
+    momentum: float = _setting(0.0, "sgd, muon: share of the last update that is kept", 0, 0.9999)
     nesterov: bool = _setting(False, "sgd: look ahead along the momentum")
     weight_decay: float = _setting(0.0, "share of each weight lost per unit of learning rate", 0, 100)
-    schedule: str = _setting("constant", "learning rate over time", choices=("constant", "cosine", "one-cycle"))
+    schedule: str = _setting("constant", "learning rate over time", choices=("constant", "cosine", "one-cycle", "step"))
     warmup: float = _setting(0.25, "one-cycle: share of the steps on the way up", 0, 1)
+    decay: float = _setting(0.1, "step: what the learning rate is multiplied by", 0, 1)
+    decay_every: int = _setting(30, "step: after how many epochs, each time", 1, 100_000)
     label_smoothing: float = _setting(0.0, "share of the target spread over all classes", 0, 0.9999)
     init: str = _setting("framework", "starting weights", choices=("framework", "xavier-uniform", "he-normal"))
 
@@ -46,11 +53,30 @@ class Recipe:
     fit: str = _setting("pad", "how an image becomes square", choices=("pad", "crop", "stretch"))
     normalize: bool = _setting(True, "subtract the training images' mean, divide by their deviation")
     shift: int = _setting(0, "augmentation: largest random translation, pixels of the network's input", 0, 512)
+    shift_fill: str = _setting("zeros", "shift: what comes in at the edge", choices=("zeros", "reflect"))
     flip: bool = _setting(False, "augmentation: mirror left and right at random")
+    alternating_flip: bool = _setting(False, "augmentation: mirror each image every other epoch instead")
+    crop_scale: float = _setting(1.0, "augmentation: smallest share of the area that a random crop keeps", 0.01, 1)
+    crop_ratio: float = _setting(
+        1.0, "augmentation: largest width over height of a random crop, and height over width", 1, 10
+    )
+    brightness: float = _setting(0.0, "augmentation: largest relative change", 0, 10)
+    contrast: float = _setting(0.0, "augmentation: largest relative change", 0, 10)
+    saturation: float = _setting(0.0, "augmentation: largest relative change of the colours", 0, 10)
+    randaugment: int = _setting(0, "augmentation: random operations on each image, by RandAugment", 0, 20)
+    magnitude: int = _setting(9, "randaugment: how strong, 0 to 30", 0, 30)
+    cutout: int = _setting(0, "augmentation: side of a random square made grey, pixels", 0, 512)
+    mixup: float = _setting(0.0, "augmentation: blend two images; alpha of the Beta distribution", 0, 100)
+    cutmix: float = _setting(0.0, "augmentation: paste a part of another image; alpha of the Beta distribution", 0, 100)
+
+    precision: str = _setting(
+        "float32", "auto: bfloat16 where this device is faster with it", choices=("float32", "bfloat16", "auto")
+    )
+    channels_last: bool = _setting(False, "memory layout that suits wide convolutions")
 
     limit: int = _setting(0, "most images to train on and to watch, the same share of each class; 0: all", 0, 2**31 - 1)
     val_fraction: float = _setting(0.1, "share of the training images held out, the same of each class", 0, 0.9)
-    watch: str = _setting("validation", "split measured after each epoch", choices=("validation", "test"))
+    watch: str = _setting("validation", "split measured after each epoch", choices=tuple(KEYS))
     seed: int = _setting(0, "starting weights, order of the images, dropout, augmentation", 0, 2**31 - 1)
     split_seed: int = _setting(0, "which images are held out", 0, 2**31 - 1)
 
@@ -74,13 +100,17 @@ class Recipe:
                 "val_fraction=0.0 leaves nothing to watch; hold some images out, or set watch=test to look at the "
                 "test set after each epoch"
             )
+        if self.optimizer == "muon" and self.learning_rate == 0:
+            raise CnnlabError("learning_rate=0.0: muon needs one above 0")
+        if self.alternating_flip and not self.flip:
+            raise CnnlabError("alternating_flip=True needs flip; set flip=true, or alternating_flip=false")
         if self.nesterov and self.momentum == 0:
             raise CnnlabError("nesterov=True needs momentum above 0; set momentum, or nesterov=false")
 
     @property
     def key(self) -> str:
-        """How figures of the watched split are called: `val` or `test`."""
-        return "val" if self.watch == "validation" else "test"
+        """How figures of the watched split are called: `val`, `test` or `seen`."""
+        return KEYS[self.watch]
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain values, in the order of its fields."""
@@ -148,7 +178,11 @@ _EXPECTED: dict[type, str] = {
 }
 SETTINGS = {f.name: f for f in fields(Recipe)}
 # A run's recipe from before these were there trained as their defaults say.
-_NEWER = {"limit"}
+_NEWER = {
+    "limit", "other_learning_rate", "decay", "decay_every", "shift_fill", "alternating_flip", "crop_scale",
+    "crop_ratio", "brightness", "contrast", "saturation", "randaugment", "magnitude", "cutout", "mixup", "cutmix",
+    "precision", "channels_last",
+}  # fmt: skip
 TYPES: dict[str, type] = get_type_hints(Recipe)
 
 

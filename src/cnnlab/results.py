@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cnnlab.recipe import KEYS
 from cnnlab.runs import Run
 
+_SEEN = "note: trained on every labelled image; `seen acc` is of some of these as they are, and no estimate for others"
 _LOOKS = "note: this recipe looks at the test set after each epoch, as the manual does; choose nothing by it"
 
 
@@ -36,7 +38,9 @@ class Result:
             lines.append(_LOOKS)
         if s["skipped"]:
             lines.append(_skipped(s["skipped"], self.run.path))
-        best = "" if s["watch"] == "test" else f", best epoch {s['best_epoch']} with val acc {s['best']:.3f}"
+        if s["watch"] == "train":
+            lines.append(_SEEN)
+        best = "" if s["watch"] != "validation" else f", best epoch {s['best_epoch']} with val acc {s['best']:.3f}"
         lines.append(f"run: {self.run.path} (curve: curves.png{best})")
         return "\n".join(lines)
 
@@ -51,7 +55,7 @@ class SeedsResult:
 
     def __str__(self) -> str:
         s = self.summary
-        key = "val" if s["watch"] == "validation" else "test"
+        key = KEYS[s["watch"]]
         lines = []
         for r in self.results:
             row = r.summary
@@ -70,6 +74,8 @@ class SeedsResult:
         )
         if s["watch"] == "test":
             lines.append(_LOOKS)
+        if s["watch"] == "train":
+            lines.append(_SEEN)
         skipped = self.results[0].summary["skipped"] if self.results else 0
         if skipped:
             lines.append(_skipped(skipped, self.results[0].run.path))

@@ -233,7 +233,7 @@ def list_runs(runs_dir: str | Path = "runs", damaged: Callable[[str], None] = la
 def _folders_of_runs(path: Path) -> list[Path]:
     """The run's folder `path` itself, or those inside it: the seeds of one recipe, or of a reproduction's many."""
     inside: list[Path] = []
-    if (path / "reproduction.json").exists():
+    if any((path / f"{kind}.json").exists() for kind in ("reproduction", "competition")):
         inside = [folder for p in sorted(path.iterdir()) if p.is_dir() for folder in _folders_of_runs(p)]
     elif (path / "seeds.json").exists():
         inside = seed_folders(path)

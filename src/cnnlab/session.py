@@ -17,6 +17,7 @@ from cnnlab.display import Display, make_display
 from cnnlab.errors import CnnlabError, expand
 from cnnlab.interrupt import CtrlC
 from cnnlab.models import build_model
+from cnnlab.models.airbench import Whitening
 from cnnlab.models.external import published_tag
 from cnnlab.recipe import Recipe
 from cnnlab.runs import Run
@@ -33,6 +34,7 @@ class Session:
         self.threads = threads
         self.display: Display = make_display(progress)
         self.ctrl_c = CtrlC()
+        self.precision = torch.float32  # each run says what its recipe wants
         self._data_dir = data_folder(data_dir)
         self._skip_bad = skip_bad
 
@@ -113,6 +115,13 @@ class Session:
             published=published,
         )
 
+    def whiten(self, model: nn.Module) -> None:
+        """Fit a first layer that whitens, if `model` has one, to some of the training images."""
+        for layer in model.modules():
+            if isinstance(layer, Whitening):
+                some = stratified_subset(self.train_set.labels, 5000, 0)
+                layer.fit(self.preprocessing(self.train_set.images[some]))
+
     def _check_batches(self, recipe: Recipe) -> None:
         """Does the network train on batches of one, where the recipe makes such? Tried with shapes alone."""
         if published_tag(recipe.model):
@@ -153,6 +162,9 @@ def _whole_splits(recipe: Recipe, options: SourceOptions) -> tuple[ImageSet, Ima
         if test_set is None:
             raise CnnlabError(f"{recipe.data} has no test set to watch; set watch=validation and a val_fraction")
         return train_set, test_set
+    if recipe.watch == "train":
+        # Enough to see the training work, and few enough to cost little of an epoch.
+        return train_set, train_set.take(stratified_subset(train_set.labels, 5000, recipe.split_seed))
     own = load_images(recipe.data, "validation", options)
     if own is not None:
         return train_set, own

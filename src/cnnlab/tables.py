@@ -32,18 +32,20 @@ def as_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
-def evaluation(found: RunEvaluation) -> str:
-    """Accuracy and loss in a line, then each class with its accuracy and its confusion matrix row."""
-    e, classes = found.result, found.run.classes
-    lines = [
-        f"{found.split} acc {e.accuracy:.4f} ({e.correct} of {e.count} images), loss {e.loss:.4f}; "
-        f"{found.run.path}, {found.weights.name}"
-    ]
-    rows = e.confusion.tolist()
+def confusion(
+    classes: Sequence[str],
+    rows: Sequence[Sequence[int]],
+    class_accuracy: Sequence[float | None],
+    others: Sequence[int] = (),
+) -> str:
+    """The confusion matrix, a row a class; of more than 20 classes, the ten most frequent mistakes.
+
+    others: of each class, images that were called something that is no class; they get a column of their own.
+    """
     if len(classes) <= 20:
-        table = _table("true \\ predicted", *(str(k) for k in range(len(classes))), "acc")
-        for k, (row, accuracy) in enumerate(zip(rows, e.class_accuracy, strict=True)):
-            cells = [str(n) if n else "." for n in row]
+        table = _table("true \\ predicted", *(str(k) for k in range(len(classes))), *["other"] * bool(others), "acc")
+        for k, (row, accuracy) in enumerate(zip(rows, class_accuracy, strict=True)):
+            cells = [str(n) if n else "." for n in [*row, *others[k : k + 1]]]
             name = classes[k] if classes[k] == str(k) else f"{k} {classes[k]}"
             table.add_row(name, *cells, "-" if accuracy is None else f"{accuracy:.3f}")
     else:  # a matrix would not fit: the ten most frequent mistakes instead
@@ -51,7 +53,17 @@ def evaluation(found: RunEvaluation) -> str:
         pairs = [(n, i, j) for i, row in enumerate(rows) for j, n in enumerate(row) if n and i != j]
         for n, i, j in sorted(pairs, reverse=True)[:10]:
             table.add_row(classes[i], classes[j], str(n))
-    lines.append(_text(table))
+    return _text(table)
+
+
+def evaluation(found: RunEvaluation) -> str:
+    """Accuracy and loss in a line, then each class with its accuracy and its confusion matrix row."""
+    e, classes = found.result, found.run.classes
+    lines = [
+        f"{found.split} acc {e.accuracy:.4f} ({e.correct} of {e.count} images), loss {e.loss:.4f}; "
+        f"{found.run.path}, {found.weights.name}"
+    ]
+    lines.append(confusion(classes, e.confusion.tolist(), e.class_accuracy))
     if found.skipped:
         lines.append(f"{len(found.skipped)} damaged images were left out; the first: {found.skipped[0]}")
     if found.split == "test":
@@ -316,8 +328,9 @@ def known_list(known: dict[str, dict[str, str]]) -> str:
 
 def _recipe_line(name: str) -> str:
     r = RECIPES[name]
-    watch = "looks at the test set each epoch" if r.watch == "test" else "chosen on validation"
-    return f"{r.model} on {r.data}, {r.epochs} epochs, batch {r.batch_size}, {r.optimizer} {r.learning_rate:g}; {watch}"
+    watch = {"test": "looks at the test set each epoch", "validation": "chosen on validation", "train": "on all images"}
+    how = f"{r.epochs} epochs, batch {r.batch_size}, {r.optimizer} {r.learning_rate:g}"
+    return f"{r.model} on {r.data}, {how}; {watch[r.watch]}"
 
 
 # What a variant's options mean, for `cnnlab list models`.
@@ -326,6 +339,7 @@ _VARIANTS = {
     "ratio": "a quarter of the channels, as the manual trains it",
     "last_relu": "without the last ReLU",
     "manual": "the manual's variant: biases, bare 1x1 convolutions",
+    "deep": "three convolutions a group, and a shortcut",
     "cifar": "a small stem, for images of about 32 pixels",
 }
 

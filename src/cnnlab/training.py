@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,8 +22,18 @@ from torch import Tensor, nn
 
 from cnnlab import runs
 from cnnlab.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from cnnlab.data.augment import Augmentation
 from cnnlab.data.loader import Loader
-from cnnlab.device import Stopwatch, available_cores, environment, pick_device, reproducible, synchronize
+from cnnlab.device import (
+    Stopwatch,
+    available_cores,
+    environment,
+    low_precision,
+    pick_device,
+    pick_precision,
+    reproducible,
+    synchronize,
+)
 from cnnlab.errors import CnnlabError, TrainingInterrupted, out_of_memory, reason
 from cnnlab.evaluation import evaluate
 from cnnlab.files import write_atomic, write_json
@@ -36,18 +46,25 @@ from cnnlab.session import Session
 
 
 def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, label_smoothing: float = 0.0
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    y: Tensor,
+    label_smoothing: float = 0.0,
+    precision: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """One update: forward, mean cross-entropy, backward, step.
 
-    x (B, C, H, W) float, y (B,) int64 -> (mean loss, number of hits), both scalars that stay on the device.
+    x (B, C, H, W) float; y (B,) int64, or (B, K) shares of the classes where images were mixed -> (mean loss, number
+    of hits), both scalars that stay on the device. A mixed image is hit by the class of its larger share.
     """
-    logits = model(x)  # (B, K)
+    with low_precision(x.device, precision):
+        logits = model(x).float()  # (B, K)
     loss = F.cross_entropy(logits, y, label_smoothing=label_smoothing)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    return loss.detach(), (logits.detach().argmax(1) == y).sum()
+    return loss.detach(), (logits.detach().argmax(1) == (y if y.ndim == 1 else y.argmax(1))).sum()
 
 
 def train(
@@ -166,7 +183,9 @@ def _train(session: Session, run: Run) -> Result:
         raise CnnlabError(f"the images of {recipe.data} are not those that {run.path} began with; train a new run")
     first = runs.first_session(run)
     threads = session.threads or min(first.get("threads", available_cores()), available_cores())
-    now = environment(session.device, threads)
+    with reproducible(recipe.seed, threads):
+        session.precision = pick_precision(recipe.precision, session.device, first.get("dtype"))
+    now = environment(session.device, threads, session.precision)
     for what in ("device_name", "threads", "versions"):
         if first.get(what, now[what]) != now[what]:
             session.display.message(
@@ -178,7 +197,11 @@ def _train(session: Session, run: Run) -> Result:
             # On the host: the same starting weights on every device. A checkpoint has weights of its own.
             model = session.build(recipe, published=not run.checkpoint.exists())
             initialize(model, recipe.init)
+            if not run.checkpoint.exists():
+                session.whiten(model)
             model.to(session.device)
+            if recipe.channels_last:
+                model.to(memory_format=torch.channels_last)
             optimizer = make_optimizer(model, recipe)
             state: dict[str, Any] = {"rows": [], "best": None, "best_epoch": 0}
             if run.checkpoint.exists() or run.metrics():
@@ -278,11 +301,22 @@ def _epochs(
     """The loop: every epoch that `state` lacks, each saved before it counts."""
     recipe, device, display, key = run.recipe, session.device, session.display, run.recipe.key
     train_loader = Loader(
-        session.train_set, session.preprocessing, recipe.batch_size, device, shift=recipe.shift, flip=recipe.flip
+        session.train_set,
+        session.preprocessing,
+        recipe.batch_size,
+        device,
+        augmentation=Augmentation(**{f.name: getattr(recipe, f.name) for f in fields(Augmentation)}),
+        channels_last=recipe.channels_last,
     )
     # Nothing is kept for a backward pass here, so small images go through in larger batches.
     small = session.preprocessing.image_size <= 64
-    watch_loader = Loader(session.watch_set, session.preprocessing, 1000 if small else recipe.batch_size, device)
+    watch_loader = Loader(
+        session.watch_set,
+        session.preprocessing,
+        1000 if small else recipe.batch_size,
+        device,
+        channels_last=recipe.channels_last,
+    )
     num_classes = len(session.train_set.classes)
     steps = recipe.epochs * len(train_loader)
     display.begin(train_loader, recipe.epochs, len(state["rows"]), recipe.watch, state["rows"])
@@ -296,7 +330,7 @@ def _epochs(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step, steps)
             compute.start()
-            loss, hits = train_step(model, optimizer, x, y, recipe.label_smoothing)
+            loss, hits = train_step(model, optimizer, x, y, recipe.label_smoothing, session.precision)
             statistics += torch.stack((loss * len(y), hits))
             compute.stop()
             step, seen = step + 1, seen + len(y)
@@ -305,7 +339,7 @@ def _epochs(
         synchronize(device)  # the epoch's one wait for the device: now its figures are read
         trained = time.perf_counter()
         loss_sum, hit_count = statistics.tolist()
-        measured = evaluate(model, watch_loader, num_classes, between=session.ctrl_c.check)
+        measured = evaluate(model, watch_loader, num_classes, session.ctrl_c.check, session.precision)
         if not math.isfinite(loss_sum + measured.loss):  # the last update shows in the evaluation only
             raise _diverged(run, recipe, epoch, loss_sum + measured.loss)
         compute_seconds = compute.seconds()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_dir
 
-from cnnlab.data import digits, fashion_mnist, folder
+from cnnlab.data import digits, fashion_mnist, folder, store
 from cnnlab.data.imageset import ImageSet, SourceOptions, stratified_split, stratified_subset
 from cnnlab.errors import CnnlabError, expand, unknown
 
@@ -27,13 +27,14 @@ DATASETS: dict[str, Callable[[str, SourceOptions], ImageSet | None]] = {
     "fashion-mnist": fashion_mnist.load,
 }
 FOLDER = "folder:"
+STORE = "store:"
 
 
 def load_images(source: str, split: str, options: SourceOptions | None = None) -> ImageSet | None:
     """The `train`, `validation` or `test` part of `source`; None where it has no such part of its own.
 
-    source: a name in DATASETS, or `folder:PATH`. Raises: CnnlabError, in one line, for anything that is wrong with
-    the name or the files.
+    source: a name in DATASETS, `folder:PATH`, or `store:PATH` for what `cnnlab kaggle prepare` made. Raises:
+    CnnlabError, in one line, for anything that is wrong with the name or the files.
     """
     if split not in ("train", "validation", "test"):
         raise unknown("split", split, ("train", "validation", "test"))
@@ -42,10 +43,12 @@ def load_images(source: str, split: str, options: SourceOptions | None = None) -
         if source == FOLDER:
             raise CnnlabError("folder: names no folder; write folder:PATH")
         return folder.load(expand(source.removeprefix(FOLDER)), split, options)
+    if source.startswith(STORE):
+        return store.load(expand(source.removeprefix(STORE)), split, options)
     if source not in DATASETS:
         if Path(source).is_dir():
             raise CnnlabError(f"unknown source {source!r}; for a folder of images write folder:{source}")
-        raise unknown("source", source, [*DATASETS, "folder:PATH"])
+        raise unknown("source", source, [*DATASETS, "folder:PATH", "store:PATH"])
     return DATASETS[source](split, options)
 
 

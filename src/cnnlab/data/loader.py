@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnnlab.data.augment import random_flip, random_shift
+from cnnlab.data.augment import Augmentation
 from cnnlab.data.imageset import ImageSet
 
 
@@ -95,14 +95,16 @@ class Loader:
         batch_size: int,
         device: torch.device,
         *,
-        shift: int = 0,
-        flip: bool = False,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008 - it is frozen
+        channels_last: bool = False,
     ) -> None:
         self.images = images.images.to(device)  # (N, C, H, W) uint8
         self.labels = images.labels.to(device)  # (N,)
         self.preprocessing = preprocessing
         self.device = device
-        self._shift, self._flip = shift, flip
+        self._num_classes = len(images.classes)
+        self._augmentation = augmentation
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
         sizes = [batch_size] * (self.count // batch_size)
         rest = self.count % batch_size
         if rest == 1 and sizes:
@@ -123,21 +125,27 @@ class Loader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Each batch in order: images (B, C, H, W) float32, labels (B,)."""
         for images, labels in zip(self.images.split(self._sizes), self.labels.split(self._sizes), strict=True):
-            yield self.preprocessing(images), labels
+            yield self.preprocessing(images).to(memory_format=self._layout), labels
 
     def shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each batch of epoch number `epoch`, in random order and augmented."""
+        """Each batch of epoch number `epoch`, in random order and augmented.
+
+        Where images are mixed, the labels are (B, K) shares of the classes in place of (B,) numbers.
+        """
         # The order is drawn on the host, so it is the same on every device.
         host = torch.Generator().manual_seed(_mix(seed, epoch, 0))
         here = torch.Generator(self.device).manual_seed(_mix(seed, epoch, 1))
         order = torch.randperm(self.count, generator=host).to(self.device)
+        grey, _ = _moments(self.preprocessing.mean, self.preprocessing.std, self.device)
+        grey = grey.flatten()  # what a hole is filled with: the mean colour
         for index in order.split(self._sizes):
             x = self.preprocessing.resized(self.images[index])
-            if self._flip:
-                x = random_flip(x, here)
-            if self._shift:
-                x = random_shift(x, self._shift, here)
-            yield self.preprocessing.normalized(x), self.labels[index]
+            x = self._augmentation.changes(x, index, epoch, seed, here, grey)
+            x, y, other, share = self._augmentation.mixes(x, self.labels[index], here, host)
+            if other is not None and share is not None:
+                weights = F.one_hot(y, self._num_classes), F.one_hot(other, self._num_classes)
+                y = weights[0] * share[:, None] + weights[1] * (1 - share[:, None])  # (B, K)
+            yield self.preprocessing.normalized(x).to(memory_format=self._layout), y
 
 
 @lru_cache(maxsize=8)

@@ -9,6 +9,7 @@ from functools import partial
 from torch import nn
 
 from cnnlab.errors import CnnlabError, unknown
+from cnnlab.models.airbench import airbench
 from cnnlab.models.alexnet import alexnet
 from cnnlab.models.densenet import densenet, densenet121, densenet169, densenet201
 from cnnlab.models.external import build_external, external_size, libraries
@@ -44,8 +45,12 @@ MODELS: dict[str, Builder] = {
     "resnet101-manual": partial(resnet101, manual=True),
     "resnet152-manual": partial(resnet152, manual=True),
     "resnet18-cifar": partial(resnet18, cifar=True, image_size=32),
+    "resnet18-manual-cifar": partial(resnet18, manual=True, cifar=True, image_size=32),
     "resnet34-cifar": partial(resnet34, cifar=True, image_size=32),
     "resnet50-cifar": partial(resnet50, cifar=True, image_size=32),
+    "airbench94": airbench,
+    "airbench95": partial(airbench, (128, 384, 384)),
+    "airbench96": partial(airbench, (128, 512, 512), deep=True),
     "densenet": densenet,
     "densenet121": densenet121,
     "densenet169": densenet169,

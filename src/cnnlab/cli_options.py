@@ -1,0 +1,39 @@
+"""What the command's parts share: options that several commands take, and how a training's end is told."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnnlab.errors import TrainingInterrupted
+
+RunsDir = Annotated[Path, typer.Option(help="Folder of the runs.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the datasets. Unsaid: CNNLAB_DATA, else the user's cache.", show_default=False),
+]
+DeviceName = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Threads = Annotated[int | None, typer.Option(help="Threads of the CPU. Unsaid: all cores.", show_default=False)]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave damaged images out instead of stopping.")]
+Weights = Annotated[
+    str | None, typer.Option(help="best or last. Unsaid: best, if chosen on validation.", show_default=False)
+]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name in --runs-dir.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def print_training(call: Callable[[], object]) -> None:
+    """Call, and print what comes back; where Ctrl-C stopped it, what it says, with exit code 130."""
+    # Typer would turn the interruption into a bare exit code and lose what it says.
+    try:
+        print(call())
+    except TrainingInterrupted as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(130) from None
+    except KeyboardInterrupt:
+        print("stopped before there was anything to keep", file=sys.stderr)
+        raise typer.Exit(130) from None

@@ -1,0 +1,370 @@
+"""The images in an archive or a folder, one after the other, in bounded memory; nothing is unpacked to the disk.
+
+An archive may come from anyone. Its list of members is judged before anything is read, and what they really unpack
+to while it is read: names that lead out of it, links, devices, two members of one name, encryption and bombs are
+refused, each in one line.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cnnlab.data.images import ENDINGS, image_files
+from cnnlab.errors import CnnlabError, reason
+
+ARCHIVES = (".7z", ".zip", ".tar", ".tar.gz", ".tgz")
+MEMBER_LIMIT = 64 << 20  # bytes of one image file
+# Bytes of all members: image files hardly shrink in an archive, so a hundredfold is a bomb.
+TOTAL_LEAST, TOTAL_RATIO = 1 << 30, 100
+_BLOCK = 1 << 18
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in an archive: its path there and its size in bytes, as the archive declares it."""
+
+    name: str
+    size: int
+
+
+class Archive:
+    """The images of one archive or folder.
+
+    members: the images, in the order in which `read` gives them; passed_over: how many other files there are;
+    label: what errors call the archive.
+    """
+
+    def __init__(self, label: str, packed: int) -> None:
+        self.label = label
+        self.members: list[Member] = []
+        self.passed_over = 0
+        self._limit = max(TOTAL_LEAST, TOTAL_RATIO * packed)
+        self._names: set[str] = set()
+        self._total = 0
+
+    def read(self, wanted: Container[int] | None = None) -> Iterator[tuple[int, bytes]]:
+        """(index in `members`, the file's bytes) of all members or those `wanted`, in order; from the start each time.
+
+        Raises: CnnlabError for a damaged archive, and for one that unpacks to more than it says.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+    def called(self, index: int) -> str:
+        """A member as errors name it: `train.7z: train/17.png`."""
+        return f"{self.label}: {shown(self.members[index].name)}"
+
+    def _admit(self, name: str, size: int) -> bool:
+        """Judge a file's name and declared size; is it an image?"""
+        parts = name.split("/")
+        if not name or name[0] == "/" or "\\" in name or "\0" in name or ".." in parts or re.match("[A-Za-z]:", name):
+            raise CnnlabError(
+                f"{self.label} holds {name!a}, a path that leads out of the archive or is Windows' own; nothing of it "
+                "was read: unpack it with a tool that you trust and give the folder"
+            )
+        self._count(size)
+        call = f"{self.label}: {shown(name)}"
+        hidden = any(part == "__MACOSX" or (part[:1] == "." and part != ".") for part in parts)
+        if hidden or os.path.splitext(parts[-1])[1].lower() not in ENDINGS:  # noqa: PTH122 - hot
+            self.passed_over += 1
+            return False
+        if size > MEMBER_LIMIT:
+            raise CnnlabError(f"{call} is {size:,} bytes; more than {MEMBER_LIMIT:,} is no image here")
+        if name in self._names:
+            raise CnnlabError(f"{call} is there twice; which one is meant? Pack it again with one of them")
+        self._names.add(name)
+        self.members.append(Member(name, size))
+        return True
+
+    def _count(self, size: int) -> None:
+        self._total += size
+        if self._total > self._limit:
+            raise CnnlabError(
+                f"{self.label} would unpack to more than {self._limit:,} bytes, a hundred times its size; nothing that "
+                "holds images does"
+            )
+
+    def _refuse(self, name: str, what: str) -> CnnlabError:
+        return CnnlabError(f"{self.label} holds {name!a}, which is {what}, not a file; pack the images themselves")
+
+    def _encrypted(self) -> CnnlabError:
+        return CnnlabError(f"{self.label} is encrypted; unpack it and give the folder")
+
+    def _damaged(self, error: BaseException | str) -> CnnlabError:
+        why = error if isinstance(error, str) else reason(error)
+        return CnnlabError(f"{self.label} is damaged or incomplete: {why}; download it again")
+
+
+class _Folder(Archive):
+    def __init__(self, path: Path, label: str) -> None:
+        super().__init__(label, 0)
+        self._path = path
+        for file in sorted(image_files(path)):
+            self.members.append(Member(file.relative_to(path).as_posix(), file.stat().st_size))
+
+    def read(self, wanted: Container[int] | None = None) -> Iterator[tuple[int, bytes]]:
+        for i, member in enumerate(self.members):
+            if wanted is None or i in wanted:
+                with (self._path / member.name).open("rb") as file:
+                    content = file.read(MEMBER_LIMIT + 1)
+                if len(content) > MEMBER_LIMIT:  # as in an archive
+                    raise CnnlabError(f"{self.called(i)} is larger than the {MEMBER_LIMIT:,} bytes of any image here")
+                yield i, content
+
+    def called(self, index: int) -> str:
+        return shown(str(self._path / self.members[index].name))
+
+
+class _Zip(Archive):
+    def __init__(self, path: Path, label: str, inside: str) -> None:
+        super().__init__(label, path.stat().st_size)
+        self._infos: list[zipfile.ZipInfo] = []
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, ValueError, EOFError) as error:
+            raise self._damaged(error) from error
+        try:
+            self._list(inside)
+        except BaseException:
+            self._zip.close()
+            raise
+
+    def _list(self, inside: str) -> None:
+        for info in self._zip.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if info.is_dir() or kind == stat.S_IFDIR:
+                continue
+            if kind not in (0, stat.S_IFREG):
+                raise self._refuse(info.filename, "a link" if kind == stat.S_IFLNK else "a device")
+            if info.orig_filename.startswith(inside) and self._admit(info.orig_filename, info.file_size):
+                self._infos.append(info)
+                if info.flag_bits & 1:
+                    raise self._encrypted()
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    # Python would unpack these without a bound on memory.
+                    raise CnnlabError(
+                        f"{self.called(-1)} is packed in a way that is not read here; unpack {self.label} and give the "
+                        "folder"
+                    )
+
+    def read(self, wanted: Container[int] | None = None) -> Iterator[tuple[int, bytes]]:
+        for i, info in enumerate(self._infos):
+            if wanted is None or i in wanted:
+                try:
+                    with self._zip.open(info) as file:
+                        content = file.read(MEMBER_LIMIT + 1)
+                except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+                    raise self._damaged(error) from error
+                if len(content) != info.file_size:
+                    raise self._damaged(f"{shown(info.filename)} ends early")
+                yield i, content
+
+    def close(self) -> None:
+        self._zip.close()
+
+
+class _Tar(Archive):
+    def __init__(self, path: Path, label: str) -> None:
+        super().__init__(label, path.stat().st_size)
+        self._path = path
+        self._places: list[int] = []  # of each image, its place among all files
+        for place, info in enumerate(self._files()):
+            if self._admit(info[0].name, info[0].size):
+                self._places.append(place)
+
+    def read(self, wanted: Container[int] | None = None) -> Iterator[tuple[int, bytes]]:
+        index = 0
+        for place, (info, tar) in enumerate(self._files()):
+            if index == len(self._places):
+                return
+            if place != self._places[index]:
+                continue
+            if wanted is None or index in wanted:
+                try:
+                    file = tar.extractfile(info)
+                    content = file.read(MEMBER_LIMIT + 1) if file else b""
+                except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+                    raise self._damaged(error) from error
+                if len(content) != self.members[index].size:
+                    raise self._damaged(f"{shown(info.name)} ends early")
+                yield index, content
+            index += 1
+
+    def _files(self) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+        """Every regular file's entry; a link or device is refused."""
+        try:
+            unpack = gzip.open if self._path.name.lower().endswith("gz") else open
+            with (
+                unpack(self._path, "rb") as stream,
+                tarfile.TarFile.open(fileobj=stream, mode="r:", tarinfo=_CheckedInfo) as tar,
+            ):
+                while (info := tar.next()) is not None:
+                    tar.members.clear()  # type: ignore[attr-defined] # it would keep them all
+                    if info.isdir():
+                        continue
+                    if not info.isreg():
+                        raise self._refuse(info.name, "a link" if info.issym() or info.islnk() else "a device")
+                    yield info, tar
+                while rest := stream.read(_BLOCK):  # to where gzip's checksum is
+                    self._count(len(rest))
+        except (OSError, EOFError, tarfile.TarError, zlib.error, ValueError, _Torn) as error:
+            raise self._damaged(error) from error
+
+
+class _Torn(Exception):
+    pass
+
+
+class _CheckedInfo(tarfile.TarInfo):
+    """tarfile takes a damaged header in the middle for the end, and believes any size of a header's own extension."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _CheckedInfo:
+        try:
+            info = super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise _Torn(f"no tar header where one should be ({reason(error)})") from error
+        if info.type in b"xgLKX" and info.size > 1 << 20:
+            raise _Torn("a header of more than a MiB")
+        return info
+
+
+class _SevenZip(Archive):
+    def __init__(self, path: Path, label: str) -> None:
+        super().__init__(label, path.stat().st_size)
+        try:
+            import py7zr
+        except ImportError as error:
+            raise CnnlabError(
+                f"{label} needs the package py7zr: pip install 'cnnlab[kaggle]', or unpack it and give the folder"
+            ) from error
+        try:
+            self._seven = py7zr.SevenZipFile(path)
+            encrypted = self._seven.needs_password()
+        except py7zr.PasswordRequired as error:
+            raise self._encrypted() from error
+        except Exception as error:  # a damaged header makes it raise nearly anything
+            raise self._damaged(error) from error
+        self._plan: list[_Solid] = []
+        try:
+            if encrypted:
+                raise self._encrypted()
+            self._list()
+        except BaseException:
+            self._seven.close()
+            raise
+
+    def _list(self) -> None:
+        starts: dict[int, int] = {}
+        if streams := getattr(self._seven.header, "main_streams", None):
+            starts = {id(f): streams.packinfo.packpositions[i] for i, f in enumerate(streams.unpackinfo.folders)}
+        for file in self._seven.files:
+            if file.is_directory:
+                continue
+            kind, link = file.st_fmt or stat.S_IFREG, file.is_symlink or file.is_junction
+            if link or kind != stat.S_IFREG:
+                raise self._refuse(file.filename, "a link" if link else "a device")
+            size = file.uncompressed or 0
+            index = len(self.members) - 1 if self._admit(file.filename, size) else -1
+            folder = None if file.emptystream else file.folder
+            if folder is None or not self._plan or self._plan[-1].folder is not folder:
+                start = self._seven.afterheader + starts.get(id(folder), 0)
+                self._plan.append(_Solid(folder, start, file.compressed or 0, []))
+            self._plan[-1].files.append((index, size, file.crc32))
+
+    def read(self, wanted: Container[int] | None = None) -> Iterator[tuple[int, bytes]]:
+        # py7zr's own loop costs half as much again as the unpacking: hence this one, around its decompressor.
+        for solid in self._plan:
+            blocks = self._blocks(solid)
+            block, at = b"", 0
+            for index, size, crc in solid.files:
+                keep = index >= 0 and (wanted is None or index in wanted)
+                pieces, left = [], size
+                while left:
+                    if at == len(block):
+                        block, at = next(blocks), 0
+                    piece = block[at : at + left]
+                    at, left = at + len(piece), left - len(piece)
+                    if keep:
+                        pieces.append(piece)
+                if keep:
+                    content = b"".join(pieces)
+                    if crc is not None and zlib.crc32(content) != crc:
+                        raise self._damaged(f"{shown(self.members[index].name)} has a wrong checksum")
+                    yield index, content
+
+    def _blocks(self, solid: _Solid) -> Iterator[bytes]:
+        """What a solid block unpacks to, piece by piece."""
+        source, left = self._seven.fp, sum(size for _, size, _ in solid.files)
+        try:
+            if left:
+                source.seek(solid.start)
+                decompressor = solid.folder.get_decompressor(solid.packed, reset=True)
+            while left:
+                before = source.tell()
+                block = bytes(decompressor.decompress(source, min(left, _BLOCK)))
+                if not block and source.tell() == before:
+                    raise EOFError("it ends early")
+                left -= len(block)
+                yield block
+        except Exception as error:
+            raise self._damaged(error) from error
+
+    def close(self) -> None:
+        self._seven.close()
+
+
+@dataclass(frozen=True)
+class _Solid:
+    """Files packed as one stream: py7zr's folder, where it starts, its size, and (index, size, CRC) of each."""
+
+    folder: Any
+    start: int
+    packed: int
+    files: list[tuple[int, int, int | None]]
+
+
+def open_archive(path: Path, label: str = "", inside: str = "") -> Archive:
+    """The images of an archive (one of ARCHIVES) or of a folder and its sub-folders. Close it with `closing`.
+
+    label: what errors should call it, unsaid its name; inside: of a zip, only what has a path that begins so.
+    Raises: CnnlabError for one that is missing, damaged, encrypted or hostile, and where py7zr is missing.
+    """
+    label = label or path.name
+    try:
+        if path.is_dir():
+            return _Folder(path, str(path))
+        kind = archive_ending(path.name)
+        if kind == ".7z":
+            return _SevenZip(path, label)
+        if kind == ".zip":
+            return _Zip(path, label, inside)
+        if kind:
+            return _Tar(path, label)
+    except OSError as error:
+        raise CnnlabError(f"cannot read {path}: {reason(error)}") from error
+    raise CnnlabError(f"{path} is no archive that can be read; known: {', '.join(ARCHIVES)}, or a folder")
+
+
+def shown(name: str) -> str:
+    """A name from an archive as it may stand in a line: without line breaks or a terminal's commands."""
+    return name if name.isprintable() else ascii(name)
+
+
+def archive_ending(name: str) -> str:
+    """That of ARCHIVES with which `name` ends, or nothing."""
+    return next((ending for ending in ARCHIVES if name.lower().endswith(ending)), "")

@@ -1,0 +1,163 @@
+"""A competition's images, decoded once into one folder of plain arrays that every later step maps into memory.
+
+PATH/train.npy, PATH/test.npy    (N, C, H, W) uint8
+PATH/store.json                  ids, labels, classes, and what was noticed on the way
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from platformdirs import user_cache_dir
+from torch import Tensor
+
+from cnnlab.data.competition import Layout, Place
+from cnnlab.data.images import FITS
+from cnnlab.data.imageset import ImageSet, Report, SourceOptions, no_report
+from cnnlab.data.preparation import FORMAT, Parts, Preparation
+from cnnlab.device import available_cores
+from cnnlab.errors import CnnlabError, expand, reason
+from cnnlab.files import read_json
+
+__all__ = ["Layout", "Store", "load", "open_store", "prepare"]
+
+
+@dataclass(frozen=True)
+class Store:
+    """A prepared competition.
+
+    info: what store.json holds; train: images (N, C, H, W) mapped from the disk, in the order of the labels file;
+    test_images: (M, C, H, W), in the order of the sample submission, those that it does not name behind; M may be 0;
+    test_ids: M texts, as the sample submission writes them; sample_ids: all of the sample submission's, None without.
+    """
+
+    path: Path
+    info: dict[str, Any]
+    train: ImageSet
+    test_images: Tensor
+    test_ids: list[str]
+    sample_ids: list[str] | None
+
+
+def load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:  # noqa: ARG001 - as every source
+    """The source `store:PATH`: its training images; None for the other parts, as the test images have no labels."""
+    return open_store(path).train if split == "train" else None
+
+
+def open_store(path: Path) -> Store:
+    """Map a prepared store into memory. Raises CnnlabError where `path` is none, or an incomplete one."""
+    path = expand(path)
+    if not (path / "store.json").is_file():
+        raise CnnlabError(f"{path} is no prepared store: it has no store.json; make one with cnnlab kaggle prepare")
+    info = read_json(path / "store.json")
+    if info.get("format") != FORMAT:
+        raise CnnlabError(f"{path / 'store.json'} says format {info.get('format')!r}, not {FORMAT!r}; prepare it again")
+    try:
+        ids, labels = info["train_ids"], torch.tensor(info["labels"], dtype=torch.int64)
+        train, test = (
+            _map(path / f"{part}.npy", (len(info[f"{part}_ids"]), info["channels"], *[info["image_size"]] * 2))
+            for part in ("train", "test")
+        )
+        images = ImageSet(train, labels, ids, info["classes"], tuple(info["skipped"]))
+        return Store(path, info, images, test, info["test_ids"], info["sample_ids"])
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise CnnlabError(f"{path} is damaged: {reason(error)}; delete it and prepare it again") from error
+
+
+def prepare(
+    folder: Path,
+    *,
+    store: Path | None = None,
+    layout: Layout = Layout(),  # noqa: B008 - frozen
+    workers: int | None = None,
+    skip_bad: bool = False,
+    report: Report = no_report,
+) -> Store:
+    """Decode a competition's archives into a store, or open the one that holds just this already.
+
+    folder: where the files lie, or the competition's zip; store: the folder to make, unsaid one in the user's cache;
+    workers: processes in all, unsaid one for each core; skip_bad: leave damaged training images out and list them in
+    `info["skipped"]`, and show damaged test images black and list them in `info["unreadable_test"]`.
+
+    The store has its name only when it is complete. Raises: CnnlabError, in one line, for whatever is wrong with the
+    files. What is odd but does no harm is told in `info["report"]`.
+    """
+    folder = expand(folder)
+    if workers is not None and workers < 1:
+        raise CnnlabError(f"workers={workers}: choose at least 1, the number of processes")
+    if layout.fit not in FITS:
+        raise CnnlabError(f"fit={layout.fit!r}: choose {', '.join(FITS)}")
+    if layout.image_size < 0:
+        raise CnnlabError(f"image_size={layout.image_size}: choose the pixels of a side, or 0 for that of the images")
+    try:
+        with Place(folder, layout) as place:
+            parts = Parts.find(place, layout)
+            key = parts.key(skip_bad)
+            path = expand(store) if store else _default(folder, key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_name(path.name + ".lock")):
+                found = _existing(path, key)
+                if not found:
+                    with _making(path) as work:
+                        processes = min(workers or available_cores(), available_cores())
+                        Preparation(parts, work, processes, workers is not None, skip_bad, report).run(key)
+            return found or open_store(path)
+    except OSError as error:
+        raise CnnlabError(
+            f"cannot prepare {folder}: {reason(error)}{f' ({error.filename})' if error.filename else ''}; check that "
+            "it can be read, and that the store can be written, or name another folder with --store"
+        ) from error
+
+
+def _default(folder: Path, key: str) -> Path:
+    name = folder.absolute().name.removesuffix(".zip") or "competition"
+    return Path(user_cache_dir("cnnlab")) / "stores" / f"{name}-{key}"
+
+
+def _existing(path: Path, key: str) -> Store | None:
+    """The store at `path` if it is complete and of that key; None where it must be made."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return None
+    about = path / "store.json"
+    if not about.is_file() or not str(read_json(about).get("format")).startswith("cnnlab store"):
+        raise CnnlabError(f"{path} exists and is no store of ours; name another folder with --store")
+    try:
+        store = open_store(path)
+    except CnnlabError:
+        return None
+    return store if store.info["key"] == key else None
+
+
+@contextmanager
+def _making(path: Path) -> Iterator[Path]:
+    """A folder to work in, which becomes `path` in the end, or is removed. The caller holds the lock."""
+    prefix = f".{path.name}."
+    for entry in path.parent.iterdir():
+        if entry.name.startswith(prefix) and entry.suffix == ".tmp":  # of a process that was killed: we hold the lock
+            shutil.rmtree(entry, ignore_errors=True)
+    work = path.with_name(f"{prefix}{os.getpid()}.tmp")
+    work.mkdir()
+    try:
+        yield work
+        if path.exists():
+            shutil.rmtree(path)
+        work.rename(path)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _map(path: Path, shape: tuple[int, ...]) -> Tensor:
+    # Copy-on-write: torch knows no arrays that cannot be written, and what is written must not reach the file.
+    pixels = np.load(path, mmap_mode="c" if shape[0] else None)
+    if pixels.shape != shape or pixels.dtype != np.uint8:
+        raise ValueError(f"{path.name} holds {pixels.dtype} {pixels.shape}, not uint8 {shape}")
+    return torch.from_numpy(pixels)

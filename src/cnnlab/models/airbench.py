@@ -1,0 +1,114 @@
+"""Airbench: small plain networks made for the least work to a given accuracy on CIFAR-10.
+
+Source: K. Jordan, 94% on CIFAR-10 in 3.29 seconds on a single GPU, arXiv:2404.00498, 2024, section 3 and appendix A.
+The whitened first layer is from D. Page, How to train your ResNet, 2018 to 2019.
+
+Deliberate deviations: batch norm keeps its scale, and the first layer's bias is trained to the end, so that nothing is
+frozen but the whitening itself (no difference in accuracy was seen, docs/log.md); the last pooling takes all that is
+left, so that images of other sizes work.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cnnlab.models.layers import last_side
+
+
+class Whitening(nn.Conv2d):
+    """conv 2x2 whose filters are not learned: the principal components of the images' patches, each at unit variance.
+
+    (B, C, H, W) -> (B, 8 C, H - 1, W - 1), each component with both signs. Before `fit` the filters are random.
+    """
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__(in_channels, 8 * in_channels, kernel_size=2)
+        filters = self.weight.detach()
+        del self.weight
+        self.register_buffer("weight", filters)  # saved with the network, but no parameter
+
+    @torch.no_grad()
+    def fit(self, images: Tensor, least: float = 5e-4) -> None:
+        """Take the filters from `images` (B, C, H, W), as the network will see them.
+
+        least: added to each variance, so that a direction in which the images hardly vary is not blown up.
+        """
+        channels = images.shape[1]
+        patches = F.unfold(images.double(), 2).transpose(1, 2).flatten(0, 1)  # (B (H - 1) (W - 1), 4 C)
+        variance, directions = torch.linalg.eigh(patches.T @ patches / len(patches))  # ascending
+        filters = (directions / (variance + least).sqrt()).T.flip(0).reshape(-1, channels, 2, 2)
+        self.weight.copy_(torch.cat((filters, -filters)))
+
+
+class ConvGroup(nn.Module):
+    """conv 3x3, max-pool 2, BN, GELU, then conv 3x3, BN, GELU: (B, C, H, W) -> (B, out, H / 2, W / 2).
+
+    deep: another conv 3x3, BN, GELU, and a shortcut over the two that follow the pooling (airbench96).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, deep: bool) -> None:
+        super().__init__()
+        self.conv1 = filters(in_channels, out_channels)
+        self.pool = nn.MaxPool2d(2)
+        self.bn1 = nn.BatchNorm2d(out_channels, momentum=0.4)
+        self.conv2 = filters(out_channels, out_channels)
+        self.bn2 = nn.BatchNorm2d(out_channels, momentum=0.4)
+        self.conv3 = filters(out_channels, out_channels) if deep else None
+        self.bn3 = nn.BatchNorm2d(out_channels, momentum=0.4) if deep else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The group's features."""
+        x = F.gelu(self.bn1(self.pool(self.conv1(x))))
+        y = F.gelu(self.bn2(self.conv2(x)))
+        if self.conv3 is not None and self.bn3 is not None:
+            y = F.gelu(self.bn3(self.conv3(y)) + x)
+        return y
+
+
+class Head(nn.Module):
+    """Maximum over the places, then a linear layer, its logits scaled down: (B, C, H, W) -> (B, K)."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, num_classes, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K)."""
+        # amax rather than a pooling layer, whose gradient has no repeatable form on CUDA.
+        out: Tensor = self.linear(x.amax((2, 3))) / 9
+        return out
+
+
+def filters(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """conv 3x3 that at first hands on its inputs in the first of its outputs; the others start at random."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+    nn.init.dirac_(conv.weight.data[:in_channels])
+    return conv
+
+
+def airbench(
+    widths: tuple[int, int, int] = (64, 256, 256),
+    *,
+    deep: bool = False,
+    num_classes: int = 10,
+    in_channels: int = 1,
+    image_size: int = 32,
+) -> nn.Sequential:
+    """Whitening, GELU, three groups of `widths` channels, head: (B, C, H, W) -> (B, K).
+
+    airbench94 is (64, 256, 256), airbench95 (128, 384, 384), airbench96 (128, 512, 512) and deep. Raises: CnnlabError
+    below 9 pixels.
+    """
+    first, second, third = widths
+    layers = nn.Sequential(
+        Whitening(in_channels),  # (B, 24, 31, 31) at 32 pixels in colour
+        nn.GELU(),
+        ConvGroup(8 * in_channels, first, deep),  # (B, 64, 15, 15)
+        ConvGroup(first, second, deep),  # (B, 256, 7, 7)
+        ConvGroup(second, third, deep),  # (B, 256, 3, 3)
+        Head(third, num_classes),
+    )
+    last_side(layers, image_size, usual=32)
+    return layers

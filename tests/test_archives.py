@@ -1,0 +1,308 @@
+"""Archives as people have them, and as an enemy would make them."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import random
+import stat
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cnnlab.data import archives
+from cnnlab.data.archives import Archive, archive_ending, open_archive
+from cnnlab.errors import CnnlabError
+
+py7zr = pytest.importorskip("py7zr")
+
+KINDS = [".7z", ".zip", ".tar", ".tar.gz"]
+Files = list[tuple[str, bytes]]
+
+
+def png(level: int = 7, size: tuple[int, int] = (4, 4)) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", size, (level % 256, level // 256, 0)).save(out, "png")
+    return out.getvalue()
+
+
+def pack(path: Path, files: Files) -> Path:
+    """Write `files` into an archive of the kind that the name says, whatever they are called."""
+    kind = archive_ending(path.name)
+    if kind == ".7z":
+        with py7zr.SevenZipFile(path, "w") as seven:
+            for number, (_, content) in enumerate(files):
+                seven.writestr(content, f"{number}")
+            # py7zr refuses to write what it would refuse to read.
+            for info, (name, _) in zip(seven.header.files_info.files if files else [], files, strict=True):
+                info["filename"] = name
+    elif kind == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as zipped:
+            for name, content in files:
+                zipped.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+    else:
+        with tarfile.open(path, "w:gz" if kind.endswith("gz") else "w") as tar:
+            for name, content in files:
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def contents(path: Path) -> Files:
+    with closing(open_archive(path)) as archive:
+        return [(archive.members[i].name, content) for i, content in archive.read()]
+
+
+def refusal(path: Path, read: Callable[[Archive], object] = lambda archive: list(archive.read())) -> str:
+    """The one line with which an archive is refused, on opening or on reading."""
+    before = sorted(path.parent.parent.rglob("*"))
+    with pytest.raises(CnnlabError) as caught, closing(open_archive(path)) as archive:
+        read(archive)
+    text = str(caught.value)
+    assert path.name in text
+    assert "\n" not in text
+    assert text.isprintable()
+    assert sorted(path.parent.parent.rglob("*")) == before  # nothing was written
+    return text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_gives_its_images_in_order(tmp_path: Path, kind: str) -> None:
+    images = [(f"train/{name}.png", png(i)) for i, name in enumerate(["10", "2", "a b", "ü"])]
+    others = [("train/readme.txt", b"x"), ("__MACOSX/train/._2.png", b"x"), ("train/.hidden.png", b"x")]
+    path = pack(tmp_path / f"train{kind}", images[:2] + others + images[2:])
+    with closing(open_archive(path)) as archive:
+        assert [m.name for m in archive.members] == [name for name, _ in images]
+        assert [m.size for m in archive.members] == [len(content) for _, content in images]
+        assert archive.passed_over == 3
+        assert list(archive.read()) == list(enumerate(content for _, content in images))
+        assert list(archive.read({1, 3})) == [(1, images[1][1]), (3, images[3][1])]  # again, from the start
+        assert archive.called(0) == f"train{kind}: train/10.png"
+
+
+def test_a_folder_is_read_like_an_archive(tmp_path: Path) -> None:
+    for name in ("b.png", "sub/a.png", "sub/x.txt", ".c.png"):
+        (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / name).write_bytes(png())
+    assert contents(tmp_path / "train") == [("b.png", png()), ("sub/a.png", png())]
+
+
+def test_7z_of_several_blocks_and_codecs(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    files = [(f"{i}.png", rng.randbytes(200_000 + i)) for i in range(5)]  # some longer than what is unpacked at a time
+    for codec in ("LZMA2", "LZMA", "BZIP2", "DEFLATE", "COPY", "ZSTD"):
+        path = tmp_path / f"{codec}.7z"
+        with py7zr.SevenZipFile(path, "w", filters=[{"id": getattr(py7zr, f"FILTER_{codec}")}]) as seven:
+            for name, content in files[:3]:
+                seven.writestr(content, name)
+        with py7zr.SevenZipFile(path, "a") as seven:
+            for name, content in files[3:]:
+                seven.writestr(content, name)
+        assert contents(path) == files, codec
+
+
+def test_directories_are_passed_over_quietly(tmp_path: Path) -> None:
+    (tmp_path / "train" / "x.png").mkdir(parents=True)  # a folder that is called like an image
+    (tmp_path / "train" / "1.png").write_bytes(png())
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped, tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for file in (tmp_path / "train", tmp_path / "train" / "x.png", tmp_path / "train" / "1.png"):
+            zipped.write(file, file.relative_to(tmp_path))
+            tar.add(file, file.relative_to(tmp_path), recursive=False)
+    with py7zr.SevenZipFile(tmp_path / "a.7z", "w") as seven:
+        seven.writeall(tmp_path / "train", "train")
+    for kind in (".zip", ".tar", ".7z"):
+        with closing(open_archive(tmp_path / f"a{kind}")) as archive:
+            assert [m.name for m in archive.members] == ["train/1.png"]
+            assert archive.passed_over == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "name",
+    ["/etc/1.png", "../1.png", "train/../../1.png", "C:/1.png", "c:1.png", "train\\1.png", "..\\1.png", "/x.txt"],
+)
+def test_names_that_lead_out_are_refused(tmp_path: Path, kind: str, name: str) -> None:
+    if kind == ".7z" and name == "train\\1.png":  # py7zr reads it as train/1.png
+        return
+    assert "leads out" in refusal(pack(tmp_path / f"a{kind}", [("0.png", png()), (name, png())]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_members_of_one_name_are_refused(tmp_path: Path, kind: str) -> None:
+    with pytest.warns() if kind == ".zip" else nothing():  # zipfile wonders, too
+        path = pack(tmp_path / f"a{kind}", [("1.png", png()), ("1.png", png(3))])
+    assert "1.png is there twice" in refusal(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_cannot_break_the_line_or_command_the_terminal(tmp_path: Path, kind: str) -> None:
+    with pytest.warns() if kind == ".zip" else nothing():
+        path = pack(tmp_path / f"a{kind}", [("1\n\x1b[2J.png", png())] * 2)
+    assert "'1\\n\\x1b[2J.png' is there twice" in refusal(path)
+
+
+def test_links_and_devices_are_refused(tmp_path: Path) -> None:
+    for number, kind in enumerate([stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK]):
+        what = "a link" if kind == stat.S_IFLNK else "a device"
+        info = zipfile.ZipInfo("1.png")
+        info.external_attr = (kind | 0o644) << 16
+        with zipfile.ZipFile(tmp_path / f"{number}.zip", "w") as zipped:
+            zipped.writestr(info, b"/etc/passwd")
+        assert what in refusal(tmp_path / f"{number}.zip")
+        with py7zr.SevenZipFile(tmp_path / f"{number}.7z", "w") as seven:
+            seven.writestr(b"/etc/passwd", "1.png")
+            seven.header.files_info.files[0]["attributes"] = (kind | 0o644) << 16 | 0x8000
+        assert what in refusal(tmp_path / f"{number}.7z")
+    for number, (kind_of, what) in enumerate(
+        [
+            (tarfile.SYMTYPE, "a link"),
+            (tarfile.LNKTYPE, "a link"),
+            (tarfile.CHRTYPE, "a device"),
+            (tarfile.BLKTYPE, "a device"),
+            (tarfile.FIFOTYPE, "a device"),
+        ]
+    ):
+        entry = tarfile.TarInfo("1.png")
+        entry.type, entry.linkname = kind_of, "/etc/passwd"
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as tar:
+            tar.addfile(entry)
+        assert what in refusal(tmp_path / f"{number}.tar")
+
+
+@pytest.mark.parametrize("kind", [".7z", ".zip", ".tar.gz"])
+def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "MEMBER_LIMIT", 1 << 20)
+    monkeypatch.setattr(archives, "TOTAL_LEAST", 3 << 20)
+    one = pack(tmp_path / f"one{kind}", [("0.png", png()), ("1.png", bytes((1 << 20) + 1))])
+    assert "1.png is 1,048,577 bytes" in refusal(one, lambda archive: pytest.fail("it was opened"))
+    many = pack(tmp_path / f"many{kind}", [(f"{i}.png", bytes(1 << 20)) for i in range(4)])
+    assert "would unpack to more than" in refusal(many, lambda archive: pytest.fail("it was opened"))
+    hidden = pack(tmp_path / f"hidden{kind}", [("x.txt", bytes(9 << 20)), ("1.png", png())])
+    assert "would unpack to more than" in refusal(hidden, lambda archive: pytest.fail("it was opened"))
+
+
+@pytest.mark.parametrize("size", [5, 100_000_000, 0xFFFFFFF0])
+def test_a_zip_that_lies_about_sizes(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = pack(tmp_path / "a.zip", [("1.png", bytes(100_000))])
+    content = bytearray(path.read_bytes())
+    place = content.rindex(b"PK\1\2") + 24  # the uncompressed size in the central directory
+    content[place : place + 4] = size.to_bytes(4, "little")
+    path.write_bytes(content)
+    monkeypatch.setattr(archives, "MEMBER_LIMIT", 200_000_000)
+    refusal(path)
+
+
+def test_a_7z_that_lies_about_sizes(tmp_path: Path) -> None:
+    path = tmp_path / "a.7z"
+    with py7zr.SevenZipFile(path, "w") as seven:
+        seven.set_encoded_header_mode(False)
+        for i in range(3):
+            seven.writestr(bytes([i]) * 999, f"{i}.png")
+    good = path.read_bytes()
+    header = int.from_bytes(good[12:20], "little") + 32
+    changed = 0
+    for at in range(header, len(good) - 1):
+        if good[at : at + 2] == b"\x83\xe7":  # 999, as 7z writes it
+            bad = bytearray(good)
+            bad[at + 1] += 1
+            bad[28:32] = archives.zlib.crc32(bad[header:]).to_bytes(4, "little")
+            bad[8:12] = archives.zlib.crc32(bad[12:32]).to_bytes(4, "little")
+            path.write_bytes(bad)
+            assert "damaged" in refusal(path)
+            changed += 1
+    assert changed >= 2
+
+
+def test_a_tar_header_cannot_fill_the_memory(tmp_path: Path) -> None:
+    for kind in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+        info = tarfile.TarInfo("x")
+        info.type, info.size = kind, 1 << 40
+        path = tmp_path / "a.tar.gz"
+        path.write_bytes(gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + bytes(10_000)))
+        assert "a header of more than a MiB" in refusal(path)
+
+
+def test_encrypted_archives(tmp_path: Path) -> None:
+    for headers in (False, True):
+        with py7zr.SevenZipFile(tmp_path / "a.7z", "w", password="p", header_encryption=headers) as seven:
+            seven.writestr(png(), "1.png")
+        assert "is encrypted; unpack it" in refusal(tmp_path / "a.7z")
+    path = pack(tmp_path / "a.zip", [("1.png", png())])
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\1\2") + 8] |= 1
+    path.write_bytes(content)
+    assert "is encrypted; unpack it" in refusal(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_truncated_anywhere(tmp_path: Path, kind: str) -> None:
+    rng = random.Random(0)
+    path = pack(tmp_path / f"a{kind}", [(f"{i}.png", rng.randbytes(3000)) for i in range(4)])
+    good = path.read_bytes()
+    # A tar ends with blocks of zeros, which need not all be there.
+    end = len(good) if kind != ".tar" else len(good) - tarfile.RECORDSIZE + 4 * (512 + 3072) % tarfile.RECORDSIZE
+    for length in sorted({0, 1, 5, 31, 32, 100, *range(0, end - 1, 512), *rng.sample(range(end - 1), 20)}):
+        path.write_bytes(good[:length])
+        assert "damaged or incomplete" in refusal(path), length
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_flipped_bits_never_give_another_error_than_ours(tmp_path: Path, kind: str) -> None:
+    rng = random.Random(1)
+    files = [(f"{i}.png", rng.randbytes(500)) for i in range(3)]
+    path = pack(tmp_path / f"a{kind}", files)
+    good = path.read_bytes()
+    for _ in range(300):
+        bad = bytearray(good)
+        bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
+        path.write_bytes(bad)
+        try:
+            found = contents(path)
+        except CnnlabError as error:
+            assert str(error).isprintable()
+        else:  # a name or a time; a plain tar has no checksum over the pixels: the image's own must find it
+            assert kind == ".tar" or {content for _, content in found} <= {content for _, content in files}
+
+
+def test_empty_archives(tmp_path: Path) -> None:
+    for kind in KINDS:
+        path = pack(tmp_path / f"a{kind}", [])
+        with closing(open_archive(path)) as archive:
+            assert archive.members == []
+            assert list(archive.read()) == []
+    assert contents(pack(tmp_path / "b.7z", [("1.png", b""), ("2.png", png())])) == [("1.png", b""), ("2.png", png())]
+
+
+def test_zip_methods_without_a_bound_on_memory(tmp_path: Path) -> None:
+    for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as zipped:
+            zipped.writestr("1.png", png())
+        assert "packed in a way that is not read here; unpack" in refusal(tmp_path / "a.zip")
+
+
+def test_other_files(tmp_path: Path) -> None:
+    (tmp_path / "a.rar").write_bytes(b"Rar!")
+    assert "known: .7z, .zip" in refusal(tmp_path / "a.rar")
+    for kind in KINDS:
+        (tmp_path / f"a{kind}").write_bytes(b"<html>Sign in</html>" * 100)
+        assert "damaged or incomplete" in refusal(tmp_path / f"a{kind}")
+        with pytest.raises(CnnlabError, match="cannot read .*No such file"):
+            open_archive(tmp_path / f"none{kind}")
+
+
+def test_without_py7zr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = pack(tmp_path / "a.7z", [("1.png", png())])
+    monkeypatch.setitem(sys.modules, "py7zr", None)
+    assert "pip install 'cnnlab[kaggle]'" in refusal(path)
+
+
+class nothing:  # noqa: N801
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...

@@ -1,0 +1,482 @@
+"""Each batched augmentation beside a slow reference that takes one image at a time: numpy, PIL, scipy, torchvision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+from scipy import stats
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tv
+
+from cnnlab.data import augment
+from cnnlab.data.augment import (
+    Augmentation,
+    alternating_flip,
+    color_jitter,
+    cutmix,
+    cutout,
+    mixup,
+    rand_augment,
+    random_flip,
+    random_resized_crop,
+    random_shift,
+)
+
+
+def drawn(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def pictures(b: int, c: int, h: int, w: int, seed: int = 0) -> Tensor:
+    """Random smooth images on 256 levels, 0..1, as the loader's come from uint8."""
+    coarse = torch.rand(b, c, 4, 4, generator=drawn(seed))
+    smooth = torch.nn.functional.interpolate(coarse, size=(h, w), mode="bilinear")
+    noise = torch.rand(b, c, h, w, generator=drawn(seed + 1)) * 0.2
+    return ((smooth * 0.8 + noise) * 255).round() / 255
+
+
+ALL: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "flip": random_flip,
+    "alternating": lambda x, g: alternating_flip(x, torch.arange(len(x)), 0, int(torch.randint(99, (), generator=g))),
+    "shift": lambda x, g: random_shift(x, 2, g),
+    "reflect": lambda x, g: random_shift(x, min(x.shape[2:]) - 1, g, "reflect"),
+    "cutout": lambda x, g: cutout(x, 3, g, torch.full((x.shape[1],), 0.4)),
+    "crop": lambda x, g: random_resized_crop(x, (0.1, 1.0), (0.5, 2.0), g),
+    "jitter": lambda x, g: color_jitter(x, 0.8, 0.8, 0.8, g),
+    "randaugment": lambda x, g: rand_augment(x, 2, 15, g, 0.3),
+    "mixup": lambda x, g: mixup(x, torch.arange(len(x)), 0.4, g)[0],
+    "cutmix": lambda x, g: cutmix(x, torch.arange(len(x)), 1.0, g)[0],
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 6), st.sampled_from([1, 3]), st.integers(1, 13), st.integers(1, 13), st.integers(0, 99))
+def test_same_shape_and_range_same_bits_and_the_input_untouched(
+    name: str, b: int, c: int, h: int, w: int, seed: int
+) -> None:
+    x = torch.rand(b, c, h, w, generator=drawn(seed))
+    x[0] = 1.0  # an edge of the range, where rounding would show
+    before = x.clone()
+    first, second = ALL[name](x, drawn(seed)), ALL[name](x, drawn(seed))
+    assert first.shape == x.shape
+    assert first.dtype == torch.float32
+    assert first.min() >= 0
+    assert first.max() <= 1
+    assert torch.equal(first, second)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_each_image_has_a_draw_of_its_own_and_each_seed_another(name: str) -> None:
+    x = pictures(1, 3, 16, 16).expand(64, 3, 16, 16)
+    if name in ("mixup", "cutmix"):  # which need something to mix with
+        x = x * torch.linspace(0.5, 1, 64).view(-1, 1, 1, 1)
+    y, z = ALL[name](x, drawn(1)), ALL[name](x, drawn(2))
+    assert not torch.equal(y, z)
+    assert len({image.numpy().tobytes() for image in y}) >= (2 if "flip" in name or name == "alternating" else 10)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_layout_in_memory_changes_nothing(name: str) -> None:
+    x = pictures(7, 3, 9, 12)
+    last = x.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(ALL[name](last, drawn(3)), ALL[name](x, drawn(3)), rtol=0, atol=1e-6)
+
+
+# Flip
+
+
+def test_successive_epochs_show_both_sides_whatever_the_batch() -> None:
+    x = pictures(200, 3, 5, 6)
+    index = torch.arange(1000, 1200)
+    epochs = [alternating_flip(x, index, epoch, seed=7) for epoch in range(4)]
+    assert torch.equal(epochs[1], epochs[0].flip(3))
+    assert torch.equal(epochs[2], epochs[0])
+    assert torch.equal(epochs[3], epochs[1])
+    order = torch.randperm(200, generator=drawn())[:31]
+    assert torch.equal(alternating_flip(x[order], index[order], 2, seed=7), epochs[2][order])
+    assert not torch.equal(alternating_flip(x, index, 0, seed=8), epochs[0])
+
+
+def test_the_hash_is_what_python_computes_and_its_bits_are_fair() -> None:
+    def reference(number: int, seed: int) -> int:
+        state = number
+        for word in (0, seed % 2**32, seed // 2**32 % 2**32):
+            state = (state ^ word) % 2**32
+            for factor in (0x7FEB352D, 0x21F0AAAD):
+                state = (state ^ state // 2**16) * factor % 2**32
+                state ^= state // 2**15
+        return state
+
+    numbers = [0, 1, 2, 59_999, 2**31, 2**32 - 1]
+    for seed in (0, 1, 2**31 + 5, 2**63 - 1):
+        assert augment._hashed(torch.tensor(numbers), seed).tolist() == [reference(i, seed) for i in numbers]
+    # The bit that is used, of 20000 neighbours and 20 seeds: fair, and unlike that of the next image and the next seed.
+    bits = torch.stack([augment._hashed(torch.arange(20_000), seed) % 2 for seed in range(20)]).double()
+    assert (bits.mean(1) - 0.5).abs().max() < 0.02  # 5 sigma
+    assert ((bits[:, 1:] == bits[:, :-1]).double().mean(1) - 0.5).abs().max() < 0.02
+    assert ((bits[1:] == bits[:-1]).double().mean(1) - 0.5).abs().max() < 0.02
+
+
+# Shift
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 3), st.integers(2, 9), st.integers(2, 9), st.data(), st.booleans())
+def test_shift_is_a_window_of_numpys_padding(
+    b: int, c: int, h: int, w: int, data: st.DataObject, reflect: bool
+) -> None:
+    pixels = data.draw(st.integers(0, min(h, w) - 1 if reflect else 12))
+    x = torch.rand(b, c, h, w, generator=drawn())
+    y = random_shift(x, pixels, drawn(5), "reflect" if reflect else "zeros")
+    # These draws are what a run's curve rests on.
+    offsets = torch.randint(0, 2 * pixels + 1, (2, b, 1), generator=drawn(5))[:, :, 0].T.tolist()
+    for image, shifted, (row, column) in zip(x, y, offsets, strict=True):
+        around = ((0, 0), (pixels, pixels), (pixels, pixels))
+        padded = np.pad(image.numpy(), around, mode="reflect" if reflect else "constant")
+        np.testing.assert_array_equal(shifted.numpy(), padded[:, row : row + h, column : column + w])
+
+
+def test_shift_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(ValueError, match="larger than 8x5"):
+        random_shift(torch.zeros(2, 1, 8, 5), 5, drawn(), "reflect")
+    with pytest.raises(ValueError, match="'wrap'"):
+        random_shift(torch.zeros(2, 1, 8, 5), 1, drawn(), "wrap")
+
+
+# Cutout
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from([1, 3]), st.integers(1, 9), st.integers(1, 9), st.integers(1, 11), st.booleans())
+def test_cutout_fills_a_square_that_may_hang_over_the_edge(c: int, h: int, w: int, pixels: int, scalar: bool) -> None:
+    x = torch.rand(12, c, h, w, generator=drawn())
+    fill = torch.tensor([0.25, 0.5, 0.75][:c])
+    rows, columns = augment._draw_pixels(x, drawn(1))
+    y = cutout(x, pixels, drawn(1), 0.25 if scalar else fill)
+    for i in range(12):
+        expected = x[i].clone()
+        top, left = int(rows[i]) - pixels // 2, int(columns[i]) - pixels // 2
+        for row in range(max(top, 0), min(top + pixels, h)):
+            for column in range(max(left, 0), min(left + pixels, w)):
+                expected[:, row, column] = 0.25 if scalar else fill
+        assert torch.equal(y[i], expected)
+
+
+def test_cutouts_centre_is_uniform() -> None:
+    y = cutout(torch.ones(20_000, 1, 4, 5), 1, drawn())
+    assert (y.sum((1, 2, 3)) == 19).all()
+    assert stats.chisquare((1 - y).sum((0, 1)).flatten().numpy()).pvalue > 1e-4
+
+
+# Crop
+
+
+@pytest.mark.parametrize(("c", "h", "w"), [(3, 16, 16), (1, 9, 14)])
+def test_a_box_of_whole_pixels_is_torchvisions_resized_crop(c: int, h: int, w: int) -> None:
+    x = pictures(40, c, h, w)
+    boxes = []
+    for i in range(40):
+        rng = np.random.default_rng(i)
+        height, width = int(rng.integers(1, h + 1)), int(rng.integers(1, w + 1))
+        boxes.append((int(rng.integers(0, h - height + 1)), int(rng.integers(0, w - width + 1)), height, width))
+    y = augment._cropped(x, *torch.tensor(boxes, dtype=torch.float32).T)
+    for image, cropped, box in zip(x, y, boxes, strict=True):
+        expected = tv.resized_crop(image, *box, size=[h, w], antialias=True)
+        torch.testing.assert_close(cropped, expected, rtol=0, atol=5e-6)
+
+
+def test_a_box_between_pixels_is_bilinear_within_itself() -> None:
+    x = pictures(20, 3, 7, 10)
+    draws = augment._draw_boxes(x, (0.1, 1.0), (0.4, 2.5), drawn(1))
+    y = augment._cropped(x, *draws)
+    for image, cropped, (top, left, height, width) in zip(
+        x.double().numpy(), y.numpy(), torch.stack(draws, 1).double().tolist(), strict=True
+    ):
+        for row in range(7):
+            for column in range(10):
+                v = min(max(top + (row + 0.5) * height / 7, top + 0.5), top + height - 0.5) - 0.5
+                u = min(max(left + (column + 0.5) * width / 10, left + 0.5), left + width - 0.5) - 0.5
+                i, j = min(int(v), 5), min(int(u), 8)
+                upper = image[:, i, j] * (1 - (u - j)) + image[:, i, j + 1] * (u - j)
+                lower = image[:, i + 1, j] * (1 - (u - j)) + image[:, i + 1, j + 1] * (u - j)
+                expected = upper * (1 - (v - i)) + lower * (v - i)
+                np.testing.assert_allclose(cropped[:, row, column], expected, rtol=0, atol=2e-5)
+
+
+def test_boxes_have_the_asked_areas_and_aspects_and_lie_anywhere_inside() -> None:
+    x = torch.empty(20_000, 1, 40, 50)
+    top, left, height, width = augment._draw_boxes(x, (0.1, 0.4), (0.5, 2.0), drawn())
+    for value, low, high in (
+        (height * width / 2000, 0.1, 0.4),
+        ((width / height).log(), -math.log(2), math.log(2)),
+        (top / (40 - height), 0, 1),
+        (left / (50 - width), 0, 1),
+    ):
+        assert stats.kstest(value.numpy(), stats.uniform(low, high - low).cdf).pvalue > 1e-4
+    top, left, height, width = augment._draw_boxes(x, (0.5, 1.0), (0.1, 10.0), drawn())
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (top + height).max() <= 40 + 1e-4
+    assert (left + width).max() <= 50 + 1e-4
+
+
+def test_a_crop_of_white_is_not_whiter() -> None:
+    y = random_resized_crop(torch.ones(500, 1, 31, 33), (0.1, 1.0), (0.5, 2.0), drawn())
+    assert y.max() <= 1  # unclamped, rounding makes some 1 + 1e-7
+
+
+# Colours
+
+
+@pytest.mark.parametrize("c", [1, 3])
+def test_jitter_is_torchvisions_adjustments_one_after_the_other(c: int) -> None:
+    x = pictures(60, c, 8, 9)
+    factors, order = augment._draw_colors(x, (0.9, 0.9, 1.5), drawn(4))
+    y = augment._recolored(x, factors, order)
+    assert torch.equal(y, color_jitter(x, 0.9, 0.9, 1.5, drawn(4)))
+    adjust = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation)
+    for i in range(60):
+        expected = x[i]
+        for kind in order[i].tolist():
+            expected = adjust[kind](expected, float(factors[i, kind]))
+        torch.testing.assert_close(y[i], expected, rtol=0, atol=2e-6)
+
+
+def test_jitters_draws_are_uniform_in_every_order() -> None:
+    factors, order = augment._draw_colors(torch.empty(12_000, 3, 1, 1), (0.3, 0.0, 1.5), drawn())
+    assert stats.kstest(factors[:, 0].numpy(), stats.uniform(0.7, 0.6).cdf).pvalue > 1e-4
+    assert (factors[:, 1] == 1).all()
+    assert stats.kstest(factors[:, 2].numpy(), stats.uniform(0.0, 2.5).cdf).pvalue > 1e-4
+    _, counts = np.unique(order.numpy(), axis=0, return_counts=True)
+    assert len(counts) == 6
+    assert stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_jitter_of_nothing_is_the_image() -> None:
+    x = pictures(8, 3, 6, 6)
+    assert torch.equal(color_jitter(x, 0.0, 0.0, 0.0, drawn()), x)
+
+
+# RandAugment
+
+
+def theirs(image: Tensor, name: str, level: int, sign: int, fill: list[float]) -> Tensor:
+    """One image through torchvision's RandAugment, with its own table; what works on levels gets uint8."""
+    made = v2.RandAugment(fill=fill)
+    magnitudes, signed = v2.RandAugment._AUGMENTATION_SPACE[name]
+    table = magnitudes(31, *image.shape[1:])
+    magnitude = 0.0 if table is None else float(table[level]) * (sign if signed else 1)
+    levels = name in ("Posterize", "Equalize")
+    given = (image * 255).round().to(torch.uint8) if levels else image
+    result = made._apply_image_or_video_transform(
+        given, name, magnitude, interpolation=made.interpolation, fill=made._fill
+    )
+    return result.float() / 255 if levels else result
+
+
+@pytest.mark.parametrize("name", augment._OPERATIONS)
+@pytest.mark.parametrize(("c", "h", "w"), [(3, 16, 16), (1, 15, 18)])
+def test_every_operation_is_torchvisions(name: str, c: int, h: int, w: int) -> None:
+    assert set(augment._OPERATIONS) == set(v2.RandAugment._AUGMENTATION_SPACE)
+    x = pictures(3, c, h, w)
+    fill = [0.2, 0.4, 0.6][:c]
+    for level in (0, 1, 9, 14, 23, 30):
+        for sign in (1, -1):
+            y = augment._operated(x, name, level, sign, torch.tensor(fill))
+            for image, changed in zip(x, y, strict=True):
+                torch.testing.assert_close(changed, theirs(image, name, level, sign, fill), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("c", [1, 3])
+def test_rand_augment_applies_each_images_own_operations(c: int) -> None:
+    x = pictures(90, c, 12, 12)
+    kinds = 14 if c == 3 else 13
+    codes = torch.randint(2 * kinds, (2, 90), generator=drawn(3)).T.tolist()
+    y = rand_augment(x, 2, 11, drawn(3), 0.5)
+    unlike = 0
+    for image, changed, ops in zip(x, y, codes, strict=True):
+        expected = image
+        for code in ops:
+            name = augment._OPERATIONS[code // 2]
+            assert c == 3 or name != "Color"
+            expected = theirs(expected, name, 11, 1 - 2 * (code % 2), [0.5] * c)
+        unlike += not torch.allclose(changed, expected, rtol=0, atol=1e-5)
+    assert unlike <= 2  # none here; on another machine a second operation may turn a last bit into a level
+
+
+def test_equalize_autocontrast_and_solarize_are_pils() -> None:
+    x = pictures(5, 3, 16, 16)
+    for name, reference in (
+        ("Equalize", ImageOps.equalize),
+        ("AutoContrast", ImageOps.autocontrast),
+        ("Solarize", lambda image: ImageOps.solarize(image, 179)),  # 0.7 of 255 is 178.5
+    ):
+        y = augment._operated(x, name, 9, 1, 0.0)
+        for image, changed in zip(x, y, strict=True):
+            levels = (image * 255).round().byte().permute(1, 2, 0).numpy()
+            expected = np.asarray(reference(Image.fromarray(levels)))
+            assert np.abs(changed.permute(1, 2, 0).numpy() * 255 - expected).max() < 1.01  # PIL cuts off decimals
+
+
+def test_no_operations_are_a_copy() -> None:
+    x = pictures(3, 3, 5, 5)
+    y = rand_augment(x, 0, 9, drawn())
+    assert torch.equal(x, y)
+    assert x.data_ptr() != y.data_ptr()
+
+
+# Mixing
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.2, 0.8, 1.0, 1.7, 30.0])
+def test_shares_are_betas(alpha: float) -> None:
+    shares = augment._draw_shares(20_000, alpha, torch.device("cpu"), drawn()).double().numpy()
+    assert shares.min() >= 0
+    assert shares.max() <= 1
+    # float32 cannot say how near to 1 a share is, so compare those below; the law is its own mirror image.
+    grid = np.linspace(0.001, 0.999, 200)
+    found = (shares[:, None] < grid).mean(0)
+    assert np.abs(found - stats.beta(alpha, alpha).cdf(grid)).max() < 0.0145  # Kolmogorov, p = 0.0005
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.2, 0.8, 1.0, 1.7, 30.0])
+def test_the_quantiles_table_is_scipys(alpha: float) -> None:
+    share = 0.5 * np.linspace(0, 1, 4097) ** (1 / min(alpha, 1.0))
+    table = augment._beta_table(alpha, torch.device("cpu")).numpy()
+    np.testing.assert_allclose(table, 2 * stats.beta(alpha, alpha).cdf(share), rtol=0, atol=2e-6)
+
+
+def test_mixup_is_a_convex_blend_with_a_permutation_of_the_batch() -> None:
+    x, labels = pictures(50, 3, 6, 7), torch.arange(50)
+    y, same, other, share = mixup(x, labels, 0.5, drawn(2))
+    assert same is labels
+    assert share.dtype == torch.float32
+    assert share.shape == (50,)
+    assert sorted(other.tolist()) == list(range(50))
+    assert (other != labels).any()
+    assert len(share.unique()) == 50
+    for i in range(50):
+        s = float(share[i])
+        np.testing.assert_allclose(y[i], s * x[i].numpy() + (1 - s) * x[other[i]].numpy(), rtol=0, atol=1e-6)
+        assert (y[i] >= torch.minimum(x[i], x[other[i]])).all()
+        assert (y[i] <= torch.maximum(x[i], x[other[i]])).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 20), st.sampled_from([1, 3]), st.integers(1, 12), st.integers(1, 12), st.integers(0, 999))
+def test_cutmixs_share_is_the_pixels_that_stayed(b: int, c: int, h: int, w: int, seed: int) -> None:
+    labels = torch.arange(b)
+    x = labels.float().view(b, 1, 1, 1).expand(b, c, h, w) / b  # who is who can be read off each pixel
+    y, same, other, share = cutmix(x, labels, 1.0, drawn(seed))
+    assert same is labels
+    assert sorted(other.tolist()) == list(range(b))
+    for i in range(b):
+        if int(other[i]) == i:
+            assert torch.equal(y[i], x[i])
+            continue
+        foreign = y[i, 0] == x[other[i], 0]
+        assert (foreign | (y[i, 0] == x[i, 0])).all()
+        assert (y[i] == y[i, :1]).all()
+        assert float(share[i]) == pytest.approx(1 - float(foreign.sum()) / (h * w), abs=1e-6)
+        if foreign.any():  # one box
+            rows, columns = foreign.any(1), foreign.any(0)
+            assert torch.equal(foreign, rows[:, None] & columns[None, :])
+            assert all(int(v.nonzero().max() - v.nonzero().min()) + 1 == int(v.sum()) for v in (rows, columns))
+
+
+def test_cutmix_pastes_from_the_same_place_and_areas_follow_beta() -> None:
+    x = pictures(30, 3, 12, 12)
+    y, _, other, _ = cutmix(x, torch.arange(30), 1.0, drawn(1))
+    assert ((y == x) | (y == x[other])).all()
+    # Where the centre leaves room, sides are floor(side * sqrt(1 - share)) of a share that is uniform for alpha 1: the
+    # expected area of clipped boxes is known by simulation with numpy.
+    _, _, _, share = cutmix(torch.zeros(20_000, 1, 16, 16), torch.zeros(20_000), 1.0, drawn(2))
+    rng = np.random.default_rng(0)
+    side = (16 * np.sqrt(rng.random(20_000))).astype(int)
+    areas = np.ones(20_000)
+    for _ in range(2):
+        start = rng.integers(0, 16, 20_000) - side // 2
+        areas *= np.clip(start + side, 0, 16) - np.clip(start, 0, 16)
+    assert float(share.mean()) == pytest.approx(1 - areas.mean() / 256, abs=0.01)
+    assert float(share.std()) == pytest.approx(areas.std() / 256, abs=0.01)
+
+
+# All together
+
+
+def test_everything_off_gives_the_very_same_tensors() -> None:
+    x, labels, off = pictures(4, 3, 6, 6), torch.arange(4), Augmentation()
+    generator, host = drawn(), drawn()
+    before = generator.get_state()
+    assert off.changes(x, labels, 0, 0, generator, 0.0) is x
+    images, same, other, share = off.mixes(x, labels, generator, host)
+    assert images is x
+    assert same is labels
+    assert other is None
+    assert share is None
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_flip_and_shift_draw_as_they_always_did() -> None:
+    x = pictures(40, 3, 8, 8)
+    y = Augmentation(flip=True, shift=2).changes(x, torch.arange(40), 3, 1, drawn(9), 0.0)
+    generator = drawn(9)
+    mirrored = torch.rand(40, generator=generator) < 0.5
+    offsets = torch.randint(0, 5, (2, 40, 1), generator=generator)
+    for i in range(40):
+        image = x[i].numpy()[:, :, ::-1] if mirrored[i] else x[i].numpy()
+        row, column = int(offsets[0, i]), int(offsets[1, i])
+        padded = np.pad(image, ((0, 0), (2, 2), (2, 2)))
+        np.testing.assert_array_equal(y[i].numpy(), padded[:, row : row + 8, column : column + 8])
+
+
+def test_changes_come_in_the_documented_order() -> None:
+    x, index, fill = pictures(30, 3, 12, 12), torch.arange(30), torch.tensor([0.1, 0.2, 0.3])
+    on = Augmentation(
+        shift=2,
+        shift_fill="reflect",
+        flip=True,
+        alternating_flip=True,
+        crop_scale=0.5,
+        crop_ratio=1.5,
+        brightness=0.2,
+        contrast=0.3,
+        saturation=0.4,
+        cutout=4,
+        randaugment=1,
+        magnitude=7,
+    )
+    g = drawn(6)
+    expected = random_resized_crop(x, (0.5, 1.0), (1 / 1.5, 1.5), g)
+    expected = alternating_flip(expected, index, 2, 11)
+    expected = random_shift(expected, 2, g, "reflect")
+    expected = color_jitter(expected, 0.2, 0.3, 0.4, g)
+    expected = rand_augment(expected, 1, 7, g, fill)
+    expected = cutout(expected, 4, g, fill)
+    assert torch.equal(on.changes(x, index, 2, 11, drawn(6), fill), expected)
+
+
+def test_of_mixup_and_cutmix_each_batch_gets_one() -> None:
+    x, labels = pictures(6, 1, 8, 8), torch.arange(6)
+    one = {
+        "mixup": Augmentation(mixup=0.3).mixes(x, labels, drawn(1), drawn())[0],
+        "cutmix": Augmentation(cutmix=0.7).mixes(x, labels, drawn(1), drawn())[0],
+    }
+    assert torch.equal(one["mixup"], mixup(x, labels, 0.3, drawn(1))[0])
+    assert torch.equal(one["cutmix"], cutmix(x, labels, 0.7, drawn(1))[0])
+    host, found = drawn(), []
+    for _ in range(400):
+        images = Augmentation(mixup=0.3, cutmix=0.7).mixes(x, labels, drawn(1), host)[0]
+        found += [name for name, result in one.items() if torch.equal(images, result)]
+    assert len(found) == 400
+    assert 150 < found.count("mixup") < 250

@@ -1,0 +1,577 @@
+"""A competition's archives as one store: every pixel at the row of its id, whatever the files are like."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from cnnlab.data import SourceOptions, data_folder, store
+from cnnlab.data.competition import match, natural, plain_id, read_table
+from cnnlab.data.decoders import Decoders
+from cnnlab.data.store import Layout, Store, load, open_store, prepare
+from cnnlab.errors import CnnlabError
+from cnnlab.pixels import Job
+
+SPECIES = Layout(labels="species.csv", sample="sample.csv", id_column="file", label_column="species")
+
+
+def pixels(number: int, side: int = 20, channels: int = 1) -> np.ndarray:
+    shape = (side, side) if channels == 1 else (side, side, channels)
+    return np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
+
+
+def png(number: int, side: int = 20, channels: int = 1) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels(number, side, channels)).save(out, "png")
+    return out.getvalue()
+
+
+def table(*rows: tuple[str, ...]) -> bytes:
+    out = io.StringIO()
+    csv.writer(out).writerows(rows)
+    return out.getvalue().encode()
+
+
+class Made:
+    """A made-up competition: grey 20x20 leaves, ids with letters, in a folder that tests may spoil."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.train = {f"leaf-{i}{'abc'[i % 3]}": png(i) for i in range(30)}
+        self.test = {f"x{i}": png(100 + i) for i in range(12)}
+        self.labels = [(name, ("oak", "elm", "ash")[i % 3]) for i, name in enumerate(self.train)][::-1]
+        self.sample = [f"x{(i * 5) % 12}" for i in range(12)]
+
+    def write(self, kind: str = ".zip", nested: str = "") -> Path:
+        """Write it as the archives of that `kind`, or for `/` as folders, into one zip where `nested` names that."""
+        shutil.rmtree(self.root, ignore_errors=True)
+        self.root.mkdir(parents=True)
+        (self.root / "species.csv").write_bytes(table(("species", "file"), *[(b, a) for a, b in self.labels]))
+        (self.root / "sample.csv").write_bytes(table(("file", "species"), *[(a, "oak") for a in self.sample]))
+        for part, images in (("train", self.train), ("test", self.test)):
+            files = [(f"{part}/{name}.png", content) for name, content in images.items()]
+            if kind == "/":
+                (self.root / part).mkdir()
+                for name, content in files:
+                    (self.root / name).write_bytes(content)
+            elif kind == ".7z":
+                py7zr = pytest.importorskip("py7zr")
+                with py7zr.SevenZipFile(self.root / f"{part}.7z", "w") as seven:
+                    for name, content in files:
+                        seven.writestr(content, name)
+            else:
+                with zipfile.ZipFile(self.root / f"{part}.zip", "w") as zipped:
+                    for name, content in files:
+                        zipped.writestr(name, content)
+        if not nested:
+            return self.root
+        whole = self.root / "whole.zip"
+        with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as zipped:
+            for file in sorted(self.root.rglob("*")):
+                if file != whole and file.is_file():
+                    zipped.write(file, Path(nested) / file.relative_to(self.root))
+        return whole
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    return Made(tmp_path / "leaves")
+
+
+def run(made: Made | Path, where: Path | None = None, layout: Layout = SPECIES, **options: Any) -> Store:
+    folder = made if isinstance(made, Path) else made.write()
+    return prepare(folder, store=where or Path("store").absolute(), layout=layout, **options)
+
+
+def error(made: Made | Path, **options: Any) -> str:
+    """The one line with which it fails, leaving nothing behind."""
+    with pytest.raises(CnnlabError) as caught:
+        run(made, **options)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert [p.name for p in Path.cwd().iterdir() if "store" in p.name] in ([], ["store.lock"])
+    return text
+
+
+def same(a: Store, b: Store) -> bool:
+    plain = ("classes", "train_ids", "labels", "test_ids", "sample_ids", "skipped", "channels", "image_size")
+    return (
+        all(a.info[k] == b.info[k] for k in plain)
+        and torch.equal(a.train.images, b.train.images)
+        and torch.equal(a.test_images, b.test_images)
+    )
+
+
+def real_folder() -> Path:
+    folder = data_folder().absolute() / "cifar-10"
+    if not (folder / "train.7z").exists():
+        pytest.skip(f"Kaggle's CIFAR-10 is not in {folder}; set CNNLAB_DATA to the folder that holds cifar-10/train.7z")
+    pytest.importorskip("py7zr")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return prepare(real_folder(), store=tmp_path_factory.mktemp("real") / "store")
+
+
+@pytest.mark.slow
+def test_kaggles_cifar10_pixel_for_pixel(real: Store, tmp_path: Path) -> None:
+    """Every image of both archives, against Pillow on what py7zr unpacks to the disk."""
+    import py7zr
+
+    assert real.train.images.shape == (50_000, 3, 32, 32)
+    assert real.test_images.shape == (10_000, 3, 32, 32)
+    with (real_folder() / "trainLabels.csv").open(newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    assert real.train.ids == [row[0] for row in rows]
+    assert [real.train.classes[k] for k in real.train.labels.tolist()] == [row[1] for row in rows]
+    with (real_folder() / "sampleSubmission.csv").open(newline="") as file:
+        assert real.test_ids == real.sample_ids == [row[0] for row in csv.reader(file)][1:]
+    for part, images, ids in (("train", real.train.images, real.train.ids), ("test", real.test_images, real.test_ids)):
+        with py7zr.SevenZipFile(real_folder() / f"{part}.7z") as seven:
+            seven.extractall(tmp_path)
+        for i, ours in zip(ids, images.numpy(), strict=True):
+            with Image.open(tmp_path / part / f"{i}.png") as image:
+                assert np.array_equal(ours.transpose(1, 2, 0), np.asarray(image)), i
+    assert real.info["report"] == []
+
+
+@pytest.mark.slow
+def test_kaggles_cifar10_has_the_known_statistics(real: Store) -> None:
+    x = real.train.images.numpy()
+    mean = [float(x[:, c].mean(dtype=np.float64)) / 255 for c in range(3)]
+    std = [float(x[:, c].std(dtype=np.float64)) / 255 for c in range(3)]
+    assert mean == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-4)
+    assert std == pytest.approx([0.2470, 0.2435, 0.2616], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", [".zip", ".7z", "/"])
+def test_every_pixel_is_at_the_row_of_its_id(made: Made, kind: str) -> None:
+    found = run(made.write(kind))
+    assert found.train.images.shape == (30, 1, 20, 20)
+    assert found.train.classes == ["ash", "elm", "oak"]
+    assert found.train.ids == [name for name, _ in made.labels]
+    assert [found.train.classes[k] for k in found.train.labels.tolist()] == [label for _, label in made.labels]
+    assert found.test_ids == found.sample_ids == made.sample
+    for i, name in enumerate(found.train.ids):
+        assert np.array_equal(found.train.images[i, 0].numpy(), pixels(list(made.train).index(name)))
+    for i, name in enumerate(found.test_ids):
+        assert np.array_equal(found.test_images[i, 0].numpy(), pixels(100 + int(name[1:])))
+    assert found.info["report"] == []
+    assert found.info["counts"] == {"train": 30, "test": 12, "classes": 3}
+    # As a source, and as plain arrays for any other program.
+    options = SourceOptions(data_dir=Path())
+    again = load(found.path, "train", options)
+    assert again is not None
+    assert again.fingerprint() == found.train.fingerprint()
+    assert load(found.path, "test", options) is load(found.path, "validation", options) is None
+    assert np.array_equal(np.load(found.path / "train.npy"), found.train.images.numpy())
+
+
+def test_all_kinds_of_input_give_the_same_store(made: Made, tmp_path: Path) -> None:
+    first = run(made.write(".zip"), tmp_path / "a")
+    for i, (kind, nested) in enumerate([("/", ""), (".7z", ""), (".zip", "."), (".7z", "leaves"), ("/", "deep/er")]):
+        assert same(first, run(made.write(kind, nested), tmp_path / f"b{i}")), (kind, nested)
+
+
+def test_tar_and_endings_written_out(made: Made, tmp_path: Path) -> None:
+    first = run(made.write("/"), tmp_path / "a")
+    for part in ("train", "test"):
+        shutil.make_archive(str(made.root / part), "gztar", made.root, part)
+    layout = Layout(**{**SPECIES.__dict__, "train": "train.tar.gz", "test": "test.tar.gz"})
+    assert same(first, run(made.root, tmp_path / "b", layout))
+    both = run(made.root, tmp_path / "c")  # the archives go before the folders
+    assert both.info["files"]["train"] == "train.tar.gz"
+    assert same(first, both)
+
+
+def test_writing_to_the_images_does_not_reach_the_store(made: Made) -> None:
+    found = run(made)
+    found.train.images[0] = 0
+    assert not torch.equal(open_store(found.path).train.images[0], found.train.images[0])
+
+
+def test_processes_give_the_same_store(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made.train = {f"{i}": png(i, channels=3) for i in range(1500)}
+    made.labels = [(name, "ab"[i % 2]) for i, name in enumerate(made.train)]
+    monkeypatch.setattr(store, "available_cores", lambda: 3)
+    folder = made.write()
+    assert same(run(folder, tmp_path / "a", workers=1), run(folder, tmp_path / "b", workers=3))
+
+
+def test_the_second_call_only_opens(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = made.write()
+    calls: list[tuple[str, int, int]] = []
+    first = run(folder, report=lambda *call: calls.append(call))
+    assert calls[-1] == ("decoding test.zip", 12, 12)
+    assert ("decoding train.zip", 30, 30) in calls
+    times = {p.name: p.stat().st_mtime_ns for p in first.path.iterdir()}
+    assert sorted(times) == ["store.json", "test.npy", "train.npy"]
+    assert same(first, run(folder, report=lambda *call: pytest.fail("it worked again")))
+    assert times == {p.name: p.stat().st_mtime_ns for p in first.path.iterdir()}
+    # Anything that decides the content makes another one.
+    run(folder, skip_bad=True)
+    assert open_store(first.path).info["key"] != first.info["key"]
+    made.train["leaf-0a"] = png(9999)
+    assert np.array_equal(run(made).train.images[-1, 0].numpy(), pixels(9999))
+
+
+def test_unsaid_the_store_is_in_the_users_cache(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    found = prepare(made.write(), layout=SPECIES)
+    assert found.path == tmp_path / "cache" / "stores" / f"leaves-{found.info['key']}"
+    assert prepare(made.root, layout=SPECIES).path == found.path
+
+
+@pytest.mark.parametrize("spoil", ["train.npy", "test.npy", "store.json"])
+def test_an_incomplete_store_is_refused_and_made_again(made: Made, spoil: str) -> None:
+    folder = made.write()
+    first = run(folder)
+    copy = shutil.copytree(first.path, "copy")
+    if spoil == "store.json":
+        value = json.loads((first.path / spoil).read_text())
+        (first.path / spoil).write_text(json.dumps({**value, "train_ids": value["train_ids"][1:]}))
+    else:
+        os.truncate(first.path / spoil, 500)
+    with pytest.raises(CnnlabError, match="is damaged.*prepare it again"):
+        open_store(first.path)
+    assert same(run(folder), open_store(copy))
+
+
+def test_what_is_no_store_is_neither_opened_nor_overwritten(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(CnnlabError, match="no prepared store"):
+        open_store(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for name, text in (("thesis.txt", "x"), ("store.json", '{"format": "mine"}')):
+        (tmp_path / "mine" / name).write_text(text)
+        with pytest.raises(CnnlabError, match="exists and is no store"):
+            run(made, tmp_path / "mine")
+    with pytest.raises(CnnlabError, match="says format 'mine'"):
+        open_store(tmp_path / "mine")
+
+
+def test_killed_in_the_middle(made: Made, tmp_path: Path) -> None:
+    folder = made.write()
+    code = (
+        "import sys, time, os; from pathlib import Path; from cnnlab.data import preparation\n"
+        "from cnnlab.data.store import *\n"
+        "def wait(*call):\n    print('now', flush=True); time.sleep(60)\n"
+        f"prepare(Path({str(folder)!r}), store=Path('store'), layout={SPECIES!r}, report=wait)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"now\n"
+    assert len(list(tmp_path.glob(".store.*.tmp"))) == 1
+    assert not (tmp_path / "store").exists()
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    run(folder, tmp_path / "store")
+    assert not list(tmp_path.glob(".store.*"))
+
+
+def test_ctrl_c_leaves_nothing(made: Made, tmp_path: Path) -> None:
+    def press(*call: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(made, report=press)
+    assert [p.name for p in tmp_path.iterdir() if "store" in p.name] == ["store.lock"]
+
+
+def test_two_processes_prepare_it_once(made: Made, tmp_path: Path) -> None:
+    folder = made.write()
+    code = (
+        "from pathlib import Path; from cnnlab.data.store import *\n"
+        f"prepare(Path({str(folder)!r}), store=Path('store'), layout={SPECIES!r}, report=lambda *call: print(call[0]))"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(2)]
+    said = sorted(p.communicate()[0].count(b"decoding train") for p in both)
+    assert said[0] == 0
+    assert said[1] > 0
+    assert [p.returncode for p in both] == [0, 0]
+
+
+def test_ids_missing_on_every_side_are_told(made: Made) -> None:
+    del made.train["leaf-3a"]
+    made.labels = [pair for pair in made.labels if pair[0] not in ("leaf-4b", "leaf-5c", "leaf-6a", "leaf-7b")]
+    made.labels += [("lost-1", "oak"), made.labels[0]]
+    del made.test["x7"]
+    made.test |= {"x100": png(1), "x99": png(2)}
+    found = run(made)
+    assert found.info["report"] == [
+        "1 rows of species.csv repeat an id with the same label: leaf-29c",
+        "2 ids in species.csv have no image in train.zip: leaf-3a, lost-1",
+        "4 images of train.zip have no label in species.csv and are left out: "
+        "train/leaf-4b.png, train/leaf-5c.png, train/leaf-6a.png, ...",
+        "1 ids in sample.csv have no image in test.zip: x7",
+        "2 images of test.zip are not in sample.csv and come last: x99, x100",
+    ]
+    assert len(found.train) == 25
+    assert found.sample_ids == made.sample
+    assert found.test_ids == [t for t in made.sample if t != "x7"] + ["x99", "x100"]
+    for i, name in enumerate(found.train.ids):
+        assert np.array_equal(found.train.images[i, 0].numpy(), pixels(int(name[5:-1])))
+
+
+def test_without_test_images_or_sample(made: Made, tmp_path: Path) -> None:
+    folder = made.write()
+    (folder / "sample.csv").unlink()
+    found = run(folder)
+    assert found.sample_ids is None
+    assert found.test_ids == [f"x{i}" for i in range(12)]  # x9 before x10
+    (folder / "test.zip").unlink()
+    found = run(folder)
+    assert found.test_images.shape == (0, 1, 20, 20)
+    assert found.test_ids == []
+    assert len(found.info["report"]) == 2
+
+
+@pytest.mark.parametrize("spelling", ["{}", "{}.png", "train/{}.png", "train\\{}.PNG"])
+def test_how_a_table_may_write_ids(made: Made, spelling: str) -> None:
+    plain = run(made)
+    made.labels = [(spelling.format(name), label) for name, label in made.labels]
+    made.sample = [spelling.format(name) for name in made.sample]
+    found = run(made)
+    assert torch.equal(found.train.images, plain.train.images)
+    assert torch.equal(found.test_images, plain.test_images)
+    assert found.test_ids == found.sample_ids == made.sample  # a submission must have them as they are
+
+
+names = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/\\"), min_size=1, max_size=12)
+
+
+@given(st.lists(names.map(str.strip).filter(lambda t: t and plain_id(t) == t), unique=True, min_size=1))
+def test_any_id_survives_a_table_and_finds_its_image(ids: list[str]) -> None:
+    content = "﻿".encode() + table(("other", "id"), *[("x", name) for name in ids])
+    assert [row for (row,) in read_table(content, "t", ["id"])] == ids
+    index = {plain_id(f"train/{name}.png"): i for i, name in enumerate(ids)}
+    for i, name in enumerate(ids):
+        assert match(name, index) == match(f"{name}.png", index) == match(f"train/{name}.jpg", index) == i
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 10**30)), unique=True))
+def test_natural_order(pairs: list[tuple[str, int]]) -> None:
+    assert sorted((f"{a}{n}" for a, n in pairs), key=natural) == [f"{a}{n}" for a, n in sorted(pairs)]
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_as_a_table(content: bytes) -> None:
+    try:
+        rows = read_table(content, "t.csv", ["id"])
+    except CnnlabError as refused:
+        assert "t.csv" in str(refused)
+        assert "\n" not in str(refused)
+    else:
+        assert all(len(row) == 1 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "species.csv is empty"),
+        (b"file,species\n", "no rows"),
+        (b"id,species\n1,oak\n", "has no column 'file'; it has id, species"),
+        (b"file,species\nleaf-0a,\xe9rable\n", "not UTF-8 (byte 21)"),
+        (b'file,species\n"leaf-0a,oak\nleaf-1b,elm\n', "a quotation mark is missing"),
+        (b"file,species\nleaf-0a," + b"x" * 200_000 + b"\n", "line 2: field larger than field limit"),
+        (b"file,species\nleaf-0a\n", "line 2: want file and species, not 'leaf-0a'"),
+        (b"file,species\nleaf-0a,\n", "line 2: want"),
+        (b"file,species\nleaf-0a,oak\nleaf-0a,elm\n", "gives leaf-0a two labels, oak and elm"),
+        (b"file,species\nleaf-0a,oak\nleaf-0a.png,elm\n", "one image, the labels oak and elm"),
+        (b"file,species\nleaf-0a,oak\nleaf-1b,oak\n", "names one class, oak"),
+        (b"file,species\nleaf-0a,oak\nlost,elm\n", "of one class, oak"),
+        (
+            b"file,species\n1,oak\n2,elm\n",
+            "no id in species.csv matches an image of train.zip: the table begins with '1'",
+        ),
+    ],
+)
+def test_tables_that_cannot_be_used(made: Made, content: bytes, expected: str) -> None:
+    folder = made.write()
+    (folder / "species.csv").write_bytes(content)
+    assert expected in error(folder)
+
+
+def test_samples_that_cannot_be_used(made: Made) -> None:
+    made.sample[3] = made.sample[0]
+    assert "holds the id x0 twice" in error(made)
+    made.sample[3] = "x0.png"
+    assert "means one image by x0 and x0.png" in error(made)
+
+
+def test_files_that_are_not_there(made: Made, tmp_path: Path) -> None:
+    assert "does not exist" in error(tmp_path / "none")
+    folder = made.write()
+    assert "neither a folder nor a zip" in error(folder / "species.csv")
+    (folder / "train.zip").rename(folder / "kaggle.zip")
+    assert "has no train (the training images" in error(folder)
+    assert "give" in error(folder)
+    assert "has no trainLabels.csv" in error(made.write(), layout=Layout())
+    with pytest.raises(CnnlabError, match="workers=0"):
+        run(made, workers=0)
+    with pytest.raises(CnnlabError, match="fit='squash'"):
+        run(made, layout=Layout(fit="squash"))
+
+
+def test_images_of_one_id(made: Made) -> None:
+    made.train["sub/leaf-0a"] = png(1)
+    assert "train.zip: train/leaf-0a.png and train/sub/leaf-0a.png have one id, leaf-0a" in error(made)
+
+
+def test_hostile_archives_are_refused(made: Made) -> None:
+    made.train["../../x"] = png(1)
+    made.labels.append(("x", "oak"))
+    assert "leads out" in error(made)
+    for nested in (".", "deep"):
+        assert "leads out" in error(made.write(nested=nested))
+    made.train = {}
+    assert "holds no images" in error(made)
+
+
+def test_a_damaged_zip(made: Made) -> None:
+    whole = made.write(nested=".")
+    whole.write_bytes(whole.read_bytes()[:-30])
+    assert "whole.zip is damaged or incomplete" in error(whole)
+
+
+def spoiled(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def test_damaged_images_are_named(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "available_cores", lambda: 2)
+    made.train["leaf-7b"] = spoiled(made.train["leaf-7b"])
+    made.train["leaf-9a"] = b"no image"
+    for workers in (1, 2):
+        text = error(made, workers=workers)
+        assert text.startswith("train.zip: train/leaf-7b.png is damaged: ")
+        assert text.endswith("--skip-bad")
+    found = run(made, skip_bad=True)
+    assert len(found.train) == 28
+    assert [t.partition(" is damaged")[0] for t in found.train.skipped] == [
+        "train.zip: train/leaf-9a.png",  # in the table's order
+        "train.zip: train/leaf-7b.png",
+    ]
+    for i, name in enumerate(found.train.ids):
+        assert np.array_equal(found.train.images[i, 0].numpy(), pixels(int(name[5:-1])))
+    assert found.train.ids == [name for name, _ in made.labels if name not in ("leaf-7b", "leaf-9a")]
+    made.train["leaf-0a"] = b""  # the first one, which decides the size
+    assert len(run(made, skip_bad=True).train) == 27
+    made.train = dict.fromkeys(made.train, b"")
+    assert "no image of train.zip could be read" in error_skipping(made)
+
+
+def error_skipping(made: Made) -> str:
+    with pytest.raises(CnnlabError) as caught:
+        run(made, skip_bad=True)
+    return str(caught.value)
+
+
+def test_damaged_test_images_keep_their_ids(made: Made) -> None:
+    made.test["x3"] = spoiled(made.test["x3"])
+    assert "test.zip: test/x3.png is damaged" in error(made)
+    found = run(made, skip_bad=True)
+    assert found.test_ids == made.sample
+    assert found.test_images[made.sample.index("x3")].sum() == 0
+    assert len(found.info["unreadable_test"]) == 1
+
+
+def test_a_class_of_damaged_images_only(made: Made) -> None:
+    made.train = {name: b"" if i % 3 == 0 else png(i) for i, name in enumerate(made.train)}
+    assert "no image of class oak could be read" in error_skipping(made)
+
+
+def test_huge_images_are_refused_by_their_header(made: Made) -> None:
+    big = bytearray(made.train["leaf-7b"])
+    big[16:24] = (60_000).to_bytes(4) * 2
+    big[29:33] = zlib_crc(big[12:29])
+    made.train["leaf-7b"] = bytes(big)
+    assert "train/leaf-7b.png is too large to be decoded safely" in error(made)
+
+
+def zlib_crc(content: bytes | bytearray) -> bytes:
+    import zlib
+
+    return zlib.crc32(content).to_bytes(4)
+
+
+def test_colour_among_grey_makes_all_colour(made: Made) -> None:
+    made.train["leaf-17c"] = png(17, channels=3)
+    found = run(made)
+    assert found.train.images.shape == (30, 3, 20, 20)
+    row = found.train.ids.index("leaf-17c")
+    assert np.array_equal(found.train.images[row].permute(1, 2, 0).numpy(), pixels(17, channels=3))
+    row = found.train.ids.index("leaf-3a")
+    assert all(np.array_equal(found.train.images[row, c].numpy(), pixels(3)) for c in range(3))
+    assert found.test_images.shape == (12, 3, 20, 20)
+
+
+def test_sizes_that_differ(made: Made) -> None:
+    made.test["x4"] = png(4, side=30)
+    assert (
+        "train.zip: train/leaf-0a.png is 20 x 20 pixels, but test.zip: test/x4.png is 30 x 30; say with --image-size"
+        in error(made)
+    )
+    made.train["leaf-0a"] = Image.fromarray(np.zeros((20, 25), np.uint8)), "png"  # type: ignore[assignment]
+    out = io.BytesIO()
+    Image.fromarray(np.zeros((20, 25), np.uint8)).save(out, "png")
+    made.train["leaf-0a"] = out.getvalue()
+    assert "leaf-0a.png is 25 x 20 pixels, not square" in error(made)
+    fixed = Layout(**{**SPECIES.__dict__, "image_size": 8, "fit": "crop"})
+    assert run(made, layout=fixed).test_images.shape == (12, 1, 8, 8)
+
+
+def test_a_full_disk(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnlab.data.preparation.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert "the store needs 64 MiB and" in error(made)
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_file_that_cannot_be_written(tmp_path: Path, processes: int) -> None:
+    job = Job(str(tmp_path / "none.npy"), 0, 1, 20, "pad", True, True)
+    with Decoders(processes) as crew, pytest.raises(CnnlabError, match="cannot write .*none.npy: No such file"):
+        crew.add(job, 0, "a", png(0))
+        crew.finish(job)
+
+
+def test_a_decoding_process_that_dies(tmp_path: Path) -> None:
+    job = Job(str(tmp_path / "a.npy"), 0, 1, 20, "pad", True, True)
+    with Decoders(1) as crew, pytest.raises(CnnlabError, match="ended unexpectedly .exit code -9."):
+        crew._processes[0].kill()
+        crew.add(job, 0, "a", png(0))
+        crew.finish(job)
+
+
+def test_decoding_processes_are_light_and_end_with_us(tmp_path: Path) -> None:
+    code = "import sys, cnnlab.pixels; assert not {'torch', 'matplotlib', 'scipy'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    code = (
+        "import os, signal; from cnnlab.data.decoders import Decoders\n"
+        "crew = Decoders(1); print(crew._processes[0].pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    for _ in range(100):
+        if not Path(f"/proc/{said.strip()}").exists():
+            return
+        time.sleep(0.1)
+    pytest.fail("it lives on")
