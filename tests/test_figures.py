@@ -415,7 +415,18 @@ def test_errors_say_the_remedy(tmp_path: Path) -> None:
         figures(["1.1"])
     with pytest.raises(CnnlabError, match="does not exist|no run"):
         figures(["1.1"], run="nothing")
+    with pytest.raises(CnnlabError, match=r"1\.8 needs --data SOURCE.*cnnlab kaggle show"):
+        figures(["1.8"])
     assert not (tmp_path / "figures").exists()
+
+
+def test_sample_images_are_the_sources_own(tmp_path: Path) -> None:
+    svg, png = figures(["1.8"], data="digits", out_dir=tmp_path / "out")
+    assert "<svg" in svg.read_text()
+    with Image.open(png) as picture:
+        assert picture.size[0] > 300
+    again, _ = figures(["1.8"], data="digits", out_dir=tmp_path / "again")
+    assert again.read_bytes() == svg.read_bytes()
 
 
 @needs_dot
@@ -428,8 +439,10 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
 def test_the_recipe_in_the_remedy_exists() -> None:
     text = left_out()
     assert "1.1" in text
-    assert RECIPES[text.split("--recipe ")[1]].model == "alexnet"
-    assert left_out(run="some") == ""
+    assert "1.8" in text
+    assert RECIPES[text.split("--recipe ")[1].split(";")[0]].model == "alexnet"
+    assert "1.1" not in left_out(run="some")
+    assert left_out(run="some", data="digits") == ""
     assert left_out(["1.2"]) == ""
 
 

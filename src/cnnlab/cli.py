@@ -226,12 +226,15 @@ def show(
 
 @app.command()
 def figures(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NUMBER...]", help="1.1 to 1.7. Unsaid: all.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NUMBER...]", help="1.1 to 1.8. Unsaid: all.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the pictures; those of the same name are replaced.")] = Path(
         "figures"
     ),
     run: Annotated[
         str | None, typer.Option(metavar="RUN", help="1.1: the trained run whose filters to show.", show_default=False)
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="1.8: the images to show samples of.", show_default=False)
     ] = None,
     formats: Annotated[
         list[str] | None, typer.Option("--format", help="svg or png; may be repeated. Unsaid: both.")
@@ -241,10 +244,12 @@ def figures(
     """Draw the chapter's figures from the real networks and a run's filters."""
     from cnnlab.inspect import figures as drawn
 
-    left_out = drawn.left_out(names, run)
+    left_out = drawn.left_out(names, run, data)
     if left_out:
         print(left_out, file=sys.stderr)
-    for path in drawn.figures(names, out_dir=out, run=run, runs_dir=runs_dir, formats=formats or drawn.FORMATS):
+    for path in drawn.figures(
+        names, out_dir=out, run=run, data=data, runs_dir=runs_dir, formats=formats or drawn.FORMATS
+    ):
         print(path)
 
 

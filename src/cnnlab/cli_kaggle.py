@@ -33,7 +33,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe; may be repeated."),
 ]
-Seeds = Annotated[int, typer.Option(min=1, help="Train that many networks, whose answers are averaged.")]
+Seeds = Annotated[int, typer.Option(help="Train that many networks, whose answers are averaged.")]
 Views = Annotated[
     str, typer.Option(help="Looks at each image: none (1), flip (2, mirrored too), shift (6, moved a pixel too).")
 ]

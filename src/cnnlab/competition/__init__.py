@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cnnlab import inference, plots, runs, training
 from cnnlab.competition import client
 from cnnlab.competition.submission import Written, write_submission
 from cnnlab.data import data_folder
+from cnnlab.data.imageset import sample_rows
 from cnnlab.data.loader import Preprocessing
 from cnnlab.data.store import Layout, Store, open_store
 from cnnlab.data.store import prepare as make_store
@@ -230,18 +230,10 @@ def show(competition: Competition) -> Overview:
     train = store.train
     counts = torch.bincount(train.labels, minlength=len(train.classes)).tolist()
     moments = Preprocessing.of(train.images, image_size=0, fit="pad", normalize=True)
+    rows = sample_rows(train.images, train.labels, len(train.classes))
     figure = competition.path / "figure-1.8.png"
-    write_atomic(figure, plots.png(plots.samples(*sample_images(train.images, train.labels, train.classes))))
+    write_atomic(figure, plots.png(plots.samples(rows, train.classes)))
     return Overview(store, dict(zip(train.classes, counts, strict=True)), moments.mean, moments.std, figure)
-
-
-def sample_images(images: Tensor, labels: Tensor, classes: list[str], each: int = 8) -> tuple[list[Any], list[str]]:
-    """The first `each` images of each class: rows of (H, W, C) arrays, and the names of the rows."""
-    rows = []
-    for k in range(len(classes)):
-        index = (labels == k).nonzero().flatten()[:each]
-        rows.append([image.permute(1, 2, 0).numpy() for image in images[index]])
-    return rows, classes
 
 
 def train(
@@ -372,6 +364,8 @@ def _train_or_go_on(
     path: Path, recipe: Recipe | None, seeds: int, device: str, threads: int | None, progress: str
 ) -> Result | SeedsResult:
     """Train into the folder `path`, or go on with what it holds, if that is of the same recipe."""
+    if seeds < 1:
+        raise CnnlabError(f"seeds={seeds}: must be at least 1")
     common: dict[str, Any] = {"device": device, "threads": threads, "progress": progress}
     if (path / "recipe.json").exists() or (path / "seeds.json").exists():
         several = (path / "seeds.json").exists()

@@ -104,7 +104,7 @@ class Archive:
 
     def _damaged(self, error: BaseException | str) -> CnnlabError:
         why = error if isinstance(error, str) else reason(error)
-        return CnnlabError(f"{self.label} is damaged or incomplete: {why}; download it again")
+        return CnnlabError(f"{self.label} is damaged or incomplete: {why}; download it again, or unpack it and give the folder")
 
 
 class _Folder(Archive):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,6 +65,15 @@ class ImageSet:
         digest.update(self.images.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()
+
+
+def sample_rows(images: Tensor, labels: Tensor, num_classes: int, each: int = 8) -> list[list[np.ndarray]]:
+    """The first `each` images of each class, as arrays (H, W, C) uint8, a row a class."""
+    rows = []
+    for k in range(num_classes):
+        index = (labels == k).nonzero().flatten()[:each]
+        rows.append([image.permute(1, 2, 0).numpy() for image in images[index]])
+    return rows
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

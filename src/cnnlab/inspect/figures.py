@@ -17,6 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cnnlab import plots
+from cnnlab.data import load_images
+from cnnlab.data.imageset import sample_rows
 from cnnlab.errors import CnnlabError, expand, reason, unknown
 from cnnlab.files import write_atomic
 from cnnlab.inference import load_model
@@ -29,15 +32,19 @@ from cnnlab.models.vgg import vgg_block
 from cnnlab.runs import Run, open_run
 
 FORMATS = ("svg", "png")
-_TRAIN_ONE = "cnnlab train --data fashion-mnist --recipe manual/alexnet"
+_REMEDIES = {
+    "run": "--run RUN, a trained run; to make one: cnnlab train --data fashion-mnist --recipe manual/alexnet",
+    "data": "--data SOURCE, images; those of the competition: cnnlab kaggle show",
+}
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of the chapter: its title, and how its diagram is drawn; None: from a run."""
+    """One figure of the chapter: its title, and how its diagram is drawn; None: from what it needs, a run or images."""
 
     title: str
     draw: Callable[[], list[Panel]] | None
+    needs: str = ""
 
 
 def figures(
@@ -45,28 +52,31 @@ def figures(
     *,
     out_dir: str | Path = "figures",
     run: str | Path | None = None,
+    data: str | None = None,
     runs_dir: str | Path = "runs",
     formats: Sequence[str] = FORMATS,
 ) -> list[Path]:
     """Draw the figures called `names`, keys of FIGURES, into `out_dir`: figure-1.2.svg, figure-1.2.png, ...
 
-    Unsaid: all of them, but 1.1 only where a run is given, whose filters it shows. Files of the same name are
-    replaced. Returns: the files, in the order of the figures. Raises: CnnlabError for an unknown name or format, for
-    1.1 without a run, and where graphviz is missing or the folder cannot be written to.
+    Unsaid: all of them, but 1.1 only where a run is given, whose filters it shows, and 1.8 only where a source of
+    images is. Files of the same name are replaced. Returns: the files, in the order of the figures. Raises:
+    CnnlabError for an unknown name or format, for 1.1 without a run or 1.8 without data, and where graphviz is
+    missing or the folder cannot be written to.
     """
-    chosen = list(names) if names else [n for n, f in FIGURES.items() if f.draw is not None or run is not None]
+    given = {"": True, "run": run is not None, "data": data is not None}
+    chosen = list(names) if names else [n for n, f in FIGURES.items() if given[f.needs]]
     for name in chosen:
         if name not in FIGURES:
             raise unknown("figure", name, FIGURES)
     for name in chosen:
-        if FIGURES[name].draw is None and run is None:
-            raise CnnlabError(f"figure {name} needs --run RUN, a trained run; to make one: {_TRAIN_ONE}")
+        if not given[FIGURES[name].needs]:
+            raise CnnlabError(f"figure {name} needs {_REMEDIES[FIGURES[name].needs]}")
     for form in formats:
         if form not in FORMATS:
             raise unknown("format", form, FORMATS)
     folder = expand(out_dir)
     # All are drawn before the first is written: what fails leaves no half set.
-    pictures = {n: _contents(n, run, runs_dir, formats) for n in FIGURES if n in chosen}
+    pictures = {n: _contents(n, run, data, runs_dir, formats) for n in FIGURES if n in chosen}
     files: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,24 +89,31 @@ def figures(
     return files
 
 
-def left_out(names: Sequence[str] | None = None, run: str | Path | None = None) -> str:
+def left_out(names: Sequence[str] | None = None, run: str | Path | None = None, data: str | None = None) -> str:
     """One line on what `figures` leaves out when it is called like this, and the remedy; empty where nothing."""
-    missing = [n for n, f in FIGURES.items() if f.draw is None] if not names and run is None else []
-    if not missing:
-        return ""
-    return f"left out: {', '.join(missing)}, which needs --run RUN, a trained run; to make one: {_TRAIN_ONE}"
+    absent = {"run": run is None, "data": data is None}
+    missing = [
+        f"{n}, which needs {_REMEDIES[f.needs]}" for n, f in FIGURES.items() if not names and absent.get(f.needs)
+    ]
+    return f"left out: {'; '.join(missing)}" if missing else ""
 
 
 def _contents(
-    name: str, run: str | Path | None, runs_dir: str | Path, formats: Sequence[str]
+    name: str, run: str | Path | None, data: str | None, runs_dir: str | Path, formats: Sequence[str]
 ) -> list[tuple[str, bytes]]:
     figure = FIGURES[name]
     title = f"Figure {name}: {figure.title}"
     if figure.draw is not None:
         dot = drawing(figure.draw(), title)
         return [(form, render(dot, form)) for form in formats]
-    assert run is not None
-    picture = filters(open_run(run, runs_dir))
+    if figure.needs == "data":
+        assert data is not None
+        images = load_images(data, "train")
+        assert images is not None
+        picture = plots.samples(sample_rows(images.images, images.labels, len(images.classes)), images.classes)
+    else:
+        assert run is not None
+        picture = filters(open_run(run, runs_dir))
     return [(form, _saved(picture, form, title)) for form in formats]
 
 
@@ -252,13 +269,14 @@ def resnet18() -> list[Panel]:
 
 
 FIGURES: dict[str, Figure] = {
-    "1.1": Figure("Filters that the first layer of a trained run has learned", None),
+    "1.1": Figure("Filters that the first layer of a trained run has learned", None, needs="run"),
     "1.2": Figure("LeNet beside AlexNet", lenet_alexnet),
     "1.3": Figure("From AlexNet to VGG", alexnet_vgg),
     "1.4": Figure("Blocks and networks of VGG and NiN compared", vgg_nin),
     "1.5": Figure("A normal block and a residual block", normal_residual),
     "1.6": Figure("A residual block without and with the 1×1 convolution", with_and_without_projection),
     "1.7": Figure("ResNet-18", resnet18),
+    "1.8": Figure("Sample images of the competition", None, needs="data"),
 }
 
 

@@ -1,0 +1,313 @@
+"""A competition from its files to a submission, on a made-up one of another image size, and on what Kaggle has."""
+
+from __future__ import annotations
+
+import csv
+import json
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cnnlab import competition as steps
+from cnnlab import inference
+from cnnlab.competition import Competition
+from cnnlab.competition.submission import read_pairs
+from cnnlab.data.imageset import ImageSet, sample_rows
+from cnnlab.data.store import Layout, open_store
+from cnnlab.errors import CnnlabError
+from cnnlab.inference import probabilities
+from conftest import Command, one_line_error
+
+SIDE, TRAIN, TEST = 20, 120, 30
+SPECIES = ("ash", "birch", "oak")
+LAYOUT = Layout(
+    train="pictures",
+    test="unseen",
+    labels="species.csv",
+    sample="example.csv",
+    id_column="file",
+    label_column="species",
+)
+OPTIONS = [
+    "--train", "pictures", "--test", "unseen", "--labels", "species.csv", "--sample", "example.csv",
+    "--id-column", "file", "--label-column", "species",
+]  # fmt: skip
+QUICK = ["--set", "model=lenet-bn", "--set", "epochs=4", "--set", "batch_size=20", "--set", "val_fraction=0.2"]
+
+
+def png(species: int, rng: np.random.Generator) -> bytes:
+    """A leaf: three classes of different brightness and stripes, so that a few epochs tell them apart."""
+    pixels = rng.normal(60 + 60 * species, 10, (SIDE, SIDE, 3))
+    pixels[:: species + 2] += 30
+    buffer = BytesIO()
+    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def forest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The made-up competition's files, and `answers.csv`, which its teacher keeps."""
+    folder = tmp_path_factory.mktemp("forest")
+    rng = np.random.default_rng(0)
+    species = {f"leaf-{i:03d}": int(rng.integers(3)) for i in rng.permutation(TRAIN + TEST)}
+    ids = list(species)
+    for name, members in (("pictures", ids[:TRAIN]), ("unseen", ids[TRAIN:])):
+        with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
+            for i in sorted(members):
+                archive.writestr(f"{name}/{i}.png", png(species[i], rng))
+    for name, members in (("species", ids[:TRAIN]), ("answers", ids[TRAIN:])):
+        rows = [f"{i},{SPECIES[species[i]]}" for i in members]
+        (folder / f"{name}.csv").write_text("\n".join(["file,species", *rows]) + "\n")
+    shuffled = [ids[TRAIN:][i] for i in rng.permutation(TEST)]
+    (folder / "example.csv").write_text("file,species\n" + "".join(f"{i},oak\n" for i in shuffled))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(forest: Path, tmp_path_factory: pytest.TempPathFactory) -> Competition:
+    """All steps, by the plain functions."""
+    work = tmp_path_factory.mktemp("work")
+    made = steps.prepare(forest, name="forest", runs_dir=work / "runs", store=work / "store", layout=LAYOUT, workers=1)
+    steps.train(made, settings=[s for s in QUICK if s != "--set"], threads=1)
+    steps.retrain(made, threads=1)
+    steps.submit(made, threads=1)
+    return made
+
+
+def test_one_command_leads_from_files_to_a_submission_that_scores(
+    forest: Path, cnnlab: Command, tmp_path: Path
+) -> None:
+    before = {p: p.read_bytes() for p in forest.iterdir()}
+    command = ["kaggle", "all", forest, "--name", "forest", "--store", tmp_path / "store", *OPTIONS, *QUICK]
+    answer = cnnlab(*command)
+    assert answer.returncode == 0, answer.stderr
+    assert f"{TRAIN} labelled images of 3 classes, {TEST} test images, 3 x 20 x 20" in answer.stdout
+    for told in ("pixel mean", "val acc", "true \\ predicted", "6 looks", "seen acc", "submission.csv: 30 rows"):
+        assert told in answer.stdout, told
+    work = tmp_path / "runs" / "forest"
+    ids, labels = read_pairs(work / "submission.csv", "file", "species")
+    assert ids == read_pairs(forest / "example.csv", "file", "species")[0]
+    true = dict(zip(*read_pairs(forest / "answers.csv", "file", "species"), strict=True))
+    right = sum(true[i] == label for i, label in zip(ids, labels, strict=True))
+    assert right >= 0.9 * TEST
+    told = cnnlab("kaggle", "score", work / "submission.csv", "--labels", forest / "answers.csv", *OPTIONS[8:])
+    assert f"({right} of {TEST} images)" in told.stdout
+    assert {p: p.read_bytes() for p in forest.iterdir()} == before
+
+    # Again: nothing is trained, nothing changes.
+    stamps = {p: p.stat().st_mtime_ns for p in work.rglob("*.safetensors")}
+    assert len(stamps) == 6
+    again = cnnlab(*command)
+    assert again.returncode == 0
+    assert "submission.csv: 30 rows, as it was" in again.stdout
+    assert {p: p.stat().st_mtime_ns for p in work.rglob("*.safetensors")} == stamps
+    assert "forest/train" in cnnlab("runs").stdout
+
+    # Another recipe is another training, and leaves this one alone.
+    line = one_line_error(cnnlab("kaggle", "train", "--name", "forest", "--set", "epochs=9"))
+    assert "choose another --name" in line
+    line = one_line_error(
+        cnnlab(*[*command[:5], "--store", tmp_path / "other", *OPTIONS, "--image-size", "16", *QUICK])
+    )
+    assert "was begun with other files" in line
+
+
+def test_training_figures_are_of_every_image(finished: Competition) -> None:
+    report = json.loads((finished.path / "report.json").read_text())
+    (run,) = report["runs"]
+    assert np.sum(run["train"]["confusion"]) + np.sum(run["validation"]["confusion"]) == TRAIN
+    assert run["validation"]["images"] == pytest.approx(0.2 * TRAIN, abs=2)
+    store = finished.images()
+    (model,) = [r for r in finished.runs() if r.path.name == "train"]
+    held_out = inference.validation_images(model)
+    p = probabilities([model], held_out.images)
+    assert report["validation_accuracy_by_views"]["none"] == (p.argmax(1) == held_out.labels).double().mean()
+    assert run["validation"]["accuracy"] == report["validation_accuracy_by_views"]["none"]
+    assert set(held_out.ids) < set(store.train.ids)
+
+
+def test_retraining_takes_the_settings_and_every_image(finished: Competition) -> None:
+    everything, held_out = finished.runs()
+    assert (everything.path.name, held_out.path.name) == ("retrain", "train")
+    assert everything.info["data"]["train"] == TRAIN
+    changed = {k for k, v in everything.recipe.to_dict().items() if held_out.recipe.to_dict()[k] != v}
+    assert changed == {"name", "watch", "val_fraction"}
+    assert everything.metrics()[-1]["images"] == TRAIN
+    assert (everything.path / "curves.png").exists()
+
+
+def test_predictions_depend_on_the_image_alone(finished: Competition) -> None:
+    """Not on batch size, order, threads or neighbours, for every kind of views."""
+    store, models = finished.images(), finished.runs()
+    images = store.test_images
+    for views in inference.VIEWS:
+        expected = probabilities(models, images, views=views, threads=1)
+        assert expected.sum(1).sub(1).abs().max() < 1e-5
+        for batch_size in (1, 7, TEST):
+            found = probabilities(models, images, views=views, batch_size=batch_size, threads=1)
+            assert torch.equal(found.argmax(1), expected.argmax(1))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        order = torch.randperm(TEST, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(probabilities(models, images[order], views=views, threads=1), expected[order])
+        black = torch.cat((torch.zeros_like(images), images))
+        torch.testing.assert_close(probabilities(models, black, views=views)[TEST:], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_views_and_ensembles_are_plain_averages(finished: Competition) -> None:
+    models, images = finished.runs(), finished.images().test_images
+    x = torch.stack([inference.Preprocessing.from_dict(m.info["preprocessing"])(images) for m in models])
+    expected = torch.zeros(TEST, 3)
+    for run, inputs in zip(models, x, strict=True):
+        model = inference.load_model(run, run.weights())
+        padded = torch.from_numpy(np.pad(inputs.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect"))
+        with torch.inference_mode():
+            logits = torch.zeros(TEST, 3)
+            for share, top, left in ((0.25, 1, 1), (0.125, 0, 0), (0.125, 2, 2)):
+                seen = padded[:, :, top : top + SIDE, left : left + SIDE]
+                logits += share * (model(seen) + model(seen.flip(3)))
+        expected += logits.softmax(1) / 2
+    torch.testing.assert_close(probabilities(models, images, views="shift"), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_submission_keeps_the_samples_order_whatever_the_stores(finished: Competition, forest: Path) -> None:
+    found = steps.submit(finished, out=finished.path / "one.csv", chosen=["train"], views="none")
+    assert [run.path.name for run in found.runs] == ["train"]
+    ids, labels = read_pairs(found.written.path, "file", "species")
+    p = probabilities(found.runs, finished.images().test_images)
+    by_id = dict(zip(finished.images().test_ids, p.argmax(1).tolist(), strict=True))
+    assert labels == [SPECIES[by_id[i]] for i in ids]
+    with (forest / "example.csv").open() as file:
+        assert ids == [row["file"] for row in csv.DictReader(file)]
+
+
+def test_an_earlier_submission_is_kept(finished: Competition) -> None:
+    out = finished.path / "kept.csv"
+    out.write_text("mine\n")
+    found = steps.submit(finished, out=out, views="none")
+    assert found.written.kept is not None
+    assert found.written.kept.read_text() == "mine\n"
+
+
+def test_seeds_make_an_ensemble(forest: Path, tmp_path: Path) -> None:
+    work = steps.prepare(forest, name="f", layout=LAYOUT, store=tmp_path / "store", workers=1)
+    trained = steps.train(work, settings=[*[s for s in QUICK if s != "--set"], "epochs=1"], seeds=2, threads=1)
+    assert [r.run.recipe.seed for r in trained.result.results] == [0, 1]
+    assert len(trained.validation) == 2
+    held_out = inference.validation_images(trained.result.results[0].run)
+    p = probabilities([r.run for r in trained.result.results], held_out.images)
+    assert trained.views["none"] == (p.argmax(1) == held_out.labels).double().mean()
+    steps.retrain(work, seeds=2, threads=1)
+    assert [f"{r.path.parent.name}/{r.path.name}" for r in steps.submit(work, views="none").runs] == [
+        "retrain/seed-0", "retrain/seed-1", "train/seed-0", "train/seed-1",
+    ]  # fmt: skip
+
+
+def test_an_interrupted_training_goes_on(
+    forest: Path, tmp_path: Path, finished: Competition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cnnlab import training
+    from cnnlab.errors import TrainingInterrupted
+
+    work = steps.prepare(forest, name="f", layout=LAYOUT, store=finished.store, workers=1)
+    real, calls = training.train_step, []
+
+    def stop_in_the_second_epoch(*args: object, **kwargs: object) -> object:
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)  # type: ignore[arg-type]
+
+    chosen = [s for s in QUICK if s != "--set"]
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_step", stop_in_the_second_epoch)
+        with pytest.raises(TrainingInterrupted):
+            steps.train(work, settings=chosen, threads=1)
+    assert work.runs() == []
+    with pytest.raises(CnnlabError, match="no finished run"):
+        steps.submit(work)
+    steps.train(work, threads=1)  # goes on with its own recipe
+    name = "train/last.safetensors"
+    assert (work.path / name).read_bytes() == (finished.path / name).read_bytes()
+
+
+def test_show_draws_and_measures(finished: Competition, cnnlab: Command) -> None:
+    found = json.loads(
+        cnnlab("kaggle", "show", "--name", "forest", "--runs-dir", finished.path.parent, "--json").stdout
+    )
+    store = open_store(finished.store)
+    assert found["classes"] == {s: int((store.train.labels == k).sum()) for k, s in enumerate(SPECIES)}
+    pixels = store.train.images.double() / 255
+    assert found["mean"] == pytest.approx(pixels.mean((0, 2, 3)).tolist())
+    assert found["std"] == pytest.approx(pixels.transpose(0, 1).flatten(1).std(1, correction=0).tolist())
+    with Image.open(found["figure"]) as figure:
+        assert figure.size[0] > 300
+    rows = sample_rows(store.train.images, store.train.labels, len(SPECIES), each=3)
+    for k, row in enumerate(rows):
+        assert len(row) == 3
+        members = store.train.images[store.train.labels == k]
+        assert all(np.array_equal(image, members[i].permute(1, 2, 0)) for i, image in enumerate(row))
+
+
+def test_steps_out_of_order_say_what_comes_first(forest: Path, cnnlab: Command, tmp_path: Path) -> None:
+    for step in ("show", "train", "retrain", "submit"):
+        assert "cnnlab kaggle prepare" in one_line_error(cnnlab("kaggle", step))
+    steps.prepare(forest, name="cifar-10", layout=LAYOUT, store=tmp_path / "store", workers=1)
+    assert "first: cnnlab kaggle train" in one_line_error(cnnlab("kaggle", "retrain"))
+    assert "first: cnnlab kaggle train" in one_line_error(cnnlab("kaggle", "submit"))
+    assert not (tmp_path / "runs" / "cifar-10" / "submission.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["prepare", "nowhere"], "nowhere does not exist"),
+        (["prepare", "--name", "../up"], "run name '../up'"),
+        (["train", "--name", "a/b"], "run name 'a/b'"),
+        (["submit", "--name", "nothing"], "nothing has no prepared competition"),
+        (["score", "nothing.csv", "--labels", "x.csv"], "nothing.csv"),
+        (["get", "what; rm"], "what; rm"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], told: str, cnnlab: Command) -> None:
+    assert told in one_line_error(cnnlab("kaggle", *arguments))
+
+
+def test_bad_choices_are_one_line(finished: Competition, cnnlab: Command) -> None:
+    at = ["--name", "forest", "--runs-dir", str(finished.path.parent)]
+    for arguments, told in (
+        (["submit", *at, "--views", "many"], "known: flip, none, shift"),
+        (["submit", *at, "--run", "lost"], "lost"),
+        (["submit", *at, "--threads", "99"], "threads=99"),
+        (["train", *at, "--seeds", "0"], "seeds=0"),
+        (["train", *at, "--set", "watch=test"], "watch=test"),
+        (["train", *at, "--recipe", "cifar/10mins"], "did you mean cifar/10min"),
+    ):
+        assert told in one_line_error(cnnlab("kaggle", *arguments)), arguments
+
+
+def test_a_store_is_a_source_like_any_other(finished: Competition, cnnlab: Command) -> None:
+    answer = cnnlab("train", "lenet", "--data", f"store:{finished.store}", "--recipe", "folder", "--set", "epochs=1")
+    assert answer.returncode == 0, answer.stderr
+    line = one_line_error(cnnlab("train", "--recipe", "cifar/1h"))
+    assert "needs --data store:PATH" in line
+    assert "no prepared store" in one_line_error(cnnlab("train", "--data", "store:nowhere"))
+
+
+def test_images_of_another_size_are_refused(finished: Competition) -> None:
+    with pytest.raises(CnnlabError, match="another size"):
+        probabilities(finished.runs(), torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+
+
+def test_labels_stay_with_their_images(finished: Competition, forest: Path) -> None:
+    store: ImageSet = finished.images().train
+    true = dict(zip(*read_pairs(forest / "species.csv", "file", "species"), strict=True))
+    with zipfile.ZipFile(forest / "pictures.zip") as archive:
+        for i, (image, label) in enumerate(zip(store.images, store.labels.tolist(), strict=True)):
+            assert store.classes[label] == true[store.ids[i]]
+            pixels = np.asarray(Image.open(BytesIO(archive.read(f"pictures/{store.ids[i]}.png"))))
+            assert np.array_equal(image.permute(1, 2, 0), pixels)

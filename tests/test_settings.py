@@ -1,0 +1,191 @@
+"""What the settings beyond the manual's do in a training: augmentation, mixed labels, precision, layout, all images."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cnnlab import Recipe, device, resume, train, training
+from cnnlab.data.augment import Augmentation
+from cnnlab.errors import CnnlabError, TrainingInterrupted
+from cnnlab.optim import make_optimizer
+from cnnlab.recipe import SETTINGS
+from cnnlab.training import train_step
+from conftest import Command, one_line_error
+
+CPU = torch.device("cpu")
+EVERYTHING = Recipe(
+    name="everything",
+    model="airbench94",
+    epochs=3,
+    batch_size=8,
+    optimizer="muon",
+    learning_rate=0.1,
+    momentum=0.6,
+    schedule="step",
+    decay=0.5,
+    decay_every=2,
+    label_smoothing=0.1,
+    shift=2,
+    shift_fill="reflect",
+    flip=True,
+    alternating_flip=True,
+    crop_scale=0.6,
+    crop_ratio=1.3,
+    brightness=0.2,
+    contrast=0.2,
+    saturation=0.2,
+    randaugment=1,
+    cutout=4,
+    mixup=0.4,
+    cutmix=1.0,
+    precision="bfloat16",
+    channels_last=True,
+    val_fraction=0.2,
+)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(folder / "last.safetensors")
+
+
+def test_with_everything_on_an_interrupted_run_still_ends_at_the_same_bits(
+    shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(EVERYTHING, data=f"folder:{shapes}")
+    whole = train(recipe, name="whole", threads=1)
+    real, calls = training.train_step, []
+
+    def stop_in_the_second_epoch(*args: object, **kwargs: object) -> object:
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_step", stop_in_the_second_epoch)
+        with pytest.raises(TrainingInterrupted):
+            train(recipe, name="stopped", threads=1)
+    gone_on = resume("runs/stopped", threads=1)
+    one, two = weights(whole.run.path), weights(gone_on.run.path)
+    assert one.keys() == two.keys()
+    for name in one:
+        assert torch.equal(one[name], two[name]), name
+    for a, b in zip(whole.run.metrics(), gone_on.run.metrics(), strict=True):
+        assert (a["loss"], a["val_loss"], a["learning_rate"]) == (b["loss"], b["val_loss"], b["learning_rate"])
+    assert [row["learning_rate"] for row in whole.run.metrics()] == [0.1, 0.1, 0.05]
+
+
+def test_a_recipe_says_all_that_an_augmentation_needs() -> None:
+    for field in fields(Augmentation):
+        assert SETTINGS[field.name].default == field.default, field.name
+
+
+def test_mixed_labels_weigh_two_losses() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3)
+    x, a, b, share = torch.randn(6, 5), torch.arange(6) % 3, torch.arange(6).flip(0) % 3, torch.rand(6)
+    y = F.one_hot(a, 3) * share[:, None] + F.one_hot(b, 3) * (1 - share[:, None])
+    logits = model(x).detach()
+    expected = sum(
+        s * -logits[i].log_softmax(0)[a[i]] + (1 - s) * -logits[i].log_softmax(0)[b[i]] for i, s in enumerate(share)
+    )
+    loss, hits = train_step(model, make_optimizer(model, Recipe()), x, y)
+    assert loss.item() == pytest.approx(float(expected) / 6, rel=1e-5)
+    assert hits.item() == (logits.argmax(1) == torch.where(share > 0.5, a, b)).sum().item()
+
+
+def test_training_on_every_image_watches_some_of_them(quick: Recipe, cnnlab: Command) -> None:
+    recipe = quick.changed(watch="train", val_fraction=0.0)
+    result = train(recipe, name="every")
+    images = result.summary["images"]["train"]
+    assert images == 1438
+    row = result.run.metrics()[-1]
+    assert row["images"] == 1438
+    assert result.run.metrics()[-1]["seen_acc"] == result.summary["seen_acc"] > 0.5
+    assert "seen acc" in str(result)
+    assert "no estimate" in str(result)
+    assert result.run.weights().name == "last.safetensors"  # there is nothing to choose an epoch by
+    answer = cnnlab("eval", "runs/every", "--split", "train", "--json")
+    # all of its 1,438 images are watched here, in the same mode
+    assert json.loads(answer.stdout)["accuracy"] == result.summary["seen_acc"]
+    assert "held no images out" in one_line_error(cnnlab("eval", "runs/every", "--split", "validation"))
+    assert cnnlab("runs").returncode == cnnlab("train", "--resume", "runs/every").returncode == 0
+
+
+# Precision
+
+
+def test_a_run_goes_on_in_the_precision_it_began_with(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = quick.changed(precision="auto", epochs=2)
+    monkeypatch.setattr(device, "_bfloat16_pays", lambda device: True)
+    whole = train(recipe, name="whole")
+    assert json.loads((whole.run.path / "environment.json").read_text())["sessions"][0]["dtype"] == "bfloat16"
+    real = training.save_checkpoint
+
+    def stop(path: Path, *rest: object) -> None:
+        real(path, *rest)  # type: ignore[arg-type]
+        if len(rest[-1]["rows"]) == 1:  # type: ignore[index]
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_checkpoint", stop)
+        with pytest.raises(TrainingInterrupted):
+            train(recipe, name="stopped")
+    monkeypatch.setattr(device, "_bfloat16_pays", lambda device: False)  # a busy machine measures otherwise
+    resume("runs/stopped")
+    assert weights(Path("runs/stopped"))["0.weight"].equal(weights(whole.run.path)["0.weight"])
+    plain = train(recipe, name="plain")
+    assert not weights(plain.run.path)["0.weight"].equal(weights(whole.run.path)["0.weight"])
+    assert plain.summary["loss"] == pytest.approx(whole.summary["loss"], rel=0.05)
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_auto_precision_is_what_is_measured_to_be_faster(pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = F.conv2d
+
+    def slow_in_one(x: torch.Tensor, *rest: torch.Tensor, **more: int) -> torch.Tensor:
+        if (x.dtype == torch.float32) == pays:
+            time.sleep(0.2)
+        return real(x, *rest, **more)
+
+    monkeypatch.setattr(F, "conv2d", slow_in_one)
+    state = torch.get_rng_state()
+    assert device.pick_precision("auto", CPU) == (torch.bfloat16 if pays else torch.float32)
+    assert torch.equal(torch.get_rng_state(), state)  # a measurement moves no generator
+    assert device.pick_precision("float32", CPU) == torch.float32
+    assert device.pick_precision("bfloat16", CPU) == torch.bfloat16
+
+
+def test_the_memory_layout_changes_nothing_but_the_last_digits(shapes: Path) -> None:
+    recipe = replace(EVERYTHING, data=f"folder:{shapes}", precision="float32", epochs=1)
+    found = [
+        train(replace(recipe, channels_last=layout), name=f"layout-{layout}", threads=1).summary["loss"]
+        for layout in (False, True)
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_settings_that_contradict_are_refused() -> None:
+    with pytest.raises(CnnlabError, match="alternating_flip=True needs flip"):
+        Recipe(alternating_flip=True)
+    with pytest.raises(CnnlabError, match="crop_scale=0"):
+        Recipe(crop_scale=0.0)
+    with pytest.raises(CnnlabError, match="did you mean cutout"):
+        Recipe().with_settings(["cutou=3"])
+
+
+def test_a_shift_that_cannot_reflect_is_refused_before_anything_begins(shapes: Path, cnnlab: Command) -> None:
+    line = one_line_error(
+        cnnlab("train", "--data", f"folder:{shapes}", "--set", "shift=25", "--set", "shift_fill=reflect")
+    )
+    assert "shift=25" in line
+    assert not Path("runs").exists() or not any(Path("runs").iterdir())
