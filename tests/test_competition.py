@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import zipfile
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from cnnlab.data.imageset import ImageSet, sample_rows
 from cnnlab.data.store import Layout, open_store
 from cnnlab.errors import CnnlabError
 from cnnlab.inference import probabilities
+from cnnlab.recipes import RECIPES
 from conftest import Command, one_line_error
 
 SIDE, TRAIN, TEST = 20, 120, 30
@@ -301,6 +304,50 @@ def test_a_store_is_a_source_like_any_other(finished: Competition, cnnlab: Comma
 def test_images_of_another_size_are_refused(finished: Competition) -> None:
     with pytest.raises(CnnlabError, match="another size"):
         probabilities(finished.runs(), torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+
+
+LESSON = Path(__file__).resolve().parent.parent / "docs" / "competition.md"
+
+
+def code(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.mark.slow
+def test_the_lesson_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a made-up competition with Kaggle's names."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "data" / "cifar-10"
+    folder.mkdir(parents=True)
+    for part, count in (("train", 400), ("test", 20)):
+        with zipfile.ZipFile(folder / f"{part}.zip", "w") as archive:
+            for i in range(count):
+                buffer = BytesIO()
+                Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(buffer, "PNG")
+                archive.writestr(f"{part}/{i + 1}.png", buffer.getvalue())
+    (folder / "trainLabels.csv").write_text("id,label\n" + "".join(f"{i + 1},class{i % 10}\n" for i in range(400)))
+    (folder / "sampleSubmission.csv").write_text("id,label\n" + "".join(f"{i + 1},class3\n" for i in range(20)))
+    monkeypatch.setenv("CNNLAB_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(RECIPES, "cifar/10min", replace(RECIPES["cifar/10min"], epochs=1))
+    room: dict[str, object] = {}
+    for block in code(LESSON):
+        exec(block, room)
+    ids, labels = read_pairs(tmp_path / "runs" / "cifar-10" / "submission.csv")
+    assert ids == [str(i + 1) for i in range(20)]
+    assert set(labels) <= {f"class{k}" for k in range(10)}
+
+
+def test_both_languages_have_the_same_lesson() -> None:
+    def bare(page: Path) -> list[str]:
+        return [re.sub(r"#.*", "", block) for block in code(page)]
+
+    chinese = LESSON.with_name("competition.zh.md")
+    assert bare(LESSON) == bare(chinese)
+    headings = [
+        re.findall(r"^## (\d)\.", page.read_text(encoding="utf-8"), flags=re.MULTILINE) for page in (LESSON, chinese)
+    ]
+    assert headings[0] == headings[1] == list("12345678")
 
 
 def test_labels_stay_with_their_images(finished: Competition, forest: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,12 +23,24 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import cnnlab
-from cnnlab import RECIPES, ImageSet, Recipe, Run, build_model, evaluate_run, load_images, load_model, predict
+from cnnlab import (
+    RECIPES,
+    ImageSet,
+    Recipe,
+    Run,
+    build_model,
+    competition,
+    evaluate_run,
+    load_images,
+    load_model,
+    predict,
+)
 from cnnlab.data.loader import Loader, Preprocessing
 from cnnlab.errors import CnnlabError
 from cnnlab.evaluation import evaluate
 from cnnlab.models import MODELS
 from cnnlab.models.batch_norm import BatchNorm
+from cnnlab.optim import learning_rate, make_optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("docs/errata.md", "docs/papers.md", "docs/adding-a-network.md")
@@ -400,6 +413,51 @@ def test_a_summed_loss_multiplies_the_learning_rate() -> None:
 
     torch.testing.assert_close(ours(1), updated("mean", 0.1))
     torch.testing.assert_close(ours(4), ours(1))  # the batch's size does not change the step's
+
+
+def test_the_competitions_recipe_makes_its_sources_updates() -> None:
+    """Momentum and decay included: the source's figures on the summed loss, ours on the mean."""
+    recipe = RECIPES["manual/cifar-resnet18"]
+    x = torch.randn(5, recipe.batch_size, 20, dtype=torch.float64)
+    y = torch.randint(0, 10, (5, recipe.batch_size))
+
+    def net() -> nn.Linear:
+        torch.manual_seed(0)
+        return nn.Linear(20, 10, bias=False).double()
+
+    theirs, ours = net(), net()
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=2e-4, momentum=0.9, weight_decay=5e-4)
+    same = make_optimizer(ours, recipe)
+    for images, labels in zip(x, y, strict=True):
+        optimizer.zero_grad()
+        F.cross_entropy(theirs(images), labels, reduction="sum").backward()
+        optimizer.step()
+        cnnlab.train_step(ours, same, images, labels, precision=torch.float32)
+    torch.testing.assert_close(ours.weight.detach().float(), theirs.weight.detach().float(), rtol=1e-4, atol=1e-6)
+    rates = [learning_rate(recipe, epoch * 352, recipe.epochs * 352) for epoch in range(recipe.epochs)]
+    assert rates == pytest.approx([2e-4 * 128 * 0.9 ** (epoch // 4) for epoch in range(20)])
+
+
+def test_organising_files_into_folders_copies_each_image_twice(tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    (files / "train").mkdir(parents=True)
+    rows = [(str(i), "cat" if i % 2 else "dog") for i in range(1, 21)]
+    for i, _ in rows:
+        Image.new("RGB", (8, 8), (int(i), 0, 0)).save(files / "train" / f"{i}.png")
+    (files / "trainLabels.csv").write_text("id,label\n" + "".join(f"{i},{label}\n" for i, label in rows))
+    left = {"cat": 1, "dog": 1}  # images of each class to hold out
+    for i, label in rows:
+        part = "valid" if left[label] else "train"
+        left[label] -= part == "valid"
+        for folder in ("train_valid", part):
+            (tmp_path / "organised" / folder / label).mkdir(parents=True, exist_ok=True)
+            shutil.copy(files / "train" / f"{i}.png", tmp_path / "organised" / folder / label)
+    assert sum(1 for _ in (tmp_path / "organised").rglob("*.png")) == 2 * len(rows)
+
+    store = competition.prepare(files, name="small", runs_dir=tmp_path / "runs", store=tmp_path / "store").images()
+    assert not list((tmp_path / "runs").rglob("*.png"))
+    assert len(np.load(store.path / "train.npy", mmap_mode="r")) == len(rows)
+    assert store.train.images[:, 0, 0, 0].tolist() == [int(i) for i, _ in rows]
 
 
 def test_the_mean_of_the_deviations_is_not_the_deviation() -> None:

@@ -25,7 +25,7 @@ import torch
 
 from cnnlab import inference, plots, runs, training
 from cnnlab.competition import client
-from cnnlab.competition.submission import Written, write_submission
+from cnnlab.competition.submission import Score, Written, score, write_submission
 from cnnlab.data import data_folder
 from cnnlab.data.imageset import sample_rows
 from cnnlab.data.loader import Preprocessing
@@ -40,6 +40,23 @@ from cnnlab.recipe import Recipe
 from cnnlab.recipes import choose_recipe
 from cnnlab.results import Result, SeedsResult
 from cnnlab.runs import Run
+
+__all__ = [
+    "Competition",
+    "Layout",
+    "Overview",
+    "Score",
+    "Submitted",
+    "Trained",
+    "get",
+    "open_competition",
+    "prepare",
+    "retrain",
+    "score",
+    "show",
+    "submit",
+    "train",
+]
 
 _FORMAT = "cnnlab competition 1"
 NAME = "cifar-10"

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cnnlab.data.images import ENDINGS, image_files
 from cnnlab.errors import CnnlabError, reason
@@ -26,7 +26,7 @@ ARCHIVES = (".7z", ".zip", ".tar", ".tar.gz", ".tgz")
 MEMBER_LIMIT = 64 << 20  # bytes of one image file
 # Bytes of all members: image files hardly shrink in an archive, so a hundredfold is a bomb.
 TOTAL_LEAST, TOTAL_RATIO = 1 << 30, 100
-_BLOCK = 1 << 18
+_BLOCK, _SIP = 1 << 18, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,9 @@ class Archive:
 
     def _damaged(self, error: BaseException | str) -> CnnlabError:
         why = error if isinstance(error, str) else reason(error)
-        return CnnlabError(f"{self.label} is damaged or incomplete: {why}; download it again, or unpack it and give the folder")
+        return CnnlabError(
+            f"{self.label} is damaged or incomplete: {why}; download it again, or unpack it and give the folder"
+        )
 
 
 class _Folder(Archive):
@@ -285,6 +287,12 @@ class _SevenZip(Archive):
                 start = self._seven.afterheader + starts.get(id(folder), 0)
                 self._plan.append(_Solid(folder, start, file.compressed or 0, []))
             self._plan[-1].files.append((index, size, file.crc32))
+        # py7zr's own list is of no more use, and holds 0.6 KiB for each file.
+        self._seven.header.files_info.files.clear()
+        self._seven.files.files_list.clear()
+        for solid in self._plan:
+            if solid.folder:
+                solid.folder.files = None
 
     def read(self, wanted: Container[int] | None = None) -> Iterator[tuple[int, bytes]]:
         # py7zr's own loop costs half as much again as the unpacking: hence this one, around its decompressor.
@@ -309,16 +317,17 @@ class _SevenZip(Archive):
 
     def _blocks(self, solid: _Solid) -> Iterator[bytes]:
         """What a solid block unpacks to, piece by piece."""
-        source, left = self._seven.fp, sum(size for _, size, _ in solid.files)
+        source, left = _Sips(self._seven.fp), sum(size for _, size, _ in solid.files)
         try:
             if left:
-                source.seek(solid.start)
+                self._seven.fp.seek(solid.start)
                 decompressor = solid.folder.get_decompressor(solid.packed, reset=True)
             while left:
-                before = source.tell()
-                block = bytes(decompressor.decompress(source, min(left, _BLOCK)))
-                if not block and source.tell() == before:
+                want, source.given = min(left, _BLOCK), 0
+                block = bytes(decompressor.decompress(source, want))
+                if not block and source.thirsty and not source.given:
                     raise EOFError("it ends early")
+                source.thirsty = len(block) < want
                 left -= len(block)
                 yield block
         except Exception as error:
@@ -326,6 +335,23 @@ class _SevenZip(Archive):
 
     def close(self) -> None:
         self._seven.close()
+
+
+class _Sips:
+    """A file that gives py7zr's decompressor more only when it has used up what it got.
+
+    By itself it reads on with every call, and would hold all of an archive of small files in memory in the end.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.thirsty, self.given = True, 0
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes; none where there is no need."""
+        content = self._file.read(min(size, _SIP)) if self.thirsty else b""
+        self.given += len(content)
+        return content
 
 
 @dataclass(frozen=True)
