@@ -6,6 +6,7 @@ import gzip
 import io
 import random
 import stat
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -97,15 +98,17 @@ def test_a_folder_is_read_like_an_archive(tmp_path: Path) -> None:
 def test_7z_of_several_blocks_and_codecs(tmp_path: Path) -> None:
     rng = random.Random(0)
     files = [(f"{i}.png", rng.randbytes(200_000 + i)) for i in range(5)]  # some longer than what is unpacked at a time
-    for codec in ("LZMA2", "LZMA", "BZIP2", "DEFLATE", "COPY", "ZSTD"):
-        path = tmp_path / f"{codec}.7z"
-        with py7zr.SevenZipFile(path, "w", filters=[{"id": getattr(py7zr, f"FILTER_{codec}")}]) as seven:
+    for codecs in (["LZMA2"], ["LZMA"], ["BZIP2"], ["COPY"], ["BROTLI"], ["PPMD"], ["X86", "LZMA"], ["DELTA", "LZMA2"]):
+        path = tmp_path / f"{'-'.join(codecs)}.7z"
+        more = {"PPMD": {"order": 6, "mem": 20}}
+        filters = [{"id": getattr(py7zr, f"FILTER_{codec}"), **more.get(codec, {})} for codec in codecs]
+        with py7zr.SevenZipFile(path, "w", filters=filters) as seven:
             for name, content in files[:3]:
                 seven.writestr(content, name)
         with py7zr.SevenZipFile(path, "a") as seven:
             for name, content in files[3:]:
                 seven.writestr(content, name)
-        assert contents(path) == files, codec
+        assert contents(path) == files, codecs
 
 
 def test_directories_are_passed_over_quietly(tmp_path: Path) -> None:
@@ -278,6 +281,32 @@ def test_empty_archives(tmp_path: Path) -> None:
             assert archive.members == []
             assert list(archive.read()) == []
     assert contents(pack(tmp_path / "b.7z", [("1.png", b""), ("2.png", png())])) == [("1.png", b""), ("2.png", png())]
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads Linux's account of memory")
+def test_reading_a_7z_of_small_files_holds_little_of_it(tmp_path: Path) -> None:
+    """py7zr's own loop would hold all 16 MiB in the end."""
+    code = (
+        "import re; from pathlib import Path; from contextlib import closing\n"
+        "from cnnlab.data.archives import open_archive\n"
+        "def held(): return int(re.search('Anonymous: *([0-9]+)', Path('/proc/self/smaps_rollup').read_text())[1])\n"
+        "with closing(open_archive(Path('a.7z'))) as archive:\n"
+        "    before = held(); grown = [held() - before for i, _ in archive.read() if i % 50 == 0]\n"
+        "    print(max(grown))"
+    )
+    content = random.Random(0).randbytes(16 << 20)
+    with py7zr.SevenZipFile(tmp_path / "a.7z", "w", filters=[{"id": py7zr.FILTER_LZMA2, "preset": 0}]) as seven:
+        for at in range(0, len(content), 1 << 14):
+            seven.writestr(content[at : at + (1 << 14)], f"{at}.png")
+    said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert int(said.stdout) < 8_000  # KiB
+
+
+def test_7z_methods_without_a_bound_on_memory(tmp_path: Path) -> None:
+    for codec in ("DEFLATE", "ZSTD"):
+        with py7zr.SevenZipFile(tmp_path / "a.7z", "w", filters=[{"id": getattr(py7zr, f"FILTER_{codec}")}]) as seven:
+            seven.writestr(png(), "1.png")
+        assert "packed in a way that is not read here; unpack" in refusal(tmp_path / "a.7z")
 
 
 def test_zip_methods_without_a_bound_on_memory(tmp_path: Path) -> None:

@@ -432,8 +432,8 @@ def test_the_competitions_recipe_makes_its_sources_updates() -> None:
         optimizer.zero_grad()
         F.cross_entropy(theirs(images), labels, reduction="sum").backward()
         optimizer.step()
-        cnnlab.train_step(ours, same, images, labels, precision=torch.float32)
-    torch.testing.assert_close(ours.weight.detach().float(), theirs.weight.detach().float(), rtol=1e-4, atol=1e-6)
+        cnnlab.train_step(ours, same, images, labels)
+    torch.testing.assert_close(ours.weight.detach(), theirs.weight.detach(), rtol=1e-10, atol=1e-12)
     rates = [learning_rate(recipe, epoch * 352, recipe.epochs * 352) for epoch in range(recipe.epochs)]
     assert rates == pytest.approx([2e-4 * 128 * 0.9 ** (epoch // 4) for epoch in range(20)])
 

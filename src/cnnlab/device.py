@@ -162,6 +162,11 @@ def low_precision(device: torch.device, precision: torch.dtype) -> torch.autocas
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision != torch.float32)
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """What came out of `low_precision`, ready for a loss: float32 in place of bfloat16; all else as it is."""
+    return x.float() if x.dtype == torch.bfloat16 else x
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done all that was asked of it."""
     if device.type == "cuda":

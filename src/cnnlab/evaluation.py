@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnlab.data.loader import Loader
-from cnnlab.device import low_precision
+from cnnlab.device import full_precision, low_precision
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def evaluate(
     cells: list[Tensor] = []  # (B,) each: true class * K + predicted class
     for x, y in loader:
         with low_precision(loader.device, precision):
-            logits = model(x).float()  # (B, K)
+            logits = full_precision(model(x))  # (B, K)
         loss_sum += F.cross_entropy(logits, y, reduction="sum")
         cells.append(y * num_classes + logits.argmax(1))
         between()

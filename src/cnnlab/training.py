@@ -28,6 +28,7 @@ from cnnlab.device import (
     Stopwatch,
     available_cores,
     environment,
+    full_precision,
     low_precision,
     pick_device,
     pick_precision,
@@ -59,7 +60,7 @@ def train_step(
     of hits), both scalars that stay on the device. A mixed image is hit by the class of its larger share.
     """
     with low_precision(x.device, precision):
-        logits = model(x).float()  # (B, K)
+        logits = full_precision(model(x))  # (B, K)
     loss = F.cross_entropy(logits, y, label_smoothing=label_smoothing)
     optimizer.zero_grad()
     loss.backward()

@@ -27,6 +27,8 @@ MEMBER_LIMIT = 64 << 20  # bytes of one image file
 # Bytes of all members: image files hardly shrink in an archive, so a hundredfold is a bomb.
 TOTAL_LEAST, TOTAL_RATIO = 1 << 30, 100
 _BLOCK, _SIP = 1 << 18, 1 << 16
+# What py7zr unpacks without a bound on memory.
+_UNBOUNDED = {"DEFLATE", "DEFLATE64", "ZStandard"}
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,9 @@ class Archive:
     def _refuse(self, name: str, what: str) -> CnnlabError:
         return CnnlabError(f"{self.label} holds {name!a}, which is {what}, not a file; pack the images themselves")
 
+    def _unread(self, what: str) -> CnnlabError:
+        return CnnlabError(f"{what} is packed in a way that is not read here; unpack {self.label} and give the folder")
+
     def _encrypted(self) -> CnnlabError:
         return CnnlabError(f"{self.label} is encrypted; unpack it and give the folder")
 
@@ -121,7 +126,7 @@ class _Folder(Archive):
             if wanted is None or i in wanted:
                 with (self._path / member.name).open("rb") as file:
                     content = file.read(MEMBER_LIMIT + 1)
-                if len(content) > MEMBER_LIMIT:  # as in an archive
+                if len(content) > MEMBER_LIMIT:
                     raise CnnlabError(f"{self.called(i)} is larger than the {MEMBER_LIMIT:,} bytes of any image here")
                 yield i, content
 
@@ -155,11 +160,7 @@ class _Zip(Archive):
                 if info.flag_bits & 1:
                     raise self._encrypted()
                 if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    # Python would unpack these without a bound on memory.
-                    raise CnnlabError(
-                        f"{self.called(-1)} is packed in a way that is not read here; unpack {self.label} and give the "
-                        "folder"
-                    )
+                    raise self._unread(self.called(-1))  # Python would unpack it without a bound on memory
 
     def read(self, wanted: Container[int] | None = None) -> Iterator[tuple[int, bytes]]:
         for i, info in enumerate(self._infos):
@@ -265,6 +266,8 @@ class _SevenZip(Archive):
         try:
             if encrypted:
                 raise self._encrypted()
+            if self._seven.files and _UNBOUNDED.intersection(self._seven.archiveinfo().method_names):
+                raise self._unread(label)
             self._list()
         except BaseException:
             self._seven.close()
@@ -288,8 +291,9 @@ class _SevenZip(Archive):
                 self._plan.append(_Solid(folder, start, file.compressed or 0, []))
             self._plan[-1].files.append((index, size, file.crc32))
         # py7zr's own list is of no more use, and holds 0.6 KiB for each file.
-        self._seven.header.files_info.files.clear()
         self._seven.files.files_list.clear()
+        if self._plan:
+            self._seven.header.files_info.files.clear()
         for solid in self._plan:
             if solid.folder:
                 solid.folder.files = None
@@ -338,10 +342,7 @@ class _SevenZip(Archive):
 
 
 class _Sips:
-    """A file that gives py7zr's decompressor more only when it has used up what it got.
-
-    By itself it reads on with every call, and would hold all of an archive of small files in memory in the end.
-    """
+    """Gives py7zr's decompressor more only when it has used up what it got; else it would hold all in the end."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
