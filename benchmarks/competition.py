@@ -30,6 +30,7 @@ def run_summary(path: Path) -> dict[str, Any]:
         **summary,
         "dtype": sessions[0]["dtype"],
         "threads": sessions[0]["threads"],
+        "data": "store:PATH",
         "by_epoch": [{k: row[k] for k in shown if k in row} for row in rows],
     }
 
@@ -43,6 +44,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = (args.keep or Path(temporary)).absolute()
         work.mkdir(parents=True, exist_ok=True)
+        if any(work.iterdir()):
+            raise SystemExit(f"{work} is not empty: what is finished there would not be timed")
         program = shutil.which("cnnlab") or str(Path(sys.executable).with_name("cnnlab"))
         command = [program, "kaggle", "all", str(args.folder.absolute()), "--store", str(work / "store"), *options]
         began = time.perf_counter()
@@ -50,9 +53,9 @@ def main() -> None:
         seconds = time.perf_counter() - began
         home = next((work / "runs").iterdir())
         report = json.loads((home / "report.json").read_text())
-        (run,) = report["runs"]
+        run = report["runs"][0]
         figures: dict[str, Any] = {
-            "n": 1,
+            "n": len(report["runs"]),
             "shown_command": " ".join(["cnnlab", "kaggle", "all", "FOLDER", *options]),
             "seconds": seconds,
             "split": "validation: a tenth of each class of the 50,000 labelled images, by split_seed 0",
@@ -60,13 +63,16 @@ def main() -> None:
             "validation_confusion": run["validation"]["confusion"],
             "train_accuracy": run["train"]["accuracy"],
             "recipe": report["recipe"] | {"data": "store:PATH"},
-            "runs": {part: run_summary(home / part) for part in ("train", "retrain") if (home / part).exists()},
+            "runs": {},
         }
-        for summary in figures["runs"].values():
-            summary["data"] = "store:PATH"
+        for path in sorted(home.rglob("environment.json")):
+            figures["runs"][path.parent.relative_to(home).as_posix()] = run_summary(path.parent)
+        device = figures["runs"]["train" if "train" in figures["runs"] else "train/seed-0"]["device"]
         submission = home / "submission.csv"
         figures["submission"] = f"submission-{args.label}.csv"
-        path = write_result(f"competition-{args.label}", "cpu" if "--device" not in options else "auto", figures)
+        # The folders' names are this machine's own.
+        sys.argv[1:] = [args.label, "FOLDER", *(["--keep", "WORK"] if args.keep else []), *options]
+        path = write_result(f"competition-{args.label}", device, figures)
         shutil.copyfile(submission, RESULTS / figures["submission"])
     print(path)
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 
 from cnnlab.data import archives
 from cnnlab.data.archives import Archive, archive_ending, open_archive
+from cnnlab.data.images import image_files
 from cnnlab.errors import CnnlabError
 
 py7zr = pytest.importorskip("py7zr")
@@ -215,8 +217,8 @@ def test_a_7z_that_lies_about_sizes(tmp_path: Path) -> None:
         if good[at : at + 2] == b"\x83\xe7":  # 999, as 7z writes it
             bad = bytearray(good)
             bad[at + 1] += 1
-            bad[28:32] = archives.zlib.crc32(bad[header:]).to_bytes(4, "little")
-            bad[8:12] = archives.zlib.crc32(bad[12:32]).to_bytes(4, "little")
+            bad[28:32] = zlib.crc32(bad[header:]).to_bytes(4, "little")
+            bad[8:12] = zlib.crc32(bad[12:32]).to_bytes(4, "little")
             path.write_bytes(bad)
             assert "damaged" in refusal(path)
             changed += 1
@@ -314,6 +316,81 @@ def test_zip_methods_without_a_bound_on_memory(tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as zipped:
             zipped.writestr("1.png", png())
         assert "packed in a way that is not read here; unpack" in refusal(tmp_path / "a.zip")
+
+
+def with_list(path: Path, members: bytes = b"", method: str = "LZMA2") -> Path:
+    """A 7z archive of one image whose packed list of members is `members`, unsaid the right one."""
+    with py7zr.SevenZipFile(path, "w") as seven:
+        seven.set_encoded_header_mode(False)
+        seven.writestr(png(), "1.png")
+    plain = path.read_bytes()
+    end = 32 + int.from_bytes(plain[12:20], "little")
+    members = members or plain[end:]
+    compressor = py7zr.compressor.SevenZipCompressor([{"id": getattr(py7zr, f"FILTER_{method}")}])
+    packed, record = io.BytesIO(), io.BytesIO()
+    compressor.compress(io.BytesIO(members), packed)
+    compressor.flush(packed)
+    info = py7zr.archiveinfo.HeaderStreamsInfo()
+    folder = py7zr.archiveinfo.Folder()
+    folder.coders, folder.unpacksizes = compressor.coders, [len(members)]
+    info.unpackinfo.folders = [folder]
+    info.packinfo.packpos, info.packinfo.numstreams, info.packinfo.enable_digests = end - 32, 1, False
+    info.packinfo.packsizes = [len(packed.getvalue())]
+    info.write(record)
+    start = (end - 32 + len(packed.getvalue())).to_bytes(8, "little") + len(record.getvalue()).to_bytes(8, "little")
+    start += zlib.crc32(record.getvalue()).to_bytes(4, "little")
+    head = plain[:8] + zlib.crc32(start).to_bytes(4, "little") + start
+    path.write_bytes(head + plain[32:end] + packed.getvalue() + record.getvalue())
+    return path
+
+
+def test_a_7z_whose_list_of_members_is_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert contents(with_list(tmp_path / "a.7z")) == [("1.png", png())]
+    million = b"\1\5\xf0" + (1 << 20).to_bytes(4, "little") + bytes(1 << 20)  # so many files without a name
+    bomb = with_list(tmp_path / "b.7z", million)
+    assert bomb.stat().st_size < 3000
+    odd = with_list(tmp_path / "c.7z", million[:99], "ZSTD")
+    plain = bytearray(bomb.read_bytes()) + bytes(1 << 19)
+    plain[12:28] = (0).to_bytes(8, "little") + (1 << 19).to_bytes(8, "little")
+    (tmp_path / "d.7z").write_bytes(plain)
+    monkeypatch.setattr(py7zr, "SevenZipFile", lambda path: pytest.fail("py7zr was asked"))
+    assert "its list of members unpacks to 1,048,583 bytes, too much for an archive of" in refusal(bomb)
+    assert "the list of members of c.7z is packed in a way that is not read here" in refusal(odd)
+    assert "its list of members unpacks to 524,288 bytes" in refusal(tmp_path / "d.7z")
+
+
+def test_a_tar_of_headers_of_headers(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 5
+    block = info.tobuf(tarfile.GNU_FORMAT) + b"name\0".ljust(512, b"\0")
+    (tmp_path / "a.tar").write_bytes(block * 3000)
+    assert "damaged or incomplete" in refusal(tmp_path / "a.tar")
+
+
+def test_a_zip_whose_names_are_no_text(tmp_path: Path) -> None:
+    path = pack(tmp_path / "a.zip", [("ü.png", png())])
+    content = path.read_bytes()
+    for bad in (content.replace("ü".encode(), b"\xff\xff"), content.replace("ü".encode(), b"\xff\xff", 1)):
+        path.write_bytes(bad)
+        assert "damaged or incomplete" in refusal(path)
+
+
+def test_links_in_a_folder_stay_inside(tmp_path: Path) -> None:
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    (tmp_path / "train" / "a" / "1.png").write_bytes(png())
+    (tmp_path / "train" / "2.png").symlink_to("a/1.png")
+    (tmp_path / "train" / "round").symlink_to(tmp_path / "train")
+    (tmp_path / "link").symlink_to("train")  # the folder itself may be one
+    assert contents(tmp_path / "link") == [("2.png", png()), ("a/1.png", png())]
+    (tmp_path / "mine.png").write_bytes(png(3))
+    (tmp_path / "private").mkdir()
+    for target in ("mine.png", "private"):
+        link = tmp_path / "train" / "a" / target
+        link.symlink_to(tmp_path / target)
+        with pytest.raises(CnnlabError, match=f"{target}' is a link that leads out of .*train; put the images"):
+            open_archive(tmp_path / "train")
+        assert list(image_files(tmp_path / "train"))  # as a source of one's own, `folder:` follows them
+        link.unlink()
 
 
 def test_other_files(tmp_path: Path) -> None:

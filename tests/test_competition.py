@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import zipfile
 from dataclasses import replace
 from io import BytesIO
@@ -16,8 +17,9 @@ import torch
 from PIL import Image
 
 from cnnlab import competition as steps
-from cnnlab import inference
-from cnnlab.competition import Competition
+from cnnlab import inference, train
+from cnnlab.competition import Competition, client
+from cnnlab.competition.answers import _best_views
 from cnnlab.competition.submission import read_pairs
 from cnnlab.data.imageset import ImageSet, sample_rows
 from cnnlab.data.store import Layout, open_store
@@ -210,6 +212,197 @@ def test_seeds_make_an_ensemble(forest: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_nothing_is_measured_or_answered_twice(
+    forest: Path, tmp_path: Path, finished: Competition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = replace(finished, path=tmp_path / "copy")
+    shutil.copytree(finished.path, work.path)
+    first = steps.submit(work, views="none", threads=1)
+
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("measured again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "evaluate_run", never)
+        patch.setattr(inference, "probabilities", never)
+        trained = steps.train(work)
+        assert steps.submit(work, views="none").written.changed is False
+    report = json.loads((work.path / "report.json").read_text())
+    assert trained.views == report["validation_accuracy_by_views"]
+    assert trained.train[0].result.count + trained.validation[0].result.count == TRAIN
+    assert trained.train[0].result.confusion.tolist() == report["runs"][0]["train"]["confusion"]
+    # Other weights are other answers, and a torn file of answers is no answer.
+    for path in work.path.glob("*/answers-none-*.npy"):
+        path.write_bytes(path.read_bytes()[:200])
+    assert steps.submit(work, views="none").written.changed is False
+    shutil.copy(work.path / "train/last.safetensors", work.path / "retrain/last.safetensors")
+    total = sum(probabilities([run], work.images().test_images) for run in (work.runs()[1], work.runs()[1]))
+    labels = read_pairs(steps.submit(work, views="none", out=work.path / "other.csv").written.path, "file", "species")[
+        1
+    ]
+    by_id = dict(zip(work.images().test_ids, total.argmax(1).tolist(), strict=True))  # type: ignore[union-attr]
+    assert labels == [SPECIES[by_id[i]] for i in work.images().sample_ids or ()]
+    assert first.views == "none"
+
+
+def test_views_unsaid_are_those_that_validation_prefers(finished: Competition, tmp_path: Path) -> None:
+    work = replace(finished, path=tmp_path / "copy")
+    shutil.copytree(finished.path, work.path)
+    report = json.loads((work.path / "report.json").read_text())
+    for accuracy, best in (((0.5, 0.6, 0.6), "flip"), ((0.6, 0.5, 0.6), "none"), ((0.1, 0.2, 0.3), "shift")):
+        views = dict(zip(inference.VIEWS, accuracy, strict=True))
+        (work.path / "report.json").write_text(json.dumps(report | {"validation_accuracy_by_views": views}))
+        assert steps.submit(work).views == best
+    (work.path / "report.json").unlink()
+    assert steps.submit(work).views == "shift"  # nothing was measured, but it learned from mirrored images too
+    models = [replace(run, recipe=run.recipe.changed(flip=False, alternating_flip=False)) for run in work.runs()]
+    assert _best_views(work, models) == "none"
+
+
+def test_a_submission_is_handed_in_once(finished: Competition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = replace(finished, path=tmp_path / "copy")
+    shutil.copytree(finished.path, work.path)
+    calls: list[tuple[str, Path, str]] = []
+
+    def upload(to: str, path: Path, message: str) -> str:
+        calls.append((to, path, message))
+        return "Successfully submitted"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "find_client", lambda: None)
+        with pytest.raises(CnnlabError, match="pip install kaggle"):
+            steps.submit(work, upload_to="forest")
+    monkeypatch.setattr(client, "check_ready", lambda to: None)
+    monkeypatch.setattr(client, "upload", upload)
+    assert steps.submit(work, upload_to="forest", message="first").answer == "Successfully submitted"
+    again = steps.submit(work, upload_to="forest").answer
+    assert again is not None
+    assert "not handed in again" in again
+    assert calls == [("forest", work.path / "submission.csv", "first")]
+    steps.submit(work, upload_to="forest", chosen=["train"], out=work.path / "two.csv")
+    answers = [read_pairs(path, "file", "species")[1] for path in (work.path / "submission.csv", work.path / "two.csv")]
+    assert len(calls) == (1 if answers[0] == answers[1] else 2)
+
+
+def test_what_could_not_be_submitted_is_told_before_training(forest: Path, tmp_path: Path, cnnlab: Command) -> None:
+    def broken(name: str) -> tuple[Path, list[object]]:
+        folder = tmp_path / name
+        shutil.copytree(forest, folder)
+        return folder, [
+            "kaggle",
+            "all",
+            folder,
+            "--name",
+            name,
+            "--store",
+            tmp_path / f"{name}-store",
+            *OPTIONS,
+            *QUICK,
+        ]
+
+    folder, command = broken("testless")
+    (folder / "unseen.zip").unlink()
+    assert "no test images" in one_line_error(cnnlab(*command))
+    folder, command = broken("lacking")
+    with (folder / "example.csv").open("a") as file:
+        file.write("leaf-999,oak\n")
+    assert "leaf-999" in one_line_error(cnnlab(*command))
+    folder, command = broken("uploading")
+    assert "No Name" in one_line_error(cnnlab(*command, "--upload", "--competition", "No Name"))
+    assert not list((tmp_path / "runs").rglob("*.safetensors"))
+
+
+def test_a_zip_in_the_folder_is_what_the_client_leaves(forest: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "forest"
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(folder / "forest.zip", "w") as archive:
+        for path in sorted(forest.iterdir()):
+            archive.write(path, path.name)
+    for place in (folder, None):
+        found = steps.prepare(
+            place, name="forest", data_dir=tmp_path / "data", layout=LAYOUT, store=tmp_path / "store", workers=1
+        )
+        assert found.folder == folder / "forest.zip"
+        assert len(found.images().train) == TRAIN
+    # and a submission is checked against the sample inside it
+    steps.train(found, settings=[*[s for s in QUICK if s != "--set"], "epochs=1"], threads=1)
+    written = steps.submit(found, views="none").written.path
+    assert read_pairs(written, "file", "species")[0] == read_pairs(forest / "example.csv", "file", "species")[0]
+
+
+def test_a_training_killed_before_it_began_does_not_block(finished: Competition, tmp_path: Path) -> None:
+    work = replace(finished, path=tmp_path / "runs" / "f")
+    (work.path / "train").mkdir(parents=True)
+    trained = steps.train(work, settings=[*[s for s in QUICK if s != "--set"], "epochs=1"], threads=1)
+    assert trained.result.run.path == work.path / "train"
+
+
+def test_the_number_of_seeds_is_kept(finished: Competition) -> None:
+    with pytest.raises(CnnlabError, match="begun with 1 seed, not 3"):
+        steps.train(finished, seeds=3)
+    with pytest.raises(CnnlabError, match="begun with 1 seed, not 2"):
+        steps.retrain(finished, seeds=2)
+    assert steps.retrain(finished).run.path == finished.path / "retrain"  # type: ignore[union-attr]
+
+
+def test_retraining_ignores_a_limit_and_training_another_source(finished: Competition, tmp_path: Path) -> None:
+    work = replace(finished, path=tmp_path / "runs" / "f")
+    work.path.mkdir(parents=True)
+    chosen = [*[s for s in QUICK if s != "--set"], "epochs=1", "limit=40"]
+    with pytest.raises(CnnlabError, match="data=digits"):
+        steps.train(work, settings=[*chosen, "data=digits"])
+    steps.train(work, settings=chosen, threads=1)
+    assert steps.retrain(work, threads=1).summary["images"]["train"] == TRAIN
+
+
+def test_images_that_changed_under_a_competition_are_noticed(
+    forest: Path, finished: Competition, tmp_path: Path
+) -> None:
+    folder, runs_dir = tmp_path / "files", tmp_path / "runs"
+    shutil.copytree(forest, folder)
+
+    def prepare(store: str) -> Competition:
+        return steps.prepare(folder, name="f", runs_dir=runs_dir, layout=LAYOUT, store=tmp_path / store, workers=1)
+
+    work = prepare("store")
+    steps.train(work, settings=[*[s for s in QUICK if s != "--set"], "epochs=1"], threads=1)
+    moved = prepare("elsewhere")  # the same images: the runs know where they were first
+    assert moved.store == work.store
+    rows = (folder / "species.csv").read_text().splitlines()
+    (folder / "species.csv").write_text("\n".join(rows[:-20]) + "\n")
+    with pytest.raises(CnnlabError, match="was begun with other files"):
+        prepare("third")
+    with pytest.raises(CnnlabError, match="was begun with other files"):
+        prepare("store")  # which is made anew
+    for step in (steps.train, steps.retrain, steps.submit, steps.show):
+        with pytest.raises(CnnlabError, match="no longer holds the images"):
+            step(work)
+
+
+def test_a_relative_store_is_found_from_elsewhere(
+    finished: Competition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished.store.parent)
+    recipe = RECIPES["folder"].changed(data=f"store:{finished.store.name}", epochs=1, batch_size=40)
+    result = train(recipe, runs_dir=tmp_path / "runs", name="here")
+    monkeypatch.chdir(tmp_path)
+    assert inference.evaluate_run(result.run.path).result.count == pytest.approx(0.2 * TRAIN, abs=2)
+
+
+def test_a_network_with_many_filters_answers_for_each_image_alone(finished: Competition, tmp_path: Path) -> None:
+    """Random images, on which no answer is sure."""
+    recipe = replace(RECIPES["cifar/10min"], data=f"store:{finished.store}", epochs=1, batch_size=40)
+    run = train(recipe, runs_dir=tmp_path / "runs", threads=1).run
+    images = torch.randint(0, 256, (300, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = probabilities([run], images, views="shift")
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(1))
+    for batch_size in (1, 16, 300):
+        found = torch.empty_like(expected)
+        found[order] = probabilities([run], images[order], views="shift", batch_size=batch_size)
+        assert torch.equal(found.argmax(1), expected.argmax(1))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_an_interrupted_training_goes_on(
     forest: Path, tmp_path: Path, finished: Competition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,12 +523,22 @@ def test_the_lesson_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("CNNLAB_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setitem(RECIPES, "cifar/10min", replace(RECIPES["cifar/10min"], epochs=1))
+    (tmp_path / "labels.csv").write_text("id,label\n" + "".join(f"{i + 1},class{i % 10}\n" for i in range(20)))
+    leaves = tmp_path / "downloads" / "leaves"
+    for part in ("train", "test"):
+        (leaves / part).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (70 + i, 90), (40 * i, 0, 0)).save(leaves / part / f"{part}{i}.jpg")
+    (leaves / "train.csv").write_text("image,species\n" + "".join(f"train{i}.jpg,{SPECIES[i % 3]}\n" for i in range(6)))
     room: dict[str, object] = {}
     for block in code(LESSON):
         exec(block, room)
     ids, labels = read_pairs(tmp_path / "runs" / "cifar-10" / "submission.csv")
     assert ids == [str(i + 1) for i in range(20)]
     assert set(labels) <= {f"class{k}" for k in range(10)}
+    made = room["leaves"]
+    assert isinstance(made, Competition)
+    assert made.images().train.images.shape == (6, 3, 64, 64)
 
 
 def test_both_languages_have_the_same_lesson() -> None:

@@ -14,7 +14,7 @@ SOURCE = Path(cnnlab.__file__).parent
 # A module may import from modules of a lower floor only, or from its own package.
 FLOORS = [
     {"errors", "interrupt"},
-    {"files", "recipe", "pixels"},
+    {"csvs", "files", "recipe", "pixels"},
     {"recipes", "device", "models", "plots"},
     {"data", "optim", "runs", "checkpoint"},
     {"evaluation", "display", "results"},

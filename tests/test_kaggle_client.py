@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cnnlab.competition import client
-from cnnlab.competition.client import find_client, get, has_token, present, upload
+from cnnlab.competition.client import check_ready, find_client, get, has_token, present, upload
 from cnnlab.errors import CnnlabError
 
 NAME = "cifar-10"
@@ -171,6 +171,7 @@ def test_tokens(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         (["train.7z", "test.7z", "trainLabels.csv"], True),
         (["train/", "test.zip", "train_labels.csv", "sampleSubmission.csv"], True),
         (["train.tar.gz", "test/", "train.csv"], True),
+        (["train.tar.bz2", "test/", "train.csv"], False),  # not read here
         (["train.7z", "test.7z"], False),
         (["train.7z", "trainLabels.csv"], False),
         (["train.7z", "test.7z", "sampleSubmission.csv"], False),
@@ -217,8 +218,12 @@ def test_by_hand_names_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_client_or_token_missing(kaggle: Kaggle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_ready(NAME)
     monkeypatch.delenv("KAGGLE_API_TOKEN")
-    for text in (refused(get, NAME, tmp_path / "data"), refused(upload, NAME, submission(tmp_path), "m")):
+    for text in (
+        refused(get, NAME, tmp_path / "data"), refused(upload, NAME, submission(tmp_path), "m"),
+        refused(check_ready, NAME),
+    ):  # fmt: skip
         assert "settings/api" in text
         assert "pip" not in text
     monkeypatch.setenv("KAGGLE_API_TOKEN", SECRET)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -126,7 +125,7 @@ def test_training_on_every_image_watches_some_of_them(quick: Recipe, cnnlab: Com
 
 def test_a_run_goes_on_in_the_precision_it_began_with(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = quick.changed(precision="auto", epochs=2)
-    monkeypatch.setattr(device, "_bfloat16_pays", lambda device: True)
+    monkeypatch.setattr(device, "_has_bfloat16", lambda device: True)
     whole = train(recipe, name="whole")
     assert json.loads((whole.run.path / "environment.json").read_text())["sessions"][0]["dtype"] == "bfloat16"
     real = training.save_checkpoint
@@ -140,7 +139,7 @@ def test_a_run_goes_on_in_the_precision_it_began_with(quick: Recipe, monkeypatch
         patch.setattr(training, "save_checkpoint", stop)
         with pytest.raises(TrainingInterrupted):
             train(recipe, name="stopped")
-    monkeypatch.setattr(device, "_bfloat16_pays", lambda device: False)  # a busy machine measures otherwise
+    monkeypatch.setattr(device, "_has_bfloat16", lambda device: False)  # as on another processor
     resume("runs/stopped")
     assert weights(Path("runs/stopped"))["0.weight"].equal(weights(whole.run.path)["0.weight"])
     plain = train(recipe, name="plain")
@@ -148,21 +147,30 @@ def test_a_run_goes_on_in_the_precision_it_began_with(quick: Recipe, monkeypatch
     assert plain.summary["loss"] == pytest.approx(whole.summary["loss"], rel=0.05)
 
 
-@pytest.mark.parametrize("pays", [True, False])
-def test_auto_precision_is_what_is_measured_to_be_faster(pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = F.conv2d
-
-    def slow_in_one(x: torch.Tensor, *rest: torch.Tensor, **more: int) -> torch.Tensor:
-        if (x.dtype == torch.float32) == pays:
-            time.sleep(0.2)
-        return real(x, *rest, **more)
-
-    monkeypatch.setattr(F, "conv2d", slow_in_one)
-    state = torch.get_rng_state()
-    assert device.pick_precision("auto", CPU) == (torch.bfloat16 if pays else torch.float32)
-    assert torch.equal(torch.get_rng_state(), state)  # a measurement moves no generator
+@pytest.mark.parametrize("units", [True, False])
+def test_auto_precision_goes_by_the_processors_units(units: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert device.pick_precision("auto", CPU) == (torch.bfloat16 if units else torch.float32)
     assert device.pick_precision("float32", CPU) == torch.float32
     assert device.pick_precision("bfloat16", CPU) == torch.bfloat16
+    assert device.pick_precision("auto", torch.device("mps")) == torch.float32
+
+
+def test_the_processor_has_the_units_that_its_flags_name() -> None:
+    flags = Path("/proc/cpuinfo")
+    if not flags.exists():
+        pytest.skip("there is no /proc/cpuinfo on this system")
+    named = {"avx512_bf16", "amx_tile"} & set(flags.read_text().split())
+    assert device.pick_precision("auto", CPU) == (torch.bfloat16 if named else torch.float32)
+
+
+def test_exact_float32_is_put_back() -> None:
+    before = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    with device.exact_float32():
+        assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision) == before
 
 
 def test_the_memory_layout_changes_nothing_but_the_last_digits(shapes: Path) -> None:

@@ -33,9 +33,17 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe; may be repeated."),
 ]
-Seeds = Annotated[int, typer.Option(help="Train that many networks, whose answers are averaged.")]
+Seeds = Annotated[
+    int | None,
+    typer.Option(help="Train that many networks, whose answers are averaged. Unsaid: 1.", show_default=False),
+]
 Views = Annotated[
-    str, typer.Option(help="Looks at each image: none (1), flip (2, mirrored too), shift (6, moved a pixel too).")
+    str | None,
+    typer.Option(
+        help="Looks at each image: none (1), flip (2, mirrored too), shift (6, moved a pixel too). Unsaid: what was "
+        "best on the validation images.",
+        show_default=False,
+    ),
 ]
 Out = Annotated[
     Path | None, typer.Option(help="The file. Unsaid: submission.csv in the work folder.", show_default=False)
@@ -58,6 +66,8 @@ StorePath = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option(help="Processes that decode. Unsaid: one a core.", show_default=False)]
 Progress = Annotated[str, typer.Option(help="auto, bar, lines, notebook or none.")]
+
+_AGAIN = "stopped; what is finished is kept: run the same command again to go on"
 
 
 def _layout(*values: Any) -> Layout:
@@ -128,7 +138,7 @@ def train(
     name: Name = "cifar-10",
     recipe: Recipe = None,
     set_: Settings = None,
-    seeds: Seeds = 1,
+    seeds: Seeds = None,
     device: DeviceName = "auto",
     threads: Threads = None,
     runs_dir: RunsDir = Path("runs"),
@@ -139,19 +149,14 @@ def train(
     from cnnlab import tables_kaggle as tables
 
     work = steps.open_competition(name, runs_dir)
-    print_training(
-        lambda: tables.trained(
-            steps.train(
-                work, recipe, settings=set_ or (), seeds=seeds, device=device, threads=threads, progress=progress
-            )
-        )
-    )
+    on: dict[str, Any] = {"device": device, "threads": threads, "progress": progress}
+    print_training(lambda: tables.trained(steps.train(work, recipe, settings=set_ or (), seeds=seeds, **on)), _AGAIN)
 
 
 @kaggle.command()
 def retrain(
     name: Name = "cifar-10",
-    seeds: Seeds = 1,
+    seeds: Seeds = None,
     device: DeviceName = "auto",
     threads: Threads = None,
     runs_dir: RunsDir = Path("runs"),
@@ -161,7 +166,7 @@ def retrain(
     from cnnlab import competition as steps
 
     work = steps.open_competition(name, runs_dir)
-    print_training(lambda: steps.retrain(work, seeds=seeds, device=device, threads=threads, progress=progress))
+    print_training(lambda: steps.retrain(work, seeds=seeds, device=device, threads=threads, progress=progress), _AGAIN)
 
 
 @kaggle.command()
@@ -171,7 +176,7 @@ def submit(
         list[str] | None,
         typer.Option(help="A run; may be repeated. Unsaid: all finished runs of the work folder.", show_default=False),
     ] = None,
-    views: Views = "shift",
+    views: Views = None,
     out: Out = None,
     upload: Upload = False,
     competition: To = None,
@@ -214,9 +219,9 @@ def all_(
     name: Name = "cifar-10",
     recipe: Recipe = None,
     set_: Settings = None,
-    seeds: Seeds = 1,
+    seeds: Seeds = None,
     again: Annotated[bool, typer.Option("--retrain/--no-retrain", help="Also train on every labelled image.")] = True,
-    views: Views = "shift",
+    views: Views = None,
     out: Out = None,
     upload: Upload = False,
     competition: To = None,
@@ -248,11 +253,12 @@ def all_(
         layout=_layout(train, test, labels, sample, id_column, label_column, image_size, fit), progress=progress,
     )  # fmt: skip
     print(tables.prepared(work), flush=True)
+    to = (competition or name) if upload else None
+    steps.check_submittable(work, to)  # not after an hour of training
     print(tables.overview(steps.show(work)), flush=True)
-    print_training(lambda: tables.trained(steps.train(work, recipe, settings=set_ or (), seeds=seeds, **on)))
+    print_training(lambda: tables.trained(steps.train(work, recipe, settings=set_ or (), seeds=seeds, **on)), _AGAIN)
     if again:
-        print_training(lambda: steps.retrain(work, seeds=seeds, **on))
-    found = steps.submit(
-        work, views=views, out=out, message=message, upload_to=(competition or name) if upload else None, **on
+        print_training(lambda: steps.retrain(work, seeds=seeds, **on), _AGAIN)
+    print_training(
+        lambda: tables.submitted(steps.submit(work, views=views, out=out, message=message, upload_to=to, **on)), _AGAIN
     )
-    print(tables.submitted(found))

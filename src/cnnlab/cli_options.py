@@ -26,7 +26,7 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def print_training(call: Callable[[], object]) -> None:
+def print_training(call: Callable[[], object], stopped: str = "stopped before there was anything to keep") -> None:
     """Call, and print what comes back; where Ctrl-C stopped it, what it says, with exit code 130."""
     # Typer would turn the interruption into a bare exit code and lose what it says.
     try:
@@ -35,5 +35,5 @@ def print_training(call: Callable[[], object]) -> None:
         print(error, file=sys.stderr)
         raise typer.Exit(130) from None
     except KeyboardInterrupt:
-        print("stopped before there was anything to keep", file=sys.stderr)
+        print(stopped, file=sys.stderr)
         raise typer.Exit(130) from None

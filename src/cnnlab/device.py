@@ -126,35 +126,34 @@ def set_random_state(device: torch.device, tensors: dict[str, Tensor], values: d
 def pick_precision(wanted: str, device: torch.device, earlier: str | None = None) -> torch.dtype:
     """What convolutions and matrix products compute in: `float32`, `bfloat16`, or `auto`.
 
-    auto: what a run began with (`earlier`), else bfloat16 where a small convolution is measured to be at least a
-    quarter faster in it. On a processor without such units it is many times slower.
+    auto: what a run began with (`earlier`), else bfloat16 where the device has units for it. That is asked, not timed:
+    the answer must be the same each time, or the same seed would not give the same bits.
     """
     if wanted == "auto":
-        wanted = earlier if earlier in ("float32", "bfloat16") else "bfloat16" if _bfloat16_pays(device) else "float32"
+        wanted = earlier if earlier in ("float32", "bfloat16") else "bfloat16" if _has_bfloat16(device) else "float32"
     return torch.bfloat16 if wanted == "bfloat16" else torch.float32
 
 
-def _bfloat16_pays(device: torch.device) -> bool:
+def _has_bfloat16(device: torch.device) -> bool:
+    """Without units for it, bfloat16 is many times slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)[0] >= 8  # the first with units for it
-    if device.type != "cpu":
-        return False
-    with torch.random.fork_rng(devices=[]):  # a measurement must not move the generators
-        filters = torch.randn(64, 64, 3, 3).to(memory_format=torch.channels_last)
-        images = torch.randn(64, 64, 16, 16).to(memory_format=torch.channels_last)
-    seconds: dict[torch.dtype, float] = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        x, w = images.to(dtype).requires_grad_(), filters.to(dtype).requires_grad_()
-        best = math.inf
-        for _ in range(4):
-            began = time.perf_counter()
-            y = torch.nn.functional.conv2d(x, w, padding=1)
-            torch.autograd.grad(y.sum(), (x, w))
-            best = min(best, time.perf_counter() - began)
-            if best > 4 * seconds.get(torch.float32, math.inf):
-                return False  # no units for it: further tries would only take long
-        seconds[dtype] = best
-    return seconds[torch.bfloat16] < 0.8 * seconds[torch.float32]
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not there in every torch
+    return device.type == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in asked)
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """While this holds, float32 is float32 on CUDA too, where convolutions else keep ten bits of each factor (tf32)."""
+    places = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [place.fp32_precision for place in places]
+    for place in places:
+        place.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value
 
 
 def low_precision(device: torch.device, precision: torch.dtype) -> torch.autocast:

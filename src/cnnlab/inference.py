@@ -18,7 +18,7 @@ from cnnlab.data import ImageSet, SourceOptions, data_folder, load_images
 from cnnlab.data.images import BadImage, bombs_refused, decode, image_files
 from cnnlab.data.imageset import Report, no_report
 from cnnlab.data.loader import Loader, Preprocessing
-from cnnlab.device import available_cores, check_threads, pick_device, reproducible
+from cnnlab.device import available_cores, check_threads, exact_float32, pick_device, reproducible
 from cnnlab.errors import CnnlabError, reason, unknown
 from cnnlab.evaluation import Evaluation, evaluate
 from cnnlab.models import build_model
@@ -90,6 +90,7 @@ def evaluate_run(
     device: str = "auto",
     data_dir: str | Path | None = None,
     skip_bad: bool = False,
+    threads: int | None = None,
 ) -> RunEvaluation:
     """Measure a run's model on every image of a split, and note in the run's folder that this was done.
 
@@ -100,6 +101,7 @@ def evaluate_run(
     if split is not None and split not in SPLITS:
         raise unknown("split", split, SPLITS)
     file = _weights_file(run, weights)
+    check_threads(threads)
     here = pick_device(device)
     model = load_model(run, file)
     preprocessing = _preprocessing(run)
@@ -113,7 +115,7 @@ def evaluate_run(
     channels_last = run.recipe.channels_last
     if channels_last:
         model.to(memory_format=torch.channels_last)
-    with reproducible(0, available_cores()):
+    with reproducible(0, threads or available_cores()), exact_float32():
         loader = Loader(images, preprocessing, _batch_size(preprocessing), here, channels_last=channels_last)
         result = evaluate(model.to(here), loader, len(run.classes))
     found = RunEvaluation(run, split, file, result, recorded=False, skipped=images.skipped)
@@ -222,7 +224,7 @@ def probabilities(
     check_threads(threads)
     here = pick_device(device)
     total: Tensor | None = None
-    with reproducible(0, threads or available_cores()):
+    with reproducible(0, threads or available_cores()), exact_float32():
         for number, run in enumerate(models):
             preprocessing = _preprocessing(run)
             if tuple(images.shape[1:]) != (preprocessing.channels, *[preprocessing.native_size] * 2):

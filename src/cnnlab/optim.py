@@ -12,7 +12,7 @@ from cnnlab.recipe import Recipe
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for the filters of convolutions and hidden matrices, AdamW for all else.
+    """Muon for the filters of convolutions, AdamW for all else.
 
     Sources: K. Jordan and others, Muon: an optimizer for hidden layers in neural networks, 2024, for the update; I.
     Loshchilov, F. Hutter, Decoupled weight decay regularization, ICLR 2019, for the others. Each filter's length is
@@ -60,9 +60,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrix: Tensor, rounds: int = 3) -> Tensor:
-    """(M, N) -> (M, N): nearly the closest matrix whose singular values are all alike, between 0.5 and 1.5.
+    """(M, N) -> (M, N): the same singular vectors, the singular values brought near to one another.
 
-    A Newton-Schulz iteration with the coefficients of the first source, which trade exactness for speed.
+    A Newton-Schulz iteration with the coefficients of Muon's source, which trade exactness for speed. The matrix is
+    first scaled to norm 1; after three rounds what was at least 0.02 lies between 0.68 and 1.21, and less stays behind.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x: Tensor = matrix / matrix.norm().clamp_min(1e-7)

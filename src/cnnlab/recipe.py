@@ -70,7 +70,7 @@ class Recipe:
     cutmix: float = _setting(0.0, "augmentation: paste a part of another image; alpha of the Beta distribution", 0, 100)
 
     precision: str = _setting(
-        "float32", "auto: bfloat16 where this device is faster with it", choices=("float32", "bfloat16", "auto")
+        "float32", "auto: bfloat16 where the device has units for it", choices=("float32", "bfloat16", "auto")
     )
     channels_last: bool = _setting(False, "memory layout that suits wide convolutions")
 

@@ -82,11 +82,12 @@ RECIPES: dict[str, Recipe] = {
             decay_every=4,
             crop_scale=0.64,
             flip=True,
-            precision="auto",
             channels_last=True,
         ),
         _CIFAR,
         replace(_CIFAR, name="cifar/1h", epochs=12),
+        # For a GPU; not measured, as none was at hand. The paper's settings for 96%, with Muon in place of its SGD.
+        replace(_CIFAR, name="cifar/gpu", model="airbench96", epochs=40, batch_size=1000, shift=4, cutout=12),
         # val acc 0.994 ± 0.004, 2.1 s
         Recipe(
             name="digits",

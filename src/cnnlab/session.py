@@ -10,7 +10,16 @@ import torch
 from torch import nn
 
 from cnnlab import runs
-from cnnlab.data import FOLDER, ImageSet, SourceOptions, data_folder, load_images, stratified_split, stratified_subset
+from cnnlab.data import (
+    FOLDER,
+    STORE,
+    ImageSet,
+    SourceOptions,
+    data_folder,
+    load_images,
+    stratified_split,
+    stratified_subset,
+)
 from cnnlab.data.loader import Preprocessing
 from cnnlab.device import check_threads, pick_device
 from cnnlab.display import Display, make_display
@@ -48,10 +57,11 @@ class Session:
 
     def begin(self, recipe: Recipe) -> Recipe:
         """Load the recipe's images; returns the recipe with the source's folder made absolute."""
-        if recipe.data.startswith(FOLDER) and recipe.data != FOLDER:
-            # The run may be resumed or evaluated from elsewhere.
-            where = expand(recipe.data.removeprefix(FOLDER)).absolute()
-            recipe = replace(recipe, data=f"{FOLDER}{where}")
+        for kind in (FOLDER, STORE):
+            if recipe.data.startswith(kind) and recipe.data != kind:
+                # The run may be resumed or evaluated from elsewhere.
+                where = expand(recipe.data.removeprefix(kind)).absolute()
+                recipe = replace(recipe, data=f"{kind}{where}")
         if recipe.init != "framework" and published_tag(recipe.model):
             raise CnnlabError(
                 f"init={recipe.init} would overwrite the published weights of {recipe.model}; set init=framework"
@@ -119,7 +129,9 @@ class Session:
         """Fit a first layer that whitens, if `model` has one, to some of the training images."""
         for layer in model.modules():
             if isinstance(layer, Whitening):
-                some = stratified_subset(self.train_set.labels, 5000, 0)
+                # As many as give 5,000 images of 32 pixels: large images hold more patches each.
+                count = max(100, 5000 * 32**2 // self.preprocessing.image_size**2)
+                some = stratified_subset(self.train_set.labels, min(count, 5000), 0)
                 layer.fit(self.preprocessing(self.train_set.images[some]))
 
     def _check_batches(self, recipe: Recipe) -> None:

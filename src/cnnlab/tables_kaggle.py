@@ -21,6 +21,10 @@ def prepared(found: Competition) -> str:
         f"{train} labelled images of {len(store.train.classes)} classes, {test} test images, {c} x {h} x {w}; store: "
         f"{store.path}"
     ]
+    for what, names in (("labelled images were left out", "skipped"), ("test images are black", "unreadable_test")):
+        if damaged := store.info[names]:
+            more = f"; {store.path / 'store.json'} names all" if len(damaged) > 1 else ""
+            lines.append(f"note: damaged: {len(damaged)} {what}; the first: {damaged[0]}{more}")
     return "\n".join([*lines, *(f"note: {line}" for line in store.info["report"])])
 
 

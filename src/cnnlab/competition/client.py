@@ -18,12 +18,12 @@ from typing import IO
 
 from filelock import FileLock
 
+from cnnlab.data.archives import ARCHIVES
 from cnnlab.errors import CnnlabError, reason
 
 # Files that one downloads by hand, where we know them.
 _FILES = {"cifar-10": ("train.7z", "test.7z", "trainLabels.csv", "sampleSubmission.csv")}
 _TOKENS = "https://www.kaggle.com/settings/api"
-_ARCHIVES = (".7z", ".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _UNFINISHED = ".kaggle-partial"  # the client's mark beside a file that it has begun
 _PERCENT = re.compile(r"(\d{1,3})%\|")  # of the client's progress bar
 _STOPPED = "User cancelled operation"  # it says so, and exits with 0
@@ -82,6 +82,16 @@ def get(competition: str, folder: Path, *, report: Report = lambda *_: None) -> 
             return present(competition, folder) or _download(client, competition, folder, report)
     except OSError as error:
         raise CnnlabError(f"cannot use {folder}: {reason(error)}; free some space or name another folder") from error
+
+
+def check_ready(competition: str) -> None:
+    """Could a submission be handed in to `competition`? Raises: CnnlabError for its name, without client or token."""
+    _check_name(competition)
+    client = find_client()
+    if client is None or not has_token():
+        raise CnnlabError(
+            f"{_lacking(client)}; or leave --upload out and upload the file at {_page(competition)}/submit"
+        )
 
 
 def upload(competition: str, path: Path, message: str) -> str:
@@ -237,7 +247,7 @@ def _check_name(competition: str) -> None:
 
 
 def _images(path: Path, part: str) -> bool:
-    return (path.name == part and path.is_dir()) or path.name in [part + ending for ending in _ARCHIVES]
+    return (path.name == part and path.is_dir()) or path.name in [part + ending for ending in ARCHIVES]
 
 
 def _token_files() -> list[Path]:

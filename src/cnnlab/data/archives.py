@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 from cnnlab.data.images import ENDINGS, image_files
 from cnnlab.errors import CnnlabError, reason
@@ -26,9 +25,9 @@ ARCHIVES = (".7z", ".zip", ".tar", ".tar.gz", ".tgz")
 MEMBER_LIMIT = 64 << 20  # bytes of one image file
 # Bytes of all members: image files hardly shrink in an archive, so a hundredfold is a bomb.
 TOTAL_LEAST, TOTAL_RATIO = 1 << 30, 100
-_BLOCK, _SIP = 1 << 18, 1 << 16
-# What py7zr unpacks without a bound on memory.
-_UNBOUNDED = {"DEFLATE", "DEFLATE64", "ZStandard"}
+_BLOCK = 1 << 18
+# What zipfile raises for a damaged zip, beside OSError.
+ZIP_ERRORS = (EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -101,24 +100,15 @@ class Archive:
     def _refuse(self, name: str, what: str) -> CnnlabError:
         return CnnlabError(f"{self.label} holds {name!a}, which is {what}, not a file; pack the images themselves")
 
-    def _unread(self, what: str) -> CnnlabError:
-        return CnnlabError(f"{what} is packed in a way that is not read here; unpack {self.label} and give the folder")
-
-    def _encrypted(self) -> CnnlabError:
-        return CnnlabError(f"{self.label} is encrypted; unpack it and give the folder")
-
     def _damaged(self, error: BaseException | str) -> CnnlabError:
-        why = error if isinstance(error, str) else reason(error)
-        return CnnlabError(
-            f"{self.label} is damaged or incomplete: {why}; download it again, or unpack it and give the folder"
-        )
+        return damaged(self.label, error)
 
 
 class _Folder(Archive):
     def __init__(self, path: Path, label: str) -> None:
         super().__init__(label, 0)
         self._path = path
-        for file in sorted(image_files(path)):
+        for file in sorted(image_files(path, outside=False)):
             self.members.append(Member(file.relative_to(path).as_posix(), file.stat().st_size))
 
     def read(self, wanted: Container[int] | None = None) -> Iterator[tuple[int, bytes]]:
@@ -138,10 +128,7 @@ class _Zip(Archive):
     def __init__(self, path: Path, label: str, inside: str) -> None:
         super().__init__(label, path.stat().st_size)
         self._infos: list[zipfile.ZipInfo] = []
-        try:
-            self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, ValueError, EOFError) as error:
-            raise self._damaged(error) from error
+        self._zip = open_zip(path, label)
         try:
             self._list(inside)
         except BaseException:
@@ -157,10 +144,7 @@ class _Zip(Archive):
                 raise self._refuse(info.filename, "a link" if kind == stat.S_IFLNK else "a device")
             if info.orig_filename.startswith(inside) and self._admit(info.orig_filename, info.file_size):
                 self._infos.append(info)
-                if info.flag_bits & 1:
-                    raise self._encrypted()
-                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise self._unread(self.called(-1))  # Python would unpack it without a bound on memory
+                check_packing(info, self.called(-1), self.label)
 
     def read(self, wanted: Container[int] | None = None) -> Iterator[tuple[int, bytes]]:
         for i, info in enumerate(self._infos):
@@ -168,7 +152,7 @@ class _Zip(Archive):
                 try:
                     with self._zip.open(info) as file:
                         content = file.read(MEMBER_LIMIT + 1)
-                except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+                except (OSError, *ZIP_ERRORS) as error:
                     raise self._damaged(error) from error
                 if len(content) != info.file_size:
                     raise self._damaged(f"{shown(info.filename)} ends early")
@@ -222,12 +206,18 @@ class _Tar(Archive):
                     yield info, tar
                 while rest := stream.read(_BLOCK):  # to where gzip's checksum is
                     self._count(len(rest))
-        except (OSError, EOFError, tarfile.TarError, zlib.error, ValueError, _Torn) as error:
+        except _TAR_ERRORS as error:
             raise self._damaged(error) from error
 
 
 class _Torn(Exception):
     pass
+
+
+# Headers of headers make tarfile call itself; sizes may be larger than any file's.
+_TAR_ERRORS = (
+    OSError, EOFError, tarfile.TarError, zlib.error, ValueError, OverflowError, RecursionError, _Torn,
+)  # fmt: skip
 
 
 class _CheckedInfo(tarfile.TarInfo):
@@ -246,125 +236,6 @@ class _CheckedInfo(tarfile.TarInfo):
         return info
 
 
-class _SevenZip(Archive):
-    def __init__(self, path: Path, label: str) -> None:
-        super().__init__(label, path.stat().st_size)
-        try:
-            import py7zr
-        except ImportError as error:
-            raise CnnlabError(
-                f"{label} needs the package py7zr: pip install 'cnnlab[kaggle]', or unpack it and give the folder"
-            ) from error
-        try:
-            self._seven = py7zr.SevenZipFile(path)
-            encrypted = self._seven.needs_password()
-        except py7zr.PasswordRequired as error:
-            raise self._encrypted() from error
-        except Exception as error:  # a damaged header makes it raise nearly anything
-            raise self._damaged(error) from error
-        self._plan: list[_Solid] = []
-        try:
-            if encrypted:
-                raise self._encrypted()
-            if self._seven.files and _UNBOUNDED.intersection(self._seven.archiveinfo().method_names):
-                raise self._unread(label)
-            self._list()
-        except BaseException:
-            self._seven.close()
-            raise
-
-    def _list(self) -> None:
-        starts: dict[int, int] = {}
-        if streams := getattr(self._seven.header, "main_streams", None):
-            starts = {id(f): streams.packinfo.packpositions[i] for i, f in enumerate(streams.unpackinfo.folders)}
-        for file in self._seven.files:
-            if file.is_directory:
-                continue
-            kind, link = file.st_fmt or stat.S_IFREG, file.is_symlink or file.is_junction
-            if link or kind != stat.S_IFREG:
-                raise self._refuse(file.filename, "a link" if link else "a device")
-            size = file.uncompressed or 0
-            index = len(self.members) - 1 if self._admit(file.filename, size) else -1
-            folder = None if file.emptystream else file.folder
-            if folder is None or not self._plan or self._plan[-1].folder is not folder:
-                start = self._seven.afterheader + starts.get(id(folder), 0)
-                self._plan.append(_Solid(folder, start, file.compressed or 0, []))
-            self._plan[-1].files.append((index, size, file.crc32))
-        # py7zr's own list is of no more use, and holds 0.6 KiB for each file.
-        self._seven.files.files_list.clear()
-        if self._plan:
-            self._seven.header.files_info.files.clear()
-        for solid in self._plan:
-            if solid.folder:
-                solid.folder.files = None
-
-    def read(self, wanted: Container[int] | None = None) -> Iterator[tuple[int, bytes]]:
-        # py7zr's own loop costs half as much again as the unpacking: hence this one, around its decompressor.
-        for solid in self._plan:
-            blocks = self._blocks(solid)
-            block, at = b"", 0
-            for index, size, crc in solid.files:
-                keep = index >= 0 and (wanted is None or index in wanted)
-                pieces, left = [], size
-                while left:
-                    if at == len(block):
-                        block, at = next(blocks), 0
-                    piece = block[at : at + left]
-                    at, left = at + len(piece), left - len(piece)
-                    if keep:
-                        pieces.append(piece)
-                if keep:
-                    content = b"".join(pieces)
-                    if crc is not None and zlib.crc32(content) != crc:
-                        raise self._damaged(f"{shown(self.members[index].name)} has a wrong checksum")
-                    yield index, content
-
-    def _blocks(self, solid: _Solid) -> Iterator[bytes]:
-        """What a solid block unpacks to, piece by piece."""
-        source, left = _Sips(self._seven.fp), sum(size for _, size, _ in solid.files)
-        try:
-            if left:
-                self._seven.fp.seek(solid.start)
-                decompressor = solid.folder.get_decompressor(solid.packed, reset=True)
-            while left:
-                want, source.given = min(left, _BLOCK), 0
-                block = bytes(decompressor.decompress(source, want))
-                if not block and source.thirsty and not source.given:
-                    raise EOFError("it ends early")
-                source.thirsty = len(block) < want
-                left -= len(block)
-                yield block
-        except Exception as error:
-            raise self._damaged(error) from error
-
-    def close(self) -> None:
-        self._seven.close()
-
-
-class _Sips:
-    """Gives py7zr's decompressor more only when it has used up what it got; else it would hold all in the end."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.thirsty, self.given = True, 0
-
-    def read(self, size: int) -> bytes:
-        """At most `size` bytes; none where there is no need."""
-        content = self._file.read(min(size, _SIP)) if self.thirsty else b""
-        self.given += len(content)
-        return content
-
-
-@dataclass(frozen=True)
-class _Solid:
-    """Files packed as one stream: py7zr's folder, where it starts, its size, and (index, size, CRC) of each."""
-
-    folder: Any
-    start: int
-    packed: int
-    files: list[tuple[int, int, int | None]]
-
-
 def open_archive(path: Path, label: str = "", inside: str = "") -> Archive:
     """The images of an archive (one of ARCHIVES) or of a folder and its sub-folders. Close it with `closing`.
 
@@ -377,7 +248,9 @@ def open_archive(path: Path, label: str = "", inside: str = "") -> Archive:
             return _Folder(path, str(path))
         kind = archive_ending(path.name)
         if kind == ".7z":
-            return _SevenZip(path, label)
+            from cnnlab.data.sevenzip import SevenZip  # builds on this module
+
+            return SevenZip(path, label)
         if kind == ".zip":
             return _Zip(path, label, inside)
         if kind:
@@ -385,6 +258,38 @@ def open_archive(path: Path, label: str = "", inside: str = "") -> Archive:
     except OSError as error:
         raise CnnlabError(f"cannot read {path}: {reason(error)}") from error
     raise CnnlabError(f"{path} is no archive that can be read; known: {', '.join(ARCHIVES)}, or a folder")
+
+
+def open_zip(path: Path, label: str) -> zipfile.ZipFile:
+    """A zip and its list of members. Raises: CnnlabError where it is damaged; OSError where it cannot be read."""
+    try:
+        return zipfile.ZipFile(path)
+    except ZIP_ERRORS as error:
+        raise damaged(label, error) from error
+
+
+def check_packing(info: zipfile.ZipInfo, what: str, label: str) -> None:
+    """Raises: CnnlabError for a zip's member `what` that is encrypted, or that Python would unpack without a bound."""
+    if info.flag_bits & 1:
+        raise encrypted(label)
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise unread(what, label)
+
+
+def damaged(label: str, error: BaseException | str) -> CnnlabError:
+    """An error for an archive that is not whole."""
+    why = error if isinstance(error, str) else reason(error)
+    return CnnlabError(f"{label} is damaged or incomplete: {why}; download it again, or unpack it and give the folder")
+
+
+def encrypted(label: str) -> CnnlabError:
+    """An error for an archive with a password."""
+    return CnnlabError(f"{label} is encrypted; unpack it and give the folder")
+
+
+def unread(what: str, label: str) -> CnnlabError:
+    """An error for a member, or an archive, that is packed by a method which is not read here."""
+    return CnnlabError(f"{what} is packed in a way that is not read here; unpack {label} and give the folder")
 
 
 def shown(name: str) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import re
 import shutil
 import zipfile
@@ -12,9 +10,18 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
-from cnnlab.data.archives import ARCHIVES, Archive, archive_ending, open_archive, shown
+from cnnlab.data.archives import (
+    ARCHIVES,
+    ZIP_ERRORS,
+    Archive,
+    archive_ending,
+    check_packing,
+    open_archive,
+    open_zip,
+    shown,
+)
 from cnnlab.data.images import ENDINGS
 from cnnlab.errors import CnnlabError, reason
 
@@ -46,6 +53,7 @@ class Place:
         self.path = path
         self._zip: zipfile.ZipFile | None = None
         self._inside = ""  # where in the zip
+        self._files: dict[str, zipfile.ZipInfo] = {}  # those of the zip that lie there
         if path.is_dir():
             self._names = sorted(entry.name for entry in path.iterdir())
         elif not path.exists():
@@ -53,16 +61,15 @@ class Place:
         elif archive_ending(path.name) != ".zip":
             raise CnnlabError(f"{path} is neither a folder nor a zip; give the folder that holds it")
         else:
-            try:
-                self._zip = zipfile.ZipFile(path)
-            except (OSError, zipfile.BadZipFile) as error:
-                raise CnnlabError(f"{path} is damaged or incomplete: {reason(error)}; download it again") from error
-            files = [PurePosixPath(name) for name in self._zip.namelist()]
-            homes = [file.parent for file in files if file.name == layout.labels]
+            self._zip = open_zip(path, str(path))
+            files = [(PurePosixPath(info.filename), info) for info in self._zip.infolist() if not info.is_dir()]
+            homes = [file.parent for file, _ in files if file.name == layout.labels]
             home = min(homes, key=lambda p: len(p.parts), default=PurePosixPath())
             self._inside = "" if home == PurePosixPath() else f"{home}/"
             depth = len(home.parts)
-            self._names = sorted({f.parts[depth] for f in files if f.is_relative_to(home) and len(f.parts) > depth})
+            here = [(f, info) for f, info in files if f.is_relative_to(home) and len(f.parts) > depth]
+            self._names = sorted({f.parts[depth] for f, _ in here})
+            self._files = {f.name: info for f, info in here if f.parent == home}
 
     def __enter__(self) -> Place:
         return self
@@ -74,28 +81,29 @@ class Place:
     def find(self, name: str) -> str | None:
         """The archive or folder that `name` means, if it is there; an archive goes before its unpacked folder."""
         for candidate in [name] * bool(archive_ending(name)) + [name + ending for ending in ARCHIVES] + [name]:
-            if candidate in self._names:
+            # In a zip, a folder that is called like an archive is none.
+            if candidate in self._names and (not self._zip or self.has(candidate) == bool(archive_ending(candidate))):
                 return candidate
         return None
 
     def missing(self, name: str, what: str) -> CnnlabError:
         """An error for a file that is not there."""
-        there = ", ".join(self._names[:12]) or "nothing"
+        there = ", ".join(map(shown, self._names[:12])) or "nothing"
         zips = [n for n in self._names if n.endswith(".zip")]
         hint = f"; if {zips[0]} is the competition's, give {self.path / zips[0]} itself" if zips else ""
         return CnnlabError(f"{self.path} has no {name} ({what}); it holds {there}{hint}")
 
     def has(self, name: str) -> bool:
         """Is there a file of that name?"""
-        return name in self._names
+        return name in self._files if self._zip else (self.path / name).is_file()
 
     def table(self, name: str) -> bytes:
         """The bytes of a CSV file."""
         try:
-            with self._zip.open(self._inside + name) if self._zip else (self.path / name).open("rb") as file:
+            with self._open(name) as file:
                 content = file.read(_CSV_LIMIT + 1)
-        except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
-            raise CnnlabError(f"cannot read {self.path / name}: {reason(error)}") from error
+        except (OSError, *ZIP_ERRORS) as error:
+            raise CnnlabError(f"cannot read {self.path / name}: {reason(error)}; save or download it again") from error
         if len(content) > _CSV_LIMIT:
             raise CnnlabError(f"{self.path / name} is larger than {_CSV_LIMIT:,} bytes; is it a table of labels?")
         return content
@@ -118,8 +126,7 @@ class Place:
             copy.unlink(missing_ok=True)
 
     def _unpack(self, name: str, copy: Path) -> None:
-        assert self._zip
-        info = self._zip.getinfo(self._inside + name)
+        info = self._files[name]
         if info.file_size > 2 * self.path.stat().st_size:
             raise CnnlabError(
                 f"{self.path.name}: {name} unpacks to {info.file_size:,} bytes, more than any archive does"
@@ -127,10 +134,16 @@ class Place:
         if shutil.disk_usage(copy.parent).free < info.file_size:
             raise CnnlabError(f"{copy.parent}: no space for {name} ({info.file_size:,} bytes); free some")
         try:
-            with self._zip.open(info) as source, copy.open("wb") as target:
+            with self._open(name) as source, copy.open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+        except ZIP_ERRORS as error:
             raise CnnlabError(f"{self.path.name}: {name} is damaged: {reason(error)}; download it again") from error
+
+    def _open(self, name: str) -> IO[bytes]:
+        if self._zip is None:
+            return (self.path / name).open("rb")
+        check_packing(self._files[name], f"{self.path.name}: {shown(name)}", str(self.path))
+        return self._zip.open(self._files[name])
 
     def digest(self, names: Iterable[str], digest: Any) -> None:
         """Feed the content of the named files to `digest`; of folders, the names, sizes and times of their images."""
@@ -145,39 +158,6 @@ class Place:
             else:
                 with path.open("rb") as file:
                     digest.update(hashlib.file_digest(file, hashlib.blake2b).digest())
-
-
-def read_table(content: bytes, name: str, columns: list[str]) -> list[list[str]]:
-    """Those columns of a CSV, row by row, without the spaces around. Raises CnnlabError, naming the line."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CnnlabError(f"{name} is not UTF-8 (byte {error.start}); save it as CSV in UTF-8") from error
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows: list[list[str]] = []
-    try:
-        head = [cell.strip() for cell in next(reader, [])]
-        if not head:
-            raise CnnlabError(f"{name} is empty; it should begin with the columns {', '.join(columns)}")
-        for column in columns:
-            if column not in head:
-                raise CnnlabError(
-                    f"{name} has no column {column!r}, but {', '.join(head)[:200]}; name the columns to use"
-                )
-        places = [head.index(column) for column in columns]
-        for row in reader:
-            if not row:
-                continue
-            if len(row) <= max(places) or not all(row[p].strip() for p in places):
-                raise CnnlabError(
-                    f"{name}, line {reader.line_num}: want {' and '.join(columns)}, not {','.join(row)[:80]!r}"
-                )
-            rows.append([row[p].strip() for p in places])
-    except csv.Error as error:
-        raise CnnlabError(f"{name}, line {reader.line_num}: {reason(error)}; a quotation mark is missing?") from error
-    if not rows:
-        raise CnnlabError(f"{name} has a first line but no rows")
-    return rows
 
 
 def plain_id(name: str) -> str:
@@ -202,9 +182,9 @@ def member_ids(archive: Archive) -> dict[str, int]:
 
 
 def match(text: str, ids: dict[str, int]) -> int | None:
-    """The index of the image that a table means by `text`: `17`, or `17.png`, or `train/17.png`."""
-    found = ids.get(text)
-    return ids.get(plain_id(text)) if found is None else found
+    """The index of the image that a table means by `text`: `17`, `17.png`, `train/17.png`, spaces around or not."""
+    found = (ids.get(name) for name in (text, plain_id(text), plain_id(text.strip())))
+    return next((index for index in found if index is not None), None)
 
 
 def natural(text: str) -> list[tuple[int, int, str]]:

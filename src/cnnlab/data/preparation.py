@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from cnnlab.data.archives import Archive
-from cnnlab.data.competition import Layout, Place, match, member_ids, natural, read_table
+from cnnlab.csvs import Table, read_table
+from cnnlab.data.archives import Archive, shown
+from cnnlab.data.competition import Layout, Place, match, member_ids, natural
 from cnnlab.data.decoders import Decoders
 from cnnlab.data.images import BadImage, bombs_refused, decode, probe
 from cnnlab.data.imageset import Report
 from cnnlab.errors import CnnlabError
-from cnnlab.files import write_json
+from cnnlab.files import write_atomic, write_json
 from cnnlab.pixels import Job, Trouble
 
-FORMAT = "cnnlab store 1"
-_DECODING = 2  # one more whenever the same files would give another store
+FORMAT = "cnnlab store 2"
+_DECODING = 3  # one more whenever the same files would give another store
 _FEW = 2000  # images that are decoded before a second process has started
 _SPARE = 64 << 20  # bytes that should stay free on the disk
 _SKIP = "repair it, or leave such images out with --skip-bad"
@@ -57,7 +60,10 @@ class Parts:
 
 @dataclass
 class Preparation:
-    """One run. processes: how many there may be; asked: whether somebody chose that number."""
+    """One run. processes: how many there may be; asked: whether somebody chose that number.
+
+    notes: lines that tell what was odd; lists: what each of them is about, in full.
+    """
 
     parts: Parts
     work: Path
@@ -66,6 +72,8 @@ class Preparation:
     skip_bad: bool
     report: Report
     notes: list[str] = field(default_factory=list)
+    lists: dict[str, list[str]] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)  # ids of the sample submission without a test image
     channels: int = 0
     side: int = 0
     pattern: str = ""  # the image whose size the others must have
@@ -91,10 +99,11 @@ class Preparation:
         classes = sorted({label for _, label, _ in good})
         for _, label, _ in rows:
             if label not in classes:
-                raise CnnlabError(f"no image of class {label} could be read; the first: {min(bad.items())[1]}")
+                raise CnnlabError(f"no image of class {shown(label)} could be read; the first: {min(bad.items())[1]}")
         if bad:
             self._leave_out(set(bad), len(rows))
         number = {label: k for k, label in enumerate(classes)}
+        train_ids, numbers = [text for text, _, _ in good], [number[label] for _, label, _ in good]
         write_json(
             self.work / "store.json",
             {
@@ -110,41 +119,62 @@ class Preparation:
                 "skipped": [bad[row] for row in sorted(bad)],
                 "unreadable_test": unreadable,
                 "report": self.notes,
-                "train_ids": [text for text, _, _ in good],
-                "labels": [number[label] for _, label, _ in good],
+                "lists": self.lists,
+                "sample_without_image": self.lost,
+                "fingerprint": self._fingerprint([train_ids, numbers, classes, test_ids]),
+                "train_ids": train_ids,
+                "labels": numbers,
                 "test_ids": test_ids,
                 "sample_ids": sample,
             },
         )
 
+    def _fingerprint(self, about: list[Any]) -> str:
+        """A hash of the pixels of both parts and of what is known `about` them."""
+        digest = hashlib.blake2b(json.dumps(about).encode(), digest_size=16)
+        for part in ("train", "test"):
+            with (self.work / f"{part}.npy").open("rb") as file:
+                digest.update(hashlib.file_digest(file, hashlib.blake2b).digest())
+        return digest.hexdigest()
+
+    def _table(self, content: bytes, name: str, *, labelled: bool) -> Table:
+        """The ids and labels of a CSV; where it is `labelled`, each row must have a label, and may be there again."""
+        layout = self.parts.layout
+        table = read_table(
+            io.BytesIO(content), name, layout.id_column, layout.label_column, repeats=labelled, blanks=not labelled
+        )
+        if not table.ids:
+            raise CnnlabError(f"{name} has a header but no rows; is it the right file?")
+        return table
+
     def _labels(self) -> dict[str, str]:
         """Each id in the table with its label, in its order."""
-        layout = self.parts.layout
+        name = self.parts.layout.labels
         labels: dict[str, str] = {}
         again = []
-        table = self.parts.place.table(layout.labels)
-        for text, label in read_table(table, layout.labels, [layout.id_column, layout.label_column]):
+        table = self._table(self.parts.place.table(name), name, labelled=True)
+        for text, label in zip(table.ids, table.values, strict=True):
             if text in labels:
                 again.append(text)
             if labels.setdefault(text, label) != label:
-                raise CnnlabError(f"{layout.labels} gives {text} two labels, {labels[text]} and {label}; correct it")
-        self._note(again, f"rows of {layout.labels} repeat an id with the same label")
+                raise CnnlabError(
+                    f"{name} gives {shown(text)} two labels, {shown(labels[text])} and {shown(label)}; correct it"
+                )
+        self._note(again, f"rows of {name} repeat an id with the same label")
         if len(set(labels.values())) < 2:
-            raise CnnlabError(f"{layout.labels} names one class, {label}; telling classes apart needs at least two")
+            raise CnnlabError(f"{name} names one class, {shown(label)}; telling classes apart needs at least two")
         return labels
 
     def _sample(self) -> list[str] | None:
+        """The ids of the sample submission, which the store keeps byte by byte."""
         name = self.parts.sample
         if name is None:
             self.notes.append(f"there is no {self.parts.layout.sample}: the test images are in the order of their ids")
             return None
-        rows = read_table(self.parts.place.table(name), name, [self.parts.layout.id_column])
-        seen = set()
-        for (text,) in rows:
-            if text in seen:
-                raise CnnlabError(f"{name} holds the id {text} twice; correct it")
-            seen.add(text)
-        return [text for (text,) in rows]
+        content = self.parts.place.table(name)
+        table = self._table(content, name, labelled=False)
+        write_atomic(self.work / "sample.csv", content)
+        return table.ids
 
     def _rows(self, archive: Archive, labels: dict[str, str]) -> list[tuple[str, str, int]]:
         """(id as the table writes it, label, index in the archive) of each training image, in the table's order."""
@@ -153,7 +183,8 @@ class Preparation:
         self._note_archive(archive, self.parts.train)
         if not ids:
             raise CnnlabError(f"{archive.label} holds no images ({archive.passed_over} other files)")
-        rows, lost = [], []
+        rows: list[tuple[str, str, int]] = []
+        lost, again = [], []
         by_index: dict[int, tuple[str, str]] = {}
         for text, label in labels.items():
             index = match(text, ids)
@@ -164,19 +195,25 @@ class Preparation:
             if other == (text, label):
                 rows.append((text, label, index))
             elif other[1] != label:
-                raise CnnlabError(f"{table} gives {other[0]} and {text}, one image, the labels {other[1]} and {label}")
+                raise CnnlabError(
+                    f"{table} gives {shown(other[0])} and {shown(text)}, one image, the labels {shown(other[1])} and "
+                    f"{shown(label)}; correct it"
+                )
             else:
-                self._note([text], f"rows of {table} mean an image that has a row already")
+                again.append(text)
         if not rows:
             raise CnnlabError(
                 f"no id in {table} matches an image of {archive.label}: the table begins with {lost[0]!r}, the images "
                 f"with {archive.members[0].name!r}; is the id column the right one?"
             )
+        self._note(again, f"rows of {table} mean an image that has a row already")
         self._note(lost, f"ids in {table} have no image in {self.parts.train}")
         spare = [m.name for i, m in enumerate(archive.members) if i not in by_index]
         self._note(spare, f"images of {self.parts.train} have no label in {table} and are left out")
         if len({label for _, label, _ in rows}) < 2:
-            raise CnnlabError(f"all images of {archive.label} are of one class, {rows[0][1]}; at least two are needed")
+            raise CnnlabError(
+                f"all images of {archive.label} are of one class, {shown(rows[0][1])}; at least two are needed"
+            )
         return rows
 
     def _test(self, crew: Decoders, sample: list[str] | None) -> tuple[list[str], list[str]]:
@@ -190,18 +227,19 @@ class Preparation:
             ids = member_ids(archive)
             self._note_archive(archive, name)
             rows: dict[int, str] = {}
-            lost = []
             for text in sample or ():
                 index = match(text, ids)
                 if index is None:
-                    lost.append(text)
+                    self.lost.append(text)
                 elif index in rows:
-                    raise CnnlabError(f"{self.parts.sample} means one image by {rows[index]} and {text}; correct it")
+                    raise CnnlabError(
+                        f"{self.parts.sample} means one image by {shown(rows[index])} and {shown(text)}; correct it"
+                    )
                 else:
                     rows[index] = text
             spare = sorted(((t, i) for t, i in ids.items() if i not in rows), key=lambda pair: natural(pair[0]))
             if sample is not None:
-                self._note(lost, f"ids in {self.parts.sample} have no image in {name}")
+                self._note(self.lost, f"ids in {self.parts.sample} have no image in {name}")
                 self._note([t for t, _ in spare], f"images of {name} are not in {self.parts.sample} and come last")
             rows |= {i: text for text, i in spare}
             troubles = self._decode(crew, archive, list(rows), "test")
@@ -307,7 +345,9 @@ class Preparation:
 
     def _note(self, names: list[str], what: str) -> None:
         if names:
-            self.notes.append(f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}")
+            few = ", ".join(map(shown, names[:3])) + (", ..." if len(names) > 3 else "")
+            self.notes.append(f"{len(names)} {what}: {few}")
+            self.lists[what] = names
 
 
 def _flush(path: Path) -> None:

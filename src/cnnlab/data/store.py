@@ -1,12 +1,14 @@
 """A competition's images, decoded once into one folder of plain arrays that every later step maps into memory.
 
 PATH/train.npy, PATH/test.npy    (N, C, H, W) uint8
+PATH/sample.csv                  the sample submission as it was, if there is one
 PATH/store.json                  ids, labels, classes, and what was noticed on the way
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from platformdirs import user_cache_dir
 from torch import Tensor
 
@@ -37,7 +39,8 @@ class Store:
 
     info: what store.json holds; train: images (N, C, H, W) mapped from the disk, in the order of the labels file;
     test_images: (M, C, H, W), in the order of the sample submission, those that it does not name behind; M may be 0;
-    test_ids: M texts, as the sample submission writes them; sample_ids: all of the sample submission's, None without.
+    test_ids: M texts, as the sample submission writes them; sample_ids: all of the sample submission's; sample: its
+    file, in the store; both are None where there was none.
     """
 
     path: Path
@@ -46,6 +49,7 @@ class Store:
     test_images: Tensor
     test_ids: list[str]
     sample_ids: list[str] | None
+    sample: Path | None
 
 
 def load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:  # noqa: ARG001 - as every source
@@ -68,7 +72,10 @@ def open_store(path: Path) -> Store:
             for part in ("train", "test")
         )
         images = ImageSet(train, labels, ids, info["classes"], tuple(info["skipped"]))
-        return Store(path, info, images, test, info["test_ids"], info["sample_ids"])
+        sample = None if info["sample_ids"] is None else path / "sample.csv"
+        if sample and not sample.is_file():
+            raise ValueError("it has no sample.csv")
+        return Store(path, info, images, test, info["test_ids"], info["sample_ids"], sample)
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise CnnlabError(f"{path} is damaged: {reason(error)}; delete it and prepare it again") from error
 
@@ -89,7 +96,9 @@ def prepare(
     `info["skipped"]`, and show damaged test images black and list them in `info["unreadable_test"]`.
 
     The store has its name only when it is complete. Raises: CnnlabError, in one line, for whatever is wrong with the
-    files. What is odd but does no harm is told in `info["report"]`.
+    files. What is odd but does no harm is told in lines, `info["report"]`, and in full in `info["lists"]`; ids of the
+    sample submission that the test part has no image for are in `info["sample_without_image"]`. Stores of the same
+    images, ids and labels have the same `info["fingerprint"]`, wherever these came from.
     """
     folder = expand(folder)
     if workers is not None and workers < 1:
@@ -102,9 +111,16 @@ def prepare(
         with Place(folder, layout) as place:
             parts = Parts.find(place, layout)
             key = parts.key(skip_bad)
-            path = expand(store) if store else _default(folder, key)
+            # Without links and `..`: the folder is replaced as a whole.
+            path = Path(os.path.realpath(expand(store))) if store else _default(folder, key)
+            if found := _existing(path, key):  # perhaps in a place where nothing can be written, not even a lock
+                return found
+            if Path.cwd().is_relative_to(path):
+                raise CnnlabError(
+                    f"{path} holds the folder you are in; name a folder to be made: --store {path / 'store'}"
+                )
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_name(path.name + ".lock")):
+            with _alone(path.with_name(path.name + ".lock"), report):
                 found = _existing(path, key)
                 if not found:
                     with _making(path) as work:
@@ -138,21 +154,37 @@ def _existing(path: Path, key: str) -> Store | None:
 
 
 @contextmanager
+def _alone(path: Path, report: Report) -> Iterator[None]:
+    """Hold the lock `path`; tell it where that takes another process's end."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        report("waiting for another process that prepares this store", 0, 0)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def _making(path: Path) -> Iterator[Path]:
     """A folder to work in, which becomes `path` in the end, or is removed. The caller holds the lock."""
-    prefix = f".{path.name}."
+    own = re.compile(rf"\.{re.escape(path.name)}\.\d+\.tmp")
     for entry in path.parent.iterdir():
-        if entry.name.startswith(prefix) and entry.suffix == ".tmp":  # of a process that was killed: we hold the lock
+        if own.fullmatch(entry.name):  # of a process that was killed: we hold the lock
             shutil.rmtree(entry, ignore_errors=True)
-    work = path.with_name(f"{prefix}{os.getpid()}.tmp")
+    work, old = (path.with_name(f".{path.name}.{number}.tmp") for number in (os.getpid(), 0))
     work.mkdir()
     try:
         yield work
         if path.exists():
-            shutil.rmtree(path)
+            path.rename(old)  # as a whole: whoever looks without the lock sees an entire store, or none
         work.rename(path)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _map(path: Path, shape: tuple[int, ...]) -> Tensor:

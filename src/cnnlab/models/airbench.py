@@ -36,8 +36,13 @@ class Whitening(nn.Conv2d):
         least: added to each variance, so that a direction in which the images hardly vary is not blown up.
         """
         channels = images.shape[1]
-        patches = F.unfold(images.double(), 2).transpose(1, 2).flatten(0, 1)  # (B (H - 1) (W - 1), 4 C)
-        variance, directions = torch.linalg.eigh(patches.T @ patches / len(patches))  # ascending
+        products = torch.zeros(4 * channels, 4 * channels, dtype=torch.float64)
+        count = 0
+        for some in images.split(100):  # all patches at once would be eight times the images in float64
+            patches = F.unfold(some.double(), 2).transpose(1, 2).flatten(0, 1)  # (100 (H - 1) (W - 1), 4 C)
+            products += patches.T @ patches
+            count += len(patches)
+        variance, directions = torch.linalg.eigh(products / count)  # ascending
         filters = (directions / (variance + least).sqrt()).T.flip(0).reshape(-1, channels, 2, 2)
         self.weight.copy_(torch.cat((filters, -filters)))
 

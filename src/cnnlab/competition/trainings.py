@@ -1,0 +1,189 @@
+"""Training for a competition: with images held out, then on every labelled image."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cnnlab import inference, runs, training
+from cnnlab.competition.work import Competition, begun
+from cnnlab.device import check_threads
+from cnnlab.display import make_display
+from cnnlab.errors import CnnlabError, reason
+from cnnlab.evaluation import Evaluation
+from cnnlab.files import read_json, write_json
+from cnnlab.inference import RunEvaluation
+from cnnlab.recipe import Recipe
+from cnnlab.recipes import choose_recipe
+from cnnlab.results import Result, SeedsResult
+from cnnlab.runs import Run
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training of `train` with its figures on every image.
+
+    validation, train: of each seed's run; views: validation accuracy of all runs together, by the number of views of
+    each image (see `cnnlab.inference.VIEWS`).
+    """
+
+    result: Result | SeedsResult
+    validation: list[RunEvaluation]
+    train: list[RunEvaluation]
+    views: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            "recipe": self.validation[0].run.recipe.to_dict(),
+            "runs": [
+                {"validation": v.to_dict(), "train": t.to_dict()}
+                for v, t in zip(self.validation, self.train, strict=True)
+            ],
+            "validation_accuracy_by_views": self.views,
+        }
+
+
+def train(
+    competition: Competition,
+    recipe: Recipe | str | None = None,
+    *,
+    settings: Sequence[str] = (),
+    seeds: int | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: str = "auto",
+) -> Trained:
+    """Train with images held out, by a recipe (unsaid: `cifar/10min`), and measure every image of both parts.
+
+    settings: `key=value` texts that change the recipe; seeds: train that many networks, unsaid one. What is finished
+    already is left as it is; what was interrupted goes on. Raises: CnnlabError, also where another recipe was begun.
+    """
+    check_threads(threads)
+    competition.images()
+    chosen = None
+    if recipe is not None or settings or not begun(competition.path / "train"):
+        source = f"store:{competition.store}"
+        if isinstance(recipe, Recipe):
+            chosen = replace(recipe, data=source).with_settings(settings)
+        else:
+            chosen = choose_recipe(data=source, recipe=recipe, settings=settings)
+        if chosen.watch != "validation":
+            raise CnnlabError(f"watch={chosen.watch}: this step holds images out; set watch=validation")
+        if chosen.data != source:
+            raise CnnlabError(f"data={chosen.data}: this step trains on {source}; leave data out")
+    result = _train_or_go_on(competition.path / "train", chosen, seeds, device, threads, progress)
+    models = [r.run for r in (result.results if isinstance(result, SeedsResult) else [result])]
+    trained = _reported(competition, result, models)
+    if trained is None:
+        on: dict[str, Any] = {"device": device, "threads": threads}
+        measured = {
+            split: [inference.evaluate_run(run.path, split=split, **on) for run in models]
+            for split in ("validation", "train")
+        }
+        views = _by_views(models, device, threads, progress)
+        trained = Trained(result, measured["validation"], measured["train"], views)
+        content = {"weights": [weights_hash(run) for run in models], **trained.to_dict()}
+        write_json(competition.path / "report.json", content)
+    return trained
+
+
+def retrain(
+    competition: Competition,
+    *,
+    seeds: int | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: str = "auto",
+) -> Result | SeedsResult:
+    """Train on every labelled image with the settings of `train`; several seeds make an ensemble (unsaid: one)."""
+    check_threads(threads)
+    competition.images()
+    path = competition.path / "train"
+    if not begun(path):
+        raise CnnlabError(
+            f"{path} does not exist: its settings are those to train with; first: cnnlab kaggle train --name "
+            f"{competition.path.name}"
+        )
+    recipe = runs.open_seeds(path)[0] if (path / "seeds.json").exists() else runs.open_run(path).recipe
+    everything = recipe.changed(watch="train", val_fraction=0.0, limit=0)
+    return _train_or_go_on(competition.path / "retrain", everything, seeds, device, threads, progress)
+
+
+def _train_or_go_on(
+    path: Path, recipe: Recipe | None, seeds: int | None, device: str, threads: int | None, progress: str
+) -> Result | SeedsResult:
+    """Train into the folder `path`, or go on with what it holds, if that is of the same recipe and number of seeds."""
+    if seeds is not None and seeds < 1:
+        raise CnnlabError(f"seeds={seeds}: must be at least 1")
+    common: dict[str, Any] = {"device": device, "threads": threads, "progress": progress}
+    if begun(path):
+        several = (path / "seeds.json").exists()
+        there, numbers = runs.open_seeds(path) if several else (runs.open_run(path).recipe, [0])
+        if recipe is not None and there != recipe:
+            raise CnnlabError(
+                f"{path} was begun by {there.name} and is kept; choose another --name for another training"
+            )
+        if seeds is not None and len(numbers) != seeds:
+            raise CnnlabError(
+                f"{path} was begun with {len(numbers)} seed{'s' * (len(numbers) > 1)}, not {seeds}, and is kept; leave "
+                "--seeds out to go on with it, or choose another --name"
+            )
+        summary = None if several else runs.open_run(path).summary()
+        if summary is not None:
+            return Result(runs.open_run(path), summary)
+        return training.resume(path, **common)
+    assert recipe is not None
+    with contextlib.suppress(OSError):
+        path.rmdir()  # of a process that was killed before there was anything in it
+    if seeds is None or seeds == 1:
+        return training.train(recipe, runs_dir=path.parent, name=path.name, **common)
+    return training.train_seeds(recipe, seeds, runs_dir=path.parent, name=path.name, **common)
+
+
+def weights_hash(run: Run) -> str:
+    """Of the weights that a run predicts with."""
+    try:
+        return hashlib.blake2b(run.weights().read_bytes(), digest_size=16).hexdigest()
+    except OSError as error:
+        raise CnnlabError(f"cannot read {run.weights()}: {reason(error)}; train again") from error
+
+
+def _reported(competition: Competition, result: Result | SeedsResult, models: list[Run]) -> Trained | None:
+    """What report.json says of just these weights; None where it is of others, or damaged."""
+    try:
+        report = read_json(competition.path / "report.json")
+        if report["weights"] != [weights_hash(run) for run in models]:
+            return None
+        parts: dict[str, list[RunEvaluation]] = {"validation": [], "train": []}
+        for run, figures in zip(models, report["runs"], strict=True):
+            for split, found in parts.items():
+                confusion = torch.tensor(figures[split]["confusion"], dtype=torch.int64)
+                measured = Evaluation(figures[split]["loss"], confusion)
+                found.append(RunEvaluation(run, split, run.weights(), measured, recorded=True))
+        views = {name: float(report["validation_accuracy_by_views"][name]) for name in inference.VIEWS}
+    except (CnnlabError, KeyError, TypeError, ValueError):
+        return None
+    return Trained(result, parts["validation"], parts["train"], views)
+
+
+def _by_views(models: list[Run], device: str, threads: int | None, progress: str) -> dict[str, float]:
+    """Accuracy of the averaged probabilities on the validation images, for each kind of views."""
+    images = inference.validation_images(models[0])
+    found = {}
+    display = make_display(progress)
+    try:
+        for views in inference.VIEWS:
+            p = inference.probabilities(
+                models, images.images, views=views, device=device, threads=threads, report=display.read
+            )
+            found[views] = float((p.argmax(1) == images.labels).double().mean())
+    finally:
+        display.end()
+    return found
