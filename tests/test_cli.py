@@ -73,7 +73,7 @@ def test_list(cnnlab: Command) -> None:
     assert set(told["models"]) == {*package.MODELS, "timm:NAME", "torchvision:NAME"}
     assert told["models"]["resnet18-manual"].startswith("ResNet-18, the manual's variant")
     assert set(told["recipes"]) == set(package.RECIPES)
-    assert {"digits", "fashion-mnist", "folder:PATH"} == set(told["data"])
+    assert {"digits", "fashion-mnist", "folder:PATH", "store:PATH"} == set(told["data"])
     assert all(line for things in told.values() for line in things.values())
     text = cnnlab("list").stdout
     assert all(name in text for things in told.values() for name in things)

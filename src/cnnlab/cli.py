@@ -60,7 +60,7 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help="digits, fashion-mnist or folder:PATH. Unsaid: the recipe's, else digits.",
+            help="digits, fashion-mnist, folder:PATH or store:PATH. Unsaid: the recipe's, else digits.",
             show_default=False,
         ),
     ] = None,
@@ -330,7 +330,7 @@ def classical(
         list[str] | None,
         typer.Argument(metavar="[METHOD...]", help="hog-linear, hog-kernel, sift-linear, sift-kernel. Unsaid: all."),
     ] = None,
-    data: Annotated[str, typer.Option(help="digits, fashion-mnist or folder:PATH.")] = "digits",
+    data: Annotated[str, typer.Option(help="digits, fashion-mnist, folder:PATH or store:PATH.")] = "digits",
     limit: Annotated[int, typer.Option(help="At most that many images of each split; 0: all.")] = 0,
     seed: Annotated[int, typer.Option(help="Held-out images, landmarks, visual words, order of the steps.")] = 0,
     threads: Threads = None,

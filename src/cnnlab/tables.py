@@ -302,6 +302,7 @@ def known_things(what: str | None) -> dict[str, dict[str, str]]:
         "data": {
             **{name: _first_line(load, of_module=True) for name, load in DATASETS.items()},
             "folder:PATH": "your own images, one sub-folder per class",
+            "store:PATH": "a competition's images, as cnnlab kaggle prepare makes them",
         },
         "recipes": {name: _recipe_line(name) for name in RECIPES},
         "settings": {

@@ -16,9 +16,9 @@ from cnnlab.errors import CnnlabError
 _BLOCK, _SIP = 1 << 18, 1 << 16
 # What py7zr unpacks without a bound on memory.
 _UNBOUNDED = {"DEFLATE", "DEFLATE64", "ZStandard"}
-# The list of members takes some fifty bytes for each, and py7zr may take 250 bytes of memory for each of these: so it
-# must be short beside the archive, unless it is that of a few thousand members.
-_HEADER_LEAST, _HEADER_SHARE = 1 << 18, 4
+# The list of members takes some fifty bytes for each, and of a hostile one py7zr may make 600 bytes of memory for each
+# of these: so it must be short beside the archive, unless it is that of some two thousand members (80 MB at most).
+_HEADER_LEAST, _HEADER_SHARE = 1 << 17, 4
 _COPY, _LZMA, _LZMA2, _AES = b"\0", b"\3\1\1", b"\x21", b"\6\xf1\7\1"
 
 
