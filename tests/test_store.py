@@ -763,3 +763,8 @@ def test_decoding_processes_are_light_and_end_with_us(tmp_path: Path) -> None:
             return
         time.sleep(0.1)
     pytest.fail("it lives on")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc on this system")
+def test_a_place_where_no_file_can_be_made_is_refused_at_once(made: Made) -> None:
+    assert "name another folder with --store" in error(made, where=Path("/proc/store"))

@@ -396,7 +396,7 @@ def main() -> NoReturn:
         # Typer's own errors (unknown option, missing argument) know how to say themselves.
         if not hasattr(error, "format_message"):
             raise
-        _fail(f"{error.format_message()} See cnnlab --help, or cnnlab COMMAND --help.")
+        _fail(f"{error.format_message().rstrip('.')}. See cnnlab --help, or cnnlab COMMAND --help.")
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -26,14 +26,17 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def print_training(call: Callable[[], object], stopped: str = "stopped before there was anything to keep") -> None:
-    """Call, and print what comes back; where Ctrl-C stopped it, what it says, with exit code 130."""
+def print_training(call: Callable[[], object], stopped: str = "") -> None:
+    """Call, and print what comes back; where Ctrl-C stopped it, what it says, with exit code 130.
+
+    stopped: how to go on, where that is not by the training's own command.
+    """
     # Typer would turn the interruption into a bare exit code and lose what it says.
     try:
         print(call())
     except TrainingInterrupted as error:
-        print(error, file=sys.stderr)
+        print(f"{str(error).partition(' Go on with:')[0]} {stopped}" if stopped else error, file=sys.stderr)
         raise typer.Exit(130) from None
     except KeyboardInterrupt:
-        print(stopped, file=sys.stderr)
+        print(stopped or "stopped before there was anything to keep", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -9,7 +9,7 @@ from typing import Any
 from cnnlab.recipe import KEYS
 from cnnlab.runs import Run
 
-_SEEN = "note: trained on every labelled image; `seen acc` is of some of these as they are, and no estimate for others"
+_SEEN = "note: trained on {count} labelled images; `seen acc` is of some of these as they are, no estimate for others"
 _LOOKS = "note: this recipe looks at the test set after each epoch, as the manual does; choose nothing by it"
 
 
@@ -39,7 +39,7 @@ class Result:
         if s["skipped"]:
             lines.append(_skipped(s["skipped"], self.run.path))
         if s["watch"] == "train":
-            lines.append(_SEEN)
+            lines.append(_SEEN.format(count=s["images"]["train"]))
         best = "" if s["watch"] != "validation" else f", best epoch {s['best_epoch']} with val acc {s['best']:.3f}"
         lines.append(f"run: {self.run.path} (curve: curves.png{best})")
         return "\n".join(lines)
@@ -75,7 +75,7 @@ class SeedsResult:
         if s["watch"] == "test":
             lines.append(_LOOKS)
         if s["watch"] == "train":
-            lines.append(_SEEN)
+            lines.append(_SEEN.format(count=self.results[0].summary["images"]["train"]))
         skipped = self.results[0].summary["skipped"] if self.results else 0
         if skipped:
             lines.append(_skipped(skipped, self.results[0].run.path))

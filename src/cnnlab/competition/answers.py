@@ -80,7 +80,9 @@ def submit(
     store = competition.images()
     models = [runs.open_run(name, competition.path) for name in chosen] if chosen else competition.runs()
     if not models:
-        raise CnnlabError(f"{competition.path} has no finished run; first: cnnlab kaggle train")
+        raise CnnlabError(
+            f"{competition.path} has no finished run; first: cnnlab kaggle train --name {competition.path.name}"
+        )
     for run in models:
         if run.classes != store.train.classes:
             raise CnnlabError(f"{run.path} tells other classes apart than {competition.folder} has")

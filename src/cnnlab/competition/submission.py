@@ -127,7 +127,7 @@ def write_submission(
         kept = None if old is None else _keep(path, old)
         write_atomic(path, content)
     except OSError as error:
-        raise CnnlabError(f"cannot write {path}: {reason(error)}; free some space or name another file") from error
+        raise CnnlabError(f"cannot write {path}: {reason(error)}; name another file, or free some space") from error
     return Written(path, len(order), kept)
 
 

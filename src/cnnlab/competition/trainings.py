@@ -102,7 +102,10 @@ def retrain(
     threads: int | None = None,
     progress: str = "auto",
 ) -> Result | SeedsResult:
-    """Train on every labelled image with the settings of `train`; several seeds make an ensemble (unsaid: one)."""
+    """Train on every labelled image with the settings of `train`, once that is finished.
+
+    seeds: several make an ensemble; unsaid, one. A `limit` among the settings holds here too. Raises: CnnlabError.
+    """
     check_threads(threads)
     competition.images()
     path = competition.path / "train"
@@ -111,8 +114,13 @@ def retrain(
             f"{path} does not exist: its settings are those to train with; first: cnnlab kaggle train --name "
             f"{competition.path.name}"
         )
+    if not (path / "summary.json").exists():
+        raise CnnlabError(
+            f"{path} is not finished, so its settings have not been tried; go on with it first: cnnlab kaggle train "
+            f"--name {competition.path.name}"
+        )
     recipe = runs.open_seeds(path)[0] if (path / "seeds.json").exists() else runs.open_run(path).recipe
-    everything = recipe.changed(watch="train", val_fraction=0.0, limit=0)
+    everything = recipe.changed(watch="train", val_fraction=0.0)
     return _train_or_go_on(competition.path / "retrain", everything, seeds, device, threads, progress)
 
 

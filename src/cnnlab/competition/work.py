@@ -39,6 +39,11 @@ class Competition:
 
     def images(self) -> Store:
         """Its prepared images. Raises: CnnlabError where they are no longer those of this competition."""
+        if not (self.store / "store.json").is_file():
+            raise CnnlabError(
+                f"the store {self.store} of {self.path} is gone; make it again: cnnlab kaggle prepare {self.folder} "
+                f"--name {self.path.name}, with the options of before"
+            )
         store = open_store(self.store)
         if store.info["fingerprint"] != self.fingerprint:
             raise CnnlabError(
@@ -118,6 +123,13 @@ def prepare(
     if (path / "competition.json").exists():
         earlier = open_competition(name, runs_dir)
         if any(begun(path / part) for part in ("train", "retrain")):
+            options = [
+                f"{name}={value!r} in place of {getattr(earlier.layout, name)!r}"
+                for name, value in asdict(layout).items()
+                if value != getattr(earlier.layout, name)
+            ]
+            if earlier.fingerprint != found.fingerprint and options:
+                raise CnnlabError(f"{path} was begun with other options: {'; '.join(options)}; choose another --name")
             if earlier.fingerprint != found.fingerprint:
                 raise CnnlabError(
                     f"{path} was begun with other files ({earlier.folder}); choose another --name for those in {place}"

@@ -156,6 +156,7 @@ def _existing(path: Path, key: str) -> Store | None:
 @contextmanager
 def _alone(path: Path, report: Report) -> Iterator[None]:
     """Hold the lock `path`; tell it where that takes another process's end."""
+    path.touch()  # where no file can be made: an error at once, which filelock would wait for
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
