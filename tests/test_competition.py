@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -568,3 +569,27 @@ def test_labels_stay_with_their_images(finished: Competition, forest: Path) -> N
             assert store.classes[label] == true[store.ids[i]]
             pixels = np.asarray(Image.open(BytesIO(archive.read(f"pictures/{store.ids[i]}.png"))))
             assert np.array_equal(image.permute(1, 2, 0), pixels)
+
+
+def test_ctrl_c_says_once_what_is_kept_and_how_to_go_on(
+    finished: Competition, cnnlab: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cnnlab.errors import TrainingInterrupted
+
+    def stop(error: BaseException) -> Callable[..., None]:
+        def raises(*args: object, **kwargs: object) -> None:
+            raise error
+
+        return raises
+
+    at = ["--name", "forest", "--runs-dir", str(finished.path.parent)]
+    monkeypatch.setattr(steps, "prepare", stop(KeyboardInterrupt()))
+    answer = cnnlab("kaggle", "prepare")
+    assert (answer.returncode, answer.stderr) == (130, "stopped\n")
+    text = "stopped in epoch 2 of 9; 1 finished epochs are kept. Go on with: cnnlab train --resume x"
+    monkeypatch.setattr(steps, "train", stop(TrainingInterrupted(text)))
+    answer = cnnlab("kaggle", "train", *at)
+    assert answer.returncode == 130
+    (line,) = answer.stderr.splitlines()
+    assert line.startswith("stopped in epoch 2 of 9; 1 finished epochs are kept. ")
+    assert "run the same command again" in line

@@ -377,6 +377,8 @@ def main() -> NoReturn:
             stream.reconfigure(errors="backslashreplace")  # a file's name or a ± that this terminal cannot show
     try:
         code = app(standalone_mode=False)
+        if code == 130:  # Typer has turned Ctrl-C into this, without a word; a training says its own
+            print("stopped", file=sys.stderr)
         if sys.stdout is not None:  # closed by whoever started us
             sys.stdout.flush()
     except CnnlabError as error:

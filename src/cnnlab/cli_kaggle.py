@@ -67,7 +67,7 @@ StorePath = Annotated[
 Workers = Annotated[int | None, typer.Option(help="Processes that decode. Unsaid: one a core.", show_default=False)]
 Progress = Annotated[str, typer.Option(help="auto, bar, lines, notebook or none.")]
 
-_AGAIN = "Stopped; what is finished is kept. Run the same command again to go on"
+_AGAIN = "What is finished is kept: run the same command again to go on"
 
 
 def _layout(*values: Any) -> Layout:

@@ -36,7 +36,7 @@ def print_training(call: Callable[[], object], stopped: str = "") -> None:
         print(call())
     except TrainingInterrupted as error:
         print(f"{str(error).partition(' Go on with:')[0]} {stopped}" if stopped else error, file=sys.stderr)
-        raise typer.Exit(130) from None
+        sys.exit(130)
     except KeyboardInterrupt:
         print(stopped or "stopped before there was anything to keep", file=sys.stderr)
-        raise typer.Exit(130) from None
+        sys.exit(130)

@@ -84,8 +84,8 @@ RECIPES: dict[str, Recipe] = {
             flip=True,
             channels_last=True,
         ),
-        # One seed each, on the 5,000 images held out, with one look at each and with six; time of `cnnlab kaggle all` on
-        # the same two cores, in bfloat16: benchmarks/results/competition-*.json.
+        # One seed each, on the 5,000 images held out, with one look at each and with six; time of `cnnlab kaggle all`
+        # on the same two cores, in bfloat16: benchmarks/results/competition-*.json.
         # val acc 0.927, 0.936; 9 minutes with --no-retrain
         _CIFAR,
         # val acc 0.927, 0.938; 32 minutes with retraining
