@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cnnlab import Recipe, device, resume, train, training
+from cnnlab import Recipe, device, probe, resume, train, training
 from cnnlab.data.augment import Augmentation
 from cnnlab.errors import CnnlabError, TrainingInterrupted
 from cnnlab.optim import make_optimizer
 from cnnlab.recipe import SETTINGS
-from cnnlab.training import train_step
+from cnnlab.step import train_step
 from conftest import Command, one_line_error
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ EVERYTHING = Recipe(
     mixup=0.4,
     cutmix=1.0,
     precision="bfloat16",
-    channels_last=True,
+    memory_format="channels_last",
     val_fraction=0.2,
 )
 
@@ -125,21 +125,21 @@ def test_training_on_every_image_watches_some_of_them(quick: Recipe, cnnlab: Com
 
 def test_a_run_goes_on_in_the_precision_it_began_with(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = quick.changed(precision="auto", epochs=2)
-    monkeypatch.setattr(device, "_has_bfloat16", lambda device: True)
+    monkeypatch.setattr(probe, "has_bfloat16", lambda device: True)
     whole = train(recipe, name="whole")
     assert json.loads((whole.run.path / "environment.json").read_text())["sessions"][0]["dtype"] == "bfloat16"
     real = training.save_checkpoint
 
     def stop(path: Path, *rest: object) -> None:
         real(path, *rest)  # type: ignore[arg-type]
-        if len(rest[-1]["rows"]) == 1:  # type: ignore[index]
+        if len(rest[3]["rows"]) == 1:  # type: ignore[index]
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "save_checkpoint", stop)
         with pytest.raises(TrainingInterrupted):
             train(recipe, name="stopped")
-    monkeypatch.setattr(device, "_has_bfloat16", lambda device: False)  # as on another processor
+    monkeypatch.setattr(probe, "has_bfloat16", lambda device: False)  # as on another processor
     resume("runs/stopped")
     assert weights(Path("runs/stopped"))["0.weight"].equal(weights(whole.run.path)["0.weight"])
     plain = train(recipe, name="plain")
@@ -151,10 +151,8 @@ def test_a_run_goes_on_in_the_precision_it_began_with(quick: Recipe, monkeypatch
 def test_auto_precision_goes_by_the_processors_units(units: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert device.pick_precision("auto", CPU) == (torch.bfloat16 if units else torch.float32)
-    assert device.pick_precision("float32", CPU) == torch.float32
-    assert device.pick_precision("bfloat16", CPU) == torch.bfloat16
-    assert device.pick_precision("auto", torch.device("mps")) == torch.float32
+    assert device.has_bfloat16(CPU) is units
+    assert not device.has_bfloat16(torch.device("mps"))
 
 
 def test_the_processor_has_the_units_that_its_flags_name() -> None:
@@ -162,7 +160,7 @@ def test_the_processor_has_the_units_that_its_flags_name() -> None:
     if not flags.exists():
         pytest.skip("there is no /proc/cpuinfo on this system")
     named = {"avx512_bf16", "amx_tile"} & set(flags.read_text().split())
-    assert device.pick_precision("auto", CPU) == (torch.bfloat16 if named else torch.float32)
+    assert device.has_bfloat16(CPU) is bool(named)
 
 
 def test_exact_float32_is_put_back() -> None:
@@ -176,8 +174,8 @@ def test_exact_float32_is_put_back() -> None:
 def test_the_memory_layout_changes_nothing_but_the_last_digits(shapes: Path) -> None:
     recipe = replace(EVERYTHING, data=f"folder:{shapes}", precision="float32", epochs=1)
     found = [
-        train(replace(recipe, channels_last=layout), name=f"layout-{layout}", threads=1).summary["loss"]
-        for layout in (False, True)
+        train(replace(recipe, memory_format=layout), name=f"layout-{layout}", threads=1).summary["loss"]
+        for layout in ("contiguous", "channels_last")
     ]
     assert found[0] == pytest.approx(found[1], rel=1e-3)
 

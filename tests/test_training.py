@@ -23,7 +23,7 @@ from cnnlab.errors import CnnlabError, TrainingInterrupted
 from cnnlab.models import build_model
 from cnnlab.optim import make_optimizer
 from cnnlab.recipes import RECIPES, choose_recipe
-from cnnlab.training import train_step
+from cnnlab.step import train_step
 
 
 def weights(folder: Path, which: str = "last") -> dict[str, Tensor]:

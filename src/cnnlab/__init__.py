@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from cnnlab.recipes import RECIPES
     from cnnlab.results import Result, SeedsResult
     from cnnlab.runs import Run, list_runs, open_run
-    from cnnlab.training import resume, train, train_seeds, train_step
+    from cnnlab.step import train_step
+    from cnnlab.training import resume, train, train_seeds
 
 __all__ = [
     "DATASETS",
@@ -60,7 +61,8 @@ _HOMES = {
     "recipes": ("RECIPES",),
     "results": ("Result", "SeedsResult"),
     "runs": ("Run", "list_runs", "open_run"),
-    "training": ("resume", "train", "train_seeds", "train_step"),
+    "step": ("train_step",),
+    "training": ("resume", "train", "train_seeds"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

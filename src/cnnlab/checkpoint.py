@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cnnlab.device import random_state, set_random_state
 from cnnlab.errors import CnnlabError, reason
 from cnnlab.files import write_atomic
+from cnnlab.optim import Average
 
 
 def save_weights(path: Path, model: nn.Module) -> None:
@@ -37,8 +38,9 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     device: torch.device,
     progress: dict[str, Any],
+    average: Average | None = None,
 ) -> None:
-    """Write all that the next epoch depends on: model, optimiser, random states, and `progress` (plain values)."""
+    """Write all that the next epoch depends on: model, optimiser, average, random states, `progress` (plain values)."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     optimizer_state = optimizer.state_dict()
     plain: dict[str, dict[str, Any]] = {}
@@ -49,6 +51,8 @@ def save_checkpoint(
                 tensors[f"optimizer.{index}.{key}"] = value
             else:
                 plain[str(index)][key] = value
+    if average is not None:
+        tensors.update({f"average.{k}": v for k, v in average.tensors.items()})
     random_tensors, random_values = random_state(device)
     tensors.update({f"random.{k}": v for k, v in random_tensors.items()})
     values = {
@@ -60,7 +64,11 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    average: Average | None = None,
 ) -> dict[str, Any]:
     """Put back what `save_checkpoint` wrote, and return its `progress`. Raises: CnnlabError, naming the file."""
     tensors, values = _read(path)
@@ -73,6 +81,9 @@ def load_checkpoint(
                 index, _, key = rest.partition(".")
                 state[int(index)][key] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": values["optimizer"]["param_groups"]})
+        if average is not None:
+            for name, tensor in average.tensors.items():
+                tensor.copy_(tensors[f"average.{name}"])
         random_tensors = {k.removeprefix("random."): v for k, v in tensors.items() if k.startswith("random.")}
         set_random_state(device, random_tensors, values["random"])
         progress: dict[str, Any] = values["progress"]

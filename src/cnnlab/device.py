@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import platform
 import random
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -52,10 +54,78 @@ def available_cores() -> int:
     return cores
 
 
+def physical_cores() -> int:
+    """Of the cores that are ours, those with arithmetic of their own: two threads of one core count once."""
+    ours = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    siblings = set()
+    for core in ours:
+        try:
+            siblings.add(Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list").read_text())
+        except OSError:  # another system: no telling
+            return available_cores()
+    return min(len(siblings), available_cores())
+
+
 def check_threads(threads: int | None) -> None:
     """Raises: CnnlabError where that number of threads is not one of ours; None is."""
     if threads is not None and not 1 <= threads <= available_cores():
         raise CnnlabError(f"threads={threads}: choose 1 to {available_cores()}, the cores that this process may use")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a step is computed here: what a machine may choose for its speed, which changes no more than rounding.
+
+    compile: `off`, or a mode of torch.compile; why: how that came about, for a reader.
+    """
+
+    threads: int
+    precision: torch.dtype = torch.float32
+    memory_format: torch.memory_format = torch.contiguous_format
+    compile: str = "off"
+    why: str = ""
+
+    @property
+    def values(self) -> dict[str, str | int]:
+        """As plain values, for a run's folder."""
+        return {
+            "threads": self.threads,
+            "dtype": str(self.precision).removeprefix("torch."),
+            "memory_format": str(self.memory_format).removeprefix("torch.").removesuffix("_format"),
+            "compile": self.compile,
+        }
+
+    def __str__(self) -> str:
+        dtype, layout = self.values["dtype"], self.values["memory_format"]
+        return f"{dtype}, {layout}" + ("" if self.compile == "off" else f", compiled ({self.compile})")
+
+
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@contextmanager
+def _memory_kept() -> Iterator[None]:
+    """While this holds, memory that is let go of stays with the process, where the C library is glibc.
+
+    Each step of a training asks for the same buffers again. By default glibc hands large ones back to the system each
+    time, which must then clear every page anew: up to two thirds of a step on a processor (docs/log.md).
+    """
+    libc: Any = None
+    if platform.system() == "Linux":
+        with suppress(OSError):
+            libc = ctypes.CDLL(None)
+    if libc is None or not hasattr(libc, "mallopt"):
+        yield
+        return
+    trim_threshold, mmap_max = -1, -4  # names of malloc.h
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, -1)  # never
+    try:
+        yield
+    finally:
+        libc.mallopt(mmap_max, 65536)  # glibc's own defaults
+        libc.mallopt(trim_threshold, 128 * 1024)
+        libc.malloc_trim(0)
 
 
 @contextmanager
@@ -82,7 +152,8 @@ def reproducible(seed: int, threads: int) -> Iterator[None]:
     np.random.seed(seed)
     torch.manual_seed(seed)
     try:
-        yield
+        with _memory_kept():
+            yield
     finally:
         torch.use_deterministic_algorithms(before[0])
         torch.utils.deterministic.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]
@@ -123,19 +194,8 @@ def set_random_state(device: torch.device, tensors: dict[str, Tensor], values: d
     random.setstate((name, tuple(internal), gauss_next))
 
 
-def pick_precision(wanted: str, device: torch.device, earlier: str | None = None) -> torch.dtype:
-    """What convolutions and matrix products compute in: `float32`, `bfloat16`, or `auto`.
-
-    auto: what a run began with (`earlier`), else bfloat16 where the device has units for it. That is asked, not timed:
-    the answer must be the same each time, or the same seed would not give the same bits.
-    """
-    if wanted == "auto":
-        wanted = earlier if earlier in ("float32", "bfloat16") else "bfloat16" if _has_bfloat16(device) else "float32"
-    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    """Without units for it, bfloat16 is many times slower than float32."""
+def has_bfloat16(device: torch.device) -> bool:
+    """Has the device units for bfloat16? Without them it is up to hundreds of times slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not there in every torch
@@ -249,13 +309,13 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
-def environment(device: torch.device, threads: int, precision: torch.dtype = torch.float32) -> dict[str, Any]:
-    """What a figure depends on besides the recipe: versions, hardware, threads, date."""
+def environment(device: torch.device, plan: Plan | int) -> dict[str, Any]:
+    """What a figure depends on besides the recipe: versions, hardware, date, the plan (or only its threads)."""
+    plan = Plan(threads=plan) if isinstance(plan, int) else plan
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": str(device),
         "device_name": device_name(device),
-        "threads": threads,
         "cores": available_cores(),
         "processor": device_name(torch.device("cpu")),
         "memory_gib": _memory_gib(),
@@ -264,9 +324,10 @@ def environment(device: torch.device, threads: int, precision: torch.dtype = tor
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "versions": {name: _version(name) for name in ("cnnlab", "torch", "torchvision", "numpy", "pillow")},
         "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "dtype": str(precision).removeprefix("torch."),
+        **plan.values,
+        "plan": plan.why,
         "precision": "bfloat16 in convolutions and matrix products, else float32"
-        if precision == torch.bfloat16
+        if plan.precision == torch.bfloat16
         else "float32"
         if device.type == "cpu"
         else "float32 with torch's defaults (tf32 in convolutions on CUDA)",

@@ -18,7 +18,7 @@ from cnnlab.data import ImageSet, SourceOptions, data_folder, load_images
 from cnnlab.data.images import BadImage, bombs_refused, decode, image_files
 from cnnlab.data.imageset import Report, no_report
 from cnnlab.data.loader import Loader, Preprocessing
-from cnnlab.device import available_cores, check_threads, exact_float32, pick_device, reproducible
+from cnnlab.device import FORMATS, available_cores, check_threads, exact_float32, pick_device, reproducible
 from cnnlab.errors import CnnlabError, reason, unknown
 from cnnlab.evaluation import Evaluation, evaluate
 from cnnlab.models import build_model
@@ -112,11 +112,10 @@ def evaluate_run(
         skip_bad=skip_bad,
     )
     images, split = _run_images(run, split, options)
-    channels_last = run.recipe.channels_last
-    if channels_last:
-        model.to(memory_format=torch.channels_last)
+    layout = _layout(run)
+    model.to(memory_format=layout)
     with reproducible(0, threads or available_cores()), exact_float32():
-        loader = Loader(images, preprocessing, _batch_size(preprocessing), here, channels_last=channels_last)
+        loader = Loader(images, preprocessing, _batch_size(preprocessing), here, memory_format=layout)
         result = evaluate(model.to(here), loader, len(run.classes))
     found = RunEvaluation(run, split, file, result, recorded=False, skipped=images.skipped)
     record = {k: v for k, v in found.to_dict().items() if k not in ("run", "classes")}
@@ -229,7 +228,7 @@ def probabilities(
             preprocessing = _preprocessing(run)
             if tuple(images.shape[1:]) != (preprocessing.channels, *[preprocessing.native_size] * 2):
                 raise CnnlabError(f"{run.path} takes images of other channels or another size than these")
-            layout = torch.channels_last if run.recipe.channels_last else torch.contiguous_format
+            layout = _layout(run)
             model = load_model(run, run.weights()).to(here).to(memory_format=layout)
             parts = []
             for batch in images.split(batch_size or _batch_size(preprocessing)):
@@ -263,6 +262,12 @@ def _logits(model: nn.Module, x: Tensor, views: str, layout: torch.memory_format
 def validation_images(run: Run) -> ImageSet:
     """The images that the run held out. Raises: CnnlabError where it held none out, or they are no longer the same."""
     return _run_images(run, "validation", SourceOptions(data_dir=data_folder(runs.data_dir(run))))[0]
+
+
+def _layout(run: Run) -> torch.memory_format:
+    """The memory format in which the run was trained."""
+    trained = runs.first_session(run).get("memory_format", run.recipe.memory_format)
+    return FORMATS.get(trained, torch.contiguous_format)
 
 
 def _preprocessing(run: Run) -> Preprocessing:

@@ -1,8 +1,10 @@
-"""The optimisers, and the learning rate as a plain function of the step."""
+"""The optimisers, what is averaged beside them, and the learning rate and image size as functions of the step."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,22 +31,29 @@ class Muon(torch.optim.Optimizer):
         """One update from the gradients that are there."""
         assert closure is None
         for group in self.param_groups:
-            for p in (p for p in group["params"] if p.grad is not None):
-                state = self.state[p]
-                if group["adam"]:
-                    self._adam(p, state, group)
-                else:
-                    self._muon(p, state, group)
+            moving = [p for p in group["params"] if p.grad is not None]
+            if group["adam"]:
+                for p in moving:
+                    self._adam(p, self.state[p], group)
+                continue
+            alike: dict[torch.Size, list[Tensor]] = {}  # filters of one shape are turned together
+            for p in moving:
+                alike.setdefault(p.shape, []).append(p)
+            for ps in alike.values():
+                self._muon(ps, group)
 
-    @staticmethod
-    def _muon(p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        assert p.grad is not None
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(p)
-        average = state["momentum_buffer"].mul_(group["momentum"]).add_(p.grad)
-        ahead = p.grad.add(average, alpha=group["momentum"])  # Nesterov
-        p.mul_(len(p) ** 0.5 / p.norm().clamp_min(1e-12))
-        p.sub_(orthogonalized(ahead.reshape(len(p), -1)).view_as(p), alpha=group["lr"])
+    def _muon(self, ps: list[Tensor], group: dict[str, Any]) -> None:
+        ahead = []
+        for p in ps:
+            assert p.grad is not None
+            state = self.state[p]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(p)
+            average = state["momentum_buffer"].mul_(group["momentum"]).add_(p.grad)
+            ahead.append(p.grad.add(average, alpha=group["momentum"]).reshape(len(p), -1))  # Nesterov
+        for p, turn in zip(ps, orthogonalized(torch.stack(ahead)), strict=True):
+            p.mul_(len(p) ** 0.5 / p.norm().clamp_min(1e-12))
+            p.sub_(turn.view_as(p), alpha=group["lr"])
 
     @staticmethod
     def _adam(p: Tensor, state: dict[str, Any], group: dict[str, Any], b1: float = 0.9, b2: float = 0.95) -> None:
@@ -60,19 +69,19 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrix: Tensor, rounds: int = 3) -> Tensor:
-    """(M, N) -> (M, N): the same singular vectors, the singular values brought near to one another.
+    """(M, N), or many at once (G, M, N), same shape out: the singular vectors stay, their values come near each other.
 
     A Newton-Schulz iteration with the coefficients of Muon's source, which trade exactness for speed. The matrix is
     first scaled to norm 1; after three rounds what was at least 0.02 lies between 0.68 and 1.21, and less stays behind.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x: Tensor = matrix / matrix.norm().clamp_min(1e-7)
-    if tall := len(x) > x.shape[1]:
-        x = x.T
+    x: Tensor = matrix / matrix.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
+    if tall := x.shape[-2] > x.shape[-1]:
+        x = x.mT
     for _ in range(rounds):
-        square = x @ x.T
+        square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
-    return x.T if tall else x
+    return x.mT if tall else x
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -91,27 +100,36 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
             {"params": others, **adam},
         ]
         return Muon(groups, lr=recipe.learning_rate, momentum=recipe.momentum)
+    # One kernel for all weights; not on MPS in every torch.
+    fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
     groups = [
         {"params": decayed, "weight_decay": recipe.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.learning_rate)
-    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov)
+        return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=fused)
+    return torch.optim.SGD(
+        groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused
+    )
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     """The learning rate of update number `step` (from 0) of `steps`.
 
     constant: the peak throughout. cosine: from the peak to 0 along half a wave. one-cycle: straight up to the peak
-    during the first `warmup` of the steps, straight down to 0 during the rest (Smith and Topin, 2018). step: times
-    `decay` after each `decay_every` epochs.
+    during the first `warmup` of the steps, straight down to 0 during the rest (Smith and Topin, 2018). trapezoid:
+    straight up during the first `warmup` of the steps, straight down to 0 during the last `cooldown`, the peak in
+    between. step: times `decay` after each `decay_every` epochs.
     """
     done = step / steps
     if recipe.schedule == "constant":
         share = 1.0
     elif recipe.schedule == "step":
         share = recipe.decay ** (step * recipe.epochs // steps // recipe.decay_every)
+    elif recipe.schedule == "trapezoid":
+        share = min(1.0, (step + 1) / max(1, math.ceil(recipe.warmup * steps)))
+        if recipe.cooldown:
+            share = min(share, (1 - done) / recipe.cooldown)
     elif recipe.schedule == "cosine":
         share = 0.5 * (1 + math.cos(math.pi * done))
     elif done < recipe.warmup:
@@ -120,6 +138,72 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     else:
         share = (1 - done) / (1 - recipe.warmup)
     return recipe.learning_rate * share
+
+
+def size_in_epoch(recipe: Recipe, image_size: int, epoch: int) -> int:
+    """Pixels a side in epoch number `epoch` (from 0): from `start_size` evenly to `image_size`, in even numbers.
+
+    The last quarter of the epochs sees images as they are. J. Howard's progressive resizing, DAWNBench 2018.
+    """
+    if not recipe.start_size or recipe.start_size >= image_size:
+        return image_size
+    growing = max(1, round(0.75 * recipe.epochs))
+    if epoch >= growing:
+        return image_size
+    size = recipe.start_size + (image_size - recipe.start_size) * epoch / growing
+    return min(image_size, 2 * math.ceil(size / 2))
+
+
+class Average:
+    """Weights kept beside the model's own: their running mean, buffers included.
+
+    ema: the mean is what is measured and saved, the model trains on as it is. lookahead: the model, too, goes on from
+    the mean each time (M. Zhang, J. Lucas, G. Hinton, J. Ba, Lookahead optimizer, NeurIPS 2019). The running statistics
+    of batch norm are averaged as well, else they would belong to other weights. An early mean forgets faster: after
+    n updates at most n / (n + 9) of it stays.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+        self._model = model
+        self._decay, self._every = recipe.average_decay, recipe.average_every
+        self._lookahead = recipe.average == "lookahead"
+        self.tensors = {k: v.detach().clone() for k, v in self._floats().items()}
+
+    def _floats(self) -> dict[str, Tensor]:
+        return {k: v for k, v in self._model.state_dict().items() if v.is_floating_point()}
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """What is due after update number `step` (from 0)."""
+        if (step + 1) % self._every:
+            return
+        updates = (step + 1) // self._every
+        decay = min(self._decay, updates / (updates + 9))
+        own = list(self._floats().values())
+        torch._foreach_lerp_(list(self.tensors.values()), own, 1 - decay)
+        if self._lookahead:
+            torch._foreach_copy_(own, list(self.tensors.values()))
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """The model gets the mean, the mean's place the model's own: twice is as before."""
+        for name, own in self._floats().items():
+            mean = self.tensors[name]
+            kept = own.clone()
+            own.copy_(mean)
+            mean.copy_(kept)
+
+
+@contextmanager
+def shown(average: Average | None) -> Iterator[None]:
+    """While this holds, the model has the averaged weights, where there are such."""
+    if average is not None:
+        average.exchange()
+    try:
+        yield
+    finally:
+        if average is not None:
+            average.exchange()
 
 
 def initialize(model: nn.Module, scheme: str) -> None:

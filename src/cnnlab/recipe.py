@@ -15,6 +15,11 @@ from cnnlab.errors import CnnlabError, unknown
 KEYS = {"validation": "val", "test": "test", "train": "seen"}
 
 
+FORMATS = ("contiguous", "channels_last")
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")
+SCHEDULES = ("constant", "cosine", "one-cycle", "step", "trapezoid")
+
+
 def _setting(
     default: Any, help: str, low: float | None = None, high: float | None = None, choices: Sequence[str] = ()
 ) -> Any:
@@ -42,14 +47,16 @@ class Recipe:
     momentum: float = _setting(0.0, "sgd, muon: share of the last update that is kept", 0, 0.9999)
     nesterov: bool = _setting(False, "sgd: look ahead along the momentum")
     weight_decay: float = _setting(0.0, "share of each weight lost per unit of learning rate", 0, 100)
-    schedule: str = _setting("constant", "learning rate over time", choices=("constant", "cosine", "one-cycle", "step"))
-    warmup: float = _setting(0.25, "one-cycle: share of the steps on the way up", 0, 1)
+    schedule: str = _setting("constant", "learning rate over time", choices=SCHEDULES)
+    warmup: float = _setting(0.25, "one-cycle, trapezoid: share of the steps on the way up", 0, 1)
+    cooldown: float = _setting(0.25, "trapezoid: share of the steps on the way down", 0, 1)
     decay: float = _setting(0.1, "step: what the learning rate is multiplied by", 0, 1)
     decay_every: int = _setting(30, "step: after how many epochs, each time", 1, 100_000)
     label_smoothing: float = _setting(0.0, "share of the target spread over all classes", 0, 0.9999)
     init: str = _setting("framework", "starting weights", choices=("framework", "xavier-uniform", "he-normal"))
 
     image_size: int = _setting(0, "pixels a side that the network sees; 0: the source's own", 0, 4096)
+    start_size: int = _setting(0, "pixels a side in the first epoch, growing to image_size; 0: no growing", 0, 4096)
     fit: str = _setting("pad", "how an image becomes square", choices=("pad", "crop", "stretch"))
     normalize: bool = _setting(True, "subtract the training images' mean, divide by their deviation")
     shift: int = _setting(0, "augmentation: largest random translation, pixels of the network's input", 0, 512)
@@ -70,9 +77,21 @@ class Recipe:
     cutmix: float = _setting(0.0, "augmentation: paste a part of another image; alpha of the Beta distribution", 0, 100)
 
     precision: str = _setting(
-        "float32", "auto: bfloat16 where the device has units for it", choices=("float32", "bfloat16", "auto")
+        "float32",
+        "auto: bfloat16 where the device has units for it and a short trial finds it faster",
+        choices=("float32", "bfloat16", "auto"),
     )
-    channels_last: bool = _setting(False, "memory layout that suits wide convolutions")
+    memory_format: str = _setting(
+        "auto", "order of the numbers in memory; auto: what a short trial finds faster", choices=("auto", *FORMATS)
+    )
+    compile: str = _setting(
+        "auto", "torch.compile's mode; auto: tried where a run is long enough", choices=("auto", "off", *COMPILE_MODES)
+    )
+    average: str = _setting(
+        "none", "weights that are kept besides: their running mean, or lookahead", choices=("none", "ema", "lookahead")
+    )
+    average_decay: float = _setting(0.999, "average: share of the old average that stays, each time", 0, 0.999999)
+    average_every: int = _setting(1, "average: updates of the network between two of the average", 1, 100_000)
 
     limit: int = _setting(0, "most images to train on and to watch, the same share of each class; 0: all", 0, 2**31 - 1)
     val_fraction: float = _setting(0.1, "share of the training images held out, the same of each class", 0, 0.9)
@@ -104,6 +123,10 @@ class Recipe:
             raise CnnlabError("learning_rate=0.0: muon needs one above 0")
         if self.alternating_flip and not self.flip:
             raise CnnlabError("alternating_flip=True needs flip; set flip=true, or alternating_flip=false")
+        if self.schedule == "trapezoid" and self.warmup + self.cooldown > 1:
+            raise CnnlabError(f"warmup={self.warmup} and cooldown={self.cooldown}: together they must be at most 1")
+        if self.start_size > self.image_size > 0:
+            raise CnnlabError(f"start_size={self.start_size} is larger than image_size={self.image_size}; choose less")
         if self.nesterov and self.momentum == 0:
             raise CnnlabError("nesterov=True needs momentum above 0; set momentum, or nesterov=false")
 
@@ -119,6 +142,7 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
         """The recipe that `to_dict` gave. Raises CnnlabError for an unknown or missing key, or a bad value."""
+        values = _renamed(values)
         for key in values:
             if key not in SETTINGS:
                 raise unknown("setting", key, SETTINGS)
@@ -181,8 +205,18 @@ SETTINGS = {f.name: f for f in fields(Recipe)}
 _NEWER = {
     "limit", "other_learning_rate", "decay", "decay_every", "shift_fill", "alternating_flip", "crop_scale",
     "crop_ratio", "brightness", "contrast", "saturation", "randaugment", "magnitude", "cutout", "mixup", "cutmix",
-    "precision", "channels_last",
+    "precision", "memory_format", "compile", "average", "average_decay", "average_every", "cooldown", "start_size",
 }  # fmt: skip
+
+
+def _renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe from before the machine could choose: it trained in one layout, and not compiled."""
+    if "memory_format" in values:
+        return values
+    layout = FORMATS[values.get("channels_last") is True]
+    return {**{k: v for k, v in values.items() if k != "channels_last"}, "memory_format": layout, "compile": "off"}
+
+
 TYPES: dict[str, type] = get_type_hints(Recipe)
 
 

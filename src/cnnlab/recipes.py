@@ -45,7 +45,7 @@ _CIFAR = Recipe(
     flip=True,
     alternating_flip=True,
     precision="auto",
-    channels_last=True,
+    memory_format="channels_last",
 )
 
 RECIPES: dict[str, Recipe] = {
@@ -82,7 +82,7 @@ RECIPES: dict[str, Recipe] = {
             decay_every=4,
             crop_scale=0.64,
             flip=True,
-            channels_last=True,
+            memory_format="channels_last",
         ),
         # One seed each, on the 5,000 images held out, with one look at each and with six; time of `cnnlab kaggle all`
         # on the same two cores, in bfloat16: benchmarks/results/competition-*.json.

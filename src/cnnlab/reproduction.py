@@ -27,6 +27,7 @@ from cnnlab.optim import initialize, make_optimizer
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import find_recipe
 from cnnlab.results import SeedsResult
+from cnnlab.step import train_step
 
 _FORMAT = "cnnlab reproduction 1"
 _START = "start"  # of the chapter: the pipeline that it begins with
@@ -380,7 +381,7 @@ def _seconds_per_image(recipe: Recipe, device: torch.device) -> tuple[float, flo
             steps += 1
         return (time.perf_counter() - began) / steps / batch
 
-    training_step = timed(lambda: training.train_step(model, optimizer, x, y))
+    training_step = timed(lambda: train_step(model, optimizer, x, y))
     with torch.inference_mode():
         forward = timed(lambda: model.eval()(x))
     return training_step, forward

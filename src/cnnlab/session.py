@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,13 +22,14 @@ from cnnlab.data import (
     stratified_subset,
 )
 from cnnlab.data.loader import Preprocessing
-from cnnlab.device import check_threads, pick_device
+from cnnlab.device import Plan, check_threads, pick_device
 from cnnlab.display import Display, make_display
 from cnnlab.errors import CnnlabError, expand
 from cnnlab.interrupt import CtrlC
 from cnnlab.models import build_model
 from cnnlab.models.airbench import Whitening
 from cnnlab.models.external import published_tag
+from cnnlab.probe import plan as make_plan
 from cnnlab.recipe import Recipe
 from cnnlab.runs import Run
 
@@ -43,7 +45,6 @@ class Session:
         self.threads = threads
         self.display: Display = make_display(progress)
         self.ctrl_c = CtrlC()
-        self.precision = torch.float32  # each run says what its recipe wants
         self._data_dir = data_folder(data_dir)
         self._skip_bad = skip_bad
 
@@ -123,6 +124,22 @@ class Session:
             in_channels=self.preprocessing.channels,
             image_size=self.preprocessing.image_size,
             published=published,
+        )
+
+    def plan(self, recipe: Recipe, first: dict[str, Any]) -> Plan:
+        """How to compute the recipe's steps here. `first`: what the run's first session was, empty for a new run."""
+
+        side = self.preprocessing.image_size
+        return make_plan(
+            recipe,
+            lambda: self.build(recipe),
+            (self.preprocessing.channels, side, side),
+            len(self.train_set.classes),
+            len(self.train_set),
+            self.device,
+            self.threads,
+            first,
+            self.display.message,
         )
 
     def whiten(self, model: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """Training, in plain sight: from a recipe to a run's folder.
 
 `train` begins a run, `resume` goes on with one, `train_seeds` repeats it; all three come to `_epochs`, which is the
-loop, and the loop comes to `train_step`, which is the update.
+loop, and the loop comes to `step.train_step`, which is the update.
 """
 
 from __future__ import annotations
@@ -17,55 +17,32 @@ from types import TracebackType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from cnnlab import runs
 from cnnlab.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from cnnlab.data.augment import Augmentation
 from cnnlab.data.loader import Loader
 from cnnlab.device import (
+    Plan,
     Stopwatch,
     available_cores,
     environment,
-    full_precision,
-    low_precision,
     pick_device,
-    pick_precision,
     reproducible,
     synchronize,
 )
 from cnnlab.errors import CnnlabError, TrainingInterrupted, out_of_memory, reason
 from cnnlab.evaluation import evaluate
 from cnnlab.files import write_atomic, write_json
-from cnnlab.optim import initialize, learning_rate, make_optimizer
+from cnnlab.optim import Average, initialize, learning_rate, make_optimizer, shown, size_in_epoch
+from cnnlab.probe import compiled
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import find_recipe
 from cnnlab.results import Result, SeedsResult
 from cnnlab.runs import Run
 from cnnlab.session import Session
-
-
-def train_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    x: Tensor,
-    y: Tensor,
-    label_smoothing: float = 0.0,
-    precision: torch.dtype = torch.float32,
-) -> tuple[Tensor, Tensor]:
-    """One update: forward, mean cross-entropy, backward, step.
-
-    x (B, C, H, W) float; y (B,) int64, or (B, K) shares of the classes where images were mixed -> (mean loss, number
-    of hits), both scalars that stay on the device. A mixed image is hit by the class of its larger share.
-    """
-    with low_precision(x.device, precision):
-        logits = full_precision(model(x))  # (B, K)
-    loss = F.cross_entropy(logits, y, label_smoothing=label_smoothing)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.detach(), (logits.detach().argmax(1) == (y if y.ndim == 1 else y.argmax(1))).sum()
+from cnnlab.step import train_step
 
 
 def train(
@@ -183,36 +160,33 @@ def _train(session: Session, run: Run) -> Result:
     if run.info["data"]["fingerprint"] != session.fingerprint:
         raise CnnlabError(f"the images of {recipe.data} are not those that {run.path} began with; train a new run")
     first = runs.first_session(run)
-    threads = session.threads or min(first.get("threads", available_cores()), available_cores())
-    with reproducible(recipe.seed, threads):
-        session.precision = pick_precision(recipe.precision, session.device, first.get("dtype"))
-    now = environment(session.device, threads, session.precision)
+    plan = session.plan(recipe, first)
+    now = environment(session.device, plan)
     for what in ("device_name", "threads", "versions"):
         if first.get(what, now[what]) != now[what]:
             session.display.message(
                 f"note: {run.path} began with {what} {first[what]} and goes on with {now[what]}: the weights may "
                 "differ in their last bits from those of an undisturbed run"
             )
-    with runs.locked(run), reproducible(recipe.seed, threads):
+    with runs.locked(run), reproducible(recipe.seed, plan.threads):
         try:
             # On the host: the same starting weights on every device. A checkpoint has weights of its own.
             model = session.build(recipe, published=not run.checkpoint.exists())
             initialize(model, recipe.init)
             if not run.checkpoint.exists():
                 session.whiten(model)
-            model.to(session.device)
-            if recipe.channels_last:
-                model.to(memory_format=torch.channels_last)
+            model.to(session.device).to(memory_format=plan.memory_format)
             optimizer = make_optimizer(model, recipe)
+            average = Average(model, recipe) if recipe.average != "none" else None
             state: dict[str, Any] = {"rows": [], "best": None, "best_epoch": 0}
             if run.checkpoint.exists() or run.metrics():
-                state = load_checkpoint(run.checkpoint, model, optimizer, session.device)
+                state = load_checkpoint(run.checkpoint, model, optimizer, session.device, average)
             with _Saving(run.path, len(state["rows"])):
                 runs.add_session(run, now)
                 if not run.checkpoint.exists():
-                    save_checkpoint(run.checkpoint, model, optimizer, session.device, state)
+                    save_checkpoint(run.checkpoint, model, optimizer, session.device, state, average)
                 runs.write_metrics(run, state["rows"])  # what a killed process wrote beyond its checkpoint is dropped
-            return _fit(session, run, model, optimizer, state)
+            return _fit(session, run, plan, model, optimizer, average, state)
         except TrainingInterrupted:
             raise
         except KeyboardInterrupt:
@@ -262,7 +236,13 @@ def _train_seeds(session: Session, path: Path) -> SeedsResult:
 
 
 def _fit(
-    session: Session, run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    session: Session,
+    run: Run,
+    plan: Plan,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None,
+    state: dict[str, Any],
 ) -> Result:
     """Train the epochs that are left, and close what must be closed however that ends.
 
@@ -271,7 +251,7 @@ def _fit(
     recipe, display = run.recipe, session.display
     with contextlib.closing(_Events(run, len(state["rows"]))) as events:
         try:
-            _epochs(session, run, model, optimizer, state, events)
+            _epochs(session, run, plan, model, optimizer, average, state, events)
         except KeyboardInterrupt:
             display.end()
             saved = len(state["rows"])
@@ -294,8 +274,10 @@ def _fit(
 def _epochs(
     session: Session,
     run: Run,
+    plan: Plan,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    average: Average | None,
     state: dict[str, Any],
     events: _Events,
 ) -> None:
@@ -307,7 +289,7 @@ def _epochs(
         recipe.batch_size,
         device,
         augmentation=Augmentation(**{f.name: getattr(recipe, f.name) for f in fields(Augmentation)}),
-        channels_last=recipe.channels_last,
+        memory_format=plan.memory_format,
     )
     # Nothing is kept for a backward pass here, so small images go through in larger batches.
     small = session.preprocessing.image_size <= 64
@@ -316,8 +298,9 @@ def _epochs(
         session.preprocessing,
         1000 if small else recipe.batch_size,
         device,
-        channels_last=recipe.channels_last,
+        memory_format=plan.memory_format,
     )
+    forward = compiled(model, plan.compile)
     num_classes = len(session.train_set.classes)
     steps = recipe.epochs * len(train_loader)
     display.begin(train_loader, recipe.epochs, len(state["rows"]), recipe.watch, state["rows"])
@@ -327,11 +310,16 @@ def _epochs(
         step, seen = epoch * len(train_loader), 0
         statistics = torch.zeros(2, device=device)  # sum of losses, number of hits
         model.train()
-        for x, y in train_loader.shuffled(recipe.seed, epoch):
+        size = size_in_epoch(recipe, session.preprocessing.image_size, epoch)
+        for x, y in train_loader.shuffled(recipe.seed, epoch, size):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step, steps)
             compute.start()
-            loss, hits = train_step(model, optimizer, x, y, recipe.label_smoothing, session.precision)
+            # Each other shape would be compiled anew; an epoch has at most one such batch.
+            now = forward if len(y) == recipe.batch_size else model
+            loss, hits = train_step(now, optimizer, x, y, recipe.label_smoothing, plan.precision)
+            if average is not None:
+                average.after_step(step)
             statistics += torch.stack((loss * len(y), hits))
             compute.stop()
             step, seen = step + 1, seen + len(y)
@@ -340,7 +328,8 @@ def _epochs(
         synchronize(device)  # the epoch's one wait for the device: now its figures are read
         trained = time.perf_counter()
         loss_sum, hit_count = statistics.tolist()
-        measured = evaluate(model, watch_loader, num_classes, session.ctrl_c.check, session.precision)
+        with shown(average):
+            measured = evaluate(model, watch_loader, num_classes, session.ctrl_c.check, plan.precision)
         if not math.isfinite(loss_sum + measured.loss):  # the last update shows in the evaluation only
             raise _diverged(run, recipe, epoch, loss_sum + measured.loss)
         compute_seconds = compute.seconds()
@@ -359,20 +348,21 @@ def _epochs(
             "examples_per_second": seen / compute_seconds,
         }
         with _Saving(run.path, epoch):
-            now = {**state, "rows": [*state["rows"], row]}
+            after = {**state, "rows": [*state["rows"], row]}
             # Chosen on validation; where only the test set is watched, by the training loss instead.
             # Of equal accuracies, which a small set has often, the lower loss is the better network.
             figure = [row["val_acc"], -row["val_loss"]] if recipe.watch == "validation" else [-row["loss"]]
-            if state["best"] is None or figure > state["best"]:
-                now.update(best=figure, best_epoch=epoch + 1)
-                save_weights(run.path / "best.safetensors", model)
-            save_weights(run.path / "last.safetensors", model)
+            with shown(average):
+                if state["best"] is None or figure > state["best"]:
+                    after.update(best=figure, best_epoch=epoch + 1)
+                    save_weights(run.path / "best.safetensors", model)
+                save_weights(run.path / "last.safetensors", model)
             row["seconds"] = time.perf_counter() - began
-            runs.write_metrics(run, now["rows"])
+            runs.write_metrics(run, after["rows"])
             events.add(row)
             # Last: whatever came before is written again, the same, should the process die in between.
-            save_checkpoint(run.checkpoint, model, optimizer, device, now)
-        state.update(now)
+            save_checkpoint(run.checkpoint, model, optimizer, device, after, average)
+        state.update(after)
         display.epoch(row)
 
 

@@ -96,7 +96,7 @@ class Loader:
         device: torch.device,
         *,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 - it is frozen
-        channels_last: bool = False,
+        memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         self.images = images.images.to(device)  # (N, C, H, W) uint8
         self.labels = images.labels.to(device)  # (N,)
@@ -104,7 +104,7 @@ class Loader:
         self.device = device
         self._num_classes = len(images.classes)
         self._augmentation = augmentation
-        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._layout = memory_format
         sizes = [batch_size] * (self.count // batch_size)
         rest = self.count % batch_size
         if rest == 1 and sizes:
@@ -127,9 +127,10 @@ class Loader:
         for images, labels in zip(self.images.split(self._sizes), self.labels.split(self._sizes), strict=True):
             yield self.preprocessing(images).to(memory_format=self._layout), labels
 
-    def shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def shuffled(self, seed: int, epoch: int, size: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Each batch of epoch number `epoch`, in random order and augmented.
 
+        size: pixels a side in place of the preprocessing's, made smaller at the very end; 0: those.
         Where images are mixed, the labels are (B, K) shares of the classes in place of (B,) numbers.
         """
         # The order is drawn on the host, so it is the same on every device.
@@ -145,7 +146,10 @@ class Loader:
             if other is not None and share is not None:
                 weights = F.one_hot(y, self._num_classes), F.one_hot(other, self._num_classes)
                 y = weights[0] * share[:, None] + weights[1] * (1 - share[:, None])  # (B, K)
-            yield self.preprocessing.normalized(x).to(memory_format=self._layout), y
+            x = self.preprocessing.normalized(x)
+            if size and size != x.shape[2]:
+                x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
+            yield x.to(memory_format=self._layout), y
 
 
 @lru_cache(maxsize=8)

@@ -1,0 +1,261 @@
+"""How a step is computed on this machine, decided by measuring the real step where a run is long enough to gain.
+
+What may be chosen (`device.Plan`): the memory format, the precision, compilation, the number of threads; each only
+where the recipe says `auto` and nobody set it by hand. Whether to measure at all is decided by counting work, never by
+the clock, and what was measured is kept in the user's cache for this machine, network and batch: so the same seed
+gives the same bits again, though a trial's clock never shows the same time twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from platformdirs import user_cache_dir
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cnnlab.device import (
+    FORMATS,
+    Plan,
+    available_cores,
+    device_name,
+    has_bfloat16,
+    physical_cores,
+    reproducible,
+    synchronize,
+)
+from cnnlab.errors import CnnlabError, out_of_memory
+from cnnlab.files import read_json, write_json
+from cnnlab.optim import make_optimizer
+from cnnlab.recipe import Recipe
+from cnnlab.step import train_step
+
+# Below this many floating-point operations a run is over before a trial could pay: some seconds on two cores.
+MEASURE_FROM = {"cpu": 1e12, "mps": 1e13, "cuda": 1e14}
+# Compilation takes 10 to 60 seconds, and a trial of it as long again.
+COMPILE_FROM = {"cpu": 1e15, "cuda": 1e16}
+# A trial may take this share of the run's steps.
+SHARE = 0.05
+# What is not faster by this factor is not worth being different.
+GAIN = 1.05
+
+
+def compiled(model: nn.Module, mode: str) -> nn.Module:
+    """`model` compiled in that mode of torch.compile (`off`: as it is), sharing its weights."""
+    if mode == "off":
+        return model
+    answer: Any = torch.compile(model, dynamic=False, mode=None if mode == "default" else mode)
+    return answer  # type: ignore[no-any-return]
+
+
+def plan(
+    recipe: Recipe,
+    build: Callable[[], nn.Module],
+    shape: tuple[int, int, int],
+    num_classes: int,
+    count: int,
+    device: torch.device,
+    threads: int | None = None,
+    earlier: dict[str, Any] | None = None,
+    told: Callable[[str], None] = print,
+) -> Plan:
+    """How to compute the steps of a run.
+
+    build: gives the network, on the host; shape: (C, H, W) of an image; count: training images; threads: set by
+    hand; earlier: values of the plan that a run began with, which are kept where this machine can. Raises: CnnlabError
+    where the recipe asks for what cannot be done here.
+    """
+    if recipe.compile not in ("auto", "off"):
+        _check_compiler(device)
+    cores = available_cores()
+    default = Plan(
+        threads=threads or cores,
+        precision=torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32,
+        memory_format=FORMATS.get(recipe.memory_format, torch.contiguous_format),
+        compile="off" if recipe.compile == "auto" else recipe.compile,
+        why="as the recipe says",
+    )
+    if earlier:
+        return _as_before(default, earlier, device)
+    candidates = _candidates(recipe, default, device, threads)
+    if len(candidates) == 1 and (recipe.compile != "auto" or device.type not in COMPILE_FROM):
+        return default
+    steps = recipe.epochs * -(-count // recipe.batch_size)
+    if steps * SHARE < 3 * len(candidates):
+        return replace(_first_guess(recipe, default, device), why="too few steps to measure")
+    work = _operations(build, shape) * recipe.epochs * count
+    if work < MEASURE_FROM.get(device.type, 1e12):
+        return replace(_first_guess(recipe, default, device), why="too short to measure")
+    tries_compile = (
+        recipe.compile == "auto" and work >= COMPILE_FROM.get(device.type, float("inf")) and _compiler(device)
+    )
+    key = _key(recipe, default, shape, num_classes, device, threads, tries_compile)
+    known = _kept(key)
+    if known is not None:
+        return replace(_from_values(default, known), why="measured before on this machine")
+    rounds = min(3, int(steps * SHARE / (3 * len(candidates))))
+
+    def timed(candidate: Plan) -> float:
+        return seconds_per_step(candidate, recipe, build, shape, num_classes, device)
+
+    # Each round goes through all candidates, so that a busy moment does not hit one alone.
+    found = dict.fromkeys(candidates, float("inf"))
+    for _ in range(rounds):
+        for candidate in candidates:
+            found[candidate] = min(found[candidate], timed(candidate))
+    best = min(found, key=lambda c: found[c])
+    if found[candidates[0]] < GAIN * found[best]:
+        best = candidates[0]
+    if tries_compile:
+        for mode in ("default", "reduce-overhead") if device.type == "cuda" else ("default",):
+            candidate = replace(best, compile=mode)
+            found[candidate] = timed(candidate)
+        fastest = min(found, key=lambda c: found[c])
+        if found[best] > GAIN * found[fastest]:
+            best = fastest
+    _keep(key, {"plan": best.values, "seconds_per_step": {str(c): t for c, t in found.items()}})
+    speeds = ", ".join(f"{c}: {recipe.batch_size / t:,.0f}" for c, t in found.items())
+    told(f"chosen by a trial: {best} (images/s of {speeds})")
+    return replace(best, why=f"measured, images/s of {speeds}")
+
+
+def seconds_per_step(
+    candidate: Plan,
+    recipe: Recipe,
+    build: Callable[[], nn.Module],
+    shape: tuple[int, int, int],
+    num_classes: int,
+    device: torch.device,
+    least: int = 2,
+    seconds: float = 0.2,
+) -> float:
+    """Median time of the real step, on random images, after a warm-up: at least `least` steps, and some `seconds`.
+
+    Infinite where the step needs more memory than there is. No random state is touched.
+    """
+    with reproducible(0, candidate.threads):
+        try:
+            model = build().to(device).to(memory_format=candidate.memory_format).train()
+            forward = compiled(model, candidate.compile)
+            optimizer = make_optimizer(model, recipe)
+            x = torch.rand(recipe.batch_size, *shape, device=device).to(memory_format=candidate.memory_format)
+            y = torch.randint(num_classes, (recipe.batch_size,), device=device)
+            times: list[float] = []
+            for number in range(1000):
+                began = time.perf_counter()
+                train_step(forward, optimizer, x, y, recipe.label_smoothing, candidate.precision)
+                synchronize(device)
+                times.append(time.perf_counter() - began)
+                if number >= least and sum(times[1:]) > seconds:
+                    break
+            return median(times[1:])
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            return float("inf")
+
+
+def _candidates(recipe: Recipe, default: Plan, device: torch.device, threads: int | None) -> list[Plan]:
+    """All that may be chosen, compilation aside; first what is taken unless another is clearly faster."""
+    first = _first_guess(recipe, default, device)
+    precisions = {first.precision: None, **({torch.float32: None} if recipe.precision == "auto" else {})}
+    formats = {first.memory_format: None, **(dict.fromkeys(FORMATS.values()) if recipe.memory_format == "auto" else {})}
+    counts = {first.threads: None}
+    if threads is None and device.type == "cpu":
+        counts[physical_cores()] = None
+    return [
+        replace(first, precision=p, memory_format=f, threads=n) for p in precisions for f in formats for n in counts
+    ]
+
+
+def _first_guess(recipe: Recipe, default: Plan, device: torch.device) -> Plan:
+    """What is likely the fastest, before anything has been measured. bfloat16 only where there are units for it."""
+    if recipe.precision == "auto" and has_bfloat16(device):
+        return replace(default, precision=torch.bfloat16)
+    return default
+
+
+def _as_before(default: Plan, earlier: dict[str, Any], device: torch.device) -> Plan:
+    found = _from_values(default, earlier)
+    if found.compile != "off" and not _compiler(device):
+        found = replace(found, compile="off")
+    return replace(found, threads=min(found.threads, available_cores()), why="as the run began")
+
+
+def _from_values(default: Plan, values: dict[str, Any]) -> Plan:
+    """The plan that `Plan.values` gave; what is missing or makes no sense is the default's."""
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    threads = values.get("threads")
+    return replace(
+        default,
+        threads=threads if isinstance(threads, int) and threads >= 1 else default.threads,
+        precision=dtypes.get(str(values.get("dtype")), default.precision),
+        memory_format=FORMATS.get(str(values.get("memory_format")), default.memory_format),
+        compile=str(values.get("compile", default.compile)),
+    )
+
+
+def _operations(build: Callable[[], nn.Module], shape: tuple[int, int, int]) -> float:
+    """Floating-point operations of a training step, for one image: the forward pass's three times over."""
+    with torch.device("meta"):
+        model = build().to("meta").eval()
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            model(torch.zeros(1, *shape))
+    return 3.0 * counter.get_total_flops()
+
+
+def _compiler(device: torch.device) -> bool:
+    return device.type == "cuda" or any(map(shutil.which, ("g++", "c++", "clang++", "cl")))
+
+
+def _check_compiler(device: torch.device) -> None:
+    if not _compiler(device):
+        raise CnnlabError("compile needs a C++ compiler, and there is none here; install g++, or set compile=off")
+
+
+def _key(
+    recipe: Recipe,
+    default: Plan,
+    shape: tuple[int, ...],
+    num_classes: int,
+    device: torch.device,
+    threads: int | None,
+    tries_compile: bool,
+) -> str:
+    """What the answer depends on."""
+    what = {
+        "machine": [device_name(device), device.type, available_cores(), physical_cores(), threads],
+        "torch": torch.__version__,
+        "step": [recipe.model, list(shape), num_classes, recipe.batch_size, recipe.optimizer],
+        "asked": [recipe.precision, recipe.memory_format, recipe.compile, tries_compile, default.values],
+    }
+    return blake2b(json.dumps(what).encode(), digest_size=12).hexdigest()
+
+
+def _file(key: str) -> Path:
+    return Path(user_cache_dir("cnnlab")) / "plans" / f"{key}.json"
+
+
+def _kept(key: str) -> dict[str, Any] | None:
+    with contextlib.suppress(CnnlabError, OSError):
+        if _file(key).exists():
+            found = read_json(_file(key)).get("plan")
+            return found if isinstance(found, dict) else None
+    return None
+
+
+def _keep(key: str, values: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # measured again next time
+        _file(key).parent.mkdir(parents=True, exist_ok=True)
+        write_json(_file(key), values)
