@@ -25,6 +25,7 @@ from cnnlab.competition.submission import read_pairs
 from cnnlab.data.imageset import ImageSet, sample_rows
 from cnnlab.data.store import Layout, open_store
 from cnnlab.errors import CnnlabError
+from cnnlab.evaluation import VIEWS
 from cnnlab.inference import probabilities
 from cnnlab.recipes import RECIPES
 from conftest import Command, one_line_error
@@ -152,7 +153,7 @@ def test_predictions_depend_on_the_image_alone(finished: Competition) -> None:
     """Not on batch size, order, threads or neighbours, for every kind of views."""
     store, models = finished.images(), finished.runs()
     images = store.test_images
-    for views in inference.VIEWS:
+    for views in VIEWS:
         expected = probabilities(models, images, views=views, threads=1)
         assert expected.sum(1).sub(1).abs().max() < 1e-5
         for batch_size in (1, 7, TEST):
@@ -252,7 +253,7 @@ def test_views_unsaid_are_those_that_validation_prefers(finished: Competition, t
     shutil.copytree(finished.path, work.path)
     report = json.loads((work.path / "report.json").read_text())
     for accuracy, best in (((0.5, 0.6, 0.6), "flip"), ((0.6, 0.5, 0.6), "none"), ((0.1, 0.2, 0.3), "shift")):
-        views = dict(zip(inference.VIEWS, accuracy, strict=True))
+        views = dict(zip(VIEWS, accuracy, strict=True))
         (work.path / "report.json").write_text(json.dumps(report | {"validation_accuracy_by_views": views}))
         assert steps.submit(work).views == best
     (work.path / "report.json").unlink()

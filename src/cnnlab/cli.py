@@ -127,6 +127,7 @@ def evaluate(
         typer.Option(help="test, validation or train. Unsaid: test, if the source has one.", show_default=False),
     ] = None,
     weights: Weights = None,
+    views: Annotated[str, typer.Option(help="Looks at each image: none (one), flip (two) or shift (six).")] = "none",
     device: DeviceName = "auto",
     data_dir: DataDir = None,
     runs_dir: RunsDir = Path("runs"),
@@ -145,6 +146,7 @@ def evaluate(
         device=device,
         data_dir=data_dir,
         skip_bad=skip_bad,
+        views=views,
     )
     print(tables.as_json(found.to_dict()) if as_json else tables.evaluation(found))
 

@@ -43,6 +43,31 @@ class Evaluation:
         return [h / n if n else None for h, n in zip(hits, totals, strict=True)]
 
 
+# How often an image is looked at: as it is; mirrored too; both again, moved by a pixel up and left, down and right.
+VIEWS = {"none": 1, "flip": 2, "shift": 6}
+
+
+def logits(model: nn.Module, x: Tensor, views: str = "none") -> Tensor:
+    """(B, C, H, W) -> (B, K): the average over the `views` of each image, a key of VIEWS.
+
+    Those as it stands count half, those moved by a pixel half.
+    """
+    layout = torch.channels_last if x.shape[1] > 1 and x.stride(1) == 1 else torch.contiguous_format
+
+    def both(x: Tensor) -> Tensor:
+        seen: Tensor = model(x.contiguous(memory_format=layout))
+        if views != "none":
+            seen = (seen + model(x.flip(3).contiguous(memory_format=layout))) / 2
+        return seen
+
+    centre = both(x)
+    if views != "shift":
+        return centre
+    h, w = x.shape[2:]
+    padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
+    return centre / 2 + both(padded[:, :, :h, :w]) / 4 + both(padded[:, :, 2:, 2:]) / 4
+
+
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
@@ -50,10 +75,12 @@ def evaluate(
     num_classes: int,
     between: Callable[[], None] = lambda: None,
     precision: torch.dtype = torch.float32,
+    views: str = "none",
 ) -> Evaluation:
     """Measure `model` on every image of `loader`, in eval mode; the model's mode is put back after.
 
-    between: called after each batch, so that a person who wants to stop need not wait for the last.
+    between: called after each batch, so that a person who wants to stop need not wait for the last; views: see
+    `logits`.
     """
     was_training = model.training
     model.eval()
@@ -61,9 +88,9 @@ def evaluate(
     cells: list[Tensor] = []  # (B,) each: true class * K + predicted class
     for x, y in loader:
         with low_precision(loader.device, precision):
-            logits = full_precision(model(x))  # (B, K)
-        loss_sum += F.cross_entropy(logits, y, reduction="sum")
-        cells.append(y * num_classes + logits.argmax(1))
+            seen = full_precision(logits(model, x, views))  # (B, K)
+        loss_sum += F.cross_entropy(seen, y, reduction="sum")
+        cells.append(y * num_classes + seen.argmax(1))
         between()
     model.train(was_training)
     # Counted once, here: counting each batch would make the host wait for a GPU each time.

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnlab import runs
@@ -20,7 +19,7 @@ from cnnlab.data.imageset import Report, no_report
 from cnnlab.data.loader import Loader, Preprocessing
 from cnnlab.device import FORMATS, available_cores, check_threads, exact_float32, pick_device, reproducible
 from cnnlab.errors import CnnlabError, reason, unknown
-from cnnlab.evaluation import Evaluation, evaluate
+from cnnlab.evaluation import VIEWS, Evaluation, evaluate, logits
 from cnnlab.models import build_model
 from cnnlab.runs import Run
 from cnnlab.session import load_splits
@@ -38,6 +37,7 @@ class RunEvaluation:
     result: Evaluation
     recorded: bool
     skipped: tuple[str, ...] = ()
+    views: str = "none"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -46,6 +46,7 @@ class RunEvaluation:
             "run": str(self.run.path),
             "weights": self.weights.name,
             "split": self.split,
+            "views": self.views,
             "images": result.count,
             "correct": result.correct,
             "accuracy": result.accuracy,
@@ -91,13 +92,17 @@ def evaluate_run(
     data_dir: str | Path | None = None,
     skip_bad: bool = False,
     threads: int | None = None,
+    views: str = "none",
 ) -> RunEvaluation:
     """Measure a run's model on every image of a split, and note in the run's folder that this was done.
 
     split: test, validation or train; unsaid, test where the source has one, else validation. weights: best or last;
-    unsaid, the best where it was chosen on validation images, else the last. Raises: CnnlabError.
+    unsaid, the best where it was chosen on validation images, else the last. views: a key of VIEWS, how often each
+    image is looked at. Raises: CnnlabError.
     """
     run = runs.open_run(name, runs_dir)
+    if views not in VIEWS:
+        raise unknown("views", views, VIEWS)
     if split is not None and split not in SPLITS:
         raise unknown("split", split, SPLITS)
     file = _weights_file(run, weights)
@@ -116,8 +121,8 @@ def evaluate_run(
     model.to(memory_format=layout)
     with reproducible(0, threads or available_cores()), exact_float32():
         loader = Loader(images, preprocessing, _batch_size(preprocessing), here, memory_format=layout)
-        result = evaluate(model.to(here), loader, len(run.classes))
-    found = RunEvaluation(run, split, file, result, recorded=False, skipped=images.skipped)
+        result = evaluate(model.to(here), loader, len(run.classes), views=views)
+    found = RunEvaluation(run, split, file, result, recorded=False, skipped=images.skipped, views=views)
     record = {k: v for k, v in found.to_dict().items() if k not in ("run", "classes")}
     return replace(found, recorded=runs.record_evaluation(run, record))
 
@@ -197,10 +202,6 @@ def predict(
     return predictions, skipped
 
 
-# How often an image is looked at: as it is; mirrored too; both again, moved by a pixel up and left, down and right.
-VIEWS = {"none": 1, "flip": 2, "shift": 6}
-
-
 @torch.inference_mode()
 def probabilities(
     models: Sequence[Run],
@@ -232,31 +233,14 @@ def probabilities(
             model = load_model(run, run.weights()).to(here).to(memory_format=layout)
             parts = []
             for batch in images.split(batch_size or _batch_size(preprocessing)):
-                x = preprocessing(batch.to(here))
-                parts.append(_logits(model, x, views, layout).softmax(1).cpu())
+                x = preprocessing(batch.to(here)).to(memory_format=layout)
+                parts.append(logits(model, x, views).softmax(1).cpu())
                 done = sum(map(len, parts)) + number * len(images)
                 report("predicting", done, len(models) * len(images))
             p = torch.cat(parts)
             total = p if total is None else total + p
     assert total is not None
     return total / len(models)
-
-
-def _logits(model: nn.Module, x: Tensor, views: str, layout: torch.memory_format) -> Tensor:
-    """(B, C, H, W) -> (B, K): the average over the views of each image."""
-
-    def both(x: Tensor) -> Tensor:
-        seen: Tensor = model(x.contiguous(memory_format=layout))
-        if views != "none":
-            seen = (seen + model(x.flip(3).contiguous(memory_format=layout))) / 2
-        return seen
-
-    centre = both(x)
-    if views != "shift":
-        return centre
-    h, w = x.shape[2:]
-    padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
-    return centre / 2 + both(padded[:, :, :h, :w]) / 4 + both(padded[:, :, 2:, 2:]) / 4
 
 
 def validation_images(run: Run) -> ImageSet:

@@ -16,6 +16,7 @@ from rich.table import Table
 from cnnlab import plots
 from cnnlab.data import DATASETS
 from cnnlab.errors import CnnlabError, reason, unknown
+from cnnlab.evaluation import VIEWS
 from cnnlab.experiments import CLASSICAL, cells, printed_cells
 from cnnlab.files import write_atomic
 from cnnlab.inference import Prediction, RunEvaluation
@@ -59,8 +60,9 @@ def confusion(
 def evaluation(found: RunEvaluation) -> str:
     """Accuracy and loss in a line, then each class with its accuracy and its confusion matrix row."""
     e, classes = found.result, found.run.classes
+    often = f", {VIEWS[found.views]} looks at each" if VIEWS[found.views] > 1 else ""
     lines = [
-        f"{found.split} acc {e.accuracy:.4f} ({e.correct} of {e.count} images), loss {e.loss:.4f}; "
+        f"{found.split} acc {e.accuracy:.4f} ({e.correct} of {e.count} images{often}), loss {e.loss:.4f}; "
         f"{found.run.path}, {found.weights.name}"
     ]
     lines.append(confusion(classes, e.confusion.tolist(), e.class_accuracy))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cnnlab.competition import Competition, Overview, Submitted, Trained
 from cnnlab.competition.submission import Score
-from cnnlab.inference import VIEWS
+from cnnlab.evaluation import VIEWS
 from cnnlab.tables import as_json, confusion, evaluation
 
 __all__ = ["as_json", "overview", "prepared", "scored", "submitted", "trained"]

@@ -24,6 +24,7 @@ from cnnlab.data.store import Store
 from cnnlab.device import check_threads
 from cnnlab.display import make_display
 from cnnlab.errors import CnnlabError, expand
+from cnnlab.evaluation import VIEWS
 from cnnlab.files import read_json, write_atomic
 from cnnlab.runs import Run
 
@@ -114,7 +115,7 @@ def _best_views(competition: Competition, models: list[Run]) -> str:
     """The views with the best validation accuracy; where that was not measured, mirrored ones if all learned them."""
     try:
         measured = read_json(competition.path / "report.json")["validation_accuracy_by_views"]
-        return max(inference.VIEWS, key=lambda name: float(measured[name]))  # of equal ones the fewest looks
+        return max(VIEWS, key=lambda name: float(measured[name]))  # of equal ones the fewest looks
     except (CnnlabError, KeyError, TypeError, ValueError):
         return "shift" if all(run.recipe.flip for run in models) else "none"
 

@@ -16,7 +16,7 @@ from cnnlab.competition.work import Competition, begun
 from cnnlab.device import check_threads
 from cnnlab.display import make_display
 from cnnlab.errors import CnnlabError, reason
-from cnnlab.evaluation import Evaluation
+from cnnlab.evaluation import VIEWS, Evaluation
 from cnnlab.files import read_json, write_json
 from cnnlab.inference import RunEvaluation
 from cnnlab.recipe import Recipe
@@ -30,7 +30,7 @@ class Trained:
     """A training of `train` with its figures on every image.
 
     validation, train: of each seed's run; views: validation accuracy of all runs together, by the number of views of
-    each image (see `cnnlab.inference.VIEWS`).
+    each image (see `cnnlab.evaluation.VIEWS`).
     """
 
     result: Result | SeedsResult
@@ -175,7 +175,7 @@ def _reported(competition: Competition, result: Result | SeedsResult, models: li
                 confusion = torch.tensor(figures[split]["confusion"], dtype=torch.int64)
                 measured = Evaluation(figures[split]["loss"], confusion)
                 found.append(RunEvaluation(run, split, run.weights(), measured, recorded=True))
-        views = {name: float(report["validation_accuracy_by_views"][name]) for name in inference.VIEWS}
+        views = {name: float(report["validation_accuracy_by_views"][name]) for name in VIEWS}
     except (CnnlabError, KeyError, TypeError, ValueError):
         return None
     return Trained(result, parts["validation"], parts["train"], views)
@@ -187,7 +187,7 @@ def _by_views(models: list[Run], device: str, threads: int | None, progress: str
     found = {}
     display = make_display(progress)
     try:
-        for views in inference.VIEWS:
+        for views in VIEWS:
             p = inference.probabilities(
                 models, images.images, views=views, device=device, threads=threads, report=display.read
             )

@@ -48,6 +48,12 @@ MODELS: dict[str, Builder] = {
     "resnet18-manual-cifar": partial(resnet18, manual=True, cifar=True, image_size=32),
     "resnet34-cifar": partial(resnet34, cifar=True, image_size=32),
     "resnet50-cifar": partial(resnet50, cifar=True, image_size=32),
+    # For images of about 28 pixels, with less of everything: what the fast/* recipes train.
+    "alexnet-small": partial(alexnet, small=True, image_size=28),
+    "vgg11-small": partial(vgg11, ratio=4, hidden=512, image_size=32),
+    "nin-small": partial(nin, small=True, image_size=28),
+    "resnet18-small": partial(resnet18, cifar=True, ratio=4, image_size=28),
+    "airbench-small": partial(airbench, (32, 64), window=(4, 2, 8), image_size=28),
     "airbench94": airbench,
     "airbench95": partial(airbench, (128, 384, 384)),
     "airbench96": partial(airbench, (128, 512, 512), deep=True),

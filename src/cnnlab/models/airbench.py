@@ -18,13 +18,15 @@ from cnnlab.models.layers import last_side
 
 
 class Whitening(nn.Conv2d):
-    """conv 2x2 whose filters are not learned: the principal components of the images' patches, each at unit variance.
+    """conv k x k whose filters are not learned: principal components of the images' patches, each at unit variance.
 
-    (B, C, H, W) -> (B, 8 C, H - 1, W - 1), each component with both signs. Before `fit` the filters are random.
+    (B, C, H, W) -> (B, 2 n, H', W'): the first n components (unsaid, all k k C), each with both signs. With the usual
+    window of 2x2, (B, 8 C, H - 1, W - 1). Before `fit` the filters are random.
     """
 
-    def __init__(self, in_channels: int) -> None:
-        super().__init__(in_channels, 8 * in_channels, kernel_size=2)
+    def __init__(self, in_channels: int, kernel_size: int = 2, stride: int = 1, components: int = 0) -> None:
+        components = components or in_channels * kernel_size**2
+        super().__init__(in_channels, 2 * components, kernel_size, stride)
         filters = self.weight.detach()
         del self.weight
         self.register_buffer("weight", filters)  # saved with the network, but no parameter
@@ -35,15 +37,17 @@ class Whitening(nn.Conv2d):
 
         least: added to each variance, so that a direction in which the images hardly vary is not blown up.
         """
-        channels = images.shape[1]
-        products = torch.zeros(4 * channels, 4 * channels, dtype=torch.float64)
+        size = self.weight[0].numel()  # k k C
+        products = torch.zeros(size, size, dtype=torch.float64)
         count = 0
-        for some in images.split(100):  # all patches at once would be eight times the images in float64
-            patches = F.unfold(some.double(), 2).transpose(1, 2).flatten(0, 1)  # (100 (H - 1) (W - 1), 4 C)
+        for some in images.split(100):  # all patches at once would be many times the images in float64
+            # (100 H' W', k k C), every place, whatever the stride
+            patches = F.unfold(some.double(), self.weight.shape[2:]).transpose(1, 2).flatten(0, 1)
             products += patches.T @ patches
             count += len(patches)
         variance, directions = torch.linalg.eigh(products / count)  # ascending
-        filters = (directions / (variance + least).sqrt()).T.flip(0).reshape(-1, channels, 2, 2)
+        filters = (directions / (variance + least).sqrt()).T.flip(0)[: len(self.weight) // 2]
+        filters = filters.reshape(-1, *self.weight.shape[1:])
         self.weight.copy_(torch.cat((filters, -filters)))
 
 
@@ -94,26 +98,24 @@ def filters(in_channels: int, out_channels: int) -> nn.Conv2d:
 
 
 def airbench(
-    widths: tuple[int, int, int] = (64, 256, 256),
+    widths: tuple[int, ...] = (64, 256, 256),
     *,
     deep: bool = False,
+    window: tuple[int, int, int] = (2, 1, 0),
     num_classes: int = 10,
     in_channels: int = 1,
     image_size: int = 32,
 ) -> nn.Sequential:
-    """Whitening, GELU, three groups of `widths` channels, head: (B, C, H, W) -> (B, K).
+    """Whitening, GELU, a group for each of `widths` channels, head: (B, C, H, W) -> (B, K).
 
-    airbench94 is (64, 256, 256), airbench95 (128, 384, 384), airbench96 (128, 512, 512) and deep. Raises: CnnlabError
-    below 9 pixels.
+    airbench94 is (64, 256, 256), airbench95 (128, 384, 384), airbench96 (128, 512, 512) and deep. window: the
+    whitening's kernel, stride and components. Raises: CnnlabError below 9 pixels.
     """
-    first, second, third = widths
-    layers = nn.Sequential(
-        Whitening(in_channels),  # (B, 24, 31, 31) at 32 pixels in colour
-        nn.GELU(),
-        ConvGroup(8 * in_channels, first, deep),  # (B, 64, 15, 15)
-        ConvGroup(first, second, deep),  # (B, 256, 7, 7)
-        ConvGroup(second, third, deep),  # (B, 256, 3, 3)
-        Head(third, num_classes),
-    )
+    stem = Whitening(in_channels, *window)  # (B, 24, 31, 31) at 32 pixels in colour
+    groups, channels = [], stem.out_channels
+    for width in widths:
+        groups.append(ConvGroup(channels, width, deep))  # (B, 64, 15, 15), (B, 256, 7, 7), (B, 256, 3, 3)
+        channels = width
+    layers = nn.Sequential(stem, nn.GELU(), *groups, Head(channels, num_classes))
     last_side(layers, image_size, usual=32)
     return layers

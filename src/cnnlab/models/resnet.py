@@ -82,6 +82,7 @@ def resnet(
     *,
     manual: bool = False,
     cifar: bool = False,
+    ratio: int = 1,
     num_classes: int = 10,
     in_channels: int = 1,
     image_size: int = 224,
@@ -89,19 +90,22 @@ def resnet(
     """Stem; `blocks` blocks in each of four modules of 64, 128, 256, 512 channels; global average pool; K.
 
     (B, C, H, W) -> (B, K). Every module but the first halves the side. manual: the manual's variant. cifar: a stem of
-    one 3x3 convolution without stride or pooling, for images of about 32 pixels. Raises: CnnlabError below 1 pixel.
+    one 3x3 convolution without stride or pooling, for images of about 32 pixels. ratio: what all channels are divided
+    by. Raises: CnnlabError below 1 pixel.
     """
     any_side(image_size, usual=224)
+    first = 64 // ratio
     stem = nn.Sequential(
-        nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=manual), nn.BatchNorm2d(64), nn.ReLU(),
+        nn.Conv2d(in_channels, first, kernel_size=7, stride=2, padding=3, bias=manual),
+        nn.BatchNorm2d(first), nn.ReLU(),
         nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
     )  # fmt: skip
     if cifar:
         stem = nn.Sequential(
-            nn.Conv2d(in_channels, 64, kernel_size=3, padding=1, bias=manual), nn.BatchNorm2d(64), nn.ReLU()
+            nn.Conv2d(in_channels, first, kernel_size=3, padding=1, bias=manual), nn.BatchNorm2d(first), nn.ReLU()
         )
-    modules, channels_in = [], 64
-    for i, (count, channels) in enumerate(zip(blocks, (64, 128, 256, 512), strict=True)):
+    modules, channels_in = [], first
+    for i, (count, channels) in enumerate(zip(blocks, (first, 2 * first, 4 * first, 8 * first), strict=True)):
         layers = []
         for j in range(count):
             stride = 2 if i > 0 and j == 0 else 1
@@ -118,14 +122,20 @@ def resnet(
 
 
 def resnet18(
-    *, manual: bool = False, cifar: bool = False, num_classes: int = 10, in_channels: int = 1, image_size: int = 224
+    *,
+    manual: bool = False,
+    cifar: bool = False,
+    ratio: int = 1,
+    num_classes: int = 10,
+    in_channels: int = 1,
+    image_size: int = 224,
 ) -> nn.Sequential:
     """ResNet-18: (B, C, H, W) -> (B, K).
 
     The manual's variant has 11,178,378 parameters for one channel and ten classes.
     """
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    return resnet((2, 2, 2, 2), Residual, manual=manual, cifar=cifar, **sizes)
+    return resnet((2, 2, 2, 2), Residual, manual=manual, cifar=cifar, ratio=ratio, **sizes)
 
 
 def resnet34(

@@ -34,9 +34,15 @@ def vgg_block(num_convs: int, in_channels: int, out_channels: int) -> nn.Sequent
 
 
 def vgg(
-    conv_arch: ConvArch, *, ratio: int = 1, num_classes: int = 10, in_channels: int = 1, image_size: int = 224
+    conv_arch: ConvArch,
+    *,
+    ratio: int = 1,
+    hidden: int = 4096,
+    num_classes: int = 10,
+    in_channels: int = 1,
+    image_size: int = 224,
 ) -> nn.Sequential:
-    """A block for each (convolutions, channels) of `conv_arch`; 4096, ReLU, dropout, twice; K.
+    """A block for each (convolutions, channels) of `conv_arch`; `hidden` units, ReLU, dropout, twice; K.
 
     (B, C, H, W) -> (B, K). ratio: what the channels of every block are divided by; the head stays as it is. Raises:
     CnnlabError for images that the blocks halve away, for five blocks below 32 pixels.
@@ -50,18 +56,21 @@ def vgg(
     return nn.Sequential(
         *blocks,  # (B, 512, 7, 7) after five blocks, at 224 pixels
         nn.Flatten(),
-        nn.Linear(channels * side * side, 4096), nn.ReLU(), nn.Dropout(p=0.5),
-        nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(p=0.5),
-        nn.Linear(4096, num_classes),
+        nn.Linear(channels * side * side, hidden), nn.ReLU(), nn.Dropout(p=0.5),
+        nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(p=0.5),
+        nn.Linear(hidden, num_classes),
     )  # fmt: skip
 
 
-def vgg11(*, ratio: int = 1, num_classes: int = 10, in_channels: int = 1, image_size: int = 224) -> nn.Sequential:
+def vgg11(
+    *, ratio: int = 1, hidden: int = 4096, num_classes: int = 10, in_channels: int = 1, image_size: int = 224
+) -> nn.Sequential:
     """VGG-11, the paper's A.
 
     128,806,154 parameters for one channel, ten classes, 224 pixels; with ratio 4, the manual's, 43,093,322.
     """
-    return vgg(VGG11, ratio=ratio, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    return vgg(VGG11, ratio=ratio, hidden=hidden, **sizes)
 
 
 def vgg13(*, ratio: int = 1, num_classes: int = 10, in_channels: int = 1, image_size: int = 224) -> nn.Sequential:
