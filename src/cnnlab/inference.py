@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ SPLITS = ("test", "validation", "train")
 
 @dataclass(frozen=True)
 class RunEvaluation:
-    """What `evaluate_run` measured, and on what."""
+    """What `evaluate_run` measured, and on what. seconds: of the looking alone, images and weights in memory."""
 
     run: Run
     split: str
@@ -38,6 +39,7 @@ class RunEvaluation:
     recorded: bool
     skipped: tuple[str, ...] = ()
     views: str = "none"
+    seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -47,6 +49,7 @@ class RunEvaluation:
             "weights": self.weights.name,
             "split": self.split,
             "views": self.views,
+            "seconds": self.seconds,
             "images": result.count,
             "correct": result.correct,
             "accuracy": result.accuracy,
@@ -119,10 +122,20 @@ def evaluate_run(
     images, split = _run_images(run, split, options)
     layout = _layout(run)
     model.to(memory_format=layout)
+    began = time.perf_counter()
     with reproducible(0, threads or available_cores()), exact_float32():
         loader = Loader(images, preprocessing, _batch_size(preprocessing), here, memory_format=layout)
         result = evaluate(model.to(here), loader, len(run.classes), views=views)
-    found = RunEvaluation(run, split, file, result, recorded=False, skipped=images.skipped, views=views)
+    found = RunEvaluation(
+        run,
+        split,
+        file,
+        result,
+        recorded=False,
+        skipped=images.skipped,
+        views=views,
+        seconds=time.perf_counter() - began,
+    )
     record = {k: v for k, v in found.to_dict().items() if k not in ("run", "classes")}
     return replace(found, recorded=runs.record_evaluation(run, record))
 

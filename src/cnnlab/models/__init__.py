@@ -51,7 +51,7 @@ MODELS: dict[str, Builder] = {
     # For images of about 28 pixels, with less of everything: what the fast/* recipes train.
     "alexnet-small": partial(alexnet, small=True, image_size=28),
     "vgg11-small": partial(vgg11, ratio=4, hidden=512, image_size=32),
-    "nin-small": partial(nin, small=True, image_size=28),
+    "nin-small": partial(nin, small=True, last_relu=False, image_size=28),
     "resnet18-small": partial(resnet18, cifar=True, ratio=4, image_size=28),
     "airbench-small": partial(airbench, (32, 64), window=(4, 2, 8), image_size=28),
     "airbench94": airbench,

@@ -1,0 +1,108 @@
+"""What fashion_speed.py and cifar_speed.py share: one training under both clocks, in a process of its own.
+
+    train_seconds   the epochs' training, wall-clock with data, nothing else
+    clock_seconds   from images in memory to a finished run and its answer: building the network, the trial of the plan
+                    where the recipe is long enough for one, whitening, training, validation after each epoch, saving
+                    weights and curves, and the one evaluation at the end
+
+Outside: starting Python, reading the files. Compilation, where a plan chooses it, is inside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from cnnlab.recipe import Recipe
+from cnnlab.recipes import RECIPES
+from cnnlab.runs import spread
+
+KEYS = ("val_acc", "final_acc", "train_seconds", "clock_seconds", "images_per_second")
+
+
+def child(recipe: Recipe, split: str, views: str, device: str) -> dict[str, Any]:
+    """Train, then look at `split` once, with the last epoch's weights."""
+    import cnnlab
+    from cnnlab import training
+
+    train, spans = training._train, []
+
+    def timed(*args: Any) -> Any:
+        began = time.perf_counter()
+        answer = train(*args)
+        spans.append(time.perf_counter() - began)
+        return answer
+
+    vars(training)["_train"] = timed
+    with tempfile.TemporaryDirectory() as folder:
+        result = cnnlab.train(recipe, runs_dir=folder, progress="none", device=device)
+        final = cnnlab.evaluate_run(result.run.path, split=split, weights="last", views=views, device=device)
+        session = json.loads((result.run.path / "environment.json").read_text())["sessions"][0]
+    s = result.summary
+    return {
+        "seed": recipe.seed,
+        "val_acc": s["val_acc"],
+        "final_split": split,
+        "final_acc": final.result.accuracy,
+        "views": views,
+        "train_seconds": s["train_seconds"],
+        "clock_seconds": sum(spans) + final.seconds,
+        "images_per_second": s["images_per_second"],
+        "images": s["images"]["train"],
+        "plan": {key: session[key] for key in ("dtype", "memory_format", "compile", "threads", "plan")},
+    }
+
+
+def run(name: str, seed: int, settings: list[str], split: str, views: str, device: str) -> dict[str, Any]:
+    """`child` in a process of its own."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as answer:
+        command = [sys.executable, __file__, name, str(seed), split, views, device, answer.name, *settings]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+        told: dict[str, Any] = json.loads(Path(answer.name).read_text())
+        return told
+
+
+def runs(name: str, seeds: int, settings: list[str], split: str, views: str, device: str) -> dict[str, Any]:
+    """The recipe called `name` from `seeds` seeds: each run, and mean and deviation."""
+    per_seed = []
+    for seed in range(seeds):
+        r = run(name, seed, settings, split, views, device)
+        per_seed.append(r)
+        print(
+            f"{name} seed {seed}: val acc {r['val_acc']:.4f}; {split} acc, views {views}, {r['final_acc']:.4f}; "
+            f"training {r['train_seconds']:.1f} s, whole clock {r['clock_seconds']:.1f} s",
+            flush=True,
+        )
+    return {
+        "recipe": RECIPES[name].with_settings(settings).to_dict(),
+        **{key: spread([r[key] for r in per_seed]) for key in KEYS},
+        "per_seed": per_seed,
+    }
+
+
+def parser(doc: str | None, recipes: list[str]) -> argparse.ArgumentParser:
+    """The options that both scripts have."""
+    found = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("recipes", nargs="*", default=recipes)
+    found.add_argument("--seeds", type=int, default=5)
+    found.add_argument("--views", help="looks at each image of the final evaluation: none, flip or shift")
+    found.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    found.add_argument("--device", default="auto")
+    found.add_argument("--out", type=Path, help="folder for the result; unsaid: benchmarks/results")
+    found.add_argument("--label", default="", help="added to the result's name")
+    found.add_argument("--tiny", action="store_true", help="a few hundred images: to see that it works")
+    return found
+
+
+if __name__ == "__main__":
+    name, seed, split, views, device, answer = sys.argv[1:7]
+    recipe = RECIPES[name].with_settings(sys.argv[7:]).changed(seed=int(seed))
+    Path(answer).write_text(json.dumps(child(recipe, split, views, device)))

@@ -1,0 +1,38 @@
+"""Time to accuracy on CIFAR-10: python benchmarks/cifar_speed.py --store STORE [--seeds 5] [RECIPE...]
+
+STORE: the folder that `cnnlab kaggle prepare` made (it prints its place). Each recipe from several seeds, under the two
+clocks of _speed.py, trained on the labelled images minus the validation split (a tenth, split_seed 0). The accuracy is
+on that split, after the last epoch: the withheld test labels are not at hand. Settings were chosen on the same split,
+so it flatters a little.
+
+Writes benchmarks/results/cifar-speed_HARDWARE_DATE.json.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import _speed
+from _common import write_result
+
+
+def main() -> None:
+    parser = _speed.parser(__doc__, ["speed/cifar-90", "speed/cifar-94"])
+    parser.add_argument("--store", type=Path, required=True, help="what `cnnlab kaggle prepare` made")
+    args = parser.parse_args()
+    settings = [f"data=store:{args.store.absolute()}", *args.set, *(["limit=500", "epochs=1"] if args.tiny else [])]
+    if args.tiny:
+        args.recipes, args.seeds = ["speed/cifar-90"], 1
+    figures: dict[str, Any] = {
+        name: _speed.runs(name, args.seeds, settings, "validation", args.views or "shift", args.device)
+        for name in args.recipes
+    }
+    for found in figures.values():
+        found["recipe"]["data"] = "store:PATH"
+    told = {"n": args.seeds, "split_seed": 0, "val_fraction": 0.1, "recipes": figures}
+    print(write_result("cifar-speed" + args.label, args.device, told, args.out))
+
+
+if __name__ == "__main__":
+    main()
