@@ -72,6 +72,10 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Put back what `save_checkpoint` wrote, and return its `progress`. Raises: CnnlabError, naming the file."""
     tensors, values = _read(path)
+    if average is not None and not any(name.startswith("average.") for name in tensors):
+        raise CnnlabError(
+            f"{path} holds no averaged weights; set average=none in the run's recipe.json, or train again"
+        )
     try:
         _fill(path, model, {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         state = {int(i): dict(v) for i, v in values["optimizer"]["state"].items()}
@@ -81,6 +85,11 @@ def load_checkpoint(
                 index, _, key = rest.partition(".")
                 state[int(index)][key] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": values["optimizer"]["param_groups"]})
+        for parameter, kept in optimizer.state.items():
+            # Files hold contiguous tensors; a fused update walks through memory, so the order must be the parameter's.
+            for key, value in kept.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    kept[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         if average is not None:
             for name, tensor in average.tensors.items():
                 tensor.copy_(tensors[f"average.{name}"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import os
 import platform
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -268,6 +269,41 @@ class Stopwatch:
         return event
 
 
+class PeakMemory:
+    """The most memory that was held since this was made: on CUDA by tensors, else by the whole process."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._reset = device, False
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        with _memory_kept():  # whose end gives back to the system what earlier calls have let go of
+            gc.collect()
+        with suppress(OSError):  # Linux sets the system's mark back to what is held now; others cannot
+            self._reset = bool(Path("/proc/self/clear_refs").write_text("5"))
+        self._before = _high_water()
+
+    def bytes(self) -> int | None:
+        """So many; None where the system does not tell, because the process had held more before."""
+        if self._device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self._device))
+        now = _high_water()
+        return now if now is not None and (self._reset or now != self._before) else None
+
+
+def _high_water() -> int | None:
+    """Bytes: the system's mark of the most that this process held; None where it keeps none."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    with suppress(ImportError):  # not on Windows
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+    return None
+
+
 class Glance:
     """Reads a small tensor of statistics for the display without stopping a GPU: what it tells may be a moment old."""
 
@@ -294,6 +330,74 @@ class Glance:
             self._ready = torch.cuda.Event()
             self._ready.record()
         return values
+
+
+def fits(images: Tensor, device: torch.device) -> bool:
+    """May the whole set lie on the device? On CUDA: in half of the memory that is free now."""
+    return device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] // 2
+
+
+class Feeder:
+    """Batches of a uint8 set on the device: out of a copy of the set there or, where that does not fit, from the host.
+
+    From the host, a batch is gathered into one of two pinned buffers and copied beside the device's work, while the
+    device still computes on the batch before. What is given then is good until the next batch is asked for.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, device: torch.device, resident: bool | None = None) -> None:
+        self.resident = fits(images, device) if resident is None else resident
+        self._images = images.to(device) if self.resident else images  # (N, C, H, W) uint8
+        self._labels = labels.to(device)  # (N,)
+        self._device = device
+
+    def __call__(self, order: Tensor, sizes: list[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """order: (N,) int64 on the host -> each batch: images (B, C, H, W) uint8, labels (B,), numbers (B,)."""
+        numbers = order.to(self._device).split(sizes)
+        if self.resident:
+            for index in numbers:
+                yield self._images[index], self._labels[index], index
+        else:
+            for x, index in zip(self._from_host(order.split(sizes)), numbers, strict=True):
+                yield x, self._labels[index], index
+
+    def _from_host(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+        cuda = self._device.type == "cuda"
+        shape = (2, max(map(len, parts), default=0), *self._images.shape[1:])
+        host = torch.empty(shape, dtype=torch.uint8, pin_memory=cuda)
+        here = torch.empty(shape, dtype=torch.uint8, device=self._device) if self._device.type != "cpu" else host
+        side = torch.cuda.Stream(self._device) if cuda else None  # copies, while the other stream computes
+        main = torch.cuda.current_stream(self._device) if cuda else None
+        copied, used = ([torch.cuda.Event() for _ in range(2)] if cuda else [] for _ in range(2))
+        if side and main:
+            side.wait_stream(main)  # what lay in `here` before may still be in use
+
+        def send(number: int) -> None:
+            turn, n = number % 2, len(parts[number])
+            if cuda:
+                copied[turn].synchronize()  # two batches ago: the host may overwrite its buffer
+            torch.index_select(self._images, 0, parts[number], out=host[turn, :n])
+            if side:
+                with torch.cuda.stream(side):
+                    used[turn].wait()  # the device has read that batch
+                    here[turn, :n].copy_(host[turn, :n], non_blocking=True)
+                    copied[turn].record()
+            elif here is not host:
+                here[turn, :n].copy_(host[turn, :n])
+
+        try:
+            for number in range(len(parts)):
+                if number == 0:
+                    send(0)
+                if number + 1 < len(parts):
+                    send(number + 1)
+                if main:
+                    main.wait_event(copied[number % 2])
+                yield here[number % 2, : len(parts[number])]
+                if main:
+                    used[number % 2].record(main)
+        finally:
+            if side and main:
+                main.wait_stream(side)  # before anything else gets the memory of `here`
 
 
 def device_name(device: torch.device) -> str:

@@ -143,11 +143,12 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 def size_in_epoch(recipe: Recipe, image_size: int, epoch: int) -> int:
     """Pixels a side in epoch number `epoch` (from 0): from `start_size` evenly to `image_size`, in even numbers.
 
-    The last quarter of the epochs sees images as they are. J. Howard's progressive resizing, DAWNBench 2018.
+    The last quarter of the epochs, and always the last one, sees images as they are. J. Howard's progressive resizing,
+    DAWNBench 2018.
     """
     if not recipe.start_size or recipe.start_size >= image_size:
         return image_size
-    growing = max(1, round(0.75 * recipe.epochs))
+    growing = min(round(0.75 * recipe.epochs), recipe.epochs - 1)
     if epoch >= growing:
         return image_size
     size = recipe.start_size + (image_size - recipe.start_size) * epoch / growing

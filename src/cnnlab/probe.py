@@ -37,7 +37,7 @@ from cnnlab.device import (
 from cnnlab.errors import CnnlabError, out_of_memory
 from cnnlab.files import read_json, write_json
 from cnnlab.optim import make_optimizer
-from cnnlab.recipe import Recipe
+from cnnlab.recipe import COMPILE_MODES, Recipe
 from cnnlab.step import train_step
 
 # Below this many floating-point operations a run is over before a trial could pay: some seconds on two cores.
@@ -77,32 +77,30 @@ def plan(
     """
     if recipe.compile not in ("auto", "off"):
         _check_compiler(device)
-    cores = available_cores()
-    default = Plan(
-        threads=threads or cores,
-        precision=torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32,
-        memory_format=FORMATS.get(recipe.memory_format, torch.contiguous_format),
-        compile="off" if recipe.compile == "auto" else recipe.compile,
-        why="as the recipe says",
-    )
+    default = _default(recipe, threads)
     if earlier:
-        return _as_before(default, earlier, device)
+        return _as_before(default, earlier, device, threads)
     candidates = _candidates(recipe, default, device, threads)
     if len(candidates) == 1 and (recipe.compile != "auto" or device.type not in COMPILE_FROM):
-        return default
+        return candidates[0]
     steps = recipe.epochs * -(-count // recipe.batch_size)
     if steps * SHARE < 3 * len(candidates):
         return replace(_first_guess(recipe, default, device), why="too few steps to measure")
-    work = _operations(build, shape) * recipe.epochs * count
+    work = operations(build, shape) * recipe.epochs * count
     if work < MEASURE_FROM.get(device.type, 1e12):
         return replace(_first_guess(recipe, default, device), why="too short to measure")
     tries_compile = (
         recipe.compile == "auto" and work >= COMPILE_FROM.get(device.type, float("inf")) and _compiler(device)
     )
+    if len(candidates) == 1 and not tries_compile:
+        return candidates[0]
     key = _key(recipe, default, shape, num_classes, device, threads, tries_compile)
     known = _kept(key)
     if known is not None:
-        return replace(_from_values(default, known), why="measured before on this machine")
+        found_before = _from_values(default, known)
+        as_asked = tries_compile or found_before.compile == default.compile
+        if as_asked and replace(found_before, compile=default.compile) in candidates:
+            return replace(found_before, why="measured before on this machine")
     rounds = min(3, int(steps * SHARE / (3 * len(candidates))))
 
     def timed(candidate: Plan) -> float:
@@ -113,9 +111,7 @@ def plan(
     for _ in range(rounds):
         for candidate in candidates:
             found[candidate] = min(found[candidate], timed(candidate))
-    best = min(found, key=lambda c: found[c])
-    if found[candidates[0]] < GAIN * found[best]:
-        best = candidates[0]
+    best = _best(found)
     if tries_compile:
         for mode in ("default", "reduce-overhead") if device.type == "cuda" else ("default",):
             candidate = replace(best, compile=mode)
@@ -123,10 +119,41 @@ def plan(
         fastest = min(found, key=lambda c: found[c])
         if found[best] > GAIN * found[fastest]:
             best = fastest
-    _keep(key, {"plan": best.values, "seconds_per_step": {str(c): t for c, t in found.items()}})
-    speeds = ", ".join(f"{c}: {recipe.batch_size / t:,.0f}" for c, t in found.items())
+    several = len({c.threads for c in found}) > 1
+    times = {f"{c}, {c.threads} threads" if several else str(c): t for c, t in found.items()}
+    if found[best] < float("inf"):  # else the run will say what is wrong, and the next is measured again
+        _keep(key, {"plan": best.values, "seconds_per_step": times})
+    speeds = ", ".join(f"{name}: {recipe.batch_size / t:,.0f}" for name, t in times.items())
     told(f"chosen by a trial: {best} (images/s of {speeds})")
     return replace(best, why=f"measured, images/s of {speeds}")
+
+
+def fastest_plan(
+    recipe: Recipe,
+    build: Callable[[], nn.Module],
+    shape: tuple[int, int, int],
+    num_classes: int,
+    device: torch.device,
+    threads: int | None = None,
+    seconds: float = 5.0,
+) -> tuple[Plan, float]:
+    """The fastest plan and its seconds per step (infinite: too large for the memory), measured now: for a benchmark.
+
+    However short the recipe's run is, nothing is taken from an earlier call and nothing is kept. Once the trials have
+    taken `seconds`, the candidates that are left are not tried, and the plan says so. Nothing is compiled.
+    """
+    recipe = replace(recipe, compile="off")
+    candidates = _candidates(recipe, _default(recipe, threads), device, threads)
+    found: dict[Plan, float] = {}
+    began = time.perf_counter()
+    for candidate in candidates:
+        if found and time.perf_counter() - began > seconds:
+            break
+        found[candidate] = seconds_per_step(candidate, recipe, build, shape, num_classes, device, least=1)
+    best = _best(found)
+    speeds = ", ".join(f"{c}, threads {c.threads}: {recipe.batch_size / t:,.0f}" for c, t in found.items())
+    rest = f"; no time was left for {len(candidates) - len(found)} more" if len(found) < len(candidates) else ""
+    return replace(best, why=f"measured, images/s of {speeds}{rest}"), found[best]
 
 
 def seconds_per_step(
@@ -141,7 +168,7 @@ def seconds_per_step(
 ) -> float:
     """Median time of the real step, on random images, after a warm-up: at least `least` steps, and some `seconds`.
 
-    Infinite where the step needs more memory than there is. No random state is touched.
+    Infinite where the step needs more memory than there is, or cannot be compiled. No random state is touched.
     """
     with reproducible(0, candidate.threads):
         try:
@@ -160,9 +187,32 @@ def seconds_per_step(
                     break
             return median(times[1:])
         except Exception as error:
-            if not out_of_memory(error):
+            if not out_of_memory(error) and not not_compiled(error):
                 raise
             return float("inf")
+
+
+def not_compiled(error: BaseException) -> bool:
+    """Did torch.compile fail, rather than the network?"""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+
+
+def _default(recipe: Recipe, threads: int | None) -> Plan:
+    """What the recipe and the caller have set; for all else what needs no trial."""
+    return Plan(
+        threads=threads or available_cores(),
+        precision=torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32,
+        memory_format=FORMATS.get(recipe.memory_format, torch.contiguous_format),
+        compile="off" if recipe.compile == "auto" else recipe.compile,
+        why="as the recipe says",
+    )
+
+
+def _best(found: dict[Plan, float]) -> Plan:
+    """The fastest; the first, unless that is clearly slower."""
+    best = min(found, key=lambda c: found[c])
+    first = next(iter(found))
+    return first if found[first] < GAIN * found[best] else best
 
 
 def _candidates(recipe: Recipe, default: Plan, device: torch.device, threads: int | None) -> list[Plan]:
@@ -185,27 +235,27 @@ def _first_guess(recipe: Recipe, default: Plan, device: torch.device) -> Plan:
     return default
 
 
-def _as_before(default: Plan, earlier: dict[str, Any], device: torch.device) -> Plan:
+def _as_before(default: Plan, earlier: dict[str, Any], device: torch.device, threads: int | None) -> Plan:
     found = _from_values(default, earlier)
     if found.compile != "off" and not _compiler(device):
         found = replace(found, compile="off")
-    return replace(found, threads=min(found.threads, available_cores()), why="as the run began")
+    return replace(found, threads=threads or min(found.threads, available_cores()), why="as the run began")
 
 
 def _from_values(default: Plan, values: dict[str, Any]) -> Plan:
     """The plan that `Plan.values` gave; what is missing or makes no sense is the default's."""
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    threads = values.get("threads")
+    threads, mode = values.get("threads"), values.get("compile")
     return replace(
         default,
         threads=threads if isinstance(threads, int) and threads >= 1 else default.threads,
         precision=dtypes.get(str(values.get("dtype")), default.precision),
         memory_format=FORMATS.get(str(values.get("memory_format")), default.memory_format),
-        compile=str(values.get("compile", default.compile)),
+        compile=mode if mode in ("off", *COMPILE_MODES) else default.compile,
     )
 
 
-def _operations(build: Callable[[], nn.Module], shape: tuple[int, int, int]) -> float:
+def operations(build: Callable[[], nn.Module], shape: tuple[int, int, int]) -> float:
     """Floating-point operations of a training step, for one image: the forward pass's three times over."""
     with torch.device("meta"):
         model = build().to("meta").eval()

@@ -24,11 +24,12 @@ from cnnlab.data import (
 from cnnlab.data.loader import Preprocessing
 from cnnlab.device import Plan, check_threads, pick_device
 from cnnlab.display import Display, make_display
-from cnnlab.errors import CnnlabError, expand
+from cnnlab.errors import CnnlabError, expand, reason
 from cnnlab.interrupt import CtrlC
 from cnnlab.models import build_model
 from cnnlab.models.airbench import Whitening
 from cnnlab.models.external import published_tag
+from cnnlab.optim import size_in_epoch
 from cnnlab.probe import plan as make_plan
 from cnnlab.recipe import Recipe
 from cnnlab.runs import Run
@@ -47,6 +48,7 @@ class Session:
         self.ctrl_c = CtrlC()
         self._data_dir = data_folder(data_dir)
         self._skip_bad = skip_bad
+        self._plan: Plan | None = None
 
     def __enter__(self) -> Session:
         return self
@@ -88,6 +90,7 @@ class Session:
             raise CnnlabError(f"shift={recipe.shift} would move {size}-pixel images out of sight; choose a smaller one")
         self._check_batches(recipe)  # now with the images' real size: nothing is begun that cannot be trained
         self.display.end()
+        self._plan = None
         return recipe
 
     def create(self, path: Path, recipe: Recipe) -> Run:
@@ -127,8 +130,18 @@ class Session:
         )
 
     def plan(self, recipe: Recipe, first: dict[str, Any]) -> Plan:
-        """How to compute the recipe's steps here. `first`: what the run's first session was, empty for a new run."""
+        """How to compute the recipe's steps here. `first`: what the run's first session was, empty for a new run.
 
+        New runs of one call have one plan, also where what was measured cannot be kept.
+        """
+        if self._plan is None or first:
+            plan = self._make_plan(recipe, first)
+            if first:
+                return plan
+            self._plan = plan
+        return self._plan
+
+    def _make_plan(self, recipe: Recipe, first: dict[str, Any]) -> Plan:
         side = self.preprocessing.image_size
         return make_plan(
             recipe,
@@ -152,21 +165,31 @@ class Session:
                 layer.fit(self.preprocessing(self.train_set.images[some]))
 
     def _check_batches(self, recipe: Recipe) -> None:
-        """Does the network train on batches of one, where the recipe makes such? Tried with shapes alone."""
+        """Does the network train on the smallest batch, and on every size of image? Tried with shapes alone."""
         if published_tag(recipe.model):
             self.build(recipe, published=True)  # fetched now, so that no run is begun that cannot go on
         with torch.device("meta"):
             model = self.build(recipe).to("meta").train()
-            if min(recipe.batch_size, len(self.train_set)) > 1:
-                return
-            size = self.preprocessing.image_size
-            try:
-                model(torch.zeros(1, self.preprocessing.channels, size, size))
-            except ValueError as error:  # batch norm over a single value
-                raise CnnlabError(
-                    f"batch_size={recipe.batch_size} with {len(self.train_set)} training images: {recipe.model} "
-                    "normalises over the batch; it needs at least 2 images"
-                ) from error
+            smallest, whole = min(recipe.batch_size, len(self.train_set)), self.preprocessing.image_size
+            if smallest == 1:
+                try:
+                    model(torch.zeros(1, self.preprocessing.channels, whole, whole))
+                except ValueError as error:  # batch norm over a single value
+                    raise CnnlabError(
+                        f"batch_size={recipe.batch_size} with {len(self.train_set)} training images: {recipe.model} "
+                        "normalises over the batch; it needs at least 2 images"
+                    ) from error
+            if recipe.start_size > whole:
+                raise CnnlabError(f"start_size={recipe.start_size} is larger than the images' {whole}; choose less")
+            for size in sorted({size_in_epoch(recipe, whole, epoch) for epoch in range(recipe.epochs)} - {whole}):
+                try:
+                    model(torch.zeros(min(smallest, 2), self.preprocessing.channels, size, size))
+                except (RuntimeError, ValueError, AssertionError) as error:
+                    raise CnnlabError(
+                        f"start_size={recipe.start_size}: {recipe.model} made for {whole} pixels does not take images "
+                        f"of {size} ({reason(error)[:100]}); set start_size=0, or take a network that does, as "
+                        "resnet18-small"
+                    ) from error
 
 
 def load_splits(recipe: Recipe, options: SourceOptions) -> tuple[ImageSet, ImageSet]:

@@ -36,7 +36,7 @@ from cnnlab.errors import CnnlabError, TrainingInterrupted, out_of_memory, reaso
 from cnnlab.evaluation import evaluate
 from cnnlab.files import write_atomic, write_json
 from cnnlab.optim import Average, initialize, learning_rate, make_optimizer, shown, size_in_epoch
-from cnnlab.probe import compiled
+from cnnlab.probe import compiled, not_compiled
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import find_recipe
 from cnnlab.results import Result, SeedsResult
@@ -194,6 +194,10 @@ def _train(session: Session, run: Run) -> Result:
                 f"stopped before an epoch. Go on with: cnnlab train --resume {run.path}"
             ) from None
         except Exception as error:
+            if not_compiled(error):
+                raise CnnlabError(
+                    f"{recipe.model} cannot be compiled here: {reason(error)[:200]}; set compile=off"
+                ) from error
             if not out_of_memory(error):
                 raise
             raise CnnlabError(

@@ -1,4 +1,4 @@
-"""Batches made on the device from a resident uint8 set: no worker processes, no copy per epoch, nothing to wait for."""
+"""Batches made on the device from a uint8 set that lies there, if it fits: no worker processes, nothing to wait for."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cnnlab.data.augment import Augmentation
 from cnnlab.data.imageset import ImageSet
+from cnnlab.device import Feeder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +82,12 @@ class Preprocessing:
 
 
 class Loader:
-    """An image set on the device and the way to its batches.
+    """An image set, on the device where it fits, and the way to its batches.
 
     Iterating gives the whole set in order; `shuffled` gives it in an order, and with augmentation, that depend on
     the seed and the epoch alone, so that any epoch can be repeated. No image is dropped: the last batch may be
-    smaller, or larger by one.
+    smaller, or larger by one. resident: does the set lie on the device? Unsaid: where it fits. Either way the
+    batches are the same.
     """
 
     def __init__(
@@ -97,9 +99,10 @@ class Loader:
         *,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 - it is frozen
         memory_format: torch.memory_format = torch.contiguous_format,
+        resident: bool | None = None,
     ) -> None:
-        self.images = images.images.to(device)  # (N, C, H, W) uint8
-        self.labels = images.labels.to(device)  # (N,)
+        self.feeder = Feeder(images.images, images.labels, device, resident)
+        self.count = len(images)  # images in an epoch
         self.preprocessing = preprocessing
         self.device = device
         self._num_classes = len(images.classes)
@@ -117,14 +120,9 @@ class Loader:
         """Batches in an epoch."""
         return len(self._sizes)
 
-    @property
-    def count(self) -> int:
-        """Images in an epoch."""
-        return len(self.labels)
-
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Each batch in order: images (B, C, H, W) float32, labels (B,)."""
-        for images, labels in zip(self.images.split(self._sizes), self.labels.split(self._sizes), strict=True):
+        for images, labels, _ in self.feeder(torch.arange(self.count), self._sizes):
             yield self.preprocessing(images).to(memory_format=self._layout), labels
 
     def shuffled(self, seed: int, epoch: int, size: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -136,13 +134,13 @@ class Loader:
         # The order is drawn on the host, so it is the same on every device.
         host = torch.Generator().manual_seed(_mix(seed, epoch, 0))
         here = torch.Generator(self.device).manual_seed(_mix(seed, epoch, 1))
-        order = torch.randperm(self.count, generator=host).to(self.device)
+        order = torch.randperm(self.count, generator=host)
         grey, _ = _moments(self.preprocessing.mean, self.preprocessing.std, self.device)
         grey = grey.flatten()  # what a hole is filled with: the mean colour
-        for index in order.split(self._sizes):
-            x = self.preprocessing.resized(self.images[index])
+        for images, labels, index in self.feeder(order, self._sizes):
+            x = self.preprocessing.resized(images)
             x = self._augmentation.changes(x, index, epoch, seed, here, grey)
-            x, y, other, share = self._augmentation.mixes(x, self.labels[index], here, host)
+            x, y, other, share = self._augmentation.mixes(x, labels, here, host)
             if other is not None and share is not None:
                 weights = F.one_hot(y, self._num_classes), F.one_hot(other, self._num_classes)
                 y = weights[0] * share[:, None] + weights[1] * (1 - share[:, None])  # (B, K)
