@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cnnlab import probe
 from cnnlab.data import data_folder
 from cnnlab.device import available_cores
 from cnnlab.recipe import Recipe
@@ -31,6 +32,8 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if os.environ.get("CNNLAB_DATA"):
         monkeypatch.setenv("CNNLAB_DATA", str(Path(os.environ["CNNLAB_DATA"]).absolute()))
     monkeypatch.chdir(tmp_path)
+    # What a trial finds is kept: not where it would serve the person who runs the tests, or be served by them.
+    monkeypatch.setattr(probe, "user_cache_dir", lambda name: str(tmp_path / ".cache" / name))
 
 
 @pytest.fixture(scope="session")

@@ -88,8 +88,11 @@ def test_any_truncation_or_flipped_bit_is_found(tmp_path: Path, data: st.DataObj
     assert same(model, before)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adamw"])
-def test_a_state_that_comes_back_continues_to_the_same_bits(tmp_path: Path, optimizer: str) -> None:
+def test_a_state_that_comes_back_continues_to_the_same_bits(
+    tmp_path: Path, optimizer: str, layout: torch.memory_format
+) -> None:
     recipe = Recipe(optimizer="adamw") if optimizer == "adamw" else Recipe(momentum=0.9 * (optimizer == "momentum"))
     x, y = torch.randn(32, 1, 28, 28), torch.arange(32) % 10
 
@@ -108,13 +111,13 @@ def test_a_state_that_comes_back_continues_to_the_same_bits(tmp_path: Path, opti
             updater.step()
         return draws
 
-    model = make()
+    model = make().to(memory_format=layout)
     updater = make_optimizer(model, recipe)
     steps(model, updater, 3)
     save_checkpoint(tmp_path / "c.safetensors", model, updater, CPU, {"rows": [1, 2], "best": 0.1})
     draws = steps(model, updater, 3)
 
-    again = make(5)
+    again = make(5).to(memory_format=layout)
     updater = make_optimizer(again, recipe)
     progress = load_checkpoint(tmp_path / "c.safetensors", again, updater, CPU)
     assert progress == {"rows": [1, 2], "best": 0.1}

@@ -90,7 +90,7 @@ def test_changes_show_in_the_name() -> None:
         ("epoch=3", "did you mean epochs"),
         ("lr=3", "did you mean learning_rate"),
         ("bs=3", "did you mean batch_size"),
-        ("xyzzy=3", "known: alternating_flip, batch_size"),
+        ("xyzzy=3", "known: alternating_flip, average"),
         ("epochs", "write key=value"),
         ("epochs=three", "expected a whole number"),
         ("epochs=1.5", "expected a whole number"),
