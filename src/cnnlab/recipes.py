@@ -136,6 +136,7 @@ RECIPES: dict[str, Recipe] = {
         _SPEED,
         replace(_SPEED, name="speed/fashion-94", epochs=4),
         replace(_SPEED, name="speed/fashion-95", epochs=10, cutout=8),
+        replace(_SPEED, name="speed/fashion-96", model="airbench96", epochs=40, batch_size=1000, shift=2, cutout=8),
         # @cifar
         replace(_CIFAR, name="speed/cifar-90", epochs=3),
         replace(_CIFAR, name="speed/cifar-94", epochs=8),
