@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import FashionMNIST
 from torchvision.transforms.functional import to_tensor
 
+from cnnlab import device
 from cnnlab.data import DATASETS, ImageSet, SourceOptions, load_images, stratified_split
 from cnnlab.data.augment import Augmentation, random_flip, random_shift
 from cnnlab.data.loader import Loader, Preprocessing
@@ -153,6 +154,75 @@ def test_an_epoch_has_every_image_once(n: int, batch_size: int, epoch: int) -> N
         assert all(len(y) > 1 for _, y in batches)
     in_order = torch.cat([x for x, _ in loader])
     torch.testing.assert_close(in_order, images.images / 255)
+
+
+def same_batches(one: Loader, two: Loader) -> None:
+    for epoch in range(2):
+        for (x, y), (x2, y2) in zip(one.shuffled(5, epoch), two.shuffled(5, epoch), strict=True):
+            assert torch.equal(x, x2)
+            assert torch.equal(y, y2)
+    for (x, y), (x2, y2) in zip(one, two, strict=True):
+        assert torch.equal(x, x2)
+        assert torch.equal(y, y2)
+
+
+EVERY_AUGMENTATION = Augmentation(shift=1, flip=True, cutout=2, brightness=0.2, mixup=0.4)
+
+
+@settings(deadline=None, max_examples=40)
+@given(n=st.integers(0, 70), batch_size=st.integers(1, 30), channels=st.sampled_from([1, 3]))
+def test_a_set_that_stays_on_the_host_gives_the_same_batches(n: int, batch_size: int, channels: int) -> None:
+    images = some_images(n, channels)
+    pre = plain(images if n else some_images(3, channels), normalize=True)
+    one, two = (
+        Loader(images, pre, batch_size, CPU, augmentation=EVERY_AUGMENTATION, resident=r) for r in (True, False)
+    )
+    assert (one.feeder.resident, two.feeder.resident) == (True, False)
+    same_batches(one, two)
+
+
+def test_an_epoch_that_is_left_early_can_be_begun_again() -> None:
+    images = some_images(40)
+    one, two = (Loader(images, plain(images), 7, CPU, resident=r) for r in (True, False))
+    for _ in two.shuffled(5, 0):
+        break
+    same_batches(one, two)
+
+
+def test_a_set_stays_on_the_host_where_it_takes_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = some_images(10).images  # 640 bytes
+    cuda = torch.device("cuda")
+    for free, fit in ((1280, True), (1279, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**10))
+        assert device.fits(images, cuda) is fit
+        assert device.fits(images, CPU)
+    assert Loader(some_images(10), plain(some_images(10)), 5, CPU).feeder.resident
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_gets_the_same_batches_from_the_host_without_waiting() -> None:
+    cuda = torch.device("cuda")
+    images = some_images(3000, 3, 32)
+    one, two = (
+        Loader(images, plain(images, normalize=True), 64, cuda, augmentation=EVERY_AUGMENTATION, resident=r)
+        for r in (True, False)
+    )
+    same_batches(one, two)
+    batches, busy = two.shuffled(0, 0), torch.randn(2000, 2000, device=cuda)
+    next(batches)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        # The device is kept so far behind that a buffer which is filled too early would show.
+        sums = []
+        for x, _ in batches:
+            for _ in range(5):
+                busy = busy @ busy / busy.norm()
+            sums.append(x.double().sum())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected = [x.double().sum() for x, _ in one.shuffled(0, 0)][1:]
+    assert [s.item() for s in sums] == [e.item() for e in expected]
 
 
 def test_epochs_differ_and_repeat() -> None:

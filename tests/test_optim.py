@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from cnnlab.errors import CnnlabError
 from cnnlab.models import build_model
 from cnnlab.models.airbench import Whitening
 from cnnlab.optim import Muon, learning_rate, make_optimizer, orthogonalized
-from cnnlab.recipe import Recipe
+from cnnlab.recipe import SCHEDULES, Recipe
 
 
 @settings(deadline=None, max_examples=30)
@@ -51,6 +52,73 @@ def test_muon_turns_as_torchs_muon_does() -> None:
         with torch.no_grad():  # the next step from the same place, which ours scales to length 4
             theirs.copy_(ours * (4 / ours.norm()))
             ours.copy_(theirs)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    many=st.integers(1, 4),
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 9),
+    rounds=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)
+def test_many_matrices_are_orthogonalized_as_one_by_one(
+    many: int, rows: int, columns: int, rounds: int, seed: int
+) -> None:
+    matrices = torch.randn(many, rows, columns, generator=torch.Generator().manual_seed(seed)).double()
+    matrices *= torch.arange(many).double()[:, None, None]  # of different lengths, and one of zeros
+    together = orthogonalized(matrices, rounds)
+    for one, found in zip(matrices, together, strict=True):
+        torch.testing.assert_close(found, orthogonalized(one, rounds), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_muon_is_the_same_filter_by_filter(layout: torch.memory_format) -> None:
+    """Filters of one shape are turned together; here each by itself, as written in the source."""
+    torch.manual_seed(0)
+    shapes = [(8, 3, 3, 3), (6, 8, 3, 3), (8, 3, 3, 3), (6, 8, 1, 1), (8, 3, 3, 3), (2, 2, 2, 2)]
+    ours = [nn.Parameter(torch.randn(shape).double().to(memory_format=layout)) for shape in shapes]
+    plain = [p.detach().clone() for p in ours]
+    moments = [torch.zeros_like(p) for p in plain]
+    optimizer = Muon([{"params": ours}], lr=0.1, momentum=0.6)
+    for _ in range(4):
+        for i, p in enumerate(ours):
+            gradient = torch.randn(p.shape).double()
+            p.grad = gradient.clone().to(memory_format=layout) if i != 1 else None  # one that did not take part
+            if i == 1:
+                continue
+            moments[i] = 0.6 * moments[i] + gradient
+            turn = (gradient + 0.6 * moments[i]).reshape(len(p), -1)
+            turn = turn / turn.norm()
+            wide = turn if turn.shape[0] <= turn.shape[1] else turn.T
+            for _ in range(3):
+                a = wide @ wide.T
+                wide = 3.4445 * wide + (-4.7750 * a + 2.0315 * a @ a) @ wide
+            turn = wide if turn.shape[0] <= turn.shape[1] else wide.T
+            plain[i] = plain[i] * (math.sqrt(len(p)) / plain[i].norm()) - 0.1 * turn.reshape(p.shape)
+        optimizer.step()
+        for found, expected in zip(ours, plain, strict=True):
+            torch.testing.assert_close(found.detach(), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("settings", [{"momentum": 0.9, "nesterov": True}, {"optimizer": "adamw"}])
+def test_a_fused_update_is_the_plain_one(settings: dict[str, Any]) -> None:
+    recipe = Recipe(weight_decay=0.1, learning_rate=0.05, **settings)
+    torch.manual_seed(0)
+    ours, plain = build_model("lenet-bn", image_size=28), build_model("lenet-bn", image_size=28)
+    plain.load_state_dict(ours.state_dict())
+    a, b = make_optimizer(ours, recipe), make_optimizer(plain, recipe)
+    assert all(group["fused"] for group in a.param_groups)
+    for group in b.param_groups:
+        group.update(fused=False, foreach=False)
+    for _ in range(5):
+        for p, q in zip(ours.parameters(), plain.parameters(), strict=True):
+            p.grad = torch.randn(p.shape)
+            q.grad = p.grad.clone()
+        a.step()
+        b.step()
+    for p, q in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_no_filter_goes_by_adamw() -> None:
@@ -106,6 +174,47 @@ def test_step_schedule_is_torchs() -> None:
             assert learning_rate(recipe, epoch * 7 + batch, 140) == pytest.approx(theirs.get_last_lr()[0])
         dummy.step()
         theirs.step()
+
+
+@given(steps=st.integers(1, 200), up=st.floats(0, 1), down=st.floats(0, 1), peak=st.sampled_from([0.1, 2.0]))
+def test_trapezoid_is_the_one_drawn_by_hand(steps: int, up: float, down: float, peak: float) -> None:
+    up = min(up, 1 - down)
+    recipe = Recipe(schedule="trapezoid", learning_rate=peak, warmup=up, cooldown=down)
+    rises = math.ceil(up * steps)  # updates on the way up, the last of them at the peak
+    for step in range(steps):
+        height = peak
+        if step < rises:
+            height = peak * (step + 1) / rises
+        left = steps - step
+        if left < down * steps:
+            height = min(height, peak * left / (down * steps))
+        assert learning_rate(recipe, step, steps) == pytest.approx(height, rel=1e-9)
+
+
+@given(schedule=st.sampled_from(SCHEDULES), steps=st.integers(1, 300), up=st.floats(0, 0.5), down=st.floats(0, 0.5))
+def test_learning_rates_stay_between_nothing_and_the_peak(schedule: str, steps: int, up: float, down: float) -> None:
+    recipe = Recipe(schedule=schedule, learning_rate=0.4, warmup=up, cooldown=down, epochs=1)
+    rates = [learning_rate(recipe, step, steps) for step in range(steps)]
+    assert all(0 < rate <= 0.4 * (1 + 1e-12) for rate in rates)
+    peak = rates.index(max(rates))
+    assert rates[:peak] == sorted(rates[:peak])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+
+
+def test_learning_rates_begin_and_end_as_drawn() -> None:
+    def ends(**changes: Any) -> tuple[float, float, float]:
+        rates = [learning_rate(Recipe(learning_rate=1, **changes), step, 100) for step in range(100)]
+        return pytest.approx(rates[0]), pytest.approx(max(rates)), pytest.approx(rates[-1])
+
+    assert ends(schedule="constant") == (1, 1, 1)
+    assert ends(schedule="cosine") == (1, 1, 0.5 * (1 + math.cos(math.pi * 0.99)))
+    assert ends(schedule="one-cycle", warmup=0.25) == (0.04, 1, 0.01 / 0.75)
+    assert ends(schedule="trapezoid", warmup=0.1, cooldown=0.2) == (0.1, 1, 0.05)
+    assert ends(schedule="trapezoid", warmup=0, cooldown=0) == (1, 1, 1)
+    assert ends(schedule="trapezoid", warmup=0, cooldown=1) == (1, 1, 0.01)
+    assert ends(schedule="trapezoid", warmup=1, cooldown=0) == (0.01, 1, 1)
+    with pytest.raises(CnnlabError, match=r"warmup=0\.7 and cooldown=0\.4: together they must be at most 1"):
+        Recipe(schedule="trapezoid", warmup=0.7, cooldown=0.4)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

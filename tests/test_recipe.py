@@ -79,6 +79,22 @@ def test_settings_are_parsed_by_their_types() -> None:
     )
 
 
+@pytest.mark.parametrize(("old", "layout"), [(True, "channels_last"), (False, "contiguous"), (None, "contiguous")])
+def test_a_recipe_from_before_the_machine_chose_is_read_as_it_trained(old: bool | None, layout: str) -> None:
+    newer = ("memory_format", "compile", "average", "average_decay", "average_every", "cooldown", "start_size")
+    values = {k: v for k, v in RECIPES["digits"].to_dict().items() if k not in newer}
+    if old is not None:
+        values["channels_last"] = old
+    read = Recipe.from_dict(values)
+    assert (read.memory_format, read.compile, read.average, read.start_size) == (layout, "off", "none", 0)
+    assert {k: v for k, v in read.to_dict().items() if k not in newer} == {
+        k: v for k, v in values.items() if k != "channels_last"
+    }
+    assert Recipe.from_dict(read.to_dict()) == read
+    with pytest.raises(CnnlabError, match="channels_last"):  # it is no setting of ours beside the new one
+        Recipe.from_dict({**read.to_dict(), "channels_last": True})
+
+
 def test_changes_show_in_the_name() -> None:
     changed = RECIPES["manual/lenet"].with_settings(["epochs=3", "learning_rate=0.9", "seed=4"])
     assert changed.name == "manual/lenet, epochs=3"
