@@ -129,9 +129,7 @@ RECIPES: dict[str, Recipe] = {
         # For a GPU; not measured, as none was at hand. The paper's settings for 96%, with Muon in place of its SGD.
         replace(_CIFAR, name="cifar/gpu", model="airbench96", epochs=40, batch_size=1000, shift=4, cutout=12),
         # @fashion
-        replace(
-            _SPEED, name="speed/fashion-90", model="airbench-small", flip=False, alternating_flip=False
-        ),
+        replace(_SPEED, name="speed/fashion-90", model="airbench-small", flip=False, alternating_flip=False),
         replace(_SPEED, name="speed/fashion-92", epochs=1),
         _SPEED,
         replace(_SPEED, name="speed/fashion-94", epochs=4),
@@ -142,13 +140,21 @@ RECIPES: dict[str, Recipe] = {
         replace(_CIFAR, name="speed/cifar-94", epochs=8),
         replace(_CIFAR, name="speed/cifar-96", model="airbench96", epochs=40, batch_size=1000, shift=4, cutout=12),
         # @fast
-        replace(_FAST, name="fast/lenet", model="lenet"),
-        replace(_FAST, name="fast/lenet-bn", model="lenet-bn"),
+        replace(_FAST_PLAIN, name="fast/lenet", model="lenet", epochs=2, learning_rate=0.01, init="framework"),
+        replace(
+            _FAST_PLAIN,
+            name="fast/lenet-bn",
+            model="lenet-bn",
+            epochs=3,
+            batch_size=256,
+            learning_rate=0.02,
+            init="framework",
+        ),
         _FAST_PLAIN,
         replace(_FAST_PLAIN, name="fast/vgg11", model="vgg11-small", image_size=32),
-        replace(_FAST_PLAIN, name="fast/nin", model="nin-small"),
-        _FAST,
-        replace(_FAST_PLAIN, name="fast/googlenet", model="googlenet"),
+        replace(_FAST_PLAIN, name="fast/nin", model="nin-small", epochs=2, learning_rate=0.003),
+        replace(_FAST, epochs=1),
+        replace(_FAST, name="fast/googlenet", model="googlenet-small", epochs=2),
         replace(_FAST, name="fast/densenet", model="densenet", image_size=32, epochs=1),
         # val acc 0.994 ± 0.004, 2.1 s
         Recipe(

@@ -53,6 +53,7 @@ MODELS: dict[str, Builder] = {
     "vgg11-small": partial(vgg11, ratio=4, hidden=512, image_size=32),
     "nin-small": partial(nin, small=True, last_relu=False, image_size=28),
     "resnet18-small": partial(resnet18, cifar=True, ratio=4, image_size=28),
+    "googlenet-small": partial(googlenet, ratio=2, batch_norm=True, image_size=28),
     "airbench-small": partial(airbench, (32, 64), window=(4, 2, 8), image_size=28),
     "airbench94": airbench,
     "airbench95": partial(airbench, (128, 384, 384)),
