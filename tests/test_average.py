@@ -41,7 +41,7 @@ def decay_at(update: int, decay: float) -> float:
     return min(decay, update / (update + 9))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(decay=st.floats(0, 0.99), every=st.integers(1, 4), steps=st.integers(1, 12))
 def test_ema_is_the_plain_loop_over_copies(decay: float, every: int, steps: int) -> None:
     model = network()
@@ -83,7 +83,7 @@ def test_ema_is_torchs_averaged_model() -> None:
         torch.testing.assert_close(model.eval()(x), theirs.eval()(x), rtol=1e-5, atol=1e-6)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(decay=st.floats(0, 0.9), every=st.integers(1, 4), steps=st.integers(1, 12))
 def test_lookahead_is_the_plain_loop_over_copies(decay: float, every: int, steps: int) -> None:
     recipe = Recipe(average="lookahead", average_decay=decay, average_every=every, momentum=0.9)

@@ -72,11 +72,8 @@ def plan(
     """How to compute the steps of a run.
 
     build: gives the network, on the host; shape: (C, H, W) of an image; count: training images; threads: set by
-    hand; earlier: values of the plan that a run began with, which are kept where this machine can. Raises: CnnlabError
-    where the recipe asks for what cannot be done here.
+    hand; earlier: values of the plan that a run began with, which are kept where this machine can.
     """
-    if recipe.compile not in ("auto", "off"):
-        _check_compiler(device)
     default = _default(recipe, threads)
     if earlier:
         return _as_before(default, earlier, device, threads)
@@ -265,13 +262,14 @@ def operations(build: Callable[[], nn.Module], shape: tuple[int, int, int]) -> f
     return 3.0 * counter.get_total_flops()
 
 
+def check_compile(recipe: Recipe, device: torch.device) -> None:
+    """Raises: CnnlabError where the recipe asks for compilation, and there is no compiler here."""
+    if recipe.compile not in ("auto", "off") and not _compiler(device):
+        raise CnnlabError("compile needs a C++ compiler, and there is none here; install g++, or set compile=off")
+
+
 def _compiler(device: torch.device) -> bool:
     return device.type == "cuda" or any(map(shutil.which, ("g++", "c++", "clang++", "cl")))
-
-
-def _check_compiler(device: torch.device) -> None:
-    if not _compiler(device):
-        raise CnnlabError("compile needs a C++ compiler, and there is none here; install g++, or set compile=off")
 
 
 def _key(

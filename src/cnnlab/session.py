@@ -30,6 +30,7 @@ from cnnlab.models import build_model
 from cnnlab.models.airbench import Whitening
 from cnnlab.models.external import published_tag
 from cnnlab.optim import size_in_epoch
+from cnnlab.probe import check_compile
 from cnnlab.probe import plan as make_plan
 from cnnlab.recipe import Recipe
 from cnnlab.runs import Run
@@ -69,6 +70,7 @@ class Session:
             raise CnnlabError(
                 f"init={recipe.init} would overwrite the published weights of {recipe.model}; set init=framework"
             )
+        check_compile(recipe, self.device)
         # Before minutes of reading: is there such a network, and does it take such images?
         if ":" not in recipe.model or recipe.image_size:
             with torch.device("meta"):  # shapes without memory
