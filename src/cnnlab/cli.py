@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from cnnlab import __version__
+from cnnlab.cli_bench import bench
 from cnnlab.cli_kaggle import kaggle
 from cnnlab.cli_options import (
     AsJson,
@@ -358,6 +359,9 @@ def classical(
     finally:
         display.end()
     print(tables.as_json([r.to_dict() for r in found]) if as_json else "\n".join(map(str, found)))
+
+
+app.command()(bench)
 
 
 @app.command("list")

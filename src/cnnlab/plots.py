@@ -71,6 +71,36 @@ def comparison(runs: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) -> Fig
     return figure
 
 
+def speeds(rows: Sequence[dict[str, Any]], peaks: dict[str, dict[str, Any]], where: str) -> Figure:
+    """Share of the machine's measured peak, a bar for each network and precision; `rows`, `peaks`: a BenchResult's."""
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    figure = Figure(figsize=(8, 1.5 + 0.3 * len(names) + 0.17 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    height = 0.8 / len(peaks)
+    for i, (precision, best) in enumerate(peaks.items()):
+        found = [row for row in rows if row["precision"] == precision]
+        places = [names.index(row["model"]) + (i - (len(peaks) - 1) / 2) * height for row in found]
+        widths = [100 * row["fraction_of_peak"] for row in found]
+        label = f"{precision}: of {best['flops_per_second'] / 1e9:,.0f} GFLOP/s"
+        axes.barh(places, widths, height * 0.92, color=(_TRAIN, _WATCHED)[i % 2], label=label)
+        for place, width, row in zip(places, widths, found, strict=True):
+            axes.annotate(f"{row['images_per_second']:,.0f} images/s", (width, place), (4, 0),
+                          textcoords="offset points", va="center", fontsize=8)  # fmt: skip
+    axes.set_yticks(range(len(names)), [
+        _plain(f"{name}\n{row['image_size']} px, batch {row['batch_size']}")
+        for name in names for row in [next(r for r in rows if r["model"] == name)]
+    ], fontsize=8)  # fmt: skip
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(100 * row["fraction_of_peak"] for row in rows) * 1.25)
+    axes.set_xlabel("percent of the machine's measured peak, while it trains")
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=len(peaks), frameon=False, fontsize=8)
+    figure.suptitle(_plain(f"Training steps, with data; {where}"), fontsize=10)
+    return figure
+
+
 def samples(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> Figure:
     """Sample images, a row of (H, W, C) uint8 arrays for each name: the manual's figure 1.8."""
     columns = max(map(len, rows))

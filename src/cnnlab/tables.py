@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cnnlab import plots
+from cnnlab.bench import BenchResult
 from cnnlab.data import DATASETS
 from cnnlab.errors import CnnlabError, reason, unknown
 from cnnlab.evaluation import VIEWS
@@ -291,6 +292,47 @@ def reproduction(found: Reproduction) -> str:
     if any("failed" not in row and row["name"] not in CLASSICAL for row in found.rows):
         notes.append("the manual's recipes look at the test set after each epoch; choose nothing by it")
     return "\n".join([_text(table), "", *notes, f"kept in {found.path} (results.json, table.md, every run)"])
+
+
+def bench(found: BenchResult) -> str:
+    """The machine, a line for each network and precision, then time to accuracy and what was left out."""
+    about, lines = found.environment, []
+    memory = f", {about['memory_gib']} GiB" if about["memory_gib"] else ""
+    lines.append(
+        f"{about['device_name']}, {about['cores']} cores{memory}, torch {about['versions']['torch']}; "
+        f"images: {found.images}"
+    )
+    for precision, best in found.peaks.items():
+        way = "torch.mm" if best["by"] == "mm" else "1x1 convolution"
+        n = best["size"]
+        lines.append(
+            f"peak, {precision}: {best['flops_per_second'] / 1e9:,.0f} GFLOP/s ({way}, {n} x {n}, "
+            f"threads {best['threads']})"
+        )
+    table = _table("network", "pixels", "batch", "precision", "memory format", "threads", "images/s with data",
+                   "compute only", "of the peak", "peak memory")  # fmt: skip
+    for row in found.rows:
+        what = [row["model"], str(row["image_size"]), str(row["batch_size"]), row["precision"]]
+        if "failed" in row:
+            table.add_row(*what, row["failed"])
+            continue
+        held = row["peak_memory_bytes"]
+        table.add_row(
+            *what,
+            row["memory_format"],
+            str(row["threads"]),
+            f"{row['images_per_second']:,.0f}",
+            f"{row['examples_per_second']:,.0f}",
+            f"{row['fraction_of_peak']:.1%}",
+            "" if held is None else f"{held / 2**20:,.0f} MiB",
+        )
+    lines += ["", _text(table), ""]
+    for row in found.to_accuracy:
+        lines.append(
+            f"recipe {row['recipe']}, {row['epochs']} epochs: {row['split']} acc {row['accuracy']:.4f} after "
+            f"{row['seconds']:.1f} s"
+        )
+    return "\n".join([*lines, *(f"left out: {text}" for text in found.left_out)]).rstrip()
 
 
 def known_things(what: str | None) -> dict[str, dict[str, str]]:

@@ -48,6 +48,12 @@ def load(split: str, options: SourceOptions) -> ImageSet | None:
     )
 
 
+def is_there(data_dir: Path) -> bool:
+    """Are all four files in that folder of datasets, so that nothing would be downloaded?"""
+    names = (name for pair in _FILES.values() for name in pair)
+    return all((data_dir / "FashionMNIST" / "raw" / name).exists() for name in names)
+
+
 def _find(folder: Path, name: str, options: SourceOptions) -> Path:
     from torchvision.datasets import FashionMNIST
     from torchvision.datasets.utils import check_integrity
