@@ -1,18 +1,27 @@
-"""What the benchmark scripts share: where results go and what stands beside every figure."""
+"""What the benchmark scripts share: processes that are measured, our side, the machine's peak, where results go.
+
+No torch at the top: a parent that measures memory must not share its pages with the children that it measures.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import re
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from cnnlab.device import available_cores, environment, pick_device
-from cnnlab.files import write_json
-
 RESULTS = Path(__file__).parent / "results"
+PEERS = Path(__file__).resolve().parent.parent / ".peers"
+Task = dict[str, Any]
 
 
 def _commit() -> str | None:
@@ -23,14 +32,249 @@ def _commit() -> str | None:
     return head + ("+" if changed else "") if head else None
 
 
-def write_result(name: str, device: str, figures: dict[str, Any]) -> Path:
-    """Write results/NAME_HARDWARE_DATE.json: the figures with script, command, hardware, versions and date."""
+def write_result(name: str, device: str, figures: dict[str, Any], out: Path | None = None) -> Path:
+    """Write NAME_HARDWARE_DATE.json: the figures with script, command, hardware, versions and date.
+
+    out: the folder it goes to, unsaid results/.
+    """
+    from cnnlab.device import available_cores, environment, pick_device
+    from cnnlab.files import write_json
+
     env = environment(pick_device(device), available_cores())
     hardware = re.sub(r"[^a-z0-9]+", "-", f"{env['device_name']}-{env['cores']}-cores".lower()).strip("-")
     if env["device"].startswith("cuda"):
         hardware = re.sub(r"[^a-z0-9]+", "-", env["device_name"].lower()).strip("-")
-    path = RESULTS / f"{name}_{hardware}_{datetime.now(UTC):%Y-%m-%d}.json"
-    RESULTS.mkdir(exist_ok=True)
+    path = (out or RESULTS) / f"{name}_{hardware}_{datetime.now(UTC):%Y-%m-%d}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     command = " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]])
     write_json(path, {"benchmark": name, "command": command, "commit": _commit(), "environment": env, **figures})
     return path
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+# Processes: the script calls itself with a task, and the child leaves its answer in a file.
+
+
+def call(task: Task, script: str | None = None) -> Task:
+    """Give `task` to a process of `script`, unsaid this one; returns its answer, its wall-clock and its peak memory.
+
+    Memory is that of the whole process tree, workers included, looked at four times a second: PSS, which counts
+    shared pages once, and the plain sum of RSS.
+    """
+    import psutil
+
+    with tempfile.TemporaryDirectory() as folder:
+        answer, output = Path(folder) / "answer.json", Path(folder) / "output"
+        began = time.perf_counter()
+        with output.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, script or sys.argv[0], "--child", json.dumps(task), str(answer)],
+                env={**os.environ, "MPLBACKEND": "Agg"},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        root = psutil.Process(process.pid)
+        peak_pss = peak_rss = 0
+        while process.poll() is None:
+            pss = rss = 0
+            # A worker may end between the listing and the look.
+            with contextlib.suppress(psutil.Error):
+                for p in (root, *root.children(recursive=True)):
+                    with contextlib.suppress(psutil.Error):
+                        memory = p.memory_full_info()
+                        pss, rss = pss + memory.pss, rss + memory.rss
+            peak_pss, peak_rss = max(peak_pss, pss), max(peak_rss, rss)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.25)
+        seconds = time.perf_counter() - began
+        if process.returncode != 0:
+            raise SystemExit(f"{task['side']} failed:\n{output.read_text(errors='replace')[-3000:]}")
+        told: Task = json.loads(answer.read_text())
+    figures = {"process_seconds": seconds, "peak_pss_mib": peak_pss / 2**20, "peak_rss_mib": peak_rss / 2**20}
+    return {**told, **figures}
+
+
+def call_each(tasks: Sequence[Task], *, together: bool = False) -> Task:
+    """The answer to each task by its side, from processes in turn.
+
+    together: from one process, which saves starting the others; its time and memory are then all the tasks'.
+    """
+    if together:
+        shared = call({"side": "several", "tasks": tasks})
+        answers = [{**answer, **shared} for answer in shared.pop("answers")]
+    else:
+        answers = [call(task) for task in tasks]
+    for answer in answers:
+        answer["images_per_second"] = answer["images"] / answer["train_seconds"]
+    return {task["side"]: answer for task, answer in zip(tasks, answers, strict=True)}
+
+
+def answered(children: Mapping[str, Callable[[Task], Task]]) -> bool:
+    """In a child: do the task, leave the answer, say True. In the parent: False."""
+    if sys.argv[1:2] != ["--child"]:
+        return False
+    task = json.loads(sys.argv[2])
+    if task["side"] == "several":
+        told: Task = {"answers": [children[t["side"]](t) for t in task["tasks"]]}
+    else:
+        told = children[task["side"]](task)
+    Path(sys.argv[3]).write_text(json.dumps(told))
+    return True
+
+
+# What the children share.
+
+
+def present() -> bool:
+    """Is Fashion-MNIST here, so that nothing need be fetched?"""
+    from cnnlab.data import data_folder
+
+    raw = data_folder() / "FashionMNIST" / "raw"
+    parts = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    return all((raw / f"{part}-ubyte.gz").exists() for part in parts)
+
+
+def matrix_peak(side: int = 4096, rounds: int = 4) -> dict[str, float]:
+    """Floating-point operations per second of a large product, by precision: what this machine can do at most.
+
+    The larger of torch.mm and the same product as a convolution of 1 x 1: the two go through different libraries,
+    of which one may know this processor better by a factor of two.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from cnnlab.device import available_cores, has_bfloat16, pick_device, synchronize
+
+    device = pick_device("auto")
+    torch.set_num_threads(available_cores())
+    found = {}
+    for dtype in (torch.float32, *([torch.bfloat16] if has_bfloat16(device) else [])):
+        a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
+        wide = a.view(1, 64, side // 64, side).permute(0, 3, 1, 2)  # (1, C, H, W), channels_last
+        weight = b.view(side, side, 1, 1)
+        best = float("inf")
+        for product in (lambda a=a, b=b: torch.mm(a, b), lambda x=wide, w=weight: F.conv2d(x, w)):
+            for _ in range(rounds):
+                synchronize(device)
+                began = time.perf_counter()
+                product()
+                synchronize(device)
+                best = min(best, time.perf_counter() - began)
+        found[str(dtype).removeprefix("torch.")] = 2 * side**3 / best
+    return found
+
+
+def settle(recipe: Task, count: int, image_size: int) -> Task:
+    """How `cnnlab train` would compute the whole recipe on `count` images here, and the recipe with that fixed.
+
+    A run of a few steps does not measure which memory format is faster, and one of ten epochs does (probe.py): so it
+    is done here for the whole, outside every clock. Compilation is left off: it takes longer than what is measured.
+    """
+    from cnnlab import probe
+    from cnnlab.device import pick_device
+    from cnnlab.models import build_model
+    from cnnlab.recipe import Recipe
+
+    asked = Recipe.from_dict(recipe).changed(compile="off")
+    shape = (1, image_size, image_size)
+
+    def build() -> Any:
+        return build_model(asked.model, num_classes=10, in_channels=1, image_size=image_size)
+
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:  # what was measured on another day is not taken
+        kept = os.environ.get("XDG_CACHE_HOME")
+        os.environ["XDG_CACHE_HOME"] = folder
+        plan = probe.plan(asked, build, shape, 10, count, pick_device("auto"), told=lambda _: None)
+        del os.environ["XDG_CACHE_HOME"]
+        if kept is not None:
+            os.environ["XDG_CACHE_HOME"] = kept
+    values = plan.values
+    fixed = asked.changed(memory_format=values["memory_format"], precision=values["dtype"])
+    return {
+        "recipe": fixed.to_dict(),
+        "threads": plan.threads,
+        "plan": {**values, "why": plan.why, "seconds": time.perf_counter() - began},
+        "operations": probe.operations(build, shape),
+    }
+
+
+def child_cnnlab(task: Task) -> Task:
+    """Our side: `cnnlab.train` by task["recipe"], on task["images"] images (0: all), watching task["watched"].
+
+    seconds: what lies between a built model and a finished run (training._fit); train_seconds: of that, the training
+    with its data alone, as the run's own metrics have it.
+    """
+    import cnnlab
+    from cnnlab import session, training
+    from cnnlab.recipe import Recipe
+
+    fit, splits, spans = training._fit, session.load_splits, []
+
+    def timed(*args: Any) -> Any:
+        began = time.perf_counter()
+        answer = fit(*args)
+        spans.append(time.perf_counter() - began)
+        return answer
+
+    def cut(recipe: Recipe, options: Any) -> Any:
+        sets, counts = splits(recipe, options), (task["images"], task["watched"])
+        return tuple(session.limited(s, recipe.changed(limit=n)) for s, n in zip(sets, counts, strict=True))
+
+    vars(training)["_fit"] = timed
+    vars(session)["load_splits"] = cut
+    with tempfile.TemporaryDirectory() as folder:
+        result = cnnlab.train(Recipe.from_dict(task["recipe"]), runs_dir=folder, threads=task["threads"])
+        rows = result.run.metrics()
+    s = result.summary
+    return {
+        "seconds": sum(spans),
+        "train_seconds": sum(row["train_seconds"] for row in rows),
+        "images": sum(row["images"] for row in rows),
+        "loss": s["loss"],
+        "train_acc": s["train_acc"],
+        "test_acc": s["test_acc"],
+    }
+
+
+def summary(pairs: list[Task], peer: str, setup: dict[str, Task], peaks: dict[str, float]) -> Task:
+    """Figures of the `pairs`, each a run by side; ratios are ours over the peer's, above 1 where ours is faster."""
+
+    def ratios(ours: str, key: str) -> list[float]:
+        if key == "process_seconds":
+            return [p[peer][key] / p[ours][key] for p in pairs]
+        return [p[peer][key] / p[peer]["images"] / (p[ours][key] / p[ours]["images"]) for p in pairs]
+
+    sides = list(pairs[0])
+    speed = {side: median(p[side]["images_per_second"] for p in pairs) for side in sides}
+    kinds = {side: setup[side]["plan"]["dtype"] if side in setup else "float32" for side in sides}
+    operations = setup["cnnlab"]["operations"]
+    return {
+        "speed_ratio": spread(ratios("cnnlab", "train_seconds")),
+        "speed_ratio_auto": spread(ratios("cnnlab-auto", "train_seconds")),
+        "whole_ratio": spread(ratios("cnnlab", "seconds")),
+        "whole_ratio_auto": spread(ratios("cnnlab-auto", "seconds")),
+        "process_ratio_median": median(ratios("cnnlab", "process_seconds")),
+        "process_ratio_auto_median": median(ratios("cnnlab-auto", "process_seconds")),
+        "images_per_second": speed,
+        "operations_per_image": operations,
+        "share_of_peak": {side: operations * speed[side] / peaks[kinds[side]] for side in sides},
+        **{k: {side: median(p[side][k] for p in pairs) for side in sides} for k in ("peak_pss_mib", "peak_rss_mib")},
+    }
+
+
+def told(network: str, figures: Task, setup: dict[str, Task], n: int) -> str:
+    """A network's figures in a line for each of our sides."""
+    lines = []
+    for side, suffix in (("cnnlab", ""), ("cnnlab-auto", "_auto")):
+        ratio, whole = figures[f"speed_ratio{suffix}"], figures[f"whole_ratio{suffix}"]
+        plan = setup[side]["plan"]
+        lines.append(
+            f"{network}, {side} ({plan['dtype']}, {plan['memory_format']}): {ratio['median']:.2f} times as fast "
+            f"({ratio['min']:.2f} to {ratio['max']:.2f}, n={n}), with evaluation and saving {whole['median']:.2f}; "
+            f"{figures['images_per_second'][side]:,.0f} images/s, {figures['share_of_peak'][side]:.0%} of the peak"
+        )
+    return "\n".join(lines)

@@ -1,16 +1,33 @@
-"""The d2l package's train_ch6 on its own loader against ours: the same network, recipe and data, in turn.
+"""The d2l package's train_ch6 on its own loader against ours, for every network of the chapter, in turn.
 
-    python benchmarks/vs_d2l.py [--networks lenet-bn lenet] [--epochs 2] [--pairs 5]
+    python benchmarks/vs_d2l.py [--networks lenet alexnet ...] [--pairs 3] [--epochs 2] [--images N] [--tiny]
 
-Installs d2l 0.17.6 without its pins (they cannot be met on a current Python) into .peers/d2l, which git ignores; none
-of its code is ours or committed. Each run is a process of its own: d2l, ours, d2l, ours, ... What is timed:
+The network is ours on both sides; batch, image size and learning rate are the manual's. Installs d2l 0.17.6 without its
+pins (they cannot be met on a current Python) into .peers/d2l, which git ignores; none of its code is ours or committed.
+Each run is a process of its own: d2l, ours in float32 (`cnnlab`: the manual's recipe as it is), ours with
+`precision=auto` (`cnnlab-auto`: bfloat16 where the processor has units for it and that is faster), d2l, ...
 
-    d2l     the call of train_ch6: training with its DataLoader (4 workers), evaluation each epoch, its drawing
-    cnnlab  what lies between a built model and a finished run (training._fit): training, evaluation each epoch,
-            saving weights, checkpoint and metrics each epoch, TensorBoard events, the curve
+The networks for 28 pixels train for whole epochs of 60,000 images. An epoch at 96 or 224 pixels takes many minutes, so
+these train once on the same limited number of images, and are evaluated on 256. On d2l's side its
+own load_data_fashion_mnist is then cut: a DataLoader with the same workers, shuffling, resizing and transforms, over a
+torch.utils.data.Subset of the same data set. A few steps weigh the starts (of workers, of memory) more than an epoch
+does, on both sides.
 
-Loading the data set once is outside both, and inside `process_seconds`. Memory is the peak over the whole process
-tree, workers included, sampled four times a second: PSS, which counts shared pages once, and the plain sum of RSS.
+What is timed:
+
+    speed_ratio   the training with its data, wall-clock: the primary figure. d2l: train_ch6's loop over the epochs
+                  less its calls of evaluate_accuracy_gpu and of its Animator (which draws five times an epoch, be that
+                  short or long). cnnlab: `train_seconds` of the run's rows. Neither has evaluation or saving in it
+    whole_ratio   d2l: the call of train_ch6, with evaluation and drawing. cnnlab: between a built model and a finished
+                  run (training._fit): evaluation, saving weights, checkpoint and metrics, TensorBoard, the curve. Of
+                  a limited run most of that is what a real one spreads over many minutes
+    process_ratio the whole process, imports and reading the data included
+
+How our side computes (memory format, precision, threads) is what it would choose for the whole recipe, ten epochs of
+60,000 images; the trial for that is outside the clock, and its choice and seconds are in the result (`plans`). Nothing
+is compiled: that would take longer than what is measured. `share_of_peak` is three times the forward pass's
+operations, times images/s, over those of the machine's largest matrix product in that precision.
+
 This parent process does not import torch before it has measured: pages that it shared would be taken off the children.
 
 Writes benchmarks/results/vs-d2l_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB_DATA) and psutil.
@@ -19,33 +36,59 @@ Writes benchmarks/results/vs-d2l_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-PEERS = HERE.parent / ".peers"
+from _common import (
+    PEERS as PEERS,  # also for scripts that take it from here
+    Task,
+    answered,
+    call,
+    call_each,
+    child_cnnlab,
+    matrix_peak,
+    present,
+    settle,
+    summary,
+    told,
+    write_result,
+)
+
 D2L = "d2l==0.17.6"
-RECIPES = {"lenet": "manual/lenet", "lenet-bn": "manual/lenet-bn"}
+# Of each: the recipe, and the images it trains on, 0 for all.
+NETWORKS = {
+    "lenet": ("manual/lenet", 0),
+    "lenet-bn": ("manual/lenet-bn", 0),
+    "lenet-bn-scratch": ("manual/lenet-bn-scratch", 0),
+    "alexnet": ("manual/alexnet", 1280),
+    "vgg11-quarter": ("manual/vgg11", 1280),
+    "nin": ("manual/nin", 1280),
+    "resnet18-manual": ("manual/resnet18", 2560),
+    "googlenet": ("manual/googlenet", 1280),
+    "densenet": ("manual/densenet", 2560),
+}
+WATCHED = 256  # test images after a limited epoch
 
 
-def install() -> None:
-    """Bring the peer into its own folder, and its data where it looks for them: ../data of its working folder."""
+def child_prepare(task: Task) -> Task:
+    """Bring the peer, and its data where it looks for them; measure the machine, and how ours shall compute."""
+    from cnnlab.data import data_folder, load_images
+    from cnnlab.recipes import RECIPES
+
     target = PEERS / "d2l"
-    if not (target / "d2l").exists():
+    installed = (target / "d2l").exists()
+    if task["tiny"] and not (installed and present()):
+        return {"skipped": "Fashion-MNIST is not here" if installed else f"{D2L} is not installed in .peers"}
+    if not installed:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(target)]
         subprocess.run([*pip, "--no-deps", D2L], check=True)
         subprocess.run([*pip, "pandas", "ipython", "requests", "matplotlib-inline"], check=True)
-    from cnnlab.data import data_folder, load_images
-
     load_images("fashion-mnist", "train")  # downloads what is missing, checks the rest
     load_images("fashion-mnist", "test")
     raw = PEERS / "data" / "FashionMNIST" / "raw"
@@ -55,141 +98,140 @@ def install() -> None:
             shutil.copy(file, raw)
     (PEERS / "work").mkdir(exist_ok=True)
 
+    setups = {}
+    for network in task["networks"]:
+        recipe = RECIPES[NETWORKS[network][0]]
+        if task["tiny"]:
+            recipe = recipe.changed(epochs=1)
+        setups[network] = {
+            side: settle(
+                recipe.changed(precision=precision).to_dict(),
+                1000 if task["tiny"] else 60_000,
+                recipe.image_size or 28,
+            )
+            for side, precision in (("cnnlab", "float32"), ("cnnlab-auto", "auto"))
+        }
+    return {"peaks": matrix_peak(1024 if task["tiny"] else 4096) if setups else {}, "setups": setups}
 
-def child_d2l(network: str, epochs: int) -> dict[str, Any]:
+
+def child_d2l(task: Task) -> Task:
     sys.path.append(str(PEERS / "d2l"))  # behind ours: torch, numpy and matplotlib are the same for both
     os.chdir(PEERS / "work")
     from d2l import torch as d2l
+    from torch.utils.data import DataLoader, Subset
 
     from cnnlab.models import build_model
-    from cnnlab.recipes import RECIPES as ALL
 
-    recipe = ALL[RECIPES[network]]
-    net = build_model(network, num_classes=10, in_channels=1, image_size=28)
-    train_iter, test_iter = d2l.load_data_fashion_mnist(recipe.batch_size)
-    began = time.perf_counter()
-    d2l.train_ch6(net, train_iter, test_iter, epochs, recipe.learning_rate, d2l.try_gpu())
-    seconds = time.perf_counter() - began
-    return {"seconds": seconds, "images": epochs * len(train_iter.dataset)}
-
-
-def child_cnnlab(network: str, epochs: int) -> dict[str, Any]:
-    import cnnlab
-    from cnnlab import training
-
-    fit, spans = training._fit, []
-
-    def timed(*args: Any) -> Any:
-        began = time.perf_counter()
-        answer = fit(*args)
-        spans.append(time.perf_counter() - began)
-        return answer
-
-    vars(training)["_fit"] = timed
-    recipe = cnnlab.RECIPES[RECIPES[network]].changed(epochs=epochs)
-    with tempfile.TemporaryDirectory() as folder:
-        result = cnnlab.train(recipe, runs_dir=folder)
-        rows = result.run.metrics()
-    s = result.summary
-    return {
-        "seconds": sum(spans),
-        "images": sum(row["images"] for row in rows),
-        "loss": s["loss"],
-        "train_acc": s["train_acc"],
-        "test_acc": s["test_acc"],
-    }
-
-
-def measure(side: str, network: str, epochs: int) -> dict[str, Any]:
-    """Run one side in a process of its own; returns what it told, its wall-clock and its tree's peak memory."""
-    import psutil
-
-    with tempfile.NamedTemporaryFile(suffix=".json") as answer:
-        command = [sys.executable, __file__, "--child", side, "--networks", network, "--epochs", str(epochs)]
-        began = time.perf_counter()
-        process = subprocess.Popen(
-            [*command, "--answer", answer.name],
-            env={**os.environ, "MPLBACKEND": "Agg"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+    recipe = task["recipe"]
+    batch, size, epochs = recipe["batch_size"], recipe["image_size"], recipe["epochs"]
+    net = build_model(recipe["model"], num_classes=10, in_channels=1, image_size=size or 28)
+    train_iter, test_iter = d2l.load_data_fashion_mnist(batch, resize=size or None)
+    if task["images"]:
+        train_iter, test_iter = (
+            DataLoader(Subset(whole.dataset, range(n)), batch, shuffle=shuffle, num_workers=whole.num_workers)
+            for whole, n, shuffle in ((train_iter, task["images"], True), (test_iter, task["watched"], False))
         )
-        root = psutil.Process(process.pid)
-        peak_pss = peak_rss = 0
-        while process.poll() is None:
-            pss = rss = 0
-            # A worker may end between the listing and the look.
-            with contextlib.suppress(psutil.Error):
-                for p in (root, *root.children(recursive=True)):
-                    with contextlib.suppress(psutil.Error):
-                        memory = p.memory_full_info()
-                        pss, rss = pss + memory.pss, rss + memory.rss
-            peak_pss, peak_rss = max(peak_pss, pss), max(peak_rss, rss)
-            time.sleep(0.25)
-        seconds = time.perf_counter() - began
-        assert process.stdout is not None
-        output = process.stdout.read().decode(errors="replace")
-        if process.returncode != 0:
-            raise SystemExit(f"{side} failed:\n{output[-3000:]}")
-        told: dict[str, Any] = json.loads(Path(answer.name).read_text())
+
+    clock = {"loop began": 0.0, "loop ended": 0.0, "not training": 0.0}
+
+    def apart(function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any) -> Any:
+            began = time.perf_counter()
+            answer = function(*args)
+            clock["loop ended"] = time.perf_counter()
+            clock["not training"] += clock["loop ended"] - began
+            return answer
+
+        return timed
+
+    def timer(make: Callable[[], Any] = d2l.Timer) -> Any:
+        clock["loop began"] = time.perf_counter()  # it is made right before the loop
+        return make()
+
+    vars(d2l)["evaluate_accuracy_gpu"] = apart(d2l.evaluate_accuracy_gpu)
+    d2l.Animator.add = apart(d2l.Animator.add)  # also the last thing in the loop
+    vars(d2l)["Timer"] = timer
+    began = time.perf_counter()
+    d2l.train_ch6(net, train_iter, test_iter, epochs, recipe["learning_rate"], d2l.try_gpu())
     return {
-        **told,
-        "images_per_second": told["images"] / told["seconds"],
-        "process_seconds": seconds,
-        "peak_pss_mib": peak_pss / 2**20,
-        "peak_rss_mib": peak_rss / 2**20,
+        "seconds": time.perf_counter() - began,
+        "train_seconds": clock["loop ended"] - clock["loop began"] - clock["not training"],
+        "images": epochs * len(train_iter.dataset),
     }
+
+
+def ensure_installed() -> None:
+    """For other scripts: d2l and its data are there."""
+    call({"side": "prepare", "networks": [], "tiny": False}, __file__)
+
+
+def measure(side: str, network: str, epochs: int) -> Task:
+    """For other scripts: one run of a side by the network's recipe as it is, on all images."""
+    from cnnlab.recipes import RECIPES
+
+    recipe = RECIPES[NETWORKS[network][0]].changed(epochs=epochs).to_dict()
+    return call({"side": side, "recipe": recipe, "threads": None, "images": 0, "watched": 0}, __file__)
 
 
 def main() -> None:
+    children = {"prepare": child_prepare, "d2l": child_d2l, "cnnlab": child_cnnlab, "cnnlab-auto": child_cnnlab}
+    if answered(children):
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=["lenet-bn", "lenet"], choices=sorted(RECIPES))
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--child", choices=("install", "d2l", "cnnlab"), help=argparse.SUPPRESS)
-    parser.add_argument("--answer", help=argparse.SUPPRESS)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, metavar="NETWORK", help=", ".join(NETWORKS))
+    parser.add_argument("--pairs", type=int, default=3, help="runs of each side")
+    parser.add_argument("--epochs", type=int, default=2, help="of the networks that train on all images; others: 1")
+    parser.add_argument("--images", type=int, help="training images, 0: all; unsaid: by the network; 5 batches or more")
+    parser.add_argument("--tiny", action="store_true", help="does all of it work? lenet-bn, one pair, nothing fetched")
+    parser.add_argument("--out", type=Path, help="folder of the result in place of benchmarks/results")
     args = parser.parse_args()
-    if args.child == "install":
-        install()
-        return
-    if args.child:
-        run = child_d2l if args.child == "d2l" else child_cnnlab
-        Path(args.answer).write_text(json.dumps(run(args.networks[0], args.epochs)))
-        return
+    if args.tiny:
+        args.networks, args.pairs, args.images = args.networks or ["lenet-bn"], 1, 1280
+    networks = args.networks or list(NETWORKS)
 
-    subprocess.run([sys.executable, __file__, "--child", "install"], check=True)
+    ready = call({"side": "prepare", "networks": networks, "tiny": args.tiny})
+    if "skipped" in ready:
+        print(f"skipped: {ready['skipped']}")
+        return
+    peaks, setups = ready["peaks"], ready["setups"]
+    print("peak:", ", ".join(f"{kind} {value / 1e9:,.0f} GFLOP/s" for kind, value in peaks.items()), flush=True)
     figures = {}
-    for network in args.networks:
-        pairs = []
+    for network in networks:
+        images = NETWORKS[network][1] if args.images is None else args.images
+        watched, epochs = (WATCHED, 1) if images else (0, args.epochs)
+        setup = setups[network]
+        pairs: list[Task] = []
         for number in range(args.pairs):
-            pair: dict[str, Any] = {side: measure(side, network, args.epochs) for side in ("d2l", "cnnlab")}
-            pair["ratio"] = pair["cnnlab"]["images_per_second"] / pair["d2l"]["images_per_second"]
+            tasks = []
+            for side in ("d2l", "cnnlab", "cnnlab-auto"):
+                ours = setup.get(side, setup["cnnlab"])
+                recipe = {**ours["recipe"], "epochs": epochs}
+                tasks.append(
+                    {"side": side, "recipe": recipe, "threads": ours["threads"], "images": images, "watched": watched}
+                )
+            pair = call_each(tasks, together=args.tiny)
             pairs.append(pair)
-            print(
-                f"{network} pair {number + 1}: d2l {pair['d2l']['images_per_second']:,.0f} images/s "
-                f"{pair['d2l']['peak_pss_mib']:,.0f} MiB, cnnlab {pair['cnnlab']['images_per_second']:,.0f} images/s "
-                f"{pair['cnnlab']['peak_pss_mib']:,.0f} MiB, ratio {pair['ratio']:.2f}",
-                flush=True,
+            runs = (
+                f"{side} {run['images_per_second']:,.1f} images/s in {run['process_seconds']:.0f} s, "
+                f"{run['peak_pss_mib']:,.0f} MiB"
+                for side, run in pair.items()
             )
-        ratios = sorted(p["ratio"] for p in pairs)
-        memory = {
-            kind: {side: median(p[side][kind] for p in pairs) for side in ("d2l", "cnnlab")}
-            for kind in ("peak_pss_mib", "peak_rss_mib")
-        }
+            print(f"{network} pair {number + 1}: {'; '.join(runs)}", flush=True)
+        recipe = setup["cnnlab"]["recipe"]
+        found = summary(pairs, "d2l", setup, peaks)
         figures[network] = {
-            "speed_ratio": {"median": median(ratios), "min": ratios[0], "max": ratios[-1]},
-            "process_ratio_median": median(p["d2l"]["process_seconds"] / p["cnnlab"]["process_seconds"] for p in pairs),
-            **memory,
+            "recipe": NETWORKS[network][0],
+            **{key: recipe[key] for key in ("batch_size", "image_size", "learning_rate")},
+            "images": images or 60_000,
+            "limited": bool(images),
+            "epochs": epochs,
+            "plans": {side: ours["plan"] for side, ours in setup.items()},
+            **found,
             "pairs": pairs,
         }
-        print(
-            f"{network}: cnnlab is {median(ratios):.2f} times as fast as d2l (median of {args.pairs} pairs, "
-            f"{ratios[0]:.2f} to {ratios[-1]:.2f}), wall-clock with data; peak memory of the process tree "
-            f"{memory['peak_pss_mib']['cnnlab']:,.0f} MiB against {memory['peak_pss_mib']['d2l']:,.0f} MiB (PSS)",
-            flush=True,
-        )
-    from _common import write_result
-
-    print(write_result("vs-d2l", "auto", {"peer": D2L, "epochs": args.epochs, "n": args.pairs, "networks": figures}))
+        print(told(network, found, setup, args.pairs), flush=True)
+    shared = {"peer": D2L, "epochs": args.epochs, "n": args.pairs, "operations_per_second_at_most": peaks}
+    print(write_result("vs-d2l", "auto", {**shared, "networks": figures}, args.out))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,376 @@
+"""The usual ways to train a network on images, against ours: the same network, images and augmentation, in turn.
+
+    python benchmarks/vs_reference.py [--networks resnet18-cifar ...] [--pairs 3] [--images N] [--workers N] [--tiny]
+
+Fashion-MNIST at 28 and at 96 pixels, on a limited number of training images; the networks are ours on all sides. All
+crop at random (0.64 to 1 of the area, square), resize to the network's size, mirror, normalise, and update by SGD with
+momentum 0.9 and decay 5e-4 in batches of 128. Each run is a process of its own, one of each side in turn:
+
+    torchvision         what torchvision's reference scripts for classification do, in our own writing: a DataLoader
+                        with worker processes, torchvision.transforms on each image as PIL, a plain loop
+    torchvision-tuned   the same with memory in channels_last and, where the processor has units for it, autocast to
+                        bfloat16: what a user who knows of both would switch on
+    timm                timm.data.create_loader with its prefetcher, timm.optim.create_optimizer_v2, the same loop
+    fastai              a fastai Learner on Datasets: crop and resize by worker processes, mirror and normalise by batch
+                        (its SGD has no Nesterov momentum)
+    cnnlab              `cnnlab.train` in float32
+    cnnlab-auto         the same with precision=auto
+
+timm is one of this project's extras; fastai is installed without its pins into .peers/fastai, which git ignores; a side
+that cannot be installed is left out and named in the result (`left_out`). Workers: as many as there are cores, unless
+--workers says otherwise.
+
+What is timed is the training with its data, wall-clock, without evaluation (`train_seconds`; ours: of the run's rows).
+`seconds` is that and one evaluation on 256 test images; ours also saves weights, checkpoint, metrics, events and the
+curve. Ratios are a peer's time over ours. How our side computes is what it would choose for ten epochs of 60,000
+images, found outside every clock, as in vs_d2l.py. This parent process does not import torch before it has measured.
+
+Writes benchmarks/results/vs-reference_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB_DATA) and psutil.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from _common import (
+    PEERS,
+    Task,
+    answered,
+    call,
+    call_each,
+    child_cnnlab,
+    matrix_peak,
+    present,
+    settle,
+    summary,
+    told,
+    write_result,
+)
+
+FASTAI = ["fastai==2.8.12", "fastcore==2.2.39", "fastdownload==0.0.8", "fastprogress==1.0.3", "fasttransform==0.0.5"]
+FASTAI_NEEDS = ["plum-dispatch<2.10", "cloudpickle", "pandas", "requests", "pyyaml"]
+# Of each: pixels a side, and the images it trains on.
+NETWORKS = {"resnet18-small": (28, 12_800), "resnet18-cifar": (28, 1280), "resnet18-manual": (96, 1280)}
+WATCHED = 256
+BATCH, RATE, MOMENTUM, DECAY = 128, 0.05, 0.9, 5e-4
+AREA = (0.64, 1.0)
+
+
+def our_recipe(network: str, epochs: int) -> Task:
+    from cnnlab.recipe import Recipe
+
+    return Recipe(
+        name="vs-reference", data="fashion-mnist", model=network, epochs=epochs, batch_size=BATCH, learning_rate=RATE,
+        momentum=MOMENTUM, nesterov=True, weight_decay=DECAY, image_size=NETWORKS[network][0], crop_scale=AREA[0],
+        flip=True, val_fraction=0.0, watch="test",
+    ).to_dict()  # fmt: skip
+
+
+def child_prepare(task: Task) -> Task:
+    """See which peers there are, bring the others; measure the machine, and how ours shall compute."""
+    left_out = {}
+    if find_spec("timm") is None:
+        left_out["timm"] = "not installed; it is in the extra cnnlab[timm]"
+    target = PEERS / "fastai"
+    if not (target / "fastai").exists():
+        left_out["fastai"] = "not installed in .peers"
+        if not task["tiny"]:
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(target)]
+            with contextlib.suppress(subprocess.SubprocessError):
+                subprocess.run([*pip, "--no-deps", *FASTAI], check=True, timeout=300)
+                subprocess.run([*pip, *FASTAI_NEEDS], check=True, timeout=300)
+                del left_out["fastai"]
+    if task["tiny"] and not present():
+        return {"skipped": "Fashion-MNIST is not here"}
+    from cnnlab.data import load_images
+
+    load_images("fashion-mnist", "train")  # downloads what is missing, checks the rest
+    setups = {}
+    for network in task["networks"]:
+        recipe, count = our_recipe(network, 1 if task["tiny"] else 10), 1000 if task["tiny"] else 60_000
+        setups[network] = {
+            side: settle({**recipe, "precision": precision}, count, NETWORKS[network][0])
+            for side, precision in (("cnnlab", "float32"), ("cnnlab-auto", "auto"))
+        }
+    return {"left_out": left_out, "peaks": matrix_peak(1024 if task["tiny"] else 4096), "setups": setups}
+
+
+class Images:
+    """Fashion-MNIST as torchvision's data set gives it: a PIL image, transformed, and its label."""
+
+    def __init__(self, split: str, count: int, transform: Any = None) -> None:
+        from cnnlab.data import load_images
+
+        found = load_images("fashion-mnist", split)
+        assert found is not None
+        self.pixels, self.labels = found.images[:count, 0].numpy(), found.labels[:count].tolist()
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        from PIL import Image
+
+        image = Image.fromarray(self.pixels[index])
+        return (self.transform(image) if self.transform else image), self.labels[index]
+
+
+def moments() -> tuple[tuple[float], tuple[float]]:
+    return (0.2860,), (0.3530,)  # of Fashion-MNIST's training images
+
+
+def usual_loop(
+    task: Task, train_loader: Iterable[Any], test_loader: Iterable[Any], network: Any, optimizer: Any, tuned: bool
+) -> Task:
+    """A plain loop: the loss and the accuracy of each step are kept, as the reference scripts' meters do."""
+    import torch
+    import torch.nn.functional as F
+
+    from cnnlab.device import has_bfloat16, pick_device
+
+    device = pick_device("auto")
+    layout = torch.channels_last if tuned else torch.contiguous_format
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=tuned and has_bfloat16(device))
+    evaluating = images = 0.0
+    loss_sum = hits = 0.0
+    began = time.perf_counter()
+    for _ in range(task["epochs"]):
+        network.train()
+        loss_sum = hits = images = 0.0
+        for x, y in train_loader:
+            x, y = x.to(device, memory_format=layout), y.to(device)
+            with autocast():
+                output = network(x)
+                loss = F.cross_entropy(output, y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss_sum += loss.item() * len(y)
+            hits += (output.argmax(1) == y).sum().item()
+            images += len(y)
+        trained = time.perf_counter()
+        network.eval()
+        right = seen = 0
+        with torch.inference_mode(), autocast():
+            for x, y in test_loader:
+                output = network(x.to(device, memory_format=layout))
+                right, seen = right + int((output.argmax(1) == y.to(device)).sum()), seen + len(y)
+        evaluating += time.perf_counter() - trained
+    seconds = time.perf_counter() - began
+    return {
+        "seconds": seconds,
+        "train_seconds": seconds - evaluating,
+        "images": int(images) * task["epochs"],
+        "loss": loss_sum / images,
+        "train_acc": hits / images,
+        "test_acc": right / seen,
+        "precision": "bfloat16" if tuned and has_bfloat16(device) else "float32",
+    }
+
+
+def build(task: Task, tuned: bool = False) -> Any:
+    import torch
+
+    from cnnlab.device import pick_device
+    from cnnlab.models import build_model
+
+    torch.manual_seed(0)
+    network = build_model(task["network"], num_classes=10, in_channels=1, image_size=task["size"])
+    return network.to(pick_device("auto")).to(memory_format=torch.channels_last if tuned else torch.contiguous_format)
+
+
+def child_torchvision(task: Task) -> Task:
+    import torch
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+
+    tuned, size = task["side"] == "torchvision-tuned", task["size"]
+    last = [transforms.ToTensor(), transforms.Normalize(*moments())]
+    crop = [transforms.RandomResizedCrop(size, AREA, (1.0, 1.0)), transforms.RandomHorizontalFlip()]
+    train_loader, test_loader = (
+        DataLoader[Any](
+            Images(split, count, transforms.Compose([*first, *last])),  # type: ignore[arg-type]
+            BATCH,
+            shuffle=split == "train",
+            num_workers=task["workers"],
+            pin_memory=torch.cuda.is_available(),
+        )
+        for split, count, first in (
+            ("train", task["images"], crop),
+            ("test", task["watched"], [transforms.Resize(size)]),
+        )
+    )
+    network = build(task, tuned)
+    optimizer = torch.optim.SGD(network.parameters(), RATE, MOMENTUM, weight_decay=DECAY, nesterov=True)
+    return usual_loop(task, train_loader, test_loader, network, optimizer, tuned)
+
+
+def child_timm(task: Task) -> Task:
+    from cnnlab.device import pick_device
+
+    data, optim = import_module("timm.data"), import_module("timm.optim")
+    mean, std = moments()
+    train_loader, test_loader = (
+        data.create_loader(
+            Images(split, count), (1, task["size"], task["size"]), BATCH, is_training=split == "train", scale=AREA,
+            ratio=(1.0, 1.0), color_jitter=None, interpolation="bilinear", crop_pct=1.0, mean=mean, std=std,
+            num_workers=task["workers"], persistent_workers=task["workers"] > 0, device=pick_device("auto"),
+        )
+        for split, count in (("train", task["images"]), ("test", task["watched"]))
+    )  # fmt: skip
+    network = build(task)
+    optimizer = optim.create_optimizer_v2(network, opt="sgd", lr=RATE, momentum=MOMENTUM, weight_decay=DECAY)
+    return usual_loop(task, train_loader, test_loader, network, optimizer, tuned=False)
+
+
+def child_fastai(task: Task) -> Task:
+    sys.path.append(str(PEERS / "fastai"))  # behind ours: torch and numpy are the same for all
+    data, core = import_module("fastai.data.core"), import_module("fastai.vision.core")
+    transforms, augment = import_module("fastai.data.transforms"), import_module("fastai.vision.augment")
+    learner, torch_core = import_module("fastai.learner"), import_module("fastai.torch_core")
+    optimizer, metrics = import_module("fastai.optimizer"), import_module("fastai.metrics")
+    losses, callback = import_module("fastai.losses"), import_module("fastai.callback.core")
+
+    train, test = Images("train", task["images"]), Images("test", task["watched"])
+    count = len(train)
+
+    def image(index: int) -> Any:
+        return core.PILImageBW(train[index][0] if index < count else test[index - count][0])
+
+    def label(index: int) -> Any:
+        return torch_core.TensorCategory(train.labels[index] if index < count else test.labels[index - count])
+
+    everything = range(count + len(test))
+    sets = data.Datasets(everything, [[image], [label]], splits=[everything[:count], everything[count:]])
+    loaders = sets.dataloaders(
+        bs=BATCH,
+        drop_last=False,
+        num_workers=task["workers"],
+        after_item=[
+            augment.RandomResizedCrop(task["size"], min_scale=AREA[0], ratio=(1.0, 1.0)),
+            transforms.ToTensor(),
+        ],
+        after_batch=[
+            transforms.IntToFloatTensor(),
+            augment.Flip(),
+            transforms.Normalize.from_stats(*moments(), cuda=False),
+        ],
+    )
+    clock = {"began": 0.0, "training": 0.0}
+
+    class Clock(callback.Callback):  # type: ignore[name-defined, misc]
+        def before_train(self) -> None:
+            clock["began"] = time.perf_counter()
+
+        def after_train(self) -> None:
+            clock["training"] += time.perf_counter() - clock["began"]
+
+    learn = learner.Learner(
+        loaders,
+        build(task),
+        loss_func=losses.CrossEntropyLossFlat(),
+        opt_func=partial(optimizer.SGD, mom=MOMENTUM),
+        metrics=metrics.accuracy,
+        wd=DECAY,
+        moms=(MOMENTUM,) * 3,
+        cbs=Clock(),
+    )
+    began = time.perf_counter()
+    with learn.no_logging():  # no bar: the module that would draw it is not imported
+        learn.fit(task["epochs"], RATE)
+    loss, _, test_acc = learn.recorder.values[-1]
+    return {
+        "seconds": time.perf_counter() - began,
+        "train_seconds": clock["training"],
+        "images": count * task["epochs"],
+        "loss": loss,
+        "test_acc": test_acc,
+    }
+
+
+CHILDREN = {
+    "prepare": child_prepare,
+    "torchvision": child_torchvision,
+    "torchvision-tuned": child_torchvision,
+    "timm": child_timm,
+    "fastai": child_fastai,
+    "cnnlab": child_cnnlab,
+    "cnnlab-auto": child_cnnlab,
+}
+
+
+def main() -> None:
+    if answered(CHILDREN):
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, metavar="NETWORK", help=", ".join(NETWORKS))
+    parser.add_argument("--pairs", type=int, default=3, help="runs of each side")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--images", type=int, help="training images; unsaid: by the network")
+    parser.add_argument("--workers", type=int, help="processes of the peers' loaders; unsaid: one for each core")
+    parser.add_argument("--tiny", action="store_true", help="does all of it work? One network and run, nothing fetched")
+    parser.add_argument("--out", type=Path, help="folder of the result in place of benchmarks/results")
+    args = parser.parse_args()
+    if args.tiny:
+        args.networks, args.pairs, args.images = args.networks or ["resnet18-small"], 1, 256
+    networks = args.networks or list(NETWORKS)
+
+    ready = call({"side": "prepare", "networks": networks, "tiny": args.tiny})
+    if "skipped" in ready:
+        print(f"skipped: {ready['skipped']}")
+        return
+    peaks, setups, left_out = ready["peaks"], ready["setups"], ready["left_out"]
+    for side, why in left_out.items():
+        print(f"{side} is left out: {why}", flush=True)
+    print("peak:", ", ".join(f"{kind} {value / 1e9:,.0f} GFLOP/s" for kind, value in peaks.items()), flush=True)
+    figures = {}
+    for network in networks:
+        size, images = NETWORKS[network][0], args.images or NETWORKS[network][1]
+        setup = setups[network]
+        workers = setup["cnnlab"]["threads"] if args.workers is None else args.workers
+        shared = {"network": network, "size": size, "images": images, "watched": WATCHED, "epochs": args.epochs}
+        peers = [s for s in CHILDREN if s not in ("prepare", "cnnlab", "cnnlab-auto") and s not in left_out]
+        rounds: list[Task] = []
+        for number in range(args.pairs):
+            tasks = []
+            for side in (*peers, "cnnlab", "cnnlab-auto"):
+                ours = setup.get(side, setup["cnnlab"])
+                recipe = {**ours["recipe"], "epochs": args.epochs}
+                tasks.append({**shared, "side": side, "workers": workers, "recipe": recipe, "threads": ours["threads"]})
+            runs = call_each(tasks, together=args.tiny)
+            rounds.append(runs)
+            lines = (
+                f"{side} {run['images_per_second']:,.1f} images/s in {run['process_seconds']:.0f} s, "
+                f"{run['peak_pss_mib']:,.0f} MiB"
+                for side, run in runs.items()
+            )
+            print(f"{network} round {number + 1}: {'; '.join(lines)}", flush=True)
+        against = {}
+        for peer in peers:
+            pairs = [{side: runs[side] for side in (peer, "cnnlab", "cnnlab-auto")} for runs in rounds]
+            against[peer] = summary(pairs, peer, setup, peaks)
+            print(told(f"{network} against {peer}", against[peer], setup, args.pairs), flush=True)
+        figures[network] = {
+            **{key: value for key, value in shared.items() if key != "network"},
+            "workers": workers,
+            "plans": {side: ours["plan"] for side, ours in setup.items()},
+            "against": against,
+            "rounds": rounds,
+        }
+    top = {"n": args.pairs, "epochs": args.epochs, "left_out": left_out, "operations_per_second_at_most": peaks}
+    print(write_result("vs-reference", "auto", {**top, "networks": figures}, args.out))
+
+
+if __name__ == "__main__":
+    main()

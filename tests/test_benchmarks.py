@@ -1,0 +1,60 @@
+"""The benchmark scripts still run: each in its smallest form, on the processor, its result in a folder of the test's."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+# Script, and what its result must have.
+TINY = [
+    ("vs_d2l.py", ("peer", "n", "epochs", "networks")),
+    ("vs_reference.py", ("n", "left_out", "networks")),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "keys"), TINY)
+def test_runs_in_small_and_writes_its_result(
+    script: str, keys: tuple[str, ...], fashion_folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("psutil")
+    kept = sorted((BENCHMARKS / "results").iterdir())
+    out = tmp_path / "results"
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), "--tiny", "--out", str(out)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "CNNLAB_DATA": str(fashion_folder), "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    if done.stdout.startswith("skipped: "):
+        pytest.skip(done.stdout.strip())
+    (file,) = out.glob("*.json")
+    result = json.loads(file.read_text())
+    assert {"benchmark", "command", "environment", *keys} <= result.keys()
+    assert sorted((BENCHMARKS / "results").iterdir()) == kept
+
+
+def test_the_page_of_results_finds_what_it_reads_in_a_result_of_vs_d2l(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from _common import summary
+
+    run = {"images": 10, "seconds": 2.0, "train_seconds": 1.0, "process_seconds": 3.0, "images_per_second": 10.0,
+           "peak_pss_mib": 5.0, "peak_rss_mib": 6.0}  # fmt: skip
+    slow = {**run, "train_seconds": 4.0, "seconds": 6.0, "process_seconds": 6.0, "images_per_second": 2.5}
+    setup = {side: {"plan": {"dtype": kind}, "operations": 100.0}
+             for side, kind in (("cnnlab", "float32"), ("cnnlab-auto", "bfloat16"))}  # fmt: skip
+    pairs = [{"d2l": slow, "cnnlab": run, "cnnlab-auto": run}] * 3
+    found = summary(pairs, "d2l", setup, {"float32": 1e4, "bfloat16": 2e4})
+    assert found["speed_ratio"] == {"median": 4.0, "min": 4.0, "max": 4.0}
+    assert found["whole_ratio"]["median"] == pytest.approx(3.0)
+    assert found["process_ratio_median"] == 2.0
+    assert found["peak_pss_mib"] == {"d2l": 5.0, "cnnlab": 5.0, "cnnlab-auto": 5.0}
+    assert found["share_of_peak"] == {"d2l": 0.025, "cnnlab": 0.1, "cnnlab-auto": 0.05}
