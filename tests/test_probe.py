@@ -407,33 +407,3 @@ def test_seeds_have_one_plan_also_without_a_cache(
     monkeypatch.setattr(training, "environment", and_now_the_other_is_faster)
     path = train_seeds(quick.changed(epochs=4, batch_size=8, limit=256), 2, threads=1).path
     assert [first_session(path / f"seed-{s}")["memory_format"] for s in (0, 1)] == ["channels_last"] * 2
-
-
-@pytest.mark.slow
-def test_a_compiled_run_has_the_same_losses_and_resumes_to_the_same_bits(
-    quick: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not probe._compiler(CPU):
-        pytest.skip("there is no C++ compiler on this system")
-    recipe = quick.changed(model="lenet", epochs=2, batch_size=256, compile="default", memory_format="contiguous")
-    plain = train(recipe.changed(compile="off"), name="plain", threads=1).run
-    whole = train(recipe, name="whole", threads=1).run
-    assert first_session(whole.path)["compile"] == "default"
-    for a, b in zip(plain.metrics(), whole.metrics(), strict=True):
-        # The compiler fuses and reorders sums: rounding only, which ten steps hardly grow.
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-        assert a["val_loss"] == pytest.approx(b["val_loss"], rel=1e-4)
-    real, calls = training.save_checkpoint, []
-
-    def stop(*args: Any) -> None:
-        real(*args)
-        calls.append(1)
-        if len(calls) == 2:  # the first is before the first epoch
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "save_checkpoint", stop)
-        with pytest.raises(TrainingInterrupted):
-            train(recipe, name="stopped", threads=1)
-    path = resume("runs/stopped", threads=1).run.path
-    assert (whole.path / "last.safetensors").read_bytes() == (path / "last.safetensors").read_bytes()
