@@ -47,6 +47,8 @@ from typing import Any
 
 from _common import (
     PEERS as PEERS,  # also for scripts that take it from here
+)
+from _common import (
     Task,
     answered,
     call,
