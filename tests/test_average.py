@@ -280,6 +280,23 @@ def test_a_run_sees_images_of_each_size(shapes: Path, monkeypatch: pytest.Monkey
     assert math.isfinite(result.summary["loss"])
 
 
+def test_one_shape_is_compiled(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Compiled(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(tuple(x.shape))
+            return self.model(x)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(training, "compiled", lambda model, mode: Compiled(model))
+    train(small(shapes, batch_size=12), threads=1)  # 32 images: two batches of 12 and one of 8, sizes 12, 16 and 20
+    assert seen == [(12, 3, 20, 20)] * 2
+
+
 @pytest.mark.parametrize("model", ["lenet", "lenet-bn", "vgg11-small"])
 def test_a_network_of_one_size_is_refused_before_anything_begins(model: str, shapes: Path, cnnlab: Command) -> None:
     line = one_line_error(

@@ -319,8 +319,9 @@ def _epochs(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step, steps)
             compute.start()
-            # Each other shape would be compiled anew; an epoch has at most one such batch.
-            now = forward if len(y) == recipe.batch_size else model
+            # Each other shape would be compiled anew: a last batch, and images that are still growing.
+            usual = len(y) == recipe.batch_size and size == session.preprocessing.image_size
+            now = forward if usual else model
             loss, hits = train_step(now, optimizer, x, y, recipe.label_smoothing, plan.precision)
             if average is not None:
                 average.after_step(step)
