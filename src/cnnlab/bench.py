@@ -1,7 +1,7 @@
 """This machine measured: speed of the real training step of each network, beside what the machine can do at most.
 
 Speeds are those of `step.train_step` on batches of the real `Loader`: Fashion-MNIST where it is there, else random
-images of the same shape. Nothing is compiled and nothing is kept for later trainings. Time to accuracy is a real
+images of the same shape. Nothing is kept for later trainings. Time to accuracy is a real
 training, into a folder that is thrown away.
 """
 
@@ -38,14 +38,14 @@ from cnnlab.device import (
     reproducible,
     synchronize,
 )
-from cnnlab.errors import CnnlabError, expand, out_of_memory, reason
+from cnnlab.errors import CnnlabError, expand, out_of_memory, reason, unknown
 from cnnlab.experiments import EXPERIMENTS
 from cnnlab.files import write_atomic, write_json
 from cnnlab.models import build_model, usual_size
 from cnnlab.optim import initialize, make_optimizer
 from cnnlab.peak import peak
-from cnnlab.probe import fastest_plan, operations
-from cnnlab.recipe import Recipe
+from cnnlab.probe import check_compile, compiled, fastest_plan, operations
+from cnnlab.recipe import COMPILE_MODES, Recipe
 from cnnlab.recipes import RECIPES
 from cnnlab.step import train_step
 
@@ -136,6 +136,7 @@ def bench(
     threads: int | None = None,
     precision: str = "auto",
     memory_format: str = "auto",
+    compile: str = "off",
     seconds: float = 4.0,
     accuracy: bool = True,
     data_dir: str | Path | None = None,
@@ -146,7 +147,8 @@ def bench(
     models: unsaid, the chapter's nine at the manual's batch and image size; any other is measured at its usual size
     and a batch of 128, with the manual's plain SGD. image_size, batch_size: others for all of them; 0: those.
     precision: float32, bfloat16, or auto: float32, and bfloat16 where the device has units for it. memory_format: auto
-    takes the faster one. seconds: of measured steps for each row, two steps at least; its trials may take twice that
+    takes the faster one. compile: off, or a mode of torch.compile; what that takes is not in the speeds (it is in
+    `first_step_seconds`). seconds: of measured steps for each row, two steps at least; its trials may take twice that
     before the last of them begins.
 
     Raises: CnnlabError for bad input. A network that needs more memory than there is becomes a row that says so.
@@ -155,9 +157,12 @@ def bench(
     here = pick_device(device)
     if not 0.05 <= seconds <= 3600:
         raise CnnlabError(f"seconds={seconds:g}: must lie between 0.05 and 3600")
-    changes: dict[str, Any] = {"precision": precision, "memory_format": memory_format, "compile": "off"}
+    if compile not in ("off", *COMPILE_MODES):
+        raise unknown("compile", compile, ("off", *COMPILE_MODES))
+    changes: dict[str, Any] = {"precision": precision, "memory_format": memory_format, "compile": compile}
     recipes = [replace(_recipe(n, image_size, batch_size), **changes) for n in dict.fromkeys(models or _manual())]
     for recipe in recipes:
+        check_compile(recipe, here)
         with torch.device("meta"):  # shapes without memory: a wrong size or name is said before minutes of measuring
             _build(recipe)
     folder = data_folder(data_dir)
@@ -236,10 +241,11 @@ def _row(recipe: Recipe, images: ImageSet, device: torch.device, threads: int | 
     )
     if math.isinf(step):
         return failed
+    plan = replace(plan, compile=recipe.compile)
     memory = PeakMemory(device)
     with reproducible(recipe.seed, plan.threads):
         try:
-            seen, wall, compute = _timed(recipe, plan, images, device, max(2, math.ceil(seconds / step)))
+            seen, wall, compute, first = _timed(recipe, plan, images, device, max(2, math.ceil(seconds / step)))
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -247,9 +253,11 @@ def _row(recipe: Recipe, images: ImageSet, device: torch.device, threads: int | 
     return {
         **row,
         "memory_format": plan.values["memory_format"],
+        "compile": plan.compile,
         "threads": plan.threads,
         "chosen": plan.why,
         "images": seen,
+        "first_step_seconds": first,
         "seconds": wall,
         "compute_seconds": compute,
         "images_per_second": seen / wall,
@@ -258,8 +266,13 @@ def _row(recipe: Recipe, images: ImageSet, device: torch.device, threads: int | 
     }
 
 
-def _timed(recipe: Recipe, plan: Plan, images: ImageSet, device: torch.device, steps: int) -> tuple[int, float, float]:
-    """That many steps of a training, after one of warm-up: (images, seconds with data, seconds of compute only)."""
+def _timed(
+    recipe: Recipe, plan: Plan, images: ImageSet, device: torch.device, steps: int
+) -> tuple[int, float, float, float]:
+    """That many steps of a training, after two of warm-up.
+
+    Returns: images, seconds with data, seconds of compute only, seconds of the first step, compilation included.
+    """
     model = _build(recipe)
     initialize(model, recipe.init)
     model.to(device).to(memory_format=plan.memory_format).train()
@@ -269,17 +282,23 @@ def _timed(recipe: Recipe, plan: Plan, images: ImageSet, device: torch.device, s
     )
     loader = Loader(images, preprocessing, recipe.batch_size, device, memory_format=plan.memory_format)
     batches = itertools.chain.from_iterable(loader.shuffled(recipe.seed, epoch) for epoch in itertools.count())
-    train_step(model, optimizer, *next(batches), precision=plan.precision)
+    forward = compiled(model, plan.compile)
+    began = time.perf_counter()
+    train_step(forward, optimizer, *next(batches), precision=plan.precision)
+    synchronize(device)
+    first = time.perf_counter() - began
+    train_step(forward, optimizer, *next(batches), precision=plan.precision)
     synchronize(device)
     compute, seen = Stopwatch(device), 0
     began = time.perf_counter()
     for x, y in itertools.islice(batches, steps):
         compute.start()
-        train_step(model, optimizer, x, y, precision=plan.precision)
+        # An epoch's last batch may be of another size, for which would be compiled anew.
+        train_step(forward if len(y) == recipe.batch_size else model, optimizer, x, y, precision=plan.precision)
         compute.stop()
         seen += len(y)
     synchronize(device)
-    return seen, time.perf_counter() - began, compute.seconds()
+    return seen, time.perf_counter() - began, compute.seconds(), first
 
 
 def _to_accuracy(

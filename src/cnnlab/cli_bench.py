@@ -25,6 +25,9 @@ def bench(
     precision: Annotated[
         str, typer.Option(help="float32, bfloat16, or auto: both, where there are units for bfloat16.")
     ] = "auto",
+    compile: Annotated[
+        str, typer.Option(help="off, or torch.compile's default, reduce-overhead or max-autotune-no-cudagraphs.")
+    ] = "off",
     seconds: Annotated[float, typer.Option(help="Of measured steps, for each network and precision.")] = 4.0,
     no_accuracy: Annotated[bool, typer.Option("--no-accuracy", help="Leave time to accuracy out.")] = False,
     device: DeviceName = "auto",
@@ -50,7 +53,7 @@ def bench(
         try:
             found = measure(
                 models or (), image_size=image_size, batch_size=batch_size, device=device, threads=threads,
-                precision=precision, seconds=seconds, accuracy=not no_accuracy, data_dir=data_dir, report=display.read,
+                precision=precision, compile=compile, seconds=seconds, accuracy=not no_accuracy, data_dir=data_dir, report=display.read,
             )  # fmt: skip
         finally:
             display.end()

@@ -46,8 +46,9 @@ MEASURE_FROM = {"cpu": 1e12, "mps": 1e13, "cuda": 1e14}
 COMPILE_FROM = {"cpu": 1e15, "cuda": 1e16}
 # A trial may take this share of the run's steps.
 SHARE = 0.05
-# What is not faster by this factor is not worth being different.
+# What is not faster by this factor is not worth being different; what is slower by that one is not tried again.
 GAIN = 1.05
+HOPELESS = 1.3
 
 
 def compiled(model: nn.Module, mode: str) -> nn.Module:
@@ -105,9 +106,13 @@ def plan(
 
     # Each round goes through all candidates, so that a busy moment does not hit one alone.
     found = dict.fromkeys(candidates, float("inf"))
+    left = candidates
     for _ in range(rounds):
-        for candidate in candidates:
+        for candidate in left:
             found[candidate] = min(found[candidate], timed(candidate))
+        left = [c for c in candidates if found[c] < HOPELESS * min(found.values())]
+        if len(left) < 2:
+            break
     best = _best(found)
     if tries_compile:
         for mode in ("default", "reduce-overhead") if device.type == "cuda" else ("default",):
