@@ -19,11 +19,14 @@ from _common import write_result
 
 def main() -> None:
     parser = _speed.parser(__doc__, ["speed/cifar-90", "speed/cifar-94"])
-    parser.add_argument("--store", type=Path, required=True, help="what `cnnlab kaggle prepare` made")
+    parser.add_argument("--store", type=Path, help="what `cnnlab kaggle prepare` made; --tiny takes digits instead")
     args = parser.parse_args()
-    settings = [f"data=store:{args.store.absolute()}", *args.set, *(["limit=500", "epochs=1"] if args.tiny else [])]
+    if args.store is None and not args.tiny:
+        parser.error("--store FOLDER is missing: what `cnnlab kaggle prepare` made (it prints its place)")
+    settings = [f"data=store:{args.store.absolute()}" if args.store else "data=digits", *args.set]
     if args.tiny:
         args.recipes, args.seeds = ["speed/cifar-90"], 1
+        settings += ["limit=500", "epochs=1", "image_size=32"]
     figures: dict[str, Any] = {
         name: _speed.runs(name, args.seeds, settings, "validation", args.views or "shift", args.device)
         for name in args.recipes

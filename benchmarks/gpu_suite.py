@@ -95,12 +95,12 @@ def fashion(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def cifar(args: argparse.Namespace) -> Any:
+    if args.tiny:
+        settings = ["data=digits", "limit=500", "epochs=1", "image_size=32"]
+        return {"speed/cifar-90": race("speed/cifar-90", 1, settings, "validation", "shift", args.device)}
     if args.store is None:
         return "no --store"
     settings = [f"data=store:{args.store.absolute()}", *args.set]
-    if args.tiny:
-        settings += ["limit=500", "epochs=1"]
-        return {"speed/cifar-90": race("speed/cifar-90", 1, settings, "validation", "shift", args.device)}
     names = {"speed/cifar-94": 20, "speed/cifar-96": 3}
     return {name: race(name, n, settings, "validation", "shift", args.device) for name, n in names.items()}
 

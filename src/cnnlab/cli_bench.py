@@ -53,7 +53,8 @@ def bench(
         try:
             found = measure(
                 models or (), image_size=image_size, batch_size=batch_size, device=device, threads=threads,
-                precision=precision, compile=compile, seconds=seconds, accuracy=not no_accuracy, data_dir=data_dir, report=display.read,
+                precision=precision, compile=compile, seconds=seconds, accuracy=not no_accuracy, data_dir=data_dir,
+                report=display.read,
             )  # fmt: skip
         finally:
             display.end()

@@ -101,6 +101,7 @@ class Plan:
         return f"{dtype}, {layout}" + ("" if self.compile == "off" else f", compiled ({self.compile})")
 
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -219,12 +220,30 @@ def exact_float32() -> Iterator[None]:
 
 def low_precision(device: torch.device, precision: torch.dtype) -> torch.autocast:
     """While this holds, convolutions and matrix products compute in `precision`, all else in float32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision != torch.float32)
+    enabled = precision != torch.float32
+    return torch.autocast(device.type, dtype=precision if enabled else torch.bfloat16, enabled=enabled)
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """What came out of `low_precision`, ready for a loss: float32 in place of bfloat16; all else as it is."""
-    return x.float() if x.dtype == torch.bfloat16 else x
+    """What came out of `low_precision`, ready for a loss: float32 in place of 16 bits; all else as it is."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def has_float16(device: torch.device) -> bool:
+    """Is float16 what the device has units for, and not bfloat16? CUDA cards from 2017 to 2020."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 7
+
+
+def loss_scaler(
+    device: torch.device, precision: torch.dtype, state: dict[str, Any] | None = None
+) -> torch.amp.GradScaler | None:
+    """What float16 needs to keep small gradients, in the `state` that its `state_dict` gave; None for the others."""
+    if precision != torch.float16:
+        return None
+    scaler = torch.amp.GradScaler(device.type)
+    if state:
+        scaler.load_state_dict(state)
+    return scaler
 
 
 def synchronize(device: torch.device) -> None:
@@ -430,8 +449,8 @@ def environment(device: torch.device, plan: Plan | int) -> dict[str, Any]:
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         **plan.values,
         "plan": plan.why,
-        "precision": "bfloat16 in convolutions and matrix products, else float32"
-        if plan.precision == torch.bfloat16
+        "precision": f"{plan.values['dtype']} in convolutions and matrix products, else float32"
+        if plan.precision != torch.float32
         else "float32"
         if device.type == "cpu"
         else "float32 with torch's defaults (tf32 in convolutions on CUDA)",

@@ -26,10 +26,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cnnlab.device import (
     FORMATS,
+    PRECISIONS,
     Plan,
     available_cores,
     device_name,
     has_bfloat16,
+    has_float16,
+    loss_scaler,
     physical_cores,
     reproducible,
     synchronize,
@@ -179,10 +182,11 @@ def seconds_per_step(
             optimizer = make_optimizer(model, recipe)
             x = torch.rand(recipe.batch_size, *shape, device=device).to(memory_format=candidate.memory_format)
             y = torch.randint(num_classes, (recipe.batch_size,), device=device)
+            scaler = loss_scaler(device, candidate.precision)
             times: list[float] = []
             for number in range(1000):
                 began = time.perf_counter()
-                train_step(forward, optimizer, x, y, recipe.label_smoothing, candidate.precision)
+                train_step(forward, optimizer, x, y, recipe.label_smoothing, candidate.precision, scaler)
                 synchronize(device)
                 times.append(time.perf_counter() - began)
                 if number >= least and sum(times[1:]) > seconds:
@@ -203,7 +207,7 @@ def _default(recipe: Recipe, threads: int | None) -> Plan:
     """What the recipe and the caller have set; for all else what needs no trial."""
     return Plan(
         threads=threads or available_cores(),
-        precision=torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32,
+        precision=PRECISIONS.get(recipe.precision, torch.float32),
         memory_format=FORMATS.get(recipe.memory_format, torch.contiguous_format),
         compile="off" if recipe.compile == "auto" else recipe.compile,
         why="as the recipe says",
@@ -231,9 +235,11 @@ def _candidates(recipe: Recipe, default: Plan, device: torch.device, threads: in
 
 
 def _first_guess(recipe: Recipe, default: Plan, device: torch.device) -> Plan:
-    """What is likely the fastest, before anything has been measured. bfloat16 only where there are units for it."""
+    """What is likely the fastest, before anything has been measured. 16 bits only where there are units for them."""
     if recipe.precision == "auto" and has_bfloat16(device):
         return replace(default, precision=torch.bfloat16)
+    if recipe.precision == "auto" and has_float16(device):
+        return replace(default, precision=torch.float16)
     return default
 
 
@@ -246,12 +252,11 @@ def _as_before(default: Plan, earlier: dict[str, Any], device: torch.device, thr
 
 def _from_values(default: Plan, values: dict[str, Any]) -> Plan:
     """The plan that `Plan.values` gave; what is missing or makes no sense is the default's."""
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     threads, mode = values.get("threads"), values.get("compile")
     return replace(
         default,
         threads=threads if isinstance(threads, int) and threads >= 1 else default.threads,
-        precision=dtypes.get(str(values.get("dtype")), default.precision),
+        precision=PRECISIONS.get(str(values.get("dtype")), default.precision),
         memory_format=FORMATS.get(str(values.get("memory_format")), default.memory_format),
         compile=mode if mode in ("off", *COMPILE_MODES) else default.compile,
     )

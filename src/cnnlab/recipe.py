@@ -78,8 +78,8 @@ class Recipe:
 
     precision: str = _setting(
         "float32",
-        "auto: bfloat16 where the device has units for it and a short trial finds it faster",
-        choices=("float32", "bfloat16", "auto"),
+        "auto: bfloat16 or float16 where the device has units for it and a short trial finds it faster",
+        choices=("float32", "bfloat16", "float16", "auto"),
     )
     memory_format: str = _setting(
         "auto", "order of the numbers in memory; auto: what a short trial finds faster", choices=("auto", *FORMATS)

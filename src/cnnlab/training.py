@@ -28,6 +28,7 @@ from cnnlab.device import (
     Stopwatch,
     available_cores,
     environment,
+    loss_scaler,
     pick_device,
     reproducible,
     synchronize,
@@ -305,6 +306,7 @@ def _epochs(
         memory_format=plan.memory_format,
     )
     forward = compiled(model, plan.compile)
+    scaler = loss_scaler(device, plan.precision, state.get("scaler"))
     num_classes = len(session.train_set.classes)
     steps = recipe.epochs * len(train_loader)
     display.begin(train_loader, recipe.epochs, len(state["rows"]), recipe.watch, state["rows"])
@@ -322,7 +324,7 @@ def _epochs(
             # Each other shape would be compiled anew: a last batch, and images that are still growing.
             usual = len(y) == recipe.batch_size and size == session.preprocessing.image_size
             now = forward if usual else model
-            loss, hits = train_step(now, optimizer, x, y, recipe.label_smoothing, plan.precision)
+            loss, hits = train_step(now, optimizer, x, y, recipe.label_smoothing, plan.precision, scaler)
             if average is not None:
                 average.after_step(step)
             statistics += torch.stack((loss * len(y), hits))
@@ -353,7 +355,7 @@ def _epochs(
             "examples_per_second": seen / compute_seconds,
         }
         with _Saving(run.path, epoch):
-            after = {**state, "rows": [*state["rows"], row]}
+            after = {**state, "rows": [*state["rows"], row], "scaler": scaler and scaler.state_dict()}
             # Chosen on validation; where only the test set is watched, by the training loss instead.
             # Of equal accuracies, which a small set has often, the lower loss is the better network.
             figure = [row["val_acc"], -row["val_loss"]] if recipe.watch == "validation" else [-row["loss"]]

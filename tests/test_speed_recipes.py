@@ -1,0 +1,101 @@
+"""The recipes for speed: what they promise by construction, and that each of them trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import cnnlab
+from cnnlab import RECIPES, Recipe, train
+from cnnlab.evaluation import logits
+from cnnlab.experiments import EXPERIMENTS
+from cnnlab.models import build_model
+
+SPEED = [name for name in RECIPES if name.startswith(("speed/fashion", "fast/"))]
+NETWORKS = [name for name in EXPERIMENTS if name != "lenet-bn-scratch"]
+
+
+def multiply_adds(recipe: Recipe, images: int) -> float:
+    """Of the forward passes of a whole training, from the layers' own shapes."""
+    size = recipe.image_size or 28
+    counts: list[float] = []
+
+    def count(layer: nn.Module, _: object, out: torch.Tensor) -> None:
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        counts.append(layer.weight[0].numel() * out.numel())
+
+    with torch.device("meta"):
+        model = build_model(recipe.model, image_size=size).eval()
+        for layer in model.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                layer.register_forward_hook(count)
+        model(torch.zeros(1, 1, size, size))
+    return sum(counts) * images * recipe.epochs
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_fast_costs_a_small_fraction_of_the_manuals_multiply_adds(network: str) -> None:
+    fast, manual = RECIPES[f"fast/{network}"], RECIPES[f"manual/{network}"]
+    share = multiply_adds(manual, 60_000) / multiply_adds(fast, 54_000)
+    assert share >= (3 if network.startswith("lenet") else 50)
+
+
+@pytest.mark.parametrize("name", SPEED)
+def test_nothing_is_chosen_on_the_test_set(name: str) -> None:
+    assert RECIPES[name].watch == "validation"
+    assert RECIPES[name].val_fraction == 0.1
+    assert RECIPES[name].split_seed == 0
+
+
+@pytest.mark.parametrize("name", [n for n in SPEED if RECIPES[n].model != "airbench96"])
+def test_each_trains(name: str, fashion_folder: Path) -> None:
+    result = train(RECIPES[name].changed(limit=300, epochs=1, batch_size=100), data_dir=fashion_folder, name="run")
+    assert 0 <= result.summary["val_acc"] <= 1
+    found = cnnlab.evaluate_run("run", split="validation", weights="last", data_dir=fashion_folder, views="flip")
+    assert found.result.count == 300
+    assert found.to_dict()["views"] == "flip"
+
+
+def test_the_fastest_reaches_what_it_is_named_for(fashion_folder: Path) -> None:
+    result = train("speed/fashion-90", data_dir=fashion_folder, name="run")
+    assert result.summary["val_acc"] > 0.90
+
+
+def test_looks_are_averaged_one_by_one() -> None:
+    torch.manual_seed(0)
+    model = build_model("airbench-small", image_size=28).eval()
+    x = torch.rand(3, 1, 28, 28)
+    padded = nn.functional.pad(x, (1, 1, 1, 1), mode="reflect")
+    up, down = padded[:, :, :28, :28], padded[:, :, 2:, 2:]
+    with torch.no_grad():
+        flip = (model(x) + model(x.flip(3))) / 2
+        moved = [(model(y) + model(y.flip(3))) / 2 for y in (up, down)]
+        assert logits(model, x, "none").equal(model(x))
+        torch.testing.assert_close(logits(model, x, "flip"), flip)
+        torch.testing.assert_close(logits(model, x, "shift"), flip / 2 + (moved[0] + moved[1]) / 4)
+
+
+@pytest.mark.parametrize("name", ["alexnet-small", "nin-small", "googlenet-small", "resnet18-small", "vgg11-small"])
+def test_small_networks_are_the_large_ones_with_less_of_everything(name: str) -> None:
+    small, large = (
+        build_model(name),
+        build_model({"vgg11-small": "vgg11-quarter"}.get(name, name.removesuffix("-small"))),
+    )
+
+    def kinds(model: nn.Module) -> list[str]:
+        layers = (m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+        return [type(layer).__name__ for layer in layers]
+
+    assert kinds(small) == kinds(large)
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in large.parameters()) / 3
+
+
+def test_float16_trains_and_goes_on_with_its_scale(quick: Recipe) -> None:
+    recipe = quick.changed(precision="float16")
+    whole = train(recipe, name="whole")
+    assert whole.summary["loss"] == pytest.approx(train(quick, name="plain").summary["loss"], rel=0.1)
+    text = (whole.run.path / "environment.json").read_text()
+    assert '"dtype": "float16"' in text
