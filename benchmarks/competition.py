@@ -23,6 +23,7 @@ from _common import RESULTS, write_result
 def run_summary(path: Path) -> dict[str, Any]:
     """What a run's folder says of itself: figures, epochs, precision, time."""
     summary = json.loads((path / "summary.json").read_text())
+    summary.pop("blake2b", None)  # of the file
     sessions = json.loads((path / "environment.json").read_text())["sessions"]
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     shown = ("epoch", "loss", "train_acc", "val_acc", "seen_acc", "seconds")

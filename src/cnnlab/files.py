@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -10,12 +11,15 @@ from typing import Any
 
 from cnnlab.errors import CnnlabError, reason
 
+_CHECKSUM = "blake2b"
 
-def write_atomic(path: Path, content: bytes | str) -> None:
+
+def write_atomic(path: Path, content: bytes | str, before: Path | None = None) -> None:
     """Write `content` beside `path`, flush it to the disk, then rename it over `path`.
 
     Whoever reads `path` sees the old bytes or the new ones, never a mixture. If anything fails, the old file is
-    still there and the temporary one is gone.
+    still there and the temporary one is gone. before: where the old file goes, in place of what lies there; a process
+    that is killed at that very moment leaves it there, and no `path`.
 
     Raises: OSError as the system gives it (no space, read-only, ...).
     """
@@ -27,11 +31,19 @@ def write_atomic(path: Path, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())  # noqa: PTH101 - mkstemp makes files private; these are results to share
-        os.replace(name, path)  # noqa: PTH105 - Path.replace would want a Path made for the purpose
+        if before is not None and path.exists():
+            os.replace(path, before)  # noqa: PTH105 - Path.replace would want a Path made for the purpose
+        os.replace(name, path)  # noqa: PTH105
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def remove_torn(folder: Path) -> None:
+    """Remove what a killed process left of the files that it was writing. Nobody else may write there meanwhile."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -45,11 +57,34 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CnnlabError(f"cannot read {path}: {reason(error)}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CnnlabError(f"{path} is damaged: not JSON ({reason(error)})") from error
     if not isinstance(value, dict):
         raise CnnlabError(f"{path} is damaged: it should hold a JSON object")
     return value
+
+
+def write_checked(path: Path, value: dict[str, Any]) -> None:
+    """Write `value` as `write_json` does, with a checksum in it."""
+    write_json(path, {**value, _CHECKSUM: digest(value)})
+
+
+def read_checked(path: Path) -> dict[str, Any]:
+    """What `write_checked` wrote, without the checksum; a file from before there was one is taken as it is.
+
+    Raises: CnnlabError, naming the file, where it cannot be read or its checksum is wrong.
+    """
+    value = read_json(path)
+    given = value.pop(_CHECKSUM, None)
+    if given is not None and given != digest(value):
+        raise CnnlabError(f"{path} is damaged: its checksum is wrong; bring it back from a copy")
+    return value
+
+
+def digest(value: Any) -> str:
+    """A hash of what JSON makes of `value`, whatever the order of its keys."""
+    plain = json.dumps(json.loads(json.dumps(value)), sort_keys=True)
+    return hashlib.blake2b(plain.encode(), digest_size=16).hexdigest()
 
 
 def _umask() -> int:

@@ -3,24 +3,29 @@
     recipe.json              what was asked for
     run.json                 what it met: network, classes, split sizes, a hash of the data, preprocessing
     environment.json         versions and hardware of each session
-    metrics.jsonl            one line an epoch
+    metrics.jsonl            one line an epoch, each with a checksum
     tensorboard/             the same as TensorBoard events
-    checkpoint.safetensors   all that the next epoch depends on
+    checkpoint.safetensors   all that the next step depends on; until the run is finished, checkpoint.before.safetensors
+                             is the one that was saved before it
     last.safetensors         weights after the last epoch
     best.safetensors         weights of the best epoch
     curves.png, summary.json written at the end
     evaluations.jsonl        each explicit evaluation, so that looks at the test set are on record
 
-Several seeds of one recipe are a folder with seeds.json, holding one run's folder per seed.
+run.json, environment.json and summary.json hold a checksum of themselves, run.json one of recipe.json, too: what was
+damaged, or changed by hand, is not used. Several seeds of one recipe are a folder with seeds.json, holding one run's
+folder per seed.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +35,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cnnlab.errors import CnnlabError, reason
-from cnnlab.files import read_json, write_atomic, write_json
+from cnnlab.files import digest, read_checked, read_json, write_atomic, write_checked
 from cnnlab.recipe import Recipe, recipe_json
 
 _FORMAT = "cnnlab run 1"
@@ -79,6 +84,9 @@ class Run:
                 raise CnnlabError(
                     f"{self.metrics_file} is damaged: epoch {row['epoch']} has a figure that is no number"
                 )
+        lacking = (self.path / "summary.json").exists() and len(rows) != self.recipe.epochs
+        if lacking or [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
+            raise CnnlabError(f"{self.metrics_file} is damaged: it lacks an epoch, or has one twice")
         return rows
 
     def summary(self) -> dict[str, Any] | None:
@@ -86,7 +94,10 @@ class Run:
         path = self.path / "summary.json"
         if not path.exists():
             return None
-        summary = read_json(path)
+        try:
+            summary = read_checked(path)
+        except CnnlabError as error:
+            raise CnnlabError(f"{error}; or delete it: cnnlab train --resume {self.path} writes it again") from error
         key = self.recipe.key
         figures = [
             "seed",
@@ -109,13 +120,24 @@ class Run:
 
 def create_run(path: Path, recipe: Recipe, info: dict[str, Any]) -> Run:
     """Begin a run in the new, empty folder `path`. Raises: CnnlabError where that cannot be written to."""
+    info = {"format": _FORMAT, **info, "recipes": [digest(recipe.to_dict())]}
     try:
         write_atomic(path / "recipe.json", recipe_json(recipe))
-        write_json(path / "run.json", {"format": _FORMAT, **info})
+        write_checked(path / "run.json", info)
     except OSError as error:
         shutil.rmtree(path, ignore_errors=True)  # it held nothing yet
         raise CnnlabError(f"cannot write into {path}: {reason(error)}; name another folder with --runs-dir") from error
     return Run(path, recipe, info)
+
+
+def change_recipe(run: Run, recipe: Recipe) -> Run:
+    """Let the run go on by another recipe. The caller holds its lock. Raises: OSError."""
+    known = run.info.get("recipes") or [digest(read_json(run.path / "recipe.json"))]
+    info = {**run.info, "recipes": [*known, digest(recipe.to_dict())]}
+    # In this order: whenever this is stopped, the recipe that lies there is a known one.
+    write_checked(run.path / "run.json", info)
+    write_atomic(run.path / "recipe.json", recipe_json(recipe))
+    return Run(run.path, recipe, info)
 
 
 def make_folder(path: Path) -> Path:
@@ -183,7 +205,7 @@ def open_run(name: str | Path, runs_dir: str | Path = "runs") -> Run:
     for name in ("run.json", "recipe.json"):
         if not (path / name).is_file():
             raise CnnlabError(f"{path} is not a run's folder (no {name}); `cnnlab runs` lists those there are")
-    info = read_json(path / "run.json")
+    info = read_checked(path / "run.json")
     if info.get("format") != _FORMAT:
         raise CnnlabError(f"{path / 'run.json'} has format {info.get('format')!r}; this cnnlab reads {_FORMAT!r}")
     _require(path / "run.json", info, ("model", "data", "preprocessing"))
@@ -193,9 +215,16 @@ def open_run(name: str | Path, runs_dir: str | Path = "runs") -> Run:
     _require(path / "run.json", info["model"], ("name", "num_classes", "in_channels", "image_size", "parameters"))
     _require(path / "run.json", info["preprocessing"], ("channels", "native_size", "image_size", "fit", "mean", "std"))
     try:
-        recipe = Recipe.from_dict(read_json(path / "recipe.json"))
+        values = read_json(path / "recipe.json")
+        recipe = Recipe.from_dict(values)
     except (CnnlabError, TypeError) as error:
         raise CnnlabError(f"{path / 'recipe.json'} is damaged: {error}") from error
+    known = info.get("recipes")  # not there in older folders
+    if isinstance(known, list) and digest(values) not in known:
+        raise CnnlabError(
+            f"{path / 'recipe.json'} was damaged, or changed by hand: it is not what the run began with; bring it back "
+            "from a copy, or train a new run"
+        )
     return Run(path, recipe, info)
 
 
@@ -247,14 +276,14 @@ def create_seeds(path: Path, recipe: Recipe, seeds: Sequence[int]) -> None:
     """Make the new, empty folder `path` one of several seeds of a recipe."""
     content = {"format": _SEEDS_FORMAT, "recipe": recipe.to_dict(), "seeds": list(seeds)}
     try:
-        write_json(path / "seeds.json", content)
+        write_checked(path / "seeds.json", content)
     except OSError as error:
         raise CnnlabError(f"cannot write into {path}: {reason(error)}; name another folder with --runs-dir") from error
 
 
 def open_seeds(path: Path) -> tuple[Recipe, list[int]]:
     """The recipe and the seeds of such a folder."""
-    content = read_json(path / "seeds.json")
+    content = read_checked(path / "seeds.json")
     if content.get("format") != _SEEDS_FORMAT:
         raise CnnlabError(f"{path / 'seeds.json'} has format {content.get('format')!r}, not {_SEEDS_FORMAT!r}")
     try:
@@ -278,7 +307,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 def write_metrics(run: Run, rows: list[dict[str, Any]]) -> None:
     """Replace the metrics file as a whole: a line is there once, whatever happened before."""
-    write_atomic(run.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
+    write_atomic(run.metrics_file, "".join(_line(row) for row in rows))
 
 
 def record_evaluation(run: Run, row: dict[str, Any]) -> bool:
@@ -287,9 +316,7 @@ def record_evaluation(run: Run, row: dict[str, Any]) -> bool:
         path = run.path / "evaluations.jsonl"
         torn = path.exists() and not path.read_bytes().endswith(b"\n")
         with path.open("a", encoding="utf-8") as file:
-            file.write(
-                "\n" * torn + json.dumps({"date": datetime.now(UTC).isoformat(timespec="seconds"), **row}) + "\n"
-            )
+            file.write("\n" * torn + _line({"date": datetime.now(UTC).isoformat(timespec="seconds"), **row}))
     except OSError:
         return False
     return True
@@ -298,23 +325,30 @@ def record_evaluation(run: Run, row: dict[str, Any]) -> bool:
 def add_session(run: Run, environment: dict[str, Any]) -> None:
     """Note versions and hardware beside those of the sessions before."""
     path = run.path / "environment.json"
-    write_json(path, {"sessions": [*_sessions(path), environment]})
+    write_checked(path, {"sessions": [*_sessions(path), environment]})
 
 
 @contextmanager
-def locked(run: Run) -> Iterator[None]:
-    """While this holds, no other process may train this run; a crash lets go of it. Reading is always allowed.
+def locked(path: Path) -> Iterator[None]:
+    """While this holds, no other process may train in the run's folder `path`; reading is always allowed.
 
-    Raises: CnnlabError where another process holds it.
+    The system's own lock: it goes with the process, however that ends. Raises: CnnlabError where another holds it.
     """
-    lock = FileLock(run.path / ".lock", timeout=0)
+    file = path / ".lock"
+    lock = FileLock(file, timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
-        raise CnnlabError(f"{run.path} is being trained by another process; wait for it, or stop it") from error
-    except OSError as error:
-        raise CnnlabError(f"cannot write into {run.path}: {reason(error)}") from error
+        holder = ""
+        with suppress(OSError, ValueError):
+            holder = file.read_text(encoding="utf-8").strip()[:200]
+        who = f" ({holder})" if holder.isprintable() and holder else ""
+        raise CnnlabError(f"{path} is being trained by another process{who}; wait for it, or stop it") from error
+    except (OSError, NotImplementedError) as error:
+        raise CnnlabError(f"cannot write into {path}: {reason(error)}") from error
     try:
+        with suppress(OSError):  # it is only for the others' message
+            file.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield
     finally:
         lock.release()
@@ -333,7 +367,7 @@ def first_session(run: Run) -> dict[str, Any]:
 
 
 def _sessions(path: Path) -> list[dict[str, Any]]:
-    sessions = read_json(path).get("sessions") if path.exists() else []
+    sessions = read_checked(path).get("sessions") if path.exists() else []
     if not isinstance(sessions, list) or not all(isinstance(s, dict) for s in sessions):
         raise CnnlabError(f"{path} is damaged: it should hold a list of sessions; remove it to go on without it")
     return sessions
@@ -345,15 +379,28 @@ def _require(path: Path, values: Any, keys: Sequence[str]) -> None:
         raise CnnlabError(f"{path} is damaged: it lacks {', '.join(missing)}")
 
 
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps({**row, "check": digest(row)[:16]}) + "\n"
+
+
+def _row(line: str) -> Any:
+    """What `_line` was given; a line from before there was a checksum is taken as it is. Raises: ValueError."""
+    row = json.loads(line)
+    check = row.pop("check", None) if isinstance(row, dict) else None
+    if check is not None and check != digest(row)[:16]:
+        raise ValueError("the checksum of a line is wrong")
+    return row
+
+
 def _read_lines(path: Path, *, torn_lines: bool = False) -> list[dict[str, Any]]:
     rows = []
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace" if torn_lines else "strict").splitlines():
             try:
-                rows.append(json.loads(line))
-            except ValueError:
+                rows.append(_row(line))
+            except (ValueError, RecursionError) as error:
                 if not torn_lines:
-                    raise
+                    raise ValueError(reason(error)) from error
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
