@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,16 @@ from cnnlab.device import random_state, set_random_state
 from cnnlab.errors import CnnlabError, reason
 from cnnlab.files import write_atomic
 from cnnlab.optim import Average
+from cnnlab.recipe import Recipe
 
 
-def save_weights(path: Path, model: nn.Module) -> None:
-    """Write the model's parameters and buffers."""
-    _write(path, _on_host(model.state_dict()), {})
+class Damaged(CnnlabError):
+    """The file is not as it was written."""
+
+
+def save_weights(path: Path, model: nn.Module, about: dict[str, Any] | None = None) -> None:
+    """Write the model's parameters and buffers, and plain values `about` them."""
+    _write(path, _on_host(model.state_dict()), about or {})
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
@@ -32,6 +40,21 @@ def load_weights(path: Path, model: nn.Module) -> None:
     _fill(path, model, tensors)
 
 
+def about_weights(path: Path) -> dict[str, Any]:
+    """What `save_weights` wrote about them, once the whole file has been checked. Raises: as `load_weights`."""
+    return _read(path)[1]
+
+
+def earlier(path: Path) -> Path:
+    """Where the checkpoint is that was at `path` before the newest was saved."""
+    return path.with_name(f"{path.stem}.before{path.suffix}")
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Is there a checkpoint, or the one before it?"""
+    return path.exists() or earlier(path).exists()
+
+
 def save_checkpoint(
     path: Path,
     model: nn.Module,
@@ -40,7 +63,10 @@ def save_checkpoint(
     progress: dict[str, Any],
     average: Average | None = None,
 ) -> None:
-    """Write all that the next epoch depends on: model, optimiser, average, random states, `progress` (plain values)."""
+    """Write all that the next step depends on: model, optimiser, average, random states, `progress` (plain values).
+
+    The checkpoint that was at `path` is kept as `earlier`.
+    """
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     optimizer_state = optimizer.state_dict()
     plain: dict[str, dict[str, Any]] = {}
@@ -60,7 +86,7 @@ def save_checkpoint(
         "optimizer": {"state": plain, "param_groups": optimizer_state["param_groups"]},
         "random": random_values,
     }
-    _write(path, _on_host(tensors), values)
+    _write(path, _on_host(tensors), values, before=earlier(path))
 
 
 def load_checkpoint(
@@ -69,13 +95,16 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     device: torch.device,
     average: Average | None = None,
+    told: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Put back what `save_checkpoint` wrote, and return its `progress`. Raises: CnnlabError, naming the file."""
-    tensors, values = _read(path)
+    """Put back what `save_checkpoint` wrote, and return its `progress`.
+
+    Where the newest is damaged or gone, the one before it takes its place, and `told` gets a line that says so.
+    Raises: CnnlabError, naming the file, where there is none that is whole.
+    """
+    tensors, values = _newest(path, told)
     if average is not None and not any(name.startswith("average.") for name in tensors):
-        raise CnnlabError(
-            f"{path} holds no averaged weights; set average=none in the run's recipe.json, or train again"
-        )
+        raise CnnlabError(f"{path} holds no averaged weights, which the recipe asks for; train again")
     try:
         _fill(path, model, {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         state = {int(i): dict(v) for i, v in values["optimizer"]["state"].items()}
@@ -101,6 +130,45 @@ def load_checkpoint(
     return progress
 
 
+class Due:
+    """Is it time to save, inside an epoch? After so many steps, or so many seconds, as the recipe says.
+
+    However long a save takes, what is asked for by seconds gets a twentieth of the time at most.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._steps, self._seconds = recipe.save_steps, recipe.save_seconds
+        self._next = time.monotonic() + self._seconds  # a clock that nobody can set
+
+    def __call__(self, step: int) -> bool:
+        """After update number `step` (from 1)?"""
+        return (self._steps > 0 and step % self._steps == 0) or (self._seconds > 0 and time.monotonic() >= self._next)
+
+    def saved(self, seconds: float) -> None:
+        """A save is over, and took that long."""
+        self._next = time.monotonic() + max(self._seconds, 20 * seconds)
+
+
+def _newest(path: Path, told: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `path` holds, or else what `earlier` does."""
+    before = earlier(path)
+    if not before.exists():
+        return _read(path)
+    try:
+        if path.exists():
+            return _read(path)
+        trouble = f"{path} is gone"
+    except Damaged as error:
+        trouble = str(error).partition("; ")[0]
+    try:
+        found = _read(before)
+    except Damaged as error:
+        raise CnnlabError(f"{trouble}, and {error}") from error
+    os.replace(before, path)  # noqa: PTH105 - else the next save would put the damaged one in its place
+    told(f"note: {trouble}; the training goes on from the save before it")
+    return found
+
+
 def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     # safetensors refuses channels_last tensors and shared storage: contiguous copies on the host are neither.
     return {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
@@ -115,8 +183,8 @@ def _checksum(tensors: dict[str, Tensor], values: str) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-    write_atomic(path, safetensors.torch.save(tensors, _metadata(tensors, values)))
+def _write(path: Path, tensors: dict[str, Tensor], values: dict[str, Any], before: Path | None = None) -> None:
+    write_atomic(path, safetensors.torch.save(tensors, _metadata(tensors, values)), before)
 
 
 def _metadata(tensors: dict[str, Tensor], values: dict[str, Any]) -> dict[str, str]:
@@ -133,15 +201,17 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no dict
     except FileNotFoundError as error:
         raise CnnlabError(f"{path} does not exist; is its folder a run that has finished an epoch?") from error
+    except PermissionError as error:
+        raise CnnlabError(f"cannot read {path}: {reason(error)}") from error
     except (OSError, SafetensorError, ValueError) as error:
-        raise CnnlabError(f"{path} is damaged: {reason(error)}; use other weights or train again") from error
+        raise Damaged(f"{path} is damaged: {reason(error)}; use other weights or train again") from error
     try:
         values: dict[str, Any] = json.loads(metadata["cnnlab"])["values"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise CnnlabError(f"{path} is damaged, or not written by cnnlab: its header lacks our entry") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise Damaged(f"{path} is damaged, or not written by cnnlab: its header lacks our entry") from error
     # The whole header is compared, so that no flipped bit in it goes unseen.
     if metadata != _metadata(tensors, values):
-        raise CnnlabError(f"{path} is damaged: its checksum is wrong; use other weights or train again")
+        raise Damaged(f"{path} is damaged: its checksum is wrong; use other weights or train again")
     return tensors, values
 
 

@@ -255,15 +255,15 @@ def synchronize(device: torch.device) -> None:
 
 
 class Stopwatch:
-    """Seconds between `start` and `stop`, summed, without making the host wait for a GPU.
+    """Seconds between `start` and `stop`, added to `seconds`, without making the host wait for a GPU.
 
-    On a GPU the two marks are events in its queue, read when the epoch is over; on the CPU they are the clock.
+    On a GPU the two marks are events in its queue, read when the epoch is over or saved; on the CPU they are the clock.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, seconds: float = 0.0) -> None:
         self._device = device
         self._marks: list[Any] = []
-        self._seconds = 0.0
+        self._seconds = seconds
 
     def start(self) -> None:
         """Begin a span."""

@@ -92,6 +92,11 @@ class Recipe:
     )
     average_decay: float = _setting(0.999, "average: share of the old average that stays, each time", 0, 0.999999)
     average_every: int = _setting(1, "average: updates of the network between two of the average", 1, 100_000)
+    on_nan: str = _setting(
+        "stop", "a loss that is no finite number: stop, or skip its update", choices=("stop", "skip")
+    )
+    save_seconds: float = _setting(60.0, "save inside an epoch too, after so many seconds; 0: do not", 0, 1e9)
+    save_steps: int = _setting(0, "save inside an epoch too, after so many steps; 0: do not", 0, 2**31 - 1)
 
     limit: int = _setting(0, "most images to train on and to watch, the same share of each class; 0: all", 0, 2**31 - 1)
     val_fraction: float = _setting(0.1, "share of the training images held out, the same of each class", 0, 0.9)
@@ -172,7 +177,7 @@ class Recipe:
         for key in changes:
             if key not in SETTINGS:
                 raise unknown("setting", key, SETTINGS)
-        told = [f"{k}={v}" for k, v in changes.items() if k not in ("name", "seed") and getattr(self, k) != v]
+        told = [f"{k}={v}" for k, v in changes.items() if k not in _UNTOLD and getattr(self, k) != v]
         name = changes.pop("name", self.name)
         return replace(self, **changes, name=", ".join([name, *told]))
 
@@ -201,11 +206,14 @@ _EXPECTED: dict[type, str] = {
     str: "expected a text",
 }
 SETTINGS = {f.name: f for f in fields(Recipe)}
+# A change of these makes no other recipe: they change no weight, or, the seed, are told on their own.
+_UNTOLD = {"name", "seed", "save_seconds", "save_steps"}
 # A run's recipe from before these were there trained as their defaults say.
 _NEWER = {
     "limit", "other_learning_rate", "decay", "decay_every", "shift_fill", "alternating_flip", "crop_scale",
     "crop_ratio", "brightness", "contrast", "saturation", "randaugment", "magnitude", "cutout", "mixup", "cutmix",
     "precision", "memory_format", "compile", "average", "average_decay", "average_every", "cooldown", "start_size",
+    "on_nan", "save_seconds", "save_steps",
 }  # fmt: skip
 
 

@@ -125,19 +125,36 @@ class Loader:
         for images, labels, _ in self.feeder(torch.arange(self.count), self._sizes):
             yield self.preprocessing(images).to(memory_format=self._layout), labels
 
-    def shuffled(self, seed: int, epoch: int, size: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def shuffled(self, seed: int, epoch: int, size: int = 0, start: dict[str, Any] | None = None) -> Batches:
         """Each batch of epoch number `epoch`, in random order and augmented.
 
-        size: pixels a side in place of the preprocessing's, made smaller at the very end; 0: those.
-        Where images are mixed, the labels are (B, K) shares of the classes in place of (B,) numbers.
+        size: pixels a side in place of the preprocessing's, made smaller at the very end; 0: those. start: what
+        `Batches.state` gave, to go on from there. Where images are mixed, the labels are (B, K) shares of the classes
+        in place of (B,) numbers.
         """
         # The order is drawn on the host, so it is the same on every device.
         host = torch.Generator().manual_seed(_mix(seed, epoch, 0))
         here = torch.Generator(self.device).manual_seed(_mix(seed, epoch, 1))
         order = torch.randperm(self.count, generator=host)
+        done = 0
+        if start is not None:
+            done = start["done"]
+            host.set_state(_state(start["host"]))
+            if start["kind"] == self.device.type:
+                here.set_state(_state(start["here"]))
+            else:  # another device draws other numbers: from here on its own
+                here.manual_seed(_mix(seed, epoch, 1, done))
+        return Batches(self._made(order, done, seed, epoch, size, host, here), host, here, done)
+
+    def _made(
+        self, order: Tensor, done: int, seed: int, epoch: int, size: int, host: torch.Generator, here: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        sizes = self._sizes[done:]
+        if not sizes:
+            return
         grey, _ = _moments(self.preprocessing.mean, self.preprocessing.std, self.device)
         grey = grey.flatten()  # what a hole is filled with: the mean colour
-        for images, labels, index in self.feeder(order, self._sizes):
+        for images, labels, index in self.feeder(order[sum(self._sizes[:done]) :], sizes):
             x = self.preprocessing.resized(images)
             x = self._augmentation.changes(x, index, epoch, seed, here, grey)
             x, y, other, share = self._augmentation.mixes(x, labels, here, host)
@@ -148,6 +165,33 @@ class Loader:
             if size and size != x.shape[2]:
                 x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
             yield x.to(memory_format=self._layout), y
+
+
+class Batches(Iterator[tuple[Tensor, Tensor]]):
+    """The batches of one epoch, one after the other: images (B, C, H, W) float32, labels. Made by `Loader.shuffled`."""
+
+    def __init__(
+        self, batches: Iterator[tuple[Tensor, Tensor]], host: torch.Generator, here: torch.Generator, done: int
+    ) -> None:
+        self._batches, self._host, self._here, self._done = batches, host, here, done
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        batch = next(self._batches)
+        self._done += 1
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """Where this stands, as plain values: batches given out, and both generators' states.
+
+        The order of the images is no part of it: it is drawn from the seed and the epoch's number.
+        """
+        kind = self._here.device.type
+        host, here = (bytes(g.get_state().tolist()).hex() for g in (self._host, self._here))
+        return {"done": self._done, "kind": kind, "host": host, "here": here}
+
+
+def _state(text: str) -> Tensor:
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
 
 
 @lru_cache(maxsize=8)
