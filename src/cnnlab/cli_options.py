@@ -27,7 +27,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def print_training(call: Callable[[], object], stopped: str = "") -> None:
-    """Call, and print what comes back; where Ctrl-C stopped it, what it says, with exit code 130.
+    """Call, and print what comes back; where Ctrl-C stopped it, what it says, with exit code 130 (SIGTERM: 143).
 
     stopped: how to go on, where that is not by the training's own command.
     """
@@ -36,7 +36,7 @@ def print_training(call: Callable[[], object], stopped: str = "") -> None:
         print(call())
     except TrainingInterrupted as error:
         print(f"{str(error).partition(' Go on with:')[0]} {stopped}" if stopped else error, file=sys.stderr)
-        sys.exit(130)
+        sys.exit(error.code)
     except KeyboardInterrupt:
         print(stopped or "stopped before there was anything to keep", file=sys.stderr)
         sys.exit(130)

@@ -12,7 +12,12 @@ class CnnlabError(Exception):
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C stopped a training. The text says what is saved and how to go on."""
+    """Ctrl-C, or a signal like it, stopped a training. The text says what is saved and how to go on.
+
+    code: what the command exits with.
+    """
+
+    code = 130  # as a shell tells Ctrl-C
 
 
 def reason(error: BaseException) -> str:
