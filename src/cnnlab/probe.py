@@ -198,6 +198,33 @@ def seconds_per_step(
             return float("inf")
 
 
+def fitting_batch_size(
+    recipe: Recipe,
+    build: Callable[[], nn.Module],
+    shape: tuple[int, int, int],
+    num_classes: int,
+    count: int,
+    device: torch.device,
+    threads: int | None = None,
+) -> int:
+    """The recipe's batch size or, where a step needs more memory than there is, the first half of it that fits.
+
+    Tried with the real step on random images, `count` of them at most. Arguments as for `plan`. Raises: CnnlabError
+    where not even two images fit.
+    """
+    plan, size = replace(_default(recipe, threads), compile="off"), recipe.batch_size
+    while True:
+        tried = replace(recipe, batch_size=min(size, count))
+        if seconds_per_step(plan, tried, build, shape, num_classes, device, least=1, seconds=0.0) < float("inf"):
+            return size
+        if size < 4:
+            raise CnnlabError(
+                f"out of memory with batch_size={size} and images of {shape[1]} pixels; set a smaller image_size, or "
+                "take a smaller network"
+            )
+        size //= 2
+
+
 def not_compiled(error: BaseException) -> bool:
     """Did torch.compile fail, rather than the network?"""
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))

@@ -10,6 +10,7 @@ from cnnlab.recipe import KEYS
 from cnnlab.runs import Run
 
 _SEEN = "note: trained on {count} labelled images; `seen acc` is of some of these as they are, no estimate for others"
+_LEFT_OUT = "note: {count} updates were left out, as their loss or a gradient was no finite number"
 _LOOKS = "note: this recipe looks at the test set after each epoch, as the manual does; choose nothing by it"
 
 
@@ -34,6 +35,8 @@ class Result:
             f"{s['images_per_second']:.1f} images/s wall-clock including data; {s['total_seconds']:.1f} s in all, with "
             f"evaluation and saving",
         ]
+        if s.get("left_out"):
+            lines.append(_LEFT_OUT.format(count=s["left_out"]))
         if s["watch"] == "test":
             lines.append(_LOOKS)
         if s["skipped"]:

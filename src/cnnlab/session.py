@@ -30,7 +30,7 @@ from cnnlab.models import build_model
 from cnnlab.models.airbench import Whitening
 from cnnlab.models.external import published_tag
 from cnnlab.optim import size_in_epoch
-from cnnlab.probe import check_compile
+from cnnlab.probe import check_compile, fitting_batch_size
 from cnnlab.probe import plan as make_plan
 from cnnlab.recipe import Recipe
 from cnnlab.runs import Run
@@ -156,6 +156,25 @@ class Session:
             first,
             self.display.message,
         )
+
+    def fitting(self, recipe: Recipe) -> Recipe:
+        """The recipe with a batch size whose steps fit into the memory; says so where it is another."""
+        side = self.preprocessing.image_size
+        size = fitting_batch_size(
+            recipe,
+            lambda: self.build(recipe),
+            (self.preprocessing.channels, side, side),
+            len(self.train_set.classes),
+            len(self.train_set),
+            self.device,
+            self.threads,
+        )
+        if size != recipe.batch_size:
+            self.display.message(
+                f"note: a batch of {recipe.batch_size} does not fit into the memory, one of {size} does; the learning "
+                f"rate is left at {recipe.learning_rate:g}: smaller batches often want a smaller one"
+            )
+        return recipe.changed(batch_size=size)
 
     def whiten(self, model: nn.Module) -> None:
         """Fit a first layer that whitens, if `model` has one, to some of the training images."""

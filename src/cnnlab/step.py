@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,22 +19,38 @@ def train_step(
     label_smoothing: float = 0.0,
     precision: torch.dtype = torch.float32,
     scaler: torch.amp.GradScaler | None = None,
+    careful: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One update: forward, mean cross-entropy, backward, step.
 
     x (B, C, H, W) float; y (B,) int64, or (B, K) shares of the classes where images were mixed -> (mean loss, number
     of hits), both scalars that stay on the device. A mixed image is hit by the class of its larger share. scaler: for
-    float16, whose small gradients would vanish; a step whose scaled gradients overflow is left out.
+    float16, whose small gradients would vanish; a step whose scaled gradients overflow is left out. careful: where the
+    loss or a gradient is no finite number, leave the model as it was and return a loss of nan; to know that, the host
+    waits for the device.
     """
+    kept = [buffer.clone() for buffer in model.buffers()] if careful else []  # running statistics of batch norm
     with low_precision(x.device, precision):
         logits = full_precision(model(x))  # (B, K)
     loss = F.cross_entropy(logits, y, label_smoothing=label_smoothing)
     optimizer.zero_grad()
-    if scaler is None:
+    good = not careful or math.isfinite(loss.item())
+    if good and scaler is None:
         loss.backward()
-        optimizer.step()
-    else:
+        good = not careful or _finite_gradients(model)
+        if good:
+            optimizer.step()
+    elif good and scaler is not None:
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
+    if not good:
+        for buffer, value in zip(model.buffers(), kept, strict=True):
+            buffer.copy_(value)
+        loss = torch.full_like(loss, math.nan)
     return loss.detach(), (logits.detach().argmax(1) == (y if y.ndim == 1 else y.argmax(1))).sum()
+
+
+def _finite_gradients(model: nn.Module) -> bool:
+    norms = torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])
+    return math.isfinite(torch.stack(norms).sum().item())
