@@ -119,7 +119,7 @@ class Bar(Display):
         self._glance = Glance(loader.device)
         self._count, self._epochs, self._key = loader.count, epochs, KEYS[watch]
         self._watched = f"  {self._key} acc {rows[-1][f'{self._key}_acc']:.3f}" if rows else ""
-        self._due, self._epoch_began, self._epoch = 0.0, time.perf_counter(), first_epoch
+        self._due, self._epoch = 0.0, -1
         self._progress = Progress(
             BarColumn(bar_width=None, table_column=Column(ratio=1)),
             _Numbers(),
@@ -139,15 +139,16 @@ class Bar(Display):
         """A few times a second, look at the numbers; between two looks do nothing at all."""
         now = time.perf_counter()
         if epoch != self._epoch:
-            self._epoch, self._epoch_began = epoch, now
-        if now < self._due or self._progress is None:
+            # A resumed epoch does not begin with its first image.
+            self._epoch, self._began, self._before = epoch, now, images
+        if now < self._due or self._progress is None or images == 0:
             return
         self._due = now + _INTERVAL
         self._progress.update(self._task, completed=epoch * self._count + images)
         values = self._glance(statistics, images)
-        elapsed = now - self._epoch_began
+        elapsed = now - self._began
         if values is not None and elapsed > 0:
-            self._show(epoch, values[0], values[1], images / elapsed)
+            self._show(epoch, values[0], values[1], (images - self._before) / elapsed)
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Show the epoch's exact numbers."""

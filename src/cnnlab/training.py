@@ -10,17 +10,25 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import nn
 
 from cnnlab import runs
-from cnnlab.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from cnnlab.checkpoint import (
+    Damaged,
+    Due,
+    about_weights,
+    earlier,
+    has_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    save_weights,
+)
 from cnnlab.data.augment import Augmentation
 from cnnlab.data.loader import Loader
 from cnnlab.device import (
@@ -35,15 +43,17 @@ from cnnlab.device import (
 )
 from cnnlab.errors import CnnlabError, TrainingInterrupted, out_of_memory, reason
 from cnnlab.evaluation import evaluate
-from cnnlab.files import write_atomic, write_json
+from cnnlab.files import remove_torn, write_checked
 from cnnlab.optim import Average, initialize, learning_rate, make_optimizer, shown, size_in_epoch
 from cnnlab.probe import compiled, not_compiled
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import find_recipe
+from cnnlab.record import Events, Saving, save_curves, summary
 from cnnlab.results import Result, SeedsResult
 from cnnlab.runs import Run
 from cnnlab.session import Session
 from cnnlab.step import train_step
+from cnnlab.trouble import Lookout, NotFinite, diverged, no_memory
 
 
 def train(
@@ -55,18 +65,21 @@ def train(
     threads: int | None = None,
     data_dir: str | Path | None = None,
     skip_bad: bool = False,
+    auto_batch: bool = False,
     progress: str = "auto",
 ) -> Result:
     """Train a network by a recipe (or the name of one) into a new folder `runs_dir`/`name`.
 
     device: auto, cpu, cuda or mps; threads: of the CPU, unsaid all cores that are ours; data_dir: where datasets
-    lie; skip_bad: leave damaged images out instead of stopping; progress: auto, bar, lines, notebook or none.
+    lie; skip_bad: leave damaged images out instead of stopping; auto_batch: halve the batch until a step fits into
+    the memory; progress: auto, bar, lines, notebook or none.
 
-    Raises: CnnlabError for anything wrong with the input or the disk, TrainingInterrupted on Ctrl-C; in both cases
-    the finished epochs are kept and `resume` goes on.
+    Raises: CnnlabError for anything wrong with the input or the disk, TrainingInterrupted on Ctrl-C, SIGTERM or
+    SIGHUP; in all cases what is saved is kept and `resume` goes on.
     """
     with Session(device, threads, data_dir, skip_bad, progress) as session:
         recipe = session.begin(find_recipe(recipe) if isinstance(recipe, str) else recipe)
+        recipe = session.fitting(recipe) if auto_batch else recipe
         with session.ctrl_c, _new_folder(Path(runs_dir), name, recipe) as path:
             return _train(session, session.create(path, recipe))
 
@@ -81,6 +94,7 @@ def train_seeds(
     threads: int | None = None,
     data_dir: str | Path | None = None,
     skip_bad: bool = False,
+    auto_batch: bool = False,
     progress: str = "auto",
 ) -> SeedsResult:
     """Train `count` times, from seeds recipe.seed, recipe.seed + 1, ..., into one folder. As `train` otherwise."""
@@ -90,6 +104,7 @@ def train_seeds(
         recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
         replace(recipe, seed=recipe.seed + count - 1)  # is the last one a seed?
         recipe = session.begin(recipe)
+        recipe = session.fitting(recipe) if auto_batch else recipe
         with session.ctrl_c, _new_folder(Path(runs_dir), name, recipe) as path:
             runs.create_seeds(path, recipe, range(recipe.seed, recipe.seed + count))
             return _train_seeds(session, path)
@@ -103,22 +118,28 @@ def resume(
     threads: int | None = None,
     data_dir: str | Path | None = None,
     skip_bad: bool = False,
+    on_nan: str | None = None,
     progress: str = "auto",
 ) -> Result | SeedsResult:
     """Go on with an interrupted run, or with the seeds of a folder of several, to the same weights, bit for bit.
 
-    Device, data folder and skip_bad are those that the run began with, unless others are given. A run that is
-    finished is left as it is. Raises: as `train`; also where the data are no longer the same, or another process
-    trains this run.
+    Device, data folder and skip_bad are those that the run began with, unless others are given. on_nan: from here on
+    stop or skip, in place of the recipe's; the run's recipe says so afterwards. A run that is finished is left as it
+    is. Raises: as `train`; also where the data are no longer the same, or another process trains this run.
     """
     folder = runs.find_folder(path, Path(runs_dir))
     several = (folder / "seeds.json").exists()
+    if several and on_nan is not None:
+        raise CnnlabError(f"{folder} holds several seeds; on_nan is changed for one of its runs: name that")
     if not several:
         run = runs.open_run(folder)
-        summary = run.summary()
-        if summary is not None:
+        found = run.summary()
+        if found is not None:
             print(f"{run.path} is finished: nothing to resume", file=sys.stderr)
-            return Result(run, summary)
+            return Result(run, found)
+        if on_nan is not None and on_nan != run.recipe.on_nan:
+            with runs.locked(run.path), Saving(run.path, len(run.metrics())):
+                run = runs.change_recipe(run, run.recipe.changed(on_nan=on_nan))
     recipe = runs.open_seeds(folder)[0] if several else run.recipe
     begun = (runs.open_run(f) for f in runs.seed_folders(folder) if (f / "run.json").exists())
     first = next(begun, None) if several else run
@@ -157,7 +178,7 @@ def _new_folder(runs_dir: Path, name: str | None, recipe: Recipe) -> Iterator[Pa
 
 def _train(session: Session, run: Run) -> Result:
     """Train a run to its end, from its checkpoint if it has one; no other process may do so meanwhile."""
-    recipe = run.recipe
+    recipe, told = run.recipe, session.display.message
     if run.info["data"]["fingerprint"] != session.fingerprint:
         raise CnnlabError(f"the images of {recipe.data} are not those that {run.path} began with; train a new run")
     first = runs.first_session(run)
@@ -165,26 +186,31 @@ def _train(session: Session, run: Run) -> Result:
     now = environment(session.device, plan)
     for what in ("device_name", "threads", "versions"):
         if first.get(what, now[what]) != now[what]:
-            session.display.message(
+            told(
                 f"note: {run.path} began with {what} {first[what]} and goes on with {now[what]}: the weights may "
                 "differ in their last bits from those of an undisturbed run"
             )
-    with runs.locked(run), reproducible(recipe.seed, plan.threads):
+    with runs.locked(run.path), reproducible(recipe.seed, plan.threads):
         try:
+            begun = has_checkpoint(run.checkpoint)
             # On the host: the same starting weights on every device. A checkpoint has weights of its own.
-            model = session.build(recipe, published=not run.checkpoint.exists())
+            model = session.build(recipe, published=not begun)
             initialize(model, recipe.init)
-            if not run.checkpoint.exists():
+            if not begun:
                 session.whiten(model)
             model.to(session.device).to(memory_format=plan.memory_format)
             optimizer = make_optimizer(model, recipe)
             average = Average(model, recipe) if recipe.average != "none" else None
-            state: dict[str, Any] = {"rows": [], "best": None, "best_epoch": 0}
-            if run.checkpoint.exists() or run.metrics():
-                state = load_checkpoint(run.checkpoint, model, optimizer, session.device, average)
-            with _Saving(run.path, len(state["rows"])):
+            # Rows of the epochs that are saved; best figure so far, and its epoch; what is saved of the epoch after.
+            state: dict[str, Any] = {"rows": [], "best": None, "best_epoch": 0, "part": None}
+            with Saving(run.path, 0):
+                remove_torn(run.path)
+                if begun or run.metrics():
+                    state |= load_checkpoint(run.checkpoint, model, optimizer, session.device, average, told)
+                    _keep_best(session, run, state)
+            with Saving(run.path, len(state["rows"])):
                 runs.add_session(run, now)
-                if not run.checkpoint.exists():
+                if not begun:
                     save_checkpoint(run.checkpoint, model, optimizer, session.device, state, average)
                 runs.write_metrics(run, state["rows"])  # what a killed process wrote beyond its checkpoint is dropped
             return _fit(session, run, plan, model, optimizer, average, state)
@@ -201,43 +227,61 @@ def _train(session: Session, run: Run) -> Result:
                 ) from error
             if not out_of_memory(error):
                 raise
-            raise CnnlabError(
-                f"out of memory with batch_size={recipe.batch_size} and images of {session.preprocessing.image_size} "
-                f"pixels; try --set batch_size={max(1, recipe.batch_size // 2)} or a smaller image_size"
-            ) from error
+            raise no_memory(recipe, session.preprocessing.image_size) from error
+
+
+def _keep_best(session: Session, run: Run, state: dict[str, Any]) -> None:
+    """Make the best figure that of the best weights on the disk: a worse epoch must not replace them.
+
+    A killed process may have saved them beyond its checkpoint.
+    """
+    path = run.path / "best.safetensors"
+    try:
+        about = about_weights(path) if path.exists() or state["best"] is not None else {}
+    except CnnlabError as error:
+        if isinstance(error, Damaged) or not path.exists():
+            left = len(state["rows"]) < run.recipe.epochs
+            instead = "the best of the epochs to come takes its place" if left else "last.safetensors is there"
+            session.display.message(f"note: {str(error).partition('; ')[0]}; {instead}")
+            if left:
+                state.update(best=None, best_epoch=0)
+        return
+    if "figure" in about and (state["best"] is None or about["figure"] > state["best"]):
+        state.update(best=about["figure"], best_epoch=about["epoch"])
 
 
 def _train_seeds(session: Session, path: Path) -> SeedsResult:
     recipe, seeds = runs.open_seeds(path)
     results = []
-    for seed in seeds:
-        folder = path / f"seed-{seed}"
-        try:
-            session.ctrl_c.check()
-            if (folder / "run.json").exists():
-                run = runs.open_run(folder)
-            else:
-                folder.mkdir(exist_ok=True)
-                run = session.create(folder, replace(recipe, seed=seed))
-            summary = run.summary()
-            results.append(Result(run, summary) if summary is not None else _train(session, run))
-        except KeyboardInterrupt:
-            raise TrainingInterrupted(
-                f"stopped at seed {seed}; {len(results)} of {len(seeds)} seeds are finished and kept. Go on with: "
-                f"cnnlab train --resume {path}"
-            ) from None
-    figures = ("loss", "train_acc", f"{recipe.key}_loss", f"{recipe.key}_acc")
-    summary = {
-        "recipe": recipe.name,
-        "watch": recipe.watch,
-        "epoch": "last",
-        "seeds": list(seeds),
-        **{name: runs.spread([r.summary[name] for r in results]) for name in figures},
-        **{n: runs.spread([r.summary[n] for r in results]) for n in ("images_per_second", "examples_per_second")},
-    }
-    with _Saving(path, recipe.epochs):
-        write_json(path / "summary.json", summary)
-    return SeedsResult(path, results, summary)
+    with runs.locked(path):
+        for seed in seeds:
+            folder = path / f"seed-{seed}"
+            try:
+                session.ctrl_c.check()
+                if (folder / "run.json").exists():
+                    run = runs.open_run(folder)
+                else:
+                    folder.mkdir(exist_ok=True)
+                    run = session.create(folder, replace(recipe, seed=seed))
+                found = run.summary()
+                results.append(Result(run, found) if found is not None else _train(session, run))
+            except KeyboardInterrupt:
+                raise TrainingInterrupted(
+                    f"stopped at seed {seed}; {len(results)} of {len(seeds)} seeds are finished and kept. Go on with: "
+                    f"cnnlab train --resume {path}"
+                ) from None
+        figures = ("loss", "train_acc", f"{recipe.key}_loss", f"{recipe.key}_acc")
+        together = {
+            "recipe": recipe.name,
+            "watch": recipe.watch,
+            "epoch": "last",
+            "seeds": list(seeds),
+            **{name: runs.spread([r.summary[name] for r in results]) for name in figures},
+            **{n: runs.spread([r.summary[n] for r in results]) for n in ("images_per_second", "examples_per_second")},
+        }
+        with Saving(path, recipe.epochs):
+            write_checked(path / "summary.json", together)
+    return SeedsResult(path, results, together)
 
 
 def _fit(
@@ -249,31 +293,48 @@ def _fit(
     average: Average | None,
     state: dict[str, Any],
 ) -> Result:
-    """Train the epochs that are left, and close what must be closed however that ends.
-
-    `state`: rows of the epochs that are saved, best figure so far and its epoch.
-    """
+    """Train the epochs that are left, and close what must be closed however that ends. `state`: see `_train`."""
     recipe, display = run.recipe, session.display
-    with contextlib.closing(_Events(run, len(state["rows"]))) as events:
+    with contextlib.closing(Events(run, state["rows"])) as events:
         try:
             _epochs(session, run, plan, model, optimizer, average, state, events)
+        except NotFinite as error:
+            raise diverged(error, run.path, recipe, _kept(state)) from None
         except KeyboardInterrupt:
             display.end()
-            saved = len(state["rows"])
             with contextlib.suppress(OSError):  # what matters is how to go on
-                if saved:
-                    _save_curves(run, state["rows"])
+                if state["rows"]:
+                    save_curves(run, state["rows"])
+            epoch = min(len(state["rows"]) + 1, recipe.epochs)
             raise TrainingInterrupted(
-                f"stopped in epoch {min(saved + 1, recipe.epochs)} of {recipe.epochs}; {saved} finished epochs are "
-                f"kept. Go on with: cnnlab train --resume {run.path}"
+                f"stopped in epoch {epoch} of {recipe.epochs}; {_kept(state)}. Go on with: cnnlab train --resume "
+                f"{run.path}"
             ) from None
         finally:
             display.end()
-        with _Saving(run.path, recipe.epochs):
-            _save_curves(run, state["rows"])
-            summary = _summary(session, run, state)
-            write_json(run.path / "summary.json", summary)
-    return Result(run, summary)
+        with Saving(run.path, recipe.epochs):
+            save_curves(run, state["rows"])
+            found = summary(session, run, state)
+            write_checked(run.path / "summary.json", found)
+            earlier(run.checkpoint).unlink(missing_ok=True)  # a finished run needs no second one
+    return Result(run, found)
+
+
+def _kept(state: dict[str, Any]) -> str:
+    part = f" and {state['part']['steps']} steps of the next" if state["part"] else ""
+    return f"{len(state['rows'])} finished epochs{part} are kept"
+
+
+# What `state["part"]` is at the beginning of an epoch.
+_NOTHING: dict[str, Any] = {
+    "steps": 0,
+    "seen": 0,
+    "left_out": 0,
+    "statistics": (0.0, 0.0),
+    "batches": None,
+    "train_seconds": 0.0,
+    "compute_seconds": 0.0,
+}
 
 
 def _epochs(
@@ -284,9 +345,9 @@ def _epochs(
     optimizer: torch.optim.Optimizer,
     average: Average | None,
     state: dict[str, Any],
-    events: _Events,
+    events: Events,
 ) -> None:
-    """The loop: every epoch that `state` lacks, each saved before it counts."""
+    """The loop: every epoch that `state` lacks, each saved before it counts; where they are long, in between, too."""
     recipe, device, display, key = run.recipe, session.device, session.display, run.recipe.key
     train_loader = Loader(
         session.train_set,
@@ -308,37 +369,70 @@ def _epochs(
     forward = compiled(model, plan.compile)
     scaler = loss_scaler(device, plan.precision, state.get("scaler"))
     num_classes = len(session.train_set.classes)
-    steps = recipe.epochs * len(train_loader)
+    each = len(train_loader)  # steps of an epoch
+    steps, skips = recipe.epochs * each, recipe.on_nan == "skip"
+    lookout, due = Lookout(device, each, skips), Due(recipe)
+
+    def save(**changes: Any) -> None:
+        """Save this very moment, with `changes` of the state; they count once it is saved."""
+        began = time.perf_counter()
+        after = {**state, **changes, "scaler": scaler and scaler.state_dict()}
+        save_checkpoint(run.checkpoint, model, optimizer, device, after, average)
+        state.update(after)
+        due.saved(time.perf_counter() - began)
+
     display.begin(train_loader, recipe.epochs, len(state["rows"]), recipe.watch, state["rows"])
     for epoch in range(len(state["rows"]), recipe.epochs):
-        began = time.perf_counter()
-        compute = Stopwatch(device)
-        step, seen = epoch * len(train_loader), 0
-        statistics = torch.zeros(2, device=device)  # sum of losses, number of hits
+        part = state["part"] or _NOTHING  # what is done of this epoch
+        began, compute = time.perf_counter() - part["train_seconds"], Stopwatch(device, part["compute_seconds"])
+        seen, left_out = part["seen"], part["left_out"]
+        statistics = torch.tensor(part["statistics"], device=device)  # sum of losses, number of hits
         model.train()
         size = size_in_epoch(recipe, session.preprocessing.image_size, epoch)
-        for x, y in train_loader.shuffled(recipe.seed, epoch, size):
+        batches = train_loader.shuffled(recipe.seed, epoch, size, part["batches"])
+        step = epoch * each + part["steps"]
+        for x, y in batches:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step, steps)
             compute.start()
             # Each other shape would be compiled anew: a last batch, and images that are still growing.
             usual = len(y) == recipe.batch_size and size == session.preprocessing.image_size
             now = forward if usual else model
-            loss, hits = train_step(now, optimizer, x, y, recipe.label_smoothing, plan.precision, scaler)
+            loss, hits = train_step(now, optimizer, x, y, recipe.label_smoothing, plan.precision, scaler, skips)
             if average is not None:
                 average.after_step(step)
-            statistics += torch.stack((loss * len(y), hits))
+            if lookout.counts(step, loss):
+                statistics += torch.stack((loss * len(y), hits))
+                seen += len(y)
+            else:
+                left_out += 1
             compute.stop()
-            step, seen = step + 1, seen + len(y)
+            step += 1
             display.step(epoch, seen, statistics)
+            if due(step) or session.ctrl_c.asked:
+                lookout.check(step - 1, model)  # waits for the device, as every save does
+                reached = {
+                    "steps": step - epoch * each,
+                    "seen": seen,
+                    "left_out": left_out,
+                    "statistics": statistics.tolist(),
+                    "batches": batches.state(),
+                    "train_seconds": time.perf_counter() - began,
+                    "compute_seconds": compute.seconds(),
+                }
+                with Saving(run.path, epoch):
+                    save(part=reached)
             session.ctrl_c.check()
         synchronize(device)  # the epoch's one wait for the device: now its figures are read
         trained = time.perf_counter()
+        lookout.check(step - 1, model)
         loss_sum, hit_count = statistics.tolist()
         with shown(average):
             measured = evaluate(model, watch_loader, num_classes, session.ctrl_c.check, plan.precision)
-        if not math.isfinite(loss_sum + measured.loss):  # the last update shows in the evaluation only
-            raise _diverged(run, recipe, epoch, loss_sum + measured.loss)
+        if not seen:
+            raise NotFinite("the loss was no finite number throughout the epoch, again", step - 1, each)
+        if not math.isfinite(loss_sum + measured.loss):
+            raise NotFinite(f"the {recipe.watch} loss became {measured.loss:g}", step - 1, each)
         compute_seconds = compute.seconds()
         row = {
             "epoch": epoch + 1,
@@ -348,120 +442,27 @@ def _epochs(
             f"{key}_loss": measured.loss,
             f"{key}_acc": measured.accuracy,
             "images": seen,
+            **({"left_out": left_out} if skips else {}),
             "train_seconds": trained - began,
             "compute_seconds": compute_seconds,
             "evaluation_seconds": time.perf_counter() - trained,
             "images_per_second": seen / (trained - began),
             "examples_per_second": seen / compute_seconds,
         }
-        with _Saving(run.path, epoch):
-            after = {**state, "rows": [*state["rows"], row], "scaler": scaler and scaler.state_dict()}
+        with Saving(run.path, epoch):
             # Chosen on validation; where only the test set is watched, by the training loss instead.
             # Of equal accuracies, which a small set has often, the lower loss is the better network.
             figure = [row["val_acc"], -row["val_loss"]] if recipe.watch == "validation" else [-row["loss"]]
+            best = {"best": state["best"], "best_epoch": state["best_epoch"]}
             with shown(average):
                 if state["best"] is None or figure > state["best"]:
-                    after.update(best=figure, best_epoch=epoch + 1)
-                    save_weights(run.path / "best.safetensors", model)
+                    best = {"best": figure, "best_epoch": epoch + 1}
+                    save_weights(run.path / "best.safetensors", model, {"figure": figure, "epoch": epoch + 1})
                 save_weights(run.path / "last.safetensors", model)
             row["seconds"] = time.perf_counter() - began
-            runs.write_metrics(run, after["rows"])
+            rows = [*state["rows"], row]
+            runs.write_metrics(run, rows)
             events.add(row)
             # Last: whatever came before is written again, the same, should the process die in between.
-            save_checkpoint(run.checkpoint, model, optimizer, device, after, average)
-        state.update(after)
+            save(rows=rows, part=None, **best)
         display.epoch(row)
-
-
-def _summary(session: Session, run: Run, state: dict[str, Any]) -> dict[str, Any]:
-    rows, recipe = state["rows"], run.recipe
-    images = sum(r["images"] for r in rows)
-    by_validation = recipe.watch == "validation"
-    last, key = rows[-1], recipe.key
-    return {
-        "recipe": recipe.name,
-        "model": recipe.model,
-        "parameters": run.info["model"]["parameters"],
-        "data": recipe.data,
-        "images": {"train": len(session.train_set), recipe.watch: len(session.watch_set)},
-        "skipped": len(run.info["data"]["skipped"]),
-        "seed": recipe.seed,
-        "epochs": recipe.epochs,
-        "watch": recipe.watch,
-        "loss": last["loss"],
-        "train_acc": last["train_acc"],
-        f"{key}_loss": last[f"{key}_loss"],
-        f"{key}_acc": last[f"{key}_acc"],
-        "best_epoch": state["best_epoch"],
-        "best_by": "val_acc" if by_validation else "loss",
-        "best": state["best"][0] if by_validation else -state["best"][0],
-        "examples_per_second": images / sum(r["compute_seconds"] for r in rows),
-        "images_per_second": images / sum(r["train_seconds"] for r in rows),
-        "train_seconds": sum(r["train_seconds"] for r in rows),
-        "total_seconds": sum(r["seconds"] for r in rows),
-        "device": str(session.device),
-    }
-
-
-def _save_curves(run: Run, rows: Sequence[dict[str, Any]]) -> None:
-    from cnnlab import plots  # matplotlib is slow to import, so only here
-
-    title = f"{run.recipe.model} on {run.recipe.data.split('/')[-1]}, recipe {run.recipe.name}, seed {run.recipe.seed}"
-    write_atomic(run.path / "curves.png", plots.png(plots.curves(rows, run.recipe.watch, title)))
-
-
-def _diverged(run: Run, recipe: Recipe, epoch: int, loss: float) -> CnnlabError:
-    return CnnlabError(
-        f"the loss became {loss:g} in epoch {epoch + 1} at a learning rate of up to {recipe.learning_rate:g}; the "
-        f"{epoch} epochs before are kept in {run.path}. Try --set learning_rate={recipe.learning_rate / 3:.3g}"
-    )
-
-
-class _Saving:
-    """Turns the system's refusal to write (disk full, read-only, ...) into one line that says how to go on."""
-
-    def __init__(self, path: Path, epochs_done: int) -> None:
-        self._path, self._done = path, epochs_done
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, OSError):
-            raise CnnlabError(
-                f"cannot save into {self._path}: {reason(error)}; {self._done} finished epochs are kept. Free some "
-                f"space, then go on with: cnnlab train --resume {self._path}"
-            ) from error
-
-
-class _Events:
-    """The rows as TensorBoard events."""
-
-    def __init__(self, run: Run, epochs_done: int) -> None:
-        # Slow to import, so only here.
-        from torch.utils.tensorboard import SummaryWriter
-
-        with _Saving(run.path, epochs_done):
-            # Events that a killed process wrote beyond its checkpoint are marked as void.
-            self._writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=epochs_done + 1)
-        self._watch, self._key = run.recipe.watch, run.recipe.key
-
-    def add(self, row: dict[str, Any]) -> None:
-        key = self._key
-        scalars = {
-            "loss/train": row["loss"],
-            f"loss/{self._watch}": row[f"{key}_loss"],
-            "accuracy/train": row["train_acc"],
-            f"accuracy/{self._watch}": row[f"{key}_acc"],
-            "learning_rate": row["learning_rate"],
-            "images_per_second": row["images_per_second"],
-        }
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, row["epoch"])
-        self._writer.flush()
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):  # a full disk: the error that matters is already on its way
-            self._writer.close()
