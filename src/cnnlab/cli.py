@@ -12,6 +12,8 @@ import typer
 
 from cnnlab import __version__
 from cnnlab.cli_bench import bench
+from cnnlab.cli_doctor import data as data_commands
+from cnnlab.cli_doctor import doctor
 from cnnlab.cli_kaggle import kaggle
 from cnnlab.cli_options import (
     AsJson,
@@ -35,6 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(kaggle, name="kaggle")
+app.add_typer(data_commands, name="data")
 
 
 def _print_version(wanted: bool) -> None:
@@ -87,6 +90,16 @@ def train(
     data_dir: DataDir = None,
     runs_dir: RunsDir = Path("runs"),
     skip_bad: SkipBad = False,
+    on_nan: Annotated[
+        str | None,
+        typer.Option(
+            help="stop or skip: what becomes of an update whose loss is no finite number. Unsaid: the recipe's (stop).",
+            show_default=False,
+        ),
+    ] = None,
+    auto_batch: Annotated[
+        bool, typer.Option("--auto-batch", help="Halve the batch until a step fits into the memory.")
+    ] = False,
     progress: Annotated[
         str, typer.Option(help="auto (a bar in a terminal, else nothing), bar, lines, notebook or none.")
     ] = "auto",
@@ -107,13 +120,16 @@ def train(
             "--set": set_,
             "--seeds": seeds,
             "--name": name,
+            "--auto-batch": auto_batch or None,
         }
         extra = [option for option, value in given.items() if value not in (None, [])]
         if extra:
             raise CnnlabError(f"--resume goes on with the run's own recipe; leave out {', '.join(extra)}")
-        print_training(lambda: training.resume(resume, **common))
+        print_training(lambda: training.resume(resume, on_nan=on_nan, **common))
         return
-    chosen = choose_recipe(model=model, data=data, recipe=recipe, settings=set_ or ())
+    settings = [*(set_ or ()), *([f"on_nan={on_nan}"] if on_nan is not None else ())]
+    chosen = choose_recipe(model=model, data=data, recipe=recipe, settings=settings)
+    common["auto_batch"] = auto_batch
     if seeds is None:
         print_training(lambda: training.train(chosen, name=name, **common))
     else:
@@ -362,6 +378,7 @@ def classical(
 
 
 app.command()(bench)
+app.command()(doctor)
 
 
 @app.command("list")

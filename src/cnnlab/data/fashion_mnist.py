@@ -50,8 +50,27 @@ def load(split: str, options: SourceOptions) -> ImageSet | None:
 
 def is_there(data_dir: Path) -> bool:
     """Are all four files in that folder of datasets, so that nothing would be downloaded?"""
-    names = (name for pair in _FILES.values() for name in pair)
-    return all((data_dir / "FashionMNIST" / "raw" / name).exists() for name in names)
+    return all(path.exists() for path in _paths(data_dir))
+
+
+def files(data_dir: Path) -> dict[Path, str]:
+    """The four files in that folder of datasets, and what is wrong with each; empty where nothing is."""
+    from torchvision.datasets import FashionMNIST
+    from torchvision.datasets.utils import check_integrity
+
+    checksums = dict(FashionMNIST.resources)
+    found = {}
+    for path in _paths(data_dir):
+        if not path.exists():
+            found[path] = "is not there; cnnlab train --data fashion-mnist downloads it"
+        else:
+            whole = check_integrity(str(path), checksums[path.name])
+            found[path] = "" if whole else "is not the official file; delete it, and the next training downloads it"
+    return found
+
+
+def _paths(data_dir: Path) -> list[Path]:
+    return [data_dir / "FashionMNIST" / "raw" / name for pair in _FILES.values() for name in pair]
 
 
 def _find(folder: Path, name: str, options: SourceOptions) -> Path:

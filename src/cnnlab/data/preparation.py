@@ -121,21 +121,13 @@ class Preparation:
                 "report": self.notes,
                 "lists": self.lists,
                 "sample_without_image": self.lost,
-                "fingerprint": self._fingerprint([train_ids, numbers, classes, test_ids]),
+                "fingerprint": fingerprint(self.work, [train_ids, numbers, classes, test_ids]),
                 "train_ids": train_ids,
                 "labels": numbers,
                 "test_ids": test_ids,
                 "sample_ids": sample,
             },
         )
-
-    def _fingerprint(self, about: list[Any]) -> str:
-        """A hash of the pixels of both parts and of what is known `about` them."""
-        digest = hashlib.blake2b(json.dumps(about).encode(), digest_size=16)
-        for part in ("train", "test"):
-            with (self.work / f"{part}.npy").open("rb") as file:
-                digest.update(hashlib.file_digest(file, hashlib.blake2b).digest())
-        return digest.hexdigest()
 
     def _table(self, content: bytes, name: str, *, labelled: bool) -> Table:
         """The ids and labels of a CSV; where it is `labelled`, each row must have a label, and may be there again."""
@@ -348,6 +340,15 @@ class Preparation:
             few = ", ".join(map(shown, names[:3])) + (", ..." if len(names) > 3 else "")
             self.notes.append(f"{len(names)} {what}: {few}")
             self.lists[what] = names
+
+
+def fingerprint(folder: Path, about: list[Any]) -> str:
+    """A hash of the pixels of both parts in the store's `folder` and of what is known `about` them."""
+    digest = hashlib.blake2b(json.dumps(about).encode(), digest_size=16)
+    for part in ("train", "test"):
+        with (folder / f"{part}.npy").open("rb") as file:
+            digest.update(hashlib.file_digest(file, hashlib.blake2b).digest())
+    return digest.hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -25,12 +25,12 @@ from torch import Tensor
 from cnnlab.data.competition import Layout, Place
 from cnnlab.data.images import FITS
 from cnnlab.data.imageset import ImageSet, Report, SourceOptions, no_report
-from cnnlab.data.preparation import FORMAT, Parts, Preparation
+from cnnlab.data.preparation import FORMAT, Parts, Preparation, fingerprint
 from cnnlab.device import available_cores
 from cnnlab.errors import CnnlabError, expand, reason
 from cnnlab.files import read_json
 
-__all__ = ["Layout", "Store", "load", "open_store", "prepare"]
+__all__ = ["Layout", "Store", "intact", "load", "open_store", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,13 @@ def open_store(path: Path) -> Store:
         return Store(path, info, images, test, info["test_ids"], info["sample_ids"], sample)
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise CnnlabError(f"{path} is damaged: {reason(error)}; delete it and prepare it again") from error
+
+
+def intact(store: Store) -> bool:
+    """Are its images, ids and labels those that were prepared? Reads all of them."""
+    info = store.info
+    about = [info["train_ids"], info["labels"], info["classes"], info["test_ids"]]
+    return fingerprint(store.path, about) == info.get("fingerprint")
 
 
 def prepare(
