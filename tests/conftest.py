@@ -6,7 +6,7 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -24,6 +24,26 @@ from cnnlab.recipes import RECIPES
 torch.set_num_threads(min(2, available_cores()))
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=24, help="how often tests/test_faults.py kills a training")
+    told = "docs/reliability.md, whose table becomes that of what tests/test_faults.py tried"
+    parser.addoption("--fault-table", type=lambda path: Path(path).absolute(), help=told)
+
+
+@pytest.fixture(scope="session")
+def tally(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
+    """Counts faults and what came of them, for the table of docs/reliability.md."""
+    from faults import Tally
+
+    counted = Tally()
+    yield counted
+    file = request.config.getoption("--fault-table")
+    if file:
+        before, mark, rest = file.read_text(encoding="utf-8").partition("<!-- faults -->\n")
+        after = rest.partition("<!-- end of faults -->")[2]
+        file.write_text(f"{before}{mark}{counted.table()}<!-- end of faults -->{after}", encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)

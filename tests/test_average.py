@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from cnnlab import Recipe, resume, train, training
 from cnnlab.errors import CnnlabError, TrainingInterrupted
 from cnnlab.optim import Average, make_optimizer, shown, size_in_epoch
+from cnnlab.runs import change_recipe, open_run
 from cnnlab.step import train_step
 from conftest import Command, one_line_error
 
@@ -236,12 +237,12 @@ def test_a_checkpoint_without_averages_is_refused_in_one_line(
         stop_at_step(patch, 3)
         with pytest.raises(TrainingInterrupted):
             train(small(shapes), name="run", threads=1)
-    path = Path("runs/run/recipe.json")
-    path.write_text(path.read_text().replace('"average": "none"', '"average": "ema"'))
-    assert "checkpoint.safetensors holds no averaged weights; set average=none" in one_line_error(
+    run = open_run("run")
+    change_recipe(run, replace(run.recipe, average="ema"))
+    assert "checkpoint.safetensors holds no averaged weights" in one_line_error(
         cnnlab("train", "--resume", "runs/run")
     )
-    path.write_text(path.read_text().replace('"average": "ema"', '"average": "none"'))
+    change_recipe(open_run("run"), run.recipe)
     assert cnnlab("train", "--resume", "runs/run").returncode == 0
 
 

@@ -13,20 +13,21 @@ SOURCE = Path(cnnlab.__file__).parent
 
 # A module may import from modules of a lower floor only, or from its own package.
 FLOORS = [
-    {"errors", "interrupt"},
-    {"csvs", "files", "recipe", "pixels"},
+    {"errors"},
+    {"csvs", "files", "interrupt", "recipe", "pixels"},
     {"recipes", "device", "models", "plots"},
     {"data", "optim", "runs", "step"},
-    {"checkpoint", "evaluation", "display", "results", "probe", "peak"},
+    {"checkpoint", "evaluation", "display", "results", "probe", "peak", "trouble"},
     {"session"},
+    {"record"},
     {"training"},
     {"inference", "classical"},
     {"experiments", "competition"},
-    {"reproduction", "inspect", "bench"},
+    {"reproduction", "inspect", "bench", "doctor"},
     {"tables"},
     {"tables_kaggle"},
     {"cli_options"},
-    {"cli_kaggle", "cli_bench"},
+    {"cli_kaggle", "cli_bench", "cli_doctor"},
     {"cli"},
     {"__main__"},
 ]
