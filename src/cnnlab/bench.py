@@ -1,8 +1,8 @@
 """This machine measured: speed of the real training step of each network, beside what the machine can do at most.
 
 Speeds are those of `step.train_step` on batches of the real `Loader`: Fashion-MNIST where it is there, else random
-images of the same shape. Nothing is kept for later trainings. Time to accuracy is a real
-training, into a folder that is thrown away.
+images of the same shape. The plans that are measured for it are not kept. Time to accuracy is a real training, into a
+folder that is thrown away.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from cnnlab.files import write_atomic, write_json
 from cnnlab.models import build_model, usual_size
 from cnnlab.optim import initialize, make_optimizer
 from cnnlab.peak import peak
-from cnnlab.probe import check_compile, compiled, fastest_plan, operations
+from cnnlab.probe import check_compile, compiled, fastest_plan, not_compiled, operations
 from cnnlab.recipe import COMPILE_MODES, Recipe
 from cnnlab.recipes import RECIPES
 from cnnlab.step import train_step
@@ -157,6 +157,8 @@ def bench(
     here = pick_device(device)
     if not 0.05 <= seconds <= 3600:
         raise CnnlabError(f"seconds={seconds:g}: must lie between 0.05 and 3600")
+    if precision not in ("auto", *DTYPES):
+        raise CnnlabError(f"precision={precision!r}: choose one of auto, {', '.join(DTYPES)}")
     if compile not in ("off", *COMPILE_MODES):
         raise unknown("compile", compile, ("off", *COMPILE_MODES))
     changes: dict[str, Any] = {"precision": precision, "memory_format": memory_format, "compile": compile}
@@ -247,6 +249,8 @@ def _row(recipe: Recipe, images: ImageSet, device: torch.device, threads: int | 
         try:
             seen, wall, compute, first = _timed(recipe, plan, images, device, max(2, math.ceil(seconds / step)))
         except Exception as error:
+            if not_compiled(error):
+                return {**row, "failed": f"cannot be compiled here: {reason(error)[:200]}"}
             if not out_of_memory(error):
                 raise
             return failed
@@ -322,6 +326,9 @@ def _to_accuracy(
             except CnnlabError as error:
                 left_out.append(f"{name}: {error}")
                 continue
+            except KeyboardInterrupt:  # what was measured before is not lost
+                left_out.append(f"{name}, and what would have come after it: stopped by Ctrl-C")
+                break
             session = runs.first_session(found.run)
         rows.append(
             {
