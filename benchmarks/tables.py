@@ -87,7 +87,7 @@ def table(words: dict[str, str]) -> str:
             lines.append(
                 f"| | {words['printed']} | {printed['loss']:.3f} | {printed['train_acc']:.3f} | {printed['test_acc']:.3f}, test | | | |"
             )
-    lines += ["", *time_to_accuracy(words), "", words["peer"].format(peer=peer["peer"].replace("==", " "), n=peer["n"], hardware=hardware(peer)),
+    lines += ["", *time_to_accuracy(words), "", words["peer"].format(peer=peer["peer"].replace("==", " "), n=pairs_told(peer), hardware=hardware(peer)),
               "", words["peer_columns"], "|---" * 7 + "|"]  # fmt: skip
     for name, r in peer["networks"].items():
         speed = r["images_per_second"]
@@ -96,6 +96,12 @@ def table(words: dict[str, str]) -> str:
             f"{told(speed['cnnlab-auto'])} | {words['times'].format(**r['speed_ratio_auto'])} |"
         )
     return "\n".join([*lines, "", *competition(words)])
+
+
+def pairs_told(peer: dict[str, Any]) -> str:
+    """How often each network was measured: a number, or the least and the most."""
+    counts = sorted({len(r["pairs"]) for r in peer["networks"].values()})
+    return "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
 
 
 def told(speed: float) -> str:
@@ -155,7 +161,7 @@ def speed() -> str:
     top = ", ".join(
         f"{kind} {value / 1e9:,.0f} GFLOP/s" for kind, value in peer["operations_per_second_at_most"].items()
     )
-    lines += ["", f"Beside {peer['peer'].replace('==', ' ')}, n = {peer['n']}, medians; matrix peak {top}. {hardware(peer, '../')}.", "",
+    lines += ["", f"Beside {peer['peer'].replace('==', ' ')}, {pairs_told(peer)} pairs of each, medians; matrix peak {top}. {hardware(peer, '../')}.", "",
               "| network | batch | pixels | side | computes in | images/s | times d2l's: training | with evaluation and saving | whole process | share of the peak | peak memory |",
               "|---" * 11 + "|"]  # fmt: skip
     for name, r in peer["networks"].items():
