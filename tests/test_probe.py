@@ -444,6 +444,20 @@ def test_a_resumed_run_keeps_its_plan(quick: Recipe, monkeypatch: pytest.MonkeyP
     assert (whole / "last.safetensors").read_bytes() == (path / "last.safetensors").read_bytes()
 
 
+def test_ctrl_c_during_a_trial_says_how_to_go_on(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "MEASURE_FROM", {"cpu": 0.0})
+
+    def stopped(*rest: object, **more: object) -> float:
+        raise KeyboardInterrupt
+
+    recipe = quick.changed(epochs=4, batch_size=8, limit=256)
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "seconds_per_step", stopped)
+        with pytest.raises(TrainingInterrupted, match="Go on with: cnnlab train --resume runs/run"):
+            train(recipe, name="run", threads=1)
+    assert resume("runs/run").summary["epochs"] == 4
+
+
 def test_seeds_that_had_not_begun_are_resumed_with_the_plan_of_those_that_had(
     quick: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,7 +165,10 @@ def _train(session: Session, run: Run, like: dict[str, Any] | None = None) -> Re
     if run.info["data"]["fingerprint"] != session.fingerprint:
         raise CnnlabError(f"the images of {recipe.data} are not those that {run.path} began with; train a new run")
     first = runs.first_session(run)
-    plan = session.plan(recipe, first or like or {})
+    try:
+        plan = session.plan(recipe, first or like or {})
+    except KeyboardInterrupt:
+        raise _stopped_early(run) from None
     now = environment(session.device, plan)
     if plan.precision == torch.bfloat16 and first and not has_bfloat16(session.device):
         session.display.message(
@@ -199,9 +202,7 @@ def _train(session: Session, run: Run, like: dict[str, Any] | None = None) -> Re
         except TrainingInterrupted:
             raise
         except KeyboardInterrupt:
-            raise TrainingInterrupted(
-                f"stopped before an epoch. Go on with: cnnlab train --resume {run.path}"
-            ) from None
+            raise _stopped_early(run) from None
         except Exception as error:
             if not_compiled(error):
                 raise CnnlabError(
@@ -213,6 +214,10 @@ def _train(session: Session, run: Run, like: dict[str, Any] | None = None) -> Re
                 f"out of memory with batch_size={recipe.batch_size} and images of {session.preprocessing.image_size} "
                 f"pixels; try --set batch_size={max(1, recipe.batch_size // 2)} or a smaller image_size"
             ) from error
+
+
+def _stopped_early(run: Run) -> TrainingInterrupted:
+    return TrainingInterrupted(f"stopped before an epoch. Go on with: cnnlab train --resume {run.path}")
 
 
 def _train_seeds(session: Session, path: Path) -> SeedsResult:
