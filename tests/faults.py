@@ -65,7 +65,7 @@ class Saboteur:
 
     def replace(self, source: Any, target: Any) -> None:
         self.perhaps()
-        os.replace(source, target)
+        os.replace(source, target)  # noqa: PTH105
 
     def fdopen(self, handle: int, mode: str) -> _File:
         return _File(self, os.fdopen(handle, mode))

@@ -239,9 +239,7 @@ def test_a_checkpoint_without_averages_is_refused_in_one_line(
             train(small(shapes), name="run", threads=1)
     run = open_run("run")
     change_recipe(run, replace(run.recipe, average="ema"))
-    assert "checkpoint.safetensors holds no averaged weights" in one_line_error(
-        cnnlab("train", "--resume", "runs/run")
-    )
+    assert "checkpoint.safetensors holds no averaged weights" in one_line_error(cnnlab("train", "--resume", "runs/run"))
     change_recipe(open_run("run"), run.recipe)
     assert cnnlab("train", "--resume", "runs/run").returncode == 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -53,7 +52,9 @@ def test_a_disk_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_wrong_arithmetic_and_old_packages_are_named(monkeypatch: pytest.MonkeyPatch, cnnlab: Command) -> None:
     monkeypatch.setattr(doctor, "_TOLERANCE", dict.fromkeys(doctor._TOLERANCE, 0.0))
-    monkeypatch.setattr(doctor.metadata, "requires", lambda _: ["torch>=99", "no-such-package>=1", 'x-y-z; extra == "k"'])
+    monkeypatch.setattr(
+        doctor.metadata, "requires", lambda _: ["torch>=99", "no-such-package>=1", 'x-y-z; extra == "k"']
+    )
     answer = cnnlab("doctor")
     assert answer.returncode == 1
     for text in ("failed  arithmetic, float32", "is older than 99; pip install -U torch", "no-such-package is not there",
@@ -98,7 +99,7 @@ def test_verify_fashion_mnist(cnnlab: Command, tmp_path: Path, fashion_folder: P
     folder = tmp_path / "data" / "FashionMNIST" / "raw"
     folder.mkdir(parents=True)
     for file in (fashion_folder / "FashionMNIST" / "raw").glob("*.gz"):
-        os.symlink(file, folder / file.name)
+        (folder / file.name).symlink_to(file)
     answer = cnnlab("data", "verify", "fashion-mnist", "--data-dir", tmp_path / "data")
     assert answer.returncode == 0, answer.stdout
     assert answer.stdout.count("the official file") == 4

@@ -64,7 +64,9 @@ def assert_the_same(path: Path, whole: Path) -> None:
     """The run in `path` ended as the undisturbed one: weights to the bit, each epoch's line once, nothing left over."""
     for name in ("last.safetensors", "best.safetensors"):
         assert (path / name).read_bytes() == (whole / name).read_bytes(), name
-    lines = [[timeless(json.loads(line)) for line in (p / "metrics.jsonl").read_text().splitlines()] for p in (path, whole)]
+    lines = [
+        [timeless(json.loads(line)) for line in (p / "metrics.jsonl").read_text().splitlines()] for p in (path, whole)
+    ]
     assert lines[0] == lines[1]
     ends = [timeless(json.loads((p / "summary.json").read_text())) for p in (path, whole)]
     assert ends[0] == ends[1]
@@ -73,7 +75,9 @@ def assert_the_same(path: Path, whole: Path) -> None:
     assert [row["epoch"] for row in run.metrics()] == list(range(1, run.recipe.epochs + 1))
 
 
-def strike_at(monkeypatch: pytest.MonkeyPatch, turn: int, error: BaseException | None, *, always: bool = True) -> Saboteur:
+def strike_at(
+    monkeypatch: pytest.MonkeyPatch, turn: int, error: BaseException | None, *, always: bool = True
+) -> Saboteur:
     """From that turn on, writing fails with `error`."""
 
     def strike() -> None:
@@ -527,7 +531,9 @@ def test_a_folder_from_before_there_were_checksums_is_read(monkeypatch: pytest.M
         del recipe[setting]
     (path / "recipe.json").write_text(json.dumps(recipe))
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    (path / "metrics.jsonl").write_text("".join(json.dumps({k: v for k, v in row.items() if k != "check"}) + "\n" for row in rows))
+    (path / "metrics.jsonl").write_text(
+        "".join(json.dumps({k: v for k, v in row.items() if k != "check"}) + "\n" for row in rows)
+    )
     earlier(path / "checkpoint.safetensors").unlink()
     assert cnnlab("runs", path).returncode == 0
     resume(path, threads=1)

@@ -204,7 +204,8 @@ def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(quick: Recipe) -
     # float32's largest number is about 3e38: decay of 100 at a rate of 1000 is beyond it in no time
     wild = quick.changed(learning_rate=1000.0, weight_decay=100.0, model="lenet", schedule="constant", epochs=5)
     with pytest.raises(
-        CnnlabError, match=r"at step \d+ of \d+ \(epoch \d of 5\) at a learning rate of 1000; .*Try --set learning_rate=333"
+        CnnlabError,
+        match=r"at step \d+ of \d+ \(epoch \d of 5\) at a learning rate of 1000; .*Try --set learning_rate=333",
     ):
         train(wild, name="wild")
     assert not Path("runs/wild/last.safetensors").exists()  # there was no good epoch
@@ -348,7 +349,9 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path, undisturbed:
     code, told = killed(tmp_path, signal.SIGINT, 3)
     assert code == 130
     assert len(told.splitlines()) == 1
-    assert re.search(r"finished epochs( and \d+ steps of the next)? are kept\. Go on with: cnnlab train --resume runs/run", told)
+    assert re.search(
+        r"finished epochs( and \d+ steps of the next)? are kept\. Go on with: cnnlab train --resume runs/run", told
+    )
     assert "Traceback" not in told
     assert (tmp_path / "runs/run/curves.png").exists()
     in_a_process("--resume", "run", cwd=tmp_path)
