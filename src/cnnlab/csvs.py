@@ -12,12 +12,14 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import IO, Any
+from typing import IO
 
 from cnnlab.errors import CnnlabError, reason
 
 _MOST_ROWS = 5_000_000
 _LONGEST_LINE = 1 << 20  # characters; a file without line ends must not fill the memory
+_LONGEST_ROW = 1 << 22  # characters; nor must one row with line ends in its fields
+_LARGEST = 1 << 28  # characters; 300,000 rows are four million
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")  # surrogates stand for bytes that are not UTF-8
 # What no line of a submission can hold, and no terminal should get: control characters, line ends, what is no text.
 UNFIT = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -44,18 +46,19 @@ def read_table(
     """
     # What is not UTF-8 becomes surrogates, which _lines finds: so the error can name the line.
     with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-        reader = csv.reader(_lines(name, text), strict=True)
-        return _parse(name, reader, id_column.strip(), value_column.strip(), repeats, blanks)
+        lines = _Lines(name, text)
+        return _parse(name, lines, id_column.strip(), value_column.strip(), repeats, blanks)
 
 
-def _parse(name: str, reader: Any, id_column: str, value_column: str, repeats: bool, blanks: bool) -> Table:
+def _parse(name: str, lines: _Lines, id_column: str, value_column: str, repeats: bool, blanks: bool) -> Table:
+    reader = csv.reader(lines, strict=True)
     width, place, other, line = 0, 0, 0, 1  # number of columns, where the id and the value are; where the row begins
     seen: dict[str, int] = {}  # id -> its line
     ids: list[str] = []
     values: list[str] = []
     try:
         for row in reader:
-            start, line = line, reader.line_num + 1
+            start, line, lines.pending = line, reader.line_num + 1, 0
             if not row or (len(row) == 1 and not row[0].strip()):
                 continue
             if not width:
@@ -85,13 +88,34 @@ def _parse(name: str, reader: Any, id_column: str, value_column: str, repeats: b
     return Table(place <= other, ids, values)
 
 
-def _lines(name: str, file: Any) -> Iterator[str]:
-    """The lines of `file`, each known to be text and not endless."""
-    for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), ""), 1):
-        if len(line) == _LONGEST_LINE or _NO_TEXT.search(line):
-            what = f"over {_LONGEST_LINE:,} characters" if len(line) == _LONGEST_LINE else "not UTF-8 text"
-            raise CnnlabError(f"{name}, line {number}: {what}; save the table as CSV in UTF-8")
-        yield line
+class _Lines(Iterator[str]):
+    """The lines of a file, each known to be text, and neither they nor a row of several nor all together endless.
+
+    pending: characters since the last whole row; who reads rows sets it back.
+    """
+
+    def __init__(self, name: str, file: IO[str]) -> None:
+        self._name, self._file = name, file
+        self._number = self._total = self.pending = 0
+
+    def __next__(self) -> str:
+        line = self._file.readline(_LONGEST_LINE)
+        if not line:
+            raise StopIteration
+        self._number += 1
+        self._total += len(line)
+        self.pending += len(line)
+        if len(line) == _LONGEST_LINE:
+            fault = f"over {_LONGEST_LINE:,} characters"
+        elif self.pending > _LONGEST_ROW:
+            fault = f"a row of over {_LONGEST_ROW:,} characters, or a quote that is not closed"
+        elif self._total > _LARGEST:
+            fault = f"over {_LARGEST:,} characters in all, more than any table of labels"
+        elif _NO_TEXT.search(line):
+            fault = "not UTF-8 text"
+        else:
+            return line
+        raise CnnlabError(f"{self._name}, line {self._number}: {fault}; save the table as CSV in UTF-8")
 
 
 def _column(name: str, header: list[str], column: str) -> int:
@@ -111,7 +135,7 @@ def quoted(text: str) -> str:
 
 def near(name: str, names: list[str]) -> str:
     """A hint for a `name` that is none of `names`: those near it, else the first ones."""
-    found = difflib.get_close_matches(name, names, cutoff=0.5)
+    found = difflib.get_close_matches(name[:200], names, cutoff=0.5)
     return f"did you mean {' or '.join(map(quoted, found))}?" if found else f"known: {first(names, 20)}"
 
 

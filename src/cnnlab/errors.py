@@ -6,9 +6,17 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+from cnnlab.safety import clipped, shown
+
 
 class CnnlabError(Exception):
-    """Bad input or a bad state outside the program. The command prints it as one line and exits with 2."""
+    """Bad input or a bad state outside the program. The command prints it as one line and exits with 2.
+
+    Whatever names, labels or damaged bytes the text holds, it is one line that does no harm to a terminal.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(shown(text))
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -18,6 +26,9 @@ class TrainingInterrupted(KeyboardInterrupt):
     """
 
     code = 130  # as a shell tells Ctrl-C
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(shown(text))
 
 
 def reason(error: BaseException) -> str:
@@ -43,9 +54,9 @@ def expand(path: str | Path) -> Path:
 def unknown(what: str, name: str, known: Iterable[str]) -> CnnlabError:
     """An error for a `name` that is none of `known`: it names the near ones, or all where none is near."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name[:200], names, n=3, cutoff=0.5)
     # lr -> learning_rate, bs -> batch_size
     near += [n for n in names if "".join(w[:1] for w in n.split("_")) == name and n not in near]
     more = f" and {len(names) - 40} more" if len(names) > 40 else ""
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names[:40])}{more}"
-    return CnnlabError(f"unknown {what} {name!r}; {hint}")
+    return CnnlabError(f"unknown {what} {clipped(name)!r}; {hint}")

@@ -12,6 +12,9 @@ from typing import Any
 from cnnlab.errors import CnnlabError, reason
 
 _CHECKSUM = "blake2b"
+LIMIT = 1 << 24  # bytes of a file about a run
+LINES_LIMIT = 1 << 26  # of one with a line for each epoch
+_MOST_PARTS = 1_000_000  # lists and objects in a JSON file: "[[],[],..." takes thirty times its size in memory
 
 
 def write_atomic(path: Path, content: bytes | str, before: Path | None = None) -> None:
@@ -23,7 +26,8 @@ def write_atomic(path: Path, content: bytes | str, before: Path | None = None) -
 
     Raises: OSError as the system gives it (no space, read-only, ...).
     """
-    data = content.encode() if isinstance(content, str) else content
+    # A name that is not UTF-8 becomes an escape, which in JSON is that name again.
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -51,17 +55,42 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises CnnlabError, naming the file, where it cannot be read or is something else."""
+def read_json(path: Path, limit: int = LIMIT) -> dict[str, Any]:
+    """Read a JSON object of at most `limit` bytes.
+
+    Raises: CnnlabError, naming the file, where it cannot be read or is something else.
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        content = read_limited(path, limit)
+        if content.count(b"[") + content.count(b"{") > _MOST_PARTS:
+            raise ValueError(f"over {_MOST_PARTS:,} lists and objects")
+        value = json.loads(content.decode())
+    except FileNotFoundError as error:
         raise CnnlabError(f"cannot read {path}: {reason(error)}") from error
     except (ValueError, RecursionError) as error:
         raise CnnlabError(f"{path} is damaged: not JSON ({reason(error)})") from error
     if not isinstance(value, dict):
         raise CnnlabError(f"{path} is damaged: it should hold a JSON object")
     return value
+
+
+def read_limited(path: Path, limit: int = LIMIT) -> bytes:
+    """The bytes of a plain file of at most `limit`: not those of a pipe, which would never end.
+
+    Raises: FileNotFoundError; CnnlabError, naming the file, where it cannot be read, is something else or larger.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise CnnlabError(f"{path} is no plain file; remove it, or bring it back from a copy")
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise CnnlabError(f"cannot read {path}: {reason(error)}") from error
+    if len(content) > limit:
+        raise CnnlabError(f"{path} is larger than {limit:,} bytes: it is not what we wrote; bring it back from a copy")
+    return content
 
 
 def write_checked(path: Path, value: dict[str, Any]) -> None:
@@ -76,7 +105,11 @@ def read_checked(path: Path) -> dict[str, Any]:
     """
     value = read_json(path)
     given = value.pop(_CHECKSUM, None)
-    if given is not None and given != digest(value):
+    try:
+        right = given is None or given == digest(value)
+    except RecursionError as error:
+        raise CnnlabError(f"{path} is damaged: {reason(error)}") from error
+    if not right:
         raise CnnlabError(f"{path} is damaged: its checksum is wrong; bring it back from a copy")
     return value
 

@@ -9,9 +9,10 @@ import io
 import json
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -21,19 +22,22 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cnnlab.errors import CnnlabError, reason
 
-# What Pillow can open, by the ending of the name; other files in the folder are not images and are passed over.
-_NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}  # these need other programs
-ENDINGS = frozenset(e for e, f in Image.registered_extensions().items() if f in Image.OPEN and f not in _NO_PIXELS)
+# What is decoded, the most frequent first. Not all that Pillow knows: it goes by a file's first bytes, whatever its name
+# is, so a file called 1.png could be PostScript, which it hands to another program, or of a kind that is decoded slowly,
+# in Python, or without a bound (docs/security.md).
+_FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "DIB", "ICO", "JPEG2000", "AVIF", "PCX", "SGI", "TGA")
+# By the ending of the name; other files in a folder are not images and are passed over.
+ENDINGS = frozenset(e for e, f in Image.registered_extensions().items() if f in _FORMATS and f in Image.OPEN)
+_KNOWN = tuple(f for f in _FORMATS if f in Image.OPEN)  # a Pillow may be built without some
+_LARGEST_FILE = 1 << 29  # bytes
+_LARGE = 1 << 24  # pixels: of such images one is decoded at a time, whatever the number of threads
+_one_large = threading.Lock()
 FITS = ("pad", "crop", "stretch")
 _GREY = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 
 
 class BadImage(CnnlabError):
     """A file that should be an image and cannot be read as one. The text names it."""
-
-    def __init__(self, text: str) -> None:
-        # A name that is not UTF-8 must not break the report about it.
-        super().__init__(text.encode("utf-8", "backslashreplace").decode())
 
 
 def probe(source: Path | str, content: bytes | None = None) -> tuple[tuple[int, int], bool]:
@@ -59,9 +63,11 @@ def decode(source: Path | str, channels: int, size: int, fit: str, content: byte
 def bombs_refused() -> Iterator[None]:
     """While this holds, an image that would unpack to gigabytes is a BadImage rather than Pillow's warning.
 
-    Around the whole read, not around each image: Python's warning filters belong to the process, not to a thread.
+    Its other warnings (a damaged remark in a file whose pixels are whole) are not shown. Around the whole read, not
+    around each image: Python's warning filters belong to the process, not to a thread.
     """
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 
@@ -139,46 +145,69 @@ def serve(source: IO[bytes], sink: IO[bytes]) -> None:
 
 def _open(source: Path | str, content: bytes | None) -> Image.Image:
     try:
-        return Image.open(source if content is None else io.BytesIO(content))
+        if content is None and (size := os.stat(source).st_size) > _LARGEST_FILE:  # noqa: PTH116 - a text or a path
+            raise BadImage(f"{source} is {size:,} bytes; more than {_LARGEST_FILE:,} is no image here")
+        return Image.open(source if content is None else io.BytesIO(content), formats=_KNOWN)
+    except BadImage:
+        raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise BadImage(f"{source} is too large to be decoded safely: {reason(error)}") from error
     except FileNotFoundError as error:
         raise BadImage(f"{source} does not exist") from error
     except Exception as error:
-        why = "not an image that Pillow can read" if isinstance(error, UnidentifiedImageError) else reason(error)
+        why = "no image of a known format" if isinstance(error, UnidentifiedImageError) else reason(error)
         raise BadImage(f"{source} is damaged: {why}") from error
 
 
 def _square(image: Image.Image, source: Path | str, channels: int, size: int, fit: str) -> np.ndarray:
+    large = image.size[0] * image.size[1] > _LARGE
     try:
-        image = _eight_bits(ImageOps.exif_transpose(image))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-        image = image.convert("L" if channels == 1 else "RGB")
-        target = (size, size)
-        if image.size != target:
-            if fit == "stretch":
-                image = image.resize(target, Image.Resampling.BILINEAR)
-            elif fit == "crop":
-                image = ImageOps.fit(image, target, Image.Resampling.BILINEAR)
-            else:
-                image = ImageOps.pad(image, target, Image.Resampling.BILINEAR)
+        with _one_large if large else nullcontext():
+            image = _fitted(image, "L" if channels == 1 else "RGB", (size, size), fit)
     except Exception as error:  # a broken file makes Pillow's decoders raise nearly anything
         raise BadImage(f"{source} is damaged: {reason(error)}") from error
     pixels = np.asarray(image)
     return pixels.reshape(1, size, size) if channels == 1 else pixels.transpose(2, 0, 1)
 
 
+def _fitted(image: Image.Image, mode: str, target: tuple[int, int], fit: str) -> Image.Image:
+    """`image` the right way up, in eight bits, without transparency, as a square. No copies that are not needed."""
+    ImageOps.exif_transpose(image, in_place=True)
+    image = _eight_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    if image.mode != mode:
+        image = image.convert(mode)
+    if image.size == target:
+        return image
+    if fit == "stretch":
+        return image.resize(target, Image.Resampling.BILINEAR)
+    if fit == "crop":
+        return ImageOps.fit(image, target, Image.Resampling.BILINEAR)
+    return ImageOps.pad(image, target, Image.Resampling.BILINEAR)
+
+
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Sixteen-bit and floating-point greys as eight bits; Pillow's own conversion would cut them off at 255."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        values = np.asarray(image, dtype=np.float64)
-        high = 65535 if values.max(initial=0) > 255 else 255 if values.max(initial=0) > 1 else 1
-        return Image.fromarray(np.clip(values * (255 / high), 0, 255).astype(np.uint8))
-    return image
+    """Sixteen-bit and floating-point greys as eight bits; Pillow's own conversion would cut them off at 255.
+
+    In strips, as they are wide.
+    """
+    wide = image.mode.startswith("I;16")
+    if not wide and image.mode not in ("I", "F"):
+        return image
+    whole = np.asarray(image)
+    pixels = np.empty(whole.shape, np.uint8)
+    most = 0 if wide else np.fmax.reduce(whole, axis=None, initial=0)  # NaN counts as nothing
+    high = 65535 if most > 255 else 255 if most > 1 else 1
+    for top in range(0, len(whole), 256):
+        strip = whole[top : top + 256]
+        if wide:
+            pixels[top : top + 256] = strip >> 8
+        else:
+            values = np.nan_to_num(strip.astype(np.float64) * (255 / high))
+            pixels[top : top + 256] = np.clip(values, 0, 255)
+    return Image.fromarray(pixels)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
 from cnnlab.errors import CnnlabError, unknown
+from cnnlab.safety import clipped
 
 # The splits that can be watched, each with the name of its figures. `train` is for training on every labelled image:
 # it watches some of them, as they are, with the weights of the epoch's end.
@@ -16,6 +17,7 @@ KEYS = {"validation": "val", "test": "test", "train": "seen"}
 
 
 FORMATS = ("contiguous", "channels_last")
+LONGEST = 8192  # characters of a text: a source's is a path, a name's a sum of changes
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")
 SCHEDULES = ("constant", "cosine", "one-cycle", "step", "trapezoid")
 
@@ -107,18 +109,20 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, kind in TYPES.items():
             value: Any = getattr(self, name)
-            if kind is float and type(value) is int:
+            if kind is float and type(value) is int and abs(value) < 10**300:  # no larger one is within any bounds
                 value = float(value)
                 object.__setattr__(self, name, value)
             if type(value) is not kind:
-                raise CnnlabError(f"{name}={value!r}: {_EXPECTED[kind]}")
+                raise CnnlabError(f"{name}={_told(value)}: {_EXPECTED[kind]}")
             rule = SETTINGS[name].metadata
             if rule["choices"] and value not in rule["choices"]:
-                raise CnnlabError(f"{name}={value!r}: choose one of {', '.join(rule['choices'])}")
+                raise CnnlabError(f"{name}={_told(value)}: choose one of {', '.join(rule['choices'])}")
             if kind is float and not math.isfinite(getattr(self, name)):
                 raise CnnlabError(f"{name}={value!r}: must be a finite number")
             if rule["low"] is not None and not rule["low"] <= value <= rule["high"]:
-                raise CnnlabError(f"{name}={value!r}: must lie between {rule['low']} and {rule['high']}")
+                raise CnnlabError(f"{name}={_told(value)}: must lie between {rule['low']} and {rule['high']}")
+            if kind is str and len(value) > LONGEST:
+                raise CnnlabError(f"{name}={_told(value)}: at most {LONGEST:,} characters")
         if self.watch == "validation" and self.val_fraction == 0:
             raise CnnlabError(
                 "val_fraction=0.0 leaves nothing to watch; hold some images out, or set watch=test to look at the "
@@ -189,6 +193,16 @@ class Recipe:
         return replace(self, **changes, name=", ".join([name, *told]))
 
 
+def _told(value: object) -> str:
+    """`value` as an error names it: a number of thousands of digits, or a list of lists of lists, in short."""
+    if isinstance(value, int) and value.bit_length() > 400:
+        return "a number of over 100 digits"
+    try:
+        return clipped(repr(value), 60)
+    except RecursionError:
+        return type(value).__name__
+
+
 def _parse(key: str, text: str) -> Any:
     kind = TYPES[key]
     if kind is bool:
@@ -203,7 +217,7 @@ def _parse(key: str, text: str) -> Any:
             return kind(text)
         except ValueError:
             pass
-    raise CnnlabError(f"{key}={text!r}: {_EXPECTED[kind]}")
+    raise CnnlabError(f"{key}={clipped(text, 60)!r}: {_EXPECTED[kind]}")
 
 
 _EXPECTED: dict[type, str] = {

@@ -11,7 +11,6 @@ import gzip
 import os
 import re
 import stat
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Container, Iterator
@@ -19,12 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnlab.data.images import ENDINGS, image_files
+from cnnlab.data.tars import Entry, TarStream, Torn
 from cnnlab.errors import CnnlabError, reason
 
 ARCHIVES = (".7z", ".zip", ".tar", ".tar.gz", ".tgz")
 MEMBER_LIMIT = 64 << 20  # bytes of one image file
 # Bytes of all members: image files hardly shrink in an archive, so a hundredfold is a bomb.
 TOTAL_LEAST, TOTAL_RATIO = 1 << 30, 100
+# Files in an archive, images or not; of a zip's list of them, which Python reads as a whole, the bytes.
+MOST_MEMBERS, _LIST_LIMIT = 2_000_000, 96 << 20
 _BLOCK = 1 << 18
 # What zipfile raises for a damaged zip, beside OSError.
 ZIP_ERRORS = (EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, ValueError)
@@ -51,7 +53,7 @@ class Archive:
         self.passed_over = 0
         self._limit = max(TOTAL_LEAST, TOTAL_RATIO * packed)
         self._names: set[str] = set()
-        self._total = 0
+        self._total = self._files = 0
 
     def read(self, wanted: Container[int] | None = None) -> Iterator[tuple[int, bytes]]:
         """(index in `members`, the file's bytes) of all members or those `wanted`, in order; from the start each time.
@@ -76,6 +78,9 @@ class Archive:
                 "was read: unpack it with a tool that you trust and give the folder"
             )
         self._count(size)
+        self._files += 1
+        if self._files > MOST_MEMBERS:
+            raise CnnlabError(f"{self.label} holds over {MOST_MEMBERS:,} files; unpack it and give the folder")
         call = f"{self.label}: {shown(name)}"
         hidden = any(part == "__MACOSX" or (part[:1] == "." and part != ".") for part in parts)
         if hidden or os.path.splitext(parts[-1])[1].lower() not in ENDINGS:  # noqa: PTH122 - hot
@@ -167,73 +172,46 @@ class _Tar(Archive):
         super().__init__(label, path.stat().st_size)
         self._path = path
         self._places: list[int] = []  # of each image, its place among all files
-        for place, info in enumerate(self._files()):
-            if self._admit(info[0].name, info[0].size):
+        for place, (entry, _) in enumerate(self._entries()):
+            self._count(entry.overhead)
+            if entry.kind and entry.kind != "a folder":
+                raise self._refuse(entry.name, entry.kind)
+            if not entry.kind and self._admit(entry.name, entry.size):
                 self._places.append(place)
 
     def read(self, wanted: Container[int] | None = None) -> Iterator[tuple[int, bytes]]:
         index = 0
-        for place, (info, tar) in enumerate(self._files()):
+        for place, (_, tar) in enumerate(self._entries()):
             if index == len(self._places):
                 return
             if place != self._places[index]:
                 continue
             if wanted is None or index in wanted:
                 try:
-                    file = tar.extractfile(info)
-                    content = file.read(MEMBER_LIMIT + 1) if file else b""
-                except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+                    content = tar.read(MEMBER_LIMIT)
+                except _TAR_ERRORS as error:
                     raise self._damaged(error) from error
-                if len(content) != self.members[index].size:
-                    raise self._damaged(f"{shown(info.name)} ends early")
                 yield index, content
             index += 1
 
-    def _files(self) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
-        """Every regular file's entry; a link or device is refused."""
+    def _entries(self) -> Iterator[tuple[Entry, TarStream]]:
+        """Every entry, and where to read it; in the end what is behind them, to where gzip's checksum is."""
         try:
-            unpack = gzip.open if self._path.name.lower().endswith("gz") else open
-            with (
-                unpack(self._path, "rb") as stream,
-                tarfile.TarFile.open(fileobj=stream, mode="r:", tarinfo=_CheckedInfo) as tar,
-            ):
-                while (info := tar.next()) is not None:
-                    tar.members.clear()  # type: ignore[attr-defined] # it would keep them all
-                    if info.isdir():
-                        continue
-                    if not info.isreg():
-                        raise self._refuse(info.name, "a link" if info.issym() or info.islnk() else "a device")
-                    yield info, tar
-                while rest := stream.read(_BLOCK):  # to where gzip's checksum is
-                    self._count(len(rest))
+            packed = self._path.name.lower().endswith("gz")
+            with (gzip.open if packed else open)(self._path, "rb") as stream:
+                tar = TarStream(stream, jumps=not packed)
+                for entry in tar:
+                    yield entry, tar
+                rest = 0
+                while piece := stream.read(_BLOCK):
+                    rest += len(piece)
+                    if rest > self._limit:
+                        raise Torn("there is no end behind the last file")
         except _TAR_ERRORS as error:
             raise self._damaged(error) from error
 
 
-class _Torn(Exception):
-    pass
-
-
-# Headers of headers make tarfile call itself; sizes may be larger than any file's.
-_TAR_ERRORS = (
-    OSError, EOFError, tarfile.TarError, zlib.error, ValueError, OverflowError, RecursionError, _Torn,
-)  # fmt: skip
-
-
-class _CheckedInfo(tarfile.TarInfo):
-    """tarfile takes a damaged header in the middle for the end, and believes any size of a header's own extension."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _CheckedInfo:
-        try:
-            info = super().frombuf(buf, encoding, errors)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise
-        except tarfile.HeaderError as error:
-            raise _Torn(f"no tar header where one should be ({reason(error)})") from error
-        if info.type in b"xgLKX" and info.size > 1 << 20:
-            raise _Torn("a header of more than a MiB")
-        return info
+_TAR_ERRORS = (OSError, EOFError, zlib.error, OverflowError, Torn)
 
 
 def open_archive(path: Path, label: str = "", inside: str = "") -> Archive:
@@ -263,6 +241,13 @@ def open_archive(path: Path, label: str = "", inside: str = "") -> Archive:
 def open_zip(path: Path, label: str) -> zipfile.ZipFile:
     """A zip and its list of members. Raises: CnnlabError where it is damaged; OSError where it cannot be read."""
     try:
+        with path.open("rb") as file:
+            end = zipfile._EndRecData(file)  # type: ignore[attr-defined] # what ZipFile itself begins with
+        if end and end[5] > _LIST_LIMIT:  # in bytes: how many files it says there are need not be true
+            raise CnnlabError(
+                f"{label}: its list of members is {end[5]:,} bytes, too many; if you trust it, unpack it and give the "
+                "folder"
+            )
         return zipfile.ZipFile(path)
     except ZIP_ERRORS as error:
         raise damaged(label, error) from error

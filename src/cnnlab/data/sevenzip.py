@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from cnnlab.data.archives import Archive, encrypted, shown, unread
+from cnnlab.data.archives import MOST_MEMBERS, Archive, encrypted, shown, unread
 from cnnlab.errors import CnnlabError
 
 _BLOCK, _SIP = 1 << 18, 1 << 16
@@ -34,6 +34,7 @@ class SevenZip(Archive):
                 f"{label} needs the package py7zr: pip install 'cnnlab[kaggle]', or unpack it and give the folder"
             ) from error
         try:
+            py7zr.archiveinfo.MAX_NUMFILES = MOST_MEMBERS  # it allows four times as many
             _check_header(path, label)
             self._seven = py7zr.SevenZipFile(path)
             locked = self._seven.needs_password()
