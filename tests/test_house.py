@@ -13,8 +13,9 @@ SOURCE = Path(cnnlab.__file__).parent
 
 # A module may import from modules of a lower floor only, or from its own package.
 FLOORS = [
+    {"safety"},
     {"errors"},
-    {"csvs", "files", "interrupt", "recipe", "pixels"},
+    {"csvs", "files", "forms", "interrupt", "recipe", "pixels"},
     {"recipes", "device", "models", "plots"},
     {"data", "optim", "runs", "step"},
     {"checkpoint", "evaluation", "display", "results", "probe", "peak", "trouble"},

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from cnnlab.device import random_state, set_random_state
 from cnnlab.errors import CnnlabError, reason
 from cnnlab.files import write_atomic
-from cnnlab.optim import Average
+from cnnlab.optim import STATE, Average
 from cnnlab.recipe import Recipe
 
 
@@ -38,6 +39,21 @@ def load_weights(path: Path, model: nn.Module) -> None:
     """
     tensors, _ = _read(path)
     _fill(path, model, tensors)
+
+
+def check_weights(path: Path, model: nn.Module) -> None:
+    """Has the file tensors of the names and shapes of `model`'s, which may be one without numbers?
+
+    Only the file's header is read. Raises: as `load_weights`.
+    """
+    with _opened(path) as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no dict
+    for name, own in model.state_dict().items():
+        if shapes.get(name) != tuple(own.shape):
+            raise CnnlabError(
+                f"{path} holds the weights of another network: its {name} is {shapes.get(name, 'not there')}, not "
+                f"{tuple(own.shape)}; use those that the run was saved with"
+            )
 
 
 def about_weights(path: Path) -> dict[str, Any]:
@@ -113,7 +129,10 @@ def load_checkpoint(
             if kind == "optimizer":
                 index, _, key = rest.partition(".")
                 state[int(index)][key] = tensor
-        optimizer.load_state_dict({"state": state, "param_groups": values["optimizer"]["param_groups"]})
+        # The settings are the recipe's, not the file's; what else there is must be this optimiser's.
+        groups = optimizer.state_dict()["param_groups"]
+        _check_state(optimizer, groups, values["optimizer"]["param_groups"], state)
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
         for parameter, kept in optimizer.state.items():
             # Files hold contiguous tensors; a fused update walks through memory, so the order must be the parameter's.
             for key, value in kept.items():
@@ -121,13 +140,44 @@ def load_checkpoint(
                     kept[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         if average is not None:
             for name, tensor in average.tensors.items():
+                _check_like(name, tensors[f"average.{name}"], tensor)
                 tensor.copy_(tensors[f"average.{name}"])
         random_tensors = {k.removeprefix("random."): v for k, v in tensors.items() if k.startswith("random.")}
         set_random_state(device, random_tensors, values["random"])
         progress: dict[str, Any] = values["progress"]
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CnnlabError(f"{path} is damaged or of another version: {reason(error)}; train again") from error
+        if type(progress) is not dict:
+            raise ValueError("its progress is no object")
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, OverflowError) as error:
+        raise CnnlabError(f"{path} is damaged or of another version: {reason(error)[:200]}; train again") from error
     return progress
+
+
+def _check_state(
+    optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], given: Any, state: dict[int, dict[str, Any]]
+) -> None:
+    """Raises: ValueError where `state`, and the `given` groups of parameters, are none that `optimizer` could have."""
+    if [group["params"] for group in given] != [group["params"] for group in groups]:
+        raise ValueError("its optimiser has other parameters")
+    if not state.keys() <= {index for group in groups for index in group["params"]}:
+        raise ValueError("its optimiser has other parameters")
+    for group, own in zip(groups, optimizer.param_groups, strict=True):
+        kept = STATE["Muon.adam" if group.get("adam") else type(optimizer).__name__]
+        for index, parameter in zip(group["params"], own["params"], strict=True):
+            values = state.get(index)
+            if values and values.keys() != kept:
+                raise ValueError(f"its optimiser keeps {', '.join(values)}")
+            for key, value in (values or {}).items():
+                if key != "step" and value is not None:
+                    _check_like(key, value, parameter)
+                elif isinstance(value, Tensor):
+                    _check_like(key, value, torch.tensor(0.0))
+                elif type(value) not in (int, type(None)):
+                    raise ValueError(f"its optimiser's {key} is no number")
+
+
+def _check_like(name: str, tensor: Any, own: Tensor) -> None:
+    if not isinstance(tensor, Tensor) or tensor.shape != own.shape or tensor.dtype != own.dtype:
+        raise ValueError(f"its {name} has another shape or type")
 
 
 class Due:
@@ -193,30 +243,49 @@ def _metadata(tensors: dict[str, Tensor], values: dict[str, Any]) -> dict[str, s
     return {"cnnlab": json.dumps({"values": values, "blake2b": checksum})}
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; what is wrong with it or with reading it is told in one line."""
     try:
+        if path.exists() and not path.is_file():
+            raise Damaged(f"{path} is no plain file; use other weights or train again")
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            # Copies: what is mapped from the file would keep it open, and some systems cannot replace an open file.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no dict
+            yield file
+    except CnnlabError:
+        raise
     except FileNotFoundError as error:
         raise CnnlabError(f"{path} does not exist; is its folder a run that has finished an epoch?") from error
     except PermissionError as error:
         raise CnnlabError(f"cannot read {path}: {reason(error)}") from error
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise Damaged(f"{path} is damaged: {reason(error)}; use other weights or train again") from error
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        # Copies: what is mapped from the file would keep it open, and some systems cannot replace an open file.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no dict
     try:
         values: dict[str, Any] = json.loads(metadata["cnnlab"])["values"]
+        # The whole header is compared, so that no flipped bit in it goes unseen.
+        right = type(values) is dict and metadata == _metadata(tensors, values)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise Damaged(f"{path} is damaged, or not written by cnnlab: its header lacks our entry") from error
-    # The whole header is compared, so that no flipped bit in it goes unseen.
-    if metadata != _metadata(tensors, values):
+        raise Damaged(
+            f"{path} is damaged, or not written by cnnlab: its header lacks our entry; use other weights or train again"
+        ) from error
+    if not right:
         raise Damaged(f"{path} is damaged: its checksum is wrong; use other weights or train again")
     return tensors, values
 
 
 def _fill(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
     try:
+        for name, own in model.state_dict().items():
+            if name in tensors and tensors[name].dtype != own.dtype:
+                raise RuntimeError(f"{name} is {tensors[name].dtype}, not {own.dtype}")
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise CnnlabError(f"{path} holds the weights of another network: {reason(error)[:200]}") from error
+        raise CnnlabError(
+            f"{path} holds the weights of another network: {reason(error)[:200]}; use those that the run was saved with"
+        ) from error

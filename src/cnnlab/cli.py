@@ -27,6 +27,7 @@ from cnnlab.cli_options import (
     print_training,
 )
 from cnnlab.errors import CnnlabError, out_of_memory, reason
+from cnnlab.safety import say
 
 app = typer.Typer(
     name="cnnlab",
@@ -42,7 +43,7 @@ app.add_typer(data_commands, name="data")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"cnnlab {__version__}")
+        say(f"cnnlab {__version__}")
         raise typer.Exit
 
 
@@ -165,7 +166,7 @@ def evaluate(
         skip_bad=skip_bad,
         views=views,
     )
-    print(tables.as_json(found.to_dict()) if as_json else tables.evaluation(found))
+    say(tables.as_json(found.to_dict()) if as_json else tables.evaluation(found))
 
 
 @app.command()
@@ -196,8 +197,8 @@ def predict(
         invert=invert,
     )
     for text in skipped:
-        print(f"skipped: {text}", file=sys.stderr)
-    print(show(found))
+        say(f"skipped: {text}", error=True)
+    say(show(found))
 
 
 @app.command()
@@ -218,10 +219,10 @@ def runs(
     if compare:
         chosen = [open_run(name, runs_dir) for name in compare]
     else:
-        chosen = list_runs(runs_dir, damaged=lambda text: print(f"left out: {text}", file=sys.stderr))
+        chosen = list_runs(runs_dir, damaged=lambda text: say(f"left out: {text}", error=True))
     if plot is not None:
         tables.save_comparison(plot, chosen)
-    print(tables.as_json(tables.run_rows(chosen)) if as_json else tables.run_list(chosen, runs_dir, bool(compare)))
+    say(tables.as_json(tables.run_rows(chosen)) if as_json else tables.run_list(chosen, runs_dir, bool(compare)))
 
 
 @app.command()
@@ -240,7 +241,7 @@ def show(
     from cnnlab.inspect.summary import summarize
 
     print_as = tables.summary_format(format_)
-    print(print_as(summarize(model, image_size=image_size, in_channels=channels, num_classes=classes, depth=depth)))
+    say(print_as(summarize(model, image_size=image_size, in_channels=channels, num_classes=classes, depth=depth)))
 
 
 @app.command()
@@ -265,11 +266,11 @@ def figures(
 
     left_out = drawn.left_out(names, run, data)
     if left_out:
-        print(left_out, file=sys.stderr)
+        say(left_out, error=True)
     for path in drawn.figures(
         names, out_dir=out, run=run, data=data, runs_dir=runs_dir, formats=formats or drawn.FORMATS
     ):
-        print(path)
+        say(path)
 
 
 @app.command()
@@ -314,7 +315,7 @@ def reproduce(
     }  # fmt: skip
 
     def confirm(plan: reproduction.Plan) -> bool:
-        print(tables.plan(plan), file=sys.stderr)
+        say(tables.plan(plan), error=True)
         if yes:
             return True
         if sys.stdin is None or not sys.stdin.isatty():
@@ -374,7 +375,7 @@ def classical(
         )  # fmt: skip
     finally:
         display.end()
-    print(tables.as_json([r.to_dict() for r in found]) if as_json else "\n".join(map(str, found)))
+    say(tables.as_json([r.to_dict() for r in found]) if as_json else "\n".join(map(str, found)))
 
 
 app.command()(bench)
@@ -390,7 +391,7 @@ def list_(
     from cnnlab import tables
 
     known = tables.known_things(what)
-    print(tables.as_json(known) if as_json else tables.known_list(known))
+    say(tables.as_json(known) if as_json else tables.known_list(known))
 
 
 def main() -> NoReturn:
@@ -401,13 +402,13 @@ def main() -> NoReturn:
     try:
         code = app(standalone_mode=False)
         if code == 130:  # Typer has turned Ctrl-C into this, without a word; a training says its own
-            print("stopped", file=sys.stderr)
+            say("stopped", error=True)
         if sys.stdout is not None:  # closed by whoever started us
             sys.stdout.flush()
     except CnnlabError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        print("stopped", file=sys.stderr)
+        say("stopped", error=True)
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our output (head, less) went away: nothing is wrong, and nothing more can be told.
@@ -426,5 +427,5 @@ def main() -> NoReturn:
 
 
 def _fail(text: str) -> NoReturn:
-    print(f"error: {' '.join(text.splitlines())}", file=sys.stderr)
+    say(f"error: {' '.join(text.splitlines())}", error=True)  # Typer's own may have several lines
     sys.exit(2)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cnnlab.cli_options import AsJson, DataDir, DeviceName, Threads
+from cnnlab.safety import say
 
 
 def bench(
@@ -60,5 +60,5 @@ def bench(
         finally:
             display.end()
         found.save(folder)
-    print(tables.as_json(found.to_dict()) if as_json else tables.bench(found))
-    print(f"kept in {folder} (bench.json, bench.png)", file=sys.stderr)
+    say(tables.as_json(found.to_dict()) if as_json else tables.bench(found))
+    say(f"kept in {folder} (bench.json, bench.png)", error=True)

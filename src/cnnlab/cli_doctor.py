@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cnnlab.cli_options import AsJson, DataDir, DeviceName, RunsDir
+from cnnlab.safety import say
 
 if TYPE_CHECKING:
     from cnnlab.doctor import Check
@@ -48,8 +49,8 @@ def _tell(checks: Iterator[Check], as_json: bool) -> None:
     for check in checks:
         found.append(check)
         if not as_json:
-            print(check, flush=True)
+            say(check, flush=True)
     if as_json:
-        print(tables.as_json([check.to_dict() for check in found]))
+        say(tables.as_json([check.to_dict() for check in found]))
     if any(check.state == "failed" for check in found):
         raise typer.Exit(1)

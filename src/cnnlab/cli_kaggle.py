@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cnnlab.cli_options import AsJson, DataDir, DeviceName, RunsDir, SkipBad, Threads, print_training
+from cnnlab.safety import say
 
 if TYPE_CHECKING:
     from cnnlab.data.store import Layout
@@ -90,7 +91,7 @@ def get(
     from cnnlab import competition as steps
 
     for path in steps.get(competition, to, data_dir=data_dir, progress=progress):
-        print(path)
+        say(path)
 
 
 @kaggle.command()
@@ -120,7 +121,7 @@ def prepare(
         folder, name=name, runs_dir=runs_dir, data_dir=data_dir, store=store, workers=workers, skip_bad=skip_bad,
         layout=_layout(train, test, labels, sample, id_column, label_column, image_size, fit), progress=progress,
     )  # fmt: skip
-    print(tables.prepared(found))
+    say(tables.prepared(found))
 
 
 @kaggle.command()
@@ -130,7 +131,7 @@ def show(name: Name = "cifar-10", runs_dir: RunsDir = Path("runs"), as_json: AsJ
     from cnnlab import tables_kaggle as tables
 
     found = steps.show(steps.open_competition(name, runs_dir))
-    print(tables.as_json(found.to_dict()) if as_json else tables.overview(found))
+    say(tables.as_json(found.to_dict()) if as_json else tables.overview(found))
 
 
 @kaggle.command()
@@ -194,7 +195,7 @@ def submit(
         steps.open_competition(name, runs_dir), chosen=run or (), views=views, out=out, message=message,
         upload_to=(competition or name) if upload else None, device=device, threads=threads, progress=progress,
     )  # fmt: skip
-    print(tables.submitted(found))
+    say(tables.submitted(found))
 
 
 @kaggle.command()
@@ -210,7 +211,7 @@ def score(
     from cnnlab.competition.submission import score as measure
 
     found = measure(file, labels, id_column=id_column, label_column=label_column)
-    print(tables.as_json(found.to_dict()) if as_json else tables.scored(found))
+    say(tables.as_json(found.to_dict()) if as_json else tables.scored(found))
 
 
 @kaggle.command("all")
@@ -252,10 +253,10 @@ def all_(
         folder, name=name, runs_dir=runs_dir, data_dir=data_dir, store=store, workers=workers, skip_bad=skip_bad,
         layout=_layout(train, test, labels, sample, id_column, label_column, image_size, fit), progress=progress,
     )  # fmt: skip
-    print(tables.prepared(work), flush=True)
+    say(tables.prepared(work), flush=True)
     to = (competition or name) if upload else None
     steps.check_submittable(work, to)  # not after an hour of training
-    print(tables.overview(steps.show(work)), flush=True)
+    say(tables.overview(steps.show(work)), flush=True)
     print_training(lambda: tables.trained(steps.train(work, recipe, settings=set_ or (), seeds=seeds, **on)), _AGAIN)
     if again:
         print_training(lambda: steps.retrain(work, seeds=seeds, **on), _AGAIN)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from cnnlab.errors import TrainingInterrupted
+from cnnlab.safety import say
 
 RunsDir = Annotated[Path, typer.Option(help="Folder of the runs.")]
 DataDir = Annotated[
@@ -33,10 +34,10 @@ def print_training(call: Callable[[], object], stopped: str = "") -> None:
     """
     # Typer would turn the interruption into a bare exit code and lose what it says.
     try:
-        print(call())
+        say(call())
     except TrainingInterrupted as error:
-        print(f"{str(error).partition(' Go on with:')[0]} {stopped}" if stopped else error, file=sys.stderr)
+        say(f"{str(error).partition(' Go on with:')[0]} {stopped}" if stopped else error, error=True)
         sys.exit(error.code)
     except KeyboardInterrupt:
-        print(stopped or "stopped before there was anything to keep", file=sys.stderr)
+        say(stopped or "stopped before there was anything to keep", error=True)
         sys.exit(130)

@@ -185,15 +185,19 @@ def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any
 
 
 def set_random_state(device: torch.device, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-    """Put back what `random_state` gave."""
+    """Put back what `random_state` gave. Raises: ValueError where it is not that, and as the generators do."""
+    kind, position, has_gauss, gauss = values["numpy"]
+    keys = tensors["numpy"]
+    # NumPy believes a position, and would read beside its numbers.
+    if type(position) is not int or not 0 <= position <= 624 or keys.shape != (624,) or keys.dtype != torch.int64:
+        raise ValueError("NumPy's random state")
     torch.set_rng_state(tensors["torch"])
     if "device" in tensors:  # not where the run was begun on another kind of device
         if device.type == "cuda":
             torch.cuda.set_rng_state(tensors["device"], device)
         elif device.type == "mps":
             torch.mps.set_rng_state(tensors["device"])
-    kind, position, has_gauss, gauss = values["numpy"]
-    np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, gauss))
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     name, internal, gauss_next = values["python"]
     random.setstate((name, tuple(internal), gauss_next))
 

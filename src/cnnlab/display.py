@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from rich.text import Text
@@ -14,6 +15,7 @@ from rich.text import Text
 from cnnlab.device import Glance
 from cnnlab.errors import unknown
 from cnnlab.recipe import KEYS
+from cnnlab.safety import page, say, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +31,7 @@ class Display:
 
     def message(self, text: str) -> None:
         """Something a person should know, whatever the display."""
-        print(text, file=sys.stderr, flush=True)
+        say(text, error=True, flush=True)
 
     def read(self, what: str, done: int, total: int) -> None:
         """A long read of data has come to `done` of `total` (0: unknown)."""
@@ -100,7 +102,7 @@ class Bar(Display):
 
     def message(self, text: str) -> None:
         """Print it above the bar."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(page(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def read(self, what: str, done: int, total: int) -> None:
         """A bar of its own for each thing that is read or downloaded."""
@@ -110,7 +112,7 @@ class Bar(Display):
             self._progress.start()
             self._reading = None
         if self._reading is None or self._reading[1] != what:
-            self._reading = (self._progress.add_task(what, total=total or None), what)
+            self._reading = (self._progress.add_task(escape(shown(what)), total=total or None), what)
         self._progress.update(self._reading[0], completed=done, total=total or None)
 
     def begin(self, loader: Loader, epochs: int, first_epoch: int, watch: str, rows: list[dict[str, Any]]) -> None:
@@ -179,7 +181,7 @@ class Notebook(Display):
 
     def message(self, text: str) -> None:
         """Print it into the cell's output."""
-        print(text)
+        say(text)
 
     def begin(self, loader: Loader, epochs: int, first_epoch: int, watch: str, rows: list[dict[str, Any]]) -> None:  # noqa: ARG002
         """Remember the rows so far; the first epoch draws the figure."""

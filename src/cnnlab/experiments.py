@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnnlab.classical import METHODS
+from cnnlab.safety import markdown as escaped
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         if "failed" in row:
-            lines.append(f"| {row['section']} | {row['title']} | failed: {row['failed']} | | | | | |")
+            lines.append(f"| {row['section']} | {row['title']} | failed: {escaped(row['failed'])} | | | | | |")
         else:
             n = row["test_acc"]["n"]
             how = f"{row['limited'] or 'in full'}, {n} seed{'s' if n > 1 else ''}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab import runs
-from cnnlab.checkpoint import load_weights
+from cnnlab.checkpoint import check_weights, load_weights
 from cnnlab.data import ImageSet, SourceOptions, data_folder, load_images
 from cnnlab.data.images import BadImage, bombs_refused, decode, image_files
 from cnnlab.data.imageset import Report, no_report
@@ -71,16 +71,12 @@ class Prediction:
 
 def load_model(run: Run, weights: Path) -> nn.Module:
     """The run's network with the `weights` of that file, in eval mode, on the CPU. Raises: CnnlabError."""
-    info = run.info["model"]
-    try:
-        model = build_model(
-            info["name"],
-            num_classes=info["num_classes"],
-            in_channels=info["in_channels"],
-            image_size=info["image_size"],
-        )
-    except (KeyError, TypeError) as error:
-        raise CnnlabError(f"{run.path / 'run.json'} is damaged: its model entry is incomplete") from error
+    info = {k: v for k, v in run.info["model"].items() if k in ("num_classes", "in_channels", "image_size")}
+    name = run.info["model"]["name"]
+    if ":" not in name:  # a network as large as run.json says, before it takes memory: are these its weights?
+        with torch.device("meta"):
+            check_weights(weights, build_model(name, **info))
+    model = build_model(name, **info)
     load_weights(weights, model)
     return model.eval()
 
@@ -265,7 +261,7 @@ def validation_images(run: Run) -> ImageSet:
 
 def _layout(run: Run) -> torch.memory_format:
     """The memory format in which the run was trained."""
-    trained = runs.first_session(run).get("memory_format", run.recipe.memory_format)
+    trained: str = runs.first_session(run).get("memory_format", run.recipe.memory_format)
     return FORMATS.get(trained, torch.contiguous_format)
 
 
@@ -294,7 +290,7 @@ def _image_list(paths: Sequence[str | Path]) -> list[Path]:
             if not found:
                 raise CnnlabError(f"{path} holds no images")
             files += found
-        elif path.exists():
+        elif path.is_file():
             files.append(path)
         else:
             raise CnnlabError(f"{path} does not exist; give image files or folders of images")

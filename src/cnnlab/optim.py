@@ -68,6 +68,15 @@ class Muon(torch.optim.Optimizer):
         p.addcdiv_(mean, square.sqrt().add_(1e-8), value=-rate)
 
 
+# What each optimiser keeps for a parameter, by its name; Muon's other half keeps what is called so here.
+STATE = {
+    "SGD": {"momentum_buffer"},
+    "AdamW": {"step", "exp_avg", "exp_avg_sq"},
+    "Muon": {"momentum_buffer"},
+    "Muon.adam": {"step", "mean", "square"},
+}
+
+
 def orthogonalized(matrix: Tensor, rounds: int = 3) -> Tensor:
     """(M, N), or many at once (G, M, N), same shape out: the singular vectors stay, their values come near each other.
 

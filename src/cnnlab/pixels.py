@@ -22,9 +22,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cnnlab.errors import CnnlabError, reason
 
-# What is decoded, the most frequent first. Not all that Pillow knows: it goes by a file's first bytes, whatever its name
-# is, so a file called 1.png could be PostScript, which it hands to another program, or of a kind that is decoded slowly,
-# in Python, or without a bound (docs/security.md).
+# What is decoded, the most frequent first. Not all that Pillow knows: it goes by a file's first bytes, whatever its
+# name, so a file called 1.png could be PostScript, which it hands to another program, or of a kind that is decoded in
+# Python, slowly or without a bound (docs/security.md).
 _FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "DIB", "ICO", "JPEG2000", "AVIF", "PCX", "SGI", "TGA")
 # By the ending of the name; other files in a folder are not images and are passed over.
 ENDINGS = frozenset(e for e, f in Image.registered_extensions().items() if f in _FORMATS and f in Image.OPEN)

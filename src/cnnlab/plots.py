@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cnnlab.recipe import KEYS
+from cnnlab.safety import clipped, shown
 
 _TRAIN, _WATCHED = (
     "#3b6fb6",
@@ -127,5 +128,5 @@ def png(figure: Figure, dpi: int = 144) -> bytes:
 
 
 def _plain(text: str) -> str:
-    """A person's own names, safe from being read as mathematics."""
-    return text.replace("$", r"\$")
+    """A person's own names, safe from being read as mathematics, and no longer than a picture is wide."""
+    return "\n".join(clipped(shown(line), 150) for line in text.split("\n")).replace("$", r"\$")

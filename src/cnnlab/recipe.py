@@ -121,7 +121,7 @@ class Recipe:
                 raise CnnlabError(f"{name}={value!r}: must be a finite number")
             if rule["low"] is not None and not rule["low"] <= value <= rule["high"]:
                 raise CnnlabError(f"{name}={_told(value)}: must lie between {rule['low']} and {rule['high']}")
-            if kind is str and len(value) > LONGEST:
+            if isinstance(value, str) and len(value) > LONGEST:
                 raise CnnlabError(f"{name}={_told(value)}: at most {LONGEST:,} characters")
         if self.watch == "validation" and self.val_fraction == 0:
             raise CnnlabError(

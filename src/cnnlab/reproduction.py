@@ -20,6 +20,7 @@ from cnnlab.display import make_display
 from cnnlab.errors import CnnlabError, TrainingInterrupted, reason, unknown
 from cnnlab.experiments import CLASSICAL, EXPERIMENTS, markdown, printed_figures
 from cnnlab.files import read_json, write_atomic, write_json
+from cnnlab.forms import COUNT, Number, check
 from cnnlab.inference import load_model
 from cnnlab.models import build_model
 from cnnlab.models.batch_norm import BatchNorm
@@ -27,10 +28,15 @@ from cnnlab.optim import initialize, make_optimizer
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import find_recipe
 from cnnlab.results import SeedsResult
+from cnnlab.safety import clipped
 from cnnlab.step import train_step
 
 _FORMAT = "cnnlab reproduction 1"
 _START = "start"  # of the chapter: the pipeline that it begins with
+_FORM = {
+    "recipes": dict, "seeds": Number(1, 100_000, whole=True), "methods": [str], "limit": COUNT, "data_dir": str,
+    "device": str, "threads": COUNT,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -148,13 +154,14 @@ def resume_reproduction(
     content = read_json(folder / "reproduction.json")
     try:
         if content["format"] != _FORMAT:
-            raise CnnlabError(f"format {content['format']!r}, not {_FORMAT!r}")
+            raise CnnlabError(f"format {clipped(repr(content['format']), 60)}, not {_FORMAT!r}")
+        check(folder / "reproduction.json", content, _FORM)
         recipes = {n: Recipe.from_dict(values) for n, values in content["recipes"].items()}
-        seeds = int(content["seeds"])
+        seeds = content["seeds"]
         began = Path(content["data_dir"])
-        methods, limit = tuple(content["methods"]), int(content["limit"])
+        methods, limit = tuple(content["methods"]), content["limit"]
         if threads is None:
-            threads = max(1, min(int(content["threads"]), available_cores()))
+            threads = max(1, min(content["threads"], available_cores()))
         if device == "auto":
             device = training.same_device(content["device"])
         if not (recipes.keys() <= EXPERIMENTS.keys() and set(methods) <= CLASSICAL.keys()):
@@ -228,9 +235,10 @@ def _checked(device: str, threads: int | None, progress: str) -> torch.device:
 def _finished(path: Path) -> dict[str, dict[str, Any]]:
     """The rows of an earlier call, without those that failed; none where their file is missing or damaged."""
     try:
-        rows = read_json(path / "results.json")["rows"]
-        return {row["name"]: row for row in rows if "failed" not in row and row["test_acc"]["n"]}
-    except (CnnlabError, KeyError, TypeError):
+        rows = [row for row in read_json(path / "results.json")["rows"] if "failed" not in row and row["test_acc"]["n"]]
+        markdown(rows)  # can they be told?
+        return {row["name"]: row for row in rows}
+    except (CnnlabError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return {}
 
 

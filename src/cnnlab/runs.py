@@ -35,12 +35,36 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cnnlab.errors import CnnlabError, reason
-from cnnlab.files import digest, read_checked, read_json, write_atomic, write_checked
+from cnnlab.files import LINES_LIMIT, digest, read_checked, read_json, read_limited, write_atomic, write_checked
+from cnnlab.forms import COUNT, NUMBER, POSITIVE, Number, check
 from cnnlab.recipe import Recipe, recipe_json
+from cnnlab.safety import clipped
 
 _FORMAT = "cnnlab run 1"
 _SEEDS_FORMAT = "cnnlab seeds 1"
 WEIGHTS = ("best", "last")
+_MOST_SEEDS = 100_000
+_SIDE = Number(1, 65_535, whole=True)
+_CHANNELS = Number(1, 64, whole=True)
+_SHARE = Number(0, 1)
+# What the files hold: a folder may come from anybody.
+_INFO = {
+    "model": {"name": str, "num_classes": Number(1, 1e6, whole=True), "in_channels": _CHANNELS, "image_size": _SIDE,
+              "parameters": COUNT},
+    "data": {"source": str, "classes": [str], "fingerprint": str, "skipped": [str], "data_dir?": str,
+             "skip_bad?": bool},
+    "preprocessing": {"channels": _CHANNELS, "native_size": _SIDE, "image_size": _SIDE,
+                      "fit": ("pad", "crop", "stretch"), "mean": [NUMBER], "std": [POSITIVE]},
+    "recipes?": [str],
+}  # fmt: skip
+_SUMMARY = {
+    "seed": COUNT, "watch": str, "loss": NUMBER, "train_acc": _SHARE, "best": NUMBER, "best_epoch": COUNT,
+    "examples_per_second": NUMBER, "images_per_second": NUMBER, "total_seconds": NUMBER, "device": str,
+    "skipped": COUNT, "left_out?": COUNT, "images?": {"train": COUNT},
+}  # fmt: skip
+_ROW = {"epoch": COUNT, "loss": NUMBER, "train_acc": _SHARE, "images": COUNT, "train_seconds": POSITIVE,
+        "seconds": NUMBER, "compute_seconds?": POSITIVE, "left_out?": COUNT}  # fmt: skip
+_SESSION = {"device?": str, "device_name?": str, "threads?": COUNT, "versions?": dict, "memory_format?": str}
 
 
 @dataclass(frozen=True)
@@ -78,12 +102,7 @@ class Run:
         """A row for each epoch that is finished."""
         rows = _read_lines(self.metrics_file)
         for row in rows:
-            figures = ("epoch", "loss", "train_acc", f"{self.recipe.key}_acc", "images", "train_seconds", "seconds")
-            _require(self.metrics_file, row, figures)
-            if not all(isinstance(row[figure], int | float) for figure in figures):
-                raise CnnlabError(
-                    f"{self.metrics_file} is damaged: epoch {row['epoch']} has a figure that is no number"
-                )
+            check(self.metrics_file, row, row_form(self.recipe))
         lacking = (self.path / "summary.json").exists() and len(rows) != self.recipe.epochs
         if lacking or [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
             raise CnnlabError(f"{self.metrics_file} is damaged: it lacks an epoch, or has one twice")
@@ -99,18 +118,7 @@ class Run:
         except CnnlabError as error:
             raise CnnlabError(f"{error}; or delete it: cnnlab train --resume {self.path} writes it again") from error
         key = self.recipe.key
-        figures = [
-            "seed",
-            "watch",
-            "loss",
-            "train_acc",
-            "best",
-            "best_epoch",
-            "examples_per_second",
-            "images_per_second",
-            "total_seconds",
-        ]
-        _require(path, summary, (*figures, f"{key}_loss", f"{key}_acc", "device", "skipped"))
+        check(path, summary, {**_SUMMARY, "watch": (self.recipe.watch,), f"{key}_loss": NUMBER, f"{key}_acc": _SHARE})
         return summary
 
     def evaluations(self) -> list[dict[str, Any]]:
@@ -172,11 +180,14 @@ def new_folder(runs_dir: Path, name: str | None, recipe: Recipe) -> Path:
 
 
 def check_name(name: str) -> None:
-    """Raises: CnnlabError where `name` is no plain name."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+    """Raises: CnnlabError where `name` is no plain name, on any system."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name.endswith("."):
         raise CnnlabError(
-            f"run name {name!r}: use letters, digits, '.', '_' and '-', at most 100, a letter or digit first"
+            f"run name {clipped(name)!r}: use letters, digits, '.', '_' and '-', at most 100, a letter or digit first "
+            "and no '.' last"
         )
+    if re.fullmatch(r"con|prn|aux|nul|(com|lpt)[0-9]", name.partition(".")[0].lower()):
+        raise CnnlabError(f"run name {name!r} means a device on Windows, where nobody could open it; choose another")
 
 
 def named_folder(runs_dir: Path, name: str | None, stem: str) -> Path:
@@ -208,12 +219,12 @@ def open_run(name: str | Path, runs_dir: str | Path = "runs") -> Run:
     info = read_checked(path / "run.json")
     if info.get("format") != _FORMAT:
         raise CnnlabError(f"{path / 'run.json'} has format {info.get('format')!r}; this cnnlab reads {_FORMAT!r}")
-    _require(path / "run.json", info, ("model", "data", "preprocessing"))
-    _require(path / "run.json", info["data"], ("source", "classes", "fingerprint", "skipped"))
-    if not isinstance(info["data"]["classes"], list) or not all(isinstance(c, str) for c in info["data"]["classes"]):
-        raise CnnlabError(f"{path / 'run.json'} is damaged: its classes should be a list of names")
-    _require(path / "run.json", info["model"], ("name", "num_classes", "in_channels", "image_size", "parameters"))
-    _require(path / "run.json", info["preprocessing"], ("channels", "native_size", "image_size", "fit", "mean", "std"))
+    check(path / "run.json", info, _INFO)
+    model, images = info["model"], info["preprocessing"]
+    if (model["num_classes"], model["in_channels"], model["image_size"], len(images["mean"]), len(images["std"])) != (
+        len(info["data"]["classes"]), images["channels"], images["image_size"], images["channels"], images["channels"]
+    ):  # fmt: skip
+        raise CnnlabError(f"{path / 'run.json'} is damaged: its model, classes and preprocessing do not fit together")
     try:
         values = read_json(path / "recipe.json")
         recipe = Recipe.from_dict(values)
@@ -286,9 +297,12 @@ def open_seeds(path: Path) -> tuple[Recipe, list[int]]:
     content = read_checked(path / "seeds.json")
     if content.get("format") != _SEEDS_FORMAT:
         raise CnnlabError(f"{path / 'seeds.json'} has format {content.get('format')!r}, not {_SEEDS_FORMAT!r}")
+    check(path / "seeds.json", content, {"recipe": dict, "seeds": [COUNT]})
+    if not 0 < len(content["seeds"]) <= _MOST_SEEDS:
+        raise CnnlabError(f"{path / 'seeds.json'} is damaged: {len(content['seeds']):,} seeds")
     try:
-        return Recipe.from_dict(content["recipe"]), [int(s) for s in content["seeds"]]
-    except (CnnlabError, KeyError, TypeError, ValueError) as error:
+        return Recipe.from_dict(content["recipe"]), list(content["seeds"])
+    except CnnlabError as error:
         raise CnnlabError(f"{path / 'seeds.json'} is damaged: {reason(error)}") from error
 
 
@@ -367,16 +381,16 @@ def first_session(run: Run) -> dict[str, Any]:
 
 
 def _sessions(path: Path) -> list[dict[str, Any]]:
-    sessions = read_checked(path).get("sessions") if path.exists() else []
-    if not isinstance(sessions, list) or not all(isinstance(s, dict) for s in sessions):
-        raise CnnlabError(f"{path} is damaged: it should hold a list of sessions; remove it to go on without it")
-    return sessions
+    if not path.exists():
+        return []
+    content = read_checked(path)
+    check(path, content, {"sessions": [_SESSION]}, "remove it to go on without it")
+    return list(content["sessions"])
 
 
-def _require(path: Path, values: Any, keys: Sequence[str]) -> None:
-    missing = [key for key in keys if not isinstance(values, dict) or key not in values]
-    if missing:
-        raise CnnlabError(f"{path} is damaged: it lacks {', '.join(missing)}")
+def row_form(recipe: Recipe) -> dict[str, Any]:
+    """What a row of the metrics holds."""
+    return {**_ROW, f"{recipe.key}_acc": _SHARE}
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -395,15 +409,16 @@ def _row(line: str) -> Any:
 def _read_lines(path: Path, *, torn_lines: bool = False) -> list[dict[str, Any]]:
     rows = []
     try:
-        for line in path.read_text(encoding="utf-8", errors="replace" if torn_lines else "strict").splitlines():
+        content = read_limited(path, LINES_LIMIT).decode(errors="replace" if torn_lines else "strict")
+        for line in content.splitlines():
             try:
                 rows.append(_row(line))
             except (ValueError, RecursionError) as error:
                 if not torn_lines:
-                    raise ValueError(reason(error)) from error
+                    raise ValueError(reason(error)[:200]) from error
     except FileNotFoundError:
         return []
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise CnnlabError(f"{path} is damaged: {reason(error)}") from error
     if not all(isinstance(row, dict) for row in rows):
         raise CnnlabError(f"{path} is damaged: each line should hold a JSON object")

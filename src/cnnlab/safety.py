@@ -24,9 +24,9 @@ def page(text: str) -> str:
     return text if text.isprintable() else "\n".join(map(shown, text.split("\n")))
 
 
-def say(text: object, *, error: bool = False) -> None:
+def say(text: object, *, error: bool = False, flush: bool = False) -> None:
     """Print a `page`; error: on standard error."""
-    print(page(str(text)), file=sys.stderr if error else sys.stdout, flush=True)
+    print(page(str(text)), file=sys.stderr if error else sys.stdout, flush=flush)
 
 
 def clipped(text: str, most: int = 200) -> str:

@@ -27,6 +27,8 @@ from cnnlab.recipe import SETTINGS, TYPES
 from cnnlab.recipes import RECIPES
 from cnnlab.reproduction import Plan, Reproduction
 from cnnlab.runs import Run, differences
+from cnnlab.safety import cell, shown
+from cnnlab.safety import markdown as escaped
 
 
 def as_json(value: Any) -> str:
@@ -107,7 +109,8 @@ def _prediction_csv(found: Sequence[Prediction]) -> str:
     ranks = range(1, (len(found[0].top) if found else 1) + 1)
     writer.writerow(["image", *(column for i in ranks for column in (f"label_{i}", f"probability_{i}"))])
     for p in found:
-        writer.writerow([p.path, *(cell for label, share in p.top for cell in (label, f"{share:.6f}"))])
+        named = (field for label, share in p.top for field in (cell(label), f"{share:.6f}"))
+        writer.writerow([cell(str(p.path)), *named])
     return out.getvalue().rstrip("\n")
 
 
@@ -207,7 +210,7 @@ def _summary_rows(summary: Summary) -> list[list[str]]:
 
 
 def _summary_table(summary: Summary) -> str:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = _Table(box=None, pad_edge=False, header_style="bold")
     for i, column in enumerate(_SUMMARY_HEAD):
         table.add_column(column, justify="left" if i < 2 else "right")
     for row in _summary_rows(summary):
@@ -218,7 +221,7 @@ def _summary_table(summary: Summary) -> str:
 
 def _summary_markdown(summary: Summary) -> str:
     lines = [_SUMMARY_HEAD, ("---", "---", "---:", "---:", "---:", "---:"), *_summary_rows(summary)]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    table = "\n".join("| " + " | ".join(map(escaped, line)) + " |" for line in lines)
     return f"{_summary_title(summary)}\n\n{table}"
 
 
@@ -410,15 +413,22 @@ def _number(value: float | None, form: str = ".3f") -> str:
     return "" if value is None else format(value, form)
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+class _Table(Table):
+    """A table whose cells are a line each, whatever a file's name or a label holds."""
+
+    def add_row(self, *cells: str) -> None:  # type: ignore[override]
+        super().add_row(*map(shown, cells))
+
+
+def _table(*columns: str) -> _Table:
+    table = _Table(box=None, pad_edge=False, header_style="bold")
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        table.add_column(shown(column), justify="left" if i == 0 else "right", overflow="fold")
     return table
 
 
 def _text(table: Table) -> str:
     """The table as text, as wide as it needs to be: a name that is broken in two cannot be copied."""
-    console = Console(file=io.StringIO(), markup=False, highlight=False, width=10_000)
+    console = Console(file=io.StringIO(), markup=False, emoji=False, highlight=False, width=10_000)
     console.print(table)
     return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip("\n").splitlines())  # type: ignore[attr-defined]

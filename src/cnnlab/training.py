@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -45,6 +44,7 @@ from cnnlab.device import (
 from cnnlab.errors import CnnlabError, TrainingInterrupted, out_of_memory, reason
 from cnnlab.evaluation import evaluate
 from cnnlab.files import remove_torn, write_checked
+from cnnlab.forms import COUNT, NUMBER, POSITIVE, Number, check
 from cnnlab.optim import Average, initialize, learning_rate, make_optimizer, shown, size_in_epoch
 from cnnlab.probe import compiled, not_compiled
 from cnnlab.recipe import Recipe
@@ -52,6 +52,7 @@ from cnnlab.recipes import find_recipe
 from cnnlab.record import Events, Saving, save_curves, summary
 from cnnlab.results import Result, SeedsResult
 from cnnlab.runs import Run
+from cnnlab.safety import say
 from cnnlab.session import Session
 from cnnlab.step import train_step
 from cnnlab.trouble import Lookout, NotFinite, diverged, no_memory
@@ -136,7 +137,7 @@ def resume(
         run = runs.open_run(folder)
         found = run.summary()
         if found is not None:
-            print(f"{run.path} is finished: nothing to resume", file=sys.stderr)
+            say(f"{run.path} is finished: nothing to resume", error=True)
             return Result(run, found)
         if on_nan is not None and on_nan != run.recipe.on_nan:
             with runs.locked(run.path), Saving(run.path, len(run.metrics())):
@@ -216,6 +217,7 @@ def _train(session: Session, run: Run, like: dict[str, Any] | None = None) -> Re
                 remove_torn(run.path)
                 if begun or run.metrics():
                     state |= load_checkpoint(run.checkpoint, model, optimizer, session.device, average, told)
+                    check(run.checkpoint, state, {**_STATE, "rows": [runs.row_form(recipe)]}, "train again")
                     _keep_best(session, run, state)
             with Saving(run.path, len(state["rows"])):
                 runs.add_session(run, now)
@@ -253,6 +255,7 @@ def _keep_best(session: Session, run: Run, state: dict[str, Any]) -> None:
             if left:
                 state.update(best=None, best_epoch=0)
         return
+    check(path, about, {"figure?": [NUMBER], "epoch?": COUNT}, "remove it: another takes its place")
     if "figure" in about and (state["best"] is None or about["figure"] > state["best"]):
         state.update(best=about["figure"], best_epoch=about["epoch"])
 
@@ -338,6 +341,17 @@ def _kept(state: dict[str, Any]) -> str:
     return f"{len(state['rows'])} finished epochs{part} are kept"
 
 
+# What a checkpoint keeps of a training, beside its rows: see `_train`.
+_STATE = {
+    "best": (None, [NUMBER]),
+    "best_epoch": COUNT,
+    "part": (None, {
+        "steps": COUNT, "seen": COUNT, "left_out": COUNT, "statistics": [NUMBER], "train_seconds": Number(0),
+        "compute_seconds": Number(0), "batches": {"done": COUNT, "kind": str, "host": str, "here": str},
+    }),
+    "scaler?": (None, {"scale": POSITIVE, "growth_factor": POSITIVE, "backoff_factor": POSITIVE,
+                       "growth_interval": COUNT, "_growth_tracker": COUNT}),
+}  # fmt: skip
 # What `state["part"]` is at the beginning of an epoch.
 _NOTHING: dict[str, Any] = {
     "steps": 0,

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ from cnnlab.device import check_threads
 from cnnlab.display import make_display
 from cnnlab.errors import CnnlabError, expand
 from cnnlab.evaluation import VIEWS
-from cnnlab.files import read_json, write_atomic
+from cnnlab.files import read_json, read_limited, write_atomic
 from cnnlab.runs import Run
 
 
@@ -128,8 +129,11 @@ def _answers(
     key = hashlib.blake2b(f"{weights_hash(run)} {competition.fingerprint}".encode(), digest_size=8).hexdigest()
     path = run.path / f"answers-{views}-{key}.npy"
     shape = (len(store.test_ids), len(store.train.classes))
-    with contextlib.suppress(OSError, ValueError, EOFError):
+    # What was kept may be damaged in any way, also a zip, of which np.load makes something else.
+    with contextlib.suppress(OSError, ValueError, EOFError, MemoryError, SyntaxError, zipfile.BadZipFile):
         kept = np.load(path, allow_pickle=False)
+        if not isinstance(kept, np.ndarray):
+            raise ValueError("it is no array")
         if kept.shape == shape and kept.dtype == np.float32 and np.isfinite(kept).all():
             return torch.from_numpy(kept)
     display = make_display(progress)
@@ -151,9 +155,9 @@ def _upload(competition: Competition, path: Path, to: str, message: str) -> str:
     """Hand `path` in, unless just that was handed in before: submissions a day are few."""
     record = competition.path / "uploads.jsonl"
     content = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    lines = record.read_text(encoding="utf-8").splitlines() if record.exists() else []
+    lines = read_limited(record).decode(errors="replace").splitlines() if record.exists() else []
     for line in lines:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             earlier = json.loads(line)
             if (earlier["competition"], earlier["content"]) == (to, content):
                 return f"not handed in again: {to} got just this on {earlier['date']}"

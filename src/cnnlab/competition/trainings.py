@@ -18,6 +18,7 @@ from cnnlab.display import make_display
 from cnnlab.errors import CnnlabError, reason
 from cnnlab.evaluation import VIEWS, Evaluation
 from cnnlab.files import read_json, write_json
+from cnnlab.forms import COUNT, NUMBER, misfit
 from cnnlab.inference import RunEvaluation
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import choose_recipe
@@ -172,11 +173,16 @@ def _reported(competition: Competition, result: Result | SeedsResult, models: li
         parts: dict[str, list[RunEvaluation]] = {"validation": [], "train": []}
         for run, figures in zip(models, report["runs"], strict=True):
             for split, found in parts.items():
+                k = len(run.classes)
+                if misfit(figures[split], {"loss": NUMBER, "confusion": [[COUNT]]}):
+                    return None
                 confusion = torch.tensor(figures[split]["confusion"], dtype=torch.int64)
+                if confusion.shape != (k, k) or not 0 < int(confusion.sum()) < 2**40:
+                    return None
                 measured = Evaluation(figures[split]["loss"], confusion)
                 found.append(RunEvaluation(run, split, run.weights(), measured, recorded=True))
         views = {name: float(report["validation_accuracy_by_views"][name]) for name in VIEWS}
-    except (CnnlabError, KeyError, TypeError, ValueError):
+    except (CnnlabError, KeyError, TypeError, ValueError, RuntimeError):
         return None
     return Trained(result, parts["validation"], parts["train"], views)
 

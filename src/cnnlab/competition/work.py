@@ -18,7 +18,9 @@ from cnnlab.data.store import prepare as make_store
 from cnnlab.display import make_display
 from cnnlab.errors import CnnlabError, expand, reason
 from cnnlab.files import read_json, write_atomic, write_json
+from cnnlab.forms import misfit
 from cnnlab.runs import Run
+from cnnlab.safety import clipped
 
 _FORMAT = "cnnlab competition 1"
 NAME = "cifar-10"
@@ -157,11 +159,11 @@ def open_competition(name: str = NAME, runs_dir: str | Path = "runs") -> Competi
     values = read_json(path / "competition.json")
     try:
         if values["format"] != _FORMAT:
-            raise ValueError(f"format {values['format']!r}")
+            raise ValueError(f"format {clipped(repr(values['format']), 60)}")
+        form = {field.name: type(field.default) for field in fields(Layout)}
+        if fault := misfit(values, {"folder": str, "store": str, "fingerprint": str, "layout": form}):
+            raise ValueError(fault)
         layout = Layout(**values["layout"])
-        for field in fields(Layout):
-            if type(getattr(layout, field.name)) is not type(field.default):
-                raise ValueError(f"layout {field.name}")
         return Competition(path, Path(values["folder"]), Path(values["store"]), layout, str(values["fingerprint"]))
     except (KeyError, TypeError, ValueError) as error:
         raise CnnlabError(

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 from cnnlab.data.images import ENDINGS, image_files
 from cnnlab.data.tars import Entry, TarStream, Torn
@@ -198,7 +199,7 @@ class _Tar(Archive):
         """Every entry, and where to read it; in the end what is behind them, to where gzip's checksum is."""
         try:
             packed = self._path.name.lower().endswith("gz")
-            with (gzip.open if packed else open)(self._path, "rb") as stream:
+            with _open(self._path, packed) as stream:
                 tar = TarStream(stream, jumps=not packed)
                 for entry in tar:
                     yield entry, tar
@@ -209,6 +210,11 @@ class _Tar(Archive):
                         raise Torn("there is no end behind the last file")
         except _TAR_ERRORS as error:
             raise self._damaged(error) from error
+
+
+def _open(path: Path, packed: bool) -> IO[bytes]:
+    """The bytes of a file; if it is `packed` by gzip, of what is in it."""
+    return cast(IO[bytes], gzip.open(path)) if packed else path.open("rb")
 
 
 _TAR_ERRORS = (OSError, EOFError, zlib.error, OverflowError, Torn)

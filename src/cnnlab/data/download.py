@@ -17,6 +17,7 @@ from cnnlab.errors import CnnlabError, reason
 
 _CHUNK = 1 << 18
 _TIMEOUT = 30  # seconds without a byte
+_LARGEST = 1 << 30  # bytes: a server that never ends must not fill the disk
 
 
 def download(urls: Sequence[str], path: Path, *, md5: str, report: Report = no_report) -> None:
@@ -85,8 +86,10 @@ def _fetch(url: str, part: Path, report: Report) -> None:
         total = done + int(length) if length else 0
         with part.open("ab" if continued else "wb") as file:
             while chunk := _read(response):
-                file.write(chunk)
                 done += len(chunk)
+                if done > _LARGEST:
+                    raise http.client.HTTPException(f"more than {_LARGEST:,} bytes")
+                file.write(chunk)
                 report(f"downloading {part.name.removesuffix('.part')}", done, total)
         if total and done < total:
             raise http.client.IncompleteRead(b"", total - done)

@@ -7,6 +7,7 @@ files are torchvision's, and so is their place: DATA/FashionMNIST/raw.
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import zlib
 from pathlib import Path
@@ -95,11 +96,15 @@ def _find(folder: Path, name: str, options: SourceOptions) -> Path:
 
 def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """An IDX file of bytes: 2 zero bytes, type 8, number of dimensions, each dimension as big-endian int32, data."""
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise CnnlabError(f"cannot read {path}: {reason(error)}") from error
     header = bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)
-    if not content.startswith(header) or len(content) != len(header) + int(np.prod(shape)):
-        raise CnnlabError(f"{path} does not hold {' x '.join(map(str, shape))} bytes in IDX format")
+    try:
+        with gzip.open(path) as file:
+            content = file.read(len(header) + math.prod(shape) + 1)  # one byte more shows that there is more
+    except (OSError, EOFError, zlib.error) as error:
+        raise CnnlabError(f"cannot read {path}: {reason(error)}; delete it, and the next run downloads it") from error
+    if not content.startswith(header) or len(content) != len(header) + math.prod(shape):
+        raise CnnlabError(
+            f"{path} does not hold {' x '.join(map(str, shape))} bytes in IDX format; delete it, and the next run "
+            "downloads it"
+        )
     return np.frombuffer(bytearray(memoryview(content)[len(header) :]), dtype=np.uint8).reshape(shape)

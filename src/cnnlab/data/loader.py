@@ -14,6 +14,7 @@ from torch import Tensor
 from cnnlab.data.augment import Augmentation
 from cnnlab.data.imageset import ImageSet
 from cnnlab.device import Feeder
+from cnnlab.errors import CnnlabError, reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,11 +140,14 @@ class Loader:
         done = 0
         if start is not None:
             done = start["done"]
-            host.set_state(_state(start["host"]))
-            if start["kind"] == self.device.type:
-                here.set_state(_state(start["here"]))
-            else:  # another device draws other numbers: from here on its own
-                here.manual_seed(_mix(seed, epoch, 1, done))
+            try:
+                host.set_state(_state(start["host"]))
+                if start["kind"] == self.device.type:
+                    here.set_state(_state(start["here"]))
+                else:  # another device draws other numbers: from here on its own
+                    here.manual_seed(_mix(seed, epoch, 1, done))
+            except (ValueError, RuntimeError) as error:
+                raise CnnlabError(f"the batches' place in the checkpoint is damaged: {reason(error)[:100]}") from error
         return Batches(self._made(order, done, seed, epoch, size, host, here), host, here, done)
 
     def _made(

@@ -321,7 +321,7 @@ class Preparation:
         old, new = self.work / "train.npy", self.work / "old.npy"
         old.replace(new)
         offset = self._new_file("train", count - len(bad))
-        rows = np.load(new, mmap_mode="r")
+        rows = np.load(new, mmap_mode="r", allow_pickle=False)
         with old.open("r+b") as file:
             file.seek(offset)
             for row in range(count):

@@ -29,8 +29,17 @@ from cnnlab.data.preparation import FORMAT, Parts, Preparation, fingerprint
 from cnnlab.device import available_cores
 from cnnlab.errors import CnnlabError, expand, reason
 from cnnlab.files import read_json
+from cnnlab.forms import COUNT, Number, check
+from cnnlab.safety import clipped
 
 __all__ = ["Layout", "Store", "intact", "load", "open_store", "prepare"]
+
+STORE_LIMIT = 1 << 28  # bytes of store.json: five million images have less
+_INFO = {
+    "key": str, "fingerprint": str, "channels": (1, 3), "image_size": Number(1, 65_535, whole=True), "classes": [str],
+    "labels": [COUNT], "train_ids": [str], "test_ids": [str], "sample_ids": (None, [str]), "skipped": [str],
+    "unreadable_test": [str], "sample_without_image": [str], "report": [str], "lists?": dict,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,22 +71,26 @@ def open_store(path: Path) -> Store:
     path = expand(path)
     if not (path / "store.json").is_file():
         raise CnnlabError(f"{path} is no prepared store: it has no store.json; make one with cnnlab kaggle prepare")
-    info = read_json(path / "store.json")
+    info = _about(path)
     if info.get("format") != FORMAT:
-        raise CnnlabError(f"{path / 'store.json'} says format {info.get('format')!r}, not {FORMAT!r}; prepare it again")
+        told = clipped(repr(info.get("format")), 60)
+        raise CnnlabError(f"{path / 'store.json'} says format {told}, not {FORMAT!r}; prepare it again")
+    check(path / "store.json", info, _INFO, "delete it and prepare it again")
     try:
         ids, labels = info["train_ids"], torch.tensor(info["labels"], dtype=torch.int64)
         train, test = (
             _map(path / f"{part}.npy", (len(info[f"{part}_ids"]), info["channels"], *[info["image_size"]] * 2))
             for part in ("train", "test")
         )
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(info["classes"]):
+            raise ValueError("a label is no class")
         images = ImageSet(train, labels, ids, info["classes"], tuple(info["skipped"]))
         sample = None if info["sample_ids"] is None else path / "sample.csv"
         if sample and not sample.is_file():
             raise ValueError("it has no sample.csv")
         return Store(path, info, images, test, info["test_ids"], info["sample_ids"], sample)
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise CnnlabError(f"{path} is damaged: {reason(error)}; delete it and prepare it again") from error
+    except (KeyError, TypeError, ValueError, OSError, OverflowError, SyntaxError, MemoryError, RuntimeError) as error:
+        raise CnnlabError(f"{path} is damaged: {reason(error)[:200]}; delete it and prepare it again") from error
 
 
 def intact(store: Store) -> bool:
@@ -150,8 +163,7 @@ def _existing(path: Path, key: str) -> Store | None:
     """The store at `path` if it is complete and of that key; None where it must be made."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return None
-    about = path / "store.json"
-    if not about.is_file() or not str(read_json(about).get("format")).startswith("cnnlab store"):
+    if not (path / "store.json").is_file() or not str(_about(path).get("format")).startswith("cnnlab store"):
         raise CnnlabError(f"{path} exists and is no store of ours; name another folder with --store")
     try:
         store = open_store(path)
@@ -195,9 +207,16 @@ def _making(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _about(path: Path) -> dict[str, Any]:
+    return read_json(path / "store.json", STORE_LIMIT)
+
+
 def _map(path: Path, shape: tuple[int, ...]) -> Tensor:
+    with path.open("rb") as file:
+        if file.read(6) != np.lib.format.MAGIC_PREFIX:  # np.load would open a zip or a pickle
+            raise ValueError(f"{path.name} is no .npy file")
     # Copy-on-write: torch knows no arrays that cannot be written, and what is written must not reach the file.
-    pixels = np.load(path, mmap_mode="c" if shape[0] else None)
+    pixels = np.load(path, mmap_mode="c" if shape[0] else None, allow_pickle=False, max_header_size=1000)
     if pixels.shape != shape or pixels.dtype != np.uint8:
         raise ValueError(f"{path.name} holds {pixels.dtype} {pixels.shape}, not uint8 {shape}")
     return torch.from_numpy(pixels)

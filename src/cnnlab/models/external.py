@@ -97,7 +97,8 @@ def _timm(
         options["img_size"] = image_size
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its warnings of each try that failed
     try:
-        model: nn.Module = timm.create_model(full, pretrained=bool(tag) and published, **options)
+        with _no_pickled_code():
+            model: nn.Module = timm.create_model(full, pretrained=bool(tag) and published, **options)
     except Exception as error:  # the hub's client has many of its own
         raise _not_built(name, published, error) from error
     return model
