@@ -26,6 +26,7 @@ from cnnlab.runs import Run
 from cnnlab.session import load_splits
 
 SPLITS = ("test", "validation", "train")
+_MOST_VALUES = 1 << 26  # of a batch of large images
 
 
 @dataclass(frozen=True)
@@ -279,7 +280,10 @@ def _weights_file(run: Run, which: str | None) -> Path:
 
 
 def _batch_size(preprocessing: Preprocessing) -> int:
-    return 1000 if preprocessing.image_size <= 64 else 64
+    side = max(preprocessing.image_size, preprocessing.native_size)
+    if side <= 64:
+        return 1000
+    return max(1, min(64, _MOST_VALUES // (preprocessing.channels * side**2)))
 
 
 def _image_list(paths: Sequence[str | Path]) -> list[Path]:

@@ -17,6 +17,7 @@ KEYS = {"validation": "val", "test": "test", "train": "seen"}
 
 
 FORMATS = ("contiguous", "channels_last")
+LARGEST_SIDE = 8192  # pixels of an image as a source gives it
 LONGEST = 8192  # characters of a text: a source's is a path, a name's a sum of changes
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")
 SCHEDULES = ("constant", "cosine", "one-cycle", "step", "trapezoid")

@@ -91,6 +91,7 @@ def summary(session: Session, run: Run, state: dict[str, Any]) -> dict[str, Any]
         "images": {"train": len(session.train_set), recipe.watch: len(session.watch_set)},
         "skipped": len(run.info["data"]["skipped"]),
         "left_out": sum(r.get("left_out", 0) for r in rows),
+        "shared": session.shared(recipe),
         "seed": recipe.seed,
         "epochs": recipe.epochs,
         "watch": recipe.watch,

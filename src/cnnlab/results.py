@@ -14,6 +14,15 @@ _LEFT_OUT = "note: {count} updates were left out, as their loss or a gradient wa
 _LOOKS = "note: this recipe looks at the test set after each epoch, as the manual does; choose nothing by it"
 
 
+def _shared(summary: dict[str, Any]) -> list[str]:
+    return [
+        f"note: {count} of the {split} images are among the training images, pixel for pixel, and flatter its figures; "
+        "cnnlab data duplicates names them"
+        for split, count in summary.get("shared", {}).items()
+        if count
+    ]
+
+
 def _skipped(count: int, path: Path) -> str:
     images = "1 damaged image was" if count == 1 else f"{count} damaged images were"
     return f"note: {images} left out; {path / 'run.json'} says which"
@@ -41,6 +50,7 @@ class Result:
             lines.append(_LOOKS)
         if s["skipped"]:
             lines.append(_skipped(s["skipped"], self.run.path))
+        lines += _shared(s)
         if s["watch"] == "train":
             lines.append(_SEEN.format(count=s["images"]["train"]))
         best = "" if s["watch"] != "validation" else f", best epoch {s['best_epoch']} with val acc {s['best']:.3f}"
@@ -82,5 +92,6 @@ class SeedsResult:
         skipped = self.results[0].summary["skipped"] if self.results else 0
         if skipped:
             lines.append(_skipped(skipped, self.results[0].run.path))
+        lines += _shared(self.results[0].summary) if self.results else []
         lines.append(f"runs: {self.path}")
         return "\n".join(lines)

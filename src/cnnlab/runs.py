@@ -37,14 +37,14 @@ from filelock import FileLock, Timeout
 from cnnlab.errors import CnnlabError, reason
 from cnnlab.files import LINES_LIMIT, digest, read_checked, read_json, read_limited, write_atomic, write_checked
 from cnnlab.forms import COUNT, NUMBER, POSITIVE, Number, check
-from cnnlab.recipe import Recipe, recipe_json
+from cnnlab.recipe import LARGEST_SIDE, Recipe, recipe_json
 from cnnlab.safety import clipped
 
 _FORMAT = "cnnlab run 1"
 _SEEDS_FORMAT = "cnnlab seeds 1"
 WEIGHTS = ("best", "last")
 _MOST_SEEDS = 100_000
-_SIDE = Number(1, 65_535, whole=True)
+_SIDE = Number(1, LARGEST_SIDE, whole=True)
 _CHANNELS = Number(1, 64, whole=True)
 _SHARE = Number(0, 1)
 # What the files hold: a folder may come from anybody.
@@ -61,6 +61,7 @@ _SUMMARY = {
     "seed": COUNT, "watch": str, "loss": NUMBER, "train_acc": _SHARE, "best": NUMBER, "best_epoch": COUNT,
     "examples_per_second": NUMBER, "images_per_second": NUMBER, "total_seconds": NUMBER, "device": str,
     "skipped": COUNT, "left_out?": COUNT, "images?": {"train": COUNT},
+    "shared?": {"validation?": COUNT, "test?": COUNT},
 }  # fmt: skip
 _ROW = {"epoch": COUNT, "loss": NUMBER, "train_acc": _SHARE, "images": COUNT, "train_seconds": POSITIVE,
         "seconds": NUMBER, "compute_seconds?": POSITIVE, "left_out?": COUNT}  # fmt: skip
@@ -328,10 +329,12 @@ def record_evaluation(run: Run, row: dict[str, Any]) -> bool:
     """Add a line to the run's record of evaluations; False where its folder cannot be written to."""
     try:
         path = run.path / "evaluations.jsonl"
-        torn = path.exists() and not path.read_bytes().endswith(b"\n")
-        with path.open("a", encoding="utf-8") as file:
+        torn = path.exists() and not read_limited(path, LINES_LIMIT).endswith(b"\n")
+        # Not through a link: the folder may come from anybody, and the link lead anywhere.
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        with os.fdopen(handle, "a", encoding="utf-8") as file:
             file.write("\n" * torn + _line({"date": datetime.now(UTC).isoformat(timespec="seconds"), **row}))
-    except OSError:
+    except (OSError, CnnlabError):
         return False
     return True
 
@@ -346,8 +349,12 @@ def add_session(run: Run, environment: dict[str, Any]) -> None:
 def locked(path: Path) -> Iterator[None]:
     """While this holds, no other process may train in the run's folder `path`; reading is always allowed.
 
-    The system's own lock: it goes with the process, however that ends. Raises: CnnlabError where another holds it.
+    The system's own lock: it goes with the process, however that ends. Raises: CnnlabError where another holds it, and
+    where the folder holds links: what is written through one would land elsewhere.
     """
+    for entry in path.iterdir() if path.is_dir() else ():
+        if entry.is_symlink():
+            raise CnnlabError(f"{entry} is a link, which could lead anywhere; put the file or folder itself there")
     file = path / ".lock"
     lock = FileLock(file, timeout=0)
     try:

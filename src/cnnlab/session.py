@@ -16,11 +16,13 @@ from cnnlab.data import (
     STORE,
     ImageSet,
     SourceOptions,
+    copies_in_test,
     data_folder,
     load_images,
     stratified_split,
     stratified_subset,
 )
+from cnnlab.data.alike import shared
 from cnnlab.data.loader import Preprocessing
 from cnnlab.device import Plan, check_threads, pick_device
 from cnnlab.display import Display, make_display
@@ -50,6 +52,7 @@ class Session:
         self._data_dir = data_folder(data_dir)
         self._skip_bad = skip_bad
         self._plan: Plan | None = None
+        self._shared: dict[str, int] | None = None
 
     def __enter__(self) -> Session:
         return self
@@ -92,7 +95,7 @@ class Session:
             raise CnnlabError(f"shift={recipe.shift} would move {size}-pixel images out of sight; choose a smaller one")
         self._check_batches(recipe)  # now with the images' real size: nothing is begun that cannot be trained
         self.display.end()
-        self._plan = None
+        self._plan = self._shared = None
         return recipe
 
     def create(self, path: Path, recipe: Recipe) -> Run:
@@ -176,6 +179,17 @@ class Session:
                 f"rate is left at {recipe.learning_rate:g}: smaller batches often want a smaller one"
             )
         return recipe.changed(batch_size=size)
+
+    def shared(self, recipe: Recipe) -> dict[str, int]:
+        """How many images of each other part are, pixel for pixel, among the training images. Found once a session."""
+        if self._shared is None:
+            self._shared = {}
+            if recipe.watch != "train":  # which watches some of the training images
+                self._shared[recipe.watch] = len(shared(self.train_set.images, self.watch_set.images))
+            if recipe.watch != "test":
+                count = copies_in_test(recipe.data, self.train_set, SourceOptions(data_dir=self._data_dir))
+                self._shared |= {} if count is None else {"test": count}
+        return self._shared
 
     def whiten(self, model: nn.Module) -> None:
         """Fit a first layer that whitens, if `model` has one, to some of the training images."""

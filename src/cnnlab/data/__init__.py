@@ -9,6 +9,7 @@ from pathlib import Path
 from platformdirs import user_cache_dir
 
 from cnnlab.data import digits, fashion_mnist, folder, store
+from cnnlab.data.alike import shared
 from cnnlab.data.imageset import ImageSet, SourceOptions, stratified_split, stratified_subset
 from cnnlab.errors import CnnlabError, expand, unknown
 
@@ -16,6 +17,7 @@ __all__ = [
     "DATASETS",
     "ImageSet",
     "SourceOptions",
+    "copies_in_test",
     "data_folder",
     "load_images",
     "stratified_split",
@@ -50,6 +52,23 @@ def load_images(source: str, split: str, options: SourceOptions | None = None) -
             raise CnnlabError(f"unknown source {source!r}; for a folder of images write folder:{source}")
         raise unknown("source", source, [*DATASETS, "folder:PATH", "store:PATH"])
     return DATASETS[source](split, options)
+
+
+def copies_in_test(source: str, train: ImageSet, options: SourceOptions) -> int | None:
+    """How many images of the test part of `source` are among the training images `train`; None where there is no such.
+
+    The test images' pixels are compared, their labels not looked at. Of a folder, whose test images would first have to
+    be decoded, the bytes of the files are. Nothing is downloaded.
+    """
+    if source.startswith(FOLDER):
+        return folder.copies(expand(source.removeprefix(FOLDER)), train.ids)
+    if source.startswith(STORE):
+        images = store.open_store(expand(source.removeprefix(STORE))).test_images
+        return len(shared(train.images, images)) if len(images) else None
+    if source == "fashion-mnist" and not fashion_mnist.is_there(options.data_dir):
+        return None
+    test = load_images(source, "test", options)
+    return None if test is None else len(shared(train.images, test.images))
 
 
 def data_folder(named: str | Path | None = None) -> Path:

@@ -6,6 +6,9 @@ PATH/train/cats/.., PATH/test/cats/..         a `train` folder makes the others 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from cnnlab.data.images import BadImage, bombs_refused, decode, image_files, pro
 from cnnlab.data.imageset import ImageSet, SourceOptions
 from cnnlab.device import available_cores
 from cnnlab.errors import CnnlabError, reason
+from cnnlab.recipe import LARGEST_SIDE
 
 # Where the images differ in size and the recipe names none: large enough to see a thing, small enough for a laptop.
 _DEFAULT_SIZE = 64
@@ -88,6 +92,33 @@ def _load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
     )
 
 
+def copies(path: Path, trained: Sequence[str]) -> int | None:
+    """How many files of the test part are, byte for byte, those of `trained` images, by their ids; None without such.
+
+    Only files of equal size are read.
+    """
+    root = _split_folder(path, "test")
+    if root is None:
+        return None
+    sizes: dict[int, list[Path]] = {}
+    for name in trained:
+        with contextlib.suppress(OSError):  # it may be gone by now
+            sizes.setdefault((path / name).stat().st_size, []).append(path / name)
+    digests: dict[Path, bytes] = {}
+
+    def digest(file: Path) -> bytes:
+        if file not in digests:
+            with file.open("rb") as stream:
+                digests[file] = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).digest()
+        return digests[file]
+
+    count = 0
+    for file in image_files(root):
+        with contextlib.suppress(OSError):
+            count += any(digest(file) == digest(other) for other in sizes.get(file.stat().st_size, ()))
+    return count
+
+
 def _split_folder(path: Path, split: str) -> Path | None:
     if not path.is_dir():
         what = "is a file, not a folder" if path.exists() else "does not exist"
@@ -139,6 +170,8 @@ def _shape(train_root: Path, classes: list[str], options: SourceOptions) -> tupl
         side = options.image_size
     elif len(sizes) == 1 and len(set(next(iter(sizes)))) == 1:
         side = next(iter(sizes))[0]
+        if side > LARGEST_SIDE:
+            raise CnnlabError(f"the images of {train_root} are {side} pixels a side; set image_size to a smaller one")
     else:
         side = _DEFAULT_SIZE
     return 1 if grey else 3, side

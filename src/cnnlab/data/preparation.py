@@ -22,6 +22,7 @@ from cnnlab.data.imageset import Report
 from cnnlab.errors import CnnlabError
 from cnnlab.files import write_atomic, write_json
 from cnnlab.pixels import Job, Trouble
+from cnnlab.recipe import LARGEST_SIDE
 
 FORMAT = "cnnlab store 2"
 _DECODING = 3  # one more whenever the same files would give another store
@@ -255,6 +256,10 @@ class Preparation:
             if not size and width != height:
                 raise CnnlabError(f"{self.pattern}, not square; say with --image-size how large all should become")
             self.side = size or width
+            if self.side > LARGEST_SIDE:
+                raise CnnlabError(
+                    f"{self.pattern}; say with --image-size what all should become: {LARGEST_SIDE} at most"
+                )
             break
         if not self.side:
             raise CnnlabError(f"no image of {archive.label} could be read; the first: {first}")

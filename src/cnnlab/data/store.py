@@ -30,15 +30,16 @@ from cnnlab.device import available_cores
 from cnnlab.errors import CnnlabError, expand, reason
 from cnnlab.files import read_json
 from cnnlab.forms import COUNT, Number, check
+from cnnlab.recipe import LARGEST_SIDE
 from cnnlab.safety import clipped
 
 __all__ = ["Layout", "Store", "intact", "load", "open_store", "prepare"]
 
 STORE_LIMIT = 1 << 28  # bytes of store.json: five million images have less
 _INFO = {
-    "key": str, "fingerprint": str, "channels": (1, 3), "image_size": Number(1, 65_535, whole=True), "classes": [str],
-    "labels": [COUNT], "train_ids": [str], "test_ids": [str], "sample_ids": (None, [str]), "skipped": [str],
-    "unreadable_test": [str], "sample_without_image": [str], "report": [str], "lists?": dict,
+    "key": str, "fingerprint": str, "channels": (1, 3), "image_size": Number(1, LARGEST_SIDE, whole=True),
+    "classes": [str], "labels": [COUNT], "train_ids": [str], "test_ids": [str], "sample_ids": (None, [str]),
+    "skipped": [str], "unreadable_test": [str], "sample_without_image": [str], "report": [str], "lists?": dict,
 }  # fmt: skip
 
 
