@@ -14,7 +14,7 @@ SOURCE = Path(cnnlab.__file__).parent
 # A module may import from modules of a lower floor only, or from its own package.
 FLOORS = [
     {"errors"},
-    {"csvs", "files", "interrupt", "recipe", "pixels"},
+    {"csvs", "files", "interrupt", "memory", "recipe", "pixels"},
     {"recipes", "device", "models", "plots"},
     {"data", "optim", "runs", "step"},
     {"checkpoint", "evaluation", "display", "results", "probe", "peak", "trouble"},
