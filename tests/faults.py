@@ -21,6 +21,7 @@ from typing import Any
 
 # All that a training imports when it is needed, once, in the server.
 import sklearn.datasets  # noqa: F401
+import torch._inductor.config
 import torch.utils.tensorboard  # noqa: F401
 
 from cnnlab import checkpoint, cli, files, plots, tables, training  # noqa: F401

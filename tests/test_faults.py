@@ -150,7 +150,7 @@ def test_a_killed_run_ends_at_the_same_bits(
 def test_a_signal_stops_cleanly_and_the_run_goes_on(
     number: signal.Signals, forks: Any, tmp_path: Path, tally: Tally
 ) -> None:
-    lab = Lab(forks, tmp_path, ["epochs=60", "limit=320"], random.Random(number))
+    lab = Lab(forks, tmp_path, ["epochs=25", "limit=320"], random.Random(number))
     code, told = lab.call(lab.train("whole"))
     assert code == 0, told
     process = lab.start(lab.train("run"))
