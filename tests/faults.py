@@ -14,13 +14,14 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 # All that a training imports when it is needed, once, in the server.
 import sklearn.datasets  # noqa: F401
+import torch._inductor.config
 import torch.utils.tensorboard  # noqa: F401
 
 from cnnlab import checkpoint, cli, files, plots, tables, training  # noqa: F401
@@ -81,7 +82,8 @@ class _File:
     def __exit__(self, *error: object) -> None:
         self.file.close()
 
-    def write(self, data: bytes) -> None:
+    def writelines(self, pieces: Iterable[Any]) -> None:
+        data = b"".join(pieces)
         half = len(data) // 2
         self.file.write(data[:half])
         self.file.flush()

@@ -21,7 +21,20 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from cnnlab import Recipe, checkpoint, evaluate_run, files, open_run, probe, resume, runs, train, train_seeds, training
+from cnnlab import (
+    Recipe,
+    checkpoint,
+    evaluate_run,
+    files,
+    memory,
+    open_run,
+    probe,
+    resume,
+    runs,
+    train,
+    train_seeds,
+    training,
+)
 from cnnlab.checkpoint import Due, about_weights, earlier, save_weights
 from cnnlab.data import load_images
 from cnnlab.data.augment import Augmentation
@@ -43,11 +56,12 @@ KINDS = {
         *SMALL, "optimizer=adamw", "learning_rate=0.003", "average=ema", "average_decay=0.7", "mixup=0.4", "cutmix=0.4",
     ],
     "muon, lookahead, growing images": [
-        *SMALL, "optimizer=muon", "learning_rate=0.1", "momentum=0.6", "average=lookahead", "average_every=3", "flip=true",
-        "cutout=4", "model=airbench-small", "limit=64", "batch_size=16", "start_size=20",
+        *SMALL, "optimizer=muon", "learning_rate=0.1", "momentum=0.6", "average=lookahead", "average_decay=0.5", "average_every=3",
+        "flip=true", "cutout=4", "model=airbench-small", "limit=64", "batch_size=16", "start_size=20",
     ],
     "dropout": [*SMALL, "model=nin-small", "limit=64", "batch_size=16", "brightness=0.3", "schedule=cosine"],
 }  # fmt: skip
+COMMAND = ["train", "--threads", "1", *(word for s in SMALL for word in ("--set", s))]
 TIMES = {"train_seconds", "compute_seconds", "evaluation_seconds", "seconds", "images_per_second",
          "examples_per_second", "total_seconds", "check", "blake2b"}  # fmt: skip
 
@@ -136,7 +150,7 @@ def test_a_killed_run_ends_at_the_same_bits(
 def test_a_signal_stops_cleanly_and_the_run_goes_on(
     number: signal.Signals, forks: Any, tmp_path: Path, tally: Tally
 ) -> None:
-    lab = Lab(forks, tmp_path, ["epochs=60", "limit=320"], random.Random(number))
+    lab = Lab(forks, tmp_path, ["epochs=25", "limit=320"], random.Random(number))
     code, told = lab.call(lab.train("whole"))
     assert code == 0, told
     process = lab.start(lab.train("run"))
@@ -298,29 +312,42 @@ def test_saving_by_the_clock(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> 
 # Full and closed disks
 
 
-@pytest.mark.parametrize("trouble", [errno.ENOSPC, errno.EROFS, errno.EIO], ids=["full", "read-only", "broken"])
-@pytest.mark.parametrize("part", [0.02, 0.06, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 0.99, 1.0])
-def test_a_disk_that_fails_keeps_what_was_saved(
-    trouble: int, part: float, monkeypatch: pytest.MonkeyPatch, cnnlab: Command, tally: Tally
-) -> None:
-    command = ["train", "--threads", "1", *(word for s in SMALL for word in ("--set", s))]
-    with monkeypatch.context() as patch:
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """A finished run of `SMALL`, and how many turns a saboteur had in it."""
+    with pytest.MonkeyPatch.context() as patch:
         counted = strike_at(patch, 0, None)
-        assert cnnlab(*command, "--name", "whole").returncode == 0
-    turn = min(max(1, round(part * counted.count)), counted.count - 1)  # the last is the folder's fsync, which may fail
-    with monkeypatch.context() as patch:
-        strike_at(patch, turn, OSError(trouble, os.strerror(trouble)))
-        line = one_line_error(cnnlab(*command, "--name", "run"))
-    assert os.strerror(trouble) in line
-    assert "runs/run" in line
-    if "--resume" in line:  # what it says is what works
-        answer = cnnlab("train", "--threads", "1", "--resume", "runs/run")
-    else:
-        assert not Path("runs/run").exists()
-        answer = cnnlab(*command, "--name", "run")
-    assert answer.returncode == 0, answer.stderr
-    assert_the_same(Path("runs/run"), Path("runs/whole"))
-    tally(f"writing fails: {os.strerror(trouble).lower()}", "one line, then the same weights, to the bit")
+        path = train(small(), name="whole", threads=1, runs_dir=tmp_path_factory.mktemp("undisturbed")).run.path
+    return path, counted.count
+
+
+@pytest.mark.parametrize("trouble", [errno.ENOSPC, errno.EROFS, errno.EIO], ids=["full", "read-only", "broken"])
+def test_a_disk_that_fails_keeps_what_was_saved(
+    trouble: int,
+    undisturbed: tuple[Path, int],
+    monkeypatch: pytest.MonkeyPatch,
+    cnnlab: Command,
+    request: pytest.FixtureRequest,
+    tally: Tally,
+) -> None:
+    whole, turns = undisturbed
+    every = range(1, turns)  # the last is a folder's fsync, which may fail
+    tried = random.Random(trouble).sample(every, min(len(every), int(request.config.getoption("--kills")) // 6))
+    for turn in sorted({1, *tried}):
+        with monkeypatch.context() as patch:
+            strike_at(patch, turn, OSError(trouble, os.strerror(trouble)))
+            line = one_line_error(cnnlab(*COMMAND, "--name", "run"))
+        assert os.strerror(trouble) in line
+        assert "runs/run" in line
+        if "--resume" in line:  # what it says is what works
+            answer = cnnlab("train", "--threads", "1", "--resume", "runs/run")
+        else:
+            assert not Path("runs/run").exists()
+            answer = cnnlab(*COMMAND, "--name", "run")
+        assert answer.returncode == 0, (turn, answer.stderr)
+        assert_the_same(Path("runs/run"), whole)
+        shutil.rmtree("runs/run")
+        tally(f"writing fails: {os.strerror(trouble).lower()}", "one line, then the same weights, to the bit")
 
 
 @pytest.mark.slow
@@ -722,6 +749,32 @@ def test_a_batch_that_fits_is_found(quick: Recipe, monkeypatch: pytest.MonkeyPat
     assert recipe.name.endswith("batch_size=16")
     assert train(quick.changed(epochs=1, batch_size=8), auto_batch=True).run.recipe.batch_size == 8
     assert "leave out --auto-batch" in one_line_error(cnnlab("train", "--resume", "runs/run", "--auto-batch"))
+
+
+def test_a_batch_that_the_host_has_no_memory_for_is_an_error_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free", lambda: 2**28)
+    with memory.limited():
+        with pytest.raises(RuntimeError, match="can't allocate memory"):
+            torch.zeros(2**30, dtype=torch.uint8)
+        torch.zeros(2**20, dtype=torch.uint8)
+    torch.zeros(2**29, dtype=torch.uint8)
+    recipe = small("image_size=96", "batch_size=320", "epochs=1")
+    chosen = train(recipe, auto_batch=True, threads=1).run.recipe
+    assert chosen.batch_size in (40, 80, 160)
+
+
+def test_what_memory_is_left_is_that_of_the_smallest_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    left = memory.free()
+    assert left is not None
+    assert 2**27 < left <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    group = tmp_path / "outer" / "inner"
+    group.mkdir(parents=True)
+    for folder, most in ((group, "max"), (group.parent, "900000000")):
+        (folder / "memory.max").write_text(f"{most}\n")
+        (folder / "memory.current").write_text("800000000\n")
+        (folder / "memory.stat").write_text("anon 1\ninactive_file 20000000\n")
+    assert list(memory._left_in_groups(tmp_path, "/outer/inner", memory._NAMES)) == [120_000_000]
+    assert list(memory._left_in_groups(tmp_path, "/elsewhere", memory._NAMES)) == []
 
 
 def test_where_no_batch_fits_that_is_said(monkeypatch: pytest.MonkeyPatch, cnnlab: Command) -> None:

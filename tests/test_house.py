@@ -15,7 +15,7 @@ SOURCE = Path(cnnlab.__file__).parent
 FLOORS = [
     {"safety"},
     {"errors"},
-    {"csvs", "files", "forms", "interrupt", "recipe", "pixels"},
+    {"csvs", "files", "forms", "interrupt", "memory", "recipe", "pixels"},
     {"recipes", "device", "models", "plots"},
     {"data", "optim", "runs", "step"},
     {"checkpoint", "evaluation", "display", "results", "probe", "peak", "trouble"},

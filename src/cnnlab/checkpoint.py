@@ -6,12 +6,12 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -78,10 +78,12 @@ def save_checkpoint(
     device: torch.device,
     progress: dict[str, Any],
     average: Average | None = None,
+    by: Callable[[Callable[[], None]], None] = lambda write: write(),
 ) -> None:
     """Write all that the next step depends on: model, optimiser, average, random states, `progress` (plain values).
 
-    The checkpoint that was at `path` is kept as `earlier`.
+    The checkpoint that was at `path` is kept as `earlier`. by: is given the writing, to do it now or later; what is
+    written is the state of now.
     """
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     optimizer_state = optimizer.state_dict()
@@ -102,7 +104,8 @@ def save_checkpoint(
         "optimizer": {"state": plain, "param_groups": optimizer_state["param_groups"]},
         "random": random_values,
     }
-    _write(path, _on_host(tensors), values, before=earlier(path))
+    copies = _on_host(tensors)
+    by(lambda: _write(path, copies, values, before=earlier(path)))
 
 
 def load_checkpoint(
@@ -199,6 +202,46 @@ class Due:
         self._next = time.monotonic() + max(self._seconds, 20 * seconds)
 
 
+class Beside:
+    """Does things in a thread beside the training's steps: writing a file, which is mostly waiting."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def do(self, *jobs: Callable[[], None]) -> None:
+        """Wait, then begin with these, each after the one before it. Raises: as `wait`."""
+        self.wait()
+        self._thread = threading.Thread(target=self._do, args=jobs, name="cnnlab-saving")
+        self._thread.start()
+
+    def _do(self, *jobs: Callable[[], None]) -> None:
+        try:
+            for job in jobs:
+                job()
+        except BaseException as error:  # it is raised where somebody waits
+            self._error = error
+
+    @property
+    def failed(self) -> bool:
+        """Has it gone wrong, so that `wait` would raise?"""
+        return self._error is not None
+
+    def wait(self) -> None:
+        """Until nothing is under way. Raises: what that raised."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """Wait, however it ends: some other error is on its way."""
+        with contextlib.suppress(OSError):
+            self.wait()
+
+
 def _newest(path: Path, told: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `path` holds, or else what `earlier` does."""
     before = earlier(path)
@@ -220,8 +263,9 @@ def _newest(path: Path, told: Callable[[str], None]) -> tuple[dict[str, Tensor],
 
 
 def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    # safetensors refuses channels_last tensors and shared storage: contiguous copies on the host are neither.
-    return {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    # Contiguous, and copies also on the host: the training may go on while they are written.
+    as_read = torch.contiguous_format
+    return {k: v.detach().to("cpu", copy=True, memory_format=as_read) for k, v in tensors.items()}
 
 
 def _checksum(tensors: dict[str, Tensor], values: str) -> str:
@@ -229,12 +273,41 @@ def _checksum(tensors: dict[str, Tensor], values: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
 
 
 def _write(path: Path, tensors: dict[str, Tensor], values: dict[str, Any], before: Path | None = None) -> None:
-    write_atomic(path, safetensors.torch.save(tensors, _metadata(tensors, values)), before)
+    write_atomic(path, _pieces(tensors, _metadata(tensors, values)), before)
+
+
+# How safetensors calls them.
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def _pieces(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
+    """A safetensors file, piece by piece: the library's own writer would copy everything once or twice more."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    # Wide numbers first, as the library does, so that each lies where a number of its size may.
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    for name in order:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in order:
+        yield _bytes(tensors[name])
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    view: memoryview = tensor.flatten().view(torch.uint8).numpy().data
+    return view
 
 
 def _metadata(tensors: dict[str, Tensor], values: dict[str, Any]) -> dict[str, str]:

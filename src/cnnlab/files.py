@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ LINES_LIMIT = 1 << 26  # of one with a line for each epoch
 _MOST_PARTS = 1_000_000  # lists and objects in a JSON file: "[[],[],..." takes thirty times its size in memory
 
 
-def write_atomic(path: Path, content: bytes | str, before: Path | None = None) -> None:
-    """Write `content` beside `path`, flush it to the disk, then rename it over `path`.
+def write_atomic(path: Path, content: bytes | str | Iterable[Any], before: Path | None = None) -> None:
+    """Write `content` (bytes, a text, or pieces that hold bytes) beside `path`, flush it, then rename it over `path`.
 
     Whoever reads `path` sees the old bytes or the new ones, never a mixture. If anything fails, the old file is
     still there and the temporary one is gone. before: where the old file goes, in place of what lies there; a process
@@ -27,19 +28,21 @@ def write_atomic(path: Path, content: bytes | str, before: Path | None = None) -
     Raises: OSError as the system gives it (no space, read-only, ...).
     """
     # A name that is not UTF-8 becomes an escape, which in JSON is that name again.
-    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    content = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    pieces: Iterable[Any] = [content] if isinstance(content, bytes) else content
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    # Not tempfile's, whose files are private: these are results to share, as the user's umask has it.
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # noqa: PTH101 - mkstemp makes files private; these are results to share
         if before is not None and path.exists():
-            os.replace(path, before)  # noqa: PTH105 - Path.replace would want a Path made for the purpose
-        os.replace(name, path)  # noqa: PTH105
+            os.replace(path, before)  # noqa: PTH105 - through `os`, where the tests put faults
+        os.replace(beside, path)  # noqa: PTH105
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
 
@@ -118,12 +121,6 @@ def digest(value: Any) -> str:
     """A hash of what JSON makes of `value`, whatever the order of its keys."""
     plain = json.dumps(json.loads(json.dumps(value)), sort_keys=True)
     return hashlib.blake2b(plain.encode(), digest_size=16).hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:

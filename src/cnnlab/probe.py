@@ -25,6 +25,7 @@ from platformdirs import user_cache_dir
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cnnlab import memory
 from cnnlab.device import (
     FORMATS,
     PRECISIONS,
@@ -241,7 +242,9 @@ def fitting_batch_size(
     plan, size = replace(_default(recipe, threads), compile="off"), recipe.batch_size
     while True:
         tried = replace(recipe, batch_size=min(size, count))
-        if seconds_per_step(plan, tried, build, shape, num_classes, device, least=1, seconds=0.0) < float("inf"):
+        with memory.limited() if device.type == "cpu" else contextlib.nullcontext():
+            found = seconds_per_step(plan, tried, build, shape, num_classes, device, least=1, seconds=0.0)
+        if found < float("inf"):
             return size
         if size < 4:
             raise CnnlabError(

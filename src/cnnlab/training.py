@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import nn
 
 from cnnlab import runs
 from cnnlab.checkpoint import (
+    Beside,
     Damaged,
     Due,
     about_weights,
@@ -313,7 +314,8 @@ def _fit(
     recipe, display = run.recipe, session.display
     with contextlib.closing(Events(run, state["rows"])) as events:
         try:
-            _epochs(session, run, plan, model, optimizer, average, state, events)
+            with contextlib.closing(Beside()) as beside:
+                _epochs(session, run, plan, model, optimizer, average, state, events, beside)
         except NotFinite as error:
             raise diverged(error, run.path, recipe, _kept(state)) from None
         except KeyboardInterrupt:
@@ -373,6 +375,7 @@ def _epochs(
     average: Average | None,
     state: dict[str, Any],
     events: Events,
+    beside: Beside,
 ) -> None:
     """The loop: every epoch that `state` lacks, each saved before it counts; where they are long, in between, too."""
     recipe, device, display, key = run.recipe, session.device, session.display, run.recipe.key
@@ -401,11 +404,14 @@ def _epochs(
     lookout, due = Lookout(device, each, skips), Due(recipe)
 
     def save(**changes: Any) -> None:
-        """Save this very moment, with `changes` of the state; they count once it is saved."""
+        """Save this very moment, with `changes` of the state, beside the steps to come; they count once it is saved."""
         began = time.perf_counter()
         after = {**state, **changes, "scaler": scaler and scaler.state_dict()}
-        save_checkpoint(run.checkpoint, model, optimizer, device, after, average)
-        state.update(after)
+
+        def write_beside(write: Callable[[], None]) -> None:
+            beside.do(write, lambda: state.update(after))
+
+        save_checkpoint(run.checkpoint, model, optimizer, device, after, average, write_beside)
         due.saved(time.perf_counter() - began)
 
     display.begin(train_loader, recipe.epochs, len(state["rows"]), recipe.watch, state["rows"])
@@ -436,7 +442,7 @@ def _epochs(
             compute.stop()
             step += 1
             display.step(epoch, seen, statistics)
-            if due(step) or session.ctrl_c.asked:
+            if due(step) or session.ctrl_c.asked or beside.failed:
                 lookout.check(step - 1, model)  # waits for the device, as every save does
                 reached = {
                     "steps": step - epoch * each,
@@ -449,15 +455,17 @@ def _epochs(
                 }
                 with Saving(run.path, epoch):
                     save(part=reached)
+                    if session.ctrl_c.asked:
+                        beside.wait()
             session.ctrl_c.check()
         synchronize(device)  # the epoch's one wait for the device: now its figures are read
         trained = time.perf_counter()
         lookout.check(step - 1, model)
+        if not seen:
+            raise NotFinite("the loss was no finite number throughout the epoch, again", step - 1, each)
         loss_sum, hit_count = statistics.tolist()
         with shown(average):
             measured = evaluate(model, watch_loader, num_classes, session.ctrl_c.check, plan.precision)
-        if not seen:
-            raise NotFinite("the loss was no finite number throughout the epoch, again", step - 1, each)
         if not math.isfinite(loss_sum + measured.loss):
             raise NotFinite(f"the {recipe.watch} loss became {measured.loss:g}", step - 1, each)
         compute_seconds = compute.seconds()
@@ -492,4 +500,5 @@ def _epochs(
             events.add(row)
             # Last: whatever came before is written again, the same, should the process die in between.
             save(rows=rows, part=None, **best)
+            beside.wait()
         display.epoch(row)
