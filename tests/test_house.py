@@ -24,7 +24,7 @@ FLOORS = [
     {"training"},
     {"inference", "classical"},
     {"experiments", "competition"},
-    {"reproduction", "inspect", "bench", "doctor"},
+    {"reproduction", "inspect", "bench", "doctor", "integrity", "labels"},
     {"tables"},
     {"tables_kaggle"},
     {"cli_options"},

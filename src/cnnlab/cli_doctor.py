@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnnlab.cli_options import AsJson, DataDir, DeviceName, RunsDir
+from cnnlab.cli_options import AsJson, DataDir, DeviceName, IdColumn, LabelColumn, RunsDir, SkipBad
 from cnnlab.safety import say
 
 if TYPE_CHECKING:
@@ -39,6 +39,56 @@ def verify(
     from cnnlab.doctor import verify as look
 
     _tell(look(source, data_dir=data_dir), as_json)
+
+
+@data.command()
+def duplicates(
+    source: Annotated[str, typer.Argument(help="digits, fashion-mnist, folder:PATH or store:PATH.")],
+    likeness: Annotated[float, typer.Option(help="How alike images must be to count as nearly the same, to 1.")] = 0.96,
+    exact: Annotated[bool, typer.Option("--exact", help="Only images that are the same pixel for pixel.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw the first 60 pairs into this PNG file.", show_default=False)
+    ] = None,
+    most: Annotated[int, typer.Option(help="How many pairs of each kind to tell.")] = 20,
+    image_size: Annotated[int, typer.Option(help="Of a folder's images: pixels a side. 0: as a training would.")] = 0,
+    data_dir: DataDir = None,
+    skip_bad: SkipBad = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find images that are there twice, exactly or nearly, within and across the parts of a source."""
+    from cnnlab import tables
+    from cnnlab.display import make_display
+    from cnnlab.integrity import duplicates as find
+
+    display = make_display()
+    try:
+        found = find(source, least=None if exact else likeness, data_dir=data_dir, image_size=image_size,
+                     skip_bad=skip_bad, picture=plot, report=display.read)  # fmt: skip
+    finally:
+        display.end()
+    say(tables.as_json(found.to_dict()) if as_json else found.told(most))
+
+
+@data.command()
+def labels(
+    table: Annotated[Path, typer.Argument(help="CSV of ids and labels.")],
+    images: Annotated[Path, typer.Argument(help="Folder or archive of the images.")],
+    classes: Annotated[
+        str, typer.Option(help="The classes there should be, separated by commas. Unsaid: not compared.")
+    ] = "",
+    id_column: IdColumn = "id",
+    label_column: LabelColumn = "label",
+    as_json: AsJson = False,
+) -> None:
+    """Compare a table of labels with the images' names; exit code 1 where they do not fit."""
+    from cnnlab import tables
+    from cnnlab.labels import check_labels
+
+    wanted = [name.strip() for name in classes.split(",") if name.strip()]
+    found = check_labels(table, images, id_column=id_column, label_column=label_column, classes=wanted)
+    say(tables.as_json(found.to_dict()) if as_json else found)
+    if found.faults:
+        raise typer.Exit(1)
 
 
 def _tell(checks: Iterator[Check], as_json: bool) -> None:

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnlab.cli_options import AsJson, DataDir, DeviceName, RunsDir, SkipBad, Threads, print_training
+from cnnlab.cli_options import (
+    AsJson,
+    DataDir,
+    DeviceName,
+    IdColumn,
+    LabelColumn,
+    RunsDir,
+    SkipBad,
+    Threads,
+    print_training,
+)
 from cnnlab.safety import say
 
 if TYPE_CHECKING:
@@ -58,8 +68,6 @@ Train = Annotated[str, typer.Option(help="Archive or folder of the training imag
 Test = Annotated[str, typer.Option(help="Archive or folder of the test images.", rich_help_panel="Layout")]
 Labels = Annotated[str, typer.Option(help="CSV of the training labels.", rich_help_panel="Layout")]
 Sample = Annotated[str, typer.Option(help="CSV of the sample submission.", rich_help_panel="Layout")]
-IdColumn = Annotated[str, typer.Option(help="Column of the ids.", rich_help_panel="Layout")]
-LabelColumn = Annotated[str, typer.Option(help="Column of the labels.", rich_help_panel="Layout")]
 ImageSize = Annotated[int, typer.Option(help="Pixels a side; 0: the images' own.", rich_help_panel="Layout")]
 Fit = Annotated[str, typer.Option(help="pad, crop or stretch.", rich_help_panel="Layout")]
 StorePath = Annotated[

@@ -24,6 +24,8 @@ Weights = Annotated[
     str | None, typer.Option(help="best or last. Unsaid: best, if chosen on validation.", show_default=False)
 ]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name in --runs-dir.")]
+IdColumn = Annotated[str, typer.Option(help="Column of the ids.", rich_help_panel="Layout")]
+LabelColumn = Annotated[str, typer.Option(help="Column of the labels.", rich_help_panel="Layout")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from platformdirs import user_cache_dir
 
 from cnnlab import runs
-from cnnlab.data import DATASETS, FOLDER, STORE, SourceOptions, data_folder, fashion_mnist, load_images
+from cnnlab.data import DATASETS, FOLDER, STORE, ImageSet, SourceOptions, data_folder, fashion_mnist, load_images
+from cnnlab.data.alike import shared
 from cnnlab.data.store import intact, open_store
 from cnnlab.device import (
     PRECISIONS,
@@ -91,6 +92,7 @@ def verify(source: str, *, data_dir: str | Path | None = None) -> Iterator[Check
             yield Check(source, "failed" if trouble else "ok", f"{path}: {trouble or 'the official file'}")
         if any(found.values()):
             return
+    train: ImageSet | None = None
     for split in ("train", "validation", "test"):
         try:
             images = load_images(source, split, SourceOptions(data_dir=folder, skip_bad=True))
@@ -103,6 +105,14 @@ def verify(source: str, *, data_dir: str | Path | None = None) -> Iterator[Check
             continue
         for trouble in images.skipped:
             yield Check(source, "failed", trouble)
+        train = train or images
+        if images is not train and (copies := len(shared(train.images, images.images))):
+            yield Check(
+                source,
+                "note",
+                f"{copies:,} {split} images are among the training images, pixel for pixel; cnnlab data duplicates "
+                f"{source} names them",
+            )
         counts = torch.bincount(images.labels, minlength=len(images.classes)).tolist()
         shape = " x ".join(map(str, images.images.shape[1:]))
         yield Check(

@@ -5,11 +5,15 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from cnnlab.errors import CnnlabError, reason
+from cnnlab.files import write_atomic
 from cnnlab.recipe import KEYS
 from cnnlab.safety import clipped, shown
 
@@ -115,6 +119,36 @@ def samples(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> Figure:
             place.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes[0].text(-0.15, 0.5, _plain(name), transform=axes[0].transAxes, ha="right", va="center", fontsize=9)
     return figure
+
+
+def pairs(shown: Sequence[tuple[str, Sequence[Any]]], columns: int = 6) -> Figure:
+    """Pairs of (H, W, C) uint8 arrays side by side, each under its head."""
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(1.75 * columns, 1.05 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for place in grid:
+        place.set_axis_off()
+    for place, (head, (left, right)) in zip(grid, shown, strict=False):
+        gap = np.full((left.shape[0], max(1, left.shape[1] // 14), left.shape[2]), 255, np.uint8)
+        place.imshow(np.concatenate((left, gap, right), axis=1), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        place.set_title(_plain(head), fontsize=6, pad=1)
+    return figure
+
+
+def check_png(path: Path) -> None:
+    """Raises: CnnlabError where `path` is not the name of a new PNG file."""
+    if path.suffix.lower() != ".png":
+        raise CnnlabError(f"{path}: the plot is a PNG picture; name a file that ends with .png")
+    if path.exists():
+        raise CnnlabError(f"{path} exists; name another file, or remove it first")
+
+
+def save(path: Path, figure: Figure) -> None:
+    """Write the figure into a PNG file. Raises: CnnlabError where that cannot be done."""
+    try:
+        write_atomic(path, png(figure))
+    except OSError as error:
+        raise CnnlabError(f"cannot write {path}: {reason(error)}; name another file") from error
 
 
 def png(figure: Figure, dpi: int = 144) -> bytes:

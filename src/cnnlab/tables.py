@@ -16,10 +16,9 @@ from rich.table import Table
 from cnnlab import plots
 from cnnlab.bench import BenchResult
 from cnnlab.data import DATASETS
-from cnnlab.errors import CnnlabError, reason, unknown
+from cnnlab.errors import CnnlabError, unknown
 from cnnlab.evaluation import VIEWS
 from cnnlab.experiments import CLASSICAL, cells, printed_cells
-from cnnlab.files import write_atomic
 from cnnlab.inference import Prediction, RunEvaluation
 from cnnlab.inspect.summary import Summary
 from cnnlab.models import MODELS
@@ -172,14 +171,8 @@ def save_comparison(path: Path, chosen: Sequence[Run]) -> None:
     drawn = [d for d in drawn if d[2]]
     if not drawn:
         raise CnnlabError("none of these runs has finished an epoch: nothing to plot")
-    if path.suffix.lower() != ".png":
-        raise CnnlabError(f"{path}: the plot is a PNG picture; name a file that ends with .png")
-    if path.exists():
-        raise CnnlabError(f"{path} exists; name another file, or remove it first")
-    try:
-        write_atomic(path, plots.png(plots.comparison(drawn)))
-    except OSError as error:
-        raise CnnlabError(f"cannot write {path}: {reason(error)}") from error
+    plots.check_png(path)
+    plots.save(path, plots.comparison(drawn))
 
 
 def summary_format(name: str) -> Callable[[Summary], str]:

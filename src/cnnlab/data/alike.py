@@ -165,24 +165,6 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     return found
 
 
-def groups(pairs: Pairs) -> list[list[int]]:
-    """Images that hang together by `pairs`, each group sorted, the largest first."""
-    leader: dict[int, int] = {}
-
-    def find(i: int) -> int:
-        while leader.setdefault(i, i) != i:
-            leader[i] = leader[leader[i]]
-            i = leader[i]
-        return i
-
-    for a, b in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True):
-        leader[max(find(a), find(b))] = min(find(a), find(b))
-    found: dict[int, list[int]] = {}
-    for i in sorted(leader):
-        found.setdefault(find(i), []).append(i)
-    return sorted(found.values(), key=lambda group: (-len(group), group))
-
-
 def _cosines(n: int) -> Tensor:
     """The discrete cosine transform of n values: (n, n), a frequency a row."""
     k, i = torch.arange(n).float()[:, None], torch.arange(n).float()
