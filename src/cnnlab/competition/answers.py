@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,7 +20,7 @@ from cnnlab.competition import client
 from cnnlab.competition.submission import Written, write_submission
 from cnnlab.competition.trainings import weights_hash
 from cnnlab.competition.work import Competition
-from cnnlab.data.store import Store
+from cnnlab.data.store import Store, mapped
 from cnnlab.device import check_threads
 from cnnlab.display import make_display
 from cnnlab.errors import CnnlabError, expand
@@ -129,12 +128,9 @@ def _answers(
     key = hashlib.blake2b(f"{weights_hash(run)} {competition.fingerprint}".encode(), digest_size=8).hexdigest()
     path = run.path / f"answers-{views}-{key}.npy"
     shape = (len(store.test_ids), len(store.train.classes))
-    # What was kept may be damaged in any way, also a zip, of which np.load makes something else.
-    with contextlib.suppress(OSError, ValueError, EOFError, MemoryError, SyntaxError, zipfile.BadZipFile):
-        kept = np.load(path, allow_pickle=False)
-        if not isinstance(kept, np.ndarray):
-            raise ValueError("it is no array")
-        if kept.shape == shape and kept.dtype == np.float32 and np.isfinite(kept).all():
+    with contextlib.suppress(OSError, ValueError):
+        kept = mapped(path, shape, "<f4")
+        if np.isfinite(kept).all():
             return torch.from_numpy(kept)
     display = make_display(progress)
     try:

@@ -7,6 +7,8 @@ PATH/store.json                  ids, labels, classes, and what was noticed on t
 
 from __future__ import annotations
 
+import io
+import math
 import os
 import re
 import shutil
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 from platformdirs import user_cache_dir
 from torch import Tensor
 
@@ -90,7 +93,7 @@ def open_store(path: Path) -> Store:
         if sample and not sample.is_file():
             raise ValueError("it has no sample.csv")
         return Store(path, info, images, test, info["test_ids"], info["sample_ids"], sample)
-    except (KeyError, TypeError, ValueError, OSError, OverflowError, SyntaxError, MemoryError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, OSError, OverflowError, RuntimeError) as error:
         raise CnnlabError(f"{path} is damaged: {reason(error)[:200]}; delete it and prepare it again") from error
 
 
@@ -212,12 +215,26 @@ def _about(path: Path) -> dict[str, Any]:
     return read_json(path / "store.json", STORE_LIMIT)
 
 
-def _map(path: Path, shape: tuple[int, ...]) -> Tensor:
+def mapped(path: Path, shape: tuple[int, ...], kind: str = "|u1") -> NDArray[Any]:
+    """The array of just that shape and kind that the file `path` holds, in .npy format, mapped from the disk.
+
+    What is written to it does not reach the file. The header is compared, not read: numpy's way to read one is Python's
+    own for source code. Raises: ValueError, OSError.
+    """
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": kind, "fortran_order": False, "shape": shape})
+    wanted = head.getvalue()
     with path.open("rb") as file:
-        if file.read(6) != np.lib.format.MAGIC_PREFIX:  # np.load would open a zip or a pickle
-            raise ValueError(f"{path.name} is no .npy file")
-    # Copy-on-write: torch knows no arrays that cannot be written, and what is written must not reach the file.
-    pixels = np.load(path, mmap_mode="c" if shape[0] else None, allow_pickle=False, max_header_size=1000)
-    if pixels.shape != shape or pixels.dtype != np.uint8:
-        raise ValueError(f"{path.name} holds {pixels.dtype} {pixels.shape}, not uint8 {shape}")
-    return torch.from_numpy(pixels)
+        if file.read(len(wanted)) != wanted:
+            raise ValueError(f"{path.name} does not hold {' x '.join(map(str, shape))} numbers of the kind {kind}")
+    dtype = np.dtype(kind)
+    if path.stat().st_size != len(wanted) + math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{path.name} is not whole")
+    if math.prod(shape) == 0:  # nothing to map
+        return np.empty(shape, dtype)
+    # Copy-on-write: torch knows no arrays that cannot be written.
+    return np.memmap(path, dtype, "c", len(wanted), shape)
+
+
+def _map(path: Path, shape: tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(mapped(path, shape))
