@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -367,6 +368,60 @@ def test_a_file_size_limit_is_a_full_disk(forks: Any, tmp_path: Path, tally: Tal
         assert code == 0, told
         assert_the_same(path, whole)
         tally("no file may grow beyond a limit", "one line, then the same weights, to the bit")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system of its own, which `mount` may change; skips where that may not be mounted."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    if shutil.which("mount") is None or not mount(path, "-t", "tmpfs", "-o", "size=200k", "tmpfs"):
+        pytest.skip("no tmpfs can be mounted here")
+    yield path
+    subprocess.run(["umount", "-l", path], check=True)
+
+
+def mount(path: Path, *options: str) -> bool:
+    return subprocess.run(["mount", *options, path], capture_output=True).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_small_disk_that_is_full(
+    undisturbed: tuple[Path, int], disk: Path, cnnlab: Command, request: pytest.FixtureRequest, tally: Tally
+) -> None:
+    whole, _ = undisturbed
+    needed = sum(f.stat().st_size for f in whole.rglob("*")) // 1024
+    count = int(request.config.getoption("--kills")) // 6
+    for size in range(200, needed, (needed - 200) // count):
+        assert mount(disk, "-o", f"remount,rw,size={size}k")
+        line = one_line_error(cnnlab(*COMMAND, "--runs-dir", disk, "--name", "run"))
+        assert "No space left on device" in line
+        assert mount(disk, "-o", "remount,size=10m")
+        begun = (disk / "run").exists()
+        goes_on = ["--resume", disk / "run"] if begun else [*COMMAND[3:], "--runs-dir", disk, "--name", "run"]
+        answer = cnnlab("train", "--threads", "1", *goes_on)
+        assert answer.returncode == 0, answer.stderr
+        assert_the_same(disk / "run", whole)
+        shutil.rmtree(disk / "run")
+        tally("a small tmpfs is full", "one line, then the same weights, to the bit")
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_read_only(
+    undisturbed: tuple[Path, int], disk: Path, cnnlab: Command, monkeypatch: pytest.MonkeyPatch, tally: Tally
+) -> None:
+    assert mount(disk, "-o", "remount,size=10m")
+    path = interrupted(monkeypatch, small(), 13)
+    path = Path(shutil.copytree(path, disk / "run"))
+    assert mount(disk, "-o", "remount,ro")
+    for command in (["train", "--resume", path], [*COMMAND, "--runs-dir", disk, "--name", "other"]):
+        assert "Read-only file system" in one_line_error(cnnlab(*command))
+    assert cnnlab("runs", path).returncode == 0
+    assert cnnlab("eval", path, "--split", "validation", "--weights", "last").returncode == 0
+    tally("a folder is read-only", "training: refused in one line; reading and evaluating: allowed")
+    assert mount(disk, "-o", "remount,rw")
+    assert cnnlab("train", "--resume", path, "--threads", 1).returncode == 0
+    assert_the_same(path, undisturbed[0])
 
 
 # Damaged files

@@ -68,7 +68,8 @@ def examine(
     yield from _arithmetic(here)
     folders = {"runs": Path(runs_dir), "data": data_folder(data_dir), "cache": Path(user_cache_dir("cnnlab"))}
     for what, path in folders.items():
-        yield _disk(f"disk, {what}", path.absolute())
+        # A class may share data that nobody else writes; without a cache, trials are made anew.
+        yield _disk(f"disk, {what}", path.absolute(), "failed" if what == "runs" else "note")
     yield from _runs(Path(runs_dir))
     for source in DATASETS:
         if source == "fashion-mnist" and not (folders["data"] / "FashionMNIST").is_dir():
@@ -222,15 +223,18 @@ def _short_training(here: torch.device) -> tuple[list[torch.Tensor], float]:
         return [t.cpu() for t in model.state_dict().values()], min(times)
 
 
-def _disk(what: str, path: Path) -> Check:
-    """Can a file be written and locked at `path`, or in the nearest folder above it that there is; how much is free."""
+def _disk(what: str, path: Path, trouble: str) -> Check:
+    """Can a file be written and locked at `path`, or in the nearest folder above it that there is; how much is free.
+
+    trouble: the state where that cannot be.
+    """
     near = next(p for p in (path, *path.parents) if p.is_dir())
     try:
         free = shutil.disk_usage(near).free
         with tempfile.TemporaryDirectory(prefix=".cnnlab-", dir=near) as trial, runs.locked(Path(trial)):
             write_atomic(Path(trial) / "file", b"cnnlab")
     except (OSError, CnnlabError) as error:
-        return Check(what, "failed", f"cannot write into {near}: {reason(error)}")
+        return Check(what, trouble, f"cannot write into {near}: {reason(error)}")
     text = f"{path}, {free / 2**30:,.1f} GiB free"
     if free < _LITTLE:
         return Check(what, "note", f"{text}: little, where a checkpoint is written beside the last one")

@@ -367,9 +367,14 @@ def first_session(run: Run) -> dict[str, Any]:
 
 
 def _sessions(path: Path) -> list[dict[str, Any]]:
-    sessions = read_checked(path).get("sessions") if path.exists() else []
-    if not isinstance(sessions, list) or not all(isinstance(s, dict) for s in sessions):
-        raise CnnlabError(f"{path} is damaged: it should hold a list of sessions; remove it to go on without it")
+    try:
+        sessions = read_checked(path).get("sessions") if path.exists() else []
+        if not isinstance(sessions, list) or not all(isinstance(s, dict) for s in sessions):
+            raise CnnlabError(f"{path} is damaged: it should hold a list of sessions; bring it back from a copy")
+    except CnnlabError as error:
+        raise CnnlabError(
+            f"{error}; or delete it to go on without it, where device, precision and threads are given as they were"
+        ) from error
     return sessions
 
 
