@@ -18,6 +18,7 @@ TINY = [
     ("fashion_speed.py", ("n", "split_seed", "recipes")),
     ("cifar_speed.py", ("n", "split_seed", "recipes")),
     ("gpu_suite.py", ("tiny", "parts")),
+    ("saving.py", ("n", "file_system", "networks")),
 ]
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from platformdirs import user_cache_dir
 
-from cnnlab import runs
+from cnnlab import memory, runs
 from cnnlab.data import DATASETS, FOLDER, STORE, SourceOptions, data_folder, fashion_mnist, load_images
 from cnnlab.data.store import intact, open_store
 from cnnlab.device import (
@@ -121,10 +121,12 @@ def verify(source: str, *, data_dir: str | Path | None = None) -> Iterator[Check
 
 def _system(here: torch.device) -> Iterator[Check]:
     about = environment(here, available_cores())
-    memory = f", {about['memory_gib']} GiB" if about["memory_gib"] else ""
+    size = f", {about['memory_gib']} GiB" if about["memory_gib"] else ""
+    left = memory.free()
+    size += f", {left / 2**30:.1f} free" if left is not None else ""
     yield Check("system", "ok", f"{about['system']}, Python {about['python']}")
     yield Check(
-        "processor", "ok", f"{about['processor']}, {about['cores']} cores for us{memory}, {about['cpu_capability']}"
+        "processor", "ok", f"{about['processor']}, {about['cores']} cores for us{size}, {about['cpu_capability']}"
     )
     cuda = f", CUDA {about['cuda']}" if about["cuda"] else ""
     yield Check("device", "ok", f"{here} ({about['device_name']}){cuda}")
