@@ -24,9 +24,9 @@ FLOORS = [
     {"experiments", "competition"},
     {"reproduction", "inspect", "bench"},
     {"tables"},
-    {"tables_kaggle"},
+    {"tables_kaggle", "lessons"},
     {"cli_options"},
-    {"cli_kaggle", "cli_bench"},
+    {"cli_kaggle", "cli_bench", "cli_lessons"},
     {"cli"},
     {"__main__"},
 ]
