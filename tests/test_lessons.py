@@ -78,6 +78,13 @@ def test_prose_is_there_twice_and_code_once(name: str) -> None:
     assert lessons.title(name, "en") != lessons.title(name, "zh") or name in ("03_alexnet",)
 
 
+def test_wrapped_chinese_is_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lessons, "_SOURCES", tmp_path)
+    text = "# # 标题\n#\n# 第一行，\n# 第二行 LeNet\n# 第三行\n"
+    (tmp_path / "one.py").write_text(f'# %% [markdown] lang="zh"\n{text}', encoding="utf-8")
+    assert lessons.read("one")[0].text == "# 标题\n\n第一行，第二行 LeNet\n第三行"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_exercise_has_a_solution(name: str) -> None:
     book = lessons.notebook(name)

@@ -30,6 +30,8 @@ TAGS = ("exercise", "answer", "solution")
 _SOURCES = Path(__file__).parent / "sources"
 _HEAD = re.compile(r'# %%(?P<prose> \[markdown\] lang="(?P<language>[a-z]+)")?(?: tags=\["(?P<tag>[a-z]+)"\])?')
 _SOLUTION = {"en": "Solution", "zh": "答案"}
+# A line that ends in Chinese goes on in the next without a space; a rendered page would put one there.
+_WRAPPED = re.compile("(?<=[\u3000-\u9fff\uff00-\uffef])\n(?=[\u3000-\u9fff\uff00-\uffef])")
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def read(name: str) -> list[Cell]:
     for head, lines in blocks:
         if head["prose"]:
             lines = [line.removeprefix("#").removeprefix(" ") for line in lines]
-        found.append(Cell("\n".join(lines).strip("\n"), head["language"] or "", head["tag"] or ""))
+        text = "\n".join(lines).strip("\n")
+        found.append(Cell(_WRAPPED.sub("", text) if head["prose"] else text, head["language"] or "", head["tag"] or ""))
     return found
 
 
