@@ -5,11 +5,11 @@ twice: a cell of prose says its language, `# %% [markdown] lang="en"`, and its t
 code and the prose of one language, so that the code cannot differ between the languages, and a change of it is one
 change. Jupyter with jupytext opens a source as it is, with both languages below each other.
 
-Tags mark what an exercise is made of: `exercise` its question, `answer` an empty cell to write in, `solution` what a
+Tags mark what an exercise is made of: `exercise` its question, `answer` a cell to write in, `solution` what a
 copy shows collapsed, or leaves out.
 
-A notebook is JSON: cells with an id, a type, a source and some metadata. Writing those takes the twenty lines at the end
-of this file; jupytext and nbformat would be two packages for every user (nbformat checks the result in the tests).
+A notebook is JSON: cells with an id, a type, a source and some metadata. Writing those takes the twenty lines at the
+end of this file; jupytext and nbformat would be two packages for every user (nbformat checks the result in the tests).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def title(name: str, language: str = "en") -> str:
 
 
 def read(name: str) -> list[Cell]:
-    """All cells of a lesson, of both languages. Raises: CnnlabError for an unknown name, ValueError for a bad source."""
+    """All cells of a lesson, of both languages. Raises: CnnlabError for a name, ValueError for a bad source."""
     if name not in lessons():
         raise unknown("lesson", name, lessons())
     path = _SOURCES / f"{name}.py"
