@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import json
+import os
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 import torch
+from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 
 from cnnlab import Recipe, lessons, train
@@ -31,18 +36,30 @@ def code(book: dict[str, Any]) -> list[str]:
     return ["".join(c["source"]) for c in book["cells"] if c["cell_type"] == "code"]
 
 
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelManager]:
+    """One for all lessons: to start ten and let each import torch takes a minute."""
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel(env={**os.environ, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))})
+    yield manager
+    manager.shutdown_kernel(now=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_lesson_runs_from_top_to_bottom(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lesson_runs_from_top_to_bottom(name: str, tmp_path: Path, kernel: KernelManager) -> None:
     """In a real kernel, solutions included: what a notebook shows in place of a value is run, too."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    lessons.copy(tmp_path)
+    # The code is the same in both languages (below): each lesson is run in one of them.
+    lessons.copy(tmp_path, language=LANGUAGES[NAMES.index(name) % 2])
     book = nbformat.read(tmp_path / f"{name}.ipynb", as_version=4)
-    where = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(book, timeout=300, kernel_name="python3", resources=where).execute()
+    begin = nbformat.v4.new_code_cell(f"%reset -f\nimport os; os.chdir({str(tmp_path)!r})")
+    book.cells.insert(0, begin)
+    NotebookClient(book, km=kernel, timeout=300).execute()
     ran = [c for c in book.cells if c.cell_type == "code"]
     said = "".join(o.text for c in ran for o in c.outputs if o.output_type == "stream")
     assert "Warning" not in said
+    # A table that rich shows by itself, in place of the text that was to be printed, is a display with HTML.
+    assert not [o for c in ran for o in c.outputs if "text/html" in o.get("data", {})]
     accuracies = [float(a) for a in re.findall(r"val acc (\d\.\d+)", said)]
     if name == "01_classical":
         accuracies = [float(a) for a in re.findall(r"HOG (\d\.\d+)", said)]
@@ -83,6 +100,21 @@ def test_wrapped_chinese_is_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     text = "# # 标题\n#\n# 第一行，\n# 第二行 LeNet\n# 第三行\n"
     (tmp_path / "one.py").write_text(f'# %% [markdown] lang="zh"\n{text}', encoding="utf-8")
     assert lessons.read("one")[0].text == "# 标题\n\n第一行，第二行 LeNet\n第三行"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lesson_needs_no_solution(name: str) -> None:
+    """What a copy without solutions uses is defined in that copy."""
+    known = set(dir(builtins))
+    for text in code(lessons.notebook(name, solutions=False)):
+        tree = list(ast.walk(ast.parse(text)))
+        known |= {node.id for node in tree if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        known |= {node.arg for node in tree if isinstance(node, ast.arg)}
+        known |= {node.name for node in tree if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        for node in tree:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                known |= {alias.asname or alias.name for alias in node.names}
+        assert {node.id for node in tree if isinstance(node, ast.Name)} <= known, text
 
 
 @pytest.mark.parametrize("name", NAMES)

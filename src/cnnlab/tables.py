@@ -419,6 +419,9 @@ def _table(*columns: str) -> Table:
 
 def _text(table: Table) -> str:
     """The table as text, as wide as it needs to be: a name that is broken in two cannot be copied."""
-    console = Console(file=io.StringIO(), markup=False, highlight=False, width=10_000)
+    # Unless it is told not to, a Console in a notebook shows its text there in place of writing it, with bold type.
+    console = Console(
+        file=io.StringIO(), markup=False, highlight=False, width=10_000, force_jupyter=False, force_terminal=False
+    )
     console.print(table)
     return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip("\n").splitlines())  # type: ignore[attr-defined]

@@ -54,6 +54,19 @@ def compare(trained: Mapping[str, Result]) -> Picture:
     return _picture(plots.comparison(lines))
 
 
+def plot(x: Sequence[float], curves: Mapping[str, Sequence[float]], xlabel: str, ylabel: str) -> Picture:
+    """A line for each of the named `curves` over `x`."""
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    for name, y in curves.items():
+        axes.plot(x, y, marker=".", label=name)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return _picture(figure)
+
+
 def grid(
     images: Tensor | Sequence[Tensor], titles: Sequence[str] = (), *, together: bool = False, columns: int = 8
 ) -> Picture:
@@ -70,7 +83,8 @@ def grid(
         ends = [(min(low for low, _ in ends), max(high for _, high in ends))] * len(tiles)
     across = min(columns, len(tiles))
     down = math.ceil(len(tiles) / across)
-    figure = Figure(figsize=(1.05 * across, (1.05 + 0.25 * bool(titles)) * down), layout="constrained")
+    tall = max(tile.shape[-2] / tile.shape[-1] for tile in tiles)
+    figure = Figure(figsize=(1.05 * across, (1.05 * tall + 0.25 * bool(titles)) * down), layout="constrained")
     places = list(figure.subplots(down, across, squeeze=False).flat)
     for place in places:
         place.set_axis_off()
@@ -85,6 +99,12 @@ def grid(
 def filters(result: Result) -> Picture:
     """The filters of a training's first convolution: the manual's figure 1.1 for this network."""
     return _picture(figures.filters(result.run))
+
+
+def held_out(result: Result, count: int) -> tuple[Tensor, Tensor]:
+    """The first `count` validation images as the network gets them, (count, C, S, S) float, and their labels."""
+    images = validation_images(result.run)
+    return Preprocessing.from_dict(result.run.info["preprocessing"])(images.images[:count]), images.labels[:count]
 
 
 def maps(result: Result, layer: str, *, image: int = 0, count: int = 15) -> Picture:
@@ -149,7 +169,8 @@ def results(*names: str) -> Markdown:
         small = fast["recipes"].get(f"fast/{name}") if fast else None
         if fast and small:
             accuracy = small["final_acc"]
-            how = f"`fast/{name}`, {small['recipe']['epochs']} epochs, {fast['n']} seeds"
+            epochs = small["recipe"]["epochs"]
+            how = f"`fast/{name}`, {epochs} epoch{'s' * (epochs != 1)}, {fast['n']} seeds"
             lines.append(f"| | | {how} | | | {accuracy['mean']:.3f} ± {accuracy['std']:.3f} | | |")
     return Markdown("\n".join(lines) + "\n")
 

@@ -5,23 +5,22 @@
 # the classifier behind them was learned. A good feature stays the same when nothing of importance changes: when the
 # light is dimmer, or a line stands a little to the left.
 #
-# *HOG*, histograms of oriented gradients, cuts the image into small cells and counts in each how much edge runs in
-# which direction. A *support vector machine* then separates each class from the others by a plane with the widest
+# *HOG*, histograms of oriented gradients, cuts the image into small cells and counts in each how much edge there is of
+# each direction. A *support vector machine* then separates each class from the others by a plane with the widest
 # possible margin.
 #
-# The cells run on the handwritten digits that come with cnnlab. For the chapter's own images write
-# `DATA = "fashion-mnist"`: 30 MB, downloaded once.
+# The cells run on the handwritten digits that come with cnnlab. `DATA = "fashion-mnist"` takes the chapter's own images
+# instead (30 MB, downloaded once).
 
 # %% [markdown] lang="zh"
 # # 本章之前：手工设计的特征
 #
-# 2012 年以前，图像分类器大多由两部分组成：人规定在图像中量什么，即*特征*；只有后面的分类器是学习得到的。好的特征在无关紧要的变化下
-# 保持不变：光线暗一点，笔画偏左一点，它都不变。
+# 2012 年以前，图像分类器大多分成两部分：先由人规定从图像中提取什么，也就是*特征*；只有后面的分类器是学出来的。好的特征不受无关变化的影响：
+# 光线暗一点，笔画偏左一点，它都基本不变。
 #
-# *HOG*（方向梯度直方图）把图像切成小格，统计每一格中各个方向的边缘有多强。*支持向量机*再用一个间隔最大的平面把每个类别与其余类别
-# 分开。
+# *HOG*（方向梯度直方图）把图像切成小格，统计每一格里各个方向的边缘有多强。*支持向量机*再用间隔最大的平面，把每个类别与其余类别分开。
 #
-# 以下单元用 cnnlab 自带的手写数字运行。要用本章的图像，写 `DATA = "fashion-mnist"`：30 MB，只下载一次。
+# 下面的单元用 cnnlab 自带的手写数字运行。改成 `DATA = "fashion-mnist"`，就换成本章的图像（30 MB，只下载一次）。
 
 # %%
 import numpy as np
@@ -33,19 +32,22 @@ from cnnlab.lessons import show
 
 DATA = "digits"
 whole = load_images(DATA, "train")
-images, labels, classes = whole.images[:1400], whole.labels[:1400], whole.classes
+images, labels, classes = whole.images[:3000], whole.labels[:3000], whole.classes
 show.grid(images[:16], [classes[k] for k in labels[:16]])
 
 # %% [markdown] lang="en"
 # ## Shapes
 #
-# Of each image HOG makes rows x rows x directions numbers. Here are the twelve directions of the first image, each as
-# a small picture of its cells: white where much edge runs that way.
+# Of each image HOG makes rows x rows x directions numbers (images below 28 pixels are enlarged first). Here are the
+# twelve directions of the first image, each as a small picture of the cells: bright where the image grows brighter that
+# way, to the right for 0°, downwards for 90°. The left edges of a 0's strokes are in one picture, the right edges in the
+# opposite one.
 
 # %% [markdown] lang="zh"
 # ## 形状
 #
-# HOG 把每张图像变成 行 x 行 x 方向 个数。下面是第一张图像的十二个方向，各画成一张由小格组成的小图：越白，这个方向的边缘越强。
+# HOG 把每张图像变成 行 x 行 x 方向 个数（不到 28 像素的图像先放大）。下面是第一张图像的十二个方向，各画成一张由小格组成的小图：原图朝这个方向
+# 变亮的地方就亮，0° 是向右，90° 是向下。数字 0 朝右变亮的边和朝左变亮的边，分别出现在两张方向相反的小图里。
 
 # %%
 features = hog(images.numpy())
@@ -58,73 +60,79 @@ show.grid(first, [f"{360 // HOG_BINS * k}°" for k in range(HOG_BINS)], together
 # ## Training
 #
 # The same classifier on two kinds of features: the pixels themselves, and HOG. A fifth of the images is held out to
-# compare them on.
+# compare them on. The curve shows how the accuracy on those grows with the number of images to learn from.
 
 # %% [markdown] lang="zh"
 # ## 训练
 #
-# 同一个分类器，两种特征：像素本身，和 HOG。留出五分之一的图像用来比较。
+# 同一个分类器，两种特征：像素本身，以及 HOG。留出五分之一的图像用来比较。曲线画出：用来学习的图像越多，留出图像上的精度怎样变化。
 
 # %%
 from cnnlab.classical.classifiers import svm
 from cnnlab.data import stratified_split
 
 fit, held_out = (index.numpy() for index in stratified_split(labels, 0.2, seed=0))
+fit = np.random.default_rng(0).permutation(fit)
 
 
-def train(x):
+def train(x, count):
+    """A machine that has seen `count` images, and its accuracy on the images held out."""
     x = x / (x**2).sum(1).mean() ** 0.5
-    model = svm(x[fit], labels.numpy()[fit], c=1.0, seed=0, threads=1)
+    model = svm(x[fit[:count]], labels.numpy()[fit[:count]], c=1.0, seed=0, threads=1)
     return model, (model.predict(x[held_out]) == labels.numpy()[held_out]).mean()
 
 
 pixels = images.numpy().reshape(len(images), -1).astype("float32")
-_, on_pixels = train(pixels)
-model, on_hog = train(features)
-print(f"pixels {on_pixels:.3f}, HOG {on_hog:.3f}")
+counts = [100, 200, 400, 800, len(fit)]
+on_pixels = [train(pixels, count)[1] for count in counts]
+on_hog = [train(features, count)[1] for count in counts]
+print(f"pixels {on_pixels[-1]:.3f}, HOG {on_hog[-1]:.3f}")
+show.plot(counts, {"pixels": on_pixels, "HOG": on_hog}, "images to learn from", "accuracy")
 
 # %% [markdown] lang="en"
 # ## Looking inside
 #
-# The machine has a weight for each feature and class. Summed over the directions they show in which cells of the image
-# it looks for each class: bright is for it, dark against it.
+# The machine has a weight for each feature and class. Summed over the directions they show what edges count for each
+# class, cell by cell: bright for it, dark against it. An edge in the middle speaks against a 0.
 
 # %% [markdown] lang="zh"
-# ## 看里面
+# ## 看看里面
 #
-# 每个特征对每个类别有一个权重。对方向求和，就看出它为每个类别看图像的哪些格：亮的支持，暗的反对。
+# 每个特征对每个类别有一个权重。对方向求和，就能逐格看出边缘对每个类别意味着什么：亮的支持，暗的反对。比如，正中间有边缘就不像 0。
 
 # %%
+model, _ = train(features, len(fit))
 weights = torch.from_numpy(model.coef_).reshape(len(classes), rows, rows, HOG_BINS).sum(3)
 show.grid(weights, classes, columns=5)
 
 # %% [markdown] lang="en"
 # ## In full
 #
-# All images, settings chosen on validation images, the test set read once; beside the first network of the chapter,
-# which learns its features. `cnnlab classical --data fashion-mnist` repeats the first rows.
+# All images of Fashion-MNIST, settings chosen on validation images, the test set read once; below them LeNet, which
+# learns its features. `cnnlab reproduce classical` repeats the first rows.
 
 # %% [markdown] lang="zh"
-# ## 完整的结果
+# ## 完整实验
 #
-# 全部图像，设置只凭验证集选定，测试集只读一次；旁边是本章的第一个网络，它的特征是学来的。`cnnlab classical --data fashion-mnist` 重做前几行。
+# Fashion-MNIST 的全部图像，设置只凭验证集选定，测试集只读一次；下面几行是 LeNet，它的特征是学来的。`cnnlab reproduce classical` 可以重做前几行。
 
 # %%
 show.results("hog-linear", "hog-kernel", "sift-linear", "lenet", "lenet-bn")
 
 # %% [markdown] lang="en"
-# A good hand-made feature beats a small network that is trained badly, and needs no GPU. What it cannot do is learn to
-# measure something else: what HOG does not see, no classifier behind it can see, however many images there are.
+# Good hand-made features are hard to beat for a network as small as LeNet, and need no GPU. What they cannot do is learn
+# to measure something else: what HOG does not see, no classifier behind it can see, however many images there are.
 
 # %% [markdown] lang="zh"
-# 好的手工特征胜过训练得不好的小网络，也不需要 GPU。它做不到的是学会量别的东西：HOG 没有量的，后面的分类器就看不见，图像再多也没用。
+# 像 LeNet 这样小的网络，很难胜过好的手工特征；后者也不需要 GPU。手工特征做不到的，是学会提取别的东西：HOG 没有记录的，后面的分类器就看不见，
+# 图像再多也没用。
 
 # %% [markdown] lang="en" tags=["exercise"]
 # **Exercise 1.** How many numbers does HOG make of an image of 28 pixels, if its cells are 4 pixels wide? And of one of
 # 32 pixels? Reckon first, then check with random images.
 
 # %% [markdown] lang="zh" tags=["exercise"]
-# **练习 1.** 小格宽 4 像素时，HOG 把 28 像素的图像变成多少个数？32 像素的呢？先算，再用随机图像检验。
+# **练习 1.** 小格宽 4 像素时，HOG 把 28 像素的图像变成多少个数？32 像素的呢？先算出来，再用随机图像验证。
 
 # %% tags=["answer"]
 
@@ -138,7 +146,7 @@ for side in (28, 32):
 # then check.
 
 # %% [markdown] lang="zh" tags=["exercise"]
-# **练习 2.** 图像旋转 90 度，它的 HOG 会怎样？用小格和方向说明，再检验。
+# **练习 2.** 图像旋转 90 度，它的 HOG 会怎样变？先用小格和方向来说明，再验证。
 
 # %% tags=["answer"]
 
@@ -150,7 +158,7 @@ for shift in (0, HOG_BINS // 4, -HOG_BINS // 4):
 
 # %% [markdown] lang="en" tags=["solution"]
 # The cells turn with the image, and within each cell every direction becomes the one a quarter of a circle further.
-# HOG is not invariant to turning, nor should it be here: turned twice, a 6 is a 9.
+# HOG is not invariant to turning, nor should it be here: turned upside down, a 6 is a 9.
 
 # %% [markdown] lang="zh" tags=["solution"]
-# 小格随图像一起转，每格里的每个方向变成转过四分之一圈的那个方向。HOG 对旋转并非不变，在这里也不应该不变：6 转两次就是 9。
+# 小格随图像一起转，每格里的每个方向变成转过四分之一圈的那个方向。HOG 并不是旋转不变的，在这里也不该是：6 倒过来就是 9。

@@ -7,18 +7,19 @@
 #
 # Why 3x3? Two of them in a row see 5x5 pixels, with fewer weights than one of 5x5, and with a ReLU more.
 #
-# The cells run on the handwritten digits that come with cnnlab. For the chapter's own images write
-# `DATA = "fashion-mnist"` (30 MB, downloaded once) and add `limit=6000` where it trains.
+# The cells run on the handwritten digits that come with cnnlab. `DATA = "fashion-mnist"` takes the chapter's own images
+# instead (30 MB, downloaded once): at most 6,000 of them, by the recipe's `limit`; 0 takes all.
 
 # %% [markdown] lang="zh"
 # # 1.2 VGG：使用块
 #
-# AlexNet 没有告诉人们怎样设计下一个网络。VGG（2014）告诉了：重复同一种*块*，即若干个保持边长的 3x3 卷积，再加一个把边长减半的汇聚。块里
-# 的卷积多一些，网络就深一些；一串数字就描述了整个网络。
+# AlexNet 没有告诉人们下一个网络该怎样设计。VGG（2014）给出了办法：重复同一种*块*，即若干个保持边长的 3x3 卷积，再加一个把边长减半的汇聚。
+# 块里的卷积多一些，网络就深一些；写下一串数字，就描述了整个网络。
 #
-# 为什么是 3x3？两个连在一起看到 5x5 的像素，权重比一个 5x5 少，还多一个 ReLU。
+# 为什么用 3x3？两个连在一起能看到 5x5 的像素，权重却比一个 5x5 少，中间还多了一个 ReLU。
 #
-# 以下单元用 cnnlab 自带的手写数字运行。要用本章的图像，写 `DATA = "fashion-mnist"`（30 MB，只下载一次），并在训练处加上 `limit=6000`。
+# 下面的单元用 cnnlab 自带的手写数字运行。改成 `DATA = "fashion-mnist"`，就换成本章的图像（30 MB，只下载一次）：配方中的 `limit` 规定至多用
+# 6,000 张，设为 0 则用全部。
 
 # %%
 from functools import partial
@@ -53,29 +54,29 @@ print(show.shapes("vgg11"))
 # %% [markdown] lang="en"
 # ## Training
 #
-# The manual divides all channels by four and enlarges the images to 224 pixels. `vgg11-small` takes images of 32 pixels,
-# which five halvings bring down to 1, and a smaller head.
+# The manual divides all channels by four and enlarges the images to 224 pixels. `vgg11-small` has the same channels, a
+# smaller head, and takes images of 32 pixels, which five halvings bring down to 1.
 
 # %% [markdown] lang="zh"
 # ## 训练
 #
-# 教材把所有通道数除以四，并把图像放大到 224 像素。`vgg11-small` 用 32 像素的图像，减半五次正好剩 1，头部也更小。
+# 教材把所有通道数除以四，并把图像放大到 224 像素。`vgg11-small` 的通道数与此相同，末尾的线性层更小，图像是 32 像素：减半五次正好剩 1。
 
 # %%
-recipe = cnnlab.RECIPES["fast/vgg11"].changed(data=DATA, batch_size=64, epochs=10, precision="float32")
+recipe = cnnlab.RECIPES["fast/vgg11"].changed(data=DATA, limit=6000, batch_size=64, epochs=10, precision="float32")
 result = cnnlab.train(recipe)
 print(result)
 
 # %% [markdown] lang="en"
 # ## Looking inside
 #
-# The same image after the first, the second and the third block: the maps become smaller, and what they show less like
-# the image.
+# The same image after the first, the second and the third block: the maps become smaller, and look less and less like
+# the image. Where a map is black the ReLU has let nothing through.
 
 # %% [markdown] lang="zh"
-# ## 看里面
+# ## 看看里面
 #
-# 同一张图像经过第一、第二、第三个块之后：特征图越来越小，也越来越不像原图。
+# 同一张图像经过第一、第二、第三个块之后：特征图越来越小，也越来越不像原图。全黑的地方，ReLU 什么也没有放过去。
 
 # %%
 show.maps(result, "0")
@@ -91,9 +92,13 @@ show.hardest(result)
 
 # %% [markdown] lang="en"
 # ## In full
+#
+# What the manual prints for Fashion-MNIST, and `fast/vgg11`: the small network above on all images.
 
 # %% [markdown] lang="zh"
-# ## 完整的结果
+# ## 完整实验
+#
+# 教材给出的 Fashion-MNIST 结果，以及 `fast/vgg11`：上面的小网络，在全部图像上训练。
 
 # %%
 show.results("alexnet", "vgg11")
@@ -103,7 +108,7 @@ show.results("alexnet", "vgg11")
 # network.
 
 # %% [markdown] lang="zh" tags=["exercise"]
-# **练习 1.** VGG-16 是 ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))。名字里的 16 从哪里来？在网络上数一数。
+# **练习 1.** VGG-16 是 ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))。名字里的 16 从哪里来？在网络里数一数。
 
 # %% tags=["answer"]
 
@@ -115,7 +120,7 @@ print(sum(isinstance(m, nn.Conv2d) for m in layers), "+", sum(isinstance(m, nn.L
 # **Exercise 2.** How much more work is VGG-11 at 224 pixels than at 32? And how many more weights? Where are they?
 
 # %% [markdown] lang="zh" tags=["exercise"]
-# **练习 2.** VGG-11 在 224 像素时的计算量是 32 像素时的多少倍？权重呢？多在哪里？
+# **练习 2.** VGG-11 在 224 像素时的计算量是 32 像素时的多少倍？权重是多少倍？多出来的在哪里？
 
 # %% tags=["answer"]
 
@@ -131,20 +136,27 @@ print(max(large.layers, key=lambda layer: layer.parameters))
 # the linear layers do not grow. All additional weights are in the first linear layer, which takes 49 times the inputs.
 
 # %% [markdown] lang="zh" tags=["solution"]
-# 卷积层用同样的权重做 (224/32)² = 49 倍的计算；总的比值略低，因为有两个线性层没有变大。多出来的权重全在第一个线性层，它的输入是 49 倍。
+# 卷积层用同样的权重做 (224/32)² = 49 倍的计算；总的比值略低，因为有两个线性层没有变大。多出来的权重全在第一个线性层，它的输入变成了 49 倍。
 
 # %% [markdown] lang="en" tags=["exercise"]
 # **Exercise 3.** Design a VGG of your own with at most a tenth of the weights of `vgg11-small`, and train it by the same
 # recipe. How much accuracy does that cost?
 
 # %% [markdown] lang="zh" tags=["exercise"]
-# **练习 3.** 设计一个你自己的 VGG，权重至多是 `vgg11-small` 的十分之一，用同样的配方训练。精度损失多少？
+# **练习 3.** 设计一个你自己的 VGG，权重至多是 `vgg11-small` 的十分之一，用同样的配方训练。精度会损失多少？
 
 # %% tags=["answer"]
 
 # %% tags=["solution"]
-cnnlab.MODELS["vgg-mine"] = partial(vgg, ((1, 16), (1, 32), (2, 48)), hidden=64, image_size=32)
+arch = ((1, 16), (1, 32), (1, 48), (1, 48), (1, 48))
+cnnlab.MODELS["vgg-mine"] = partial(vgg, arch, hidden=128, image_size=32)
 mine = cnnlab.train(recipe.changed(model="vgg-mine"))
 for name, trained in (("vgg11-small", result), ("vgg-mine", mine)):
     print(f"{name}: {trained.summary['parameters']:,} parameters, val acc {trained.summary['val_acc']:.3f}")
 show.compare({"vgg11-small": result, "vgg-mine": mine})
+
+# %% [markdown] lang="en" tags=["solution"]
+# Hardly anything: so few and simple images do not need a large network. It starts later and ends about as high.
+
+# %% [markdown] lang="zh" tags=["solution"]
+# 几乎没有损失：图像这么少、这么简单，用不着大网络。小网络起步晚一些，最后差不多一样高。
