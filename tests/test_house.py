@@ -22,11 +22,11 @@ FLOORS = [
     {"training"},
     {"inference", "classical"},
     {"experiments", "competition"},
-    {"reproduction", "inspect", "bench"},
+    {"reproduction", "inspect", "bench", "grade"},
     {"tables"},
     {"tables_kaggle"},
     {"cli_options"},
-    {"cli_kaggle", "cli_bench"},
+    {"cli_kaggle", "cli_bench", "cli_grade"},
     {"cli"},
     {"__main__"},
 ]
