@@ -38,6 +38,16 @@ _DEEPEST = 4  # folders inside a student's folder that are searched
 _MOST_ENTRIES = 10_000  # files and folders in a class's folder, and in each student's
 # What systems and archives leave behind. Hidden files are passed over, too.
 _LITTER = {"__macosx", "thumbs.db", "desktop.ini"}
+# What students hand in under the name of a CSV file, by its first bytes: the reason may as well say what it is.
+_OTHERS = {
+    b"PK\x03\x04": "a ZIP archive or an Excel workbook",
+    b"\x1f\x8b": "a gzip archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!": "a RAR archive",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"%PDF": "a PDF document",
+}
+_PACKED = (".zip", ".gz", ".tgz", ".7z", ".rar", ".tar", ".bz2", ".xz")
 # A spreadsheet takes a cell that begins so for a formula, and where it separates cells by semicolons, a part of one.
 _FORMULA = re.compile(r"(^|;)(?=[\s'\"]*[=+\-@＝＋－＠])")
 
@@ -252,7 +262,8 @@ def _graded(
         return Grade(student.name, "refused", note=f"{len(student.files)} CSV files: {names}; keep one"), None
     if not student.files:
         if student.faults:
-            return Grade(student.name, "refused", note="; ".join(student.faults[:3])), None
+            more = f"; and {len(student.faults) - 3} more" if len(student.faults) > 3 else ""
+            return Grade(student.name, "refused", note="; ".join(student.faults[:3]) + more), None
         return Grade(student.name, "missing", note="nothing was handed in"), None
     (file,) = student.files
     try:
@@ -282,6 +293,9 @@ def _read(file: _File, most: int) -> bytes:
         raise CnnlabError(f"cannot read {file.name}: {reason(error)}; hand it in again") from error
     if len(content) > most:
         raise CnnlabError(f"{file.name} is over {most / 2**20:,.0f} MiB; hand in a line for each image, no more")
+    for beginning, kind in _OTHERS.items():
+        if content.startswith(beginning):
+            raise CnnlabError(f"{file.name} is {kind}, whatever its name; hand in the table as CSV")
     return content
 
 
@@ -327,10 +341,10 @@ def _hand_in(student: _Student, folder: Path, top: Path) -> None:
                 else:
                     _put(student, entry, top, files)
     except OSError as error:
-        student.faults.append(f"cannot read the folder: {reason(error)}")
+        student.faults.insert(0, f"cannot read the folder: {reason(error)}")
         return
     except CnnlabError as error:
-        student.faults.append(str(error))
+        student.faults.insert(0, str(error))  # before what was found on the way
         return
     usual = [file for file in files if file.path.name.casefold() == USUAL]
     student.files += usual if len(usual) == 1 else files
@@ -342,7 +356,8 @@ def _put(student: _Student, entry: os.DirEntry[str], top: Path, files: list[_Fil
     if entry.is_symlink():
         student.faults.append(f"{name} is a link, which is not followed; hand in the file itself")
     elif not _is_csv(entry.name):
-        student.faults.append(f"{name} is no CSV file; save the table as CSV")
+        way = "unpack it" if entry.name.casefold().endswith(_PACKED) else "save the table as CSV"
+        student.faults.append(f"{name} is no CSV file; {way}")
     else:
         files.append(_File(Path(entry.path), name))
 
