@@ -97,7 +97,7 @@ BAD = [
     (b"id,lable\n1,cat\n", "no column 'label'; did you mean 'lable'?"),
     (TRUE.encode("utf-16"), "not UTF-8 text"),
     ("id,label\n1,飞机\n".encode("gb18030"), "not UTF-8 text"),
-    (codecs.BOM_UTF8 + b"id,label\n1,cat\n", "lacks 3 ids of"),
+    (codecs.BOM_UTF8 + b"id,label\n1,cat\n", "lacks 3 ids of labels.csv ('2', '3', '4')"),
     (b"id,label\n1,cat\n1,dog\n", "line 3: '1' was on line 2 already"),
     (b"id,label\n1,cat\n2\n", "line 3: 1 fields"),
     (b'id,label\n1,"cat\n', "quotes"),

@@ -16,7 +16,7 @@ import stat
 import statistics
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +175,7 @@ def grade(
     Raises: CnnlabError for what is the teacher's: labels, roster, or a folder that cannot be read.
     """
     truth = read_truth(labels, id_column, label_column)
+    truth = replace(truth, path=shown(expand(labels).name))  # the notes go to students, and the rest is the teacher's
     most = max(_LARGEST, 8 * expand(labels).stat().st_size)
     ours = [expand(labels).absolute(), Path("runs").absolute()]
     ours += [] if out is None else [expand(out).absolute() / name for name in (TABLE, PICTURE)]
