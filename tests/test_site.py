@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from filelock import FileLock
 
 import browser
 import cnnlab as package
@@ -185,11 +186,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("mkdocs", "material", "mkdocstrings", "mkdocstrings_handlers.python", "latex2mathml"):
         if importlib.util.find_spec(name.partition(".")[0]) is None or importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is not installed: pip install --group docs")
-    out = tmp_path_factory.mktemp("site")
-    done = subprocess.run(
-        [sys.executable, str(MAKE), "--out", str(out)], capture_output=True, text=True, timeout=300,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one site for all workers
+        folder = folder.parent
+    out = folder / "site"
+    with FileLock(folder / "site.lock"):
+        if out.exists():
+            return out
+        done = subprocess.run(
+            [sys.executable, str(MAKE), "--out", str(out)], capture_output=True, text=True, timeout=300,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        )  # fmt: skip
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     assert "warning" not in said.lower(), said
