@@ -83,7 +83,7 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def wait(self, script: str, seconds: float = 20) -> Any:
+    def wait(self, script: str, seconds: float = 60) -> Any:
         """Wait until the script's value is true; returns it."""
         end = time.monotonic() + seconds
         while not (found := self.value(script)):
