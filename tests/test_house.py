@@ -22,11 +22,11 @@ FLOORS = [
     {"training"},
     {"inference", "classical"},
     {"experiments", "competition"},
-    {"reproduction", "inspect", "bench"},
+    {"reproduction", "inspect", "bench", "grade"},
     {"tables"},
     {"tables_kaggle", "lessons"},
     {"cli_options"},
-    {"cli_kaggle", "cli_bench", "cli_lessons"},
+    {"cli_kaggle", "cli_bench", "cli_grade", "cli_lessons"},
     {"cli"},
     {"__main__"},
 ]

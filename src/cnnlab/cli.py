@@ -12,6 +12,7 @@ import typer
 
 from cnnlab import __version__
 from cnnlab.cli_bench import bench
+from cnnlab.cli_grade import grade
 from cnnlab.cli_kaggle import kaggle
 from cnnlab.cli_lessons import lessons
 from cnnlab.cli_options import (
@@ -364,6 +365,7 @@ def classical(
 
 
 app.command()(bench)
+app.command()(grade)
 
 
 @app.command("list")

@@ -20,6 +20,7 @@ from cnnlab.errors import CnnlabError, reason, unknown
 from cnnlab.evaluation import VIEWS
 from cnnlab.experiments import CLASSICAL, cells, printed_cells
 from cnnlab.files import write_atomic
+from cnnlab.grade import Grades
 from cnnlab.inference import Prediction, RunEvaluation
 from cnnlab.inspect.summary import Summary
 from cnnlab.models import MODELS
@@ -335,6 +336,21 @@ def bench(found: BenchResult) -> str:
             f"{row['seconds']:.1f} s"
         )
     return "\n".join([*lines, *(f"left out: {text}" for text in found.left_out)]).rstrip()
+
+
+def grades(found: Grades) -> str:
+    """A line for each student, then how many there are of each kind."""
+    table = _table("student", "accuracy", "right", "note")
+    table.columns[-1].justify = "left"
+    for row in found.rows:
+        score = row.score
+        table.add_row(
+            row.student,
+            f"{score.accuracy:.4f}" if score else row.status,
+            f"{score.correct:,} of {score.count:,}" if score else "",
+            row.note,
+        )
+    return f"{_text(table)}\n\n{found}"
 
 
 def known_things(what: str | None) -> dict[str, dict[str, str]]:

@@ -161,7 +161,9 @@ rate = recipe.learning_rate
 tries = {
     "a tenth of the rate": recipe.changed(learning_rate=rate / 10),
     "three times the rate": recipe.changed(learning_rate=rate * 3),
-    "Adam, smaller batches": recipe.changed(optimizer="adamw", learning_rate=0.01, momentum=0.0, nesterov=False, batch_size=32),
+    "Adam, smaller batches": recipe.changed(
+        optimizer="adamw", learning_rate=0.01, momentum=0.0, nesterov=False, batch_size=32
+    ),
 }
 show.compare({name: cnnlab.train(changed.changed(model="lenet")) for name, changed in tries.items()})
 
