@@ -137,6 +137,8 @@ def _output(output: dict[str, Any]) -> str:
     if "image/png" in data:
         picture = base64.b64encode(base64.b64decode(data["image/png"])).decode()
         return f"![](data:image/png;base64,{picture})"
+    if "text/markdown" in data:
+        return data["text/markdown"]
     text = "".join(output.get("text", data.get("text/plain", "")))
     return f"~~~~text\n{text.rstrip()}\n~~~~" if text.strip() else ""
 

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jupytext
 import nbformat
 import pytest
 import torch
 from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 
-from cnnlab import Recipe, lessons, train
+from cnnlab import Recipe, lessons, load_model, train
 from cnnlab.errors import CnnlabError
 from cnnlab.experiments import cells
 from cnnlab.lessons import LANGUAGES, show
@@ -100,6 +101,18 @@ def test_wrapped_chinese_is_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     text = "# # 标题\n#\n# 第一行，\n# 第二行 LeNet\n# 第三行\n"
     (tmp_path / "one.py").write_text(f'# %% [markdown] lang="zh"\n{text}', encoding="utf-8")
     assert lessons.read("one")[0].text == "# 标题\n\n第一行，第二行 LeNet\n第三行"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_jupytext_reads_the_same_cells(name: str) -> None:
+    book = jupytext.read(Path(lessons.__file__).parent / "sources" / f"{name}.py")
+    ours = lessons.read(name)
+    assert [cell.cell_type == "code" for cell in book.cells] == [not cell.language for cell in ours]
+    for theirs, cell in zip(book.cells, ours, strict=True):
+        assert theirs.metadata.get("lang", "") == cell.language
+        assert tag_of(theirs) == cell.tag
+        # Ours joins the lines of Chinese prose.
+        assert theirs.source.replace("\n", "") == cell.text.replace("\n", "")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -227,7 +240,7 @@ def test_results_are_the_committed_ones() -> None:
     table = show.results("lenet")
     assert f"| in full, 5 seeds | {' | '.join(cells(row))} |" in table
     assert "| printed | 0.469 | 0.823 | 0.779 |" in table
-    assert table._repr_markdown_() == str(table)
+    assert table._repr_markdown_() == str(table) == repr(table)
     with pytest.raises(CnnlabError, match="did you mean lenet"):
         show.results("lenett")
     kaggle = json.loads(max(folder.glob("competition-1h_*.json")).read_text())
@@ -261,7 +274,8 @@ def test_pictures(quick: Recipe) -> None:
         show.hardest(result, 5),
         show.grid(torch.zeros(3, 8, 8), ["$a$", "b", "c"]),  # all of one value
         show.grid(torch.rand(11, 3, 8, 8), together=True, columns=4),
-        show.grid([torch.rand(4, 4), torch.rand(1, 8, 8)]),
+        show.grid([torch.rand(4, 4), torch.rand(1, 8, 8), torch.rand(1, 8, 16)]),
+        show.plot([1, 2, 4], {"a": [0.1, 0.2, 0.3], "b": [0.3, 0.2, 0.1]}, "x", "y"),
     ):
         assert picture._repr_png_().startswith(b"\x89PNG")
     with pytest.raises(CnnlabError, match="has no layer 'x'; its rows are 0, 1"):
@@ -287,5 +301,15 @@ def test_the_hardest_are_mistakes_first(quick: Recipe, monkeypatch: pytest.Monke
     assert sure == sorted(sure)
 
 
+def test_held_out_images_are_as_the_network_gets_them(quick: Recipe) -> None:
+    result = train(quick)
+    images, labels = show.held_out(result, 1000)  # all of them
+    model = load_model(result.run, result.run.weights())
+    with torch.no_grad():
+        accuracy = (model(images).argmax(1) == labels).float().mean()
+    assert float(accuracy) == pytest.approx(result.summary["best"])
+    assert torch.equal(show.held_out(result, 3)[0], images[:3])
+
+
 def test_shapes_is_the_table_of_the_command(cnnlab: Command) -> None:
-    assert show.shapes("nin").split() == cnnlab("show", "nin").stdout.split()
+    assert show.shapes("nin").splitlines() == cnnlab("show", "nin").stdout.splitlines()

@@ -33,7 +33,10 @@ class Picture:
 
 
 class Markdown(str):
-    """A text that a notebook shows as a table; `print` shows it as it is."""
+    """A text that a notebook shows as a table; elsewhere it shows as it is."""
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def _repr_markdown_(self) -> str:
         return str(self)
