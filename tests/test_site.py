@@ -161,8 +161,9 @@ def test_a_lesson_becomes_a_page() -> None:
         cell("$$\\frac{1}{2}$$", "en", "exercise"), cell("draw()\n\nx", tag="solution"), cell("Since.", "en", "solution"),
     ]  # fmt: skip
     picture = base64.b64encode(b"png").decode()
+    table = {"text/markdown": ["| a |\n", "|---|"], "text/plain": ["<a>"]}
     shown = [
-        [{"output_type": "stream", "text": ["1\n"]}], [],
+        [{"output_type": "stream", "text": ["1\n"]}, {"output_type": "execute_result", "data": table}], [],
         [{"output_type": "display_data", "data": {"image/png": picture + "\n", "text/plain": ["<Figure>"]}}],
     ]  # fmt: skip
     pages = script("site_pages")
@@ -173,7 +174,7 @@ def test_a_lesson_becomes_a_page() -> None:
     assert "<mfrac>" in text
     assert 'display="block"' in text
     assert "标题" not in text
-    assert "~~~~python\nprint(1)\n~~~~\n\n~~~~text\n1\n~~~~" in text
+    assert "~~~~python\nprint(1)\n~~~~\n\n~~~~text\n1\n~~~~\n\n| a |\n|---|\n" in text
     assert '??? note "Solution"\n\n    ~~~~python\n    draw()' in text
     assert f"\n    ![](data:image/png;base64,{picture})" in text
     assert "<Figure>" not in text

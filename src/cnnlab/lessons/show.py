@@ -94,8 +94,9 @@ def grid(
     for place, tile, (low, high) in zip(places, tiles, ends, strict=False):
         pixels = tile if tile.ndim == 2 else tile.permute(1, 2, 0)
         place.imshow((pixels - low).numpy() / ((high - low) or 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    size = min(8.0, 150 / max([1, *map(len, titles)]))  # or long ones would run into each other
     for place, text in zip(places, titles, strict=False):
-        place.set_title(text.replace("$", r"\$"), fontsize=8)
+        place.set_title(text.replace("$", r"\$"), fontsize=size)
     return _picture(figure)
 
 

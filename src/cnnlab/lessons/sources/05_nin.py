@@ -11,8 +11,8 @@
 # %% [markdown] lang="zh"
 # # 1.3 NiN：网络中的网络
 #
-# AlexNet 和 VGG 以线性层结尾：大部分权重在那里，东西位于图像何处的信息也丢在那里。NiN（2013）不用线性层。*1x1 卷积*相当于在每个像素上，对它的
-# 各个通道做一次线性变换：一个处处使用的小网络。最后一个块给每个类别一个通道；该通道的*全局平均*就是这个类别的得分。
+# AlexNet 和 VGG 以线性层结尾：大部分权重在那里，东西位于图像何处的信息也丢在那里。NiN（2013）不用线性层。**1x1 卷积**相当于在每个像素上，对它的
+# 各个通道做一次线性变换：一个处处使用的小网络。最后一个块给每个类别一个通道；该通道的**全局平均**就是这个类别的得分。
 #
 # 下面的单元用 cnnlab 自带的手写数字运行。改成 `DATA = "fashion-mnist"`，就换成本章的图像（30 MB，只下载一次）：配方中的 `limit` 规定至多用
 # 6,000 张，设为 0 则用全部。
@@ -26,9 +26,8 @@ import cnnlab
 from cnnlab.lessons import show
 from cnnlab.models.nin import nin, nin_block
 
-torch.manual_seed(0)
-
 DATA = "digits"
+torch.manual_seed(0)
 x = torch.rand(2, 3, 4, 4)
 conv = nn.Conv2d(3, 5, kernel_size=1)
 linear = nn.Linear(3, 5)
@@ -65,9 +64,9 @@ print(show.shapes("nin"))
 
 # %%
 recipe = cnnlab.RECIPES["fast/nin"].changed(
-    data=DATA, limit=6000, image_size=28, batch_size=32, epochs=6, precision="float32",
-    optimizer="muon", learning_rate=0.1, momentum=0.6,
-)  # fmt: skip
+    data=DATA, limit=6000, image_size=28, batch_size=32, epochs=6, precision="float32"
+)
+recipe = recipe.changed(optimizer="muon", learning_rate=0.05, momentum=0.6)
 result = cnnlab.train(recipe)
 print(result)
 

@@ -11,7 +11,7 @@
 # %% [markdown] lang="zh"
 # # NiN 之后：GoogLeNet
 #
-# 1x1、3x3、5x5，哪种窗口最好？GoogLeNet（2014）不做选择。*Inception* 块让四条窗口不同的路径并排处理同一个输入，再把各自的结果沿通道拼起来。其
+# 1x1、3x3、5x5，哪种窗口最好？GoogLeNet（2014）不做选择。**Inception** 块让四条窗口不同的路径并排处理同一个输入，再把各自的结果沿通道拼起来。其
 # 中两条路径先用 1x1 卷积减少通道，否则大窗口的代价太高。
 #
 # 下面的单元用 cnnlab 自带的手写数字运行。改成 `DATA = "fashion-mnist"`，就换成本章的图像（30 MB，只下载一次）：配方中的 `limit` 规定至多用
@@ -110,7 +110,7 @@ show.maps(result, "1.path4", count=7)
 
 # %% [markdown] lang="zh"
 # 图像中的哪一处使 6 成为 6？最后几层先对每张特征图求平均，再加权求和。反过来先加权、再平均，得到的 logits 相同，而中间就出现了每个类别的证据图：
-# *类激活图*。每张图像的下面，是网络所判类别的图。
+# **类激活图**。每张图像的下面，是网络所判类别的图。
 
 # %%
 net = cnnlab.load_model(result.run, result.run.weights())

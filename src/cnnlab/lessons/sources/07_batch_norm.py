@@ -15,7 +15,7 @@
 # %% [markdown] lang="zh"
 # # 1.4 批量规范化
 #
-# 训练时，每一层输入的尺度一直在变，因为前面的层在变。*批量规范化*（2015）按批量的统计量把每个通道变回均值 0、标准差 1，再乘以学到的缩放
+# 训练时，每一层输入的尺度一直在变，因为前面的层在变。**批量规范化**（2015）按批量的统计量把每个通道变回均值 0、标准差 1，再乘以学到的缩放
 # $\gamma$，加上学到的偏移 $\beta$：
 #
 # $$\mathrm{BN}(x) = \gamma\,\frac{x - \hat\mu}{\sqrt{\hat\sigma^2 + \epsilon}} + \beta$$
@@ -99,9 +99,8 @@ for name in ("lenet", "lenet-bn"):
 recipe = cnnlab.RECIPES["digits"].changed(data=DATA, limit=6000, epochs=15)
 trained = {model: cnnlab.train(recipe.changed(model=model)) for model in ("lenet", "lenet-bn", "lenet-bn-scratch")}
 for model, result in trained.items():
-    summary = result.summary
-    print(f"{model}: loss {summary['loss']:.4f}, val acc {summary['val_acc']:.3f}, "
-          f"{summary['images_per_second']:,.0f} images/s")  # fmt: skip
+    s = result.summary
+    print(f"{model}: loss {s['loss']:.4f}, val acc {s['val_acc']:.3f}, {s['images_per_second']:,.0f} images/s")
 
 # %%
 show.compare(trained)
