@@ -731,7 +731,9 @@ def test_the_small_competition_is_in_the_hub() -> None:
     assert re.fullmatch("[0-9a-f]{40}", sha1)
 
 
-def test_download_and_unpack(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_download_and_unpack(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with zipfile.ZipFile(hub / "few.zip", "w") as archive:
         archive.writestr("few/labels.csv", "id,label\n1,frog\n")
     with tarfile.open(hub / "more.tar.gz", "w:gz") as tar:

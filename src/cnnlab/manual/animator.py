@@ -1,4 +1,4 @@
-"""A plot that grows while a loop runs: in place in a notebook, as numbers and a small chart in a terminal, in a file else.
+"""A plot that grows as a loop runs: in place in a notebook, numbers and a small chart in a terminal, else a file.
 
 matplotlib's pyplot and its backends are left alone: a figure is made, and given to whoever shows it.
 """

@@ -144,9 +144,7 @@ def evaluate_accuracy(net: Any, data_iter: Iterable[Any]) -> float:
     return evaluate_accuracy_gpu(net, data_iter)
 
 
-def evaluate_accuracy_gpu(
-    net: Any, data_iter: Iterable[Any], device: torch.device | str | None = None
-) -> float:
+def evaluate_accuracy_gpu(net: Any, data_iter: Iterable[Any], device: torch.device | str | None = None) -> float:
     """The share of the images of `data_iter` that `net` predicts right, on `device`.
 
     net: a module, which is put into eval mode and left in it, or a function; data_iter: batches (X, y). device:
