@@ -24,7 +24,7 @@ PEERS = Path(__file__).resolve().parent.parent / ".peers"
 Task = dict[str, Any]
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit that was measured, with a + where files were changed since."""
     git = ["git", "-C", str(RESULTS.parent)]
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
@@ -47,7 +47,7 @@ def write_result(name: str, device: str, figures: dict[str, Any], out: Path | No
     path = (out or RESULTS) / f"{name}_{hardware}_{datetime.now(UTC):%Y-%m-%d}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     command = " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]])
-    write_json(path, {"benchmark": name, "command": command, "commit": _commit(), "environment": env, **figures})
+    write_json(path, {"benchmark": name, "command": command, "commit": commit(), "environment": env, **figures})
     return path
 
 
@@ -61,8 +61,8 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def call(task: Task, script: str | None = None) -> Task:
     """Give `task` to a process of `script`, unsaid this one; returns its answer, its wall-clock and its peak memory.
 
-    Memory is that of the whole process tree, workers included, looked at four times a second: PSS, which counts
-    shared pages once, and the plain sum of RSS.
+    Memory is that of the whole process tree, workers included, looked at once a second (a look takes 25 ms of a core
+    for 2 GiB): PSS, which counts shared pages once, and the plain sum of RSS.
     """
     import psutil
 
@@ -88,7 +88,7 @@ def call(task: Task, script: str | None = None) -> Task:
                         pss, rss = pss + memory.pss, rss + memory.rss
             peak_pss, peak_rss = max(peak_pss, pss), max(peak_rss, rss)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0.25)
+                process.wait(1)
         seconds = time.perf_counter() - began
         if process.returncode != 0:
             raise SystemExit(f"{task['side']} failed:\n{output.read_text(errors='replace')[-3000:]}")
@@ -130,41 +130,23 @@ def answered(children: Mapping[str, Callable[[Task], Task]]) -> bool:
 
 def present() -> bool:
     """Is Fashion-MNIST here, so that nothing need be fetched?"""
-    from cnnlab.data import data_folder
+    from cnnlab.data import data_folder, fashion_mnist
 
-    raw = data_folder() / "FashionMNIST" / "raw"
-    parts = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-    return all((raw / f"{part}-ubyte.gz").exists() for part in parts)
+    return fashion_mnist.is_there(data_folder())
 
 
-def matrix_peak(side: int = 4096, rounds: int = 4) -> dict[str, float]:
-    """Floating-point operations per second of a large product, by precision: what this machine can do at most.
-
-    The larger of torch.mm and the same product as a convolution of 1 x 1: the two go through different libraries,
-    of which one may know this processor better by a factor of two.
-    """
+def matrix_peak() -> dict[str, float]:
+    """Floating-point operations per second of a large product (cnnlab.peak), by the precisions that have units here."""
     import torch
-    import torch.nn.functional as F
 
-    from cnnlab.device import available_cores, has_bfloat16, pick_device, synchronize
+    from cnnlab.device import available_cores, has_bfloat16, pick_device
+    from cnnlab.peak import peak
 
     device = pick_device("auto")
-    torch.set_num_threads(available_cores())
-    found = {}
-    for dtype in (torch.float32, *([torch.bfloat16] if has_bfloat16(device) else [])):
-        a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
-        wide = a.view(1, 64, side // 64, side).permute(0, 3, 1, 2)  # (1, C, H, W), channels_last
-        weight = b.view(side, side, 1, 1)
-        best = float("inf")
-        for product in (lambda a=a, b=b: torch.mm(a, b), lambda x=wide, w=weight: F.conv2d(x, w)):
-            for _ in range(rounds):
-                synchronize(device)
-                began = time.perf_counter()
-                product()
-                synchronize(device)
-                best = min(best, time.perf_counter() - began)
-        found[str(dtype).removeprefix("torch.")] = 2 * side**3 / best
-    return found
+    kinds = (torch.float32, *([torch.bfloat16] if has_bfloat16(device) else []))
+    return {
+        str(kind).removeprefix("torch."): peak(device, kind, available_cores())["flops_per_second"] for kind in kinds
+    }
 
 
 def settle(recipe: Task, count: int, image_size: int) -> Task:
@@ -250,7 +232,10 @@ def summary(pairs: list[Task], peer: str, setup: dict[str, Task], peaks: dict[st
 
     sides = list(pairs[0])
     speed = {side: median(p[side]["images_per_second"] for p in pairs) for side in sides}
-    kinds = {side: setup[side]["plan"]["dtype"] if side in setup else "float32" for side in sides}
+    kinds = {
+        side: setup[side]["plan"]["dtype"] if side in setup else pairs[0][side].get("precision", "float32")
+        for side in sides
+    }
     operations = setup["cnnlab"]["operations"]
     return {
         "speed_ratio": spread(ratios("cnnlab", "train_seconds")),

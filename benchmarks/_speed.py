@@ -81,14 +81,18 @@ def run(name: str, seed: int, settings: list[str], split: str, views: str, devic
 
 
 def runs(
-    name: str, seeds: int, settings: list[str], split: str, views: str, device: str, *, together: bool = False
-) -> dict[str, Any]:
+    name: str, seeds: int, settings: list[str], split: str, views: str, device: str, *,
+    together: bool = False, deadline: float = float("inf"),
+) -> dict[str, Any]:  # fmt: skip
     """The recipe called `name` from `seeds` seeds: each run, and mean and deviation.
 
-    together: all in this process, where starting one takes longer than a run.
+    together: all in this process, where starting one takes longer than a run. deadline: by the clock of
+    time.perf_counter; no seed but the first is begun after it.
     """
-    per_seed = []
+    per_seed: list[dict[str, Any]] = []
     for seed in range(seeds):
+        if per_seed and time.perf_counter() > deadline:
+            break
         if together:
             r = child(RECIPES[name].with_settings(settings).changed(seed=seed), split, views, device)
         else:
@@ -118,6 +122,13 @@ def parser(doc: str | None, recipes: list[str]) -> argparse.ArgumentParser:
     found.add_argument("--label", default="", help="added to the result's name")
     found.add_argument("--tiny", action="store_true", help="a few hundred images: to see that it works")
     return found
+
+
+def check(parser: argparse.ArgumentParser, names: list[str]) -> None:
+    """Ends with a line where a name is no recipe's."""
+    for name in names:
+        if name not in RECIPES:
+            parser.error(f"there is no recipe {name}; see `cnnlab list recipes`")
 
 
 if __name__ == "__main__":

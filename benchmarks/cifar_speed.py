@@ -21,6 +21,7 @@ def main() -> None:
     parser = _speed.parser(__doc__, ["speed/cifar-90", "speed/cifar-94"])
     parser.add_argument("--store", type=Path, help="what `cnnlab kaggle prepare` made; --tiny takes digits instead")
     args = parser.parse_args()
+    _speed.check(parser, args.recipes)
     if args.store is None and not args.tiny:
         parser.error("--store FOLDER is missing: what `cnnlab kaggle prepare` made (it prints its place)")
     settings = [f"data=store:{args.store.absolute()}" if args.store else "data=digits", *args.set]
@@ -32,6 +33,7 @@ def main() -> None:
         for name in args.recipes
     }
     for found in figures.values():
+        found["recipe"]["name"] = found["recipe"]["name"].replace(settings[0], "data=store:PATH")
         found["recipe"]["data"] = "store:PATH"
     told = {"n": args.seeds, "split_seed": 0, "val_fraction": 0.1, "recipes": figures}
     print(write_result("cifar-speed" + args.label, args.device, told, args.out))

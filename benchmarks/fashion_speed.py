@@ -18,6 +18,7 @@ from typing import Any
 
 import _speed
 from _common import write_result
+from cnnlab.evaluation import VIEWS
 from cnnlab.experiments import EXPERIMENTS
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import RECIPES
@@ -60,6 +61,7 @@ def main() -> None:
     parser = _speed.parser(__doc__, [*SPEED, *FAST])
     parser.add_argument("--beside-d2l", type=int, default=0, metavar="PAIRS")
     args = parser.parse_args()
+    _speed.check(parser, args.recipes)
     settings = [*args.set, *(["limit=500"] if args.tiny else [])]
     if args.tiny:
         args.recipes, args.seeds = ["speed/fashion-90", "fast/lenet-bn"], 1
@@ -75,6 +77,7 @@ def main() -> None:
             found["manual_multiply_adds"] = multiply_adds(RECIPES[f"manual/{network}"], 60_000)
             share = found["manual_multiply_adds"] / found["multiply_adds"]
             print(f"{name}: 1/{share:.0f} of the manual's multiply-adds", flush=True)
+        found["looks"] = VIEWS[views]
         figures[name] = found
     told = {"n": args.seeds, "split_seed": 0, "val_fraction": 0.1, "recipes": figures}
     if args.beside_d2l:

@@ -1,15 +1,17 @@
 """All that matters on one GPU, within ten minutes: python benchmarks/gpu_suite.py [--store STORE] [--parts ...]
 
-Parts, each with a share of the time and written to the result as soon as it is done:
+Parts, in this order, each with a share of the time after which it begins nothing more; the result is written again
+after each, and names what there was no time for:
 
-    chapter  every network of the chapter at the manual's batch and image size: images/s, wall-clock with data, beside
-             the manual's printed examples/s (which leave the data out), and the share of the card's measured peak
-    best     AlexNet at 224 pixels and ResNet-18 at 96, at growing batch sizes: the largest share of the peak
-    d2l      d2l's own functions beside ours on this card (where d2l is in .peers/d2l, see vs_d2l.py)
-    fashion  time to 94%, 95% and 96% on Fashion-MNIST, several seeds
     cifar    time to 94% and 96% on CIFAR-10, several seeds, on a validation split (needs --store)
     peer     the best published code for 94%, unmodified but for the number of runs, on the same card and the same
-             split (where .peers/cifar10-airbench holds a copy of its repository; needs --store)
+             split (where .peers/cifar10-airbench holds a copy of its repository; needs --store); says who is ahead
+    fashion  time to 94%, 95% and 96% on Fashion-MNIST, several seeds
+    chapter  every network of the chapter at the manual's batch and image size: images/s, wall-clock with data, beside
+             the manual's printed examples/s (which leave the data out), and the share of the card's measured peak;
+             not compiled, then AlexNet, NiN and ResNet-18 compiled
+    best     AlexNet at 224 pixels and ResNet-18 at 96, at growing batch sizes: the largest share of the peak
+    d2l      d2l's own functions beside ours on this card (where d2l is in .peers/d2l, see vs_d2l.py)
 
 Clock of fashion, cifar and peer: whitening, training and the final evaluation with several looks at each image
 (race_seconds of _speed.py; the peer's own clock). Outside: reading files, moving the images to the card, compilation
@@ -23,12 +25,15 @@ Writes benchmarks/results/gpu-suite_HARDWARE_DATE.json.
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import re
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -41,71 +46,136 @@ from cnnlab.experiments import EXPERIMENTS
 from cnnlab.recipes import RECIPES
 
 PEER = vs_d2l.PEERS / "cifar10-airbench" / "airbench94_muon.py"
-PARTS = ("chapter", "best", "d2l", "fashion", "cifar", "peer")
+# Each part's share of the time; what one leaves goes to those after it.
+PARTS = {"cifar": 0.35, "peer": 0.2, "fashion": 0.15, "chapter": 0.15, "best": 0.1, "d2l": 0.05}
+LATE = "no time was left"
 
 
-def chapter(args: argparse.Namespace) -> dict[str, Any]:
+def chapter(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
     printed = {RECIPES[e.recipe].model: e.examples_per_second for e in EXPERIMENTS.values()}
     networks = ["lenet-bn"] if args.tiny else list(printed)
-    modes = ["off"] if args.tiny else ["off", "default"]
-    found = {}
-    for mode in modes:
-        answer = bench(networks, device=args.device, seconds=0.5 if args.tiny else 3, accuracy=False, compile=mode)
-        found[mode] = answer.to_dict()
-    return {"by_compile_mode": found, "printed_examples_per_second": printed}
+    modes = {"off": networks, "default": [n for n in networks if n in ("alexnet", "nin", "resnet18-manual")]}
+    found: dict[str, Any] = {}
+    for mode, names in modes.items():
+        for name in names:
+            if time.perf_counter() > deadline:
+                found[f"{name}, {mode}"] = LATE
+                continue
+            answer = bench([name], device=args.device, seconds=0.5 if args.tiny else 2, accuracy=False, compile=mode)
+            found[f"{name}, {mode}"] = {
+                **answer.to_dict(),
+                # Of each row, that is: of each precision.
+                "times_printed": [row.get("images_per_second", 0) / printed[name] for row in answer.rows],
+            }
+    return {"by_network": found, "printed_examples_per_second": printed}
 
 
-def best(args: argparse.Namespace) -> dict[str, Any]:
+def best(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
     sizes: list[tuple[str, int, tuple[int, ...]]] = [("alexnet", 224, (256, 512)), ("resnet18-manual", 96, (512, 1024))]
     if args.tiny:
         sizes = [("lenet-bn", 28, (64,))]
-    return {
-        f"{network}, batch {batch}": bench(
-            [network], image_size=side, batch_size=batch, device=args.device, seconds=0.5 if args.tiny else 3,
-            accuracy=False, compile="off" if args.tiny else "default",
-        ).to_dict()
-        for network, side, batches in sizes
-        for batch in batches
-    }  # fmt: skip
+    found: dict[str, Any] = {}
+    for network, side, batches in sizes:
+        for batch in batches:
+            if time.perf_counter() > deadline:
+                found[f"{network}, batch {batch}"] = LATE
+                continue
+            found[f"{network}, batch {batch}"] = bench(
+                [network], image_size=side, batch_size=batch, device=args.device, seconds=0.5 if args.tiny else 2,
+                accuracy=False, precision="float32" if args.tiny else "bfloat16",
+                compile="off" if args.tiny else "default",
+            ).to_dict()  # fmt: skip
+    return found
 
 
-def d2l(args: argparse.Namespace) -> Any:
+def d2l(args: argparse.Namespace, deadline: float) -> Any:
     if not (vs_d2l.PEERS / "d2l" / "d2l").exists():
         return "d2l is not in .peers/d2l"
-    out = Path(tempfile.mkdtemp())
-    options = ["--tiny"] if args.tiny else ["--pairs", "1", "--images", "10240"]
-    command = [sys.executable, str(Path(vs_d2l.__file__)), *options, "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=args.seconds)
-    return {"command": done.args[1:], "rc": done.returncode, "output": done.stdout[-6000:] + done.stderr[-2000:]}
+    found: dict[str, Any] = {}
+    for network in ["lenet-bn"] if args.tiny else vs_d2l.NETWORKS:
+        if time.perf_counter() > deadline:
+            found[network] = LATE
+            continue
+        with tempfile.TemporaryDirectory() as out:
+            options = ["--tiny"] if args.tiny else ["--pairs", "1", "--images", "10240"]
+            command = [sys.executable, vs_d2l.__file__, "--networks", network, *options, "--out", out]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(done.stderr[-2000:])
+            results = list(Path(out).glob("*.json"))
+            found[network] = json.loads(results[0].read_text())["networks"][network] if results else done.stdout
+    return found
 
 
-def race(name: str, seeds: int, settings: list[str], split: str, views: str, device: str) -> dict[str, Any]:
-    """A warm-up run, which pays for compilation, and `seeds` more, all in this process."""
+def race(
+    args: argparse.Namespace, deadline: float, name: str, seeds: int, settings: list[str], split: str, views: str
+) -> Any:
+    """A warm-up run, which pays for compilation, and at most `seeds` more until the deadline, all in this process."""
+    if time.perf_counter() > deadline:
+        return LATE
     recipe = RECIPES[name].with_settings(settings)
-    first = _speed.child(recipe.changed(seed=1_000_000), split, views, device)
-    found = _speed.runs(name, seeds, settings, split, views, device, together=True)
+    first = _speed.child(recipe.changed(seed=1_000_000), split, views, args.device)
+    found = _speed.runs(name, seeds, settings, split, views, args.device, together=True, deadline=deadline)
     return {"first_seconds": first["clock_seconds"], **found}
 
 
-def fashion(args: argparse.Namespace) -> dict[str, Any]:
-    if args.tiny:
-        return {"speed/fashion-90": race("speed/fashion-90", 1, ["limit=500"], "test", "flip", args.device)}
-    names = {"speed/fashion-94": 10, "speed/fashion-95": 5, "speed/fashion-96": 3}
-    return {name: race(name, n, args.set, "test", "flip", args.device) for name, n in names.items()}
+def _compiled(args: argparse.Namespace) -> list[str]:
+    """A race's steps are compiled, as the peer's are, though such short runs would not be by themselves."""
+    return [] if args.tiny else ["compile=default"]
 
 
-def cifar(args: argparse.Namespace) -> Any:
+def fashion(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
+    names = (
+        {"speed/fashion-90": 1} if args.tiny else {"speed/fashion-94": 10, "speed/fashion-95": 5, "speed/fashion-96": 3}
+    )
+    settings = [*(["limit=500"] if args.tiny else []), *_compiled(args), *args.set]
+    return {name: race(args, deadline, name, n, settings, "test", "flip") for name, n in names.items()}
+
+
+def cifar(args: argparse.Namespace, deadline: float) -> Any:
     if args.tiny:
         settings = ["data=digits", "limit=500", "epochs=1", "image_size=32"]
-        return {"speed/cifar-90": race("speed/cifar-90", 1, settings, "validation", "shift", args.device)}
+        return {"speed/cifar-90": race(args, deadline, "speed/cifar-90", 1, settings, "validation", "shift")}
     if args.store is None:
         return "no --store"
-    settings = [f"data=store:{args.store.absolute()}", *args.set]
+    settings = [f"data=store:{args.store.absolute()}", *_compiled(args), *args.set]
     names = {"speed/cifar-94": 20, "speed/cifar-96": 3}
-    return {name: race(name, n, settings, "validation", "shift", args.device) for name, n in names.items()}
+    return {name: race(args, deadline, name, n, settings, "validation", "shift") for name, n in names.items()}
 
 
-def peer(args: argparse.Namespace) -> Any:
+def peer_runs(output: str) -> list[dict[str, float]]:
+    """Accuracy with several looks, and seconds, of each run after the warm-up, from the published script's table."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in output.splitlines() if "eval" in line]
+    # run, epoch (`eval` in a run's last line), train_acc, val_acc, tta_val_acc, time_seconds
+    found = [{"acc": float(row[4]), "seconds": float(row[5])} for row in rows if len(row) == 6 and row[1] == "eval"]
+    return found[1:]
+
+
+def compared(ours: Any, theirs: list[dict[str, float]]) -> dict[str, Any]:
+    """Means of both sides, and who is ahead: to the same accuracy (within two standard errors) in less time."""
+    if not isinstance(ours, dict) or len(theirs) < 2:
+        return {"who is ahead": "not known: a side is missing"}
+    accs, times = [t["acc"] for t in theirs], [t["seconds"] for t in theirs]
+    sides = {
+        "cnnlab": {
+            "n": len(ours["per_seed"]),
+            "acc": ours["final_acc"]["mean"],
+            "seconds": ours["race_seconds"]["mean"],
+        },
+        "peer": {"n": len(accs), "acc": mean(accs), "seconds": mean(times)},
+    }
+    error = math.hypot(stdev(accs) / len(accs) ** 0.5, (ours["final_acc"]["std"] or 0) / sides["cnnlab"]["n"] ** 0.5)
+    gap = sides["cnnlab"]["acc"] - sides["peer"]["acc"]
+    faster = sides["cnnlab"]["seconds"] < sides["peer"]["seconds"]
+    ahead = "neither: one is faster, the other more accurate"
+    if faster and gap > -2 * error:
+        ahead = "cnnlab"
+    elif not faster and gap < 2 * error:
+        ahead = "peer"
+    return {**sides, "standard error of the difference": error, "who is ahead": ahead}
+
+
+def peer(args: argparse.Namespace, _: float) -> Any:
     """The published script, given our split as its training and test set."""
     if args.store is None or not PEER.exists():
         return "no --store" if args.store is None else f"{PEER.parent.name} is not in .peers"
@@ -129,37 +199,41 @@ def peer(args: argparse.Namespace) -> Any:
         done = subprocess.run(
             [sys.executable, script.name], cwd=folder, capture_output=True, text=True, timeout=args.seconds
         )
-    return {"rc": done.returncode, "seconds": time.perf_counter() - began, "runs": args.peer_runs,
-            "output": done.stdout[-8000:] + done.stderr[-1000:]}  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return {"seconds": time.perf_counter() - began, "runs": peer_runs(done.stdout)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--store", type=Path, help="what `cnnlab kaggle prepare` made")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--seconds", type=float, default=560, help="no part is begun after so many")
+    parser.add_argument("--seconds", type=float, default=560, help="for all parts together")
     parser.add_argument("--peer-runs", type=int, default=20)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the timed recipes")
     parser.add_argument("--out", type=Path, help="folder for the result; unsaid: benchmarks/results")
     parser.add_argument("--tiny", action="store_true", help="reduced so far that a CPU can go through it")
     args = parser.parse_args()
     found: dict[str, Any] = {}
-    began, path = time.perf_counter(), None
-    for part in args.parts:
-        if time.perf_counter() - began > args.seconds:
-            found[part] = "no time was left"
+    began, share = time.perf_counter(), 0.0
+    for part in PARTS:
+        if part not in args.parts:
             continue
+        share += PARTS[part] / sum(PARTS[p] for p in args.parts)
         start = time.perf_counter()
         try:
-            answer = globals()[part](args)
+            answer = LATE if start - began > args.seconds else globals()[part](args, began + share * args.seconds)
         except Exception as error:  # the other parts' figures must not be lost with this one
             answer = f"failed: {type(error).__name__}: {error}"
             if args.tiny:
                 raise
         found[part] = {"seconds": time.perf_counter() - start, "found": answer}
         print(part, f"{time.perf_counter() - start:.0f} s", flush=True)
-        path = write_result("gpu-suite", args.device, {"tiny": args.tiny, "parts": found}, args.out)
+        told: dict[str, Any] = {"tiny": args.tiny, "parts": found}
+        if "peer" in found and isinstance(found["peer"]["found"], dict) and "cifar" in found:
+            told["beside_peer"] = compared(found["cifar"]["found"]["speed/cifar-94"], found["peer"]["found"]["runs"])
+        path = write_result("gpu-suite", args.device, told, args.out)
     print(path)
 
 

@@ -30,7 +30,7 @@ WORDS = {
         "peer_columns": "| network | pixels | d2l, images/s | cnnlab, float32 | | cnnlab, `precision=auto` | |",
         "times": "**{median:.1f}x** ({min:.1f} to {max:.1f})",
         "speed": "Time to accuracy on Fashion-MNIST, {n} seeds each, mean ± std: settings chosen on a validation split, the test set looked at once, at the end. {hardware}.",
-        "speed_columns": "| recipe | network | epochs | val acc | test acc | seconds of training | building to answer |",
+        "speed_columns": "| recipe | network | epochs | val acc, 1 look | test acc | looks | seconds of training | building to answer |",
         "kaggle": "The competition, from Kaggle's archives to a valid `submission.csv`, one seed each. Accuracy is on the 5,000 labelled images held out; "
         "the test labels are held back. {hardware}.",
         "kaggle_columns": "| command | minutes in all | val acc, 1 look at each image | 6 looks | submission |",
@@ -47,7 +47,7 @@ WORDS = {
         "peer_columns": "| 网络 | 像素 | d2l，图像/秒 | cnnlab，float32 | | cnnlab，`precision=auto` | |",
         "times": "**{median:.1f} 倍**（{min:.1f} 到 {max:.1f}）",
         "speed": "Fashion-MNIST 上达到某精度所需的时间，每个 {n} 个种子，均值 ± 标准差：设置只凭验证集选定，测试集只在最后看一次。{hardware}。",
-        "speed_columns": "| 配方 | 网络 | 周期 | 验证精度 | 测试精度 | 训练秒数 | 从建网到得出结果 |",
+        "speed_columns": "| 配方 | 网络 | 周期 | 验证精度（看 1 次） | 测试精度 | 看的次数 | 训练秒数 | 从建网到得出结果 |",
         "kaggle": "竞赛：从 Kaggle 的压缩包到有效的 `submission.csv`，各一个种子。精度取自预留的 5,000 张有标签图像；测试标签不可得。{hardware}。",
         "kaggle_columns": "| 命令 | 总分钟数 | 验证精度（每张图像看 1 次） | 看 6 次 | 提交文件 |",
         "prepare": "读取 {images:,} 张测试图像的压缩包：{ours:.0f} 秒（每秒 {rate:,.0f} 张，除映射文件外内存至多 {memory:,.0f} MiB），"
@@ -68,10 +68,12 @@ def hardware(result: dict[str, Any], up: str = "") -> str:
     return f"{env['device_name']}, {env['threads']} core{'s' * (env['threads'] != 1)}, torch {env['versions']['torch']}, {link}"
 
 
-def table(words: dict[str, str]) -> str:
-    def spread(value: dict[str, float], form: str = ".3f") -> str:
-        return f"{value['mean']:{form}} ± {value['std']:{form}}"
+def spread(value: dict[str, Any], form: str = ".3f") -> str:
+    """Mean and deviation; of a single seed no deviation."""
+    return f"{value['mean']:{form}}" + ("" if value["std"] is None else f" ± {value['std']:{form}}")
 
+
+def table(words: dict[str, str]) -> str:
     seeds, peer = newest("recipe-seeds"), newest("vs-d2l")
     lines = [words["seeds"].format(n=seeds["n"], hardware=hardware(seeds)), "", words["columns"], "|---" * 8 + "|"]
     for name, r in seeds["recipes"].items():
@@ -85,7 +87,7 @@ def table(words: dict[str, str]) -> str:
             lines.append(
                 f"| | {words['printed']} | {printed['loss']:.3f} | {printed['train_acc']:.3f} | {printed['test_acc']:.3f}, test | | | |"
             )
-    lines += ["", *time_to_accuracy(words), "", words["peer"].format(peer=peer["peer"].replace("==", " "), n=peer["n"], hardware=hardware(peer)),
+    lines += ["", *time_to_accuracy(words), "", words["peer"].format(peer=peer["peer"].replace("==", " "), n=pairs_told(peer), hardware=hardware(peer)),
               "", words["peer_columns"], "|---" * 7 + "|"]  # fmt: skip
     for name, r in peer["networks"].items():
         speed = r["images_per_second"]
@@ -94,6 +96,12 @@ def table(words: dict[str, str]) -> str:
             f"{told(speed['cnnlab-auto'])} | {words['times'].format(**r['speed_ratio_auto'])} |"
         )
     return "\n".join([*lines, "", *competition(words)])
+
+
+def pairs_told(peer: dict[str, Any]) -> str:
+    """How often each network was measured: a number, or the least and the most."""
+    counts = sorted({len(r["pairs"]) for r in peer["networks"].values()})
+    return "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
 
 
 def told(speed: float) -> str:
@@ -106,15 +114,15 @@ def time_to_accuracy(words: dict[str, str]) -> list[str]:
         words["speed"].format(n=found["n"], hardware=hardware(found, words.get("up", ""))),
         "",
         words["speed_columns"],
-        "|---" * 7 + "|",
+        "|---" * 8 + "|",
     ]
     for name, r in found["recipes"].items():
         if not name.startswith("speed/"):
             continue
-        accuracy = [f"{r[key]['mean']:.4f} ± {r[key]['std']:.4f}" for key in ("val_acc", "final_acc")]
-        clock = [f"{r[key]['mean']:.1f} ± {r[key]['std']:.1f}" for key in ("train_seconds", "clock_seconds")]
+        val, test = (spread(r[key], ".4f") for key in ("val_acc", "final_acc"))
+        clock = (spread(r[key], ".1f") for key in ("train_seconds", "clock_seconds"))
         lines.append(
-            f"| `{name}` | {r['recipe']['model']} | {r['recipe']['epochs']} | {' | '.join([*accuracy, *clock])} |"
+            f"| `{name}` | {r['recipe']['model']} | {r['recipe']['epochs']} | {val} | {test} | {r['looks']} | {' | '.join(clock)} |"
         )
     return lines
 
@@ -134,12 +142,12 @@ def speed() -> str:
                   f"{ours:.1f} s from building to answer, **1/{beside['ratio']['median']:.1f}** of it (1/{beside['ratio']['min']:.1f} to 1/{beside['ratio']['max']:.1f}), "
                   f"and reaches {accuracy:.4f} on the test set, mean of {len(pair)} seeds."]  # fmt: skip
     lines += ["", "The chapter's networks at native resolution beside what the manual prints; its recipes' multiply-adds beside ours:", "",
-              "| recipe | network | epochs | printed test acc | ours | multiply-adds | seconds of training |", "|---" * 7 + "|"]  # fmt: skip
+              "| recipe | network | epochs | printed test acc | ours | looks | multiply-adds | seconds of training |", "|---" * 8 + "|"]  # fmt: skip
     for name, r in fashion["recipes"].items():
         if "printed_test_acc" in r:
             lines.append(
-                f"| `{name}` | {r['recipe']['model']} | {r['recipe']['epochs']} | {r['printed_test_acc']:.3f} | {r['final_acc']['mean']:.4f} ± {r['final_acc']['std']:.4f} | "
-                f"1/{r['manual_multiply_adds'] / r['multiply_adds']:.1f} | {r['train_seconds']['mean']:.1f} ± {r['train_seconds']['std']:.1f} |"
+                f"| `{name}` | {r['recipe']['model']} | {r['recipe']['epochs']} | {r['printed_test_acc']:.3f} | {spread(r['final_acc'], '.4f')} | {r['looks']} | "
+                f"1/{r['manual_multiply_adds'] / r['multiply_adds']:.1f} | {spread(r['train_seconds'], '.1f')} |"
             )
     rest = sorted((ROOT / "benchmarks" / "results").glob("cifar-speed_*.json"))
     if rest:
@@ -147,13 +155,13 @@ def speed() -> str:
         lines += ["", f"CIFAR-10, trained on the labelled images minus the 5,000 held out, accuracy on those, {cifar['n']} seeds each. {hardware(cifar, '../')}.", "",
                   "| recipe | network | epochs | val acc, 1 look | 6 looks | seconds of training | building to answer |", "|---" * 7 + "|"]  # fmt: skip
         for name, r in cifar["recipes"].items():
-            figures = [f"{r[key]['mean']:.4f} ± {r[key]['std']:.4f}" for key in ("val_acc", "final_acc")]
-            figures += [f"{r[key]['mean']:.0f} ± {r[key]['std']:.0f}" for key in ("train_seconds", "clock_seconds")]
+            figures = [spread(r[key], ".4f") for key in ("val_acc", "final_acc")]
+            figures += [spread(r[key], ".0f") for key in ("train_seconds", "clock_seconds")]
             lines.append(f"| `{name}` | {r['recipe']['model']} | {r['recipe']['epochs']} | {' | '.join(figures)} |")
     top = ", ".join(
         f"{kind} {value / 1e9:,.0f} GFLOP/s" for kind, value in peer["operations_per_second_at_most"].items()
     )
-    lines += ["", f"Beside {peer['peer'].replace('==', ' ')}, n = {peer['n']}, medians; matrix peak {top}. {hardware(peer, '../')}.", "",
+    lines += ["", f"Beside {peer['peer'].replace('==', ' ')}, {pairs_told(peer)} pairs of each, medians; matrix peak {top}. {hardware(peer, '../')}.", "",
               "| network | batch | pixels | side | computes in | images/s | times d2l's: training | with evaluation and saving | whole process | share of the peak | peak memory |",
               "|---" * 11 + "|"]  # fmt: skip
     for name, r in peer["networks"].items():

@@ -2,8 +2,11 @@
 
     python benchmarks/vs_d2l.py [--networks lenet alexnet ...] [--pairs 3] [--epochs 2] [--images N] [--tiny]
 
-The network is ours on both sides; batch, image size and learning rate are the manual's. Installs d2l 0.17.6 without its
-pins (they cannot be met on a current Python) into .peers/d2l, which git ignores; none of its code is ours or committed.
+The same network, batch, image size and learning rate, the manual's, on both sides. d2l's side has torch's own layers,
+as its readers have, and the listing of batch norm from scratch where ours has our layer: our pooling and batch norm
+are part of what is compared. Installs d2l 0.17.6 without its pins (they cannot be met on a current Python) into
+.peers/d2l, which git ignores; none of its code is ours or committed.
+
 Each run is a process of its own: d2l, ours in float32 (`cnnlab`: the manual's recipe as it is), ours with
 `precision=auto` (`cnnlab-auto`: bfloat16 where the processor has units for it and that is faster), d2l, ...
 
@@ -36,6 +39,7 @@ Writes benchmarks/results/vs-d2l_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -54,6 +58,7 @@ from _common import (
     call,
     call_each,
     child_cnnlab,
+    commit,
     matrix_peak,
     present,
     settle,
@@ -113,7 +118,35 @@ def child_prepare(task: Task) -> Task:
             )
             for side, precision in (("cnnlab", "float32"), ("cnnlab-auto", "auto"))
         }
-    return {"peaks": matrix_peak(1024 if task["tiny"] else 4096) if setups else {}, "setups": setups}
+    return {"peaks": matrix_peak() if setups else {}, "setups": setups}
+
+
+def as_printed(net: Any) -> Any:
+    """Our network with torch's pooling in place of ours, and the manual's formulas in place of our batch norm."""
+    import torch
+    from torch import nn
+
+    from cnnlab.models import batch_norm, layers
+
+    class BatchNorm(batch_norm.BatchNorm):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            """As the manual writes it, for training: the mean, the deviations' square, the quotient, then the scale."""
+            over, wide = ((0,), (1, -1)) if x.ndim == 2 else ((0, 2, 3), (1, -1, 1, 1))
+            mean, var = self.moving_mean.view(wide), self.moving_var.view(wide)
+            if self.training:
+                mean = x.mean(over, keepdim=True)
+                var = ((x - mean) ** 2).mean(over, keepdim=True)
+                share = self.momentum
+                self.moving_mean = share * self.moving_mean + (1 - share) * mean.detach().view(-1)
+                self.moving_var = share * self.moving_var + (1 - share) * var.detach().view(-1)
+            return self.gamma.view(wide) * ((x - mean) / torch.sqrt(var + self.eps)) + self.beta.view(wide)
+
+    for layer in net.modules():
+        if isinstance(layer, layers.AvgPool2d):
+            layer.__class__ = nn.AvgPool2d  # type: ignore[assignment]
+        elif isinstance(layer, batch_norm.BatchNorm):
+            layer.__class__ = BatchNorm
+    return net
 
 
 def child_d2l(task: Task) -> Task:
@@ -126,7 +159,7 @@ def child_d2l(task: Task) -> Task:
 
     recipe = task["recipe"]
     batch, size, epochs = recipe["batch_size"], recipe["image_size"], recipe["epochs"]
-    net = build_model(recipe["model"], num_classes=10, in_channels=1, image_size=size or 28)
+    net = as_printed(build_model(recipe["model"], num_classes=10, in_channels=1, image_size=size or 28))
     train_iter, test_iter = d2l.load_data_fashion_mnist(batch, resize=size or None)
     if task["images"]:
         train_iter, test_iter = (
@@ -184,6 +217,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3, help="runs of each side")
     parser.add_argument("--epochs", type=int, default=2, help="of the networks that train on all images; others: 1")
     parser.add_argument("--images", type=int, help="training images, 0: all; unsaid: by the network; 5 batches or more")
+    parser.add_argument("--keep", type=Path, metavar="JSON", help="an earlier result; its other networks stay in this")
     parser.add_argument("--tiny", action="store_true", help="does all of it work? lenet-bn, one pair, nothing fetched")
     parser.add_argument("--out", type=Path, help="folder of the result in place of benchmarks/results")
     args = parser.parse_args()
@@ -197,7 +231,11 @@ def main() -> None:
         return
     peaks, setups = ready["peaks"], ready["setups"]
     print("peak:", ", ".join(f"{kind} {value / 1e9:,.0f} GFLOP/s" for kind, value in peaks.items()), flush=True)
-    figures = {}
+    figures: dict[str, Any] = {}
+    if args.keep:
+        earlier = json.loads(args.keep.read_text())
+        shared = {key: earlier[key] for key in ("commit", "operations_per_second_at_most")}
+        figures = {network: {**shared, **found} for network, found in earlier["networks"].items()}
     for network in networks:
         images = NETWORKS[network][1] if args.images is None else args.images
         watched, epochs = (WATCHED, 1) if images else (0, args.epochs)
@@ -223,6 +261,8 @@ def main() -> None:
         found = summary(pairs, "d2l", setup, peaks)
         figures[network] = {
             "recipe": NETWORKS[network][0],
+            "commit": commit(),
+            "operations_per_second_at_most": peaks,
             **{key: recipe[key] for key in ("batch_size", "image_size", "learning_rate")},
             "images": images or 60_000,
             "limited": bool(images),
@@ -232,6 +272,7 @@ def main() -> None:
             "pairs": pairs,
         }
         print(told(network, found, setup, args.pairs), flush=True)
+    figures = {network: figures[network] for network in NETWORKS if network in figures}
     shared = {"peer": D2L, "epochs": args.epochs, "n": args.pairs, "operations_per_second_at_most": peaks}
     print(write_result("vs-d2l", "auto", {**shared, "networks": figures}, args.out))
 

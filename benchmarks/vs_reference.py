@@ -102,7 +102,7 @@ def child_prepare(task: Task) -> Task:
             side: settle({**recipe, "precision": precision}, count, NETWORKS[network][0])
             for side, precision in (("cnnlab", "float32"), ("cnnlab-auto", "auto"))
         }
-    return {"left_out": left_out, "peaks": matrix_peak(1024 if task["tiny"] else 4096), "setups": setups}
+    return {"left_out": left_out, "peaks": matrix_peak(), "setups": setups}
 
 
 class Images:

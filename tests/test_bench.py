@@ -95,6 +95,20 @@ def test_unsaid_the_chapters_nine_at_the_manuals_sizes(
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_busy_moment_at_the_start_does_not_lower_the_peak(
+    fixed: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    speeds = iter([1e9, 4e9])
+
+    def peak(device: torch.device, precision: torch.dtype, threads: int) -> dict[str, Any]:
+        return {"flops_per_second": next(speeds), "by": "mm", "size": 512, "threads": threads}
+
+    monkeypatch.setattr(module, "peak", peak)
+    found = bench(["lenet"], precision="float32", accuracy=False, threads=1, data_dir=tmp_path, batch_size=10)
+    assert found.peaks["float32"]["flops_per_second"] == 4e9
+    assert found.rows[0]["fraction_of_peak"] == pytest.approx(6 * LENET * 500 / 4e9)
+
+
 def test_what_is_too_large_is_a_row_that_says_so(
     fixed: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -193,7 +207,8 @@ def test_command(cnnlab: Command, tmp_path: Path) -> None:
         (("lenet", "--image-size", -1), "image_size=-1"),
         (("lenet", "--batch-size", 1), "batch_size=1: must lie between 2 and 60000"),
         (("lenet", "--batch-size", 60_001), "batch_size=60001"),
-        (("lenet", "--precision", "float8"), "choose one of float32, bfloat16, float16, auto"),
+        (("lenet", "--precision", "float8"), "choose one of auto, float32, bfloat16"),
+        (("lenet", "--precision", "float16"), "choose one of auto, float32, bfloat16"),
         (("lenet", "--seconds", 0), "seconds=0"),
         (("lenet", "--seconds", "nan"), "seconds=nan"),
         (("lenet", "--threads", 0), "threads=0"),

@@ -61,3 +61,67 @@ def test_the_page_of_results_finds_what_it_reads_in_a_result_of_vs_d2l(monkeypat
     assert found["process_ratio_median"] == 2.0
     assert found["peak_pss_mib"] == {"d2l": 5.0, "cnnlab": 5.0, "cnnlab-auto": 5.0}
     assert found["share_of_peak"] == {"d2l": 0.025, "cnnlab": 0.1, "cnnlab-auto": 0.05}
+
+
+PEERS_TABLE = """
+--------------------------------------------------------------------------------
+|  run     |  epoch  |  train_acc  |  val_acc  |  tta_val_acc  |  time_seconds  |
+--------------------------------------------------------------------------------
+|  warmup  |      1  |     0.4570  |   0.4100  |               |        0.3000  |
+|          |   eval  |     0.9500  |   0.9300  |       0.9390  |       30.5000  |
+--------------------------------------------------------------------------------
+|       0  |      1  |     0.4570  |   0.4100  |               |        0.3000  |
+|          |   eval  |     0.9500  |   0.9300  |       0.9410  |        2.6000  |
+--------------------------------------------------------------------------------
+|       1  |      1  |     0.4570  |   0.4100  |               |        0.3000  |
+|          |   eval  |     0.9500  |   0.9300  |       0.9400  |        2.5000  |
+--------------------------------------------------------------------------------
+Mean: 0.9405    Std: 0.0007
+"""
+
+
+@pytest.mark.parametrize(
+    ("acc", "seconds", "ahead"),
+    [
+        (0.9404, 2.0, "cnnlab"), (0.95, 2.0, "cnnlab"), (0.9404, 3.0, "peer"), (0.93, 3.0, "peer"),
+        (0.93, 2.0, "neither: one is faster, the other more accurate"),
+        (0.95, 3.0, "neither: one is faster, the other more accurate"),
+    ],
+)  # fmt: skip
+def test_who_is_ahead_is_told_from_the_published_scripts_table(
+    acc: float, seconds: float, ahead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from gpu_suite import compared, peer_runs
+
+    theirs = peer_runs(PEERS_TABLE)
+    assert theirs == [{"acc": 0.941, "seconds": 2.6}, {"acc": 0.94, "seconds": 2.5}]  # without its warm-up
+    ours = {"per_seed": [{}] * 4, "final_acc": {"mean": acc, "std": 0.001}, "race_seconds": {"mean": seconds}}
+    found = compared(ours, theirs)
+    assert found["who is ahead"] == ahead
+    assert found["standard error of the difference"] == pytest.approx((0.0005**2 + 0.0005**2) ** 0.5, rel=1e-6)
+    assert "not known" in compared("no time was left", theirs)["who is ahead"]
+
+
+def test_the_peers_network_is_the_manuals_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import torch
+
+    from cnnlab.models import build_model
+    from vs_d2l import as_printed
+
+    torch.manual_seed(0)
+    ours = build_model("lenet-bn-scratch").train()
+    theirs = as_printed(build_model("lenet-bn-scratch")).train()
+    theirs.load_state_dict(ours.state_dict())
+    assert {type(m).__module__ for m in theirs.modules() if type(m).__name__ == "AvgPool2d"} == {
+        "torch.nn.modules.pooling"
+    }
+    x = torch.rand(8, 1, 28, 28)
+    for _ in range(2):
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+    ours(x).square().sum().backward()
+    theirs(x).square().sum().backward()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(ours[1].moving_mean, theirs[1].moving_mean)

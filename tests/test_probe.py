@@ -36,9 +36,10 @@ class Clock:
     """In place of a trial: seconds per step as `pace` says, and a list of what was tried."""
 
     def __init__(self, pace: Pace) -> None:
-        self.pace, self.tried = pace, list[Plan]()
+        self.pace, self.tried, self.most = pace, list[Plan](), 0
 
-    def __call__(self, candidate: Plan, *rest: object) -> float:
+    def __call__(self, candidate: Plan, *rest: object, **more: Any) -> float:
+        self.most += more["most"]
         self.tried.append(candidate)
         return self.pace(candidate)
 
@@ -82,9 +83,9 @@ def test_the_fastest_is_chosen(clock: Callable[[Pace], Clock]) -> None:
     clock(slow_unless(lambda c: c.memory_format == LAST and c.threads == 2))
     found = plan(told=said.append)
     assert (found.memory_format, found.threads, found.precision, found.compile) == (LAST, 2, torch.float32, "off")
-    assert len(said) == 1
-    assert "channels_last, 2 threads: 6,400" in said[0]
-    assert "contiguous, 4 threads: 3,200" in said[0]
+    assert len(said) == 2
+    assert "channels_last, 2 threads: 6,400" in said[1]
+    assert "contiguous, 4 threads: 3,200" in said[1]
     assert found.why.startswith("measured, images/s of ")
 
 
@@ -110,7 +111,7 @@ def test_only_what_may_be_chosen_is_and_the_fastest_of_it(
     pace = dict(zip([(p, f, n) for p in (0, 1) for f in (0, 1) for n in (0, 1)], times, strict=True))
     kept: dict[str, Any] = {}
 
-    def timed(c: Plan, *rest: object) -> float:
+    def timed(c: Plan, *rest: object, **more: object) -> float:
         return pace[c.precision == torch.bfloat16, c.memory_format == LAST, c.threads == physical]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -187,14 +188,67 @@ def test_short_runs_are_not_measured(clock: Callable[[Pace], Clock], monkeypatch
     assert not trial.tried
     assert plan(count=64 * 24, epochs=10).why.startswith("measured")
     assert len(trial.tried) == 4
+    assert trial.most == 12
     trial.tried.clear()
     work = probe.operations(build, SHAPE) * 10 * 10_000
     monkeypatch.setattr(probe, "MEASURE_FROM", {"cpu": work * 1.01})
     assert plan().why == "too short to measure"
     monkeypatch.setattr(probe, "has_bfloat16", lambda device: True)
-    assert plan(precision="auto").precision == torch.bfloat16  # where there are units for it
+    found = plan(precision="auto")  # where there are units for it, and they take channels_last
+    assert (found.precision, found.memory_format) == (torch.bfloat16, LAST)
+    assert plan(precision="auto", memory_format="contiguous").memory_format == FIRST
     assert plan(precision="float32").precision == torch.float32
     assert not trial.tried
+
+
+@settings(deadline=None, max_examples=50)
+@given(steps=st.integers(1, 5000), cores=st.integers(1, 4), precision=st.sampled_from(["float32", "auto"]))
+def test_trials_take_no_more_than_their_share_of_the_steps(steps: int, cores: int, precision: str) -> None:
+    trial = Clock(lambda c: 0.01)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "MEASURE_FROM", {"cpu": 0.0})
+        patch.setattr(probe, "available_cores", lambda: cores)
+        patch.setattr(probe, "physical_cores", lambda: 1)
+        patch.setattr(probe, "has_bfloat16", lambda device: True)
+        patch.setattr(probe, "seconds_per_step", trial)
+        patch.setattr(probe, "_kept", lambda key: None)
+        patch.setattr(probe, "_keep", lambda key, values: None)
+        plan(epochs=1, count=64 * steps, precision=precision)
+    assert trial.most <= 0.05 * steps
+
+
+def test_a_trial_ends_after_its_steps_and_can_be_stopped() -> None:
+    calls: list[int] = []
+
+    def count() -> None:
+        calls.append(1)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    def measure(most: int, check: Callable[[], None]) -> None:
+        recipe = Recipe(model="lenet", batch_size=8)
+        probe.seconds_per_step(Plan(threads=1), recipe, build, SHAPE, 10, CPU, seconds=1e9, most=most, check=check)
+
+    measure(5, count)
+    assert len(calls) == 5
+    with pytest.raises(KeyboardInterrupt):
+        measure(5, stop)
+
+
+def test_what_another_process_has_measured_meanwhile_holds(clock: Callable[[Pace], Clock]) -> None:
+    def pace(candidate: Plan) -> float:
+        if not inner:  # another process, to which the other layout is faster, begins and ends during our trial
+            inner.append(candidate)
+            theirs.append(plan())
+        return 0.01 if (candidate.memory_format == LAST) == bool(theirs) else 0.02
+
+    inner: list[Plan] = []
+    theirs: list[Plan] = []
+    clock(pace)
+    ours = plan()
+    assert ours.values == theirs[0].values
+    assert theirs[0].memory_format == FIRST
 
 
 def test_operations_are_counted_by_hand() -> None:
@@ -388,6 +442,49 @@ def test_a_resumed_run_keeps_its_plan(quick: Recipe, monkeypatch: pytest.MonkeyP
     assert began["memory_format"] == goes_on["memory_format"] == "channels_last"
     assert goes_on["plan"] == "as the run began"
     assert (whole / "last.safetensors").read_bytes() == (path / "last.safetensors").read_bytes()
+
+
+def test_ctrl_c_during_a_trial_says_how_to_go_on(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "MEASURE_FROM", {"cpu": 0.0})
+
+    def stopped(*rest: object, **more: object) -> float:
+        raise KeyboardInterrupt
+
+    recipe = quick.changed(epochs=4, batch_size=8, limit=256)
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "seconds_per_step", stopped)
+        with pytest.raises(TrainingInterrupted, match="Go on with: cnnlab train --resume runs/run"):
+            train(recipe, name="run", threads=1)
+    assert resume("runs/run").summary["epochs"] == 4
+
+
+def test_seeds_that_had_not_begun_are_resumed_with_the_plan_of_those_that_had(
+    quick: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "MEASURE_FROM", {"cpu": 0.0})
+    trial = Clock(slow_unless(lambda c: c.memory_format == LAST))
+    monkeypatch.setattr(probe, "seconds_per_step", trial)
+    recipe = quick.changed(epochs=4, batch_size=8, limit=256)
+    whole = train_seeds(recipe, 2, name="whole").path
+    real = training.save_weights
+
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_weights", stop)
+        with pytest.raises(TrainingInterrupted):
+            train_seeds(recipe, 2, name="stopped")
+    assert not Path("runs/stopped/seed-1").exists()
+    for file in Path(probe.user_cache_dir("cnnlab")).rglob("*.json"):
+        file.unlink()
+    trial.pace = slow_unless(lambda c: c.memory_format == FIRST)
+    monkeypatch.setattr(training, "save_weights", real)
+    resume("runs/stopped")
+    for seed in (0, 1):
+        assert first_session(Path(f"runs/stopped/seed-{seed}"))["memory_format"] == "channels_last"
+        last = f"seed-{seed}/last.safetensors"
+        assert (whole / last).read_bytes() == (Path("runs/stopped") / last).read_bytes()
 
 
 def test_seeds_have_one_plan_also_without_a_cache(

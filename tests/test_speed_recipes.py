@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import cnnlab
-from cnnlab import RECIPES, Recipe, train
+from cnnlab import RECIPES, Recipe, train, training
+from cnnlab.errors import TrainingInterrupted
 from cnnlab.evaluation import logits
 from cnnlab.experiments import EXPERIMENTS
 from cnnlab.models import build_model
 
-SPEED = [name for name in RECIPES if name.startswith(("speed/fashion", "fast/"))]
+SPEED = [name for name in RECIPES if name.startswith(("speed/", "fast/"))]
 NETWORKS = [name for name in EXPERIMENTS if name != "lenet-bn-scratch"]
 
 
@@ -50,7 +52,13 @@ def test_nothing_is_chosen_on_the_test_set(name: str) -> None:
     assert RECIPES[name].split_seed == 0
 
 
-@pytest.mark.parametrize("name", [n for n in SPEED if RECIPES[n].model != "airbench96"])
+@pytest.mark.parametrize("name", [n for n in SPEED if n.startswith("speed/cifar") and RECIPES[n].model != "airbench96"])
+def test_each_for_cifar_trains(name: str) -> None:
+    changes = {"data": "digits", "image_size": 32, "limit": 300, "epochs": 1, "batch_size": 100}
+    assert 0 <= train(RECIPES[name].changed(**changes), name="run").summary["val_acc"] <= 1
+
+
+@pytest.mark.parametrize("name", [n for n in SPEED if "cifar" not in n and RECIPES[n].model != "airbench96"])
 def test_each_trains(name: str, fashion_folder: Path) -> None:
     result = train(RECIPES[name].changed(limit=300, epochs=1, batch_size=100), data_dir=fashion_folder, name="run")
     assert 0 <= result.summary["val_acc"] <= 1
@@ -93,9 +101,24 @@ def test_small_networks_are_the_large_ones_with_less_of_everything(name: str) ->
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in large.parameters()) / 3
 
 
-def test_float16_trains_and_goes_on_with_its_scale(quick: Recipe) -> None:
-    recipe = quick.changed(precision="float16")
+def test_float16_trains_and_goes_on_with_its_scale(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = quick.changed(precision="float16", epochs=3)
     whole = train(recipe, name="whole")
-    assert whole.summary["loss"] == pytest.approx(train(quick, name="plain").summary["loss"], rel=0.1)
-    text = (whole.run.path / "environment.json").read_text()
-    assert '"dtype": "float16"' in text
+    plain = train(quick.changed(epochs=3), name="plain")
+    assert whole.summary["loss"] == pytest.approx(plain.summary["loss"], rel=0.1)
+    assert '"dtype": "float16"' in (whole.run.path / "environment.json").read_text()
+    real, calls = training.evaluate, []
+
+    def stop(*args: Any, **more: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "evaluate", stop)
+        with pytest.raises(TrainingInterrupted):
+            train(recipe, name="stopped")
+    cnnlab.resume("runs/stopped")
+    last = [(Path("runs") / name / "last.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert last[0] == last[1]

@@ -25,6 +25,7 @@ def bench(
     precision: Annotated[
         str, typer.Option(help="float32, bfloat16, or auto: both, where there are units for bfloat16.")
     ] = "auto",
+    memory_format: Annotated[str, typer.Option(help="contiguous, channels_last, or auto: the faster one.")] = "auto",
     compile: Annotated[
         str, typer.Option(help="off, or torch.compile's default, reduce-overhead or max-autotune-no-cudagraphs.")
     ] = "off",
@@ -53,8 +54,8 @@ def bench(
         try:
             found = measure(
                 models or (), image_size=image_size, batch_size=batch_size, device=device, threads=threads,
-                precision=precision, compile=compile, seconds=seconds, accuracy=not no_accuracy, data_dir=data_dir,
-                report=display.read,
+                precision=precision, memory_format=memory_format, compile=compile, seconds=seconds,
+                accuracy=not no_accuracy, data_dir=data_dir, report=display.read,
             )  # fmt: skip
         finally:
             display.end()

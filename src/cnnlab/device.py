@@ -119,14 +119,16 @@ def memory_kept() -> Iterator[None]:
     if libc is None or not hasattr(libc, "mallopt"):
         yield
         return
-    trim_threshold, mmap_max = -1, -4  # names of malloc.h
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # names of malloc.h
     libc.mallopt(mmap_max, 0)
     libc.mallopt(trim_threshold, -1)  # never
     try:
         yield
     finally:
-        libc.mallopt(mmap_max, 65536)  # glibc's own defaults
-        libc.mallopt(trim_threshold, 128 * 1024)
+        # glibc's own defaults; the thresholds it would have adapted to large buffers by now, and no longer does.
+        libc.mallopt(mmap_max, 65536)
+        libc.mallopt(mmap_threshold, 32 * 2**20)
+        libc.mallopt(trim_threshold, 64 * 2**20)
         libc.malloc_trim(0)
 
 

@@ -18,7 +18,7 @@ from cnnlab.data import ImageSet, SourceOptions, data_folder, load_images
 from cnnlab.data.images import BadImage, bombs_refused, decode, image_files
 from cnnlab.data.imageset import Report, no_report
 from cnnlab.data.loader import Loader, Preprocessing
-from cnnlab.device import FORMATS, available_cores, check_threads, exact_float32, pick_device, reproducible
+from cnnlab.device import FORMATS, available_cores, check_threads, exact_float32, pick_device, reproducible, synchronize
 from cnnlab.errors import CnnlabError, reason, unknown
 from cnnlab.evaluation import VIEWS, Evaluation, evaluate, logits
 from cnnlab.models import build_model
@@ -122,10 +122,12 @@ def evaluate_run(
     images, split = _run_images(run, split, options)
     layout = _layout(run)
     model.to(memory_format=layout)
-    began = time.perf_counter()
     with reproducible(0, threads or available_cores()), exact_float32():
         loader = Loader(images, preprocessing, _batch_size(preprocessing), here, memory_format=layout)
-        result = evaluate(model.to(here), loader, len(run.classes), views=views)
+        model.to(here)
+        synchronize(here)
+        began = time.perf_counter()
+        result = evaluate(model, loader, len(run.classes), views=views)
     found = RunEvaluation(
         run,
         split,

@@ -25,7 +25,7 @@ def peak(device: torch.device, precision: torch.dtype, threads: int) -> dict[str
         for n in (512, 1024, 2048, 4096, 8192):
             times = {name: _shortest(call, device) for name, call in products(n, device, precision).items()}
             best = {name: max(best[name], (2 * n**3 / took, n)) for name, took in times.items()}
-            if max(times.values()) > 0.1:  # the next takes eight times as long
+            if min(times.values()) > 0.1:  # the next takes eight times as long
                 break
     by = max(best, key=lambda name: best[name])
     speeds = {name: speed for name, (speed, _) in best.items()}

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import blake2b
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -45,8 +46,8 @@ from cnnlab.step import train_step
 
 # Below this many floating-point operations a run is over before a trial could pay: some seconds on two cores.
 MEASURE_FROM = {"cpu": 1e12, "mps": 1e13, "cuda": 1e14}
-# Compilation takes 10 to 60 seconds, and a trial of it as long again.
-COMPILE_FROM = {"cpu": 1e15, "cuda": 1e16}
+# Compilation takes 10 to 60 seconds, and a trial of it as long again: about an hour's work.
+COMPILE_FROM = {"cpu": 1e15, "cuda": 1e18}
 # A trial may take this share of the run's steps.
 SHARE = 0.05
 # What is not faster by this factor is not worth being different; what is slower by that one is not tried again.
@@ -55,9 +56,14 @@ HOPELESS = 1.3
 
 
 def compiled(model: nn.Module, mode: str) -> nn.Module:
-    """`model` compiled in that mode of torch.compile (`off`: as it is), sharing its weights."""
+    """`model` compiled in that mode of torch.compile (`off`: as it is), sharing its weights.
+
+    What was compiled before in this process is let go: torch keeps few variants of one class's code, all of our chains
+    are of one class, and beyond the limit it would compute uncompiled without a word.
+    """
     if mode == "off":
         return model
+    torch._dynamo.reset()
     answer: Any = torch.compile(model, dynamic=False, mode=None if mode == "default" else mode)
     return answer  # type: ignore[no-any-return]
 
@@ -72,11 +78,13 @@ def plan(
     threads: int | None = None,
     earlier: dict[str, Any] | None = None,
     told: Callable[[str], None] = print,
+    check: Callable[[], None] = lambda: None,
 ) -> Plan:
     """How to compute the steps of a run.
 
     build: gives the network, on the host; shape: (C, H, W) of an image; count: training images; threads: set by
-    hand; earlier: values of the plan that a run began with, which are kept where this machine can.
+    hand; earlier: values of the plan that a run began with, which are kept where this machine can; told: is given a
+    line for the user; check: is called between the steps of a trial, and may raise.
     """
     default = _default(recipe, threads)
     if earlier:
@@ -96,16 +104,26 @@ def plan(
     if len(candidates) == 1 and not tries_compile:
         return candidates[0]
     key = _key(recipe, default, shape, num_classes, device, threads, tries_compile)
-    known = _kept(key)
+
+    def measured_before() -> Plan | None:
+        values = _kept(key)
+        if values is None:
+            return None
+        known = _from_values(default, values)
+        as_asked = tries_compile or known.compile == default.compile
+        may_be_chosen = as_asked and replace(known, compile=default.compile) in candidates
+        return replace(known, why="measured before on this machine") if may_be_chosen else None
+
+    known = measured_before()
     if known is not None:
-        found_before = _from_values(default, known)
-        as_asked = tries_compile or found_before.compile == default.compile
-        if as_asked and replace(found_before, compile=default.compile) in candidates:
-            return replace(found_before, why="measured before on this machine")
+        return known
     rounds = min(3, int(steps * SHARE / (3 * len(candidates))))
+    most = int(steps * SHARE / (rounds * len(candidates)))  # all trials together keep to that share
 
     def timed(candidate: Plan) -> float:
-        return seconds_per_step(candidate, recipe, build, shape, num_classes, device)
+        return seconds_per_step(candidate, recipe, build, shape, num_classes, device, most=most, check=check)
+
+    told("trying how a step is fastest here ...")
 
     # Each round goes through all candidates, so that a busy moment does not hit one alone.
     found = dict.fromkeys(candidates, float("inf"))
@@ -127,6 +145,10 @@ def plan(
     several = len({c.threads for c in found}) > 1
     times = {f"{c}, {c.threads} threads" if several else str(c): t for c, t in found.items()}
     if found[best] < float("inf"):  # else the run will say what is wrong, and the next is measured again
+        # Another process may have measured meanwhile: then its answer holds for this one, too.
+        known = measured_before()
+        if known is not None:
+            return known
         _keep(key, {"plan": best.values, "seconds_per_step": times})
     speeds = ", ".join(f"{name}: {recipe.batch_size / t:,.0f}" for name, t in times.items())
     told(f"chosen by a trial: {best} (images/s of {speeds})")
@@ -170,10 +192,13 @@ def seconds_per_step(
     device: torch.device,
     least: int = 2,
     seconds: float = 0.2,
+    most: int = 1000,
+    check: Callable[[], None] = lambda: None,
 ) -> float:
     """Median time of the real step, on random images, after a warm-up: at least `least` steps, and some `seconds`.
 
-    Infinite where the step needs more memory than there is, or cannot be compiled. No random state is touched.
+    No more than `most` steps, warm-up included. check: called after each, and may raise. Infinite where the step needs
+    more memory than there is, or cannot be compiled. No random state is touched.
     """
     with reproducible(0, candidate.threads):
         try:
@@ -184,11 +209,12 @@ def seconds_per_step(
             y = torch.randint(num_classes, (recipe.batch_size,), device=device)
             scaler = loss_scaler(device, candidate.precision)
             times: list[float] = []
-            for number in range(1000):
+            for number in range(max(most, least + 1)):
                 began = time.perf_counter()
                 train_step(forward, optimizer, x, y, recipe.label_smoothing, candidate.precision, scaler)
                 synchronize(device)
                 times.append(time.perf_counter() - began)
+                check()
                 if number >= least and sum(times[1:]) > seconds:
                     break
             return median(times[1:])
@@ -235,12 +261,14 @@ def _candidates(recipe: Recipe, default: Plan, device: torch.device, threads: in
 
 
 def _first_guess(recipe: Recipe, default: Plan, device: torch.device) -> Plan:
-    """What is likely the fastest, before anything has been measured. 16 bits only where there are units for them."""
-    if recipe.precision == "auto" and has_bfloat16(device):
-        return replace(default, precision=torch.bfloat16)
-    if recipe.precision == "auto" and has_float16(device):
-        return replace(default, precision=torch.float16)
-    return default
+    """What is likely the fastest, before anything has been measured. 16 bits only where there are units for them.
+
+    Those units take the channels of a pixel side by side, so channels_last comes with them.
+    """
+    if recipe.precision != "auto" or not (has_bfloat16(device) or has_float16(device)):
+        return default
+    guess = replace(default, precision=torch.bfloat16 if has_bfloat16(device) else torch.float16)
+    return replace(guess, memory_format=torch.channels_last) if recipe.memory_format == "auto" else guess
 
 
 def _as_before(default: Plan, earlier: dict[str, Any], device: torch.device, threads: int | None) -> Plan:
@@ -294,7 +322,7 @@ def _key(
     """What the answer depends on."""
     what = {
         "machine": [device_name(device), device.type, available_cores(), physical_cores(), threads],
-        "torch": torch.__version__,
+        "versions": [version("cnnlab"), torch.__version__],
         "step": [recipe.model, list(shape), num_classes, recipe.batch_size, recipe.optimizer],
         "asked": [recipe.precision, recipe.memory_format, recipe.compile, tries_compile, default.values],
     }

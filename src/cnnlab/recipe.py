@@ -78,7 +78,7 @@ class Recipe:
 
     precision: str = _setting(
         "float32",
-        "auto: bfloat16 or float16 where the device has units for it and a short trial finds it faster",
+        "auto: bfloat16 or float16 where the device has units for it, unless a trial in a longer run finds it slower",
         choices=("float32", "bfloat16", "float16", "auto"),
     )
     memory_format: str = _setting(
@@ -123,6 +123,11 @@ class Recipe:
             raise CnnlabError("learning_rate=0.0: muon needs one above 0")
         if self.alternating_flip and not self.flip:
             raise CnnlabError("alternating_flip=True needs flip; set flip=true, or alternating_flip=false")
+        if self.average == "lookahead" and self.average_decay > 0.9:
+            raise CnnlabError(
+                f"average_decay={self.average_decay}: lookahead puts the network back onto its average, which would "
+                "hardly move; set average_decay=0.5 and average_every=5, as its paper has it"
+            )
         if self.schedule == "trapezoid" and self.warmup + self.cooldown > 1:
             raise CnnlabError(f"warmup={self.warmup} and cooldown={self.cooldown}: together they must be at most 1")
         if self.start_size > self.image_size > 0:
@@ -162,6 +167,8 @@ class Recipe:
             key = key.strip().replace("-", "_")
             if not equals:
                 raise CnnlabError(f"setting {text!r} has no value; write key=value")
+            if key == "channels_last":
+                raise CnnlabError("channels_last is a memory format now; write memory_format=channels_last")
             if key not in SETTINGS:
                 raise unknown("setting", key, SETTINGS)
             changes[key] = _parse(key, value.strip())

@@ -49,25 +49,12 @@ _CIFAR = Recipe(
 )
 
 # Ours for Fashion-MNIST, for the least time to an accuracy, tuned on the validation split alone (docs/log.md).
-_SPEED = Recipe(
-    name="speed/fashion-93",
-    data="fashion-mnist",
-    model="airbench94",
-    epochs=2,
-    batch_size=512,
-    optimizer="muon",
-    learning_rate=0.24,
-    other_learning_rate=0.01,
-    momentum=0.6,
-    schedule="one-cycle",
-    warmup=0.0,
-    label_smoothing=0.2,
-    flip=True,
-    alternating_flip=True,
-    precision="auto",
+# The clothes are centred already, so nothing is shifted.
+_SPEED = replace(
+    _CIFAR, name="speed/fashion-93", data="fashion-mnist", epochs=2, batch_size=512, shift=0, shift_fill="zeros"
 )
 
-# The chapter's networks at the images' own 28 pixels (VGG needs 32), for the accuracy that the manual prints.
+# The chapter's networks at the images' own 28 pixels (VGG and DenseNet: 32), for the accuracy that the manual prints.
 _FAST = replace(_SPEED, name="fast/resnet18", model="resnet18-small", batch_size=256, label_smoothing=0.1, flip=False,
                 alternating_flip=False)  # fmt: skip
 _FAST_PLAIN = Recipe(  # without batch norm
@@ -82,7 +69,13 @@ _FAST_PLAIN = Recipe(  # without batch norm
     schedule="one-cycle",
     init="he-normal",
     precision="auto",
+    memory_format="channels_last",
 )
+# Six and sixteen channels are too few to gain by channels_last or 16 bits; BN-LeNet takes longer so.
+_FAST_LENET = replace(
+    _FAST_PLAIN, name="fast/lenet", model="lenet", epochs=2, learning_rate=0.01, init="framework",
+    precision="float32", memory_format="contiguous",
+)  # fmt: skip
 
 RECIPES: dict[str, Recipe] = {
     r.name: r
@@ -128,33 +121,39 @@ RECIPES: dict[str, Recipe] = {
         replace(_CIFAR, name="cifar/1h", epochs=12),
         # For a GPU; not measured, as none was at hand. The paper's settings for 96%, with Muon in place of its SGD.
         replace(_CIFAR, name="cifar/gpu", model="airbench96", epochs=40, batch_size=1000, shift=4, cutout=12),
-        # @fashion
+        # On the test set, looked at once for each of five seeds, with the weights of the last epoch; trained on 54,000
+        # images, on the same two cores: benchmarks/results/fashion-speed_*.json. Those without a figure are for a GPU,
+        # or longer than was measured.
+        # test acc 0.9080 ± 0.0011, 5 s of training
         replace(_SPEED, name="speed/fashion-90", model="airbench-small", flip=False, alternating_flip=False),
+        # test acc 0.9257 ± 0.0021, 2 looks, 47 s of training
         replace(_SPEED, name="speed/fashion-92", epochs=1),
+        # test acc 0.9360 ± 0.0015, 2 looks, 92 s of training
         _SPEED,
+        # test acc 0.9427 ± 0.0009, 2 looks, 184 s of training
         replace(_SPEED, name="speed/fashion-94", epochs=4),
         replace(_SPEED, name="speed/fashion-95", epochs=10, cutout=8),
         replace(_SPEED, name="speed/fashion-96", model="airbench96", epochs=40, batch_size=1000, shift=2, cutout=8),
-        # @cifar
+        # Not measured from five seeds yet; one seed of cifar/10min, which lies between the first two, is above.
         replace(_CIFAR, name="speed/cifar-90", epochs=3),
         replace(_CIFAR, name="speed/cifar-94", epochs=8),
         replace(_CIFAR, name="speed/cifar-96", model="airbench96", epochs=40, batch_size=1000, shift=4, cutout=12),
-        # @fast
-        replace(_FAST_PLAIN, name="fast/lenet", model="lenet", epochs=2, learning_rate=0.01, init="framework"),
-        replace(
-            _FAST_PLAIN,
-            name="fast/lenet-bn",
-            model="lenet-bn",
-            epochs=3,
-            batch_size=256,
-            learning_rate=0.02,
-            init="framework",
-        ),
+        # As above, on the test set.
+        # test acc 0.8356 ± 0.0091, 4 s of training
+        _FAST_LENET,
+        # test acc 0.8873 ± 0.0018, 6 s of training
+        replace(_FAST_LENET, name="fast/lenet-bn", model="lenet-bn", epochs=3, batch_size=256, learning_rate=0.02),
+        # test acc 0.9060 ± 0.0014, 45 s of training
         _FAST_PLAIN,
+        # test acc 0.9094 ± 0.0016, 41 s of training
         replace(_FAST_PLAIN, name="fast/vgg11", model="vgg11-small", image_size=32),
+        # test acc 0.8787 ± 0.0034, 33 s of training
         replace(_FAST_PLAIN, name="fast/nin", model="nin-small", epochs=2, learning_rate=0.003),
+        # test acc 0.9184 ± 0.0013, 27 s of training
         replace(_FAST, epochs=1),
+        # test acc 0.8999 ± 0.0022, 43 s of training
         replace(_FAST, name="fast/googlenet", model="googlenet-small", epochs=2),
+        # test acc 0.8995 ± 0.0021, 27 s of training
         replace(_FAST, name="fast/densenet", model="densenet", image_size=32, epochs=1),
         # val acc 0.994 ± 0.004, 2.1 s
         Recipe(

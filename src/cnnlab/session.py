@@ -155,6 +155,7 @@ class Session:
             self.threads,
             first,
             self.display.message,
+            self.ctrl_c.check,
         )
 
     def whiten(self, model: nn.Module) -> None:

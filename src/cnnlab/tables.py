@@ -309,8 +309,9 @@ def bench(found: BenchResult) -> str:
             f"peak, {precision}: {best['flops_per_second'] / 1e9:,.0f} GFLOP/s ({way}, {n} x {n}, "
             f"threads {best['threads']})"
         )
+    compiled = any(row.get("compile", "off") != "off" for row in found.rows)
     table = _table("network", "pixels", "batch", "precision", "memory format", "threads", "images/s with data",
-                   "compute only", "of the peak", "peak memory")  # fmt: skip
+                   "compute only", "of the peak", "peak memory", *(["compiled in"] if compiled else []))  # fmt: skip
     for row in found.rows:
         what = [row["model"], str(row["image_size"]), str(row["batch_size"]), row["precision"]]
         if "failed" in row:
@@ -325,6 +326,7 @@ def bench(found: BenchResult) -> str:
             f"{row['examples_per_second']:,.0f}",
             f"{row['fraction_of_peak']:.1%}",
             "" if held is None else f"{held / 2**20:,.0f} MiB",
+            *([f"{row['first_step_seconds']:.0f} s"] if compiled else []),
         )
     lines += ["", _text(table), ""]
     for row in found.to_accuracy:

@@ -28,6 +28,7 @@ from cnnlab.device import (
     Stopwatch,
     available_cores,
     environment,
+    has_bfloat16,
     loss_scaler,
     pick_device,
     reproducible,
@@ -155,15 +156,25 @@ def _new_folder(runs_dir: Path, name: str | None, recipe: Recipe) -> Iterator[Pa
             path.rmdir()  # refuses where there is anything inside
 
 
-def _train(session: Session, run: Run) -> Result:
-    """Train a run to its end, from its checkpoint if it has one; no other process may do so meanwhile."""
+def _train(session: Session, run: Run, like: dict[str, Any] | None = None) -> Result:
+    """Train a run to its end, from its checkpoint if it has one; no other process may do so meanwhile.
+
+    like: the first session of a run whose plan a new one shares.
+    """
     recipe = run.recipe
     if run.info["data"]["fingerprint"] != session.fingerprint:
         raise CnnlabError(f"the images of {recipe.data} are not those that {run.path} began with; train a new run")
     first = runs.first_session(run)
-    plan = session.plan(recipe, first)
+    try:
+        plan = session.plan(recipe, first or like or {})
+    except KeyboardInterrupt:
+        raise _stopped_early(run) from None
     now = environment(session.device, plan)
-    for what in ("device_name", "threads", "versions"):
+    if plan.precision == torch.bfloat16 and first and not has_bfloat16(session.device):
+        session.display.message(
+            f"note: {run.path} began in bfloat16 and goes on in it, slowly: this device has no units for it"
+        )
+    for what in ("device_name", "threads", "versions", "compile"):
         if first.get(what, now[what]) != now[what]:
             session.display.message(
                 f"note: {run.path} began with {what} {first[what]} and goes on with {now[what]}: the weights may "
@@ -191,9 +202,7 @@ def _train(session: Session, run: Run) -> Result:
         except TrainingInterrupted:
             raise
         except KeyboardInterrupt:
-            raise TrainingInterrupted(
-                f"stopped before an epoch. Go on with: cnnlab train --resume {run.path}"
-            ) from None
+            raise _stopped_early(run) from None
         except Exception as error:
             if not_compiled(error):
                 raise CnnlabError(
@@ -207,8 +216,14 @@ def _train(session: Session, run: Run) -> Result:
             ) from error
 
 
+def _stopped_early(run: Run) -> TrainingInterrupted:
+    return TrainingInterrupted(f"stopped before an epoch. Go on with: cnnlab train --resume {run.path}")
+
+
 def _train_seeds(session: Session, path: Path) -> SeedsResult:
     recipe, seeds = runs.open_seeds(path)
+    begun = [runs.open_run(folder) for folder in runs.seed_folders(path) if (folder / "run.json").exists()]
+    like = next(filter(None, map(runs.first_session, begun)), None)  # all seeds compute alike
     results = []
     for seed in seeds:
         folder = path / f"seed-{seed}"
@@ -220,7 +235,7 @@ def _train_seeds(session: Session, path: Path) -> SeedsResult:
                 folder.mkdir(exist_ok=True)
                 run = session.create(folder, replace(recipe, seed=seed))
             summary = run.summary()
-            results.append(Result(run, summary) if summary is not None else _train(session, run))
+            results.append(Result(run, summary) if summary is not None else _train(session, run, like))
         except KeyboardInterrupt:
             raise TrainingInterrupted(
                 f"stopped at seed {seed}; {len(results)} of {len(seeds)} seeds are finished and kept. Go on with: "
