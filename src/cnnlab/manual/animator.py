@@ -69,8 +69,8 @@ class Animator:
 
     In a notebook it is one figure, redrawn in its place, which leaves the other output alone. In a terminal each whole
     x gets a line of numbers, and in the end there is a chart of characters. Anywhere else, as in a job, the figure is
-    kept in figures/curve-N.png. Little of the time is spent on drawing: what has not been drawn is drawn when `add`
-    comes to the end of `xlim`, when the notebook's cell or the program ends, and by `finish`.
+    kept in figures/curve-N.png. Little of the time is spent on drawing: what has not been drawn is drawn when all lines
+    have come to the end of `xlim`, when the notebook's cell or the program ends, and by `finish`.
 
     The arguments are the original's. X, Y: the points of each line; fig, axes: matplotlib's, axes[0] with the lines.
     """
@@ -99,7 +99,7 @@ class Animator:
             axes, xlabel, ylabel, xlim, ylim, xscale, yscale, names
         )
         self._screen = _screen()
-        self._due = 0.0
+        self._due, self._ended = 0.0, False
         _draw_the_rest()
 
     @cached_property
@@ -145,7 +145,8 @@ class Animator:
         numbers = ", ".join(f"{self.names[i]} {self.Y[i][-1]:.3f}" for i in told)
         self._screen.tell(f"{self._xlabel or 'x'} {now:g}: {numbers}", now.is_integer())
         _waiting[self] = None
-        if self._complete() or (self._screen.live and time.perf_counter() >= self._due):
+        ended, self._ended = self._ended, self._complete()
+        if (self._ended and not ended) or (self._screen.live and time.perf_counter() >= self._due):
             self._draw()
 
     def finish(self) -> None:
@@ -168,8 +169,8 @@ class Animator:
         return text_chart(self.X, self.Y, self.names, self._xlabel or "x", self._scales, width, height)
 
     def _complete(self) -> bool:
-        """Has every line that has points come to the end of the x axis?"""
-        return self._xlim is not None and all(xs[-1] >= self._xlim[1] for xs in self.X if xs)
+        """Has every line come to the end of the x axis?"""
+        return self._xlim is not None and all(xs and xs[-1] >= self._xlim[1] for xs in self.X)
 
     def _draw(self) -> None:
         began = time.perf_counter()

@@ -166,7 +166,10 @@ def evaluate_accuracy_gpu(net: Any, data_iter: Iterable[Any], device: torch.devi
             right = now if right is None else right + now  # on the device: a GPU is waited for once, at the end
             count += y.numel()
     if right is None or not count:
-        raise CnnlabError("the iterator gave no images to evaluate; if it can be gone through only once, make it anew")
+        raise CnnlabError(
+            "the iterator gave no images to evaluate; make it anew if it can be gone through only once, and leave out "
+            "drop_last=True if it is a DataLoader of fewer images than a batch"
+        )
     return int(right) / count
 
 

@@ -75,10 +75,10 @@ def _told_apart(first: Any, second: Any, third: Any, strides: Any) -> tuple[int 
     return inside, outside, bool(projected), stride
 
 
-def _conv(in_channels: int | None, out_channels: int, **window: int) -> nn.Conv2d:
+def _conv(in_channels: int | None, out_channels: int, kernel_size: int, padding: int = 0, stride: int = 1) -> nn.Conv2d:
     if in_channels is None:
-        return nn.LazyConv2d(out_channels, **window)
-    return nn.Conv2d(in_channels, out_channels, **window)
+        return nn.LazyConv2d(out_channels, kernel_size, padding=padding, stride=stride)
+    return nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, stride=stride)
 
 
 def resnet18(num_classes: int, in_channels: int = 1) -> nn.Sequential:

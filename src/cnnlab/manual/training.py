@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ _LEGEND = ("train loss", "train acc", "test acc")
 
 @dataclass(repr=False)
 class History:
-    """What a training was like. A notebook does not show it, as the original's functions return nothing.
+    """What a training was like. The original's functions return nothing.
 
     rows: for each epoch its number, loss and train_acc (averages over the epoch), test_acc (at its end), images,
     train_seconds and images_per_second (wall-clock, with the data), compute_seconds and examples_per_second (without
@@ -48,9 +49,6 @@ class History:
             f"History of {len(self.rows)} epochs: loss {last['loss']:.3f}, train acc {last['train_acc']:.3f}, test acc "
             f"{last['test_acc']:.3f}; {last['images_per_second']:,.0f} images/s with data"
         )
-
-    def _ipython_display_(self) -> None:
-        """Nothing: the listings end their cells with the call."""
 
 
 def train_ch6(
@@ -76,7 +74,7 @@ def train_ch6(
     """
     _check(num_epochs, lr)
     where = as_device(device)
-    _settle(net, train_iter)
+    train_iter = _settle(net, train_iter)
     net.apply(_xavier)
     print("training on", where)
     net.to(where)
@@ -193,7 +191,7 @@ def _train(
 ) -> History:
     """The loop of both. step: an update -> ((2,): sum of losses, right predictions; mean loss), on the device."""
     history = History()
-    batches = len(train_iter) if hasattr(train_iter, "__len__") else 0  # 0: not known yet
+    batches = len(train_iter) if isinstance(train_iter, Sized) else 0  # 0: not known yet
     try:
         with memory_kept():
             for epoch in range(num_epochs):
@@ -261,12 +259,17 @@ def _xavier(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)  # type: ignore[arg-type]
 
 
-def _settle(net: nn.Module, train_iter: Iterable[Any]) -> None:
-    """Show lazy layers a batch, from which they learn the number of their inputs."""
-    if any(is_lazy(p) for p in net.parameters()):
-        place = next((p.device for p in net.parameters()), None)
-        for x, _ in pairs(train_iter, place):
-            net.eval()
-            with torch.no_grad():
-                net(moved(x, place))
-            return
+def _settle(net: nn.Module, train_iter: Iterable[Any]) -> Iterable[Any]:
+    """Show lazy layers a batch, from which they learn the number of their inputs; returns all batches."""
+    if not any(is_lazy(p) for p in net.parameters()):
+        return train_iter
+    place = next(net.parameters()).device
+    batches = pairs(train_iter, place)
+    first = next(batches, None)
+    if first is not None:
+        net.eval()
+        with torch.no_grad():
+            net(moved(first[0], place))
+        if isinstance(train_iter, Iterator):  # which gives each batch only once
+            return chain([first], batches)
+    return train_iter
