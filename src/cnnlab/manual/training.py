@@ -45,9 +45,10 @@ class History:
         if not self.rows:
             return "History of no epochs"
         last = self.rows[-1]
+        speed = sum(row["images"] for row in self.rows) / sum(row["train_seconds"] for row in self.rows)
         return (
             f"History of {len(self.rows)} epochs: loss {last['loss']:.3f}, train acc {last['train_acc']:.3f}, test acc "
-            f"{last['test_acc']:.3f}; {last['images_per_second']:,.0f} images/s with data"
+            f"{last['test_acc']:.3f}; {speed:,.0f} images/s with data"
         )
 
 
