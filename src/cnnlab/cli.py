@@ -12,7 +12,9 @@ import typer
 
 from cnnlab import __version__
 from cnnlab.cli_bench import bench
+from cnnlab.cli_grade import grade
 from cnnlab.cli_kaggle import kaggle
+from cnnlab.cli_lessons import lessons
 from cnnlab.cli_options import (
     AsJson,
     DataDir,
@@ -35,6 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(kaggle, name="kaggle")
+app.add_typer(lessons, name="lessons")
 
 
 def _print_version(wanted: bool) -> None:
@@ -362,6 +365,7 @@ def classical(
 
 
 app.command()(bench)
+app.command()(grade)
 
 
 @app.command("list")
