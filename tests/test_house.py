@@ -20,7 +20,7 @@ FLOORS = [
     {"checkpoint", "evaluation", "display", "results", "probe", "peak"},
     {"session"},
     {"training"},
-    {"inference", "classical"},
+    {"inference", "classical", "manual"},
     {"experiments", "competition"},
     {"reproduction", "inspect", "bench", "grade"},
     {"tables"},

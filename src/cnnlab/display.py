@@ -226,12 +226,13 @@ def make_display(kind: str = "auto") -> Display:
     if kind not in KINDS:
         raise unknown("progress display", kind, KINDS)
     if kind == "auto":
-        kind = "notebook" if _in_notebook() else "bar" if sys.stderr.isatty() else "none"
+        kind = "notebook" if in_notebook() else "bar" if sys.stderr.isatty() else "none"
     displays: dict[str, type[Display]] = {"bar": Bar, "lines": Lines, "notebook": Notebook, "none": Display}
     return displays[kind]()
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
+    """Is this a notebook's kernel, whose output can hold pictures?"""
     # Whoever has not imported IPython is not in a notebook; importing it to ask would cost half a second.
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
