@@ -55,7 +55,11 @@ def test_a_lesson_runs_from_top_to_bottom(name: str, tmp_path: Path, kernel: Ker
     book = nbformat.read(tmp_path / f"{name}.ipynb", as_version=4)
     begin = nbformat.v4.new_code_cell(f"%reset -f\nimport os; os.chdir({str(tmp_path)!r})")
     book.cells.insert(0, begin)
-    NotebookClient(book, km=kernel, timeout=300).execute()
+    client = NotebookClient(book, km=kernel, timeout=300, interrupt_on_timeout=True)
+    try:
+        client.execute()
+    finally:
+        client.kc.stop_channels()  # whose sockets stay open where the kernel is not the client's own
     ran = [c for c in book.cells if c.cell_type == "code"]
     said = "".join(o.text for c in ran for o in c.outputs if o.output_type == "stream")
     assert "Warning" not in said

@@ -128,7 +128,7 @@ for epoch in range(3):
 # %%
 trained = competition.train(work, cnnlab.RECIPES["digits"].changed(epochs=15))
 print(trained.result)
-print(trained.views)
+print({views: round(accuracy, 3) for views, accuracy in trained.views.items()})
 
 # %%
 show.hardest(trained.result)
@@ -216,7 +216,7 @@ print(f"ratio {(gradients['sum'] / gradients['mean']).median():.1f}, so the rate
 # %% tags=["answer"]
 
 # %% tags=["solution"]
-print(submitted.views, trained.views)
+print(submitted.views)
 mirrored = competition.submit(work, views="flip", out="mirrored.csv")
 print(competition.score(mirrored.written.path, place / "answers.csv"))
 
