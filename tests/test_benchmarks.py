@@ -15,6 +15,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 TINY = [
     ("vs_d2l.py", ("peer", "n", "epochs", "networks")),
     ("vs_reference.py", ("n", "left_out", "networks")),
+    ("drop_in.py", ("peer", "n", "networks")),
     ("fashion_speed.py", ("n", "split_seed", "recipes")),
     ("cifar_speed.py", ("n", "split_seed", "recipes")),
     ("gpu_suite.py", ("tiny", "parts")),
