@@ -141,8 +141,8 @@ def as_printed(net: Any) -> Any:
             return self.gamma.view(wide) * ((x - mean) / torch.sqrt(var + self.eps)) + self.beta.view(wide)
 
     for layer in net.modules():
-        if isinstance(layer, layers.AvgPool2d | layers.Conv2d):
-            layer.__class__ = type(layer).__base__  # type: ignore[assignment]
+        if isinstance(layer, layers.AvgPool2d):
+            layer.__class__ = torch.nn.AvgPool2d  # type: ignore[assignment]
         elif isinstance(layer, batch_norm.BatchNorm):
             layer.__class__ = BatchNorm
     return net

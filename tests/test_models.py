@@ -23,7 +23,7 @@ from cnnlab.models import MODELS, build_model
 from cnnlab.models.batch_norm import BatchNorm, batch_norm
 from cnnlab.models.densenet import DenseBlock
 from cnnlab.models.googlenet import Inception
-from cnnlab.models.layers import AvgPool2d, Conv2d, side_after
+from cnnlab.models.layers import AvgPool2d, Conv2d, quickened, side_after
 from cnnlab.models.nin import nin_block
 from cnnlab.models.resnet import Residual
 from cnnlab.models.vgg import vgg
@@ -249,6 +249,16 @@ def test_convolution_is_the_frameworks(
     (told * weight).sum().backward()
     for one, other in zip((inputs[0], *ours.parameters()), (inputs[1], *theirs.parameters()), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_a_training_computes_lenets_second_convolution_in_our_way_and_networks_have_the_frameworks() -> None:
+    model = make("lenet")
+    # As the manual's own starting weights ask: by the very type.
+    assert [type(m) for m in model if isinstance(m, nn.Conv2d)] == [nn.Conv2d, nn.Conv2d]
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    assert quickened(model) is model
+    assert [type(m) for m in model if isinstance(m, nn.Conv2d)] == [nn.Conv2d, Conv2d]
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 @pytest.mark.parametrize("layer", [AvgPool2d(2), Conv2d(2, 3, 3)])

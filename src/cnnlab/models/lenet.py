@@ -13,7 +13,7 @@ from __future__ import annotations
 from torch import nn
 
 from cnnlab.models.batch_norm import BatchNorm
-from cnnlab.models.layers import AvgPool2d, Conv2d, last_side
+from cnnlab.models.layers import AvgPool2d, last_side
 
 
 def lenet(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 28) -> nn.Sequential:
@@ -26,7 +26,7 @@ def lenet(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 28) 
     features = nn.Sequential(
         nn.Conv2d(in_channels, 6, kernel_size=5, padding=2), nn.Sigmoid(),  # (B, 6, 28, 28)
         AvgPool2d(kernel_size=2, stride=2),  # (B, 6, 14, 14)
-        Conv2d(6, 16, kernel_size=5), nn.Sigmoid(),  # (B, 16, 10, 10)
+        nn.Conv2d(6, 16, kernel_size=5), nn.Sigmoid(),  # (B, 16, 10, 10)
         AvgPool2d(kernel_size=2, stride=2),  # (B, 16, 5, 5)
     )  # fmt: skip
     side = last_side(features, image_size, usual=28)
@@ -52,7 +52,7 @@ def lenet_bn(
     features = nn.Sequential(
         nn.Conv2d(in_channels, 6, kernel_size=5), norm_2d(6), nn.Sigmoid(),  # (B, 6, 24, 24)
         AvgPool2d(kernel_size=2, stride=2),  # (B, 6, 12, 12)
-        Conv2d(6, 16, kernel_size=5), norm_2d(16), nn.Sigmoid(),  # (B, 16, 8, 8)
+        nn.Conv2d(6, 16, kernel_size=5), norm_2d(16), nn.Sigmoid(),  # (B, 16, 8, 8)
         AvgPool2d(kernel_size=2, stride=2),  # (B, 16, 4, 4)
     )  # fmt: skip
     side = last_side(features, image_size, usual=28)
