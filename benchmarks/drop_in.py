@@ -12,13 +12,14 @@ Writes benchmarks/results/drop-in_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLA
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from _common import Task, answered, call, call_each, spread, write_result
+from _common import PEERS, Task, answered, call, call_each, spread, write_result
 from vs_d2l import D2L, NETWORKS, WATCHED, as_printed, child_d2l, child_prepare
 
 
@@ -36,6 +37,7 @@ class First:
 
 
 def child_manual(task: Task) -> Task:
+    os.chdir(PEERS / "work")  # where the curves may lie
     from cnnlab import manual as d2l
     from cnnlab.models import build_model
 
