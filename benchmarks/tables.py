@@ -174,7 +174,24 @@ def speed() -> str:
                 f"| {name} | {r['batch_size']} | {r['image_size'] or 28} | {side} | {plan['dtype']}, {plan['memory_format']} | {told(r['images_per_second'][side])} | "
                 f"{' | '.join(ratio)} | {r['share_of_peak'][side]:.0%} | {r['peak_pss_mib'][side]:,.0f} MiB |"
             )
-    return "\n".join(lines)
+    return "\n".join(lines + drop_in())
+
+
+def drop_in() -> list[str]:
+    """For docs/speed.md: what one changed import line gives, once it has been measured."""
+    if not list((ROOT / "benchmarks" / "results").glob("drop-in_*.json")):
+        return []
+    found = newest("drop-in")
+    lines = ["", f"One changed import line, `from cnnlab import manual as d2l`: a listing's own network, in its own layout and precision, trained by `train_ch6` on the images of "
+             f"`load_data_fashion_mnist`, beside {found['peer'].replace('==', ' ')}; {found['n']} pairs in turn, medians (range). {hardware(found, '../')}.", "",
+             "| network | images | epochs | times d2l's speed: training with its data | the whole call, with evaluation and drawing |", "|---" * 5 + "|"]  # fmt: skip
+    for name, r in found["networks"].items():
+        both = (
+            f"{x['median']:.2f} ({x['min']:.2f} to {x['max']:.2f})"
+            for x in (r["ratio"]["train_seconds"], r["ratio"]["seconds"])
+        )
+        lines.append(f"| {name} | {r['images']:,} | {r['epochs']} | {' | '.join(both)} |")
+    return lines
 
 
 def competition(words: dict[str, str]) -> list[str]:

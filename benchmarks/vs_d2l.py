@@ -3,9 +3,9 @@
     python benchmarks/vs_d2l.py [--networks lenet alexnet ...] [--pairs 3] [--epochs 2] [--images N] [--tiny]
 
 The same network, batch, image size and learning rate, the manual's, on both sides. d2l's side has torch's own layers,
-as its readers have, and the listing of batch norm from scratch where ours has our layer: our pooling and batch norm
-are part of what is compared. Installs d2l 0.17.6 without its pins (they cannot be met on a current Python) into
-.peers/d2l, which git ignores; none of its code is ours or committed.
+as its readers have, and the listing of batch norm from scratch where ours has our layer: our pooling, convolution and
+batch norm are part of what is compared. Installs d2l 0.17.6 without its pins (they cannot be met on a current
+Python) into .peers/d2l, which git ignores; none of its code is ours or committed.
 
 Each run is a process of its own: d2l, ours in float32 (`cnnlab`: the manual's recipe as it is), ours with
 `precision=auto` (`cnnlab-auto`: bfloat16 where the processor has units for it and that is faster), d2l, ...
@@ -122,9 +122,8 @@ def child_prepare(task: Task) -> Task:
 
 
 def as_printed(net: Any) -> Any:
-    """Our network with torch's pooling in place of ours, and the manual's formulas in place of our batch norm."""
+    """Our network with torch's layers in place of ours, and the manual's formulas in place of our batch norm."""
     import torch
-    from torch import nn
 
     from cnnlab.models import batch_norm, layers
 
@@ -143,7 +142,7 @@ def as_printed(net: Any) -> Any:
 
     for layer in net.modules():
         if isinstance(layer, layers.AvgPool2d):
-            layer.__class__ = nn.AvgPool2d  # type: ignore[assignment]
+            layer.__class__ = torch.nn.AvgPool2d  # type: ignore[assignment]
         elif isinstance(layer, batch_norm.BatchNorm):
             layer.__class__ = BatchNorm
     return net

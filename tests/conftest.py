@@ -21,6 +21,11 @@ from cnnlab.device import available_cores
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import RECIPES
 
+EVERY_CORE = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1, ... where tests run side by side
+if WORKER and EVERY_CORE:
+    # A core for each: computations of several threads that share their cores wait for each other most of the time.
+    os.sched_setaffinity(0, {sorted(EVERY_CORE)[int(WORKER.removeprefix("gw")) % len(EVERY_CORE)]})
 torch.set_num_threads(min(2, available_cores()))
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -56,6 +61,23 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # What a trial finds is kept: not where it would serve the person who runs the tests, or be served by them.
     monkeypatch.setattr(probe, "user_cache_dir", lambda name: str(tmp_path / ".cache" / name))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """A worker for each core, but each takes a gigabyte."""
+    return min(available_cores(), 8)
+
+
+@pytest.fixture
+def every_core() -> Iterator[None]:
+    """For a test whose subject is a computation of several threads, though others run beside it."""
+    if not EVERY_CORE:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, EVERY_CORE)
+    yield
+    os.sched_setaffinity(0, before)
 
 
 @pytest.fixture(scope="session")

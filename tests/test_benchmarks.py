@@ -15,9 +15,11 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 TINY = [
     ("vs_d2l.py", ("peer", "n", "epochs", "networks")),
     ("vs_reference.py", ("n", "left_out", "networks")),
+    ("drop_in.py", ("peer", "n", "networks")),
     ("fashion_speed.py", ("n", "split_seed", "recipes")),
     ("cifar_speed.py", ("n", "split_seed", "recipes")),
     ("gpu_suite.py", ("tiny", "parts")),
+    ("saving.py", ("n", "file_system", "networks")),
 ]
 
 
@@ -114,9 +116,9 @@ def test_the_peers_network_is_the_manuals_and_gives_the_same(monkeypatch: pytest
     ours = build_model("lenet-bn-scratch").train()
     theirs = as_printed(build_model("lenet-bn-scratch")).train()
     theirs.load_state_dict(ours.state_dict())
-    assert {type(m).__module__ for m in theirs.modules() if type(m).__name__ == "AvgPool2d"} == {
-        "torch.nn.modules.pooling"
-    }
+    assert {type(m).__module__ for m in theirs.modules() if type(m).__name__ in ("AvgPool2d", "Conv2d")} == {
+        "torch.nn.modules.pooling", "torch.nn.modules.conv",
+    }  # fmt: skip
     x = torch.rand(8, 1, 28, 28)
     for _ in range(2):
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)

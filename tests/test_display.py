@@ -9,9 +9,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import nbformat
 import pytest
+from matplotlib.figure import Figure
 from nbclient import NotebookClient
 from rich.console import Console
 
@@ -83,6 +86,26 @@ def test_a_notebook_gets_one_curve_that_grows_and_keeps_its_other_output(tmp_pat
     text = "".join(o.text for o in first.outputs if o.output_type == "stream" and o.name == "stdout")
     assert text == "before\nafter\n"
     assert "val acc" in second.outputs[0].text
+
+
+@pytest.mark.parametrize(("between", "drawn"), [(1000.0, [1, 5]), (0.0, [1, 2, 3, 4, 5])])
+def test_a_curve_is_not_drawn_after_each_short_epoch(
+    between: float, drawn: list[int], quick: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first and the last are always seen: drawing the others would cost more than the epochs."""
+    shown: list[int] = []
+
+    def curves(rows: list[dict[str, Any]], watch: str, title: str) -> Figure:
+        if title.startswith("epoch"):  # the other one is the run's own, curves.png
+            shown.append(len(rows))
+        return Figure()
+
+    monkeypatch.setattr(display, "_BETWEEN", between)
+    monkeypatch.setattr("cnnlab.plots.curves", curves)
+    monkeypatch.setattr("IPython.display.display", lambda image, display_id: MagicMock())
+    monkeypatch.setattr("cnnlab.session.make_display", lambda _: display.Notebook())
+    train(quick.changed(epochs=5))
+    assert shown == drawn
 
 
 def test_unknown_display() -> None:

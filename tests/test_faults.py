@@ -9,8 +9,11 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
+import stat
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -312,6 +315,27 @@ def test_saving_by_the_clock(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> 
 # Full and closed disks
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The order that a power cut needs: bytes flushed, then the older one renamed, then this, then the folder flushed."""
+    path, before = tmp_path / "file", tmp_path / "before"
+    path.write_bytes(b"old")
+    seen: list[str] = []
+
+    class Watch(Saboteur):
+        def fsync(self, handle: int) -> None:
+            about = os.fstat(handle)
+            seen.append("folder flushed" if stat.S_ISDIR(about.st_mode) else f"{about.st_size} bytes flushed")
+
+        def replace(self, source: Any, target: Any) -> None:
+            seen.append(f"{Path(target).name} gets {Path(source).read_bytes().decode()}")
+            os.replace(source, target)  # noqa: PTH105
+
+    monkeypatch.setattr(files, "os", Watch(0, lambda: None))
+    files.write_atomic(path, [b"ne", memoryview(b"w!")], before)
+    assert seen == ["4 bytes flushed", "before gets old", "file gets new!", "folder flushed"]
+    assert (path.read_bytes(), before.read_bytes()) == (b"new!", b"old")
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     """A finished run of `SMALL`, and how many turns a saboteur had in it."""
@@ -369,14 +393,74 @@ def test_a_file_size_limit_is_a_full_disk(forks: Any, tmp_path: Path, tally: Tal
         tally("no file may grow beyond a limit", "one line, then the same weights, to the bit")
 
 
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system of its own, which `mount` may change; skips where that may not be mounted."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    if shutil.which("mount") is None or not mount(path, "-t", "tmpfs", "-o", "size=200k", "tmpfs"):
+        pytest.skip("no tmpfs can be mounted here")
+    yield path
+    subprocess.run(["umount", "-l", path], check=True)
+
+
+def mount(path: Path, *options: str) -> bool:
+    return subprocess.run(["mount", *options, path], capture_output=True).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_small_disk_that_is_full(
+    undisturbed: tuple[Path, int], disk: Path, cnnlab: Command, request: pytest.FixtureRequest, tally: Tally
+) -> None:
+    whole, _ = undisturbed
+    needed = sum(f.stat().st_size for f in whole.rglob("*")) // 1024
+    count = int(request.config.getoption("--kills")) // 6
+    for size in range(200, needed, (needed - 200) // count):
+        assert mount(disk, "-o", f"remount,rw,size={size}k")
+        line = one_line_error(cnnlab(*COMMAND, "--runs-dir", disk, "--name", "run"))
+        assert "No space left on device" in line
+        assert mount(disk, "-o", "remount,size=10m")
+        begun = (disk / "run").exists()
+        goes_on = ["--resume", disk / "run"] if begun else [*COMMAND[3:], "--runs-dir", disk, "--name", "run"]
+        answer = cnnlab("train", "--threads", "1", *goes_on)
+        assert answer.returncode == 0, answer.stderr
+        assert_the_same(disk / "run", whole)
+        shutil.rmtree(disk / "run")
+        tally("a small tmpfs is full", "one line, then the same weights, to the bit")
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_read_only(
+    undisturbed: tuple[Path, int], disk: Path, cnnlab: Command, monkeypatch: pytest.MonkeyPatch, tally: Tally
+) -> None:
+    assert mount(disk, "-o", "remount,size=10m")
+    path = interrupted(monkeypatch, small(), 13)
+    path = Path(shutil.copytree(path, disk / "run"))
+    assert mount(disk, "-o", "remount,ro")
+    for command in (["train", "--resume", path], [*COMMAND, "--runs-dir", disk, "--name", "other"]):
+        assert "Read-only file system" in one_line_error(cnnlab(*command))
+    assert cnnlab("runs", path).returncode == 0
+    assert cnnlab("eval", path, "--split", "validation", "--weights", "last").returncode == 0
+    tally("a folder is read-only", "training: refused in one line; reading and evaluating: allowed")
+    assert mount(disk, "-o", "remount,rw")
+    assert cnnlab("train", "--resume", path, "--threads", 1).returncode == 0
+    assert_the_same(path, undisturbed[0])
+
+
 # Damaged files
 
 
 def damages(content: bytes, rng: random.Random, flips: int) -> Iterator[tuple[str, bytes]]:
-    """Each class of truncation, and flipped bits at random."""
-    for end in sorted({0, 8, len(content) // 2, len(content) - 1, rng.randrange(len(content))}):
-        if end < len(content):
-            yield "a file cut short", content[:end]
+    """Each class of truncation (four of them where few bits are flipped), and flipped bits at random."""
+    ends = {0, 4, 8, len(content) // 2, len(content) - 1, rng.randrange(len(content) + 1)}
+    if content[:1] == b"{":  # text: at the end of a line, and inside the last
+        ends |= {content.rfind(b"\n", 0, -1) + 1, content.rfind(b"\n", 0, -1) + 9}
+    else:  # safetensors: inside the header, at its end, and where a number ends
+        header = 8 + int.from_bytes(content[:8], "little")
+        ends |= {header // 2, header, header + 4, len(content) - 4}
+    possible = sorted(end for end in ends if 0 <= end < len(content))
+    for end in possible if flips > 3 else rng.sample(possible, min(4, len(possible))):
+        yield "a file cut short", content[:end]
     for _ in range(flips):
         damaged = bytearray(content)
         # half of them in the first part, where a weights file has its structure
@@ -386,11 +470,11 @@ def damages(content: bytes, rng: random.Random, flips: int) -> Iterator[tuple[st
 
 @pytest.fixture
 def flips(request: pytest.FixtureRequest) -> int:
-    return max(3, int(request.config.getoption("--kills")) // 8)
+    return max(2, int(request.config.getoption("--kills")) // 8)
 
 
 FINISHED = ["recipe.json", "run.json", "environment.json", "metrics.jsonl", "summary.json", "best.safetensors",
-            "last.safetensors", "checkpoint.safetensors", "evaluations.jsonl", "curves.png"]  # fmt: skip
+            "last.safetensors", "checkpoint.safetensors", "evaluations.jsonl", "curves.png", "tensorboard"]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -420,8 +504,8 @@ def test_a_damaged_file_never_gives_another_answer(cnnlab: Command, flips: int, 
     expected = {command: answers(command) for command in commands}
     rng = random.Random(1)
     for name in FINISHED:
-        file = Path("runs/run") / name
-        content = (whole / name).read_bytes()
+        file = a_file(Path("runs/run") / name)
+        content = file.read_bytes()
         for kind, damaged in damages(content, rng, flips):
             file.write_bytes(damaged)
             outcomes = set()
@@ -437,7 +521,12 @@ def test_a_damaged_file_never_gives_another_answer(cnnlab: Command, flips: int, 
 
 
 UNFINISHED = ["recipe.json", "run.json", "environment.json", "metrics.jsonl", "best.safetensors", "last.safetensors",
-              "checkpoint.safetensors", "checkpoint.before.safetensors"]  # fmt: skip
+              "checkpoint.safetensors", "checkpoint.before.safetensors", "tensorboard"]  # fmt: skip
+
+
+def a_file(path: Path) -> Path:
+    """`path`, or the file in that folder."""
+    return next(path.iterdir()) if path.is_dir() else path
 
 
 @pytest.mark.slow
@@ -451,13 +540,14 @@ def test_a_damaged_file_never_gives_other_weights(
         stop_at(patch, 18)
         with pytest.raises(TrainingInterrupted, match="3 finished epochs and 1 steps"):
             train(small(), name="stopped", threads=1)
+    monkeypatch.setattr(training, "save_curves", lambda *_: None)  # half of the time that this takes
     rng = random.Random(2)
     for name in UNFINISHED:
-        content = (Path("runs/stopped") / name).read_bytes()
+        content = a_file(Path("runs/stopped") / name).read_bytes()
         for kind, damaged in damages(content, rng, flips):
             shutil.rmtree("runs/run", ignore_errors=True)
             shutil.copytree("runs/stopped", "runs/run")
-            (Path("runs/run") / name).write_bytes(damaged)
+            a_file(Path("runs/run") / name).write_bytes(damaged)
             answer = cnnlab("train", "--resume", "runs/run", "--threads", 1)
             if answer.returncode:
                 assert name in one_line_error(answer)
@@ -472,6 +562,23 @@ def test_a_damaged_file_never_gives_other_weights(
             if name == "checkpoint.safetensors":
                 assert "goes on from the save before it" in answer.stderr
             tally(f"{kind}, unfinished run: {name}", outcome)
+
+
+def test_a_damaged_file_of_several_seeds_is_named(cnnlab: Command, quick: Recipe, flips: int, tally: Tally) -> None:
+    path = train_seeds(quick.changed(limit=64, epochs=1), 2, name="both").path
+    expected = cnnlab("train", "--resume", path).stdout
+    rng = random.Random(3)
+    for name in ("seeds.json", "summary.json"):
+        content = (path / name).read_bytes()
+        for kind, damaged in damages(content, rng, flips):
+            (path / name).write_bytes(damaged)
+            answer = cnnlab("train", "--resume", path)
+            if answer.returncode:
+                assert name in one_line_error(answer)
+            else:  # the seeds' own summaries count
+                assert re.sub(r"[\d.]+ s\b", "", answer.stdout) == re.sub(r"[\d.]+ s\b", "", expected)
+            tally(f"{kind}, several seeds: {name}", "named in one line" if answer.returncode else "no other answer")
+        (path / name).write_bytes(content)
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, number: int, name: str = "run") -> Path:

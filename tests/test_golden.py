@@ -74,7 +74,7 @@ def test_the_plainest_way_is_the_curve(name: str, monkeypatch: pytest.MonkeyPatc
 
 def test_where_memory_comes_from_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = curve(SHORT)
-    monkeypatch.setattr(device, "_memory_kept", nullcontext)
+    monkeypatch.setattr(device, "memory_kept", nullcontext)
     given_back = curve(SHORT)
     monkeypatch.setattr(device, "fits", lambda images, device: False)  # and from here on the set stays on the host
     from_host = curve(SHORT)

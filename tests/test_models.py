@@ -23,7 +23,7 @@ from cnnlab.models import MODELS, build_model
 from cnnlab.models.batch_norm import BatchNorm, batch_norm
 from cnnlab.models.densenet import DenseBlock
 from cnnlab.models.googlenet import Inception
-from cnnlab.models.layers import AvgPool2d, side_after
+from cnnlab.models.layers import AvgPool2d, Conv2d, quickened, side_after
 from cnnlab.models.nin import nin_block
 from cnnlab.models.resnet import Residual
 from cnnlab.models.vgg import vgg
@@ -224,6 +224,56 @@ def test_average_pooling_equals_torchs(
     (found * weight).sum().backward()
     (told * weight).sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@given(
+    shape=st.tuples(st.integers(1, 3), st.sampled_from([2, 4]), st.integers(5, 9), st.integers(5, 9)),
+    stride=st.integers(1, 2),
+    padding=st.integers(0, 2),
+    groups=st.integers(1, 2),
+    memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+    first=st.booleans(),
+)
+def test_convolution_is_the_frameworks(
+    shape: tuple[int, ...], stride: int, padding: int, groups: int, memory_format: torch.memory_format, first: bool
+) -> None:
+    ours = Conv2d(shape[1], 4, 5, stride, padding, groups=groups)
+    theirs = nn.Conv2d(shape[1], 4, 5, stride, padding, groups=groups)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(memory_format=memory_format)
+    inputs = [x.clone().requires_grad_(not first) for _ in range(2)]  # a first layer's images need no gradient
+    found, told = ours(inputs[0]), theirs(inputs[1])
+    torch.testing.assert_close(found, told)
+    weight = torch.randn(told.shape, generator=torch.Generator().manual_seed(1))
+    (found * weight).sum().backward()
+    (told * weight).sum().backward()
+    for one, other in zip((inputs[0], *ours.parameters()), (inputs[1], *theirs.parameters()), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_a_training_computes_lenets_second_convolution_in_our_way_and_networks_have_the_frameworks() -> None:
+    model = make("lenet")
+    # As the manual's own starting weights ask: by the very type.
+    assert [type(m) for m in model if isinstance(m, nn.Conv2d)] == [nn.Conv2d, nn.Conv2d]
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    assert quickened(model) is model
+    assert [type(m) for m in model if isinstance(m, nn.Conv2d)] == [nn.Conv2d, Conv2d]
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("layer", [AvgPool2d(2), Conv2d(2, 3, 3)])
+def test_faster_layers_compute_in_low_precision_as_the_frameworks(layer: nn.Module) -> None:
+    theirs = nn.AvgPool2d(2) if isinstance(layer, AvgPool2d) else nn.Conv2d(2, 3, 3)
+    theirs.load_state_dict(layer.state_dict())
+    inputs = [torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found, told = layer(inputs[0]), theirs(inputs[1])
+    assert found.dtype == told.dtype
+    torch.testing.assert_close(found, told)
+    found.float().sum().backward()
+    told.float().sum().backward()
+    for one, other in zip((inputs[0], *layer.parameters()), (inputs[1], *theirs.parameters()), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
 
 
 def test_batch_norm_refuses_what_has_no_variance() -> None:

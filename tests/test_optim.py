@@ -31,6 +31,32 @@ def test_orthogonalizing_keeps_the_directions_and_evens_out_the_lengths(rows: in
     assert found.diagonal().max() < 1.22
 
 
+@given(rows=st.integers(1, 40), columns=st.integers(1, 40), seed=st.integers(0, 100))
+def test_orthogonalizing_in_bfloat16_points_the_same_way(rows: int, columns: int, seed: int) -> None:
+    matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    exact, found = orthogonalized(matrix), orthogonalized(matrix, precision=torch.bfloat16)
+    assert found.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(exact.flatten(), found.flatten(), dim=0) > 0.99
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_muons_adam_is_torchs_adamw(weight_decay: float) -> None:
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.randn(shape).double()) for shape in ((4, 3), (5,), (2, 2))]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    a = Muon([{"params": ours, "adam": True, "share": 0.5, "weight_decay": weight_decay}], lr=0.02, momentum=0.6)
+    b = torch.optim.AdamW(theirs, lr=0.01, betas=(0.9, 0.95), weight_decay=weight_decay)
+    for number in range(6):
+        for i, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            taking_part = i != 1 or number > 2  # a weight that joins later counts its own steps
+            one.grad = torch.randn(one.shape).double() if taking_part else None
+            other.grad = one.grad
+        a.step()
+        b.step()
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one.detach(), other.detach(), rtol=1e-9, atol=1e-12)
+
+
 def test_muon_turns_as_torchs_muon_does() -> None:
     torch.manual_seed(0)
     ours, theirs = nn.Parameter(torch.randn(16, 40)), None

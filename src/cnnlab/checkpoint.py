@@ -186,7 +186,7 @@ def _check_like(name: str, tensor: Any, own: Tensor) -> None:
 class Due:
     """Is it time to save, inside an epoch? After so many steps, or so many seconds, as the recipe says.
 
-    However long a save takes, what is asked for by seconds gets a twentieth of the time at most.
+    However long the steps wait for a save, what is asked for by seconds gets a twentieth of their time at most.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -198,7 +198,7 @@ class Due:
         return (self._steps > 0 and step % self._steps == 0) or (self._seconds > 0 and time.monotonic() >= self._next)
 
     def saved(self, seconds: float) -> None:
-        """A save is over, and took that long."""
+        """A save was made, and the steps waited that long for it."""
         self._next = time.monotonic() + max(self._seconds, 20 * seconds)
 
 

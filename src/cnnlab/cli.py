@@ -14,7 +14,9 @@ from cnnlab import __version__
 from cnnlab.cli_bench import bench
 from cnnlab.cli_doctor import data as data_commands
 from cnnlab.cli_doctor import doctor
+from cnnlab.cli_grade import grade
 from cnnlab.cli_kaggle import kaggle
+from cnnlab.cli_lessons import lessons
 from cnnlab.cli_options import (
     AsJson,
     DataDir,
@@ -39,6 +41,7 @@ app = typer.Typer(
 )
 app.add_typer(kaggle, name="kaggle")
 app.add_typer(data_commands, name="data")
+app.add_typer(lessons, name="lessons")
 
 
 def _print_version(wanted: bool) -> None:
@@ -380,6 +383,7 @@ def classical(
 
 app.command()(bench)
 app.command()(doctor)
+app.command()(grade)
 
 
 @app.command("list")

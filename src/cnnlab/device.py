@@ -106,7 +106,7 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 
 @contextmanager
-def _memory_kept() -> Iterator[None]:
+def memory_kept() -> Iterator[None]:
     """While this holds, memory that is let go of stays with the process, where the C library is glibc.
 
     Each step of a training asks for the same buffers again. By default glibc hands large ones back to the system each
@@ -156,7 +156,7 @@ def reproducible(seed: int, threads: int) -> Iterator[None]:
     np.random.seed(seed)
     torch.manual_seed(seed)
     try:
-        with _memory_kept():
+        with memory_kept():
             yield
     finally:
         torch.use_deterministic_algorithms(before[0])
@@ -302,7 +302,7 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             return
-        with _memory_kept():  # whose end gives back to the system what earlier calls have let go of
+        with memory_kept():  # whose end gives back to the system what earlier calls have let go of
             gc.collect()
         with suppress(OSError):  # Linux sets the system's mark back to what is held now; others cannot
             self._reset = bool(Path("/proc/self/clear_refs").write_text("5"))
@@ -380,7 +380,8 @@ class Feeder:
         numbers = order.to(self._device).split(sizes)
         if self.resident:
             for index in numbers:
-                yield self._images[index], self._labels[index], index
+                # Five times as fast on a processor as indexing, which does not see that whole images are copied.
+                yield torch.index_select(self._images, 0, index), self._labels[index], index
         else:
             for x, index in zip(self._from_host(order.split(sizes)), numbers, strict=True):
                 yield x, self._labels[index], index

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 KINDS = ("auto", "bar", "lines", "notebook", "none")
 _INTERVAL = 0.1  # seconds between two looks at the numbers
+_BETWEEN = 1.0  # seconds between two drawings of the curve: each takes the training some 0.2 s of one core
 
 
 class Display:
@@ -179,6 +180,9 @@ class _Percent(ProgressColumn):
 class Notebook(Display):
     """A curve that grows in its own place in a notebook's output and leaves the rest of the output alone."""
 
+    def __init__(self) -> None:
+        self._drawn = True  # nothing to draw yet
+
     def message(self, text: str) -> None:
         """Print it into the cell's output."""
         say(text)
@@ -187,15 +191,27 @@ class Notebook(Display):
         """Remember the rows so far; the first epoch draws the figure."""
         self._rows, self._watch = list(rows), watch
         self._handle: Any = None
+        self._due = 0.0
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """Draw the curve anew, in place."""
+        """Draw the curve anew, in place; where epochs are short, not after each."""
+        self._rows.append(row)
+        self._drawn = False
+        if time.perf_counter() >= self._due:
+            self._draw()
+            self._due = time.perf_counter() + _BETWEEN
+
+    def end(self) -> None:
+        """Draw what is not drawn yet."""
+        if not self._drawn:
+            self._draw()
+
+    def _draw(self) -> None:
         from IPython.display import Image, display
 
         from cnnlab import plots
 
-        self._rows.append(row)
-        key = KEYS[self._watch]
+        row, key = self._rows[-1], KEYS[self._watch]
         title = (
             f"epoch {row['epoch']}: loss {row['loss']:.3f}, train acc {row['train_acc']:.3f}, "
             f"{key} acc {row[f'{key}_acc']:.3f}, {row['images_per_second']:,.0f} images/s"
@@ -205,6 +221,7 @@ class Notebook(Display):
             self._handle = display(image, display_id=True)
         else:
             self._handle.update(image)
+        self._drawn = True
 
 
 def make_display(kind: str = "auto") -> Display:
@@ -212,12 +229,13 @@ def make_display(kind: str = "auto") -> Display:
     if kind not in KINDS:
         raise unknown("progress display", kind, KINDS)
     if kind == "auto":
-        kind = "notebook" if _in_notebook() else "bar" if sys.stderr.isatty() else "none"
+        kind = "notebook" if in_notebook() else "bar" if sys.stderr.isatty() else "none"
     displays: dict[str, type[Display]] = {"bar": Bar, "lines": Lines, "notebook": Notebook, "none": Display}
     return displays[kind]()
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
+    """Is this a notebook's kernel, whose output can hold pictures?"""
     # Whoever has not imported IPython is not in a notebook; importing it to ask would cost half a second.
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from platformdirs import user_cache_dir
 
-from cnnlab import runs
+from cnnlab import memory, runs
 from cnnlab.data import DATASETS, FOLDER, STORE, ImageSet, SourceOptions, data_folder, fashion_mnist, load_images
 from cnnlab.data.alike import shared
 from cnnlab.data.store import intact, open_store
@@ -69,7 +69,8 @@ def examine(
     yield from _arithmetic(here)
     folders = {"runs": Path(runs_dir), "data": data_folder(data_dir), "cache": Path(user_cache_dir("cnnlab"))}
     for what, path in folders.items():
-        yield _disk(f"disk, {what}", path.absolute())
+        # A class may share data that nobody else writes; without a cache, trials are made anew.
+        yield _disk(f"disk, {what}", path.absolute(), "failed" if what == "runs" else "note")
     yield from _runs(Path(runs_dir))
     for source in DATASETS:
         if source == "fashion-mnist" and not (folders["data"] / "FashionMNIST").is_dir():
@@ -130,10 +131,12 @@ def verify(source: str, *, data_dir: str | Path | None = None) -> Iterator[Check
 
 def _system(here: torch.device) -> Iterator[Check]:
     about = environment(here, available_cores())
-    memory = f", {about['memory_gib']} GiB" if about["memory_gib"] else ""
+    size = f", {about['memory_gib']} GiB" if about["memory_gib"] else ""
+    left = memory.free()
+    size += f", {left / 2**30:.1f} free" if left is not None else ""
     yield Check("system", "ok", f"{about['system']}, Python {about['python']}")
     yield Check(
-        "processor", "ok", f"{about['processor']}, {about['cores']} cores for us{memory}, {about['cpu_capability']}"
+        "processor", "ok", f"{about['processor']}, {about['cores']} cores for us{size}, {about['cpu_capability']}"
     )
     cuda = f", CUDA {about['cuda']}" if about["cuda"] else ""
     yield Check("device", "ok", f"{here} ({about['device_name']}){cuda}")
@@ -232,15 +235,18 @@ def _short_training(here: torch.device) -> tuple[list[torch.Tensor], float]:
         return [t.cpu() for t in model.state_dict().values()], min(times)
 
 
-def _disk(what: str, path: Path) -> Check:
-    """Can a file be written and locked at `path`, or in the nearest folder above it that there is; how much is free."""
+def _disk(what: str, path: Path, trouble: str) -> Check:
+    """Can a file be written and locked at `path`, or in the nearest folder above it that there is; how much is free.
+
+    trouble: the state where that cannot be.
+    """
     near = next(p for p in (path, *path.parents) if p.is_dir())
     try:
         free = shutil.disk_usage(near).free
         with tempfile.TemporaryDirectory(prefix=".cnnlab-", dir=near) as trial, runs.locked(Path(trial)):
             write_atomic(Path(trial) / "file", b"cnnlab")
     except (OSError, CnnlabError) as error:
-        return Check(what, "failed", f"cannot write into {near}: {reason(error)}")
+        return Check(what, trouble, f"cannot write into {near}: {reason(error)}")
     text = f"{path}, {free / 2**30:,.1f} GiB free"
     if free < _LITTLE:
         return Check(what, "note", f"{text}: little, where a checkpoint is written beside the last one")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cnnlab.device import has_bfloat16
 from cnnlab.recipe import Recipe
 
 
@@ -32,9 +33,8 @@ class Muon(torch.optim.Optimizer):
         assert closure is None
         for group in self.param_groups:
             moving = [p for p in group["params"] if p.grad is not None]
-            if group["adam"]:
-                for p in moving:
-                    self._adam(p, self.state[p], group)
+            if group["adam"] and moving:
+                self._adam(moving, group)
                 continue
             alike: dict[torch.Size, list[Tensor]] = {}  # filters of one shape are turned together
             for p in moving:
@@ -42,30 +42,41 @@ class Muon(torch.optim.Optimizer):
             for ps in alike.values():
                 self._muon(ps, group)
 
-    def _muon(self, ps: list[Tensor], group: dict[str, Any]) -> None:
-        ahead = []
-        for p in ps:
-            assert p.grad is not None
-            state = self.state[p]
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(p)
-            average = state["momentum_buffer"].mul_(group["momentum"]).add_(p.grad)
-            ahead.append(p.grad.add(average, alpha=group["momentum"]).reshape(len(p), -1))  # Nesterov
-        for p, turn in zip(ps, orthogonalized(torch.stack(ahead)), strict=True):
-            p.mul_(len(p) ** 0.5 / p.norm().clamp_min(1e-12))
-            p.sub_(turn.view_as(p), alpha=group["lr"])
+    # What is done to each weight alike is asked of torch once for all of them: few kernels on a GPU.
 
-    @staticmethod
-    def _adam(p: Tensor, state: dict[str, Any], group: dict[str, Any], b1: float = 0.9, b2: float = 0.95) -> None:
-        assert p.grad is not None
-        if not state:
-            state.update(step=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))
-        state["step"] += 1
-        mean = state["mean"].lerp_(p.grad, 1 - b1) / (1 - b1 ** state["step"])
-        square = state["square"].lerp_(p.grad.square(), 1 - b2) / (1 - b2 ** state["step"])
+    def _muon(self, ps: list[Tensor], group: dict[str, Any]) -> None:
+        gradients = [p.grad for p in ps if p.grad is not None]
+        for p in ps:
+            if not self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        averages = [self.state[p]["momentum_buffer"] for p in ps]
+        torch._foreach_mul_(averages, group["momentum"])
+        torch._foreach_add_(averages, gradients)
+        ahead = torch._foreach_add(gradients, averages, alpha=group["momentum"])  # Nesterov
+        turns = orthogonalized(torch.stack([x.reshape(len(x), -1) for x in ahead]), precision=_for_products(ps[0]))
+        lengths = torch._foreach_norm(ps)
+        torch._foreach_clamp_min_(lengths, 1e-12)
+        torch._foreach_div_(ps, [length * len(ps[0]) ** -0.5 for length in lengths])
+        torch._foreach_add_(ps, [turn.view_as(p) for p, turn in zip(ps, turns, strict=True)], alpha=-group["lr"])
+
+    def _adam(self, ps: list[Tensor], group: dict[str, Any], b1: float = 0.9, b2: float = 0.95) -> None:
+        gradients = [p.grad for p in ps if p.grad is not None]
+        for p in ps:
+            if not self.state[p]:
+                self.state[p].update(step=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))
+            self.state[p]["step"] += 1
+        states = [self.state[p] for p in ps]
+        means, squares = [s["mean"] for s in states], [s["square"] for s in states]
+        torch._foreach_lerp_(means, gradients, 1 - b1)
+        torch._foreach_mul_(squares, b2)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - b2)
+        # Both begin at 0: divided by what they would be had every gradient been 1.
+        mean = torch._foreach_div(means, [1 - b1 ** s["step"] for s in states])
+        root = torch._foreach_sqrt(torch._foreach_div(squares, [1 - b2 ** s["step"] for s in states]))
+        torch._foreach_add_(root, 1e-8)
         rate = group["lr"] * group["share"]
-        p.mul_(1 - rate * group["weight_decay"])
-        p.addcdiv_(mean, square.sqrt().add_(1e-8), value=-rate)
+        torch._foreach_mul_(ps, 1 - rate * group["weight_decay"])
+        torch._foreach_addcdiv_(ps, mean, root, value=-rate)
 
 
 # What each optimiser keeps for a parameter, by its name; Muon's other half keeps what is called so here.
@@ -77,20 +88,26 @@ STATE = {
 }
 
 
-def orthogonalized(matrix: Tensor, rounds: int = 3) -> Tensor:
-    """(M, N), or many at once (G, M, N), same shape out: the singular vectors stay, their values come near each other.
+def _for_products(x: Tensor) -> torch.dtype:
+    """bfloat16 on a GPU with units for it, as the source does: three digits are enough for a direction."""
+    return torch.bfloat16 if x.device.type == "cuda" and has_bfloat16(x.device) else x.dtype
+
+
+def orthogonalized(matrix: Tensor, rounds: int = 3, precision: torch.dtype | None = None) -> Tensor:
+    """(M, N), or many at once (G, M, N), same shape and type out: the singular vectors stay, their values draw level.
 
     A Newton-Schulz iteration with the coefficients of Muon's source, which trade exactness for speed. The matrix is
     first scaled to norm 1; after three rounds what was at least 0.02 lies between 0.68 and 1.21, and less stays behind.
+    precision: of the products, in place of the matrix's.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x: Tensor = matrix / matrix.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
+    x: Tensor = (matrix / matrix.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)).to(precision or matrix.dtype)
     if tall := x.shape[-2] > x.shape[-1]:
         x = x.mT
     for _ in range(rounds):
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrix.dtype)
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import statistics
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -149,6 +151,34 @@ def save(path: Path, figure: Figure) -> None:
         write_atomic(path, png(figure))
     except OSError as error:
         raise CnnlabError(f"cannot write {path}: {reason(error)}; name another file") from error
+
+
+def grades(accuracies: Sequence[float], title: str = "") -> Figure:
+    """How many submissions have which accuracy, with their median; `accuracies` may be empty."""
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    axes = figure.subplots()
+    lowest = min(accuracies, default=0.0)
+    # Narrow bars where the class is close together, but at most 24 of them; the last one ends at 1.
+    width = next((w for w in (0.0025, 0.005, 0.01, 0.02) if (1 - lowest) / w <= 24), 0.05)
+    bars = max(1, math.ceil((1 - lowest) / width - 1e-9))
+    # Rounded alike, so that an accuracy of 0.85 falls into the bar that begins there, whatever the last bit says.
+    edges = [round(1 - (bars - i) * width, 9) for i in range(bars + 1)]
+    axes.hist([max(edges[0], round(a, 9)) for a in accuracies], edges, color=_TRAIN, edgecolor="white")
+    if accuracies:
+        middle = statistics.median(accuracies)
+        axes.axvline(middle, color=_WATCHED, ls="--", label=f"median {middle:.4f}")
+        axes.legend(frameon=False, loc="upper left")
+    else:
+        axes.set_xlim(0, 1)
+    axes.set_xlabel("accuracy")
+    axes.set_ylabel("submissions")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if title:
+        figure.suptitle(_plain(title), fontsize=10)
+    return figure
 
 
 def png(figure: Figure, dpi: int = 144) -> bytes:

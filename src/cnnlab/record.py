@@ -15,11 +15,20 @@ from cnnlab.runs import Run
 from cnnlab.session import Session
 
 
-class Saving:
-    """Turns the system's refusal to write (disk full, read-only, ...) into one line that says how to go on."""
+def kept(state: dict[str, Any]) -> str:
+    """What of a run is safe, in words. `state`: its rows, and what is saved of the epoch after."""
+    part = f" and {state['part']['steps']} steps of the next" if state["part"] else ""
+    return f"{len(state['rows'])} finished epochs{part} are kept"
 
-    def __init__(self, path: Path, epochs_done: int) -> None:
-        self._path, self._done = path, epochs_done
+
+class Saving:
+    """Turns the system's refusal to write (disk full, read-only, ...) into one line that says how to go on.
+
+    state: of what is safe by then, see `kept`; unsaid where that is not known.
+    """
+
+    def __init__(self, path: Path, state: dict[str, Any] | None = None) -> None:
+        self._path, self._state = path, state
 
     def __enter__(self) -> None:
         return None
@@ -28,9 +37,10 @@ class Saving:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, OSError):
+            safe = kept(self._state) if self._state is not None else "what was saved is kept"
             raise CnnlabError(
-                f"cannot save into {self._path}: {reason(error)}; {self._done} finished epochs are kept. Free some "
-                f"space, then go on with: cnnlab train --resume {self._path}"
+                f"cannot save into {self._path}: {reason(error)}; {safe}. Free some space, then go on with: cnnlab "
+                f"train --resume {self._path}"
             ) from error
 
 
@@ -43,7 +53,7 @@ class Events:
 
         self._watch, self._key = run.recipe.watch, run.recipe.key
         folder = run.path / "tensorboard"
-        with Saving(run.path, len(rows)):
+        with Saving(run.path):
             # TensorBoard reads the files in the order of their names, which begin with the clock's seconds. Where that
             # has gone back, or not on, a new file may come before those there are: then all is written anew.
             now = f"{int(time.time()):010d}"

@@ -211,11 +211,13 @@ def _run(
                 row = _classical_row(path, name, limit, common)
             else:
                 row = _row(name, recipes[name], _train(path, name, recipes[name], seeds, common))
-        except KeyboardInterrupt:
-            raise TrainingInterrupted(
+        except KeyboardInterrupt as error:
+            stopped = TrainingInterrupted(
                 f"stopped at {name}, {number} of {len(names)} experiments; what is finished is kept. Go on with: "
                 f"cnnlab reproduce --resume {path}"
-            ) from None
+            )
+            stopped.code = getattr(error, "code", stopped.code)
+            raise stopped from None
         except CnnlabError as error:
             section = _START if name in methods else EXPERIMENTS[name].section
             row = {"name": name, "section": section, "title": title, "failed": str(error)}

@@ -390,8 +390,13 @@ def first_session(run: Run) -> dict[str, Any]:
 def _sessions(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    content = read_checked(path)
-    check(path, content, {"sessions": [_SESSION]}, "remove it to go on without it")
+    try:
+        content = read_checked(path)
+        check(path, content, {"sessions": [_SESSION]})
+    except CnnlabError as error:
+        raise CnnlabError(
+            f"{error}; or delete it to go on without it, where device, precision and threads are given as they were"
+        ) from error
     return list(content["sessions"])
 
 

@@ -19,6 +19,7 @@ from cnnlab.data import DATASETS
 from cnnlab.errors import CnnlabError, unknown
 from cnnlab.evaluation import VIEWS
 from cnnlab.experiments import CLASSICAL, cells, printed_cells
+from cnnlab.grade import Grades
 from cnnlab.inference import Prediction, RunEvaluation
 from cnnlab.inspect.summary import Summary
 from cnnlab.models import MODELS
@@ -333,6 +334,21 @@ def bench(found: BenchResult) -> str:
     return "\n".join([*lines, *(f"left out: {text}" for text in found.left_out)]).rstrip()
 
 
+def grades(found: Grades) -> str:
+    """A line for each student, then how many there are of each kind."""
+    table = _table("student", "accuracy", "right", "note")
+    table.columns[-1].justify = "left"
+    for row in found.rows:
+        score = row.score
+        table.add_row(
+            row.student,
+            f"{score.accuracy:.4f}" if score else row.status,
+            f"{score.correct:,} of {score.count:,}" if score else "",
+            row.note,
+        )
+    return f"{_text(table)}\n\n{found}"
+
+
 def known_things(what: str | None) -> dict[str, dict[str, str]]:
     """Names with a line each: models, data, recipes, settings. Raises: CnnlabError for another word."""
     known: dict[str, dict[str, str]] = {
@@ -422,6 +438,15 @@ def _table(*columns: str) -> _Table:
 
 def _text(table: Table) -> str:
     """The table as text, as wide as it needs to be: a name that is broken in two cannot be copied."""
-    console = Console(file=io.StringIO(), markup=False, emoji=False, highlight=False, width=10_000)
+    # Unless it is told not to, a Console in a notebook shows its text there in place of writing it, with bold type.
+    console = Console(
+        file=io.StringIO(),
+        markup=False,
+        emoji=False,
+        highlight=False,
+        width=10_000,
+        force_jupyter=False,
+        force_terminal=False,
+    )
     console.print(table)
     return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip("\n").splitlines())  # type: ignore[attr-defined]

@@ -50,7 +50,7 @@ from cnnlab.optim import Average, initialize, learning_rate, make_optimizer, sho
 from cnnlab.probe import compiled, not_compiled
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import find_recipe
-from cnnlab.record import Events, Saving, save_curves, summary
+from cnnlab.record import Events, Saving, kept, save_curves, summary
 from cnnlab.results import Result, SeedsResult
 from cnnlab.runs import Run
 from cnnlab.safety import say
@@ -141,7 +141,7 @@ def resume(
             say(f"{run.path} is finished: nothing to resume", error=True)
             return Result(run, found)
         if on_nan is not None and on_nan != run.recipe.on_nan:
-            with runs.locked(run.path), Saving(run.path, len(run.metrics())):
+            with runs.locked(run.path), Saving(run.path):
                 run = runs.change_recipe(run, run.recipe.changed(on_nan=on_nan))
     recipe = runs.open_seeds(folder)[0] if several else run.recipe
     begun = (runs.open_run(f) for f in runs.seed_folders(folder) if (f / "run.json").exists())
@@ -214,13 +214,13 @@ def _train(session: Session, run: Run, like: dict[str, Any] | None = None) -> Re
             average = Average(model, recipe) if recipe.average != "none" else None
             # Rows of the epochs that are saved; best figure so far, and its epoch; what is saved of the epoch after.
             state: dict[str, Any] = {"rows": [], "best": None, "best_epoch": 0, "part": None}
-            with Saving(run.path, 0):
+            with Saving(run.path):
                 remove_torn(run.path)
                 if begun or run.metrics():
                     state |= load_checkpoint(run.checkpoint, model, optimizer, session.device, average, told)
                     check(run.checkpoint, state, {**_STATE, "rows": [runs.row_form(recipe)]}, "train again")
                     _keep_best(session, run, state)
-            with Saving(run.path, len(state["rows"])):
+            with Saving(run.path, state):
                 runs.add_session(run, now)
                 if not begun:
                     save_checkpoint(run.checkpoint, model, optimizer, session.device, state, average)
@@ -296,7 +296,7 @@ def _train_seeds(session: Session, path: Path) -> SeedsResult:
             **{name: runs.spread([r.summary[name] for r in results]) for name in figures},
             **{n: runs.spread([r.summary[n] for r in results]) for n in ("images_per_second", "examples_per_second")},
         }
-        with Saving(path, recipe.epochs):
+        with Saving(path):
             write_checked(path / "summary.json", together)
     return SeedsResult(path, results, together)
 
@@ -317,7 +317,7 @@ def _fit(
             with contextlib.closing(Beside()) as beside:
                 _epochs(session, run, plan, model, optimizer, average, state, events, beside)
         except NotFinite as error:
-            raise diverged(error, run.path, recipe, _kept(state)) from None
+            raise diverged(error, run.path, recipe, kept(state)) from None
         except KeyboardInterrupt:
             display.end()
             with contextlib.suppress(OSError):  # what matters is how to go on
@@ -325,22 +325,17 @@ def _fit(
                     save_curves(run, state["rows"])
             epoch = min(len(state["rows"]) + 1, recipe.epochs)
             raise TrainingInterrupted(
-                f"stopped in epoch {epoch} of {recipe.epochs}; {_kept(state)}. Go on with: cnnlab train --resume "
+                f"stopped in epoch {epoch} of {recipe.epochs}; {kept(state)}. Go on with: cnnlab train --resume "
                 f"{run.path}"
             ) from None
         finally:
             display.end()
-        with Saving(run.path, recipe.epochs):
+        with Saving(run.path, state):
             save_curves(run, state["rows"])
             found = summary(session, run, state)
             write_checked(run.path / "summary.json", found)
             earlier(run.checkpoint).unlink(missing_ok=True)  # a finished run needs no second one
     return Result(run, found)
-
-
-def _kept(state: dict[str, Any]) -> str:
-    part = f" and {state['part']['steps']} steps of the next" if state["part"] else ""
-    return f"{len(state['rows'])} finished epochs{part} are kept"
 
 
 # What a checkpoint keeps of a training, beside its rows: see `_train`.
@@ -453,7 +448,7 @@ def _epochs(
                     "train_seconds": time.perf_counter() - began,
                     "compute_seconds": compute.seconds(),
                 }
-                with Saving(run.path, epoch):
+                with Saving(run.path, state):
                     save(part=reached)
                     if session.ctrl_c.asked:
                         beside.wait()
@@ -484,7 +479,7 @@ def _epochs(
             "images_per_second": seen / (trained - began),
             "examples_per_second": seen / compute_seconds,
         }
-        with Saving(run.path, epoch):
+        with Saving(run.path, state):
             # Chosen on validation; where only the test set is watched, by the training loss instead.
             # Of equal accuracies, which a small set has often, the lower loss is the better network.
             figure = [row["val_acc"], -row["val_loss"]] if recipe.watch == "validation" else [-row["loss"]]

@@ -86,6 +86,16 @@ class Score:
         return f"accuracy {self.accuracy:.4f} ({self.correct} of {self.count} images){bad}{rest}"
 
 
+@dataclass(frozen=True)
+class Truth:
+    """True labels: `ids` and `labels`, N texts each; classes: the K different ones, sorted; path: for errors."""
+
+    path: str
+    ids: list[str]
+    labels: list[str]
+    classes: list[str]
+
+
 def read_pairs(path: str | Path, id_column: str = "id", value_column: str = "label") -> tuple[list[str], list[str]]:
     """Two columns of a CSV file: (ids, values), each of N texts, in the file's order. See `cnnlab.csvs.read_table`.
 
@@ -137,22 +147,36 @@ def score(path: str | Path, labels_path: str | Path, *, id_column: str = "id", l
     The labels may be fewer than the answers (Kaggle scores 10,000 of 300,000): other ids are counted, not scored.
     Raises: CnnlabError where an image of the labels has no answer, and where a file cannot be read.
     """
-    ids, given = read_pairs(path, id_column, label_column)
-    true_ids, true = read_pairs(labels_path, id_column, label_column)
-    numeric = all(map(str.isdecimal, true))  # then 2 comes before 10
-    classes = sorted(set(true), key=lambda c: (len(c) if numeric else 0, c))
-    if "" in true or not 0 < len(classes) <= _MOST_CLASSES:
-        what = f"{len(classes)} different labels in {label_column!r}, {true.count('')} rows without any"
-        raise CnnlabError(f"{labels_path}: {what}; name the file and the column that hold the true labels")
-    answers = dict(zip(ids, given, strict=True))
-    if missing := [i for i in true_ids if i not in answers]:
-        raise CnnlabError(f"{path} lacks {len(missing)} ids of {labels_path} ({first(missing)}); answer every image")
-    k, number = len(classes), {c: i for i, c in enumerate(classes)}
+    given = _read(path, id_column, label_column)
+    return measure(given, read_truth(labels_path, id_column, label_column), expand(path))
+
+
+def read_truth(path: str | Path, id_column: str = "id", label_column: str = "label") -> Truth:
+    """The true labels in a CSV file. Raises: CnnlabError where a row has none, and for no class or too many."""
+    table = _read(path, id_column, label_column)
+    numeric = all(map(str.isdecimal, table.values))  # then 2 comes before 10
+    classes = sorted(set(table.values), key=lambda c: (len(c) if numeric else 0, c))
+    if "" in table.values or not 0 < len(classes) <= _MOST_CLASSES:
+        what = f"{len(classes)} different labels in {label_column!r}, {table.values.count('')} rows without any"
+        raise CnnlabError(f"{path}: {what}; name the file and the column that hold the true labels")
+    return Truth(str(path), table.ids, table.values, classes)
+
+
+def measure(given: Table, truth: Truth, path: str | Path) -> Score:
+    """Measure a submission's rows `given` against the true labels; `path`: what the submission is called.
+
+    Raises: CnnlabError where an image of the labels has no answer.
+    """
+    answers = dict(zip(given.ids, given.values, strict=True))
+    if missing := [i for i in truth.ids if i not in answers]:
+        raise CnnlabError(f"{path} lacks {len(missing)} ids of {truth.path} ({first(missing)}); answer every image")
+    k, number = len(truth.classes), {c: i for i, c in enumerate(truth.classes)}
     confusion = np.zeros((k, k + 1), np.int64)
-    for i, c in zip(true_ids, true, strict=True):
+    for i, c in zip(truth.ids, truth.labels, strict=True):
         confusion[number[c], number.get(answers[i], k)] += 1
-    no_class = dict(Counter(answers[i] for i in true_ids if answers[i] not in number).most_common())
-    return Score(expand(path), classes, confusion[:, :k], confusion[:, k], no_class, len(ids) - len(true_ids))
+    no_class = dict(Counter(answers[i] for i in truth.ids if answers[i] not in number).most_common())
+    unscored = len(given.ids) - len(truth.ids)
+    return Score(Path(path), truth.classes, confusion[:, :k], confusion[:, k], no_class, unscored)
 
 
 def _read(path: str | Path, id_column: str, value_column: str) -> Table:

@@ -20,8 +20,8 @@ _TIMEOUT = 30  # seconds without a byte
 _LARGEST = 1 << 30  # bytes: a server that never ends must not fill the disk
 
 
-def download(urls: Sequence[str], path: Path, *, md5: str, report: Report = no_report) -> None:
-    """Fetch `path` from the first of `urls` that gives a file with the right `md5`.
+def download(urls: Sequence[str], path: Path, *, md5: str = "", sha1: str = "", report: Report = no_report) -> None:
+    """Fetch `path` from the first of `urls` that gives a file with the right `md5`, or the right `sha1`.
 
     The bytes go to `path` + `.part`, which a later call continues where this one was stopped; only a verified file
     gets the name `path`. Of several processes one downloads while the others wait, then find it done.
@@ -32,14 +32,14 @@ def download(urls: Sequence[str], path: Path, *, md5: str, report: Report = no_r
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(path) + ".lock"):
             if not path.exists():
-                _fetch_any(urls, path, md5, report)
+                _fetch_any(urls, path, "sha1" if sha1 else "md5", sha1 or md5, report)
     except OSError as error:
         raise CnnlabError(
             f"cannot write {path}: {reason(error)}; free some space or name another folder with --data-dir"
         ) from error
 
 
-def _fetch_any(urls: Sequence[str], path: Path, md5: str, report: Report) -> None:
+def _fetch_any(urls: Sequence[str], path: Path, kind: str, wanted: str, report: Report) -> None:
     part = path.with_name(path.name + ".part")
     failures = []
     for url in urls:
@@ -50,7 +50,7 @@ def _fetch_any(urls: Sequence[str], path: Path, md5: str, report: Report) -> Non
                     part.unlink(missing_ok=True)
                 continued = part.exists() and part.stat().st_size > 0
                 _fetch(url, part, report)
-                if _md5(part) == md5:
+                if checksum(part, kind) == wanted:
                     os.replace(part, path)  # noqa: PTH105
                     return
                 if not continued:
@@ -63,7 +63,7 @@ def _fetch_any(urls: Sequence[str], path: Path, md5: str, report: Report) -> Non
             failures.append(f"{url}: {reason(why) if isinstance(why, BaseException) else why}")
     raise CnnlabError(
         f"cannot download {path.name} ({'; '.join(failures)}); check the network and run again (what has arrived is "
-        f"kept), or put the file (MD5 {md5}) into {path.parent} by hand"
+        f"kept), or put the file ({kind.upper()} {wanted}) into {path.parent} by hand"
     )
 
 
@@ -102,7 +102,7 @@ def _read(response: http.client.HTTPResponse) -> bytes:
         raise http.client.HTTPException(reason(error)) from error
 
 
-def _md5(path: Path) -> str:
+def checksum(path: Path, kind: str) -> str:
+    """The file's sum, as the publishers give it; kind: md5 or sha1. It guards against damage, not against an enemy."""
     with path.open("rb") as file:
-        # The publisher's sums are MD5; they guard against damage, not against an enemy.
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()

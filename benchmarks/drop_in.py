@@ -1,0 +1,103 @@
+"""What one changed import line gives: d2l's train_ch6 on its own loader against cnnlab.manual's on its own, in turn.
+
+    python benchmarks/drop_in.py [--networks lenet resnet18-manual ...] [--pairs 3] [--epochs 2] [--tiny]
+
+A reader's listing decides all else, so both sides have the same network of torch's own layers, batch, image size and
+learning rate, in float32 and in the layout that torch gives; nothing is measured beforehand, nothing compiled. What is
+timed, the networks, and how long ones are cut: as in vs_d2l.py, whose side of d2l this is.
+
+Writes benchmarks/results/drop-in_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB_DATA) and psutil.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from _common import PEERS, Task, answered, call, call_each, spread, write_result
+from vs_d2l import D2L, NETWORKS, WATCHED, as_printed, child_d2l, child_prepare
+
+
+class First:
+    """The first `count` batches of an iterable, each time anew."""
+
+    def __init__(self, batches: Any, count: int) -> None:
+        self._batches, self._count = batches, count
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self._batches), self._count)
+
+    def __len__(self) -> int:
+        return self._count
+
+
+def child_manual(task: Task) -> Task:
+    os.chdir(PEERS / "work")  # where the curves may lie
+    from cnnlab import manual as d2l
+    from cnnlab.models import build_model
+
+    recipe = task["recipe"]
+    batch, size, epochs = recipe["batch_size"], recipe["image_size"], recipe["epochs"]
+    net = as_printed(build_model(recipe["model"], num_classes=10, in_channels=1, image_size=size or 28))
+    train_iter: Any
+    train_iter, test_iter = d2l.load_data_fashion_mnist(batch, resize=size or None)
+    watched: Any = test_iter
+    if task["images"]:
+        train_iter, watched = First(train_iter, task["images"] // batch), First(test_iter, task["watched"] // batch)
+    began = time.perf_counter()
+    history = d2l.train_ch6(net, train_iter, watched, epochs, recipe["learning_rate"], d2l.try_gpu())
+    return {
+        "seconds": time.perf_counter() - began,
+        "train_seconds": sum(row["train_seconds"] for row in history.rows),
+        "images": sum(row["images"] for row in history.rows),
+    }
+
+
+def main() -> None:
+    if answered({"prepare": child_prepare, "d2l": child_d2l, "cnnlab.manual": child_manual}):
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    usual = ["lenet", "lenet-bn", "lenet-bn-scratch", "resnet18-manual"]
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=usual, metavar="NETWORK")
+    parser.add_argument("--pairs", type=int, default=3, help="runs of each side")
+    parser.add_argument("--epochs", type=int, default=2, help="of the networks that train on all images; others: 1")
+    parser.add_argument("--tiny", action="store_true", help="does all of it work? lenet-bn, one pair, nothing fetched")
+    parser.add_argument("--out", type=Path, help="folder of the result in place of benchmarks/results")
+    args = parser.parse_args()
+    if args.tiny:
+        args.networks, args.pairs = ["lenet-bn"], 1
+    ready = call({"side": "prepare", "networks": [], "tiny": args.tiny})
+    if "skipped" in ready:
+        print(f"skipped: {ready['skipped']}")
+        return
+    from cnnlab.recipes import RECIPES  # only now: see vs_d2l.py
+
+    figures: dict[str, Any] = {}
+    for network in args.networks:
+        name, images = NETWORKS[network]
+        images = 1280 if args.tiny else images
+        recipe = RECIPES[name].changed(epochs=1 if images else args.epochs).to_dict()
+        task = {"recipe": recipe, "images": images, "watched": WATCHED if images else 0}
+        sides = ("d2l", "cnnlab.manual")
+        pairs = [call_each([{**task, "side": side} for side in sides], together=args.tiny) for _ in range(args.pairs)]
+        ratio = {
+            key: spread([p["d2l"][key] / p["d2l"]["images"] * p[sides[1]]["images"] / p[sides[1]][key] for p in pairs])
+            for key in ("train_seconds", "seconds")
+        }
+        figures[network] = {"images": images or 60_000, "epochs": recipe["epochs"], "ratio": ratio, "pairs": pairs}
+        trained, whole = ratio["train_seconds"], ratio["seconds"]
+        print(
+            f"{network}: training {trained['median']:.2f} times as fast ({trained['min']:.2f} to {trained['max']:.2f}, "
+            f"n={args.pairs}), the whole call {whole['median']:.2f}",
+            flush=True,
+        )
+    print(write_result("drop-in", "auto", {"peer": D2L, "n": args.pairs, "networks": figures}, args.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,386 @@
+"""The documentation's site: it builds without a warning, its links hold, and viewing it asks no other host."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import http.server
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from filelock import FileLock
+
+import browser
+import cnnlab as package
+from cnnlab.recipe import SETTINGS
+from cnnlab.recipes import RECIPES
+
+ROOT = Path(__file__).resolve().parent.parent
+MAKE = ROOT / "scripts" / "make_site.py"
+pytestmark = pytest.mark.slow
+
+# What a browser fetches without being asked; of <link> all but those kinds that only tell where something is.
+FETCHED = {"src", "srcset", "data", "poster", "background", "xlink:href", "action", "formaction", "manifest", "ping"}
+TELLING = {"canonical", "author", "license", "alternate", "help", "next", "prev", "search", "edit"}
+OUTSIDE = re.compile(r"\s*([a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
+IN_STYLE = re.compile(r"""(?:url\(\s*|@import\s+(?!url))['"]?([^'")\s]+)""")
+
+
+class Page(HTMLParser):
+    """fetches: addresses that the page makes a browser fetch; links: those that a reader may follow; ids; policy."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.fetches: list[str] = []
+        self.links: list[str] = []
+        self.ids: set[str] = set()
+        self.policy = ""
+        self._style = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attrs}
+        self._style = tag == "style"
+        self.ids.add(found.get("id", ""))
+        for name, value in found.items():
+            if name == "srcset":
+                self.fetches += [part.split()[0] for part in value.split(",") if part.strip()]
+            elif name in FETCHED or (name == "href" and tag not in ("a", "area", "link", "base")):
+                self.fetches.append(value)
+            elif name == "style":
+                self.fetches += IN_STYLE.findall(value)
+        if tag == "a":
+            self.links.append(found.get("href", ""))
+        if tag == "link" and not set(found.get("rel", "").split()) & TELLING:
+            self.fetches.append(found.get("href", ""))
+        if tag == "base":
+            self.fetches.append(found.get("href", ""))
+        if found.get("http-equiv", "").lower() == "refresh":
+            self.fetches.append(found.get("content", "").partition("=")[2])
+        if found.get("http-equiv", "").lower() == "content-security-policy":
+            self.policy = found.get("content", "")
+
+    def handle_data(self, data: str) -> None:
+        if self._style:
+            self.fetches += IN_STYLE.findall(data)
+
+
+def outside(addresses: list[str]) -> list[str]:
+    return [address for address in addresses if OUTSIDE.match(address)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<script src="https://a.example/x.js"></script>',
+        '<script src="//a.example/x.js"></script>',
+        '<link rel="stylesheet" href="https://a.example/x.css">',
+        '<link rel=preconnect href=" HTTPS://a.example">',
+        '<img src="http://a.example/x.png">',
+        '<img srcset="a.png 1x, https://a.example/x.png 2x">',
+        '<p style="background: url(https://a.example/x.png)">',
+        "<style>@import 'https://a.example/x.css';</style>",
+        "<style>@import url(https://a.example/x.css);</style>",
+        "<style>@font-face { src: url( '//a.example/x.woff2' ) }</style>",
+        '<svg><use href="https://a.example/x.svg#a"/></svg>',
+        '<iframe src="https://a.example"></iframe>',
+        '<object data="https://a.example"></object>',
+        '<meta http-equiv="refresh" content="0; url=https://a.example">',
+        '<base href="https://a.example">',
+        '<form action="https://a.example">',
+    ],
+)
+def test_the_check_finds_outside_hosts(text: str) -> None:
+    assert len(outside(Page(text).fetches)) == 1
+
+
+def test_the_check_lets_the_rest_be() -> None:
+    page = Page(
+        '<a href="https://a.example">x</a><img src="x.png"><img src="data:image/svg+xml,//x"><script>//x</script>'
+        '<link rel="canonical" href="https://a.example"><style>p { background: url("data:image/png;base64,//8=") }</style>'
+    )
+    assert outside(page.fetches) == []
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_menu_takes_in_new_pages_and_leaves_out_missing_ones(tmp_path: Path) -> None:
+    for name in ("README.md", "docs/a.md", "docs/new.md", "docs/a.zh.md", "docs/new.zh.md", "lessons/02.md",
+                 "lessons/01.md", "lessons/01.zh.md", "lessons/picture.png"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    nav = [
+        {"Start": "README.md"}, {"Gone": "docs/gone.md"}, {"Lessons": ["lessons/*.md"]}, {"None": ["none/*.md"]},
+        {"Inside": [{"A": "docs/a.md"}, "docs/*.md", {"Gone": "docs/gone.md"}]},
+        {"中文": [{"甲": "docs/a.zh.md"}, "docs/*.zh.md", "lessons/*.zh.md"]},
+    ]  # fmt: skip
+    assert script("site_hooks").arrange(nav, tmp_path) == [
+        {"Start": "README.md"}, {"Lessons": ["lessons/01.md", "lessons/02.md"]},
+        {"Inside": [{"A": "docs/a.md"}, "docs/new.md"]},
+        {"中文": [{"甲": "docs/a.zh.md"}, "docs/new.zh.md", "lessons/01.zh.md"]},
+    ]  # fmt: skip
+
+
+def test_chinese_lines_are_joined_and_figures_kept_together() -> None:
+    hooks = script("site_hooks")
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="a.zh.md"))
+    text = "- 一行，\n  第二行 a\n第三行。\n\n# 标题\n| 0.5 ± 0.1 | 1 to 2 | a to b |\n0.5 ± 0.1"
+    kept = "- 一行，第二行 a\n第三行。\n\n# 标题\n| 0.5\u00a0±\u00a00.1 | 1\u00a0to\u00a02 | a to b |\n0.5 ± 0.1"
+    assert hooks.on_page_markdown(text, page=page) == kept
+    page.file.src_uri = "a.md"
+    assert hooks.on_page_markdown("一\n二", page=page) == "一\n二"
+
+
+def test_a_lesson_becomes_a_page() -> None:
+    pytest.importorskip("latex2mathml", reason="latex2mathml is not installed: pip install --group docs")
+
+    def cell(text: str, language: str = "", tag: str = "") -> Any:
+        return SimpleNamespace(text=text, language=language, tag=tag)
+
+    cells = [
+        cell("# Title\n\nWhy $x^2$, not `$5`.", "en"), cell("# 标题", "zh"), cell("print(1)"), cell("", tag="answer"),
+        cell("$$\\frac{1}{2}$$", "en", "exercise"), cell("draw()\n\nx", tag="solution"), cell("Since.", "en", "solution"),
+    ]  # fmt: skip
+    picture = base64.b64encode(b"png").decode()
+    table = {"text/markdown": ["| a |\n", "|---|"], "text/plain": ["<a>"]}
+    shown = [
+        [{"output_type": "stream", "text": ["1\n"]}, {"output_type": "execute_result", "data": table}], [],
+        [{"output_type": "display_data", "data": {"image/png": picture + "\n", "text/plain": ["<Figure>"]}}],
+    ]  # fmt: skip
+    pages = script("site_pages")
+    text = pages.lesson(cells, "en", "How.", shown)
+    assert text.startswith("# Title\n\nHow.\n\nWhy <math")
+    assert "<msup><mi>x</mi><mn>2</mn></msup>" in text
+    assert "not `$5`." in text
+    assert "<mfrac>" in text
+    assert 'display="block"' in text
+    assert "标题" not in text
+    assert "~~~~python\nprint(1)\n~~~~\n\n~~~~text\n1\n~~~~\n\n| a |\n|---|\n" in text
+    assert '??? note "Solution"\n\n    ~~~~python\n    draw()' in text
+    assert f"\n    ![](data:image/png;base64,{picture})" in text
+    assert "<Figure>" not in text
+    assert '??? note "Solution"\n\n    Since.' in text
+    assert pages.lesson(cells, "zh", "怎样。", []).startswith("# 标题\n\n怎样。")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    for name in ("mkdocs", "material", "mkdocstrings", "mkdocstrings_handlers.python", "latex2mathml"):
+        if importlib.util.find_spec(name.partition(".")[0]) is None or importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed: pip install --group docs")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one site for all workers
+        folder = folder.parent
+    out = folder / "site"
+    with FileLock(folder / "site.lock"):
+        if out.exists():
+            return out
+        done = subprocess.run(
+            [sys.executable, str(MAKE), "--out", str(out)], capture_output=True, text=True, timeout=300,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "warning" not in said.lower(), said
+    return out
+
+
+@pytest.fixture(scope="module")
+def pages(site: Path) -> dict[str, Page]:
+    return {p.relative_to(site).as_posix(): Page(p.read_text(encoding="utf-8")) for p in site.rglob("*.html")}
+
+
+def test_every_page_of_the_repository_is_there(site: Path) -> None:
+    for path in (*ROOT.glob("README*.md"), *ROOT.glob("docs/*.md")):
+        name = path.relative_to(ROOT).with_suffix(".html").as_posix().replace("README.html", "index.html")
+        assert (site / name).is_file(), name
+    assert not (site / "docs" / "theme").exists()
+
+
+def test_the_menu_names_every_page_and_no_other(site: Path, pages: dict[str, Page]) -> None:
+    awaited = {"docs/reliability.md", "docs/security.md"}
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    named = {name for name in re.findall(r"[\w./-]+\.md", nav) if "*" not in name and not name.startswith(("/", "."))}
+    assert len(named) > 15
+    assert {name for name in named - awaited if not name.startswith("reference/")} == {
+        name for name in named - awaited if (ROOT / name).is_file()
+    }
+    links = {(site / link.partition("#")[0]).resolve() for link in pages["index.html"].links if link.endswith(".html")}
+    for name in pages.keys() - {"404.html", "index.html"}:
+        assert (site / name).resolve() in links, name
+
+
+def test_lessons_have_their_pages(site: Path) -> None:
+    lessons = ROOT / "src" / "cnnlab" / "lessons" / "sources"
+    for path in lessons.glob("*.py"):
+        for ending in (".html", ".zh.html"):
+            assert (site / "lessons" / f"{path.stem}{ending}").is_file()
+
+
+def test_pages_say_their_language(site: Path) -> None:
+    for path in site.rglob("*.html"):
+        wanted = "zh" if path.name.endswith(".zh.html") else "en"
+        assert re.search(r'<html lang="(\w+)"', path.read_text(encoding="utf-8"))[1] == wanted, path
+
+
+def test_nothing_comes_from_another_host(site: Path, pages: dict[str, Page]) -> None:
+    assert len(pages) > 10
+    for name, page in pages.items():
+        assert outside(page.fetches) == [], name
+        # scripts could ask at run time: the browser is told to refuse
+        assert page.policy.startswith("default-src 'self' "), name
+        assert not re.search(r"https?:|\*", page.policy), name
+        assert page.fetches, name
+    styles = list(site.rglob("*.css"))
+    assert styles
+    for path in styles:
+        assert outside(IN_STYLE.findall(path.read_text(encoding="utf-8"))) == [], path
+    # What scripts could ask for, comments aside: a later theme that names another host is looked at before it is used.
+    known = re.compile(r"https?://(www\.w3\.org/|unpkg\.com/(mermaid@|resize-obs)|api\.github\.com/|\$\{e\}/api/v4/)")
+    for path in site.rglob("assets/**/*.js"):
+        text = re.sub(r"/\*.*?\*/", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        found = [a for a in re.findall(r"""["'`](https?://[^"'`\s]+)""", text) if not known.match(a)]
+        assert not found, (path, found)
+
+
+# Elements that reach over the right side of the screen, and do not lie in something that scrolls.
+OVER = """[...document.querySelectorAll('.md-content *')].filter(e => {
+  const box = e.getBoundingClientRect();
+  if (!box.width || box.right <= innerWidth + 1) return false;
+  for (let p = e.parentElement; p !== document.body; p = p.parentElement)
+    if (getComputedStyle(p).overflowX !== 'visible') return false;
+  return true;
+}).map(e => e.outerHTML.slice(0, 100))"""
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Browser]:
+    program = browser.installed()
+    if program is None:
+        pytest.skip("no Chromium is installed: apt-get install chromium")
+    tab = browser.Browser(tmp_path_factory.mktemp("profile"), program)
+    yield tab
+    tab.close()
+
+
+@pytest.fixture(scope="module")
+def server(site: Path) -> Iterator[str]:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site)) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{serving.server_port}/"
+        serving.shutdown()
+
+
+def looked_at(pages: dict[str, Page]) -> list[str]:
+    lessons = sorted(name for name in pages if name.startswith("lessons/"))
+    return [name for name in sorted(pages) if name not in lessons[4:]]  # the others are made alike
+
+
+def test_a_browser_shows_every_page_within_its_width(
+    chromium: browser.Browser, server: str, pages: dict[str, Page]
+) -> None:
+    chromium.tell("Page.setBypassCSP", enabled=True)  # to see what the policy would have refused
+    for width, names in ((390, looked_at(pages)), (1280, ["index.html", "docs/speed.html", "reference/recipes.html"])):
+        chromium.size(width, 844)
+        for name in names:
+            chromium.go(server + name)
+            assert chromium.value("getComputedStyle(document.querySelector('.md-header')).position") == "sticky", name
+            assert chromium.value("document.documentElement.scrollWidth") == width, name
+            assert chromium.value(OVER) == [], name
+            assert [a for a in chromium.asked if not a.startswith((server, "data:", "blob:"))] == [], name
+            assert any(a.endswith(".css") for a in chromium.asked), name
+            assert chromium.errors == [], name
+    chromium.tell("Page.setBypassCSP", enabled=False)
+
+
+@pytest.mark.parametrize("from_disk", [False, True])
+def test_the_search_finds_both_languages(chromium: browser.Browser, server: str, site: Path, from_disk: bool) -> None:
+    chromium.size(1280, 900)
+    start = site.as_uri() + "/" if from_disk else server
+    for page, word, wanted in (
+        ("index.html", "evaluate_run", "reference/python.html"),
+        ("docs/errata.html", "竞赛", "docs/competition.zh.html"),
+        ("index.html", "roster", "docs/grading.html"),
+    ):
+        chromium.go(start + page)
+        chromium.value("document.querySelector('[name=query]').focus()")
+        chromium.value(f"document.execCommand('insertText', false, {json.dumps(word)})")
+        chromium.tell("Input.dispatchKeyEvent", type="keyUp", key="e")
+        found = "[...document.querySelectorAll('.md-search-result__link')].map(a => a.href.split(/[?#]/)[0])"
+        assert start + wanted in chromium.wait(f"{found}.length && {found}"), word
+        assert chromium.errors == []
+
+
+def test_links_within_the_site_hold(site: Path, pages: dict[str, Page]) -> None:
+    count = 0
+    for name, page in pages.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if name == "404.html" or not link or parts.scheme or parts.netloc:  # 404: from the server's root
+                continue
+            target = ((site / name).parent / unquote(parts.path)).resolve() if parts.path else (site / name)
+            if target.is_dir():
+                target /= "index.html"
+            assert target.is_file(), (name, link)
+            assert target.is_relative_to(site.resolve())
+            if parts.fragment and target.suffix == ".html" and not parts.fragment.startswith("__"):
+                other = pages[target.relative_to(site.resolve()).as_posix()]
+                assert unquote(parts.fragment) in other.ids, (name, link)
+            count += 1
+    assert count > 200
+
+
+def test_reference_pages_name_everything(site: Path) -> None:
+    commands, recipes, python = (
+        re.sub("<[^>]+>", "", (site / "reference" / f"{name}.html").read_text(encoding="utf-8"))
+        for name in ("commands", "recipes", "python")
+    )
+    for name in ("cnnlab train", "cnnlab kaggle submit", "cnnlab grade", "cnnlab list", "--skip-bad", "--roster"):
+        assert name in commands, name
+    for name in (*RECIPES, *SETTINGS):
+        assert name in recipes, name
+    for name in set(package.__all__) - {"__version__"}:
+        assert name in python, name
+    assert "Go on with an interrupted run" in commands
+
+
+def test_both_languages_can_be_searched(site: Path) -> None:
+    index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))
+    texts = {entry["location"]: entry["title"] + entry["text"] for entry in index["docs"]}
+    assert any("竞赛" in text for text in texts.values())
+    assert any("evaluate_run" in text for text in texts.values())
+    assert index["config"]["pipeline"] == ["stemmer", "stopWordFilter"]
+    words = re.split(index["config"]["separator"], "手写数字, a LeNet-5 net")
+    assert [w for w in words if w] == [*"手写数字", "a", "LeNet", "5", "net"]
+
+
+def test_a_folder_with_something_else_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years")
+    command = [sys.executable, str(MAKE), "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "holds something else" in done.stderr
+    assert (tmp_path / "thesis.txt").read_text() == "years"
