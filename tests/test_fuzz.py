@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
@@ -56,10 +56,11 @@ MORE = int(os.environ.get("CNNLAB_FUZZ", "1"))
 pytestmark = [pytest.mark.timeout(120 + 60 * MORE)]
 
 
-def tries(count: int) -> Callable[[Any], Any]:
-    """So many examples: always the same, or, where more are asked for, others each time."""
+def tries(count: int, *, slow: bool = False) -> Callable[[Any], Any]:
+    """So many examples: always the same, or, where more are asked for, others each time. slow: none is made smaller."""
+    phases = [Phase.generate] if slow else [Phase.generate, Phase.shrink]
     return settings(
-        max_examples=count * MORE, deadline=None, database=None, derandomize=MORE == 1,
+        max_examples=count * MORE, deadline=None, database=None, derandomize=MORE == 1, phases=phases,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
 
@@ -408,7 +409,7 @@ def test_a_hostile_run_through_the_command(
     shutil.copytree(finished, place / "run")
     content = (finished / name).read_bytes()
 
-    @tries(12)
+    @tries(12, slow=True)
     @given(edits, changes, st.booleans())
     def run(made: list[Any], bad: list[Any], structured: bool) -> None:
         (place / "run" / name).write_bytes(content)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -49,6 +48,7 @@ def grade(
     from cnnlab.display import make_display
     from cnnlab.grade import check_out
     from cnnlab.grade import grade as measure
+    from cnnlab.safety import say
 
     check_out(out)
     display = make_display()
@@ -60,7 +60,7 @@ def grade(
     finally:
         display.end()
     for text in found.left_out:
-        print(f"left out: {text}", file=sys.stderr)
+        say(f"left out: {text}", error=True)
     folder = found.save(out)
-    print(tables.as_json(found.to_dict()) if as_json else tables.grades(found))
-    print(f"kept in {folder} (grades.csv, grades.png)", file=sys.stderr)
+    say(tables.as_json(found.to_dict()) if as_json else tables.grades(found))
+    say(f"kept in {folder} (grades.csv, grades.png)", error=True)

@@ -24,9 +24,10 @@ def _root(context: typer.Context) -> None:
 def list_(language: Language = "en") -> None:
     """List the lessons."""
     from cnnlab import lessons as found
+    from cnnlab.safety import say
 
     for name in found.lessons():
-        print(f"{name:<14}  {found.title(name, language)}")
+        say(f"{name:<14}  {found.title(name, language)}")
 
 
 @lessons.command()
@@ -39,6 +40,7 @@ def copy(
 ) -> None:
     """Write the lessons as notebooks. Nothing is overwritten."""
     from cnnlab import lessons as found
+    from cnnlab.safety import say
 
     for path in found.copy(folder, language=language, solutions=solutions):
-        print(path)
+        say(path)

@@ -44,10 +44,23 @@ def read_table(
     over. Ids are not empty, and unique unless there may be `repeats`; values may be empty unless `blanks` is False.
     name: what errors call the file, which is closed. Raises: CnnlabError naming it, mostly the line, and the remedy.
     """
-    # What is not UTF-8 becomes surrogates, which _lines finds: so the error can name the line.
-    with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+    with _text(file) as text:
         lines = _Lines(name, text)
         return _parse(name, lines, id_column.strip(), value_column.strip(), repeats, blanks)
+
+
+def read_header(file: IO[bytes], name: str) -> list[str]:
+    """The first row that is not blank, none of an empty file; as `read_table` in all else."""
+    with _text(file) as text:
+        try:
+            return next((row for row in csv.reader(_Lines(name, text), strict=True) if row), [])
+        except csv.Error as error:
+            raise CnnlabError(f"{name}, line 1: {reason(error)}; save the table as CSV in UTF-8") from error
+
+
+def _text(file: IO[bytes]) -> io.TextIOWrapper:
+    # What is not UTF-8 becomes surrogates, which _Lines finds: so the error can name the line.
+    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 def _parse(name: str, lines: _Lines, id_column: str, value_column: str, repeats: bool, blanks: bool) -> Table:

@@ -27,6 +27,7 @@ from cnnlab.data.imageset import Report, no_report
 from cnnlab.errors import CnnlabError, expand, reason
 from cnnlab.files import write_atomic
 from cnnlab.runs import named_folder
+from cnnlab.safety import cell, shown
 
 STATUS = ("scored", "refused", "missing")
 TABLE, PICTURE = "grades.csv", "grades.png"
@@ -48,8 +49,6 @@ _OTHERS = {
     b"%PDF": "a PDF document",
 }
 _PACKED = (".zip", ".gz", ".tgz", ".7z", ".rar", ".tar", ".bz2", ".xz")
-# A spreadsheet takes a cell that begins so for a formula, and where it separates cells by semicolons, a part of one.
-_FORMULA = re.compile(r"(^|;)(?=[\s'\"]*[=+\-@＝＋－＠])")
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ class Grades:
             values = row.to_dict()
             if row.score:
                 values["accuracy"] = f"{row.score.accuracy:.6f}"
-            write.writerow(["" if values[c] is None else unformulated(str(values[c])) for c in COLUMNS])
+            write.writerow(["" if values[c] is None else cell(str(values[c])) for c in COLUMNS])
         return "\ufeff" + text.getvalue()
 
     def save(self, out: str | Path | None = None) -> Path:
@@ -222,18 +221,6 @@ def _find(
     elif place is not None:
         raise CnnlabError(f"{submissions} is no file and no folder; name a submission, or a folder of them")
     return found, names, list(dict.fromkeys(left_out))
-
-
-def shown(text: str) -> str:
-    """A name from the disk as it may stand in a table: what no terminal should get is spelled out."""
-    # Zs: spaces of every script. What is not printable may be a terminal's command, or turn the line's direction.
-    keep = (c if c.isprintable() or unicodedata.category(c) == "Zs" else ascii(c)[1:-1] for c in text)
-    return "".join(keep)
-
-
-def unformulated(text: str) -> str:
-    """`text` for a spreadsheet's cell: an apostrophe before whatever would make it a formula."""
-    return _FORMULA.sub(r"\1'", text)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import re
 import sys
 import unicodedata
 
-# What a spreadsheet takes for the beginning of a formula.
-_FORMULA = re.compile(r"\s*[=+\-@]")
+# A spreadsheet takes a cell that begins so for a formula, and where it separates cells by semicolons, a part of one.
+_FORMULA = re.compile(r"(^|;)(?=[\s'\"]*[=+\-@＝＋－＠])")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -35,11 +35,12 @@ def clipped(text: str, most: int = 200) -> str:
 
 
 def cell(text: str) -> str:
-    """`text` as it may stand in a table that a person opens in a spreadsheet: what looks like a formula is quoted.
+    """`text`, `shown`, as it may stand in a table that a person opens: what a spreadsheet took for a formula is quoted.
 
     By an apostrophe in front, which spreadsheets take for "this is text". A number stays as it is.
     """
-    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+    text = shown(text)
+    return text if _NUMBER.fullmatch(text) else _FORMULA.sub(r"\1'", text)
 
 
 def markdown(text: str) -> str:

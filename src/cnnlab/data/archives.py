@@ -1,4 +1,4 @@
-"""The images in an archive or a folder, one after the other, in bounded memory; nothing is unpacked to the disk.
+"""The images in an archive or a folder, one after the other, in bounded memory; what is wanted on the disk, `unpack`.
 
 An archive may come from anyone. Its list of members is judged before anything is read, and what they really unpack
 to while it is read: names that lead out of it, links, devices, two members of one name, encryption and bombs are
@@ -14,6 +14,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Container, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -24,6 +25,7 @@ from cnnlab.errors import CnnlabError, reason
 
 ARCHIVES = (".7z", ".zip", ".tar", ".tar.gz", ".tgz")
 MEMBER_LIMIT = 64 << 20  # bytes of one image file
+FILE_LIMIT = 1 << 30  # bytes of one file of any kind
 # Bytes of all members: image files hardly shrink in an archive, so a hundredfold is a bomb.
 TOTAL_LEAST, TOTAL_RATIO = 1 << 30, 100
 # Files in an archive, images or not; of a zip's list of them, which Python reads as a whole, the bytes.
@@ -42,14 +44,15 @@ class Member:
 
 
 class Archive:
-    """The images of one archive or folder.
+    """The images of one archive or folder, or `every` file.
 
     members: the images, in the order in which `read` gives them; passed_over: how many other files there are;
     label: what errors call the archive.
     """
 
-    def __init__(self, label: str, packed: int) -> None:
+    def __init__(self, label: str, packed: int, every: bool = False) -> None:
         self.label = label
+        self._every, self._most = every, FILE_LIMIT if every else MEMBER_LIMIT
         self.members: list[Member] = []
         self.passed_over = 0
         self._limit = max(TOTAL_LEAST, TOTAL_RATIO * packed)
@@ -71,7 +74,7 @@ class Archive:
         return f"{self.label}: {shown(self.members[index].name)}"
 
     def _admit(self, name: str, size: int) -> bool:
-        """Judge a file's name and declared size; is it an image?"""
+        """Judge a file's name and declared size; is it one of those that are wanted?"""
         parts = name.split("/")
         if not name or name[0] == "/" or "\\" in name or "\0" in name or ".." in parts or re.match("[A-Za-z]:", name):
             raise CnnlabError(
@@ -84,11 +87,12 @@ class Archive:
             raise CnnlabError(f"{self.label} holds over {MOST_MEMBERS:,} files; unpack it and give the folder")
         call = f"{self.label}: {shown(name)}"
         hidden = any(part == "__MACOSX" or (part[:1] == "." and part != ".") for part in parts)
-        if hidden or os.path.splitext(parts[-1])[1].lower() not in ENDINGS:  # noqa: PTH122 - hot
+        if not self._every and (hidden or os.path.splitext(parts[-1])[1].lower() not in ENDINGS):  # noqa: PTH122 - hot
             self.passed_over += 1
             return False
-        if size > MEMBER_LIMIT:
-            raise CnnlabError(f"{call} is {size:,} bytes; more than {MEMBER_LIMIT:,} is no image here")
+        if size > self._most:
+            what = "is not unpacked" if self._every else "is no image here"
+            raise CnnlabError(f"{call} is {size:,} bytes; more than {self._most:,} {what}")
         if name in self._names:
             raise CnnlabError(f"{call} is there twice; which one is meant? Pack it again with one of them")
         self._names.add(name)
@@ -131,8 +135,8 @@ class _Folder(Archive):
 
 
 class _Zip(Archive):
-    def __init__(self, path: Path, label: str, inside: str) -> None:
-        super().__init__(label, path.stat().st_size)
+    def __init__(self, path: Path, label: str, inside: str = "", every: bool = False) -> None:
+        super().__init__(label, path.stat().st_size, every)
         self._infos: list[zipfile.ZipInfo] = []
         self._zip = open_zip(path, label)
         try:
@@ -157,7 +161,7 @@ class _Zip(Archive):
             if wanted is None or i in wanted:
                 try:
                     with self._zip.open(info) as file:
-                        content = file.read(MEMBER_LIMIT + 1)
+                        content = file.read(self._most + 1)
                 except (OSError, *ZIP_ERRORS) as error:
                     raise self._damaged(error) from error
                 if len(content) != info.file_size:
@@ -169,10 +173,10 @@ class _Zip(Archive):
 
 
 class _Tar(Archive):
-    def __init__(self, path: Path, label: str) -> None:
-        super().__init__(label, path.stat().st_size)
+    def __init__(self, path: Path, label: str, every: bool = False) -> None:
+        super().__init__(label, path.stat().st_size, every)
         self._path = path
-        self._places: list[int] = []  # of each image, its place among all files
+        self._places: list[int] = []  # of each member, its place among all files
         for place, (entry, _) in enumerate(self._entries()):
             self._count(entry.overhead)
             if entry.kind and entry.kind != "a folder":
@@ -189,7 +193,7 @@ class _Tar(Archive):
                 continue
             if wanted is None or index in wanted:
                 try:
-                    content = tar.read(MEMBER_LIMIT)
+                    content = tar.read(self._most)
                 except _TAR_ERRORS as error:
                     raise self._damaged(error) from error
                 yield index, content
@@ -242,6 +246,20 @@ def open_archive(path: Path, label: str = "", inside: str = "") -> Archive:
     except OSError as error:
         raise CnnlabError(f"cannot read {path}: {reason(error)}") from error
     raise CnnlabError(f"{path} is no archive that can be read; known: {', '.join(ARCHIVES)}, or a folder")
+
+
+def unpack(path: Path, folder: Path) -> None:
+    """Write every file of a zip or a tar into `folder`, each below it; what was there before is replaced.
+
+    Raises: CnnlabError for an archive that is damaged, encrypted or hostile, of which nothing or a part is written;
+    OSError where the disk refuses.
+    """
+    kind = archive_ending(path.name)
+    with closing((_Zip if kind == ".zip" else _Tar)(path, path.name, every=True)) as archive:
+        for index, content in archive.read():
+            target = folder / archive.members[index].name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
 
 
 def open_zip(path: Path, label: str) -> zipfile.ZipFile:

@@ -51,9 +51,11 @@ class SevenZip(Archive):
             if self._seven.files and _UNBOUNDED.intersection(self._seven.archiveinfo().method_names):
                 raise unread(label, label)
             self._list()
-        except BaseException:
+        except BaseException as error:
             self._seven.close()
-            raise
+            if isinstance(error, CnnlabError) or not isinstance(error, Exception):
+                raise
+            raise self._damaged(error) from error  # parts of a header may be missing
 
     def _list(self) -> None:
         starts: dict[int, int] = {}

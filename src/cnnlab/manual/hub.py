@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import shutil
-import tarfile
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from cnnlab.csvs import first, quoted, read_table
+from cnnlab.csvs import first, quoted, read_header, read_table
 from cnnlab.data import data_folder
-from cnnlab.data.archives import ZIP_ERRORS
+from cnnlab.data.archives import unpack
 from cnnlab.data.download import checksum
 from cnnlab.data.download import download as fetch
 from cnnlab.errors import CnnlabError, expand, reason, unknown
@@ -65,24 +61,17 @@ def download(name: str, cache_dir: str | Path | None = None) -> str:
 def download_extract(name: str, folder: str | None = None) -> str:
     """The folder that a zip or tar file named in DATA_HUB unpacks to, beside the file; it is downloaded if need be.
 
-    folder: its name; unsaid, the file's without its ending. Members that would land elsewhere are refused (tar) or
-    kept inside (zip). Raises: CnnlabError as `download`, and for a file that is no such archive, or a damaged one.
+    folder: its name; unsaid, the file's without its ending. An archive with members that would land elsewhere, links
+    or devices is refused. Raises: CnnlabError as `download`, and for a file that is no such archive, or a damaged one.
     """
     path = Path(download(name))
     base = path.parent
     stem = path.name.lower()
     ending = next((e for e in (".zip", ".tar.gz", ".tgz", ".tar", ".gz") if stem.endswith(e)), "")
+    if not ending:
+        raise CnnlabError(f"{path} cannot be unpacked: only .zip, .tar, .tar.gz and .tgz can")
     try:
-        if ending == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                archive.extractall(base)  # noqa: S202 - zipfile keeps members inside; the checksum is that of DATA_HUB
-        elif ending:
-            with tarfile.open(path) as tar:
-                tar.extractall(base, filter="data")
-        else:
-            raise CnnlabError(f"{path} cannot be unpacked: only .zip, .tar, .tar.gz and .tgz can")
-    except (tarfile.TarError, zlib.error, *ZIP_ERRORS) as error:
-        raise CnnlabError(f"{path} is damaged or refused: {reason(error)}; delete it and download it again") from error
+        unpack(path, base)
     except OSError as error:
         raise CnnlabError(f"cannot unpack {path} into {base}: {reason(error)}") from error
     return str(base / (folder if folder is not None else path.name[: len(path.name) - len(ending)]))
@@ -96,8 +85,7 @@ def read_csv_labels(fname: str | Path) -> dict[str, str]:
     """
     path = expand(fname)
     try:
-        with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-            header = next((row for row in csv.reader(file) if row), [])
+        header = read_header(path.open("rb"), str(path))
         if len(header) != 2:
             raise CnnlabError(
                 f"{path}: its first line has {len(header)} columns; it should be a header of two, as id,label"
@@ -105,8 +93,6 @@ def read_csv_labels(fname: str | Path) -> dict[str, str]:
         table = read_table(path.open("rb"), str(path), header[0], header[1])
     except OSError as error:
         raise CnnlabError(f"cannot read {path}: {reason(error)}") from error
-    except csv.Error as error:
-        raise CnnlabError(f"{path}, line 1: {reason(error)}; save the table as CSV in UTF-8") from error
     return dict(zip(table.ids, table.values, strict=True))
 
 
