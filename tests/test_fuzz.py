@@ -6,6 +6,7 @@ CI tries a few hundred inputs of each, always the same. CNNLAB_FUZZ=50 tries fif
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
@@ -30,7 +31,7 @@ from PIL import Image, features
 
 from cnnlab import Recipe, checkpoint, safety, tables, train
 from cnnlab.competition import submission, work
-from cnnlab.csvs import quoted, read_table
+from cnnlab.csvs import quoted, read_header, read_table
 from cnnlab.data import archives, fashion_mnist
 from cnnlab.data.images import bombs_refused, decode, probe
 from cnnlab.data.store import Layout, Store, intact, open_store, prepare
@@ -38,6 +39,7 @@ from cnnlab.device import pick_device
 from cnnlab.errors import CnnlabError
 from cnnlab.files import digest, write_checked
 from cnnlab.forms import check
+from cnnlab.grade import grade
 from cnnlab.labels import check_labels
 from cnnlab.models import build_model
 from cnnlab.optim import Average, make_optimizer
@@ -164,6 +166,10 @@ def test_archives(trial: Trials, folder: Path, kind: str, mended: bool) -> None:
                 name = archive.members[index].name
                 assert not name.startswith("/")
                 assert ".." not in name.split("/")
+        if kind != ".7z":
+            shutil.rmtree(path.parent / "out", ignore_errors=True)
+            with trial("archive unpacked", path.parent / "out"):
+                archives.unpack(path, path.parent / "out")
 
     run()
 
@@ -256,6 +262,16 @@ def test_tables(trial: Trials, folder: Path) -> None:
         answers.write_bytes(content)
         with trial("submission", folder / "tables"):
             str(submission.score(answers, labels))
+        with trial("header of a table", folder):
+            read_header(io.BytesIO(content), "a.csv")
+        room = folder / "tables" / "class"
+        shutil.rmtree(room, ignore_errors=True)
+        room.mkdir()
+        (room / "ann.csv").write_bytes(content)
+        with trial("class of submissions", folder / "tables"):
+            found = grade(room, labels, roster=answers if spoilt else None)
+            assert all(row.note.isprintable() for row in found.rows)
+            list(csv.reader(found.to_csv().splitlines(), strict=True))
         with trial("labels against images", folder / "tables"):
             str(check_labels(answers, folder / "tables" / "images"))
 
