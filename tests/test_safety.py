@@ -46,6 +46,7 @@ from cnnlab.models import build_model
 from cnnlab.optim import make_optimizer
 from cnnlab.runs import check_name, locked, open_run, record_evaluation
 from cnnlab.safety import cell, page, shown
+from cnnlab.step import train_step
 from conftest import Command, one_line_error
 
 SOURCE = Path(package.__file__).parent
@@ -637,6 +638,33 @@ def test_a_run_that_asks_for_an_enormous_network_gets_none(finished: Path, cnnla
         assert not HARM.search(line)
         (finished / "run.json").write_bytes(before)
     assert cnnlab("eval", finished, "--split", "validation").returncode == 0
+
+
+@pytest.mark.parametrize("index", [0, 3])
+def test_a_checkpoint_without_one_momentum_goes_on_as_with_none_there(tmp_path: Path, index: int) -> None:
+    from cnnlab.checkpoint import _read, _write
+
+    def fresh() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = build_model("lenet")
+        return model, make_optimizer(model, Recipe(momentum=0.9))
+
+    device, path = pick_device("cpu"), tmp_path / "checkpoint.safetensors"
+    x, y = torch.rand(4, 1, 28, 28), torch.tensor([0, 1, 2, 0])
+    model, optimizer = fresh()
+    train_step(model, optimizer, x, y)
+    save_checkpoint(path, model, optimizer, device, {}, None)
+    tensors, values = _read(path)
+    before = tensors.pop(f"optimizer.{index}.momentum_buffer")
+    _write(path, tensors, values)
+    other, its = fresh()
+    load_checkpoint(path, other, its, device, None)
+    for network, updater in ((model, optimizer), (other, its)):
+        train_step(network, updater, x, y)
+    in_order = ([p for group in o.param_groups for p in group["params"]] for o in (optimizer, its))
+    for i, (ours, lacking) in enumerate(zip(*in_order, strict=True)):
+        expected = ours + 0.9 * optimizer.param_groups[0]["lr"] * before if i == index else ours
+        torch.testing.assert_close(lacking, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:

@@ -141,6 +141,7 @@ def load_checkpoint(
             for key, value in kept.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     kept[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        _fill_momentum(optimizer)
         if average is not None:
             for name, tensor in average.tensors.items():
                 _check_like(name, tensors[f"average.{name}"], tensor)
@@ -176,6 +177,15 @@ def _check_state(
                     _check_like(key, value, torch.tensor(0.0))
                 elif type(value) not in (int, type(None)):
                     raise ValueError(f"its optimiser's {key} is no number")
+
+
+def _fill_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """No momentum is a momentum of 0; a fused update ends in an error where some have it and others not."""
+    kept = optimizer.state
+    if isinstance(optimizer, torch.optim.SGD) and any(v.get("momentum_buffer") is not None for v in kept.values()):
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            if kept[parameter].get("momentum_buffer") is None:
+                kept[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _check_like(name: str, tensor: Any, own: Tensor) -> None:
