@@ -104,7 +104,7 @@ class Trials:
         """For docs/security.md."""
         lines = ["| parser | inputs | refused | longest, seconds | most memory, MiB |", "|---|---:|---:|---:|---:|"]
         for name, c in self.counts.items():
-            lines.append(f"| {name} | {c.inputs:,} | {c.refused:,} | {c.seconds:.2f} | {max(c.mib, 0):.0f} |")
+            lines.append(f"| {name} | {c.inputs:,} | {c.refused:,} | {c.seconds:.3f} | {max(c.mib, 0):.0f} |")
         total = sum(c.inputs for c in self.counts.values())
         return "\n".join([*lines, f"| all | {total:,} | {sum(c.refused for c in self.counts.values()):,} | | |"]) + "\n"
 
