@@ -194,6 +194,27 @@ def drop_in() -> list[str]:
     return lines
 
 
+def saving() -> str:
+    """For docs/reliability.md: what a save inside an epoch costs."""
+    found = newest("saving")
+    lines = [f"Steps of {next(iter(found['networks'].values()))['batch_size']} images with a save after every few of them; medians. The disk: {found['file_system']}. {hardware(found, '../')}.", "",
+             "| network | pixels | saves | checkpoint | a step | the steps wait (range) | on the disk after | cost in all | once a minute |", "|---" * 9 + "|"]  # fmt: skip
+    for name, r in found["networks"].items():
+        pause, written, cost = (
+            {
+                end: f"{1000 * value:,.0f}"
+                for end, value in r[f"{what}_seconds"].items()
+                if end in ("median", "min", "max")
+            }
+            for what in ("pause", "written_after", "cost")
+        )
+        lines.append(
+            f"| {name} | {r['image_size']} | {r['saves']} | {r['checkpoint_mib']:,.1f} MiB | {1000 * r['step_seconds']:,.0f} ms | "
+            f"{pause['median']} ms ({pause['min']} to {pause['max']}) | {written['median']} ms | {cost['median']} ms | {r['share_once_a_minute']:.2%} |"
+        )
+    return "\n".join(lines)
+
+
 def competition(words: dict[str, str]) -> list[str]:
     runs, reading = [newest(f"competition-{label}") for label in ("10min", "1h")], newest("prepare")
     lines = [words["kaggle"].format(hardware=hardware(runs[-1])), "", words["kaggle_columns"], "|---" * 5 + "|"]
@@ -249,6 +270,7 @@ PAGES: dict[str, Callable[[], str]] = {
     **{name: partial(table, words) for name, words in WORDS.items()},
     "docs/reproduction.md": chapter,
     "docs/speed.md": speed,
+    "docs/reliability.md": saving,
 }
 
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README.zh.md")
 
 
-@pytest.mark.parametrize("name", [*READMES, "docs/reproduction.md", "docs/speed.md"])
+@pytest.mark.parametrize("name", [*READMES, "docs/reproduction.md", "docs/speed.md", "docs/reliability.md"])
 def test_tables_are_those_of_the_committed_results(name: str) -> None:
     spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
     assert spec is not None

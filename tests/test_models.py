@@ -23,7 +23,7 @@ from cnnlab.models import MODELS, build_model
 from cnnlab.models.batch_norm import BatchNorm, batch_norm
 from cnnlab.models.densenet import DenseBlock
 from cnnlab.models.googlenet import Inception
-from cnnlab.models.layers import AvgPool2d, Conv2d, quickened, side_after
+from cnnlab.models.layers import AvgPool2d, BatchNorm2d, Conv2d, quickened, side_after
 from cnnlab.models.nin import nin_block
 from cnnlab.models.resnet import Residual
 from cnnlab.models.vgg import vgg
@@ -251,19 +251,68 @@ def test_convolution_is_the_frameworks(
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-4)
 
 
+@given(
+    shape=st.tuples(st.integers(2, 5), *(st.integers(1, 7) for _ in range(3))),
+    offset=st.sampled_from([0.0, 3.0, 1000.0]),
+    memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+    first=st.booleans(),
+)
+def test_quickened_batch_norm_is_the_frameworks(
+    shape: tuple[int, int, int, int], offset: float, memory_format: torch.memory_format, first: bool
+) -> None:
+    """Also where a channel's mean is a thousand times its deviation."""
+    ours, theirs = BatchNorm2d(shape[1], momentum=0.3), nn.BatchNorm2d(shape[1], momentum=0.3)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            p.copy_(q.copy_(torch.randn(shape[1], generator=generator)))
+    assume(shape[0] * shape[2] * shape[3] > 3)  # of two or three values the gradient is 0 but for rounding
+    for _ in range(2):
+        x = (torch.randn(shape, generator=generator) + offset).to(memory_format=memory_format)
+        inputs = [x.clone().requires_grad_(not first) for _ in range(2)]
+        found, told = ours(inputs[0]), theirs(inputs[1])
+        tolerance = 1e-4 * max(1.0, offset / 10)  # of the images themselves: float32 at 1000 is a multiple of 6e-5
+        torch.testing.assert_close(found, told, rtol=tolerance, atol=tolerance)
+        weight = torch.randn(shape, generator=generator)
+        (found * weight).sum().backward()
+        (told * weight).sum().backward()
+        for one, other in zip((inputs[0], *ours.parameters()), (inputs[1], *theirs.parameters()), strict=True):
+            torch.testing.assert_close(one.grad, other.grad, rtol=10 * tolerance, atol=10 * tolerance)
+        for one, other in zip(ours.buffers(), theirs.buffers(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    x = torch.randn(shape, generator=generator)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-4, atol=1e-4 * max(1.0, offset))
+
+
+def test_quickened_batch_norm_leaves_other_kinds_to_the_framework() -> None:
+    x = torch.randn(4, 3, 5, 5)
+    for how in ({"momentum": None}, {"affine": False}, {"track_running_stats": False}):
+        found, told = BatchNorm2d(3, **how), nn.BatchNorm2d(3, **how)
+        assert torch.equal(found(x), told(x))
+        assert all(torch.equal(p, q) for p, q in zip(found.buffers(), told.buffers(), strict=True))
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        BatchNorm2d(3)(x[:1, :, :1, :1])
+    with pytest.raises(ValueError, match="4D"):
+        BatchNorm2d(3)(x[0])
+
+
 def test_a_training_computes_lenets_second_convolution_in_our_way_and_networks_have_the_frameworks() -> None:
     model = make("lenet")
     # As the manual's own starting weights ask: by the very type.
     assert [type(m) for m in model if isinstance(m, nn.Conv2d)] == [nn.Conv2d, nn.Conv2d]
     before = {k: v.clone() for k, v in model.state_dict().items()}
     assert quickened(model) is model
+    norms = {type(m) for m in quickened(make("lenet-bn")).modules() if isinstance(m, _BatchNorm)}
+    assert norms == {BatchNorm2d, nn.BatchNorm1d}
     assert [type(m) for m in model if isinstance(m, nn.Conv2d)] == [nn.Conv2d, Conv2d]
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize("layer", [AvgPool2d(2), Conv2d(2, 3, 3)])
-def test_faster_layers_compute_in_low_precision_as_the_frameworks(layer: nn.Module) -> None:
-    theirs = nn.AvgPool2d(2) if isinstance(layer, AvgPool2d) else nn.Conv2d(2, 3, 3)
+@pytest.mark.parametrize(
+    ("layer", "theirs"),
+    [(AvgPool2d(2), nn.AvgPool2d(2)), (Conv2d(2, 3, 3), nn.Conv2d(2, 3, 3)), (BatchNorm2d(2), nn.BatchNorm2d(2))],
+)
+def test_faster_layers_compute_in_low_precision_as_the_frameworks(layer: nn.Module, theirs: nn.Module) -> None:
     theirs.load_state_dict(layer.state_dict())
     inputs = [torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2)]
     with torch.autocast("cpu", torch.bfloat16):

@@ -95,11 +95,64 @@ class _Convolved(torch.autograd.Function):
         return of_x, of_weight.contiguous(), of_bias, None, None, None, None
 
 
+class BatchNorm2d(nn.BatchNorm2d):
+    """The framework's layer; on a processor, in training, mean and variance come from sums over each image's maps.
+
+    (B, C, H, W) -> (B, C, H, W). The framework's loop over contiguous images adds number after number, without
+    vectors, and took an eighth of LeNet's training step; this takes a third as long. The values are the same up to
+    rounding. Networks have the framework's own; `quickened` changes it where a training begins.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised by the batch's own statistics in training, by the running ones in eval mode."""
+        momentum, mean, var = self.momentum, self.running_mean, self.running_var
+        if momentum is None or mean is None or var is None or not (self.training and self.affine):
+            return super().forward(x)
+        several = x.ndim == 4 and x.numel() > x.shape[1]  # a single value has no variance: the framework says so
+        if not several or not _plain(x) or torch.is_autocast_enabled("cpu") or self.weight.dtype != torch.float32:
+            return super().forward(x)
+        answer: Tensor
+        answer, mean_now, var_now = _Normalized.apply(x, self.weight, self.bias, self.eps)
+        count = x.numel() // x.shape[1]
+        with torch.no_grad():
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+            mean.lerp_(mean_now, momentum)
+            var.lerp_(var_now * (count / (count - 1)), momentum)
+        return answer
+
+
+class _Normalized(torch.autograd.Function):
+    """Normalised, the mean and the (biased) variance of each channel; the gradient is the framework's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        mean = x.mean((2, 3)).mean(0)
+        centered = x - mean.view(-1, 1, 1)
+        var = torch.linalg.vector_norm(centered, dim=(2, 3)).square().sum(0) * (x.shape[1] / x.numel())
+        zero = torch.zeros_like(mean)
+        answer = torch.native_batch_norm(centered, weight, bias, zero, var, False, 0.0, eps)[0]
+        ctx.save_for_backward(centered, weight, zero, (var + eps).rsqrt())
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, var)
+        return answer, mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        centered, weight, zero, scale = ctx.saved_tensors
+        backward = torch.ops.aten.native_batch_norm_backward
+        needed = list(ctx.needs_input_grad[:3])
+        return *backward(gradient, centered, weight, None, None, zero, scale, True, ctx.eps, needed), None
+
+
 def quickened(model: nn.Module) -> nn.Module:
-    """`model` itself, whose convolutions of few channels compute as our `Conv2d` from now on."""
+    """`model` itself, whose convolutions of few channels and batch norms compute as ours from now on."""
     for layer in model.modules():
         if type(layer) is nn.Conv2d and 4 <= layer.in_channels < 16 and layer.groups == 1:
             layer.__class__ = Conv2d
+        if type(layer) is nn.BatchNorm2d:
+            layer.__class__ = BatchNorm2d
     return model
 
 
