@@ -53,7 +53,7 @@ _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 def _check(event: str, path: Any) -> None:
     where = os.path.realpath(os.fsdecode(path))
-    if where != os.devnull and not where.startswith(_here[0]):
+    if where not in (os.devnull, _here[0]) and not where.startswith(_here[0] + os.sep):
         _violations.append(f"{event} {where}")
 
 

@@ -6,19 +6,14 @@ CI tries a few hundred inputs of each, always the same. CNNLAB_FUZZ=50 tries fif
 
 from __future__ import annotations
 
-import csv
 import gzip
 import io
 import json
 import os
-import random
 import re
 import shutil
 import struct
-import tarfile
-import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,32 +22,40 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
-from PIL import Image, features
 
-from cnnlab import Recipe, checkpoint, safety, tables, train
-from cnnlab.competition import submission, work
-from cnnlab.csvs import quoted, read_header, read_table
-from cnnlab.data import archives, fashion_mnist
-from cnnlab.data.images import bombs_refused, decode, probe
-from cnnlab.data.store import Layout, Store, intact, open_store, prepare
-from cnnlab.device import pick_device
+from cnnlab import Recipe, checkpoint, safety, tables
+from cnnlab.competition import work
+from cnnlab.csvs import quoted
+from cnnlab.data.images import decode
+from cnnlab.data.store import Layout
 from cnnlab.errors import CnnlabError
 from cnnlab.files import digest, write_checked
-from cnnlab.forms import check
-from cnnlab.grade import grade
-from cnnlab.labels import check_labels
-from cnnlab.models import build_model
-from cnnlab.optim import Average, make_optimizer
 from cnnlab.recipe import SETTINGS
 from cnnlab.reproduction import resume_reproduction
-from cnnlab.results import Result
-from cnnlab.runs import check_name, list_runs, open_run, open_seeds
-from cnnlab.step import train_step
-from cnnlab.tables_kaggle import prepared
-from cnnlab.training import _STATE
-from fuzzing import Trials, changed, changes, edited, edits, plain, right_7z, right_png, right_tar
+from cnnlab.runs import check_name, open_seeds
 
-py7zr = pytest.importorskip("py7zr")
+pytest.importorskip("py7zr")
+
+from fuzzing import Trials, changed, changes, edited, edits, plain, right_7z, right_png, right_tar
+from parsers import (
+    IDX,
+    RUN_FILES,
+    Training,
+    Weights,
+    finish_run,
+    for_tables,
+    images,
+    make_store,
+    packed,
+    try_archive,
+    try_idx,
+    try_image,
+    try_recipe,
+    try_run,
+    try_store,
+    try_submission,
+    try_table,
+)  # fmt: skip
 
 MORE = int(os.environ.get("CNNLAB_FUZZ", "1"))
 pytestmark = [pytest.mark.timeout(120 + 60 * MORE)]
@@ -94,49 +97,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Archives
 
 
-def picture(kind: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (12, 9), **options: Any) -> bytes:
-    rng = np.random.default_rng(0)
-    bands = len(Image.new(mode, (1, 1)).getbands())
-    if mode in ("F", "I", "I;16"):
-        kinds = {"F": np.float32, "I": np.int32, "I;16": np.uint16}
-        image = Image.fromarray((rng.random(size[::-1]) * 300).astype(kinds[mode]))
-    else:
-        shape = (*size[::-1], bands) if bands > 1 else size[::-1]
-        image = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).convert(mode)
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
-FILES = [
-    ("train/1.png", picture()),
-    ("train/2.png", picture("PNG", "L")),
-    ("a/b/3.jpg", picture("JPEG")),
-    ("x.txt", b"?"),
-]
-
-
-def packed(kind: str) -> bytes:
-    out = io.BytesIO()
-    if kind == ".7z":
-        with py7zr.SevenZipFile(out, "w") as seven:
-            seven.set_encoded_header_mode(False)
-            for name, content in FILES:
-                seven.writestr(content, name)
-    elif kind == ".zip":
-        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as zipped:
-            for name, content in FILES:
-                zipped.writestr(name, content)
-    else:
-        form = tarfile.PAX_FORMAT if kind == ".tar" else tarfile.GNU_FORMAT
-        with tarfile.open(fileobj=out, mode="w", format=form) as tar:
-            for name, content in [*FILES, ("l" * 150 + "ü.png", picture())]:
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-    return out.getvalue()
-
-
 @pytest.mark.parametrize("kind", [".7z", ".zip", ".tar", ".tar.gz"])
 @pytest.mark.parametrize("mended", [False, True], ids=["as it is", "checksums mended"])
 def test_archives(trial: Trials, folder: Path, kind: str, mended: bool) -> None:
@@ -160,16 +120,7 @@ def test_archives(trial: Trials, folder: Path, kind: str, mended: bool) -> None:
             content = changed(good, made)
             content = right_tar(content) if mended else content
         path.write_bytes(content)
-        with trial(f"archive {kind}", path.parent), closing(archives.open_archive(path)) as archive:
-            for index, member in archive.read():
-                assert len(member) <= archives.MEMBER_LIMIT
-                name = archive.members[index].name
-                assert not name.startswith("/")
-                assert ".." not in name.split("/")
-        if kind != ".7z":
-            shutil.rmtree(path.parent / "out", ignore_errors=True)
-            with trial("archive unpacked", path.parent / "out"):
-                archives.unpack(path, path.parent / "out")
+        try_archive(trial, path)
 
     run()
 
@@ -177,34 +128,8 @@ def test_archives(trial: Trials, folder: Path, kind: str, mended: bool) -> None:
 # Images
 
 
-def seeds() -> dict[str, bytes]:
-    gif, webp = io.BytesIO(), io.BytesIO()
-    frames = [Image.new("P", (9, 7), i) for i in (1, 5, 9)]
-    frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:])
-    coloured = [f.convert("RGB") for f in frames]
-    coloured[0].save(webp, "WEBP", save_all=True, append_images=coloured[1:])
-    exif = Image.Exif()
-    exif[274] = 6
-    found = {
-        "png": picture("PNG", "RGBA"), "png 16": picture("PNG", "I;16"), "png p": picture("PNG", "P"),
-        "png 1": picture("PNG", "1"), "jpeg": picture("JPEG", exif=exif), "jpeg cmyk": picture("JPEG", "CMYK"),
-        "jpeg progressive": picture("JPEG", progressive=True), "gif": gif.getvalue(), "webp": webp.getvalue(),
-        "webp 1": picture("WEBP", "RGBA", lossless=True), "bmp": picture("BMP"), "bmp p": picture("BMP", "P"),
-        "tiff": picture("TIFF"), "tiff f": picture("TIFF", "F"), "tiff lzw": picture("TIFF", compression="tiff_lzw"),
-        "tiff deflate": picture("TIFF", "L", compression="tiff_deflate"), "tiff g4": picture("TIFF", "1", compression="group4"),
-        "ppm": picture("PPM"), "pgm": picture("PPM", "L"), "pfm": picture("PPM", "F"), "plain": b"P3 2 2 255 " + b"7 " * 12,
-        "ico": picture("ICO", "RGBA", sizes=[(9, 9)]), "pcx": picture("PCX"), "sgi": picture("SGI"), "tga": picture("TGA"),
-        "tga rle": picture("TGA", compression="tga_rle"), "dib": picture("DIB"),
-    }  # fmt: skip
-    if features.check("jpg_2000"):
-        found["jp2"] = picture("JPEG2000")
-    if features.check("avif"):
-        found["avif"] = picture("AVIF")
-    return found
-
-
 def test_images(trial: Trials, folder: Path) -> None:
-    good = seeds()
+    good = images()
     for content in good.values():  # all are images, and what decodes them is loaded
         assert decode("a", 3, 8, "pad", content).shape == (3, 8, 8)
 
@@ -220,11 +145,7 @@ def test_images(trial: Trials, folder: Path) -> None:
         content = changed(good[name], made)
         if mended and name.startswith("png"):
             content = right_png(content)
-        with trial(f"image, {name.split()[0]}", folder), bombs_refused():
-            probe("a", content)
-            found = decode("a", channels, 16, fit, content)
-            assert found.shape == (channels, 16, 16)
-            assert found.dtype == np.uint8
+        try_image(trial, folder, name.split()[0], content, channels, fit)
 
     run()
 
@@ -240,11 +161,7 @@ fields = st.one_of(
 
 
 def test_tables(trial: Trials, folder: Path) -> None:
-    (folder / "tables" / "images").mkdir(parents=True)
-    for name in ("1", "cat"):
-        (folder / "tables" / "images" / f"{name}.png").write_bytes(b"")
-    labels, answers = folder / "tables" / "labels.csv", folder / "tables" / "answers.csv"
-    labels.write_text("id,label\n1,cat\n2,dog\n")
+    for_tables(folder / "tables")
     columns = st.sampled_from(
         ["id", "label", "id,label", "label,id", "id,label,x", "id;label", '"id",label', "\ufeffid,label"]
     )
@@ -255,47 +172,27 @@ def test_tables(trial: Trials, folder: Path) -> None:
     def run(head: str, rows: list[list[str]], end: str, made: list[Any], spoilt: bool, encoding: str) -> None:
         content = end.join([head, *map(",".join, rows)]).encode(encoding, "replace")
         content = changed(content, made) if spoilt else content
-        with trial("table", folder):
-            table = read_table(io.BytesIO(content), "a.csv", repeats=True)
-            assert len(table.ids) == len(table.values)
-            assert not any("\n" in text or "\x1b" in text for text in (*table.ids, *table.values))
-        answers.write_bytes(content)
-        with trial("submission", folder / "tables"):
-            str(submission.score(answers, labels))
-        with trial("header of a table", folder):
-            read_header(io.BytesIO(content), "a.csv")
-        room = folder / "tables" / "class"
-        shutil.rmtree(room, ignore_errors=True)
-        room.mkdir()
-        (room / "ann.csv").write_bytes(content)
-        with trial("class of submissions", folder / "tables"):
-            found = grade(room, labels, roster=answers if spoilt else None)
-            assert all(row.note.isprintable() for row in found.rows)
-            list(csv.reader(found.to_csv().splitlines(), strict=True))
-        with trial("labels against images", folder / "tables"):
-            str(check_labels(answers, folder / "tables" / "images"))
+        try_table(trial, folder, content)
+        try_submission(trial, folder / "tables", content, roster=spoilt)
 
     run()
 
 
 def test_idx_files(trial: Trials, folder: Path) -> None:
-    good = bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 3]) + bytes(18)
     (folder / "idx").mkdir()
     path = folder / "idx" / "a.gz"
 
     @tries(100)
     @given(changes, changes, st.booleans())
     def run(inside: list[Any], outside: list[Any], twice: bool) -> None:
-        content = gzip.compress(changed(good, inside))
+        content = gzip.compress(changed(IDX, inside))
         path.write_bytes(changed(content, outside) if twice else content)
-        with trial("IDX file", path.parent):
-            assert fashion_mnist._read_idx(path, (2, 3, 3)).shape == (2, 3, 3)
+        try_idx(trial, path)
 
     run()
-    for bomb in (bytes(50_000_000), good + bytes(50_000_000)):
+    for bomb in (bytes(50_000_000), IDX + bytes(50_000_000)):
         path.write_bytes(gzip.compress(bomb))
-        with trial("IDX file", path.parent):
-            fashion_mnist._read_idx(path, (2, 3, 3))
+        try_idx(trial, path)
 
 
 # Recipes and names
@@ -306,10 +203,8 @@ def test_recipes(trial: Trials, folder: Path) -> None:
     @given(edits, st.lists(st.tuples(st.sampled_from(sorted(SETTINGS)), st.text(max_size=12)), max_size=2))
     def run(made: list[Any], chosen: list[tuple[str, str]]) -> None:
         values = edited(Recipe().to_dict(), made)
-        with trial("recipe", folder):
-            assume(isinstance(values, dict))
-            recipe = Recipe.from_dict(values)
-            assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+        assume(isinstance(values, dict))
+        try_recipe(trial, folder, values)
         with trial("recipe", folder):
             Recipe().with_settings([f"{key}={text}" for key, text in chosen])
 
@@ -342,8 +237,7 @@ def test_names_and_texts(trial: Trials, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run's folder."""
-    recipe = Recipe(epochs=2, limit=60, batch_size=20, image_size=16)
-    return train(recipe, runs_dir=tmp_path_factory.mktemp("runs"), name="run", threads=1, progress="none").run.path
+    return finish_run(tmp_path_factory.mktemp("runs"))
 
 
 def rewritten(path: Path, made: list[Any]) -> None:
@@ -368,19 +262,7 @@ def checked_row(row: Any) -> Any:
     return {**row, "check": digest(row)[:16]}
 
 
-def told(path: Path) -> None:
-    """All that the command says of a run without its data."""
-    run = open_run(path)
-    summary = run.summary()
-    rows = tables.run_rows([run])
-    for text in (safety.page(tables.as_json(rows)), safety.page(tables.run_list([run, run], Path("runs"), True))):
-        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
-    json.loads(safety.page(tables.as_json(rows)))
-    if summary is not None:
-        safety.page(str(Result(run, summary)))
-
-
-@pytest.mark.parametrize("name", ["run.json", "recipe.json", "summary.json", "environment.json", "metrics.jsonl"])
+@pytest.mark.parametrize("name", RUN_FILES)
 def test_run_folders(trial: Trials, folder: Path, finished: Path, name: str) -> None:
     place = folder / f"run-{name}"
     shutil.copytree(finished, place / "run")
@@ -406,12 +288,7 @@ def test_run_folders(trial: Trials, folder: Path, finished: Path, name: str) -> 
             if name == "recipe.json":  # one that run.json knows
                 values = json.loads((place / "run" / name).read_text())
                 write_checked(place / "run" / "run.json", {**info, "recipes": [digest(values)]})
-        with trial(f"run folder, {name}", place):
-            told(place / "run")
-        damaged: list[str] = []
-        with trial(f"run folder, {name}", place):
-            list_runs(place, damaged.append)
-        assert all(text.isprintable() for text in damaged)
+        try_run(trial, place, name)
 
     run()
 
@@ -493,29 +370,11 @@ TYPES = [
 @pytest.mark.parametrize("kind", ["sgd", "adamw", "muon"])
 def test_checkpoints(trial: Trials, folder: Path, kind: str) -> None:
     """A checkpoint with a right checksum, whatever is in it: refused, or the training goes on from it."""
-    device = pick_device("cpu")
-    recipe = Recipe(optimizer=kind, average="ema", momentum=0.9 if kind != "adamw" else 0.0)
-    (folder / f"checkpoint-{kind}").mkdir()
     path = folder / f"checkpoint-{kind}" / "checkpoint.safetensors"
-
-    def fresh() -> tuple[torch.nn.Module, torch.optim.Optimizer, Average]:
-        torch.manual_seed(0)
-        model = build_model("lenet", num_classes=3, in_channels=1, image_size=28)
-        return model, make_optimizer(model, recipe), Average(model, recipe)
-
-    model, optimizer, average = fresh()
-    x, y = torch.rand(4, 1, 28, 28), torch.tensor([0, 1, 2, 0])
-    train_step(model, optimizer, x, y)
-    generator = torch.Generator()
-    batches = {"done": 1, "kind": "cpu", "host": bytes(generator.get_state().tolist()).hex(), "here": ""}
-    part = {"steps": 1, "seen": 4, "left_out": 0, "statistics": [1.0, 2.0], "train_seconds": 0.1, "compute_seconds": 0.1,
-            "batches": batches}  # fmt: skip
-    checkpoint.save_checkpoint(
-        path, model, optimizer, device, {"rows": [], "best": [0.1], "best_epoch": 1, "part": part}, average
-    )
+    path.parent.mkdir()
+    training = Training(path, kind)
     tensors, values = checkpoint._read(path)
     text = json.dumps(values)
-    state = np.random.get_state()
 
     @tries(80)
     @given(edits, st.integers(0, len(tensors) - 1), st.sampled_from(["", "type", "shape", "drop", "nan", "name"]),
@@ -539,18 +398,7 @@ def test_checkpoints(trial: Trials, folder: Path, kind: str) -> None:
             checkpoint._write(path, given_tensors, value)
         except (RecursionError, KeyError, ValueError):  # not even a hostile writer could
             assume(False)
-        own, updater, mean = fresh()
-        try:
-            with trial(f"checkpoint, {kind}", path.parent):
-                progress = checkpoint.load_checkpoint(path, own, updater, device, mean)
-                check(path, progress, {**_STATE, "rows": [{}]})
-                train_step(own, updater, x, y)
-                mean.after_step(0)
-                np.random.rand(700)
-                random.random()
-                torch.rand(700)
-        finally:
-            np.random.set_state(state)
+        training.go_on(trial)
 
     run()
 
@@ -576,22 +424,13 @@ def header(draw: Any) -> bytes:
 
 def test_weights(trial: Trials, folder: Path) -> None:
     (folder / "weights").mkdir()
-    path = folder / "weights" / "w.safetensors"
-    model = build_model("lenet", num_classes=3, in_channels=1, image_size=28)
-    checkpoint.save_weights(path, model)
-    good = path.read_bytes()
-    whole = {k: v.clone() for k, v in model.state_dict().items()}
+    weights = Weights(folder / "weights" / "w.safetensors")
 
     @tries(300)
     @given(st.data(), changes, st.booleans())
     def run(data: st.DataObject, made: list[Any], made_up: bool) -> None:
-        content = header(data.draw) if made_up else changed(good, made)
-        path.write_bytes(content)
-        with trial("weights", path.parent):
-            checkpoint.check_weights(path, model)
-        with trial("weights", path.parent):
-            checkpoint.load_weights(path, model)
-            assert content == good or all(torch.equal(v, whole[k]) for k, v in model.state_dict().items())
+        weights.path.write_bytes(header(data.draw) if made_up else changed(weights.good, made))
+        weights.take(trial)
 
     run()
 
@@ -599,23 +438,8 @@ def test_weights(trial: Trials, folder: Path) -> None:
 # Stores
 
 
-class Prepared:
-    """What `cnnlab kaggle prepare` tells about."""
-
-    def __init__(self, store: Store) -> None:
-        self.images = lambda: store
-
-
 def test_stores(trial: Trials, folder: Path) -> None:
-    source = folder / "competition"
-    for part, count in (("train", 4), ("test", 2)):
-        (source / part).mkdir(parents=True)
-        for i in range(count):
-            Image.new("L", (5, 5), 40 * i).save(source / part / f"{i}.png")
-    (source / "trainLabels.csv").write_text("id,label\n0,a\n1,b\n2,a\n3,b\n")
-    (source / "sampleSubmission.csv").write_text("id,label\n0,a\n1,a\n")
-    place = folder / "store"
-    prepare(source, store=place, workers=1)
+    place = make_store(folder)
     good = {name: (place / name).read_bytes() for name in ("store.json", "train.npy", "test.npy")}
 
     @tries(250)
@@ -636,11 +460,6 @@ def test_stores(trial: Trials, folder: Path) -> None:
             np.save(place / name, np.array([{"a": 1}], dtype=object), allow_pickle=True)
         else:
             (place / name).write_bytes(changed(good[name], bad))
-        with trial("store", place):
-            store = open_store(place)
-            intact(store)
-            torch.bincount(store.train.labels, minlength=len(store.train.classes))
-            store.train.fingerprint()
-            safety.page(prepared(Prepared(store)))  # type: ignore[arg-type]
+        try_store(trial, place)
 
     run()

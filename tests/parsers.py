@@ -1,0 +1,324 @@
+"""The parsers of bytes from elsewhere: small files that are right, and what is looked at in each trial.
+
+tests/test_fuzz.py gives them what hypothesis makes up, scripts/fuzz.py what atheris finds its way with.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+import re
+import shutil
+import tarfile
+import zipfile
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import py7zr
+import torch
+from PIL import Image, features
+
+from cnnlab import Recipe, checkpoint, safety, tables, train
+from cnnlab.competition import submission
+from cnnlab.csvs import read_header, read_table
+from cnnlab.data import archives, fashion_mnist
+from cnnlab.data.images import bombs_refused, decode, probe
+from cnnlab.data.store import Store, intact, open_store, prepare
+from cnnlab.device import pick_device
+from cnnlab.forms import check
+from cnnlab.grade import grade
+from cnnlab.labels import check_labels
+from cnnlab.models import build_model
+from cnnlab.optim import Average, make_optimizer
+from cnnlab.results import Result
+from cnnlab.runs import list_runs, open_run
+from cnnlab.step import train_step
+from cnnlab.tables_kaggle import prepared
+from cnnlab.training import _STATE
+from fuzzing import Trials
+
+# Archives
+
+
+def picture(kind: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (12, 9), **options: Any) -> bytes:
+    rng = np.random.default_rng(0)
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    if mode in ("F", "I", "I;16"):
+        kinds = {"F": np.float32, "I": np.int32, "I;16": np.uint16}
+        image = Image.fromarray((rng.random(size[::-1]) * 300).astype(kinds[mode]))
+    else:
+        shape = (*size[::-1], bands) if bands > 1 else size[::-1]
+        image = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).convert(mode)
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+FILES = [
+    ("train/1.png", picture()),
+    ("train/2.png", picture("PNG", "L")),
+    ("a/b/3.jpg", picture("JPEG")),
+    ("x.txt", b"?"),
+]
+
+
+def packed(kind: str) -> bytes:
+    out = io.BytesIO()
+    if kind == ".7z":
+        with py7zr.SevenZipFile(out, "w") as seven:
+            seven.set_encoded_header_mode(False)
+            for name, content in FILES:
+                seven.writestr(content, name)
+    elif kind == ".zip":
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as zipped:
+            for name, content in FILES:
+                zipped.writestr(name, content)
+    else:
+        form = tarfile.PAX_FORMAT if kind == ".tar" else tarfile.GNU_FORMAT
+        with tarfile.open(fileobj=out, mode="w", format=form) as tar:
+            for name, content in [*FILES, ("l" * 150 + "ü.png", picture())]:
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def try_archive(trial: Trials, path: Path) -> None:
+    """It is listed and read; one that is not 7z is also unpacked into `out` beside it."""
+    kind = archives.archive_ending(path.name)
+    with trial(f"archive {kind}", path.parent), closing(archives.open_archive(path)) as archive:
+        for index, member in archive.read():
+            assert len(member) <= archives.MEMBER_LIMIT
+            name = archive.members[index].name
+            assert not name.startswith("/")
+            assert ".." not in name.split("/")
+    if kind != ".7z":
+        shutil.rmtree(path.parent / "out", ignore_errors=True)
+        with trial("archive unpacked", path.parent / "out"):
+            archives.unpack(path, path.parent / "out")
+
+
+# Images
+
+
+def images() -> dict[str, bytes]:
+    gif, webp = io.BytesIO(), io.BytesIO()
+    frames = [Image.new("P", (9, 7), i) for i in (1, 5, 9)]
+    frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:])
+    coloured = [f.convert("RGB") for f in frames]
+    coloured[0].save(webp, "WEBP", save_all=True, append_images=coloured[1:])
+    exif = Image.Exif()
+    exif[274] = 6
+    found = {
+        "png": picture("PNG", "RGBA"), "png 16": picture("PNG", "I;16"), "png p": picture("PNG", "P"),
+        "png 1": picture("PNG", "1"), "jpeg": picture("JPEG", exif=exif), "jpeg cmyk": picture("JPEG", "CMYK"),
+        "jpeg progressive": picture("JPEG", progressive=True), "gif": gif.getvalue(), "webp": webp.getvalue(),
+        "webp 1": picture("WEBP", "RGBA", lossless=True), "bmp": picture("BMP"), "bmp p": picture("BMP", "P"),
+        "tiff": picture("TIFF"), "tiff f": picture("TIFF", "F"), "tiff lzw": picture("TIFF", compression="tiff_lzw"),
+        "tiff deflate": picture("TIFF", "L", compression="tiff_deflate"), "tiff g4": picture("TIFF", "1", compression="group4"),
+        "ppm": picture("PPM"), "pgm": picture("PPM", "L"), "pfm": picture("PPM", "F"), "plain": b"P3 2 2 255 " + b"7 " * 12,
+        "ico": picture("ICO", "RGBA", sizes=[(9, 9)]), "pcx": picture("PCX"), "sgi": picture("SGI"), "tga": picture("TGA"),
+        "tga rle": picture("TGA", compression="tga_rle"), "dib": picture("DIB"),
+    }  # fmt: skip
+    if features.check("jpg_2000"):
+        found["jp2"] = picture("JPEG2000")
+    if features.check("avif"):
+        found["avif"] = picture("AVIF")
+    return found
+
+
+def try_image(trial: Trials, folder: Path, name: str, content: bytes, channels: int, fit: str) -> None:
+    """The whole way to pixels of the right shape."""
+    with trial(f"image, {name}", folder), bombs_refused():
+        probe("a", content)
+        found = decode("a", channels, 16, fit, content)
+        assert found.shape == (channels, 16, 16)
+        assert found.dtype == np.uint8
+
+
+# Tables
+
+
+def for_tables(folder: Path) -> None:
+    """What a table in `folder` is compared with."""
+    (folder / "images").mkdir(parents=True)
+    for name in ("1", "cat"):
+        (folder / "images" / f"{name}.png").write_bytes(b"")
+    (folder / "labels.csv").write_text("id,label\n1,cat\n2,dog\n")
+
+
+def try_table(trial: Trials, folder: Path, content: bytes) -> None:
+    """As a table by itself."""
+    with trial("table", folder):
+        table = read_table(io.BytesIO(content), "a.csv", repeats=True)
+        assert len(table.ids) == len(table.values)
+        assert not any("\n" in text or "\x1b" in text for text in (*table.ids, *table.values))
+    with trial("header of a table", folder):
+        read_header(io.BytesIO(content), "a.csv")
+
+
+def try_submission(trial: Trials, folder: Path, content: bytes, roster: bool) -> None:
+    """As one submission, as one of a class (and its roster), as labels of images."""
+    answers, labels = folder / "answers.csv", folder / "labels.csv"
+    answers.write_bytes(content)
+    with trial("submission", folder):
+        str(submission.score(answers, labels))
+    room = folder / "class"
+    shutil.rmtree(room, ignore_errors=True)
+    room.mkdir()
+    (room / "ann.csv").write_bytes(content)
+    with trial("class of submissions", folder):
+        found = grade(room, labels, roster=answers if roster else None)
+        assert all(row.note.isprintable() for row in found.rows)
+        list(csv.reader(found.to_csv().splitlines(), strict=True))
+    with trial("labels against images", folder):
+        str(check_labels(answers, folder / "images"))
+
+
+IDX = bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 3]) + bytes(18)
+
+
+def try_idx(trial: Trials, path: Path) -> None:
+    """A file that should hold two images of 3 x 3 pixels."""
+    with trial("IDX file", path.parent):
+        assert fashion_mnist._read_idx(path, (2, 3, 3)).shape == (2, 3, 3)
+
+
+# Recipes and runs
+
+
+def try_recipe(trial: Trials, folder: Path, values: dict[str, Any]) -> None:
+    """What is accepted is the same recipe again after it was written down."""
+    with trial("recipe", folder):
+        recipe = Recipe.from_dict(values)
+        assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+RUN_FILES = ["run.json", "recipe.json", "summary.json", "environment.json", "metrics.jsonl"]
+
+
+def finish_run(folder: Path) -> Path:
+    """The folder of a finished run."""
+    recipe = Recipe(epochs=2, limit=60, batch_size=20, image_size=16)
+    return train(recipe, runs_dir=folder, name="run", threads=1, progress="none").run.path
+
+
+def told(path: Path) -> None:
+    """All that the command says of a run without its data."""
+    run = open_run(path)
+    summary = run.summary()
+    rows = tables.run_rows([run])
+    for text in (safety.page(tables.as_json(rows)), safety.page(tables.run_list([run, run], Path("runs"), True))):
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
+    json.loads(safety.page(tables.as_json(rows)))
+    if summary is not None:
+        safety.page(str(Result(run, summary)))
+
+
+def try_run(trial: Trials, place: Path, name: str) -> None:
+    """The folder `run` in `place`, of which the file `name` is not as it was: all that is told of it."""
+    with trial(f"run folder, {name}", place):
+        told(place / "run")
+    damaged: list[str] = []
+    with trial(f"run folder, {name}", place):
+        list_runs(place, damaged.append)
+    assert all(text.isprintable() for text in damaged)
+
+
+# Weights and checkpoints
+
+
+class Training:
+    """A small training whose checkpoint is at `path`; goes on from what was put there in its place."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path, self.kind = path, kind
+        self._recipe = Recipe(optimizer=kind, average="ema", momentum=0.9 if kind != "adamw" else 0.0)
+        self._device = pick_device("cpu")
+        self._x, self._y = torch.rand(4, 1, 28, 28), torch.tensor([0, 1, 2, 0])
+        model, optimizer, average = self._fresh()
+        train_step(model, optimizer, self._x, self._y)
+        generator = torch.Generator()
+        batches = {"done": 1, "kind": "cpu", "host": bytes(generator.get_state().tolist()).hex(), "here": ""}
+        part = {"steps": 1, "seen": 4, "left_out": 0, "statistics": [1.0, 2.0], "train_seconds": 0.1,
+                "compute_seconds": 0.1, "batches": batches}  # fmt: skip
+        progress = {"rows": [], "best": [0.1], "best_epoch": 1, "part": part}
+        checkpoint.save_checkpoint(path, model, optimizer, self._device, progress, average)
+
+    def _fresh(self) -> tuple[torch.nn.Module, torch.optim.Optimizer, Average]:
+        torch.manual_seed(0)
+        model = build_model("lenet", num_classes=3, in_channels=1, image_size=28)
+        return model, make_optimizer(model, self._recipe), Average(model, self._recipe)
+
+    def go_on(self, trial: Trials) -> None:
+        """One step, and every generator used, whatever the checkpoint put there."""
+        state = np.random.get_state()
+        model, optimizer, average = self._fresh()
+        try:
+            with trial(f"checkpoint, {self.kind}", self.path.parent):
+                progress = checkpoint.load_checkpoint(self.path, model, optimizer, self._device, average)
+                check(self.path, progress, {**_STATE, "rows": [{}]})
+                train_step(model, optimizer, self._x, self._y)
+                average.after_step(0)
+                np.random.rand(700)
+                random.random()
+                torch.rand(700)
+        finally:
+            np.random.set_state(state)
+
+
+class Weights:
+    """A small network whose weights are at `path`; takes those that were put there in their place."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._model = build_model("lenet", num_classes=3, in_channels=1, image_size=28)
+        checkpoint.save_weights(path, self._model)
+        self.good = path.read_bytes()
+        self._whole = {k: v.clone() for k, v in self._model.state_dict().items()}
+
+    def take(self, trial: Trials) -> None:
+        """Only what was saved is taken."""
+        with trial("weights", self.path.parent):
+            checkpoint.check_weights(self.path, self._model)
+        with trial("weights", self.path.parent):
+            checkpoint.load_weights(self.path, self._model)
+            same = all(torch.equal(v, self._whole[k]) for k, v in self._model.state_dict().items())
+            assert same or self.path.read_bytes() == self.good
+
+
+# Stores
+
+
+class Prepared:
+    """What `cnnlab kaggle prepare` tells about."""
+
+    def __init__(self, store: Store) -> None:
+        self.images = lambda: store
+
+
+def make_store(folder: Path) -> Path:
+    """A prepared store of six small images."""
+    source = folder / "competition"
+    for part, count in (("train", 4), ("test", 2)):
+        (source / part).mkdir(parents=True)
+        for i in range(count):
+            Image.new("L", (5, 5), 40 * i).save(source / part / f"{i}.png")
+    (source / "trainLabels.csv").write_text("id,label\n0,a\n1,b\n2,a\n3,b\n")
+    (source / "sampleSubmission.csv").write_text("id,label\n0,a\n1,a\n")
+    prepare(source, store=folder / "store", workers=1)
+    return folder / "store"
+
+
+def try_store(trial: Trials, place: Path) -> None:
+    """All that is asked of a store before a training."""
+    with trial("store", place):
+        store = open_store(place)
+        intact(store)
+        torch.bincount(store.train.labels, minlength=len(store.train.classes))
+        store.train.fingerprint()
+        safety.page(prepared(Prepared(store)))  # type: ignore[arg-type]
