@@ -314,6 +314,32 @@ def make_store(folder: Path) -> Path:
     return folder / "store"
 
 
+def competition_zip() -> bytes:
+    """What a competition hands out, in one zip: a table, a folder of images, an archive of images."""
+    nested, whole = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(nested, "w") as zipped:
+        for i in range(2):
+            zipped.writestr(f"test/{i}.png", picture("PNG", "L", (5, 5)))
+    with zipfile.ZipFile(whole, "w") as zipped:
+        zipped.writestr("trainLabels.csv", "id,label\n0,a\n1,b\n")
+        zipped.writestr("sampleSubmission.csv", "id,label\n0,a\n1,a\n")
+        for i in range(2):
+            zipped.writestr(f"train/{i}.png", picture("PNG", "L", (5, 5)))
+        zipped.writestr("test.zip", nested.getvalue())
+    return whole.getvalue()
+
+
+def try_competition(trial: Trials, path: Path) -> None:
+    """A competition's zip, prepared into `store` beside it."""
+    store = path.parent / "store"
+    shutil.rmtree(store, ignore_errors=True)
+    with trial("competition's zip", path.parent):
+        prepare(path, store=store, workers=1)
+        assert {entry.name for entry in path.parent.iterdir()} <= {path.name, "store", "store.lock"}
+    if store.exists():
+        try_store(trial, store)
+
+
 def try_store(trial: Trials, place: Path) -> None:
     """All that is asked of a store before a training."""
     with trial("store", place):

@@ -34,9 +34,11 @@ from cnnlab.checkpoint import load_checkpoint, load_weights, save_checkpoint, sa
 from cnnlab.csvs import read_table
 from cnnlab.data import archives
 from cnnlab.data.archives import open_archive
+from cnnlab.data.competition import Layout, Place
 from cnnlab.data.folder import load as load_folder
 from cnnlab.data.images import ENDINGS, BadImage, bombs_refused, decode
 from cnnlab.data.imageset import SourceOptions
+from cnnlab.data.store import prepare
 from cnnlab.device import pick_device, random_state, set_random_state
 from cnnlab.errors import CnnlabError
 from cnnlab.experiments import markdown
@@ -115,7 +117,9 @@ def test_what_the_command_prints_goes_through_one_door() -> None:
 
 
 @pytest.mark.parametrize("kind", [".zip", ".tar", ".tar.gz"])
-@pytest.mark.parametrize("name", ["../out.txt", "/out.txt", "a/../../out.txt", "C:out.txt", "a\\\\out.txt", "link"])
+@pytest.mark.parametrize(
+    "name", ["../out.txt", "/out.txt", "a/../../out.txt", "C:out.txt", "a\\\\out.txt", "\0x", "link"]
+)
 def test_an_archive_that_leads_out_is_not_unpacked(tmp_path: Path, kind: str, name: str) -> None:
     path = tmp_path / f"a{kind}"
     if kind == ".zip":
@@ -134,6 +138,18 @@ def test_an_archive_that_leads_out_is_not_unpacked(tmp_path: Path, kind: str, na
     with pytest.raises(CnnlabError, match="leads out|a link"):
         archives.unpack(path, tmp_path / "in")
     assert {f.name for f in tmp_path.rglob("*")} == {"in", path.name}
+
+
+def test_a_competitions_zip_with_an_empty_name_is_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
+        info = zipfile.ZipInfo("x")
+        info.filename = "\0x"  # read as an empty one
+        zipped.writestr(info, "?")
+        zipped.writestr("trainLabels.csv", "id,label\n1,cat\n")
+    with Place(tmp_path / "a.zip", Layout()) as place:
+        assert place.table("trainLabels.csv") == b"id,label\n1,cat\n"
+    with pytest.raises(CnnlabError, match="no train"):
+        prepare(tmp_path / "a.zip", store=tmp_path / "store", workers=1)
 
 
 # Text

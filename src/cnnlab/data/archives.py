@@ -148,7 +148,7 @@ class _Zip(Archive):
     def _list(self, inside: str) -> None:
         for info in self._zip.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
-            if info.is_dir() or kind == stat.S_IFDIR:
+            if is_folder(info) or kind == stat.S_IFDIR:
                 continue
             if kind not in (0, stat.S_IFREG):
                 raise self._refuse(info.filename, "a link" if kind == stat.S_IFLNK else "a device")
@@ -275,6 +275,11 @@ def open_zip(path: Path, label: str) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except ZIP_ERRORS as error:
         raise damaged(label, error) from error
+
+
+def is_folder(info: zipfile.ZipInfo) -> bool:
+    """Is a zip's member a folder? Its own `is_dir` fails on an empty name, before Python 3.12."""
+    return info.filename.endswith("/")
 
 
 def check_packing(info: zipfile.ZipInfo, what: str, label: str) -> None:

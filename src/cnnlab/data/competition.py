@@ -18,6 +18,7 @@ from cnnlab.data.archives import (
     Archive,
     archive_ending,
     check_packing,
+    is_folder,
     open_archive,
     open_zip,
     shown,
@@ -62,7 +63,7 @@ class Place:
             raise CnnlabError(f"{path} is neither a folder nor a zip; give the folder that holds it")
         else:
             self._zip = open_zip(path, str(path))
-            files = [(PurePosixPath(info.filename), info) for info in self._zip.infolist() if not info.is_dir()]
+            files = [(PurePosixPath(info.filename), info) for info in self._zip.infolist() if not is_folder(info)]
             homes = [file.parent for file, _ in files if file.name == layout.labels]
             home = min(homes, key=lambda p: len(p.parts), default=PurePosixPath())
             self._inside = "" if home == PurePosixPath() else f"{home}/"
