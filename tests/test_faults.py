@@ -38,7 +38,7 @@ from cnnlab import (
     train_seeds,
     training,
 )
-from cnnlab.checkpoint import Due, about_weights, earlier, save_weights
+from cnnlab.checkpoint import Beside, Due, about_weights, earlier, save_weights
 from cnnlab.data import load_images
 from cnnlab.data.augment import Augmentation
 from cnnlab.data.loader import Loader, Preprocessing
@@ -242,6 +242,107 @@ def test_a_run_that_is_asked_to_stop_keeps_every_step(quick: Recipe, monkeypatch
         resume("runs/run")
     assert len(calls) == 3 * 18 - 25
     assert_the_same(Path("runs/run"), whole)
+
+
+@pytest.mark.parametrize("how", ["asked", "gone"])
+def test_a_run_that_ends_in_an_evaluation_keeps_the_whole_epoch(
+    how: str, quick: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its figures, too: the learning rate of the last step, which no step after the resume sets again."""
+    recipe = quick.changed(epochs=3, schedule="one-cycle", save_steps=18 if how == "gone" else 0)
+    whole = train(recipe, name="whole").run.path
+    real, calls = training.evaluate, []
+
+    def ending(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2 and how == "asked":
+            signal.raise_signal(signal.SIGTERM)
+        elif len(calls) == 2:
+            raise MemoryError("as if killed: nothing is saved any more")
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "evaluate", ending)
+        with pytest.raises((TrainingInterrupted, CnnlabError)) as caught:
+            train(recipe, name="run")
+    assert how == "gone" or "1 finished epochs and 18 steps of the next are kept" in str(caught.value)
+    with monkeypatch.context() as patch:
+        calls = stop_at(patch, 0)
+        resume("runs/run")
+    assert len(calls) == 18
+    assert_the_same(Path("runs/run"), whole)
+
+
+def test_a_second_ctrl_c_waits_for_what_is_being_written() -> None:
+    beside, done = Beside(), []
+
+    def write() -> None:
+        time.sleep(0.3)
+        signal.raise_signal(signal.SIGINT)  # comes to the main thread, which waits by then
+        time.sleep(0.3)
+        done.append(1)
+
+    beside.do(write)
+    with pytest.raises(KeyboardInterrupt):
+        beside.close()
+    assert done
+
+
+def _rows(progress: dict[str, Any], **changes: Any) -> None:
+    progress["rows"] = [{**progress["rows"][0], **changes}]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: p["part"].update(statistics=[1.0]),
+        lambda p: p["part"].update(statistics=[1.0, 2.0, 3.0]),
+        lambda p: p["part"].update(steps=10**15),
+        lambda p: p["part"]["batches"].update(done=10**15),
+        lambda p: p["part"].update(steps=10**15, batches={**p["part"]["batches"], "done": 10**15}),
+        lambda p: p["part"].update(seen=10**9),
+        lambda p: p["rows"][0].pop("val_loss"),
+        lambda p: p["rows"][0].pop("compute_seconds"),
+        lambda p: _rows(p, val_loss=[1.0]),
+        lambda p: _rows(p, learning_rate="much"),
+        lambda p: _rows(p, train_seconds=1e-100),
+        lambda p: _rows(p, images=0),
+        lambda p: _rows(p, epoch=5),
+        lambda p: p.update(rows=[{**p["rows"][0], "epoch": n + 1} for n in range(1000)]),
+        lambda p: p.update(rows=[{**p["rows"][0], "epoch": n + 1} for n in range(3)], part=None, best=None),
+        lambda p: p.update(rows=[{**p["rows"][0], "epoch": n + 1} for n in range(3)]),
+        lambda p: p.update(best=[]),
+    ],
+)  # fmt: skip
+def test_a_strangers_checkpoint_holds_what_a_training_comes_to_or_is_refused(
+    change: Callable[[dict[str, Any]], Any], quick: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With a right checksum: what is wrong is told by what it says."""
+    with monkeypatch.context() as patch:
+        stop_at(patch, 25)
+        with pytest.raises(TrainingInterrupted):
+            train(quick.changed(epochs=3, save_steps=6), name="run")
+    path = tmp_path / "runs/run/checkpoint.safetensors"
+    earlier(path).unlink(missing_ok=True)
+    tensors, values = checkpoint._read(path)
+    change(values["progress"])
+    checkpoint._write(path, tensors, values)
+    with pytest.raises(CnnlabError, match=r"checkpoint.safetensors is damaged: .*; train again"):
+        resume("runs/run")
+
+
+def test_a_folder_in_the_place_of_a_checkpoint_is_told(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(patch, 25)
+        with pytest.raises(TrainingInterrupted):
+            train(quick.changed(epochs=3, save_steps=6), name="run")
+    path = Path("runs/run/checkpoint.safetensors")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(CnnlabError, match="is no plain file; remove it: the training goes on from the save before it"):
+        resume("runs/run")
+    path.rmdir()
+    resume("runs/run")
 
 
 @pytest.mark.parametrize("resident", [True, False])

@@ -247,9 +247,21 @@ class Beside:
             raise error
 
     def close(self) -> None:
-        """Wait, however it ends: some other error is on its way."""
+        """Wait, however it ends: some other error is on its way.
+
+        Also where somebody who cannot wait presses Ctrl-C again: the run's lock must not be let go before. Raises:
+        KeyboardInterrupt then, after it.
+        """
+        stopped = False
+        while self._thread is not None and self._thread.is_alive():
+            try:
+                self._thread.join()
+            except KeyboardInterrupt:
+                stopped = True
         with contextlib.suppress(OSError):
             self.wait()
+        if stopped:
+            raise KeyboardInterrupt
 
 
 def _newest(path: Path, told: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -257,6 +269,8 @@ def _newest(path: Path, told: Callable[[str], None]) -> tuple[dict[str, Tensor],
     before = earlier(path)
     if not before.exists():
         return _read(path)
+    if path.exists() and not path.is_file():
+        raise Damaged(f"{path} is no plain file; remove it: the training goes on from the save before it")
     try:
         if path.exists():
             return _read(path)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from cnnlab import __version__
+from cnnlab import __version__, interrupt
 from cnnlab.cli_bench import bench
 from cnnlab.cli_doctor import data as data_commands
 from cnnlab.cli_doctor import doctor
@@ -412,6 +412,7 @@ def main() -> NoReturn:
     except CnnlabError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
+        interrupt.ending()
         say("stopped", error=True)
         sys.exit(130)
     except BrokenPipeError:

@@ -49,7 +49,7 @@ def duplicates(
     plot: Annotated[
         Path | None, typer.Option(help="Also draw the first 60 pairs into this PNG file.", show_default=False)
     ] = None,
-    most: Annotated[int, typer.Option(help="How many pairs of each kind to tell.")] = 20,
+    most: Annotated[int, typer.Option(min=0, help="How many pairs of each kind to tell.")] = 20,
     image_size: Annotated[int, typer.Option(help="Of a folder's images: pixels a side. 0: as a training would.")] = 0,
     data_dir: DataDir = None,
     skip_bad: SkipBad = False,

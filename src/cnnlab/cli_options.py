@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from cnnlab import interrupt
 from cnnlab.errors import TrainingInterrupted
 from cnnlab.safety import say
 
@@ -38,8 +39,10 @@ def print_training(call: Callable[[], object], stopped: str = "") -> None:
     try:
         say(call())
     except TrainingInterrupted as error:
+        interrupt.ending()
         say(f"{str(error).partition(' Go on with:')[0]} {stopped}" if stopped else error, error=True)
         sys.exit(error.code)
     except KeyboardInterrupt:
+        interrupt.ending()
         say(stopped or "stopped before there was anything to keep", error=True)
         sys.exit(130)

@@ -10,6 +10,12 @@ from typing import Any
 from cnnlab.errors import TrainingInterrupted
 
 
+def ending() -> None:
+    """From here on the process only says its last line and ends: another Ctrl-C would print a traceback beside it."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class CtrlC:
     """While this holds, a first Ctrl-C only asks: `check` raises KeyboardInterrupt at the next safe place.
 
@@ -21,6 +27,7 @@ class CtrlC:
 
     def __init__(self) -> None:
         self._asked = 0  # the signal's number
+        self.at_once = False  # has a second one raised, wherever the program was?
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> CtrlC:
@@ -47,6 +54,7 @@ class CtrlC:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signal module gives both
         if self._asked:
+            self.at_once = True
             raise KeyboardInterrupt
         self._asked = number
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from cnnlab.errors import CnnlabError, reason
 from cnnlab.files import write_atomic
 from cnnlab.runs import Run
 from cnnlab.session import Session
+
+# What the system says where there is no room. Not everywhere is there a quota.
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def kept(state: dict[str, Any]) -> str:
@@ -38,9 +42,10 @@ class Saving:
     ) -> None:
         if isinstance(error, OSError):
             safe = kept(self._state) if self._state is not None else "what was saved is kept"
+            remedy = "Free some space" if error.errno in _FULL else "Put that right"
             raise CnnlabError(
-                f"cannot save into {self._path}: {reason(error)}; {safe}. Free some space, then go on with: cnnlab "
-                f"train --resume {self._path}"
+                f"cannot save into {self._path}: {reason(error)}; {safe}. {remedy}, then go on with: cnnlab train "
+                f"--resume {self._path}"
             ) from error
 
 

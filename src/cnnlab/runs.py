@@ -63,6 +63,7 @@ _SUMMARY = {
     "skipped": COUNT, "left_out?": COUNT, "images?": {"train": COUNT},
     "shared?": {"validation?": COUNT, "test?": COUNT},
 }  # fmt: skip
+_SECONDS = Number(1e-9, 1e12)
 _ROW = {"epoch": COUNT, "loss": NUMBER, "train_acc": _SHARE, "images": COUNT, "train_seconds": POSITIVE,
         "seconds": NUMBER, "compute_seconds?": POSITIVE, "left_out?": COUNT}  # fmt: skip
 _SESSION = {"device?": str, "device_name?": str, "threads?": COUNT, "versions?": dict, "memory_format?": str}
@@ -352,9 +353,10 @@ def locked(path: Path) -> Iterator[None]:
     The system's own lock: it goes with the process, however that ends. Raises: CnnlabError where another holds it, and
     where the folder holds links: what is written through one would land elsewhere.
     """
-    for entry in path.iterdir() if path.is_dir() else ():
-        if entry.is_symlink():
-            raise CnnlabError(f"{entry} is a link, which could lead anywhere; put the file or folder itself there")
+    for folder in (path, path / "tensorboard"):
+        for entry in folder.iterdir() if folder.is_dir() else ():
+            if entry.is_symlink():
+                raise CnnlabError(f"{entry} is a link, which could lead anywhere; put the file or folder itself there")
     file = path / ".lock"
     lock = FileLock(file, timeout=0)
     try:
@@ -400,9 +402,14 @@ def _sessions(path: Path) -> list[dict[str, Any]]:
     return list(content["sessions"])
 
 
-def row_form(recipe: Recipe) -> dict[str, Any]:
-    """What a row of the metrics holds."""
-    return {**_ROW, f"{recipe.key}_acc": _SHARE}
+def row_form(recipe: Recipe, *, whole: bool = False) -> dict[str, Any]:
+    """What a row of the metrics holds; whole: one to go on from, as all later figures are computed from it."""
+    form = {**_ROW, f"{recipe.key}_acc": _SHARE}
+    if whole:
+        form |= {f"{recipe.key}_loss": NUMBER, "learning_rate": NUMBER, "evaluation_seconds": NUMBER,
+                 "images_per_second": NUMBER, "examples_per_second": NUMBER, "images": Number(1, 2**53, whole=True),
+                 "train_seconds": _SECONDS, "compute_seconds": _SECONDS}  # fmt: skip
+    return form
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cnnlab import runs
 from cnnlab.checkpoint import (
@@ -30,7 +30,7 @@ from cnnlab.checkpoint import (
     save_weights,
 )
 from cnnlab.data.augment import Augmentation
-from cnnlab.data.loader import Loader
+from cnnlab.data.loader import Batches, Loader
 from cnnlab.device import (
     Plan,
     Stopwatch,
@@ -218,7 +218,7 @@ def _train(session: Session, run: Run, like: dict[str, Any] | None = None) -> Re
                 remove_torn(run.path)
                 if begun or run.metrics():
                     state |= load_checkpoint(run.checkpoint, model, optimizer, session.device, average, told)
-                    check(run.checkpoint, state, {**_STATE, "rows": [runs.row_form(recipe)]}, "train again")
+                    _check_state(session, run, state)
                     _keep_best(session, run, state)
             with Saving(run.path, state):
                 runs.add_session(run, now)
@@ -238,6 +238,26 @@ def _train(session: Session, run: Run, like: dict[str, Any] | None = None) -> Re
             if not out_of_memory(error):
                 raise
             raise no_memory(recipe, session.preprocessing.image_size) from error
+
+
+def _check_state(session: Session, run: Run, state: dict[str, Any]) -> None:
+    """Raises: CnnlabError where a checkpoint holds what no training of this recipe comes to. It may be a stranger's."""
+    recipe, path, rows, part = run.recipe, run.checkpoint, state["rows"], state["part"]
+    check(path, state, {**_STATE, "rows": [runs.row_form(recipe, whole=True)]}, "train again")
+    fault = ""
+    if [row["epoch"] for row in rows] != [*range(1, len(rows) + 1)] or len(rows) > recipe.epochs:
+        fault = f"its epochs are not 1, 2, ... up to {recipe.epochs}"
+    elif state["best"] is not None and len(state["best"]) != (2 if recipe.watch == "validation" else 1):
+        fault = "its best figure is none of this recipe's"
+    elif len(rows) == recipe.epochs and (state["best"] is None or part is not None):
+        fault = "it is at the end without having been there"
+    elif part is not None:
+        count = len(session.train_set)
+        whole = part["steps"] == part["batches"]["done"] <= -(-count // recipe.batch_size)
+        if not whole or part["seen"] > count or len(part["statistics"]) != 2:
+            fault = "its place in the epoch is none that there is"
+    if fault:
+        raise CnnlabError(f"{path} is damaged: {fault}; train again")
 
 
 def _keep_best(session: Session, run: Run, state: dict[str, Any]) -> None:
@@ -398,6 +418,20 @@ def _epochs(
     steps, skips = recipe.epochs * each, recipe.on_nan == "skip"
     lookout, due = Lookout(device, each, skips), Due(recipe)
 
+    def reached(
+        steps: int, seen: int, left_out: int, statistics: Tensor, batches: Batches, seconds: float, compute: Stopwatch
+    ) -> dict[str, Any]:
+        """The state's `part`: what is done of an epoch."""
+        return {
+            "steps": steps,
+            "seen": seen,
+            "left_out": left_out,
+            "statistics": statistics.tolist(),
+            "batches": batches.state(),
+            "train_seconds": seconds,
+            "compute_seconds": compute.seconds(),
+        }
+
     def save(**changes: Any) -> None:
         """Save this very moment, with `changes` of the state, beside the steps to come; they count once it is saved."""
         began = time.perf_counter()
@@ -439,17 +473,9 @@ def _epochs(
             display.step(epoch, seen, statistics)
             if due(step) or session.ctrl_c.asked or beside.failed:
                 lookout.check(step - 1, model)  # waits for the device, as every save does
-                reached = {
-                    "steps": step - epoch * each,
-                    "seen": seen,
-                    "left_out": left_out,
-                    "statistics": statistics.tolist(),
-                    "batches": batches.state(),
-                    "train_seconds": time.perf_counter() - began,
-                    "compute_seconds": compute.seconds(),
-                }
+                done, seconds = step - epoch * each, time.perf_counter() - began
                 with Saving(run.path, state):
-                    save(part=reached)
+                    save(part=reached(done, seen, left_out, statistics, batches, seconds, compute))
                     if session.ctrl_c.asked:
                         beside.wait()
             session.ctrl_c.check()
@@ -459,14 +485,22 @@ def _epochs(
         if not seen:
             raise NotFinite("the loss was no finite number throughout the epoch, again", step - 1, each)
         loss_sum, hit_count = statistics.tolist()
-        with shown(average):
-            measured = evaluate(model, watch_loader, num_classes, session.ctrl_c.check, plan.precision)
-        if not math.isfinite(loss_sum + measured.loss):
-            raise NotFinite(f"the {recipe.watch} loss became {measured.loss:g}", step - 1, each)
+        try:
+            with shown(average):
+                measured = evaluate(model, watch_loader, num_classes, session.ctrl_c.check, plan.precision)
+        except KeyboardInterrupt:
+            if not session.ctrl_c.at_once:  # else averaged weights may be half exchanged
+                with Saving(run.path, state):
+                    save(part=reached(each, seen, left_out, statistics, batches, trained - began, compute))
+                    beside.wait()
+            raise
+        for what, value in (("training", loss_sum), (recipe.watch, measured.loss)):
+            if not math.isfinite(value):
+                raise NotFinite(f"the {what} loss became {value:g}", step - 1, each)
         compute_seconds = compute.seconds()
         row = {
             "epoch": epoch + 1,
-            "learning_rate": optimizer.param_groups[0]["lr"],
+            "learning_rate": learning_rate(recipe, step - 1, steps),  # of the last update, here or before a resume
             "loss": loss_sum / seen,
             "train_acc": hit_count / seen,
             f"{key}_loss": measured.loss,
