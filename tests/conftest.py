@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -27,6 +28,11 @@ if WORKER and EVERY_CORE:
     # A core for each: computations of several threads that share their cores wait for each other most of the time.
     os.sched_setaffinity(0, {sorted(EVERY_CORE)[int(WORKER.removeprefix("gw")) % len(EVERY_CORE)]})
 torch.set_num_threads(min(2, available_cores()))
+# nohup, and shells for what runs in the background, leave them ignored, and then no process that a test starts could be
+# stopped by them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
