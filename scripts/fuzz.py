@@ -20,9 +20,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -265,8 +267,8 @@ def made(name: str, folder: Path) -> Made:
     return inputs, use
 
 
-def feed(name: str, folder: Path, flags: list[str]) -> None:
-    """Let libFuzzer run a parser; it ends the process."""
+def feed(name: str, folder: Path, seconds: int, flags: list[str]) -> None:
+    """Let libFuzzer run a parser for so many seconds of the processor; it ends the process."""
     import atheris
 
     work, corpus = folder / "work", folder / "corpus"
@@ -281,12 +283,18 @@ def feed(name: str, folder: Path, flags: list[str]) -> None:
     (folder / "words").write_text(words(inputs))
     last = folder / "last"
 
+    ends = time.process_time() + seconds
+
     def recorded(content: bytes) -> None:
         last.write_bytes(content)  # for when the process does not even end with a report
+        signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)  # ends it
         use(content)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        if time.process_time() > ends:
+            os.kill(os.getpid(), signal.SIGUSR1)  # libFuzzer's sign to stop; it knows only a clock, which others share
 
     longest = max(4096, 3 * max(map(len, inputs)))
-    limits = [f"-timeout={MOST_SECONDS}", f"-rss_limit_mb={MOST_MIB}", f"-max_len={longest}", "-print_final_stats=1"]
+    limits = [f"-rss_limit_mb={MOST_MIB}", f"-max_len={longest}", "-print_final_stats=1"]
     atheris.Setup([sys.argv[0], *limits, *flags, f"-dict={folder / 'words'}", str(corpus)], recorded)
     atheris.Fuzz()
 
@@ -319,11 +327,12 @@ def run(name: str, seconds: int, kept: Path) -> Outcome:
     """One parser, in a process of its own."""
     kept.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        flags = [f"-max_total_time={seconds}", f"-artifact_prefix={kept / name}-"]
+        flags = ["--seconds", str(seconds), f"-artifact_prefix={kept / name}-"]
         command = [sys.executable, __file__, name, "--child", folder, *flags]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         said = done.stdout.decode(errors="replace")
-        if (done.returncode or "\nDone " not in said) and "Test unit written to" not in said:  # a signal, perhaps
+        failed = bool(done.returncode) or "libFuzzer: exiting as requested" not in said
+        if failed and "Test unit written to" not in said:  # a signal, perhaps
             said += f"\nERROR: the process ended ({done.returncode})"
             last = Path(folder) / "last"
             if last.exists():
@@ -331,14 +340,13 @@ def run(name: str, seconds: int, kept: Path) -> Outcome:
                 said += f"\nTest unit written to {kept / name}-last"
     reached = [int(number) for number in re.findall(r"^#\d+\s.* cov: (\d+)", said, re.MULTILINE)] or [0]
     found = ""
-    if done.returncode or "\nDone " not in said:
+    if failed:
         place = re.findall(r"Test unit written to (.+)", said)
         why = re.findall(r"Uncaught Python exception: ===\n(.*)", said) or re.findall(r"ERROR: (.*)", said)
         found = f"{why[0] if why else said[-2000:]} {place[0] if place else ''}".strip()
-    ended = re.findall(r"^Done \d+ runs in (\d+) second", said, re.MULTILINE)
     return Outcome(
         name, said_number(said, "number_of_executed_units"), said_number(said, "new_units_added"), reached[0],
-        reached[-1], int(ended[0]) if ended else seconds, said_number(said, "peak_rss_mb"), found,
+        reached[-1], seconds, said_number(said, "peak_rss_mb"), found,
     )  # fmt: skip
 
 
@@ -348,24 +356,26 @@ def said_number(said: str, name: str) -> int:
     return int(found[0]) if found else 0
 
 
-def as_table(outcomes: list[Outcome]) -> str:
-    """For docs/security.md."""
+def as_table(outcomes: list[Outcome], before: str) -> str:
+    """For docs/security.md: what was there before, and these in place of earlier ones of the same parsers."""
     lines = ["| parser | inputs | kept as new | branches at first | in the end | seconds | process, MiB | found |",
              "|---|---:|---:|---:|---:|---:|---:|---|"]  # fmt: skip
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in before.splitlines()}
     for o in outcomes:
         figures = f"{o.inputs:,} | {o.new:,} | {o.before:,} | {o.after:,} | {o.seconds} | {o.mib:,}"
-        lines.append(f"| {o.parser} | {figures} | {'a failure' if o.found else 'nothing'} |")
-    total, seconds = sum(o.inputs for o in outcomes), sum(o.seconds for o in outcomes)
-    return "\n".join([*lines, f"| all | {total:,} | | | | {seconds:,} | | |"]) + "\n"
+        rows[o.parser] = f"| {o.parser} | {figures} | {'a failure' if o.found else 'nothing'} |"
+    kept = [rows[name] for name in PARSERS if name in rows]
+    inputs, seconds = (sum(int(row.split(" | ")[i].replace(",", "")) for row in kept) for i in (1, 5))
+    return "\n".join([*lines, *kept, f"| all | {inputs:,} | | | | {seconds:,} | | |"]) + "\n"
 
 
 def main() -> int:
     """As the module says."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("parsers", nargs="*", metavar="PARSER", help=f"{', '.join(PARSERS)}; unsaid all")
-    parser.add_argument("--seconds", type=int, default=60, help="for each parser")
+    parser.add_argument("--seconds", type=int, default=60, help="of the processor, for each parser")
     parser.add_argument("--kept", type=Path, default=ROOT / "build" / "fuzz", help="where inputs that fail are kept")
-    parser.add_argument("--table", type=Path, help="docs/security.md, whose table becomes this run's")
+    parser.add_argument("--table", type=Path, help="docs/security.md, whose table gets this run's rows")
     parser.add_argument("--input", type=Path, help="try this one file, without atheris")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments, flags = parser.parse_known_args()
@@ -382,7 +392,7 @@ def main() -> int:
         print("fuzz.py needs atheris, which has wheels for some Pythons only: pip install atheris", file=sys.stderr)
         return 2
     if arguments.child:
-        feed(names[0], arguments.child, flags)
+        feed(names[0], arguments.child, arguments.seconds, flags)
     outcomes = []
     for name in names:
         outcome = run(name, arguments.seconds, arguments.kept.absolute())
@@ -390,8 +400,8 @@ def main() -> int:
         print(f"{name}: {outcome.inputs:,} inputs, {outcome.found or 'nothing found'}", flush=True)
     if arguments.table:
         before, mark, rest = arguments.table.read_text(encoding="utf-8").partition("<!-- atheris -->\n")
-        after = rest.partition("<!-- end of atheris -->")[2]
-        whole = f"{before}{mark}{as_table(outcomes)}<!-- end of atheris -->{after}"
+        old, _, after = rest.partition("<!-- end of atheris -->")
+        whole = f"{before}{mark}{as_table(outcomes, old)}<!-- end of atheris -->{after}"
         arguments.table.write_text(whole, encoding="utf-8")
     return 1 if any(outcome.found for outcome in outcomes) else 0
 

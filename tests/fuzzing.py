@@ -42,6 +42,8 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         writes = any(c in mode for c in "wax+") if isinstance(mode, str) else bool(flags and flags & _WRITE_FLAGS)
         if writes and isinstance(path, str | bytes | os.PathLike):
             _check(event, path)
+    elif event in ("os.remove", "os.rmdir") and arguments[1] >= 0:  # as shutil.rmtree does: below an open folder
+        _check(event, os.path.join(os.path.realpath(f"/proc/self/fd/{arguments[1]}"), os.fsdecode(arguments[0])))
     elif event in _WRITES:
         for path in arguments:
             if isinstance(path, str | bytes | os.PathLike):

@@ -113,6 +113,20 @@ def test_7z_of_several_blocks_and_codecs(tmp_path: Path) -> None:
         assert contents(path) == files, codecs
 
 
+def test_a_7z_whose_last_file_has_a_negative_size_is_refused(tmp_path: Path) -> None:
+    # It has what the sizes of the others leave of the stream: a larger one for the first takes it below nothing.
+    from fuzzing import right_7z
+
+    with py7zr.SevenZipFile(tmp_path / "a.7z", "w") as seven:
+        seven.set_encoded_header_mode(False)
+        for name, size in (("1.png", 1000), ("2.png", 2000)):
+            seven.writestr(bytes(size), name)
+    content = (tmp_path / "a.7z").read_bytes()
+    assert content.count((0x83E8).to_bytes(2, "big")) == 1  # 1000, as 7z writes numbers
+    (tmp_path / "a.7z").write_bytes(right_7z(content.replace((0x83E8).to_bytes(2, "big"), b"\x8f\xff")))
+    assert refusal(tmp_path / "a.7z").startswith("a.7z is damaged or incomplete: 2.png has a negative size")
+
+
 def test_directories_are_passed_over_quietly(tmp_path: Path) -> None:
     (tmp_path / "train" / "x.png").mkdir(parents=True)  # a folder that is called like an image
     (tmp_path / "train" / "1.png").write_bytes(png())

@@ -7,12 +7,15 @@ CI tries a few hundred inputs of each, always the same. CNNLAB_FUZZ=50 tries fif
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import io
 import json
 import os
 import re
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -463,3 +466,26 @@ def test_stores(trial: Trials, folder: Path) -> None:
         try_store(trial, place)
 
     run()
+
+
+# The other engine
+
+
+def fuzz_script(*args: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(Path(__file__).parent.parent / "scripts" / "fuzz.py"), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+
+def test_an_input_that_was_kept_can_be_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(packed(".zip")[:-9])
+    answer = fuzz_script("zip", "--input", tmp_path / "a")
+    assert (answer.returncode, answer.stderr) == (0, "")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("atheris") is not None, reason="atheris is installed")
+def test_without_the_engine_that_is_told_in_a_line() -> None:
+    answer = fuzz_script("zip", "--seconds", 1)
+    assert answer.returncode == 2
+    assert answer.stderr.splitlines() == [
+        "fuzz.py needs atheris, which has wheels for some Pythons only: pip install atheris"
+    ]

@@ -68,6 +68,8 @@ class SevenZip(Archive):
             if link or kind != stat.S_IFREG:
                 raise self._refuse(file.filename, "a link" if link else "a device")
             size = file.uncompressed or 0
+            if size < 0:  # the last of a stream is what the others' sizes leave of it
+                raise self._damaged(f"{shown(file.filename)} has a negative size")
             index = len(self.members) - 1 if self._admit(file.filename, size) else -1
             folder = None if file.emptystream else file.folder
             if folder is None or not self._plan or self._plan[-1].folder is not folder:
