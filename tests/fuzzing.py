@@ -43,7 +43,9 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         if writes and isinstance(path, str | bytes | os.PathLike):
             _check(event, path)
     elif event in ("os.remove", "os.rmdir") and arguments[1] >= 0:  # as shutil.rmtree does: below an open folder
-        _check(event, os.path.join(os.path.realpath(f"/proc/self/fd/{arguments[1]}"), os.fsdecode(arguments[0])))
+        below = Path(f"/proc/self/fd/{arguments[1]}")
+        if below.exists():  # elsewhere than on Linux it is not known
+            _check(event, below.resolve() / os.fsdecode(arguments[0]))
     elif event in _WRITES:
         for path in arguments:
             if isinstance(path, str | bytes | os.PathLike):
