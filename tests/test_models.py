@@ -23,7 +23,7 @@ from cnnlab.models import MODELS, build_model
 from cnnlab.models.batch_norm import BatchNorm, batch_norm
 from cnnlab.models.densenet import DenseBlock
 from cnnlab.models.googlenet import Inception
-from cnnlab.models.layers import AvgPool2d, BatchNorm2d, Conv2d, quickened, side_after
+from cnnlab.models.layers import AvgPool2d, BatchNorm2d, Conv2d, Linear, quickened, side_after
 from cnnlab.models.nin import nin_block
 from cnnlab.models.resnet import Residual
 from cnnlab.models.vgg import vgg
@@ -43,6 +43,9 @@ MANUAL = {
     "densenet": (96, 758_226),
 }
 GOLDEN = Path(__file__).parent / "golden"
+needs_onednn = pytest.mark.skipif(
+    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch was built without oneDNN"
+)
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
@@ -294,6 +297,49 @@ def test_quickened_batch_norm_leaves_other_kinds_to_the_framework() -> None:
         BatchNorm2d(3)(x[:1, :, :1, :1])
     with pytest.raises(ValueError, match="4D"):
         BatchNorm2d(3)(x[0])
+
+
+@needs_onednn
+@given(
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 70), st.integers(1, 70)), bias=st.booleans(), first=st.booleans()
+)
+def test_quickened_linear_layers_are_the_frameworks(shape: tuple[int, int, int], bias: bool, first: bool) -> None:
+    batch, inputs, outputs = shape
+    ours, theirs = Linear(inputs, outputs, bias=bias), nn.Linear(inputs, outputs, bias=bias)
+    theirs.load_state_dict(ours.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, inputs, generator=generator)
+    given = [x.clone().requires_grad_(not first) for _ in range(2)]
+    found, told = ours(given[0]), theirs(given[1])
+    torch.testing.assert_close(found, told, rtol=1e-5, atol=1e-5)
+    weight = torch.randn(batch, outputs, generator=generator)
+    (found * weight).sum().backward()
+    (told * weight).sum().backward()
+    for one, other in zip((given[0], *ours.parameters()), (given[1], *theirs.parameters()), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-4)
+    for p in ours.parameters():  # as where a network's first layers are trained alone
+        p.requires_grad_(False)
+    ours(x.requires_grad_()).sum().backward()
+    torch.testing.assert_close(x.grad, ours.weight.sum(0).expand(batch, -1), rtol=1e-4, atol=1e-4)
+
+
+@needs_onednn
+def test_quickened_linear_layers_leave_other_inputs_to_the_framework() -> None:
+    ours, theirs = Linear(5, 3), nn.Linear(5, 3)
+    theirs.load_state_dict(ours.state_dict())
+    for x in (torch.randn(2, 4, 5), torch.randn(5), torch.randn(5, 2).t()):
+        assert torch.equal(ours(x), theirs(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ours(torch.ones(2, 5)), theirs(torch.ones(2, 5)))
+    assert torch.equal(ours.double()(x.double()), theirs.double()(x.double()))
+
+
+@needs_onednn
+def test_a_training_computes_large_linear_layers_in_our_way_on_some_processors() -> None:
+    lenet = [type(m) for m in quickened(make("lenet"), products=True) if isinstance(m, nn.Linear)]
+    assert lenet == [Linear, Linear, nn.Linear]
+    untouched = {type(m) for m in quickened(make("lenet")) if isinstance(m, nn.Linear)}
+    assert untouched == {nn.Linear}
 
 
 def test_a_training_computes_lenets_second_convolution_in_our_way_and_networks_have_the_frameworks() -> None:

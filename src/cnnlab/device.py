@@ -426,6 +426,15 @@ class Feeder:
                 main.wait_stream(side)  # before anything else gets the memory of `here`
 
 
+def slow_products() -> bool:
+    """Does the framework multiply float32 matrices slowly on this processor, while oneDNN does not?
+
+    True of AMD's, where the framework was built with MKL: that keeps its fastest code for Intel's.
+    """
+    both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    return both and "AMD" in device_name(torch.device("cpu")) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
 def device_name(device: torch.device) -> str:
     """The processor's or the card's own name."""
     if device.type == "cuda":

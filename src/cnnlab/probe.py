@@ -37,6 +37,7 @@ from cnnlab.device import (
     loss_scaler,
     physical_cores,
     reproducible,
+    slow_products,
     synchronize,
 )
 from cnnlab.errors import CnnlabError, out_of_memory
@@ -64,7 +65,7 @@ def compiled(model: nn.Module, mode: str) -> nn.Module:
     are of one class, and beyond the limit it would compute uncompiled without a word.
     """
     if mode == "off":
-        return quickened(model)
+        return quickened(model, slow_products())
     torch._dynamo.reset()
     answer: Any = torch.compile(model, dynamic=False, mode=None if mode == "default" else mode)
     return answer  # type: ignore[no-any-return]

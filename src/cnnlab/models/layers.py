@@ -146,9 +146,56 @@ class _Normalized(torch.autograd.Function):
         return *backward(gradient, centered, weight, None, None, zero, scale, True, ctx.eps, needed), None
 
 
-def quickened(model: nn.Module) -> nn.Module:
-    """`model` itself, whose convolutions of few channels and batch norms compute as ours from now on."""
+class Linear(nn.Linear):
+    """The framework's layer; on a processor its products are oneDNN's, of which the convolutions are made, too.
+
+    (B, I) -> (B, O). In float32 the framework multiplies matrices by MKL, which on AMD's processors keeps off its
+    fastest code and takes twice as long. The values are the same up to rounding. Networks have the framework's own;
+    `quickened` changes it where a training begins, on such a processor.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product with the weights, and the bias."""
+        usual = x.ndim == 2 and _plain(x) and self.weight.dtype == torch.float32
+        if not usual or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        answer: Tensor = _Multiplied.apply(x, self.weight, self.bias)
+        return answer
+
+
+class _Multiplied(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            _product(gradient, weight.t()) if of_x else None,
+            _product(gradient.t(), x.t()) if of_weight else None,
+            gradient.sum(0) if of_bias else None,
+        )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(B, I), (O, I), (O,) -> (B, O), by oneDNN; what the framework compiles calls it so, a public name it has not."""
+    answer: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return answer
+
+
+def quickened(model: nn.Module, products: bool = False) -> nn.Module:
+    """`model` itself, whose convolutions of few channels and batch norms compute as ours from now on.
+
+    products: and its linear layers, whose products the framework makes slowly here.
+    """
     for layer in model.modules():
+        # Of small ones the call costs what the product gains.
+        if products and type(layer) is nn.Linear and layer.weight.numel() >= 8192:
+            layer.__class__ = Linear
         if type(layer) is nn.Conv2d and 4 <= layer.in_channels < 16 and layer.groups == 1:
             layer.__class__ = Conv2d
         if type(layer) is nn.BatchNorm2d:
