@@ -23,8 +23,9 @@ from cnnlab.models import MODELS, build_model
 from cnnlab.models.batch_norm import BatchNorm, batch_norm
 from cnnlab.models.densenet import DenseBlock
 from cnnlab.models.googlenet import Inception
-from cnnlab.models.layers import AvgPool2d, BatchNorm2d, Conv2d, Linear, quickened, side_after
+from cnnlab.models.layers import AvgPool2d, side_after
 from cnnlab.models.nin import nin_block
+from cnnlab.models.quick import BatchNorm2d, Conv2d, Linear, Phased, quickened
 from cnnlab.models.resnet import Residual
 from cnnlab.models.vgg import vgg
 from cnnlab.optim import initialize
@@ -297,6 +298,81 @@ def test_quickened_batch_norm_leaves_other_kinds_to_the_framework() -> None:
         BatchNorm2d(3)(x[:1, :, :1, :1])
     with pytest.raises(ValueError, match="4D"):
         BatchNorm2d(3)(x[0])
+
+
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(4, 13), st.integers(4, 13)),
+    maps=st.integers(1, 8),
+    kernel=st.sampled_from([5, (6, 5)]),
+    padding=st.sampled_from([0, 2, (1, 2)]),
+    norm=st.sampled_from([nn.BatchNorm2d, BatchNorm, None]),
+    first=st.booleans(),
+)
+def test_a_convolution_and_its_pooling_by_phases_are_the_frameworks(
+    shape: tuple[int, int, int, int], maps: int, kernel: int, padding: int, norm: type[nn.Module] | None, first: bool
+) -> None:
+    def chain() -> nn.Sequential:
+        torch.manual_seed(0)
+        middle = [nn.Sigmoid()] if norm is None else [norm(maps), nn.Sigmoid()]
+        return nn.Sequential(nn.ReLU(), nn.Conv2d(shape[1], maps, kernel, padding=padding), *middle, AvgPool2d(2, 2))
+
+    ours, theirs = quickened(chain()), chain()
+    assert type(ours) is Phased
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    made = (theirs[1](x) if min(shape[2:]) + 2 * min(theirs[1].padding) >= 6 else x[..., :1, :1]).shape
+    assume(min(made[2:]) > 1 and made[0] * made[2] * made[3] > 3)
+    inputs = [x.clone().requires_grad_(not first) for _ in range(2)]
+    found, told = ours(inputs[0]), theirs(inputs[1])
+    assert (found.grad_fn.name() == "_JoinedBackward") is (not (made[2] % 2 or made[3] % 2))
+    torch.testing.assert_close(found, told, rtol=1e-4, atol=1e-4)
+    weight = torch.randn(told.shape, generator=torch.Generator().manual_seed(1))
+    (found * weight).sum().backward()
+    (told * weight).sum().backward()
+    for one, other in zip((inputs[0], *ours.parameters()), (inputs[1], *theirs.parameters()), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-3)
+    for one, other in zip(ours.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.double()(x.double()), theirs.double()(x.double()))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(ours.float()(x), theirs.float()(x))
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.Conv2d(1, 4, 3), AvgPool2d(2)],
+        [nn.Conv2d(4, 4, 5), AvgPool2d(2)],
+        [nn.Conv2d(1, 16, 5), AvgPool2d(2)],
+        [nn.Conv2d(1, 4, 5, stride=2), AvgPool2d(2)],
+        [nn.Conv2d(1, 4, 5, padding="same"), AvgPool2d(2)],
+        [nn.Conv2d(1, 4, 5, padding=2, padding_mode="circular"), AvgPool2d(2)],
+        [nn.Conv2d(1, 4, 5, bias=False), AvgPool2d(2)],
+        [nn.Conv2d(1, 4, 5), AvgPool2d(3, 2)],
+        [nn.Conv2d(1, 4, 5), nn.MaxPool2d(2)],
+        [nn.Conv2d(1, 4, 5), nn.Dropout(), AvgPool2d(2)],
+        [nn.Conv2d(1, 4, 5), nn.Softmax(2), AvgPool2d(2)],
+        [nn.Conv2d(1, 4, 5), nn.Sigmoid()],
+        [nn.Conv2d(1, 4, 5)],
+        [],
+    ],
+)
+def test_other_chains_are_not_computed_by_phases(layers: list[nn.Module]) -> None:
+    assert type(quickened(nn.Sequential(*layers))) is nn.Sequential
+
+
+def test_both_lenets_are_trained_by_phases() -> None:
+    for name, spans in (("lenet", {0: 2}), ("lenet-bn", {0: 3}), ("lenet-bn-scratch", {0: 3})):
+        model = quickened(make(name))
+        assert isinstance(model, Phased)
+        assert model.spans == spans
+        assert copy.deepcopy(model).spans == spans
+        assert type(make(name)) is nn.Sequential
+        # Channels-last, as which images of one channel are also contiguous: by the framework.
+        x, last = torch.randn(16, 1, 28, 28), torch.channels_last
+        expected = make(name)(x)
+        for images, chain in ((x.clone(memory_format=last), model), (x, model.to(memory_format=last))):
+            torch.testing.assert_close(chain(images), expected, rtol=1e-4, atol=1e-4)
 
 
 @needs_onednn

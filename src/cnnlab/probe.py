@@ -42,7 +42,7 @@ from cnnlab.device import (
 )
 from cnnlab.errors import CnnlabError, out_of_memory
 from cnnlab.files import read_json, write_json
-from cnnlab.models.layers import quickened
+from cnnlab.models.quick import quickened
 from cnnlab.optim import make_optimizer
 from cnnlab.recipe import COMPILE_MODES, Recipe
 from cnnlab.step import train_step

@@ -1,0 +1,270 @@
+"""Layers that compute as the framework's, faster on a processor: what a training makes of a network's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from cnnlab.models.batch_norm import BatchNorm
+from cnnlab.models.layers import AvgPool2d, plain
+
+
+class Conv2d(nn.Conv2d):
+    """The framework's layer; on a processor the gradient of its weights is computed channels-last.
+
+    (B, C, H, W) -> (B, K, H', W'). For few channels (LeNet's 6 to 16) the framework's weight gradient over contiguous
+    images takes twice as long as both images' conversion and the one over channels-last images together, while its
+    input gradient is the faster one: each gets the layout that suits it. The values are the same up to rounding.
+    Networks have the framework's own; `quickened` changes it where a training begins.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The convolution."""
+        usual = self.padding_mode == "zeros" and not isinstance(self.padding, str) and self.bias is not None
+        if not usual or not plain(x) or torch.is_autocast_enabled("cpu") or self.weight.dtype != torch.float32:
+            return super().forward(x)
+        answer: Tensor = _Convolved.apply(
+            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
+        return answer
+
+
+class _Convolved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, *how: Any) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.how = how
+        return F.conv2d(x, weight, bias, *how)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.how
+        how = [len(weight)], stride, padding, dilation, False, [0, 0], groups
+        backward = torch.ops.aten.convolution_backward
+        of_x = backward(gradient, x, weight, *how, [True, False, False])[0] if ctx.needs_input_grad[0] else None
+        last = (t.contiguous(memory_format=torch.channels_last) for t in (gradient, x, weight))
+        _, of_weight, of_bias = backward(*last, *how, [False, True, True])
+        return of_x, of_weight.contiguous(), of_bias, None, None, None, None
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """The framework's layer; on a processor, in training, mean and variance come from sums over each image's maps.
+
+    (B, C, H, W) -> (B, C, H, W). The framework's loop over contiguous images adds number after number, without
+    vectors, and took an eighth of LeNet's training step; this takes a third as long. The values are the same up to
+    rounding. Networks have the framework's own; `quickened` changes it where a training begins.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised by the batch's own statistics in training, by the running ones in eval mode."""
+        momentum, mean, var = self.momentum, self.running_mean, self.running_var
+        if momentum is None or mean is None or var is None or not (self.training and self.affine):
+            return super().forward(x)
+        several = x.ndim == 4 and x.numel() > x.shape[1]  # a single value has no variance: the framework says so
+        if not several or not plain(x) or torch.is_autocast_enabled("cpu") or self.weight.dtype != torch.float32:
+            return super().forward(x)
+        answer: Tensor
+        answer, mean_now, var_now = _Normalized.apply(x, self.weight, self.bias, self.eps)
+        count = x.numel() // x.shape[1]
+        with torch.no_grad():
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+            mean.lerp_(mean_now, momentum)
+            var.lerp_(var_now * (count / (count - 1)), momentum)
+        return answer
+
+
+class _Normalized(torch.autograd.Function):
+    """Normalised, the mean and the (biased) variance of each channel; the gradient is the framework's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        mean = x.mean((2, 3)).mean(0)
+        centered = x - mean.view(-1, 1, 1)
+        var = torch.linalg.vector_norm(centered, dim=(2, 3)).square().sum(0) * (x.shape[1] / x.numel())
+        zero = torch.zeros_like(mean)
+        answer = torch.native_batch_norm(centered, weight, bias, zero, var, False, 0.0, eps)[0]
+        ctx.save_for_backward(centered, weight, zero, (var + eps).rsqrt())
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, var)
+        return answer, mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        centered, weight, zero, scale = ctx.saved_tensors
+        backward = torch.ops.aten.native_batch_norm_backward
+        needed = list(ctx.needs_input_grad[:3])
+        return *backward(gradient, centered, weight, None, None, zero, scale, True, ctx.eps, needed), None
+
+
+class Linear(nn.Linear):
+    """The framework's layer; on a processor its products are oneDNN's, of which the convolutions are made, too.
+
+    (B, I) -> (B, O). In float32 the framework multiplies matrices by MKL, which on AMD's processors keeps off its
+    fastest code and takes twice as long. The values are the same up to rounding. Networks have the framework's own;
+    `quickened` changes it where a training begins, on such a processor.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product with the weights, and the bias."""
+        usual = x.ndim == 2 and plain(x) and self.weight.dtype == torch.float32
+        if not usual or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        answer: Tensor = _Multiplied.apply(x, self.weight, self.bias)
+        return answer
+
+
+class _Multiplied(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            _product(gradient, weight.t()) if of_x else None,
+            _product(gradient.t(), x.t()) if of_weight else None,
+            gradient.sum(0) if of_bias else None,
+        )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(B, I), (O, I), (O,) -> (B, O), by oneDNN; what the framework compiles calls it so, a public name it has not."""
+    answer: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return answer
+
+
+class Phased(nn.Sequential):
+    """A chain in which a convolution and the 2 x 2 mean pooling after it are computed by phases, on a processor.
+
+    (B, C, H, W) -> what the layers give. A pooling window holds one pixel of each phase: even or odd row, even or odd
+    column. The phases are four times the channels of a convolution of stride 2, whose window is one pixel longer: more
+    products, but in blocks of 16 channels less than half of which is filled otherwise. The layers between, of which
+    none looks beside its pixel, see them one below the other, (B, K, 2H', W'/2), and pooling adds up whole maps. The
+    values are the same up to rounding. Networks are the framework's chains; `quickened` changes them where a training
+    begins.
+    """
+
+    spans: dict[int, int]  # of a convolution's place, that of its pooling
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One layer after the other."""
+        at, layers = 0, list(self)
+        while at < len(layers):
+            layer, end = layers[at], self.spans.get(at, at)
+            if end > at and isinstance(layer, nn.Conv2d) and _halves(layer, x):
+                x = _Phases.apply(x, layer.weight, layer.bias, layer.padding)
+                for between in layers[at + 1 : end]:
+                    x = between(x)
+                x = _Joined.apply(x)
+            else:
+                x, end = layer(x), at
+            at = end + 1
+        return x
+
+
+def _spans(chain: nn.Sequential) -> dict[int, int]:
+    """Where phases pay: the place of each such convolution, and that of its pooling."""
+    found, layers = {}, list(chain)
+    for at, layer in enumerate(layers):
+        if not isinstance(layer, nn.Conv2d) or layer.in_channels > 3 or layer.out_channels > 8:
+            continue
+        kernel, how = min(layer.kernel_size), (layer.stride, layer.dilation, layer.groups, layer.padding_mode)
+        if kernel < 5 or how != ((1, 1), (1, 1), 1, "zeros") or layer.bias is None or isinstance(layer.padding, str):
+            continue  # of a smaller window the longer one is too many products
+        between = (nn.BatchNorm2d, BatchNorm, nn.Sigmoid, nn.Tanh, nn.ReLU)
+        end = next((i for i in range(at + 1, len(layers)) if not isinstance(layers[i], between)), at)
+        if isinstance(layers[end], AvgPool2d) and layers[end].halving:
+            found[at] = end
+    return found
+
+
+def _halves(layer: nn.Conv2d, x: Tensor) -> bool:
+    """Plain images, and a convolution that makes an even number of rows and columns of them."""
+    if x.ndim != 4 or not plain(x) or layer.weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    if 1 in (x.stride(1), layer.weight.stride(1)):  # channels-last, which images of one channel are beside contiguous
+        return False
+    assert not isinstance(layer.padding, str)
+    sides = zip(x.shape[2:], layer.kernel_size, layer.padding, strict=True)
+    made = [side + 2 * padding - kernel + 1 for side, kernel, padding in sides]
+    return min(made) > 0 and not any(side % 2 for side in made)
+
+
+class _Phases(torch.autograd.Function):
+    """A convolution's four phases, one below the other."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, padding: tuple[int, int]) -> Tensor:
+        k, c, height, width = weight.shape
+        longer = weight.new_zeros(k, 2, 2, c, height + 1, width + 1)
+        for row, column in _PHASES:
+            longer[:, row, column, :, row : row + height, column : column + width] = weight
+        longer = longer.view(4 * k, c, height + 1, width + 1)
+        ctx.save_for_backward(x, longer)
+        ctx.padding, ctx.shape = padding, weight.shape
+        y = F.conv2d(x, longer, bias.repeat_interleave(4), stride=2, padding=padding)
+        return y.view(len(x), k, -1, y.shape[3])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, longer = ctx.saved_tensors
+        k, c, height, width = ctx.shape
+        gradient = gradient.reshape(len(x), 4 * k, -1, gradient.shape[3])
+        how = [4 * k], [2, 2], ctx.padding, [1, 1], False, [0, 0], 1, [ctx.needs_input_grad[0], True, True]
+        of_x, of_longer, of_bias = torch.ops.aten.convolution_backward(gradient, x, longer, *how)
+        of_longer = of_longer.view(k, 2, 2, c, height + 1, width + 1)
+        of_weight = longer.new_zeros(ctx.shape)
+        for row, column in _PHASES:
+            of_weight += of_longer[:, row, column, :, row : row + height, column : column + width]
+        return of_x, of_weight, of_bias.view(k, 4).sum(1), None
+
+
+_PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))  # row, column
+
+
+class _Joined(torch.autograd.Function):
+    """The mean of the four phases, and its gradient: a quarter of the output's for each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004 - its shape says all
+        images, channels, rows, width = x.shape
+        phases = x.view(images, channels, 4, rows // 4, width)
+        return (phases[:, :, 0] + phases[:, :, 1]).add_(phases[:, :, 2]).add_(phases[:, :, 3]).mul_(0.25)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
+        images, channels, rows, width = gradient.shape
+        quarter = (gradient * 0.25).unsqueeze(2)
+        return quarter.expand(-1, -1, 4, -1, -1).reshape(images, channels, 4 * rows, width)
+
+
+def quickened(model: nn.Module, products: bool = False) -> nn.Module:
+    """`model` itself, whose convolutions of few channels and batch norms compute as ours from now on.
+
+    products: and its linear layers, whose products the framework makes slowly here.
+    """
+    for layer in model.modules():
+        if type(layer) is nn.Sequential and (spans := _spans(layer)):
+            layer.__class__, layer.spans = Phased, spans  # type: ignore[assignment]
+        # Of small ones the call costs what the product gains.
+        if products and type(layer) is nn.Linear and layer.weight.numel() >= 8192:
+            layer.__class__ = Linear
+        if type(layer) is nn.Conv2d and 4 <= layer.in_channels < 16 and layer.groups == 1:
+            layer.__class__ = Conv2d
+        if type(layer) is nn.BatchNorm2d:
+            layer.__class__ = BatchNorm2d
+    return model
