@@ -174,7 +174,7 @@ def speed() -> str:
                 f"| {name} | {r['batch_size']} | {r['image_size'] or 28} | {side} | {plan['dtype']}, {plan['memory_format']} | {told(r['images_per_second'][side])} | "
                 f"{' | '.join(ratio)} | {r['share_of_peak'][side]:.0%} | {r['peak_pss_mib'][side]:,.0f} MiB |"
             )
-    return "\n".join(lines + drop_in())
+    return "\n".join(lines + drop_in() + reference())
 
 
 def drop_in() -> list[str]:
@@ -191,6 +191,26 @@ def drop_in() -> list[str]:
             for x in (r["ratio"]["train_seconds"], r["ratio"]["seconds"])
         )
         lines.append(f"| {name} | {r['images']:,} | {r['epochs']} | {' | '.join(both)} |")
+    return lines
+
+
+def reference() -> list[str]:
+    """For docs/speed.md: beside the usual ways to train, once that has been measured."""
+    if not list((ROOT / "benchmarks" / "results").glob("vs-reference_*.json")):
+        return []
+    found = newest("vs-reference")
+    lines = ["", "Beside the usual ways to train on images (what each of them is: `benchmarks/vs_reference.py`), the same networks, crops, mirroring and updates, "
+             f"{found['n']} rounds in turn, medians of images/s with data (range of the ratio). torchvision-tuned computes in bfloat16, as ours with `precision=auto`; the others in float32. {hardware(found, '../')}.", "",
+             "| network | pixels | images | against | its images/s | ours, float32 | times its speed | ours, `precision=auto` | times its speed |", "|---" * 9 + "|"]  # fmt: skip
+    for name, r in found["networks"].items():
+        for peer, a in r["against"].items():
+            ours = (
+                f"{told(a['images_per_second'][side])} | {x['median']:.2f} ({x['min']:.2f} to {x['max']:.2f})"
+                for side, x in (("cnnlab", a["speed_ratio"]), ("cnnlab-auto", a["speed_ratio_auto"]))
+            )
+            lines.append(
+                f"| {name} | {r['size']} | {r['images']:,} | {peer} | {told(a['images_per_second'][peer])} | {' | '.join(ours)} |"
+            )
     return lines
 
 
