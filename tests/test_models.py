@@ -367,6 +367,7 @@ def test_both_lenets_are_trained_by_phases() -> None:
         assert isinstance(model, Phased)
         assert model.spans == spans
         assert copy.deepcopy(model).spans == spans
+        assert model[:2](torch.zeros(1, 1, 28, 28)).shape == make(name)[:2](torch.zeros(1, 1, 28, 28)).shape
         assert type(make(name)) is nn.Sequential
         # Channels-last, as which images of one channel are also contiguous: by the framework.
         x, last = torch.randn(16, 1, 28, 28), torch.channels_last

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -156,7 +158,7 @@ class Phased(nn.Sequential):
     begins.
     """
 
-    spans: dict[int, int]  # of a convolution's place, that of its pooling
+    spans: Mapping[int, int] = MappingProxyType({})  # of a convolution's place, that of its pooling; of a slice, none
 
     def forward(self, x: Tensor) -> Tensor:
         """One layer after the other."""
