@@ -288,6 +288,17 @@ def test_quickened_batch_norm_is_the_frameworks(
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-4, atol=1e-4 * max(1.0, offset))
 
 
+def test_batch_norm_from_scratch_takes_low_precision() -> None:
+    ours, theirs = BatchNorm(3), nn.BatchNorm2d(3)
+    x = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+    torch.testing.assert_close(ours(x).bfloat16(), theirs(x), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(ours.moving_mean, theirs.running_mean, rtol=0.02, atol=0.01)
+    torch.testing.assert_close(ours.moving_var, theirs.running_var, rtol=0.02, atol=0.01)
+    ours(x).float().square().sum().backward()
+    assert x.grad is not None
+    assert x.grad.dtype == torch.bfloat16
+
+
 def test_quickened_batch_norm_leaves_other_kinds_to_the_framework() -> None:
     x = torch.randn(4, 3, 5, 5)
     for how in ({"momentum": None}, {"affine": False}, {"track_running_stats": False}):

@@ -48,8 +48,9 @@ def batch_norm(
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
     y, mean, var = _Normalized.apply(x, gamma, beta, eps, over, wide)
     with torch.no_grad():
-        moving_mean = momentum * moving_mean + (1 - momentum) * mean
-        moving_var = momentum * moving_var + (1 - momentum) * var * (count / (count - 1))
+        # momentum * old + (1 - momentum) * new, in one call; each costs as much as the arithmetic of a few channels.
+        moving_mean = torch.lerp(moving_mean, mean.to(moving_mean.dtype), 1 - momentum)
+        moving_var = torch.lerp(moving_var, var.to(moving_var.dtype) * (count / (count - 1)), 1 - momentum)
     return y, moving_mean, moving_var
 
 
@@ -68,23 +69,24 @@ class _Normalized(torch.autograd.Function):
         var = (centered**2).mean(over)
         deviation = torch.sqrt(var + eps)
         # Divided by the deviation and multiplied by gamma at once.
-        y = (centered * (gamma / deviation).view(wide)).add_(beta.view(wide))
-        ctx.save_for_backward(centered, gamma, deviation)
+        scale = gamma / deviation
+        y = (centered * scale.view(wide)).add_(beta.view(wide))
+        ctx.save_for_backward(centered, scale, deviation)
         ctx.over, ctx.wide, ctx.of_x = over, wide, x.dtype
         ctx.mark_non_differentiable(mean, var)
+        ctx.set_materialize_grads(False)  # zeros for those two
         return y, mean, var
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        centered, gamma, deviation = ctx.saved_tensors
-        over, wide, count = ctx.over, ctx.wide, centered.numel() // len(gamma)
+        centered, scale, deviation = ctx.saved_tensors
+        over, wide, count = ctx.over, ctx.wide, centered.numel() // len(scale)
         of_beta = of_y.sum(over)
         of_gamma = (of_y * centered).sum(over) / deviation
         # Of x: gamma / deviation * (of_y - mean(of_y) - normalised x * mean(of_y * normalised x)), multiplied out.
-        scale = gamma / deviation
-        along = -scale * of_gamma / (deviation * count)
-        shift = -scale * of_beta / count
+        along = scale * of_gamma / (deviation * -count)
+        shift = scale * of_beta / -count
         of_x = (of_y * scale.view(wide)).addcmul_(centered, along.view(wide)).add_(shift.view(wide))
         return of_x.to(ctx.of_x), of_gamma, of_beta, None, None, None
 

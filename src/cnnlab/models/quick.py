@@ -95,6 +95,7 @@ class _Normalized(torch.autograd.Function):
         ctx.save_for_backward(centered, weight, zero, (var + eps).rsqrt())
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, var)
+        ctx.set_materialize_grads(False)  # zeros for those two
         return answer, mean, var
 
     @staticmethod
