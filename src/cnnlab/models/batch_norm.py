@@ -5,7 +5,8 @@ shift, ICML 2015, algorithms 1 and 2. The manual: section 1.4.
 
 Unlike the manual's listing: train or eval mode decides which statistics are used, not whether gradients are being
 recorded; the running statistics are buffers, so that they are saved, loaded and moved with the layer; the running
-variance is the unbiased one, as in the framework's layer (the batch itself is divided by the biased one in both).
+variance is the unbiased one, as in the framework's layer (the batch itself is divided by the biased one in both); the
+gradients in training are written out, too, so that they cannot be differentiated a second time.
 """
 
 from __future__ import annotations
