@@ -435,6 +435,14 @@ def slow_products() -> bool:
     return both and "AMD" in device_name(torch.device("cpu")) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+def slow_weight_gradients() -> bool:
+    """Does oneDNN compute weight gradients of few channels slowly on this processor, and convolutions not?
+
+    True of x86 without AVX-512, where it has no kernel made for them.
+    """
+    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
 def device_name(device: torch.device) -> str:
     """The processor's or the card's own name."""
     if device.type == "cuda":

@@ -38,6 +38,7 @@ from cnnlab.device import (
     physical_cores,
     reproducible,
     slow_products,
+    slow_weight_gradients,
     synchronize,
 )
 from cnnlab.errors import CnnlabError, out_of_memory
@@ -65,7 +66,7 @@ def compiled(model: nn.Module, mode: str) -> nn.Module:
     are of one class, and beyond the limit it would compute uncompiled without a word.
     """
     if mode == "off":
-        return quickened(model, slow_products())
+        return quickened(model, slow_products(), slow_weight_gradients())
     torch._dynamo.reset()
     answer: Any = torch.compile(model, dynamic=False, mode=None if mode == "default" else mode)
     return answer  # type: ignore[no-any-return]

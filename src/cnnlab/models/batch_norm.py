@@ -65,9 +65,9 @@ class _Normalized(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, eps: float, over: tuple[int, ...], wide: tuple[int, ...]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        mean = x.mean(over)
+        mean = _mean(x, over)
         centered = x - mean.view(wide)
-        var = (centered**2).mean(over)
+        var = _mean(centered * centered, over)
         deviation = torch.sqrt(var + eps)
         # Divided by the deviation and multiplied by gamma at once.
         scale = gamma / deviation
@@ -83,13 +83,21 @@ class _Normalized(torch.autograd.Function):
     def backward(ctx: Any, of_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         centered, scale, deviation = ctx.saved_tensors
         over, wide, count = ctx.over, ctx.wide, centered.numel() // len(scale)
-        of_beta = of_y.sum(over)
-        of_gamma = (of_y * centered).sum(over) / deviation
+        of_y_mean = _mean(of_y, over)
+        along_mean = _mean(of_y * centered, over) / deviation  # of_y * normalised x
         # Of x: gamma / deviation * (of_y - mean(of_y) - normalised x * mean(of_y * normalised x)), multiplied out.
-        along = scale * of_gamma / (deviation * -count)
-        shift = scale * of_beta / -count
+        along = scale * along_mean / -deviation
+        shift = scale * -of_y_mean
         of_x = (of_y * scale.view(wide)).addcmul_(centered, along.view(wide)).add_(shift.view(wide))
-        return of_x.to(ctx.of_x), of_gamma, of_beta, None, None, None
+        return of_x.to(ctx.of_x), along_mean * count, of_y_mean * count, None, None, None
+
+
+def _mean(x: Tensor, over: tuple[int, ...]) -> Tensor:
+    """(C,): each channel's mean, on a processor that of each map first, then of those, which are of one size.
+
+    In one go two cores take up to three times as long for it.
+    """
+    return x.mean((2, 3)).mean(0) if len(over) == 3 and x.device.type == "cpu" else x.mean(over)
 
 
 class BatchNorm(nn.Module):
