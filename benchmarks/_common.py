@@ -41,7 +41,9 @@ def write_result(name: str, device: str, figures: dict[str, Any], out: Path | No
     from cnnlab.files import write_json
 
     env = environment(pick_device(device), available_cores())
-    hardware = re.sub(r"[^a-z0-9]+", "-", f"{env['device_name']}-{env['cores']}-cores".lower()).strip("-")
+    hardware = re.sub(
+        r"[^a-z0-9]+", "-", f"{env['device_name']}-{env['cpu_capability']}-{env['cores']}-cores".lower()
+    ).strip("-")
     if env["device"].startswith("cuda"):
         hardware = re.sub(r"[^a-z0-9]+", "-", env["device_name"].lower()).strip("-")
     path = (out or RESULTS) / f"{name}_{hardware}_{datetime.now(UTC):%Y-%m-%d}.json"

@@ -58,14 +58,33 @@ WORDS = {
 
 def newest(name: str) -> dict[str, Any]:
     """The newest result of a benchmark, with its file's name."""
-    path = max((ROOT / "benchmarks" / "results").glob(f"{name}_*.json"), key=lambda p: p.stem[-10:])
-    return {**json.loads(path.read_text()), "file": path.name}
+    return by_machine(name)[0]
+
+
+def by_machine(name: str) -> list[dict[str, Any]]:
+    """The newest result of a benchmark on each machine, with its file's name, the newest first."""
+    found = []
+    for path in (ROOT / "benchmarks" / "results").glob(f"{name}_*.json"):
+        found.append({**json.loads(path.read_text()), "file": path.name})
+    found.sort(key=lambda result: result["environment"]["date"], reverse=True)
+    kept = {tuple(result["environment"][k] for k in MACHINE): result for result in reversed(found)}
+    return [result for result in found if result in kept.values()]
+
+
+MACHINE = ("device", "device_name", "cpu_capability", "cores")
 
 
 def hardware(result: dict[str, Any], up: str = "") -> str:
     env = result["environment"]
     link = f"[{env['date'][:10]}]({up}benchmarks/results/{result['file']})"
-    return f"{env['device_name']}, {env['threads']} core{'s' * (env['threads'] != 1)}, torch {env['versions']['torch']}, {link}"
+    vectors = f" ({CAPABILITY.get(env['cpu_capability'], env['cpu_capability'])})" if env["device"] == "cpu" else ""
+    return (
+        f"{env['device_name']}{vectors}, {env['threads']} core{'s' * (env['threads'] != 1)}, "
+        f"torch {env['versions']['torch']}, {link}"
+    )
+
+
+CAPABILITY = {"AVX512": "AVX-512"}
 
 
 def spread(value: dict[str, Any], form: str = ".3f") -> str:
@@ -74,7 +93,7 @@ def spread(value: dict[str, Any], form: str = ".3f") -> str:
 
 
 def table(words: dict[str, str]) -> str:
-    seeds, peer = newest("recipe-seeds"), newest("vs-d2l")
+    seeds = newest("recipe-seeds")
     lines = [words["seeds"].format(n=seeds["n"], hardware=hardware(seeds)), "", words["columns"], "|---" * 8 + "|"]
     for name, r in seeds["recipes"].items():
         key, printed = ("test_acc" if r["watch"] == "test" else "val_acc"), r["printed_by_the_manual"]
@@ -87,14 +106,16 @@ def table(words: dict[str, str]) -> str:
             lines.append(
                 f"| | {words['printed']} | {printed['loss']:.3f} | {printed['train_acc']:.3f} | {printed['test_acc']:.3f}, test | | | |"
             )
-    lines += ["", *time_to_accuracy(words), "", words["peer"].format(peer=peer["peer"].replace("==", " "), n=pairs_told(peer), hardware=hardware(peer)),
-              "", words["peer_columns"], "|---" * 7 + "|"]  # fmt: skip
-    for name, r in peer["networks"].items():
-        speed = r["images_per_second"]
-        lines.append(
-            f"| {name} | {r['image_size'] or 28} | {told(speed['d2l'])} | {told(speed['cnnlab'])} | {words['times'].format(**r['speed_ratio'])} | "
-            f"{told(speed['cnnlab-auto'])} | {words['times'].format(**r['speed_ratio_auto'])} |"
-        )
+    lines += ["", *time_to_accuracy(words)]
+    for peer in by_machine("vs-d2l"):
+        lines += ["", words["peer"].format(peer=peer["peer"].replace("==", " "), n=pairs_told(peer), hardware=hardware(peer)),
+                  "", words["peer_columns"], "|---" * 7 + "|"]  # fmt: skip
+        for name, r in peer["networks"].items():
+            speed = r["images_per_second"]
+            lines.append(
+                f"| {name} | {r['image_size'] or 28} | {told(speed['d2l'])} | {told(speed['cnnlab'])} | {words['times'].format(**r['speed_ratio'])} | "
+                f"{told(speed['cnnlab-auto'])} | {words['times'].format(**r['speed_ratio_auto'])} |"
+            )
     return "\n".join([*lines, "", *competition(words)])
 
 
@@ -129,7 +150,7 @@ def time_to_accuracy(words: dict[str, str]) -> list[str]:
 
 def speed() -> str:
     """docs/speed.md: everything that was measured about speed."""
-    peer, fashion = newest("vs-d2l"), newest("fashion-speed")
+    fashion = newest("fashion-speed")
     lines = time_to_accuracy({**WORDS["README.md"], "up": "../"})
     beside = fashion.get("beside_d2l")
     if beside:
@@ -158,10 +179,17 @@ def speed() -> str:
             figures = [spread(r[key], ".4f") for key in ("val_acc", "final_acc")]
             figures += [spread(r[key], ".0f") for key in ("train_seconds", "clock_seconds")]
             lines.append(f"| `{name}` | {r['recipe']['model']} | {r['recipe']['epochs']} | {' | '.join(figures)} |")
+    for peer in by_machine("vs-d2l"):
+        lines += beside_d2l(peer)
+    return "\n".join(lines + drop_in() + reference())
+
+
+def beside_d2l(peer: dict[str, Any]) -> list[str]:
+    """For docs/speed.md: every network beside d2l's, on one machine."""
     top = ", ".join(
         f"{kind} {value / 1e9:,.0f} GFLOP/s" for kind, value in peer["operations_per_second_at_most"].items()
     )
-    lines += ["", f"Beside {peer['peer'].replace('==', ' ')}, {pairs_told(peer)} pairs of each, medians; matrix peak {top}. {hardware(peer, '../')}.", "",
+    lines = ["", f"Beside {peer['peer'].replace('==', ' ')}, {pairs_told(peer)} pairs of each, medians; matrix peak {top}. {hardware(peer, '../')}.", "",
               "| network | batch | pixels | side | computes in | images/s | times d2l's: training | with evaluation and saving | whole process | share of the peak | peak memory |",
               "|---" * 11 + "|"]  # fmt: skip
     for name, r in peer["networks"].items():
@@ -174,7 +202,7 @@ def speed() -> str:
                 f"| {name} | {r['batch_size']} | {r['image_size'] or 28} | {side} | {plan['dtype']}, {plan['memory_format']} | {told(r['images_per_second'][side])} | "
                 f"{' | '.join(ratio)} | {r['share_of_peak'][side]:.0%} | {r['peak_pss_mib'][side]:,.0f} MiB |"
             )
-    return "\n".join(lines + drop_in() + reference())
+    return lines
 
 
 def drop_in() -> list[str]:

@@ -766,7 +766,8 @@ def test_trains_compiled_by_the_default_compiler(name: str) -> None:
         model = make(name, size=size)
         torch._dynamo.reset()
         forward = torch.compile(model) if compiled else model
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        # Larger updates carry a rounding of the first step to a hundredth of the third's loss, on some processors.
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
         losses.append([])
         for _ in range(3):
             torch.manual_seed(0)
