@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -231,9 +232,8 @@ class _Phases(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, turned: bool, padding: Size) -> Tensor:
         k, c, height, width = weight.shape
-        longer = weight.new_zeros(k, 2, 2, c, height + 1, width + 1)
-        for row, column in _PHASES:
-            longer[:, row, column, :, row : row + height, column : column + width] = weight
+        longer = weight.new_zeros(k, 4 * c * (height + 1) * (width + 1))
+        longer.index_copy_(1, _places(c, height, width), weight.view(k, -1).repeat(1, 4))
         longer = longer.view(4 * k, c, height + 1, width + 1)
         ctx.save_for_backward(x, longer)
         ctx.turned, ctx.padding, ctx.shape = turned, padding, weight.shape
@@ -252,14 +252,17 @@ class _Phases(torch.autograd.Function):
             of_x, of_longer, of_bias = torch.ops.aten.convolution_backward(gradient, x, longer, *how, needed)
         if ctx.turned:
             of_longer, of_bias = _turned(gradient, x, longer.shape, (2, 2), ctx.padding, (1, 1))
-        of_longer = of_longer.reshape(k, 2, 2, c, height + 1, width + 1)
-        of_weight = longer.new_zeros(ctx.shape)
-        for row, column in _PHASES:
-            of_weight += of_longer[:, row, column, :, row : row + height, column : column + width]
-        return of_x, of_weight, of_bias.view(k, 4).sum(1), None, None
+        of_weight = of_longer.reshape(k, -1).index_select(1, _places(c, height, width)).view(k, 4, -1).sum(1)
+        return of_x, of_weight.view(ctx.shape), of_bias.view(k, 4).sum(1), None, None
 
 
-_PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))  # row, column
+@lru_cache(maxsize=8)
+def _places(channels: int, height: int, width: int) -> Tensor:
+    """Where a filter's numbers lie among those of its four longer windows, phase by phase: (4 C height width,)."""
+    all_places = torch.arange(4 * channels * (height + 1) * (width + 1))
+    windows = all_places.view(2, 2, channels, height + 1, width + 1)  # even or odd row, even or odd column
+    moved = [windows[row, column, :, row:, column:][:, :height, :width] for row in (0, 1) for column in (0, 1)]
+    return torch.stack(moved).flatten()
 
 
 class _Joined(torch.autograd.Function):
