@@ -50,9 +50,9 @@ def assert_on_it(run: Run, name: str, tolerance: float = EXACT) -> None:
     assert [row["val_loss"] for row in run.metrics()] == pytest.approx(golden["val_loss"], rel=later)
 
 
-def plain_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def plain_optimizer(model: nn.Module, recipe: Recipe, *precision: torch.dtype) -> torch.optim.Optimizer:
     """Nothing fused, and each parameter in a group of its own, so that none is updated together with another."""
-    optimizer = make_optimizer(model, recipe)
+    optimizer = make_optimizer(model, recipe, *precision)
     optimizer.param_groups[:] = [{**g, "params": [p]} for g in optimizer.param_groups for p in g["params"]]
     for group in optimizer.param_groups:
         if "fused" in group:
@@ -83,10 +83,11 @@ def test_where_memory_comes_from_changes_no_bit(monkeypatch: pytest.MonkeyPatch)
         assert (run.path / "last.safetensors").read_bytes() == (usual.path / "last.safetensors").read_bytes()
 
 
-def test_bfloat16_stays_near_the_curve() -> None:
-    run = curve(SHORT, precision="bfloat16")
-    assert_on_it(run, "sgd", BFLOAT16)
-    assert run.metrics()[-1]["loss"] != json.loads(FILE.read_text())["sgd"]["loss"][-1]
+@pytest.mark.parametrize("name", ["sgd", "muon"])
+def test_bfloat16_stays_near_the_curve(name: str) -> None:
+    run = curve(CURVES[name], precision="bfloat16")
+    assert_on_it(run, name, BFLOAT16)
+    assert run.metrics()[-1]["loss"] != json.loads(FILE.read_text())[name]["loss"][-1]
 
 
 @pytest.mark.slow

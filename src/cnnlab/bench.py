@@ -295,7 +295,7 @@ def _timed(
     model = _build(recipe)
     initialize(model, recipe.init)
     model.to(device).to(memory_format=plan.memory_format).train()
-    optimizer = make_optimizer(model, recipe)
+    optimizer = make_optimizer(model, recipe, plan.precision)
     preprocessing = Preprocessing.of(
         images.images, image_size=recipe.image_size, fit=recipe.fit, normalize=recipe.normalize
     )

@@ -21,11 +21,15 @@ class Muon(torch.optim.Optimizer):
     Loshchilov, F. Hutter, Decoupled weight decay regularization, ICLR 2019, for the others. Each filter's length is
     put back to the root of its number of outputs before the update (the first source, for CIFAR-10), so that the
     learning rate is the angle by which it turns; so it needs no weight decay. `lr` is Muon's; a group with `adam`
-    goes by `lr` times its `share`.
+    goes by `lr` times its `share`. precision: of the products that turn filters, in place of the filters'; three
+    digits are enough for a direction (the first source takes bfloat16).
     """
 
-    def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float) -> None:
+    def __init__(
+        self, groups: list[dict[str, Any]], lr: float, momentum: float, precision: torch.dtype | None = None
+    ) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "adam": False, "share": 1.0, "weight_decay": 0.0})
+        self._precision = precision
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -53,7 +57,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(averages, group["momentum"])
         torch._foreach_add_(averages, gradients)
         ahead = torch._foreach_add(gradients, averages, alpha=group["momentum"])  # Nesterov
-        turns = orthogonalized(torch.stack([x.reshape(len(x), -1) for x in ahead]), precision=_for_products(ps[0]))
+        turns = orthogonalized(torch.stack([x.reshape(len(x), -1) for x in ahead]), precision=self._precision)
         lengths = torch._foreach_norm(ps)
         torch._foreach_clamp_min_(lengths, 1e-12)
         torch._foreach_div_(ps, [length * len(ps[0]) ** -0.5 for length in lengths])
@@ -88,11 +92,6 @@ STATE = {
 }
 
 
-def _for_products(x: Tensor) -> torch.dtype:
-    """bfloat16 on a GPU with units for it, as the source does: three digits are enough for a direction."""
-    return torch.bfloat16 if x.device.type == "cuda" and has_bfloat16(x.device) else x.dtype
-
-
 def orthogonalized(matrix: Tensor, rounds: int = 3, precision: torch.dtype | None = None) -> Tensor:
     """(M, N), or many at once (G, M, N), same shape and type out: the singular vectors stay, their values draw level.
 
@@ -110,10 +109,11 @@ def orthogonalized(matrix: Tensor, rounds: int = 3, precision: torch.dtype | Non
     return (x.mT if tall else x).to(matrix.dtype)
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, recipe: Recipe, precision: torch.dtype = torch.float32) -> torch.optim.Optimizer:
     """The recipe's optimiser over the model's parameters. Biases and norms' scales do not decay.
 
-    muon: turns the filters of the convolutions; all else goes by AdamW, at `other_learning_rate`.
+    muon: turns the filters of the convolutions; all else goes by AdamW, at `other_learning_rate`. precision: that of
+    the steps; weights and what is kept beside them stay in theirs.
     """
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
@@ -125,7 +125,10 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
             {"params": [p for p in decayed if p.ndim != 4], **adam, "weight_decay": recipe.weight_decay},
             {"params": others, **adam},
         ]
-        return Muon(groups, lr=recipe.learning_rate, momentum=recipe.momentum)
+        # Where the steps are in bfloat16, and on a GPU with units for it anyway. Not in float16: its range is small.
+        on_gpu = any(p.device.type == "cuda" and has_bfloat16(p.device) for p in turned)
+        products = torch.bfloat16 if on_gpu or precision == torch.bfloat16 else None
+        return Muon(groups, recipe.learning_rate, recipe.momentum, products)
     # One kernel for all weights; not on MPS in every torch.
     fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
     groups = [

@@ -208,7 +208,7 @@ def seconds_per_step(
         try:
             model = build().to(device).to(memory_format=candidate.memory_format).train()
             forward = compiled(model, candidate.compile)
-            optimizer = make_optimizer(model, recipe)
+            optimizer = make_optimizer(model, recipe, candidate.precision)
             x = torch.rand(recipe.batch_size, *shape, device=device).to(memory_format=candidate.memory_format)
             y = torch.randint(num_classes, (recipe.batch_size,), device=device)
             scaler = loss_scaler(device, candidate.precision)

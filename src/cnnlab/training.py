@@ -210,7 +210,7 @@ def _train(session: Session, run: Run, like: dict[str, Any] | None = None) -> Re
             if not begun:
                 session.whiten(model)
             model.to(session.device).to(memory_format=plan.memory_format)
-            optimizer = make_optimizer(model, recipe)
+            optimizer = make_optimizer(model, recipe, plan.precision)
             average = Average(model, recipe) if recipe.average != "none" else None
             # Rows of the epochs that are saved; best figure so far, and its epoch; what is saved of the epoch after.
             state: dict[str, Any] = {"rows": [], "best": None, "best_epoch": 0, "part": None}
