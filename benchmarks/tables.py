@@ -108,7 +108,7 @@ def table(words: dict[str, str]) -> str:
             )
     lines += ["", *time_to_accuracy(words)]
     for peer in by_machine("vs-d2l"):
-        lines += ["", words["peer"].format(peer=peer["peer"].replace("==", " "), n=pairs_told(peer), hardware=hardware(peer)),
+        lines += ["", words["peer"].format(peer=peer["peer"].replace("==", " "), n=pairs_told(peer), hardware=hardware(peer) + measured_before(peer)),
                   "", words["peer_columns"], "|---" * 7 + "|"]  # fmt: skip
         for name, r in peer["networks"].items():
             speed = r["images_per_second"]
@@ -117,6 +117,19 @@ def table(words: dict[str, str]) -> str:
                 f"{told(speed['cnnlab-auto'])} | {words['times'].format(**r['speed_ratio_auto'])} |"
             )
     return "\n".join([*lines, "", *competition(words)])
+
+
+def measured_before(peer: dict[str, Any]) -> str:
+    """Which networks were measured on another day or with another torch than the rest: a list in brackets, or nothing."""
+    here = (peer["environment"]["date"][:10], peer["environment"]["versions"]["torch"])
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, r in peer["networks"].items():
+        if "measured" in r:
+            groups.setdefault((r["measured"]["date"][:10], r["measured"]["torch"]), []).append(name)
+    told = [
+        f"{', '.join(names)}: torch {torch}, {date}" for (date, torch), names in groups.items() if (date, torch) != here
+    ]
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def pairs_told(peer: dict[str, Any]) -> str:
@@ -189,7 +202,7 @@ def beside_d2l(peer: dict[str, Any]) -> list[str]:
     top = ", ".join(
         f"{kind} {value / 1e9:,.0f} GFLOP/s" for kind, value in peer["operations_per_second_at_most"].items()
     )
-    lines = ["", f"Beside {peer['peer'].replace('==', ' ')}, {pairs_told(peer)} pairs of each, medians; matrix peak {top}. {hardware(peer, '../')}.", "",
+    lines = ["", f"Beside {peer['peer'].replace('==', ' ')}, {pairs_told(peer)} pairs of each, medians; matrix peak {top}. {hardware(peer, '../')}{measured_before(peer)}.", "",
               "| network | batch | pixels | side | computes in | images/s | times d2l's: training | with evaluation and saving | whole process | share of the peak | peak memory |",
               "|---" * 11 + "|"]  # fmt: skip
     for name, r in peer["networks"].items():

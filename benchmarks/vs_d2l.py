@@ -86,6 +86,7 @@ WATCHED = 256  # test images after a limited epoch
 def child_prepare(task: Task) -> Task:
     """Bring the peer, and its data where it looks for them; measure the machine, and how ours shall compute."""
     from cnnlab.data import data_folder, load_images
+    from cnnlab.device import available_cores, environment, pick_device
     from cnnlab.recipes import RECIPES
 
     target = PEERS / "d2l"
@@ -118,7 +119,8 @@ def child_prepare(task: Task) -> Task:
             )
             for side, precision in (("cnnlab", "float32"), ("cnnlab-auto", "auto"))
         }
-    return {"peaks": matrix_peak() if setups else {}, "setups": setups}
+    here = environment(pick_device("auto"), available_cores())
+    return {"peaks": matrix_peak() if setups else {}, "setups": setups, "environment": here}
 
 
 def as_printed(net: Any) -> Any:
@@ -207,6 +209,11 @@ def measure(side: str, network: str, epochs: int) -> Task:
     return call({"side": side, "recipe": recipe, "threads": None, "images": 0, "watched": 0}, __file__)
 
 
+def measured(env: dict[str, Any]) -> dict[str, str]:
+    """When, and with which torch: networks that --keep takes over may have been measured with another."""
+    return {"date": env["date"], "torch": env["versions"]["torch"]}
+
+
 def main() -> None:
     children = {"prepare": child_prepare, "d2l": child_d2l, "cnnlab": child_cnnlab, "cnnlab-auto": child_cnnlab}
     if answered(children):
@@ -228,12 +235,13 @@ def main() -> None:
     if "skipped" in ready:
         print(f"skipped: {ready['skipped']}")
         return
-    peaks, setups = ready["peaks"], ready["setups"]
+    peaks, setups, here = ready["peaks"], ready["setups"], ready["environment"]
     print("peak:", ", ".join(f"{kind} {value / 1e9:,.0f} GFLOP/s" for kind, value in peaks.items()), flush=True)
     figures: dict[str, Any] = {}
     if args.keep:
         earlier = json.loads(args.keep.read_text())
         shared = {key: earlier[key] for key in ("commit", "operations_per_second_at_most")}
+        shared["measured"] = measured(earlier["environment"])
         figures = {network: {**shared, **found} for network, found in earlier["networks"].items()}
     for network in networks:
         images = NETWORKS[network][1] if args.images is None else args.images
@@ -261,6 +269,7 @@ def main() -> None:
         figures[network] = {
             "recipe": NETWORKS[network][0],
             "commit": commit(),
+            "measured": measured(here),
             "operations_per_second_at_most": peaks,
             **{key: recipe[key] for key in ("batch_size", "image_size", "learning_rate")},
             "images": images or 60_000,

@@ -65,6 +65,23 @@ def test_the_page_of_results_finds_what_it_reads_in_a_result_of_vs_d2l(monkeypat
     assert found["share_of_peak"] == {"d2l": 0.025, "cnnlab": 0.1, "cnnlab-auto": 0.05}
 
 
+def test_networks_kept_from_an_earlier_result_are_told_with_its_day_and_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from tables import measured_before
+    from vs_d2l import measured
+
+    now, then = (
+        {"date": f"2026-11-{day}T10:00:00", "versions": {"torch": torch}} for day, torch in ((26, "2.1"), (24, "2.0"))
+    )
+    networks = {
+        "lenet": {"measured": measured(now)},
+        "nin": {"measured": measured(then)},
+        "vgg": {"measured": measured(then)},
+    }
+    assert measured_before({"environment": now, "networks": networks}) == " (nin, vgg: torch 2.0, 2026-11-24)"
+    assert measured_before({"environment": now, "networks": {"lenet": networks["lenet"], "old": {}}}) == ""
+
+
 PEERS_TABLE = """
 --------------------------------------------------------------------------------
 |  run     |  epoch  |  train_acc  |  val_acc  |  tta_val_acc  |  time_seconds  |
