@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,8 @@ Task = dict[str, Any]
 
 def commit() -> str | None:
     """The commit that was measured, with a + where files were changed since."""
+    if shutil.which("git") is None:
+        return None
     git = ["git", "-C", str(RESULTS.parent)]
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run([*git, "status", "--porcelain", "--", "../src"], capture_output=True, text=True).stdout
@@ -186,6 +189,16 @@ def settle(recipe: Task, count: int, image_size: int) -> Task:
     }
 
 
+def warmed() -> None:
+    """A GPU's libraries are loaded, which takes a second: outside both sides' clocks."""
+    import torch
+
+    if torch.cuda.is_available():
+        layers = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 2)).cuda()
+        layers(torch.rand(2, 1, 8, 8, device="cuda")).sum().backward()
+        torch.cuda.synchronize()
+
+
 def child_cnnlab(task: Task) -> Task:
     """Our side: `cnnlab.train` by task["recipe"], on task["images"] images (0: all), watching task["watched"].
 
@@ -208,6 +221,7 @@ def child_cnnlab(task: Task) -> Task:
         sets, counts = splits(recipe, options), (task["images"], task["watched"])
         return tuple(session.limited(s, recipe.changed(limit=n)) for s, n in zip(sets, counts, strict=True))
 
+    warmed()
     vars(training)["_fit"] = timed
     vars(session)["load_splits"] = cut
     with tempfile.TemporaryDirectory() as folder:

@@ -61,12 +61,29 @@ def newest(name: str) -> dict[str, Any]:
     return by_machine(name)[0]
 
 
+def newest_of_each(name: str) -> list[dict[str, Any]]:
+    """The results of a benchmark, the newest first, each with those of its recipes that no newer one has; not the empty."""
+    seen: set[str] = set()
+    kept = []
+    for result in every(name):
+        recipes = {k: r for k, r in result["recipes"].items() if k not in seen}
+        seen |= recipes.keys()
+        kept += [{**result, "recipes": recipes}] if recipes else []
+    return kept
+
+
+def every(name: str) -> list[dict[str, Any]]:
+    """All results of a benchmark, each with its file's name, the newest first."""
+    found = [
+        {**json.loads(path.read_text()), "file": path.name}
+        for path in (ROOT / "benchmarks" / "results").glob(f"{name}_*.json")
+    ]
+    return sorted(found, key=lambda result: result["environment"]["date"], reverse=True)
+
+
 def by_machine(name: str) -> list[dict[str, Any]]:
     """The newest result of a benchmark on each machine, with its file's name, the newest first."""
-    found = []
-    for path in (ROOT / "benchmarks" / "results").glob(f"{name}_*.json"):
-        found.append({**json.loads(path.read_text()), "file": path.name})
-    found.sort(key=lambda result: result["environment"]["date"], reverse=True)
+    found = every(name)
     kept = {tuple(result["environment"][k] for k in MACHINE): result for result in reversed(found)}
     return [result for result in found if result in kept.values()]
 
@@ -143,29 +160,27 @@ def told(speed: float) -> str:
 
 
 def time_to_accuracy(words: dict[str, str]) -> list[str]:
-    found = newest("fashion-speed")
-    lines = [
-        words["speed"].format(n=found["n"], hardware=hardware(found, words.get("up", ""))),
-        "",
-        words["speed_columns"],
-        "|---" * 8 + "|",
-    ]
-    for name, r in found["recipes"].items():
-        if not name.startswith("speed/"):
+    lines: list[str] = []
+    for found in newest_of_each("fashion-speed"):
+        rows = {name: r for name, r in found["recipes"].items() if name.startswith("speed/")}
+        if not rows:
             continue
-        val, test = (spread(r[key], ".4f") for key in ("val_acc", "final_acc"))
-        clock = (spread(r[key], ".1f") for key in ("train_seconds", "clock_seconds"))
-        lines.append(
-            f"| `{name}` | {r['recipe']['model']} | {r['recipe']['epochs']} | {val} | {test} | {r['looks']} | {' | '.join(clock)} |"
-        )
-    return lines
+        told = words["speed"].format(n=found["n"], hardware=hardware(found, words.get("up", "")))
+        lines += ["", told, "", words["speed_columns"], "|---" * 8 + "|"]
+        for name, r in rows.items():
+            val, test = (spread(r[key], ".4f") for key in ("val_acc", "final_acc"))
+            clock = (spread(r[key], ".1f") for key in ("train_seconds", "clock_seconds"))
+            lines.append(
+                f"| `{name}` | {r['recipe']['model']} | {r['recipe']['epochs']} | {val} | {test} | {r['looks']} | {' | '.join(clock)} |"
+            )
+    return lines[1:]
 
 
 def speed() -> str:
     """docs/speed.md: everything that was measured about speed."""
-    fashion = newest("fashion-speed")
+    fashion = newest_of_each("fashion-speed")
     lines = time_to_accuracy({**WORDS["README.md"], "up": "../"})
-    beside = fashion.get("beside_d2l")
+    beside = next((found["beside_d2l"] for found in fashion if "beside_d2l" in found), None)
     if beside:
         pair = beside["pairs"]
         theirs, ours = (
@@ -175,17 +190,18 @@ def speed() -> str:
         lines += ["", f"Beside d2l's own BN-LeNet for 10 epochs ({theirs:.1f} s with its data and evaluation), {len(pair)} pairs in turn: `speed/fashion-90` takes "
                   f"{ours:.1f} s from building to answer, **1/{beside['ratio']['median']:.1f}** of it (1/{beside['ratio']['min']:.1f} to 1/{beside['ratio']['max']:.1f}), "
                   f"and reaches {accuracy:.4f} on the test set, mean of {len(pair)} seeds."]  # fmt: skip
-    lines += ["", "The chapter's networks at native resolution beside what the manual prints; its recipes' multiply-adds beside ours:", "",
-              "| recipe | network | epochs | printed test acc | ours | looks | multiply-adds | seconds of training |", "|---" * 8 + "|"]  # fmt: skip
-    for name, r in fashion["recipes"].items():
-        if "printed_test_acc" in r:
+    for found in fashion:
+        rows = {name: r for name, r in found["recipes"].items() if "printed_test_acc" in r}
+        if rows:
+            lines += ["", "The chapter's networks at native resolution beside what the manual prints; its recipes' multiply-adds beside ours. "
+                      f"{found['n']} seeds each, {hardware(found, '../')}.", "",
+                      "| recipe | network | epochs | printed test acc | ours | looks | multiply-adds | seconds of training |", "|---" * 8 + "|"]  # fmt: skip
+        for name, r in rows.items():
             lines.append(
                 f"| `{name}` | {r['recipe']['model']} | {r['recipe']['epochs']} | {r['printed_test_acc']:.3f} | {spread(r['final_acc'], '.4f')} | {r['looks']} | "
                 f"1/{r['manual_multiply_adds'] / r['multiply_adds']:.1f} | {spread(r['train_seconds'], '.1f')} |"
             )
-    rest = sorted((ROOT / "benchmarks" / "results").glob("cifar-speed_*.json"))
-    if rest:
-        cifar = newest("cifar-speed")
+    for cifar in newest_of_each("cifar-speed"):
         lines += ["", f"CIFAR-10, trained on the labelled images minus the 5,000 held out, accuracy on those, {cifar['n']} seeds each. {hardware(cifar, '../')}.", "",
                   "| recipe | network | epochs | val acc, 1 look | 6 looks | seconds of training | building to answer |", "|---" * 7 + "|"]  # fmt: skip
         for name, r in cifar["recipes"].items():

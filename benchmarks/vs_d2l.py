@@ -64,6 +64,7 @@ from _common import (
     settle,
     summary,
     told,
+    warmed,
     write_result,
 )
 
@@ -184,6 +185,7 @@ def child_d2l(task: Task) -> Task:
         clock["loop began"] = time.perf_counter()  # it is made right before the loop
         return make()
 
+    warmed()
     vars(d2l)["evaluate_accuracy_gpu"] = apart(d2l.evaluate_accuracy_gpu)
     d2l.Animator.add = apart(d2l.Animator.add)  # also the last thing in the loop
     vars(d2l)["Timer"] = timer

@@ -105,6 +105,8 @@ def test_successive_epochs_show_both_sides_whatever_the_batch() -> None:
     order = torch.randperm(200, generator=drawn())[:31]
     assert torch.equal(alternating_flip(x[order], index[order], 2, seed=7), epochs[2][order])
     assert not torch.equal(alternating_flip(x, index, 0, seed=8), epochs[0])
+    for epoch, expected in enumerate(epochs):  # the sides of all numbers found at once, or only of these
+        assert torch.equal(alternating_flip(x, index, epoch, seed=7, count=1200), expected)
 
 
 def test_the_hash_is_what_python_computes_and_its_bits_are_fair() -> None:
@@ -464,6 +466,7 @@ def test_changes_come_in_the_documented_order() -> None:
     expected = rand_augment(expected, 1, 7, g, fill)
     expected = cutout(expected, 4, g, fill)
     assert torch.equal(on.changes(x, index, 2, 11, drawn(6), fill), expected)
+    assert torch.equal(on.changes(x, index, 2, 11, drawn(6), fill, 30), expected)
 
 
 def test_of_mixup_and_cutmix_each_batch_gets_one() -> None:

@@ -95,6 +95,20 @@ def test_unsaid_the_chapters_nine_at_the_manuals_sizes(
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_peaks_of_an_earlier_call_are_not_measured_again(fixed: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    known = bench(["lenet"], batch_size=20, device="cpu", precision="float32", accuracy=False).peaks
+
+    def again(*_: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(module, "peak", again)
+    found = bench(["lenet"], batch_size=20, device="cpu", precision="float32", accuracy=False, peaks=known)
+    assert found.peaks == known
+    assert found.rows[0]["fraction_of_peak"] > 0
+    with pytest.raises(AssertionError):  # of another precision they say nothing
+        bench(["lenet"], batch_size=20, device="cpu", precision="bfloat16", accuracy=False, peaks=known)
+
+
 def test_a_busy_moment_at_the_start_does_not_lower_the_peak(
     fixed: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

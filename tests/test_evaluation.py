@@ -53,6 +53,16 @@ def test_evaluating_a_run_is_recorded_and_does_not_change_it(quick: Recipe) -> N
     assert {p: p.read_bytes() for p in before} == before
 
 
+def test_an_evaluation_in_bfloat16_is_near_that_in_float32(quick: Recipe) -> None:
+    run = train(quick.changed(epochs=2)).run
+    exact, found = (evaluate_run(run.path, precision=p).result for p in ("float32", "bfloat16"))
+    assert found.loss != exact.loss
+    assert found.loss == pytest.approx(exact.loss, rel=0.05)
+    assert found.accuracy == pytest.approx(exact.accuracy, abs=0.05)
+    with pytest.raises(CnnlabError, match="int8"):
+        evaluate_run(run.path, precision="int8")
+
+
 def test_the_splits_of_a_run_add_up(quick: Recipe) -> None:
     run = train(quick).run
     counts = {split: evaluate_run(run.path, split=split).result.count for split in ("train", "validation", "test")}

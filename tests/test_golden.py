@@ -28,8 +28,8 @@ EXACT = 1e-4
 # The bias of a convolution before batch norm has a gradient of rounding errors alone, which AdamW makes into steps of
 # full length. The training does not see them, but the running mean lags behind: measured 2e-3.
 WANDERING = 2e-2
-# Three digits in the factors of each product: measured 2e-3.
-BFLOAT16 = 2e-2
+# Three digits in the factors of each product: measured 2e-3. Muon turns filters by such products, too: 2e-2.
+BFLOAT16 = {"sgd": 2e-2, "muon": 5e-2}
 
 SHORT = replace(RECIPES["digits"], name="short", epochs=3)
 CURVES = {
@@ -83,10 +83,10 @@ def test_where_memory_comes_from_changes_no_bit(monkeypatch: pytest.MonkeyPatch)
         assert (run.path / "last.safetensors").read_bytes() == (usual.path / "last.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["sgd", "muon"])
+@pytest.mark.parametrize("name", BFLOAT16)
 def test_bfloat16_stays_near_the_curve(name: str) -> None:
     run = curve(CURVES[name], precision="bfloat16")
-    assert_on_it(run, name, BFLOAT16)
+    assert_on_it(run, name, BFLOAT16[name])
     assert run.metrics()[-1]["loss"] != json.loads(FILE.read_text())[name]["loss"][-1]
 
 

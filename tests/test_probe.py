@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._dynamo.utils import counters
 
 from cnnlab import Recipe, probe, resume, train, train_seeds, training
 from cnnlab.device import FORMATS, Plan
@@ -504,3 +505,22 @@ def test_seeds_have_one_plan_also_without_a_cache(
     monkeypatch.setattr(training, "environment", and_now_the_other_is_faster)
     path = train_seeds(quick.changed(epochs=4, batch_size=8, limit=256), 2, threads=1).path
     assert [first_session(path / f"seed-{s}")["memory_format"] for s in (0, 1)] == ["channels_last"] * 2
+
+
+@pytest.mark.slow
+def test_the_next_seed_uses_what_was_compiled_and_another_network_does_not(quick: Recipe) -> None:
+    if not probe._compiler(torch.device("cpu")):
+        pytest.skip("there is no C++ compiler on this system")
+
+    def graphs(seed: int, model: str = quick.model) -> int:
+        """How many graphs a training compiles."""
+        before = counters["stats"]["unique_graphs"]
+        train(quick.changed(compile="default", epochs=1, limit=64, seed=seed, model=model), threads=1)
+        return counters["stats"]["unique_graphs"] - before
+
+    torch._dynamo.reset()
+    probe._compiled_before = ""
+    assert graphs(0) > 0
+    assert graphs(1) == 0
+    assert graphs(1, "lenet") > 0
+    assert graphs(2) > 0  # let go meanwhile

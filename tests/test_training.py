@@ -482,6 +482,30 @@ def test_out_of_memory_is_one_line(quick: Recipe, monkeypatch: pytest.MonkeyPatc
         train(quick)
 
 
+def test_a_network_that_the_device_cannot_repeat_is_one_line(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cnnlab import training
+
+    def refused(*args: object) -> None:
+        # As torch says it of adaptive pooling on CUDA.
+        raise RuntimeError(
+            "adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but you set"
+        )
+
+    monkeypatch.setattr(training, "train_step", refused)
+    with pytest.raises(CnnlabError, match=r"lenet-bn cannot be trained .* on cpu: adaptive_avg.*take another network"):
+        train(quick, device="cpu")
+
+
+def test_the_generators_of_gpus_are_put_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[object] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: ["as it was"])
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", given.append)
+    with reproducible(0, 1):
+        assert not given
+    assert given == [["as it was"]]
+
+
 def test_events_after_a_resume_have_each_epoch_once(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -141,6 +141,7 @@ def bench(
     accuracy: bool = True,
     data_dir: str | Path | None = None,
     report: Report = no_report,
+    peaks: dict[str, dict[str, Any]] | None = None,
 ) -> BenchResult:
     """Measure this machine: each network's training step, its share of the machine's peak, time to accuracy.
 
@@ -149,7 +150,7 @@ def bench(
     precision: float32, bfloat16, or auto: float32, and bfloat16 where the device has units for it. memory_format: auto
     takes the faster one. compile: off, or a mode of torch.compile; what that takes is not in the speeds (it is in
     `first_step_seconds`). seconds: of measured steps for each row, two steps at least; its trials may take twice that
-    before the last of them begins.
+    before the last of them begins. peaks: those of an earlier call's result, to save measuring them again.
 
     Raises: CnnlabError for bad input. A network that needs more memory than there is becomes a row that says so.
     """
@@ -172,7 +173,8 @@ def bench(
     dtypes = [p for p in DTYPES if p == precision or (precision == "auto" and (p == "float32" or has_bfloat16(here)))]
     counts = {available_cores(), physical_cores()} if threads is None and here.type == "cpu" else {threads or 1}
     report("measuring", 0, 1 + len(recipes) * len(dtypes))
-    peaks = {p: _peak(here, p, counts) for p in dtypes}
+    known = peaks if peaks and set(dtypes) <= peaks.keys() else None
+    peaks = known or {p: _peak(here, p, counts) for p in dtypes}
     rows: list[dict[str, Any]] = []
     for recipe in recipes:
         flops = operations(partial(_build, recipe), (1, recipe.image_size, recipe.image_size))
@@ -182,8 +184,8 @@ def bench(
             if "failed" not in row:
                 row["flops_per_image"] = flops
             rows.append(row)
-    # Again, as a machine that was busy the first time seems slower than what it then does.
-    peaks = {p: max(peaks[p], _peak(here, p, counts), key=_speed) for p in dtypes}
+    if known is None:  # again, as a machine that was busy the first time seems slower than what it then does
+        peaks = {p: max(peaks[p], _peak(here, p, counts), key=_speed) for p in dtypes}
     for row in rows:
         if "failed" not in row:
             row["fraction_of_peak"] = (

@@ -148,6 +148,7 @@ def reproducible(seed: int, threads: int) -> Iterator[None]:
         torch.get_num_threads(),
     )
     generators = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    of_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a debugging aid
     torch.backends.cudnn.benchmark = False
@@ -166,6 +167,8 @@ def reproducible(seed: int, threads: int) -> Iterator[None]:
         random.setstate(generators[0])
         np.random.set_state(generators[1])
         torch.set_rng_state(generators[2])
+        if of_gpus:
+            torch.cuda.set_rng_state_all(of_gpus)
 
 
 def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -289,9 +292,19 @@ class Stopwatch:
     def _mark(self) -> Any:
         if self._device.type == "cpu":
             return time.perf_counter()
-        event = (torch.cuda if self._device.type == "cuda" else torch.mps.event).Event(enable_timing=True)
+        return marked(self._device, timed=True)
+
+
+def marked(device: torch.device, timed: bool = False) -> Any:
+    """An event behind all that the device, a GPU, has been asked for."""
+    event: Any
+    if device.type == "mps":
+        event = torch.mps.event.Event(enable_timing=timed)
         event.record()
-        return event
+    else:
+        event = torch.cuda.Event(enable_timing=timed)
+        event.record(torch.cuda.current_stream(device))  # unsaid: that of the first card
+    return event
 
 
 class PeakMemory:
@@ -352,8 +365,7 @@ class Glance:
             self._copy = torch.empty(statistics.shape, dtype=statistics.dtype, pin_memory=True)
             self._copy.copy_(statistics, non_blocking=True)
             self._images = images
-            self._ready = torch.cuda.Event()
-            self._ready.record()
+            self._ready = marked(self._device)
         return values
 
 
@@ -469,7 +481,7 @@ def environment(device: torch.device, plan: Plan | int) -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "versions": {name: _version(name) for name in ("cnnlab", "torch", "torchvision", "numpy", "pillow")},
+        "versions": {name: package_version(name) for name in ("cnnlab", "torch", "torchvision", "numpy", "pillow")},
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         **plan.values,
         "plan": plan.why,
@@ -489,7 +501,8 @@ def _memory_gib() -> float | None:
         return None
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """As its installer noted it; None where it was not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

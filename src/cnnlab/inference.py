@@ -18,7 +18,16 @@ from cnnlab.data import ImageSet, SourceOptions, data_folder, load_images
 from cnnlab.data.images import BadImage, bombs_refused, decode, image_files
 from cnnlab.data.imageset import Report, no_report
 from cnnlab.data.loader import Loader, Preprocessing
-from cnnlab.device import FORMATS, available_cores, check_threads, exact_float32, pick_device, reproducible, synchronize
+from cnnlab.device import (
+    FORMATS,
+    PRECISIONS,
+    available_cores,
+    check_threads,
+    exact_float32,
+    pick_device,
+    reproducible,
+    synchronize,
+)
 from cnnlab.errors import CnnlabError, reason, unknown
 from cnnlab.evaluation import VIEWS, Evaluation, evaluate, logits
 from cnnlab.models import build_model
@@ -93,16 +102,20 @@ def evaluate_run(
     skip_bad: bool = False,
     threads: int | None = None,
     views: str = "none",
+    precision: str = "float32",
 ) -> RunEvaluation:
     """Measure a run's model on every image of a split, and note in the run's folder that this was done.
 
     split: test, validation or train; unsaid, test where the source has one, else validation. weights: best or last;
     unsaid, the best where it was chosen on validation images, else the last. views: a key of VIEWS, how often each
-    image is looked at. Raises: CnnlabError.
+    image is looked at. precision: of convolutions and products; in 16 bits an image's answer may change with the
+    images beside it. Raises: CnnlabError.
     """
     run = runs.open_run(name, runs_dir)
     if views not in VIEWS:
         raise unknown("views", views, VIEWS)
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
     if split is not None and split not in SPLITS:
         raise unknown("split", split, SPLITS)
     file = _weights_file(run, weights)
@@ -124,7 +137,8 @@ def evaluate_run(
         model.to(here)
         synchronize(here)
         began = time.perf_counter()
-        result = evaluate(model, loader, len(run.classes), views=views)
+        result = evaluate(model, loader, len(run.classes), precision=PRECISIONS[precision], views=views)
+        seconds = time.perf_counter() - began
     found = RunEvaluation(
         run,
         split,
@@ -133,7 +147,7 @@ def evaluate_run(
         recorded=False,
         skipped=images.skipped,
         views=views,
-        seconds=time.perf_counter() - began,
+        seconds=seconds,
     )
     record = {k: v for k, v in found.to_dict().items() if k not in ("run", "classes")}
     return replace(found, recorded=runs.record_evaluation(run, record))

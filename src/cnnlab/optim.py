@@ -103,9 +103,10 @@ def orthogonalized(matrix: Tensor, rounds: int = 3, precision: torch.dtype | Non
     x: Tensor = (matrix / matrix.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)).to(precision or matrix.dtype)
     if tall := x.shape[-2] > x.shape[-1]:
         x = x.mT
+    plus_product = torch.addmm if x.ndim == 2 else torch.baddbmm  # few kernels on a GPU
     for _ in range(rounds):
         square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
+        x = plus_product(x, plus_product(square, square, square, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrix.dtype)
 
 

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import blake2b
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,6 +34,7 @@ from cnnlab.device import (
     has_bfloat16,
     has_float16,
     loss_scaler,
+    package_version,
     physical_cores,
     reproducible,
     slow_products,
@@ -59,15 +59,22 @@ GAIN = 1.1
 HOPELESS = 1.3
 
 
+_compiled_before = ""  # the mode and the layers of what this process compiled last
+
+
 def compiled(model: nn.Module, mode: str) -> nn.Module:
     """`model` compiled in that mode of torch.compile (`off`: itself, its layers at their fastest), sharing its weights.
 
-    What was compiled before in this process is let go: torch keeps few variants of one class's code, all of our chains
-    are of one class, and beyond the limit it would compute uncompiled without a word.
+    A network with the layers of the one before, as the next seed's is, uses what was compiled for that. Else what was
+    compiled in this process is let go: torch keeps few variants of one class's code, all of our chains are of one
+    class, and beyond the limit it would compute uncompiled without a word.
     """
+    global _compiled_before
     if mode == "off":
         return quickened(model, slow_products(), slow_weight_gradients())
-    torch._dynamo.reset()
+    if _compiled_before != f"{mode}: {model}":
+        torch._dynamo.reset()
+        _compiled_before = f"{mode}: {model}"
     answer: Any = torch.compile(model, dynamic=False, mode=None if mode == "default" else mode)
     return answer  # type: ignore[no-any-return]
 
@@ -355,7 +362,7 @@ def _key(
     """What the answer depends on."""
     what = {
         "machine": [device_name(device), device.type, available_cores(), physical_cores(), threads],
-        "versions": [version("cnnlab"), torch.__version__],
+        "versions": [package_version("cnnlab"), torch.__version__],
         "step": [recipe.model, list(shape), num_classes, recipe.batch_size, recipe.optimizer],
         "asked": [recipe.precision, recipe.memory_format, recipe.compile, tries_compile, default.values],
     }

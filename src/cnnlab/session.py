@@ -198,7 +198,9 @@ class Session:
                 # As many as give 5,000 images of 32 pixels: large images hold more patches each.
                 count = max(100, 5000 * 32**2 // self.preprocessing.image_size**2)
                 some = stratified_subset(self.train_set.labels, min(count, 5000), 0)
-                layer.fit(self.preprocessing(self.train_set.images[some]))
+                # A GPU computes in float64, too, but Apple's.
+                where = self.device if self.device.type == "cuda" else "cpu"
+                layer.fit(self.preprocessing(self.train_set.images[some].to(where)))
 
     def _check_batches(self, recipe: Recipe) -> None:
         """Does the network train on the smallest batch, and on every size of image? Tried with shapes alone."""

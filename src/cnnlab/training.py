@@ -235,6 +235,11 @@ def _train(session: Session, run: Run, like: dict[str, Any] | None = None) -> Re
                 raise CnnlabError(
                     f"{recipe.model} cannot be compiled here: {reason(error)[:200]}; set compile=off"
                 ) from error
+            if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in str(error):
+                raise CnnlabError(
+                    f"{recipe.model} cannot be trained to the same weights each time on {session.device}: "
+                    f"{reason(error)[:100]}; take another network, or --device cpu"
+                ) from error
             if not out_of_memory(error):
                 raise
             raise no_memory(recipe, session.preprocessing.image_size) from error

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cnnlab.device import marked
 from cnnlab.errors import CnnlabError
 from cnnlab.optim import learning_rate
 from cnnlab.recipe import Recipe
@@ -89,10 +90,9 @@ class Lookout:
         if self._device.type == "mps":
             self._look(self._steps, losses.tolist())
         else:
-            copy, ready = torch.empty(len(losses), pin_memory=True), torch.cuda.Event()
+            copy = torch.empty(len(losses), pin_memory=True)
             copy.copy_(losses, non_blocking=True)
-            ready.record()
-            self._sent = (self._steps, copy, ready)
+            self._sent = (self._steps, copy, marked(self._device))
         self._steps, self._losses = [], []
 
     def _receive(self) -> None:

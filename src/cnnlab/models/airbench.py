@@ -38,14 +38,14 @@ class Whitening(nn.Conv2d):
         least: added to each variance, so that a direction in which the images hardly vary is not blown up.
         """
         size = self.weight[0].numel()  # k k C
-        products = torch.zeros(size, size, dtype=torch.float64)
+        products = torch.zeros(size, size, dtype=torch.float64, device=images.device)
         count = 0
         for some in images.split(100):  # all patches at once would be many times the images in float64
             # (100 H' W', k k C), every place, whatever the stride
             patches = F.unfold(some.double(), self.weight.shape[2:]).transpose(1, 2).flatten(0, 1)
             products += patches.T @ patches
             count += len(patches)
-        variance, directions = torch.linalg.eigh(products / count)  # ascending
+        variance, directions = torch.linalg.eigh((products / count).cpu())  # ascending
         filters = (directions / (variance + least).sqrt()).T.flip(0)[: len(self.weight) // 2]
         filters = filters.reshape(-1, *self.weight.shape[1:])
         self.weight.copy_(torch.cat((filters, -filters)))
