@@ -51,7 +51,9 @@ def write_result(name: str, device: str, figures: dict[str, Any], out: Path | No
         hardware = re.sub(r"[^a-z0-9]+", "-", env["device_name"].lower()).strip("-")
     path = (out or RESULTS) / f"{name}_{hardware}_{datetime.now(UTC):%Y-%m-%d}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    command = " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]])
+    # Of paths of this machine only the last part.
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    command = " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *words])
     write_json(path, {"benchmark": name, "command": command, "commit": commit(), "environment": env, **figures})
     return path
 
