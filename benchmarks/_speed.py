@@ -50,15 +50,17 @@ def child(recipe: Recipe, split: str, views: str, device: str, as_trained: bool 
     real = training._train, Session.whiten
     vars(training)["_train"] = timed("train", real[0])
     Session.whiten = timed("whiten", real[1])  # type: ignore[method-assign]
-    with tempfile.TemporaryDirectory() as folder:
-        result = cnnlab.train(recipe, runs_dir=folder, progress="none", device=device)
-        session = json.loads((result.run.path / "environment.json").read_text())["sessions"][0]
-        precision = session["dtype"] if as_trained else "float32"
-        final = cnnlab.evaluate_run(
-            result.run.path, split=split, weights="last", views=views, device=device, precision=precision
-        )
-    vars(training)["_train"] = real[0]
-    Session.whiten = real[1]  # type: ignore[method-assign]
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            result = cnnlab.train(recipe, runs_dir=folder, progress="none", device=device)
+            session = json.loads((result.run.path / "environment.json").read_text())["sessions"][0]
+            precision = session["dtype"] if as_trained else "float32"
+            final = cnnlab.evaluate_run(
+                result.run.path, split=split, weights="last", views=views, device=device, precision=precision
+            )
+    finally:
+        vars(training)["_train"] = real[0]
+        Session.whiten = real[1]  # type: ignore[method-assign]
     s = result.summary
     return {
         "seed": recipe.seed,
@@ -110,8 +112,12 @@ def runs(
             f"training {r['train_seconds']:.1f} s, whole clock {r['clock_seconds']:.1f} s",
             flush=True,
         )
+    recipe = RECIPES[name].with_settings(settings).to_dict()
+    if recipe["data"].startswith("store:"):  # a path of this machine
+        recipe["name"] = recipe["name"].replace(recipe["data"], "store:PATH")
+        recipe["data"] = "store:PATH"
     return {
-        "recipe": RECIPES[name].with_settings(settings).to_dict(),
+        "recipe": recipe,
         **{key: spread([r[key] for r in per_seed]) for key in KEYS},
         "per_seed": per_seed,
     }

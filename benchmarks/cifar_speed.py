@@ -32,9 +32,6 @@ def main() -> None:
         name: _speed.runs(name, args.seeds, settings, "validation", args.views or "shift", args.device)
         for name in args.recipes
     }
-    for found in figures.values():
-        found["recipe"]["name"] = found["recipe"]["name"].replace(settings[0], "data=store:PATH")
-        found["recipe"]["data"] = "store:PATH"
     told = {"n": args.seeds, "split_seed": 0, "val_fraction": 0.1, "recipes": figures}
     print(write_result("cifar-speed" + args.label, args.device, told, args.out))
 

@@ -42,7 +42,7 @@ import torch
 import _speed
 import vs_d2l
 from _common import write_result
-from cnnlab.bench import BenchResult, bench
+from cnnlab.bench import bench
 from cnnlab.device import has_bfloat16, pick_device
 from cnnlab.experiments import EXPERIMENTS
 from cnnlab.recipes import RECIPES
@@ -56,12 +56,17 @@ SPLIT = "val_fraction=0.08"
 LATE = "no time was left"
 
 
-def measured(args: argparse.Namespace, network: str, **how: Any) -> BenchResult:
+def measured(args: argparse.Namespace, network: str, **how: Any) -> dict[str, Any]:
     """`cnnlab bench` of a network; the card's peaks are measured in the first call alone."""
     seconds = 0.5 if args.tiny else 2
-    found = bench([network], device=args.device, seconds=seconds, accuracy=False, peaks=args.peaks, **how)
+    try:
+        found = bench([network], device=args.device, seconds=seconds, accuracy=False, peaks=args.peaks, **how)
+    except Exception as error:  # the other networks' figures must not be lost with this one
+        if args.tiny:
+            raise
+        return {"failed": failed(error)}
     args.peaks = {**(args.peaks or {}), **found.peaks}
-    return found
+    return found.to_dict()
 
 
 def chapter(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
@@ -75,11 +80,10 @@ def chapter(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
                 found[f"{name}, {mode}"] = LATE
                 continue
             answer = measured(args, name, compile=mode)
-            found[f"{name}, {mode}"] = {
-                **answer.to_dict(),
+            if "rows" in answer:
                 # Of each row, that is: of each precision.
-                "times_printed": [row.get("images_per_second", 0) / printed[name] for row in answer.rows],
-            }
+                answer["times_printed"] = [row.get("images_per_second", 0) / printed[name] for row in answer["rows"]]
+            found[f"{name}, {mode}"] = answer
     return {"by_network": found, "printed_examples_per_second": printed}
 
 
@@ -96,7 +100,7 @@ def best(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
             found[f"{network}, batch {batch}"] = measured(
                 args, network, image_size=side, batch_size=batch, precision="float32" if args.tiny else "bfloat16",
                 compile="off" if args.tiny else "default",
-            ).to_dict()  # fmt: skip
+            )  # fmt: skip
     return found
 
 
@@ -120,7 +124,10 @@ def d2l(args: argparse.Namespace, deadline: float) -> Any:
                 found[network] = LATE
                 continue
             if done.returncode:
-                raise RuntimeError(done.stderr[-2000:])
+                found[network] = f"failed: {last_line(done.stderr)}"
+                if args.tiny:
+                    raise RuntimeError(done.stderr[-2000:])
+                continue
             results = list(Path(out).glob("*.json"))
             found[network] = json.loads(results[0].read_text())["networks"][network] if results else done.stdout
     return found
@@ -156,7 +163,14 @@ def races(
 
 
 def failed(error: Exception) -> str:
-    return f"failed: {type(error).__name__}: {error}"
+    # A process that took too long is named by its command: paths of this machine.
+    told = "" if isinstance(error, subprocess.SubprocessError) else f": {error}"
+    return f"failed: {type(error).__name__}{told}"
+
+
+def last_line(text: str) -> str:
+    """Of a traceback: what was raised, without this machine's paths."""
+    return (text.strip().splitlines() or ["nothing was said"])[-1][:300]
 
 
 def _compiled(args: argparse.Namespace) -> list[str]:
@@ -245,7 +259,7 @@ def peer(args: argparse.Namespace, deadline: float) -> Any:
             timeout=max(60, 2 * (deadline - began)),
         )  # fmt: skip
     if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
+        raise RuntimeError(last_line(done.stderr))
     return {"seconds": time.perf_counter() - began, "runs": peer_runs(done.stdout)}
 
 

@@ -180,8 +180,9 @@ def speed() -> str:
     """docs/speed.md: everything that was measured about speed."""
     fashion = newest_of_each("fashion-speed")
     lines = time_to_accuracy({**WORDS["README.md"], "up": "../"})
-    beside = next((found["beside_d2l"] for found in fashion if "beside_d2l" in found), None)
-    if beside:
+    with_d2l = next((found for found in every("fashion-speed") if "beside_d2l" in found), None)
+    if with_d2l:
+        beside = with_d2l["beside_d2l"]
         pair = beside["pairs"]
         theirs, ours = (
             median(p[side][key] for p in pair) for side, key in (("d2l", "seconds"), ("cnnlab", "clock_seconds"))
@@ -189,7 +190,7 @@ def speed() -> str:
         accuracy = mean(p["cnnlab"]["final_acc"] for p in pair)
         lines += ["", f"Beside d2l's own BN-LeNet for 10 epochs ({theirs:.1f} s with its data and evaluation), {len(pair)} pairs in turn: `speed/fashion-90` takes "
                   f"{ours:.1f} s from building to answer, **1/{beside['ratio']['median']:.1f}** of it (1/{beside['ratio']['min']:.1f} to 1/{beside['ratio']['max']:.1f}), "
-                  f"and reaches {accuracy:.4f} on the test set, mean of {len(pair)} seeds."]  # fmt: skip
+                  f"and reaches {accuracy:.4f} on the test set, mean of {len(pair)} seeds. {hardware(with_d2l, '../')}."]  # fmt: skip
     for found in fashion:
         rows = {name: r for name, r in found["recipes"].items() if "printed_test_acc" in r}
         if rows:

@@ -87,7 +87,6 @@ WATCHED = 256  # test images after a limited epoch
 def child_prepare(task: Task) -> Task:
     """Bring the peer, and its data where it looks for them; measure the machine, and how ours shall compute."""
     from cnnlab.data import data_folder, load_images
-    from cnnlab.device import available_cores, environment, pick_device
     from cnnlab.recipes import RECIPES
 
     target = PEERS / "d2l"
@@ -120,8 +119,7 @@ def child_prepare(task: Task) -> Task:
             )
             for side, precision in (("cnnlab", "float32"), ("cnnlab-auto", "auto"))
         }
-    here = environment(pick_device("auto"), available_cores())
-    return {"peaks": matrix_peak() if setups else {}, "setups": setups, "environment": here}
+    return {"peaks": matrix_peak() if setups else {}, "setups": setups}
 
 
 def as_printed(net: Any) -> Any:
@@ -237,7 +235,7 @@ def main() -> None:
     if "skipped" in ready:
         print(f"skipped: {ready['skipped']}")
         return
-    peaks, setups, here = ready["peaks"], ready["setups"], ready["environment"]
+    peaks, setups = ready["peaks"], ready["setups"]
     print("peak:", ", ".join(f"{kind} {value / 1e9:,.0f} GFLOP/s" for kind, value in peaks.items()), flush=True)
     figures: dict[str, Any] = {}
     if args.keep:
@@ -271,7 +269,6 @@ def main() -> None:
         figures[network] = {
             "recipe": NETWORKS[network][0],
             "commit": commit(),
-            "measured": measured(here),
             "operations_per_second_at_most": peaks,
             **{key: recipe[key] for key in ("batch_size", "image_size", "learning_rate")},
             "images": images or 60_000,

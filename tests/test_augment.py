@@ -45,7 +45,9 @@ def pictures(b: int, c: int, h: int, w: int, seed: int = 0) -> Tensor:
 
 ALL: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "flip": random_flip,
-    "alternating": lambda x, g: alternating_flip(x, torch.arange(len(x)), 0, int(torch.randint(99, (), generator=g))),
+    "alternating": lambda x, g: alternating_flip(
+        x, torch.arange(len(x)), 0, int(torch.randint(99, (), generator=g)), len(x)
+    ),
     "shift": lambda x, g: random_shift(x, 2, g),
     "reflect": lambda x, g: random_shift(x, min(x.shape[2:]) - 1, g, "reflect"),
     "cutout": lambda x, g: cutout(x, 3, g, torch.full((x.shape[1],), 0.4)),
@@ -98,15 +100,14 @@ def test_the_layout_in_memory_changes_nothing(name: str) -> None:
 def test_successive_epochs_show_both_sides_whatever_the_batch() -> None:
     x = pictures(200, 3, 5, 6)
     index = torch.arange(1000, 1200)
-    epochs = [alternating_flip(x, index, epoch, seed=7) for epoch in range(4)]
+    epochs = [alternating_flip(x, index, epoch, 7, 1200) for epoch in range(4)]
     assert torch.equal(epochs[1], epochs[0].flip(3))
     assert torch.equal(epochs[2], epochs[0])
     assert torch.equal(epochs[3], epochs[1])
     order = torch.randperm(200, generator=drawn())[:31]
-    assert torch.equal(alternating_flip(x[order], index[order], 2, seed=7), epochs[2][order])
-    assert not torch.equal(alternating_flip(x, index, 0, seed=8), epochs[0])
-    for epoch, expected in enumerate(epochs):  # the sides of all numbers found at once, or only of these
-        assert torch.equal(alternating_flip(x, index, epoch, seed=7, count=1200), expected)
+    assert torch.equal(alternating_flip(x[order], index[order], 2, 7, 1200), epochs[2][order])
+    assert not torch.equal(alternating_flip(x, index, 0, 8, 1200), epochs[0])
+    assert torch.equal(alternating_flip(x, index, 2, 7, 5000), epochs[2])  # however many there are
 
 
 def test_the_hash_is_what_python_computes_and_its_bits_are_fair() -> None:
@@ -420,7 +421,7 @@ def test_everything_off_gives_the_very_same_tensors() -> None:
     x, labels, off = pictures(4, 3, 6, 6), torch.arange(4), Augmentation()
     generator, host = drawn(), drawn()
     before = generator.get_state()
-    assert off.changes(x, labels, 0, 0, generator, 0.0) is x
+    assert off.changes(x, labels, 6, 0, 0, generator, 0.0) is x
     images, same, other, share = off.mixes(x, labels, generator, host)
     assert images is x
     assert same is labels
@@ -431,7 +432,7 @@ def test_everything_off_gives_the_very_same_tensors() -> None:
 
 def test_flip_and_shift_draw_as_they_always_did() -> None:
     x = pictures(40, 3, 8, 8)
-    y = Augmentation(flip=True, shift=2).changes(x, torch.arange(40), 3, 1, drawn(9), 0.0)
+    y = Augmentation(flip=True, shift=2).changes(x, torch.arange(40), 40, 3, 1, drawn(9), 0.0)
     generator = drawn(9)
     mirrored = torch.rand(40, generator=generator) < 0.5
     offsets = torch.randint(0, 5, (2, 40, 1), generator=generator)
@@ -460,13 +461,12 @@ def test_changes_come_in_the_documented_order() -> None:
     )
     g = drawn(6)
     expected = random_resized_crop(x, (0.5, 1.0), (1 / 1.5, 1.5), g)
-    expected = alternating_flip(expected, index, 2, 11)
+    expected = alternating_flip(expected, index, 2, 11, 30)
     expected = random_shift(expected, 2, g, "reflect")
     expected = color_jitter(expected, 0.2, 0.3, 0.4, g)
     expected = rand_augment(expected, 1, 7, g, fill)
     expected = cutout(expected, 4, g, fill)
-    assert torch.equal(on.changes(x, index, 2, 11, drawn(6), fill), expected)
-    assert torch.equal(on.changes(x, index, 2, 11, drawn(6), fill, 30), expected)
+    assert torch.equal(on.changes(x, index, 30, 2, 11, drawn(6), fill), expected)
 
 
 def test_of_mixup_and_cutmix_each_batch_gets_one() -> None:

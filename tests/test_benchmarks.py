@@ -74,12 +74,12 @@ def test_networks_kept_from_an_earlier_result_are_told_with_its_day_and_torch(mo
         {"date": f"2026-11-{day}T10:00:00", "versions": {"torch": torch}} for day, torch in ((26, "2.1"), (24, "2.0"))
     )
     networks = {
-        "lenet": {"measured": measured(now)},
+        "lenet": {},
         "nin": {"measured": measured(then)},
         "vgg": {"measured": measured(then)},
     }
     assert measured_before({"environment": now, "networks": networks}) == " (nin, vgg: torch 2.0, 2026-11-24)"
-    assert measured_before({"environment": now, "networks": {"lenet": networks["lenet"], "old": {}}}) == ""
+    assert measured_before({"environment": now, "networks": {"lenet": {}}}) == ""
 
 
 PEERS_TABLE = """

@@ -56,6 +56,7 @@ def test_evaluating_a_run_is_recorded_and_does_not_change_it(quick: Recipe) -> N
 def test_an_evaluation_in_bfloat16_is_near_that_in_float32(quick: Recipe) -> None:
     run = train(quick.changed(epochs=2)).run
     exact, found = (evaluate_run(run.path, precision=p).result for p in ("float32", "bfloat16"))
+    assert [record["precision"] for record in run.evaluations()] == ["float32", "bfloat16"]
     assert found.loss != exact.loss
     assert found.loss == pytest.approx(exact.loss, rel=0.05)
     assert found.accuracy == pytest.approx(exact.accuracy, abs=0.05)

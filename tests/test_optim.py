@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from cnnlab import optim, train
+from cnnlab.device import PRECISIONS
 from cnnlab.errors import CnnlabError
 from cnnlab.models import build_model
 from cnnlab.models.airbench import Whitening
@@ -184,6 +186,32 @@ def test_filters_keep_their_length() -> None:
         if p.ndim == 4:
             moved = 0.24 * 1.5 * math.sqrt(len(p))  # what one update can add at most
             assert abs(p.norm().item() - math.sqrt(len(p))) < moved
+
+
+@pytest.mark.parametrize(("kind", "products"), [("float32", None), ("bfloat16", torch.bfloat16), ("float16", None)])
+def test_muons_products_are_in_bfloat16_where_the_steps_are(
+    kind: str, products: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.dtype | None] = []
+    recipe = Recipe(
+        optimizer="muon", learning_rate=0.24, momentum=0.6, precision=kind, epochs=1, limit=64, image_size=28
+    )
+    real = optim.orthogonalized
+
+    def seen(matrix: torch.Tensor, precision: torch.dtype | None = None) -> torch.Tensor:
+        asked.append(precision)
+        return real(matrix, precision=precision)
+
+    monkeypatch.setattr(optim, "orthogonalized", seen)
+    if kind == "float16":  # in which no processor trains
+        model = build_model("lenet-bn")
+        optimizer = make_optimizer(model, recipe, PRECISIONS[kind])
+        model(torch.rand(2, 1, 28, 28)).sum().backward()
+        optimizer.step()
+    else:
+        train(recipe, threads=1, device="cpu")
+    assert asked
+    assert set(asked) == {products}
 
 
 def test_muon_without_a_learning_rate_is_refused() -> None:

@@ -482,8 +482,11 @@ def test_out_of_memory_is_one_line(quick: Recipe, monkeypatch: pytest.MonkeyPatc
         train(quick)
 
 
-def test_a_network_that_the_device_cannot_repeat_is_one_line(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cnnlab import training
+@pytest.mark.parametrize("tried", [False, True])
+def test_a_network_that_the_device_cannot_repeat_is_one_line(
+    tried: bool, quick: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cnnlab import probe, training
 
     def refused(*args: object) -> None:
         # As torch says it of adaptive pooling on CUDA.
@@ -492,6 +495,10 @@ def test_a_network_that_the_device_cannot_repeat_is_one_line(quick: Recipe, monk
         )
 
     monkeypatch.setattr(training, "train_step", refused)
+    monkeypatch.setattr(probe, "train_step", refused)
+    if tried:  # in a trial, which comes before the training
+        monkeypatch.setattr(probe, "MEASURE_FROM", {"cpu": 0.0})
+        quick = quick.changed(epochs=4, batch_size=4, limit=256)
     with pytest.raises(CnnlabError, match=r"lenet-bn cannot be trained .* on cpu: adaptive_avg.*take another network"):
         train(quick, device="cpu")
 

@@ -49,6 +49,7 @@ class RunEvaluation:
     recorded: bool
     skipped: tuple[str, ...] = ()
     views: str = "none"
+    precision: str = "float32"
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,6 +60,7 @@ class RunEvaluation:
             "weights": self.weights.name,
             "split": self.split,
             "views": self.views,
+            "precision": self.precision,
             "seconds": self.seconds,
             "images": result.count,
             "correct": result.correct,
@@ -147,6 +149,7 @@ def evaluate_run(
         recorded=False,
         skipped=images.skipped,
         views=views,
+        precision=precision,
         seconds=seconds,
     )
     record = {k: v for k, v in found.to_dict().items() if k not in ("run", "classes")}

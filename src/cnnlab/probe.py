@@ -47,6 +47,7 @@ from cnnlab.models.quick import quickened
 from cnnlab.optim import make_optimizer
 from cnnlab.recipe import COMPILE_MODES, Recipe
 from cnnlab.step import train_step
+from cnnlab.trouble import not_repeatable, unrepeatable
 
 # Below this many floating-point operations a run is over before a trial could pay: some seconds on two cores.
 MEASURE_FROM = {"cpu": 1e12, "mps": 1e13, "cuda": 1e14}
@@ -59,22 +60,23 @@ GAIN = 1.1
 HOPELESS = 1.3
 
 
-_compiled_before = ""  # the mode and the layers of what this process compiled last
+_compiled_before = ""  # what this process compiled last, where it may be used again
 
 
-def compiled(model: nn.Module, mode: str) -> nn.Module:
+def compiled(model: nn.Module, mode: str, steps: str = "") -> nn.Module:
     """`model` compiled in that mode of torch.compile (`off`: itself, its layers at their fastest), sharing its weights.
 
-    A network with the layers of the one before, as the next seed's is, uses what was compiled for that. Else what was
-    compiled in this process is let go: torch keeps few variants of one class's code, all of our chains are of one
-    class, and beyond the limit it would compute uncompiled without a word.
+    What was compiled before in this process is let go: torch keeps few variants of one class's code, all of our chains
+    are of one class, and beyond the limit it would compute uncompiled without a word. steps: what else the code
+    depends on, where the next call, if it says the same and has the same layers, shall use it: the next seed's.
     """
     global _compiled_before
     if mode == "off":
         return quickened(model, slow_products(), slow_weight_gradients())
-    if _compiled_before != f"{mode}: {model}":
+    this = f"{steps}, {mode}: {model}" if steps else ""
+    if not this or this != _compiled_before:
         torch._dynamo.reset()
-        _compiled_before = f"{mode}: {model}"
+    _compiled_before = this
     answer: Any = torch.compile(model, dynamic=False, mode=None if mode == "default" else mode)
     return answer  # type: ignore[no-any-return]
 
@@ -230,6 +232,8 @@ def seconds_per_step(
                     break
             return median(times[1:])
         except Exception as error:
+            if not_repeatable(error):
+                raise unrepeatable(error, recipe, device) from error
             if not out_of_memory(error) and not not_compiled(error):
                 raise
             return float("inf")

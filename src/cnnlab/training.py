@@ -56,7 +56,7 @@ from cnnlab.runs import Run
 from cnnlab.safety import say
 from cnnlab.session import Session
 from cnnlab.step import train_step
-from cnnlab.trouble import Lookout, NotFinite, diverged, no_memory
+from cnnlab.trouble import Lookout, NotFinite, diverged, no_memory, not_repeatable, unrepeatable
 
 
 def train(
@@ -235,11 +235,8 @@ def _train(session: Session, run: Run, like: dict[str, Any] | None = None) -> Re
                 raise CnnlabError(
                     f"{recipe.model} cannot be compiled here: {reason(error)[:200]}; set compile=off"
                 ) from error
-            if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in str(error):
-                raise CnnlabError(
-                    f"{recipe.model} cannot be trained to the same weights each time on {session.device}: "
-                    f"{reason(error)[:100]}; take another network, or --device cpu"
-                ) from error
+            if not_repeatable(error):
+                raise unrepeatable(error, recipe, session.device) from error
             if not out_of_memory(error):
                 raise
             raise no_memory(recipe, session.preprocessing.image_size) from error
@@ -416,7 +413,8 @@ def _epochs(
         device,
         memory_format=plan.memory_format,
     )
-    forward = compiled(model, plan.compile)
+    steps_alike = f"{plan.values}, {recipe.batch_size} images of {session.preprocessing.image_size} pixels on {device}"
+    forward = compiled(model, plan.compile, steps_alike)
     scaler = loss_scaler(device, plan.precision, state.get("scaler"))
     num_classes = len(session.train_set.classes)
     each = len(train_loader)  # steps of an epoch

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab.device import marked
-from cnnlab.errors import CnnlabError
+from cnnlab.errors import CnnlabError, reason
 from cnnlab.optim import learning_rate
 from cnnlab.recipe import Recipe
 
@@ -120,6 +120,19 @@ def diverged(found: NotFinite, path: Path, recipe: Recipe, kept: str) -> CnnlabE
     return CnnlabError(
         f"{found.what} at step {found.step + 1} of {steps} (epoch {found.step // found.each + 1} of {recipe.epochs}) "
         f"at a learning rate of {rate:g}; {kept} in {path}. Try {' or '.join(remedies)}{skip}"
+    )
+
+
+def not_repeatable(error: BaseException) -> bool:
+    """Did torch refuse an operation that has no repeatable form on the device?"""
+    return isinstance(error, RuntimeError) and "does not have a deterministic implementation" in str(error)
+
+
+def unrepeatable(error: BaseException, recipe: Recipe, device: torch.device) -> CnnlabError:
+    """What a person is told then."""
+    return CnnlabError(
+        f"{recipe.model} cannot be trained to the same weights each time on {device}: {reason(error)[:100]}; take "
+        "another network, or --device cpu"
     )
 
 

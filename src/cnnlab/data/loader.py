@@ -165,7 +165,7 @@ class Loader:
         grey = grey.flatten()  # what a hole is filled with: the mean colour
         for images, labels, index in self.feeder(order[sum(self._sizes[:done]) :], sizes):
             x = self.preprocessing.resized(images)
-            x = self._augmentation.changes(x, index, epoch, seed, here, grey, self.count)
+            x = self._augmentation.changes(x, index, self.count, epoch, seed, here, grey)
             x, y, other, share = self._augmentation.mixes(x, labels, here, host)
             if other is not None and share is not None:
                 weights = F.one_hot(y, self._num_classes), F.one_hot(other, self._num_classes)

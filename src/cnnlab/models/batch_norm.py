@@ -101,7 +101,7 @@ def _sum(x: Tensor, over: tuple[int, ...], dtype: torch.dtype | None = None) -> 
 
 def _sum_of_squares(x: Tensor, over: tuple[int, ...]) -> Tensor:
     """(C,), in the same way; of maps by their lengths, so that the squares themselves are written nowhere."""
-    if len(over) == 3 and x.device.type == "cpu":
+    if len(over) == 3 and x.device.type == "cpu" and x.is_contiguous():
         lengths: Tensor = torch.linalg.vector_norm(x, dim=(2, 3))
         return lengths.square().sum(0)
     return x.square().sum(over)
