@@ -25,11 +25,13 @@ WORDS = {
         "columns": "| recipe | | loss | train acc | acc, split | images/s, wall-clock with data | compute only | seconds in all |",
         "ours": "cnnlab",
         "printed": "printed",
+        "one": "one seed",
+        "several": "{n} seeds each, mean ± std",
         "peer": "Beside {peer} on the same network, batch, image size and data, {n} runs of each side in turn; images/s of training, wall-clock with data, "
         "medians (range of the ratio). What is compared, and the other figures: [speed.md](docs/speed.md). {hardware}.",
         "peer_columns": "| network | pixels | d2l, images/s | cnnlab, float32 | | cnnlab, `precision=auto` | |",
         "times": "**{median:.1f}x** ({min:.1f} to {max:.1f})",
-        "speed": "Time to accuracy on Fashion-MNIST, {n} seeds each, mean ± std: settings chosen on a validation split, the test set looked at once, at the end. {hardware}.",
+        "speed": "Time to accuracy on Fashion-MNIST, {seeds}: settings chosen on a validation split, the test set looked at once, at the end. {hardware}.",
         "speed_columns": "| recipe | network | epochs | val acc, 1 look | test acc | looks | seconds of training | building to answer |",
         "kaggle": "The competition, from Kaggle's archives to a valid `submission.csv`, one seed each. Accuracy is on the 5,000 labelled images held out; "
         "the test labels are held back. {hardware}.",
@@ -42,11 +44,13 @@ WORDS = {
         "columns": "| 配方 | | 损失 | 训练精度 | 精度（数据划分） | 图像/秒（含数据的实际时间） | 仅计算 | 总秒数 |",
         "ours": "cnnlab",
         "printed": "教材",
+        "one": "一个种子",
+        "several": "每个 {n} 个种子，均值 ± 标准差",
         "peer": "与 {peer} 比较：同样的网络、批量、图像尺寸和数据，双方交替各运行 {n} 次；训练的图像/秒（含数据的实际时间），中位数（比值的范围）。"
         "比较的内容与其他数字见 [speed.md](docs/speed.md)。{hardware}。",
         "peer_columns": "| 网络 | 像素 | d2l，图像/秒 | cnnlab，float32 | | cnnlab，`precision=auto` | |",
         "times": "**{median:.1f} 倍**（{min:.1f} 到 {max:.1f}）",
-        "speed": "Fashion-MNIST 上达到某精度所需的时间，每个 {n} 个种子，均值 ± 标准差：设置只凭验证集选定，测试集只在最后看一次。{hardware}。",
+        "speed": "Fashion-MNIST 上达到某精度所需的时间，{seeds}：设置只凭验证集选定，测试集只在最后看一次。{hardware}。",
         "speed_columns": "| 配方 | 网络 | 周期 | 验证精度（看 1 次） | 测试精度 | 看的次数 | 训练秒数 | 从建网到得出结果 |",
         "kaggle": "竞赛：从 Kaggle 的压缩包到有效的 `submission.csv`，各一个种子。精度取自预留的 5,000 张有标签图像；测试标签不可得。{hardware}。",
         "kaggle_columns": "| 命令 | 总分钟数 | 验证精度（每张图像看 1 次） | 看 6 次 | 提交文件 |",
@@ -165,7 +169,8 @@ def time_to_accuracy(words: dict[str, str]) -> list[str]:
         rows = {name: r for name, r in found["recipes"].items() if name.startswith("speed/")}
         if not rows:
             continue
-        told = words["speed"].format(n=found["n"], hardware=hardware(found, words.get("up", "")))
+        seeds = words["one" if found["n"] == 1 else "several"].format(n=found["n"])
+        told = words["speed"].format(seeds=seeds, hardware=hardware(found, words.get("up", "")))
         lines += ["", told, "", words["speed_columns"], "|---" * 8 + "|"]
         for name, r in rows.items():
             val, test = (spread(r[key], ".4f") for key in ("val_acc", "final_acc"))

@@ -131,16 +131,8 @@ RECIPES: dict[str, Recipe] = {
         _SPEED,
         # test acc 0.9427 ± 0.0009, 2 looks, 184 s of training
         replace(_SPEED, name="speed/fashion-94", epochs=4),
-        # One seed: test acc 0.9490, 2 looks, so a tenth of a point short of its name; 954 s of training
-        replace(
-            _SPEED,
-            name="speed/fashion-95",
-            model="airbench95",
-            epochs=10,
-            batch_size=1024,
-            other_learning_rate=0.015,
-            cutout=8,
-        ),
+        # On the images held out, which chose it, one seed: 0.9515, 0.9530 with two looks; 391 s of training
+        replace(_SPEED, name="speed/fashion-95", epochs=10, batch_size=1024, other_learning_rate=0.015, cutout=8),
         replace(_SPEED, name="speed/fashion-96", model="airbench96", epochs=40, batch_size=1000, shift=2, cutout=8),
         # On the images held out, five seeds: benchmarks/results/cifar-speed_*.json; the third was not measured.
         # val acc 0.9048 ± 0.0023, 0.9131 with six looks; 338 s of training on one core
