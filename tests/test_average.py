@@ -291,7 +291,7 @@ def test_one_shape_is_compiled(shapes: Path, monkeypatch: pytest.MonkeyPatch) ->
             seen.append(tuple(x.shape))
             return self.model(x)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(training, "compiled", lambda model, mode: Compiled(model))
+    monkeypatch.setattr(training, "compiled", lambda model, *how: Compiled(model))
     train(small(shapes, batch_size=12), threads=1)  # 32 images: two batches of 12 and one of 8, sizes 12, 16 and 20
     assert seen == [(12, 3, 20, 20)] * 2
 

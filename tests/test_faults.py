@@ -966,9 +966,10 @@ def test_a_batch_that_the_host_has_no_memory_for_is_an_error_not_the_end(monkeyp
             torch.zeros(2**30, dtype=torch.uint8)
         torch.zeros(2**20, dtype=torch.uint8)
     torch.zeros(2**29, dtype=torch.uint8)
-    recipe = small("image_size=96", "batch_size=320", "epochs=1")
+    # Some GiB, more than an earlier test can have left free within what the process holds.
+    recipe = small("image_size=96", "batch_size=1280", "epochs=1", "limit=1280")
     chosen = train(recipe, auto_batch=True, threads=1).run.recipe
-    assert chosen.batch_size in (40, 80, 160)
+    assert chosen.batch_size in (40, 80, 160, 320, 640)
 
 
 def test_what_memory_is_left_is_that_of_the_smallest_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
