@@ -131,7 +131,7 @@ RECIPES: dict[str, Recipe] = {
         _SPEED,
         # test acc 0.9427 ± 0.0009, 2 looks, 184 s of training
         replace(_SPEED, name="speed/fashion-94", epochs=4),
-        # On the images held out, which chose it, one seed: 0.9515, 0.9530 with two looks; 391 s of training
+        # Only tried, one seed (docs/log.md): 0.9515 on the images held out, which chose it; 391 s of training
         replace(_SPEED, name="speed/fashion-95", epochs=10, batch_size=1024, other_learning_rate=0.015, cutout=8),
         replace(_SPEED, name="speed/fashion-96", model="airbench96", epochs=40, batch_size=1000, shift=2, cutout=8),
         # On the images held out, five seeds: benchmarks/results/cifar-speed_*.json; the third was not measured.
