@@ -9,7 +9,7 @@ after each, and names what there was no time for:
     fashion  time to 94%, 95% and 96% on Fashion-MNIST, several seeds
     chapter  every network of the chapter at the manual's batch and image size: images/s, wall-clock with data, beside
              the manual's printed examples/s (which leave the data out), and the share of the card's measured peak;
-             not compiled, then AlexNet, NiN and ResNet-18 compiled
+             recorded only (compile=record), then AlexNet, NiN and ResNet-18 compiled, too
     best     AlexNet at 224 pixels and ResNet-18 at 96, at growing batch sizes: the largest share of the peak
     d2l      d2l's own functions beside ours on this card (where d2l is in .peers/d2l, see vs_d2l.py)
 
@@ -72,7 +72,7 @@ def measured(args: argparse.Namespace, network: str, **how: Any) -> dict[str, An
 def chapter(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
     printed = {RECIPES[e.recipe].model: e.examples_per_second for e in EXPERIMENTS.values()}
     networks = ["lenet-bn"] if args.tiny else list(printed)
-    modes = {"off": networks, "default": [n for n in networks if n in ("alexnet", "nin", "resnet18-manual")]}
+    modes = {"off" if args.tiny else "auto": networks, "default": [n for n in networks if n in ("alexnet", "nin", "resnet18-manual")]}
     found: dict[str, Any] = {}
     for mode, names in modes.items():
         for name in names:

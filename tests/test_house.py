@@ -18,7 +18,7 @@ FLOORS = [
     {"csvs", "files", "forms", "interrupt", "memory", "recipe", "pixels"},
     {"recipes", "device", "models", "plots"},
     {"data", "optim", "runs", "step"},
-    {"trouble"},
+    {"trouble", "cuda_graph"},
     {"checkpoint", "evaluation", "display", "results", "probe", "peak"},
     {"session"},
     {"record"},

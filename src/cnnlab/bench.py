@@ -45,8 +45,9 @@ from cnnlab.models import build_model, usual_size
 from cnnlab.optim import initialize, make_optimizer
 from cnnlab.peak import peak
 from cnnlab.probe import check_compile, compiled, fastest_plan, not_compiled, operations
-from cnnlab.recipe import COMPILE_MODES, Recipe
+from cnnlab.recipe import COMPILE, COMPILE_MODES, Recipe
 from cnnlab.recipes import RECIPES
+from cnnlab.cuda_graph import first_played, step_of
 from cnnlab.step import train_step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -136,7 +137,7 @@ def bench(
     threads: int | None = None,
     precision: str = "auto",
     memory_format: str = "auto",
-    compile: str = "off",
+    compile: str = "auto",
     seconds: float = 4.0,
     accuracy: bool = True,
     data_dir: str | Path | None = None,
@@ -148,9 +149,10 @@ def bench(
     models: unsaid, the chapter's nine at the manual's batch and image size; any other is measured at its usual size
     and a batch of 128, with the manual's plain SGD. image_size, batch_size: others for all of them; 0: those.
     precision: float32, bfloat16, or auto: float32, and bfloat16 where the device has units for it. memory_format: auto
-    takes the faster one. compile: off, or a mode of torch.compile; what that takes is not in the speeds (it is in
-    `first_step_seconds`). seconds: of measured steps for each row, two steps at least; its trials may take twice that
-    before the last of them begins. peaks: those of an earlier call's result, to save measuring them again.
+    takes the faster one. compile: auto (record on CUDA, else off), off, record, or a mode of torch.compile, whose
+    seconds are not in the speeds (they are in `first_step_seconds`). seconds: of measured steps for each row, two at
+    least; its trials may take twice that before the last of them begins. peaks: those of an earlier call's result, to
+    save measuring them again.
 
     Raises: CnnlabError for bad input. A network that needs more memory than there is becomes a row that says so.
     """
@@ -160,8 +162,8 @@ def bench(
         raise CnnlabError(f"seconds={seconds:g}: must lie between 0.05 and 3600")
     if precision not in ("auto", *DTYPES):
         raise CnnlabError(f"precision={precision!r}: choose one of auto, {', '.join(DTYPES)}")
-    if compile not in ("off", *COMPILE_MODES):
-        raise unknown("compile", compile, ("off", *COMPILE_MODES))
+    if compile not in ("auto", *COMPILE):
+        raise unknown("compile", compile, ("auto", *COMPILE))
     changes: dict[str, Any] = {"precision": precision, "memory_format": memory_format, "compile": compile}
     recipes = [replace(_recipe(n, image_size, batch_size), **changes) for n in dict.fromkeys(models or _manual())]
     for recipe in recipes:
@@ -260,7 +262,8 @@ def _row(recipe: Recipe, images: ImageSet, device: torch.device, threads: int | 
     )
     if math.isinf(step):
         return failed
-    plan = replace(plan, compile=recipe.compile)
+    if recipe.compile in COMPILE_MODES:
+        plan = replace(plan, compile=recipe.compile)
     memory = PeakMemory(device)
     with reproducible(recipe.seed, plan.threads):
         try:
@@ -290,7 +293,7 @@ def _row(recipe: Recipe, images: ImageSet, device: torch.device, threads: int | 
 def _timed(
     recipe: Recipe, plan: Plan, images: ImageSet, device: torch.device, steps: int
 ) -> tuple[int, float, float, float]:
-    """That many steps of a training, after two of warm-up.
+    """That many steps of a training, after some of warm-up.
 
     Returns: images, seconds with data, seconds of compute only, seconds of the first step, compilation included.
     """
@@ -304,18 +307,20 @@ def _timed(
     loader = Loader(images, preprocessing, recipe.batch_size, device, memory_format=plan.memory_format)
     batches = itertools.chain.from_iterable(loader.shuffled(recipe.seed, epoch) for epoch in itertools.count())
     forward = compiled(model, plan.compile)
+    step = step_of(train_step, plan, device)
     began = time.perf_counter()
-    train_step(forward, optimizer, *next(batches), precision=plan.precision)
+    step(forward, optimizer, *next(batches), precision=plan.precision)
     synchronize(device)
     first = time.perf_counter() - began
-    train_step(forward, optimizer, *next(batches), precision=plan.precision)
+    for _ in range(first_played(step)):
+        step(forward, optimizer, *next(batches), precision=plan.precision)
     synchronize(device)
     compute, seen = Stopwatch(device), 0
     began = time.perf_counter()
     for x, y in itertools.islice(batches, steps):
         compute.start()
         # An epoch's last batch may be of another size, for which would be compiled anew.
-        train_step(forward if len(y) == recipe.batch_size else model, optimizer, x, y, precision=plan.precision)
+        step(forward if len(y) == recipe.batch_size else model, optimizer, x, y, precision=plan.precision)
         compute.stop()
         seen += len(y)
     synchronize(device)

@@ -27,8 +27,12 @@ def bench(
     ] = "auto",
     memory_format: Annotated[str, typer.Option(help="contiguous, channels_last, or auto: the faster one.")] = "auto",
     compile: Annotated[
-        str, typer.Option(help="off, or torch.compile's default, reduce-overhead or max-autotune-no-cudagraphs.")
-    ] = "off",
+        str,
+        typer.Option(
+            help="off; record: played from a recording, on CUDA; torch.compile's default, reduce-overhead or "
+            "max-autotune-no-cudagraphs; auto: record where it can be."
+        ),
+    ] = "auto",
     seconds: Annotated[float, typer.Option(help="Of measured steps, for each network and precision.")] = 4.0,
     no_accuracy: Annotated[bool, typer.Option("--no-accuracy", help="Leave time to accuracy out.")] = False,
     device: DeviceName = "auto",

@@ -31,56 +31,93 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "momentum": momentum, "adam": False, "share": 1.0, "weight_decay": 0.0})
         self._precision = precision
 
+    given: list[Tensor] | None = None
+    """What `numbers` gave, on the device, for the next `step` to read there; None: it asks `numbers` itself."""
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update from the gradients that are there."""
         assert closure is None
+        numbers: Iterator[float | Tensor] = iter(self.given or self.numbers(ready=True))
         for group in self.param_groups:
             moving = [p for p in group["params"] if p.grad is not None]
-            if group["adam"] and moving:
-                self._adam(moving, group)
+            if group["adam"]:
+                rate, kept = next(numbers), next(numbers)
+                corrections = {p: (next(numbers), next(numbers)) for p in group["params"]}
+                if moving:
+                    self._adam(moving, rate, kept, [corrections[p] for p in moving])
                 continue
+            rate = next(numbers)
             alike: dict[torch.Size, list[Tensor]] = {}  # filters of one shape are turned together
             for p in moving:
                 alike.setdefault(p.shape, []).append(p)
             for ps in alike.values():
-                self._muon(ps, group)
+                self._muon(ps, group["momentum"], rate)
+
+    def numbers(self, ready: bool = False) -> list[float]:
+        """What the host gives the next update, which counts as begun: of each group what its weights go by.
+
+        ready: the gradients are there, and a weight that has none is not updated; else each that ever was is.
+        """
+        found: list[float] = []
+        b1, b2 = BETAS
+        for group in self.param_groups:
+            if not group["adam"]:
+                found.append(group["lr"])
+                continue
+            rate = group["lr"] * group["share"]
+            found += [rate, 1 - rate * group["weight_decay"]]
+            for p in group["params"]:
+                count = 1
+                if state := self.state.get(p):
+                    count = state["step"] = state["step"] + (p.grad is not None or not ready)
+                # Both averages begin at 0: divided by what they would be had every gradient been 1.
+                found += [1 - b1**count, 1 - b2**count]
+        return found
 
     # What is done to each weight alike is asked of torch once for all of them: few kernels on a GPU.
 
-    def _muon(self, ps: list[Tensor], group: dict[str, Any]) -> None:
+    def _muon(self, ps: list[Tensor], momentum: float, rate: float | Tensor) -> None:
         gradients = [p.grad for p in ps if p.grad is not None]
         for p in ps:
             if not self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         averages = [self.state[p]["momentum_buffer"] for p in ps]
-        torch._foreach_mul_(averages, group["momentum"])
+        torch._foreach_mul_(averages, momentum)
         torch._foreach_add_(averages, gradients)
-        ahead = torch._foreach_add(gradients, averages, alpha=group["momentum"])  # Nesterov
+        ahead = torch._foreach_add(gradients, averages, alpha=momentum)  # Nesterov
         turns = orthogonalized(torch.stack([x.reshape(len(x), -1) for x in ahead]), precision=self._precision)
         lengths = torch._foreach_norm(ps)
         torch._foreach_clamp_min_(lengths, 1e-12)
-        torch._foreach_div_(ps, [length * len(ps[0]) ** -0.5 for length in lengths])
-        torch._foreach_add_(ps, [turn.view_as(p) for p, turn in zip(ps, turns, strict=True)], alpha=-group["lr"])
+        torch._foreach_mul_(lengths, len(ps[0]) ** -0.5)
+        torch._foreach_div_(ps, lengths)
+        if isinstance(rate, Tensor):
+            turns, rate = turns * rate, 1.0
+        torch._foreach_add_(ps, [turn.view_as(p) for p, turn in zip(ps, turns, strict=True)], alpha=-rate)
 
-    def _adam(self, ps: list[Tensor], group: dict[str, Any], b1: float = 0.9, b2: float = 0.95) -> None:
+    def _adam(self, ps: list[Tensor], rate: Any, kept: Any, corrections: list[Any]) -> None:
         gradients = [p.grad for p in ps if p.grad is not None]
         for p in ps:
             if not self.state[p]:
-                self.state[p].update(step=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))
-            self.state[p]["step"] += 1
+                self.state[p].update(step=1, mean=torch.zeros_like(p), square=torch.zeros_like(p))
         states = [self.state[p] for p in ps]
         means, squares = [s["mean"] for s in states], [s["square"] for s in states]
+        b1, b2 = BETAS
         torch._foreach_lerp_(means, gradients, 1 - b1)
         torch._foreach_mul_(squares, b2)
         torch._foreach_addcmul_(squares, gradients, gradients, value=1 - b2)
-        # Both begin at 0: divided by what they would be had every gradient been 1.
-        mean = torch._foreach_div(means, [1 - b1 ** s["step"] for s in states])
-        root = torch._foreach_sqrt(torch._foreach_div(squares, [1 - b2 ** s["step"] for s in states]))
+        of_means, of_squares = zip(*corrections, strict=True)
+        mean = torch._foreach_div(means, of_means)
+        root = torch._foreach_sqrt(torch._foreach_div(squares, of_squares))
         torch._foreach_add_(root, 1e-8)
-        rate = group["lr"] * group["share"]
-        torch._foreach_mul_(ps, 1 - rate * group["weight_decay"])
+        torch._foreach_mul_(ps, kept)
+        if isinstance(rate, Tensor):
+            torch._foreach_mul_(mean, rate)
+            rate = 1.0
         torch._foreach_addcdiv_(ps, mean, root, value=-rate)
+
+
+BETAS = 0.9, 0.95  # of Muon's Adam
 
 
 # What each optimiser keeps for a parameter, by its name; Muon's other half keeps what is called so here.

@@ -45,7 +45,8 @@ from cnnlab.errors import CnnlabError, out_of_memory
 from cnnlab.files import read_json, write_json
 from cnnlab.models.quick import quickened
 from cnnlab.optim import make_optimizer
-from cnnlab.recipe import COMPILE_MODES, Recipe
+from cnnlab.recipe import COMPILE, COMPILE_MODES, Recipe
+from cnnlab.cuda_graph import first_played, step_of
 from cnnlab.step import train_step
 from cnnlab.trouble import not_repeatable, unrepeatable
 
@@ -64,14 +65,14 @@ _compiled_before = ""  # what this process compiled last, where it may be used a
 
 
 def compiled(model: nn.Module, mode: str, steps: str = "") -> nn.Module:
-    """`model` compiled in that mode of torch.compile (`off`: itself, its layers at their fastest), sharing its weights.
+    """`model` compiled in that mode of torch.compile, sharing its weights; else itself, its layers at their fastest.
 
     What was compiled before in this process is let go: torch keeps few variants of one class's code, all of our chains
     are of one class, and beyond the limit it would compute uncompiled without a word. steps: what else the code
     depends on, where the next call, if it says the same and has the same layers, shall use it: the next seed's.
     """
     global _compiled_before
-    if mode == "off":
+    if mode not in COMPILE_MODES:
         return quickened(model, slow_products(), slow_weight_gradients())
     this = f"{steps}, {mode}: {model}" if steps else ""
     if not this or this != _compiled_before:
@@ -99,7 +100,7 @@ def plan(
     hand; earlier: values of the plan that a run began with, which are kept where this machine can; told: is given a
     line for the user; check: is called between the steps of a trial, and may raise.
     """
-    default = _default(recipe, threads)
+    default = _default(recipe, threads, device)
     if earlier:
         return _as_before(default, earlier, device, threads)
     candidates = _candidates(recipe, default, device, threads)
@@ -149,9 +150,8 @@ def plan(
             break
     best = _best(found)
     if tries_compile:
-        for mode in ("default", "reduce-overhead") if device.type == "cuda" else ("default",):
-            candidate = replace(best, compile=mode)
-            found[candidate] = timed(candidate)
+        candidate = replace(best, compile="default")
+        found[candidate] = timed(candidate)
         fastest = min(found, key=lambda c: found[c])
         if found[best] > GAIN * found[fastest]:
             best = fastest
@@ -182,8 +182,8 @@ def fastest_plan(
     However short the recipe's run is, nothing is taken from an earlier call and nothing is kept. Once the trials have
     taken `seconds`, the candidates that are left are not tried, and the plan says so. Nothing is compiled.
     """
-    recipe = replace(recipe, compile="off")
-    candidates = _candidates(recipe, _default(recipe, threads), device, threads)
+    recipe = replace(recipe, compile="auto" if recipe.compile in COMPILE_MODES else recipe.compile)
+    candidates = _candidates(recipe, _default(recipe, threads, device), device, threads)
     found: dict[Plan, float] = {}
     began = time.perf_counter()
     for candidate in candidates:
@@ -221,16 +221,18 @@ def seconds_per_step(
             x = torch.rand(recipe.batch_size, *shape, device=device).to(memory_format=candidate.memory_format)
             y = torch.randint(num_classes, (recipe.batch_size,), device=device)
             scaler = loss_scaler(device, candidate.precision)
+            step = step_of(train_step, candidate, device, scaler)
+            first = first_played(step)  # no earlier one counts
             times: list[float] = []
-            for number in range(max(most, least + 1)):
+            for number in range(max(most, least + first)):
                 began = time.perf_counter()
-                train_step(forward, optimizer, x, y, recipe.label_smoothing, candidate.precision, scaler)
+                step(forward, optimizer, x, y, recipe.label_smoothing, candidate.precision, scaler)
                 synchronize(device)
                 times.append(time.perf_counter() - began)
                 check()
-                if number >= least and sum(times[1:]) > seconds:
+                if number >= least + first - 1 and sum(times[first:]) > seconds:
                     break
-            return median(times[1:])
+            return median(times[first:])
         except Exception as error:
             if not_repeatable(error):
                 raise unrepeatable(error, recipe, device) from error
@@ -253,7 +255,7 @@ def fitting_batch_size(
     Tried with the real step on random images, `count` of them at most. Arguments as for `plan`. Raises: CnnlabError
     where not even two images fit.
     """
-    plan, size = replace(_default(recipe, threads), compile="off"), recipe.batch_size
+    plan, size = replace(_default(recipe, threads, device), compile="off"), recipe.batch_size
     while True:
         tried = replace(recipe, batch_size=min(size, count))
         with memory.limited() if device.type == "cpu" else contextlib.nullcontext():
@@ -273,13 +275,14 @@ def not_compiled(error: BaseException) -> bool:
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
-def _default(recipe: Recipe, threads: int | None) -> Plan:
+def _default(recipe: Recipe, threads: int | None, device: torch.device) -> Plan:
     """What the recipe and the caller have set; for all else what needs no trial."""
+    uncompiled = "record" if device.type == "cuda" else "off"  # recording takes no longer than some steps
     return Plan(
         threads=threads or available_cores(),
         precision=PRECISIONS.get(recipe.precision, torch.float32),
         memory_format=FORMATS.get(recipe.memory_format, torch.contiguous_format),
-        compile="off" if recipe.compile == "auto" else recipe.compile,
+        compile=uncompiled if recipe.compile == "auto" else recipe.compile,
         why="as the recipe says",
     )
 
@@ -317,7 +320,9 @@ def _first_guess(recipe: Recipe, default: Plan, device: torch.device) -> Plan:
 
 def _as_before(default: Plan, earlier: dict[str, Any], device: torch.device, threads: int | None) -> Plan:
     found = _from_values(default, earlier)
-    if found.compile != "off" and not _compiler(device):
+    if (found.compile in COMPILE_MODES and not _compiler(device)) or (
+        found.compile == "record" and device.type != "cuda"
+    ):
         found = replace(found, compile="off")
     return replace(found, threads=threads or min(found.threads, available_cores()), why="as the run began")
 
@@ -330,7 +335,7 @@ def _from_values(default: Plan, values: dict[str, Any]) -> Plan:
         threads=threads if isinstance(threads, int) and threads >= 1 else default.threads,
         precision=PRECISIONS.get(str(values.get("dtype")), default.precision),
         memory_format=FORMATS.get(str(values.get("memory_format")), default.memory_format),
-        compile=mode if mode in ("off", *COMPILE_MODES) else default.compile,
+        compile=mode if mode in COMPILE else default.compile,
     )
 
 
@@ -345,8 +350,10 @@ def operations(build: Callable[[], nn.Module], shape: tuple[int, int, int]) -> f
 
 
 def check_compile(recipe: Recipe, device: torch.device) -> None:
-    """Raises: CnnlabError where the recipe asks for compilation, and there is no compiler here."""
-    if recipe.compile not in ("auto", "off") and not _compiler(device):
+    """Raises: CnnlabError where the recipe asks for compilation, and there is no compiler here; or for a recording."""
+    if recipe.compile == "record" and device.type != "cuda":
+        raise CnnlabError(f"compile=record needs a CUDA device, and this is {device}; set compile=off")
+    if recipe.compile in COMPILE_MODES and not _compiler(device):
         raise CnnlabError("compile needs a C++ compiler, and there is none here; install g++, or set compile=off")
 
 

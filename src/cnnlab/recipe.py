@@ -19,7 +19,10 @@ KEYS = {"validation": "val", "test": "test", "train": "seen"}
 FORMATS = ("contiguous", "channels_last")
 LARGEST_SIDE = 8192  # pixels of an image as a source gives it
 LONGEST = 8192  # characters of a text: a source's is a path, a name's a sum of changes
+# Each mode of torch.compile that we know, on CUDA recorded, too (but for `reduce-overhead`, which does it itself).
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")
+# off: step by step; record: on CUDA, the step's kernels are recorded once and played; or compiled.
+COMPILE = ("off", "record", *COMPILE_MODES)
 SCHEDULES = ("constant", "cosine", "one-cycle", "step", "trapezoid")
 
 
@@ -88,7 +91,9 @@ class Recipe:
         "auto", "order of the numbers in memory; auto: what a short trial finds faster", choices=("auto", *FORMATS)
     )
     compile: str = _setting(
-        "auto", "torch.compile's mode; auto: tried where a run is long enough", choices=("auto", "off", *COMPILE_MODES)
+        "auto",
+        "torch.compile's mode, tried by auto where a run is long enough; record: only recorded, as auto does on CUDA",
+        choices=("auto", *COMPILE),
     )
     average: str = _setting(
         "none", "weights that are kept besides: their running mean, or lookahead", choices=("none", "ema", "lookahead")

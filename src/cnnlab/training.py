@@ -51,6 +51,7 @@ from cnnlab.probe import compiled, not_compiled
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import find_recipe
 from cnnlab.record import Events, Saving, kept, save_curves, summary
+from cnnlab.cuda_graph import step_of
 from cnnlab.results import Result, SeedsResult
 from cnnlab.runs import Run
 from cnnlab.safety import say
@@ -419,6 +420,9 @@ def _epochs(
     num_classes = len(session.train_set.classes)
     each = len(train_loader)  # steps of an epoch
     steps, skips = recipe.epochs * each, recipe.on_nan == "skip"
+    update = step_of(
+        train_step, plan, device, scaler, skips, display.message
+    )  # train_step itself or, on CUDA, recorded
     lookout, due = Lookout(device, each, skips), Due(recipe)
 
     def reached(
@@ -463,7 +467,7 @@ def _epochs(
             # Each other shape would be compiled anew: a last batch, and images that are still growing.
             usual = len(y) == recipe.batch_size and size == session.preprocessing.image_size
             now = forward if usual else model
-            loss, hits = train_step(now, optimizer, x, y, recipe.label_smoothing, plan.precision, scaler, skips)
+            loss, hits = update(now, optimizer, x, y, recipe.label_smoothing, plan.precision, scaler, skips)
             if average is not None:
                 average.after_step(step)
             if lookout.counts(step, loss):
