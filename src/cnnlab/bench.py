@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from cnnlab import runs, training
+from cnnlab.cuda_graph import first_played, step_of
 from cnnlab.data import SourceOptions, data_folder, fashion_mnist, load_images
 from cnnlab.data.imageset import ImageSet, Report, no_report
 from cnnlab.data.loader import Loader, Preprocessing
@@ -47,7 +48,6 @@ from cnnlab.peak import peak
 from cnnlab.probe import check_compile, compiled, fastest_plan, not_compiled, operations
 from cnnlab.recipe import COMPILE, COMPILE_MODES, Recipe
 from cnnlab.recipes import RECIPES
-from cnnlab.cuda_graph import first_played, step_of
 from cnnlab.step import train_step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

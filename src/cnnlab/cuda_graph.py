@@ -62,6 +62,7 @@ class RecordedStep:
         self._train_step, self._device, self._told = train_step, device, told
         self._numbers: Tensor | None = None
         self._kinds: dict[Any, int | _Played | None] = {}  # so often computed; its recording; None: it has none
+        self._refused = False
         self._pool: Any = None  # memory of all recordings: no two are played at once
 
     def __call__(
@@ -80,7 +81,7 @@ class RecordedStep:
         assert not careful
         self._send(_numbers(optimizer))
         kind = (id(model), x.shape, x.stride(), y.shape, label_smoothing, precision)
-        known = self._kinds.setdefault(kind, 0)
+        known = self._kinds.setdefault(kind, None if self._refused else 0)
         if known == WARM_UP:
             known = self._kinds[kind] = self._recorded(model, optimizer, x, y, label_smoothing, precision)
         if isinstance(known, _Played):
@@ -109,7 +110,7 @@ class RecordedStep:
         except RuntimeError as error:
             torch.cuda.synchronize(self._device)
             self._told(f"note: steps are computed one by one, as they cannot be recorded: {reason(error)[:200]}")
-            self._kinds = dict.fromkeys(self._kinds)
+            self._refused = True
             return None
         self._pool = played.pool
         return played

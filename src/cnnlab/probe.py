@@ -25,6 +25,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cnnlab import memory
+from cnnlab.cuda_graph import first_played, step_of
 from cnnlab.device import (
     FORMATS,
     PRECISIONS,
@@ -46,7 +47,6 @@ from cnnlab.files import read_json, write_json
 from cnnlab.models.quick import quickened
 from cnnlab.optim import make_optimizer
 from cnnlab.recipe import COMPILE, COMPILE_MODES, Recipe
-from cnnlab.cuda_graph import first_played, step_of
 from cnnlab.step import train_step
 from cnnlab.trouble import not_repeatable, unrepeatable
 

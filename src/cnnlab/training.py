@@ -29,6 +29,7 @@ from cnnlab.checkpoint import (
     save_checkpoint,
     save_weights,
 )
+from cnnlab.cuda_graph import step_of
 from cnnlab.data.augment import Augmentation
 from cnnlab.data.loader import Batches, Loader
 from cnnlab.device import (
@@ -51,7 +52,6 @@ from cnnlab.probe import compiled, not_compiled
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import find_recipe
 from cnnlab.record import Events, Saving, kept, save_curves, summary
-from cnnlab.cuda_graph import step_of
 from cnnlab.results import Result, SeedsResult
 from cnnlab.runs import Run
 from cnnlab.safety import say

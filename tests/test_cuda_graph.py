@@ -1,0 +1,220 @@
+"""Recorded steps. Without a CUDA device a stand-in records what would be: which tensors a played step reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import cnnlab
+from cnnlab import cuda_graph
+from cnnlab.cuda_graph import RecordedStep, first_played, step_of
+from cnnlab.device import Plan, loss_scaler
+from cnnlab.errors import CnnlabError
+from cnnlab.models import build_model
+from cnnlab.optim import learning_rate, make_optimizer
+from cnnlab.recipe import Recipe
+from cnnlab.step import train_step
+
+CPU = torch.device("cpu")
+
+
+class Graph:
+    """In place of torch.cuda.CUDAGraph: what is asked for inside is not done but, by `replay`, done again."""
+
+    current: Graph | None = None
+    made: list[Graph] = []  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[], None]] = []
+        self.played = 0
+        Graph.made.append(self)
+
+    def pool(self) -> str:
+        return "memory"
+
+    def replay(self) -> None:
+        self.played += 1
+        for call in self.calls:
+            call()
+
+
+@contextmanager
+def graph(recording: Graph, pool: Any = None, capture_error_mode: str = "global") -> Iterator[None]:
+    assert capture_error_mode == "thread_local"
+    assert pool == ("memory" if len(Graph.made) > 1 else None)
+    Graph.current = recording
+    try:
+        yield
+    finally:
+        Graph.current = None
+
+
+def recordable(model: Any, optimizer: Any, x: Tensor, y: Tensor, *how: Any) -> tuple[Tensor, Tensor]:
+    """`train_step` or, inside `graph`, a note of it with the very tensors that it would read and write."""
+    if Graph.current is None:
+        return train_step(model, optimizer, x, y, *how)
+    answer = torch.zeros(()), torch.zeros((), dtype=torch.int64)
+    given = getattr(optimizer, "given", None)
+    rates = [group["lr"] for group in optimizer.param_groups]
+
+    def play() -> None:
+        if given is not None:
+            optimizer.given = given
+        before = [group["lr"] for group in optimizer.param_groups]
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        for mine, now in zip(answer, train_step(model, optimizer, x, y, *how), strict=True):
+            mine.copy_(now)
+        for group, rate in zip(optimizer.param_groups, before, strict=True):
+            group["lr"] = rate
+        if given is not None:
+            optimizer.given = None
+
+    Graph.current.calls.append(play)
+    return answer
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    Graph.made = []
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+
+
+SCHEDULED = {
+    "sgd": {"optimizer": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3},
+    "adamw": {"optimizer": "adamw", "weight_decay": 0.1},
+    "muon": {"optimizer": "muon", "momentum": 0.6, "weight_decay": 0.1, "other_learning_rate": 0.01},
+}
+
+
+def trained(how: str, played: bool, sizes: list[int], rate: float = 0.05) -> tuple[list[float], dict[str, Tensor], Any]:
+    recipe = Recipe(model="airbench-small", schedule="one-cycle", learning_rate=rate, **SCHEDULED[how])
+    torch.manual_seed(0)
+    model = build_model("airbench-small", num_classes=10, in_channels=1, image_size=28).train()
+    optimizer = make_optimizer(model, recipe)
+    step: Any = RecordedStep(recordable, CPU) if played else train_step
+    losses = []
+    for number, size in enumerate(sizes):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, number, len(sizes))
+        x, y = torch.rand(size, 1, 28, 28), torch.randint(10, (size,))
+        loss, hits = step(model, optimizer, x, y, 0.1)
+        losses.append(loss)
+        assert 0 <= int(hits) <= size
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert all(isinstance(r, float) for r in rates)  # as a checkpoint keeps them
+    assert "capturable" not in optimizer.param_groups[0] or not optimizer.param_groups[0]["capturable"]
+    # Not looked at before the end: a played step must not write over an earlier one's answer.
+    return [float(loss) for loss in losses], model.state_dict(), step
+
+
+@pytest.mark.parametrize("how", SCHEDULED)
+@pytest.mark.usefixtures("stand_in")
+def test_played_steps_train_as_computed_ones_do(how: str) -> None:
+    sizes = [8, 8, 8, 5, 8, 8, 8, 5, 8, 8, 8, 5]
+    losses, weights, _ = trained(how, False, sizes)
+    again, played, step = trained(how, True, sizes)
+    assert [g.played for g in Graph.made] == [6]  # of nine; the smaller batch came three times and was not recorded
+    assert first_played(step) == cuda_graph.WARM_UP + 1
+    # The numbers on the device are float32, so what is computed from them is not the same to the last bit.
+    torch.testing.assert_close(torch.tensor(again), torch.tensor(losses), rtol=1e-3, atol=1e-3)
+    for name in weights:
+        torch.testing.assert_close(played[name], weights[name], rtol=1e-2, atol=1e-3, msg=name)
+    other, _, _ = trained(how, False, sizes, rate=0.2)
+    assert max(abs(a - b) for a, b in zip(losses, other, strict=True)) > 0.05  # a rate that stands still is noticed
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_each_kind_of_step_is_recorded_and_not_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graph, "_MOST", 2)
+    trained("sgd", True, [8] * 5 + [6] * 5 + [4] * 5)
+    assert [g.played for g in Graph.made] == [2, 2]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_what_cannot_be_recorded_is_computed_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def refused(*args: Any, **how: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "graph", refused)
+    model = build_model("lenet", num_classes=10, in_channels=1, image_size=28)
+    optimizer = make_optimizer(model, Recipe(model="lenet"))
+    step = RecordedStep(recordable, CPU, told.append)
+    before = [p.detach().clone() for p in model.parameters()]
+    for size in [4] * 6 + [3] * 6:
+        step(model, optimizer, torch.rand(size, 1, 28, 28), torch.randint(10, (size,)))
+    (line,) = told
+    assert "cannot be recorded" in line
+    assert "not permitted" in line
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_only_steps_for_which_no_host_waits_are_recorded() -> None:
+    cuda = torch.device("cuda")
+    recorded = [m for m in ("off", *cnnlab.recipe.COMPILE[1:]) if _is_recorded(Plan(threads=1, compile=m), cuda)]
+    assert recorded == ["record", "default", "max-autotune-no-cudagraphs"]
+    plan = Plan(threads=1, compile="record")
+    assert not _is_recorded(plan, CPU)
+    assert not _is_recorded(plan, cuda, careful=True)
+    assert not _is_recorded(plan, cuda, scaler=loss_scaler(CPU, torch.float16))
+
+
+def _is_recorded(plan: Plan, device: torch.device, **how: Any) -> bool:
+    step = step_of(train_step, plan, device, **how)
+    assert isinstance(step, RecordedStep) or step is train_step
+    return isinstance(step, RecordedStep)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_recording_without_cuda_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(CnnlabError, match="compile=record needs a CUDA device.*set compile=off"):
+        cnnlab.train(Recipe(model="lenet", compile="record", image_size=28), runs_dir=tmp_path)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("recipe", ["manual/lenet-bn", "speed/fashion-93", "fast/vgg11", "fast/alexnet"])
+def test_on_cuda_a_played_run_is_the_same_each_time_and_when_stopped(
+    recipe: str, tmp_path: Path, fashion_folder: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    from cnnlab import training
+    from cnnlab.errors import TrainingInterrupted
+
+    settings = cnnlab.find_recipe(recipe).with_settings(["limit=3000", "epochs=3"])
+    weights = {}
+    for name in ("record", "again", "off"):
+        how = settings.changed(compile="off" if name == "off" else "record")
+        run = cnnlab.train(how, runs_dir=tmp_path, name=name, device="cuda", data_dir=fashion_folder).run
+        weights[name] = load_file(run.path / "last.safetensors")
+    real, calls = training.evaluate, []
+
+    def stopping(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "evaluate", stopping)
+        with pytest.raises(TrainingInterrupted):
+            cnnlab.train(
+                settings.changed(compile="record"), runs_dir=tmp_path, name="stopped", device="cuda",
+                data_dir=fashion_folder,
+            )  # fmt: skip
+    resumed = cnnlab.resume(tmp_path / "stopped")
+    weights["stopped"] = load_file(resumed.run.path / "last.safetensors")
+    for name, value in weights["record"].items():
+        assert torch.equal(value, weights["again"][name]), name
+        assert torch.equal(value, weights["stopped"][name]), name
+        torch.testing.assert_close(value, weights["off"][name], rtol=0.1, atol=0.1)
