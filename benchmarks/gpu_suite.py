@@ -7,10 +7,10 @@ after each, and names what there was no time for:
     peer     the best published code for 94%, unmodified but for the number of runs, on the same card and the same
              split (where .peers/cifar10-airbench holds a copy of its repository; needs --store); says who is ahead
     fashion  time to 94%, 95% and 96% on Fashion-MNIST, several seeds
-    chapter  every network of the chapter at the manual's batch and image size: images/s, wall-clock with data, beside
-             the manual's printed examples/s (which leave the data out), and the share of the card's measured peak;
-             recorded only (compile=record), then AlexNet, NiN and ResNet-18 compiled, too
-    best     AlexNet at 224 pixels and ResNet-18 at 96, at growing batch sizes: the largest share of the peak
+    chapter  every network for which the manual prints examples/s (which leave the data out), at its batch and image
+             size: images/s, wall-clock with data, beside that, and the share of the card's measured peak; recorded
+             (compile=record) in float32 and bfloat16, then compiled in bfloat16
+    best     AlexNet at 224 pixels and ResNet-18 at 96, compiled, at large batches: the largest share of the peak
     d2l      d2l's own functions beside ours on this card (where d2l is in .peers/d2l, see vs_d2l.py)
 
 Clock of fashion, cifar and peer: whitening, training and the final evaluation with several looks at each image, in the
@@ -58,7 +58,7 @@ LATE = "no time was left"
 
 def measured(args: argparse.Namespace, network: str, **how: Any) -> dict[str, Any]:
     """`cnnlab bench` of a network; the card's peaks are measured in the first call alone."""
-    seconds = 0.5 if args.tiny else 2
+    seconds = 0.5 if args.tiny else 0.7
     try:
         found = bench([network], device=args.device, seconds=seconds, accuracy=False, peaks=args.peaks, **how)
     except Exception as error:  # the other networks' figures must not be lost with this one
@@ -70,16 +70,18 @@ def measured(args: argparse.Namespace, network: str, **how: Any) -> dict[str, An
 
 
 def chapter(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
-    printed = {RECIPES[e.recipe].model: e.examples_per_second for e in EXPERIMENTS.values()}
+    printed = {RECIPES[e.recipe].model: e.examples_per_second for e in EXPERIMENTS.values() if e.examples_per_second}
     networks = ["lenet-bn"] if args.tiny else list(printed)
-    modes = {"off" if args.tiny else "auto": networks, "default": [n for n in networks if n in ("alexnet", "nin", "resnet18-manual")]}
+    ways: dict[str, dict[str, Any]] = {"off" if args.tiny else "auto": {}}
+    if not args.tiny:
+        ways["default"] = {"precision": "bfloat16", "memory_format": "channels_last"}
     found: dict[str, Any] = {}
-    for mode, names in modes.items():
-        for name in names:
+    for mode, how in ways.items():
+        for name in networks:
             if time.perf_counter() > deadline:
                 found[f"{name}, {mode}"] = LATE
                 continue
-            answer = measured(args, name, compile=mode)
+            answer = measured(args, name, compile=mode, **how)
             if "rows" in answer:
                 # Of each row, that is: of each precision.
                 answer["times_printed"] = [row.get("images_per_second", 0) / printed[name] for row in answer["rows"]]
@@ -88,7 +90,7 @@ def chapter(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
 
 
 def best(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
-    sizes: list[tuple[str, int, tuple[int, ...]]] = [("alexnet", 224, (256, 512)), ("resnet18-manual", 96, (512, 1024))]
+    sizes: list[tuple[str, int, tuple[int, ...]]] = [("alexnet", 224, (1024,)), ("resnet18-manual", 96, (2048,))]
     if args.tiny:
         sizes = [("lenet-bn", 28, (64,))]
     found: dict[str, Any] = {}
@@ -99,7 +101,7 @@ def best(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
                 continue
             found[f"{network}, batch {batch}"] = measured(
                 args, network, image_size=side, batch_size=batch, precision="float32" if args.tiny else "bfloat16",
-                compile="off" if args.tiny else "default",
+                memory_format="channels_last", compile="off" if args.tiny else "default",
             )  # fmt: skip
     return found
 
@@ -108,14 +110,14 @@ def d2l(args: argparse.Namespace, deadline: float) -> Any:
     if not (vs_d2l.PEERS / "d2l" / "d2l").exists():
         return "d2l is not in .peers/d2l"
     found: dict[str, Any] = {}
-    for network in ["lenet-bn"] if args.tiny else ["resnet18-manual", "lenet-bn", "alexnet", "nin"]:
+    for network in ["lenet-bn"] if args.tiny else ["lenet-bn", "resnet18-manual", "alexnet"]:
         left = deadline - time.perf_counter()
         if left < 0:
             found[network] = LATE
             continue
         with tempfile.TemporaryDirectory() as out:
             # An epoch of small networks is over in a moment: all images. Of the large ones d2l's would take minutes.
-            images = [] if vs_d2l.NETWORKS[network][1] == 0 else ["--images", "10240"]
+            images = [] if vs_d2l.NETWORKS[network][1] == 0 else ["--images", "20480"]
             options = ["--tiny"] if args.tiny else ["--pairs", "1", *images]
             command = [sys.executable, vs_d2l.__file__, "--networks", network, *options, "--out", out]
             try:

@@ -52,8 +52,9 @@ from cnnlab.trouble import not_repeatable, unrepeatable
 
 # Below this many floating-point operations a run is over before a trial could pay: some seconds on two cores.
 MEASURE_FROM = {"cpu": 1e12, "mps": 1e13, "cuda": 1e14}
-# Compilation takes 10 to 60 seconds, and a trial of it as long again: about an hour's work.
-COMPILE_FROM = {"cpu": 1e15, "cuda": 1e18}
+# Compilation takes 10 to 60 seconds, and a trial of it as long again: about an hour's work of a processor, and some
+# minutes of a large card (an H200 gains a quarter of airbench94's step for 18 seconds).
+COMPILE_FROM = {"cpu": 1e15, "cuda": 3e16}
 # A trial may take this share of the run's steps.
 SHARE = 0.05
 # What is not faster by this factor lies within a busy machine's noise; slower by that one, it is not tried again.

@@ -85,8 +85,11 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K)."""
-        # amax rather than a pooling layer, whose gradient has no repeatable form on CUDA.
-        out: Tensor = self.linear(x.amax((2, 3))) / 9
+        # A pooling layer's gradient has no repeatable form on CUDA. And amax looks for the places that equal the
+        # maximum: compiled, in 16 bits, it finds none where one side was rounded, and divides by their number.
+        places = x.flatten(2)  # (B, C, H W)
+        largest = places.argmax(2, keepdim=True) == torch.arange(places.shape[2], device=x.device)
+        out: Tensor = self.linear(torch.where(largest, places, 0).sum(2)) / 9
         return out
 
 
