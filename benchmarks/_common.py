@@ -161,13 +161,14 @@ def settle(recipe: Task, count: int, image_size: int) -> Task:
 
     A run of a few steps does not measure which memory format is faster, and one of ten epochs does (probe.py): so it
     is done here for the whole, outside every clock. Compilation is left off: it takes longer than what is measured.
+    On CUDA steps are recorded, as they are where nothing is said.
     """
     from cnnlab import probe
     from cnnlab.device import pick_device
     from cnnlab.models import build_model
     from cnnlab.recipe import Recipe
 
-    asked = Recipe.from_dict(recipe).changed(compile="off")
+    asked = Recipe.from_dict(recipe).changed(compile="record" if pick_device("auto").type == "cuda" else "off")
     shape = (1, image_size, image_size)
 
     def build() -> Any:
