@@ -47,9 +47,11 @@ def child(recipe: Recipe, split: str, views: str, device: str, as_trained: bool 
 
         return call
 
-    real = training._train, Session.whiten
+    real = training._train, Session.whiten, vars(training)["save_curves"]
     vars(training)["_train"] = timed("train", real[0])
     Session.whiten = timed("whiten", real[1])  # type: ignore[method-assign]
+    if as_trained:  # the picture of each of many short runs would take longer than the runs
+        vars(training)["save_curves"] = lambda *_: None
     try:
         with tempfile.TemporaryDirectory() as folder:
             result = cnnlab.train(recipe, runs_dir=folder, progress="none", device=device)
@@ -59,7 +61,7 @@ def child(recipe: Recipe, split: str, views: str, device: str, as_trained: bool 
                 result.run.path, split=split, weights="last", views=views, device=device, precision=precision
             )
     finally:
-        vars(training)["_train"] = real[0]
+        vars(training)["_train"], vars(training)["save_curves"] = real[0], real[2]
         Session.whiten = real[1]  # type: ignore[method-assign]
     s = result.summary
     return {
@@ -90,16 +92,16 @@ def run(name: str, seed: int, settings: list[str], split: str, views: str, devic
 
 def runs(
     name: str, seeds: int, settings: list[str], split: str, views: str, device: str, *,
-    together: bool = False, deadline: float = float("inf"),
+    together: bool = False, deadline: float = float("inf"), first: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """The recipe called `name` from `seeds` seeds: each run, and mean and deviation.
 
     together: all in this process, where starting one takes longer than a run, and each as published speed runs are
     (`as_trained` of `child`). deadline: by the clock of
-    time.perf_counter; no seed but the first is begun after it.
+    time.perf_counter; no seed but the first is begun after it. first: that one.
     """
     per_seed: list[dict[str, Any]] = []
-    for seed in range(seeds):
+    for seed in range(first, first + seeds):
         if per_seed and time.perf_counter() > deadline:
             break
         if together:

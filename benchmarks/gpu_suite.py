@@ -72,9 +72,10 @@ def measured(args: argparse.Namespace, network: str, **how: Any) -> dict[str, An
 def chapter(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
     printed = {RECIPES[e.recipe].model: e.examples_per_second for e in EXPERIMENTS.values() if e.examples_per_second}
     networks = ["lenet-bn"] if args.tiny else list(printed)
-    ways: dict[str, dict[str, Any]] = {"off" if args.tiny else "auto": {}}
-    if not args.tiny:
-        ways["default"] = {"precision": "bfloat16", "memory_format": "channels_last"}
+    ways: dict[str, dict[str, Any]] = {
+        "auto": {}, "default": {"precision": "bfloat16", "memory_format": "channels_last"},
+    }  # fmt: skip
+    ways = {"off": {}} if args.tiny else {mode: how for mode, how in ways.items() if mode in args.ways}
     found: dict[str, Any] = {}
     for mode, how in ways.items():
         for name in networks:
@@ -144,7 +145,10 @@ def race(
     recipe = RECIPES[name].with_settings(settings)
     try:
         first = _speed.child(recipe.changed(seed=1_000_000, epochs=1), split, views, args.device, as_trained=True)
-        found = _speed.runs(name, seeds, settings, split, views, args.device, together=True, deadline=deadline)
+        found = _speed.runs(
+            name, seeds, settings, split, views, args.device, together=True, deadline=deadline,
+            first=args.first_seed,
+        )  # fmt: skip
     except Exception as error:  # the other races' figures must not be lost with this one
         if args.tiny:
             raise
@@ -157,6 +161,7 @@ def races(
 ) -> dict[str, Any]:
     """Each recipe from so many seeds, with a like share of the time that is left when its turn comes."""
     found: dict[str, Any] = {}
+    names = {name: seeds for name, seeds in names.items() if args.only is None or name in args.only}
     for number, (name, seeds) in enumerate(names.items()):
         now = time.perf_counter()
         own = now + (deadline - now) / (len(names) - number)
@@ -256,13 +261,17 @@ def peer(args: argparse.Namespace, deadline: float) -> Any:
         script = Path(folder) / PEER.name
         script.write_text(text)
         began = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, script.name], cwd=folder, capture_output=True, text=True,
-            timeout=max(60, 2 * (deadline - began)),
-        )  # fmt: skip
+        try:
+            done = subprocess.run(
+                [sys.executable, "-u", script.name], cwd=folder, capture_output=True, text=True,
+                timeout=max(30, deadline - began),
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as late:  # the runs that it came to
+            output = late.stdout if isinstance(late.stdout, str) else (late.stdout or b"").decode()
+            return {"seconds": time.perf_counter() - began, "stopped": True, "runs": peer_runs(output)}
     if done.returncode:
         raise RuntimeError(last_line(done.stderr))
-    return {"seconds": time.perf_counter() - began, "runs": peer_runs(done.stdout)}
+    return {"seconds": time.perf_counter() - began, "stopped": False, "runs": peer_runs(done.stdout)}
 
 
 def main() -> None:
@@ -274,6 +283,11 @@ def main() -> None:
     parser.add_argument("--peer-runs", type=int, default=20)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the timed recipes")
     parser.add_argument("--out", type=Path, help="folder for the result; unsaid: benchmarks/results")
+    parser.add_argument(
+        "--ways", nargs="+", choices=("auto", "default"), default=["auto", "default"], help="of chapter"
+    )
+    parser.add_argument("--only", nargs="+", metavar="RECIPE", help="of the timed recipes")
+    parser.add_argument("--first-seed", type=int, default=0, help="of the timed recipes")
     parser.add_argument("--tiny", action="store_true", help="reduced so far that a CPU can go through it")
     args = parser.parse_args()
     args.peaks = None  # of the card, once they are measured

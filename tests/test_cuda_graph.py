@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,16 @@ from cnnlab.device import Plan, loss_scaler
 from cnnlab.errors import CnnlabError
 from cnnlab.models import build_model
 from cnnlab.optim import learning_rate, make_optimizer
-from cnnlab.recipe import Recipe
+from cnnlab.recipe import COMPILE, Recipe
+from cnnlab.recipes import find_recipe
 from cnnlab.step import train_step
 
 CPU = torch.device("cpu")
+
+
+class Stream:
+    def wait_stream(self, other: Stream) -> None:
+        pass
 
 
 class Graph:
@@ -38,25 +44,22 @@ class Graph:
     def pool(self) -> str:
         return "memory"
 
+    def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
+        assert capture_error_mode == "thread_local"
+        assert pool == ("memory" if len(Graph.made) > 1 else None)
+        Graph.current = self
+
+    def capture_end(self) -> None:
+        Graph.current = None
+
     def replay(self) -> None:
         self.played += 1
         for call in self.calls:
             call()
 
 
-@contextmanager
-def graph(recording: Graph, pool: Any = None, capture_error_mode: str = "global") -> Iterator[None]:
-    assert capture_error_mode == "thread_local"
-    assert pool == ("memory" if len(Graph.made) > 1 else None)
-    Graph.current = recording
-    try:
-        yield
-    finally:
-        Graph.current = None
-
-
 def recordable(model: Any, optimizer: Any, x: Tensor, y: Tensor, *how: Any) -> tuple[Tensor, Tensor]:
-    """`train_step` or, inside `graph`, a note of it with the very tensors that it would read and write."""
+    """`train_step` or, while a graph is made, a note of it with the very tensors that it would read and write."""
     if Graph.current is None:
         return train_step(model, optimizer, x, y, *how)
     answer = torch.zeros(()), torch.zeros((), dtype=torch.int64)
@@ -84,8 +87,12 @@ def recordable(model: Any, optimizer: Any, x: Tensor, y: Tensor, *how: Any) -> t
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     Graph.made = []
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", graph)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+    for name in ("synchronize", "Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda device=None: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 20))
+    monkeypatch.delattr(torch.cuda, "empty_cache")  # there is room
 
 
 SCHEDULED = {
@@ -146,7 +153,7 @@ def test_what_cannot_be_recorded_is_computed_and_said_once(monkeypatch: pytest.M
     def refused(*args: Any, **how: Any) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(torch.cuda, "graph", refused)
+    monkeypatch.setattr(Graph, "capture_begin", refused)
     model = build_model("lenet", num_classes=10, in_channels=1, image_size=28)
     optimizer = make_optimizer(model, Recipe(model="lenet"))
     step = RecordedStep(recordable, CPU, told.append)
@@ -161,7 +168,7 @@ def test_what_cannot_be_recorded_is_computed_and_said_once(monkeypatch: pytest.M
 
 def test_only_steps_for_which_no_host_waits_are_recorded() -> None:
     cuda = torch.device("cuda")
-    recorded = [m for m in ("off", *cnnlab.recipe.COMPILE[1:]) if _is_recorded(Plan(threads=1, compile=m), cuda)]
+    recorded = [m for m in COMPILE if _is_recorded(Plan(threads=1, compile=m), cuda)]
     assert recorded == ["record", "default", "max-autotune-no-cudagraphs"]
     plan = Plan(threads=1, compile="record")
     assert not _is_recorded(plan, CPU)
@@ -181,21 +188,21 @@ def test_a_recording_without_cuda_is_refused_in_one_line(tmp_path: Path) -> None
         cnnlab.train(Recipe(model="lenet", compile="record", image_size=28), runs_dir=tmp_path)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("recipe", ["manual/lenet-bn", "speed/fashion-93", "fast/vgg11", "fast/alexnet"])
-def test_on_cuda_a_played_run_is_the_same_each_time_and_when_stopped(
-    recipe: str, tmp_path: Path, fashion_folder: Path
-) -> None:
+def test_on_cuda_a_played_run_is_the_same_each_time_and_when_stopped(recipe: str, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     from cnnlab import training
     from cnnlab.errors import TrainingInterrupted
 
-    settings = cnnlab.find_recipe(recipe).with_settings(["limit=3000", "epochs=3"])
+    changes = ["data=digits", "watch=validation", "val_fraction=0.2", "epochs=3", "batch_size=128", "image_size=32"]
+    settings = find_recipe(recipe).with_settings(changes)
     weights = {}
     for name in ("record", "again", "off"):
         how = settings.changed(compile="off" if name == "off" else "record")
-        run = cnnlab.train(how, runs_dir=tmp_path, name=name, device="cuda", data_dir=fashion_folder).run
+        run = cnnlab.train(how, runs_dir=tmp_path, name=name, device="cuda").run
         weights[name] = load_file(run.path / "last.safetensors")
     real, calls = training.evaluate, []
 
@@ -208,10 +215,7 @@ def test_on_cuda_a_played_run_is_the_same_each_time_and_when_stopped(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "evaluate", stopping)
         with pytest.raises(TrainingInterrupted):
-            cnnlab.train(
-                settings.changed(compile="record"), runs_dir=tmp_path, name="stopped", device="cuda",
-                data_dir=fashion_folder,
-            )  # fmt: skip
+            cnnlab.train(settings.changed(compile="record"), runs_dir=tmp_path, name="stopped", device="cuda")
     resumed = cnnlab.resume(tmp_path / "stopped")
     weights["stopped"] = load_file(resumed.run.path / "last.safetensors")
     for name, value in weights["record"].items():

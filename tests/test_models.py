@@ -25,7 +25,17 @@ from cnnlab.models.densenet import DenseBlock
 from cnnlab.models.googlenet import Inception
 from cnnlab.models.layers import AvgPool2d, side_after
 from cnnlab.models.nin import nin_block
-from cnnlab.models.quick import BatchNorm2d, Conv2d, Linear, Phased, quickened
+from cnnlab.models.quick import (
+    Aligned,
+    AlignedWhitening,
+    BatchNorm2d,
+    Conv2d,
+    Linear,
+    Phased,
+    folded,
+    quickened,
+    quickened_for_gpu,
+)
 from cnnlab.models.resnet import Residual
 from cnnlab.models.vgg import vgg
 from cnnlab.optim import initialize
@@ -780,3 +790,37 @@ def test_trains_compiled_by_the_default_compiler(name: str) -> None:
             optimizer.step()
             losses[-1].append(loss.item())
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    channels=st.integers(1, 3), kernel=st.tuples(st.integers(1, 11), st.integers(1, 11)), stride=st.integers(1, 4),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)), side=st.tuples(st.integers(11, 25), st.integers(11, 25)),
+)  # fmt: skip
+def test_a_convolution_folded_by_its_stride_is_the_same(
+    channels: int, kernel: tuple[int, int], stride: int, padding: tuple[int, int], side: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(channels, 5, kernel, stride, padding).double()
+    x = torch.randn(2, channels, *side, dtype=torch.float64)
+    theirs = layer(x)
+    ours = folded(x, layer.weight, layer.bias, *layer.stride, *padding)
+    torch.testing.assert_close(ours, theirs)
+    gradient = torch.randn_like(theirs)
+    expected = torch.autograd.grad(theirs, list(layer.parameters()), gradient)
+    found = torch.autograd.grad(ours, list(layer.parameters()), gradient)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_for_a_gpu_only_layers_that_see_images_are_folded() -> None:
+    found = {}
+    for name, image_size in (("alexnet", 224), ("lenet-bn", 28), ("airbench94", 32)):
+        model = build_model(name, num_classes=10, in_channels=1, image_size=image_size)
+        before = model.state_dict()
+        assert quickened_for_gpu(model) is model
+        assert model.state_dict().keys() == before.keys()
+        found[name] = [type(m) for m in model.modules() if isinstance(m, Aligned)]
+        x = torch.rand(2, 1, image_size, image_size)
+        assert model(x).shape == (2, 10)  # on a processor as before
+    assert found == {"alexnet": [Aligned], "lenet-bn": [Aligned], "airbench94": [AlignedWhitening]}

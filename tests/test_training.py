@@ -503,6 +503,7 @@ def test_a_network_that_the_device_cannot_repeat_is_one_line(
         train(quick, device="cpu")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_the_generators_of_gpus_are_put_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[object] = []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)

@@ -44,7 +44,7 @@ from cnnlab.device import (
 )
 from cnnlab.errors import CnnlabError, out_of_memory
 from cnnlab.files import read_json, write_json
-from cnnlab.models.quick import quickened
+from cnnlab.models.quick import quickened, quickened_for_gpu
 from cnnlab.optim import make_optimizer
 from cnnlab.recipe import COMPILE, COMPILE_MODES, Recipe
 from cnnlab.step import train_step
@@ -73,6 +73,8 @@ def compiled(model: nn.Module, mode: str, steps: str = "") -> nn.Module:
     depends on, where the next call, if it says the same and has the same layers, shall use it: the next seed's.
     """
     global _compiled_before
+    if next(model.parameters()).device.type == "cuda":
+        quickened_for_gpu(model)
     if mode not in COMPILE_MODES:
         return quickened(model, slow_products(), slow_weight_gradients())
     this = f"{steps}, {mode}: {model}" if steps else ""

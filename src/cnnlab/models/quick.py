@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from cnnlab.models.airbench import Whitening
 from cnnlab.models.batch_norm import BatchNorm
 from cnnlab.models.layers import AvgPool2d, plain
 
@@ -162,6 +163,48 @@ class _Multiplied(torch.autograd.Function):
         )
 
 
+class Aligned(nn.Conv2d):
+    """The framework's layer for images of few channels, in 16 bits on a GPU.
+
+    (B, C, H, W) -> (B, K, H', W'). Matrix units take channels in eights, and what an image lacks is filled with zeros:
+    of a grey one seven eighths. A stride of s is therefore folded into the channels, s s of them for each, so that
+    AlexNet's first layer, of stride 4, sees 16 channels; what then lacks is filled here, once, in the order that the
+    units take. The values are the same up to rounding. Networks have the framework's own; `quickened` changes it where
+    a training begins.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The convolution."""
+        if x.ndim != 4 or x.device.type != "cuda" or not torch.is_autocast_enabled("cuda"):
+            return super().forward(x)
+        answer: Tensor = folded(x, self.weight, self.bias, *self.stride, *_numbers(self.padding))
+        return answer
+
+
+class AlignedWhitening(Aligned, Whitening):
+    """The same for a first layer that whitens."""
+
+
+def folded(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, _: int, *padding: int) -> Tensor:
+    """`torch.conv2d` with one stride for both directions: (B, C, H, W), (K, C, h, w), (K,) -> (B, K, H', W')."""
+    made = [(x.shape[d] + 2 * padding[d - 2] - weight.shape[d]) // stride + 1 for d in (2, 3)]
+    windows = [-(-weight.shape[d] // stride) for d in (2, 3)]  # in steps of the stride
+    # So many rows and columns are looked at; fewer than there are, where the last ones are passed by.
+    after = [stride * (made[i] + windows[i] - 1) - x.shape[i + 2] - padding[i] for i in (0, 1)]
+    x = F.pad(x, (padding[1], after[1], padding[0], after[0]))
+    weight = F.pad(weight, [n for i in (1, 0) for n in (0, stride * windows[i] - weight.shape[i + 2])])
+    if stride > 1:
+        x, weight = F.pixel_unshuffle(x, stride), F.pixel_unshuffle(weight, stride)
+    lacking = -x.shape[1] % 8
+    x, weight = (F.pad(t, (0, 0, 0, 0, 0, lacking)).contiguous(memory_format=torch.channels_last) for t in (x, weight))
+    return F.conv2d(x, weight, bias)
+
+
+def _numbers(padding: str | tuple[int, ...]) -> tuple[int, ...]:
+    assert not isinstance(padding, str)
+    return padding
+
+
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """(B, I), (O, I), (O,) -> (B, O), by oneDNN; what the framework compiles calls it so, a public name it has not."""
     answer: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -280,6 +323,17 @@ class _Joined(torch.autograd.Function):
         images, channels, rows, width = gradient.shape
         quarter = (gradient * 0.25).unsqueeze(2)
         return quarter.expand(-1, -1, 4, -1, -1).reshape(images, channels, 4 * rows, width)
+
+
+def quickened_for_gpu(model: nn.Module) -> nn.Module:
+    """`model` itself, whose convolutions of images of few channels compute as ours from now on."""
+    for layer in model.modules():
+        if not isinstance(layer, nn.Conv2d) or type(layer) not in (nn.Conv2d, Whitening):
+            continue
+        usual = layer.groups == 1 and layer.padding_mode == "zeros" and set(layer.dilation) == {1}
+        if usual and not isinstance(layer.padding, str) and layer.in_channels <= 3 and len(set(layer.stride)) == 1:
+            layer.__class__ = Aligned if type(layer) is nn.Conv2d else AlignedWhitening
+    return model
 
 
 def quickened(model: nn.Module, products: bool = False, turned: bool = False) -> nn.Module:
