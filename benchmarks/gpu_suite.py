@@ -20,7 +20,7 @@ to the card, compilation and a warm-up of one epoch with a seed of its own, whos
 peer too, which is given that split as its test set.
 
 On a machine without a GPU, --tiny goes through the same parts at a reduced size.
-Writes benchmarks/results/gpu-suite_HARDWARE_DATE.json.
+Writes benchmarks/results/gpu-suite_HARDWARE_DATE.json (gpu-suite-LABEL with --label).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from cnnlab.recipes import RECIPES
 
 PEER = vs_d2l.PEERS / "cifar10-airbench" / "airbench94_muon.py"
 # Each part's share of the time; what one leaves goes to those after it.
-PARTS = {"cifar": 0.3, "peer": 0.15, "fashion": 0.18, "chapter": 0.15, "best": 0.08, "d2l": 0.14}
+PARTS = {"cifar": 0.25, "peer": 0.25, "fashion": 0.15, "chapter": 0.15, "best": 0.05, "d2l": 0.15}
 # 46,000 images to train on and 4,000 to look at, both whole batches of 2,000: any other size would make torch compile
 # the peer's network anew inside its clock, for batches of all sizes, and that is not what was published.
 SPLIT = "val_fraction=0.08"
@@ -288,6 +288,7 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", metavar="RECIPE", help="of the timed recipes")
     parser.add_argument("--first-seed", type=int, default=0, help="of the timed recipes")
+    parser.add_argument("--label", default="", help="added to the result's name")
     parser.add_argument("--tiny", action="store_true", help="reduced so far that a CPU can go through it")
     args = parser.parse_args()
     args.peaks = None  # of the card, once they are measured
@@ -310,7 +311,7 @@ def main() -> None:
         ours, theirs = (found.get(side, {}).get("found") for side in ("cifar", "peer"))
         if isinstance(ours, dict) and isinstance(theirs, dict):
             told["beside_peer"] = compared(ours.get("speed/cifar-94"), theirs["runs"])
-        path = write_result("gpu-suite", args.device, told, args.out)
+        path = write_result("gpu-suite" + (args.label and f"-{args.label}"), args.device, told, args.out)
     print(path)
 
 

@@ -33,6 +33,8 @@ WORDS = {
         "times": "**{median:.1f}x** ({min:.1f} to {max:.1f})",
         "speed": "Time to accuracy on Fashion-MNIST, {seeds}: settings chosen on a validation split, the test set looked at once, at the end. {hardware}.",
         "speed_columns": "| recipe | network | epochs | val acc, 1 look | test acc | looks | seconds of training | building to answer |",
+        "gpu": "On one GPU: CIFAR-10 to {acc} with six looks at each of {images:,} images held out, {n} seeds, in **{seconds:.2f} s** of whitening, training and answering (`{recipe}`, "
+        "{epochs} epochs; compilation apart). The chapter's networks there: [speed.md](docs/speed.md). {hardware}.",
         "kaggle": "The competition, from Kaggle's archives to a valid `submission.csv`, one seed each. Accuracy is on the 5,000 labelled images held out; "
         "the test labels are held back. {hardware}.",
         "kaggle_columns": "| command | minutes in all | val acc, 1 look at each image | 6 looks | submission |",
@@ -52,6 +54,8 @@ WORDS = {
         "times": "**{median:.1f} 倍**（{min:.1f} 到 {max:.1f}）",
         "speed": "Fashion-MNIST 上达到某精度所需的时间，{seeds}：设置只凭验证集选定，测试集只在最后看一次。{hardware}。",
         "speed_columns": "| 配方 | 网络 | 周期 | 验证精度（看 1 次） | 测试精度 | 看的次数 | 训练秒数 | 从建网到得出结果 |",
+        "gpu": "单个 GPU：CIFAR-10 上，预留的 {images:,} 张图像每张看六次，精度 {acc}，{n} 个种子，白化、训练和作答共 **{seconds:.2f} 秒**（`{recipe}`，{epochs} 个周期；编译另计）。"
+        "该 GPU 上各章网络的数字见 [speed.md](docs/speed.md)。{hardware}。",
         "kaggle": "竞赛：从 Kaggle 的压缩包到有效的 `submission.csv`，各一个种子。精度取自预留的 5,000 张有标签图像；测试标签不可得。{hardware}。",
         "kaggle_columns": "| 命令 | 总分钟数 | 验证精度（每张图像看 1 次） | 看 6 次 | 提交文件 |",
         "prepare": "读取 {images:,} 张测试图像的压缩包：{ours:.0f} 秒（每秒 {rate:,.0f} 张，除映射文件外内存至多 {memory:,.0f} MiB），"
@@ -99,6 +103,8 @@ def hardware(result: dict[str, Any], up: str = "") -> str:
     env = result["environment"]
     link = f"[{env['date'][:10]}]({up}benchmarks/results/{result['file']})"
     vectors = f" ({CAPABILITY.get(env['cpu_capability'], env['cpu_capability'])})" if env["device"] == "cpu" else ""
+    if env["device"].startswith("cuda"):
+        return f"One {env['device_name']}, torch {env['versions']['torch']}, {link}"
     return (
         f"{env['device_name']}{vectors}, {env['threads']} core{'s' * (env['threads'] != 1)}, "
         f"torch {env['versions']['torch']}, {link}"
@@ -137,6 +143,13 @@ def table(words: dict[str, str]) -> str:
                 f"| {name} | {r['image_size'] or 28} | {told(speed['d2l'])} | {told(speed['cnnlab'])} | {words['times'].format(**r['speed_ratio'])} | "
                 f"{told(speed['cnnlab-auto'])} | {words['times'].format(**r['speed_ratio_auto'])} |"
             )
+    for result in every("gpu-suite*"):
+        for name, race in gpu_races(result):
+            if race["recipe"]["data"].startswith("store:"):
+                lines += ["", words["gpu"].format(
+                    recipe=name, epochs=race["recipe"]["epochs"], acc=spread(race["final_acc"], ".4f"), n=race["final_acc"]["n"],
+                    images=round(race["recipe"]["val_fraction"] * 50_000), seconds=race["race_seconds"]["mean"], hardware=hardware(result),
+                )]  # fmt: skip
     return "\n".join([*lines, "", *competition(words)])
 
 
@@ -214,9 +227,56 @@ def speed() -> str:
             figures = [spread(r[key], ".4f") for key in ("val_acc", "final_acc")]
             figures += [spread(r[key], ".0f") for key in ("train_seconds", "clock_seconds")]
             lines.append(f"| `{name}` | {r['recipe']['model']} | {r['recipe']['epochs']} | {' | '.join(figures)} |")
+    lines += on_a_gpu()
     for peer in by_machine("vs-d2l"):
         lines += beside_d2l(peer)
     return "\n".join(lines + drop_in() + reference())
+
+
+def on_a_gpu() -> list[str]:
+    """For docs/speed.md: what gpu_suite.py measured, the newest of each row."""
+    results, lines = every("gpu-suite*"), []
+    chapter: dict[tuple[str, str, str, int], tuple[dict[str, Any], float | None, str]] = {}
+    for result in reversed(results):
+        for part in ("chapter", "best"):
+            found = result["parts"].get(part, {}).get("found", {})
+            printed = found.get("printed_examples_per_second", {})
+            for answer in found.get("by_network", found).values():
+                for row in answer["rows"] if isinstance(answer, dict) and "rows" in answer else []:
+                    key = (row["model"], row["precision"], row["compile"], row["batch_size"])
+                    if "failed" not in row:
+                        chapter[key] = row, printed.get(row["model"]), hardware(result, "../")
+    if chapter:
+        where = "; ".join(dict.fromkeys(told for _, _, told in chapter.values()))
+        lines += ["", "On one GPU, the training step of the chapter's networks at the manual's batch and image size, and of two at large batches: images/s, wall-clock with data, "
+                  f"beside the manual's printed examples/s, which leave the data out. {where}.", "",
+                  "| network | batch | pixels | computes in | images/s | compute only | times the printed | share of the peak |", "|---" * 8 + "|"]  # fmt: skip
+    names = [key[0] for key in chapter]
+    for key in sorted(chapter, key=lambda k: (names.index(k[0]), k[3], k[2] != "record", k[1] != "float32")):
+        row, printed_speed, _ = chapter[key]
+        way = {"record": "recorded", "default": "compiled, recorded"}.get(row["compile"], row["compile"])
+        times = f"{row['images_per_second'] / printed_speed:.1f}" if printed_speed else ""
+        lines.append(
+            f"| {row['model']} | {row['batch_size']} | {row['image_size']} | {row['precision']}, {row['memory_format']}, {way} | {told(row['images_per_second'])} | "
+            f"{told(row['examples_per_second'])} | {times} | {row['fraction_of_peak']:.1%} |"
+        )
+    for result in results:
+        for name, race in gpu_races(result):
+            r = race["recipe"]
+            lines += ["", f"`{name}` with {r['epochs']} epochs on one GPU: {spread(race['final_acc'], '.4f')} with six looks ({spread(race['val_acc'], '.4f')} with one) on the "
+                      f"{round(r['val_fraction'] * 50_000):,} images held out, {race['final_acc']['n']} seeds; {spread(race['race_seconds'], '.2f')} s of whitening, training and the last evaluation, "
+                      f"{spread(race['clock_seconds'], '.2f')} s from building to answer; a warm-up epoch, compilation included, {race['first_seconds']:.0f} s. {hardware(result, '../')}."]  # fmt: skip
+        for name, r in result["parts"].get("d2l", {}).get("found", {}).items():
+            if isinstance(r, dict):
+                ratios = " and ".join(f"{r['speed_ratio' + s]['median']:.1f} times in {r['plans'][side]['dtype']}" for side, s in (("cnnlab", ""), ("cnnlab-auto", "_auto")))  # fmt: skip
+                lines += ["", f"Beside d2l's own code on the same GPU, {name}, {len(r['pairs'])} pair: {told(r['images_per_second']['d2l'])} images/s, ours {ratios}. {hardware(result, '../')}."]  # fmt: skip
+    return lines
+
+
+def gpu_races(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The timed recipes of one result of gpu_suite.py that came to an end."""
+    found = [result["parts"].get(part, {}).get("found", {}) for part in ("cifar", "fashion")]
+    return [(n, r) for races in found if isinstance(races, dict) for n, r in races.items() if isinstance(r, dict)]
 
 
 def beside_d2l(peer: dict[str, Any]) -> list[str]:

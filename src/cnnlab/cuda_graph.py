@@ -61,6 +61,7 @@ class RecordedStep:
     def __init__(self, train_step: Step, device: torch.device, told: Callable[[str], None] = print) -> None:
         self._train_step, self._device, self._told = train_step, device, told
         self._numbers: Tensor | None = None
+        self._sent: list[float] = []  # what they are
         self._kinds: dict[Any, int | _Played | None] = {}  # so often computed; its recording; None: it has none
         self._refused = False
         self._pool: Any = None  # memory of all recordings: no two are played at once
@@ -93,6 +94,9 @@ class RecordedStep:
             return self._train_step(model, optimizer, x, y, label_smoothing, precision)
 
     def _send(self, numbers: list[float]) -> None:
+        if numbers == self._sent:  # a constant rate
+            return
+        self._sent = numbers
         # From pinned memory the host does not wait; it is not given out again before the copy is made.
         host = torch.tensor(numbers, pin_memory=self._device.type == "cuda")
         if self._numbers is None:
