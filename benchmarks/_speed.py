@@ -3,7 +3,7 @@
     train_seconds   the epochs' training, wall-clock with data, nothing else
     clock_seconds   from images in memory to a finished run and its answer: building the network, the trial of the plan
                     where the recipe is long enough for one, whitening, training, validation after each epoch, saving
-                    weights and curves, and the one evaluation at the end
+                    weights and curves, and the one evaluation at the end (as_trained: curves are not drawn)
     race_seconds    what published speed runs count: whitening, training and the evaluation at the end
 
 Outside: starting Python, reading the files. Compilation, where a plan chooses it, is inside.

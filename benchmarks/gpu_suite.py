@@ -16,8 +16,8 @@ after each, and names what there was no time for:
 Clock of fashion, cifar and peer: whitening, training and the final evaluation with several looks at each image, in the
 precision of the training (race_seconds of _speed.py; the peer's own clock). Outside: reading files, moving the images
 to the card, compilation and a warm-up of one epoch with a seed of its own, whose seconds are reported beside
-(first_seconds). Accuracy is on the images held out (CIFAR-10: 4,000, Fashion-MNIST: a tenth; split_seed 0), for the
-peer too, which is given that split as its test set.
+(first_seconds). Accuracy is on the 4,000 images held out of CIFAR-10 (split_seed 0), for the peer too, which is given
+that split as its test set; of Fashion-MNIST, a tenth of which is held out, on the test set.
 
 On a machine without a GPU, --tiny goes through the same parts at a reduced size.
 Writes benchmarks/results/gpu-suite_HARDWARE_DATE.json (gpu-suite-LABEL with --label).

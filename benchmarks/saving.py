@@ -55,7 +55,7 @@ def measured(network: str, size: int, batch: int, saves: int, device: str, runs_
 
     recipe = RECIPES["digits"].changed(
         model=network, image_size=size, batch_size=batch, limit=5 * EVERY * batch + batch, epochs=-(-saves // 5),
-        save_steps=EVERY, save_seconds=0.0, precision="float32",
+        save_steps=EVERY, save_seconds=0.0, precision="float32", compile="off",
     )  # fmt: skip
     vars(training).update(train_step=timed_step, save_checkpoint=timed_save, Beside=TimedBeside)
     try:

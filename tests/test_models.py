@@ -824,3 +824,27 @@ def test_for_a_gpu_only_layers_that_see_images_are_folded() -> None:
         x = torch.rand(2, 1, image_size, image_size)
         assert model(x).shape == (2, 10)  # on a processor as before
     assert found == {"alexnet": [Aligned], "lenet-bn": [Aligned], "airbench94": [AlignedWhitening]}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("how", [(96, 11, 4, 1), (64, 7, 2, 3), (16, 3, 1, 1)])
+def test_on_a_gpu_a_folded_first_layer_is_the_same(how: tuple[int, int, int, int]) -> None:
+    torch.manual_seed(0)
+    channels, kernel, stride, padding = how
+    layer = nn.Conv2d(1, channels, kernel, stride, padding).cuda()
+    x = torch.randn(8, 1, 96, 96, device="cuda")
+    answers = []
+    for compiled in (None, False, True):
+        if compiled is False:
+            quickened_for_gpu(layer)
+            assert type(layer) is Aligned
+        call = torch.compile(layer, dynamic=False) if compiled else layer
+        layer.zero_grad()
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            y = call(x)
+        y.float().square().mean().backward()
+        answers.append((y.float(), layer.weight.grad))
+    for y, gradient in answers[1:]:
+        torch.testing.assert_close(y, answers[0][0], rtol=2e-2, atol=2e-2)
+        torch.testing.assert_close(gradient, answers[0][1], rtol=5e-2, atol=1e-3)

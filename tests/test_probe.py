@@ -21,6 +21,7 @@ from cnnlab import Recipe, probe, resume, train, train_seeds, training
 from cnnlab.device import FORMATS, Plan
 from cnnlab.errors import CnnlabError, TrainingInterrupted
 from cnnlab.models import build_model
+from cnnlab.session import Session
 from conftest import Command, one_line_error
 
 CPU = torch.device("cpu")
@@ -525,3 +526,35 @@ def test_the_next_seed_uses_what_was_compiled_and_another_network_does_not(quick
     assert graphs(1) == 0
     assert graphs(1, model="lenet") > 0
     assert graphs(2) > 0  # let go meanwhile
+
+
+def test_on_cuda_steps_are_recorded_unless_the_host_waits_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    recipe = Recipe(model="lenet", epochs=1)
+
+    def planned(recipe: Recipe = recipe, device: torch.device = cuda, earlier: dict[str, Any] | None = None) -> Plan:
+        return probe.plan(recipe, build, SHAPE, 10, 100, device, 1, earlier)
+
+    monkeypatch.setattr(probe, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(probe, "has_float16", lambda device: False)
+    assert planned().compile == "record"
+    assert str(planned()).endswith(", recorded")
+    assert planned(device=CPU).compile == "off"
+    for changes in ({"on_nan": "skip"}, {"precision": "float16"}, {"compile": "off"}):
+        assert planned(recipe.changed(**changes)).compile == "off", changes
+    monkeypatch.setattr(probe, "has_float16", lambda device: True)
+    guess = planned(recipe.changed(precision="auto"))
+    assert (guess.precision, guess.compile) == (torch.float16, "off")
+    # A run goes on as it began, where it can.
+    assert planned(earlier={"compile": "off"}).compile == "off"
+    assert planned(earlier={"compile": "record"}).compile == "record"
+    assert planned(device=CPU, earlier={"compile": "record"}).compile == "off"
+
+
+def test_a_recorded_run_goes_on_without_cuda(quick: Recipe) -> None:
+    recipe = quick.changed(compile="record")
+    with Session("cpu", 1, None, False, "none") as session:
+        with pytest.raises(CnnlabError, match="set compile=off"):
+            session.begin(recipe)
+        session.begin(recipe, again=True)
+        assert session.plan(recipe, {"compile": "record"}).compile == "off"

@@ -312,7 +312,7 @@ def _timed(
     step(forward, optimizer, *next(batches), precision=plan.precision)
     synchronize(device)
     first = time.perf_counter() - began
-    for _ in range(first_played(step)):
+    for _ in range(first_played(plan, device)):
         step(forward, optimizer, *next(batches), precision=plan.precision)
     synchronize(device)
     compute, seen = Stopwatch(device), 0

@@ -7,7 +7,7 @@ Played from a CUDA graph the same kernels follow each other without the host.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -21,32 +21,37 @@ from cnnlab.optim import Muon
 MODES = ("record", "default", "max-autotune-no-cudagraphs")
 # Steps of one kind that are computed before it is recorded: libraries are loaded, and code compiled, by the first.
 WARM_UP = 3
-# Kinds of steps that are recorded: images grow, and an epoch's last batch is smaller.
-_MOST = 8
+# Kinds of steps whose recordings are kept: an epoch's last batch is smaller, and images that grow do not shrink again.
+_MOST = 4
+# A step is recorded where it takes no more of the memory that could be had: what is computed beside it needs some, too,
+# and of a step so large the host's share is small.
+_SHARE = 0.4
 
 Step = Callable[..., tuple[Tensor, Tensor]]
+
+
+def is_recorded(plan: Plan, device: torch.device, careful: bool = False) -> bool:
+    """Are that plan's steps recorded? Only on CUDA, and none for which the host waits for the device.
+
+    Such are the scaled ones of float16, and careful ones (see `train_step`).
+    """
+    return device.type == "cuda" and plan.compile in MODES and plan.precision != torch.float16 and not careful
 
 
 def step_of(
     train_step: Step,
     plan: Plan,
     device: torch.device,
-    scaler: torch.amp.GradScaler | None = None,
     careful: bool = False,
-    told: Callable[[str], None] = print,
+    told: Callable[[str], None] = lambda _: None,
 ) -> Step:
-    """`train_step` as that plan computes it: itself or, on a CUDA device, recorded.
-
-    Not recorded are steps for which the host waits for the device: scaled ones, and careful ones (see `train_step`).
-    """
-    if device.type != "cuda" or plan.compile not in MODES or scaler is not None or careful:
-        return train_step
-    return RecordedStep(train_step, device, told)
+    """`train_step` as that plan computes it: itself or, where it is recorded, a `RecordedStep`."""
+    return RecordedStep(train_step, device, told) if is_recorded(plan, device, careful) else train_step
 
 
-def first_played(step: Step) -> int:
-    """The number, from 0, of the first call that takes no longer than the next: for whoever measures it."""
-    return WARM_UP + 1 if isinstance(step, RecordedStep) else 1
+def first_played(plan: Plan, device: torch.device) -> int:
+    """The number, from 0, of the first step that takes no longer than the next: for whoever measures it."""
+    return WARM_UP + 1 if is_recorded(plan, device) else 1
 
 
 class RecordedStep:
@@ -55,16 +60,18 @@ class RecordedStep:
 
     What the host gives the optimiser in each step (a learning rate, Adam's corrections) lies in tensors on the device
     meanwhile, in float32, for steps that are not played, too: so a run that was stopped and goes on, recording anew,
-    comes to the same bits. Where a step cannot be recorded all are computed, and `told` is given a line.
+    comes to the same bits. Where a step cannot be recorded, all that are not yet are computed, and `told` gets a line.
     """
 
-    def __init__(self, train_step: Step, device: torch.device, told: Callable[[str], None] = print) -> None:
+    def __init__(self, train_step: Step, device: torch.device, told: Callable[[str], None] = lambda _: None) -> None:
         self._train_step, self._device, self._told = train_step, device, told
         self._numbers: Tensor | None = None
         self._sent: list[float] = []  # what they are
         self._kinds: dict[Any, int | _Played | None] = {}  # so often computed; its recording; None: it has none
         self._refused = False
-        self._pool: Any = None  # memory of all recordings: no two are played at once
+        # One memory and one queue for all recordings: no two are played at once, so each may use what the others do.
+        self._pool: Any = None
+        self._stream: Any = None
 
     def __call__(
         self,
@@ -83,7 +90,7 @@ class RecordedStep:
         self._send(_numbers(optimizer))
         kind = (id(model), x.shape, x.stride(), y.shape, label_smoothing, precision)
         known = self._kinds.setdefault(kind, None if self._refused else 0)
-        if known == WARM_UP:
+        if known == WARM_UP and not self._refused:
             known = self._kinds[kind] = self._recorded(model, optimizer, x, y, label_smoothing, precision)
         if isinstance(known, _Played):
             return known(x, y)
@@ -105,19 +112,39 @@ class RecordedStep:
 
     def _recorded(self, model: nn.Module, optimizer: torch.optim.Optimizer, *batch: Any) -> _Played | None:
         """The step's recording, not yet played; None where there can be none."""
-        if sum(isinstance(k, _Played) for k in self._kinds.values()) == _MOST:
-            return None
         assert self._numbers is not None
+        taken, free = torch.cuda.max_memory_allocated(self._device), torch.cuda.mem_get_info(self._device)[0]
+        if taken > _SHARE * (free + torch.cuda.memory_reserved(self._device)):
+            self._refuse("they need too much of the memory")
+            return None
+        played = [kind for kind, known in self._kinds.items() if isinstance(known, _Played)]
+        if len(played) == _MOST:
+            self._kinds[played[0]] = None
+        if taken > free:
+            torch.cuda.empty_cache()  # while recording nothing can be given back
+        if self._stream is None:
+            self._stream, self._pool = torch.cuda.Stream(self._device), torch.cuda.graph_pool_handle()
+        random = torch.cuda.get_rng_state(self._device)
         try:
             with _from_device(optimizer, self._numbers):
-                played = _Played(self._train_step, model, optimizer, batch, self._pool)
+                return _Played(self._train_step, model, optimizer, batch, self._stream, self._pool)
         except RuntimeError as error:
             torch.cuda.synchronize(self._device)
-            self._told(f"note: steps are computed one by one, as they cannot be recorded: {reason(error)[:200]}")
-            self._refused = True
+            _fresh_generator(self._device, random)
+            self._refuse(reason(error)[:200])
             return None
-        self._pool = played.pool
-        return played
+
+    def _refuse(self, why: str) -> None:
+        self._refused = True
+        self._told(f"note: steps are computed one by one: {why}")
+
+
+def _fresh_generator(device: torch.device, state: Tensor) -> None:
+    """After a recording that failed the device's generator may believe for good, in torch 2.11, to be in one."""
+    fresh = torch.Generator(device)
+    fresh.set_state(state)
+    with suppress(AttributeError):  # older than that
+        torch.cuda.default_generators[device.index or 0].graphsafe_set_state(fresh.graphsafe_get_state())
 
 
 class _Played:
@@ -129,28 +156,28 @@ class _Played:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         batch: tuple[Any, ...],
-        pool: Any = None,
+        stream: Any,
+        pool: Any,
     ) -> None:
         x, y, *how = batch
         self._model = model  # whose number is its kind's: no other may get it
         self._x, self._y = x.clone(), y.clone()
         self._graph = torch.cuda.CUDAGraph()
-        device = x.device
-        # torch.cuda.graph would first give all spare memory back, and ask for it again: half of what this takes.
-        if torch.cuda.memory_reserved(device) > torch.cuda.mem_get_info(device)[1] // 3:
-            torch.cuda.empty_cache()
-        torch.cuda.synchronize(device)
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
+        main = torch.cuda.current_stream(x.device)
+        # As torch.cuda.graph, which would give all spare memory back first, to ask for it again.
+        torch.cuda.synchronize(x.device)
+        stream.wait_stream(main)
         with torch.cuda.stream(stream):
             # thread_local: a checkpoint may be on its way to the disk, in another thread.
             self._graph.capture_begin(pool, "thread_local")
             try:
                 self._answer = train_step(model, optimizer, self._x, self._y, *how)
-            finally:
-                self._graph.capture_end()
-        torch.cuda.current_stream(device).wait_stream(stream)
-        self.pool = self._graph.pool()
+            except BaseException:
+                with suppress(RuntimeError):  # what went wrong first is what is told
+                    self._graph.capture_end()
+                raise
+            self._graph.capture_end()
+        main.wait_stream(stream)
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         self._x.copy_(x)

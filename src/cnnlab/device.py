@@ -77,7 +77,7 @@ def check_threads(threads: int | None) -> None:
 class Plan:
     """How a step is computed here: what a machine may choose for its speed, which changes no more than rounding.
 
-    compile: `off`, or a mode of torch.compile; why: how that came about, for a reader.
+    compile: `off`, `record` (see cuda_graph.py), or a mode of torch.compile; why: how that came about, for a reader.
     """
 
     threads: int
@@ -98,7 +98,8 @@ class Plan:
 
     def __str__(self) -> str:
         dtype, layout = self.values["dtype"], self.values["memory_format"]
-        return f"{dtype}, {layout}" + ("" if self.compile == "off" else f", compiled ({self.compile})")
+        how = {"off": "", "record": ", recorded"}.get(self.compile, f", compiled ({self.compile})")
+        return f"{dtype}, {layout}{how}"
 
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -73,7 +73,7 @@ def compiled(model: nn.Module, mode: str, steps: str = "") -> nn.Module:
     depends on, where the next call, if it says the same and has the same layers, shall use it: the next seed's.
     """
     global _compiled_before
-    if next(model.parameters()).device.type == "cuda":
+    if any(p.device.type == "cuda" for p in model.parameters()):
         quickened_for_gpu(model)
     if mode not in COMPILE_MODES:
         return quickened(model, slow_products(), slow_weight_gradients())
@@ -110,7 +110,9 @@ def plan(
     if len(candidates) == 1 and (recipe.compile != "auto" or device.type not in COMPILE_FROM):
         return candidates[0]
     steps = recipe.epochs * -(-count // recipe.batch_size)
-    if steps * SHARE < 3 * len(candidates):
+    # Of a trial: what is not counted, and two that are.
+    least = 2 + first_played(default, device)
+    if steps * SHARE < least * len(candidates):
         return replace(_first_guess(recipe, default, device), why="too few steps to measure")
     work = operations(build, shape) * recipe.epochs * count
     if work < MEASURE_FROM.get(device.type, 1e12):
@@ -127,14 +129,15 @@ def plan(
         if values is None:
             return None
         known = _from_values(default, values)
-        as_asked = tries_compile or known.compile == default.compile
-        may_be_chosen = as_asked and replace(known, compile=default.compile) in candidates
+        uncompiled = _as_it_is(replace(known, compile=default.compile))
+        as_asked = known == uncompiled or (tries_compile and known.compile in COMPILE_MODES)
+        may_be_chosen = as_asked and uncompiled in candidates
         return replace(known, why="measured before on this machine") if may_be_chosen else None
 
     known = measured_before()
     if known is not None:
         return known
-    rounds = min(3, int(steps * SHARE / (3 * len(candidates))))
+    rounds = min(3, int(steps * SHARE / (least * len(candidates))))
     most = int(steps * SHARE / (rounds * len(candidates)))  # all trials together keep to that share
 
     def timed(candidate: Plan) -> float:
@@ -224,8 +227,8 @@ def seconds_per_step(
             x = torch.rand(recipe.batch_size, *shape, device=device).to(memory_format=candidate.memory_format)
             y = torch.randint(num_classes, (recipe.batch_size,), device=device)
             scaler = loss_scaler(device, candidate.precision)
-            step = step_of(train_step, candidate, device, scaler)
-            first = first_played(step)  # no earlier one counts
+            step = step_of(train_step, candidate, device)
+            first = first_played(candidate, device)  # no earlier one counts
             times: list[float] = []
             for number in range(max(most, least + first)):
                 began = time.perf_counter()
@@ -280,14 +283,21 @@ def not_compiled(error: BaseException) -> bool:
 
 def _default(recipe: Recipe, threads: int | None, device: torch.device) -> Plan:
     """What the recipe and the caller have set; for all else what needs no trial."""
-    uncompiled = "record" if device.type == "cuda" else "off"  # recording takes no longer than some steps
-    return Plan(
+    # Recording takes no longer than some steps.
+    records = device.type == "cuda" and recipe.on_nan != "skip"
+    plan = Plan(
         threads=threads or available_cores(),
         precision=PRECISIONS.get(recipe.precision, torch.float32),
         memory_format=FORMATS.get(recipe.memory_format, torch.contiguous_format),
-        compile=uncompiled if recipe.compile == "auto" else recipe.compile,
+        compile=recipe.compile if recipe.compile != "auto" else "record" if records else "off",
         why="as the recipe says",
     )
+    return _as_it_is(plan)
+
+
+def _as_it_is(plan: Plan) -> Plan:
+    """float16's steps are not recorded."""
+    return replace(plan, compile="off") if plan.compile == "record" and plan.precision == torch.float16 else plan
 
 
 def _best(found: dict[Plan, float]) -> Plan:
@@ -306,7 +316,10 @@ def _candidates(recipe: Recipe, default: Plan, device: torch.device, threads: in
     if threads is None and device.type == "cpu":
         counts[physical_cores()] = None
     return [
-        replace(first, precision=p, memory_format=f, threads=n) for p in precisions for f in formats for n in counts
+        _as_it_is(replace(default, precision=p, memory_format=f, threads=n))
+        for p in precisions
+        for f in formats
+        for n in counts
     ]
 
 
@@ -318,7 +331,7 @@ def _first_guess(recipe: Recipe, default: Plan, device: torch.device) -> Plan:
     if recipe.precision != "auto" or not (has_bfloat16(device) or has_float16(device)):
         return default
     guess = replace(default, precision=torch.bfloat16 if has_bfloat16(device) else torch.float16)
-    return replace(guess, memory_format=torch.channels_last) if recipe.memory_format == "auto" else guess
+    return _as_it_is(replace(guess, memory_format=torch.channels_last) if recipe.memory_format == "auto" else guess)
 
 
 def _as_before(default: Plan, earlier: dict[str, Any], device: torch.device, threads: int | None) -> Plan:

@@ -122,7 +122,7 @@ RECIPES: dict[str, Recipe] = {
         replace(_CIFAR_LARGE, name="cifar/10min", epochs=8),
         # val acc 0.927, 0.938; 32 minutes with retraining
         replace(_CIFAR_LARGE, name="cifar/1h", epochs=16),
-        # For a GPU; not measured, as none was at hand. The paper's settings for 96%, with Muon in place of its SGD.
+        # For a GPU; not measured. The paper's settings for 96%, with Muon in place of its SGD.
         replace(_CIFAR, name="cifar/gpu", model="airbench96", epochs=40, batch_size=1000, shift=4, cutout=12),
         # On the test set, looked at once for each of five seeds, with the weights of the last epoch; trained on 54,000
         # images, on the same two cores: benchmarks/results/fashion-speed_*.json. The one without a figure is for a GPU.

@@ -62,8 +62,11 @@ class Session:
     ) -> None:
         self.display.end()
 
-    def begin(self, recipe: Recipe) -> Recipe:
-        """Load the recipe's images; returns the recipe with the source's folder made absolute."""
+    def begin(self, recipe: Recipe, *, again: bool = False) -> Recipe:
+        """Load the recipe's images; returns the recipe with the source's folder made absolute.
+
+        again: a run goes on, on a machine that need not compile as it began (see `probe.plan`).
+        """
         for kind in (FOLDER, STORE):
             if recipe.data.startswith(kind) and recipe.data != kind:
                 # The run may be resumed or evaluated from elsewhere.
@@ -73,7 +76,8 @@ class Session:
             raise CnnlabError(
                 f"init={recipe.init} would overwrite the published weights of {recipe.model}; set init=framework"
             )
-        check_compile(recipe, self.device)
+        if not again:
+            check_compile(recipe, self.device)
         # Before minutes of reading: is there such a network, and does it take such images?
         if ":" not in recipe.model or recipe.image_size:
             with torch.device("meta"):  # shapes without memory

@@ -156,7 +156,7 @@ def resume(
         if threads is None and isinstance(began.get("threads"), int):
             threads = max(1, min(began["threads"], available_cores()))  # also for seeds that have not begun
     with Session(device, threads, data_dir, skip_bad, progress) as session:
-        session.begin(recipe)
+        session.begin(recipe, again=first is not None)
         with session.ctrl_c:
             return _train_seeds(session, folder) if several else _train(session, run)
 
@@ -420,9 +420,7 @@ def _epochs(
     num_classes = len(session.train_set.classes)
     each = len(train_loader)  # steps of an epoch
     steps, skips = recipe.epochs * each, recipe.on_nan == "skip"
-    update = step_of(
-        train_step, plan, device, scaler, skips, display.message
-    )  # train_step itself or, on CUDA, recorded
+    update = step_of(train_step, plan, device, skips, display.message)  # train_step itself or, on CUDA, recorded
     lookout, due = Lookout(device, each, skips), Due(recipe)
 
     def reached(
