@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnlab.errors import CnnlabError
 from cnnlab.models import MODELS, build_model
+from cnnlab.models.airbench import Head, _first_largest
 from cnnlab.models.batch_norm import BatchNorm, batch_norm
 from cnnlab.models.densenet import DenseBlock
 from cnnlab.models.googlenet import Inception
@@ -848,3 +849,17 @@ def test_on_a_gpu_a_folded_first_layer_is_the_same(how: tuple[int, int, int, int
     for y, gradient in answers[1:]:
         torch.testing.assert_close(y, answers[0][0], rtol=2e-2, atol=2e-2)
         torch.testing.assert_close(gradient, answers[0][1], rtol=5e-2, atol=1e-3)
+
+
+def test_airbenchs_head_compiled_takes_one_of_the_largest_places() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 2, 3, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(_first_largest(x), x.amax((2, 3)))
+    gradient = torch.randn(4, 3, dtype=torch.float64)
+    found, expected = (torch.autograd.grad(y, x, gradient)[0] for y in (_first_largest(x), x.amax((2, 3))))
+    torch.testing.assert_close(found, expected)
+    equal = torch.ones(1, 2, 2, 2, requires_grad=True)
+    (found,) = torch.autograd.grad(_first_largest(equal).sum(), equal)
+    assert found.flatten(2).tolist() == [[[1, 0, 0, 0], [1, 0, 0, 0]]]
+    head = Head(3, 10).double()
+    torch.testing.assert_close(torch.compile(head, dynamic=False, backend="eager")(x), head(x))

@@ -85,12 +85,21 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K)."""
-        # A pooling layer's gradient has no repeatable form on CUDA. And amax looks for the places that equal the
-        # maximum: compiled, in 16 bits, it finds none where one side was rounded, and divides by their number.
-        places = x.flatten(2)  # (B, C, H W)
-        largest = places.argmax(2, keepdim=True) == torch.arange(places.shape[2], device=x.device)
-        out: Tensor = self.linear(torch.where(largest, places, 0).sum(2)) / 9
+        # amax rather than a pooling layer, whose gradient has no repeatable form on CUDA.
+        largest = _first_largest(x) if torch.compiler.is_compiling() else x.amax((2, 3))
+        out: Tensor = self.linear(largest) / 9
         return out
+
+
+def _first_largest(x: Tensor) -> Tensor:
+    """The maximum over the places, (B, C, H, W) -> (B, C), whose gradient goes to the first place that has it.
+
+    That of amax goes to all that equal the maximum: compiled in 16 bits, one side of that question is rounded and the
+    other is not, none is equal, and the gradient is divided by none.
+    """
+    places = x.flatten(2)  # (B, C, H W)
+    first = places.argmax(2, keepdim=True) == torch.arange(places.shape[2], device=x.device)
+    return torch.where(first, places, 0).sum(2)
 
 
 def filters(in_channels: int, out_channels: int) -> nn.Conv2d:
