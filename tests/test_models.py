@@ -805,7 +805,7 @@ def test_a_convolution_folded_by_its_stride_is_the_same(
     layer = nn.Conv2d(channels, 5, kernel, stride, padding).double()
     x = torch.randn(2, channels, *side, dtype=torch.float64)
     theirs = layer(x)
-    ours = folded(x, layer.weight, layer.bias, *layer.stride, *padding)
+    ours = folded(x, layer.weight, layer.bias, stride, padding)
     torch.testing.assert_close(ours, theirs)
     gradient = torch.randn_like(theirs)
     expected = torch.autograd.grad(theirs, list(layer.parameters()), gradient)

@@ -169,15 +169,16 @@ class Aligned(nn.Conv2d):
     (B, C, H, W) -> (B, K, H', W'). Matrix units take channels in eights, and what an image lacks is filled with zeros:
     of a grey one seven eighths. A stride of s is therefore folded into the channels, s s of them for each, so that
     AlexNet's first layer, of stride 4, sees 16 channels; what then lacks is filled here, once, in the order that the
-    units take. The values are the same up to rounding. Networks have the framework's own; `quickened` changes it where
-    a training begins.
+    units take. The values are the same up to rounding. Networks have the framework's own; `quickened_for_gpu` changes
+    it where a training begins.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution."""
         if x.ndim != 4 or x.device.type != "cuda" or not torch.is_autocast_enabled("cuda"):
             return super().forward(x)
-        answer: Tensor = folded(x, self.weight, self.bias, *self.stride, *_numbers(self.padding))
+        assert not isinstance(self.padding, str)
+        answer: Tensor = folded(x, self.weight, self.bias, self.stride[0], self.padding)
         return answer
 
 
@@ -185,7 +186,7 @@ class AlignedWhitening(Aligned, Whitening):
     """The same for a first layer that whitens."""
 
 
-def folded(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, _: int, *padding: int) -> Tensor:
+def folded(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: Size) -> Tensor:
     """`torch.conv2d` with one stride for both directions: (B, C, H, W), (K, C, h, w), (K,) -> (B, K, H', W')."""
     made = [(x.shape[d] + 2 * padding[d - 2] - weight.shape[d]) // stride + 1 for d in (2, 3)]
     windows = [-(-weight.shape[d] // stride) for d in (2, 3)]  # in steps of the stride
@@ -198,11 +199,6 @@ def folded(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, _: int, 
     lacking = -x.shape[1] % 8
     x, weight = (F.pad(t, (0, 0, 0, 0, 0, lacking)).contiguous(memory_format=torch.channels_last) for t in (x, weight))
     return F.conv2d(x, weight, bias)
-
-
-def _numbers(padding: str | tuple[int, ...]) -> tuple[int, ...]:
-    assert not isinstance(padding, str)
-    return padding
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
