@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnlab.errors import CnnlabError
-from cnnlab.models import MODELS, build_model
+from cnnlab.models import MODELS, build_model, quick
 from cnnlab.models.airbench import Head, _first_largest
 from cnnlab.models.batch_norm import BatchNorm, batch_norm
 from cnnlab.models.densenet import DenseBlock
@@ -276,6 +276,27 @@ def test_convolution_is_the_frameworks(
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kernel", [(5, 5), (4, 6)])
+@pytest.mark.parametrize("padding", [(0, 0), (2, 1), (3, 4)])
+@pytest.mark.parametrize("channels", [4, 6, 8])
+def test_the_gradient_of_images_by_pairs_of_rows_is_the_frameworks(
+    kernel: tuple[int, int], padding: tuple[int, int], channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = []
+    monkeypatch.setattr(quick, "_by_rows", lambda *told, by_rows=quick._by_rows: used.append(1) or by_rows(*told))
+    ours, theirs = Conv2d(channels, 16, kernel, padding=padding), nn.Conv2d(channels, 16, kernel, padding=padding)
+    theirs.load_state_dict(ours.state_dict())
+    for side in (12, 13, 6, 7):  # an odd number of rows has no pairs
+        x = torch.randn((3, channels, side, 11), generator=torch.Generator().manual_seed(side))
+        inputs = [x.clone().requires_grad_() for _ in range(2)]
+        told = theirs(inputs[1])
+        weight = torch.randn(told.shape, generator=torch.Generator().manual_seed(1))
+        (ours(inputs[0]) * weight).sum().backward()
+        (told * weight).sum().backward()
+        torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-4, atol=1e-4)
+    assert len(used) == 2
+
+
 @given(
     shape=st.tuples(st.integers(2, 5), *(st.integers(1, 7) for _ in range(3))),
     offset=st.sampled_from([0.0, 3.0, 1000.0]),
@@ -338,6 +359,7 @@ def test_quickened_batch_norm_leaves_other_kinds_to_the_framework() -> None:
     kernel=st.sampled_from([5, (6, 5)]),
     padding=st.sampled_from([0, 2, (1, 2)]),
     norm=st.sampled_from([nn.BatchNorm2d, BatchNorm, None]),
+    after=st.sampled_from([[nn.Sigmoid()], [nn.Sigmoid()], [nn.Tanh()], [nn.ReLU(), nn.Sigmoid()], []]),
     first=st.booleans(),
     turned=st.booleans(),
 )
@@ -347,12 +369,13 @@ def test_a_convolution_and_its_pooling_by_phases_are_the_frameworks(
     kernel: int,
     padding: int,
     norm: type[nn.Module] | None,
+    after: list[nn.Module],
     first: bool,
     turned: bool,
 ) -> None:
     def chain() -> nn.Sequential:
         torch.manual_seed(0)
-        middle = [nn.Sigmoid()] if norm is None else [norm(maps), nn.Sigmoid()]
+        middle = after if norm is None else [norm(maps), *after]
         return nn.Sequential(nn.ReLU(), nn.Conv2d(shape[1], maps, kernel, padding=padding), *middle, AvgPool2d(2, 2))
 
     ours, theirs = quickened(chain(), turned=turned), chain()
@@ -376,6 +399,17 @@ def test_a_convolution_and_its_pooling_by_phases_are_the_frameworks(
     torch.testing.assert_close(ours.double()(x.double()), theirs.double()(x.double()))
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(ours.float()(x), theirs.float()(x))
+
+
+def test_who_looks_at_a_sigmoid_sees_it() -> None:
+    """Computed at once with the pooling after it, it is not called; with a hook it is."""
+    model, seen = quickened(make("lenet")), []
+    x = torch.rand(2, 1, 28, 28)
+    without = model(x)
+    handle = model[1].register_forward_hook(lambda _module, _told, answer: seen.append(answer))
+    torch.testing.assert_close(model(x), without)
+    handle.remove()
+    assert [tuple(answer.shape) for answer in seen] == [(2, 6, 56, 14)]  # four phases, one below the other
 
 
 @pytest.mark.parametrize(

@@ -36,75 +36,90 @@ def batch_norm(
     x's shape, and the running mean and variance after it. Raises: ValueError for another number of dimensions, and
     in training for a single value per feature, which has no variance.
     """
-    if x.ndim not in (2, 4):
-        raise ValueError(f"batch_norm takes (B, C) or (B, C, H, W), not {tuple(x.shape)}")
-    over = (0,) if x.ndim == 2 else (0, 2, 3)  # all but the channels
-    wide = (1, -1) if x.ndim == 2 else (1, -1, 1, 1)  # (C,) seen beside x
     if not training:
-        centered = x - moving_mean.view(wide)
+        _check(x)
+        centered = x - _beside(moving_mean, x)
         scale = gamma / torch.sqrt(moving_var + eps)
-        return centered * scale.view(wide) + beta.view(wide), moving_mean, moving_var
-    count = x.numel() // x.shape[1]  # values per feature
-    if count < 2:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
-    y, mean, var = _Normalized.apply(x, gamma, beta, eps, over, wide)
+        return centered * _beside(scale, x) + _beside(beta, x), moving_mean, moving_var
+    y, mean, var = _normalized(x, gamma, beta, eps)
     with torch.no_grad():
         # momentum * old + (1 - momentum) * new, in one call; each costs as much as the arithmetic of a few channels.
         moving_mean = torch.lerp(moving_mean, mean.to(moving_mean.dtype), 1 - momentum)
-        moving_var = torch.lerp(moving_var, var.to(moving_var.dtype) * (count / (count - 1)), 1 - momentum)
+        moving_var = torch.lerp(moving_var, var.to(moving_var.dtype), 1 - momentum)
     return y, moving_mean, moving_var
+
+
+def _check(x: Tensor) -> None:
+    if x.ndim not in (2, 4):
+        raise ValueError(f"batch_norm takes (B, C) or (B, C, H, W), not {tuple(x.shape)}")
+
+
+def _beside(values: Tensor, x: Tensor) -> Tensor:
+    """(C,), one for each channel, so that it can stand beside x: (B, C) or (B, C, H, W)."""
+    return values if x.ndim == 2 else values.view(-1, 1, 1)
+
+
+def _normalized(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """x normalised by its own statistics, scaled and shifted; the mean and the unbiased variance, without gradients."""
+    _check(x)
+    if x.numel() // x.shape[1] < 2:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
+    answer: tuple[Tensor, Tensor, Tensor] = _Normalized.apply(x, gamma, beta, eps)
+    return answer
 
 
 class _Normalized(torch.autograd.Function):
     """x normalised by its own statistics, scaled and shifted; the gradients by the chain rule (paper, section 3).
 
-    What autograd would make of the same lines passes over x twice as often, and such passes are what takes the time.
+    What autograd would make of the same lines passes over x twice as often, and such passes are what takes the time;
+    of (C,) values each call does.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, eps: float, over: tuple[int, ...], wide: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         count = x.numel() // len(gamma)  # values per feature
-        mean = _sum(x, over, gamma.dtype) / count  # of 16 bits a sum would have too few
-        centered = x - mean.view(wide)
-        var = _sum_of_squares(centered, over) / count
-        deviation = torch.sqrt(var + eps)
+        mean = _sum(x, gamma.dtype) / count  # of 16 bits a sum would have too few
+        centered = x - _beside(mean, x)
+        squares = _sum_of_squares(centered)
+        deviation = torch.sqrt(squares / count + eps)
         # Divided by the deviation and multiplied by gamma at once.
         scale = gamma / deviation
-        y = (centered * scale.view(wide)).add_(beta.view(wide))
+        y = (centered * _beside(scale, x)).add_(_beside(beta, x))
         ctx.save_for_backward(centered, scale, deviation)
-        ctx.over, ctx.wide, ctx.of_x = over, wide, x.dtype
-        ctx.mark_non_differentiable(mean, var)
+        ctx.of_x = x.dtype
+        unbiased = squares / (count - 1)
+        ctx.mark_non_differentiable(mean, unbiased)
         ctx.set_materialize_grads(False)  # zeros for those two
-        return y, mean, var
+        return y, mean, unbiased
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         centered, scale, deviation = ctx.saved_tensors
-        over, wide, count = ctx.over, ctx.wide, centered.numel() // len(scale)
-        of_beta = _sum(of_y, over)
-        of_gamma = _sum(of_y * centered, over) / deviation  # of_y * normalised x
+        count = centered.numel() // len(scale)
+        of_beta = _sum(of_y)
+        of_gamma = _sum(of_y * centered) / deviation  # of_y * normalised x
         # Of x: gamma / deviation * (of_y - mean(of_y) - normalised x * mean(of_y * normalised x)), multiplied out.
         share = scale / -count
-        along, shift = of_gamma / deviation * share, of_beta * share
-        of_x = (of_y * scale.view(wide)).addcmul_(centered, along.view(wide)).add_(shift.view(wide))
-        return of_x.to(ctx.of_x), of_gamma, of_beta, None, None, None
+        along, shift = of_gamma * (share / deviation), of_beta * share
+        of_x = of_y * _beside(scale, of_y)
+        of_x.addcmul_(centered, _beside(along, of_y)).add_(_beside(shift, of_y))
+        return of_x.to(ctx.of_x), of_gamma, of_beta, None
 
 
-def _sum(x: Tensor, over: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+def _sum(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """(C,): each channel's sum, on a processor that of each map first: in one go two cores take three times as long."""
-    by_map = len(over) == 3 and x.device.type == "cpu"
-    return x.sum((2, 3), dtype=dtype).sum(0) if by_map else x.sum(over, dtype=dtype)
+    if x.ndim == 2:
+        return x.sum(0, dtype=dtype)
+    return x.sum((2, 3), dtype=dtype).sum(0) if x.device.type == "cpu" else x.sum((0, 2, 3), dtype=dtype)
 
 
-def _sum_of_squares(x: Tensor, over: tuple[int, ...]) -> Tensor:
+def _sum_of_squares(x: Tensor) -> Tensor:
     """(C,), in the same way; of maps by their lengths, so that the squares themselves are written nowhere."""
-    if len(over) == 3 and x.device.type == "cpu" and x.is_contiguous():
+    if x.ndim == 4 and x.device.type == "cpu" and x.is_contiguous():
         lengths: Tensor = torch.linalg.vector_norm(x, dim=(2, 3))
         return lengths.square().sum(0)
-    return x.square().sum(over)
+    return x.square().sum(0 if x.ndim == 2 else (0, 2, 3))
 
 
 class BatchNorm(nn.Module):
@@ -126,13 +141,13 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise by the batch's own statistics in training, by the running ones in eval mode."""
-        y, mean, var = batch_norm(
-            x, self.gamma, self.beta, self.moving_mean, self.moving_var,
-            eps=self.eps, momentum=self.momentum, training=self.training,
-        )  # fmt: skip
-        if self.training:
-            self.moving_mean.copy_(mean)
-            self.moving_var.copy_(var)
+        if not self.training:
+            statistics = self.moving_mean, self.moving_var
+            return batch_norm(x, self.gamma, self.beta, *statistics, eps=self.eps, training=False)[0]
+        y, mean, var = _normalized(x, self.gamma, self.beta, self.eps)
+        with torch.no_grad():
+            self.moving_mean.lerp_(mean.to(self.moving_mean.dtype), 1 - self.momentum)
+            self.moving_var.lerp_(var.to(self.moving_var.dtype), 1 - self.momentum)
         return y
 
     def extra_repr(self) -> str:
