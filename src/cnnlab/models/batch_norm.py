@@ -78,16 +78,11 @@ class _Normalized(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         count = x.numel() // len(gamma)  # values per feature
-        mean = _sum(x, gamma.dtype) / count  # of 16 bits a sum would have too few
+        mean = channel_sum(x, gamma.dtype) / count  # of 16 bits a sum would have too few
         centered = x - _beside(mean, x)
-        squares = _sum_of_squares(centered)
-        deviation = torch.sqrt(squares / count + eps)
-        # Divided by the deviation and multiplied by gamma at once.
-        scale = gamma / deviation
-        y = (centered * _beside(scale, x)).add_(_beside(beta, x))
+        y, scale, deviation, unbiased = scaled(centered, gamma, beta, eps)
         ctx.save_for_backward(centered, scale, deviation)
         ctx.of_x = x.dtype
-        unbiased = squares / (count - 1)
         ctx.mark_non_differentiable(mean, unbiased)
         ctx.set_materialize_grads(False)  # zeros for those two
         return y, mean, unbiased
@@ -95,19 +90,34 @@ class _Normalized(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        centered, scale, deviation = ctx.saved_tensors
-        count = centered.numel() // len(scale)
-        of_beta = _sum(of_y)
-        of_gamma = _sum(of_y * centered) / deviation  # of_y * normalised x
-        # Of x: gamma / deviation * (of_y - mean(of_y) - normalised x * mean(of_y * normalised x)), multiplied out.
-        share = scale / -count
-        along, shift = of_gamma * (share / deviation), of_beta * share
-        of_x = of_y * _beside(scale, of_y)
-        of_x.addcmul_(centered, _beside(along, of_y)).add_(_beside(shift, of_y))
+        of_x, of_gamma, of_beta = gradients(of_y, *ctx.saved_tensors)
         return of_x.to(ctx.of_x), of_gamma, of_beta, None
 
 
-def _sum(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def scaled(centered: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What batch norm makes of `centered` x; gamma over the deviation, the deviation, the unbiased variance."""
+    count, squares = centered.numel() // len(gamma), _sum_of_squares(centered)
+    deviation = torch.sqrt(squares / count + eps)
+    scale = gamma / deviation  # divided by the deviation and multiplied by gamma at once
+    y = (centered * _beside(scale, centered)).add_(_beside(beta, centered))
+    return y, scale, deviation, squares / (count - 1)
+
+
+def gradients(
+    of_y: Tensor, centered: Tensor, scale: Tensor, deviation: Tensor, in_place: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of x, gamma and beta. in_place: that of x takes the place of `of_y`."""
+    of_beta = channel_sum(of_y)
+    of_gamma = channel_sum(of_y * centered) / deviation  # of_y * normalised x
+    # Of x: gamma / deviation * (of_y - mean(of_y) - normalised x * mean(of_y * normalised x)), multiplied out.
+    share = scale / -(centered.numel() // len(scale))
+    along, shift = (_beside(t, centered) for t in (of_gamma * (share / deviation), of_beta * share))
+    scale = _beside(scale, centered)
+    of_x = of_y.mul_(scale) if in_place else of_y * scale
+    return of_x.addcmul_(centered, along).add_(shift), of_gamma, of_beta
+
+
+def channel_sum(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """(C,): each channel's sum, on a processor that of each map first: in one go two cores take three times as long."""
     if x.ndim == 2:
         return x.sum(0, dtype=dtype)
@@ -145,10 +155,14 @@ class BatchNorm(nn.Module):
             statistics = self.moving_mean, self.moving_var
             return batch_norm(x, self.gamma, self.beta, *statistics, eps=self.eps, training=False)[0]
         y, mean, var = _normalized(x, self.gamma, self.beta, self.eps)
-        with torch.no_grad():
-            self.moving_mean.lerp_(mean.to(self.moving_mean.dtype), 1 - self.momentum)
-            self.moving_var.lerp_(var.to(self.moving_var.dtype), 1 - self.momentum)
+        self.note(mean, var)
         return y
+
+    @torch.no_grad()
+    def note(self, mean: Tensor, var: Tensor) -> None:
+        """Let the running statistics follow a batch's."""
+        self.moving_mean.lerp_(mean.to(self.moving_mean.dtype), 1 - self.momentum)
+        self.moving_var.lerp_(var.to(self.moving_var.dtype), 1 - self.momentum)
 
     def extra_repr(self) -> str:
         """What print(layer) shows inside the brackets."""

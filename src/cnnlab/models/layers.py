@@ -41,23 +41,33 @@ class _Halved(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.shape = x.shape
-        height, width = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
-        rows = x[..., 0:height:2, :width] + x[..., 1:height:2, :width]
-        return (rows[..., 0::2] + rows[..., 1::2]).mul_(0.25)
+        return halved(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        *images, height, width = gradient.shape
-        quarter = gradient * 0.25
-        # Each pair of rows is written once and copied once: what autograd makes of slices fills all with zeros first.
-        pairs = quarter.new_empty(*images, height, 2, width, 2)
-        pairs[..., 0, :, 0] = quarter
-        pairs[..., 0, :, 1] = quarter
-        pairs[..., 1, :, :] = pairs[..., 0, :, :]
-        answer = pairs.view(*images, 2 * height, 2 * width)
-        odd = ctx.shape[-2] - 2 * height, ctx.shape[-1] - 2 * width  # a last row or column that no window reaches
-        return F.pad(answer, (0, odd[1], 0, odd[0])) if any(odd) else answer
+        return spread(gradient, ctx.shape)
+
+
+def halved(x: Tensor) -> Tensor:
+    """(..., H, W) -> (..., H // 2, W // 2): the mean of each 2 x 2 window."""
+    height, width = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
+    rows = x[..., 0:height:2, :width] + x[..., 1:height:2, :width]
+    return (rows[..., 0::2] + rows[..., 1::2]).mul_(0.25)
+
+
+def spread(gradient: Tensor, shape: torch.Size) -> Tensor:
+    """(..., H // 2, W // 2) -> `shape`: the gradient of `halved`."""
+    *images, height, width = gradient.shape
+    quarter = gradient * 0.25
+    # Each pair of rows is written once and copied once: what autograd makes of slices fills all with zeros first.
+    pairs = quarter.new_empty(*images, height, 2, width, 2)
+    pairs[..., 0, :, 0] = quarter
+    pairs[..., 0, :, 1] = quarter
+    pairs[..., 1, :, :] = pairs[..., 0, :, :]
+    answer = pairs.view(*images, 2 * height, 2 * width)
+    odd = shape[-2] - 2 * height, shape[-1] - 2 * width  # a last row or column that no window reaches
+    return F.pad(answer, (0, odd[1], 0, odd[0])) if any(odd) else answer
 
 
 def plain(x: Tensor) -> bool:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from cnnlab.models.airbench import Whitening
-from cnnlab.models.batch_norm import BatchNorm
-from cnnlab.models.layers import AvgPool2d, plain
+from cnnlab.models.batch_norm import BatchNorm, channel_sum, gradients, scaled
+from cnnlab.models.layers import AvgPool2d, halved, plain, spread
 
 Size = tuple[int, ...]
 
@@ -119,38 +119,46 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised by the batch's own statistics in training, by the running ones in eval mode."""
-        momentum, mean, var = self.momentum, self.running_mean, self.running_var
-        if momentum is None or mean is None or var is None or not (self.training and self.affine):
+        if self.momentum is None or self.running_mean is None or not (self.training and self.affine):
             return super().forward(x)
-        several = x.ndim == 4 and x.numel() > x.shape[1]  # a single value has no variance: the framework says so
-        if not several or not plain(x) or torch.is_autocast_enabled("cpu") or self.weight.dtype != torch.float32:
+        if not _normal(x, self.weight):
             return super().forward(x)
         answer: Tensor
-        answer, mean_now, var_now = _Normalized.apply(x, self.weight, self.bias, self.eps)
-        count = x.numel() // x.shape[1]
-        with torch.no_grad():
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked.add_(1)
-            mean.lerp_(mean_now, momentum)
-            var.lerp_(var_now * (count / (count - 1)), momentum)
+        answer, mean, var = _Normalized.apply(x, self.weight, self.bias, self.eps)
+        self.note(mean, var)
         return answer
+
+    @torch.no_grad()
+    def note(self, mean: Tensor, var: Tensor) -> None:
+        """Let the running statistics follow a batch's: its mean and unbiased variance."""
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        for running, now in ((self.running_mean, mean), (self.running_var, var)):
+            if running is not None and self.momentum is not None:
+                running.lerp_(now, self.momentum)
+
+
+def _normal(x: Tensor, weight: Tensor) -> bool:
+    """Plain images of float32 that have a variance: of a single value the framework says that it has none."""
+    several = x.ndim == 4 and x.numel() > x.shape[1]
+    return several and plain(x) and weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
 class _Normalized(torch.autograd.Function):
-    """Normalised, the mean and the (biased) variance of each channel; the gradient is the framework's."""
+    """Normalised, the mean and the unbiased variance of each channel; the gradient is the framework's."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         mean = x.mean((2, 3)).mean(0)
         centered = x - mean.view(-1, 1, 1)
-        var = torch.linalg.vector_norm(centered, dim=(2, 3)).square().sum(0) * (x.shape[1] / x.numel())
-        zero = torch.zeros_like(mean)
+        squares, count = torch.linalg.vector_norm(centered, dim=(2, 3)).square().sum(0), x.numel() // x.shape[1]
+        var, unbiased, zero = squares / count, squares / (count - 1), torch.zeros_like(mean)
         answer = torch.native_batch_norm(centered, weight, bias, zero, var, False, 0.0, eps)[0]
         ctx.save_for_backward(centered, weight, zero, (var + eps).rsqrt())
         ctx.eps = eps
-        ctx.mark_non_differentiable(mean, var)
+        ctx.mark_non_differentiable(mean, unbiased)
         ctx.set_materialize_grads(False)  # zeros for those two
-        return answer, mean, var
+        return answer, mean, unbiased
 
     @staticmethod
     @once_differentiable
@@ -261,11 +269,16 @@ class Phased(nn.Sequential):
             layer, end = layers[at], self.spans.get(at, at)
             if end > at and isinstance(layer, nn.Conv2d) and _halves(layer, x):
                 x = _Phases.apply(x, layer.weight, layer.bias, self.turned, layer.padding)
-                last = layers[end - 1]
-                at_once = type(last) is nn.Sigmoid and not last._forward_hooks  # whose answer nobody else looks at
-                for between in layers[at + 1 : end - at_once]:
-                    x = between(x)
-                x = _Joined.apply(x, at_once)
+                between = layers[at + 1 : end]
+                if norm := _at_once(layers[at + 1 : end + 1], x):
+                    x = _normed(norm, x, phases=True)
+                else:
+                    sigmoid = len(between) == 1 and _unseen(between[0], nn.Sigmoid)
+                    for one in between[sigmoid:]:
+                        x = one(x)
+                    x = _Joined.apply(x, sigmoid)
+            elif norm := _at_once(layers[at : at + 3], x):
+                x, end = _normed(norm, x, phases=False), at + 2
             else:
                 x, end = layer(x), at
             at = end + 1
@@ -340,27 +353,110 @@ def _places(channels: int, height: int, width: int) -> Tensor:
 
 
 class _Joined(torch.autograd.Function):
-    """The mean of the four phases, and its gradient: a quarter of the output's for each. With a sigmoid before it.
-
-    The sigmoid's gradient reads that quarter four times, where alone it would need four copies.
-    """
+    """The mean of the four phases. sigmoid: of their sigmoid, which takes their place, as nobody else has them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, sigmoid: bool) -> Tensor:
-        images, channels, rows, width = x.shape
-        phases = (x.sigmoid() if sigmoid else x).view(images, channels, 4, rows // 4, width)
-        ctx.save_for_backward(phases if sigmoid else None)
-        return (phases[:, :, 0] + phases[:, :, 1]).add_(phases[:, :, 2]).add_(phases[:, :, 3]).mul_(0.25)
+        ctx.save_for_backward(x.detach().sigmoid_() if sigmoid else None)
+        return _joined(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        images, channels, rows, width = gradient.shape
-        (phases,) = ctx.saved_tensors
-        quarters = (gradient * 0.25).unsqueeze(2).expand(-1, -1, 4, -1, -1)
-        if phases is not None:
-            quarters = torch.ops.aten.sigmoid_backward(quarters, phases)
-        return quarters.reshape(images, channels, 4 * rows, width), None
+        (y,) = ctx.saved_tensors
+        return _parted(gradient) if y is None else _of_sigmoid(gradient, y), None
+
+
+def _joined(x: Tensor) -> Tensor:
+    """(B, C, 4H, W), four phases one below the other -> (B, C, H, W): their mean."""
+    phases = _phases(x)
+    return (phases[:, :, 0] + phases[:, :, 1]).add_(phases[:, :, 2]).add_(phases[:, :, 3]).mul_(0.25)
+
+
+def _phases(x: Tensor) -> Tensor:
+    """(B, C, 4H, W) -> (B, C, 4, H, W)."""
+    images, channels, rows, width = x.shape
+    return x.view(images, channels, 4, rows // 4, width)
+
+
+def _quarters(gradient: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, 4, H, W): the gradient of each phase, all of them the same memory."""
+    return (gradient * 0.25).unsqueeze(2).expand(-1, -1, 4, -1, -1)
+
+
+def _parted(gradient: Tensor) -> Tensor:
+    """The gradient of `_joined`."""
+    images, channels, rows, width = gradient.shape
+    return _quarters(gradient).reshape(images, channels, 4 * rows, width)
+
+
+def _of_sigmoid(gradient: Tensor, y: Tensor) -> Tensor:
+    """The gradient of `_joined` and, before it, the sigmoid that gave y: it reads one quarter four times."""
+    made: Tensor = torch.ops.aten.sigmoid_backward(_quarters(gradient), _phases(y))
+    return made.view(y.shape)
+
+
+def _unseen(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Is it just one of these, with no hook that would see its answer?"""
+    return type(layer) in kinds and not layer._forward_hooks
+
+
+def _at_once(layers: list[nn.Module], x: Tensor) -> nn.Module | None:
+    """The batch norm of a batch norm, a sigmoid and a 2 x 2 mean pooling that can be computed as one, in training."""
+    if len(layers) != 3 or not _unseen(layers[0], BatchNorm, BatchNorm2d) or not _unseen(layers[1], nn.Sigmoid):
+        return None
+    norm, pooling = layers[0], layers[2]
+    if (
+        not norm.training
+        or not isinstance(pooling, AvgPool2d)
+        or not pooling.halving
+        or not _unseen(pooling, AvgPool2d)
+    ):
+        return None
+    if isinstance(norm, BatchNorm):
+        return norm if _normal(x, norm.gamma) else None
+    assert isinstance(norm, BatchNorm2d)
+    usual = norm.momentum is not None and norm.running_mean is not None and norm.affine
+    return norm if usual and _normal(x, norm.weight) else None
+
+
+def _normed(norm: nn.Module, x: Tensor, phases: bool) -> Tensor:
+    """Batch norm, sigmoid and pooling, the last by phases, whose place is then taken, or of a chain's own images."""
+    assert isinstance(norm, BatchNorm | BatchNorm2d)
+    weights = (norm.gamma, norm.beta) if isinstance(norm, BatchNorm) else (norm.weight, norm.bias)
+    answer: Tensor
+    answer, mean, var = _Normed.apply(x, *weights, norm.eps, phases)
+    norm.note(mean, var)
+    return answer
+
+
+class _Normed(torch.autograd.Function):
+    """Batch norm, sigmoid and pooling; the mean and unbiased variance. Half the memory of the three one by one.
+
+    It is memory that takes the time: of LeNet's phases each copy is three times what fits beside a core.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, eps: float, phases: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        mean = channel_sum(x) / (x.numel() // len(gamma))
+        centered = torch.sub(x, mean.view(-1, 1, 1), out=x.detach() if phases else None)
+        y, scale, deviation, var = scaled(centered, gamma, beta, eps)
+        y.sigmoid_()
+        ctx.save_for_backward(centered, scale, deviation, y)
+        ctx.phases = phases
+        ctx.mark_non_differentiable(mean, var)
+        ctx.set_materialize_grads(False)  # zeros for those two
+        return _joined(y) if phases else halved(y), mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        centered, scale, deviation, y = ctx.saved_tensors
+        in_one = torch.ops.aten.sigmoid_backward
+        of_y = _of_sigmoid(gradient, y) if ctx.phases else in_one(spread(gradient, y.shape), y)
+        return *gradients(of_y, centered, scale, deviation, in_place=True), None, None
 
 
 def quickened_for_gpu(model: nn.Module) -> nn.Module:
