@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import re
 import shutil
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -250,6 +252,7 @@ def test_average_pooling_equals_torchs(
     memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
     first=st.booleans(),
     turned=st.booleans(),
+    rows=st.booleans(),
 )
 def test_convolution_is_the_frameworks(
     shape: tuple[int, ...],
@@ -260,9 +263,10 @@ def test_convolution_is_the_frameworks(
     memory_format: torch.memory_format,
     first: bool,
     turned: bool,
+    rows: bool,
 ) -> None:
     ours = Conv2d(shape[1], 4, (5, 4), stride, padding, dilation, groups)
-    ours.turned = turned
+    ours.turned, ours.rows = turned, rows
     theirs = nn.Conv2d(shape[1], 4, (5, 4), stride, padding, dilation, groups)
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(memory_format=memory_format)
@@ -286,6 +290,7 @@ def test_the_gradient_of_images_by_pairs_of_rows_is_the_frameworks(
     monkeypatch.setattr(quick, "_by_rows", lambda *told, by_rows=quick._by_rows: used.append(1) or by_rows(*told))
     ours, theirs = Conv2d(channels, 16, kernel, padding=padding), nn.Conv2d(channels, 16, kernel, padding=padding)
     theirs.load_state_dict(ours.state_dict())
+    ours.rows = True
     for side in (12, 13, 6, 7):  # an odd number of rows has no pairs
         x = torch.randn((3, channels, side, 11), generator=torch.Generator().manual_seed(side))
         inputs = [x.clone().requires_grad_() for _ in range(2)]
@@ -375,8 +380,11 @@ def test_a_convolution_and_its_pooling_by_phases_are_the_frameworks(
 ) -> None:
     def chain() -> nn.Sequential:
         torch.manual_seed(0)
-        middle = after if norm is None else [norm(maps), *after]
-        return nn.Sequential(nn.ReLU(), nn.Conv2d(shape[1], maps, kernel, padding=padding), *middle, AvgPool2d(2, 2))
+        middle = after if norm is None else [norm(maps, eps=0.1), *after]
+        made = nn.Sequential(nn.ReLU(), nn.Conv2d(shape[1], maps, kernel, padding=padding), *middle, AvgPool2d(2, 2))
+        for parameter in made.parameters():
+            nn.init.normal_(parameter)
+        return made
 
     ours, theirs = quickened(chain(), turned=turned), chain()
     assert type(ours) is Phased
@@ -404,15 +412,95 @@ def test_a_convolution_and_its_pooling_by_phases_are_the_frameworks(
         torch.testing.assert_close(ours.float()(x), theirs.float()(x))
 
 
-def test_who_looks_at_a_sigmoid_sees_it() -> None:
-    """Computed at once with the pooling after it, it is not called; with a hook it is."""
-    model, seen = quickened(make("lenet")), []
-    x = torch.rand(2, 1, 28, 28)
+@pytest.mark.parametrize("name", ["lenet", "lenet-bn", "lenet-bn-scratch"])
+def test_who_looks_at_a_layer_sees_it(name: str) -> None:
+    """Layers that are computed as one are not called; those that something looks at are, and by themselves."""
+    model, x = quickened(make(name)), torch.rand(2, 1, 28, 28)
     without = model(x)
-    handle = model[1].register_forward_hook(lambda _module, _told, answer: seen.append(answer))
-    torch.testing.assert_close(model(x), without)
-    handle.remove()
-    assert [tuple(answer.shape) for answer in seen] == [(2, 6, 56, 14)]  # four phases, one below the other
+    for layer in model:
+        seen: list[torch.Size] = []
+        for register in (layer.register_forward_hook, layer.register_forward_pre_hook):
+            handle = register(lambda _module, told, *answer, seen=seen: seen.append((*answer, *told)[0].shape))
+            torch.testing.assert_close(model(x), without)
+            handle.remove()
+        assert len(seen) == 2
+
+
+def _without_bias(norm: nn.BatchNorm2d) -> None:
+    norm.register_parameter("bias", None)
+
+
+def _following_no_more(norm: nn.BatchNorm2d) -> None:
+    norm.track_running_stats = False
+
+
+@pytest.mark.parametrize(
+    ("how", "change"),
+    [
+        ({"momentum": None}, None),
+        ({"affine": False}, None),
+        ({"track_running_stats": False}, None),
+        ({}, _without_bias),
+        ({}, _following_no_more),
+        ({}, nn.Module.eval),
+        ({}, lambda norm: norm.requires_grad_(False)),
+    ],
+)
+@pytest.mark.parametrize("side", [12, 13])
+def test_other_batch_norms_in_a_chain_are_the_frameworks(
+    how: dict[str, Any], change: Callable[[nn.BatchNorm2d], Any] | None, side: int
+) -> None:
+    """By phases, or on an odd side without them."""
+    chains = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        norm = nn.BatchNorm2d(6, **how)
+        made = nn.Sequential(nn.Conv2d(1, 6, 5, padding=2), norm, nn.Sigmoid(), AvgPool2d(2))
+        if change is not None:
+            change(norm)
+        chains.append(made)
+    ours, theirs = quickened(chains[0]), chains[1]
+    assert type(ours) is Phased
+    for _ in range(2):
+        x = torch.randn(3, 1, side, side)
+        answers = [chain(x) for chain in (ours, theirs)]
+        torch.testing.assert_close(*answers)
+        for answer in answers:
+            answer.square().sum().backward()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        if other.grad is not None:
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-4)
+    for one, other in zip(ours.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", ["lenet", "lenet-bn", "lenet-bn-scratch"])
+def test_a_graph_that_is_kept_gives_the_same_gradients_again(name: str) -> None:
+    """Nothing that the backward pass reads is written by it."""
+    model = quickened(make(name), rows=True)
+    loss = model(torch.rand(4, 1, 28, 28)).square().sum()
+    found = [torch.autograd.grad(loss, list(model.parameters()), retain_graph=True) for _ in range(2)]
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["lenet", "lenet-bn", "lenet-bn-scratch"])
+@pytest.mark.parametrize("how", [{"rows": True, "products": True}, {"turned": True}])
+def test_quickened_lenets_train_as_the_frameworks(name: str, how: dict[str, bool]) -> None:
+    """Some steps of the whole network; after many more, rounding would have grown."""
+    models = quickened(make(name), **how), make(name)
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.5) for model in models]
+    for _ in range(4):
+        x, y = torch.rand(32, 1, 28, 28), torch.randint(0, 10, (32,))
+        losses = []
+        for model, optimizer in zip(models, optimizers, strict=True):
+            optimizer.zero_grad()
+            losses.append(F.cross_entropy(model(x), y))
+            losses[-1].backward()
+            optimizer.step()
+        torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
+    for one, other in zip(models[0].state_dict().values(), models[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -546,7 +634,11 @@ def test_batch_norm_statistics_travel_with_the_layer() -> None:
     assert torch.equal(layer.eval()(x), other.eval()(x))
     # The function itself changes nothing that it is given.
     mean, var = torch.zeros(4), torch.ones(4)
-    batch_norm(x, layer.gamma, layer.beta, mean, var, training=True)
+    y, mean_now, var_now = batch_norm(x, layer.gamma, layer.beta, mean, var, momentum=0.8, training=True)
+    fresh = BatchNorm(4, momentum=0.8)
+    assert torch.equal(y, fresh(x))
+    torch.testing.assert_close(mean_now, fresh.moving_mean)
+    torch.testing.assert_close(var_now, fresh.moving_var)
     assert torch.equal(mean, torch.zeros(4))
     assert torch.equal(var, torch.ones(4))
 

@@ -456,6 +456,11 @@ def slow_weight_gradients() -> bool:
     return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
+def blocks_of_sixteen() -> bool:
+    """Does oneDNN compute convolutions in blocks of 16 channels on this processor? True of x86 with AVX-512."""
+    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
 def device_name(device: torch.device) -> str:
     """The processor's or the card's own name."""
     if device.type == "cuda":

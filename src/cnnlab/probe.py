@@ -31,6 +31,7 @@ from cnnlab.device import (
     PRECISIONS,
     Plan,
     available_cores,
+    blocks_of_sixteen,
     device_name,
     has_bfloat16,
     has_float16,
@@ -76,7 +77,7 @@ def compiled(model: nn.Module, mode: str, steps: str = "") -> nn.Module:
     if any(p.device.type == "cuda" for p in model.parameters()):
         quickened_for_gpu(model)
     if mode not in COMPILE_MODES:
-        return quickened(model, slow_products(), slow_weight_gradients())
+        return quickened(model, slow_products(), slow_weight_gradients(), blocks_of_sixteen())
     this = f"{steps}, {mode}: {model}" if steps else ""
     if not this or this != _compiled_before:
         torch._dynamo.reset()

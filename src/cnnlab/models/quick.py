@@ -23,13 +23,13 @@ class Conv2d(nn.Conv2d):
     """The framework's layer; on a processor the gradient of its weights is computed in another way.
 
     (B, C, H, W) -> (B, K, H', W'). For few channels (LeNet's 6 to 16) the framework's weight gradient over contiguous
-    images takes twice as long as both images' conversion and the one over channels-last images together, while its
-    input gradient is the faster one: each gets the layout that suits it. turned: it is `_turned` instead; else the
-    input gradient is `_by_rows`, where it can be. The values are the same up to rounding. Networks have the framework's
-    own; `quickened` changes it where a training begins.
+    images takes twice as long as both images' conversion and the one over channels-last images together; its input
+    gradient is the faster one over contiguous images: each gets the layout that suits it. turned: the weight gradient
+    is `_turned` instead. rows: the input gradient is `_by_rows`, where it can be. The values are the same up to
+    rounding. Networks have the framework's own; `quickened` changes it where a training begins.
     """
 
-    turned = False
+    turned = rows = False
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution."""
@@ -37,15 +37,16 @@ class Conv2d(nn.Conv2d):
         if not usual or not plain(x) or torch.is_autocast_enabled("cpu") or self.weight.dtype != torch.float32:
             return super().forward(x)
         how = self.stride, self.padding, self.dilation, self.groups
-        answer: Tensor = _Convolved.apply(x, self.weight, self.bias, self.turned and self.groups == 1, *how)
+        turned, rows = (wanted and self.groups == 1 for wanted in (self.turned, self.rows))
+        answer: Tensor = _Convolved.apply(x, self.weight, self.bias, turned, rows, *how)
         return answer
 
 
 class _Convolved(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, turned: bool, *how: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, turned: bool, rows: bool, *how: Any) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.turned, ctx.how = turned, how
+        ctx.turned, ctx.rows, ctx.how = turned, rows, how
         return F.conv2d(x, weight, bias, *how)
 
     @staticmethod
@@ -57,7 +58,7 @@ class _Convolved(torch.autograd.Function):
         backward = torch.ops.aten.convolution_backward
         of_x = None
         if ctx.needs_input_grad[0]:
-            if not ctx.turned and groups == 1 and _rows_pay(x, weight, stride, padding, dilation):
+            if ctx.rows and _rows_pay(x, weight, stride, padding, dilation):
                 of_x = _by_rows(gradient, weight, padding)
             else:
                 of_x = backward(gradient, x, weight, *how, [True, False, False])[0]
@@ -66,7 +67,7 @@ class _Convolved(torch.autograd.Function):
         else:
             last = (t.contiguous(memory_format=torch.channels_last) for t in (gradient, x, weight))
             _, of_weight, of_bias = backward(*last, *how, [False, True, True])
-        return of_x, of_weight.contiguous(), of_bias, None, None, None, None, None
+        return of_x, of_weight.contiguous(), of_bias, *(None,) * 6
 
 
 def _rows_pay(x: Tensor, weight: Tensor, stride: Size, padding: Size, dilation: Size) -> bool:
@@ -86,14 +87,23 @@ def _by_rows(gradient: Tensor, weight: Tensor, padding: Size) -> Tensor:
     blocks. For LeNet's second layer two thirds of the framework's time.
     """
     outputs, channels, height, width = weight.shape
-    spare = -2 * channels % 16  # a whole block is written back faster than a part of one
-    longer = weight.new_zeros(2 * channels + spare, outputs, height + 1, width)
-    turned = weight.flip(2, 3).transpose(0, 1)
-    longer[0 : 2 * channels : 2, :, :height] = turned
-    longer[1 : 2 * channels : 2, :, 1:] = turned
+    longer = F.pad(weight.reshape(-1), (0, 1)).index_select(0, _places_by_rows(*weight.shape))
+    longer = longer.view(-1, outputs, height + 1, width)
     rows = F.conv2d(gradient, longer, None, (2, 1), (height - 1 - padding[0], width - 1 - padding[1]))
     pairs = rows[:, : 2 * channels].view(len(rows), channels, 2, -1, rows.shape[3])
     return torch.stack((pairs[:, :, 0], pairs[:, :, 1]), 3).view(len(rows), channels, -1, rows.shape[3])
+
+
+@lru_cache(maxsize=8)
+def _places_by_rows(outputs: int, channels: int, height: int, width: int) -> Tensor:
+    """Where the numbers of `_by_rows`'s filters lie among a convolution's, of which a zero is the last."""
+    count = outputs * channels * height * width
+    turned = torch.arange(count).view(outputs, channels, height, width).flip(2, 3).transpose(0, 1)
+    spare = -2 * channels % 16  # a whole block is written back faster than a part of one
+    places = torch.full((2 * channels + spare, outputs, height + 1, width), count)
+    places[0 : 2 * channels : 2, :, :height] = turned  # of even rows
+    places[1 : 2 * channels : 2, :, 1:] = turned
+    return places.flatten()
 
 
 def _turned(
@@ -119,14 +129,18 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised by the batch's own statistics in training, by the running ones in eval mode."""
-        if self.momentum is None or self.running_mean is None or not (self.training and self.affine):
-            return super().forward(x)
-        if not _normal(x, self.weight):
+        if not self.usual or not _normal(x, self.weight):
             return super().forward(x)
         answer: Tensor
         answer, mean, var = _Normalized.apply(x, self.weight, self.bias, self.eps)
         self.note(mean, var)
         return answer
+
+    @property
+    def usual(self) -> bool:
+        """In training, with running statistics that follow each batch by a share, gamma and beta."""
+        follows = self.training and self.track_running_stats and self.running_mean is not None
+        return follows and self.momentum is not None and self.weight is not None and self.bias is not None
 
     @torch.no_grad()
     def note(self, mean: Tensor, var: Tensor) -> None:
@@ -254,9 +268,9 @@ class Phased(nn.Sequential):
     (B, C, H, W) -> what the layers give. A pooling window holds one pixel of each phase: even or odd row, even or odd
     column. The phases are four times the channels of a convolution of stride 2, whose window is one pixel longer: more
     products, but in blocks of 16 channels less than half of which is filled otherwise. The layers between, of which
-    none looks beside its pixel, see them one below the other, (B, K, 2H', W'/2), and pooling adds up whole maps. The
-    values are the same up to rounding. Networks are the framework's chains; `quickened` changes them where a training
-    begins.
+    none looks beside its pixel, see them one below the other, (B, K, 2H', W'/2), and pooling adds up whole maps. In
+    training a batch norm, a sigmoid and such a pooling are `_Normed`, by phases or not. The values are the same up to
+    rounding. Networks are the framework's chains; `quickened` changes them where a training begins.
     """
 
     spans: Mapping[int, int] = MappingProxyType({})  # of a convolution's place, that of its pooling; of a slice, none
@@ -267,7 +281,8 @@ class Phased(nn.Sequential):
         at, layers = 0, list(self)
         while at < len(layers):
             layer, end = layers[at], self.spans.get(at, at)
-            if end > at and isinstance(layer, nn.Conv2d) and _halves(layer, x):
+            unseen = not (_hooked(layer) or _hooked(layers[end]))
+            if end > at and unseen and isinstance(layer, nn.Conv2d) and _halves(layer, x):
                 x = _Phases.apply(x, layer.weight, layer.bias, self.turned, layer.padding)
                 between = layers[at + 1 : end]
                 if norm := _at_once(layers[at + 1 : end + 1], x):
@@ -319,7 +334,8 @@ class _Phases(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, turned: bool, padding: Size) -> Tensor:
         k, c, height, width = weight.shape
-        longer = torch.mm(weight.view(k, -1), _places(c, height, width)).view(4 * k, c, height + 1, width + 1)
+        places, _ = _places(c, height, width)
+        longer = F.pad(weight.view(k, -1), (0, 1)).index_select(1, places).view(4 * k, c, height + 1, width + 1)
         ctx.save_for_backward(x, longer)
         ctx.turned, ctx.padding, ctx.shape = turned, padding, weight.shape
         y = F.conv2d(x, longer, bias.repeat_interleave(4), stride=2, padding=padding)
@@ -337,19 +353,26 @@ class _Phases(torch.autograd.Function):
             of_x, of_longer, of_bias = torch.ops.aten.convolution_backward(gradient, x, longer, *how, needed)
         if ctx.turned:
             of_longer, of_bias = _turned(gradient, x, longer.shape, (2, 2), ctx.padding, (1, 1))
-        of_weight = torch.mm(of_longer.reshape(k, -1), _places(c, height, width).t())
+        _, back = _places(c, height, width)
+        of_weight = of_longer.reshape(k, -1).index_select(1, back).view(k, 4, -1).sum(1)
         return of_x, of_weight.view(ctx.shape), of_bias.view(k, 4).sum(1), None, None
 
 
 @lru_cache(maxsize=8)
-def _places(channels: int, height: int, width: int) -> Tensor:
-    """By what a filter's numbers become its four longer windows': (C height width, 4 C (height + 1) (width + 1)).
+def _places(channels: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Where the numbers of a filter's four longer windows lie in the filter, of which a zero is the last, and back.
 
-    A one for each place of each number, phase by phase: even or odd row, even or odd column.
+    Phase by phase: even or odd row, even or odd column. (4 C (height + 1) (width + 1),), (4 C height width,).
     """
-    numbers = torch.eye(channels * height * width, dtype=torch.float32).view(-1, channels, height, width)
-    phases = [F.pad(numbers, (column, 1 - column, row, 1 - row)) for row in (0, 1) for column in (0, 1)]
-    return torch.stack(phases, 1).flatten(1)
+    count = channels * height * width
+    numbers = torch.arange(count).view(channels, height, width)
+    edges = [(column, 1 - column, row, 1 - row) for row in (0, 1) for column in (0, 1)]
+    there = torch.stack([F.pad(numbers, edge, value=count) for edge in edges]).flatten()
+    phases = torch.arange(len(there)).view(4, channels, height + 1, width + 1)
+    inside = [
+        phase[:, up : up + height, left : left + width] for phase, (left, _, up, _) in zip(phases, edges, strict=True)
+    ]
+    return there, torch.stack(inside).flatten()
 
 
 class _Joined(torch.autograd.Function):
@@ -396,9 +419,15 @@ def _of_sigmoid(gradient: Tensor, y: Tensor) -> Tensor:
     return made.view(y.shape)
 
 
+def _hooked(layer: nn.Module) -> bool:
+    """Does something look at what goes in or out, or change it? Then the layer itself is called."""
+    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
+    return any(hooks)
+
+
 def _unseen(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Is it just one of these, with no hook that would see its answer?"""
-    return type(layer) in kinds and not layer._forward_hooks
+    """Is it just one of these, at which nothing looks?"""
+    return type(layer) in kinds and not _hooked(layer)
 
 
 def _at_once(layers: list[nn.Module], x: Tensor) -> nn.Module | None:
@@ -406,18 +435,11 @@ def _at_once(layers: list[nn.Module], x: Tensor) -> nn.Module | None:
     if len(layers) != 3 or not _unseen(layers[0], BatchNorm, BatchNorm2d) or not _unseen(layers[1], nn.Sigmoid):
         return None
     norm, pooling = layers[0], layers[2]
-    if (
-        not norm.training
-        or not isinstance(pooling, AvgPool2d)
-        or not pooling.halving
-        or not _unseen(pooling, AvgPool2d)
-    ):
+    if not isinstance(pooling, AvgPool2d) or not pooling.halving or not _unseen(pooling, AvgPool2d):
         return None
-    if isinstance(norm, BatchNorm):
-        return norm if _normal(x, norm.gamma) else None
-    assert isinstance(norm, BatchNorm2d)
-    usual = norm.momentum is not None and norm.running_mean is not None and norm.affine
-    return norm if usual and _normal(x, norm.weight) else None
+    if isinstance(norm, BatchNorm2d):
+        return norm if norm.usual and _normal(x, norm.weight) else None
+    return norm if isinstance(norm, BatchNorm) and norm.training and _normal(x, norm.gamma) else None
 
 
 def _normed(norm: nn.Module, x: Tensor, phases: bool) -> Tensor:
@@ -431,9 +453,9 @@ def _normed(norm: nn.Module, x: Tensor, phases: bool) -> Tensor:
 
 
 class _Normed(torch.autograd.Function):
-    """Batch norm, sigmoid and pooling; the mean and unbiased variance. Half the memory of the three one by one.
+    """Batch norm, sigmoid and pooling; the mean and unbiased variance. By phases half the memory of one by one.
 
-    It is memory that takes the time: of LeNet's phases each copy is three times what fits beside a core.
+    It is memory that takes the time: each copy of the first layer's phases is three times what fits beside a core.
     """
 
     @staticmethod
@@ -470,11 +492,12 @@ def quickened_for_gpu(model: nn.Module) -> nn.Module:
     return model
 
 
-def quickened(model: nn.Module, products: bool = False, turned: bool = False) -> nn.Module:
+def quickened(model: nn.Module, products: bool = False, turned: bool = False, rows: bool = False) -> nn.Module:
     """`model` itself, whose convolutions of few channels and batch norms compute as ours from now on.
 
     products: and its linear layers, whose products the framework makes slowly here. turned: the weight gradients of
-    those convolutions are convolutions, too, as the framework computes them slowly here.
+    those convolutions are convolutions, too, as the framework computes them slowly here. rows: their input gradients
+    are computed by pairs of rows, as it computes blocks of 16 channels here.
     """
     for layer in model.modules():
         if type(layer) is nn.Sequential and (spans := _spans(layer)):
@@ -483,7 +506,7 @@ def quickened(model: nn.Module, products: bool = False, turned: bool = False) ->
         if products and type(layer) is nn.Linear and layer.weight.numel() >= 8192:
             layer.__class__ = Linear
         if type(layer) is nn.Conv2d and 4 <= layer.in_channels < 16 and layer.groups == 1:
-            layer.__class__, layer.turned = Conv2d, turned  # type: ignore[assignment]
+            layer.__class__, layer.turned, layer.rows = Conv2d, turned, rows  # type: ignore[assignment]
         if type(layer) is nn.BatchNorm2d:
             layer.__class__ = BatchNorm2d
     return model
