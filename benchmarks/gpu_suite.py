@@ -9,7 +9,8 @@ after each, and names what there was no time for:
     fashion  time to 94%, 95% and 96% on Fashion-MNIST, several seeds
     chapter  every network for which the manual prints examples/s (which leave the data out), at its batch and image
              size: images/s, wall-clock with data, beside that, and the share of the card's measured peak; recorded
-             (compile=record) in float32 and bfloat16, then compiled in bfloat16
+             (compile=record) in float32 and bfloat16, then compiled in bfloat16 (--ways float32: in float32, as which
+             a small network's weights need no conversion)
     best     AlexNet at 224 pixels and ResNet-18 at 96, compiled, at large batches: the largest share of the peak
     d2l      d2l's own functions beside ours on this card (where d2l is in .peers/d2l, see vs_d2l.py)
 
@@ -26,9 +27,12 @@ Writes benchmarks/results/gpu-suite_HARDWARE_DATE.json (gpu-suite-LABEL with --l
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
+import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -54,6 +58,28 @@ PARTS = {"cifar": 0.25, "peer": 0.25, "fashion": 0.15, "chapter": 0.15, "best": 
 # the peer's network anew inside its clock, for batches of all sizes, and that is not what was published.
 SPLIT = "val_fraction=0.08"
 LATE = "no time was left"
+# How the chapter's networks are computed.
+WAYS: dict[str, dict[str, Any]] = {
+    "auto": {"compile": "auto"},
+    "default": {"compile": "default", "precision": "bfloat16", "memory_format": "channels_last"},
+    "float32": {"compile": "default", "precision": "float32", "memory_format": "channels_last"},
+}
+
+
+def run_for(seconds: float | None, command: list[str], **how: Any) -> subprocess.CompletedProcess[str]:
+    """As `subprocess.run` with a timeout, of which the command's own children die, too: the card is the next one's."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **how
+    ) as process:
+        try:
+            told = process.communicate(timeout=seconds)
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                error.output, error.stderr = process.communicate()  # what it came to
+            raise
+        return subprocess.CompletedProcess(command, process.returncode, *told)
 
 
 def measured(args: argparse.Namespace, network: str, **how: Any) -> dict[str, Any]:
@@ -72,21 +98,20 @@ def measured(args: argparse.Namespace, network: str, **how: Any) -> dict[str, An
 def chapter(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
     printed = {RECIPES[e.recipe].model: e.examples_per_second for e in EXPERIMENTS.values() if e.examples_per_second}
     networks = ["lenet-bn"] if args.tiny else list(printed)
-    ways: dict[str, dict[str, Any]] = {
-        "auto": {}, "default": {"precision": "bfloat16", "memory_format": "channels_last"},
-    }  # fmt: skip
-    ways = {"off": {}} if args.tiny else {mode: how for mode, how in ways.items() if mode in args.ways}
+    ways = {"off": {"compile": "off"}} if args.tiny else {way: WAYS[way] for way in WAYS if way in args.ways}
     found: dict[str, Any] = {}
-    for mode, how in ways.items():
+    for way, how in ways.items():
         for name in networks:
-            if time.perf_counter() > deadline:
-                found[f"{name}, {mode}"] = LATE
+            if args.networks and name not in args.networks:
                 continue
-            answer = measured(args, name, compile=mode, **how)
+            if time.perf_counter() > deadline:
+                found[f"{name}, {way}"] = LATE
+                continue
+            answer = measured(args, name, **how)
             if "rows" in answer:
                 # Of each row, that is: of each precision.
                 answer["times_printed"] = [row.get("images_per_second", 0) / printed[name] for row in answer["rows"]]
-            found[f"{name}, {mode}"] = answer
+            found[f"{name}, {way}"] = answer
     return {"by_network": found, "printed_examples_per_second": printed}
 
 
@@ -122,7 +147,7 @@ def d2l(args: argparse.Namespace, deadline: float) -> Any:
             options = ["--tiny"] if args.tiny else ["--pairs", "1", *images]
             command = [sys.executable, vs_d2l.__file__, "--networks", network, *options, "--out", out]
             try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=None if args.tiny else left + 20)
+                done = run_for(None if args.tiny else left + 20, command)
             except subprocess.TimeoutExpired:
                 found[network] = LATE
                 continue
@@ -262,13 +287,9 @@ def peer(args: argparse.Namespace, deadline: float) -> Any:
         script.write_text(text)
         began = time.perf_counter()
         try:
-            done = subprocess.run(
-                [sys.executable, "-u", script.name], cwd=folder, capture_output=True, text=True,
-                timeout=max(30, deadline - began),
-            )  # fmt: skip
+            done = run_for(max(30, deadline - began), [sys.executable, "-u", script.name], cwd=folder)
         except subprocess.TimeoutExpired as late:  # the runs that it came to
-            output = late.stdout if isinstance(late.stdout, str) else (late.stdout or b"").decode()
-            return {"seconds": time.perf_counter() - began, "stopped": True, "runs": peer_runs(output)}
+            return {"seconds": time.perf_counter() - began, "stopped": True, "runs": peer_runs(str(late.output))}
     if done.returncode:
         raise RuntimeError(last_line(done.stderr))
     return {"seconds": time.perf_counter() - began, "stopped": False, "runs": peer_runs(done.stdout)}
@@ -283,9 +304,8 @@ def main() -> None:
     parser.add_argument("--peer-runs", type=int, default=20)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the timed recipes")
     parser.add_argument("--out", type=Path, help="folder for the result; unsaid: benchmarks/results")
-    parser.add_argument(
-        "--ways", nargs="+", choices=("auto", "default"), default=["auto", "default"], help="of chapter"
-    )
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["auto", "default"], help="of chapter")
+    parser.add_argument("--networks", nargs="+", metavar="NETWORK", help="of chapter")
     parser.add_argument("--only", nargs="+", metavar="RECIPE", help="of the timed recipes")
     parser.add_argument("--first-seed", type=int, default=0, help="of the timed recipes")
     parser.add_argument("--label", default="", help="added to the result's name")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,27 @@ def test_who_is_ahead_is_told_from_the_published_scripts_table(
     assert found["who is ahead"] == ahead
     assert found["standard error of the difference"] == pytest.approx((0.0005**2 + 0.0005**2) ** 0.5, rel=1e-6)
     assert "not known" in compared("no time was left", theirs)["who is ahead"]
+
+
+def test_a_part_that_is_late_ends_with_its_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from gpu_suite import run_for
+
+    assert run_for(60, ["sh", "-c", "echo done; exit 3"]).returncode == 3
+    with pytest.raises(subprocess.TimeoutExpired) as late:
+        run_for(1, ["sh", "-c", "sleep 60 & echo $!; wait"])
+    child = int(late.value.output)
+    deadline = time.monotonic() + 10
+    while _lives(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _lives(process: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
 
 
 def test_the_peers_network_is_the_manuals_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
