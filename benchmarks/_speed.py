@@ -6,7 +6,8 @@
                     weights and curves, and the one evaluation at the end (as_trained: curves are not drawn)
     race_seconds    what published speed runs count: whitening, training and the evaluation at the end
 
-Outside: starting Python with all that a run imports, reading the files. Compilation, where a plan chooses it, is inside.
+Outside: starting Python with all that a run imports, reading the files. Compilation, where a plan chooses it, is
+inside.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def child(recipe: Recipe, split: str, views: str, device: str, as_trained: bool 
 
     as_trained: in the precision of the training's steps, as published speed runs do; else in float32.
     """
-    import torch.utils.tensorboard  # with matplotlib half a second, which d2l's import has before its clock, too
+    # With matplotlib half a second, which d2l's import has before its clock, too.
+    import torch.utils.tensorboard  # noqa: F401
 
     import cnnlab
     import cnnlab.plots
