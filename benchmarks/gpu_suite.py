@@ -58,7 +58,8 @@ PARTS = {"cifar": 0.25, "peer": 0.25, "fashion": 0.15, "chapter": 0.15, "best": 
 # the peer's network anew inside its clock, for batches of all sizes, and that is not what was published.
 SPLIT = "val_fraction=0.08"
 LATE = "no time was left"
-# How the chapter's networks are computed.
+# The manual's examples/s, of each network of which it prints them; and how those are computed.
+PRINTED = {RECIPES[e.recipe].model: e.examples_per_second for e in EXPERIMENTS.values() if e.examples_per_second}
 WAYS: dict[str, dict[str, Any]] = {
     "auto": {"compile": "auto"},
     "default": {"compile": "default", "precision": "bfloat16", "memory_format": "channels_last"},
@@ -96,23 +97,20 @@ def measured(args: argparse.Namespace, network: str, **how: Any) -> dict[str, An
 
 
 def chapter(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
-    printed = {RECIPES[e.recipe].model: e.examples_per_second for e in EXPERIMENTS.values() if e.examples_per_second}
-    networks = ["lenet-bn"] if args.tiny else list(printed)
+    networks = ["lenet-bn"] if args.tiny else args.networks
     ways = {"off": {"compile": "off"}} if args.tiny else {way: WAYS[way] for way in WAYS if way in args.ways}
     found: dict[str, Any] = {}
     for way, how in ways.items():
         for name in networks:
-            if args.networks and name not in args.networks:
-                continue
             if time.perf_counter() > deadline:
                 found[f"{name}, {way}"] = LATE
                 continue
             answer = measured(args, name, **how)
             if "rows" in answer:
                 # Of each row, that is: of each precision.
-                answer["times_printed"] = [row.get("images_per_second", 0) / printed[name] for row in answer["rows"]]
+                answer["times_printed"] = [row.get("images_per_second", 0) / PRINTED[name] for row in answer["rows"]]
             found[f"{name}, {way}"] = answer
-    return {"by_network": found, "printed_examples_per_second": printed}
+    return {"by_network": found, "printed_examples_per_second": PRINTED}
 
 
 def best(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
@@ -305,7 +303,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the timed recipes")
     parser.add_argument("--out", type=Path, help="folder for the result; unsaid: benchmarks/results")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["auto", "default"], help="of chapter")
-    parser.add_argument("--networks", nargs="+", metavar="NETWORK", help="of chapter")
+    parser.add_argument("--networks", nargs="+", choices=PRINTED, default=list(PRINTED), help="of chapter")
     parser.add_argument("--only", nargs="+", metavar="RECIPE", help="of the timed recipes")
     parser.add_argument("--first-seed", type=int, default=0, help="of the timed recipes")
     parser.add_argument("--label", default="", help="added to the result's name")

@@ -407,6 +407,7 @@ def test_a_convolution_and_its_pooling_by_phases_are_the_frameworks(
     for one, other in zip(ours.buffers(), theirs.buffers(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-4, atol=1e-4)
+    theirs.load_state_dict(ours.state_dict())  # running statistics of float32 are not alike to the digits of these
     torch.testing.assert_close(ours.double()(x.double()), theirs.double()(x.double()))
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(ours.float()(x), theirs.float()(x))

@@ -281,8 +281,8 @@ class Phased(nn.Sequential):
         at, layers = 0, list(self)
         while at < len(layers):
             layer, end = layers[at], self.spans.get(at, at)
-            unseen = not (_hooked(layer) or _hooked(layers[end]))
-            if end > at and unseen and isinstance(layer, nn.Conv2d) and _halves(layer, x):
+            by_phases = end > at and not _hooked(layer) and not _hooked(layers[end])
+            if by_phases and isinstance(layer, nn.Conv2d) and _halves(layer, x):
                 x = _Phases.apply(x, layer.weight, layer.bias, self.turned, layer.padding)
                 between = layers[at + 1 : end]
                 if norm := _at_once(layers[at + 1 : end + 1], x):
@@ -392,12 +392,12 @@ class _Joined(torch.autograd.Function):
 
 def _joined(x: Tensor) -> Tensor:
     """(B, C, 4H, W), four phases one below the other -> (B, C, H, W): their mean."""
-    phases = _phases(x)
+    phases = _apart(x)
     return (phases[:, :, 0] + phases[:, :, 1]).add_(phases[:, :, 2]).add_(phases[:, :, 3]).mul_(0.25)
 
 
-def _phases(x: Tensor) -> Tensor:
-    """(B, C, 4H, W) -> (B, C, 4, H, W)."""
+def _apart(x: Tensor) -> Tensor:
+    """(B, C, 4H, W) -> (B, C, 4, H, W): the phases, each by itself, where they lie."""
     images, channels, rows, width = x.shape
     return x.view(images, channels, 4, rows // 4, width)
 
@@ -415,7 +415,7 @@ def _parted(gradient: Tensor) -> Tensor:
 
 def _of_sigmoid(gradient: Tensor, y: Tensor) -> Tensor:
     """The gradient of `_joined` and, before it, the sigmoid that gave y: it reads one quarter four times."""
-    made: Tensor = torch.ops.aten.sigmoid_backward(_quarters(gradient), _phases(y))
+    made: Tensor = torch.ops.aten.sigmoid_backward(_quarters(gradient), _apart(y))
     return made.view(y.shape)
 
 
@@ -476,8 +476,8 @@ class _Normed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         centered, scale, deviation, y = ctx.saved_tensors
-        in_one = torch.ops.aten.sigmoid_backward
-        of_y = _of_sigmoid(gradient, y) if ctx.phases else in_one(spread(gradient, y.shape), y)
+        of_sigmoid = torch.ops.aten.sigmoid_backward
+        of_y = _of_sigmoid(gradient, y) if ctx.phases else of_sigmoid(spread(gradient, y.shape), y)
         return *gradients(of_y, centered, scale, deviation, in_place=True), None, None
 
 
