@@ -33,7 +33,7 @@ def main() -> None:
         for name in args.recipes
     }
     told = {"n": args.seeds, "split_seed": 0, "val_fraction": 0.1, "recipes": figures}
-    print(write_result("cifar-speed" + args.label, args.device, told, args.out))
+    print(write_result("cifar-speed" + (args.label and f"-{args.label}"), args.device, told, args.out))
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def main() -> None:
     told = {"n": args.seeds, "split_seed": 0, "val_fraction": 0.1, "recipes": figures}
     if args.beside_d2l:
         told["beside_d2l"] = beside_d2l(args.beside_d2l, settings, args.device)
-    print(write_result("fashion-speed" + args.label, args.device, told, args.out))
+    print(write_result("fashion-speed" + (args.label and f"-{args.label}"), args.device, told, args.out))
 
 
 if __name__ == "__main__":

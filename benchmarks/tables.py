@@ -74,7 +74,7 @@ def newest_of_each(name: str) -> list[dict[str, Any]]:
     """The results of a benchmark, the newest first, each with those of its recipes that no newer one has; not the empty."""
     seen: set[str] = set()
     kept = []
-    for result in every(name):
+    for result in every(f"{name}*"):  # whatever its label
         recipes = {k: r for k, r in result["recipes"].items() if k not in seen}
         seen |= recipes.keys()
         kept += [{**result, "recipes": recipes}] if recipes else []
@@ -178,14 +178,19 @@ def told(speed: float) -> str:
 
 def time_to_accuracy(words: dict[str, str]) -> list[str]:
     lines: list[str] = []
+    tables: dict[tuple[int, str], tuple[list[str], dict[str, Any]]] = {}  # seeds and machine: the files, the rows
     for found in newest_of_each("fashion-speed"):
         rows = {name: r for name, r in found["recipes"].items() if name.startswith("speed/")}
-        if not rows:
-            continue
-        seeds = words["one" if found["n"] == 1 else "several"].format(n=found["n"])
-        told = words["speed"].format(seeds=seeds, hardware=hardware(found, words.get("up", "")))
+        if rows:
+            machine, _, link = hardware(found, words.get("up", "")).rpartition(", ")
+            links, together = tables.setdefault((found["n"], machine), ([], {}))
+            links.append(link)
+            together.update(rows)
+    for (n, machine), (links, together) in tables.items():
+        seeds = words["one" if n == 1 else "several"].format(n=n)
+        told = words["speed"].format(seeds=seeds, hardware=", ".join((machine, *links)))
         lines += ["", told, "", words["speed_columns"], "|---" * 8 + "|"]
-        for name, r in rows.items():
+        for name, r in sorted(together.items()):
             val, test = (spread(r[key], ".4f") for key in ("val_acc", "final_acc"))
             clock = (spread(r[key], ".1f") for key in ("train_seconds", "clock_seconds"))
             lines.append(
@@ -198,7 +203,7 @@ def speed() -> str:
     """docs/speed.md: everything that was measured about speed."""
     fashion = newest_of_each("fashion-speed")
     lines = time_to_accuracy({**WORDS["README.md"], "up": "../"})
-    with_d2l = next((found for found in every("fashion-speed") if "beside_d2l" in found), None)
+    with_d2l = next((found for found in every("fashion-speed*") if "beside_d2l" in found), None)
     if with_d2l:
         beside = with_d2l["beside_d2l"]
         pair = beside["pairs"]

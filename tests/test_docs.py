@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 import pytest
 
@@ -24,6 +27,38 @@ def test_tables_are_those_of_the_committed_results(name: str) -> None:
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
     assert tables.page(name) == (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_recipes_are_commented_with_what_was_measured_last() -> None:
+    measured: dict[str, dict[str, Any]] = {}
+    for path in (ROOT / "benchmarks" / "results").glob("*.json"):
+        found = json.loads(path.read_text())
+        if found["benchmark"].startswith(("recipe-seeds", "fashion-speed", "cifar-speed")):
+            for name, figures in found["recipes"].items():
+                date = found["environment"]["date"]
+                if date > measured.get(name, {"date": ""})["date"]:
+                    measured[name] = {**figures, "date": date}
+    source = (ROOT / "src" / "cnnlab" / "recipes.py").read_text(encoding="utf-8")
+    variables = dict(re.findall(r'^(_\w+) = (?:(?!\n\n).)*?name="([^"]+)"', source, re.M | re.S))
+    checked = set()
+    for comment, code in re.findall(r"\n +# ((?:train|val|test) acc [^\n]*)\n(.*?)(?=\n +# |\Z)", source, re.S):
+        named = re.search(r'name="([^"]+)"', code) or re.search(r"_[A-Z_]+", code)
+        assert named
+        name = named[1] if named.lastindex else variables[named[0]]
+        if name.startswith("cifar/"):  # one seed each, in a competition's results
+            continue
+        figures = measured[name]
+        seconds = figures.get("train_seconds", {}).get("mean") or mean(s["total_seconds"] for s in figures["per_seed"])
+        assert f" {seconds:.0f} s" in comment, (name, seconds)
+        told = re.findall(r"(0\.\d+) ± (0\.\d+)", comment)
+        known = [v for v in figures.values() if isinstance(v, dict) and isinstance(v.get("std"), float)]
+        for value, deviation in told:
+            digits = len(value) - 2
+            spreads = [(f"{v['mean']:.{digits}f}", f"{v['std']:.{digits}f}") for v in known]
+            assert (value, deviation) in spreads, (name, comment)
+        assert told
+        checked.add(name)
+    assert len(checked) == 19, checked
 
 
 @pytest.mark.parametrize(

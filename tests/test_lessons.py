@@ -247,8 +247,22 @@ def test_results_are_the_committed_ones() -> None:
     assert table._repr_markdown_() == str(table) == repr(table)
     with pytest.raises(CnnlabError, match="did you mean lenet"):
         show.results("lenett")
+    accuracy = newest_of("fast/alexnet")["final_acc"]
+    assert f"`fast/alexnet`, 4 epochs, 5 seeds | | | {accuracy['mean']:.3f} ± {accuracy['std']:.3f} |" in show.results(
+        "alexnet"
+    )
+    for name in ("vgg11", "nin", "lenet-bn", "resnet18", "googlenet", "densenet"):  # which the lessons announce
+        assert f"`fast/{name}`" in show.results(name)
     kaggle = json.loads(max(folder.glob("competition-1h_*.json")).read_text())
     assert f"{kaggle['validation_accuracy_by_views']['shift']:.4f}" in show.competition()
+
+
+def newest_of(recipe: str) -> dict[str, Any]:
+    """What was measured last of a recipe for Fashion-MNIST, whatever the file is called."""
+    found = [json.loads(path.read_text()) for path in show.results_folder().glob("*.json")]
+    having = [f for f in found if f["benchmark"] == "fashion-speed" or f["benchmark"].startswith("fashion-speed-")]
+    last = max((f for f in having if recipe in f["recipes"]), key=lambda f: f["environment"]["date"])
+    return dict(last["recipes"][recipe])
 
 
 def test_what_was_not_run_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +277,10 @@ def test_what_was_not_run_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     row = {"name": "nin", "section": "1.3", "title": "NiN", "printed": dict.fromkeys(("loss", "train_acc", "test_acc", "examples_per_second")),
            **dict.fromkeys(("loss", "train_acc", "examples_per_second", "images_per_second"))}  # fmt: skip
     for label, accuracy, limited in (("full", 0.9, ""), ("limited", 0.2, "1 of 10 epochs")):
-        content = {"rows": [{**row, "limited": limited, "test_acc": {"n": 1, "mean": accuracy, "std": None}}]}
+        content = {
+            "environment": {"date": "2026-01-01"},
+            "rows": [{**row, "limited": limited, "test_acc": {"n": 1, "mean": accuracy, "std": None}}],
+        }
         (tmp_path / f"reproduce-{label}_here_2026-01-01.json").write_text(json.dumps(content))
     assert "| 1.3 | NiN | in full, 1 seed |  |  | 0.900 |  |  |" in show.results("nin")
 

@@ -83,9 +83,9 @@ _FAST_LENET = replace(
 RECIPES: dict[str, Recipe] = {
     r.name: r
     for r in (
-        # train acc 0.824 ± 0.002, test acc 0.801 ± 0.010, 28 s
+        # train acc 0.824 ± 0.002, test acc 0.801 ± 0.010, 15 s
         replace(_MANUAL, name="manual/lenet", model="lenet", learning_rate=0.9),
-        # train acc 0.901 ± 0.001, test acc 0.846 ± 0.040, 27 s
+        # train acc 0.902 ± 0.001, test acc 0.847 ± 0.042, 16 s
         replace(_MANUAL, name="manual/lenet-bn", model="lenet-bn", learning_rate=1.0),
         replace(_MANUAL, name="manual/lenet-bn-scratch", model="lenet-bn-scratch", learning_rate=1.0),
         replace(_MANUAL, name="manual/alexnet", model="alexnet", learning_rate=0.01, batch_size=128, image_size=224),
@@ -125,44 +125,46 @@ RECIPES: dict[str, Recipe] = {
         # For a GPU; not measured. The paper's settings for 96%, with Muon in place of its SGD.
         replace(_CIFAR, name="cifar/gpu", model="airbench96", epochs=40, batch_size=1000, shift=4, cutout=12),
         # On the test set, looked at once for each of five seeds, with the weights of the last epoch; trained on 54,000
-        # images, on the same two cores: benchmarks/results/fashion-speed_*.json. The one without a figure is for a GPU.
+        # images, on the same two cores: benchmarks/results/fashion-speed*.json.
         # test acc 0.9039 ± 0.0023, 4 s of training
         replace(
             _SPEED, name="speed/fashion-90", model="airbench-small", start_size=22, flip=False, alternating_flip=False
         ),
-        # test acc 0.9257 ± 0.0021, 2 looks, 47 s of training
+        # test acc 0.9245 ± 0.0026, 2 looks, 39 s of training
         replace(_SPEED, name="speed/fashion-92", epochs=1),
-        # test acc 0.9360 ± 0.0015, 2 looks, 92 s of training
+        # test acc 0.9361 ± 0.0015, 2 looks, 76 s of training
         _SPEED,
-        # test acc 0.9427 ± 0.0009, 2 looks, 184 s of training
+        # test acc 0.9429 ± 0.0012, 2 looks, 153 s of training
         replace(_SPEED, name="speed/fashion-94", epochs=4),
         # test acc 0.9475 ± 0.0012, 2 looks, 371 s of training: short of its name
         replace(_SPEED, name="speed/fashion-95", epochs=10, batch_size=1024, other_learning_rate=0.015, cutout=8),
+        # Not measured: for a GPU.
         replace(_SPEED, name="speed/fashion-96", model="airbench96", epochs=40, batch_size=1000, shift=2, cutout=8),
-        # On the images held out, five seeds: benchmarks/results/cifar-speed_*.json; the third was not measured.
+        # On the images held out, five seeds: benchmarks/results/cifar-speed_*.json.
         # val acc 0.9045 ± 0.0011, 0.9140 ± 0.0016 with six looks; 140 s of training
         _CIFAR,
         # val acc 0.9341 ± 0.0008, 0.9422 ± 0.0011 with six looks; 477 s of training
         _CIFAR_LARGE,
+        # Not measured: for a GPU.
         replace(_CIFAR, name="speed/cifar-96", model="airbench96", epochs=40, batch_size=1000, shift=4, cutout=12),
         # As above, on the test set.
-        # test acc 0.8356 ± 0.0091, 4 s of training
+        # test acc 0.8356 ± 0.0091, 3 s of training
         _FAST_LENET,
-        # test acc 0.8873 ± 0.0018, 6 s of training
+        # test acc 0.8871 ± 0.0018, 4 s of training
         replace(_FAST_LENET, name="fast/lenet-bn", model="lenet-bn", epochs=3, batch_size=256, learning_rate=0.02),
-        # test acc 0.9060 ± 0.0014, 45 s of training
+        # test acc 0.9060 ± 0.0014, 40 s of training
         _FAST_PLAIN,
-        # test acc 0.9094 ± 0.0016, 41 s of training
+        # test acc 0.9094 ± 0.0016, 42 s of training
         replace(_FAST_PLAIN, name="fast/vgg11", model="vgg11-small", image_size=32),
-        # test acc 0.8787 ± 0.0034, 33 s of training
+        # test acc 0.8787 ± 0.0034, 27 s of training
         replace(_FAST_PLAIN, name="fast/nin", model="nin-small", epochs=2, learning_rate=0.003),
-        # test acc 0.9184 ± 0.0013, 27 s of training
+        # test acc 0.9183 ± 0.0023, 22 s of training
         replace(_FAST, epochs=1),
-        # test acc 0.8999 ± 0.0022, 43 s of training
+        # test acc 0.9002 ± 0.0026, 33 s of training
         replace(_FAST, name="fast/googlenet", model="googlenet-small", epochs=2),
-        # test acc 0.8995 ± 0.0021, 27 s of training
+        # test acc 0.8999 ± 0.0010, 15 s of training
         replace(_FAST, name="fast/densenet", model="densenet", image_size=32, epochs=1),
-        # val acc 0.994 ± 0.004, 2.1 s
+        # val acc 0.994 ± 0.004, 2 s
         Recipe(
             name="digits",
             data="digits",
@@ -178,7 +180,7 @@ RECIPES: dict[str, Recipe] = {
             shift=2,
             val_fraction=0.2,
         ),
-        # val acc 0.907 ± 0.003, 24 s
+        # val acc 0.907 ± 0.003, 14 s
         Recipe(
             name="fashion-mnist",
             data="fashion-mnist",

@@ -159,7 +159,7 @@ def results(*names: str) -> Markdown:
     names: keys of EXPERIMENTS, and the classical methods. Also the network at the images' own size (`fast/NAME`),
     where that was measured.
     """
-    rows, fast = _reproduced(), _newest("fashion-speed")
+    rows, measured = _reproduced(), _every("fashion-speed*")
     lines = markdown([]).splitlines()[:2]  # the head
     for name in names:
         if name in rows:
@@ -170,8 +170,9 @@ def results(*names: str) -> Markdown:
             printed = printed_cells({"printed": printed_figures(name)})
             if any(printed):
                 lines.append(f"| | | printed | {' | '.join(printed)} | |")
-        small = fast["recipes"].get(f"fast/{name}") if fast else None
-        if fast and small:
+        fast = next((found for found in measured if f"fast/{name}" in found["recipes"]), None)
+        if fast:
+            small = fast["recipes"][f"fast/{name}"]
             accuracy = small["final_acc"]
             epochs = small["recipe"]["epochs"]
             how = f"`fast/{name}`, {epochs} epoch{'s' * (epochs != 1)}, {fast['n']} seeds"
@@ -222,12 +223,14 @@ def _heading(name: str) -> tuple[str, str]:
 
 
 def _newest(label: str) -> dict[str, Any] | None:
-    """The newest result with that label; a file's name ends with its date."""
-    paths = list(results_folder().glob(f"{label}_*.json"))
-    if not paths:
-        return None
-    found: dict[str, Any] = json.loads(max(paths, key=lambda p: p.stem[-10:]).read_text(encoding="utf-8"))
-    return found
+    """The newest result with that label."""
+    return next(iter(_every(label)), None)
+
+
+def _every(label: str) -> list[dict[str, Any]]:
+    """All results with that label, the newest first."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in results_folder().glob(f"{label}_*.json")]
+    return sorted(found, key=lambda result: str(result["environment"]["date"]), reverse=True)
 
 
 def _picture(figure: Figure) -> Picture:
