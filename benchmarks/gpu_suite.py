@@ -141,8 +141,9 @@ def d2l(args: argparse.Namespace, deadline: float) -> Any:
             continue
         with tempfile.TemporaryDirectory() as out:
             # An epoch of small networks is over in a moment: all images. Of the large ones d2l's would take minutes.
-            images = [] if vs_d2l.NETWORKS[network][1] == 0 else ["--images", "20480"]
-            options = ["--tiny"] if args.tiny else ["--pairs", "1", *images]
+            # The first step of a process takes as long as two epochs of LeNet: ten of those, as the manual trains.
+            size = ["--epochs", "10"] if vs_d2l.NETWORKS[network][1] == 0 else ["--images", "20480"]
+            options = ["--tiny"] if args.tiny else ["--pairs", "1", *size]
             command = [sys.executable, vs_d2l.__file__, "--networks", network, *options, "--out", out]
             try:
                 done = run_for(None if args.tiny else left + 20, command)

@@ -112,9 +112,10 @@ def stand_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         "CUDAGraph": Graph, "Stream": Stream, "current_stream": Stream, "stream": inside, "empty_cache": emptied,
         "synchronize": lambda device: None, "graph_pool_handle": object, "get_rng_state": lambda device: torch.ones(1),
         "max_memory_allocated": lambda device: Memory.taken, "memory_reserved": lambda device: Memory.reserved,
-        "mem_get_info": lambda device: (Memory.free, 100),
+        "mem_get_info": lambda device: (Memory.free, 100), "reset_peak_memory_stats": lambda device: None,
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda device, pool: None, raising=False)
 
 
 SCHEDULED = {
@@ -173,12 +174,16 @@ def test_each_kind_is_recorded_in_one_memory_and_the_oldest_is_dropped(monkeypat
     assert sum(isinstance(kind, cuda_graph._Played) for kind in step._kinds.values()) == 2
 
 
+LAST: list[RecordedStep] = []
+
+
 def computed_instead(step_function: Any, sizes: list[int]) -> list[str]:
     """What is told by steps of which none can be recorded; all of them are made."""
     told: list[str] = []
     model = build_model("lenet", num_classes=10, in_channels=1, image_size=28)
     optimizer = make_optimizer(model, Recipe(model="lenet"))
     step = RecordedStep(step_function, CPU, told.append)
+    LAST.append(step)
     for size in sizes:
         before = [p.detach().clone() for p in model.parameters()]
         step(model, optimizer, torch.rand(size, 1, 28, 28), torch.randint(10, (size,)))
@@ -200,8 +205,41 @@ def test_what_cannot_be_recorded_is_computed_and_said_once(monkeypatch: pytest.M
     monkeypatch.setattr(cuda_graph, "_fresh_generator", lambda device, state: fresh.append(state))
     monkeypatch.setattr(Graph, "capture_end", failing_too)
     (line,) = computed_instead(waits, [4, 3] * 6)
+    assert not any(isinstance(kind, cuda_graph._Played) for kind in LAST[-1]._kinds.values())
     assert "one by one: operation not permitted" in line  # the first error, not what followed from it
     assert len(Graph.made) == len(fresh) == 1  # of 2.11's generator, which else would think that it is recorded
+
+
+class Rebinding(torch.nn.Linear):
+    """As some batch norms do: each forward pass puts another tensor in the place of a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 2)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = self.seen + 1
+        return super().forward(x)
+
+
+def test_a_network_that_changes_its_buffers_for_others_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graph, "_fresh_generator", lambda device, state: None)
+
+    def captured(model: Any, *batch: Any) -> tuple[Tensor, Tensor]:
+        if Graph.current is None:
+            return train_step(model, *batch)
+        model(batch[1])
+        return torch.zeros(()), torch.zeros(())
+
+    told: list[str] = []
+    model = Rebinding()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = RecordedStep(captured, CPU, told.append)
+    for _ in range(6):
+        step(model, optimizer, torch.rand(3, 4), torch.randint(2, (3,)))
+    (line,) = told
+    assert "another tensor in the place of its buffer seen" in line
+    assert float(model.seen) == 6  # what the recording did to it is undone
 
 
 def test_a_step_that_takes_much_of_the_memory_is_not_recorded() -> None:

@@ -17,7 +17,7 @@ from torchvision.transforms.functional import to_tensor
 from cnnlab import device
 from cnnlab.data import DATASETS, ImageSet, SourceOptions, load_images, stratified_split
 from cnnlab.data.augment import Augmentation, random_flip, random_shift
-from cnnlab.data.loader import Loader, Preprocessing
+from cnnlab.data.loader import Loader, Preprocessing, enlarged, laid_out
 from cnnlab.errors import CnnlabError
 
 CPU = torch.device("cpu")
@@ -196,7 +196,51 @@ def test_a_set_stays_on_the_host_where_it_takes_half_of_what_is_free(monkeypatch
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**10))
         assert device.fits(images, cuda) is fit
         assert device.fits(images, CPU)
+    # What torch keeps of that memory without using it is given back where it is needed.
+    free, given = [600], []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], 10**10))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 900)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: (given.append(1), free.__setitem__(0, 1300)))
+    assert device.fits(images, cuda)
+    free[0] = 570
+    assert not device.fits(images, cuda)
+    assert given == [1]
     assert Loader(some_images(10), plain(some_images(10)), 5, CPU).feeder.resident
+
+
+@given(
+    b=st.integers(1, 4), c=st.sampled_from((1, 3)), h=st.integers(1, 6), w=st.integers(1, 6), turned=st.booleans(),
+    layout=st.sampled_from((torch.contiguous_format, torch.channels_last)),
+)  # fmt: skip
+def test_another_layout_has_torchs_strides(
+    b: int, c: int, h: int, w: int, turned: bool, layout: torch.memory_format
+) -> None:
+    x = torch.rand(b, c, w, h).transpose(2, 3) if turned else torch.rand(b, c, h, w)
+    found, expected = laid_out(x, layout), x.to(memory_format=layout)
+    assert torch.equal(found, expected)
+    assert found.is_contiguous(memory_format=layout) == expected.is_contiguous(memory_format=layout)
+    if layout == torch.channels_last and c == 1 and x.is_contiguous():
+        assert found.stride() == (h * w, 1, w, 1)
+        assert found.data_ptr() == x.data_ptr()  # nothing was copied
+
+
+@given(b=st.integers(1, 5), c=st.sampled_from((1, 3)), side=st.integers(4, 9), more=st.integers(1, 20))
+def test_images_are_enlarged_alike_as_channels_of_one(b: int, c: int, side: int, more: int) -> None:
+    x = torch.rand(b, c, side, side)
+    plainly = torch.nn.functional.interpolate(x, size=(side + more, side + more), mode="bilinear")
+    assert torch.equal(enlarged(x, side + more), plainly)
+    torch.testing.assert_close(enlarged(x, side + more, as_channels=True), plainly, rtol=0, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpus_short_ways_give_the_same_bits() -> None:
+    images = torch.randint(256, (300, 3, 28, 28), dtype=torch.uint8, device="cuda")
+    assert torch.equal(images.div(255), images.float().div_(255))
+    x = images.float() / 255
+    for side in (32, 96, 224):
+        assert torch.equal(enlarged(x, side, as_channels=True), enlarged(x, side))
 
 
 @pytest.mark.gpu

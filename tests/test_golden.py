@@ -21,6 +21,7 @@ from torch import nn
 from cnnlab import RECIPES, Recipe, Run, device, probe, resume, train, training
 from cnnlab.errors import TrainingInterrupted
 from cnnlab.optim import make_optimizer
+from cnnlab.step import Compiled, train_step
 
 FILE = Path(__file__).parent / "golden" / "loss_curve.json"
 # Rounding alone, whatever the machine: measured 2e-6 on an AMD EPYC.
@@ -91,6 +92,44 @@ def test_bfloat16_stays_near_the_curve(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_network_and_loss_are_compiled_as_one(precision: torch.dtype) -> None:
+    """The plain step's values, in one graph, which the next seed's network uses, too."""
+    if not probe._compiler(torch.device("cpu")):
+        pytest.skip("there is no C++ compiler on this system")
+
+    def step(how: type[Compiled] | None) -> list[float]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 10))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        network = how(model, "default") if how else model
+        found = []
+        for _ in range(4):
+            x, y = torch.rand(8, 1, 4, 4), torch.randint(10, (8,))
+            loss, hits = train_step(network, optimizer, x, y, 0.1, precision)
+            assert torch.equal(network(x), model(x))
+            found += [float(loss), float(hits)]
+        return found
+
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    expected = step(None)
+    for _ in range(2):
+        assert step(Compiled) == pytest.approx(expected, rel=1e-5 if precision == torch.float32 else 1e-2)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_what_torchs_own_graphs_lend_is_copied() -> None:
+    for mode, lent in (("reduce-overhead", True), ("default", False)):
+        network = Compiled(torch.nn.Linear(4, 2), mode)
+        answer = torch.tensor(1.0), torch.tensor(2)
+        network._outcome = lambda *_, answer=answer: answer
+        found = network.outcome(torch.rand(3, 4), torch.zeros(3), 0.0, torch.float32)
+        assert [float(f) for f in found] == [1, 2]
+        assert all((f is a) is not lent for f, a in zip(found, answer, strict=True))
+
+
 def test_a_compiled_run_stays_on_the_curve_and_resumes_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     if not probe._compiler(torch.device("cpu")):
         pytest.skip("there is no C++ compiler on this system")

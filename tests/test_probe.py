@@ -123,7 +123,7 @@ def test_only_what_may_be_chosen_is_and_the_fastest_of_it(
         patch.setattr(probe, "has_bfloat16", lambda device: units)
         patch.setattr(probe, "seconds_per_step", timed)
         patch.setattr(probe, "_kept", kept.get)
-        patch.setattr(probe, "_keep", lambda key, values: kept.update({key: values["plan"]}))
+        patch.setattr(probe, "_keep", lambda key, values, told: kept.update({key: values["plan"]}))
         found = plan(threads, precision=precision, memory_format=layout)
         again = plan(threads, precision=precision, memory_format=layout)
     assert again.values == found.values
@@ -214,7 +214,7 @@ def test_trials_take_no_more_than_their_share_of_the_steps(steps: int, cores: in
         patch.setattr(probe, "has_bfloat16", lambda device: True)
         patch.setattr(probe, "seconds_per_step", trial)
         patch.setattr(probe, "_kept", lambda key: None)
-        patch.setattr(probe, "_keep", lambda key, values: None)
+        patch.setattr(probe, "_keep", lambda key, values, told: None)
         plan(epochs=1, count=64 * steps, precision=precision)
     assert trial.most <= 0.05 * steps
 

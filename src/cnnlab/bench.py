@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from cnnlab import runs, training
-from cnnlab.cuda_graph import first_played, step_of
+from cnnlab.cuda_graph import first_played, is_recorded, step_of
 from cnnlab.data import SourceOptions, data_folder, fashion_mnist, load_images
 from cnnlab.data.imageset import ImageSet, Report, no_report
 from cnnlab.data.loader import Loader, Preprocessing
@@ -312,14 +312,17 @@ def _timed(
     step(forward, optimizer, *next(batches), precision=plan.precision)
     synchronize(device)
     first = time.perf_counter() - began
+    # An epoch's last batch is of another size: computed uncompiled, and recorded by itself.
+    rest = len(images) % recipe.batch_size if is_recorded(plan, device) else 0
     for _ in range(first_played(plan, device)):
         step(forward, optimizer, *next(batches), precision=plan.precision)
+        if rest > 1:
+            step(model, optimizer, *(part[:rest] for part in next(batches)), precision=plan.precision)
     synchronize(device)
     compute, seen = Stopwatch(device), 0
     began = time.perf_counter()
     for x, y in itertools.islice(batches, steps):
         compute.start()
-        # An epoch's last batch may be of another size, for which would be compiled anew.
         step(forward if len(y) == recipe.batch_size else model, optimizer, x, y, precision=plan.precision)
         compute.stop()
         seen += len(y)

@@ -69,6 +69,7 @@ class RecordedStep:
         self._sent: list[float] = []  # what they are
         self._kinds: dict[Any, int | _Played | None] = {}  # so often computed; its recording; None: it has none
         self._refused = False
+        self._begun = False
         # One memory and one queue for all recordings: no two are played at once, so each may use what the others do.
         self._pool: Any = None
         self._stream: Any = None
@@ -84,9 +85,12 @@ class RecordedStep:
         scaler: torch.amp.GradScaler | None = None,
         careful: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """As `train_step`: mean loss and number of hits, on the device."""
+        """As `train_step`: mean loss and number of hits, on the device. The hits are good until the next step."""
         assert scaler is None
         assert not careful
+        if not self._begun:  # what a step takes at most is counted from here
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._begun = True
         self._send(_numbers(optimizer))
         kind = (id(model), x.shape, x.stride(), y.shape, label_smoothing, precision)
         known = self._kinds.setdefault(kind, None if self._refused else 0)
@@ -130,6 +134,10 @@ class RecordedStep:
                 return _Played(self._train_step, model, optimizer, batch, self._stream, self._pool)
         except RuntimeError as error:
             torch.cuda.synchronize(self._device)
+            with suppress(RuntimeError, AttributeError):  # in older torch memory is asked for as if it still recorded
+                torch._C._cuda_endAllocateToPool(self._device.index or 0, self._pool)
+            # Those recorded before would go on with the generator that is put away.
+            self._kinds = dict.fromkeys(self._kinds)
             _fresh_generator(self._device, random)
             self._refuse(reason(error)[:200])
             return None
@@ -163,6 +171,7 @@ class _Played:
         self._model = model  # whose number is its kind's: no other may get it
         self._x, self._y = x.clone(), y.clone()
         self._graph = torch.cuda.CUDAGraph()
+        buffers = [(m, name, buffer) for m in model.modules() for name, buffer in m._buffers.items()]
         main = torch.cuda.current_stream(x.device)
         # As torch.cuda.graph, which would give all spare memory back first, to ask for it again.
         torch.cuda.synchronize(x.device)
@@ -178,13 +187,19 @@ class _Played:
                 raise
             self._graph.capture_end()
         main.wait_stream(stream)
+        # Each time it is played it would read the one that was there and write to the one that is there now.
+        moved = [(m, name, buffer) for m, name, buffer in buffers if m._buffers[name] is not buffer]
+        for m, name, buffer in moved:
+            m._buffers[name] = buffer
+        if moved:
+            raise RuntimeError(f"the network puts another tensor in the place of its buffer {moved[0][1]}")
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         self._x.copy_(x)
         self._y.copy_(y)
         self._graph.replay()
         loss, hits = self._answer
-        return loss.clone(), hits.clone()  # the next step writes over them
+        return loss.clone(), hits  # the next step writes over both, and losses are looked at later
 
 
 def _numbers(optimizer: torch.optim.Optimizer) -> list[float]:

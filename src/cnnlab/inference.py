@@ -17,7 +17,7 @@ from cnnlab.checkpoint import check_weights, load_weights
 from cnnlab.data import ImageSet, SourceOptions, data_folder, load_images
 from cnnlab.data.images import BadImage, bombs_refused, decode, image_files
 from cnnlab.data.imageset import Report, no_report
-from cnnlab.data.loader import Loader, Preprocessing
+from cnnlab.data.loader import Loader, Preprocessing, laid_out
 from cnnlab.device import (
     FORMATS,
     PRECISIONS,
@@ -207,7 +207,7 @@ def predict(
     predictions: list[Prediction] = []
     skipped: list[str] = []
     batch_size = _batch_size(preprocessing)
-    with reproducible(0, available_cores()), bombs_refused(), torch.inference_mode():
+    with reproducible(0, available_cores()), exact_float32(), bombs_refused(), torch.inference_mode():
         for start in range(0, len(files), batch_size):
             good, pixels = [], []
             for file in files[start : start + batch_size]:
@@ -262,7 +262,7 @@ def probabilities(
             model = load_model(run, run.weights()).to(here).to(memory_format=layout)
             parts = []
             for batch in images.split(batch_size or _batch_size(preprocessing)):
-                x = preprocessing(batch.to(here)).to(memory_format=layout)
+                x = laid_out(preprocessing(batch.to(here)), layout)
                 parts.append(logits(model, x, views).softmax(1).cpu())
                 done = sum(map(len, parts)) + number * len(images)
                 report("predicting", done, len(models) * len(images))

@@ -43,12 +43,12 @@ from cnnlab.device import (
     slow_weight_gradients,
     synchronize,
 )
-from cnnlab.errors import CnnlabError, out_of_memory
+from cnnlab.errors import CnnlabError, out_of_memory, reason
 from cnnlab.files import read_json, write_json
 from cnnlab.models.quick import quickened, quickened_for_gpu
 from cnnlab.optim import make_optimizer
 from cnnlab.recipe import COMPILE, COMPILE_MODES, Recipe
-from cnnlab.step import train_step
+from cnnlab.step import Compiled, train_step
 from cnnlab.trouble import not_repeatable, unrepeatable
 
 # Below this many floating-point operations a run is over before a trial could pay: some seconds on two cores.
@@ -67,7 +67,7 @@ _compiled_before = ""  # what this process compiled last, where it may be used a
 
 
 def compiled(model: nn.Module, mode: str, steps: str = "") -> nn.Module:
-    """`model` compiled in that mode of torch.compile, sharing its weights; else itself, its layers at their fastest.
+    """`model` with its loss, `Compiled` in that mode of torch.compile; else itself, its layers at their fastest.
 
     What was compiled before in this process is let go: torch keeps few variants of one class's code, all of our chains
     are of one class, and beyond the limit it would compute uncompiled without a word. steps: what else the code
@@ -82,8 +82,7 @@ def compiled(model: nn.Module, mode: str, steps: str = "") -> nn.Module:
     if not this or this != _compiled_before:
         torch._dynamo.reset()
     _compiled_before = this
-    answer: Any = torch.compile(model, dynamic=False, mode=None if mode == "default" else mode)
-    return answer  # type: ignore[no-any-return]
+    return Compiled(model, mode)
 
 
 def plan(
@@ -169,7 +168,7 @@ def plan(
         known = measured_before()
         if known is not None:
             return known
-        _keep(key, {"plan": best.values, "seconds_per_step": times})
+        _keep(key, {"plan": best.values, "seconds_per_step": times}, told)
     speeds = ", ".join(f"{name}: {recipe.batch_size / t:,.0f}" for name, t in times.items())
     told(f"chosen by a trial: {best} (images/s of {speeds})")
     return replace(best, why=f"measured, images/s of {speeds}")
@@ -409,7 +408,12 @@ def _kept(key: str) -> dict[str, Any] | None:
     return None
 
 
-def _keep(key: str, values: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # measured again next time
+def _keep(key: str, values: dict[str, Any], told: Callable[[str], None]) -> None:
+    try:
         _file(key).parent.mkdir(parents=True, exist_ok=True)
         write_json(_file(key), values)
+    except OSError as error:
+        told(
+            f"note: cannot keep the trial's answer in {_file(key).parent}: {reason(error)}; the next such run tries "
+            "again, and may compute in another way"
+        )

@@ -102,8 +102,8 @@ def train_seeds(
     progress: str = "auto",
 ) -> SeedsResult:
     """Train `count` times, from seeds recipe.seed, recipe.seed + 1, ..., into one folder. As `train` otherwise."""
-    if count < 1:
-        raise CnnlabError(f"seeds={count}: must be at least 1")
+    if not 1 <= count <= runs.MOST_SEEDS:
+        raise CnnlabError(f"seeds={count}: must lie between 1 and {runs.MOST_SEEDS:,}")
     with Session(device, threads, data_dir, skip_bad, progress) as session:
         recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
         replace(recipe, seed=recipe.seed + count - 1)  # is the last one a seed?
@@ -453,7 +453,8 @@ def _epochs(
         part = state["part"] or _NOTHING  # what is done of this epoch
         began, compute = time.perf_counter() - part["train_seconds"], Stopwatch(device, part["compute_seconds"])
         seen, left_out = part["seen"], part["left_out"]
-        statistics = torch.tensor(part["statistics"], device=device)  # sum of losses, number of hits
+        statistics = torch.tensor(part["statistics"], device=device)
+        loss_sum, hit_count = statistics.unbind()  # views of it
         model.train()
         size = size_in_epoch(recipe, session.preprocessing.image_size, epoch)
         batches = train_loader.shuffled(recipe.seed, epoch, size, part["batches"])
@@ -469,7 +470,8 @@ def _epochs(
             if average is not None:
                 average.after_step(step)
             if lookout.counts(step, loss):
-                statistics += torch.stack((loss * len(y), hits))
+                loss_sum.add_(loss, alpha=len(y))
+                hit_count.add_(hits)
                 seen += len(y)
             else:
                 left_out += 1
@@ -489,7 +491,7 @@ def _epochs(
         lookout.check(step - 1, model)
         if not seen:
             raise NotFinite("the loss was no finite number throughout the epoch, again", step - 1, each)
-        loss_sum, hit_count = statistics.tolist()
+        total_loss, total_hits = statistics.tolist()
         try:
             with shown(average):
                 measured = evaluate(model, watch_loader, num_classes, session.ctrl_c.check, plan.precision)
@@ -499,15 +501,15 @@ def _epochs(
                     save(part=reached(each, seen, left_out, statistics, batches, trained - began, compute))
                     beside.wait()
             raise
-        for what, value in (("training", loss_sum), (recipe.watch, measured.loss)):
+        for what, value in (("training", total_loss), (recipe.watch, measured.loss)):
             if not math.isfinite(value):
                 raise NotFinite(f"the {what} loss became {value:g}", step - 1, each)
         compute_seconds = compute.seconds()
         row = {
             "epoch": epoch + 1,
             "learning_rate": learning_rate(recipe, step - 1, steps),  # of the last update, here or before a resume
-            "loss": loss_sum / seen,
-            "train_acc": hit_count / seen,
+            "loss": total_loss / seen,
+            "train_acc": total_hits / seen,
             f"{key}_loss": measured.loss,
             f"{key}_acc": measured.accuracy,
             "images": seen,
