@@ -161,6 +161,9 @@ def test_bad_input_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         classical("digits", ["hog-liner"])
     with pytest.raises(CnnlabError, match="limit=-1"):
         classical("digits", limit=-1)
+    for seed in (-1, 2**32):
+        with pytest.raises(CnnlabError, match=f"seed={seed}: choose"):
+            classical("digits", ["hog-linear"], seed=seed)
     with pytest.raises(CnnlabError, match="raise limit=11"):
         classical("digits", ["hog-linear"], limit=11, cache_dir=tmp_path)
     for name in ("a", "b"):

@@ -162,7 +162,7 @@ def test_a_folder_of_ones_own_end_to_end(cnnlab: Command, shapes: Path) -> None:
         (["train", "--set", "epochs=many"], "epochs='many': expected a whole number"),
         (["train", "--set", "epochs"], "write key=value"),
         (["train", "--set", "image_size=8"], "lenet-bn: it needs images of at least 16x16 pixels, not 8x8"),
-        (["train", "--seeds", "0"], "seeds=0: must be at least 1"),
+        (["train", "--seeds", "0"], "seeds=0: must lie between 1 and 100,000"),
         (["train", "--seeds", "x"], "--seeds"),
         (["train", "--device", "gpu"], "unknown device 'gpu'"),
         (["train", "--device", "cuda:99"], "not available"),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 
 from cnnlab import competition as steps
 from cnnlab import inference, train
+from cnnlab.cli_kaggle import _upload_to
 from cnnlab.competition import Competition, client
 from cnnlab.competition.answers import _best_views
 from cnnlab.competition.submission import read_pairs
@@ -314,6 +316,33 @@ def test_what_could_not_be_submitted_is_told_before_training(forest: Path, tmp_p
     folder, command = broken("uploading")
     assert "No Name" in one_line_error(cnnlab(*command, "--upload", "--competition", "No Name"))
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
+
+
+def test_a_work_folders_name_is_not_taken_for_kaggles(forest: Path, tmp_path: Path, cnnlab: Command) -> None:
+    command = ["kaggle", "all", forest, "--store", tmp_path / "store", *OPTIONS, *QUICK, "--upload"]
+    assert "--competition" in one_line_error(cnnlab(*command, "--name", "quick"))
+    assert not list((tmp_path / "runs").rglob("*.safetensors"))
+    work = steps.open_competition("quick", tmp_path / "runs")
+    assert [_upload_to(replace(work, path=Path("runs") / name), None) for name in ("cifar-10", forest.name)] == [
+        "cifar-10", forest.name,
+    ]  # fmt: skip
+    assert _upload_to(work, "leaves") == "leaves"
+
+
+def test_a_damaged_note_is_written_again_by_the_command_that_it_names(finished: Competition, tmp_path: Path) -> None:
+    work = replace(finished, path=tmp_path / "forest")
+    shutil.copytree(finished.path, work.path)
+    note = work.path / "competition.json"
+    before = note.read_text()
+    note.write_text(before[:40])
+    with pytest.raises(CnnlabError, match="cnnlab kaggle prepare"):
+        steps.open_competition("forest", tmp_path)
+    how: dict[str, Any] = {"name": "forest", "runs_dir": tmp_path, "layout": LAYOUT, "workers": 1}
+    with pytest.raises(CnnlabError, match=f"was begun on store:{work.store}; prepare that: --store {work.store}"):
+        steps.prepare(work.folder, store=tmp_path / "elsewhere", **how)
+    assert note.read_text() == before[:40]
+    assert steps.prepare(work.folder, store=work.store, **how) == work
+    assert note.read_text() == before
 
 
 def test_a_zip_in_the_folder_is_what_the_client_leaves(forest: Path, tmp_path: Path) -> None:

@@ -69,13 +69,13 @@ def test_wrong_arithmetic_and_old_packages_are_named(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("torch>=2.11", ("torch", "2.11", "")),
-        ("py7zr<1.2,>=1.1.3; extra == 'kaggle'", ("py7zr", "1.1.3", "kaggle")),
-        ("opencv-python-headless>=4.10 ; extra == \"classical\"", ("opencv-python-headless", "4.10", "classical")),
-        ("cnnlab[classical,timm]; extra == 'all'", ("cnnlab", "", "all")),
+        ("torch>=2.11", ("torch", "2.11", "", "")),
+        ("py7zr<1.2,>=1.1.3; extra == 'kaggle'", ("py7zr", "1.1.3", "1.2", "kaggle")),
+        ("opencv-python-headless>=4.10 ; extra == \"classical\"", ("opencv-python-headless", "4.10", "", "classical")),
+        ("cnnlab[classical,timm]; extra == 'all'", ("cnnlab", "", "", "all")),
     ],
 )  # fmt: skip
-def test_requirements_are_read(line: str, told: tuple[str, str, str]) -> None:
+def test_requirements_are_read(line: str, told: tuple[str, str, str, str]) -> None:
     assert doctor._requirement(line) == told
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from cnnlab import Recipe, train
+from cnnlab import Recipe, session, train
 from cnnlab.data import SourceOptions, alike, copies_in_test, load_images
 from cnnlab.data.alike import NEAR
 from cnnlab.errors import CnnlabError
@@ -170,6 +170,8 @@ def test_duplicates_of_a_folder(split_folder: Path, cnnlab: Command) -> None:
         cnnlab("data", "duplicates", f"folder:{split_folder}", "--plot", "pairs.png")
     )
     assert "likeness 0.2" in one_line_error(cnnlab("data", "duplicates", "digits", "--likeness", 0.2))
+    assert "image_size=-1" in one_line_error(cnnlab("data", "duplicates", f"folder:{split_folder}", "--image-size", -1))
+    assert "nearly alike" in cnnlab("data", "duplicates", f"folder:{split_folder}", "--image-size", 1).stdout
     answer = cnnlab("data", "verify", f"folder:{split_folder}")
     assert answer.returncode == 0
     assert "2 test images are among the training images, pixel for pixel; cnnlab data duplicates" in answer.stdout
@@ -197,6 +199,18 @@ def test_a_leak_is_told_by_the_run(split_folder: Path, quick: Recipe, cnnlab: Co
     assert clean.summary["shared"] == {"validation": 0, "test": 0}
     assert "pixel for pixel" not in str(clean)
     assert "shared" not in train(quick.changed(watch="train", val_fraction=0.0), name="all").summary["shared"]
+
+
+def test_a_training_outlives_test_images_that_cannot_be_read(
+    quick: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def damaged(*_: object) -> int:
+        raise CnnlabError("t10k-images-idx3-ubyte.gz is not the official file; delete it")
+
+    monkeypatch.setattr(session, "copies_in_test", damaged)
+    assert train(quick, name="outlives").summary["shared"] == {"validation": 0}
+    told = capsys.readouterr()
+    assert "not searched for copies: t10k-images-idx3-ubyte.gz" in told.out + told.err
 
 
 def _trained(recipe: Recipe) -> set[str]:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -250,6 +251,15 @@ def test_the_second_call_only_opens(made: Made, monkeypatch: pytest.MonkeyPatch)
     assert open_store(first.path).info["key"] != first.info["key"]
     made.train["leaf-0a"] = png(9999)
     assert np.array_equal(run(made).train.images[-1, 0].numpy(), pixels(9999))
+
+
+def test_a_store_of_other_files_is_not_replaced(made: Made, tmp_path: Path) -> None:
+    first = run(made.write())
+    shutil.copytree(made.root, tmp_path / "others")
+    (tmp_path / "others" / "train.zip").touch()
+    with pytest.raises(CnnlabError, match=f"holds what was prepared of {made.root}; name another folder with --store"):
+        prepare(tmp_path / "others", store=first.path, layout=replace(SPECIES, image_size=8))
+    assert same(open_store(first.path), first)
 
 
 def test_unsaid_the_store_is_in_the_users_cache(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,11 @@ from cnnlab.cli_options import (
     Threads,
     print_training,
 )
+from cnnlab.errors import CnnlabError
 from cnnlab.safety import say
 
 if TYPE_CHECKING:
+    from cnnlab.competition import Competition
     from cnnlab.data.store import Layout
 
 kaggle = typer.Typer(
@@ -61,7 +63,12 @@ Out = Annotated[
 ]
 Upload = Annotated[bool, typer.Option("--upload", help="Hand it in with the official kaggle client.")]
 To = Annotated[
-    str | None, typer.Option("--competition", help="Kaggle's name, for --upload. Unsaid: NAME.", show_default=False)
+    str | None,
+    typer.Option(
+        "--competition",
+        help="Kaggle's name, for --upload. Unsaid: NAME, if the files' folder has it, too.",
+        show_default=False,
+    ),
 ]
 Message = Annotated[str, typer.Option(help="What Kaggle notes beside it.")]
 Train = Annotated[str, typer.Option(help="Archive or folder of the training images.", rich_help_panel="Layout")]
@@ -199,11 +206,20 @@ def submit(
     from cnnlab import competition as steps
     from cnnlab import tables_kaggle as tables
 
+    work = steps.open_competition(name, runs_dir)
     found = steps.submit(
-        steps.open_competition(name, runs_dir), chosen=run or (), views=views, out=out, message=message,
-        upload_to=(competition or name) if upload else None, device=device, threads=threads, progress=progress,
+        work, chosen=run or (), views=views, out=out, message=message,
+        upload_to=_upload_to(work, competition) if upload else None, device=device, threads=threads, progress=progress,
     )  # fmt: skip
     say(tables.submitted(found))
+
+
+def _upload_to(work: Competition, competition: str | None) -> str:
+    """Kaggle's name of the competition to hand in to. Unsaid it must be beyond doubt: what is sent there stays."""
+    name = work.path.name
+    if competition or name in ("cifar-10", work.folder.name.removesuffix(".zip")):
+        return competition or name
+    raise CnnlabError(f"--upload: {name!r} is the work folder's name; name Kaggle's with --competition")
 
 
 @kaggle.command()
@@ -262,7 +278,7 @@ def all_(
         layout=_layout(train, test, labels, sample, id_column, label_column, image_size, fit), progress=progress,
     )  # fmt: skip
     say(tables.prepared(work), flush=True)
-    to = (competition or name) if upload else None
+    to = _upload_to(work, competition) if upload else None
     steps.check_submittable(work, to)  # not after an hour of training
     say(tables.overview(steps.show(work)), flush=True)
     print_training(lambda: tables.trained(steps.train(work, recipe, settings=set_ or (), seeds=seeds, **on)), _AGAIN)

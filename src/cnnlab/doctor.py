@@ -160,7 +160,7 @@ def _packages() -> Iterator[Check]:
         return
     there, extras = [], set()
     for line in wanted:
-        name, least, extra = _requirement(line)
+        name, least, below, extra = _requirement(line)
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -171,6 +171,8 @@ def _packages() -> Iterator[Check]:
             continue
         if _numbers(version) < _numbers(least):
             yield Check("packages", "failed", f"{name} {version} is older than {least}; pip install -U {name}")
+        if below and _numbers(version) >= _numbers(below):
+            yield Check("packages", "failed", f"{name} {version} is too new; pip install '{name}<{below}'")
         there.append(f"{name} {version}")
     yield Check("packages", "ok", ", ".join(sorted(set(there))))
     extras.discard("all")
@@ -178,13 +180,15 @@ def _packages() -> Iterator[Check]:
         yield Check("extras", "note", f"not there, and needed only where asked for: {', '.join(sorted(extras))}")
 
 
-def _requirement(line: str) -> tuple[str, str, str]:
-    """`name>=1.2; extra == "x"` -> (name, least version or "", extra or "")."""
+def _requirement(line: str) -> tuple[str, str, str, str]:
+    """`name<2,>=1.2; extra == "x"` -> (name, least version or "", first that is too new or "", extra or "")."""
     what, _, condition = line.partition(";")
     name = re.match(r"[\w.-]+", what.strip())
     least = re.search(r">=\s*([\w.]+)", what)
+    below = re.search(r"<\s*([\w.]+)", what)
     extra = re.search(r"extra\s*==\s*['\"]([\w-]+)", condition)
-    return (name[0] if name else what.strip()), (least[1] if least else ""), (extra[1] if extra else "")
+    first, last, of = (found[1] if found else "" for found in (least, below, extra))
+    return (name[0] if name else what.strip()), first, last, of
 
 
 def _numbers(version: str) -> tuple[int, ...]:

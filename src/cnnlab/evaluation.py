@@ -86,13 +86,15 @@ def evaluate(
     model.eval()
     loss_sum = torch.zeros((), device=loader.device)
     cells: list[Tensor] = []  # (B,) each: true class * K + predicted class
-    for x, y in loader:
-        with low_precision(loader.device, precision):
-            seen = full_precision(logits(model, x, views))  # (B, K)
-        loss_sum += F.cross_entropy(seen, y, reduction="sum")
-        cells.append(y * num_classes + seen.argmax(1))
-        between()
-    model.train(was_training)
+    try:
+        for x, y in loader:
+            with low_precision(loader.device, precision):
+                seen = full_precision(logits(model, x, views))  # (B, K)
+            loss_sum += F.cross_entropy(seen, y, reduction="sum")
+            cells.append(y * num_classes + seen.argmax(1))
+            between()
+    finally:
+        model.train(was_training)
     # Counted once, here: counting each batch would make the host wait for a GPU each time.
     confusion = torch.bincount(torch.cat(cells), minlength=num_classes * num_classes)
     return Evaluation(loss_sum.item() / loader.count, confusion.view(num_classes, num_classes).cpu())

@@ -16,6 +16,7 @@ from cnnlab.data import STORE, SourceOptions, alike, data_folder, load_images
 from cnnlab.data.imageset import Report, no_report
 from cnnlab.data.store import open_store
 from cnnlab.errors import CnnlabError, expand
+from cnnlab.recipe import LARGEST_SIDE
 
 _PICTURED = 60
 
@@ -100,6 +101,8 @@ def duplicates(
     """
     if least is not None and not 0.5 <= least <= 1:
         raise CnnlabError(f"likeness {least}: choose a number from 0.5 to 1")
+    if not 0 <= image_size <= LARGEST_SIDE:
+        raise CnnlabError(f"image_size={image_size}: choose 1 to {LARGEST_SIDE} pixels, or 0 for the usual")
     if picture is not None:
         plots.check_png(picture)
     parts = _parts(source, SourceOptions(data_dir=data_folder(data_dir), image_size=image_size, skip_bad=skip_bad,
@@ -110,7 +113,7 @@ def duplicates(
     again, own = (firsts != numbers).nonzero().flatten(), (firsts == numbers).nonzero().flatten()
     exact = [(int(firsts[i]), i, 1.0) for i in again.tolist()]
     near: list[tuple[int, int, float]] = []
-    if least is not None:
+    if least is not None and whole.shape[2] > 1:  # a single pixel has no frequencies
         found = alike.near(whole[own], least)
         near = list(zip(own[found.first].tolist(), own[found.second].tolist(), found.likeness.tolist(), strict=True))
     told = {pair: _double(parts, *pair) for pair in (*exact, *near)}

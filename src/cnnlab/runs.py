@@ -43,7 +43,7 @@ from cnnlab.safety import clipped
 _FORMAT = "cnnlab run 1"
 _SEEDS_FORMAT = "cnnlab seeds 1"
 WEIGHTS = ("best", "last")
-_MOST_SEEDS = 100_000
+MOST_SEEDS = 100_000
 _SIDE = Number(1, LARGEST_SIDE, whole=True)
 _CHANNELS = Number(1, 64, whole=True)
 _SHARE = Number(0, 1)
@@ -300,7 +300,7 @@ def open_seeds(path: Path) -> tuple[Recipe, list[int]]:
     if content.get("format") != _SEEDS_FORMAT:
         raise CnnlabError(f"{path / 'seeds.json'} has format {content.get('format')!r}, not {_SEEDS_FORMAT!r}")
     check(path / "seeds.json", content, {"recipe": dict, "seeds": [COUNT]})
-    if not 0 < len(content["seeds"]) <= _MOST_SEEDS:
+    if not 0 < len(content["seeds"]) <= MOST_SEEDS:
         raise CnnlabError(f"{path / 'seeds.json'} is damaged: {len(content['seeds']):,} seeds")
     try:
         return Recipe.from_dict(content["recipe"]), list(content["seeds"])

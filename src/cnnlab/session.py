@@ -191,7 +191,11 @@ class Session:
             if recipe.watch != "train":  # which watches some of the training images
                 self._shared[recipe.watch] = len(shared(self.train_set.images, self.watch_set.images))
             if recipe.watch != "test":
-                count = copies_in_test(recipe.data, self.train_set, SourceOptions(data_dir=self._data_dir))
+                try:
+                    count = copies_in_test(recipe.data, self.train_set, SourceOptions(data_dir=self._data_dir))
+                except (CnnlabError, OSError) as error:  # what was trained is not lost for that
+                    count = None
+                    self.display.message(f"note: the test images were not searched for copies: {reason(error)}")
                 self._shared |= {} if count is None else {"test": count}
         return self._shared
 

@@ -120,6 +120,8 @@ def classical(
         raise CnnlabError(f"methods is empty; choose from {', '.join(METHODS)}")
     if limit < 0:
         raise CnnlabError(f"limit={limit}: choose 0 (all images) or more")
+    if not 0 <= seed < 2**32:
+        raise CnnlabError(f"seed={seed}: choose a whole number from 0 to {2**32 - 1}")
     check_threads(threads)
     if any(METHODS[name][0] == "sift" for name in names):
         _features.opencv()  # before minutes of reading

@@ -112,7 +112,7 @@ def submit(
 
 
 def _best_views(competition: Competition, models: list[Run]) -> str:
-    """The views with the best validation accuracy; where that was not measured, mirrored ones if all learned them."""
+    """The views with the best validation accuracy; where that was not measured, six if all learned mirrored ones."""
     try:
         measured = read_json(competition.path / "report.json")["validation_accuracy_by_views"]
         return max(VIEWS, key=lambda name: float(measured[name]))  # of equal ones the fewest looks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -122,9 +123,14 @@ def prepare(
         display.end()
     path = Path(runs_dir) / name
     found = Competition(path, place, made.path.absolute(), layout, made.info["fingerprint"])
+    trainings = [path / part for part in ("train", "retrain") if begun(path / part)]
     if (path / "competition.json").exists():
-        earlier = open_competition(name, runs_dir)
-        if any(begun(path / part) for part in ("train", "retrain")):
+        try:
+            earlier = open_competition(name, runs_dir)
+        except CnnlabError:  # written again, as it says; what was trained knows its images
+            _same_store(path, trainings, found)
+            earlier = found
+        if trainings:
             options = [
                 f"{name}={value!r} in place of {getattr(earlier.layout, name)!r}"
                 for name, value in asdict(layout).items()
@@ -156,7 +162,11 @@ def open_competition(name: str = NAME, runs_dir: str | Path = "runs") -> Competi
     path = Path(runs_dir) / name
     if not (path / "competition.json").exists():
         raise CnnlabError(f"{path} has no prepared competition; begin with: cnnlab kaggle prepare FOLDER --name {name}")
-    values = read_json(path / "competition.json")
+    again = "write it again: cnnlab kaggle prepare"
+    try:
+        values = read_json(path / "competition.json")
+    except CnnlabError as error:
+        raise CnnlabError(f"{error}; {again}") from error
     try:
         if values["format"] != _FORMAT:
             raise ValueError(f"format {clipped(repr(values['format']), 60)}")
@@ -166,9 +176,7 @@ def open_competition(name: str = NAME, runs_dir: str | Path = "runs") -> Competi
         layout = Layout(**values["layout"])
         return Competition(path, Path(values["folder"]), Path(values["store"]), layout, str(values["fingerprint"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise CnnlabError(
-            f"{path / 'competition.json'} is damaged: {reason(error)}; write it again: cnnlab kaggle prepare"
-        ) from error
+        raise CnnlabError(f"{path / 'competition.json'} is damaged: {reason(error)}; {again}") from error
 
 
 def show(competition: Competition) -> Overview:
@@ -181,6 +189,18 @@ def show(competition: Competition) -> Overview:
     figure = competition.path / "figure-1.8.png"
     write_atomic(figure, plots.png(plots.samples(rows, train.classes)))
     return Overview(store, dict(zip(train.classes, counts, strict=True)), moments.mean, moments.std, figure)
+
+
+def _same_store(path: Path, trainings: Sequence[Path], found: Competition) -> None:
+    """Raises: CnnlabError where a training was begun on another store."""
+    for training in trainings:
+        several = (training / "seeds.json").exists()
+        recipe = runs.open_seeds(training)[0] if several else runs.open_run(training).recipe
+        if recipe.data != f"store:{found.store}":
+            raise CnnlabError(
+                f"{path / 'competition.json'} is damaged, and {training} was begun on {recipe.data}; prepare that: "
+                f"--store {recipe.data.removeprefix('store:')}"
+            )
 
 
 def _files(place: Path, name: str, layout: Layout) -> Path:

@@ -137,7 +137,8 @@ def prepare(
             key = parts.key(skip_bad)
             # Without links and `..`: the folder is replaced as a whole.
             path = Path(os.path.realpath(expand(store))) if store else _default(folder, key)
-            if found := _existing(path, key):  # perhaps in a place where nothing can be written, not even a lock
+            # Perhaps in a place where nothing can be written, not even a lock.
+            if found := _existing(path, key, place.path):
                 return found
             if Path.cwd().is_relative_to(path):
                 raise CnnlabError(
@@ -145,7 +146,7 @@ def prepare(
                 )
             path.parent.mkdir(parents=True, exist_ok=True)
             with _alone(path.with_name(path.name + ".lock"), report):
-                found = _existing(path, key)
+                found = _existing(path, key, place.path)
                 if not found:
                     with _making(path) as work:
                         processes = min(workers or available_cores(), available_cores())
@@ -163,8 +164,8 @@ def _default(folder: Path, key: str) -> Path:
     return Path(user_cache_dir("cnnlab")) / "stores" / f"{name}-{key}"
 
 
-def _existing(path: Path, key: str) -> Store | None:
-    """The store at `path` if it is complete and of that key; None where it must be made."""
+def _existing(path: Path, key: str, source: Path) -> Store | None:
+    """The store at `path` if it is complete and of that key; None where it must be made, if of the same source anew."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return None
     if not (path / "store.json").is_file() or not str(_about(path).get("format")).startswith("cnnlab store"):
@@ -173,7 +174,13 @@ def _existing(path: Path, key: str) -> Store | None:
         store = open_store(path)
     except CnnlabError:
         return None
-    return store if store.info["key"] == key else None
+    if store.info["key"] == key:
+        return store
+    if (before := str(store.info.get("source"))) != str(source.absolute()):
+        raise CnnlabError(
+            f"{path} holds what was prepared of {before}; name another folder with --store, or delete it first"
+        )
+    return None
 
 
 @contextmanager
