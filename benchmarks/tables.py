@@ -184,7 +184,8 @@ def time_to_accuracy(words: dict[str, str]) -> list[str]:
         if rows:
             machine, _, link = hardware(found, words.get("up", "")).rpartition(", ")
             links, together = tables.setdefault((found["n"], machine), ([], {}))
-            links.append(link)
+            which = ", ".join(sorted(name.rpartition("-")[2] for name in rows))
+            links.append(link.replace("[", f"[{which}: ", 1))
             together.update(rows)
     for (n, machine), (links, together) in tables.items():
         seeds = words["one" if n == 1 else "several"].format(n=n)

@@ -28,6 +28,7 @@ from cnnlab.data.imageset import ImageSet, sample_rows
 from cnnlab.data.store import Layout, open_store
 from cnnlab.errors import CnnlabError
 from cnnlab.evaluation import VIEWS
+from cnnlab.files import read_checked, write_checked
 from cnnlab.inference import probabilities
 from cnnlab.recipes import RECIPES
 from conftest import Command, one_line_error
@@ -323,9 +324,12 @@ def test_a_work_folders_name_is_not_taken_for_kaggles(forest: Path, tmp_path: Pa
     assert "--competition" in one_line_error(cnnlab(*command, "--name", "quick"))
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
     work = steps.open_competition("quick", tmp_path / "runs")
-    assert [_upload_to(replace(work, path=Path("runs") / name), None) for name in ("cifar-10", forest.name)] == [
-        "cifar-10", forest.name,
-    ]  # fmt: skip
+    for name in ("cifar-10", "quick"):  # the first is what is meant where no name is said
+        with pytest.raises(CnnlabError, match=f"'{name}' is the work folder's name"):
+            _upload_to(replace(work, path=Path("runs") / name), None)
+    assert _upload_to(replace(work, path=Path("runs") / forest.name), None) == forest.name
+    zipped = replace(work, path=Path("runs/cifar-10"), folder=Path("downloads/cifar-10.zip"))
+    assert _upload_to(zipped, None) == "cifar-10"
     assert _upload_to(work, "leaves") == "leaves"
 
 
@@ -335,12 +339,21 @@ def test_a_damaged_note_is_written_again_by_the_command_that_it_names(finished: 
     note = work.path / "competition.json"
     before = note.read_text()
     note.write_text(before[:40])
-    with pytest.raises(CnnlabError, match="cnnlab kaggle prepare"):
+    with pytest.raises(CnnlabError, match="is damaged: .*: cnnlab kaggle prepare FOLDER --name forest, with"):
         steps.open_competition("forest", tmp_path)
     how: dict[str, Any] = {"name": "forest", "runs_dir": tmp_path, "layout": LAYOUT, "workers": 1}
-    with pytest.raises(CnnlabError, match=f"was begun on store:{work.store}; prepare that: --store {work.store}"):
+    with pytest.raises(CnnlabError, match=f"was begun on store:.*; prepare that: --store {re.escape(str(work.store))}"):
         steps.prepare(work.folder, store=tmp_path / "elsewhere", **how)
     assert note.read_text() == before[:40]
+    run = work.path / "retrain" / "run.json"
+    known = run.read_text()
+    other = read_checked(run)
+    other["data"]["fingerprint"] = "0" * 16
+    write_checked(run, other)
+    with pytest.raises(CnnlabError, match="retrain was begun with other images or options; choose another --name"):
+        steps.prepare(work.folder, store=work.store, **how)
+    assert note.read_text() == before[:40]
+    run.write_text(known)
     assert steps.prepare(work.folder, store=work.store, **how) == work
     assert note.read_text() == before
 

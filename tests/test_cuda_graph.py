@@ -51,7 +51,7 @@ class Graph:
 
     def __init__(self) -> None:
         self.calls: list[Callable[[], None]] = []
-        self.played = 0
+        self.played, self.failed = 0, False
         Graph.made.append(self)
 
     def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
@@ -192,22 +192,29 @@ def computed_instead(step_function: Any, sizes: list[int]) -> list[str]:
 
 
 def test_what_cannot_be_recorded_is_computed_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def waits(model: Any, optimizer: Any, *batch: Any) -> Any:
-        if Graph.current is not None:
+    def waits(model: Any, optimizer: Any, x: Tensor, *batch: Any) -> Any:
+        if Graph.current is not None and len(x) == 3:
+            Graph.current.failed = True
             raise RuntimeError("operation not permitted when stream is capturing")
-        return train_step(model, optimizer, *batch)
+        return recordable(model, optimizer, x, *batch)
 
     def failing_too(self: Graph) -> None:
         Graph.current = None
-        raise RuntimeError("operation failed due to a previous error during capture")
+        if self.failed:
+            raise RuntimeError("operation failed due to a previous error during capture")
 
     fresh: list[Tensor] = []
+    ended: list[Any] = []
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda device, pool: ended.append(pool), raising=False)
     monkeypatch.setattr(cuda_graph, "_fresh_generator", lambda device, state: fresh.append(state))
     monkeypatch.setattr(Graph, "capture_end", failing_too)
-    (line,) = computed_instead(waits, [4, 3] * 6)
+    (line,) = computed_instead(waits, [4] * 6 + [3] * 5 + [4])
+    # The one that was recorded before is let go: its random numbers would no longer be those that are saved.
+    assert [g.played for g in Graph.made] == [3, 0]
     assert not any(isinstance(kind, cuda_graph._Played) for kind in LAST[-1]._kinds.values())
+    assert ended == [Graph.made[1].pool]
     assert "one by one: operation not permitted" in line  # the first error, not what followed from it
-    assert len(Graph.made) == len(fresh) == 1  # of 2.11's generator, which else would think that it is recorded
+    assert len(fresh) == 1  # of 2.11's generator, which else would think that it is recorded
 
 
 class Rebinding(torch.nn.Linear):
@@ -231,15 +238,22 @@ def test_a_network_that_changes_its_buffers_for_others_is_not_recorded(monkeypat
         model(batch[1])
         return torch.zeros(()), torch.zeros(())
 
-    told: list[str] = []
-    model = Rebinding()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    step = RecordedStep(captured, CPU, told.append)
-    for _ in range(6):
-        step(model, optimizer, torch.rand(3, 4), torch.randint(2, (3,)))
-    (line,) = told
-    assert "another tensor in the place of its buffer seen" in line
-    assert float(model.seen) == 6  # what the recording did to it is undone
+    def failing(model: Any, *batch: Any) -> tuple[Tensor, Tensor]:
+        answer = captured(model, *batch)
+        if Graph.current is not None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return answer
+
+    for how, why in ((captured, "another tensor in the place of its buffer seen"), (failing, "not permitted")):
+        told: list[str] = []
+        model = Rebinding()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        step = RecordedStep(how, CPU, told.append)
+        for _ in range(6):
+            step(model, optimizer, torch.rand(3, 4), torch.randint(2, (3,)))
+        (line,) = told
+        assert why in line
+        assert float(model.seen) == 6  # what the recording did to it is undone
 
 
 def test_a_step_that_takes_much_of_the_memory_is_not_recorded() -> None:

@@ -209,6 +209,7 @@ def test_a_set_stays_on_the_host_where_it_takes_half_of_what_is_free(monkeypatch
     assert Loader(some_images(10), plain(some_images(10)), 5, CPU).feeder.resident
 
 
+@settings(deadline=None)
 @given(
     b=st.integers(1, 4), c=st.sampled_from((1, 3)), h=st.integers(1, 6), w=st.integers(1, 6), turned=st.booleans(),
     layout=st.sampled_from((torch.contiguous_format, torch.channels_last)),
@@ -225,6 +226,7 @@ def test_another_layout_has_torchs_strides(
         assert found.data_ptr() == x.data_ptr()  # nothing was copied
 
 
+@settings(deadline=None)
 @given(b=st.integers(1, 5), c=st.sampled_from((1, 3)), side=st.integers(4, 9), more=st.integers(1, 20))
 def test_images_are_enlarged_alike_as_channels_of_one(b: int, c: int, side: int, more: int) -> None:
     x = torch.rand(b, c, side, side)

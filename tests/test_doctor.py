@@ -57,11 +57,13 @@ def test_a_disk_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch)
 def test_wrong_arithmetic_and_old_packages_are_named(monkeypatch: pytest.MonkeyPatch, cnnlab: Command) -> None:
     monkeypatch.setattr(doctor, "_TOLERANCE", dict.fromkeys(doctor._TOLERANCE, 0.0))
     monkeypatch.setattr(
-        doctor.metadata, "requires", lambda _: ["torch>=99", "no-such-package>=1", 'x-y-z; extra == "k"']
+        doctor.metadata,
+        "requires",
+        lambda _: ["torch>=99", "pillow<1,>=0.1", "no-such-package>=1", 'x-y-z; extra == "k"'],
     )
     answer = cnnlab("doctor")
     assert answer.returncode == 1
-    for text in ("failed  arithmetic, float32", "is older than 99; pip install -U torch", "no-such-package is not there",
+    for text in ("failed  arithmetic, float32", "is older than 99; pip install -U torch", "no-such-package is not there", 'is too new; pip install "pillow<1"',
                  "note    extras: not there, and needed only where asked for: k"):  # fmt: skip
         assert text in answer.stdout
 

@@ -91,7 +91,6 @@ def test_bfloat16_stays_near_the_curve(name: str) -> None:
     assert run.metrics()[-1]["loss"] != json.loads(FILE.read_text())[name]["loss"][-1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_network_and_loss_are_compiled_as_one(precision: torch.dtype) -> None:
     """The plain step's values, in one graph, which the next seed's network uses, too."""
@@ -130,6 +129,7 @@ def test_what_torchs_own_graphs_lend_is_copied() -> None:
         assert all((f is a) is not lent for f, a in zip(found, answer, strict=True))
 
 
+@pytest.mark.slow
 def test_a_compiled_run_stays_on_the_curve_and_resumes_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     if not probe._compiler(torch.device("cpu")):
         pytest.skip("there is no C++ compiler on this system")

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -257,9 +258,14 @@ def test_a_store_of_other_files_is_not_replaced(made: Made, tmp_path: Path) -> N
     first = run(made.write())
     shutil.copytree(made.root, tmp_path / "others")
     (tmp_path / "others" / "train.zip").touch()
-    with pytest.raises(CnnlabError, match=f"holds what was prepared of {made.root}; name another folder with --store"):
+    with pytest.raises(
+        CnnlabError, match=f"holds what was prepared of {re.escape(str(made.root))}; name another folder with --store"
+    ):
         prepare(tmp_path / "others", store=first.path, layout=replace(SPECIES, image_size=8))
     assert same(open_store(first.path), first)
+    # The same folder by another name.
+    (tmp_path / "link").symlink_to(made.root)
+    assert run(tmp_path / "link", layout=replace(SPECIES, image_size=8)).info["image_size"] == 8
 
 
 def test_unsaid_the_store_is_in_the_users_cache(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

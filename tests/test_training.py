@@ -618,12 +618,14 @@ def test_nothing_inside_an_epoch_waits_for_the_gpu() -> None:
     model = build_model("lenet-bn", num_classes=10, in_channels=1, image_size=28).to(device)
     optimizer = make_optimizer(model, Recipe(momentum=0.9))
     statistics = torch.zeros(2, device=device)
+    loss_sum, hit_count = statistics.unbind()
     batches = loader.shuffled(0, 0)
-    next(batches)  # the order and the moments are copied once
+    next(batches)  # the moments are copied once
     torch.cuda.set_sync_debug_mode("error")
     try:
         for x, y in batches:
             loss, hits = train_step(model, optimizer, x, y)
-            statistics += torch.stack((loss * len(y), hits))
+            loss_sum.add_(loss, alpha=len(y))
+            hit_count.add_(hits)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -217,7 +217,7 @@ def submit(
 def _upload_to(work: Competition, competition: str | None) -> str:
     """Kaggle's name of the competition to hand in to. Unsaid it must be beyond doubt: what is sent there stays."""
     name = work.path.name
-    if competition or name in ("cifar-10", work.folder.name.removesuffix(".zip")):
+    if competition or name == work.folder.name.removesuffix(".zip"):
         return competition or name
     raise CnnlabError(f"--upload: {name!r} is the work folder's name; name Kaggle's with --competition")
 

@@ -61,6 +61,7 @@ class RecordedStep:
     What the host gives the optimiser in each step (a learning rate, Adam's corrections) lies in tensors on the device
     meanwhile, in float32, for steps that are not played, too: so a run that was stopped and goes on, recording anew,
     comes to the same bits. Where a step cannot be recorded, all that are not yet are computed, and `told` gets a line.
+    The first call begins the device's peak of memory anew.
     """
 
     def __init__(self, train_step: Step, device: torch.device, told: Callable[[str], None] = lambda _: None) -> None:
@@ -185,13 +186,14 @@ class _Played:
                 with suppress(RuntimeError):  # what went wrong first is what is told
                     self._graph.capture_end()
                 raise
-            self._graph.capture_end()
+            else:
+                self._graph.capture_end()
+            finally:  # what was recorded was not computed, so no tensor of it may stay in the network
+                moved = [(m, name, buffer) for m, name, buffer in buffers if m._buffers[name] is not buffer]
+                for m, name, buffer in moved:
+                    m._buffers[name] = buffer
         main.wait_stream(stream)
-        # Each time it is played it would read the one that was there and write to the one that is there now.
-        moved = [(m, name, buffer) for m, name, buffer in buffers if m._buffers[name] is not buffer]
-        for m, name, buffer in moved:
-            m._buffers[name] = buffer
-        if moved:
+        if moved:  # played, it would always read the one and write to the other
             raise RuntimeError(f"the network puts another tensor in the place of its buffer {moved[0][1]}")
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

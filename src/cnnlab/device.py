@@ -399,8 +399,9 @@ class Feeder:
     def __call__(self, order: Tensor, sizes: list[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """order: (N,) int64 on the host -> each batch: images (B, C, H, W) uint8, labels (B,), numbers (B,)."""
         # From pinned memory the host does not wait until all that was asked for is done.
-        there = order.pin_memory() if self._device.type == "cuda" else order
-        numbers = there.to(self._device, non_blocking=True).split(sizes)
+        cuda = self._device.type == "cuda"
+        there = order.pin_memory() if cuda else order
+        numbers = there.to(self._device, non_blocking=cuda).split(sizes)
         if self.resident:
             for index in numbers:
                 # Five times as fast on a processor as indexing, which does not see that whole images are copied.

@@ -172,7 +172,7 @@ def _packages() -> Iterator[Check]:
         if _numbers(version) < _numbers(least):
             yield Check("packages", "failed", f"{name} {version} is older than {least}; pip install -U {name}")
         if below and _numbers(version) >= _numbers(below):
-            yield Check("packages", "failed", f"{name} {version} is too new; pip install '{name}<{below}'")
+            yield Check("packages", "failed", f'{name} {version} is too new; pip install "{name}<{below}"')
         there.append(f"{name} {version}")
     yield Check("packages", "ok", ", ".join(sorted(set(there))))
     extras.discard("all")

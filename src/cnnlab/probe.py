@@ -67,11 +67,12 @@ _compiled_before = ""  # what this process compiled last, where it may be used a
 
 
 def compiled(model: nn.Module, mode: str, steps: str = "") -> nn.Module:
-    """`model` with its loss, `Compiled` in that mode of torch.compile; else itself, its layers at their fastest.
+    """`model` as `step.Compiled` in that mode of torch.compile, if it is one; else itself, its layers at their fastest.
 
-    What was compiled before in this process is let go: torch keeps few variants of one class's code, all of our chains
-    are of one class, and beyond the limit it would compute uncompiled without a word. steps: what else the code
-    depends on, where the next call, if it says the same and has the same layers, shall use it: the next seed's.
+    What was compiled before in this process is let go: torch keeps few variants of one function's code, all networks
+    go through one (`step.outcome`), and beyond the limit it would compute uncompiled without a word. steps: what else
+    the code depends on, where the next call, if it says the same and has the same layers, shall use it: the next
+    seed's.
     """
     global _compiled_before
     if any(p.device.type == "cuda" for p in model.parameters()):

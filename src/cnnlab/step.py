@@ -75,7 +75,7 @@ class Compiled(nn.Module):
         self._lends = mode == "reduce-overhead"
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the network, step by step."""
+        """As the network, uncompiled."""
         logits: Tensor = self.model(x)
         return logits
 

@@ -12,7 +12,7 @@ import torch
 
 from cnnlab import plots, runs
 from cnnlab.data import data_folder
-from cnnlab.data.imageset import sample_rows
+from cnnlab.data.imageset import SourceOptions, sample_rows
 from cnnlab.data.loader import Preprocessing
 from cnnlab.data.store import Layout, Store, open_store
 from cnnlab.data.store import prepare as make_store
@@ -128,7 +128,7 @@ def prepare(
         try:
             earlier = open_competition(name, runs_dir)
         except CnnlabError:  # written again, as it says; what was trained knows its images
-            _same_store(path, trainings, found)
+            _same_images(path, trainings, found)
             earlier = found
         if trainings:
             options = [
@@ -162,11 +162,11 @@ def open_competition(name: str = NAME, runs_dir: str | Path = "runs") -> Competi
     path = Path(runs_dir) / name
     if not (path / "competition.json").exists():
         raise CnnlabError(f"{path} has no prepared competition; begin with: cnnlab kaggle prepare FOLDER --name {name}")
-    again = "write it again: cnnlab kaggle prepare"
+    again = f"write it again: cnnlab kaggle prepare FOLDER --name {name}, with the options of before"
     try:
         values = read_json(path / "competition.json")
     except CnnlabError as error:
-        raise CnnlabError(f"{error}; {again}") from error
+        raise CnnlabError(f"{str(error).partition('; ')[0]}; {again}") from error
     try:
         if values["format"] != _FORMAT:
             raise ValueError(f"format {clipped(repr(values['format']), 60)}")
@@ -191,16 +191,24 @@ def show(competition: Competition) -> Overview:
     return Overview(store, dict(zip(train.classes, counts, strict=True)), moments.mean, moments.std, figure)
 
 
-def _same_store(path: Path, trainings: Sequence[Path], found: Competition) -> None:
-    """Raises: CnnlabError where a training was begun on another store."""
+def _same_images(path: Path, trainings: Sequence[Path], found: Competition) -> None:
+    """Raises: CnnlabError where a training was begun on another store, or on other images."""
+    from cnnlab.session import load_splits
+
     for training in trainings:
         several = (training / "seeds.json").exists()
-        recipe = runs.open_seeds(training)[0] if several else runs.open_run(training).recipe
-        if recipe.data != f"store:{found.store}":
-            raise CnnlabError(
-                f"{path / 'competition.json'} is damaged, and {training} was begun on {recipe.data}; prepare that: "
-                f"--store {recipe.data.removeprefix('store:')}"
-            )
+        for folder in runs.seed_folders(training) if several else [training]:
+            if not (folder / "run.json").exists():
+                continue
+            run = runs.open_run(folder)
+            if run.recipe.data != f"store:{found.store}":
+                raise CnnlabError(
+                    f"{path / 'competition.json'} is damaged, and {folder} was begun on {run.recipe.data}; prepare "
+                    f"that: --store {run.recipe.data.removeprefix('store:')}"
+                )
+            images, _ = load_splits(run.recipe, SourceOptions(data_dir=data_folder(None)))
+            if images.fingerprint() != run.info["data"]["fingerprint"]:
+                raise CnnlabError(f"{folder} was begun with other images or options; choose another --name")
 
 
 def _files(place: Path, name: str, layout: Layout) -> Path:

@@ -176,7 +176,8 @@ def _existing(path: Path, key: str, source: Path) -> Store | None:
         return None
     if store.info["key"] == key:
         return store
-    if (before := str(store.info.get("source"))) != str(source.absolute()):
+    before = str(store.info.get("source"))
+    if len({os.path.normcase(os.path.realpath(place)) for place in (before, source)}) == 2:
         raise CnnlabError(
             f"{path} holds what was prepared of {before}; name another folder with --store, or delete it first"
         )
