@@ -110,10 +110,8 @@ class Muon(torch.optim.Optimizer):
         of_squares: Any
         of_means, of_squares = zip(*corrections, strict=True)
         if isinstance(of_means[0], Tensor) and len({s["step"] for s in states}) == 1:
-            of_means, of_squares = (
-                of_means[0],
-                of_squares[0],
-            )  # all the same: one kernel, where a list takes one for each
+            # All are the same: one kernel, where a list of tensors takes one for each.
+            of_means, of_squares = of_means[0], of_squares[0]
         mean = torch._foreach_div(means, of_means)
         root = torch._foreach_sqrt(torch._foreach_div(squares, of_squares))
         torch._foreach_add_(root, 1e-8)
