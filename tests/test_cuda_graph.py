@@ -174,21 +174,17 @@ def test_each_kind_is_recorded_in_one_memory_and_the_oldest_is_dropped(monkeypat
     assert sum(isinstance(kind, cuda_graph._Played) for kind in step._kinds.values()) == 2
 
 
-LAST: list[RecordedStep] = []
-
-
-def computed_instead(step_function: Any, sizes: list[int]) -> list[str]:
-    """What is told by steps of which none can be recorded; all of them are made."""
+def computed_instead(step_function: Any, sizes: list[int]) -> tuple[list[str], RecordedStep]:
+    """What is told by steps of which not all can be recorded, and what holds the recordings; all steps are made."""
     told: list[str] = []
     model = build_model("lenet", num_classes=10, in_channels=1, image_size=28)
     optimizer = make_optimizer(model, Recipe(model="lenet"))
     step = RecordedStep(step_function, CPU, told.append)
-    LAST.append(step)
     for size in sizes:
         before = [p.detach().clone() for p in model.parameters()]
         step(model, optimizer, torch.rand(size, 1, 28, 28), torch.randint(10, (size,)))
         assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    return told
+    return told, step
 
 
 def test_what_cannot_be_recorded_is_computed_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,10 +204,10 @@ def test_what_cannot_be_recorded_is_computed_and_said_once(monkeypatch: pytest.M
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda device, pool: ended.append(pool), raising=False)
     monkeypatch.setattr(cuda_graph, "_fresh_generator", lambda device, state: fresh.append(state))
     monkeypatch.setattr(Graph, "capture_end", failing_too)
-    (line,) = computed_instead(waits, [4] * 6 + [3] * 5 + [4])
+    (line,), step = computed_instead(waits, [4] * 6 + [3] * 5 + [4])
     # The one that was recorded before is let go: its random numbers would no longer be those that are saved.
     assert [g.played for g in Graph.made] == [3, 0]
-    assert not any(isinstance(kind, cuda_graph._Played) for kind in LAST[-1]._kinds.values())
+    assert not any(isinstance(kind, cuda_graph._Played) for kind in step._kinds.values())
     assert ended == [Graph.made[1].pool]
     assert "one by one: operation not permitted" in line  # the first error, not what followed from it
     assert len(fresh) == 1  # of 2.11's generator, which else would think that it is recorded
@@ -258,11 +254,11 @@ def test_a_network_that_changes_its_buffers_for_others_is_not_recorded(monkeypat
 
 def test_a_step_that_takes_much_of_the_memory_is_not_recorded() -> None:
     Memory.taken, Memory.free, Memory.reserved = 11, 10, 15
-    (line,) = computed_instead(recordable, [4] * 6)
+    (line,), _ = computed_instead(recordable, [4] * 6)
     assert "too much of the memory" in line
     assert not Graph.made
     Memory.free, Memory.reserved = 5, 25  # enough, once what is kept is given back
-    assert not computed_instead(recordable, [4] * 6)
+    assert computed_instead(recordable, [4] * 6)[0] == []
     assert len(Graph.made) == Memory.emptied == 1
 
 
