@@ -12,6 +12,7 @@ after each, and names what there was no time for:
              (compile=record) in float32 and bfloat16, then compiled in bfloat16 (--ways float32: in float32, as which
              a small network's weights need no conversion)
     best     AlexNet at 224 pixels and ResNet-18 at 96, compiled, at large batches: the largest share of the peak
+    profile  where the time of those two and of LeNet with batch norm goes: a step's kernels, the longest first
     d2l      d2l's own functions beside ours on this card (where d2l is in .peers/d2l, see vs_d2l.py)
 
 Clock of fashion, cifar and peer: whitening, training and the final evaluation with several looks at each image, in the
@@ -47,13 +48,16 @@ import _speed
 import vs_d2l
 from _common import write_result
 from cnnlab.bench import bench
-from cnnlab.device import has_bfloat16, pick_device
+from cnnlab.cuda_graph import first_played
+from cnnlab.device import Plan, has_bfloat16, pick_device
 from cnnlab.experiments import EXPERIMENTS
+from cnnlab.models import build_model
+from cnnlab.probe import seconds_per_step
 from cnnlab.recipes import RECIPES
 
 PEER = vs_d2l.PEERS / "cifar10-airbench" / "airbench94_muon.py"
 # Each part's share of the time; what one leaves goes to those after it.
-PARTS = {"cifar": 0.25, "peer": 0.25, "fashion": 0.15, "chapter": 0.15, "best": 0.05, "d2l": 0.15}
+PARTS = {"cifar": 0.25, "peer": 0.25, "fashion": 0.15, "chapter": 0.12, "best": 0.04, "profile": 0.04, "d2l": 0.15}
 # 46,000 images to train on and 4,000 to look at, both whole batches of 2,000: any other size would make torch compile
 # the peer's network anew inside its clock, for batches of all sizes, and that is not what was published.
 SPLIT = "val_fraction=0.08"
@@ -65,6 +69,10 @@ WAYS: dict[str, dict[str, Any]] = {
     "default": {"compile": "default", "precision": "bfloat16", "memory_format": "channels_last"},
     "float32": {"compile": "default", "precision": "float32", "memory_format": "channels_last"},
 }
+# Network, pixels a side and images a step of the parts best (the first two) and profile.
+LARGE = [("alexnet", 224, 1024), ("resnet18-manual", 96, 2048)]
+TINY = [("lenet-bn", 28, 64)]
+PROFILED_STEPS = 5
 
 
 def run_for(seconds: float | None, command: list[str], **how: Any) -> subprocess.CompletedProcess[str]:
@@ -114,20 +122,71 @@ def chapter(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
 
 
 def best(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
-    sizes: list[tuple[str, int, tuple[int, ...]]] = [("alexnet", 224, (1024,)), ("resnet18-manual", 96, (2048,))]
-    if args.tiny:
-        sizes = [("lenet-bn", 28, (64,))]
     found: dict[str, Any] = {}
-    for network, side, batches in sizes:
-        for batch in batches:
-            if time.perf_counter() > deadline:
-                found[f"{network}, batch {batch}"] = LATE
-                continue
-            found[f"{network}, batch {batch}"] = measured(
-                args, network, image_size=side, batch_size=batch, precision="float32" if args.tiny else "bfloat16",
-                memory_format="channels_last", compile="off" if args.tiny else "default",
-            )  # fmt: skip
+    for network, side, batch in TINY if args.tiny else LARGE:
+        if time.perf_counter() > deadline:
+            found[f"{network}, batch {batch}"] = LATE
+            continue
+        found[f"{network}, batch {batch}"] = measured(
+            args, network, image_size=side, batch_size=batch, precision="float32" if args.tiny else "bfloat16",
+            memory_format="channels_last", compile="off" if args.tiny else "default",
+        )  # fmt: skip
     return found
+
+
+def profile(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
+    """Where a step's time goes, for `best`'s networks and for LeNet with batch norm at the manual's batch."""
+    found: dict[str, Any] = {}
+    for network, side, batch in TINY if args.tiny else [*LARGE, ("lenet-bn", 28, 256)]:
+        name = f"{network}, batch {batch}"
+        try:
+            found[name] = LATE if time.perf_counter() > deadline else kernels(args, network, side, batch)
+        except Exception as error:
+            if args.tiny:
+                raise
+            found[name] = failed(error)
+    return found
+
+
+def kernels(args: argparse.Namespace, network: str, side: int, batch: int) -> dict[str, Any]:
+    """A step as it is trained, data left out: each kernel's microseconds a step (of a processor, each operator's)."""
+    from torch.profiler import ProfilerActivity, schedule
+
+    device = pick_device(args.device)
+    on_card = device.type == "cuda"
+    plan = Plan(
+        threads=1,
+        precision=torch.bfloat16 if on_card else torch.float32,
+        memory_format=torch.channels_last,
+        compile="default" if on_card else "off",
+    )
+    recipe = next(r for r in (RECIPES[e.recipe] for e in EXPERIMENTS.values()) if r.model == network)
+    first = first_played(plan, device)
+    with torch.profiler.profile(
+        activities=[ProfilerActivity.CUDA if on_card else ProfilerActivity.CPU],
+        schedule=schedule(wait=first, warmup=1, active=PROFILED_STEPS, repeat=1),
+    ) as profiler:
+        seconds = seconds_per_step(
+            plan, recipe.changed(batch_size=batch), lambda: build_model(network, image_size=side), (1, side, side),
+            10, device, least=1 + PROFILED_STEPS, seconds=0, most=0, check=profiler.step,
+        )  # fmt: skip
+    if math.isinf(seconds):
+        raise RuntimeError(f"{network} needs more memory than there is, or cannot be compiled")
+    time_of = "self_device_time_total" if on_card else "self_cpu_time_total"
+    told = [e for e in profiler.key_averages() if not e.key.startswith("ProfilerStep")]  # the step as a whole
+    times = {e.key[:160]: (getattr(e, time_of), e.count) for e in told}
+    longest = sorted(times.items(), key=lambda item: -item[1][0])[:40]
+    return {
+        "ms_per_step": seconds * 1e3,
+        "steps": PROFILED_STEPS,
+        "precision": plan.values["dtype"],
+        "compile": plan.compile,
+        "us_per_step_of_all": sum(t for t, _ in times.values()) / PROFILED_STEPS,
+        "kernels": [
+            {"name": name, "us_per_step": t / PROFILED_STEPS, "calls_per_step": count / PROFILED_STEPS}
+            for name, (t, count) in longest
+        ],
+    }
 
 
 def d2l(args: argparse.Namespace, deadline: float) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -121,6 +122,19 @@ def test_who_is_ahead_is_told_from_the_published_scripts_table(
     assert found["who is ahead"] == ahead
     assert found["standard error of the difference"] == pytest.approx((0.0005**2 + 0.0005**2) ** 0.5, rel=1e-6)
     assert "not known" in compared("no time was left", theirs)["who is ahead"]
+
+
+def test_a_profile_tells_what_a_step_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from gpu_suite import kernels
+
+    found = kernels(argparse.Namespace(device="cpu"), "lenet-bn", 28, 64)
+    calls = {kernel["name"]: kernel["calls_per_step"] for kernel in found["kernels"]}
+    assert calls["aten::convolution_backward"] == 2  # as many as the network has convolutions
+    assert calls["aten::native_batch_norm"] == 4
+    times = [kernel["us_per_step"] for kernel in found["kernels"]]
+    assert times == sorted(times, reverse=True)
+    assert 0 < sum(times) <= found["us_per_step_of_all"] * 1.001
 
 
 def test_a_part_that_is_late_ends_with_its_children(monkeypatch: pytest.MonkeyPatch) -> None:
