@@ -1,4 +1,4 @@
-"""Averaged weights, growing images and a frozen first layer: against plain loops, and undisturbed by an interrupt."""
+"""Averaged weights and growing images: against plain loops, and undisturbed by an interrupt."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from cnnlab import Recipe, resume, train, training
 from cnnlab.errors import CnnlabError, TrainingInterrupted
-from cnnlab.models import build_model
-from cnnlab.optim import Average, frozen_from, make_optimizer, shown, size_in_epoch, stem
+from cnnlab.optim import Average, make_optimizer, shown, size_in_epoch
 from cnnlab.runs import change_recipe, open_run
 from cnnlab.step import train_step
 from conftest import Command, one_line_error
@@ -135,44 +134,6 @@ def test_shown_puts_everything_back_also_after_an_error(layout: torch.memory_for
 
 
 # In a training
-
-
-# The weights of the first layer that are trained, and what is called a weight and is not.
-FIRST = {"resnet18-small": {"0.0.weight"}, "airbench-small": {"0.bias"}, "lenet-bn": {"0.weight", "0.bias"}}
-FIXED = {"airbench-small": {"0.weight"}}
-
-
-@pytest.mark.parametrize(
-    ("model", "optimizer"), [("resnet18-small", "sgd"), ("airbench-small", "muon"), ("lenet-bn", "adamw")]
-)
-def test_a_frozen_first_layer_is_as_a_shorter_training_left_it(shapes: Path, model: str, optimizer: str) -> None:
-    common: dict[str, object] = {"model": model, "optimizer": optimizer, "schedule": "constant", "start_size": 0}
-    common |= {"image_size": 28, "learning_rate": 0.002 if optimizer == "adamw" else 0.05}
-    runs = {
-        name: train(small(shapes, **common, epochs=epochs, freeze_stem_after=share), name=name, threads=1).run
-        for name, epochs, share in [("short", 1, 1.0), ("long", 2, 0.5), ("never", 1, 0.0)]
-    }
-    short, long, never = (safetensors.torch.load_file(run.path / "last.safetensors") for run in runs.values())
-    trained = {n for n in short if n.endswith(("weight", "bias"))} - FIXED.get(model, set())
-    assert FIRST[model] < trained
-    for name in trained:
-        assert torch.equal(short[name], long[name]) == (name in FIRST[model]), name
-    for name in FIRST[model]:
-        assert not torch.equal(short[name], never[name]), name
-
-
-@pytest.mark.parametrize(("share", "steps", "first"), [(1.0, 7, 7), (0.0, 7, 0), (0.3, 184, 56), (0.5, 7, 4)])
-def test_freezing_begins_after_that_share_of_the_steps(share: float, steps: int, first: int) -> None:
-    assert frozen_from(Recipe(freeze_stem_after=share), steps) == first
-
-
-def test_weights_that_somebody_froze_are_no_stem() -> None:
-    model = build_model("lenet", image_size=28)
-    first, second, *_ = (layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
-    for layer in (first, second):
-        assert [id(p) for p in stem(model)] == [id(layer.weight), id(layer.bias)]
-        layer.requires_grad_(False)
-    assert stem(model.requires_grad_(False)) == []
 
 
 def small(shapes: Path, **changes: object) -> Recipe:

@@ -61,7 +61,6 @@ KINDS = {
     "muon, lookahead, growing images": [
         *SMALL, "optimizer=muon", "learning_rate=0.1", "momentum=0.6", "average=lookahead", "average_decay=0.5", "average_every=3",
         "flip=true", "cutout=4", "model=airbench-small", "limit=64", "batch_size=16", "start_size=20",
-        "freeze_stem_after=0.6",
     ],
     "dropout": [*SMALL, "model=nin-small", "limit=64", "batch_size=16", "brightness=0.3", "schedule=cosine"],
 }  # fmt: skip

@@ -56,7 +56,7 @@ def first_played(plan: Plan, device: torch.device) -> int:
 
 class RecordedStep:
     """Called as `train_step`, and the same update: the first of a kind are computed, then one is recorded, the others
-    are played. A kind is the network, which of its weights are trained, and the shapes of its batch.
+    are played. A kind is the network and the shapes of its batch.
 
     What the host gives the optimiser in each step (a learning rate, Adam's corrections) lies in tensors on the device
     meanwhile, in float32, for steps that are not played, too: so a run that was stopped and goes on, recording anew,
@@ -93,8 +93,7 @@ class RecordedStep:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._begun = True
         self._send(_numbers(optimizer))
-        trained = tuple(p.requires_grad for group in optimizer.param_groups for p in group["params"])
-        kind = (id(model), trained, x.shape, x.stride(), y.shape, label_smoothing, precision)
+        kind = (id(model), x.shape, x.stride(), y.shape, label_smoothing, precision)
         known = self._kinds.setdefault(kind, None if self._refused else 0)
         if known == WARM_UP and not self._refused:
             known = self._kinds[kind] = self._recorded(model, optimizer, x, y, label_smoothing, precision)

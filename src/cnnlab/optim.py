@@ -212,21 +212,6 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     return recipe.learning_rate * share
 
 
-def frozen_from(recipe: Recipe, steps: int) -> int:
-    """The number (from 0) of the first update of `steps` that leaves the first layer as it is; `steps`: none does.
-
-    Without its gradient a backward pass ends before the first layer, whose maps are the largest (A. Brock, T. Lim, J.
-    M. Ritchie, N. Weston, FreezeOut, 2017).
-    """
-    return math.ceil(recipe.freeze_stem_after * steps)
-
-
-def stem(model: nn.Module) -> list[nn.Parameter]:
-    """The weights that are trained of the first layer that has such, in the order of the network's layers."""
-    trained = ([p for p in module.parameters(recurse=False) if p.requires_grad] for module in model.modules())
-    return next(filter(None, trained), [])
-
-
 def size_in_epoch(recipe: Recipe, image_size: int, epoch: int) -> int:
     """Pixels a side in epoch number `epoch` (from 0): from `start_size` evenly to `image_size`, in even numbers.
 

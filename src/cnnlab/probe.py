@@ -118,9 +118,9 @@ def plan(
     work = operations(build, shape) * recipe.epochs * count
     if work < MEASURE_FROM.get(device.type, 1e12):
         return replace(_first_guess(recipe, default, device), why="too short to measure")
-    compilations = 1 if recipe.freeze_stem_after == 1 else 2  # a step without the first layer's gradient is another
-    least_work = compilations * COMPILE_FROM.get(device.type, float("inf"))
-    tries_compile = recipe.compile == "auto" and work >= least_work and _compiler(device)
+    tries_compile = (
+        recipe.compile == "auto" and work >= COMPILE_FROM.get(device.type, float("inf")) and _compiler(device)
+    )
     if len(candidates) == 1 and not tries_compile:
         return candidates[0]
     key = _key(recipe, default, shape, num_classes, device, threads, tries_compile)

@@ -59,9 +59,6 @@ class Recipe:
     decay: float = _setting(0.1, "step: what the learning rate is multiplied by", 0, 1)
     decay_every: int = _setting(30, "step: after how many epochs, each time", 1, 100_000)
     label_smoothing: float = _setting(0.0, "share of the target spread over all classes", 0, 0.9999)
-    freeze_stem_after: float = _setting(
-        1.0, "share of the steps after which the first layer that has weights is trained no more; 1: never", 0, 1
-    )
     init: str = _setting("framework", "starting weights", choices=("framework", "xavier-uniform", "he-normal"))
 
     image_size: int = _setting(0, "pixels a side that the network sees; 0: the source's own", 0, 4096)
@@ -243,7 +240,7 @@ _NEWER = {
     "limit", "other_learning_rate", "decay", "decay_every", "shift_fill", "alternating_flip", "crop_scale",
     "crop_ratio", "brightness", "contrast", "saturation", "randaugment", "magnitude", "cutout", "mixup", "cutmix",
     "precision", "memory_format", "compile", "average", "average_decay", "average_every", "cooldown", "start_size",
-    "on_nan", "save_seconds", "save_steps", "freeze_stem_after",
+    "on_nan", "save_seconds", "save_steps",
 }  # fmt: skip
 
 

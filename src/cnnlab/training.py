@@ -47,7 +47,7 @@ from cnnlab.errors import CnnlabError, TrainingInterrupted, out_of_memory, reaso
 from cnnlab.evaluation import evaluate
 from cnnlab.files import remove_torn, write_checked
 from cnnlab.forms import COUNT, NUMBER, POSITIVE, Number, check
-from cnnlab.optim import Average, frozen_from, initialize, learning_rate, make_optimizer, shown, size_in_epoch, stem
+from cnnlab.optim import Average, initialize, learning_rate, make_optimizer, shown, size_in_epoch
 from cnnlab.probe import compiled, not_compiled
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import find_recipe
@@ -422,7 +422,6 @@ def _epochs(
     steps, skips = recipe.epochs * each, recipe.on_nan == "skip"
     update = step_of(train_step, plan, device, skips, display.message)  # train_step itself or, on CUDA, recorded
     lookout, due = Lookout(device, each, skips), Due(recipe)
-    first_weights, frozen = stem(model), frozen_from(recipe, steps)
 
     def reached(
         steps: int, seen: int, left_out: int, statistics: Tensor, batches: Batches, seconds: float, compute: Stopwatch
@@ -463,8 +462,6 @@ def _epochs(
         for x, y in batches:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step, steps)
-            for p in first_weights:
-                p.requires_grad_(step < frozen)
             compute.start()
             # Each other shape would be compiled anew: a last batch, and images that are still growing.
             usual = len(y) == recipe.batch_size and size == session.preprocessing.image_size
