@@ -69,7 +69,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "default": {"compile": "default", "precision": "bfloat16", "memory_format": "channels_last"},
     "float32": {"compile": "default", "precision": "float32", "memory_format": "channels_last"},
 }
-# Network, pixels a side and images a step of the parts best (the first two) and profile.
+# Network, pixels a side and images a step, of the parts best and profile.
 LARGE = [("alexnet", 224, 1024), ("resnet18-manual", 96, 2048)]
 TINY = [("lenet-bn", 28, 64)]
 PROFILED_STEPS = 5

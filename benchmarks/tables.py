@@ -32,7 +32,7 @@ WORDS = {
         "medians (range of the ratio). What is compared, and the other figures: [speed.md](docs/speed.md). {hardware}.",
         "peer_columns": "| network | pixels | d2l, images/s | cnnlab, float32 | | cnnlab, `precision=auto` | |",
         "times": "**{median:.1f}x** ({min:.1f} to {max:.1f})",
-        "speed": "Time to accuracy on Fashion-MNIST, {seeds}: settings chosen on a validation split, the test set looked at once, at the end. {hardware}.",
+        "speed": "Time to accuracy on Fashion-MNIST, {seeds}: settings chosen on a validation split (one exception, the number of epochs of `speed/fashion-95`: speed.md, The clocks), the test set looked at once, at the end. {hardware}.",
         "speed_columns": "| recipe | network | epochs | val acc, 1 look | test acc | looks | seconds of training | building to answer |",
         "gpu": "On one GPU: CIFAR-10 to {acc} with six looks at each of {images:,} images held out, {n} seeds, in **{seconds:.2f} s** of whitening, training and answering (`{recipe}`, "
         "{epochs} epochs; compilation apart). The chapter's networks there: [speed.md](docs/speed.md). {hardware}.",
@@ -53,7 +53,7 @@ WORDS = {
         "比较的内容与其他数字见 [speed.md](docs/speed.md)。{hardware}。",
         "peer_columns": "| 网络 | 像素 | d2l，图像/秒 | cnnlab，float32 | | cnnlab，`precision=auto` | |",
         "times": "**{median:.1f} 倍**（{min:.1f} 到 {max:.1f}）",
-        "speed": "Fashion-MNIST 上达到某精度所需的时间，{seeds}：设置只凭验证集选定，测试集只在最后看一次。{hardware}。",
+        "speed": "Fashion-MNIST 上达到某精度所需的时间，{seeds}：设置只凭验证集选定（唯一的例外是 `speed/fashion-95` 的周期数，见 speed.md 的 The clocks），测试集只在最后看一次。{hardware}。",
         "speed_columns": "| 配方 | 网络 | 周期 | 验证精度（看 1 次） | 测试精度 | 看的次数 | 训练秒数 | 从建网到得出结果 |",
         "gpu": "单个 GPU：CIFAR-10 上，预留的 {images:,} 张图像每张看六次，精度 {acc}，{n} 个种子，白化、训练和作答共 **{seconds:.2f} 秒**（`{recipe}`，{epochs} 个周期；编译另计）。"
         "该 GPU 上各章网络的数字见 [speed.md](docs/speed.md)。{hardware}。",

@@ -4,8 +4,8 @@ Source: K. Jordan, 94% on CIFAR-10 in 3.29 seconds on a single GPU, arXiv:2404.0
 The whitened first layer is from D. Page, How to train your ResNet, 2018 to 2019.
 
 Deliberate deviations: batch norm keeps its scale, and the first layer's bias is trained to the end, so that nothing is
-frozen but the whitening itself (frozen early, the bias costs more accuracy than time, docs/log.md); the last pooling
-takes all that is left, so that images of other sizes work.
+frozen but the whitening itself (freezing the bias early loses more accuracy than the time saved is worth, docs/log.md);
+the last pooling takes all that is left, so that images of other sizes work.
 """
 
 from __future__ import annotations
