@@ -45,8 +45,8 @@ def write_result(name: str, device: str, figures: dict[str, Any], out: Path | No
 
     out: the folder it goes to, unsaid results/.
     """
-    from cnnlab.device import available_cores, environment, pick_device
-    from cnnlab.files import write_json
+    from cnnlab.device.hardware import available_cores, environment, pick_device
+    from cnnlab.io.files import write_json
 
     env = environment(pick_device(device), available_cores())
     hardware = re.sub(
@@ -148,11 +148,11 @@ def present() -> bool:
 
 
 def matrix_peak() -> dict[str, float]:
-    """Floating-point operations per second of a large product (cnnlab.peak), by the precisions that have units here."""
+    """Floating-point operations per second of a large product, by the precisions that have units here."""
     import torch
 
-    from cnnlab.device import available_cores, has_bfloat16, pick_device
-    from cnnlab.peak import peak
+    from cnnlab.device.hardware import available_cores, has_bfloat16, pick_device
+    from cnnlab.machine.peak import peak
 
     device = pick_device("auto")
     kinds = (torch.float32, *([torch.bfloat16] if has_bfloat16(device) else []))
@@ -168,10 +168,10 @@ def settle(recipe: Task, count: int, image_size: int) -> Task:
     is done here for the whole, outside every clock. Compilation is left off: it takes longer than what is measured.
     On CUDA steps are recorded, as they are where nothing is said.
     """
-    from cnnlab import probe
-    from cnnlab.device import pick_device
+    from cnnlab.device.hardware import pick_device
     from cnnlab.models import build_model
     from cnnlab.recipe import Recipe
+    from cnnlab.training import plan as probe
 
     asked = Recipe.from_dict(recipe).changed(compile="record" if pick_device("auto").type == "cuda" else "off")
     shape = (1, image_size, image_size)
@@ -214,8 +214,9 @@ def child_cnnlab(task: Task) -> Task:
     with its data alone, as the run's own metrics have it.
     """
     import cnnlab
-    from cnnlab import session, training
     from cnnlab.recipe import Recipe
+    from cnnlab.training import session
+    from cnnlab.training import train as training
 
     fit, splits, spans = training._fit, session.load_splits, []
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import RECIPES
-from cnnlab.runs import spread
+from cnnlab.training.runs import spread
 
 KEYS = ("val_acc", "final_acc", "train_seconds", "race_seconds", "clock_seconds", "images_per_second")
 
@@ -37,9 +37,9 @@ def child(recipe: Recipe, split: str, views: str, device: str, as_trained: bool 
     import torch.utils.tensorboard  # noqa: F401
 
     import cnnlab
-    import cnnlab.plots
-    from cnnlab import training
-    from cnnlab.session import Session
+    import cnnlab.io.figures
+    from cnnlab.training import train as training
+    from cnnlab.training.session import Session
 
     spans: dict[str, float] = {}
 

@@ -1,4 +1,4 @@
-"""What one changed import line gives: d2l's train_ch6 on its own loader against cnnlab.manual's on its own, in turn.
+"""What one changed import line gives: d2l's train_ch6 on its own loader against cnnlab.d2l's on its own, in turn.
 
     python benchmarks/drop_in.py [--networks lenet resnet18-manual ...] [--pairs 3] [--epochs 2] [--tiny]
 
@@ -38,7 +38,7 @@ class First:
 
 def child_manual(task: Task) -> Task:
     os.chdir(PEERS / "work")  # where the curves may lie
-    from cnnlab import manual as d2l
+    from cnnlab import d2l
     from cnnlab.models import build_model
 
     recipe = task["recipe"]
@@ -59,7 +59,7 @@ def child_manual(task: Task) -> Task:
 
 
 def main() -> None:
-    if answered({"prepare": child_prepare, "d2l": child_d2l, "cnnlab.manual": child_manual}):
+    if answered({"prepare": child_prepare, "d2l": child_d2l, "cnnlab.d2l": child_manual}):
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     usual = ["lenet", "lenet-bn", "lenet-bn-scratch", "resnet18-manual"]
@@ -83,7 +83,7 @@ def main() -> None:
         images = 1280 if args.tiny else images
         recipe = RECIPES[name].changed(epochs=1 if images else args.epochs).to_dict()
         task = {"recipe": recipe, "images": images, "watched": WATCHED if images else 0}
-        sides = ("d2l", "cnnlab.manual")
+        sides = ("d2l", "cnnlab.d2l")
         pairs = [call_each([{**task, "side": side} for side in sides], together=args.tiny) for _ in range(args.pairs)]
         ratio = {
             key: spread([p["d2l"][key] / p["d2l"]["images"] * p[sides[1]]["images"] / p[sides[1]][key] for p in pairs])

@@ -18,10 +18,10 @@ from typing import Any
 
 import _speed
 from _common import write_result
-from cnnlab.evaluation import VIEWS
-from cnnlab.experiments import EXPERIMENTS
+from cnnlab.chapter.experiments import EXPERIMENTS
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import RECIPES
+from cnnlab.training.evaluate import VIEWS
 
 # What the manual prints for the test set, its source for those that it does not train.
 PRINTED = {name: e.test_acc for name, e in EXPERIMENTS.items() if name != "lenet-bn-scratch"}
@@ -32,7 +32,7 @@ FAST = [f"fast/{name}" for name in PRINTED]
 def multiply_adds(recipe: Recipe, images: int) -> float:
     """Of the forward passes of the whole training."""
     from cnnlab.models import build_model
-    from cnnlab.probe import operations
+    from cnnlab.training.plan import operations
 
     size = recipe.image_size or 28
     return operations(lambda: build_model(recipe.model, image_size=size), (1, size, size)) / 6 * images * recipe.epochs

@@ -47,13 +47,13 @@ import torch
 import _speed
 import vs_d2l
 from _common import write_result
-from cnnlab.bench import bench
-from cnnlab.cuda_graph import first_played
-from cnnlab.device import Plan, has_bfloat16, pick_device
-from cnnlab.experiments import EXPERIMENTS
+from cnnlab.chapter.experiments import EXPERIMENTS
+from cnnlab.device.hardware import Plan, has_bfloat16, pick_device
+from cnnlab.machine.bench import bench
 from cnnlab.models import build_model
-from cnnlab.probe import seconds_per_step
 from cnnlab.recipes import RECIPES
+from cnnlab.training.cuda_graph import first_played
+from cnnlab.training.plan import seconds_per_step
 
 PEER = vs_d2l.PEERS / "cifar10-airbench" / "airbench94_muon.py"
 # Each part's share of the time; what one leaves goes to those after it.
@@ -330,7 +330,7 @@ def peer(args: argparse.Namespace, deadline: float) -> Any:
     if not torch.cuda.is_available():
         return "the published code needs CUDA"
     from cnnlab.data import SourceOptions, data_folder
-    from cnnlab.session import load_splits
+    from cnnlab.training.session import load_splits
 
     recipe = RECIPES["speed/cifar-94"].with_settings([f"data=store:{args.store.absolute()}", SPLIT])
     splits = load_splits(recipe, SourceOptions(data_dir=data_folder(None)))

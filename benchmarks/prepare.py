@@ -6,7 +6,7 @@ Makes, once, a competition whose test.7z holds that many PNG files: the 60,000 o
 cifar-10) over and over under new names, packed by the 7z program as the real one is, as one solid LZMA2 stream. Then
 in turn, each in a process of its own:
 
-    cnnlab    cnnlab.data.store.prepare: checks, hashes, decodes and writes the store (two labelled images beside it)
+    cnnlab    prepare_store: checks, hashes, decodes and writes the store (two labelled images beside it)
     tutorial  `7z x`, then Pillow in a loop over the files into one uint8 array
 
 Seconds are the process's, Python's start included. Memory is the peak over the process tree, sampled ten times a
@@ -82,9 +82,9 @@ def build(work: Path, images: int) -> Path:
 
 
 def child_cnnlab(folder: Path, scratch: Path) -> None:
-    from cnnlab.data.store import prepare
+    from cnnlab.competition.prepare import prepare_store
 
-    prepare(folder, store=scratch / "store")
+    prepare_store(folder, store=scratch / "store")
 
 
 def child_tutorial(folder: Path, scratch: Path) -> None:

@@ -12,9 +12,9 @@ import os
 import tempfile
 
 from _common import write_result
-from cnnlab import tables
+from cnnlab.chapter.reproduce import Plan, reproduce
+from cnnlab.cli import tables
 from cnnlab.data import data_folder
-from cnnlab.reproduction import Plan, reproduce
 
 
 def main() -> None:

@@ -17,10 +17,11 @@ from statistics import median
 from typing import Any
 
 from _common import spread, write_result
-from cnnlab import train, training
-from cnnlab.checkpoint import Beside
+from cnnlab import train
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import RECIPES
+from cnnlab.training import train as training
+from cnnlab.training.checkpoint import Beside
 
 # Network and image size: the smallest, the middle and the largest of the chapter.
 EVERY = 8  # steps: enough for one save to be on the disk before the next

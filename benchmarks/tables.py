@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from cnnlab.evaluation import VIEWS
-from cnnlab.experiments import CLASSICAL, EXPERIMENTS, markdown
+from cnnlab.chapter.experiments import CLASSICAL, EXPERIMENTS, markdown
+from cnnlab.training.evaluate import VIEWS
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- results: written by `python benchmarks/tables.py`, from benchmarks/results/ -->"

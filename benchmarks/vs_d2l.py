@@ -152,10 +152,10 @@ def as_printed(net: Any) -> Any:
 def child_d2l(task: Task) -> Task:
     sys.path.append(str(PEERS / "d2l"))  # behind ours: torch, numpy and matplotlib are the same for both
     os.chdir(PEERS / "work")
-    from d2l import torch as d2l
     from torch.utils.data import DataLoader, Subset
 
     from cnnlab.models import build_model
+    from d2l import torch as d2l
 
     recipe = task["recipe"]
     batch, size, epochs = recipe["batch_size"], recipe["image_size"], recipe["epochs"]

@@ -137,7 +137,7 @@ def usual_loop(
     import torch
     import torch.nn.functional as F
 
-    from cnnlab.device import has_bfloat16, pick_device
+    from cnnlab.device.hardware import has_bfloat16, pick_device
 
     device = pick_device("auto")
     layout = torch.channels_last if tuned else torch.contiguous_format
@@ -182,7 +182,7 @@ def usual_loop(
 def build(task: Task, tuned: bool = False) -> Any:
     import torch
 
-    from cnnlab.device import pick_device
+    from cnnlab.device.hardware import pick_device
     from cnnlab.models import build_model
 
     torch.manual_seed(0)
@@ -217,7 +217,7 @@ def child_torchvision(task: Task) -> Task:
 
 
 def child_timm(task: Task) -> Task:
-    from cnnlab.device import pick_device
+    from cnnlab.device.hardware import pick_device
 
     data, optim = import_module("timm.data"), import_module("timm.optim")
     mean, std = moments()

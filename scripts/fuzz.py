@@ -118,7 +118,7 @@ def idx(parsers: Any, trial: Any, folder: Path) -> Made:
 
 def recipe(parsers: Any, trial: Any, folder: Path) -> Made:
     """A recipe.json."""
-    from cnnlab.files import read_json
+    from cnnlab.io.files import read_json
     from cnnlab.recipe import Recipe
 
     path = folder / "recipe.json"
@@ -169,7 +169,7 @@ def parts(name: str, text: str) -> list[str]:
 
 def checkpoint(parsers: Any, trial: Any, folder: Path) -> Made:
     """The header of a checkpoint, and the values in it; the numbers are a real one's, the checksum is mended."""
-    from cnnlab import checkpoint
+    from cnnlab.training import checkpoint
 
     path = folder / "checkpoint.safetensors"
     training = parsers.Training(path, "sgd")

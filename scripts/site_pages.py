@@ -14,7 +14,9 @@ import typer
 from latex2mathml import converter
 
 import cnnlab
-from cnnlab import cli, competition, tables
+from cnnlab import competition
+from cnnlab.cli import app as cli
+from cnnlab.cli import tables
 from cnnlab.recipe import SETTINGS, TYPES, Recipe
 from cnnlab.recipes import RECIPES
 
@@ -85,9 +87,9 @@ def python() -> str:
     lines += ["## A competition's steps", "", "From `cnnlab.competition`.", ""]
     for name in competition.__all__:
         lines += [f"::: {getattr(competition, name).__module__}.{name}", ""]
-    lines += ["## Grading", "", "From `cnnlab.grade`.", ""]
+    lines += ["## Grading", "", "From `cnnlab.competition.grade`.", ""]
     for name in ("grade", "Grades", "Grade"):
-        lines += [f"::: cnnlab.grade.{name}", ""]
+        lines += [f"::: cnnlab.competition.grade.{name}", ""]
     return "\n".join(lines)
 
 
@@ -96,9 +98,9 @@ def write_lessons(folder: Path, executed: Path | None) -> None:
 
     executed: a folder with their notebooks of any language after they have run, for what the cells show.
     """
-    if importlib.util.find_spec("cnnlab.lessons") is None:
+    if importlib.util.find_spec("cnnlab.chapter.lessons") is None:
         return
-    module: Any = importlib.import_module("cnnlab.lessons")
+    module: Any = importlib.import_module("cnnlab.chapter.lessons")
     for name in module.lessons():
         shown: list[Any] = []
         if executed is not None:
@@ -110,7 +112,7 @@ def write_lessons(folder: Path, executed: Path | None) -> None:
 
 
 def lesson(cells: list[Any], language: str, how: str, shown: list[Any]) -> str:
-    """A lesson as a page. cells: as cnnlab.lessons.read has them; how: a line below the title; shown: see below.
+    """A lesson as a page. cells: as lessons.read has them; how: a line below the title; shown: see below.
 
     The code is the same in every language, so `shown` has the outputs of each cell of code, in their order, or nothing.
     """

@@ -16,11 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from cnnlab import probe
 from cnnlab.data import data_folder
-from cnnlab.device import available_cores
+from cnnlab.device.hardware import available_cores
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import RECIPES
+from cnnlab.training import plan as probe
 
 EVERY_CORE = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1, ... where tests run side by side
@@ -38,8 +38,8 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=24, help="how often tests/test_faults.py kills a training")
-    told = "docs/reliability.md, whose table becomes that of what tests/test_faults.py tried"
+    parser.addoption("--kills", type=int, default=24, help="how often tests/training/test_faults.py kills a training")
+    told = "docs/reliability.md, whose table becomes that of what tests/training/test_faults.py tried"
     told_too = "docs/security.md, whose table becomes that of what tests/test_fuzz.py tried"
     parser.addoption("--fuzz-table", type=lambda path: Path(path).absolute(), help=told_too)
     parser.addoption("--fault-table", type=lambda path: Path(path).absolute(), help=told)
@@ -89,7 +89,7 @@ def every_core() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def cnnlab() -> Command:
     """Run the command in this process, which saves its start; the answer has returncode, stdout, stderr."""
-    from cnnlab.cli import main
+    from cnnlab.cli.app import main
 
     def run(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         command = ["cnnlab", *map(str, args)]

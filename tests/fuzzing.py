@@ -19,7 +19,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from cnnlab.errors import CnnlabError
+from cnnlab.io.errors import CnnlabError
 
 MOST_SECONDS = 10.0  # of the processor, for one input
 MOST_MIB = 512  # of memory above what there was before

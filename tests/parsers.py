@@ -22,23 +22,28 @@ import py7zr
 import torch
 from PIL import Image, features
 
-from cnnlab import Recipe, checkpoint, safety, tables, train
+from cnnlab import Recipe, train
+from cnnlab.cli import tables
+from cnnlab.cli.tables_kaggle import prepared
 from cnnlab.competition import submission
-from cnnlab.csvs import read_header, read_table
+from cnnlab.competition.grade import grade
+from cnnlab.competition.labels import check_labels
+from cnnlab.competition.prepare import prepare_store
 from cnnlab.data import archives, fashion_mnist
 from cnnlab.data.images import bombs_refused, decode, probe
-from cnnlab.data.store import Store, intact, open_store, prepare
-from cnnlab.device import pick_device
-from cnnlab.forms import check
-from cnnlab.grade import grade
-from cnnlab.labels import check_labels
+from cnnlab.data.store import Store, intact, open_store
+from cnnlab.device.hardware import pick_device
+from cnnlab.io import text as safety
+from cnnlab.io.csv import read_header, read_table
+from cnnlab.io.schema import check
+from cnnlab.io.tables import to_json
 from cnnlab.models import build_model
-from cnnlab.optim import Average, make_optimizer
-from cnnlab.results import Result
-from cnnlab.runs import list_runs, open_run
-from cnnlab.step import train_step
-from cnnlab.tables_kaggle import prepared
-from cnnlab.training import _STATE
+from cnnlab.training import checkpoint
+from cnnlab.training.optim import Average, make_optimizer
+from cnnlab.training.results import Result
+from cnnlab.training.runs import list_runs, open_run
+from cnnlab.training.step import train_step
+from cnnlab.training.train import _STATE
 from fuzzing import Trials
 
 # Archives
@@ -212,9 +217,9 @@ def told(path: Path) -> None:
     run = open_run(path)
     summary = run.summary()
     rows = tables.run_rows([run])
-    for text in (safety.page(tables.as_json(rows)), safety.page(tables.run_list([run, run], Path("runs"), True))):
+    for text in (safety.page(to_json(rows)), safety.page(tables.run_list([run, run], Path("runs"), True))):
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
-    json.loads(safety.page(tables.as_json(rows)))
+    json.loads(safety.page(to_json(rows)))
     if summary is not None:
         safety.page(str(Result(run, summary)))
 
@@ -310,7 +315,7 @@ def make_store(folder: Path) -> Path:
             Image.new("L", (5, 5), 40 * i).save(source / part / f"{i}.png")
     (source / "trainLabels.csv").write_text("id,label\n0,a\n1,b\n2,a\n3,b\n")
     (source / "sampleSubmission.csv").write_text("id,label\n0,a\n1,a\n")
-    prepare(source, store=folder / "store", workers=1)
+    prepare_store(source, store=folder / "store", workers=1)
     return folder / "store"
 
 
@@ -334,7 +339,7 @@ def try_competition(trial: Trials, path: Path) -> None:
     store = path.parent / "store"
     shutil.rmtree(store, ignore_errors=True)
     with trial("competition's zip", path.parent):
-        prepare(path, store=store, workers=1)
+        prepare_store(path, store=store, workers=1)
         assert {entry.name for entry in path.parent.iterdir()} <= {path.name, "store", "store.lock"}
     if store.exists():
         try_store(trial, store)

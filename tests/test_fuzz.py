@@ -26,16 +26,19 @@ import torch
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from cnnlab import Recipe, checkpoint, safety, tables
+from cnnlab import Recipe
+from cnnlab.chapter.reproduce import resume_reproduction
 from cnnlab.competition import work
-from cnnlab.csvs import quoted
+from cnnlab.competition.layout import Layout
 from cnnlab.data.images import decode
-from cnnlab.data.store import Layout
-from cnnlab.errors import CnnlabError
-from cnnlab.files import digest, write_checked
+from cnnlab.io import text as safety
+from cnnlab.io.csv import quoted
+from cnnlab.io.errors import CnnlabError
+from cnnlab.io.files import digest, write_checked
+from cnnlab.io.tables import to_json
 from cnnlab.recipe import SETTINGS
-from cnnlab.reproduction import resume_reproduction
-from cnnlab.runs import check_name, open_seeds
+from cnnlab.training import checkpoint
+from cnnlab.training.runs import check_name, open_seeds
 
 pytest.importorskip("py7zr")
 
@@ -227,7 +230,7 @@ def test_names_and_texts(trial: Trials, folder: Path) -> None:
             assert not re.search(
                 r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff]", made
             )
-        assert json.loads(safety.page(tables.as_json([text]))) == [text]
+        assert json.loads(safety.page(to_json([text]))) == [text]
         assert not re.search(r"[<>|]", safety.markdown(text))
         assert not re.match(r"\s*[=+@-]", safety.cell(text)) or re.fullmatch(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?", text)
 

@@ -12,12 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cnnlab import Recipe, device, probe, resume, train, training
+from cnnlab import Recipe, resume, train
 from cnnlab.data.augment import Augmentation
-from cnnlab.errors import CnnlabError, TrainingInterrupted
-from cnnlab.optim import make_optimizer
+from cnnlab.device import hardware as device
+from cnnlab.io.errors import CnnlabError, TrainingInterrupted
 from cnnlab.recipe import SETTINGS
-from cnnlab.step import train_step
+from cnnlab.training import plan as probe
+from cnnlab.training import train as training
+from cnnlab.training.optim import make_optimizer
+from cnnlab.training.step import train_step
 from conftest import Command, one_line_error
 
 CPU = torch.device("cpu")

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 import cnnlab
-from cnnlab import RECIPES, Recipe, train, training
-from cnnlab.errors import TrainingInterrupted
-from cnnlab.evaluation import logits
-from cnnlab.experiments import EXPERIMENTS
+from cnnlab import RECIPES, Recipe, train
+from cnnlab.chapter.experiments import EXPERIMENTS
+from cnnlab.io.errors import TrainingInterrupted
 from cnnlab.models import build_model
+from cnnlab.training import train as training
+from cnnlab.training.evaluate import logits
 
 SPEED = [name for name in RECIPES if name.startswith(("speed/", "fast/"))]
 NETWORKS = [name for name in EXPERIMENTS if name != "lenet-bn-scratch"]

@@ -12,16 +12,16 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from cnnlab.data import DATASETS, ImageSet, load_images
-    from cnnlab.errors import CnnlabError, TrainingInterrupted
-    from cnnlab.evaluation import Evaluation
     from cnnlab.inference import Prediction, RunEvaluation, evaluate_run, load_model, predict
+    from cnnlab.io.errors import CnnlabError, TrainingInterrupted
     from cnnlab.models import MODELS, build_model
     from cnnlab.recipe import Recipe
     from cnnlab.recipes import RECIPES
-    from cnnlab.results import Result, SeedsResult
-    from cnnlab.runs import Run, list_runs, open_run
-    from cnnlab.step import train_step
-    from cnnlab.training import resume, train, train_seeds
+    from cnnlab.training.evaluate import Evaluation
+    from cnnlab.training.results import Result, SeedsResult
+    from cnnlab.training.runs import Run, list_runs, open_run
+    from cnnlab.training.step import train_step
+    from cnnlab.training.train import resume, train, train_seeds
 
 __all__ = [
     "DATASETS",
@@ -53,16 +53,16 @@ __all__ = [
 
 _HOMES = {
     "data": ("DATASETS", "ImageSet", "load_images"),
-    "errors": ("CnnlabError", "TrainingInterrupted"),
-    "evaluation": ("Evaluation",),
     "inference": ("Prediction", "RunEvaluation", "evaluate_run", "load_model", "predict"),
+    "io.errors": ("CnnlabError", "TrainingInterrupted"),
     "models": ("MODELS", "build_model"),
     "recipe": ("Recipe",),
     "recipes": ("RECIPES",),
-    "results": ("Result", "SeedsResult"),
-    "runs": ("Run", "list_runs", "open_run"),
-    "step": ("train_step",),
-    "training": ("resume", "train", "train_seeds"),
+    "training.evaluate": ("Evaluation",),
+    "training.results": ("Result", "SeedsResult"),
+    "training.runs": ("Run", "list_runs", "open_run"),
+    "training.step": ("train_step",),
+    "training.train": ("resume", "train", "train_seeds"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -12,13 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cnnlab import runs
-from cnnlab.checkpoint import check_weights, load_weights
 from cnnlab.data import ImageSet, SourceOptions, data_folder, load_images
 from cnnlab.data.images import BadImage, bombs_refused, decode, image_files
 from cnnlab.data.imageset import Report, no_report
 from cnnlab.data.loader import Loader, Preprocessing, laid_out
-from cnnlab.device import (
+from cnnlab.device.hardware import (
     FORMATS,
     PRECISIONS,
     available_cores,
@@ -28,11 +26,13 @@ from cnnlab.device import (
     reproducible,
     synchronize,
 )
-from cnnlab.errors import CnnlabError, reason, unknown
-from cnnlab.evaluation import VIEWS, Evaluation, evaluate, logits
+from cnnlab.io.errors import CnnlabError, reason, unknown
 from cnnlab.models import build_model
-from cnnlab.runs import Run
-from cnnlab.session import load_splits
+from cnnlab.training import runs
+from cnnlab.training.checkpoint import check_weights, load_weights
+from cnnlab.training.evaluate import VIEWS, Evaluation, evaluate, logits
+from cnnlab.training.runs import Run
+from cnnlab.training.session import load_splits
 
 SPLITS = ("test", "validation", "train")
 _MOST_VALUES = 1 << 26  # of a batch of large images

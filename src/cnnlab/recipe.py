@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
-from cnnlab.errors import CnnlabError, unknown
-from cnnlab.safety import clipped
+from cnnlab.io.errors import CnnlabError, unknown
+from cnnlab.io.text import clipped
 
 # The splits that can be watched, each with the name of its figures. `train` is for training on every labelled image:
 # it watches some of them, as they are, with the weights of the epoch's end.
@@ -36,7 +36,7 @@ def _setting(
 class Recipe:
     """How a network is trained, in natural units. Frozen: derive another with `dataclasses.replace`.
 
-    Steps and per-step rates are computed in `cnnlab.training`, never stored here.
+    Steps and per-step rates are computed in `cnnlab.training.train`, never stored here.
 
     Raises: CnnlabError, naming the field and its bounds, for a value out of range.
     """

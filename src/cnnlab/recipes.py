@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cnnlab.errors import CnnlabError, unknown
+from cnnlab.io.errors import CnnlabError, unknown
 from cnnlab.recipe import Recipe
 
 # The manual, chapter 1, common to all its Fashion-MNIST experiments: pixels scaled to 0..1 and not normalised,

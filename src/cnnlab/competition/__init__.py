@@ -20,13 +20,13 @@ from pathlib import Path
 
 from cnnlab.competition import client
 from cnnlab.competition.answers import Submitted, check_submittable, submit
+from cnnlab.competition.layout import Layout
 from cnnlab.competition.submission import Score, Written, score
 from cnnlab.competition.trainings import Trained, retrain, train
 from cnnlab.competition.work import NAME, Competition, Overview, open_competition, prepare, show
 from cnnlab.data import data_folder
-from cnnlab.data.store import Layout
-from cnnlab.display import make_display
-from cnnlab.errors import expand
+from cnnlab.io.errors import expand
+from cnnlab.training.display import make_display
 
 __all__ = [
     "Competition",

@@ -15,18 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnnlab import inference, runs
+from cnnlab import inference
 from cnnlab.competition import client
 from cnnlab.competition.submission import Written, write_submission
 from cnnlab.competition.trainings import weights_hash
 from cnnlab.competition.work import Competition
 from cnnlab.data.store import Store, mapped
-from cnnlab.device import check_threads
-from cnnlab.display import make_display
-from cnnlab.errors import CnnlabError, expand
-from cnnlab.evaluation import VIEWS
-from cnnlab.files import read_json, read_limited, write_atomic
-from cnnlab.runs import Run
+from cnnlab.device.hardware import check_threads
+from cnnlab.io.errors import CnnlabError, expand
+from cnnlab.io.files import read_json, read_limited, write_atomic
+from cnnlab.training import runs
+from cnnlab.training.display import make_display
+from cnnlab.training.evaluate import VIEWS
+from cnnlab.training.runs import Run
 
 
 @dataclass(frozen=True)

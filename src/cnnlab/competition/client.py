@@ -19,7 +19,7 @@ from typing import IO
 from filelock import FileLock
 
 from cnnlab.data.archives import ARCHIVES
-from cnnlab.errors import CnnlabError, reason
+from cnnlab.io.errors import CnnlabError, reason
 
 # Files that one downloads by hand, where we know them.
 _FILES = {"cifar-10": ("train.7z", "test.7z", "trainLabels.csv", "sampleSubmission.csv")}

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from cnnlab.csvs import UNFIT, Table, first, near, quoted, read_table
-from cnnlab.errors import CnnlabError, expand, reason
-from cnnlab.files import write_atomic
+from cnnlab.io.csv import UNFIT, Table, first, near, quoted, read_table
+from cnnlab.io.errors import CnnlabError, expand, reason
+from cnnlab.io.files import write_atomic
 
 _MOST_CLASSES = 2000  # the confusion matrix has the square of it
 
@@ -97,7 +97,7 @@ class Truth:
 
 
 def read_pairs(path: str | Path, id_column: str = "id", value_column: str = "label") -> tuple[list[str], list[str]]:
-    """Two columns of a CSV file: (ids, values), each of N texts, in the file's order. See `cnnlab.csvs.read_table`.
+    """Two columns of a CSV file: (ids, values), each of N texts, in the file's order. See `cnnlab.io.csv.read_table`.
 
     Ids are unique and not empty; values may be empty. Raises: CnnlabError naming the file, the line, and the remedy.
     """

@@ -11,19 +11,21 @@ from typing import Any
 
 import torch
 
-from cnnlab import inference, runs, training
+from cnnlab import inference
 from cnnlab.competition.work import Competition, begun
-from cnnlab.device import check_threads
-from cnnlab.display import make_display
-from cnnlab.errors import CnnlabError, reason
-from cnnlab.evaluation import VIEWS, Evaluation
-from cnnlab.files import read_json, write_json
-from cnnlab.forms import COUNT, NUMBER, misfit
+from cnnlab.device.hardware import check_threads
 from cnnlab.inference import RunEvaluation
+from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.files import read_json, write_json
+from cnnlab.io.schema import COUNT, NUMBER, misfit
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import choose_recipe
-from cnnlab.results import Result, SeedsResult
-from cnnlab.runs import Run
+from cnnlab.training import runs
+from cnnlab.training import train as training
+from cnnlab.training.display import make_display
+from cnnlab.training.evaluate import VIEWS, Evaluation
+from cnnlab.training.results import Result, SeedsResult
+from cnnlab.training.runs import Run
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Trained:
     """A training of `train` with its figures on every image.
 
     validation, train: of each seed's run; views: validation accuracy of all runs together, by the number of views of
-    each image (see `cnnlab.evaluation.VIEWS`).
+    each image (see `cnnlab.training.evaluate.VIEWS`).
     """
 
     result: Result | SeedsResult

@@ -10,18 +10,20 @@ from typing import Any
 
 import torch
 
-from cnnlab import plots, runs
+from cnnlab.competition.layout import Layout
+from cnnlab.competition.prepare import prepare_store
 from cnnlab.data import data_folder
 from cnnlab.data.imageset import SourceOptions, sample_rows
 from cnnlab.data.loader import Preprocessing
-from cnnlab.data.store import Layout, Store, open_store
-from cnnlab.data.store import prepare as make_store
-from cnnlab.display import make_display
-from cnnlab.errors import CnnlabError, expand, reason
-from cnnlab.files import read_json, write_atomic, write_json
-from cnnlab.forms import misfit
-from cnnlab.runs import Run
-from cnnlab.safety import clipped
+from cnnlab.data.store import Store, open_store
+from cnnlab.io import figures as plots
+from cnnlab.io.errors import CnnlabError, expand, reason
+from cnnlab.io.files import read_json, write_atomic, write_json
+from cnnlab.io.schema import misfit
+from cnnlab.io.text import clipped
+from cnnlab.training import runs
+from cnnlab.training.display import make_display
+from cnnlab.training.runs import Run
 
 _FORMAT = "cnnlab competition 1"
 NAME = "cifar-10"
@@ -104,14 +106,14 @@ def prepare(
 ) -> Competition:
     """Decode the competition's files in `folder` (or its zip) into a store, unless that is done, and note it.
 
-    folder: unsaid, `name` in the folder of the datasets. See `cnnlab.data.store.prepare` for the rest. Raises:
+    folder: unsaid, `name` in the folder of the datasets. See `prepare_store` for the rest. Raises:
     CnnlabError, also where `name` has runs on other images.
     """
     runs.check_name(name)
     place = _files((expand(folder) if folder else data_folder(data_dir) / name).absolute(), name, layout)
     display = make_display(progress)
     try:
-        made = make_store(
+        made = prepare_store(
             place,
             store=expand(store) if store else None,
             layout=layout,
@@ -193,7 +195,7 @@ def show(competition: Competition) -> Overview:
 
 def _same_images(path: Path, trainings: Sequence[Path], found: Competition) -> None:
     """Raises: CnnlabError where a training was begun on another store, or on other images."""
-    from cnnlab.session import load_splits
+    from cnnlab.training.session import load_splits
 
     for training in trainings:
         several = (training / "seeds.json").exists()

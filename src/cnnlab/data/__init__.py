@@ -9,9 +9,9 @@ from pathlib import Path
 from platformdirs import user_cache_dir
 
 from cnnlab.data import digits, fashion_mnist, folder, store
-from cnnlab.data.alike import shared
 from cnnlab.data.imageset import ImageSet, SourceOptions, stratified_split, stratified_subset
-from cnnlab.errors import CnnlabError, expand, unknown
+from cnnlab.data.near_duplicates import shared
+from cnnlab.io.errors import CnnlabError, expand, unknown
 
 __all__ = [
     "DATASETS",

@@ -21,7 +21,7 @@ from typing import IO, cast
 
 from cnnlab.data.images import ENDINGS, image_files
 from cnnlab.data.tars import Entry, TarStream, Torn
-from cnnlab.errors import CnnlabError, reason
+from cnnlab.io.errors import CnnlabError, reason
 
 ARCHIVES = (".7z", ".zip", ".tar", ".tar.gz", ".tgz")
 MEMBER_LIMIT = 64 << 20  # bytes of one image file

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from cnnlab.data.imageset import Report, no_report
-from cnnlab.errors import CnnlabError, reason
+from cnnlab.io.errors import CnnlabError, reason
 
 _CHUNK = 1 << 18
 _TIMEOUT = 30  # seconds without a byte

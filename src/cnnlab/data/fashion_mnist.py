@@ -17,7 +17,7 @@ import torch
 
 from cnnlab.data.download import download
 from cnnlab.data.imageset import ImageSet, SourceOptions
-from cnnlab.errors import CnnlabError, reason
+from cnnlab.io.errors import CnnlabError, reason
 
 _FILES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),

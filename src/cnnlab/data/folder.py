@@ -17,8 +17,8 @@ import torch
 
 from cnnlab.data.images import BadImage, bombs_refused, decode, image_files, probe
 from cnnlab.data.imageset import ImageSet, SourceOptions
-from cnnlab.device import available_cores
-from cnnlab.errors import CnnlabError, reason
+from cnnlab.device.hardware import available_cores
+from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.recipe import LARGEST_SIDE
 
 # Where the images differ in size and the recipe names none: large enough to see a thing, small enough for a laptop.

@@ -6,10 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from cnnlab.errors import CnnlabError
-
 # These live where no torch is imported: the processes that decode need nothing else.
-from cnnlab.pixels import ENDINGS, FITS, BadImage, bombs_refused, decode, probe
+from cnnlab.data.decode import ENDINGS, FITS, BadImage, bombs_refused, decode, probe
+from cnnlab.io.errors import CnnlabError
 
 __all__ = ["ENDINGS", "FITS", "BadImage", "bombs_refused", "decode", "image_files", "probe"]
 

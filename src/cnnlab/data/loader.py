@@ -13,8 +13,8 @@ from torch import Tensor
 
 from cnnlab.data.augment import Augmentation
 from cnnlab.data.imageset import ImageSet
-from cnnlab.device import Feeder
-from cnnlab.errors import CnnlabError, reason
+from cnnlab.device.hardware import Feeder
+from cnnlab.io.errors import CnnlabError, reason
 
 
 @dataclass(frozen=True, kw_only=True)

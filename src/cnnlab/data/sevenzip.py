@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cnnlab.data.archives import MOST_MEMBERS, Archive, encrypted, shown, unread
-from cnnlab.errors import CnnlabError
+from cnnlab.io.errors import CnnlabError
 
 _BLOCK, _SIP = 1 << 18, 1 << 16
 # What py7zr unpacks without a bound on memory.

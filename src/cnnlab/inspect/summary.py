@@ -7,7 +7,7 @@ that want the channels last, shuffled channels), the receptive field is not told
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from cnnlab.errors import CnnlabError
+from cnnlab.io.errors import CnnlabError, unknown
+from cnnlab.io.tables import Table, as_text, number, to_json
+from cnnlab.io.text import markdown as escaped
 from cnnlab.models import build_model, usual_size
 
 
@@ -212,3 +214,61 @@ def _after(op: Any, args: Sequence[Any], output: Any, size: int, field: _Field) 
 def _pooled(x: Tensor, result: Tensor) -> bool:
     """Is `result` all of x (B, C, H, W) in a row per image, or one value per channel?"""
     return tuple(result.shape) in ((len(x), x[0].numel()), (len(x), x.shape[1]))
+
+
+def summary_format(name: str) -> Callable[[Summary], str]:
+    """How to print a network's table: table, markdown or json."""
+    formats = {"table": _summary_table, "markdown": _summary_markdown, "json": lambda s: to_json(s.to_dict())}
+    if name not in formats:
+        raise unknown("format", name, formats)
+    return formats[name]
+
+
+_SUMMARY_HEAD = ("layer", "type", "output", "parameters", "multiply-adds", "receptive field")
+
+
+def _summary_rows(summary: Summary) -> list[list[str]]:
+    rows = [
+        [
+            layer.path,
+            layer.type,
+            _shape(layer.output),
+            _count(layer.parameters),
+            _count(layer.multiply_adds),
+            number(layer.receptive_field, "d"),
+        ]
+        for layer in summary.layers
+    ]
+    total = [f"{summary.parameters:,}", f"{summary.multiply_adds:,}", number(summary.receptive_field, "d")]
+    return [*rows, ["total", "", "", *total]]
+
+
+def _summary_table(summary: Summary) -> str:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for i, column in enumerate(_SUMMARY_HEAD):
+        table.add_column(column, justify="left" if i < 2 else "right")
+    for row in _summary_rows(summary):
+        table.add_row(*row)
+    note = "receptive field: pixels a side, padding included where it is larger than the image"
+    return f"{_summary_title(summary)}\n\n{as_text(table)}\n\n{note}"
+
+
+def _summary_markdown(summary: Summary) -> str:
+    lines = [_SUMMARY_HEAD, ("---", "---", "---:", "---:", "---:", "---:"), *_summary_rows(summary)]
+    table = "\n".join("| " + " | ".join(map(escaped, line)) + " |" for line in lines)
+    return f"{_summary_title(summary)}\n\n{table}"
+
+
+def _summary_title(summary: Summary) -> str:
+    return (
+        f"{summary.model}, one image of {_shape(summary.input)}: {summary.parameters:,} parameters, "
+        f"{summary.multiply_adds / 1e6:,.1f} million multiply-adds"
+    )
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _count(value: int) -> str:
+    return f"{value:,}" if value else ""

@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import nn
 
-from cnnlab.errors import CnnlabError, unknown
+from cnnlab.io.errors import CnnlabError, unknown
 from cnnlab.models.airbench import airbench
 from cnnlab.models.alexnet import alexnet
 from cnnlab.models.densenet import densenet, densenet121, densenet169, densenet201

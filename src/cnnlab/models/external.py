@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnlab.errors import CnnlabError, reason, unknown
+from cnnlab.io.errors import CnnlabError, reason, unknown
 
 _IMAGENET = 1000  # classes of the published heads
 

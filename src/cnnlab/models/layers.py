@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from cnnlab.errors import CnnlabError
+from cnnlab.io.errors import CnnlabError
 
 
 class AvgPool2d(nn.AvgPool2d):

@@ -1,0 +1,1 @@
+"""The chapter itself: its experiments, figures, classical baseline and lessons."""

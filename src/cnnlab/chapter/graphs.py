@@ -1,0 +1,236 @@
+"""A network as a graph of boxes and arrows: its real forward function traced, its layers named.
+
+trace(model)      what forward really does, with the shape that each step makes
+merged(graph)     activations and the like joined to the layer before them
+collapsed(graph)  one box for each top-level block
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from cnnlab.io.errors import CnnlabError, reason
+
+
+@dataclass(frozen=True)
+class Box:
+    """One box: its lines, what follows it without a box of its own, and the shape that leaves it, (C, H, W) or (C,)."""
+
+    lines: tuple[str, ...]
+    kind: str
+    shape: tuple[int, ...]
+    short: str = ""
+    then: tuple[str, ...] = ()
+    scope: tuple[str, ...] = ()
+    """Names of the blocks that it lies in, the outermost first."""
+    flattened: bool = False
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Boxes in the order of computing, and arrows between them by name."""
+
+    boxes: dict[str, Box]
+    arrows: tuple[tuple[str, str], ...]
+
+    def before(self, name: str) -> list[str]:
+        """Where the arrows into `name` come from."""
+        return [a for a, b in self.arrows if b == name]
+
+    def after(self, name: str) -> list[str]:
+        """Where the arrows out of `name` go."""
+        return [b for a, b in self.arrows if a == name]
+
+    def main_path(self) -> list[str]:
+        """The longest way through; shortcuts leave it and come back."""
+        longest: dict[str, list[str]] = {}
+        for name in self.boxes:
+            ways = [longest[b] for b in self.before(name)]
+            longest[name] = [*max(ways, key=len, default=[]), name]
+        return max(longest.values(), key=len)
+
+    def without(self, name: str, keep: str) -> Graph:
+        """The graph without the box `name`: of the arrows into it, the one from `keep` goes on to where it led."""
+        onward = [(keep, b) for b in self.after(name)]
+        arrows = tuple(a for a in self.arrows if name not in a) + tuple(onward)
+        return Graph({k: v for k, v in self.boxes.items() if k != name}, arrows)
+
+
+def layer_label(layer: nn.Module) -> tuple[str, str]:
+    """What is written on a layer's box, from its own attributes, and its kind."""
+    kind = type(layer).__name__
+    if isinstance(layer, nn.Conv2d):
+        groups = f", {layer.groups} groups" if layer.groups > 1 else ""
+        return f"conv {_size(layer.kernel_size)}, {layer.out_channels}{_steps(layer)}{groups}", "conv"
+    if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d):
+        name = "max-pool" if isinstance(layer, nn.MaxPool2d) else "avg-pool"
+        return f"{name} {_size(layer.kernel_size)}{_steps(layer)}", "pool"
+    if isinstance(layer, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
+        name = "avg-pool" if isinstance(layer, nn.AdaptiveAvgPool2d) else "max-pool"
+        size = _size(layer.output_size)
+        return (f"global {name}" if size == "1×1" else f"{name} to {size}"), "pool"
+    if isinstance(layer, nn.Linear):
+        return f"linear {layer.out_features}", "linear"
+    if isinstance(layer, nn.Dropout):
+        return f"dropout {layer.p:g}", "other"
+    if kind.startswith("BatchNorm"):  # the framework's, and ours
+        return "batch norm", "other"
+    return {"Sigmoid": "sigmoid", "Tanh": "tanh", "Flatten": "flatten"}.get(kind, kind), "other"
+
+
+def trace(model: nn.Module, image: tuple[int, int, int], *, name: str = "image") -> Graph:
+    """What `model` does with one (C, H, W) `image`: a box a layer or operation, an arrow wherever a tensor goes.
+
+    The forward function itself is followed, so that shortcuts, additions and functional activations are those that
+    really happen. Nothing is computed: shapes come from a copy without numbers. name: what the input is called.
+    Raises: CnnlabError for a network whose forward depends on the values, and for an image that it cannot take.
+    """
+    model = _hollow(model)
+    tracer = _Tracer()
+    try:
+        traced = tracer.trace(model)
+        shapes = _Shapes(fx.GraphModule(model, traced))
+        shapes.run(torch.empty(1, *image, device="meta"))
+    except (RuntimeError, TypeError, ValueError, fx.proxy.TraceError) as error:
+        raise CnnlabError(f"{type(model).__name__} with images of {image}: cannot be drawn: {reason(error)}") from error
+    boxes: dict[str, Box] = {}
+    stands_for: dict[str, str] = {}  # boxes that are left out -> the one whose tensor they hand on
+    arrows: list[tuple[str, str]] = []
+    for node in traced.nodes:
+        inputs = list(dict.fromkeys(stands_for.get(n.name, n.name) for n in node.all_input_nodes))
+        layer = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if node.op == "output" or isinstance(layer, nn.Identity):
+            stands_for[node.name] = inputs[0]
+            continue
+        shape = shapes.found[node.name]
+        if node.op == "placeholder":
+            label, kind = f"{name}, {shape_text(shape)}", "text"
+        else:
+            label, kind = layer_label(layer) if layer is not None else _operation(node)
+        short = "BN" if label == "batch norm" else label.split(", pad")[0].replace("stride ", "/")
+        boxes[node.name] = Box((label,), kind, shape, short, scope=tracer.scopes[node.name])
+        arrows += [(i, node.name) for i in inputs]
+    return Graph(boxes, tuple(arrows))
+
+
+def merged(graph: Graph) -> Graph:
+    """The same with batch norm, activation, dropout and flatten as a remark in the box of the layer before them."""
+    for name, box in graph.boxes.items():
+        before = graph.before(name)
+        if box.kind != "other" or len(before) != 1 or graph.after(before[0]) != [name]:
+            continue
+        owner = graph.boxes[before[0]]
+        if owner.kind in ("text", "other"):
+            continue
+        if owner.kind == "join":
+            owner = replace(owner, lines=(f"{owner.lines[0]}, {box.lines[0]}",))
+        elif box.lines == ("flatten",):
+            owner = replace(owner, flattened=True)
+        else:
+            owner = replace(owner, then=(*owner.then, box.short))
+        graph = Graph({**graph.boxes, before[0]: owner}, graph.arrows).without(name, before[0])
+    return graph
+
+
+def collapsed(graph: Graph) -> Graph:
+    """The same with one box for each top-level block, whose lines tell its layers; layers in a row are counted."""
+    owner = {name: box.scope[0] if box.scope else name for name, box in graph.boxes.items()}
+    boxes: dict[str, Box] = {}
+    for key, names in groupby(graph.boxes, key=owner.__getitem__):
+        inside = [graph.boxes[n] for n in names]
+        if inside[0].scope:
+            runs = [(label, len(list(same))) for label, same in groupby(b.short for b in inside)]
+            lines = tuple(f"{n} × {label}" if n > 1 else label for label, n in runs)
+            boxes[key] = replace(inside[-1], lines=lines, kind="block", short="", then=(), scope=())
+        else:
+            boxes[key] = inside[0]
+    arrows = dict.fromkeys((owner[a], owner[b]) for a, b in graph.arrows if owner[a] != owner[b])
+    return Graph(boxes, tuple(arrows))
+
+
+# Tracing
+
+
+class _Tracer(fx.Tracer):
+    """Follows forward through every block, down to the layers that have none inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scopes: dict[str, tuple[str, ...]] = {}
+        self._inside: list[str] = []
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002 - fx's signature
+        return not any(True for _ in m.children())
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        name = self.path_of_module(m)
+        self._inside.append(name)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        finally:
+            self._inside.pop()
+
+    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(kind, *args, **kwargs)
+        self.scopes[node.name] = tuple(self._inside[:-1] if kind == "call_module" else self._inside)
+        return node
+
+
+class _Shapes(fx.Interpreter):
+    """Runs the traced network and notes the shape of everything, without the batch."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.found: dict[str, tuple[int, ...]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.found[n.name] = tuple(value.shape[1:])
+        return value
+
+
+def _hollow(model: nn.Module) -> nn.Module:
+    """A copy of `model` on the device that holds no numbers: the weights are neither copied nor touched."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta")) for p in model.parameters()}
+    memo |= {id(b): b.detach().to("meta") for b in model.buffers()}
+    return copy.deepcopy(model, memo).eval()
+
+
+def _operation(node: fx.Node) -> tuple[str, str]:
+    """Label and kind of a function or method that forward calls."""
+    if node.target in (operator.add, operator.iadd, torch.add, "add", "add_"):
+        return "+", "join"
+    if node.target in (torch.cat, torch.concat):
+        return "concat", "join"
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return {"relu": "ReLU", "relu_": "ReLU"}.get(name, name), "other"
+
+
+def _size(value: Any) -> str:
+    height, width = value if isinstance(value, tuple) else (value, value)
+    return f"{height}×{width}"
+
+
+def _steps(layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) -> str:
+    """Stride and padding, where they are not the usual."""
+    text = ""
+    for name, value, usual in (("stride", layer.stride, 1), ("pad", layer.padding, 0)):
+        one = value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value
+        text += f", {name} {one if not isinstance(one, tuple) else _size(one)}" if one != usual else ""
+    return text
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """64×56×56."""
+    return "×".join(map(str, shape))

@@ -1,0 +1,67 @@
+"""`cnnlab grade`: parse, make one public call, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnnlab.cli.options import AsJson
+
+
+def grade(
+    labels: Annotated[Path, typer.Option(help="CSV of the true labels.")],
+    submissions: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[SUBMISSION-OR-FOLDER]",
+            help="A submission, or a folder with a CSV file or a folder for each student. Unsaid: the roster's folder.",
+            show_default=False,
+        ),
+    ] = None,
+    roster: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Who should be there, each with a line: a folder with a file or a folder for each student, or a text "
+            "file with a name a line.",
+            show_default=False,
+        ),
+    ] = None,
+    id_column: Annotated[str, typer.Option(help="Column of the ids.")] = "id",
+    label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Where grades.csv and grades.png go. Unsaid: a free folder in runs.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Score a submission, or a whole class's, against the true labels.
+
+    Every student gets a line: a score, or the reason why there is none.
+    """
+    from cnnlab.cli import tables
+    from cnnlab.competition.grade import check_out
+    from cnnlab.competition.grade import grade as measure
+    from cnnlab.io.tables import to_json
+    from cnnlab.io.text import say
+    from cnnlab.training.display import make_display
+
+    check_out(out)
+    display = make_display()
+    try:
+        found = measure(
+            submissions, labels, roster=roster, id_column=id_column, label_column=label_column, out=out,
+            report=display.read,
+        )  # fmt: skip
+    finally:
+        display.end()
+    for text in found.left_out:
+        say(f"left out: {text}", error=True)
+    folder = found.save(out)
+    say(to_json(found.to_dict()) if as_json else tables.grades(found))
+    say(f"kept in {folder} (grades.csv, grades.png)", error=True)

@@ -1,0 +1,197 @@
+"""What a competition hands out: two sets of images, a table of labels, a sample submission; as files or in one zip."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from cnnlab.data.archives import (
+    ARCHIVES,
+    ZIP_ERRORS,
+    Archive,
+    archive_ending,
+    check_packing,
+    is_folder,
+    open_archive,
+    open_zip,
+    shown,
+)
+from cnnlab.data.images import ENDINGS
+from cnnlab.io.errors import CnnlabError, reason
+
+_CSV_LIMIT = 256 << 20  # bytes; 300,000 rows are four million
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a competition calls its files and columns; unsaid, as Kaggle's CIFAR-10 does.
+
+    train, test: the name of a folder or an archive, with or without its ending; labels, sample: CSV files;
+    image_size: pixels a side, 0 for that of the images, where all are square and alike; fit: as for `decode`.
+    """
+
+    train: str = "train"
+    test: str = "test"
+    labels: str = "trainLabels.csv"
+    sample: str = "sampleSubmission.csv"
+    id_column: str = "id"
+    label_column: str = "label"
+    image_size: int = 0
+    fit: str = "pad"
+
+
+class Place:
+    """A folder with a competition's files, or the zip that holds them all; use it in a `with`."""
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        self.path = path
+        self._zip: zipfile.ZipFile | None = None
+        self._inside = ""  # where in the zip
+        self._files: dict[str, zipfile.ZipInfo] = {}  # those of the zip that lie there
+        if path.is_dir():
+            self._names = sorted(entry.name for entry in path.iterdir())
+        elif not path.exists():
+            raise CnnlabError(f"{path} does not exist; give the folder with the competition's files, or its zip")
+        elif archive_ending(path.name) != ".zip":
+            raise CnnlabError(f"{path} is neither a folder nor a zip; give the folder that holds it")
+        else:
+            self._zip = open_zip(path, str(path))
+            files = [(PurePosixPath(info.filename), info) for info in self._zip.infolist() if not is_folder(info)]
+            homes = [file.parent for file, _ in files if file.name == layout.labels]
+            home = min(homes, key=lambda p: len(p.parts), default=PurePosixPath())
+            self._inside = "" if home == PurePosixPath() else f"{home}/"
+            depth = len(home.parts)
+            here = [(f, info) for f, info in files if f.is_relative_to(home) and len(f.parts) > depth]
+            self._names = sorted({f.parts[depth] for f, _ in here})
+            self._files = {f.name: info for f, info in here if f.parent == home}
+
+    def __enter__(self) -> Place:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._zip:
+            self._zip.close()
+
+    def find(self, name: str) -> str | None:
+        """The archive or folder that `name` means, if it is there; an archive goes before its unpacked folder."""
+        for candidate in [name] * bool(archive_ending(name)) + [name + ending for ending in ARCHIVES] + [name]:
+            # In a zip, a folder that is called like an archive is none.
+            if candidate in self._names and (not self._zip or self.has(candidate) == bool(archive_ending(candidate))):
+                return candidate
+        return None
+
+    def missing(self, name: str, what: str) -> CnnlabError:
+        """An error for a file that is not there."""
+        there = ", ".join(map(shown, self._names[:12])) or "nothing"
+        zips = [n for n in self._names if n.endswith(".zip")]
+        hint = f"; if {zips[0]} is the competition's, give {self.path / zips[0]} itself" if zips else ""
+        return CnnlabError(f"{self.path} has no {name} ({what}); it holds {there}{hint}")
+
+    def has(self, name: str) -> bool:
+        """Is there a file of that name?"""
+        return name in self._files if self._zip else (self.path / name).is_file()
+
+    def table(self, name: str) -> bytes:
+        """The bytes of a CSV file."""
+        try:
+            with self._open(name) as file:
+                content = file.read(_CSV_LIMIT + 1)
+        except (OSError, *ZIP_ERRORS) as error:
+            raise CnnlabError(f"cannot read {self.path / name}: {reason(error)}; save or download it again") from error
+        if len(content) > _CSV_LIMIT:
+            raise CnnlabError(f"{self.path / name} is larger than {_CSV_LIMIT:,} bytes; is it a table of labels?")
+        return content
+
+    @contextmanager
+    def images(self, name: str, scratch: Path) -> Iterator[Archive]:
+        """The archive or folder `name`; one that lies in the zip is copied into the folder `scratch` meanwhile."""
+        copy = scratch / f"nested{archive_ending(name)}"
+        if self._zip and not archive_ending(name):
+            archive = open_archive(self.path, inside=f"{self._inside}{name}/")
+        elif self._zip:
+            self._unpack(name, copy)
+            archive = open_archive(copy, f"{self.path.name}: {name}")
+        else:
+            archive = open_archive(self.path / name)
+        try:
+            with closing(archive):
+                yield archive
+        finally:
+            copy.unlink(missing_ok=True)
+
+    def _unpack(self, name: str, copy: Path) -> None:
+        info = self._files[name]
+        if info.file_size > 2 * self.path.stat().st_size:
+            raise CnnlabError(
+                f"{self.path.name}: {name} unpacks to {info.file_size:,} bytes, more than any archive does"
+            )
+        if shutil.disk_usage(copy.parent).free < info.file_size:
+            raise CnnlabError(f"{copy.parent}: no space for {name} ({info.file_size:,} bytes); free some")
+        try:
+            with self._open(name) as source, copy.open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+        except ZIP_ERRORS as error:
+            raise CnnlabError(f"{self.path.name}: {name} is damaged: {reason(error)}; download it again") from error
+
+    def _open(self, name: str) -> IO[bytes]:
+        if self._zip is None:
+            return (self.path / name).open("rb")
+        check_packing(self._files[name], f"{self.path.name}: {shown(name)}", str(self.path))
+        return self._zip.open(self._files[name])
+
+    def digest(self, names: Iterable[str], digest: Any) -> None:
+        """Feed the content of the named files to `digest`; of folders, the names, sizes and times of their images."""
+        for name in [self.path.name] if self._zip else names:
+            path = self.path if self._zip else self.path / name
+            digest.update(f"{name}\0".encode("utf-8", "backslashreplace"))
+            if path.is_dir():
+                with closing(open_archive(path)) as folder:
+                    for member in folder.members:
+                        time = (path / member.name).stat().st_mtime_ns
+                        digest.update(f"{member.name}\0{member.size}\0{time}\0".encode("utf-8", "backslashreplace"))
+            else:
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, hashlib.blake2b).digest())
+
+
+def plain_id(name: str) -> str:
+    """An image's id: its name without folder and ending; of a text from a table likewise, if it has these."""
+    base = re.split(r"[/\\]", name)[-1]
+    stem, dot, ending = base.rpartition(".")
+    return stem if stem and dot + ending.lower() in ENDINGS else base
+
+
+def member_ids(archive: Archive) -> dict[str, int]:
+    """Each image's id with its index in `archive.members`. Raises CnnlabError where two have the same."""
+    ids: dict[str, int] = {}
+    for i, member in enumerate(archive.members):
+        if not member.name.isascii() and member.name != member.name.encode("utf-8", "replace").decode():
+            raise CnnlabError(f"{archive.label}: the name {member.name!a} is not UTF-8; rename it")
+        other = ids.setdefault(plain_id(member.name), i)
+        if other != i:
+            raise CnnlabError(
+                f"{archive.called(other)} and {shown(member.name)} have one id, {shown(plain_id(member.name))}"
+            )
+    return ids
+
+
+def match(text: str, ids: dict[str, int]) -> int | None:
+    """The index of the image that a table means by `text`: `17`, `17.png`, `train/17.png`, spaces around or not."""
+    found = (ids.get(name) for name in (text, plain_id(text), plain_id(text.strip())))
+    return next((index for index in found if index is not None), None)
+
+
+def natural(text: str) -> list[tuple[int, int, str]]:
+    """A key that sorts img9 before img10."""
+    key = []
+    for part in re.split("([0-9]+)", text):
+        digits = part.lstrip("0") if part[:1].isdigit() else ""
+        key.append((0, len(digits), digits) if part[:1].isdigit() else (1, 0, part))
+    return key

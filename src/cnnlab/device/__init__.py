@@ -1,0 +1,1 @@
+"""All that depends on the hardware: devices, determinism, timing, memory and faster layers."""

@@ -1,0 +1,135 @@
+"""Writing files so that a crash, a full disk or a second process never leaves a torn one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cnnlab.io.errors import CnnlabError, reason
+
+_CHECKSUM = "blake2b"
+LIMIT = 1 << 24  # bytes of a file about a run
+LINES_LIMIT = 1 << 26  # of one with a line for each epoch
+_MOST_PARTS = 1_000_000  # lists and objects in a JSON file: "[[],[],..." takes thirty times its size in memory
+
+
+def write_atomic(path: Path, content: bytes | str | Iterable[Any], before: Path | None = None) -> None:
+    """Write `content` (bytes, a text, or pieces that hold bytes) beside `path`, flush it, then rename it over `path`.
+
+    Whoever reads `path` sees the old bytes or the new ones, never a mixture. If anything fails, the old file is
+    still there and the temporary one is gone. before: where the old file goes, in place of what lies there; a process
+    that is killed at that very moment leaves it there, and no `path`.
+
+    Raises: OSError as the system gives it (no space, read-only, ...).
+    """
+    # A name that is not UTF-8 becomes an escape, which in JSON is that name again.
+    content = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    pieces: Iterable[Any] = [content] if isinstance(content, bytes) else content
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    # Not tempfile's, whose files are private: these are results to share, as the user's umask has it.
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        if before is not None and path.exists():
+            os.replace(path, before)  # noqa: PTH105 - through `os`, where the tests put faults
+        os.replace(beside, path)  # noqa: PTH105
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def remove_torn(folder: Path) -> None:
+    """Remove what a killed process left of the files that it was writing. Nobody else may write there meanwhile."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, limit: int = LIMIT) -> dict[str, Any]:
+    """Read a JSON object of at most `limit` bytes.
+
+    Raises: CnnlabError, naming the file, where it cannot be read or is something else.
+    """
+    try:
+        content = read_limited(path, limit)
+        if content.count(b"[") + content.count(b"{") > _MOST_PARTS:
+            raise ValueError(f"over {_MOST_PARTS:,} lists and objects")
+        value = json.loads(content.decode())
+    except FileNotFoundError as error:
+        raise CnnlabError(f"cannot read {path}: {reason(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise CnnlabError(f"{path} is damaged: not JSON ({reason(error)})") from error
+    if not isinstance(value, dict):
+        raise CnnlabError(f"{path} is damaged: it should hold a JSON object")
+    return value
+
+
+def read_limited(path: Path, limit: int = LIMIT) -> bytes:
+    """The bytes of a plain file of at most `limit`: not those of a pipe, which would never end.
+
+    Raises: FileNotFoundError; CnnlabError, naming the file, where it cannot be read, is something else or larger.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise CnnlabError(f"{path} is no plain file; remove it, or bring it back from a copy")
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise CnnlabError(f"cannot read {path}: {reason(error)}") from error
+    if len(content) > limit:
+        raise CnnlabError(f"{path} is larger than {limit:,} bytes: it is not what we wrote; bring it back from a copy")
+    return content
+
+
+def write_checked(path: Path, value: dict[str, Any]) -> None:
+    """Write `value` as `write_json` does, with a checksum in it."""
+    write_json(path, {**value, _CHECKSUM: digest(value)})
+
+
+def read_checked(path: Path) -> dict[str, Any]:
+    """What `write_checked` wrote, without the checksum; a file from before there was one is taken as it is.
+
+    Raises: CnnlabError, naming the file, where it cannot be read or its checksum is wrong.
+    """
+    value = read_json(path)
+    given = value.pop(_CHECKSUM, None)
+    try:
+        right = given is None or given == digest(value)
+    except RecursionError as error:
+        raise CnnlabError(f"{path} is damaged: {reason(error)}") from error
+    if not right:
+        raise CnnlabError(f"{path} is damaged: its checksum is wrong; bring it back from a copy")
+    return value
+
+
+def digest(value: Any) -> str:
+    """A hash of what JSON makes of `value`, whatever the order of its keys."""
+    plain = json.dumps(json.loads(json.dumps(value)), sort_keys=True)
+    return hashlib.blake2b(plain.encode(), digest_size=16).hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    # The rename itself is on the disk only once the folder is. Windows cannot open a folder: there it is left out.
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        except OSError:  # some network file systems cannot; the file itself is safe by now
+            pass
+        finally:
+            os.close(handle)

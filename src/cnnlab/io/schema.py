@@ -1,0 +1,84 @@
+"""What a file of plain values should hold, said as a value of the same form; and, of one that does not, where.
+
+    {"epoch": COUNT, "loss": NUMBER, "best": (None, [NUMBER]), "name": str}
+
+A dict wants these keys (others may be there; one that ends with `?` may be missing), a list any number of the one form
+in it, a tuple one of several; a type wants an instance, a text, null or a plain number itself. Numbers are finite and
+not enormous, so that what is computed from them is, too; `true` is no number.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cnnlab.io.errors import CnnlabError
+
+_NAMES: dict[Any, str] = {str: "a text", bool: "true or false", dict: "an object", list: "a list", None: "null"}
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number between two bounds, or a whole one."""
+
+    low: float = -1e100
+    high: float = 1e100
+    whole: bool = False
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        return kind if self.high == 1e100 else f"{kind} from {self.low:g} to {self.high:g}"
+
+
+NUMBER = Number()
+POSITIVE = Number(1e-100)
+COUNT = Number(0, 2**53, whole=True)
+
+
+def check(path: Path, value: Any, want: Any, remedy: str = "bring it back from a copy") -> None:
+    """Raises: CnnlabError, naming the file and the place in it, where `value`, which it holds, is not as wanted."""
+    if fault := misfit(value, want):
+        raise CnnlabError(f"{path} is damaged: {fault}; {remedy}")
+
+
+def misfit(value: Any, want: Any, place: str = "") -> str:
+    """Where `value` is not as wanted, in words; nothing where it is."""
+    if isinstance(want, tuple):
+        if any(not misfit(value, one) for one in want):
+            return ""
+        return f"its {place} should be {' or '.join(map(_name, want))}"
+    if isinstance(want, dict) and isinstance(value, dict):
+        missing = [key for key in want if not key.endswith("?") and key not in value]
+        if missing:
+            inside = f" in its {place}" if place else ""
+            return f"it lacks {', '.join(missing)}{inside}"
+        pairs = ((key.removesuffix("?"), form) for key, form in want.items())
+        found = (misfit(value[key], form, f"{place}.{key}" if place else key) for key, form in pairs if key in value)
+        return next(filter(None, found), "")
+    if isinstance(want, list) and isinstance(value, list):
+        one = want[0]
+        if one is str and all(type(v) is str for v in value):  # there may be millions
+            return ""
+        if isinstance(one, Number) and value and all(type(v) is int for v in value):
+            value = [min(value), max(value)]
+        return next(filter(None, (misfit(v, one, f"{place}[{i}]") for i, v in enumerate(value))), "")
+    if isinstance(want, Number):
+        fits = type(value) in ((int,) if want.whole else (int, float))
+        fits = fits and want.low <= value <= want.high and math.isfinite(value)
+    elif want is None or isinstance(want, str | int):
+        fits = type(value) is type(want) and value == want
+    else:
+        fits = type(value) is want
+    return "" if fits else f"its {place} should be {_name(want)}"
+
+
+def _name(want: Any) -> str:
+    if isinstance(want, Number):
+        return str(want)
+    if isinstance(want, str | int):
+        return repr(want)
+    if isinstance(want, dict | list):
+        want = type(want)
+    return _NAMES.get(want, "something else")

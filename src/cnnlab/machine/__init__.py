@@ -1,0 +1,1 @@
+"""This machine: benchmarks and checks of the installation."""

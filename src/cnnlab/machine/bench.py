@@ -1,0 +1,375 @@
+"""This machine measured: speed of the real training step of each network, beside what the machine can do at most.
+
+Speeds are those of `step.train_step` on batches of the real `Loader`: Fashion-MNIST where it is there, else random
+images of the same shape. The plans that are measured for it are not kept. Time to accuracy is a real training, into a
+folder that is thrown away.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cnnlab.chapter.experiments import EXPERIMENTS
+from cnnlab.data import SourceOptions, data_folder, fashion_mnist, load_images
+from cnnlab.data.imageset import ImageSet, Report, no_report
+from cnnlab.data.loader import Loader, Preprocessing
+from cnnlab.device.hardware import (
+    PeakMemory,
+    Plan,
+    Stopwatch,
+    available_cores,
+    check_threads,
+    environment,
+    has_bfloat16,
+    physical_cores,
+    pick_device,
+    reproducible,
+    synchronize,
+)
+from cnnlab.io.errors import CnnlabError, expand, out_of_memory, reason, unknown
+from cnnlab.io.files import write_atomic, write_json
+from cnnlab.machine.peak import peak
+from cnnlab.models import build_model, usual_size
+from cnnlab.recipe import COMPILE, COMPILE_MODES, Recipe
+from cnnlab.recipes import RECIPES
+from cnnlab.training import runs
+from cnnlab.training import train as training
+from cnnlab.training.cuda_graph import first_played, is_recorded, step_of
+from cnnlab.training.optim import initialize, make_optimizer
+from cnnlab.training.plan import check_compile, compiled, fastest_plan, not_compiled, operations
+from cnnlab.training.step import train_step
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# What is trained to an accuracy, where the recipe and its images are there.
+TO_ACCURACY = ("digits", "speed/fashion-90")
+COUNT = 60_000  # images in Fashion-MNIST, and so many random ones
+DEFINITIONS = {
+    "images_per_second": "of the training step, wall-clock with data",
+    "examples_per_second": "the same, the step's compute only",
+    "flops_per_image": "floating-point operations of convolutions and matrix products in a training step, for one "
+    "image: three times the forward pass's",
+    "fraction_of_peak": "flops_per_image x images_per_second / the measured peak of that precision",
+    "peaks": "operations/s of the faster of a matrix product (torch.mm) and the same product as a 1x1 convolution, "
+    "channels last, of the size that was fastest; on CUDA float32 is torch's default, tf32 in convolutions",
+    "peak_memory_bytes": "CUDA: the most that tensors held; CPU: the most that the process held, with Python, torch "
+    "and the images; null where the system does not tell",
+    "to_accuracy": "seconds of all epochs, evaluation and saving included, reading and starting not; accuracy of the "
+    "last epoch on the split that is named",
+}
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What was measured, as plain values.
+
+    environment: hardware, versions, date; images: which went through the networks; peaks: by precision; rows: one a
+    network and precision, or with `failed`; to_accuracy: one a training; left_out: what was not done, each with why.
+    """
+
+    environment: dict[str, Any]
+    images: str
+    peaks: dict[str, dict[str, Any]]
+    rows: list[dict[str, Any]]
+    to_accuracy: list[dict[str, Any]]
+    left_out: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, with what each means."""
+        return {**asdict(self), "definitions": DEFINITIONS}
+
+    def save(self, folder: Path) -> None:
+        """Write bench.json, and bench.png where there is a figure to draw. Raises: CnnlabError."""
+        from cnnlab.io import figures as plots  # matplotlib is slow to import, so only here
+
+        try:
+            write_json(folder / "bench.json", self.to_dict())
+            drawn = [row for row in self.rows if "failed" not in row]
+            if drawn:
+                where = f"{self.environment['device_name']}, torch {self.environment['versions']['torch']}"
+                write_atomic(folder / "bench.png", plots.png(plots.speeds(drawn, self.peaks, where)))
+        except OSError as error:
+            raise CnnlabError(f"cannot write into {folder}: {reason(error)}; name another folder with --out") from error
+
+
+@contextmanager
+def bench_folder(out: str | Path | None = None, runs_dir: str | Path = "runs") -> Iterator[Path]:
+    """A new folder for what `bench` finds: `out`, or a free one in `runs_dir`; removed again if it stays empty.
+
+    Raises: CnnlabError where it cannot be made, or has such files already.
+    """
+    if out is None:
+        path, mine = runs.named_folder(Path(runs_dir), None, "bench"), True
+    else:
+        path = expand(out)
+        mine = not path.exists()
+        for name in ("bench.json", "bench.png"):
+            if (path / name).exists():
+                raise CnnlabError(f"{path / name} exists; name another folder with --out")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CnnlabError(f"cannot make {path}: {reason(error)}; name another folder with --out") from error
+    try:
+        yield path
+    finally:
+        if mine:
+            with suppress(OSError):
+                path.rmdir()  # refuses where there is anything inside
+
+
+def bench(
+    models: Sequence[str] = (),
+    *,
+    image_size: int = 0,
+    batch_size: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+    precision: str = "auto",
+    memory_format: str = "auto",
+    compile: str = "auto",
+    seconds: float = 4.0,
+    accuracy: bool = True,
+    data_dir: str | Path | None = None,
+    report: Report = no_report,
+    peaks: dict[str, dict[str, Any]] | None = None,
+) -> BenchResult:
+    """Measure this machine: each network's training step, its share of the machine's peak, time to accuracy.
+
+    models: unsaid, the chapter's nine at the manual's batch and image size; any other is measured at its usual size
+    and a batch of 128, with the manual's plain SGD. image_size, batch_size: others for all of them; 0: those.
+    precision: float32, bfloat16, or auto: float32, and bfloat16 where the device has units for it. memory_format: auto
+    takes the faster one. compile: auto (record on CUDA, else off), off, record, or a mode of torch.compile, whose
+    seconds are not in the speeds (they are in `first_step_seconds`). seconds: of measured steps for each row, two at
+    least; its trials may take twice that before the last of them begins. peaks: those of an earlier call's result, to
+    save measuring them again.
+
+    Raises: CnnlabError for bad input. A network that needs more memory than there is becomes a row that says so.
+    """
+    check_threads(threads)
+    here = pick_device(device)
+    if not 0.05 <= seconds <= 3600:
+        raise CnnlabError(f"seconds={seconds:g}: must lie between 0.05 and 3600")
+    if precision not in ("auto", *DTYPES):
+        raise CnnlabError(f"precision={precision!r}: choose one of auto, {', '.join(DTYPES)}")
+    if compile not in ("auto", *COMPILE):
+        raise unknown("compile", compile, ("auto", *COMPILE))
+    changes: dict[str, Any] = {"precision": precision, "memory_format": memory_format, "compile": compile}
+    recipes = [replace(_recipe(n, image_size, batch_size), **changes) for n in dict.fromkeys(models or _manual())]
+    for recipe in recipes:
+        check_compile(recipe, here)
+        with torch.device("meta"):  # shapes without memory: a wrong size or name is said before minutes of measuring
+            _build(recipe)
+    folder = data_folder(data_dir)
+    source, images = _images(folder, report)
+    dtypes = [p for p in DTYPES if p == precision or (precision == "auto" and (p == "float32" or has_bfloat16(here)))]
+    counts = {available_cores(), physical_cores()} if threads is None and here.type == "cpu" else {threads or 1}
+    report("measuring", 0, 1 + len(recipes) * len(dtypes))
+    known = peaks if peaks and set(dtypes) <= peaks.keys() else None
+    peaks = known or {p: _peak(here, p, counts) for p in dtypes}
+    rows: list[dict[str, Any]] = []
+    for recipe in recipes:
+        flops = operations(partial(_build, recipe), (1, recipe.image_size, recipe.image_size))
+        for dtype in dtypes:
+            report("measuring", 1 + len(rows), 1 + len(recipes) * len(dtypes))
+            row = _row(replace(recipe, precision=dtype), images, here, threads, seconds)
+            if "failed" not in row:
+                row["flops_per_image"] = flops
+            rows.append(row)
+    if known is None:  # again, as a machine that was busy the first time seems slower than what it then does
+        peaks = {p: max(peaks[p], _peak(here, p, counts), key=_speed) for p in dtypes}
+    for row in rows:
+        if "failed" not in row:
+            row["fraction_of_peak"] = (
+                row["flops_per_image"] * row["images_per_second"] / _speed(peaks[row["precision"]])
+            )
+    trained, left_out = _to_accuracy(here, threads, folder, report) if accuracy else ([], [])
+    # What was chosen for speed stands in each row.
+    chosen = {"dtype", "memory_format", "compile", "plan", "precision"}
+    about = environment(here, threads or available_cores())
+    return BenchResult({k: v for k, v in about.items() if k not in chosen}, source, peaks, rows, trained, left_out)
+
+
+def _speed(found: dict[str, Any]) -> float:
+    return float(found["flops_per_second"])
+
+
+def _peak(device: torch.device, precision: str, counts: set[int]) -> dict[str, Any]:
+    """The most that one of these numbers of threads reaches."""
+    return max((peak(device, DTYPES[precision], n) for n in counts), key=_speed)
+
+
+def _manual() -> dict[str, Recipe]:
+    """The manual's recipe of each network that the chapter trains."""
+    recipes = (RECIPES[experiment.recipe] for experiment in EXPERIMENTS.values())
+    return {recipe.model: recipe for recipe in recipes}
+
+
+def _recipe(model: str, image_size: int, batch_size: int) -> Recipe:
+    """How `model` is trained here; its image size is told, not left to the source."""
+    known = _manual()
+    recipe = known.get(model) or known["lenet"].changed(
+        model=model, batch_size=128, image_size=usual_size(model), init="framework"
+    )
+    recipe = recipe.changed(batch_size=batch_size or recipe.batch_size)
+    if not 2 <= recipe.batch_size <= COUNT:  # batch norm cannot train on a single image
+        raise CnnlabError(f"batch_size={batch_size}: must lie between 2 and {COUNT}")
+    usual = recipe.image_size or usual_size(model)
+    if image_size and image_size != usual:
+        return recipe.changed(image_size=image_size)
+    return replace(recipe, image_size=usual)
+
+
+def _build(recipe: Recipe) -> nn.Module:
+    """For one channel and ten classes, as the images are."""
+    return build_model(recipe.model, num_classes=10, in_channels=1, image_size=recipe.image_size)
+
+
+def _images(folder: Path, report: Report) -> tuple[str, ImageSet]:
+    """Fashion-MNIST's training images, if they are there; else as many random ones. Nothing is downloaded."""
+    if fashion_mnist.is_there(folder):
+        images = load_images("fashion-mnist", "train", SourceOptions(data_dir=folder, report=report))
+        assert images is not None
+        return "fashion-mnist", images
+    host = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (COUNT, 1, 28, 28), dtype=torch.uint8, generator=host)
+    labels = torch.randint(10, (COUNT,), generator=host)
+    return "random", ImageSet(pixels, labels, [str(i) for i in range(COUNT)], [str(k) for k in range(10)])
+
+
+def _row(recipe: Recipe, images: ImageSet, device: torch.device, threads: int | None, seconds: float) -> dict[str, Any]:
+    """What is measured of one network in one precision, all but what its operations tell."""
+    row: dict[str, Any] = {
+        "model": recipe.model,
+        "recipe": recipe.name,
+        "image_size": recipe.image_size,
+        "batch_size": recipe.batch_size,
+        "precision": recipe.precision,
+    }
+    failed = {**row, "failed": f"out of memory with batches of {recipe.batch_size}"}
+    plan, step = fastest_plan(
+        recipe, partial(_build, recipe), (1, recipe.image_size, recipe.image_size), 10, device, threads, 2 * seconds
+    )
+    if math.isinf(step):
+        return failed
+    if recipe.compile in COMPILE_MODES:
+        plan = replace(plan, compile=recipe.compile)
+    memory = PeakMemory(device)
+    with reproducible(recipe.seed, plan.threads):
+        try:
+            seen, wall, compute, first = _timed(recipe, plan, images, device, max(2, math.ceil(seconds / step)))
+        except Exception as error:
+            if not_compiled(error):
+                return {**row, "failed": f"cannot be compiled here: {reason(error)[:200]}"}
+            if not out_of_memory(error):
+                raise
+            return failed
+    return {
+        **row,
+        "memory_format": plan.values["memory_format"],
+        "compile": plan.compile,
+        "threads": plan.threads,
+        "chosen": plan.why,
+        "images": seen,
+        "first_step_seconds": first,
+        "seconds": wall,
+        "compute_seconds": compute,
+        "images_per_second": seen / wall,
+        "examples_per_second": seen / compute,
+        "peak_memory_bytes": memory.bytes(),
+    }
+
+
+def _timed(
+    recipe: Recipe, plan: Plan, images: ImageSet, device: torch.device, steps: int
+) -> tuple[int, float, float, float]:
+    """That many steps of a training, after some of warm-up.
+
+    Returns: images, seconds with data, seconds of compute only, seconds of the first step, compilation included.
+    """
+    model = _build(recipe)
+    initialize(model, recipe.init)
+    model.to(device).to(memory_format=plan.memory_format).train()
+    optimizer = make_optimizer(model, recipe, plan.precision)
+    preprocessing = Preprocessing.of(
+        images.images, image_size=recipe.image_size, fit=recipe.fit, normalize=recipe.normalize
+    )
+    loader = Loader(images, preprocessing, recipe.batch_size, device, memory_format=plan.memory_format)
+    batches = itertools.chain.from_iterable(loader.shuffled(recipe.seed, epoch) for epoch in itertools.count())
+    forward = compiled(model, plan.compile)
+    step = step_of(train_step, plan, device)
+    began = time.perf_counter()
+    step(forward, optimizer, *next(batches), precision=plan.precision)
+    synchronize(device)
+    first = time.perf_counter() - began
+    # An epoch's last batch is of another size: computed uncompiled, and recorded by itself.
+    rest = len(images) % recipe.batch_size if is_recorded(plan, device) else 0
+    for _ in range(first_played(plan, device)):
+        step(forward, optimizer, *next(batches), precision=plan.precision)
+        if rest > 1:
+            step(model, optimizer, *(part[:rest] for part in next(batches)), precision=plan.precision)
+    synchronize(device)
+    compute, seen = Stopwatch(device), 0
+    began = time.perf_counter()
+    for x, y in itertools.islice(batches, steps):
+        compute.start()
+        step(forward if len(y) == recipe.batch_size else model, optimizer, x, y, precision=plan.precision)
+        compute.stop()
+        seen += len(y)
+    synchronize(device)
+    return seen, time.perf_counter() - began, compute.seconds(), first
+
+
+def _to_accuracy(
+    device: torch.device, threads: int | None, folder: Path, report: Report
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Each recipe of TO_ACCURACY trained to its end: a row each, and what was left out."""
+    rows, left_out = [], []
+    for name in TO_ACCURACY:
+        recipe = RECIPES.get(name)
+        if recipe is None:
+            left_out.append(f"{name}: there is no such recipe")
+            continue
+        if recipe.data == "fashion-mnist" and not fashion_mnist.is_there(folder):
+            left_out.append(f"{name}: Fashion-MNIST is not in {folder}; cnnlab train --data fashion-mnist downloads it")
+            continue
+        report(f"training {name}", 0, 0)
+        with tempfile.TemporaryDirectory() as away:
+            common: dict[str, Any] = {"device": str(device), "threads": threads, "data_dir": folder}
+            try:
+                found = training.train(recipe, runs_dir=away, progress="none", **common)
+            except CnnlabError as error:
+                left_out.append(f"{name}: {error}")
+                continue
+            except KeyboardInterrupt:  # what was measured before is not lost
+                left_out.append(f"{name}, and what would have come after it: stopped by Ctrl-C")
+                break
+            session = runs.first_session(found.run)
+        rows.append(
+            {
+                "recipe": name,
+                "model": recipe.model,
+                "data": recipe.data,
+                "epochs": recipe.epochs,
+                "seconds": found.summary["total_seconds"],
+                "train_seconds": found.summary["train_seconds"],
+                "split": recipe.watch,
+                "accuracy": found.summary[f"{recipe.key}_acc"],
+                "precision": session["dtype"],
+                "memory_format": session["memory_format"],
+                "compile": session["compile"],
+                "threads": session["threads"],
+            }
+        )
+    return rows, left_out

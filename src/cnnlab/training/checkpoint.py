@@ -1,0 +1,388 @@
+"""Weights and training states on the disk: safetensors with a checksum, written whole or not at all, never a pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from cnnlab.device.hardware import random_state, set_random_state
+from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.files import write_atomic
+from cnnlab.recipe import Recipe
+from cnnlab.training.optim import STATE, Average
+
+
+class Damaged(CnnlabError):
+    """The file is not as it was written."""
+
+
+def save_weights(path: Path, model: nn.Module, about: dict[str, Any] | None = None) -> None:
+    """Write the model's parameters and buffers, and plain values `about` them."""
+    _write(path, _on_host(model.state_dict()), about or {})
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Read into `model` what `save_weights` wrote.
+
+    Raises: CnnlabError, naming the file, where it is missing, damaged or of another network.
+    """
+    tensors, _ = _read(path)
+    _fill(path, model, tensors)
+
+
+def check_weights(path: Path, model: nn.Module) -> None:
+    """Has the file tensors of the names and shapes of `model`'s, which may be one without numbers?
+
+    Only the file's header is read. Raises: as `load_weights`.
+    """
+    with _opened(path) as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no dict
+    for name, own in model.state_dict().items():
+        if shapes.get(name) != tuple(own.shape):
+            raise CnnlabError(
+                f"{path} holds the weights of another network: its {name} is {shapes.get(name, 'not there')}, not "
+                f"{tuple(own.shape)}; use those that the run was saved with"
+            )
+
+
+def about_weights(path: Path) -> dict[str, Any]:
+    """What `save_weights` wrote about them, once the whole file has been checked. Raises: as `load_weights`."""
+    return _read(path)[1]
+
+
+def earlier(path: Path) -> Path:
+    """Where the checkpoint is that was at `path` before the newest was saved."""
+    return path.with_name(f"{path.stem}.before{path.suffix}")
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Is there a checkpoint, or the one before it?"""
+    return path.exists() or earlier(path).exists()
+
+
+def save_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    progress: dict[str, Any],
+    average: Average | None = None,
+    by: Callable[[Callable[[], None]], None] = lambda write: write(),
+) -> None:
+    """Write all that the next step depends on: model, optimiser, average, random states, `progress` (plain values).
+
+    The checkpoint that was at `path` is kept as `earlier`. by: is given the writing, to do it now or later; what is
+    written is the state of now.
+    """
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    optimizer_state = optimizer.state_dict()
+    plain: dict[str, dict[str, Any]] = {}
+    for index, state in optimizer_state["state"].items():
+        plain[str(index)] = {}
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value
+            else:
+                plain[str(index)][key] = value
+    if average is not None:
+        tensors.update({f"average.{k}": v for k, v in average.tensors.items()})
+    random_tensors, random_values = random_state(device)
+    tensors.update({f"random.{k}": v for k, v in random_tensors.items()})
+    values = {
+        "progress": progress,
+        "optimizer": {"state": plain, "param_groups": optimizer_state["param_groups"]},
+        "random": random_values,
+    }
+    copies = _on_host(tensors)
+    by(lambda: _write(path, copies, values, before=earlier(path)))
+
+
+def load_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    average: Average | None = None,
+    told: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Put back what `save_checkpoint` wrote, and return its `progress`.
+
+    Where the newest is damaged or gone, the one before it takes its place, and `told` gets a line that says so.
+    Raises: CnnlabError, naming the file, where there is none that is whole.
+    """
+    tensors, values = _newest(path, told)
+    if average is not None and not any(name.startswith("average.") for name in tensors):
+        raise CnnlabError(f"{path} holds no averaged weights, which the recipe asks for; train again")
+    try:
+        _fill(path, model, {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        state = {int(i): dict(v) for i, v in values["optimizer"]["state"].items()}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "optimizer":
+                index, _, key = rest.partition(".")
+                state[int(index)][key] = tensor
+        # The settings are the recipe's, not the file's; what else there is must be this optimiser's.
+        groups = optimizer.state_dict()["param_groups"]
+        _check_state(optimizer, groups, values["optimizer"]["param_groups"], state)
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for parameter, kept in optimizer.state.items():
+            # Files hold contiguous tensors; a fused update walks through memory, so the order must be the parameter's.
+            for key, value in kept.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    kept[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        _fill_momentum(optimizer)
+        if average is not None:
+            for name, tensor in average.tensors.items():
+                _check_like(name, tensors[f"average.{name}"], tensor)
+                tensor.copy_(tensors[f"average.{name}"])
+        random_tensors = {k.removeprefix("random."): v for k, v in tensors.items() if k.startswith("random.")}
+        set_random_state(device, random_tensors, values["random"])
+        progress: dict[str, Any] = values["progress"]
+        if type(progress) is not dict:
+            raise ValueError("its progress is no object")
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, OverflowError) as error:
+        raise CnnlabError(f"{path} is damaged or of another version: {reason(error)[:200]}; train again") from error
+    return progress
+
+
+def _check_state(
+    optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], given: Any, state: dict[int, dict[str, Any]]
+) -> None:
+    """Raises: ValueError where `state`, and the `given` groups of parameters, are none that `optimizer` could have."""
+    if [group["params"] for group in given] != [group["params"] for group in groups]:
+        raise ValueError("its optimiser has other parameters")
+    if not state.keys() <= {index for group in groups for index in group["params"]}:
+        raise ValueError("its optimiser has other parameters")
+    for group, own in zip(groups, optimizer.param_groups, strict=True):
+        kept = STATE["Muon.adam" if group.get("adam") else type(optimizer).__name__]
+        for index, parameter in zip(group["params"], own["params"], strict=True):
+            values = state.get(index)
+            if values and values.keys() != kept:
+                raise ValueError(f"its optimiser keeps {', '.join(values)}")
+            for key, value in (values or {}).items():
+                if key != "step" and value is not None:
+                    _check_like(key, value, parameter)
+                elif isinstance(value, Tensor):
+                    _check_like(key, value, torch.tensor(0.0))
+                elif type(value) not in (int, type(None)):
+                    raise ValueError(f"its optimiser's {key} is no number")
+
+
+def _fill_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """No momentum is a momentum of 0; a fused update ends in an error where some have it and others not."""
+    kept = optimizer.state
+    if isinstance(optimizer, torch.optim.SGD) and any(v.get("momentum_buffer") is not None for v in kept.values()):
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            if kept[parameter].get("momentum_buffer") is None:
+                kept[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def _check_like(name: str, tensor: Any, own: Tensor) -> None:
+    if not isinstance(tensor, Tensor) or tensor.shape != own.shape or tensor.dtype != own.dtype:
+        raise ValueError(f"its {name} has another shape or type")
+
+
+class Due:
+    """Is it time to save, inside an epoch? After so many steps, or so many seconds, as the recipe says.
+
+    However long the steps wait for a save, what is asked for by seconds gets a twentieth of their time at most.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._steps, self._seconds = recipe.save_steps, recipe.save_seconds
+        self._next = time.monotonic() + self._seconds  # a clock that nobody can set
+
+    def __call__(self, step: int) -> bool:
+        """After update number `step` (from 1)?"""
+        return (self._steps > 0 and step % self._steps == 0) or (self._seconds > 0 and time.monotonic() >= self._next)
+
+    def saved(self, seconds: float) -> None:
+        """A save was made, and the steps waited that long for it."""
+        self._next = time.monotonic() + max(self._seconds, 20 * seconds)
+
+
+class Beside:
+    """Does things in a thread beside the training's steps: writing a file, which is mostly waiting."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def do(self, *jobs: Callable[[], None]) -> None:
+        """Wait, then begin with these, each after the one before it. Raises: as `wait`."""
+        self.wait()
+        self._thread = threading.Thread(target=self._do, args=jobs, name="cnnlab-saving")
+        self._thread.start()
+
+    def _do(self, *jobs: Callable[[], None]) -> None:
+        try:
+            for job in jobs:
+                job()
+        except BaseException as error:  # it is raised where somebody waits
+            self._error = error
+
+    @property
+    def failed(self) -> bool:
+        """Has it gone wrong, so that `wait` would raise?"""
+        return self._error is not None
+
+    def wait(self) -> None:
+        """Until nothing is under way. Raises: what that raised."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """Wait, however it ends: some other error is on its way.
+
+        Also where somebody who cannot wait presses Ctrl-C again: the run's lock must not be let go before. Raises:
+        KeyboardInterrupt then, after it.
+        """
+        stopped = False
+        while self._thread is not None and self._thread.is_alive():
+            try:
+                self._thread.join()
+            except KeyboardInterrupt:
+                stopped = True
+        with contextlib.suppress(OSError):
+            self.wait()
+        if stopped:
+            raise KeyboardInterrupt
+
+
+def _newest(path: Path, told: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `path` holds, or else what `earlier` does."""
+    before = earlier(path)
+    if not before.exists():
+        return _read(path)
+    if path.exists() and not path.is_file():
+        raise Damaged(f"{path} is no plain file; remove it: the training goes on from the save before it")
+    try:
+        if path.exists():
+            return _read(path)
+        trouble = f"{path} is gone"
+    except Damaged as error:
+        trouble = str(error).partition("; ")[0]
+    try:
+        found = _read(before)
+    except Damaged as error:
+        raise CnnlabError(f"{trouble}, and {error}") from error
+    os.replace(before, path)  # noqa: PTH105 - else the next save would put the damaged one in its place
+    told(f"note: {trouble}; the training goes on from the save before it")
+    return found
+
+
+def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    # Contiguous, and copies also on the host: the training may go on while they are written.
+    as_read = torch.contiguous_format
+    return {k: v.detach().to("cpu", copy=True, memory_format=as_read) for k, v in tensors.items()}
+
+
+def _checksum(tensors: dict[str, Tensor], values: str) -> str:
+    digest = hashlib.blake2b(values.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _write(path: Path, tensors: dict[str, Tensor], values: dict[str, Any], before: Path | None = None) -> None:
+    write_atomic(path, _pieces(tensors, _metadata(tensors, values)), before)
+
+
+# How safetensors calls them.
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def _pieces(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
+    """A safetensors file, piece by piece: the library's own writer would copy everything once or twice more."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    # Wide numbers first, as the library does, so that each lies where a number of its size may.
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    for name in order:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in order:
+        yield _bytes(tensors[name])
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    view: memoryview = tensor.flatten().view(torch.uint8).numpy().data
+    return view
+
+
+def _metadata(tensors: dict[str, Tensor], values: dict[str, Any]) -> dict[str, str]:
+    # One entry: safetensors writes several in random order, and equal weights should be equal files.
+    checksum = _checksum(tensors, json.dumps(values))
+    return {"cnnlab": json.dumps({"values": values, "blake2b": checksum})}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; what is wrong with it or with reading it is told in one line."""
+    try:
+        if path.exists() and not path.is_file():
+            raise Damaged(f"{path} is no plain file; use other weights or train again")
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except CnnlabError:
+        raise
+    except FileNotFoundError as error:
+        raise CnnlabError(f"{path} does not exist; is its folder a run that has finished an epoch?") from error
+    except PermissionError as error:
+        raise CnnlabError(f"cannot read {path}: {reason(error)}") from error
+    except (OSError, SafetensorError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        raise Damaged(f"{path} is damaged: {reason(error)}; use other weights or train again") from error
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        # Copies: what is mapped from the file would keep it open, and some systems cannot replace an open file.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no dict
+    try:
+        values: dict[str, Any] = json.loads(metadata["cnnlab"])["values"]
+        # The whole header is compared, so that no flipped bit in it goes unseen.
+        right = type(values) is dict and metadata == _metadata(tensors, values)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise Damaged(
+            f"{path} is damaged, or not written by cnnlab: its header lacks our entry; use other weights or train again"
+        ) from error
+    if not right:
+        raise Damaged(f"{path} is damaged: its checksum is wrong; use other weights or train again")
+    return tensors, values
+
+
+def _fill(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    try:
+        for name, own in model.state_dict().items():
+            if name in tensors and tensors[name].dtype != own.dtype:
+                raise RuntimeError(f"{name} is {tensors[name].dtype}, not {own.dtype}")
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CnnlabError(
+            f"{path} holds the weights of another network: {reason(error)[:200]}; use those that the run was saved with"
+        ) from error

@@ -1,0 +1,66 @@
+"""Curves of a training over its epochs, and of several trainings together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from cnnlab.io.figures import EVAL_COLOR, TRAIN_COLOR, plain
+from cnnlab.recipe import KEYS
+
+_LABELS = {"train": "training images as they are"}
+
+
+def curves(rows: Sequence[dict[str, Any]], watch: str, title: str = "") -> Figure:
+    """Loss and accuracy of training and of the watched split over the epochs; `rows` are lines of metrics.jsonl."""
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in rows]
+    key = KEYS[watch]
+    marker = "o" if len(epochs) <= 20 else ""
+    for axes, what in ((left, "loss"), (right, "acc")):
+        train = [row["loss" if what == "loss" else "train_acc"] for row in rows]
+        style: dict[str, Any] = {"marker": marker, "markersize": 3}
+        axes.plot(epochs, train, color=TRAIN_COLOR, label="training", **style)
+        axes.plot(
+            epochs,
+            [row[f"{key}_{what}"] for row in rows],
+            color=EVAL_COLOR,
+            ls="--",
+            label=_LABELS.get(watch, watch),
+            **style,
+        )
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.set_ylabel("loss (mean cross-entropy)")
+    left.set_ylim(bottom=0)
+    right.set_ylabel("accuracy")
+    if rows:
+        last = rows[-1][f"{key}_acc"]
+        right.annotate(f"{last:.3f}", (epochs[-1], last), (4, 0), textcoords="offset points", color=EVAL_COLOR,
+                       va="center", fontsize=9)  # fmt: skip
+    left.legend(frameon=False)
+    if title:
+        figure.suptitle(plain(title), fontsize=10)
+    return figure
+
+
+def comparison(runs: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) -> Figure:
+    """Accuracy on the watched split over the epochs, a line a run; `runs`: (name, watched split, rows)."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, watch, rows in runs:
+        key = f"{KEYS[watch]}_acc"
+        axes.plot([r["epoch"] for r in rows], [r[key] for r in rows], label=plain(f"{name} ({watch})"), marker=".")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("accuracy")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure

@@ -1,0 +1,243 @@
+"""What a person sees while a network trains: a bar in a terminal, a curve in a notebook, lines in a log, or nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
+from rich.text import Text
+
+from cnnlab.device.hardware import Glance
+from cnnlab.io.errors import unknown
+from cnnlab.io.text import page, say, shown
+from cnnlab.recipe import KEYS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cnnlab.data.loader import Loader
+
+KINDS = ("auto", "bar", "lines", "notebook", "none")
+_INTERVAL = 0.1  # seconds between two looks at the numbers
+_BETWEEN = 1.0  # seconds between two drawings of the curve: each takes the training some 0.2 s of one core
+
+
+class Display:
+    """Shows nothing. The others override what they need."""
+
+    def message(self, text: str) -> None:
+        """Something a person should know, whatever the display."""
+        say(text, error=True, flush=True)
+
+    def read(self, what: str, done: int, total: int) -> None:
+        """A long read of data has come to `done` of `total` (0: unknown)."""
+
+    def begin(self, loader: Loader, epochs: int, first_epoch: int, watch: str, rows: list[dict[str, Any]]) -> None:
+        """The training starts at `first_epoch` (from 0); `rows` are those of earlier epochs."""
+
+    def step(self, epoch: int, images: int, statistics: Tensor) -> None:
+        """`images` of this epoch are done; `statistics` (2,): sum of losses, number of hits, on the device."""
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """An epoch is finished and saved."""
+
+    def end(self) -> None:
+        """The training is over, one way or another. May be called twice."""
+
+
+class Lines(Display):
+    """One plain line an epoch: for log files."""
+
+    def begin(self, loader: Loader, epochs: int, first_epoch: int, watch: str, rows: list[dict[str, Any]]) -> None:  # noqa: ARG002
+        """Remember what the lines need."""
+        self._epochs, self._key = epochs, KEYS[watch]
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Print the line."""
+        key = self._key
+        print(
+            f"epoch {row['epoch']}/{self._epochs}  loss {row['loss']:.3f}  train acc {row['train_acc']:.3f}  "
+            f"{key} acc {row[f'{key}_acc']:.3f}  {row['images_per_second']:,.0f} images/s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+class _Numbers(ProgressColumn):
+    """The numbers of a training, on one line: the bar gives way to them."""
+
+    def get_table_column(self) -> Column:
+        return Column(no_wrap=True)
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields.get("numbers", ""))
+
+
+class _TimeLeft(ProgressColumn):
+    """Time that the training still needs; in the end, what it took."""
+
+    def get_table_column(self) -> Column:
+        return Column(no_wrap=True)
+
+    def render(self, task: Task) -> Text:
+        seconds = task.finished_time if task.finished else task.time_remaining
+        if seconds is None:
+            return Text("")
+        minutes, seconds = divmod(round(seconds), 60)
+        text = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
+        return Text(text if task.finished else f"{text} left")
+
+
+class Bar(Display):
+    """A progress bar over the whole training, with the numbers of the moment beside it."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._progress: Progress | None = None
+        self._reading: Any = None
+
+    def message(self, text: str) -> None:
+        """Print it above the bar."""
+        self._console.print(page(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+    def read(self, what: str, done: int, total: int) -> None:
+        """A bar of its own for each thing that is read or downloaded."""
+        if self._progress is None:
+            self._progress = Progress(TextColumn("{task.description}"), BarColumn(), _Percent(), TimeRemainingColumn(),
+                                      console=self._console, transient=True)  # fmt: skip
+            self._progress.start()
+            self._reading = None
+        if self._reading is None or self._reading[1] != what:
+            self._reading = (self._progress.add_task(escape(shown(what)), total=total or None), what)
+        self._progress.update(self._reading[0], completed=done, total=total or None)
+
+    def begin(self, loader: Loader, epochs: int, first_epoch: int, watch: str, rows: list[dict[str, Any]]) -> None:
+        """Start the bar, where it stood if the training is resumed."""
+        self.end()
+        self._glance = Glance(loader.device)
+        self._count, self._epochs, self._key = loader.count, epochs, KEYS[watch]
+        self._watched = f"  {self._key} acc {rows[-1][f'{self._key}_acc']:.3f}" if rows else ""
+        self._due, self._epoch = 0.0, -1
+        self._progress = Progress(
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
+            _Numbers(),
+            _TimeLeft(),
+            console=self._console,
+            expand=True,
+        )
+        self._task = self._progress.add_task(
+            "",
+            total=epochs * loader.count,
+            completed=first_epoch * loader.count,
+            numbers=f"epoch {first_epoch + 1}/{epochs}",
+        )
+        self._progress.start()
+
+    def step(self, epoch: int, images: int, statistics: Tensor) -> None:
+        """A few times a second, look at the numbers; between two looks do nothing at all."""
+        now = time.perf_counter()
+        if epoch != self._epoch:
+            # A resumed epoch does not begin with its first image.
+            self._epoch, self._began, self._before = epoch, now, images
+        if now < self._due or self._progress is None or images == 0:
+            return
+        self._due = now + _INTERVAL
+        self._progress.update(self._task, completed=epoch * self._count + images)
+        values = self._glance(statistics, images)
+        elapsed = now - self._began
+        if values is not None and elapsed > 0:
+            self._show(epoch, values[0], values[1], (images - self._before) / elapsed)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Show the epoch's exact numbers."""
+        if self._progress is not None:
+            self._watched = f"  {self._key} acc {row[f'{self._key}_acc']:.3f}"
+            self._progress.update(self._task, completed=row["epoch"] * self._count)
+            self._show(row["epoch"] - 1, row["loss"], row["train_acc"], row["images_per_second"])
+
+    def _show(self, epoch: int, loss: float, accuracy: float, speed: float) -> None:
+        assert self._progress is not None
+        parts = f"epoch {epoch + 1}/{self._epochs}", f"loss {loss:.3f}", f"acc {accuracy:.3f}{self._watched}"
+        self._progress.update(self._task, numbers="  ".join((*parts, f"{speed:,.0f} images/s")))
+
+    def end(self) -> None:
+        """Leave the bar where it is."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+class _Percent(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.percentage:3.0f}%" if task.total else f"{task.completed:,.0f}")
+
+
+class Notebook(Display):
+    """A curve that grows in its own place in a notebook's output and leaves the rest of the output alone."""
+
+    def __init__(self) -> None:
+        self._drawn = True  # nothing to draw yet
+
+    def message(self, text: str) -> None:
+        """Print it into the cell's output."""
+        say(text)
+
+    def begin(self, loader: Loader, epochs: int, first_epoch: int, watch: str, rows: list[dict[str, Any]]) -> None:  # noqa: ARG002
+        """Remember the rows so far; the first epoch draws the figure."""
+        self._rows, self._watch = list(rows), watch
+        self._handle: Any = None
+        self._due = 0.0
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Draw the curve anew, in place; where epochs are short, not after each."""
+        self._rows.append(row)
+        self._drawn = False
+        if time.perf_counter() >= self._due:
+            self._draw()
+            self._due = time.perf_counter() + _BETWEEN
+
+    def end(self) -> None:
+        """Draw what is not drawn yet."""
+        if not self._drawn:
+            self._draw()
+
+    def _draw(self) -> None:
+        from IPython.display import Image, display
+
+        from cnnlab.io import figures as plots
+        from cnnlab.training.curves import curves
+
+        row, key = self._rows[-1], KEYS[self._watch]
+        title = (
+            f"epoch {row['epoch']}: loss {row['loss']:.3f}, train acc {row['train_acc']:.3f}, "
+            f"{key} acc {row[f'{key}_acc']:.3f}, {row['images_per_second']:,.0f} images/s"
+        )
+        image = Image(data=plots.png(curves(self._rows, self._watch, title), dpi=100), format="png")
+        if self._handle is None:
+            self._handle = display(image, display_id=True)
+        else:
+            self._handle.update(image)
+        self._drawn = True
+
+
+def make_display(kind: str = "auto") -> Display:
+    """The display called `kind`; `auto`: the curve in a notebook, the bar in a terminal, nothing elsewhere."""
+    if kind not in KINDS:
+        raise unknown("progress display", kind, KINDS)
+    if kind == "auto":
+        kind = "notebook" if in_notebook() else "bar" if sys.stderr.isatty() else "none"
+    displays: dict[str, type[Display]] = {"bar": Bar, "lines": Lines, "notebook": Notebook, "none": Display}
+    return displays[kind]()
+
+
+def in_notebook() -> bool:
+    """Is this a notebook's kernel, whose output can hold pictures?"""
+    # Whoever has not imported IPython is not in a notebook; importing it to ask would cost half a second.
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and getattr(shell, "kernel", None) is not None

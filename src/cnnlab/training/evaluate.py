@@ -1,0 +1,100 @@
+"""Measuring a model: loss, accuracy and confusion matrix over every image, without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cnnlab.data.loader import Loader
+from cnnlab.device.hardware import full_precision, low_precision
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """loss: mean cross-entropy per image; confusion: (K, K) int64, row = true class, column = predicted class."""
+
+    loss: float
+    confusion: Tensor
+
+    @property
+    def count(self) -> int:
+        """Images measured."""
+        return int(self.confusion.sum())
+
+    @property
+    def correct(self) -> int:
+        """Images whose class was predicted."""
+        return int(self.confusion.trace())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images whose class was predicted (micro average: each image counts the same)."""
+        return self.correct / self.count
+
+    @property
+    def class_accuracy(self) -> list[float | None]:
+        """Of each class, the share of its images that were predicted as it (recall); None for a class without any."""
+        totals = self.confusion.sum(1).tolist()
+        hits = self.confusion.diagonal().tolist()
+        return [h / n if n else None for h, n in zip(hits, totals, strict=True)]
+
+
+# How often an image is looked at: as it is; mirrored too; both again, moved by a pixel up and left, down and right.
+VIEWS = {"none": 1, "flip": 2, "shift": 6}
+
+
+def logits(model: nn.Module, x: Tensor, views: str = "none") -> Tensor:
+    """(B, C, H, W) -> (B, K): the average over the `views` of each image, a key of VIEWS.
+
+    Those as it stands count half, those moved by a pixel half.
+    """
+    layout = torch.channels_last if x.shape[1] > 1 and x.stride(1) == 1 else torch.contiguous_format
+
+    def both(x: Tensor) -> Tensor:
+        seen: Tensor = model(x.contiguous(memory_format=layout))
+        if views != "none":
+            seen = (seen + model(x.flip(3).contiguous(memory_format=layout))) / 2
+        return seen
+
+    centre = both(x)
+    if views != "shift":
+        return centre
+    h, w = x.shape[2:]
+    padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
+    return centre / 2 + both(padded[:, :, :h, :w]) / 4 + both(padded[:, :, 2:, 2:]) / 4
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    loader: Loader,
+    num_classes: int,
+    between: Callable[[], None] = lambda: None,
+    precision: torch.dtype = torch.float32,
+    views: str = "none",
+) -> Evaluation:
+    """Measure `model` on every image of `loader`, in eval mode; the model's mode is put back after.
+
+    between: called after each batch, so that a person who wants to stop need not wait for the last; views: see
+    `logits`.
+    """
+    was_training = model.training
+    model.eval()
+    loss_sum = torch.zeros((), device=loader.device)
+    cells: list[Tensor] = []  # (B,) each: true class * K + predicted class
+    try:
+        for x, y in loader:
+            with low_precision(loader.device, precision):
+                seen = full_precision(logits(model, x, views))  # (B, K)
+            loss_sum += F.cross_entropy(seen, y, reduction="sum")
+            cells.append(y * num_classes + seen.argmax(1))
+            between()
+    finally:
+        model.train(was_training)
+    # Counted once, here: counting each batch would make the host wait for a GPU each time.
+    confusion = torch.bincount(torch.cat(cells), minlength=num_classes * num_classes)
+    return Evaluation(loss_sum.item() / loader.count, confusion.view(num_classes, num_classes).cpu())

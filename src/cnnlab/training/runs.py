@@ -1,0 +1,450 @@
+"""A run's folder: its files, opening one, listing and comparing many.
+
+    recipe.json              what was asked for
+    run.json                 what it met: network, classes, split sizes, a hash of the data, preprocessing
+    environment.json         versions and hardware of each session
+    metrics.jsonl            one line an epoch, each with a checksum
+    tensorboard/             the same as TensorBoard events
+    checkpoint.safetensors   all that the next step depends on; until the run is finished, checkpoint.before.safetensors
+                             is the one that was saved before it
+    last.safetensors         weights after the last epoch
+    best.safetensors         weights of the best epoch
+    curves.png, summary.json written at the end
+    evaluations.jsonl        each explicit evaluation, so that looks at the test set are on record
+
+run.json, environment.json and summary.json hold a checksum of themselves, run.json one of recipe.json, too: what was
+damaged, or changed by hand, is not used. Several seeds of one recipe are a folder with seeds.json, holding one run's
+folder per seed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.files import LINES_LIMIT, digest, read_checked, read_json, read_limited, write_atomic, write_checked
+from cnnlab.io.schema import COUNT, NUMBER, POSITIVE, Number, check
+from cnnlab.io.text import clipped
+from cnnlab.recipe import LARGEST_SIDE, Recipe, recipe_json
+
+_FORMAT = "cnnlab run 1"
+_SEEDS_FORMAT = "cnnlab seeds 1"
+WEIGHTS = ("best", "last")
+MOST_SEEDS = 100_000
+_SIDE = Number(1, LARGEST_SIDE, whole=True)
+_CHANNELS = Number(1, 64, whole=True)
+_SHARE = Number(0, 1)
+# What the files hold: a folder may come from anybody.
+_INFO = {
+    "model": {"name": str, "num_classes": Number(1, 1e6, whole=True), "in_channels": _CHANNELS, "image_size": _SIDE,
+              "parameters": COUNT},
+    "data": {"source": str, "classes": [str], "fingerprint": str, "skipped": [str], "data_dir?": str,
+             "skip_bad?": bool},
+    "preprocessing": {"channels": _CHANNELS, "native_size": _SIDE, "image_size": _SIDE,
+                      "fit": ("pad", "crop", "stretch"), "mean": [NUMBER], "std": [POSITIVE]},
+    "recipes?": [str],
+}  # fmt: skip
+_SUMMARY = {
+    "seed": COUNT, "watch": str, "loss": NUMBER, "train_acc": _SHARE, "best": NUMBER, "best_epoch": COUNT,
+    "examples_per_second": NUMBER, "images_per_second": NUMBER, "total_seconds": NUMBER, "device": str,
+    "skipped": COUNT, "left_out?": COUNT, "images?": {"train": COUNT},
+    "shared?": {"validation?": COUNT, "test?": COUNT},
+}  # fmt: skip
+_SECONDS = Number(1e-9, 1e12)
+_ROW = {"epoch": COUNT, "loss": NUMBER, "train_acc": _SHARE, "images": COUNT, "train_seconds": POSITIVE,
+        "seconds": NUMBER, "compute_seconds?": POSITIVE, "left_out?": COUNT}  # fmt: skip
+_SESSION = {"device?": str, "device_name?": str, "threads?": COUNT, "versions?": dict, "memory_format?": str}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder on the disk."""
+
+    path: Path
+    recipe: Recipe
+    info: dict[str, Any]
+
+    @property
+    def checkpoint(self) -> Path:
+        """The state to resume from."""
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON line an epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the K classes."""
+        return list(self.info["data"]["classes"])
+
+    def weights(self, which: str | None = None) -> Path:
+        """The file of the `best` or `last` weights.
+
+        Unsaid: the best, where the best epoch was chosen on validation images; else the last.
+        """
+        default = "best" if self.recipe.watch == "validation" else "last"
+        return self.path / f"{which or default}.safetensors"
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """A row for each epoch that is finished."""
+        rows = _read_lines(self.metrics_file)
+        for row in rows:
+            check(self.metrics_file, row, row_form(self.recipe))
+        lacking = (self.path / "summary.json").exists() and len(rows) != self.recipe.epochs
+        if lacking or [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
+            raise CnnlabError(f"{self.metrics_file} is damaged: it lacks an epoch, or has one twice")
+        return rows
+
+    def summary(self) -> dict[str, Any] | None:
+        """What was written when the run finished; None before that."""
+        path = self.path / "summary.json"
+        if not path.exists():
+            return None
+        try:
+            summary = read_checked(path)
+        except CnnlabError as error:
+            raise CnnlabError(f"{error}; or delete it: cnnlab train --resume {self.path} writes it again") from error
+        key = self.recipe.key
+        check(path, summary, {**_SUMMARY, "watch": (self.recipe.watch,), f"{key}_loss": NUMBER, f"{key}_acc": _SHARE})
+        return summary
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Each explicit evaluation so far; a line that a crash tore is passed over."""
+        return _read_lines(self.path / "evaluations.jsonl", torn_lines=True)
+
+
+def create_run(path: Path, recipe: Recipe, info: dict[str, Any]) -> Run:
+    """Begin a run in the new, empty folder `path`. Raises: CnnlabError where that cannot be written to."""
+    info = {"format": _FORMAT, **info, "recipes": [digest(recipe.to_dict())]}
+    try:
+        write_atomic(path / "recipe.json", recipe_json(recipe))
+        write_checked(path / "run.json", info)
+    except OSError as error:
+        shutil.rmtree(path, ignore_errors=True)  # it held nothing yet
+        raise CnnlabError(f"cannot write into {path}: {reason(error)}; name another folder with --runs-dir") from error
+    return Run(path, recipe, info)
+
+
+def change_recipe(run: Run, recipe: Recipe) -> Run:
+    """Let the run go on by another recipe. The caller holds its lock. Raises: OSError."""
+    known = run.info.get("recipes") or [digest(read_json(run.path / "recipe.json"))]
+    info = {**run.info, "recipes": [*known, digest(recipe.to_dict())]}
+    # In this order: whenever this is stopped, the recipe that lies there is a known one.
+    write_checked(run.path / "run.json", info)
+    write_atomic(run.path / "recipe.json", recipe_json(recipe))
+    return Run(run.path, recipe, info)
+
+
+def make_folder(path: Path) -> Path:
+    """Make the new folder `path` and its parents; returns it. Raises: CnnlabError where it exists or cannot be made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir()
+    except FileExistsError as error:
+        where = path if path.exists() else path.parent
+        if (path / "reproduction.json").exists():
+            remedy = f"choose another --name, or go on with it: cnnlab reproduce --resume {path}"
+        elif (path / "run.json").exists() or (path / "seeds.json").exists():
+            remedy = f"choose another --name, or go on with it: cnnlab train --resume {path}"
+        elif where.is_dir():
+            remedy = "choose another --name"
+        else:
+            remedy = "it is a file; name another folder with --runs-dir"
+        raise CnnlabError(f"{where} exists; {remedy}") from error
+    except OSError as error:
+        raise CnnlabError(f"cannot make {path}: {reason(error)}; name another folder with --runs-dir") from error
+    return path
+
+
+def new_folder(runs_dir: Path, name: str | None, recipe: Recipe) -> Path:
+    """Make the folder of a new run: `runs_dir`/`name`, or a free name made of data, network and a number.
+
+    Raises: CnnlabError for a name that is taken or no plain name.
+    """
+    is_folder = recipe.data.startswith("folder:")
+    source = f"folder-{Path(recipe.data.removeprefix('folder:')).name}" if is_folder else recipe.data
+    return named_folder(runs_dir, name, f"{source}-{recipe.model}")
+
+
+def check_name(name: str) -> None:
+    """Raises: CnnlabError where `name` is no plain name, on any system."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name.endswith("."):
+        raise CnnlabError(
+            f"run name {clipped(name)!r}: use letters, digits, '.', '_' and '-', at most 100, a letter or digit first "
+            "and no '.' last"
+        )
+    if re.fullmatch(r"con|prn|aux|nul|(com|lpt)[0-9]", name.partition(".")[0].lower()):
+        raise CnnlabError(f"run name {name!r} means a device on Windows, where nobody could open it; choose another")
+
+
+def named_folder(runs_dir: Path, name: str | None, stem: str) -> Path:
+    """Make the new folder `runs_dir`/`name`, or, unsaid, `stem` with a number that is free. Raises: CnnlabError."""
+    if name is not None:
+        check_name(name)
+        return make_folder(runs_dir / name)
+    stem = re.sub(r"\W+", "-", stem).strip("-")[:80]
+    number = 1
+    while True:
+        path = runs_dir / f"{stem}-{number:03d}"
+        try:
+            return make_folder(path)
+        except CnnlabError:  # taken, perhaps a moment ago by another process
+            if not path.exists():
+                raise
+        number += 1
+
+
+def open_run(name: str | Path, runs_dir: str | Path = "runs") -> Run:
+    """The run in the folder `name`, or in `runs_dir`/`name`. Raises: CnnlabError where that is no run's folder."""
+    path = find_folder(name, runs_dir)
+    if (path / "seeds.json").exists():
+        inside = ", ".join(str(p) for p in seed_folders(path))
+        raise CnnlabError(f"{path} holds several seeds; name one of its runs: {inside or 'none has begun'}")
+    for name in ("run.json", "recipe.json"):
+        if not (path / name).is_file():
+            raise CnnlabError(f"{path} is not a run's folder (no {name}); `cnnlab runs` lists those there are")
+    info = read_checked(path / "run.json")
+    if info.get("format") != _FORMAT:
+        raise CnnlabError(f"{path / 'run.json'} has format {info.get('format')!r}; this cnnlab reads {_FORMAT!r}")
+    check(path / "run.json", info, _INFO)
+    model, images = info["model"], info["preprocessing"]
+    if (model["num_classes"], model["in_channels"], model["image_size"], len(images["mean"]), len(images["std"])) != (
+        len(info["data"]["classes"]), images["channels"], images["image_size"], images["channels"], images["channels"]
+    ):  # fmt: skip
+        raise CnnlabError(f"{path / 'run.json'} is damaged: its model, classes and preprocessing do not fit together")
+    try:
+        values = read_json(path / "recipe.json")
+        recipe = Recipe.from_dict(values)
+    except (CnnlabError, TypeError) as error:
+        raise CnnlabError(f"{path / 'recipe.json'} is damaged: {error}") from error
+    known = info.get("recipes")  # not there in older folders
+    if isinstance(known, list) and digest(values) not in known:
+        raise CnnlabError(
+            f"{path / 'recipe.json'} was damaged, or changed by hand: it is not what the run began with; bring it back "
+            "from a copy, or train a new run"
+        )
+    return Run(path, recipe, info)
+
+
+def find_folder(name: str | Path, runs_dir: str | Path = "runs") -> Path:
+    """`name` as a folder, else `runs_dir`/`name`. Raises: CnnlabError where there is neither."""
+    places = [path for path in (Path(name), Path(runs_dir) / name) if path.is_dir()]
+    # A folder of images may have the name of a run.
+    for path in (*(p for p in places if (p / "run.json").exists() or (p / "seeds.json").exists()), *places):
+        return path
+    what = "is a file, not a run's folder" if Path(name).exists() else "does not exist"
+    raise CnnlabError(f"{name} {what}; `cnnlab runs` lists the runs there are")
+
+
+def list_runs(runs_dir: str | Path = "runs", damaged: Callable[[str], None] = lambda _: None) -> list[Run]:
+    """All runs under `runs_dir`, by name; those of several seeds one by one. Folders that are no runs are left out.
+
+    damaged: called with one line for each run that cannot be read, which is left out too.
+    """
+    runs_dir = Path(runs_dir)
+    if not runs_dir.is_dir():
+        return []
+    runs = []
+    for path in sorted(p for p in runs_dir.iterdir() if p.is_dir()):
+        for folder in _folders_of_runs(path):
+            try:
+                run = open_run(folder)
+                run.metrics()
+                run.summary()
+                runs.append(run)
+            except CnnlabError as error:
+                damaged(str(error))
+    return runs
+
+
+def _folders_of_runs(path: Path) -> list[Path]:
+    """The run's folder `path` itself, or those inside it: the seeds of one recipe, or of a reproduction's many."""
+    inside: list[Path] = []
+    if any((path / f"{kind}.json").exists() for kind in ("reproduction", "competition")):
+        inside = [folder for p in sorted(path.iterdir()) if p.is_dir() for folder in _folders_of_runs(p)]
+    elif (path / "seeds.json").exists():
+        inside = seed_folders(path)
+    return [folder for folder in inside or [path] if (folder / "run.json").exists()]
+
+
+# Several seeds of one recipe
+
+
+def create_seeds(path: Path, recipe: Recipe, seeds: Sequence[int]) -> None:
+    """Make the new, empty folder `path` one of several seeds of a recipe."""
+    content = {"format": _SEEDS_FORMAT, "recipe": recipe.to_dict(), "seeds": list(seeds)}
+    try:
+        write_checked(path / "seeds.json", content)
+    except OSError as error:
+        raise CnnlabError(f"cannot write into {path}: {reason(error)}; name another folder with --runs-dir") from error
+
+
+def open_seeds(path: Path) -> tuple[Recipe, list[int]]:
+    """The recipe and the seeds of such a folder."""
+    content = read_checked(path / "seeds.json")
+    if content.get("format") != _SEEDS_FORMAT:
+        raise CnnlabError(f"{path / 'seeds.json'} has format {content.get('format')!r}, not {_SEEDS_FORMAT!r}")
+    check(path / "seeds.json", content, {"recipe": dict, "seeds": [COUNT]})
+    if not 0 < len(content["seeds"]) <= MOST_SEEDS:
+        raise CnnlabError(f"{path / 'seeds.json'} is damaged: {len(content['seeds']):,} seeds")
+    try:
+        return Recipe.from_dict(content["recipe"]), list(content["seeds"])
+    except CnnlabError as error:
+        raise CnnlabError(f"{path / 'seeds.json'} is damaged: {reason(error)}") from error
+
+
+def seed_folders(path: Path) -> list[Path]:
+    """The runs' folders inside, in the order of their seeds."""
+    return sorted(path.glob("seed-*"), key=lambda p: (len(p.name), p.name))
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """n, mean and standard deviation (n - 1; None for a single value)."""
+    return {"n": len(values), "mean": mean(values), "std": stdev(values) if len(values) > 1 else None}
+
+
+# Rows
+
+
+def write_metrics(run: Run, rows: list[dict[str, Any]]) -> None:
+    """Replace the metrics file as a whole: a line is there once, whatever happened before."""
+    write_atomic(run.metrics_file, "".join(_line(row) for row in rows))
+
+
+def record_evaluation(run: Run, row: dict[str, Any]) -> bool:
+    """Add a line to the run's record of evaluations; False where its folder cannot be written to."""
+    try:
+        path = run.path / "evaluations.jsonl"
+        torn = path.exists() and not read_limited(path, LINES_LIMIT).endswith(b"\n")
+        # Not through a link: the folder may come from anybody, and the link lead anywhere.
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        with os.fdopen(handle, "a", encoding="utf-8") as file:
+            file.write("\n" * torn + _line({"date": datetime.now(UTC).isoformat(timespec="seconds"), **row}))
+    except (OSError, CnnlabError):
+        return False
+    return True
+
+
+def add_session(run: Run, environment: dict[str, Any]) -> None:
+    """Note versions and hardware beside those of the sessions before."""
+    path = run.path / "environment.json"
+    write_checked(path, {"sessions": [*_sessions(path), environment]})
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """While this holds, no other process may train in the run's folder `path`; reading is always allowed.
+
+    The system's own lock: it goes with the process, however that ends. Raises: CnnlabError where another holds it, and
+    where the folder holds links: what is written through one would land elsewhere.
+    """
+    for folder in (path, path / "tensorboard"):
+        for entry in folder.iterdir() if folder.is_dir() else ():
+            if entry.is_symlink():
+                raise CnnlabError(f"{entry} is a link, which could lead anywhere; put the file or folder itself there")
+    file = path / ".lock"
+    lock = FileLock(file, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        holder = ""
+        with suppress(OSError, ValueError):
+            holder = file.read_text(encoding="utf-8").strip()[:200]
+        who = f" ({holder})" if holder.isprintable() and holder else ""
+        raise CnnlabError(f"{path} is being trained by another process{who}; wait for it, or stop it") from error
+    except (OSError, NotImplementedError) as error:
+        raise CnnlabError(f"cannot write into {path}: {reason(error)}") from error
+    try:
+        with suppress(OSError):  # it is only for the others' message
+            file.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def data_dir(run: Run) -> Path | None:
+    """The data folder that the run began with, if it is still there."""
+    folder = run.info["data"].get("data_dir")
+    return Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else None
+
+
+def first_session(run: Run) -> dict[str, Any]:
+    """Versions and hardware that the run began with; empty where that is not known."""
+    sessions = _sessions(run.path / "environment.json")
+    return sessions[0] if sessions else {}
+
+
+def _sessions(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        content = read_checked(path)
+        check(path, content, {"sessions": [_SESSION]})
+    except CnnlabError as error:
+        raise CnnlabError(
+            f"{error}; or delete it to go on without it, where device, precision and threads are given as they were"
+        ) from error
+    return list(content["sessions"])
+
+
+def row_form(recipe: Recipe, *, whole: bool = False) -> dict[str, Any]:
+    """What a row of the metrics holds; whole: one to go on from, as all later figures are computed from it."""
+    form = {**_ROW, f"{recipe.key}_acc": _SHARE}
+    if whole:
+        form |= {f"{recipe.key}_loss": NUMBER, "learning_rate": NUMBER, "evaluation_seconds": NUMBER,
+                 "images_per_second": NUMBER, "examples_per_second": NUMBER, "images": Number(1, 2**53, whole=True),
+                 "train_seconds": _SECONDS, "compute_seconds": _SECONDS}  # fmt: skip
+    return form
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps({**row, "check": digest(row)[:16]}) + "\n"
+
+
+def _row(line: str) -> Any:
+    """What `_line` was given; a line from before there was a checksum is taken as it is. Raises: ValueError."""
+    row = json.loads(line)
+    check = row.pop("check", None) if isinstance(row, dict) else None
+    if check is not None and check != digest(row)[:16]:
+        raise ValueError("the checksum of a line is wrong")
+    return row
+
+
+def _read_lines(path: Path, *, torn_lines: bool = False) -> list[dict[str, Any]]:
+    rows = []
+    try:
+        content = read_limited(path, LINES_LIMIT).decode(errors="replace" if torn_lines else "strict")
+        for line in content.splitlines():
+            try:
+                rows.append(_row(line))
+            except (ValueError, RecursionError) as error:
+                if not torn_lines:
+                    raise ValueError(reason(error)[:200]) from error
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise CnnlabError(f"{path} is damaged: {reason(error)}") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise CnnlabError(f"{path} is damaged: each line should hold a JSON object")
+    return rows
+
+
+def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """The settings in which `runs` differ: {setting: value in each run}."""
+    recipes = [run.recipe.to_dict() for run in runs]
+    return {key: [r[key] for r in recipes] for key in recipes[0] if len({str(r[key]) for r in recipes}) > 1}

@@ -1,0 +1,272 @@
+"""What the trainings of one call share: device, display, images, and the way from a recipe to a new run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from cnnlab.data import (
+    FOLDER,
+    STORE,
+    ImageSet,
+    SourceOptions,
+    copies_in_test,
+    data_folder,
+    load_images,
+    stratified_split,
+    stratified_subset,
+)
+from cnnlab.data.loader import Preprocessing
+from cnnlab.data.near_duplicates import shared
+from cnnlab.device.hardware import Plan, check_threads, pick_device
+from cnnlab.io.errors import CnnlabError, expand, reason
+from cnnlab.io.interrupt import CtrlC
+from cnnlab.models import build_model
+from cnnlab.models.airbench import Whitening
+from cnnlab.models.external import published_tag
+from cnnlab.recipe import Recipe
+from cnnlab.training import runs
+from cnnlab.training.display import Display, make_display
+from cnnlab.training.optim import size_in_epoch
+from cnnlab.training.plan import check_compile, fitting_batch_size
+from cnnlab.training.plan import plan as make_plan
+from cnnlab.training.runs import Run
+
+
+class Session:
+    """What several runs of one call share: the device, the display, the images."""
+
+    def __init__(
+        self, device: str, threads: int | None, data_dir: str | Path | None, skip_bad: bool, progress: str
+    ) -> None:
+        check_threads(threads)
+        self.device = pick_device(device)
+        self.threads = threads
+        self.display: Display = make_display(progress)
+        self.ctrl_c = CtrlC()
+        self._data_dir = data_folder(data_dir)
+        self._skip_bad = skip_bad
+        self._plan: Plan | None = None
+        self._shared: dict[str, int] | None = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.display.end()
+
+    def begin(self, recipe: Recipe, *, again: bool = False) -> Recipe:
+        """Load the recipe's images; returns the recipe with the source's folder made absolute.
+
+        again: a run goes on, on a machine that need not compile as it began (see `probe.plan`).
+        """
+        for kind in (FOLDER, STORE):
+            if recipe.data.startswith(kind) and recipe.data != kind:
+                # The run may be resumed or evaluated from elsewhere.
+                where = expand(recipe.data.removeprefix(kind)).absolute()
+                recipe = replace(recipe, data=f"{kind}{where}")
+        if recipe.init != "framework" and published_tag(recipe.model):
+            raise CnnlabError(
+                f"init={recipe.init} would overwrite the published weights of {recipe.model}; set init=framework"
+            )
+        if not again:
+            check_compile(recipe, self.device)
+        # Before minutes of reading: is there such a network, and does it take such images?
+        if ":" not in recipe.model or recipe.image_size:
+            with torch.device("meta"):  # shapes without memory
+                build_model(recipe.model, num_classes=10, in_channels=1, image_size=recipe.image_size or 256)
+        options = SourceOptions(
+            data_dir=self._data_dir,
+            image_size=recipe.image_size,
+            fit=recipe.fit,
+            skip_bad=self._skip_bad,
+            report=self.display.read,
+        )
+        self.train_set, self.watch_set = load_splits(recipe, options)
+        self.fingerprint = self.train_set.fingerprint()
+        self.preprocessing = Preprocessing.of(
+            self.train_set.images, image_size=recipe.image_size, fit=recipe.fit, normalize=recipe.normalize
+        )
+        if recipe.shift >= self.preprocessing.image_size:
+            size = self.preprocessing.image_size
+            raise CnnlabError(f"shift={recipe.shift} would move {size}-pixel images out of sight; choose a smaller one")
+        self._check_batches(recipe)  # now with the images' real size: nothing is begun that cannot be trained
+        self.display.end()
+        self._plan = self._shared = None
+        return recipe
+
+    def create(self, path: Path, recipe: Recipe) -> Run:
+        """Begin a run in the new, empty folder `path`: from here on it can be resumed."""
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in self.build(recipe).parameters())
+        info = {
+            "model": {
+                "name": recipe.model,
+                "num_classes": len(self.train_set.classes),
+                "in_channels": self.preprocessing.channels,
+                "image_size": self.preprocessing.image_size,
+                "parameters": parameters,
+            },
+            "data": {
+                "source": recipe.data,
+                "classes": self.train_set.classes,
+                "train": len(self.train_set),
+                recipe.watch: len(self.watch_set),
+                "fingerprint": self.fingerprint,
+                "skipped": [*self.train_set.skipped, *self.watch_set.skipped],
+                "data_dir": str(self._data_dir.absolute()),
+                "skip_bad": self._skip_bad,
+            },
+            "preprocessing": self.preprocessing.to_dict(),
+        }
+        return runs.create_run(path, recipe, info)
+
+    def build(self, recipe: Recipe, *, published: bool = False) -> nn.Module:
+        """The recipe's network for these images, with the framework's starting weights, or `published` ones."""
+        return build_model(
+            recipe.model,
+            num_classes=len(self.train_set.classes),
+            in_channels=self.preprocessing.channels,
+            image_size=self.preprocessing.image_size,
+            published=published,
+        )
+
+    def plan(self, recipe: Recipe, first: dict[str, Any]) -> Plan:
+        """How to compute the recipe's steps here. `first`: what the run's first session was, empty for a new run.
+
+        New runs of one call have one plan, also where what was measured cannot be kept.
+        """
+        if self._plan is None or first:
+            plan = self._make_plan(recipe, first)
+            if first:
+                return plan
+            self._plan = plan
+        return self._plan
+
+    def _make_plan(self, recipe: Recipe, first: dict[str, Any]) -> Plan:
+        side = self.preprocessing.image_size
+        return make_plan(
+            recipe,
+            lambda: self.build(recipe),
+            (self.preprocessing.channels, side, side),
+            len(self.train_set.classes),
+            len(self.train_set),
+            self.device,
+            self.threads,
+            first,
+            self.display.message,
+            self.ctrl_c.check,
+        )
+
+    def fitting(self, recipe: Recipe) -> Recipe:
+        """The recipe with a batch size whose steps fit into the memory; says so where it is another."""
+        side = self.preprocessing.image_size
+        size = fitting_batch_size(
+            recipe,
+            lambda: self.build(recipe),
+            (self.preprocessing.channels, side, side),
+            len(self.train_set.classes),
+            len(self.train_set),
+            self.device,
+            self.threads,
+        )
+        if size != recipe.batch_size:
+            self.display.message(
+                f"note: a batch of {recipe.batch_size} does not fit into the memory, one of {size} does; the learning "
+                f"rate is left at {recipe.learning_rate:g}: smaller batches often want a smaller one"
+            )
+        return recipe.changed(batch_size=size)
+
+    def shared(self, recipe: Recipe) -> dict[str, int]:
+        """How many images of each other part are, pixel for pixel, among the training images. Found once a session."""
+        if self._shared is None:
+            self._shared = {}
+            if recipe.watch != "train":  # which watches some of the training images
+                self._shared[recipe.watch] = len(shared(self.train_set.images, self.watch_set.images))
+            if recipe.watch != "test":
+                try:
+                    count = copies_in_test(recipe.data, self.train_set, SourceOptions(data_dir=self._data_dir))
+                except (CnnlabError, OSError) as error:  # what was trained is not lost for that
+                    count = None
+                    self.display.message(f"note: the test images were not searched for copies: {reason(error)}")
+                self._shared |= {} if count is None else {"test": count}
+        return self._shared
+
+    def whiten(self, model: nn.Module) -> None:
+        """Fit a first layer that whitens, if `model` has one, to some of the training images."""
+        for layer in model.modules():
+            if isinstance(layer, Whitening):
+                # As many as give 5,000 images of 32 pixels: large images hold more patches each.
+                count = max(100, 5000 * 32**2 // self.preprocessing.image_size**2)
+                some = stratified_subset(self.train_set.labels, min(count, 5000), 0)
+                # A GPU computes in float64, too, but Apple's.
+                where = self.device if self.device.type == "cuda" else "cpu"
+                layer.fit(self.preprocessing(self.train_set.images[some].to(where)))
+
+    def _check_batches(self, recipe: Recipe) -> None:
+        """Does the network train on the smallest batch, and on every size of image? Tried with shapes alone."""
+        if published_tag(recipe.model):
+            self.build(recipe, published=True)  # fetched now, so that no run is begun that cannot go on
+        with torch.device("meta"):
+            model = self.build(recipe).to("meta").train()
+            smallest, whole = min(recipe.batch_size, len(self.train_set)), self.preprocessing.image_size
+            if smallest == 1:
+                try:
+                    model(torch.zeros(1, self.preprocessing.channels, whole, whole))
+                except ValueError as error:  # batch norm over a single value
+                    raise CnnlabError(
+                        f"batch_size={recipe.batch_size} with {len(self.train_set)} training images: {recipe.model} "
+                        "normalises over the batch; it needs at least 2 images"
+                    ) from error
+            if recipe.start_size > whole:
+                raise CnnlabError(f"start_size={recipe.start_size} is larger than the images' {whole}; choose less")
+            for size in sorted({size_in_epoch(recipe, whole, epoch) for epoch in range(recipe.epochs)} - {whole}):
+                try:
+                    model(torch.zeros(min(smallest, 2), self.preprocessing.channels, size, size))
+                except (RuntimeError, ValueError, AssertionError) as error:
+                    raise CnnlabError(
+                        f"start_size={recipe.start_size}: {recipe.model} made for {whole} pixels does not take images "
+                        f"of {size} ({reason(error)[:100]}); set start_size=0, or take a network that does, as "
+                        "resnet18-small"
+                    ) from error
+
+
+def load_splits(recipe: Recipe, options: SourceOptions) -> tuple[ImageSet, ImageSet]:
+    """The images to train on and those to watch, as the recipe says. The test set is read only if it is watched."""
+    train_set, watch_set = _whole_splits(recipe, options)
+    return limited(train_set, recipe), limited(watch_set, recipe)
+
+
+def limited(images: ImageSet, recipe: Recipe) -> ImageSet:
+    """At most `recipe.limit` of the images, if that is not 0: of each class the same share, by the split's seed."""
+    if recipe.limit == 0 or len(images) <= recipe.limit:
+        return images
+    kept = stratified_subset(images.labels, recipe.limit, recipe.split_seed)
+    return replace(images.take(kept), skipped=images.skipped)
+
+
+def _whole_splits(recipe: Recipe, options: SourceOptions) -> tuple[ImageSet, ImageSet]:
+    train_set = load_images(recipe.data, "train", options)
+    assert train_set is not None
+    if recipe.watch == "test":
+        test_set = load_images(recipe.data, "test", options)
+        if test_set is None:
+            raise CnnlabError(f"{recipe.data} has no test set to watch; set watch=validation and a val_fraction")
+        return train_set, test_set
+    if recipe.watch == "train":
+        # Enough to see the training work, and few enough to cost little of an epoch.
+        return train_set, train_set.take(stratified_subset(train_set.labels, 5000, recipe.split_seed))
+    own = load_images(recipe.data, "validation", options)
+    if own is not None:
+        return train_set, own
+    train_index, held_out = stratified_split(train_set.labels, recipe.val_fraction, recipe.split_seed)
+    if len(held_out) == 0:
+        raise CnnlabError(f"{recipe.data} has one image per class: none can be held out for validation; add images")
+    return replace(train_set.take(train_index), skipped=train_set.skipped), train_set.take(held_out)

@@ -1,0 +1,217 @@
+"""Hand-made features and support vector machines, against slow or foreign references."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cnnlab.chapter.classical import ClassicalResult, classical, features
+from cnnlab.chapter.classical.classifiers import KernelMap, spread, svm
+from cnnlab.data import ImageSet
+from cnnlab.data.imageset import no_report
+from cnnlab.io.errors import CnnlabError
+from conftest import Command, one_line_error
+
+
+def pictures(n: int, channels: int = 1, side: int = 28) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (n, channels, side, side), dtype=np.uint8)
+
+
+def slow_hog(image: np.ndarray) -> np.ndarray:
+    """One image (C, S, S), pixel by pixel, as the paper tells it."""
+    c, side, _ = image.shape
+    x, cell = image / 255, max(4, round(image.shape[1] / 8))
+    rows = side // cell
+    cells, margin = np.zeros((rows, rows, 12)), (side - rows * cell) / 2
+
+    def at(k: int, i: int, j: int) -> float:
+        return float(x[k, min(max(i, 0), side - 1), min(max(j, 0), side - 1)])
+
+    for i in range(side):
+        for j in range(side):
+            each = [(at(k, i, j + 1) - at(k, i, j - 1), at(k, i + 1, j) - at(k, i - 1, j)) for k in range(c)]
+            dx, dy = max(each, key=lambda d: np.hypot(*d))
+            angle = np.degrees(np.arctan2(dy, dx)) % 360 / 30
+            for u in range(rows):
+                for v in range(rows):
+                    near = max(0, 1 - abs(i - (margin + (u + 0.5) * cell - 0.5)) / cell)
+                    near *= max(0, 1 - abs(j - (margin + (v + 0.5) * cell - 0.5)) / cell)
+                    if near:
+                        for b in (int(angle), int(angle) + 1):
+                            cells[u, v, b % 12] += near * np.hypot(dx, dy) * (1 - abs(angle - b))
+    return np.sqrt(cells).ravel()
+
+
+@pytest.mark.parametrize(("channels", "side"), [(1, 28), (3, 30)])
+def test_hog_is_the_papers(channels: int, side: int) -> None:
+    images = pictures(2, channels, side)
+    found = features.hog(images)
+    for k in range(2):
+        np.testing.assert_allclose(found[k], slow_hog(images[k]), atol=2e-3)
+
+
+def test_bags_count_nearest_words() -> None:
+    pytest.importorskip("cv2")
+    images, rng = pictures(3), np.random.default_rng(1)
+    words = np.sqrt(rng.dirichlet(np.ones(128), 20)).astype(np.float32)
+    bags = features.bags(images, words).reshape(3, 5, 20) ** 2
+    found = features.sift(images)
+    for n in range(3):
+        nearest = [int(((d - words) ** 2).sum(1).argmin()) for d in found[n]]
+        np.testing.assert_allclose(bags[n, 0], np.bincount(nearest, minlength=20) / 81, atol=1e-6)
+    np.testing.assert_allclose(bags[:, 1:].sum(1), bags[:, 0], atol=1e-5)  # the quarters make up the whole
+
+
+def test_kernel_map_is_the_kernel() -> None:
+    x = np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
+    unit = spread(x, 0)
+    assert unit == pytest.approx(np.mean([((a - b) ** 2).sum() for a in x for b in x]), rel=0.01)
+    gamma = 0.5 / unit
+    exact = np.array([[np.exp(-gamma * ((a - b) ** 2).sum()) for b in x] for a in x])
+    errors = []
+    for count in (10, 100, 300):
+        z = KernelMap(x, count, gamma, 0)(x)
+        errors.append(float(np.abs(z @ z.T - exact).max()))
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 1e-2
+
+
+def test_svm_comes_near_the_exact_solution() -> None:
+    from sklearn.svm import LinearSVC
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 20)).astype(np.float32)
+    y = (x[:, 0] + 0.3 * rng.normal(size=600) > 0).astype(np.int64)
+    c = 0.1
+
+    def objective(w: np.ndarray, b: float) -> float:
+        return float(w @ w / 2 + c * np.maximum(0, 1 - (2 * y - 1) * (x @ w + b)).sum())
+
+    exact = LinearSVC(C=c, loss="hinge", tol=1e-8, max_iter=1_000_000, intercept_scaling=100).fit(x, y)
+    ours = svm(x, y, c, 0, 1)
+    best = objective(exact.coef_[0], exact.intercept_[0])
+    assert objective(ours.coef_[0], ours.intercept_[0]) < 1.02 * best
+    assert objective(np.zeros(20), 0.0) > 2 * best
+
+
+@pytest.mark.parametrize(("method", "floor"), [("hog-linear", 0.9), ("sift-linear", 0.7)])
+def test_digits_and_the_cache(method: str, floor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if method.startswith("sift"):
+        pytest.importorskip("cv2")
+
+    def run() -> ClassicalResult:
+        return classical("digits", [method], limit=400, cache_dir=tmp_path / "cache", threads=1)[0]
+
+    first = run()
+    assert first.test_acc is not None
+    assert first.test_acc > floor
+    assert first.counts == {"train": 400, "validation": 40, "test": 359}
+    assert sum(map(sum, first.confusion)) == 359
+    assert method in str(first)
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "in_chunks", None)  # nothing may be computed now
+        again = run()
+    assert again.cached
+    assert not first.cached
+    assert again.confusion == first.confusion
+    for i, path in enumerate(sorted((tmp_path / "cache").iterdir())):
+        content = bytearray(path.read_bytes())
+        content[-1000] ^= 1
+        path.write_bytes(bytes(content) if i % 2 else bytes(content[:300]))
+    third = run()
+    assert third.confusion == first.confusion
+    assert "damaged" in " ".join(third.notes)
+
+
+def test_choosing_does_not_see_the_test_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import cnnlab.chapter.classical as module
+
+    real = module.load_images
+
+    def shuffled(source: str, split: str, options: object) -> ImageSet | None:
+        found = real(source, split, options)  # type: ignore[arg-type]
+        if found is not None and split == "test":
+            return ImageSet(found.images.flip(0), found.labels, found.ids, found.classes)
+        return found
+
+    one = classical("digits", ["hog-linear"], limit=300, cache_dir=tmp_path, threads=1)[0]
+    monkeypatch.setattr(module, "load_images", shuffled)
+    other = classical("digits", ["hog-linear"], limit=300, cache_dir=tmp_path, threads=1)[0]
+    assert (one.settings, one.val_acc, one.train_acc) == (other.settings, other.val_acc, other.train_acc)
+    assert one.test_acc != other.test_acc
+
+
+def test_colour_folder_and_kernel(shapes: Path, tmp_path: Path) -> None:
+    result = classical(f"folder:{shapes}", ["hog-kernel"], cache_dir=tmp_path / "c", threads=1)[0]
+    assert result.test_acc is None
+    assert result.confusion_of == "validation"
+    assert result.to_dict()["counts"] == {"train": 40, "validation": 4, "test": 0}
+    assert "no test set" in str(result)
+
+
+def test_bad_input_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CnnlabError, match="did you mean hog-linear"):
+        classical("digits", ["hog-liner"])
+    with pytest.raises(CnnlabError, match="limit=-1"):
+        classical("digits", limit=-1)
+    for seed in (-1, 2**32):
+        with pytest.raises(CnnlabError, match=f"seed={seed}: choose"):
+            classical("digits", ["hog-linear"], seed=seed)
+    with pytest.raises(CnnlabError, match="raise limit=11"):
+        classical("digits", ["hog-linear"], limit=11, cache_dir=tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / "few" / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "few" / name / "1.png")
+    with pytest.raises(CnnlabError, match="has 1 training image"):
+        classical(f"folder:{tmp_path / 'few'}", ["hog-linear"], cache_dir=tmp_path)
+    real = builtins.__import__
+
+    def without(name: str, *args: object, **kwargs: object) -> object:
+        if name == "cv2":
+            raise ImportError("No module named 'cv2'")
+        return real(name, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.delitem(sys.modules, "cv2", raising=False)
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(CnnlabError, match=r"pip install 'cnnlab\[classical\]'"):
+        classical("digits", ["sift-linear"])
+
+
+def test_the_command(cnnlab: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    answer = cnnlab("classical", "hog-linear", "--limit", 300, "--threads", 1)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.startswith("hog-linear on digits: test 0.")
+    found = json.loads(cnnlab("classical", "hog-linear", "--limit", 300, "--threads", 1, "--json").stdout)
+    assert found[0]["cached"]
+    assert f"test {found[0]['test_acc']:.4f}" in answer.stdout
+    assert "unknown method 'hog'" in one_line_error(cnnlab("classical", "hog"))
+
+
+def test_unwritable_cache_is_only_a_note(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = classical("digits", ["hog-linear"], limit=100, cache_dir=tmp_path / "file" / "x", threads=1)[0]
+    assert "cannot keep" in " ".join(result.notes) or "damaged" in " ".join(result.notes)
+
+
+def test_fashion_mnist_in_small(fashion_folder: Path, tmp_path: Path) -> None:
+    result = classical(
+        "fashion-mnist", ["hog-linear"], data_dir=fashion_folder, limit=1000, cache_dir=tmp_path, threads=1
+    )[0]
+    assert result.test_acc is not None
+    assert result.test_acc > 0.8
+    assert result.counts == {"train": 1000, "validation": 100, "test": 1000}
+    assert np.sum(result.confusion) == 1000
+
+
+def test_threads_do_not_change_features() -> None:
+    images = ImageSet(torch.from_numpy(pictures(1100)), torch.zeros(1100, dtype=torch.int64), [""] * 1100, ["a"])
+    one, two = (features.in_chunks(features.hog, images, n, no_report, "") for n in (1, 2))
+    np.testing.assert_array_equal(one, two)

@@ -1,0 +1,458 @@
+"""The chapter's figures: that they show the real networks, can be read, and say what is missing."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import shutil
+import sys
+import xml.etree.ElementTree as ET
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from cnnlab.chapter import figures as module
+from cnnlab.chapter.diagrams import Panel, diagram, drawing, render
+from cnnlab.chapter.figures import FIGURES, figures, filter_columns, filter_pixels, filters, left_out
+from cnnlab.chapter.graphs import collapsed, merged, trace
+from cnnlab.io.errors import CnnlabError
+from cnnlab.models import MODELS, build_model
+from cnnlab.models.resnet import Residual
+from cnnlab.recipes import RECIPES
+from cnnlab.training.checkpoint import save_weights
+from cnnlab.training.runs import Run, create_run
+
+SVG = "{http://www.w3.org/2000/svg}"
+DIAGRAMS = [name for name, figure in FIGURES.items() if figure.draw is not None]
+
+needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz's program dot is not installed")
+graphviz = pytest.importorskip("graphviz", reason="the Python package graphviz is not installed")
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All diagrams, drawn once."""
+    folder = tmp_path_factory.mktemp("figures")
+    files = figures(out_dir=folder)
+    assert [f.name for f in files] == [f"figure-{n}.{end}" for n in DIAGRAMS for end in ("svg", "png")]
+    return folder
+
+
+def lines_of_boxes(path: Path) -> list[list[str]]:
+    """The texts, box by box: those that stand straight below each other, from top to bottom, from left to right."""
+    found = []
+    for group in ET.parse(path).iter(f"{SVG}g"):
+        texts = group.findall(f"{SVG}text")
+        if texts:
+            said = ["".join(t.itertext()) for t in texts]
+            found.append((middle(group, said[0]), float(texts[0].attrib["y"]), said))
+    lines: list[list[tuple[float, list[str]]]] = []
+    last = -1e9
+    for x, y, texts in sorted(found):
+        if x - last > 15:
+            lines.append([])
+        lines[-1].append((y, texts))
+        last = x
+    return [[word for _, texts in sorted(line) for word in texts] for line in lines]
+
+
+def middle(group: ET.Element, said: str) -> float:
+    """x of a box's middle; of a text without a box, about that of the text's."""
+    for shape in (*group.findall(f"{SVG}polygon"), *group.findall(f"{SVG}path")):
+        xs = [float(x) for x in re.findall(r"(-?[\d.]+),", shape.get("points") or shape.get("d") or "")]
+        return (min(xs) + max(xs)) / 2
+    text = group.findall(f"{SVG}text")[0]
+    x = float(text.attrib["x"])
+    return x if text.get("text-anchor") == "middle" else x + 0.28 * float(text.attrib["font-size"]) * len(said)
+
+
+def words(path: Path) -> list[str]:
+    return [word for line in lines_of_boxes(path) for word in line]
+
+
+def meta(name: str, side: int = 224) -> nn.Module:
+    with torch.device("meta"):
+        return build_model(name, num_classes=10, in_channels=1, image_size=side)
+
+
+def convs(model: nn.Module) -> list[tuple[int, int]]:
+    """(window, channels) of each convolution, in the order in which it stands."""
+    return [(m.kernel_size[0], m.out_channels) for m in model.modules() if isinstance(m, nn.Conv2d)]
+
+
+def told(lines: list[str]) -> list[tuple[int, int]]:
+    """The same, as read off a figure."""
+    return [
+        (int(k), int(c))
+        for n, k, c in re.findall(r"(?:(\d) × )?conv (\d+)×\2?\d*, (\d+)", "\n".join(lines))
+        for _ in range(int(n or 1))
+    ]
+
+
+# What they show
+
+
+@needs_dot
+def test_lenet_and_alexnet_layer_by_layer(drawn: Path) -> None:
+    lines = words(drawn / "figure-1.2.svg")
+    lenet, alexnet = meta("lenet", 28), meta("alexnet")
+    assert told(lines) == convs(lenet) + convs(alexnet)
+    linear = [m.out_features for net in (lenet, alexnet) for m in net.modules() if isinstance(m, nn.Linear)]
+    assert [int(line.split()[1]) for line in lines if line.startswith("linear ")] == linear
+    assert "conv 11×11, 96, stride 4, pad 1" in lines
+    kinds = Counter(type(m).__name__ for net in (lenet, alexnet) for m in net.modules())
+    assert sum("max-pool" in line for line in lines) == kinds["MaxPool2d"]
+    assert sum("avg-pool" in line for line in lines) == kinds["AvgPool2d"]
+    assert sum("ReLU" in line for line in lines) == kinds["ReLU"]
+    assert sum("sigmoid" in line for line in lines) == kinds["Sigmoid"]
+    assert sum("dropout" in line for line in lines) == kinds["Dropout"]
+    # The shapes that the manual prints
+    for shape in ("6×28×28", "16×5×5 = 400", "96×54×54", "256×12×12", "256×5×5 = 6400"):
+        assert shape in lines
+
+
+@needs_dot
+def test_from_alexnet_to_vgg(drawn: Path) -> None:
+    lines = words(drawn / "figure-1.3.svg")
+    assert told(lines) == convs(meta("alexnet")) + [(3, 512)] * 2 + convs(meta("vgg11"))
+    assert {"AlexNet", "VGG block", "VGG-11", "512×7×7 = 25088"} <= set(lines)
+
+
+@needs_dot
+def test_vgg_and_nin(drawn: Path) -> None:
+    lines = words(drawn / "figure-1.4.svg")
+    nin_block = [(11, 96), (1, 96), (1, 96)]
+    assert told(lines) == [(3, 512)] * 2 + convs(meta("vgg11")) + nin_block + convs(meta("nin"))
+    assert {"global avg-pool", "10×5×5", "dropout 0.5"} <= set(lines)
+
+
+@needs_dot
+def test_the_residual_block_is_the_normal_one_and_a_shortcut(drawn: Path) -> None:
+    layers = ["conv 3×3, 64, pad 1", "batch norm", "ReLU", "conv 3×3, 64, pad 1", "batch norm"]
+    lines = [[w for w in line if "f(x)" not in w] for line in lines_of_boxes(drawn / "figure-1.5.svg")]
+    assert [line for line in lines if len(line) > 3] == [
+        ["normal block", "x, 64×56×56", *layers, "ReLU", "output"],
+        ["residual block", "x, 64×56×56", *layers, "+", "ReLU", "output"],
+    ]
+    assert {"f(x)", "f(x) − x"} <= set(words(drawn / "figure-1.5.svg"))
+    assert arrows(drawn / "figure-1.5.svg") == 7 + 9
+
+
+@needs_dot
+def test_the_shortcut_with_and_without_its_convolution(drawn: Path) -> None:
+    lines = words(drawn / "figure-1.6.svg")
+    block = Residual(64, 128, 2, manual=True)
+    assert Counter(told(lines)) == Counter([(3, 64), (3, 64), *convs(block)])
+    assert lines.count("+") == 2
+    assert lines.count("batch norm") == lines.count("ReLU") == 4
+    assert {"conv 1×1, 128, stride 2", "64×56×56", "128×28×28"} <= set(lines)
+
+
+@needs_dot
+def test_resnet18_whole(drawn: Path) -> None:
+    lines = words(drawn / "figure-1.7.svg")
+    model = meta("resnet18-manual")
+    assert Counter(told(lines)) == Counter(convs(model))
+    assert len([c for c in told(lines) if c[0] > 1]) == 17
+    assert len([c for c in told(lines) if c[0] == 1]) == 3
+    assert lines.count("+, ReLU") == sum(isinstance(m, Residual) for m in model.modules()) == 8
+    assert sum(line.startswith("BN") for line in lines) == 17
+    assert {"64×112×112", "64×56×56", "128×28×28", "256×14×14", "512×7×7", "linear 10"} <= set(lines)
+
+
+def arrows(path: Path) -> int:
+    """Arrows that can be seen."""
+    return sum(g.get("class") == "edge" and g.find(f"{SVG}polygon") is not None for g in ET.parse(path).iter(f"{SVG}g"))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_network_of_ours_can_be_traced(name: str) -> None:
+    side = int(inspect.signature(MODELS[name]).parameters["image_size"].default)
+    model = meta(name, side)
+    graph = trace(model, (1, side, side))
+    labels = [line for box in graph.boxes.values() for line in box.lines]
+    assert sorted(told(labels)) == sorted(convs(model))
+    names = list(graph.boxes)
+    assert all(names.index(a) < names.index(b) for a, b in graph.arrows)
+    ends = [n for n in names if not graph.after(n)]
+    assert len(ends) == 1
+    assert graph.boxes[ends[0]].shape == (10,)
+    assert {n for n in names if not graph.before(n)} == {names[0]}
+
+
+def test_a_changed_network_changes_its_diagram() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 6, 5, padding=2), nn.Sigmoid(), nn.Flatten(), nn.Linear(6 * 64, 3))
+    before = trace(model, (1, 8, 8))
+    model[0] = nn.Conv2d(1, 7, 3, padding=1)
+    model[3] = nn.Linear(7 * 64, 3)
+    after = trace(model, (1, 8, 8))
+    assert [b.lines for b in before.boxes.values()][1] == ("conv 5×5, 6, pad 2",)
+    assert [b.lines for b in after.boxes.values()][1] == ("conv 3×3, 7, pad 1",)
+    assert after.boxes["_0"].shape == (7, 8, 8)
+
+
+def test_the_forward_function_is_followed_not_the_list_of_layers() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = nn.Conv2d(1, 9, 1)
+            self.second, self.first = nn.Conv2d(4, 4, 1), nn.Conv2d(1, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = torch.relu(self.first(x))
+            return torch.cat((y, self.second(y)), 1)
+
+    graph = trace(Odd(), (1, 8, 8))
+    assert [b.lines[0] for b in graph.boxes.values()] == [
+        "image, 1×8×8", "conv 1×1, 4", "ReLU", "conv 1×1, 4", "concat"
+    ]  # fmt: skip
+    assert [len(graph.before(n)) for n in graph.boxes] == [0, 1, 1, 1, 2]
+    assert len(graph.main_path()) == 5
+
+
+def test_tracing_leaves_the_network_as_it_was() -> None:
+    model = build_model("lenet-bn", num_classes=10, in_channels=1, image_size=28).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    trace(model, (1, 28, 28))
+    assert all(m.training for m in model.modules())
+    assert all(torch.equal(v, before[k]) and v.device.type == "cpu" for k, v in model.state_dict().items())
+
+
+def test_merging_and_collapsing_keep_the_way_through() -> None:
+    graph = trace(meta("resnet18-manual"), (1, 224, 224))
+    small = collapsed(merged(graph))
+    assert [b.kind for b in small.boxes.values()] == ["text", *["block"] * 5, "pool", "linear"]
+    assert small.boxes[small.main_path()[-1]].shape == (10,)
+    assert len(small.main_path()) == len(small.boxes) == len(small.arrows) + 1
+
+
+@needs_dot
+def test_a_diagram_of_a_network_of_ones_own() -> None:
+    svg = render(diagram(meta("googlenet", 96), (1, 96, 96), title="GoogLeNet & friends", columns=2), "svg")
+    lines = ["".join(t.itertext()) for t in ET.fromstring(svg).iter(f"{SVG}text")]
+    assert lines[0] == "GoogLeNet & friends"
+    assert lines.count("concat") == 9
+
+
+def test_a_network_that_cannot_be_followed_is_named() -> None:
+    class Moody(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(1, 1, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x) if x.sum() > 0 else x
+
+    with pytest.raises(CnnlabError, match="Moody"):
+        trace(Moody(), (1, 8, 8))
+    with pytest.raises(CnnlabError, match="cannot be drawn"):
+        trace(meta("lenet", 28), (1, 32, 32))
+
+
+# That they can be read
+
+
+@needs_dot
+@pytest.mark.parametrize("name", DIAGRAMS)
+def test_pictures_are_whole_and_of_a_size_to_print(drawn: Path, name: str) -> None:
+    with Image.open(drawn / f"figure-{name}.png") as image:
+        image.load()
+        width, height = image.size
+        grey = np.asarray(image.convert("L"))
+    assert 4 < width / 200 < 9, "inches: in 16 cm of width the letters stay above 7 points"
+    assert height / width < 2.2
+    assert grey.min() < 60
+    assert grey.max() == 255
+    root = ET.parse(drawn / f"figure-{name}.svg").getroot()
+    assert root.tag == f"{SVG}svg"
+    assert FIGURES[name].title in "".join(root.itertext())
+
+
+@needs_dot
+@pytest.mark.parametrize("name", DIAGRAMS)
+def test_no_texts_overlap_and_none_leaves_the_page(drawn: Path, name: str) -> None:
+    root = ET.parse(drawn / f"figure-{name}.svg").getroot()
+    left, _, width, _ = map(float, root.attrib["viewBox"].split())
+    boxes = []
+    for text in root.iter(f"{SVG}text"):
+        size = float(text.attrib["font-size"])
+        wide = 0.5 * size * len("".join(text.itertext()))  # about Arial's mean
+        x = float(text.attrib["x"])
+        x -= {"middle": wide / 2, "end": wide}.get(text.get("text-anchor", "start"), 0)
+        boxes.append((x, float(text.attrib["y"]) - 0.8 * size, x + wide, float(text.attrib["y"])))
+    for i, a in enumerate(boxes):
+        assert left <= a[0]
+        assert a[2] <= left + width
+        for b in boxes[i + 1 :]:
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], (a, b)
+
+
+def test_kinds_are_told_apart_in_grey_print() -> None:
+    from cnnlab.chapter.diagrams import _STYLES
+
+    def lightness(kind: str) -> float:
+        red, green, blue = (int(_STYLES[kind]["fillcolor"][i : i + 2], 16) for i in (1, 3, 5))
+        return 0.299 * red + 0.587 * green + 0.114 * blue
+
+    assert lightness("pool") - 18 > lightness("conv") > lightness("linear") + 18
+    assert "rounded" in _STYLES["pool"]["style"]
+    assert _STYLES["linear"].get("penwidth") != _STYLES["conv"].get("penwidth")
+    assert min(map(lightness, ("pool", "conv", "linear"))) > 150, "black letters stay readable"
+
+
+# 1.1
+
+
+def saved_run(path: Path, model: str = "alexnet", channels: int = 1, side: int = 65) -> tuple[Run, nn.Module]:
+    """A run as training leaves it, of a network that was not trained."""
+    path.mkdir(parents=True)
+    recipe = replace(RECIPES["digits"], model=model)
+    sizes = {"num_classes": 10, "in_channels": channels, "image_size": side}
+    data = {"source": "digits", "classes": [str(i) for i in range(10)], "fingerprint": "", "skipped": []}
+    pixels = {"channels": channels, "native_size": side, "image_size": side, "fit": "pad"}
+    pixels |= {"mean": [0.0] * channels, "std": [1.0] * channels}
+    network = {"name": model, "parameters": 0, **sizes}
+    run = create_run(path, recipe, {"model": network, "data": data, "preprocessing": pixels})
+    torch.manual_seed(0)
+    net = build_model(model, **sizes)
+    save_weights(path / "best.safetensors", net)
+    save_weights(path / "last.safetensors", net)
+    return run, net
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_pixels_are_the_weights_in_order(tmp_path: Path, channels: int) -> None:
+    run, net = saved_run(tmp_path / "run", "lenet", channels, 28)
+    weight = next(iter(net.parameters())).detach().numpy()  # (6, C, 5, 5)
+    picture = filters(run)
+    assert len(picture.axes) == 6
+    for axes, own in zip(picture.axes, weight, strict=True):
+        shown = own if channels == 3 else own.mean(0, keepdims=True)
+        expected = 0.5 + 0.5 * shown.transpose(1, 2, 0) / np.abs(shown).max()
+        array = np.asarray(axes.images[0].get_array())
+        np.testing.assert_allclose(array.reshape(expected.shape), expected, atol=1e-6)
+    corners = [(round(-axes.get_position().y0, 3), axes.get_position().x0) for axes in picture.axes]
+    assert corners == sorted(corners), "row by row"
+    caption = picture.texts[0].get_text()
+    assert "6 filters 5×5" in caption
+    assert "lenet" in caption
+    assert "best.safetensors" in caption
+    assert ("mean over 2 channels" in caption) == (channels == 2)
+
+
+def test_what_is_zero_is_grey_and_the_strongest_is_black_or_white() -> None:
+    weight = torch.tensor([[-2.0, 0.0, 1.0], [0.0, 0.0, 0.0]]).reshape(2, 1, 1, 3)
+    assert filter_pixels(weight).flatten().tolist() == [0.0, 0.5, 0.75, 0.5, 0.5, 0.5]
+
+
+def test_grids() -> None:
+    assert [filter_columns(n) for n in (1, 3, 6, 16, 20, 32, 64, 96)] == [1, 3, 6, 16, 10, 16, 16, 16]
+
+
+def test_the_96_filters_of_alexnet(tmp_path: Path) -> None:
+    saved_run(tmp_path / "runs" / "mine", "alexnet", 3)
+    svg, png = figures(["1.1"], run="mine", out_dir=tmp_path / "out", runs_dir=tmp_path / "runs")
+    ET.parse(svg)
+    before = svg.read_bytes()
+    figures(["1.1"], run="mine", out_dir=tmp_path / "out", runs_dir=tmp_path / "runs", formats=["svg"])
+    assert svg.read_bytes() == before
+    with Image.open(png) as image:
+        assert 1000 < image.size[0] < 1600
+        pixels = np.asarray(image.convert("RGB"))
+    assert (pixels[..., 0] != pixels[..., 2]).any(), "in colour"
+
+
+def test_the_epoch_of_the_weights_is_told(tmp_path: Path) -> None:
+    run, _ = saved_run(tmp_path / "run", "lenet", 1, 28)
+    row = {"loss": 1.0, "train_acc": 0.5, "images": 1, "train_seconds": 1.0, "seconds": 1.0}
+    rows = [{"epoch": i + 1, "val_acc": acc, **row} for i, acc in enumerate((0.3, 0.6, 0.6))]
+    run.metrics_file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert "best.safetensors (epoch 2)" in filters(run).texts[0].get_text()
+    assert "last.safetensors (epoch 3)" in filters(run, "last").texts[0].get_text()
+
+
+def test_a_network_without_convolutions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = saved_run(tmp_path / "run", "lenet", 1, 28)
+    monkeypatch.setattr(module, "load_model", lambda run, file: nn.Linear(3, 3))
+    with pytest.raises(CnnlabError, match="has no convolution"):
+        filters(run)
+
+
+# Files and errors
+
+
+@needs_dot
+def test_only_the_named_ones_in_the_named_formats_replacing_old_files(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "folder"
+    assert [f.name for f in figures(["1.6", "1.5", "1.6"], out_dir=out, formats=["svg"])] == [
+        "figure-1.5.svg", "figure-1.6.svg"
+    ]  # fmt: skip
+    (out / "figure-1.5.svg").write_text("old")
+    figures(["1.5"], out_dir=out, formats=["svg"])
+    assert "<svg" in (out / "figure-1.5.svg").read_text()
+    assert sorted(p.name for p in out.iterdir()) == ["figure-1.5.svg", "figure-1.6.svg"]
+
+
+@needs_dot
+def test_the_same_networks_give_the_same_files(tmp_path: Path, drawn: Path) -> None:
+    (again,) = figures(["1.7"], out_dir=tmp_path, formats=["svg"])
+    assert again.read_bytes() == (drawn / "figure-1.7.svg").read_bytes()
+
+
+def test_errors_say_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(CnnlabError, match="unknown figure '1.9'"):
+        figures(["1.9"])
+    with pytest.raises(CnnlabError, match=r"unknown format 'pdf'; known: png, svg"):
+        figures(["1.2"], formats=["pdf"])
+    with pytest.raises(CnnlabError, match=r"1\.1 needs --run RUN.*cnnlab train .*--recipe manual/alexnet"):
+        figures(["1.1"])
+    with pytest.raises(CnnlabError, match="does not exist|no run"):
+        figures(["1.1"], run="nothing")
+    with pytest.raises(CnnlabError, match=r"1\.8 needs --data SOURCE.*cnnlab kaggle show"):
+        figures(["1.8"])
+    assert not (tmp_path / "figures").exists()
+
+
+def test_sample_images_are_the_sources_own(tmp_path: Path) -> None:
+    svg, png = figures(["1.8"], data="digits", out_dir=tmp_path / "out")
+    assert "<svg" in svg.read_text()
+    with Image.open(png) as picture:
+        assert picture.size[0] > 300
+    again, _ = figures(["1.8"], data="digits", out_dir=tmp_path / "again")
+    assert again.read_bytes() == svg.read_bytes()
+
+
+@needs_dot
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CnnlabError, match="cannot write into .*file.*name another folder"):
+        figures(["1.5"], out_dir=tmp_path / "file")
+
+
+def test_the_recipe_in_the_remedy_exists() -> None:
+    text = left_out()
+    assert "1.1" in text
+    assert "1.8" in text
+    assert RECIPES[text.split("--recipe ")[1].split(";")[0]].model == "alexnet"
+    assert "1.1" not in left_out(run="some")
+    assert left_out(run="some", data="digits") == ""
+    assert left_out(["1.2"]) == ""
+
+
+def test_without_the_program_dot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CnnlabError, match=r"apt install graphviz.*brew install graphviz"):
+        figures(["1.5"])
+
+
+def test_without_the_package_graphviz(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "graphviz", None)
+    with pytest.raises(CnnlabError, match=re.escape("pip install 'cnnlab[figures]'")):
+        drawing([Panel("x", trace(Residual(4, 4), (4, 8, 8)))], "x")

@@ -1,0 +1,337 @@
+"""The lessons: each runs from top to bottom, with the same code in both languages, and a copy overwrites nothing."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+import pytest
+import torch
+from jupyter_client.manager import KernelManager
+from nbclient import NotebookClient
+
+from cnnlab import Recipe, load_model, train
+from cnnlab.chapter import lessons
+from cnnlab.chapter.experiments import cells
+from cnnlab.chapter.lessons import LANGUAGES, show
+from cnnlab.io.errors import CnnlabError
+from conftest import Command, one_line_error
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = lessons.lessons()
+
+
+def tag_of(cell: dict[str, Any]) -> str:
+    return "".join(cell["metadata"].get("tags", []))
+
+
+def code(book: dict[str, Any]) -> list[str]:
+    return ["".join(c["source"]) for c in book["cells"] if c["cell_type"] == "code"]
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelManager]:
+    """One for all lessons: to start ten and let each import torch takes a minute."""
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel(env={**os.environ, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))})
+    yield manager
+    manager.shutdown_kernel(now=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lesson_runs_from_top_to_bottom(name: str, tmp_path: Path, kernel: KernelManager) -> None:
+    """In a real kernel, solutions included: what a notebook shows in place of a value is run, too."""
+    # The code is the same in both languages (below): each lesson is run in one of them.
+    lessons.copy(tmp_path, language=LANGUAGES[NAMES.index(name) % 2])
+    book = nbformat.read(tmp_path / f"{name}.ipynb", as_version=4)
+    begin = nbformat.v4.new_code_cell(f"%reset -f\nimport os; os.chdir({str(tmp_path)!r})")
+    book.cells.insert(0, begin)
+    client = NotebookClient(book, km=kernel, timeout=300, interrupt_on_timeout=True)
+    try:
+        client.execute()
+    finally:
+        client.kc.stop_channels()  # whose sockets stay open where the kernel is not the client's own
+    ran = [c for c in book.cells if c.cell_type == "code"]
+    said = "".join(o.text for c in ran for o in c.outputs if o.output_type == "stream")
+    assert "Warning" not in said
+    # A table that rich shows by itself, in place of the text that was to be printed, is a display with HTML.
+    assert not [o for c in ran for o in c.outputs if "text/html" in o.get("data", {})]
+    accuracies = [float(a) for a in re.findall(r"val acc (\d\.\d+)", said)]
+    if name == "01_classical":
+        accuracies = [float(a) for a in re.findall(r"HOG (\d\.\d+)", said)]
+    assert max(accuracies) > 0.9  # something was learned
+    pictures = [o for c in ran for o in c.outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) >= 3
+    tables = [o.data["text/markdown"] for c in ran for o in c.outputs if "text/markdown" in o.get("data", {})]
+    assert len(tables) == 1  # the committed results
+    for cell in ran:
+        if tag_of(cell) == "solution":
+            assert cell.outputs, cell.source
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prose_is_there_twice_and_code_once(name: str) -> None:
+    found = lessons.read(name)
+    spoken = [c for c in found if c.language]
+    assert [c.language for c in spoken] == ["en", "zh"] * (len(spoken) // 2)
+    for number, cell in enumerate(found):
+        assert cell.text or cell.tag == "answer"
+        if cell.language == "en":  # its translation follows at once, and is the same kind of thing
+            other = found[number + 1]
+            assert (other.language, other.tag) == ("zh", cell.tag)
+            heads = [[line.split()[0] for line in c.text.splitlines() if line.startswith("#")] for c in (cell, other)]
+            assert heads[0] == heads[1]
+            assert not re.search("[\u4e00-\u9fff]", cell.text)
+            assert re.search("[\u4e00-\u9fff]", other.text)
+        elif not cell.language:
+            assert not re.search("[\u4e00-\u9fff]", cell.text)
+    assert found[0].text.startswith("# ")
+    books = {language: lessons.notebook(name, language) for language in LANGUAGES}
+    assert code(books["en"]) == code(books["zh"])
+    assert lessons.title(name, "en") != lessons.title(name, "zh") or name in ("03_alexnet",)
+
+
+def test_wrapped_chinese_is_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lessons, "_SOURCES", tmp_path)
+    text = "# # 标题\n#\n# 第一行，\n# 第二行 LeNet\n# 第三行\n"
+    (tmp_path / "one.py").write_text(f'# %% [markdown] lang="zh"\n{text}', encoding="utf-8")
+    assert lessons.read("one")[0].text == "# 标题\n\n第一行，第二行 LeNet\n第三行"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_jupytext_reads_the_same_cells(name: str) -> None:
+    book = jupytext.read(Path(lessons.__file__).parent / "sources" / f"{name}.py")
+    ours = lessons.read(name)
+    assert [cell.cell_type == "code" for cell in book.cells] == [not cell.language for cell in ours]
+    for theirs, cell in zip(book.cells, ours, strict=True):
+        assert theirs.metadata.get("lang", "") == cell.language
+        assert tag_of(theirs) == cell.tag
+        # Ours joins the lines of Chinese prose.
+        assert theirs.source.replace("\n", "") == cell.text.replace("\n", "")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lesson_needs_no_solution(name: str) -> None:
+    """What a copy without solutions uses is defined in that copy."""
+    known = set(dir(builtins))
+    for text in code(lessons.notebook(name, solutions=False)):
+        tree = list(ast.walk(ast.parse(text)))
+        known |= {node.id for node in tree if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        known |= {node.arg for node in tree if isinstance(node, ast.arg)}
+        known |= {node.name for node in tree if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        for node in tree:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                known |= {alias.asname or alias.name for alias in node.names}
+        assert {node.id for node in tree if isinstance(node, ast.Name)} <= known, text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_exercise_has_a_solution(name: str) -> None:
+    book = lessons.notebook(name)
+    tags = [tag_of(cell) or "lesson" for cell in book["cells"]]
+    first = tags.index("exercise")
+    assert "lesson" not in tags[first:]
+    assert set(tags[:first]) == {"lesson"}
+    exercises = " ".join(tags[first:]).split("exercise")[1:]
+    assert len(exercises) >= 2
+    for number, rest in enumerate(exercises, 1):
+        assert re.fullmatch(r" answer solution( solution)? ?", rest), (number, rest)
+    numbered = [c["source"][0] for c in book["cells"] if tag_of(c) == "exercise"]
+    assert [re.findall(r"\d+", text)[0] for text in numbered] == [str(i) for i in range(1, len(numbered) + 1)]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_copies_are_valid_notebooks_and_their_solutions_are_hidden(language: str, tmp_path: Path) -> None:
+    files = lessons.copy(tmp_path / "new" / "folder", language=language)
+    assert [f.stem for f in files] == NAMES
+    assert len(files) == 10
+    for file in files:
+        book = json.loads(file.read_text(encoding="utf-8"))
+        nbformat.validate(nbformat.from_dict(book))
+        assert all(not c.get("outputs") for c in book["cells"])
+        for cell in book["cells"]:
+            if tag_of(cell) == "solution" and cell["cell_type"] == "code":
+                assert cell["metadata"]["jupyter"]["source_hidden"]
+            elif tag_of(cell) == "solution":
+                assert cell["source"][0].startswith("<details>")
+                assert cell["source"][-1] == "</details>"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_copies_without_solutions_have_none(language: str, tmp_path: Path) -> None:
+    for file in lessons.copy(tmp_path, language=language, solutions=False):
+        book = json.loads(file.read_text(encoding="utf-8"))
+        nbformat.validate(nbformat.from_dict(book))
+        tags = [tag_of(cell) for cell in book["cells"]]
+        assert "solution" not in tags
+        assert tags.count("answer") == tags.count("exercise") >= 2
+        content = "\n".join("".join(cell["source"]) for cell in book["cells"])
+        for cell in lessons.read(file.stem):
+            if cell.tag == "solution":
+                assert cell.text not in content
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    lessons.copy(tmp_path / "full")
+    before = {p: p.read_bytes() for p in (tmp_path / "full").iterdir()}
+    with pytest.raises(CnnlabError, match=r"01_classical.ipynb exists; name another folder"):
+        lessons.copy(tmp_path / "full", language="zh", solutions=False)
+    assert {p: p.read_bytes() for p in (tmp_path / "full").iterdir()} == before
+    # One that is there stops all: no half set comes into a person's folder.
+    mine = tmp_path / "mine" / "05_nin.ipynb"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(CnnlabError, match="05_nin"):
+        lessons.copy(tmp_path / "mine")
+    assert [p.name for p in mine.parent.iterdir()] == ["05_nin.ipynb"]
+    assert mine.read_text() == "mine"
+
+
+def test_bad_sources_are_told_with_their_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lessons, "_SOURCES", tmp_path)
+    for text, told in (
+        ("x = 1\n", "line 1: 'x = 1' begins no cell"),
+        ('# %% [markdown] lang="fr"\n', "line 1: .* begins no cell"),
+        ('# %% tags=["secret"]\n', "line 1: .* begins no cell"),
+        ('# %% [markdown] lang="en"\n# # A\nx = 1\n', "line 3: 'x = 1' is code in a cell of prose"),
+    ):
+        (tmp_path / "bad.py").write_text(text)
+        with pytest.raises(ValueError, match=told):
+            lessons.read("bad")
+
+
+# The command
+
+
+def test_the_command_lists_and_copies(cnnlab: Command, tmp_path: Path) -> None:
+    for arguments in ((), ("list",)):
+        lines = cnnlab("lessons", *arguments).stdout.splitlines()
+        assert [line.split()[0] for line in lines] == NAMES
+        assert any("1.3 NiN" in line for line in lines)
+    assert "网络中的网络" in cnnlab("lessons", "list", "--language", "zh").stdout
+    answer = cnnlab("lessons", "copy", "class", "--language", "zh", "--no-solutions")
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.split() == [str(Path("class") / f"{name}.ipynb") for name in NAMES]
+    assert "solution" not in Path("class/02_lenet.ipynb").read_text(encoding="utf-8")
+    assert "01_classical.ipynb exists" in one_line_error(cnnlab("lessons", "copy", "class"))
+    assert "unknown language 'fr'" in one_line_error(cnnlab("lessons", "copy", "other", "--language", "fr"))
+    assert not Path("other").exists()
+    Path("file").write_text("")
+    assert "name another folder" in one_line_error(cnnlab("lessons", "copy", "file"))
+
+
+# What lessons show
+
+
+def test_results_are_the_committed_ones() -> None:
+    folder = show.results_folder()
+    assert folder == ROOT / "benchmarks" / "results"
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    inside = Path(show.__file__).parent.relative_to(ROOT / "src") / "results"
+    assert wheel["force-include"] == {"benchmarks/results": inside.as_posix()}
+
+    newest = max(folder.glob("reproduce-full_*.json"), key=lambda p: p.stem[-10:])
+    (row,) = [r for r in json.loads(newest.read_text())["rows"] if r["name"] == "lenet"]
+    table = show.results("lenet")
+    assert f"| in full, 5 seeds | {' | '.join(cells(row))} |" in table
+    assert "| printed | 0.469 | 0.823 | 0.779 |" in table
+    assert table._repr_markdown_() == str(table) == repr(table)
+    with pytest.raises(CnnlabError, match="did you mean lenet"):
+        show.results("lenett")
+    accuracy = newest_of("fast/alexnet")["final_acc"]
+    assert f"`fast/alexnet`, 4 epochs, 5 seeds | | | {accuracy['mean']:.3f} ± {accuracy['std']:.3f} |" in show.results(
+        "alexnet"
+    )
+    for name in ("vgg11", "nin", "lenet-bn", "resnet18", "googlenet", "densenet"):  # which the lessons announce
+        assert f"`fast/{name}`" in show.results(name)
+    kaggle = json.loads(max(folder.glob("competition-1h_*.json")).read_text())
+    assert f"{kaggle['validation_accuracy_by_views']['shift']:.4f}" in show.competition()
+
+
+def newest_of(recipe: str) -> dict[str, Any]:
+    """What was measured last of a recipe for Fashion-MNIST, whatever the file is called."""
+    found = [json.loads(path.read_text()) for path in show.results_folder().glob("*.json")]
+    having = [f for f in found if f["benchmark"] == "fashion-speed" or f["benchmark"].startswith("fashion-speed-")]
+    last = max((f for f in having if recipe in f["recipes"]), key=lambda f: f["environment"]["date"])
+    return dict(last["recipes"][recipe])
+
+
+def test_what_was_not_run_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(show, "results_folder", lambda: tmp_path)
+    table = show.results("alexnet", "hog-linear")
+    assert "| 1.1 | AlexNet | not run in full here |" in table
+    assert "| printed | 0.326 | 0.881 | 0.879 | 4,188 |" in table
+    assert "| start | HOG, linear SVM | not run in full here |" in table
+    rows = [line for line in show.competition().splitlines() if not line.startswith("|--")]
+    assert len(rows) == 1
+    # A row in full is not hidden by a limited one, whatever its label.
+    row = {"name": "nin", "section": "1.3", "title": "NiN", "printed": dict.fromkeys(("loss", "train_acc", "test_acc", "examples_per_second")),
+           **dict.fromkeys(("loss", "train_acc", "examples_per_second", "images_per_second"))}  # fmt: skip
+    for label, accuracy, limited in (("full", 0.9, ""), ("limited", 0.2, "1 of 10 epochs")):
+        content = {
+            "environment": {"date": "2026-01-01"},
+            "rows": [{**row, "limited": limited, "test_acc": {"n": 1, "mean": accuracy, "std": None}}],
+        }
+        (tmp_path / f"reproduce-{label}_here_2026-01-01.json").write_text(json.dumps(content))
+    assert "| 1.3 | NiN | in full, 1 seed |  |  | 0.900 |  |  |" in show.results("nin")
+
+
+def test_pictures(quick: Recipe) -> None:
+    result = train(quick)
+    for picture in (
+        show.compare({"a": result, "b": result}),
+        show.filters(result),
+        show.maps(result, "0"),
+        show.maps(result, "3", image=5, count=4),
+        show.hardest(result, 5),
+        show.grid(torch.zeros(3, 8, 8), ["$a$", "b", "c"]),  # all of one value
+        show.grid(torch.rand(11, 3, 8, 8), together=True, columns=4),
+        show.grid([torch.rand(4, 4), torch.rand(1, 8, 8), torch.rand(1, 8, 16)]),
+        show.plot([1, 2, 4], {"a": [0.1, 0.2, 0.3], "b": [0.3, 0.2, 0.1]}, "x", "y"),
+    ):
+        assert picture._repr_png_().startswith(b"\x89PNG")
+    with pytest.raises(CnnlabError, match="has no layer 'x'; its rows are 0, 1"):
+        show.maps(result, "x")
+    with pytest.raises(CnnlabError, match="gives no maps"):
+        show.maps(result, "8")
+    with pytest.raises(CnnlabError, match="nothing to show"):
+        show.grid([])
+
+
+def test_the_hardest_are_mistakes_first(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(show, "grid", lambda images, titles: shown.append((images, titles)))
+    result = train(quick)
+    show.hardest(result, 300)
+    ((images, titles),) = shown
+    wrong = ["→" in title for title in titles]
+    assert wrong == sorted(wrong, reverse=True)
+    accuracy = result.run.metrics()[-1]["val_acc"] if result.summary["best_epoch"] == quick.epochs else None
+    if accuracy is not None:
+        assert sum(wrong) == round((1 - accuracy) * len(images))
+    sure = [float(title.split("(")[1].rstrip(")")) for title in titles if "(" in title]
+    assert sure == sorted(sure)
+
+
+def test_held_out_images_are_as_the_network_gets_them(quick: Recipe) -> None:
+    result = train(quick)
+    images, labels = show.held_out(result, 1000)  # all of them
+    model = load_model(result.run, result.run.weights())
+    with torch.no_grad():
+        accuracy = (model(images).argmax(1) == labels).float().mean()
+    assert float(accuracy) == pytest.approx(result.summary["best"])
+    assert torch.equal(show.held_out(result, 3)[0], images[:3])
+
+
+def test_shapes_is_the_table_of_the_command(cnnlab: Command) -> None:
+    assert show.shapes("nin").splitlines() == cnnlab("show", "nin").stdout.splitlines()

@@ -1,0 +1,414 @@
+"""Kaggle's client, played by a small program that keeps what it is told and fails in the ways the real one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from cnnlab.competition import client
+from cnnlab.competition.client import check_ready, find_client, get, has_token, present, upload
+from cnnlab.io.errors import CnnlabError
+
+NAME = "cifar-10"
+PYTHON = sys.executable
+SECRET = "KGAT_0123456789abcdef"
+
+FAKE = """#!{python}
+import json, os, sys, time, zipfile
+from pathlib import Path
+log = Path({log!r})
+with log.open("a") as file:
+    print(json.dumps(sys.argv[1:]), file=file)
+args = sys.argv[1:]
+def option(name):
+    return args[args.index(name) + 1]
+"""
+
+# What the client does, as the real one of today (2.x) and of yesterday (1.x) does it.
+DOWNLOAD = """
+folder = Path(option("-p"))
+assert folder.is_dir()
+print("Downloading cifar-10.zip to", folder)
+mark, target = folder / "cifar-10.zip.kaggle-partial", folder / "cifar-10.zip"
+before = target.stat().st_size if target.exists() else 0
+if before:
+    print(f"Resuming from {before} bytes...")
+mark.write_text("{}")
+for percent in (0, 30, 100):
+    sys.stderr.write(f"\\r{percent:3d}%|###   | {percent}.0M/100M [00:01<00:02, 3.0MB/s]")
+with zipfile.ZipFile(target, "w") as archive:
+    archive.writestr("train.7z", b"x" * 1000)
+mark.unlink()
+print()
+"""
+HALF = """
+folder = Path(option("-p"))
+(folder / "cifar-10.zip.kaggle-partial").write_text("{}")
+(folder / "cifar-10.zip").write_bytes(b"PK half")
+"""
+SUBMITTED = """
+sys.stderr.write("\\r100%|####| 1.0k/1.0k [00:01<00:00]\\n")
+print("Warning: Looks like you're using an outdated API Version, please consider updating")
+print("Submission ref: 123\\n94 submissions remaining today.")
+print("Successfully submitted to CIFAR-10 - Object Recognition in Images", end="")
+"""
+
+
+class Kaggle:
+    """The played client: `does` sets its program, `calls` are the arguments of each call so far."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.log = folder / "kaggle", folder / "log"
+        self.log.touch()
+        self.does("")
+
+    def does(self, program: str) -> None:
+        self.path.write_text(FAKE.format(python=PYTHON, log=str(self.log)) + program)
+        self.path.chmod(0o755)
+
+    def says(self, text: str, code: int = 1, stream: str = "stderr") -> None:
+        self.does(f"print({text!r}, file=sys.{stream}); sys.exit({code})")
+
+    @property
+    def calls(self) -> list[list[str]]:
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home without tokens; no client on the PATH nor beside Python."""
+    for name in list(os.environ):
+        if name.startswith("KAGGLE_") or name == "XDG_CONFIG_HOME":
+            monkeypatch.delenv(name)
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    return folder
+
+
+@pytest.fixture
+def kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> Kaggle:
+    monkeypatch.setenv("KAGGLE_API_TOKEN", SECRET)
+    folder = tmp_path / "some bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    return Kaggle(folder)
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.exists() else []
+
+
+def refused(call: object, *args: object, **kwargs: object) -> str:
+    with pytest.raises(CnnlabError) as caught:
+        call(*args, **kwargs)  # type: ignore[operator]
+    text = str(caught.value)
+    assert len(text.splitlines()) == 1, text
+    assert SECRET not in text
+    return text
+
+
+def submission(folder: Path) -> Path:
+    path = folder / "my submission.csv"
+    path.write_text("id,label\n1,cat\n")
+    return path
+
+
+# Where things are
+
+
+def test_finds_the_client(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_client() == str(kaggle.path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(sys, "executable", str(kaggle.path.parent / "python"))
+    assert find_client() == str(kaggle.path)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert find_client() is None
+
+
+def test_tokens(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert not has_token()
+    files = ["access_token", "access_token.txt", "credentials.json", "kaggle.json"]
+    for path in [home / ".kaggle" / name for name in files] + [home / ".config" / "kaggle" / "kaggle.json"]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        assert not has_token()
+        path.write_text("x")
+        assert has_token()
+        path.unlink()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "kaggle.json").write_text("{}")
+    assert not has_token()
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(other))
+    assert has_token()
+    monkeypatch.delenv("KAGGLE_CONFIG_DIR")
+    monkeypatch.setenv("KAGGLE_USERNAME", "me")
+    assert not has_token()
+    monkeypatch.setenv("KAGGLE_KEY", "k")
+    assert has_token()
+    monkeypatch.delenv("KAGGLE_KEY")
+    monkeypatch.setenv("KAGGLE_API_TOKEN", "t")
+    assert has_token()
+
+
+@pytest.mark.parametrize(
+    ("names", "enough"),
+    [
+        (["cifar-10.zip"], True),
+        (["other.zip"], False),
+        (["train.7z", "test.7z", "trainLabels.csv"], True),
+        (["train/", "test.zip", "train_labels.csv", "sampleSubmission.csv"], True),
+        (["train.tar.gz", "test/", "train.csv"], True),
+        (["train.tar.bz2", "test/", "train.csv"], False),  # not read here
+        (["train.7z", "test.7z"], False),
+        (["train.7z", "trainLabels.csv"], False),
+        (["train.7z", "test.7z", "sampleSubmission.csv"], False),
+        (["train.csv", "test.csv"], False),
+        (["cifar-10.zip/"], False),
+        ([], False),
+    ],
+)
+def test_files_that_are_there_are_not_fetched(tmp_path: Path, names: list[str], enough: bool) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in names:
+        (folder / name).mkdir() if name.endswith("/") else (folder / name).write_bytes(b"x")
+    paths = sorted(folder / name.rstrip("/") for name in names)
+    assert present(NAME, folder) == (paths if enough else [])
+    if enough:
+        told: list[tuple[str, int, int]] = []
+        assert get(NAME, folder, report=lambda *a: told.append(a)) == paths
+        assert told == [(f"{folder} has the files already", 1, 1)]
+    else:
+        assert "pip install kaggle" in refused(get, NAME, folder)
+    assert visible(folder) == sorted(name.rstrip("/") for name in names)
+
+
+# By hand
+
+
+def test_says_what_to_do_by_hand(tmp_path: Path, home: Path) -> None:
+    text = refused(get, NAME, Path("data"))
+    for part in (
+        "train.7z, test.7z, trainLabels.csv, sampleSubmission.csv", "cifar-10.zip",
+        "https://www.kaggle.com/c/cifar-10/data", str(tmp_path / "data"), "pip install kaggle", "token",
+        str(home / ".kaggle" / "access_token"),
+    ):  # fmt: skip
+        assert part in text
+    assert not (tmp_path / "data").exists()
+    assert "download dogs.zip" in refused(get, "dogs", Path("data"))
+
+
+def test_by_hand_names_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "trainLabels.csv").touch()
+    assert "download test.7z, sampleSubmission.csv (or" in refused(get, NAME, tmp_path)
+
+
+def test_client_or_token_missing(kaggle: Kaggle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_ready(NAME)
+    monkeypatch.delenv("KAGGLE_API_TOKEN")
+    for text in (
+        refused(get, NAME, tmp_path / "data"), refused(upload, NAME, submission(tmp_path), "m"),
+        refused(check_ready, NAME),
+    ):  # fmt: skip
+        assert "settings/api" in text
+        assert "pip" not in text
+    monkeypatch.setenv("KAGGLE_API_TOKEN", SECRET)
+    kaggle.path.unlink()
+    for text in (refused(get, NAME, tmp_path / "data"), refused(upload, NAME, submission(tmp_path), "m")):
+        assert "pip install kaggle" in text
+        assert "settings/api" not in text
+    assert kaggle.calls == []
+
+
+# With the client
+
+
+def test_downloads(kaggle: Kaggle, tmp_path: Path) -> None:
+    kaggle.does(DOWNLOAD)
+    folder, told = tmp_path / "a folder; rm -rf $HOME" / "new", []
+    found = get(NAME, folder, report=lambda *a: told.append(a))
+    assert found == [folder / "cifar-10.zip"]
+    assert zipfile.is_zipfile(found[0])
+    assert kaggle.calls == [["competitions", "download", "-c", NAME, "-p", str(folder / ".cifar-10.download")]]
+    assert told == [("downloading cifar-10", n, 100) for n in (0, 0, 30, 100)]
+    assert visible(folder) == ["cifar-10.zip"]
+    assert not (folder / ".cifar-10.download").exists()
+    assert get(NAME, folder) == found
+    assert len(kaggle.calls) == 1
+
+
+def test_replaces_nothing(kaggle: Kaggle, tmp_path: Path) -> None:
+    kaggle.does("for n in ('trainLabels.csv', 'test.7z'): (Path(option('-p')) / n).write_text('theirs')")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "trainLabels.csv").write_text("mine")
+    assert get(NAME, folder) == [folder / "test.7z", folder / "trainLabels.csv"]
+    assert {n: (folder / n).read_text() for n in visible(folder)} == {"test.7z": "theirs", "trainLabels.csv": "mine"}
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("403 Client Error: Forbidden for url: https://api.kaggle.com/v1/x\n\nYou don't have access to this resource.\n"
+         "If this is a competition, you may need to accept its rules first at\n  https://www.kaggle.com/x/rules",
+         ["403", "https://www.kaggle.com/c/cifar-10/rules"]),
+        ("403 - Forbidden - You must accept this competition's rules before you'll be able to download files.",
+         ["accept the rules"]),
+        ("401 - Unauthorized - Unauthenticated", ["401", "settings/api"]),
+        ("Authentication required to call the Kaggle API.\n\n  Option B: API token file\n    Save the token", ["401"]),
+        ("401 Client Error: Unauthorized for url: https://api.kaggle.com", ["401"]),
+        ("404 Client Error: Not Found for url: https://api.kaggle.com/x", ["404", "'cifar-10'"]),
+        ("404 - Not Found - Could not find competition", ["404"]),
+        ("Could not find competition - please verify that you entered the correct competition ID", ["404"]),
+        ("HTTPSConnectionPool(host='api.kaggle.com', port=443): Max retries exceeded with url: /v1/x (Caused by "
+         "NameResolutionError('no such host'))", ["cannot reach Kaggle"]),
+        ("Downloading 403 404 401 files\nthe last line", ["client failed: the last line"]),
+        (f"something with {SECRET} in it\x1b[31m!", ["something with *** in it!"]),
+        ("KeyError: 'x'\n\nIf this is unexpected, you can re-run with --debug\ntraceback. If you think", ["KeyError"]),
+        ("", ["it said nothing (exit code 1)"]),
+        ("x" * 5000, ["xxx;"]),
+    ],
+)  # fmt: skip
+def test_failures_in_a_line(kaggle: Kaggle, tmp_path: Path, said: str, wanted: list[str]) -> None:
+    folder = tmp_path / "data"
+    for stream in ("stderr", "stdout"):
+        kaggle.says(said, stream=stream)
+        for text in (refused(get, NAME, folder), refused(upload, NAME, submission(tmp_path), "first")):
+            assert all(part in text for part in wanted), text
+            assert len(text) < 500
+            assert "\x1b" not in text
+    assert visible(folder) == []
+
+
+def test_secrets_of_files_are_not_shown(kaggle: Kaggle, tmp_path: Path, home: Path) -> None:
+    (home / ".kaggle").mkdir()
+    (home / ".kaggle" / "kaggle.json").write_text('{"username": "me", "key": "0a1b2c3d4e"}')
+    (home / ".kaggle" / "access_token").write_text("KGAT_other\n")
+    kaggle.says("me, 0a1b2c3d4e and KGAT_other")
+    assert "me, *** and ***" in refused(get, NAME, tmp_path / "data")
+
+
+def test_a_killed_client_leaves_nothing_half(kaggle: Kaggle, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    endings = {
+        "os.kill(os.getpid(), 9)": "was stopped",
+        "print('User cancelled operation')": "was stopped",  # its Ctrl-C exits with 0
+        "pass": "not complete",
+        "print('the disk is full', file=sys.stderr); sys.exit(1)": "the disk is full",
+    }
+    for ending, wanted in endings.items():
+        kaggle.does(HALF + ending)
+        assert wanted in refused(get, NAME, folder)
+        assert visible(folder) == []
+        assert present(NAME, folder) == []
+    kaggle.does(DOWNLOAD)  # goes on with what is there
+    assert get(NAME, folder) == [folder / "cifar-10.zip"]
+    assert visible(folder) == ["cifar-10.zip"]
+
+
+def test_a_damaged_zip_and_no_file_at_all(kaggle: Kaggle, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    kaggle.does("(Path(option('-p')) / 'cifar-10.zip').write_text('<html>sorry</html>')")
+    assert "damaged" in refused(get, NAME, folder)
+    assert visible(folder) == []
+    kaggle.does("")
+    assert "brought no file; download train.7z" in refused(get, NAME, folder)
+    assert not (folder / ".cifar-10.download").exists()
+
+
+def test_ctrl_c_stops_the_client_too(kaggle: Kaggle, tmp_path: Path) -> None:
+    folder, pid = tmp_path / "data", tmp_path / "pid"
+    kaggle.does(HALF + f"Path({str(pid)!r}).write_text(str(os.getpid())); time.sleep(60)")
+
+    def interrupt() -> None:
+        while not (pid.exists() and pid.read_text()):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    began = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        get(NAME, folder)
+    thread.join()
+    assert time.perf_counter() - began < 20
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+    assert visible(folder) == []
+
+
+def test_a_client_that_will_not_stop(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+    process = subprocess.Popen([PYTHON, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process.stdout:
+        process.stdout.readline()
+        wait, asked = process.wait, []
+
+        def impatient(timeout: float | None = None) -> int:
+            asked.append(timeout)
+            return wait(timeout and 0.1)
+
+        monkeypatch.setattr(process, "wait", impatient)
+        client._stop(process)
+    assert process.returncode == -signal.SIGKILL
+    assert asked[0] == 5
+
+
+def test_a_client_that_cannot_run(kaggle: Kaggle, tmp_path: Path) -> None:
+    kaggle.path.write_text("#!/nowhere/python\n")
+    assert "cannot run" in refused(get, NAME, tmp_path / "data")
+
+
+def test_a_file_where_the_folder_should_be(kaggle: Kaggle, tmp_path: Path) -> None:
+    (tmp_path / "data").touch()
+    assert str(tmp_path / "data") in refused(get, NAME, tmp_path / "data")
+    assert kaggle.calls == []
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a b", "a;rm -rf .", "$(id)", "../x", "-f", "A", "a\nb", "x" * 200, "猫", "--help"]
+)
+def test_names_are_checked(kaggle: Kaggle, tmp_path: Path, name: str) -> None:
+    assert repr(name) in refused(get, name, tmp_path)
+    assert repr(name) in refused(upload, name, submission(tmp_path), "m")
+    assert kaggle.calls == []
+
+
+def test_upload(kaggle: Kaggle, tmp_path: Path) -> None:
+    kaggle.does(SUBMITTED)
+    path = submission(tmp_path)
+    answer = upload(NAME, Path(path.name), "-f $(id)\n=my\0 'first'")
+    assert answer == "Successfully submitted to CIFAR-10 - Object Recognition in Images"
+    assert kaggle.calls == [
+        ["competitions", "submit", "-c", NAME, "-f", str(path), "--message=-f $(id) =my 'first'"]
+    ]  # fmt: skip
+    kaggle.does("")
+    assert "handed in" in upload(NAME, path, " ")
+    assert kaggle.calls[-1][-1] == "--message=my submission"
+
+
+def test_upload_that_fails_with_code_0(kaggle: Kaggle, tmp_path: Path) -> None:
+    kaggle.says("Could not submit to competition", code=0, stream="stdout")
+    assert "Could not submit to competition" in refused(upload, NAME, submission(tmp_path), "m")
+
+
+def test_upload_of_no_file(kaggle: Kaggle, tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").touch()
+    for name in ("none.csv", "empty.csv", "."):
+        assert "no file with a submission" in refused(upload, NAME, tmp_path / name, "m")
+    assert kaggle.calls == []

@@ -1,0 +1,1187 @@
+"""`from cnnlab import manual as d2l`: every name, used as the sections do, in code of our own."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import pty
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from nbclient import NotebookClient
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from cnnlab import build_model, d2l
+from cnnlab.d2l import animator as animator_module
+from cnnlab.d2l.data import Batches
+from cnnlab.data.imageset import ImageSet
+from cnnlab.io.errors import CnnlabError
+
+ROOT = Path(__file__).resolve().parents[2]
+PEERS = Path(os.environ.get("CNNLAB_PEERS", ROOT / ".peers"))
+CPU = torch.device("cpu")
+NAMES = [
+    "load_data_fashion_mnist", "train_ch6", "evaluate_accuracy_gpu", "evaluate_accuracy", "accuracy", "Accumulator",
+    "Timer", "Animator", "try_gpu", "try_all_gpus", "size", "argmax", "astype", "reduce_sum",
+    "get_dataloader_workers", "Residual", "resnet18", "train_batch_ch13", "train_ch13", "DATA_HUB", "DATA_URL",
+    "download", "download_extract", "read_csv_labels", "copyfile", "reorg_train_valid", "reorg_test", "plt",
+    "use_svg_display", "set_axes", "get_fashion_mnist_labels", "show_images",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_to_draw() -> Iterator[None]:
+    yield
+    animator_module._waiting.clear()
+
+
+def some_images(n: int = 200, side: int = 28, seed: int = 0) -> ImageSet:
+    """Noise, on which each of ten classes has a bright bar of its own: easily learned."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 60, (n, 1, side, side), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(n) % 10
+    for image, label in zip(images, labels, strict=True):
+        image[0, 2 * int(label) : 2 * int(label) + 3] += 180
+    return ImageSet(images, labels, [str(i) for i in range(n)], [str(k) for k in range(10)])
+
+
+def some_batches(n: int = 200, batch_size: int = 32, shuffle: bool = False) -> Batches:
+    return Batches(some_images(n), batch_size, None, shuffle=shuffle)
+
+
+def small_net() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, kernel_size=5, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 12 * 12, 10)
+    )  # fmt: skip
+
+
+def lines(text: str) -> list[str]:
+    return text.strip().splitlines()
+
+
+# The names
+
+
+def test_the_names_are_there() -> None:
+    assert sorted(d2l.__all__) == sorted([*NAMES, "History"])
+    assert dir(d2l) == sorted(d2l.__all__)
+    for name in d2l.__all__:
+        thing = getattr(d2l, name)
+        if callable(thing):
+            assert (thing.__doc__ or "").strip(), name
+
+
+def test_another_name_is_told_with_those_near_it() -> None:
+    with pytest.raises(AttributeError, match="did you mean.*train_ch6"):
+        d2l.train_ch66  # noqa: B018
+    with pytest.raises(AttributeError, match=r"1\.0 edition"):
+        d2l.Trainer  # noqa: B018
+
+
+@pytest.mark.parametrize("page", ["docs/from-d2l.md", "docs/from-d2l.zh.md"])
+def test_the_pages_tell_of_every_name(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "from cnnlab import manual as d2l" in text
+    for name in d2l.__all__:
+        assert re.search(rf"`{name}\b", text), name
+
+
+# The data
+
+
+def link_raw(fashion_folder: Path, root: Path) -> None:
+    """The files where the original looks for them, when it runs in a folder in `root`; what it unpacks stays there."""
+    raw = root / "data" / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in (fashion_folder / "FashionMNIST" / "raw").glob("*.gz"):
+        (raw / file.name).symlink_to(file)
+
+
+def test_batches_are_those_of_the_originals_loader(
+    fashion_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same seed gives the same images in the same order as torchvision's data set in a DataLoader."""
+    monkeypatch.setenv("CNNLAB_DATA", str(fashion_folder))
+    link_raw(fashion_folder, tmp_path)
+    T = torchvision.transforms
+    for resize in (None, 40, (30, 20)):
+        ours = d2l.load_data_fashion_mnist(64, resize) if resize else d2l.load_data_fashion_mnist(batch_size=64)
+        steps = [T.ToTensor()] if resize is None else [T.Resize(resize), T.ToTensor()]
+        for train, mine in zip((True, False), ours, strict=True):
+            data = torchvision.datasets.FashionMNIST(
+                str(tmp_path / "data"), train=train, transform=T.Compose(steps), download=True
+            )
+            theirs = DataLoader(data, 64, shuffle=train)
+            assert len(mine) == len(theirs) == math.ceil((60_000 if train else 10_000) / 64)
+            torch.manual_seed(5)
+            want = list(itertools.islice(theirs, 3))
+            after = torch.rand(1)
+            torch.manual_seed(5)
+            got = list(itertools.islice(mine, 3))
+            assert torch.equal(after, torch.rand(1))  # as many numbers were drawn
+            for (x, y), (a, b) in zip(want, got, strict=True):
+                assert torch.equal(y, b)
+                assert a.dtype == x.dtype
+                assert a.shape == x.shape
+                if resize is None:
+                    assert torch.equal(x, a)
+                else:
+                    assert (x - a).abs().max() <= 1.01 / 255
+
+
+def test_batches_are_complete_shuffled_anew_and_between_0_and_1() -> None:
+    images = some_images(70)
+    train, test = Batches(images, 32, None, shuffle=True), Batches(images, 32, (12, 16), shuffle=False)
+    torch.manual_seed(0)
+    passes = [torch.cat([y for _, y in train]) for _ in range(2)]
+    assert not torch.equal(passes[0], passes[1])
+    for order in passes:
+        assert torch.equal(order.sort().values, images.labels.sort().values)
+    sizes = []
+    for x, y in test:
+        sizes.append(len(y))
+        assert x.shape == (len(y), 1, 12, 16)
+        assert x.dtype == torch.float32
+        assert x.min() >= 0
+        assert x.max() <= 1
+    assert sizes == [32, 32, 6]
+    assert len(test) == 3
+    assert torch.equal(torch.cat([y for _, y in test]), images.labels)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "resize", "told"),
+    [(0, None, "batch_size=0"), (2.5, None, "batch_size=2.5"), (4, -1, "resize=-1"), (4, "96", "resize='96'"),
+     (4, (3, 4, 5), "resize="), (4, 1e3, "resize=1000.0")],
+)  # fmt: skip
+def test_sizes_that_are_none(batch_size: int, resize: object, told: str) -> None:
+    with pytest.raises(CnnlabError, match=re.escape(told)) as caught:
+        d2l.load_data_fashion_mnist(batch_size, resize)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_d2l_has_left_in_its_folder_is_used(
+    fashion_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data" / "FashionMNIST").mkdir(parents=True)
+    (tmp_path / "data" / "FashionMNIST" / "raw").symlink_to(fashion_folder / "FashionMNIST" / "raw")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("CNNLAB_DATA", str(tmp_path / "empty"))
+    monkeypatch.setenv("CNNLAB_FASHION_MNIST_URL", "http://127.0.0.1:9")  # nothing is to be downloaded
+    _, test_iter = d2l.load_data_fashion_mnist(256)
+    assert len(test_iter) == 40
+    assert not (tmp_path / "empty").exists()
+
+
+def test_class_names_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert d2l.get_fashion_mnist_labels(torch.tensor([0, 9, 5])) == ["t-shirt", "ankle boot", "sandal"]
+    assert d2l.get_fashion_mnist_labels([1.0]) == ["trouser"]
+    with pytest.raises(CnnlabError, match="10 is no class"):
+        d2l.get_fashion_mnist_labels([10])
+    with pytest.raises(CnnlabError, match="-1 is no class"):
+        d2l.get_fashion_mnist_labels(torch.tensor([-1]))
+    d2l.plt.switch_backend("agg")
+    x, y = next(iter(some_batches(20, 18)))
+    axes = d2l.show_images(x.reshape(18, 28, 28), 2, 9, titles=d2l.get_fashion_mnist_labels(y))
+    assert len(axes) == 18
+    assert axes[1].get_title() == "trouser"
+    assert axes[0].images[0].get_array().shape == (28, 28)
+    one = d2l.show_images([x[0].requires_grad_(), Image.new("L", (5, 5))], 1, 1)  # (1, 28, 28); more than fit
+    assert len(one) == 1
+    d2l.plt.close("all")
+
+
+def test_workers_are_no_more_than_cores() -> None:
+    assert 0 <= d2l.get_dataloader_workers() <= 4
+    data = TensorDataset(torch.rand(8, 2), torch.arange(8))
+    assert len(list(DataLoader(data, 4, num_workers=d2l.get_dataloader_workers()))) == 2
+
+
+# The helpers
+
+
+def test_functions_of_tensors() -> None:
+    x = torch.tensor([[1.0, 5.0, 2.0], [7.0, 0.0, 3.0]])
+    assert d2l.size(x) == 6
+    assert d2l.argmax(x, axis=1).tolist() == [1, 0]
+    assert d2l.argmax(x).item() == 3
+    assert d2l.astype(x, torch.int32).dtype == torch.int32
+    assert d2l.reduce_sum(x).item() == 18
+    assert d2l.reduce_sum(x, dim=0).tolist() == [8, 5, 5]
+    assert d2l.reduce_sum(d2l.astype(d2l.argmax(x, axis=1), torch.int64) == torch.tensor([1, 1])).item() == 1
+
+
+def test_accuracy_is_a_count() -> None:
+    scores = torch.tensor([[0.1, 0.3, 0.6], [0.3, 0.2, 0.5]])
+    got = d2l.accuracy(scores, torch.tensor([0, 2]))
+    assert got == 1.0
+    assert isinstance(got, float)
+    assert d2l.accuracy(torch.tensor([2, 1, 1]), torch.tensor([2, 1, 0])) == 2.0  # classes, not scores
+
+
+def test_accumulator() -> None:
+    metric = d2l.Accumulator(3)
+    metric.add(torch.tensor(1.5), 2, 3)
+    metric.add(1, torch.tensor(1), 1.0)
+    assert [metric[0], metric[1], metric[2]] == [2.5, 3.0, 4.0]
+    assert metric[0] / metric[2] == 0.625
+    with pytest.raises(CnnlabError, match="took 2 values"):
+        metric.add(1, 2)
+    metric.reset()
+    assert metric.data == [0.0, 0.0, 0.0]
+
+
+def test_timer() -> None:
+    timer = d2l.Timer()
+    with pytest.raises(CnnlabError, match="nothing has been timed"):
+        timer.avg()
+    spans = [timer.stop()]
+    timer.start()
+    spans.append(timer.stop())
+    assert timer.times == spans
+    assert min(spans) >= 0
+    assert timer.sum() == pytest.approx(sum(spans))
+    assert timer.avg() == pytest.approx(sum(spans) / 2)
+    assert timer.cumsum() == pytest.approx([spans[0], sum(spans)])
+
+
+def test_devices_are_never_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert d2l.try_all_gpus()[0] == d2l.try_gpu()
+    assert d2l.try_gpu(99) == CPU
+    with pytest.raises(CnnlabError, match="counted from 0"):
+        d2l.try_gpu(-1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert d2l.try_all_gpus() == [torch.device("cuda:0"), torch.device("cuda:1")]
+    assert d2l.try_gpu(1) == torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert d2l.try_all_gpus() == [torch.device("mps")]
+    assert d2l.try_gpu(1) == CPU
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert d2l.try_all_gpus() == [CPU]
+
+
+def test_evaluating_modules_and_functions() -> None:
+    data = some_batches(50)
+    truth = torch.cat([y for _, y in data])
+    predicted = torch.zeros(50, dtype=torch.int64)
+
+    def always_0(x: Tensor) -> Tensor:
+        return F.one_hot(torch.zeros(len(x), dtype=torch.int64), 10).float()
+
+    want = (predicted == truth).float().mean().item()
+    assert d2l.evaluate_accuracy(always_0, data) == pytest.approx(want)
+    assert d2l.evaluate_accuracy_gpu(always_0, data) == pytest.approx(want)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Dropout(0.5)).train()
+    got = d2l.evaluate_accuracy_gpu(net, data)
+    assert not net.training  # as the original leaves it
+    with torch.no_grad():
+        hits = sum((net(x).argmax(1) == y).sum().item() for x, y in data)
+    assert got == d2l.evaluate_accuracy(net, data) == d2l.evaluate_accuracy_gpu(net, list(data), "cpu") == hits / 50
+    listed = [([x], y) for x, y in data]  # the first of a pair may be a list
+    assert d2l.evaluate_accuracy_gpu(lambda xs: net(xs[0]), listed, CPU) == got
+    with pytest.raises(CnnlabError, match="gave no images"):
+        d2l.evaluate_accuracy_gpu(net, [])
+    with pytest.raises(CnnlabError, match="drop_last"):
+        d2l.evaluate_accuracy_gpu(net, DataLoader(TensorDataset(torch.rand(8, 784), truth[:8]), 32, drop_last=True))
+    with pytest.raises(CnnlabError, match="batch 1 is a Tensor, not a pair"):
+        d2l.evaluate_accuracy_gpu(net, [torch.rand(2, 784)])
+    with pytest.raises(CnnlabError, match="tuple of 3"):
+        d2l.evaluate_accuracy_gpu(net, [(1, 2, 3)])
+
+
+# train_ch6
+
+
+def reference(
+    net: nn.Module, batches: list[tuple[Tensor, Tensor]], epochs: int, lr: float
+) -> tuple[list[float], float]:
+    """What train_ch6 is to do, as a plain loop: each batch's loss, and the last epoch's training accuracy."""
+    for module in net:  # type: ignore[attr-defined]
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight)
+    losses, right, seen = [], 0, 0
+    for _ in range(epochs):
+        net.train()
+        right = seen = 0
+        for x, y in batches:
+            scores = net(x)
+            loss = F.cross_entropy(scores, y)
+            net.zero_grad()
+            loss.backward()
+            with torch.no_grad():
+                for p in net.parameters():
+                    p -= lr * p.grad
+            losses.append(loss.item())
+            right += int((scores.argmax(1) == y).sum())
+            seen += len(y)
+    return losses, right / seen
+
+
+def test_train_ch6_does_the_plain_loops_updates(capsys: pytest.CaptureFixture[str]) -> None:
+    batches = list(some_batches(200, 32))
+    torch.manual_seed(1)
+    net = small_net()
+    biases = [m.bias.detach().clone() for m in net if hasattr(m, "bias")]
+    torch.manual_seed(2)
+    history = d2l.train_ch6(net, batches, batches, 3, 0.1, CPU)
+    torch.manual_seed(1)
+    other = small_net()
+    torch.manual_seed(2)
+    losses, accuracy = reference(other, batches, 3, 0.1)
+    assert history.batch_losses == pytest.approx(losses, rel=1e-5)
+    for p, q in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+    assert not any(torch.equal(m.bias, b) for m, b in zip([net[0], net[3]], biases, strict=True))  # they were trained
+    row = history.rows[-1]
+    assert row["train_acc"] == pytest.approx(accuracy)
+    assert row["loss"] == pytest.approx(
+        sum(loss * len(y) for loss, (_, y) in zip(losses[-7:], batches, strict=True)) / 200, rel=1e-5
+    )
+    with torch.no_grad():
+        right = sum((net(x).argmax(1) == y).sum().item() for x, y in batches)
+    assert row["test_acc"] == right / 200
+    assert not net.training
+    out = lines(capsys.readouterr().out)
+    assert out[0] == "training on cpu"
+    assert out[1] == f"loss {row['loss']:.3f}, train acc {row['train_acc']:.3f}, test acc {row['test_acc']:.3f}"
+    assert re.fullmatch(r"\d+\.\d examples/sec on cpu", out[2])
+    assert len(out) == 3
+    assert [r["epoch"] for r in history.rows] == [1, 2, 3]
+    assert row["images"] == 200
+    assert row["images_per_second"] <= row["examples_per_second"]
+    assert repr(history).startswith("History of 3 epochs: loss ")
+    assert repr(d2l.History()) == "History of no epochs"
+
+
+def test_weights_begin_anew_and_nothing_else_does() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2 * 26 * 26, 10))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.fill_(0.25)
+    torch.manual_seed(3)
+    d2l.train_ch6(net, some_batches(20), some_batches(20), 1, 0.0)
+    torch.manual_seed(3)
+    want = [nn.init.xavier_uniform_(torch.empty_like(net[i].weight)) for i in (0, 3)]
+    assert torch.equal(net[0].weight, want[0])
+    assert torch.equal(net[3].weight, want[1])
+    for still in (net[0].bias, net[1].weight, net[1].bias, net[3].bias):
+        assert torch.equal(still, torch.full_like(still, 0.25))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 6, 13])
+def test_any_number_of_batches_will_do(count: int) -> None:
+    data = some_batches(8 * count, 8)
+    history = d2l.train_ch6(small_net(), data, data, 2, 0.05, "cpu")
+    assert len(history.batch_losses) == 2 * count
+
+
+def test_iterables_of_every_kind() -> None:
+    data = some_batches(40, 8)
+    pairs = list(data)
+    loader = DataLoader(TensorDataset(torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])), 8)
+
+    class Unmeasured:  # no len
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            return iter(pairs)
+
+    found = []
+    for train_iter in (data, pairs, loader, Unmeasured()):
+        torch.manual_seed(0)
+        net = small_net()
+        net.load_state_dict(build_same().state_dict())
+        torch.manual_seed(0)
+        found.append(d2l.train_ch6(net, train_iter, loader, 2, 0.1, CPU).batch_losses)
+    assert found[0] == pytest.approx(found[1])
+    assert found[0] == pytest.approx(found[2])
+    assert found[0] == pytest.approx(found[3])
+    assert len(d2l.train_ch6(small_net(), (pair for pair in pairs), data, 1, 0.1).rows) == 1
+    with pytest.raises(CnnlabError, match="no batches in epoch 2.*2 times"):
+        d2l.train_ch6(small_net(), (pair for pair in pairs), data, 2, 0.1)
+
+
+def build_same() -> nn.Sequential:
+    torch.manual_seed(7)
+    return small_net()
+
+
+def test_it_learns() -> None:
+    torch.manual_seed(0)
+    data = some_batches(300, 32, shuffle=True)
+    history = d2l.train_ch6(build_model("lenet-bn", image_size=28), data, data, 6, 1.0, d2l.try_gpu())
+    assert history.rows[-1]["loss"] < 0.7 * history.rows[0]["loss"]
+    assert history.rows[-1]["train_acc"] > 0.8
+
+
+def test_lazy_layers_are_shown_a_batch_first() -> None:
+    data = some_batches(40, 8)
+    lazy = nn.Sequential(
+        nn.LazyConv2d(4, 5, stride=2), nn.LazyBatchNorm2d(), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10)
+    )
+    d2l.train_ch6(lazy, data, data, 1, 0.0, CPU)
+    assert lazy[0].weight.shape == (4, 1, 5, 5)
+    assert lazy[4].weight.shape == (10, 576)
+    bound = math.sqrt(6 / (576 + 10))  # of Xavier's uniform distribution; the framework's own would be 1/24
+    assert 0.9 * bound < lazy[4].weight.abs().max() <= bound
+
+
+def test_lazy_layers_take_no_batch_from_what_gives_each_once() -> None:
+    def some() -> nn.Sequential:
+        torch.manual_seed(3)
+        return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+
+    pairs = list(some_batches(40, 8))
+    losses = [d2l.train_ch6(some(), batches, pairs, 1, 0.1, CPU).batch_losses for batches in (pairs, iter(pairs))]
+    assert len(losses[1]) == 5
+    assert losses[0] == pytest.approx(losses[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_epochs": 0}, "num_epochs=0"),
+        ({"num_epochs": 1.5}, "num_epochs=1.5"),
+        ({"lr": -1.0}, "lr=-1.0"),
+        ({"lr": float("nan")}, "lr=nan"),
+        ({"device": "gpu"}, "device 'gpu'"),
+        ({"train_iter": []}, "no batches in epoch 1"),
+        ({"test_iter": []}, "gave no images"),
+        ({"train_iter": [torch.rand(4, 1, 28, 28)]}, "not a pair"),
+    ],
+)
+def test_bad_input_gets_one_line(changes: dict[str, object], told: str) -> None:
+    data = some_batches(16, 8)
+    arguments = {"train_iter": data, "test_iter": data, "num_epochs": 1, "lr": 0.1, "device": CPU, **changes}
+    with pytest.raises(CnnlabError, match=re.escape(told)) as caught:
+        d2l.train_ch6(small_net(), **arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_an_absent_device_is_one_line() -> None:
+    data = some_batches(16, 8)
+    with pytest.raises(CnnlabError, match="cuda:0"):
+        d2l.train_ch6(small_net(), data, data, 1, 0.1, "cuda:0")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_it_does_the_same() -> None:
+    losses = []
+    for device in (CPU, d2l.try_gpu()):
+        torch.manual_seed(0)
+        net = small_net()
+        data = some_batches(100, 16)
+        losses.append(d2l.train_ch6(net, data, data, 2, 0.1, device).batch_losses)
+        assert next(net.parameters()).device == device
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)  # tf32 in the convolutions
+
+
+@pytest.mark.slow
+def test_the_section_on_lenet(fashion_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the section goes: data, network, shapes, training; an epoch of it, on all images."""
+    torch.manual_seed(0)
+    train_iter, test_iter = d2l.load_data_fashion_mnist(batch_size=256)
+    net = nn.Sequential(
+        nn.Conv2d(1, 6, kernel_size=5, padding=2), nn.BatchNorm2d(6), nn.Sigmoid(), nn.AvgPool2d(2, stride=2),
+        nn.Conv2d(6, 16, kernel_size=5), nn.Sigmoid(), nn.AvgPool2d(2, stride=2), nn.Flatten(),
+        nn.Linear(400, 120), nn.BatchNorm1d(120), nn.Sigmoid(), nn.Linear(120, 10),
+    )  # fmt: skip
+    history = d2l.train_ch6(net, train_iter, test_iter, num_epochs=1, lr=1.0, device=d2l.try_gpu())
+    assert len(history.batch_losses) == 235
+    assert history.rows[0]["images"] == 60_000
+    assert history.rows[0]["train_acc"] > 0.6
+    assert capsys.readouterr().out.splitlines()[1].startswith(f"loss {history.rows[0]['loss']:.3f}, train acc ")
+
+
+# d2l's own functions, where they are installed
+
+
+@pytest.fixture(scope="module")
+def peer() -> Path:
+    if not (PEERS / "d2l" / "d2l" / "torch.py").is_file():
+        pytest.skip(f"d2l is not in {PEERS / 'd2l'}: benchmarks/vs_d2l.py puts it there, or set CNNLAB_PEERS")
+    return PEERS / "d2l"
+
+
+SIDE = """
+import itertools, json, os, sys
+import torch
+from torch import nn
+side, peer, work = sys.argv[1:]
+torch.set_num_threads(1)
+os.chdir(work)
+seen, record = [], nn.CrossEntropyLoss.forward
+if side == "d2l":
+    sys.path.append(peer)  # behind ours: torch and numpy are the same for both
+    from d2l import torch as d2l
+    def forward(self, *args):
+        loss = record(self, *args)
+        seen.append(loss.detach().mean().item())
+        return loss
+    nn.CrossEntropyLoss.forward = forward
+else:
+    from cnnlab import d2l
+
+def batches(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [(torch.rand(n, 1, 28, 28, generator=generator), torch.randint(0, 10, (n,), generator=generator))
+            for _ in range(7)]
+
+def net():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(1, 6, 5), nn.BatchNorm2d(6), nn.Sigmoid(), nn.AvgPool2d(2, 2), nn.Flatten(),
+                         nn.Dropout(0.2), nn.Linear(6 * 12 * 12, 10))
+
+answer = {}
+model = net()
+torch.manual_seed(2)
+history = d2l.train_ch6(model, batches(16, 3), batches(16, 4), 3, 0.5, torch.device("cpu"))
+answer["ch6"] = seen[:] if side == "d2l" else history.batch_losses
+answer["ch6 test"] = d2l.evaluate_accuracy_gpu(model, batches(16, 4))
+answer["ch6 weights"] = [p.double().sum().item() for p in model.parameters()]
+
+torch.manual_seed(5)
+model = d2l.resnet18(10, 1)
+answer["resnet18"] = {name: value.double().sum().item() for name, value in model.state_dict().items()}
+
+del seen[:]
+model = net()
+trainer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+torch.manual_seed(6)
+history = d2l.train_ch13(model, batches(16, 7), batches(16, 8), nn.CrossEntropyLoss(reduction="none"), trainer, 2,
+                         d2l.try_all_gpus())
+answer["ch13"] = seen[:] if side == "d2l" else history.batch_losses
+answer["ch13 weights"] = [p.double().sum().item() for p in model.parameters()]
+x, y = batches(4, 9)[0]
+total, right = d2l.train_batch_ch13(model, x, y, nn.CrossEntropyLoss(reduction="none"), trainer, d2l.try_all_gpus())
+answer["batch"] = [float(total), right]
+
+for name, resize in (("as they are", None), ("resized", 36)):
+    train_iter, test_iter = d2l.load_data_fashion_mnist(64, resize=resize)
+    torch.manual_seed(10)
+    some = list(itertools.islice(train_iter, 5))  # it cannot do with fewer
+    model = nn.Sequential(nn.Flatten(), nn.Linear((resize or 28) ** 2, 10))
+    del seen[:]
+    history = d2l.train_ch6(model, some, list(itertools.islice(test_iter, 1)), 1, 0.1, torch.device("cpu"))
+    answer[name] = seen[:] if side == "d2l" else history.batch_losses
+print("ANSWER", json.dumps(answer))
+"""
+
+
+def test_d2l_and_ours_go_through_the_same_losses(peer: Path, fashion_folder: Path, tmp_path: Path) -> None:
+    """The same weights, batches and seed: the losses of every batch agree to 1e-5, and so do the weights in the end.
+
+    So do those on each side's own batches of Fashion-MNIST; on resized ones, whose pixels the original rounds to whole
+    grey levels, to 1e-3.
+    """
+    link_raw(fashion_folder, tmp_path)
+    (tmp_path / "work").mkdir()
+    answers, printed = {}, {}
+    for side in ("d2l", "ours"):
+        run = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", SIDE, side, str(peer), str(tmp_path / "work")],
+            capture_output=True, text=True, timeout=300, env={**os.environ, "MPLBACKEND": "Agg"},
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        # Outside a notebook d2l's plots print lines of their own.
+        printed[side] = re.findall("^(?:training on|loss).*", run.stdout, re.MULTILINE)
+        answers[side] = json.loads(run.stdout.rpartition("ANSWER ")[2])
+    theirs, ours = answers["d2l"], answers["ours"]
+    assert len(ours["ch6"]) == 21
+    for what in ("ch6", "ch6 test", "ch6 weights", "ch13", "ch13 weights", "batch", "as they are"):
+        assert ours[what] == pytest.approx(theirs[what], rel=1e-5, abs=1e-6), what
+    assert ours["resnet18"] == pytest.approx(theirs["resnet18"], rel=1e-6)  # the same names, and the same draws
+    assert len(ours["resized"]) == 5
+    assert ours["resized"] == pytest.approx(theirs["resized"], abs=1e-3)
+    assert printed["ours"][:3] == printed["d2l"][:3]  # the lines of train_ch6 and train_ch13
+
+
+# Networks
+
+
+def test_residual_takes_both_editions_arguments() -> None:
+    x = torch.rand(4, 3, 6, 6)
+    same = [d2l.Residual(3, 3), d2l.Residual(3), d2l.Residual(num_channels=3), d2l.Residual(3, False)]
+    for block in same:
+        assert block(x).shape == (4, 3, 6, 6)
+        assert block.conv3 is None
+    halved = [
+        d2l.Residual(3, 6, use_1x1conv=True, strides=2), d2l.Residual(3, 6, True, 2),
+        d2l.Residual(input_channels=3, num_channels=6, use_1x1conv=True, strides=2),
+        d2l.Residual(6, use_1x1conv=True, strides=2), d2l.Residual(6, True, 2), d2l.Residual(6, True, strides=2),
+        d2l.Residual(num_channels=6, use_1x1conv=True, strides=2),
+    ]  # fmt: skip
+    for block in halved:
+        assert block(x).shape == (4, 6, 3, 3)
+        assert block.conv3.weight.shape == (6, 3, 1, 1)
+        assert {n.partition(".")[0] for n, _ in block.named_parameters()} == {"conv1", "conv2", "conv3", "bn1", "bn2"}
+
+
+def test_a_residual_block_adds_its_input() -> None:
+    block = d2l.Residual(2, 2).eval()
+    with torch.no_grad():
+        block.bn2.weight.zero_()
+    x = torch.randn(1, 2, 5, 5)
+    assert torch.equal(block(x), F.relu(x))
+
+
+@pytest.mark.parametrize("arguments", [(), (0, 3), (3, 0), (3, 6, True, 0), (6, True, True), ("3", 3), (3, 6, 2)])
+def test_residual_with_arguments_that_fit_neither(arguments: tuple[object, ...]) -> None:
+    with pytest.raises(CnnlabError, match="fits neither"):
+        d2l.Residual(*arguments)
+
+
+def test_shapes_that_cannot_be_added_are_told() -> None:
+    with pytest.raises(CnnlabError, match="pass use_1x1conv=True"):
+        d2l.Residual(3, 6)(torch.rand(1, 3, 4, 4))
+    with pytest.raises(CnnlabError, match="pass use_1x1conv=True"):
+        d2l.Residual(3, strides=2)(torch.rand(1, 3, 4, 4))
+
+
+def test_resnet18_is_the_competitions() -> None:
+    net = d2l.resnet18(10, 3)
+    assert net(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    ours = build_model("resnet18-manual-cifar", num_classes=10, in_channels=3, image_size=32)
+    assert sum(p.numel() for p in net.parameters()) == sum(p.numel() for p in ours.parameters())
+    names = [name for name, _ in net.named_children()]
+    assert names == ["0", "1", "2", *(f"resnet_block{i}" for i in range(1, 5)), "global_avg_pool", "fc"]
+    assert d2l.resnet18(7)[0].in_channels == 1
+
+
+# train_batch_ch13 and train_ch13
+
+
+def linear() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(3, 2)
+
+
+def moved_by(loss: nn.Module, **more: bool) -> tuple[Tensor, float, Tensor]:
+    """(returned loss, returned hits, by how much the weights went down) of one update with rate 0.1."""
+    net = linear()
+    torch.manual_seed(1)
+    x, y = torch.randn(8, 3), torch.arange(8) % 2
+    trainer = torch.optim.SGD(net.parameters(), lr=0.1)
+    before = net.weight.detach().clone()
+    total, right = d2l.train_batch_ch13(net.eval(), x, y, loss, trainer, d2l.try_all_gpus()[:1], **more)
+    assert net.training
+    assert right == d2l.accuracy(linear()(x), y)
+    return total, right, before - net.weight.detach()
+
+
+def test_a_batch_is_trained_on_the_sum_of_its_losses_or_their_mean() -> None:
+    each, averaged = nn.CrossEntropyLoss(reduction="none"), nn.CrossEntropyLoss()
+    total, right, step = moved_by(each)
+    assert isinstance(right, float)
+    assert not total.requires_grad
+    for loss, more in ((each, {"mean": True}), (averaged, {}), (averaged, {"mean": True})):
+        same, _, smaller = moved_by(loss, **more)
+        torch.testing.assert_close(same, total)  # always the sum of the losses
+        torch.testing.assert_close(smaller, step / 8)
+
+
+def test_a_rate_that_was_meant_for_the_mean_is_told() -> None:
+    net, x, y = linear(), torch.randn(128, 3), torch.arange(128) % 2
+    each = nn.CrossEntropyLoss(reduction="none")
+    with pytest.warns(UserWarning, match=r"0\.1 on the sum of 128 losses is 12\.8 on their mean.*mean=True"):
+        d2l.train_batch_ch13(net, x, y, each, torch.optim.SGD(net.parameters(), lr=0.1), [CPU])
+    # None of these is told: warnings are errors here.
+    d2l.train_batch_ch13(net, x, y, each, torch.optim.SGD(net.parameters(), lr=0.1), [CPU], mean=True)
+    d2l.train_batch_ch13(net, x, y, each, torch.optim.SGD(net.parameters(), lr=2e-4), [CPU])
+    d2l.train_batch_ch13(net, x, y, each, torch.optim.Adam(net.parameters(), lr=0.1), [CPU])
+    with pytest.raises(CnnlabError, match="try_all_gpus"):
+        d2l.train_batch_ch13(net, x, y, each, torch.optim.SGD(net.parameters(), lr=2e-4), [])
+
+
+def test_a_list_of_inputs() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = linear()
+
+        def forward(self, xs: list[Tensor]) -> Tensor:
+            return self.layer(xs[0] + xs[1])
+
+    net, x, y = Sum(), torch.randn(8, 3), torch.arange(8) % 2
+    trainer = torch.optim.SGD(net.parameters(), lr=0.01)
+    total, _ = d2l.train_batch_ch13(net, [x, x], y, nn.CrossEntropyLoss(reduction="none"), trainer, [CPU])
+    torch.testing.assert_close(total, F.cross_entropy(linear()(2 * x), y, reduction="sum").detach())
+
+
+def test_train_ch13(capsys: pytest.CaptureFixture[str]) -> None:
+    data, net = some_batches(120, 16), small_net()
+    before = net[0].weight.detach().clone()
+    trainer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    history = d2l.train_ch13(net, data, data, nn.CrossEntropyLoss(reduction="none"), trainer, 4)
+    assert history.rows[-1]["loss"] < history.rows[0]["loss"]
+    assert not torch.equal(net[0].weight.cpu(), before)
+    first, second = lines(capsys.readouterr().out)
+    assert re.fullmatch(r"loss \d\.\d{3}, train acc \d\.\d{3}, test acc \d\.\d{3}", first)
+    assert re.fullmatch(rf"\d+\.\d examples/sec on {re.escape(str(d2l.try_all_gpus()))}", second)
+
+
+# Files
+
+
+def serve(path: Path) -> tuple[str, str]:
+    return path.as_uri(), hashlib.sha1(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty data folder, and DATA_HUB as it was after the test."""
+    monkeypatch.setenv("CNNLAB_DATA", str(tmp_path / "data-here"))
+    for name in list(d2l.DATA_HUB):
+        monkeypatch.setitem(d2l.DATA_HUB, name, d2l.DATA_HUB[name])
+    (tmp_path / "server").mkdir()
+    return tmp_path / "server"
+
+
+def test_the_small_competition_is_in_the_hub() -> None:
+    url, sha1 = d2l.DATA_HUB["cifar10_tiny"]
+    assert url == d2l.DATA_URL + "kaggle_cifar10_tiny.zip"
+    assert re.fullmatch("[0-9a-f]{40}", sha1)
+
+
+def test_download_and_unpack(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with zipfile.ZipFile(hub / "few.zip", "w") as archive:
+        archive.writestr("few/labels.csv", "id,label\n1,frog\n")
+    with tarfile.open(hub / "more.tar.gz", "w:gz") as tar:
+        tar.add(hub / "few.zip", "more/inner.zip")
+    monkeypatch.setitem(d2l.DATA_HUB, "few", serve(hub / "few.zip"))
+    monkeypatch.setitem(d2l.DATA_HUB, "more", serve(hub / "more.tar.gz"))
+    folder = d2l.download_extract("few")
+    assert isinstance(folder, str)
+    assert folder == str(tmp_path / "data-here" / "few")
+    assert d2l.read_csv_labels(os.path.join(folder, "labels.csv")) == {"1": "frog"}  # noqa: PTH118 - as the listings do
+    assert "Downloading" in capsys.readouterr().out
+    assert d2l.download_extract("more").endswith("more")  # the original would say more.tar
+    assert d2l.download_extract("few", folder="elsewhere").endswith("elsewhere")
+    capsys.readouterr()
+    (hub / "few.zip").unlink()
+    assert Path(d2l.download("few")).is_file()  # it is there already
+    assert capsys.readouterr().out == ""
+    chosen = d2l.download("more", cache_dir=tmp_path / "chosen")
+    assert chosen == str(tmp_path / "chosen" / "more.tar.gz")
+
+
+def test_what_d2l_has_downloaded_is_used(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "work").mkdir()
+    (tmp_path / "data" / "few.txt").write_text("few")
+    monkeypatch.setitem(d2l.DATA_HUB, "few", serve(tmp_path / "data" / "few.txt"))
+    monkeypatch.chdir(tmp_path / "work")
+    assert Path(d2l.download("few")) == Path("../data/few.txt")
+
+
+def test_downloads_that_go_wrong_get_one_line(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(name: str, pattern: str) -> None:
+        with pytest.raises(CnnlabError, match=pattern) as caught:
+            d2l.download_extract(name)
+        assert "\n" not in str(caught.value)
+
+    told("cifar10_tinny", "did you mean cifar10_tiny")
+    monkeypatch.setitem(d2l.DATA_HUB, "odd", "an address")
+    told("odd", "should be a pair")
+    (hub / "text.txt").write_text("text")
+    monkeypatch.setitem(d2l.DATA_HUB, "text", serve(hub / "text.txt"))
+    told("text", r"only \.zip, \.tar")
+    (hub / "false.zip").write_text("no zip")
+    monkeypatch.setitem(d2l.DATA_HUB, "false", serve(hub / "false.zip"))
+    told("false", "damaged")
+    (tmp_path / "data-here" / "false.zip").write_text("something else")
+    told("false", "SHA-1 sum is not.*delete it")
+    (hub / "wrong.zip").write_text("wrong")
+    monkeypatch.setitem(d2l.DATA_HUB, "wrong", ((hub / "wrong.zip").as_uri(), "0" * 40))
+    told("wrong", "wrong checksum.*SHA1 0000")
+    monkeypatch.setitem(d2l.DATA_HUB, "nowhere", ((hub / "nowhere.zip").as_uri(), "0" * 40))
+    told("nowhere", "cannot download nowhere.zip")
+    with tarfile.open(hub / "evil.tar", "w") as tar:
+        tar.add(hub / "text.txt", "../../evil.txt")
+    monkeypatch.setitem(d2l.DATA_HUB, "evil", serve(hub / "evil.tar"))
+    told("evil", "leads out of the archive")
+    assert not (tmp_path / "evil.txt").exists()
+
+
+def test_labels_of_every_shape(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_bytes(b'\xef\xbb\xbfname,what\r\n1,frog\r\n"a,b","dog, small"\r\n\r\n')
+    assert d2l.read_csv_labels(file) == {"1": "frog", "a,b": "dog, small"}
+    for content, told in (
+        (b"", "0 columns"),
+        (b"id\n1\n", "1 columns"),
+        (b"id,label,more\n1,2,3\n", "3 columns"),
+        (b"id,label\n1,frog\n1,dog\n", "line 3: '1' was on line 2"),
+        (b"id,label\n1\n", "line 2"),
+        (b"id,label\n1,\xff\xfe\n", "not UTF-8"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(CnnlabError, match=re.escape(told)):
+            d2l.read_csv_labels(file)
+    with pytest.raises(CnnlabError, match="cannot read"):
+        d2l.read_csv_labels(tmp_path / "none.csv")
+
+
+@pytest.fixture
+def competition(tmp_path: Path) -> Path:
+    """A competition in the small: 24 training images of two classes, 5 test images, and something hidden."""
+    root = tmp_path / "tiny"
+    rng = np.random.default_rng(0)
+    rows = ["id,label"]
+    for part, count in (("train", 24), ("test", 5)):
+        (root / part).mkdir(parents=True)
+        for i in range(1, count + 1):
+            level = 200 if i % 3 else 40
+            pixels = np.clip(rng.normal(level, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / part / f"{i}.png")
+            if part == "train":
+                rows.append(f"{i},{'ship' if i % 3 else 'frog'}")
+    (root / "train" / ".DS_Store").write_bytes(b"x")
+    (root / "trainLabels.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def placed(root: Path) -> dict[str, set[str]]:
+    base = root / "train_valid_test"
+    return {
+        str(folder.relative_to(base)): {p.name for p in folder.iterdir()}
+        for folder in base.glob("*/*")
+        if any(folder.iterdir())
+    }
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_images_are_sorted_into_folders(competition: Path, copy: bool) -> None:
+    labels = d2l.read_csv_labels(competition / "trainLabels.csv")
+    assert len(labels) == 24
+    assert len(set(labels.values())) == 2
+    assert d2l.reorg_train_valid(str(competition), labels, 0.3, copy=copy) == 2  # 8 frogs, 16 ships
+    d2l.reorg_test(competition, copy=copy)
+    found = placed(competition)
+    assert found["valid/frog"] == {"3.png", "6.png"}  # the first by number, on every system
+    assert found["valid/ship"] == {"1.png", "2.png"}
+    assert len(found["train/frog"]) == 6
+    assert len(found["train/ship"]) == 14
+    assert len(found["train_valid/ship"]) == 16
+    assert found["test/unknown"] == {f"{i}.png" for i in range(1, 6)}
+    for cls in ("frog", "ship"):
+        assert not found[f"train/{cls}"] & found[f"valid/{cls}"]
+        assert found[f"train/{cls}"] | found[f"valid/{cls}"] == found[f"train_valid/{cls}"]
+    original, other = competition / "train" / "7.png", competition / "train_valid_test" / "train" / "ship" / "7.png"
+    assert other.read_bytes() == original.read_bytes()
+    assert other.samefile(original) is not copy
+    # Once more, with another ratio, and the other way round: nothing of the first call is left.
+    assert d2l.reorg_train_valid(competition, labels, 0.15, copy=not copy) == 1
+    found = placed(competition)
+    assert found["valid/frog"] == {"3.png"}
+    assert len(found["train/frog"]) == 7
+    assert other.samefile(original) is copy
+
+
+def test_sorting_that_cannot_be_done(competition: Path, tmp_path: Path) -> None:
+    labels = d2l.read_csv_labels(competition / "trainLabels.csv")
+    for ratio in (-0.1, 1.0, float("nan")):
+        with pytest.raises(CnnlabError, match="valid_ratio"):
+            d2l.reorg_train_valid(competition, labels, ratio)
+    with pytest.raises(CnnlabError, match="'cat' has 1 image"):
+        d2l.reorg_train_valid(competition, {**labels, "99": "cat"}, 0.1)
+    with pytest.raises(CnnlabError, match=r"24\.png has no label"):
+        d2l.reorg_train_valid(competition, {k: v for k, v in labels.items() if k != "24"}, 0.1)
+    with pytest.raises(CnnlabError, match="cannot be a folder's name"):
+        d2l.reorg_train_valid(competition, dict.fromkeys(labels, "../out"), 0.1)
+    with pytest.raises(CnnlabError, match="no labels"):
+        d2l.reorg_train_valid(competition, {}, 0.1)
+    with pytest.raises(CnnlabError, match="unpack the competition's archives"):
+        d2l.reorg_test(tmp_path / "none")
+    assert not (competition / "train_valid_test").exists()
+
+
+def test_copyfile(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    d2l.copyfile(str(tmp_path / "a.txt"), os.path.join(tmp_path, "deep", "er"))  # noqa: PTH118
+    assert (tmp_path / "deep" / "er" / "a.txt").read_text() == "a"
+    assert not (tmp_path / "deep" / "er" / "a.txt").samefile(tmp_path / "a.txt")
+    d2l.copyfile(tmp_path / "a.txt", tmp_path)  # onto itself
+    with pytest.raises(CnnlabError, match="cannot copy"):
+        d2l.copyfile(tmp_path / "b.txt", tmp_path / "deep")
+
+
+def test_the_section_on_the_competition(competition: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the section goes: folders, transforms, loaders, network, a training loop of one's own, and the answers."""
+    torch.manual_seed(0)
+    d2l.reorg_train_valid(competition, d2l.read_csv_labels(competition / "trainLabels.csv"), valid_ratio=0.2)
+    d2l.reorg_test(competition)
+    T, base = torchvision.transforms, competition / "train_valid_test"
+    augmented = T.Compose([
+        T.Resize(20), T.RandomResizedCrop(16, scale=(0.64, 1.0), ratio=(1.0, 1.0)), T.RandomHorizontalFlip(),
+        T.ToTensor(), T.Normalize([0.5] * 3, [0.25] * 3),
+    ])  # fmt: skip
+    plain = T.Compose([T.ToTensor(), T.Normalize([0.5] * 3, [0.25] * 3)])
+    sets = {
+        part: torchvision.datasets.ImageFolder(str(base / part), transform=how)
+        for part, how in (("train", augmented), ("valid", plain), ("test", plain))
+    }
+    train_iter = DataLoader(sets["train"], 8, shuffle=True, drop_last=True)
+    valid_iter, test_iter = DataLoader(sets["valid"], 8), DataLoader(sets["test"], 8)
+    devices, net = d2l.try_all_gpus(), d2l.resnet18(2, 3)
+    trainer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
+    scheduler = torch.optim.lr_scheduler.StepLR(trainer, 1, 0.9)
+    timer, animator = (
+        d2l.Timer(),
+        d2l.Animator(xlabel="epoch", xlim=[1, 3], legend=["train loss", "train acc", "valid acc"]),
+    )
+    net = nn.DataParallel(net, device_ids=devices).to(devices[0])
+    each = nn.CrossEntropyLoss(reduction="none")
+    for epoch in range(3):
+        net.train()
+        metric = d2l.Accumulator(3)
+        for i, (features, labels) in enumerate(train_iter):
+            timer.start()
+            loss, right = d2l.train_batch_ch13(net, features, labels, each, trainer, devices)
+            metric.add(loss, right, labels.shape[0])
+            timer.stop()
+            animator.add(epoch + (i + 1) / len(train_iter), (metric[0] / metric[2], metric[1] / metric[2], None))
+        animator.add(epoch + 1, (None, None, d2l.evaluate_accuracy_gpu(net, valid_iter)))
+        scheduler.step()
+    assert metric[2] * 3 / timer.sum() > 0
+    assert metric[1] / metric[2] > 0.6
+    assert [len(ys) for ys in animator.Y] == [6, 6, 3]
+    answers = [k for x, _ in test_iter for k in net(x.to(devices[0])).argmax(1).type(torch.int32).cpu().numpy()]
+    assert {sets["train"].classes[k] for k in answers} <= {"frog", "ship"}
+    assert len(answers) == 5
+
+
+# Plots
+
+
+def grow(legend: tuple[str, ...] = ("train loss", "train acc", "test acc"), epochs: int = 2) -> d2l.Animator:
+    animator = d2l.Animator(xlabel="epoch", xlim=[1, epochs], legend=legend)
+    for epoch in range(epochs):
+        for i in range(5):
+            animator.add(epoch + (i + 1) / 5, (1 / (epoch + 1), 0.5 + epoch / 10, None))
+        animator.add(epoch + 1, (None, None, 0.6))
+    return animator
+
+
+def width(picture: Path) -> int:
+    with Image.open(picture) as image:
+        return image.size[0]
+
+
+def test_headless_a_file_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    animator = grow()
+    file = tmp_path / "figures" / "curve-1.png"
+    assert capsys.readouterr().err == f"the curve is in {file}\n"
+    assert width(file) > 300
+    before = file.read_bytes()
+    animator.add(3, (0.1, 0.9, 0.8))
+    animator.finish()
+    assert file.read_bytes() != before
+    grow()
+    assert sorted(p.name for p in file.parent.iterdir()) == ["curve-1.png", "curve-2.png"]
+    assert [len(xs) for xs in animator.X] == [11, 11, 3]
+    assert animator.axes[0].get_xlabel() == "epoch"
+    assert [t.get_text() for t in animator.axes[0].get_legend().get_texts()] == ["train loss", "train acc", "test acc"]
+    assert animator.axes[0].get_xlim() == (1, 2)
+    animator.fig.savefig(tmp_path / "own.svg")
+
+
+def test_a_program_without_a_screen(tmp_path: Path) -> None:
+    """matplotlib is not imported before there is something to draw, pyplot not before it is asked for."""
+    code = (
+        "import sys, torch; from torch import nn; from cnnlab import manual as d2l\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "data = [(torch.rand(4, 1, 8, 8), torch.arange(4))] * 3\n"
+        "d2l.train_ch6(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), data, data, 2, 0.1, 'cpu')\n"
+        "assert 'matplotlib.pyplot' not in sys.modules, 'pyplot'\n"
+        "d2l.plt.figure\n"
+        "assert 'matplotlib.pyplot' in sys.modules\n"
+        "a = d2l.Animator()\n"  # no limits: nobody knows which point is the last
+        "for x in range(50): a.add(x / 7, x)\n"
+        "import PIL.Image; first = PIL.Image.open('figures/curve-2.png').tobytes()\n"
+        "open('first.bin', 'wb').write(first)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert len(lines(run.stdout)) == 3
+    files = [tmp_path / "figures" / f"curve-{i}.png" for i in (1, 2)]
+    assert lines(run.stderr) == [f"the curve is in {file}" for file in files]
+    assert width(files[0]) > 300
+    with Image.open(files[1]) as image:  # drawn once more when the program ended
+        assert image.tobytes() != (tmp_path / "first.bin").read_bytes()
+
+
+def test_what_cannot_go_back_draws_once_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counting(animator_module._Screen):
+        live, drawn = False, 0
+
+        def draw(self, animator: d2l.Animator) -> None:
+            self.drawn += 1
+
+    screen = Counting()
+    monkeypatch.setattr(animator_module, "_screen", lambda: screen)
+    animator = grow(epochs=1)
+    assert screen.drawn == 1  # when the last line has come to the end, not when the first has
+    for x in (2, 3):  # beyond what was said to be the end
+        animator.add(x, (0.1, 0.9, 0.8))
+    assert screen.drawn == 1
+    animator.finish()
+    animator.finish()
+    assert screen.drawn == 2
+
+
+def test_a_picture_that_cannot_be_kept_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "figures").write_text("a file is in the way")
+    grow().finish()
+    told = lines(capsys.readouterr().err)
+    assert len(told) == 1
+    assert told[0].startswith("the curve cannot be kept")
+
+
+def in_terminal(code: str, tmp_path: Path) -> str:
+    """What a terminal of 80 columns gets from a program, without its commands."""
+    control, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=terminal, stderr=terminal, cwd=tmp_path,
+        env={**os.environ, "COLUMNS": "80", "LINES": "24", "TERM": "xterm"}, close_fds=True,
+    )  # fmt: skip
+    os.close(terminal)
+    output = b""
+    while True:
+        try:
+            piece = os.read(control, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not piece:
+            break
+        output += piece
+    os.close(control)
+    assert process.wait(60) == 0, output.decode()
+    return output.decode().replace("\r\n", "\n")
+
+
+def test_in_a_terminal_numbers_and_a_small_chart(tmp_path: Path) -> None:
+    code = (
+        "import sys, torch; from torch import nn; from cnnlab import manual as d2l\n"
+        "data = [(torch.rand(4, 1, 8, 8), torch.arange(4))] * 6\n"
+        "print('before')\n"
+        "d2l.train_ch6(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), data, data, 3, 0.1, 'cpu')\n"
+        "print('after')\n"
+        "assert 'matplotlib' not in sys.modules\n"
+    )
+    text = in_terminal(code, tmp_path)
+    assert "\x1b[A" not in text  # nothing goes back over a line that is finished
+    shown = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line.rpartition("\r")[2]) for line in text.strip().split("\n")]
+    assert shown[0] == "before"
+    assert shown[-1] == "after"
+    for epoch in (1, 2, 3):
+        pattern = rf"epoch {epoch}: train loss \d\.\d{{3}}, train acc \d\.\d{{3}}, test acc \d\.\d{{3}}"
+        assert sum(bool(re.fullmatch(pattern, line)) for line in shown) == 1
+    assert any("* train loss   o train acc   + test acc" in line for line in shown)
+    assert max(map(len, shown)) <= 80
+    assert shown[-2].endswith("examples/sec on cpu")
+    assert not (tmp_path / "figures").exists()
+
+
+def test_the_chart_shows_where_points_are() -> None:
+    chart = animator_module.text_chart(
+        [[1, 2, 3], [2]], [[0.0, 5.0, 10.0], [float("nan")]], ["a", "b"], "epoch", width=21, height=5
+    )
+    rows = chart.splitlines()
+    assert rows[0] == "      10 |" + " " * 20 + "*"
+    assert rows[2] == " " * 9 + "|" + " " * 10 + "*"
+    assert rows[4] == "       0 |*"
+    assert rows[6].split() == ["1", "epoch", "3"]
+    assert rows[7].split() == ["*", "a", "o", "b"]
+    logs = animator_module.text_chart([[1, 10, 100]], [[1, 10, 100]], ["a"], "x", ("log", "log"), 21, 5).splitlines()
+    assert logs[2].index("*") == 20
+    assert animator_module.text_chart([[1]], [[float("inf")]], ["a"], "x") == "(no points)"
+
+
+def test_points_of_one_line_and_wrong_numbers_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    animator = d2l.Animator(legend=["only"], nrows=2, ncols=2)
+    animator.add(1, 0.5)
+    animator.add([2], [0.25])
+    animator.add(3, None)
+    assert animator.X == [[1.0, 2.0]]
+    assert animator.Y == [[0.5, 0.25]]
+    assert len(animator.axes) == 4
+    with pytest.raises(CnnlabError, match="2 x and 2 y for 1 lines"):
+        animator.add(3, (1, 2))
+    animator.finish()
+    many = d2l.Animator(fmts=("-",))
+    many.add(1, range(6))  # more lines than formats
+    many.finish()
+    assert len(many.axes[0].lines) == 6
+
+
+def test_set_axes() -> None:
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    axes.plot([1, 2], [3, 4])
+    d2l.set_axes(axes, "x", "y", [1, 10], [1, 100], "linear", "log", ["line"])
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_yscale()) == ("x", "y", "log")
+    assert axes.get_xlim() == (1, 10)
+    assert axes.get_legend().get_texts()[0].get_text() == "line"
+    d2l.set_axes(axes, None, None, [1, 1], None, "linear", "linear", None)  # a single epoch
+    assert axes.get_xlim() == (0, 1)
+    d2l.use_svg_display()  # no notebook: nothing happens
+
+
+def test_a_notebook_gets_one_figure_that_leaves_other_output_alone(tmp_path: Path) -> None:
+    cells = [
+        "import torch; from torch import nn; from cnnlab import manual as d2l\n"
+        "data = [(torch.rand(4, 1, 8, 8), torch.arange(4))] * 6\n"
+        "net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+        "print('before')\n"
+        "d2l.train_ch6(net, data, data, 3, 0.1, 'cpu')",
+        "a = d2l.Animator(legend=['line'])\n"
+        "for x in range(40):\n"
+        "    a.add(x / 7, x)\n"
+        "    if x == 20: print('between')\n",
+        "d2l.use_svg_display()\nd2l.show_images([torch.rand(4, 4)], 1, 1);",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+
+    def pictures(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+        return [o for o in cell.outputs if "image/svg+xml" in o.get("data", {})]
+
+    first, second, third = notebook.cells
+    assert len(pictures(first)) == 1  # redrawn in its place
+    told = [o["data"]["text/plain"] for o in first.outputs if o.output_type == "execute_result"]
+    assert len(told) == 1
+    assert told[0].startswith("History of 3 epochs: loss ")
+    text = "".join(o.text for o in first.outputs if o.output_type == "stream" and o.name == "stdout")
+    assert lines(text)[:2] == ["before", "training on cpu"]
+    assert len(lines(text)) == 4
+    assert "* train loss" in pictures(first)[0]["data"]["text/plain"]
+    assert len(pictures(second)) == 1
+    assert "between" in "".join(o.text for o in second.outputs if o.output_type == "stream")
+    # The last point is in the figure, though nobody has said that it is the last.
+    assert re.search(r"39 \|", pictures(second)[0]["data"]["text/plain"])
+    assert len(pictures(third)) == 1
+    assert not (tmp_path / "figures").exists()

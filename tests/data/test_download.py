@@ -1,0 +1,210 @@
+"""Downloading, against a local server that breaks off, lies and refuses."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cnnlab.data.download import download
+from cnnlab.io.errors import CnnlabError
+
+CONTENT = bytes(range(256)) * 8192  # 2 MiB
+MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves CONTENT as /file; what it should do wrong is set from outside."""
+
+    ranges = True
+    break_after: int | None = None
+    content = CONTENT
+    status = 200
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests: list[str | None] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/file"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        server, wanted = self.server, self.headers.get("Range")
+        server.requests.append(wanted)
+        if server.status != 200:
+            self.send_error(server.status)
+            return
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and server.ranges else 0
+        if start >= len(server.content) and start:
+            self.send_error(416)
+            return
+        body = server.content[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body if server.break_after is None else body[: server.break_after])
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=functools.partial(server.serve_forever, poll_interval=0.01))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def parts(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if not p.name.endswith(".lock"))
+
+
+def test_downloads_verifies_and_reports(server: Server, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    download([server.url], tmp_path / "deep" / "file.gz", md5=MD5, report=lambda *args: seen.append(args))
+    assert (tmp_path / "deep" / "file.gz").read_bytes() == CONTENT
+    assert parts(tmp_path / "deep") == ["file.gz"]
+    assert seen[-1] == ("downloading file.gz", len(CONTENT), len(CONTENT))
+    assert [s[1] for s in seen] == sorted(s[1] for s in seen)
+
+
+def test_goes_on_where_it_was_interrupted(server: Server, tmp_path: Path) -> None:
+    server.break_after = 700_000
+    with pytest.raises(CnnlabError, match="cannot download file.gz"):
+        download([server.url], tmp_path / "file.gz", md5=MD5)
+    assert (tmp_path / "file.gz.part").stat().st_size == 700_000
+    assert not (tmp_path / "file.gz").exists()
+    server.break_after = None
+    download([server.url], tmp_path / "file.gz", md5=MD5)
+    assert server.requests == [None, "bytes=700000-"]
+    assert (tmp_path / "file.gz").read_bytes() == CONTENT
+
+
+def test_starts_again_where_the_server_cannot_continue(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file.gz.part").write_bytes(CONTENT[:1000])
+    server.ranges = False
+    download([server.url], tmp_path / "file.gz", md5=MD5)
+    assert (tmp_path / "file.gz").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("left", [b"something else", CONTENT[:-1] + b"x", CONTENT + b"more"])
+def test_leftovers_of_another_file_are_fetched_anew(server: Server, tmp_path: Path, left: bytes) -> None:
+    (tmp_path / "file.gz.part").write_bytes(left)
+    download([server.url], tmp_path / "file.gz", md5=MD5)
+    assert (tmp_path / "file.gz").read_bytes() == CONTENT
+
+
+def test_a_complete_leftover_needs_only_its_name(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file.gz.part").write_bytes(CONTENT)
+    download([server.url], tmp_path / "file.gz", md5=MD5)
+    assert (tmp_path / "file.gz").read_bytes() == CONTENT
+    assert server.requests == [f"bytes={len(CONTENT)}-"]
+
+
+def test_wrong_checksum_leaves_nothing_and_says_so(server: Server, tmp_path: Path) -> None:
+    server.content = b"an error page"
+    with pytest.raises(CnnlabError, match=r"wrong checksum \(13 bytes\).*by hand"):
+        download([server.url], tmp_path / "file.gz", md5=MD5)
+    assert parts(tmp_path) == []
+
+
+def test_second_mirror_serves_when_the_first_does_not(server: Server, tmp_path: Path) -> None:
+    with Server() as closed:
+        dead = closed.url
+    download([dead, server.url], tmp_path / "file.gz", md5=MD5)
+    assert (tmp_path / "file.gz").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("status", [403, 404, 500, 503])
+def test_http_errors_are_one_line(server: Server, tmp_path: Path, status: int) -> None:
+    server.status = status
+    with pytest.raises(CnnlabError, match=str(tmp_path)) as caught:
+        download([server.url], tmp_path / "file.gz", md5=MD5)
+    assert "\n" not in str(caught.value)
+    assert MD5 in str(caught.value)
+
+
+def test_no_network_is_one_line(tmp_path: Path) -> None:
+    with Server() as closed:
+        dead = closed.url
+    with pytest.raises(CnnlabError, match="check the network") as caught:
+        download([dead], tmp_path / "file.gz", md5=MD5)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_processes_at_once_fetch_once(server: Server, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from cnnlab.data.download import download\n"
+        f"download([{server.url!r}], Path('file.gz'), md5={MD5!r})"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) for _ in range(3)]
+    assert [p.wait(60) for p in running] == [0, 0, 0]
+    assert (tmp_path / "file.gz").read_bytes() == CONTENT
+    assert server.requests == [None]
+
+
+def test_a_killed_download_is_continued(server: Server, tmp_path: Path) -> None:
+    code = (
+        "import os, signal; from pathlib import Path; from cnnlab.data.download import download\n"
+        "def report(what, done, total):\n"
+        "    if done > 1_000_000: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"download([{server.url!r}], Path('file.gz'), md5={MD5!r}, report=report)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == -9
+    left = (tmp_path / "file.gz.part").stat().st_size
+    assert left > 0
+    download([server.url], tmp_path / "file.gz", md5=MD5)
+    assert server.requests == [None, f"bytes={left}-"]
+    assert (tmp_path / "file.gz").read_bytes() == CONTENT
+
+
+def test_fashion_mnist_from_a_server_of_ones_own(
+    fashion_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cnnlab.data import SourceOptions, load_images
+
+    raw = fashion_folder / "FashionMNIST" / "raw"
+    handler = functools.partial(QuietFiles, directory=str(raw))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=functools.partial(server.serve_forever, poll_interval=0.01))
+        thread.start()
+        monkeypatch.setenv("CNNLAB_FASHION_MNIST_URL", f"http://127.0.0.1:{server.server_address[1]}")
+        try:
+            found = load_images("fashion-mnist", "test", SourceOptions(data_dir=tmp_path))
+        finally:
+            server.shutdown()
+            thread.join()
+    assert found is not None
+    assert len(found) == 10_000
+    here = tmp_path / "FashionMNIST" / "raw"
+    assert parts(here) == ["t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"]
+
+    # a truncated file is named with the remedy, and not touched
+    file = here / "t10k-images-idx3-ubyte.gz"
+    os.truncate(file, 1000)
+    with pytest.raises(
+        CnnlabError, match=r"t10k-images-idx3-ubyte\.gz \(1000 bytes\) is not the official file.*delete it"
+    ):
+        load_images("fashion-mnist", "test", SourceOptions(data_dir=tmp_path))
+    assert file.stat().st_size == 1000
+
+
+class QuietFiles(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass

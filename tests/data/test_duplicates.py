@@ -1,0 +1,274 @@
+"""Images that are there twice, and tables of labels that do not fit: found, named, and nothing else."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from cnnlab import Recipe, train
+from cnnlab.competition.labels import check_labels
+from cnnlab.data import SourceOptions, copies_in_test, load_images, near_duplicates
+from cnnlab.data.duplicates import duplicates
+from cnnlab.data.near_duplicates import NEAR
+from cnnlab.io.errors import CnnlabError
+from cnnlab.training import session
+from conftest import Command, one_line_error
+
+
+def scenes(count: int, side: int = 32, channels: int = 3, seed: int = 0) -> Tensor:
+    """Images with the statistics of natural ones, no two alike: (N, C, side, side) uint8."""
+    rng = np.random.default_rng(seed)
+    f = np.hypot(*np.meshgrid(np.fft.fftfreq(side), np.fft.fftfreq(side)))
+    f[0, 0] = 1
+    noise = np.fft.fft2(rng.normal(size=(count, 1, side, side)) + 0.3 * rng.normal(size=(count, channels, side, side)))
+    smooth = np.fft.ifft2(noise / f).real
+    smooth *= 45 / smooth.std(axis=(1, 2, 3), keepdims=True)
+    return torch.from_numpy(np.clip(smooth + 128, 0, 255).astype(np.uint8))
+
+
+def jpeg(image: np.ndarray) -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(image.transpose(1, 2, 0)).save(file, "jpeg", quality=70)
+    return np.asarray(Image.open(file)).transpose(2, 0, 1)
+
+
+def smaller_and_back(image: np.ndarray) -> np.ndarray:
+    picture = Image.fromarray(image.transpose(1, 2, 0))
+    return np.asarray(picture.resize((22, 22)).resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+
+
+CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "jpeg": jpeg,
+    "resized": smaller_and_back,
+    "darker": lambda image: (image * 0.7).astype(np.uint8),
+    "less contrast": lambda image: (image * 0.5 + 70).astype(np.uint8),
+    "noise": lambda image: np.clip(
+        image + np.random.default_rng(1).normal(0, 6, image.shape), 0, 255
+    ).astype(np.uint8),
+    "other colours": lambda image: image[::-1],
+    "a few bad pixels": lambda image: np.where(np.arange(32) % 31 == 5, np.where(np.arange(32)[:, None] == 9, 255, image), image),
+}  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.sampled_from([(1, 3, 3), (3, 5, 5), (1, 8, 8)]))
+def test_the_same_pixels_are_found(drawn: list[int], shape: tuple[int, int, int]) -> None:
+    """Against Python's own dictionary of the images' bytes."""
+    kinds = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (7, *shape), dtype=np.uint8))
+    kinds[1] = kinds[0]  # two kinds are one
+    kinds[2] = 0
+    images = kinds[drawn]
+    first: dict[bytes, int] = {}
+    expected = [first.setdefault(image.numpy().tobytes(), i) for i, image in enumerate(images)]
+    assert near_duplicates.same(images).tolist() == expected
+    others = kinds[[0, 2, 5]]
+    known = {image.numpy().tobytes() for image in images}
+    assert [i for i, _ in near_duplicates.shared(images, others)] == [
+        i for i, image in enumerate(others) if image.numpy().tobytes() in known
+    ]
+    for i, j in near_duplicates.shared(images, others):
+        assert torch.equal(others[i], images[j])
+
+
+def test_images_of_other_sizes_share_nothing() -> None:
+    assert (
+        near_duplicates.shared(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2, 3, 4, 4, dtype=torch.uint8))
+        == []
+    )
+
+
+@pytest.mark.parametrize("count", [10, 300, 3000])
+def test_changed_copies_are_found_and_nothing_else(count: int) -> None:
+    images = scenes(count)
+    copies = [change(images[i].numpy()) for i, change in enumerate(CHANGES.values())]
+    found = near_duplicates.near(torch.cat([images, torch.from_numpy(np.stack(copies))]))
+    assert set(zip(found.first.tolist(), found.second.tolist(), strict=True)) == {
+        (i, count + i) for i in range(len(CHANGES))
+    }
+    assert (found.likeness >= NEAR).all()
+    assert found.likeness.tolist() == sorted(found.likeness.tolist(), reverse=True)
+
+
+def test_empty_images_are_not_nearly_alike() -> None:
+    flat = torch.arange(0, 250, 10, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 12, 12)
+    assert len(near_duplicates.near(torch.cat([flat, scenes(20, 12, 1)]))) == 0
+
+
+@pytest.mark.parametrize(("count", "least", "noise"), [(2, 0.9, 0.0), (3000, 0.9, 0.35), (3000, 0.97, 0.16)])
+def test_candidates_are_those_of_comparing_all_with_all(count: int, least: float, noise: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(max(1, count // 3), 60, generator=generator)
+    z = centres.repeat(3, 1)[:count] if count > 2 else centres.repeat(2, 1)
+    z = torch.nn.functional.normalize(z + noise * torch.randn(count, 60, generator=generator))
+    likeness = (z @ z.T).triu(1)
+    expected = {(int(a), int(b)) for a, b in (likeness >= least).nonzero()}
+    a, b = near_duplicates.candidates(z, least)
+    found = set(zip(a.tolist(), b.tolist(), strict=True))
+    assert len(expected) >= (1 if count == 2 else 20)
+    rounding = {pair for pair in found ^ expected if abs(likeness[pair] - least) < 1e-5}
+    assert found - expected <= rounding
+    assert len(expected - found - rounding) <= len(expected) / 100
+
+
+def test_thousands_of_frames_of_one_scene_are_no_trouble() -> None:
+    rng = np.random.default_rng(0)
+    scene = scenes(1).numpy().astype(np.float64)
+    frames = torch.from_numpy(np.clip(scene + rng.normal(0, 2, (4000, *scene.shape[1:])), 0, 255).astype(np.uint8))
+    began = time.perf_counter()
+    near_duplicates.near(torch.cat([frames, scenes(4000, seed=3)]))
+    assert time.perf_counter() - began < 60
+
+
+@pytest.mark.slow
+def test_fashion_mnist_has_the_pairs_that_a_person_sees(fashion_folder: Path) -> None:
+    """Looked at, each of them (docs/log.md); compared once with all 2.4 thousand million pairs."""
+    found = duplicates("fashion-mnist", least=0.98, data_dir=fashion_folder)
+    assert found.counts == {"train": 60_000, "test": 10_000}
+    assert found.exact == []
+    assert 88 <= len(found.near) <= 96
+    across = [pair for pair in found.near if pair.parts == ("train", "test")]
+    assert ("train/13360", "test/4998") in {pair.ids for pair in across}
+    assert not any(pair.disagrees for pair in across)
+
+
+@pytest.fixture
+def split_folder(tmp_path: Path) -> Path:
+    """A folder with a training and a test part; two test images are copies, a third nearly one, with another class."""
+    root = tmp_path / "mine"
+    images = scenes(60, 24).numpy()
+    for i, image in enumerate(images):
+        part, name = ("train" if i < 40 else "test"), ("cats", "dogs")[i % 2]
+        (root / part / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.transpose(1, 2, 0)).save(root / part / name / f"{i}.png")
+    for name, i in (("cats", 4), ("dogs", 7)):
+        (root / "test" / name / f"copy-{i}.png").write_bytes((root / "train" / name / f"{i}.png").read_bytes())
+    Image.fromarray((images[10] * 0.8).astype(np.uint8).transpose(1, 2, 0)).save(root / "test" / "dogs" / "near.png")
+    return root
+
+
+def test_duplicates_of_a_folder(split_folder: Path, cnnlab: Command) -> None:
+    answer = cnnlab("data", "duplicates", f"folder:{split_folder}", "--plot", "pairs.png")
+    assert answer.returncode == 0, answer.stderr
+    assert "63 images (train 40, test 23)" in answer.stdout
+    assert "exactly alike: 2 in train and test" in answer.stdout
+    assert "train 'train/cats/4.png' ('cats')  test 'test/cats/copy-4.png' ('cats')" in answer.stdout
+    assert "nearly alike (likeness 0.96 or more): 1 in train and test\n  1 of these pairs have two" in answer.stdout
+    assert "train 'train/cats/10.png' ('cats')  test 'test/dogs/near.png' ('dogs')" in answer.stdout
+    with Image.open("pairs.png") as picture:
+        assert picture.size[0] > 500
+    found = json.loads(cnnlab("data", "duplicates", f"folder:{split_folder}", "--exact", "--json").stdout)
+    assert len(found["exact"]) == 2
+    assert found["near"] == []
+    assert "pairs.png exists" in one_line_error(
+        cnnlab("data", "duplicates", f"folder:{split_folder}", "--plot", "pairs.png")
+    )
+    assert "likeness 0.2" in one_line_error(cnnlab("data", "duplicates", "digits", "--likeness", 0.2))
+    assert "image_size=-1" in one_line_error(cnnlab("data", "duplicates", f"folder:{split_folder}", "--image-size", -1))
+    assert "nearly alike" in cnnlab("data", "duplicates", f"folder:{split_folder}", "--image-size", 1).stdout
+    answer = cnnlab("data", "verify", f"folder:{split_folder}")
+    assert answer.returncode == 0
+    assert "2 test images are among the training images, pixel for pixel; cnnlab data duplicates" in answer.stdout
+
+
+def test_a_leak_is_told_by_the_run(split_folder: Path, quick: Recipe, cnnlab: Command) -> None:
+    recipe = quick.changed(data=f"folder:{split_folder}", val_fraction=0.2)
+    result = train(recipe, name="leaky")
+    held_out = {i for i in (4, 7) if f"train/{('cats', 'dogs')[i % 2]}/{i}.png" not in _trained(recipe)}
+    assert result.summary["shared"] == {"validation": 0, "test": 2 - len(held_out)}
+    if len(held_out) < 2:
+        assert f"note: {2 - len(held_out)} of the test images are among the training images" in str(result)
+    # the same image in both parts of what is split at random
+    (split_folder / "train" / "cats" / "again.png").write_bytes(
+        (split_folder / "train" / "cats" / "0.png").read_bytes()
+    )
+    for seed in range(40):
+        chosen = recipe.changed(split_seed=seed)
+        if len({"train/cats/again.png", "train/cats/0.png"} & _trained(chosen)) == 1:
+            break
+    result = train(chosen, name="split")
+    assert result.summary["shared"]["validation"] == 1
+    assert "note: 1 of the validation images are among the training images, pixel for pixel" in str(result)
+    clean = train(quick, name="clean")
+    assert clean.summary["shared"] == {"validation": 0, "test": 0}
+    assert "pixel for pixel" not in str(clean)
+    assert "shared" not in train(quick.changed(watch="train", val_fraction=0.0), name="all").summary["shared"]
+
+
+def test_a_training_outlives_test_images_that_cannot_be_read(
+    quick: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def damaged(*_: object) -> int:
+        raise CnnlabError("t10k-images-idx3-ubyte.gz is not the official file; delete it")
+
+    monkeypatch.setattr(session, "copies_in_test", damaged)
+    assert train(quick, name="outlives").summary["shared"] == {"validation": 0}
+    told = capsys.readouterr()
+    assert "not searched for copies: t10k-images-idx3-ubyte.gz" in told.out + told.err
+
+
+def _trained(recipe: Recipe) -> set[str]:
+    from cnnlab.training.session import load_splits
+
+    return set(load_splits(recipe, SourceOptions(data_dir=Path()))[0].ids)
+
+
+def test_copies_in_the_test_part(split_folder: Path, tmp_path: Path) -> None:
+    source, options = f"folder:{split_folder}", SourceOptions(data_dir=tmp_path)
+    images = load_images(source, "train", options)
+    assert images is not None
+    assert copies_in_test(source, images, options) == 2
+    assert copies_in_test(source, images.take(torch.tensor([0, 1])), options) == 0
+    assert copies_in_test("fashion-mnist", images, options) is None  # nothing is downloaded
+    (split_folder / "test").rename(split_folder / "other")
+    assert copies_in_test(source, images, options) is None
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    (tmp_path / "train").mkdir()
+    for name in ("1", "2", "3", "x"):
+        Image.new("L", (4, 4)).save(tmp_path / "train" / f"{name}.png")
+    (tmp_path / "labels.csv").write_text("id,label\n1,cat\n2,dog\n3,cat\nx,dog\n")
+    return tmp_path / "labels.csv"
+
+
+def test_labels_that_fit(table: Path, cnnlab: Command) -> None:
+    answer = cnnlab("data", "labels", table, table.parent / "train", "--classes", "cat,dog")
+    assert answer.returncode == 0
+    assert "4 rows, 2 classes; 4 images\neach image has one label, each label an image" in answer.stdout
+
+
+def test_what_is_wrong_with_labels_is_named(table: Path, cnnlab: Command) -> None:
+    table.write_text("id,label\n1,cat\n1,cat\n2,dog\n2,cat\n2.png,dog\n3,\n4,Cat \n=x,dgo\n")
+    found = check_labels(table, table.parent / "train", classes=["cat", "dog", "Cat ", "owl"])
+    assert found.faults == {
+        "ids are there again, with the same label": ["1"],
+        "ids are there again, with another label": ["2"],
+        "ids have no label": ["3"],
+        "ids have no image": ["4", "=x"],
+        "ids mean an image that has a row already": ["2.png"],
+        "images have no row": ["x.png"],
+        "labels are no class": ["dgo"],
+        "classes have no row": ["owl"],
+        "labels differ from another by case or spaces alone": ["cat", "Cat "],
+    }
+    answer = cnnlab("data", "labels", table, table.parent / "train", "--classes", "cat, dog", "--json")
+    assert answer.returncode == 1
+    assert json.loads(answer.stdout)["faults"]["labels are no class"] == ["Cat ", "dgo"]
+    assert "1 ids have no label: '3'" in cnnlab("data", "labels", table, table.parent / "train").stdout
+    assert "no column 'name'" in one_line_error(
+        cnnlab("data", "labels", table, table.parent / "train", "--id-column", "name")
+    )
+    with pytest.raises(CnnlabError, match="cannot read"):
+        check_labels("none.csv", table.parent / "train")

@@ -1,0 +1,787 @@
+"""A competition's archives as one store: every pixel at the row of its id, whatever the files are like."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from cnnlab.competition.decoders import Decoders
+from cnnlab.competition.layout import Layout, match, natural, plain_id
+from cnnlab.competition.prepare import prepare_store
+from cnnlab.data import SourceOptions, data_folder, store
+from cnnlab.data.decode import Job
+from cnnlab.data.store import Store, load, open_store
+from cnnlab.io.csv import read_table
+from cnnlab.io.errors import CnnlabError
+
+SPECIES = Layout(labels="species.csv", sample="sample.csv", id_column="file", label_column="species")
+
+
+def pixels(number: int, side: int = 20, channels: int = 1) -> np.ndarray:
+    shape = (side, side) if channels == 1 else (side, side, channels)
+    return np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
+
+
+def png(number: int, side: int = 20, channels: int = 1) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels(number, side, channels)).save(out, "png")
+    return out.getvalue()
+
+
+def table(*rows: tuple[str, ...]) -> bytes:
+    out = io.StringIO()
+    csv.writer(out).writerows(rows)
+    return out.getvalue().encode()
+
+
+class Made:
+    """A made-up competition: grey 20x20 leaves, ids with letters, in a folder that tests may spoil."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.train = {f"leaf-{i}{'abc'[i % 3]}": png(i) for i in range(30)}
+        self.test = {f"x{i}": png(100 + i) for i in range(12)}
+        self.labels = [(name, ("oak", "elm", "ash")[i % 3]) for i, name in enumerate(self.train)][::-1]
+        self.sample = [f"x{(i * 5) % 12}" for i in range(12)]
+
+    def write(self, kind: str = ".zip", nested: str = "") -> Path:
+        """Write it as the archives of that `kind`, or for `/` as folders, into one zip where `nested` names that."""
+        shutil.rmtree(self.root, ignore_errors=True)
+        self.root.mkdir(parents=True)
+        (self.root / "species.csv").write_bytes(table(("species", "file"), *[(b, a) for a, b in self.labels]))
+        (self.root / "sample.csv").write_bytes(table(("file", "species"), *[(a, "oak") for a in self.sample]))
+        for part, images in (("train", self.train), ("test", self.test)):
+            files = [(f"{part}/{name}.png", content) for name, content in images.items()]
+            if kind == "/":
+                (self.root / part).mkdir()
+                for name, content in files:
+                    (self.root / name).write_bytes(content)
+            elif kind == ".7z":
+                py7zr = pytest.importorskip("py7zr")
+                with py7zr.SevenZipFile(self.root / f"{part}.7z", "w") as seven:
+                    for name, content in files:
+                        seven.writestr(content, name)
+            else:
+                with zipfile.ZipFile(self.root / f"{part}.zip", "w") as zipped:
+                    for name, content in files:
+                        zipped.writestr(name, content)
+        if not nested:
+            return self.root
+        whole = self.root / "whole.zip"
+        with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as zipped:
+            for file in sorted(self.root.rglob("*")):
+                if file != whole and file.is_file():
+                    zipped.write(file, Path(nested) / file.relative_to(self.root))
+        return whole
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    return Made(tmp_path / "leaves")
+
+
+def run(made: Made | Path, where: Path | None = None, layout: Layout = SPECIES, **options: Any) -> Store:
+    folder = made if isinstance(made, Path) else made.write()
+    return prepare_store(folder, store=where or Path("store").absolute(), layout=layout, **options)
+
+
+def error(made: Made | Path, **options: Any) -> str:
+    """The one line with which it fails, leaving nothing behind."""
+    with pytest.raises(CnnlabError) as caught:
+        run(made, **options)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert [p.name for p in Path.cwd().iterdir() if "store" in p.name] in ([], ["store.lock"])
+    return text
+
+
+def same(a: Store, b: Store) -> bool:
+    plain = (
+        "classes",
+        "train_ids",
+        "labels",
+        "test_ids",
+        "sample_ids",
+        "skipped",
+        "channels",
+        "image_size",
+        "fingerprint",
+    )
+    return (
+        all(a.info[k] == b.info[k] for k in plain)
+        and torch.equal(a.train.images, b.train.images)
+        and torch.equal(a.test_images, b.test_images)
+        and [x.sample and x.sample.read_bytes() for x in (a, b)].count(a.sample and a.sample.read_bytes()) == 2
+    )
+
+
+def real_folder() -> Path:
+    folder = data_folder().absolute() / "cifar-10"
+    if not (folder / "train.7z").exists():
+        pytest.skip(f"Kaggle's CIFAR-10 is not in {folder}; set CNNLAB_DATA to the folder that holds cifar-10/train.7z")
+    pytest.importorskip("py7zr")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return prepare_store(real_folder(), store=tmp_path_factory.mktemp("real") / "store")
+
+
+@pytest.mark.slow
+def test_kaggles_cifar10_pixel_for_pixel(real: Store) -> None:
+    """Every image of both archives, against Pillow on what py7zr's own loop unpacks."""
+    import py7zr.io
+
+    assert real.train.images.shape == (50_000, 3, 32, 32)
+    assert real.test_images.shape == (10_000, 3, 32, 32)
+    with (real_folder() / "trainLabels.csv").open(newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    assert real.train.ids == [row[0] for row in rows]
+    assert [real.train.classes[k] for k in real.train.labels.tolist()] == [row[1] for row in rows]
+    with (real_folder() / "sampleSubmission.csv").open(newline="") as file:
+        assert real.test_ids == real.sample_ids == [row[0] for row in csv.reader(file)][1:]
+    for part, images, ids in (("train", real.train.images, real.train.ids), ("test", real.test_images, real.test_ids)):
+        unpacked = py7zr.io.BytesIOFactory(1 << 20)
+        with py7zr.SevenZipFile(real_folder() / f"{part}.7z") as seven:
+            seven.extractall(factory=unpacked)
+        theirs = {Path(name).stem: file for name, file in unpacked.products.items()}
+        assert len(theirs) == len(ids)
+        for i, ours in zip(ids, images.numpy(), strict=True):
+            with Image.open(io.BytesIO(theirs[i].read())) as image:
+                assert np.array_equal(ours.transpose(1, 2, 0), np.asarray(image)), i
+    assert real.info["report"] == []
+
+
+@pytest.mark.slow
+def test_kaggles_cifar10_has_the_known_statistics(real: Store) -> None:
+    x = real.train.images.numpy()
+    mean = [float(x[:, c].mean(dtype=np.float64)) / 255 for c in range(3)]
+    std = [float(x[:, c].std(dtype=np.float64)) / 255 for c in range(3)]
+    assert mean == pytest.approx([0.4914, 0.4822, 0.4465], abs=5e-5)
+    assert std == pytest.approx([0.2470, 0.2435, 0.2616], abs=5e-5)
+
+
+@pytest.mark.parametrize("kind", [".zip", ".7z", "/"])
+def test_every_pixel_is_at_the_row_of_its_id(made: Made, kind: str) -> None:
+    found = run(made.write(kind))
+    assert found.train.images.shape == (30, 1, 20, 20)
+    assert found.train.classes == ["ash", "elm", "oak"]
+    assert found.train.ids == [name for name, _ in made.labels]
+    assert [found.train.classes[k] for k in found.train.labels.tolist()] == [label for _, label in made.labels]
+    assert found.test_ids == found.sample_ids == made.sample
+    for i, name in enumerate(found.train.ids):
+        assert np.array_equal(found.train.images[i, 0].numpy(), pixels(list(made.train).index(name)))
+    for i, name in enumerate(found.test_ids):
+        assert np.array_equal(found.test_images[i, 0].numpy(), pixels(100 + int(name[1:])))
+    assert found.info["report"] == []
+    assert found.info["counts"] == {"train": 30, "test": 12, "classes": 3}
+    # As a source, and as plain arrays for any other program.
+    options = SourceOptions(data_dir=Path())
+    again = load(found.path, "train", options)
+    assert again is not None
+    assert again.fingerprint() == found.train.fingerprint()
+    assert load(found.path, "test", options) is load(found.path, "validation", options) is None
+    assert np.array_equal(np.load(found.path / "train.npy"), found.train.images.numpy())
+
+
+def test_all_kinds_of_input_give_the_same_store(made: Made, tmp_path: Path) -> None:
+    first = run(made.write(".zip"), tmp_path / "a")
+    for i, (kind, nested) in enumerate([("/", ""), (".7z", ""), (".zip", "."), (".7z", "leaves"), ("/", "deep/er")]):
+        assert same(first, run(made.write(kind, nested), tmp_path / f"b{i}")), (kind, nested)
+
+
+def test_tar_and_endings_written_out(made: Made, tmp_path: Path) -> None:
+    first = run(made.write("/"), tmp_path / "a")
+    for part in ("train", "test"):
+        shutil.make_archive(str(made.root / part), "gztar", made.root, part)
+    layout = Layout(**{**SPECIES.__dict__, "train": "train.tar.gz", "test": "test.tar.gz"})
+    assert same(first, run(made.root, tmp_path / "b", layout))
+    both = run(made.root, tmp_path / "c")  # the archives go before the folders
+    assert both.info["files"]["train"] == "train.tar.gz"
+    assert same(first, both)
+
+
+def test_writing_to_the_images_does_not_reach_the_store(made: Made) -> None:
+    found = run(made)
+    found.train.images[0] = 0
+    assert not torch.equal(open_store(found.path).train.images[0], found.train.images[0])
+
+
+def test_processes_give_the_same_store(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made.train = {f"{i}": png(i, channels=3) for i in range(1500)}
+    made.labels = [(name, "ab"[i % 2]) for i, name in enumerate(made.train)]
+    monkeypatch.setattr(store, "available_cores", lambda: 3)
+    folder = made.write()
+    assert same(run(folder, tmp_path / "a", workers=1), run(folder, tmp_path / "b", workers=3))
+
+
+def test_the_second_call_only_opens(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = made.write()
+    calls: list[tuple[str, int, int]] = []
+    first = run(folder, report=lambda *call: calls.append(call))
+    assert calls[-1] == ("decoding test.zip", 12, 12)
+    assert ("decoding train.zip", 30, 30) in calls
+    times = {p.name: p.stat().st_mtime_ns for p in first.path.iterdir()}
+    assert sorted(times) == ["sample.csv", "store.json", "test.npy", "train.npy"]
+    assert same(first, run(folder, report=lambda *call: pytest.fail("it worked again")))
+    assert times == {p.name: p.stat().st_mtime_ns for p in first.path.iterdir()}
+    # Anything that decides the content makes another one.
+    run(folder, skip_bad=True)
+    assert open_store(first.path).info["key"] != first.info["key"]
+    made.train["leaf-0a"] = png(9999)
+    assert np.array_equal(run(made).train.images[-1, 0].numpy(), pixels(9999))
+
+
+def test_a_store_of_other_files_is_not_replaced(made: Made, tmp_path: Path) -> None:
+    first = run(made.write())
+    shutil.copytree(made.root, tmp_path / "others")
+    (tmp_path / "others" / "train.zip").touch()
+    with pytest.raises(
+        CnnlabError, match=f"holds what was prepared of {re.escape(str(made.root))}; name another folder with --store"
+    ):
+        prepare_store(tmp_path / "others", store=first.path, layout=replace(SPECIES, image_size=8))
+    assert same(open_store(first.path), first)
+    # The same folder by another name.
+    (tmp_path / "link").symlink_to(made.root)
+    assert run(tmp_path / "link", layout=replace(SPECIES, image_size=8)).info["image_size"] == 8
+
+
+def test_unsaid_the_store_is_in_the_users_cache(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    found = prepare_store(made.write(), layout=SPECIES)
+    assert found.path == tmp_path / "cache" / "stores" / f"leaves-{found.info['key']}"
+    assert prepare_store(made.root, layout=SPECIES).path == found.path
+
+
+@pytest.mark.parametrize("spoil", ["train.npy", "test.npy", "store.json", "sample.csv"])
+def test_an_incomplete_store_is_refused_and_made_again(made: Made, spoil: str) -> None:
+    folder = made.write()
+    first = run(folder)
+    copy = shutil.copytree(first.path, "copy")
+    if spoil == "store.json":
+        value = json.loads((first.path / spoil).read_text())
+        (first.path / spoil).write_text(json.dumps({**value, "train_ids": value["train_ids"][1:]}))
+    elif spoil == "sample.csv":
+        (first.path / spoil).unlink()
+    else:
+        os.truncate(first.path / spoil, 500)
+    with pytest.raises(CnnlabError, match="is damaged.*prepare it again"):
+        open_store(first.path)
+    assert same(run(folder), open_store(copy))
+
+
+def test_what_is_no_store_is_neither_opened_nor_overwritten(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(CnnlabError, match="no prepared store"):
+        open_store(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for name, text in (("thesis.txt", "x"), ("store.json", '{"format": "mine"}')):
+        (tmp_path / "mine" / name).write_text(text)
+        with pytest.raises(CnnlabError, match="exists and is no store"):
+            run(made, tmp_path / "mine")
+    with pytest.raises(CnnlabError, match="says format 'mine'"):
+        open_store(tmp_path / "mine")
+
+
+def test_killed_in_the_middle(made: Made, tmp_path: Path) -> None:
+    folder = made.write()
+    code = (
+        "import sys, time, os; from pathlib import Path; from cnnlab.competition import preparation\n"
+        "from cnnlab.competition.layout import Layout; from cnnlab.competition.prepare import prepare_store\n"
+        "def wait(*call):\n    print('now', flush=True); time.sleep(60)\n"
+        f"prepare_store(Path({str(folder)!r}), store=Path('store'), layout={SPECIES!r}, report=wait)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"now\n"
+    assert len(list(tmp_path.glob(".store.*.tmp"))) == 1
+    assert not (tmp_path / "store").exists()
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    run(folder, tmp_path / "store")
+    assert not list(tmp_path.glob(".store.*"))
+
+
+def test_ctrl_c_leaves_nothing(made: Made, tmp_path: Path) -> None:
+    def press(*call: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(made, report=press)
+    assert [p.name for p in tmp_path.iterdir() if "store" in p.name] == ["store.lock"]
+
+
+def test_two_processes_prepare_it_once(made: Made, tmp_path: Path) -> None:
+    folder = made.write()
+    code = (
+        "from pathlib import Path; from cnnlab.competition.layout import Layout; from cnnlab.competition.prepare import prepare_store\n"
+        f"prepare_store(Path({str(folder)!r}), store=Path('store'), layout={SPECIES!r}, report=lambda *call: print(call[0]))"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(2)]
+    said = sorted(p.communicate()[0].count(b"decoding train") for p in both)
+    assert said[0] == 0
+    assert said[1] > 0
+    assert [p.returncode for p in both] == [0, 0]
+
+
+def test_ids_missing_on_every_side_are_told(made: Made) -> None:
+    del made.train["leaf-3a"]
+    made.labels = [pair for pair in made.labels if pair[0] not in ("leaf-4b", "leaf-5c", "leaf-6a", "leaf-7b")]
+    made.labels += [("lost-1", "oak"), made.labels[0]]
+    del made.test["x7"]
+    made.test |= {"x100": png(1), "x99": png(2)}
+    found = run(made)
+    assert found.info["report"] == [
+        "1 rows of species.csv repeat an id with the same label: leaf-29c",
+        "2 ids in species.csv have no image in train.zip: leaf-3a, lost-1",
+        "4 images of train.zip have no label in species.csv and are left out: "
+        "train/leaf-4b.png, train/leaf-5c.png, train/leaf-6a.png, ...",
+        "1 ids in sample.csv have no image in test.zip: x7",
+        "2 images of test.zip are not in sample.csv and come last: x99, x100",
+    ]
+    assert list(found.info["lists"].values()) == [
+        ["leaf-29c"],
+        ["leaf-3a", "lost-1"],
+        [f"train/leaf-{name}.png" for name in ("4b", "5c", "6a", "7b")],
+        ["x7"],
+        ["x99", "x100"],
+    ]
+    assert found.info["sample_without_image"] == ["x7"]
+    assert len(found.train) == 25
+    assert found.sample_ids == made.sample
+    assert found.test_ids == [t for t in made.sample if t != "x7"] + ["x99", "x100"]
+    for i, name in enumerate(found.train.ids):
+        assert np.array_equal(found.train.images[i, 0].numpy(), pixels(int(name[5:-1])))
+
+
+def test_without_test_images_or_sample(made: Made, tmp_path: Path) -> None:
+    folder = made.write()
+    (folder / "sample.csv").unlink()
+    found = run(folder)
+    assert found.sample_ids is found.sample is None
+    assert found.info["sample_without_image"] == []
+    assert found.test_ids == [f"x{i}" for i in range(12)]  # x9 before x10
+    (folder / "test.zip").unlink()
+    found = run(folder)
+    assert found.test_images.shape == (0, 1, 20, 20)
+    assert found.test_ids == []
+    assert len(found.info["report"]) == 2
+
+
+@pytest.mark.parametrize("spelling", ["{}", "{}.png", "train/{}.png", "train\\{}.PNG"])
+def test_how_a_table_may_write_ids(made: Made, spelling: str) -> None:
+    plain = run(made)
+    made.labels = [(spelling.format(name), label) for name, label in made.labels]
+    made.sample = [spelling.format(name) for name in made.sample]
+    found = run(made)
+    assert torch.equal(found.train.images, plain.train.images)
+    assert torch.equal(found.test_images, plain.test_images)
+    assert found.test_ids == found.sample_ids == made.sample  # a submission must have them as they are
+
+
+names = st.text(
+    st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"], exclude_characters="/\\"), min_size=1, max_size=12
+)
+
+
+@given(st.lists(names.filter(lambda t: t.strip() and plain_id(t) == t), unique=True, min_size=1))
+def test_any_id_survives_a_table_and_finds_its_image(ids: list[str]) -> None:
+    content = "﻿".encode() + table(("other", "id"), *[("x", name) for name in ids])
+    assert read_table(io.BytesIO(content), "t", "id", "other").ids == ids
+    index = {plain_id(f"train/{name}.png"): i for i, name in enumerate(ids)}
+    for i, name in enumerate(ids):
+        assert match(name, index) == match(f"{name}.png", index) == match(f"train/{name}.jpg", index) == i
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 10**30)), unique=True))
+def test_natural_order(pairs: list[tuple[str, int]]) -> None:
+    assert sorted((f"{a}{n}" for a, n in pairs), key=natural) == [f"{a}{n}" for a, n in sorted(pairs)]
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_as_a_table(content: bytes) -> None:
+    try:
+        found = read_table(io.BytesIO(content), "t.csv", "id", "id")
+    except CnnlabError as refused:
+        assert "t.csv" in str(refused)
+        assert "\n" not in str(refused)
+    else:
+        assert found.ids == found.values
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "species.csv is empty"),
+        (b"file,species\n", "has a header but no rows"),
+        (b"id,species\n1,oak\n", "species.csv: no column 'file'; known: 'id', 'species'"),
+        (b"file,species,file\n1,oak,2\n", "2 columns 'file'"),
+        (b"file,species\nleaf-0a,\xe9rable\n", "line 2: not UTF-8 text"),
+        (b'file,species\n"leaf-0a,oak\nleaf-1b,elm\n', "line 2: unexpected end of data; mend or close the quotes"),
+        (b"file,species\nleaf-0a," + b"x" * 200_000 + b"\n", "line 2: field larger than field limit"),
+        (b"file,species\nleaf-0a\n", "line 2: 1 fields, but the header has 2"),
+        (b"file,species\nleaf-0a, \n", "line 2: the 'species' is empty"),
+        (b"file,species\nleaf-0a,o\x1b[2Jak\n", "line 2: 'o\\x1b[2Jak' holds a control character"),
+        (b'file,species\n"leaf\n0a",oak\n', "line 2: 'leaf\\n0a' holds a control character or a line end"),
+        (b"file,species\nleaf-0a,oak\nleaf-0a,elm\n", "gives leaf-0a two labels, oak and elm"),
+        (b"file,species\nleaf-0a,oak\nleaf-0a.png,elm\n", "one image, the labels oak and elm"),
+        (b"file,species\nleaf-0a,oak\nleaf-1b,oak\n", "names one class, oak"),
+        (b"file,species\nleaf-0a,oak\nlost,elm\n", "of one class, oak"),
+        (
+            b"file,species\n1,oak\n2,elm\n",
+            "no id in species.csv matches an image of train.zip: the table begins with '1'",
+        ),
+    ],
+)
+def test_tables_that_cannot_be_used(made: Made, content: bytes, expected: str) -> None:
+    folder = made.write()
+    (folder / "species.csv").write_bytes(content)
+    assert expected in error(folder)
+
+
+def test_samples_that_cannot_be_used(made: Made) -> None:
+    made.sample[3] = made.sample[0]
+    assert "sample.csv, line 5: 'x0' was on line 2 already" in error(made)
+    made.sample[3] = "x0.png"
+    assert "means one image by x0 and x0.png" in error(made)
+    folder = made.write()
+    (folder / "sample.csv").write_text("file\nx0\n")
+    assert "sample.csv: no column 'species'" in error(folder)
+
+
+@pytest.mark.parametrize("nested", ["", "deep"])
+def test_the_store_keeps_the_sample_as_it_was(made: Made, nested: str) -> None:
+    folder = made.write()
+    content = "\ufeffspecies , file\r\n" + "".join(f"?,{name} \r\n" for name in made.sample)
+    (folder / "sample.csv").write_text(content, newline="")
+    if nested:
+        whole = folder / "whole.zip"
+        with zipfile.ZipFile(whole, "w") as zipped:
+            for file in ("species.csv", "sample.csv", "train.zip", "test.zip"):
+                zipped.write(folder / file, f"{nested}/{file}")
+        folder = whole
+    found = run(folder)
+    assert found.sample == found.path / "sample.csv"
+    assert found.sample.read_bytes() == content.encode()
+    assert found.test_ids == found.sample_ids == [f"{name} " for name in made.sample]  # with the space
+    assert found.info["sample_without_image"] == []
+
+
+def test_the_same_images_have_the_same_fingerprint(made: Made, tmp_path: Path) -> None:
+    folder = made.write("/")
+    first = run(folder, tmp_path / "a")
+    os.utime(folder / "train" / "leaf-0a.png", (1, 1))
+    again = run(folder, tmp_path / "b")
+    assert again.info["key"] != first.info["key"]
+    assert again.info["fingerprint"] == first.info["fingerprint"]
+    made.test["x3"] = png(5)
+    assert run(made.write("/"), tmp_path / "c").info["fingerprint"] != first.info["fingerprint"]
+    made.test["x3"] = png(103)
+    made.labels[0] = (made.labels[0][0], "oak" if made.labels[0][1] == "elm" else "elm")
+    assert run(made.write("/"), tmp_path / "d").info["fingerprint"] != first.info["fingerprint"]
+
+
+def test_files_that_are_not_there(made: Made, tmp_path: Path) -> None:
+    assert "does not exist" in error(tmp_path / "none")
+    folder = made.write()
+    assert "neither a folder nor a zip" in error(folder / "species.csv")
+    (folder / "train.zip").rename(folder / "kaggle.zip")
+    assert "has no train (the training images" in error(folder)
+    assert "give" in error(folder)
+    assert "has no trainLabels.csv" in error(made.write(), layout=Layout())
+    with pytest.raises(CnnlabError, match="workers=0"):
+        run(made, workers=0)
+    with pytest.raises(CnnlabError, match="fit='squash'"):
+        run(made, layout=Layout(fit="squash"))
+
+
+def test_images_of_one_id(made: Made) -> None:
+    made.train["sub/leaf-0a"] = png(1)
+    assert "train.zip: train/leaf-0a.png and train/sub/leaf-0a.png have one id, leaf-0a" in error(made)
+
+
+def test_hostile_archives_are_refused(made: Made) -> None:
+    made.train["../../x"] = png(1)
+    made.labels.append(("x", "oak"))
+    assert "leads out" in error(made)
+    for nested in (".", "deep"):
+        assert "leads out" in error(made.write(nested=nested))
+    made.train = {}
+    assert "holds no images" in error(made)
+
+
+def test_a_damaged_zip(made: Made) -> None:
+    whole = made.write(nested=".")
+    whole.write_bytes(whole.read_bytes()[:-30])
+    assert "whole.zip is damaged or incomplete" in error(whole)
+
+
+def repacked(whole: Path, change: dict[str, int]) -> Path:
+    """The zip again, with other compression methods for some files."""
+    other = whole.with_name("other.zip")
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(other, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name), change.get(name, zipfile.ZIP_DEFLATED))
+    return other
+
+
+def test_hostile_files_in_the_competitions_zip(made: Made) -> None:
+    whole = made.write(nested=".")
+    for name in ("species.csv", "sample.csv", "train.zip"):
+        for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+            assert f"{name} is packed in a way that is not read here; unpack" in error(repacked(whole, {name: method}))
+    content = bytearray(whole.read_bytes())
+    content[content.rindex(b"PK\1\2", 0, content.rindex(b"species.csv")) + 8] |= 1
+    whole.write_bytes(content)
+    assert "whole.zip is encrypted; unpack it" in error(whole)
+
+
+def test_a_zip_with_folders_where_files_should_be(made: Made, tmp_path: Path) -> None:
+    made.write()
+    whole = tmp_path / "whole.zip"
+    for names, expected in (
+        (("trainLabels.csv/", "train.7z/"), "has no train (the"),
+        (("trainLabels.csv/", "train.7z/1.png"), "has no train (the"),
+        (("trainLabels.csv/x", "train.zip"), "has no trainLabels.csv"),
+        (("train.zip", "train.7z/", "train.7z/2.png"), "has no trainLabels.csv"),
+    ):
+        with zipfile.ZipFile(whole, "w") as zipped:
+            for name in names:
+                zipped.writestr(name, b"")
+        assert expected in error(whole, layout=Layout())
+    with zipfile.ZipFile(whole, "w") as zipped:
+        zipped.writestr("ü", b"")
+    whole.write_bytes(whole.read_bytes().replace("ü".encode(), b"\xff\xff"))
+    assert "whole.zip is damaged or incomplete" in error(whole)
+
+
+def test_damaged_files_in_the_competitions_zip(made: Made) -> None:
+    whole = made.write(nested=".")
+    for name in ("species.csv", "train.zip"):
+        content = bytearray(whole.read_bytes())
+        with zipfile.ZipFile(whole) as zipped:
+            start = zipped.getinfo(name).header_offset + 30 + len(name)
+        content[start : start + 8] = b"\xff" * 8
+        bad = whole.with_name("bad.zip")
+        bad.write_bytes(content)
+        assert name in error(bad)
+
+
+def test_links_that_lead_out_of_the_images(made: Made, tmp_path: Path) -> None:
+    folder = made.write("/")
+    (tmp_path / "secret.png").write_bytes(png(1))
+    (folder / "test" / "x99.png").symlink_to(tmp_path / "secret.png")
+    assert "x99.png' is a link that leads out of" in error(folder)
+    (folder / "test" / "x99.png").unlink()
+    (tmp_path / "link").symlink_to(folder)
+    assert len(run(tmp_path / "link").test_ids) == 12
+
+
+def test_a_complete_store_needs_no_lock(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = made.write()
+    first = run(folder)
+    Path("store.lock").unlink()
+    monkeypatch.setattr(store, "FileLock", lambda path: pytest.fail("a read-only place has no lock"))
+    assert same(run(folder), first)
+
+
+def test_waiting_for_another_process_is_told(made: Made) -> None:
+    lock = FileLock("store.lock", thread_local=False)
+    thread = threading.Thread(target=lock.acquire)
+    thread.start()
+    thread.join()
+    told: list[str] = []
+
+    def report(what: str, done: int, total: int) -> None:
+        told.append(what)
+        if lock.is_locked:
+            lock.release()
+
+    run(made, report=report)
+    assert told[0] == "waiting for another process that prepares this store"
+    assert told.count(told[0]) == 1
+
+
+def test_only_its_own_remains_are_removed(made: Made, tmp_path: Path) -> None:
+    for name in (".store.1234.tmp", ".store.v2.1234.tmp", ".store.x.tmp", ".store.1234.tmp.mine"):
+        (tmp_path / name).mkdir()
+    run(made)
+    left = sorted(p.name for p in tmp_path.glob(".store*"))
+    assert left == [".store.1234.tmp.mine", ".store.v2.1234.tmp", ".store.x.tmp"]
+
+
+def test_the_folder_one_is_in_is_no_store_to_make(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = made.write()
+    for path in (Path(), Path("/"), Path("leaves/..")):
+        with pytest.raises(CnnlabError, match="exists and is no store of ours"):
+            run(folder, path)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir("empty")
+    for path in (Path(), Path("../empty")):
+        with pytest.raises(CnnlabError, match="holds the folder you are in; .*--store .*empty/store"):
+            run(folder, path)
+    first = run(folder, Path("store"))
+    monkeypatch.chdir("store")
+    assert same(run(folder, Path()), first)
+
+
+def test_a_store_of_an_older_format_is_made_again(made: Made) -> None:
+    folder = made.write()
+    first = run(folder)
+    text = (first.path / "store.json").read_text()
+    (first.path / "store.json").write_text(text.replace("cnnlab store 2", "cnnlab store 1"))
+    with pytest.raises(CnnlabError, match="prepare it again"):
+        open_store(first.path)
+    assert run(folder).info["format"] == "cnnlab store 2"
+
+
+def spoiled(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def test_damaged_images_are_named(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "available_cores", lambda: 2)
+    made.train["leaf-7b"] = spoiled(made.train["leaf-7b"])
+    made.train["leaf-9a"] = b"no image"
+    for workers in (1, 2):
+        text = error(made, workers=workers)
+        assert text.startswith("train.zip: train/leaf-7b.png is damaged: ")
+        assert text.endswith("--skip-bad")
+    found = run(made, skip_bad=True)
+    assert len(found.train) == 28
+    assert [t.partition(" is damaged")[0] for t in found.train.skipped] == [
+        "train.zip: train/leaf-9a.png",  # in the table's order
+        "train.zip: train/leaf-7b.png",
+    ]
+    for i, name in enumerate(found.train.ids):
+        assert np.array_equal(found.train.images[i, 0].numpy(), pixels(int(name[5:-1])))
+    assert found.train.ids == [name for name, _ in made.labels if name not in ("leaf-7b", "leaf-9a")]
+    made.train["leaf-0a"] = b""  # the first one, which decides the size
+    assert len(run(made, skip_bad=True).train) == 27
+    made.train = dict.fromkeys(made.train, b"")
+    assert "no image of train.zip could be read" in error_skipping(made)
+
+
+def error_skipping(made: Made) -> str:
+    with pytest.raises(CnnlabError) as caught:
+        run(made, skip_bad=True)
+    return str(caught.value)
+
+
+def test_damaged_test_images_keep_their_ids(made: Made) -> None:
+    made.test["x3"] = spoiled(made.test["x3"])
+    assert "test.zip: test/x3.png is damaged" in error(made)
+    found = run(made, skip_bad=True)
+    assert found.test_ids == made.sample
+    assert found.test_images[made.sample.index("x3")].sum() == 0
+    assert len(found.info["unreadable_test"]) == 1
+
+
+def test_a_class_of_damaged_images_only(made: Made) -> None:
+    made.train = {name: b"" if i % 3 == 0 else png(i) for i, name in enumerate(made.train)}
+    assert "no image of class oak could be read" in error_skipping(made)
+
+
+def test_huge_images_are_refused_by_their_header(made: Made) -> None:
+    big = bytearray(made.train["leaf-7b"])
+    big[16:24] = (60_000).to_bytes(4) * 2
+    big[29:33] = zlib_crc(big[12:29])
+    made.train["leaf-7b"] = bytes(big)
+    assert "train/leaf-7b.png is too large to be decoded safely" in error(made)
+
+
+def zlib_crc(content: bytes | bytearray) -> bytes:
+    import zlib
+
+    return zlib.crc32(content).to_bytes(4)
+
+
+def test_colour_among_grey_makes_all_colour(made: Made) -> None:
+    made.train["leaf-17c"] = png(17, channels=3)
+    found = run(made)
+    assert found.train.images.shape == (30, 3, 20, 20)
+    row = found.train.ids.index("leaf-17c")
+    assert np.array_equal(found.train.images[row].permute(1, 2, 0).numpy(), pixels(17, channels=3))
+    row = found.train.ids.index("leaf-3a")
+    assert all(np.array_equal(found.train.images[row, c].numpy(), pixels(3)) for c in range(3))
+    assert found.test_images.shape == (12, 3, 20, 20)
+
+
+def test_sizes_that_differ(made: Made) -> None:
+    made.test["x4"] = png(4, side=30)
+    assert (
+        "train.zip: train/leaf-0a.png is 20 x 20 pixels, but test.zip: test/x4.png is 30 x 30; say with --image-size"
+        in error(made)
+    )
+    out = io.BytesIO()
+    Image.fromarray(np.zeros((20, 25), np.uint8)).save(out, "png")
+    made.train["leaf-0a"] = out.getvalue()
+    assert "leaf-0a.png is 25 x 20 pixels, not square" in error(made)
+    fixed = Layout(**{**SPECIES.__dict__, "image_size": 8, "fit": "crop"})
+    assert run(made, layout=fixed).test_images.shape == (12, 1, 8, 8)
+
+
+def test_a_full_disk(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnlab.competition.preparation.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert "the store needs 64 MiB and" in error(made)
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_file_that_cannot_be_written(tmp_path: Path, processes: int) -> None:
+    job = Job(str(tmp_path / "none.npy"), 0, 1, 20, "pad", True, True)
+    with Decoders(processes) as crew:
+        crew.add(job, 0, "a", png(0))
+        with pytest.raises(CnnlabError, match="cannot write .*none.npy: No such file"):
+            crew.finish(job)
+
+
+def test_a_decoding_process_that_dies(tmp_path: Path) -> None:
+    job = Job(str(tmp_path / "a.npy"), 0, 1, 20, "pad", True, True)
+    with Decoders(1) as crew:
+        crew._processes[0].kill()
+        crew.add(job, 0, "a", png(0))
+        with pytest.raises(CnnlabError, match="ended unexpectedly .exit code -9."):
+            crew.finish(job)
+
+
+def test_decoding_processes_are_light_and_end_with_us(tmp_path: Path) -> None:
+    code = "import sys, cnnlab.data.decode; assert not {'torch', 'matplotlib', 'scipy'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    code = (
+        "import os, signal; from cnnlab.competition.decoders import Decoders\n"
+        "crew = Decoders(1); print(crew._processes[0].pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    for _ in range(100):
+        if not Path(f"/proc/{said.strip()}").exists():
+            return
+        time.sleep(0.1)
+    pytest.fail("it lives on")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc on this system")
+def test_a_place_where_no_file_can_be_made_is_refused_at_once(made: Made) -> None:
+    assert "name another folder with --store" in error(made, where=Path("/proc/store"))

@@ -1,0 +1,745 @@
+"""What comes from elsewhere does no harm: one case for each thing that was found wrong, or could be.
+
+The same parsers under random input: tests/test_fuzz.py. Archives: tests/data/test_archives.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import io
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+import tarfile
+import unicodedata
+import zipfile
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+
+import cnnlab as package
+from cnnlab import Recipe, train
+from cnnlab.chapter.experiments import markdown
+from cnnlab.competition.layout import Layout, Place
+from cnnlab.competition.prepare import prepare_store
+from cnnlab.data import archives
+from cnnlab.data.archives import open_archive
+from cnnlab.data.folder import load as load_folder
+from cnnlab.data.images import ENDINGS, BadImage, bombs_refused, decode
+from cnnlab.data.imageset import SourceOptions
+from cnnlab.device.hardware import pick_device, random_state, set_random_state
+from cnnlab.io.csv import read_table
+from cnnlab.io.errors import CnnlabError
+from cnnlab.io.files import digest, read_checked, read_json, write_checked, write_json
+from cnnlab.io.schema import COUNT, NUMBER, Number, misfit
+from cnnlab.io.text import cell, page, shown
+from cnnlab.models import build_model
+from cnnlab.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
+from cnnlab.training.optim import make_optimizer
+from cnnlab.training.runs import check_name, locked, open_run, record_evaluation
+from cnnlab.training.step import train_step
+from conftest import Command, one_line_error
+
+SOURCE = Path(package.__file__).parent
+EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp.exe\r\nerror: all is well"
+HARM = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+# Nothing is unpickled, nothing from elsewhere is run
+
+
+# Calls that run code which a file brings along, or unpack wherever its names lead.
+FORBIDDEN = {
+    "eval", "exec", "compile", "pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.load", "marshal.loads", "shelve.open",
+    "dill.load", "joblib.load", "torch.load", "torch.hub.load", "torch.jit.load", "yaml.load", "os.system", "os.popen",
+    "np.fromfile", "np.loadtxt", "np.genfromtxt", "tarfile.open", "shutil.unpack_archive", "importlib.import_module",
+    "runpy.run_path", "subprocess.getoutput", "torch.package.PackageImporter",
+}  # fmt: skip
+
+
+def calls() -> list[tuple[Path, ast.Call, str]]:
+    found = []
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                found.append((path, node, ast.unparse(node.func)))
+    return found
+
+
+def test_nothing_unpickles_or_runs_what_a_file_holds() -> None:
+    assert len(calls()) > 2000
+    for path, call, name in calls():
+        options = {k.arg: ast.unparse(k.value) for k in call.keywords}
+        where = f"{path.name}:{call.lineno}: {ast.unparse(call)}"
+        assert name not in FORBIDDEN, where
+        assert name.rpartition(".")[2] not in ("extractall", "Unpickler", "load_state_dict_from_url"), where
+        assert options.get("shell", "False") == "False", where
+        if name == "np.load":
+            assert options.get("allow_pickle") == "False", where
+        if name.endswith(".extract"):
+            raise AssertionError(where)
+    imported = set()
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module or "")
+    assert not imported & {
+        "pickle",
+        "cPickle",
+        "dill",
+        "marshal",
+        "shelve",
+        "joblib",
+        "cloudpickle",
+        "tarfile",
+        "xml",
+        "yaml",
+    }
+
+
+def test_what_the_command_prints_goes_through_one_door() -> None:
+    for path, call, name in calls():
+        if path.name.startswith("cli"):
+            assert name != "print", f"{path.name}:{call.lineno}: use safety.say"
+
+
+@pytest.mark.parametrize("kind", [".zip", ".tar", ".tar.gz"])
+@pytest.mark.parametrize(
+    "name", ["../out.txt", "/out.txt", "a/../../out.txt", "C:out.txt", "a\\\\out.txt", "\0x", "link"]
+)
+def test_an_archive_that_leads_out_is_not_unpacked(tmp_path: Path, kind: str, name: str) -> None:
+    path = tmp_path / f"a{kind}"
+    if kind == ".zip":
+        with zipfile.ZipFile(path, "w") as zipped:
+            info = zipfile.ZipInfo("x")
+            info.filename = name
+            info.external_attr = 0o120777 << 16 if name == "link" else 0
+            zipped.writestr(info, "/etc/passwd")
+    else:
+        with tarfile.open(path, "w:gz" if kind.endswith("gz") else "w") as tar:
+            member = tarfile.TarInfo(name)
+            if name == "link":
+                member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            tar.addfile(member)
+    (tmp_path / "in").mkdir()
+    with pytest.raises(CnnlabError, match="leads out|a link"):
+        archives.unpack(path, tmp_path / "in")
+    assert {f.name for f in tmp_path.rglob("*")} == {"in", path.name}
+
+
+def test_a_competitions_zip_with_an_empty_name_is_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
+        info = zipfile.ZipInfo("x")
+        info.filename = "\0x"  # read as an empty one
+        zipped.writestr(info, "?")
+        zipped.writestr("trainLabels.csv", "id,label\n1,cat\n")
+    with Place(tmp_path / "a.zip", Layout()) as place:
+        assert place.table("trainLabels.csv") == b"id,label\n1,cat\n"
+    with pytest.raises(CnnlabError, match="no train"):
+        prepare_store(tmp_path / "a.zip", store=tmp_path / "store", workers=1)
+
+
+# Text
+
+
+@pytest.mark.parametrize(
+    ("text", "harmless"),
+    [
+        ("plain.png", "plain.png"),
+        ("猫 é.png", "猫 é.png"),
+        ("a\u3000b", "a\u3000b"),
+        ("a\nb", "a\\nb"),
+        ("\x1b[2J", "\\u001b[2J"),
+        ("\x9b2J", "\\u009b2J"),
+        ("\u202egnp", "\\u202egnp"),
+        ("\udce9", "\\udce9"),
+        ("\U000e0041", "\\udb40\\udc41"),
+    ],
+)
+def test_a_text_as_it_may_be_shown(text: str, harmless: str) -> None:
+    assert shown(text) == harmless
+    assert page(f"{text}\nx") == f"{harmless if chr(10) not in text else text}\nx"
+    if "\n" not in text:
+        assert json.loads(page(json.dumps([text], ensure_ascii=False))) == [text]
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1+1", "-2+3", "@SUM(A1)", " =1", "-cmd|' /C calc'!A0", "+-1"])
+def test_formulas_are_quoted(text: str) -> None:
+    assert cell(text) == f"'{text}"
+
+
+@given(st.text())
+@example(" \t=1")
+@example("a;;-1")
+def test_apostrophes_are_all_that_is_added(text: str) -> None:
+    assert cell(text).replace("'", "") == shown(text).replace("'", "")
+    assert re.fullmatch(r"[+-]?[0-9.e+-]+", text) or not cell(text).startswith(tuple("=+-@＝＋－＠"))
+    assert ";=" not in cell(text)
+    assert cell("a-b = c; d") == "a-b = c; d"
+
+
+@given(st.text() | st.binary(max_size=20).map(os.fsdecode))
+def test_names_can_be_shown(name: str) -> None:
+    text = shown(name)
+    text.encode()
+    assert all(c.isprintable() or unicodedata.category(c) == "Zs" for c in text)
+
+
+@pytest.mark.parametrize("text", ["cat", "-1", "+0.5", "-1e-3", "1=1", "a@b", ""])
+def test_what_is_no_formula_stays(text: str) -> None:
+    assert cell(text) == text
+
+
+def test_a_failed_row_cannot_write_markup() -> None:
+    row = {"name": "lenet", "section": "1", "title": "LeNet", "failed": f"cannot read <img src=x onerror=alert(1)>|{EVIL}|[a](b)",
+           "printed": {"loss": None, "train_acc": None, "test_acc": None, "examples_per_second": None}}  # fmt: skip
+    line = markdown([row]).splitlines()[2]
+    assert line.count("|") == 9
+    assert not re.search(r"[<>\[\]]", line)
+    assert not HARM.search(line)
+
+
+def test_forms() -> None:
+    form = {"a": COUNT, "b": [NUMBER], "c": {"d": (None, str)}, "e?": bool, "f": ("x", "y"), "g": (1, 3)}
+    good: dict[str, Any] = {"a": 1, "b": [1, 2.5], "c": {"d": None}, "f": "y", "g": 3, "more": []}
+    assert misfit(good, form) == ""
+    for changes, told in (
+        ({"a": -1}, "its a should be"), ({"a": 1.0}, "its a should be a whole number"), ({"a": True}, "its a should be"),
+        ({"b": [1, "2"]}, "its b[1] should be a number"), ({"b": [float("nan")]}, "its b[0]"), ({"b": {}}, "its b should be a list"),
+        ({"c": {}}, "it lacks d in its c"), ({"c": {"d": 3}}, "its c.d should be null or a text"), ({"e": 1}, "its e should be true"),
+        ({"f": "z"}, "its f should be 'x' or 'y'"), ({"g": 2}, "its g should be 1 or 3"), ({"g": True}, "its g should be"),
+        ({"a": 10**400}, "its a should be"), ({"b": [10**400]}, "its b"), ({"b": [5, 10**300]}, "its b"),
+    ):  # fmt: skip
+        assert told in misfit({**good, **changes}, form), changes
+    assert misfit({}, form) == "it lacks a, b, c, f, g"
+    assert misfit([], form).endswith("should be an object")
+    assert misfit(7, Number(1, 6, whole=True)) != ""
+
+
+# Terminals: names of files, labels, settings
+
+
+@pytest.fixture
+def evil_folder(tmp_path: Path) -> Path:
+    root = tmp_path / "mine"
+    for name in ("cats", EVIL.replace("/", "")):
+        (root / name).mkdir(parents=True)
+        for i in range(6):
+            Image.new("L", (16, 16), 40 * i).save(root / name / f"{i}{EVIL}.png")
+    return root
+
+
+def test_hostile_names_reach_no_terminal(evil_folder: Path, cnnlab: Command, tmp_path: Path) -> None:
+    recipe = Recipe(
+        data=f"folder:{evil_folder}", epochs=1, batch_size=4, val_fraction=0.3, model="lenet", image_size=28
+    )
+    run = train(recipe.changed(name=f"my{EVIL}"), name="run", progress="none").run.path
+    pictures = evil_folder / "cats"
+    bad = tmp_path / f"bad{EVIL}.png"
+    bad.write_bytes(b"no image")
+    for arguments in (
+        ["runs"], ["runs", run], ["runs", run, run], ["eval", run, "--split", "validation"], ["predict", run, pictures],
+        ["predict", run, pictures, bad, "--skip-bad"], ["predict", run, bad], ["predict", run, pictures, "--format", "csv"],
+        ["data", "verify", recipe.data], ["data", "duplicates", recipe.data, "--most", 9], ["doctor"],
+        ["train", "--data", f"folder:{tmp_path / EVIL.replace('/', '')}"], ["show", EVIL], ["eval", EVIL],
+        ["train", "--set", f"epochs={EVIL}"], ["train", "--name", EVIL], ["data", "labels", bad, pictures],
+    ):  # fmt: skip
+        answer = cnnlab(*arguments)
+        assert not HARM.search(answer.stdout + answer.stderr), arguments
+        assert "\nerror: all is well" not in answer.stdout, arguments
+        if answer.returncode == 2:
+            one_line_error(answer)
+    found = json.loads(cnnlab("predict", run, pictures, "--format", "json").stdout)
+    assert {top["label"] for row in found for top in row["top"]} == {"cats", EVIL.replace("/", "")}
+    assert {row["image"] for row in found} == {str(p) for p in pictures.iterdir()}
+    assert (run / "curves.png").stat().st_size > 1000
+
+
+def test_predictions_for_a_spreadsheet_hold_no_formulas(cnnlab: Command, tmp_path: Path) -> None:
+    for name in ("=cmd()", "-1"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for i in range(6):
+            Image.new("L", (28, 28), 40 * i).save(tmp_path / "mine" / name / f"{i}.png")
+    recipe = Recipe(data=f"folder:{tmp_path / 'mine'}", epochs=1, batch_size=4, val_fraction=0.3, model="lenet")
+    train(recipe, name="run", progress="none")
+    Image.new("L", (28, 28)).save("=1.png")
+    text = cnnlab("predict", "run", "=1.png", "--format", "csv").stdout
+    assert text.splitlines()[1].startswith("'=1.png,")
+    assert "'=cmd()" in text
+    assert re.search(r",-1,", text)
+    assert '"=cmd()"' in cnnlab("predict", "run", "=1.png", "--format", "json").stdout
+
+
+# Images
+
+
+def image(kind: str, mode: str = "RGB", size: tuple[int, int] = (8, 6), **options: Any) -> bytes:
+    out = io.BytesIO()
+    Image.new(mode, size, 1 if mode in ("1", "L", "P", "I;16", "F", "I") else None).save(out, kind, **options)
+    return out.getvalue()
+
+
+def test_no_image_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostScript in a file called 1.png would be handed to Ghostscript."""
+    (tmp_path / "bin").mkdir()
+    gs = tmp_path / "bin" / "gs"
+    gs.write_text(f"#!/bin/sh\ntouch {tmp_path}/was-run\n")
+    gs.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    (tmp_path / "1.png").write_bytes(eps)
+    with Image.open(tmp_path / "1.png") as opened:  # Pillow by itself would
+        assert opened.format == "EPS"
+        with pytest.raises(OSError, match="."):
+            opened.load()
+    assert (tmp_path / "was-run").exists()
+    (tmp_path / "was-run").unlink()
+    for content in (None, eps):
+        with pytest.raises(BadImage, match="no image of a known format"):
+            decode(tmp_path / "1.png", 3, 8, "pad", content)
+    assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.parametrize("kind", ["PDF", "EPS", "ICNS", "MSP", "SPIDER", "XBM", "DDS", "PALM"])
+def test_other_formats_are_no_images(kind: str) -> None:
+    content = image(kind, {"PALM": "P", "SPIDER": "F", "MSP": "1", "XBM": "1"}.get(kind, "RGB"), (32, 32))
+    with pytest.raises(BadImage, match="no image of a known format"):
+        decode("a.png", 3, 8, "pad", content)
+    assert f".{kind.lower()}" not in ENDINGS
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("PNG", "RGB"), ("PNG", "I;16"), ("JPEG", "CMYK"), ("GIF", "P"), ("WEBP", "RGBA"), ("BMP", "RGB"), ("TIFF", "CMYK"),
+     ("TIFF", "F"), ("PPM", "L"), ("ICO", "RGBA"), ("PCX", "L"), ("SGI", "RGB"), ("TGA", "RGBA"), ("MPO", "RGB")],
+)  # fmt: skip
+def test_formats_that_people_have(kind: str, mode: str) -> None:
+    options = {"sizes": [(8, 6)]} if kind == "ICO" else {}
+    assert decode("a", 3, 8, "pad", image(kind, mode, **options)).shape == (3, 8, 8)
+
+
+def test_of_what_moves_the_first_picture_counts() -> None:
+    for kind in ("GIF", "WEBP", "PNG", "TIFF"):
+        out = io.BytesIO()
+        frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+        options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
+        frames[0].save(out, kind, save_all=True, append_images=frames[1:], **options)
+        assert (decode("a", 3, 8, "pad", out.getvalue())[:, 4, 4] == [255, 0, 0]).all(), kind
+
+
+def test_huge_dimensions_are_refused_from_the_header() -> None:
+    huge = bytearray(image("PNG", "1"))
+    huge[16:24] = struct.pack(">II", 200_000, 200_000)
+    ppm = b"P6 100000 100000 255\n"
+    gif = bytearray(image("GIF", "P"))
+    gif[6:10] = struct.pack("<HH", 65535, 65535)
+    for content in (bytes(huge), ppm, bytes(gif)):
+        with bombs_refused(), pytest.raises(BadImage, match="a.png is"):
+            decode("a.png", 3, 8, "pad", content)
+
+
+CHILD = """
+import re, resource, sys
+from pathlib import Path
+from cnnlab.io.errors import CnnlabError
+{imports}
+def peak(): return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+before = peak()
+resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+try:
+    {body}
+    print("accepted")
+except CnnlabError as error:
+    print("refused", error)
+print(peak() - before)
+"""
+
+
+def in_a_child(tmp_path: Path, imports: str, body: str) -> tuple[str, int]:
+    """What a fresh process says, and the MiB that it needed for it."""
+    code = CHILD.format(imports=imports, body=body)
+    said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    assert said.returncode == 0, said.stderr
+    *lines, mib = said.stdout.splitlines()
+    return lines[-1], int(mib)
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+
+
+@linux
+@pytest.mark.slow
+def test_the_largest_image_that_is_decoded_takes_bounded_memory(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(image("PNG", "P", (9400, 9400)))
+    assert (tmp_path / "a.png").stat().st_size < 100_000
+    told, mib = in_a_child(
+        tmp_path, "from cnnlab.data.decode import bombs_refused, decode",
+        "with bombs_refused(): decode('a.png', 3, 64, 'pad')",
+    )  # fmt: skip
+    assert told == "accepted"
+    assert mib < 800
+    (tmp_path / "a.png").write_bytes(image("PNG", "1", (9500, 9500)))
+    with bombs_refused(), pytest.raises(BadImage, match="too large to be decoded safely"):
+        decode(tmp_path / "a.png", 3, 64, "pad")
+
+
+def test_a_file_that_is_too_large_for_an_image_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.png").open("wb") as file:
+        file.write(image("PNG"))
+        file.truncate((1 << 29) + 1)
+    with pytest.raises(BadImage, match="536,870,913 bytes"):
+        decode(tmp_path / "a.png", 3, 8, "pad")
+
+
+def test_enormous_images_of_a_folder_want_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnlab.data.folder.LARGEST_SIDE", 20)
+    for name in "ab":
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        Image.new("L", (21, 21)).save(tmp_path / "mine" / name / "1.png")
+    with pytest.raises(CnnlabError, match="21 pixels a side; set image_size"):
+        load_folder(tmp_path / "mine", "train", SourceOptions(data_dir=tmp_path))
+
+
+# Archives: what the general tests of them do not have
+
+
+def tar_header(name: str = "1.png", kind: bytes = b"0", size: int = 0, more: bytes = b"") -> bytes:
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT)[:512])
+    block[345 : 345 + len(more)] = more
+    block[148:156] = b" " * 8
+    block[148:156] = f"{sum(block):06o}\0 ".encode()
+    return bytes(block)
+
+
+@linux
+@pytest.mark.parametrize("how", ["headers", "sparse", "extended", "global"])
+def test_a_tar_of_headers_only_is_bounded(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some hundred kilobytes of gzip, of which the standard library's reader makes gigabytes."""
+    path = tmp_path / "a.tar.gz"
+    with gzip.open(path, "wb", 1) as file:
+        if how == "headers":  # each half a KiB, each a member
+            block = b"".join(tar_header(f"{i}.png") for i in range(1000))
+            for _ in range(300):
+                file.write(block.replace(b"ustar", b"ustar"))
+        elif how == "sparse":  # a map that goes on and on
+            file.write(tar_header(kind=b"S", more=bytes(41 + 96) + b"\1"))
+            more = (b"00000000001\0" * 42)[:504] + b"\1" + bytes(7)
+            for _ in range(300_000):
+                file.write(more)
+        else:
+            record = b"".join(b"2 " for _ in range(250_000)) + b"="
+            kind = b"x" if how == "extended" else b"g"
+            for i in range(40):
+                file.write(tar_header(kind=kind, size=len(record)) + record + bytes(-len(record) % 512))
+                file.write(tar_header(f"{i}.png"))
+    assert path.stat().st_size < 5_000_000
+    told, mib = in_a_child(
+        tmp_path, "from cnnlab.data.archives import open_archive", "list(open_archive(Path('a.tar.gz')).read())"
+    )
+    assert told.startswith("refused") or how == "global", told
+    assert "\\n" not in told
+    assert mib < 200
+
+
+def test_a_tar_reads_as_the_standard_library_reads_it(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        long = "/".join(["a" * 30] * 4)  # of the lengths at which each format changes its ways
+        names = ["1.png", "a/" + "b" * 90 + ".png", f"{long}/x.png", "ü猫.png"]
+        if form != tarfile.USTAR_FORMAT:
+            names += ["c" * 101 + ".png", "d/" * 200 + "e.png", "猫" * 300 + ".png"]
+        path = tmp_path / "a.tar"
+        with tarfile.open(path, "w", format=form) as tar:
+            for number, name in enumerate(names):
+                content = rng.bytes([0, 1, 511, 512, 513, 70_000, 300_000][number])
+                info = tarfile.TarInfo(name)
+                info.size, info.mtime = len(content), 1.5 * number
+                tar.addfile(info, io.BytesIO(content))
+                folder = tarfile.TarInfo(f"folder{number}.png")
+                folder.type = tarfile.DIRTYPE
+                tar.addfile(folder)
+        with tarfile.open(path) as tar:
+            expected = [(m.name, tar.extractfile(m).read()) for m in tar.getmembers() if m.isreg()]  # type: ignore[union-attr]
+        for file in (path, tmp_path / "a.tar.gz"):
+            if file != path:
+                file.write_bytes(gzip.compress(path.read_bytes(), 1))
+            with closing(open_archive(file)) as archive:
+                assert [(archive.members[i].name, content) for i, content in archive.read()] == expected
+                assert [i for i, _ in archive.read({1, 3})] == [1, 3]
+
+
+def test_sparse_files_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_header("big.png", b"S", 512) + bytes(512 * 3))
+    with pytest.raises(CnnlabError, match="'big.png', which is a sparse file"):
+        open_archive(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize("kind", [".zip", ".tar.gz", ".7z"])
+def test_archives_of_too_many_files(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    py7zr = pytest.importorskip("py7zr")
+    path = tmp_path / f"a{kind}"
+    if kind == ".zip":
+        with zipfile.ZipFile(path, "w") as zipped:
+            for i in range(60):
+                zipped.writestr(f"{i}.txt", b"")
+    elif kind == ".7z":
+        monkeypatch.setattr("cnnlab.data.sevenzip.MOST_MEMBERS", 50)
+        with py7zr.SevenZipFile(path, "w") as seven:
+            for i in range(60):
+                seven.writestr(b"x", f"{i}.txt")
+    else:
+        with tarfile.open(path, "w:gz") as tar:
+            for i in range(60):
+                tar.addfile(tarfile.TarInfo(f"{i}.txt"))
+    monkeypatch.setattr(archives, "MOST_MEMBERS", 50)
+    with pytest.raises(CnnlabError, match="over 50 files|damaged"):
+        open_archive(path)
+    if kind == ".zip":
+        monkeypatch.setattr(archives, "_LIST_LIMIT", 1000)
+        monkeypatch.setattr(zipfile, "ZipFile", lambda _: pytest.fail("its list was read"))
+        with pytest.raises(CnnlabError, match="its list of members is [0-9,]+ bytes"):
+            open_archive(path)
+
+
+# Tables
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"id,label\n" + b",".join([b"x"] * 1_000_000) + b"\n", "line 2: over 1,048,576 characters"),
+        (b"id,label" + b",x" * 300_000 + b"\n1,cat\n", "line 2: 2 fields, but the header has 300002"),
+        (b"id,label\n1," + b"a" * 200_000 + b"\n", "field larger than field limit"),
+        (b'id,label\n"' + b"a\n" * 400_000, "field larger than field limit"),
+        (b'id,label\n' + b'"a\n",' * 900_000, "a row of over 4,194,304 characters"),
+        ("id,label\n1,cat\n".encode("utf-16"), "line 1: not UTF-8 text"),
+        (b"id,label\n1,c\0at\n", "line 2: not UTF-8 text"),
+        (b"id,label\n1,c\xe9t\n", "line 2: not UTF-8 text"),
+        (b"id,label\n1,c\x1b[2Jt\n", "holds a control character"),
+    ],
+)  # fmt: skip
+def test_tables_that_are_none(content: bytes, told: str) -> None:
+    with pytest.raises(CnnlabError, match=re.escape(told)) as caught:
+        read_table(io.BytesIO(content), "labels.csv")
+    assert "labels.csv" in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_table_is_not_read_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnlab.io.csv._LARGEST", 10_000)
+    with pytest.raises(CnnlabError, match="over 10,000 characters in all"):
+        read_table(io.BytesIO(b"id,label\n" + b"".join(b"%d,cat\n" % i for i in range(5000))), "a.csv")
+
+
+# Recipes and other JSON
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"learning_rate": 10**400}, "a number of over 100 digits"),
+        ({"learning_rate": float("nan")}, "must be a finite number"),
+        ({"learning_rate": float("inf")}, "must be a finite number"),
+        ({"epochs": 10**400}, "must lie between 1 and"),
+        ({"epochs": float("nan")}, "expected a whole number"),
+        ({"model": ["x"] * 100_000}, "expected a text"),
+        ({"model": "x" * 100_000}, "at most 8,192 characters"),
+        ({"\x1b[2J" * 50_000: 1}, "unknown setting"),
+        ({"optimizer": "x" * 100_000}, "choose one of"),
+    ],
+)
+def test_hostile_recipes(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(CnnlabError, match=re.escape(told)) as caught:
+        Recipe.from_dict({**Recipe().to_dict(), **changes})
+    assert len(str(caught.value)) < 2000
+    assert str(caught.value).isprintable()
+
+
+def test_json_of_any_depth_and_size(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    for depth in (10, 300, 400, 470, 490, 500, 600, 900, 960, 990, 1000, 1010, 5000, 100_000):
+        for around in ('{"a": %s}', '{"a": %s, "blake2b": "x"}'):
+            path.write_text(around % ("[" * depth + "]" * depth))
+            try:
+                read_checked(path)
+            except CnnlabError as error:
+                assert "a.json is damaged" in str(error)
+    path.write_text('{"a": [' + "[]," * 1_000_001 + "[]]}")
+    with pytest.raises(CnnlabError, match="over 1,000,000 lists and objects"):
+        read_json(path)
+    path.write_bytes(b" " * ((1 << 24) + 1))
+    with pytest.raises(CnnlabError, match="larger than 16,777,216 bytes"):
+        read_json(path)
+    path.write_text('{"a": ' + "9" * 10_000 + "}")
+    with pytest.raises(CnnlabError, match="a.json is damaged"):
+        read_json(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path, finished: Path) -> None:
+    for name in ("summary.json", "metrics.jsonl", "environment.json", "best.safetensors"):
+        (finished / name).unlink()
+        os.mkfifo(finished / name)
+    run = open_run(finished)
+    for read in (run.summary, run.metrics):
+        with pytest.raises(CnnlabError, match="is no plain file"):
+            read()
+    with pytest.raises(CnnlabError, match="is no plain file"):
+        load_weights(finished / "best.safetensors", build_model("lenet"))
+
+
+def test_names_that_are_not_utf8_can_be_written(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"a": "x\udce9"})
+    assert read_json(tmp_path / "a.json") == {"a": "x\udce9"}
+
+
+@pytest.mark.parametrize(
+    "name", ["con", "NUL", "Aux.txt", "com1", "LPT9.run", "a.", "x..", "../a", "a/b", "a\\b", "\x1b", "a\n", ""]
+)
+def test_names_of_runs_that_no_system_should_get(name: str) -> None:
+    with pytest.raises(CnnlabError, match="run name"):
+        check_name(name)
+
+
+def test_names_of_runs_that_are_well() -> None:
+    for name in ("a", "a.b", "0-_", "console", "nullable", "com10", "aux-1", "x" * 100):
+        check_name(name)
+
+
+# Runs from strangers
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    recipe = Recipe(epochs=1, limit=60, batch_size=20, image_size=16, model="nin-small")
+    return train(recipe.changed(model="lenet-bn"), name="run", progress="none").run.path
+
+
+def changed_info(run: Path, **changes: Any) -> None:
+    info = json.loads((run / "run.json").read_text())
+    info.pop("blake2b")
+    for place, value in changes.items():
+        part, key = place.split("__")
+        info[part][key] = value
+    write_checked(run / "run.json", info)
+
+
+def test_a_run_that_asks_for_an_enormous_network_gets_none(finished: Path, cnnlab: Command) -> None:
+    """Its files have right checksums: whoever made them wanted that. Ten million classes are a network of 13 GB."""
+    before = (finished / "run.json").read_bytes()
+    for changes in (
+        {"model__num_classes": 10_000_000}, {"model__in_channels": 10**9}, {"model__image_size": 10**9},
+        {"model__image_size": 8192, "preprocessing__image_size": 8192}, {"model__name": "vgg19"}, {"model__name": ["vgg19"]},
+        {"preprocessing__mean": [1e300]}, {"preprocessing__std": [0.0]}, {"preprocessing__fit": EVIL},
+        {"preprocessing__channels": 3}, {"data__classes": [1] * 10}, {"model__name": "timm:" + EVIL},
+    ):  # fmt: skip
+        changed_info(finished, **changes)
+        line = one_line_error(cnnlab("eval", finished, "--split", "validation"))
+        assert not HARM.search(line)
+        (finished / "run.json").write_bytes(before)
+    assert cnnlab("eval", finished, "--split", "validation").returncode == 0
+
+
+@pytest.mark.parametrize("index", [0, 3])
+def test_a_checkpoint_without_one_momentum_goes_on_as_with_none_there(tmp_path: Path, index: int) -> None:
+    from cnnlab.training.checkpoint import _read, _write
+
+    def fresh() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = build_model("lenet")
+        return model, make_optimizer(model, Recipe(momentum=0.9))
+
+    device, path = pick_device("cpu"), tmp_path / "checkpoint.safetensors"
+    x, y = torch.rand(4, 1, 28, 28), torch.tensor([0, 1, 2, 0])
+    model, optimizer = fresh()
+    train_step(model, optimizer, x, y)
+    save_checkpoint(path, model, optimizer, device, {}, None)
+    tensors, values = _read(path)
+    before = tensors.pop(f"optimizer.{index}.momentum_buffer")
+    _write(path, tensors, values)
+    other, its = fresh()
+    load_checkpoint(path, other, its, device, None)
+    for network, updater in ((model, optimizer), (other, its)):
+        train_step(network, updater, x, y)
+    in_order = ([p for group in o.param_groups for p in group["params"]] for o in (optimizer, its))
+    for i, (ours, lacking) in enumerate(zip(*in_order, strict=True)):
+        expected = ours + 0.9 * optimizer.param_groups[0]["lr"] * before if i == index else ours
+        torch.testing.assert_close(lacking, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:
+    path, model = tmp_path / "w.safetensors", build_model("lenet")
+    for kind in (torch.float16, torch.float64, torch.int8, torch.bool):
+        tensors = {k: v.to(kind) for k, v in model.state_dict().items()}
+        save_weights(path, _Holder(tensors))  # type: ignore[arg-type]
+        with pytest.raises(CnnlabError, match=r"w\.safetensors holds the weights of another network: .* is torch\."):
+            load_weights(path, model)
+
+
+class _Holder:
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.state_dict = lambda: tensors
+
+
+@pytest.mark.parametrize("position", [-1, 625, 10**6, 2**31 - 1, 1.0, None])
+def test_a_random_state_cannot_make_numpy_read_beside_it(position: Any) -> None:
+    """With a position of a million, NumPy's next number is read from wherever that is, or the process ends."""
+    device = pick_device("cpu")
+    tensors, values = random_state(device)
+    values["numpy"][1] = position
+    with pytest.raises(ValueError, match="NumPy's random state"):
+        set_random_state(device, tensors, values)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw", "muon"])
+def test_an_optimisers_settings_are_the_recipes(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, device = Recipe(optimizer=kind), pick_device("cpu")
+    model = build_model("lenet")
+    optimizer = make_optimizer(model, recipe)
+    own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group.update(lr=1e9, weight_decay="x", maximize=True, evil=1)
+    save_checkpoint(tmp_path / "c.safetensors", model, optimizer, device, {})
+    optimizer = make_optimizer(model, recipe)
+    load_checkpoint(tmp_path / "c.safetensors", model, optimizer, device)
+    assert [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups] == own
+
+
+def test_nothing_is_written_through_a_link_in_a_runs_folder(finished: Path, tmp_path: Path, cnnlab: Command) -> None:
+    for name in (".lock", "evaluations.jsonl"):
+        (tmp_path / f"mine{name}").write_text("precious\n")
+        (finished / name).unlink(missing_ok=True)
+        (finished / name).symlink_to(tmp_path / f"mine{name}")
+    (finished / "summary.json").unlink()
+    line = one_line_error(cnnlab("train", "--resume", finished))
+    assert "is a link, which could lead anywhere" in line
+    with pytest.raises(CnnlabError, match="is a link"), locked(finished):
+        pass
+    assert not record_evaluation(open_run(finished), {"split": "test"})
+    assert (tmp_path / "mine.lock").read_text() == (tmp_path / "mineevaluations.jsonl").read_text() == "precious\n"
+
+
+def test_what_a_hostile_recipe_says_is_checked_like_any_other(finished: Path, cnnlab: Command) -> None:
+    values = json.loads((finished / "recipe.json").read_text())
+    info = json.loads((finished / "run.json").read_text())
+    info.pop("blake2b")
+    for changes in ({"limit": -1}, {"data": "folder:\0"}, {"data": "store:/dev/null"}, {"watch": "x"}, {"evil": 1}):
+        (finished / "recipe.json").write_text(json.dumps({**values, **changes}))
+        write_checked(finished / "run.json", {**info, "recipes": [digest({**values, **changes})]})
+        one_line_error(cnnlab("eval", finished, "--split", "validation"))

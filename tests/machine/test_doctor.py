@@ -1,0 +1,141 @@
+"""`cnnlab doctor` and `cnnlab data verify`: what is well is said to be well, what is not is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cnnlab import Recipe, train
+from cnnlab.competition.layout import Layout
+from cnnlab.competition.prepare import prepare_store
+from cnnlab.machine import doctor
+from conftest import Command, one_line_error
+
+
+def test_all_is_well_here(quick: Recipe, cnnlab: Command, tmp_path: Path) -> None:
+    train(quick.changed(epochs=1), name="mine")
+    answer = cnnlab("doctor", "--data-dir", tmp_path / "none")
+    assert answer.returncode == 0, answer.stdout
+    lines = answer.stdout.splitlines()
+    assert not [line for line in lines if line.startswith("failed")]
+    for text in ("ok      system: ", "ok      device: cpu", "arithmetic, float32: a convolution is right to",
+                 "training step: the same bits twice", "disk, runs: ", "ok      runs: 1 finished in runs",
+                 "note    fashion-mnist: not in ", "digits: train: 1,438 images, 1 x 8 x 8, 10 classes"):  # fmt: skip
+        assert any(text in line for line in lines), text
+    found = json.loads(cnnlab("doctor", "--data-dir", tmp_path / "none", "--json").stdout)
+    assert {check["state"] for check in found} <= {"ok", "note"}
+    assert not list(tmp_path.glob(".cnnlab-*"))
+    assert "unknown device 'gpu'" in one_line_error(cnnlab("doctor", "--device", "gpu"))
+
+
+def test_damaged_and_unfinished_runs_are_named(quick: Recipe, cnnlab: Command) -> None:
+    path = train(quick.changed(epochs=1), name="open").run.path
+    shutil.copytree(path, "runs/bad")
+    (path / "summary.json").unlink()
+    Path("runs/bad/run.json").write_text("{")
+    answer = cnnlab("doctor")
+    assert answer.returncode == 1
+    assert "note    runs: runs/open is not finished; go on with: cnnlab train --resume runs/open" in answer.stdout
+    assert "failed  runs: runs/bad/run.json is damaged" in answer.stdout
+
+
+def test_a_disk_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(doctor, "write_atomic", full)
+    found = [check for check in doctor.examine(runs_dir="a/b/c") if check.what.startswith("disk")]
+    assert [(check.what, check.state) for check in found] == [
+        ("disk, runs", "failed"),
+        ("disk, data", "note"),  # which may be shared, and read-only
+        ("disk, cache", "note"),
+    ]
+    assert found[0].text == f"cannot write into {Path.cwd()}: No space left on device"
+
+
+def test_wrong_arithmetic_and_old_packages_are_named(monkeypatch: pytest.MonkeyPatch, cnnlab: Command) -> None:
+    monkeypatch.setattr(doctor, "_TOLERANCE", dict.fromkeys(doctor._TOLERANCE, 0.0))
+    monkeypatch.setattr(
+        doctor.metadata,
+        "requires",
+        lambda _: ["torch>=99", "pillow<1,>=0.1", "no-such-package>=1", 'x-y-z; extra == "k"'],
+    )
+    answer = cnnlab("doctor")
+    assert answer.returncode == 1
+    for text in ("failed  arithmetic, float32", "is older than 99; pip install -U torch", "no-such-package is not there", 'is too new; pip install "pillow<1"',
+                 "note    extras: not there, and needed only where asked for: k"):  # fmt: skip
+        assert text in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("torch>=2.11", ("torch", "2.11", "", "")),
+        ("py7zr<1.2,>=1.1.3; extra == 'kaggle'", ("py7zr", "1.1.3", "1.2", "kaggle")),
+        ("opencv-python-headless>=4.10 ; extra == \"classical\"", ("opencv-python-headless", "4.10", "", "classical")),
+        ("cnnlab[classical,timm]; extra == 'all'", ("cnnlab", "", "", "all")),
+    ],
+)  # fmt: skip
+def test_requirements_are_read(line: str, told: tuple[str, str, str, str]) -> None:
+    assert doctor._requirement(line) == told
+
+
+def test_verify_a_folder_names_every_damaged_image(cnnlab: Command, shapes: Path) -> None:
+    answer = cnnlab("data", "verify", f"folder:{shapes}")
+    assert answer.returncode == 0
+    assert "train: 40 images, 3 x 20 x 20, 2 classes of 20 to 20" in answer.stdout
+    (shapes / "dark" / "bad.png").write_bytes(b"")
+    content = (shapes / "bright" / "01.jpg").read_bytes()
+    (shapes / "bright" / "01.jpg").write_bytes(content[: len(content) // 2])
+    answer = cnnlab("data", "verify", f"folder:{shapes}")
+    assert answer.returncode == 1
+    failed = [line for line in answer.stdout.splitlines() if line.startswith("failed")]
+    assert len(failed) == 2
+    assert {name for name in ("dark/bad.png", "bright/01.jpg") if any(name in line for line in failed)} == {
+        "dark/bad.png",
+        "bright/01.jpg",
+    }
+    assert cnnlab("data", "verify", "folder:nowhere").returncode == 1
+    assert "did you mean digits" in one_line_error(cnnlab("data", "verify", "digit"))
+    assert cnnlab("data", "verify", "digits").returncode == 0
+
+
+def test_verify_fashion_mnist(cnnlab: Command, tmp_path: Path, fashion_folder: Path) -> None:
+    folder = tmp_path / "data" / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    for file in (fashion_folder / "FashionMNIST" / "raw").glob("*.gz"):
+        (folder / file.name).symlink_to(file)
+    answer = cnnlab("data", "verify", "fashion-mnist", "--data-dir", tmp_path / "data")
+    assert answer.returncode == 0, answer.stdout
+    assert answer.stdout.count("the official file") == 4
+    (folder / "t10k-labels-idx1-ubyte.gz").unlink()
+    (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(b"damaged")
+    (folder / "train-labels-idx1-ubyte.gz").unlink()
+    answer = cnnlab("data", "verify", "fashion-mnist", "--data-dir", tmp_path / "data")
+    assert answer.returncode == 1
+    assert "t10k-labels-idx1-ubyte.gz: is not the official file" in answer.stdout
+    assert "train-labels-idx1-ubyte.gz: is not there" in answer.stdout
+
+
+def test_verify_a_store(cnnlab: Command, tmp_path: Path, shapes: Path) -> None:
+    folder = tmp_path / "competition"
+    (folder / "train").mkdir(parents=True)
+    lines = ["id,label"]
+    for number, file in enumerate(sorted(shapes.rglob("*.png"))):
+        shutil.copy(file, folder / "train" / f"{number}.png")
+        lines.append(f"{number},{file.parent.name}")
+    (folder / "trainLabels.csv").write_text("\n".join(lines) + "\n")
+    prepare_store(folder, store=tmp_path / "store", layout=Layout(), workers=1)
+    answer = cnnlab("data", "verify", f"store:{tmp_path / 'store'}")
+    assert answer.returncode == 0, answer.stdout
+    assert "its images, ids and labels are those that were prepared" in answer.stdout
+    pixels = tmp_path / "store" / "train.npy"
+    content = bytearray(pixels.read_bytes())
+    content[-1] ^= 1
+    pixels.write_bytes(content)
+    answer = cnnlab("data", "verify", f"store:{tmp_path / 'store'}")
+    assert answer.returncode == 1
+    assert "failed  store:" in answer.stdout

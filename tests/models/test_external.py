@@ -1,0 +1,217 @@
+"""`timm:NAME` and `torchvision:NAME`: other libraries' networks wherever a name is taken. No test needs the internet."""
+
+from __future__ import annotations
+
+import builtins
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from cnnlab import load_model, open_run, train
+from cnnlab.io.errors import CnnlabError
+from cnnlab.models import build_model
+from cnnlab.models.external import takes
+from cnnlab.recipe import Recipe
+from conftest import Command, one_line_error
+
+
+def build(name: str, channels: int = 1, classes: int = 5, size: int = 64, published: bool = False) -> nn.Module:
+    return build_model(name, num_classes=classes, in_channels=channels, image_size=size, published=published)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torchvision:resnet18", "torchvision:mobilenet_v3_small", "torchvision:squeezenet1_1", "torchvision:googlenet",
+        "torchvision:vit_b_32", "timm:resnet18", "timm:vit_tiny_patch16_224", "timm:convnext_atto", "timm:resnet18.a1_in1k",
+    ],
+)  # fmt: skip
+def test_any_channels_and_classes(name: str, channels: int) -> None:
+    model = build(name, channels)
+    x = torch.randn(2, channels, 64, 64)
+    with torch.no_grad():
+        assert model.eval()(x).shape == (2, 5)
+
+
+def test_a_size_that_does_not_fit_names_one_that_does() -> None:
+    with pytest.raises(
+        CnnlabError, match=r"timm:vit_tiny_patch16_224: it does not take images of 8x8 pixels"
+    ) as caught:
+        build("timm:vit_tiny_patch16_224", size=8)
+    assert "Traceback" not in str(caught.value)
+    with pytest.raises(
+        CnnlabError, match=r"torchvision:alexnet: it does not take images of 28x28 pixels; image_size=64 works"
+    ):
+        build("torchvision:alexnet", size=28)
+    assert takes(build("torchvision:alexnet", size=64), 1, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("torchvision:resnet81", "unknown torchvision model 'resnet81'; did you mean resnet18"),
+        ("timm:resnet81", "unknown timm model 'resnet81'; did you mean resnet18"),
+        ("torchvision:resnet18.IMAGENET", "unknown tag of published weights for torchvision:resnet18 'IMAGENET'"),
+        ("timm:resnet18.nothing_like_it", "unknown tag of published weights for timm:resnet18 'nothing_like_it'"),
+        ("keras:resnet18", "unknown library 'keras'"),
+        ("timm:", "unknown timm model ''"),
+    ],
+)
+def test_unknown_names_in_one_line(cnnlab: Command, name: str, says: str) -> None:
+    assert says in one_line_error(cnnlab("show", name))
+
+
+def test_without_timm_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *args: object, **kwargs: object) -> object:
+        if name == "timm":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(CnnlabError, match=r"needs the package timm; pip install 'cnnlab\[timm\]'"):
+        build("timm:resnet18")
+
+
+Downloaded = Callable[[str, dict[str, Tensor]], Path]
+
+
+@pytest.fixture
+def downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Downloaded:
+    """Puts weights under the official file's name into an own cache, as if torchvision had downloaded them."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    folder = tmp_path / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+
+    def put(name: str, state: dict[str, Tensor]) -> Path:
+        url = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
+        path = folder / url.rpartition("/")[2]
+        torch.save(state, path)
+        return path
+
+    return put
+
+
+@pytest.fixture
+def hub(downloaded: Downloaded) -> Path:
+    """The folder of that cache, with a ResNet-18."""
+    torch.manual_seed(7)
+    return downloaded("resnet18", torchvision.models.resnet18(weights=None).state_dict()).parent
+
+
+def test_published_weights_are_loaded_where_they_fit(hub: Path) -> None:
+    state = torch.load(next(hub.iterdir()), weights_only=True)
+    colour = build("torchvision:resnet18.IMAGENET1K_V1", channels=3, published=True)
+    own = colour.state_dict()
+    assert own["fc.weight"].shape == (5, 512)  # the head is for our classes, and starts anew
+    for key, value in state.items():
+        if not key.startswith("fc."):
+            assert torch.equal(own[key], value), key
+    grey = build("torchvision:resnet18.DEFAULT", channels=1, published=True)
+    x = torch.rand(2, 1, 64, 64)
+    torch.testing.assert_close(grey.conv1(x), colour.conv1(x.expand(2, 3, 64, 64)))  # type: ignore[operator]
+    assert torch.equal(grey.layer1[0].conv1.weight, state["layer1.0.conv1.weight"])  # type: ignore[index,union-attr]
+    # Without a tag nothing is loaded, and an evaluation never fetches anything.
+    for name, published in (("torchvision:resnet18", True), ("torchvision:resnet18.IMAGENET1K_V1", False)):
+        assert not torch.equal(build(name, channels=3, published=published).conv1.weight, state["conv1.weight"])  # type: ignore[arg-type]
+
+
+def test_an_older_layout_of_weights_is_loaded_whole(downloaded: Downloaded) -> None:
+    """torchvision's file of DenseNet-121 is from before batch norm counted batches, and has other names for layers."""
+    torch.manual_seed(7)
+    theirs = torchvision.models.densenet121(weights=None)
+    state = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", key): value
+        for key, value in theirs.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in state
+    downloaded("densenet121", state)
+    ours = build("torchvision:densenet121.IMAGENET1K_V1", channels=3, published=True).state_dict()
+    for key, value in theirs.state_dict().items():
+        if not key.startswith("classifier"):
+            assert torch.equal(ours[key], value), key
+
+
+def test_weights_for_another_image_size_are_refused_with_the_size(downloaded: Downloaded) -> None:
+    downloaded("vit_b_32", torchvision.models.vit_b_32(weights=None).state_dict())
+    with pytest.raises(CnnlabError, match=r"do not fit its encoder.pos_embedding.* set image_size=224"):
+        build("torchvision:vit_b_32.IMAGENET1K_V1", channels=3, published=True)
+    build("torchvision:vit_b_32.IMAGENET1K_V1", channels=3, size=224, published=True)
+
+
+def test_a_failed_download_begins_no_run(quick: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(CnnlabError, match="cannot be loaded"):
+        train(quick.changed(model="torchvision:resnet18.DEFAULT", image_size=32), progress="none")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_training_starts_from_published_weights_and_reading_the_run_needs_none(hub: Path, quick: Recipe) -> None:
+    recipe = quick.changed(
+        model="torchvision:resnet18.IMAGENET1K_V1",
+        image_size=32,
+        epochs=1,
+        learning_rate=0.0,
+        schedule="constant",
+        limit=40,
+    )
+    run = train(recipe, progress="none").run
+    state = torch.load(next(hub.iterdir()), weights_only=True)
+    next(hub.iterdir()).unlink()
+    model = load_model(run, run.weights("last"))
+    assert torch.equal(model.layer1[0].conv1.weight, state["layer1.0.conv1.weight"])  # type: ignore[index,union-attr]
+    assert open_run(run.path).recipe.model == "torchvision:resnet18.IMAGENET1K_V1"
+
+
+def test_a_pickle_that_runs_code_is_refused(hub: Path, tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (exec, (f"open({str(tmp_path / 'pwned')!r}, 'w')",))
+
+    torch.save({"x": Hostile()}, next(hub.iterdir()))
+    with pytest.raises(CnnlabError, match="cannot be loaded"):
+        build("torchvision:resnet18.IMAGENET1K_V1", channels=3, published=True)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("name", ["timm:resnet18.a1_in1k", "torchvision:resnet18.IMAGENET1K_V1"])
+def test_without_internet_one_line_says_so(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # otherwise it tries for a minute
+    for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # where nobody listens
+    with pytest.raises(CnnlabError, match="the weights of .* cannot be loaded") as caught:
+        build(name, channels=3, published=True)
+    assert "\n" not in str(caught.value)
+    assert "leave the tag out" in str(caught.value)
+
+
+def test_xavier_would_overwrite_published_weights(cnnlab: Command) -> None:
+    answer = cnnlab("train", "torchvision:resnet18.DEFAULT", "--set", "init=xavier-uniform")
+    assert "init=xavier-uniform would overwrite the published weights" in one_line_error(answer)
+
+
+def test_the_commands_take_such_names(cnnlab: Command) -> None:
+    trained = cnnlab(
+        "train", "torchvision:squeezenet1_1", "--name", "s", "--set", "epochs=1", "--set", "image_size=32", "--set",
+        "limit=60",
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    assert cnnlab("eval", "s").returncode == 0
+    shown = cnnlab("show", "torchvision:squeezenet1_1", "--image-size", 64)
+    assert shown.returncode == 0, shown.stderr
+    expected = sum(p.numel() for p in build("torchvision:squeezenet1_1", classes=10).parameters())
+    assert f"{expected:,} parameters" in shown.stdout.splitlines()[0]
+    assert "timm:NAME" in cnnlab("list", "models").stdout

@@ -1,0 +1,221 @@
+"""Faults made on purpose: processes that die at a chosen moment, disks that are full from a chosen write on.
+
+A process that is to be killed is forked from a server that has imported everything, so that it starts at once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# All that a training imports when it is needed, once, in the server.
+import sklearn.datasets  # noqa: F401
+import torch._inductor.config
+import torch.utils.tensorboard  # noqa: F401
+
+from cnnlab.cli import app as cli
+from cnnlab.cli import tables  # noqa: F401
+from cnnlab.io import figures as plots  # noqa: F401
+from cnnlab.io import files
+from cnnlab.training import checkpoint
+from cnnlab.training import train as training  # noqa: F401
+
+
+class Tally:
+    """What was tried, how often, and what came of it: the table of docs/reliability.md."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, str]] = Counter()
+
+    def __call__(self, fault: str, outcome: str, times: int = 1) -> None:
+        self.counts[fault, outcome] += times
+
+    def table(self) -> str:
+        lines = ["| fault | times | outcome |", "|---|---:|---|"]
+        lines += [f"| {fault} | {times:,} | {outcome} |" for (fault, outcome), times in self.counts.items()]
+        return "\n".join(lines) + "\n"
+
+
+class Saboteur:
+    """Stands in for the module `os` where files are written, counts what is done to them, and strikes at one turn.
+
+    Turns: half of a file's bytes written, and before each fsync and each rename. turn 0: never. always: at each turn
+    from then on, as on a full disk.
+    """
+
+    def __init__(self, turn: int, strike: Callable[[], None], *, always: bool = False) -> None:
+        self.turn, self.strike, self.always, self.count = turn, strike, always, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def perhaps(self) -> None:
+        self.count += 1
+        if self.turn and (self.count == self.turn or (self.always and self.count > self.turn)):
+            self.strike()
+
+    def fsync(self, handle: int) -> None:
+        self.perhaps()
+        os.fsync(handle)
+
+    def replace(self, source: Any, target: Any) -> None:
+        self.perhaps()
+        os.replace(source, target)  # noqa: PTH105
+
+    def fdopen(self, handle: int, mode: str) -> _File:
+        return _File(self, os.fdopen(handle, mode))
+
+
+class _File:
+    def __init__(self, saboteur: Saboteur, file: Any) -> None:
+        self.saboteur, self.file = saboteur, file
+
+    def __enter__(self) -> _File:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
+    def writelines(self, pieces: Iterable[Any]) -> None:
+        data = b"".join(pieces)
+        half = len(data) // 2
+        self.file.write(data[:half])
+        self.file.flush()
+        self.saboteur.perhaps()
+        self.file.write(data[half:])
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def fileno(self) -> int:
+        return int(self.file.fileno())
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def child(args: list[str], folder: str, told: str, turn: int, file_limit: int) -> None:
+    """The command, in a process of its own that dies at `turn`; what it says goes to the file `told`."""
+    handle = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.chdir(folder)
+    os.environ["XDG_CACHE_HOME"] = folder + "/.cache"
+    sys.argv = ["cnnlab", *args]
+    saboteur = Saboteur(turn, _kill)
+    for module in (files, checkpoint):
+        vars(module)["os"] = saboteur
+    if file_limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    code: Any = 99
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = stop.code or 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    Path(folder, "turns").write_text(str(saboteur.count))
+    os._exit(code)
+
+
+def server() -> Any:
+    """The multiprocessing context whose processes have everything imported."""
+    here, source = Path(__file__).parent, Path(files.__file__).parent.parent
+    kept = {name: os.environ.get(name) for name in ("PYTHONPATH", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    os.environ.update(
+        PYTHONPATH=os.pathsep.join(filter(None, (str(here), str(source), kept["PYTHONPATH"]))),
+        OMP_NUM_THREADS="1",  # a process is forked well only before it has threads
+        OPENBLAS_NUM_THREADS="1",
+    )
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["faults"])
+    first = context.Process(target=os.getpid)
+    first.start()
+    first.join()
+    for name, value in kept.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+    return context
+
+
+@dataclass
+class Lab:
+    """Starts trainings in `folder` and kills them. seconds, turns: of an undisturbed one."""
+
+    context: Any
+    folder: Path
+    settings: list[str]
+    random: random.Random
+    seconds: float = 0.0
+    turns: int = 0
+
+    def start(self, args: list[str], turn: int = 0, file_limit: int = 0) -> Any:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        process = self.context.Process(
+            target=child, args=(args, str(self.folder), str(self.folder / "told"), turn, file_limit)
+        )
+        process.start()
+        return process
+
+    def call(self, args: list[str], turn: int = 0, file_limit: int = 0) -> tuple[int, str]:
+        """Its exit code (-9: killed) and what it said."""
+        process = self.start(args, turn, file_limit)
+        process.join(120)
+        return process.exitcode, (self.folder / "told").read_text()
+
+    def train(self, name: str) -> list[str]:
+        return ["train", "--name", name, "--threads", "1", *(word for s in self.settings for word in ("--set", s))]
+
+    def undisturbed(self) -> Path:
+        """A run that nobody disturbs, and what the moments of the others are drawn from."""
+        code, told = self.call(self.train("whole"))  # the first is slower: what it reads is not in memory yet
+        assert code == 0, told
+        began = time.monotonic()
+        code, told = self.call(self.train("timed"))
+        assert code == 0, told
+        self.seconds = time.monotonic() - began
+        self.turns = int((self.folder / "turns").read_text())
+        return self.folder / "runs" / "whole"
+
+    def killed(self, name: str, kills: int) -> tuple[Path, list[str]]:
+        """A run that is killed up to that often and resumed each time; how it was killed each time."""
+        path = self.folder / "runs" / name
+        how: list[str] = []
+        while True:
+            # What died before it had a folder that can be resumed has lost nothing: it is begun again.
+            begun = (path / "run.json").exists()
+            for leftover in () if begun or not path.exists() else path.iterdir():
+                leftover.unlink()
+            if not begun and path.exists():
+                path.rmdir()
+            args = ["train", "--resume", str(path), "--threads", "1"] if begun else self.train(name)
+            inside = self.random.random() < 0.5
+            if len(how) >= kills:
+                code, told = self.call(args)
+                assert code == 0, told
+            elif inside:
+                code, told = self.call(args, turn=self.random.randint(1, self.turns))
+            else:
+                process = self.start(args)
+                time.sleep(self.random.uniform(0, self.seconds))
+                process.kill()
+                process.join(120)
+                code, told = process.exitcode, (self.folder / "told").read_text() if begun else ""
+            assert "Traceback" not in told, told
+            if code == 0:
+                return path, how
+            assert code == -signal.SIGKILL, (code, told)
+            how.append("SIGKILL inside a save" if inside else "SIGKILL at a random moment")

@@ -1,0 +1,325 @@
+"""Recorded steps. Without a CUDA device a stand-in records what would be: which tensors a played step reads."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import cnnlab
+from cnnlab.device.hardware import Plan
+from cnnlab.io.errors import CnnlabError
+from cnnlab.models import build_model
+from cnnlab.recipe import COMPILE, Recipe
+from cnnlab.recipes import find_recipe
+from cnnlab.training import cuda_graph
+from cnnlab.training.cuda_graph import RecordedStep, first_played, step_of
+from cnnlab.training.optim import learning_rate, make_optimizer
+from cnnlab.training.step import train_step
+
+CPU = torch.device("cpu")
+
+
+class Stream:
+    entered: list[Stream] = []  # noqa: RUF012
+
+    def __init__(self, device: Any = None) -> None:
+        pass
+
+    def wait_stream(self, other: Stream) -> None:
+        pass
+
+
+class Memory:
+    """Of the card, in any unit."""
+
+    taken, free, reserved = 5, 20, 5
+    emptied = 0
+
+
+class Graph:
+    """In place of torch.cuda.CUDAGraph: what is asked for inside is not done but, by `replay`, done again."""
+
+    current: Graph | None = None
+    made: list[Graph] = []  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[], None]] = []
+        self.played, self.failed = 0, False
+        Graph.made.append(self)
+
+    def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
+        assert capture_error_mode == "thread_local"  # a checkpoint may be on its way in another thread
+        self.pool, self.stream = pool, Stream.entered[-1]
+        Graph.current = self
+
+    def capture_end(self) -> None:
+        Graph.current = None
+
+    def replay(self) -> None:
+        self.played += 1
+        for call in self.calls:
+            call()
+
+
+def recordable(model: Any, optimizer: Any, x: Tensor, y: Tensor, *how: Any) -> tuple[Tensor, Tensor]:
+    """`train_step` or, while a graph is made, a note of it with the very tensors that it would read and write."""
+    if Graph.current is None:
+        return train_step(model, optimizer, x, y, *how)
+    answer = torch.zeros(()), torch.zeros((), dtype=torch.int64)
+    given = getattr(optimizer, "given", None)
+    rates = [group["lr"] for group in optimizer.param_groups]
+
+    def play() -> None:
+        if given is not None:
+            optimizer.given = given
+        before = [group["lr"] for group in optimizer.param_groups]
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        for mine, now in zip(answer, train_step(model, optimizer, x, y, *how), strict=True):
+            mine.copy_(now)
+        for group, rate in zip(optimizer.param_groups, before, strict=True):
+            group["lr"] = rate
+        if given is not None:
+            optimizer.given = None
+
+    Graph.current.calls.append(play)
+    return answer
+
+
+@pytest.fixture(autouse=True)
+def stand_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("gpu"):
+        return
+
+    @contextlib.contextmanager
+    def inside(stream: Stream) -> Iterator[None]:
+        Stream.entered.append(stream)
+        yield
+
+    def emptied() -> None:
+        Memory.emptied += 1
+
+    Graph.made, Stream.entered = [], []
+    Memory.taken, Memory.free, Memory.reserved, Memory.emptied = 5, 20, 5, 0
+    for name, stand_in in {
+        "CUDAGraph": Graph, "Stream": Stream, "current_stream": Stream, "stream": inside, "empty_cache": emptied,
+        "synchronize": lambda device: None, "graph_pool_handle": object, "get_rng_state": lambda device: torch.ones(1),
+        "max_memory_allocated": lambda device: Memory.taken, "memory_reserved": lambda device: Memory.reserved,
+        "mem_get_info": lambda device: (Memory.free, 100), "reset_peak_memory_stats": lambda device: None,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda device, pool: None, raising=False)
+
+
+SCHEDULED = {
+    "sgd": {"optimizer": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3},
+    "adamw": {"optimizer": "adamw", "weight_decay": 0.1},
+    "muon": {"optimizer": "muon", "momentum": 0.6, "weight_decay": 0.1, "other_learning_rate": 0.01},
+}
+
+
+def trained(
+    how: str, played: bool, sizes: list[int], rate: float = 0.05, stands_still_from: int = 10**9
+) -> tuple[list[float], dict[str, Tensor], Any]:
+    recipe = Recipe(model="airbench-small", schedule="one-cycle", learning_rate=rate, **SCHEDULED[how])
+    torch.manual_seed(0)
+    model = build_model("airbench-small", num_classes=10, in_channels=1, image_size=28).train()
+    optimizer = make_optimizer(model, recipe)
+    step: Any = RecordedStep(recordable, CPU) if played else train_step
+    losses = []
+    for number, size in enumerate(sizes):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, number, len(sizes))
+        if number == stands_still_from:
+            step._send = lambda numbers: None
+        x, y = torch.rand(size, 1, 28, 28), torch.randint(10, (size,))
+        loss, hits = step(model, optimizer, x, y, 0.1)
+        losses.append(loss)
+        assert 0 <= int(hits) <= size
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert all(isinstance(r, float) for r in rates)  # as a checkpoint keeps them
+    assert "capturable" not in optimizer.param_groups[0] or not optimizer.param_groups[0]["capturable"]
+    # Not looked at before the end: a played step must not write over an earlier one's answer.
+    return [float(loss) for loss in losses], model.state_dict(), step
+
+
+@pytest.mark.parametrize("how", SCHEDULED)
+def test_played_steps_train_as_computed_ones_do(how: str) -> None:
+    sizes = [8, 8, 8, 5, 8, 8, 8, 5, 8, 8, 8, 5]
+    losses, weights, _ = trained(how, False, sizes)
+    again, played, _ = trained(how, True, sizes)
+    assert [g.played for g in Graph.made] == [6]  # of nine; the smaller batch came three times and was not recorded
+    # The numbers on the device are float32, so what is computed from them is not the same to the last bit.
+    torch.testing.assert_close(torch.tensor(again), torch.tensor(losses), rtol=1e-3, atol=1e-3)
+    for name in weights:
+        torch.testing.assert_close(played[name], weights[name], rtol=1e-2, atol=1e-3, msg=name)
+    assert len({id(g.stream) for g in Graph.made} | {id(g.pool) for g in Graph.made}) == 2
+    stale, _, _ = trained(how, True, sizes, stands_still_from=5)
+    assert max(abs(a - b) for a, b in zip(losses, stale, strict=True)) > 5e-3  # numbers that stand still are noticed
+
+
+def test_each_kind_is_recorded_in_one_memory_and_the_oldest_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graph, "_MOST", 2)
+    *_, step = trained("sgd", True, [8] * 5 + [6] * 5 + [4] * 5 + [8] * 3 + [4])
+    assert [g.played for g in Graph.made] == [2, 2, 3]  # the eights that came again were computed
+    # Else the memory of one could not be used by the next.
+    assert len({id(g.stream) for g in Graph.made}) == len({id(g.pool) for g in Graph.made}) == 1
+    assert sum(isinstance(kind, cuda_graph._Played) for kind in step._kinds.values()) == 2
+
+
+def computed_instead(step_function: Any, sizes: list[int]) -> tuple[list[str], RecordedStep]:
+    """What is told by steps of which not all can be recorded, and what holds the recordings; all steps are made."""
+    told: list[str] = []
+    model = build_model("lenet", num_classes=10, in_channels=1, image_size=28)
+    optimizer = make_optimizer(model, Recipe(model="lenet"))
+    step = RecordedStep(step_function, CPU, told.append)
+    for size in sizes:
+        before = [p.detach().clone() for p in model.parameters()]
+        step(model, optimizer, torch.rand(size, 1, 28, 28), torch.randint(10, (size,)))
+        assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    return told, step
+
+
+def test_what_cannot_be_recorded_is_computed_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def waits(model: Any, optimizer: Any, x: Tensor, *batch: Any) -> Any:
+        if Graph.current is not None and len(x) == 3:
+            Graph.current.failed = True
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return recordable(model, optimizer, x, *batch)
+
+    def failing_too(self: Graph) -> None:
+        Graph.current = None
+        if self.failed:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    fresh: list[Tensor] = []
+    ended: list[Any] = []
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda device, pool: ended.append(pool), raising=False)
+    monkeypatch.setattr(cuda_graph, "_fresh_generator", lambda device, state: fresh.append(state))
+    monkeypatch.setattr(Graph, "capture_end", failing_too)
+    (line,), step = computed_instead(waits, [4] * 6 + [3] * 5 + [4])
+    # The one that was recorded before is let go: its random numbers would no longer be those that are saved.
+    assert [g.played for g in Graph.made] == [3, 0]
+    assert not any(isinstance(kind, cuda_graph._Played) for kind in step._kinds.values())
+    assert ended == [Graph.made[1].pool]
+    assert "one by one: operation not permitted" in line  # the first error, not what followed from it
+    assert len(fresh) == 1  # of 2.11's generator, which else would think that it is recorded
+
+
+class Rebinding(torch.nn.Linear):
+    """As some batch norms do: each forward pass puts another tensor in the place of a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 2)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = self.seen + 1
+        return super().forward(x)
+
+
+def test_a_network_that_changes_its_buffers_for_others_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graph, "_fresh_generator", lambda device, state: None)
+
+    def captured(model: Any, *batch: Any) -> tuple[Tensor, Tensor]:
+        if Graph.current is None:
+            return train_step(model, *batch)
+        model(batch[1])
+        return torch.zeros(()), torch.zeros(())
+
+    def failing(model: Any, *batch: Any) -> tuple[Tensor, Tensor]:
+        answer = captured(model, *batch)
+        if Graph.current is not None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return answer
+
+    for how, why in ((captured, "another tensor in the place of its buffer seen"), (failing, "not permitted")):
+        told: list[str] = []
+        model = Rebinding()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        step = RecordedStep(how, CPU, told.append)
+        for _ in range(6):
+            step(model, optimizer, torch.rand(3, 4), torch.randint(2, (3,)))
+        (line,) = told
+        assert why in line
+        assert float(model.seen) == 6  # what the recording did to it is undone
+
+
+def test_a_step_that_takes_much_of_the_memory_is_not_recorded() -> None:
+    Memory.taken, Memory.free, Memory.reserved = 11, 10, 15
+    (line,), _ = computed_instead(recordable, [4] * 6)
+    assert "too much of the memory" in line
+    assert not Graph.made
+    Memory.free, Memory.reserved = 5, 25  # enough, once what is kept is given back
+    assert computed_instead(recordable, [4] * 6)[0] == []
+    assert len(Graph.made) == Memory.emptied == 1
+
+
+def test_only_steps_for_which_no_host_waits_are_recorded() -> None:
+    cuda = torch.device("cuda")
+    recorded = [m for m in COMPILE if _is_recorded(Plan(threads=1, compile=m), cuda)]
+    assert recorded == ["record", "default", "max-autotune-no-cudagraphs"]
+    plan = Plan(threads=1, compile="record")
+    assert not _is_recorded(plan, CPU)
+    assert not _is_recorded(plan, cuda, careful=True)
+    assert not _is_recorded(replace(plan, precision=torch.float16), cuda)
+    assert first_played(plan, cuda) == cuda_graph.WARM_UP + 1
+    assert first_played(plan, CPU) == 1
+
+
+def _is_recorded(plan: Plan, device: torch.device, **how: Any) -> bool:
+    step = step_of(train_step, plan, device, **how)
+    assert isinstance(step, RecordedStep) or step is train_step
+    return isinstance(step, RecordedStep)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_recording_without_cuda_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(CnnlabError, match="compile=record needs a CUDA device.*set compile=off"):
+        cnnlab.train(Recipe(model="lenet", compile="record", image_size=28), runs_dir=tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("recipe", ["manual/lenet-bn", "speed/fashion-93", "fast/vgg11", "fast/alexnet"])
+def test_on_cuda_a_played_run_is_the_same_each_time_and_when_stopped(recipe: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    from cnnlab.io.errors import TrainingInterrupted
+    from cnnlab.training import train as training
+
+    changes = ["data=digits", "watch=validation", "val_fraction=0.2", "epochs=3", "batch_size=128", "image_size=32"]
+    settings = find_recipe(recipe).with_settings(changes)
+    weights, losses = {}, {}
+    for name in ("record", "again", "off"):
+        how = settings.changed(compile="off" if name == "off" else "record")
+        run = cnnlab.train(how, runs_dir=tmp_path, name=name, device="cuda").run
+        weights[name] = load_file(run.path / "last.safetensors")
+        losses[name] = [row["loss"] for row in run.metrics()]
+    real, calls = training.evaluate, []
+
+    def stopping(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "evaluate", stopping)
+        with pytest.raises(TrainingInterrupted):
+            cnnlab.train(settings.changed(compile="record"), runs_dir=tmp_path, name="stopped", device="cuda")
+    resumed = cnnlab.resume(tmp_path / "stopped")
+    weights["stopped"] = load_file(resumed.run.path / "last.safetensors")
+    for name, value in weights["record"].items():
+        assert torch.equal(value, weights["again"][name]), name
+        assert torch.equal(value, weights["stopped"][name]), name
+    # Muon's rates are read in float32 there, and a few dozen of its large steps make much of the last bits: the losses.
+    assert losses["record"][0] == pytest.approx(losses["off"][0], rel=2e-2)
+    assert recipe.startswith("speed/") or losses["record"] == pytest.approx(losses["off"], rel=1e-4)

@@ -1,0 +1,114 @@
+"""What a person sees while a network trains."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import nbformat
+import pytest
+from matplotlib.figure import Figure
+from nbclient import NotebookClient
+from rich.console import Console
+
+from cnnlab import Recipe, train
+from cnnlab.io.errors import CnnlabError
+from cnnlab.training import display
+
+
+def test_quiet_where_there_is_no_terminal(quick: Recipe, capfd: pytest.CaptureFixture[str]) -> None:
+    train(quick)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_bar_tells_epoch_loss_accuracy_speed_and_time_left(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    bar = display.Bar(Console(file=screen, force_terminal=True, width=130, color_system=None))
+    monkeypatch.setattr(display, "_INTERVAL", 0.0)
+    monkeypatch.setattr("cnnlab.training.session.make_display", lambda _: bar)
+    row = train(quick).run.metrics()[-1]
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    last = (
+        f"epoch 2/2  loss {row['loss']:.3f}  acc {row['train_acc']:.3f}  val acc {row['val_acc']:.3f}  "
+        f"{row['images_per_second']:,.0f} images/s"
+    )
+    assert last in shown
+    assert "epoch 1/2" in shown
+    assert re.search(r"\d:\d\d left", shown)
+
+
+def test_in_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    """The real command in a pseudo-terminal: the bar is drawn, and each line of it fits."""
+    control, terminal = pty.openpty()
+    command = [str(Path(sys.executable).parent / "cnnlab"), "train", "--set", "epochs=3"]
+    env = {**os.environ, "COLUMNS": "80", "LINES": "24", "TERM": "xterm"}
+    process = subprocess.Popen(command, stderr=terminal, stdout=terminal, env=env, close_fds=True)
+    os.close(terminal)
+    output = b""
+    while True:
+        try:
+            piece = os.read(control, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not piece:
+            break
+        output += piece
+    os.close(control)
+    assert process.wait(60) == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode())
+    frames = [line for line in re.split(r"[\r\n]+", text) if "epoch" in line and "images/s" in line]
+    assert any("3/3" in frame for frame in frames)
+    assert max(map(len, frames)) <= 80
+
+
+def test_a_notebook_gets_one_curve_that_grows_and_keeps_its_other_output(tmp_path: Path) -> None:
+    code = (
+        "import cnnlab\n"
+        "print('before')\n"
+        "result = cnnlab.train(cnnlab.RECIPES['digits'].changed(epochs=3), runs_dir='runs')\n"
+        "print('after')\n"
+    )
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(code), nbformat.v4.new_code_cell("print(result)")]
+    )
+    NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+    first, second = notebook.cells
+    pictures = [o for o in first.outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) == 1  # updated in place, not three below each other
+    text = "".join(o.text for o in first.outputs if o.output_type == "stream" and o.name == "stdout")
+    assert text == "before\nafter\n"
+    assert "val acc" in second.outputs[0].text
+
+
+@pytest.mark.parametrize(("between", "drawn"), [(1000.0, [1, 5]), (0.0, [1, 2, 3, 4, 5])])
+def test_a_curve_is_not_drawn_after_each_short_epoch(
+    between: float, drawn: list[int], quick: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first and the last are always seen: drawing the others would cost more than the epochs."""
+    shown: list[int] = []
+
+    def curves(rows: list[dict[str, Any]], watch: str, title: str) -> Figure:
+        if title.startswith("epoch"):  # the other one is the run's own, curves.png
+            shown.append(len(rows))
+        return Figure()
+
+    monkeypatch.setattr(display, "_BETWEEN", between)
+    monkeypatch.setattr("cnnlab.io.figures.curves", curves)
+    monkeypatch.setattr("IPython.display.display", lambda image, display_id: MagicMock())
+    monkeypatch.setattr("cnnlab.training.session.make_display", lambda _: display.Notebook())
+    train(quick.changed(epochs=5))
+    assert shown == drawn
+
+
+def test_unknown_display() -> None:
+    with pytest.raises(CnnlabError, match="did you mean lines"):
+        display.make_display("line")

@@ -1,0 +1,562 @@
+"""How a step is computed: what is chosen, when it is measured, and that a run keeps it. No clock is believed here."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch._dynamo.utils import counters
+
+from cnnlab import Recipe, resume, train, train_seeds
+from cnnlab.device.hardware import FORMATS, Plan
+from cnnlab.io.errors import CnnlabError, TrainingInterrupted
+from cnnlab.models import build_model
+from cnnlab.training import plan as probe
+from cnnlab.training import train as training
+from cnnlab.training.session import Session
+from conftest import Command, one_line_error
+
+CPU = torch.device("cpu")
+SHAPE = (1, 28, 28)
+LAST, FIRST = torch.channels_last, torch.contiguous_format
+Pace = Callable[[Plan], float]
+
+
+def build() -> nn.Module:
+    return build_model("lenet", num_classes=10, in_channels=1, image_size=28)
+
+
+class Clock:
+    """In place of a trial: seconds per step as `pace` says, and a list of what was tried."""
+
+    def __init__(self, pace: Pace) -> None:
+        self.pace, self.tried, self.most = pace, list[Plan](), 0
+
+    def __call__(self, candidate: Plan, *rest: object, **more: Any) -> float:
+        self.most += more["most"]
+        self.tried.append(candidate)
+        return self.pace(candidate)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Pace], Clock]:
+    """Puts a `Clock` in place of trials, and makes every run long enough for one; two real cores of four."""
+    monkeypatch.setattr(probe, "MEASURE_FROM", {"cpu": 0.0})
+    monkeypatch.setattr(probe, "available_cores", lambda: 4)
+    monkeypatch.setattr(probe, "physical_cores", lambda: 2)
+    monkeypatch.setattr(probe, "has_bfloat16", lambda device: False)
+
+    def fake(pace: Pace) -> Clock:
+        found = Clock(pace)
+        monkeypatch.setattr(probe, "seconds_per_step", found)
+        return found
+
+    return fake
+
+
+def plan(
+    threads: int | None = None,
+    earlier: dict[str, Any] | None = None,
+    count: int = 10_000,
+    told: Callable[[str], None] = lambda text: None,
+    **changes: Any,
+) -> Plan:
+    recipe = replace(Recipe(model="lenet", epochs=10, batch_size=64), **changes)
+    return probe.plan(recipe, build, SHAPE, 10, count, CPU, threads, earlier, told)
+
+
+def slow_unless(fast: Callable[[Plan], bool], gain: float = 2.0) -> Pace:
+    return lambda candidate: 0.01 if fast(candidate) else 0.01 * gain
+
+
+# What is chosen
+
+
+def test_the_fastest_is_chosen(clock: Callable[[Pace], Clock]) -> None:
+    said: list[str] = []
+    clock(slow_unless(lambda c: c.memory_format == LAST and c.threads == 2))
+    found = plan(told=said.append)
+    assert (found.memory_format, found.threads, found.precision, found.compile) == (LAST, 2, torch.float32, "off")
+    assert len(said) == 2
+    assert "channels_last, 2 threads: 6,400" in said[1]
+    assert "contiguous, 4 threads: 3,200" in said[1]
+    assert found.why.startswith("measured, images/s of ")
+
+
+@pytest.mark.parametrize(("gain", "layout"), [(1.0, FIRST), (1.099, FIRST), (1.101, LAST)])
+def test_what_is_hardly_faster_is_not_taken(clock: Callable[[Pace], Clock], gain: float, layout: object) -> None:
+    clock(slow_unless(lambda c: c.memory_format == LAST, gain))
+    assert plan().memory_format == layout
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    times=st.lists(st.floats(0.001, 1), min_size=8, max_size=8),
+    units=st.booleans(),
+    precision=st.sampled_from(["float32", "bfloat16", "auto"]),
+    layout=st.sampled_from(["auto", *FORMATS]),
+    threads=st.sampled_from([None, 1, 3]),
+    cores=st.integers(3, 6),
+    physical=st.integers(1, 3),
+)
+def test_only_what_may_be_chosen_is_and_the_fastest_of_it(
+    times: list[float], units: bool, precision: str, layout: str, threads: int | None, cores: int, physical: int
+) -> None:
+    pace = dict(zip([(p, f, n) for p in (0, 1) for f in (0, 1) for n in (0, 1)], times, strict=True))
+    kept: dict[str, Any] = {}
+
+    def timed(c: Plan, *rest: object, **more: object) -> float:
+        return pace[c.precision == torch.bfloat16, c.memory_format == LAST, c.threads == physical]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "MEASURE_FROM", {"cpu": 0.0})
+        patch.setattr(probe, "available_cores", lambda: cores)
+        patch.setattr(probe, "physical_cores", lambda: physical)
+        patch.setattr(probe, "has_bfloat16", lambda device: units)
+        patch.setattr(probe, "seconds_per_step", timed)
+        patch.setattr(probe, "_kept", kept.get)
+        patch.setattr(probe, "_keep", lambda key, values, told: kept.update({key: values["plan"]}))
+        found = plan(threads, precision=precision, memory_format=layout)
+        again = plan(threads, precision=precision, memory_format=layout)
+    assert again.values == found.values
+    assert found.threads == threads if threads else found.threads in (cores, physical)
+    assert found.compile == "off"
+    if precision != "auto":
+        assert found.values["dtype"] == precision
+    elif not units:
+        assert found.precision == torch.float32
+    if layout != "auto":
+        assert found.values["memory_format"] == layout
+    allowed = [
+        timed(Plan(threads=n, precision=p, memory_format=f))
+        for p in ([torch.float32, torch.bfloat16] if precision == "auto" and units else [found.precision])
+        for f in (FORMATS.values() if layout == "auto" else [found.memory_format])
+        for n in ([threads] if threads else [cores, physical])
+    ]
+    assert timed(found) < 1.1 * min(allowed) * (1 + 1e-9)
+
+
+def test_what_does_not_fit_into_the_memory_is_passed_over(clock: Callable[[Pace], Clock]) -> None:
+    clock(lambda c: float("inf") if c.memory_format == FIRST else 0.01)
+    assert plan().memory_format == LAST
+    clock(lambda c: float("inf"))
+    found = plan(batch_size=65)  # nothing fits: the run itself will say so, and the next one measures again
+    assert found.memory_format == FIRST
+    again = clock(lambda c: 0.01)
+    plan(batch_size=65)
+    assert again.tried
+
+
+def test_a_trial_without_memory_or_compiler_is_endless_and_other_errors_are_raised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def failing(error: Exception) -> float:
+        def step(*args: object) -> None:
+            raise error
+
+        monkeypatch.setattr(probe, "train_step", step)
+        return probe.seconds_per_step(Plan(threads=1), Recipe(model="lenet"), build, SHAPE, 10, CPU)
+
+    assert failing(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")) == float("inf")
+    assert failing(torch._dynamo.exc.BackendCompilerFailed(print, RuntimeError("no g++"), None)) == float("inf")
+    with pytest.raises(RuntimeError, match="a mistake"):
+        failing(RuntimeError("a mistake"))
+
+
+# When it is measured
+
+
+def test_nothing_is_measured_where_nothing_may_be_chosen(clock: Callable[[Pace], Clock]) -> None:
+    trial = clock(lambda c: 0.01)
+    for mode in ("off", "auto"):
+        found = plan(threads=3, memory_format="channels_last", compile=mode)
+        assert found == Plan(threads=3, memory_format=LAST, why="as the recipe says")
+    assert not trial.tried
+
+
+def test_short_runs_are_not_measured(clock: Callable[[Pace], Clock], monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = clock(lambda c: 0.01)
+    assert plan(count=640).why == "too few steps to measure"
+    # Two memory formats and two numbers of threads, three steps each, are 5 percent of 240 steps.
+    assert plan(count=64 * 23, epochs=10).why == "too few steps to measure"
+    assert not trial.tried
+    assert plan(count=64 * 24, epochs=10).why.startswith("measured")
+    assert len(trial.tried) == 4
+    assert trial.most == 12
+    trial.tried.clear()
+    work = probe.operations(build, SHAPE) * 10 * 10_000
+    monkeypatch.setattr(probe, "MEASURE_FROM", {"cpu": work * 1.01})
+    assert plan().why == "too short to measure"
+    monkeypatch.setattr(probe, "has_bfloat16", lambda device: True)
+    found = plan(precision="auto")  # where there are units for it, and they take channels_last
+    assert (found.precision, found.memory_format) == (torch.bfloat16, LAST)
+    assert plan(precision="auto", memory_format="contiguous").memory_format == FIRST
+    assert plan(precision="float32").precision == torch.float32
+    assert not trial.tried
+
+
+@settings(deadline=None, max_examples=50)
+@given(steps=st.integers(1, 5000), cores=st.integers(1, 4), precision=st.sampled_from(["float32", "auto"]))
+def test_trials_take_no_more_than_their_share_of_the_steps(steps: int, cores: int, precision: str) -> None:
+    trial = Clock(lambda c: 0.01)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "MEASURE_FROM", {"cpu": 0.0})
+        patch.setattr(probe, "available_cores", lambda: cores)
+        patch.setattr(probe, "physical_cores", lambda: 1)
+        patch.setattr(probe, "has_bfloat16", lambda device: True)
+        patch.setattr(probe, "seconds_per_step", trial)
+        patch.setattr(probe, "_kept", lambda key: None)
+        patch.setattr(probe, "_keep", lambda key, values, told: None)
+        plan(epochs=1, count=64 * steps, precision=precision)
+    assert trial.most <= 0.05 * steps
+
+
+def test_a_trial_ends_after_its_steps_and_can_be_stopped() -> None:
+    calls: list[int] = []
+
+    def count() -> None:
+        calls.append(1)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    def measure(most: int, check: Callable[[], None]) -> None:
+        recipe = Recipe(model="lenet", batch_size=8)
+        probe.seconds_per_step(Plan(threads=1), recipe, build, SHAPE, 10, CPU, seconds=1e9, most=most, check=check)
+
+    measure(5, count)
+    assert len(calls) == 5
+    with pytest.raises(KeyboardInterrupt):
+        measure(5, stop)
+
+
+def test_what_another_process_has_measured_meanwhile_holds(clock: Callable[[Pace], Clock]) -> None:
+    def pace(candidate: Plan) -> float:
+        if not inner:  # another process, to which the other layout is faster, begins and ends during our trial
+            inner.append(candidate)
+            theirs.append(plan())
+        return 0.01 if (candidate.memory_format == LAST) == bool(theirs) else 0.02
+
+    inner: list[Plan] = []
+    theirs: list[Plan] = []
+    clock(pace)
+    ours = plan()
+    assert ours.values == theirs[0].values
+    assert theirs[0].memory_format == FIRST
+
+
+def test_operations_are_counted_by_hand() -> None:
+    # conv 5x5x6 over 28x28, conv 5x5x16 of 6 over 10x10, 400x120, 120x84, 84x10; twice, and three times over
+    by_hand = 25 * 6 * 28**2 + 25 * 6 * 16 * 10**2 + 400 * 120 + 120 * 84 + 84 * 10
+    assert probe.operations(build, SHAPE) == 3 * 2 * by_hand
+
+
+def test_what_was_measured_is_used_the_second_time(clock: Callable[[Pace], Clock]) -> None:
+    first = clock(slow_unless(lambda c: c.memory_format == LAST))
+    found = plan()
+    assert first.tried
+    again = clock(slow_unless(lambda c: c.memory_format == FIRST))  # a busy moment must not change the run
+    kept = plan(epochs=20)
+    assert not again.tried
+    assert kept.values == found.values
+    assert kept.why == "measured before on this machine"
+    plan(batch_size=128)  # another step
+    assert again.tried
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"plan": 3}',
+        '{"plan": {"threads": 4000, "dtype": "float32", "memory_format": "channels_last", "compile": "off"}}',
+        '{"plan": {"threads": 4, "dtype": "bfloat16", "memory_format": "channels_last", "compile": "off"}}',
+        '{"plan": {"threads": 4, "dtype": "float32", "memory_format": "contiguous", "compile": "default"}}',
+    ],
+)
+def test_a_damaged_or_impossible_answer_is_measured_anew(clock: Callable[[Pace], Clock], damage: str) -> None:
+    first = clock(slow_unless(lambda c: c.memory_format == LAST))
+    found = plan()
+    (file,) = Path(probe.user_cache_dir("cnnlab")).rglob("*.json")
+    file.write_text(damage)
+    first.tried.clear()
+    assert plan().values == found.values
+    assert first.tried
+    assert json.loads(file.read_text())["plan"] == found.values  # and mended
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(
+    clock: Callable[[Pace], Clock], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(probe, "user_cache_dir", lambda name: str(tmp_path / "file" / name))
+    trial = clock(slow_unless(lambda c: c.memory_format == LAST))
+    assert plan().memory_format == LAST
+    trial.tried.clear()
+    plan()
+    assert trial.tried  # again
+
+
+# What a run began with
+
+
+def test_a_run_goes_on_as_it_began(clock: Callable[[Pace], Clock]) -> None:
+    trial = clock(slow_unless(lambda c: c.memory_format == LAST and c.threads == 2))
+    began = plan()
+    trial.tried.clear()
+    found = plan(earlier=began.values)
+    assert found.values == began.values
+    assert found.why == "as the run began"
+    assert plan(threads=3, earlier=began.values).threads == 3  # but a number that is said now counts
+    assert plan(earlier={**began.values, "threads": 64}).threads == 4  # never more than there are
+    # A run from before plans were written down.
+    assert plan(earlier={"threads": 2}, memory_format="channels_last").values == began.values
+    assert not trial.tried
+
+
+def test_a_compiled_run_goes_on_uncompiled_where_there_is_no_compiler(
+    clock: Callable[[Pace], Clock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = Plan(threads=2, compile="default").values
+    monkeypatch.setattr(probe.shutil, "which", lambda name: "/usr/bin/g++")
+    assert plan(earlier=earlier).compile == "default"
+    monkeypatch.setattr(probe.shutil, "which", lambda name: None)
+    assert plan(earlier=earlier).compile == "off"
+
+
+# Compilation
+
+
+@pytest.mark.parametrize(("gain", "mode"), [(1.09, "off"), (1.11, "default")])
+def test_compilation_is_tried_where_a_run_is_long_enough(
+    clock: Callable[[Pace], Clock], monkeypatch: pytest.MonkeyPatch, gain: float, mode: str
+) -> None:
+    monkeypatch.setattr(probe.shutil, "which", lambda name: "/usr/bin/g++")
+    trial = clock(slow_unless(lambda c: c.compile != "off", gain))
+    plan()
+    assert all(c.compile == "off" for c in trial.tried)  # too short
+    monkeypatch.setattr(probe, "COMPILE_FROM", {"cpu": 0.0})
+    found = plan()
+    assert found.compile == mode
+    assert [c.compile for c in trial.tried].count("default") == 1
+    trial.tried.clear()
+    assert plan().values == found.values
+    assert not trial.tried
+    # Where everything else is said, it is still tried; where it is off, or there is no compiler, it is not.
+    assert plan(threads=1, memory_format="contiguous").compile == mode
+    assert plan(compile="off", batch_size=65).compile == "off"
+    monkeypatch.setattr(probe.shutil, "which", lambda name: None)
+    assert plan(batch_size=66).compile == "off"
+
+
+def test_compiling_without_a_compiler_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, cnnlab: Command) -> None:
+    monkeypatch.setattr(probe.shutil, "which", lambda name: None)
+    line = one_line_error(cnnlab("train", "--set", "compile=default", "--device", "cpu", "--name", "x"))
+    assert line == "error: compile needs a C++ compiler, and there is none here; install g++, or set compile=off"
+    assert not Path("runs/x").exists()
+
+
+def test_a_compilation_that_fails_is_one_line(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*args: object) -> None:
+        raise torch._dynamo.exc.BackendCompilerFailed(print, RuntimeError("g++ gave up"), None)
+
+    monkeypatch.setattr(training, "train_step", failing)
+    with pytest.raises(CnnlabError, match="lenet-bn cannot be compiled here: .*g\\+\\+ gave up.*; set compile=off"):
+        train(quick)
+
+
+# A run, measured in earnest
+
+
+def states() -> list[object]:
+    return [
+        torch.get_rng_state().tolist(),
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.get_num_threads(),
+    ]
+
+
+def test_a_trial_touches_no_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "MEASURE_FROM", {"cpu": 0.0})
+    torch.manual_seed(3)
+    before = states()
+    found = plan(batch_size=16, threads=1)
+    assert found.why.startswith("measured")
+    assert states() == before
+
+
+def first_session(path: Path) -> dict[str, Any]:
+    session: dict[str, Any] = json.loads((path / "environment.json").read_text())["sessions"][0]
+    return session
+
+
+def test_a_measured_run_says_so_and_another_has_the_same_bits(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "MEASURE_FROM", {"cpu": 0.0})
+    recipe = quick.changed(epochs=4, precision="auto", batch_size=4, limit=256)
+    runs = [train(recipe, name=name, threads=1).run.path for name in ("one", "two")]
+    one, two = map(first_session, runs)
+    assert one["plan"].startswith("measured, images/s of ")
+    assert two["plan"] == "measured before on this machine"
+    assert one["threads"] == 1
+    for what in ("threads", "dtype", "memory_format", "compile"):
+        assert one[what] == two[what]
+    assert (runs[0] / "last.safetensors").read_bytes() == (runs[1] / "last.safetensors").read_bytes()
+    assert len(list(Path(probe.user_cache_dir("cnnlab")).rglob("*.json"))) == 1
+
+
+def test_a_resumed_run_keeps_its_plan(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "MEASURE_FROM", {"cpu": 0.0})
+    recipe = quick.changed(epochs=4, batch_size=8, limit=256)
+    trial = Clock(slow_unless(lambda c: c.memory_format == LAST))
+    monkeypatch.setattr(probe, "seconds_per_step", trial)
+    whole = train(recipe, name="whole", threads=1).run.path
+    real, calls = training.save_checkpoint, []
+
+    def stop(*args: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_checkpoint", stop)
+        with pytest.raises(TrainingInterrupted):
+            train(recipe, name="stopped", threads=1)
+    for file in Path(probe.user_cache_dir("cnnlab")).rglob("*.json"):
+        file.unlink()
+    trial.pace = slow_unless(lambda c: c.memory_format == FIRST)  # measured now, it would be the other one
+    trial.tried.clear()
+    path = resume("runs/stopped", threads=1).run.path
+    assert not trial.tried
+    began, goes_on = json.loads((path / "environment.json").read_text())["sessions"]
+    assert began["memory_format"] == goes_on["memory_format"] == "channels_last"
+    assert goes_on["plan"] == "as the run began"
+    assert (whole / "last.safetensors").read_bytes() == (path / "last.safetensors").read_bytes()
+
+
+def test_ctrl_c_during_a_trial_says_how_to_go_on(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "MEASURE_FROM", {"cpu": 0.0})
+
+    def stopped(*rest: object, **more: object) -> float:
+        raise KeyboardInterrupt
+
+    recipe = quick.changed(epochs=4, batch_size=8, limit=256)
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "seconds_per_step", stopped)
+        with pytest.raises(TrainingInterrupted, match="Go on with: cnnlab train --resume runs/run"):
+            train(recipe, name="run", threads=1)
+    assert resume("runs/run").summary["epochs"] == 4
+
+
+def test_seeds_that_had_not_begun_are_resumed_with_the_plan_of_those_that_had(
+    quick: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "MEASURE_FROM", {"cpu": 0.0})
+    trial = Clock(slow_unless(lambda c: c.memory_format == LAST))
+    monkeypatch.setattr(probe, "seconds_per_step", trial)
+    recipe = quick.changed(epochs=4, batch_size=8, limit=256)
+    whole = train_seeds(recipe, 2, name="whole").path
+    real = training.save_weights
+
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_weights", stop)
+        with pytest.raises(TrainingInterrupted):
+            train_seeds(recipe, 2, name="stopped")
+    assert not Path("runs/stopped/seed-1").exists()
+    for file in Path(probe.user_cache_dir("cnnlab")).rglob("*.json"):
+        file.unlink()
+    trial.pace = slow_unless(lambda c: c.memory_format == FIRST)
+    monkeypatch.setattr(training, "save_weights", real)
+    resume("runs/stopped")
+    for seed in (0, 1):
+        assert first_session(Path(f"runs/stopped/seed-{seed}"))["memory_format"] == "channels_last"
+        last = f"seed-{seed}/last.safetensors"
+        assert (whole / last).read_bytes() == (Path("runs/stopped") / last).read_bytes()
+
+
+def test_seeds_have_one_plan_also_without_a_cache(
+    quick: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(probe, "MEASURE_FROM", {"cpu": 0.0})
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(probe, "user_cache_dir", lambda name: str(tmp_path / "file" / name))
+    trial = Clock(slow_unless(lambda c: c.memory_format == LAST))
+    monkeypatch.setattr(probe, "seconds_per_step", trial)
+    real = training.environment
+
+    def and_now_the_other_is_faster(*args: Any) -> dict[str, Any]:
+        trial.pace = slow_unless(lambda c: c.memory_format == FIRST)
+        return real(*args)
+
+    monkeypatch.setattr(training, "environment", and_now_the_other_is_faster)
+    path = train_seeds(quick.changed(epochs=4, batch_size=8, limit=256), 2, threads=1).path
+    assert [first_session(path / f"seed-{s}")["memory_format"] for s in (0, 1)] == ["channels_last"] * 2
+
+
+@pytest.mark.slow
+def test_the_next_seed_uses_what_was_compiled_and_another_network_does_not(quick: Recipe) -> None:
+    if not probe._compiler(torch.device("cpu")):
+        pytest.skip("there is no C++ compiler on this system")
+
+    def graphs(seed: int, **changes: Any) -> int:
+        """How many graphs a training compiles."""
+        before = counters["stats"]["unique_graphs"]
+        recipe = quick.changed(compile="default", epochs=1, limit=64, batch_size=32, seed=seed, **changes)
+        train(recipe, threads=1)
+        return counters["stats"]["unique_graphs"] - before
+
+    torch._dynamo.reset()
+    probe._compiled_before = ""
+    assert graphs(0) > 0
+    assert graphs(1) == 0
+    assert graphs(1, model="lenet") > 0
+    assert graphs(2) > 0  # let go meanwhile
+
+
+def test_on_cuda_steps_are_recorded_unless_the_host_waits_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    recipe = Recipe(model="lenet", epochs=1)
+
+    def planned(recipe: Recipe = recipe, device: torch.device = cuda, earlier: dict[str, Any] | None = None) -> Plan:
+        return probe.plan(recipe, build, SHAPE, 10, 100, device, 1, earlier)
+
+    monkeypatch.setattr(probe, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(probe, "has_float16", lambda device: False)
+    assert planned().compile == "record"
+    assert str(planned()).endswith(", recorded")
+    assert planned(device=CPU).compile == "off"
+    for changes in ({"on_nan": "skip"}, {"precision": "float16"}, {"compile": "off"}):
+        assert planned(recipe.changed(**changes)).compile == "off", changes
+    monkeypatch.setattr(probe, "has_float16", lambda device: True)
+    guess = planned(recipe.changed(precision="auto"))
+    assert (guess.precision, guess.compile) == (torch.float16, "off")
+    # A run goes on as it began, where it can.
+    assert planned(earlier={"compile": "off"}).compile == "off"
+    assert planned(earlier={"compile": "record"}).compile == "record"
+    assert planned(device=CPU, earlier={"compile": "record"}).compile == "off"
+
+
+def test_a_recorded_run_goes_on_without_cuda(quick: Recipe) -> None:
+    recipe = quick.changed(compile="record")
+    with Session("cpu", 1, None, False, "none") as session:
+        with pytest.raises(CnnlabError, match="set compile=off"):
+            session.begin(recipe)
+        session.begin(recipe, again=True)
+        assert session.plan(recipe, {"compile": "record"}).compile == "off"
