@@ -26,7 +26,7 @@ def run_summary(path: Path) -> dict[str, Any]:
     summary.pop("blake2b", None)  # of the file
     sessions = json.loads((path / "environment.json").read_text())["sessions"]
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    shown = ("epoch", "loss", "train_acc", "val_acc", "seen_acc", "seconds")
+    shown = ("epoch", "loss", "train_acc", "val_acc", "train_subset_acc", "seconds")
     return {
         **summary,
         "dtype": sessions[0]["dtype"],

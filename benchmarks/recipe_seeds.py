@@ -36,9 +36,9 @@ def main() -> None:
             result = cnnlab.train_seeds(name, args.seeds, runs_dir=folder, device=args.device, progress="lines")
             print(result, flush=True)
             device = result.results[0].summary["device"]
-            key = "test_acc" if result.summary["watch"] == "test" else "val_acc"
+            key = "test_acc" if result.summary["eval_split"] == "test" else "val_acc"
             figures[name] = {
-                "split": SPLIT[result.summary["watch"]],
+                "split": SPLIT[result.summary["eval_split"]],
                 "printed_by_the_manual": PRINTED.get(name),
                 **result.summary,
                 f"{key}_by_epoch": {

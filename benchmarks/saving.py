@@ -21,7 +21,7 @@ from cnnlab import train
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import RECIPES
 from cnnlab.training import train as training
-from cnnlab.training.checkpoint import Beside
+from cnnlab.training.checkpoint import BackgroundWriter
 
 # Network and image size: the smallest, the middle and the largest of the chapter.
 EVERY = 8  # steps: enough for one save to be on the disk before the next
@@ -30,7 +30,7 @@ NETWORKS = {"lenet-bn": 28, "resnet18": 96, "vgg11-quarter": 224, "alexnet": 224
 
 def measured(network: str, size: int, batch: int, saves: int, device: str, runs_dir: str) -> dict[str, Any]:
     """Train on the digits, resized, EVERY steps a save; returns the figures."""
-    real = {name: vars(training)[name] for name in ("train_step", "save_checkpoint", "Beside")}
+    real = {name: vars(training)[name] for name in ("train_step", "save_checkpoint", "BackgroundWriter")}
     steps: list[tuple[float, float]] = []
     pauses: list[tuple[float, float]] = []
     writes: list[tuple[float, float]] = []
@@ -48,7 +48,7 @@ def measured(network: str, size: int, batch: int, saves: int, device: str, runs_
         if args[3]["part"]:
             pauses.append((began, time.perf_counter()))
 
-    class TimedBeside(Beside):
+    class TimedWriter(BackgroundWriter):
         def do(self, *jobs: Callable[[], None]) -> None:
             self.wait()
             began = time.perf_counter()
@@ -58,7 +58,7 @@ def measured(network: str, size: int, batch: int, saves: int, device: str, runs_
         model=network, image_size=size, batch_size=batch, limit=5 * EVERY * batch + batch, epochs=-(-saves // 5),
         save_steps=EVERY, save_seconds=0.0, precision="float32", compile="off",
     )  # fmt: skip
-    vars(training).update(train_step=timed_step, save_checkpoint=timed_save, Beside=TimedBeside)
+    vars(training).update(train_step=timed_step, save_checkpoint=timed_save, BackgroundWriter=TimedWriter)
     try:
         with tempfile.TemporaryDirectory(dir=runs_dir) as folder:
             run = train(recipe, runs_dir=folder, progress="none", device=device).run

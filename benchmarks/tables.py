@@ -124,10 +124,10 @@ def table(words: dict[str, str]) -> str:
     seeds = newest("recipe-seeds")
     lines = [words["seeds"].format(n=seeds["n"], hardware=hardware(seeds)), "", words["columns"], "|---" * 8 + "|"]
     for name, r in seeds["recipes"].items():
-        key, printed = ("test_acc" if r["watch"] == "test" else "val_acc"), r["printed_by_the_manual"]
+        key, printed = ("test_acc" if r["eval_split"] == "test" else "val_acc"), r["printed_by_the_manual"]
         total = mean(s["total_seconds"] for s in r["per_seed"])
         lines.append(
-            f"| `{name}` | {words['ours']} | {spread(r['loss'])} | {spread(r['train_acc'])} | {spread(r[key])}, {r['watch']} | "
+            f"| `{name}` | {words['ours']} | {spread(r['loss'])} | {spread(r['train_acc'])} | {spread(r[key])}, {r['eval_split']} | "
             f"{r['images_per_second']['mean']:,.0f} | {r['examples_per_second']['mean']:,.0f} | {total:.0f} |"
         )
         if printed:

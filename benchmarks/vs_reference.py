@@ -72,7 +72,7 @@ def our_recipe(network: str, epochs: int) -> Task:
     return Recipe(
         name="vs-reference", data="fashion-mnist", model=network, epochs=epochs, batch_size=BATCH, learning_rate=RATE,
         momentum=MOMENTUM, nesterov=True, weight_decay=DECAY, image_size=NETWORKS[network][0], crop_scale=AREA[0],
-        flip=True, val_fraction=0.0, watch="test",
+        flip=True, val_fraction=0.0, eval_split="test",
     ).to_dict()  # fmt: skip
 
 

@@ -33,7 +33,7 @@ from cnnlab.data import archives, fashion_mnist
 from cnnlab.data.images import bombs_refused, decode, probe
 from cnnlab.data.store import Store, intact, open_store
 from cnnlab.device.hardware import pick_device
-from cnnlab.io import text as safety
+from cnnlab.io import text as escaping
 from cnnlab.io.csv import read_header, read_table
 from cnnlab.io.schema import check
 from cnnlab.io.tables import to_json
@@ -217,11 +217,14 @@ def told(path: Path) -> None:
     run = open_run(path)
     summary = run.summary()
     rows = tables.run_rows([run])
-    for text in (safety.page(to_json(rows)), safety.page(tables.run_list([run, run], Path("runs"), True))):
+    for text in (
+        escaping.escape_lines(to_json(rows)),
+        escaping.escape_lines(tables.run_list([run, run], Path("runs"), True)),
+    ):
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
-    json.loads(safety.page(to_json(rows)))
+    json.loads(escaping.escape_lines(to_json(rows)))
     if summary is not None:
-        safety.page(str(Result(run, summary)))
+        escaping.escape_lines(str(Result(run, summary)))
 
 
 def try_run(trial: Trials, place: Path, name: str) -> None:
@@ -352,4 +355,4 @@ def try_store(trial: Trials, place: Path) -> None:
         intact(store)
         torch.bincount(store.train.labels, minlength=len(store.train.classes))
         store.train.fingerprint()
-        safety.page(prepared(Prepared(store)))  # type: ignore[arg-type]
+        escaping.escape_lines(prepared(Prepared(store)))  # type: ignore[arg-type]

@@ -31,7 +31,6 @@ from cnnlab.chapter.reproduce import resume_reproduction
 from cnnlab.competition import work
 from cnnlab.competition.layout import Layout
 from cnnlab.data.images import decode
-from cnnlab.io import text as safety
 from cnnlab.io.csv import quoted
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.files import digest, write_checked
@@ -226,13 +225,13 @@ def test_names_and_texts(trial: Trials, folder: Path) -> None:
             assert re.fullmatch(r"[\w.-]{1,100}", text, re.ASCII)
             assert text not in (".", "..")
             assert text.split(".")[0].lower() not in ("con", "nul", "aux", "prn", "com1")
-        for made in (safety.shown(text), quoted(text), safety.shown(safety.markdown(text)), str(CnnlabError(text))):
+        for made in (text.escape(text), quoted(text), text.escape(text.markdown(text)), str(CnnlabError(text))):
             assert not re.search(
                 r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff]", made
             )
-        assert json.loads(safety.page(to_json([text]))) == [text]
-        assert not re.search(r"[<>|]", safety.markdown(text))
-        assert not re.match(r"\s*[=+@-]", safety.cell(text)) or re.fullmatch(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?", text)
+        assert json.loads(text.escape_lines(to_json([text]))) == [text]
+        assert not re.search(r"[<>|]", text.markdown(text))
+        assert not re.match(r"\s*[=+@-]", text.cell(text)) or re.fullmatch(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?", text)
 
     run()
 

@@ -56,13 +56,13 @@ def test_manual_recipes_are_the_manuals() -> None:
         )
         assert (r.optimizer, r.momentum, r.weight_decay, r.schedule) == ("sgd", 0.0, 0.0, "constant")
         assert (r.init, r.normalize, r.label_smoothing, r.image_size) == ("xavier-uniform", False, 0.0, 0)
-        assert (r.watch, r.val_fraction, r.flip, r.shift) == ("test", 0.0, False, 0)
+        assert (r.eval_split, r.val_fraction, r.flip, r.shift) == ("test", 0.0, False, 0)
 
 
 def test_our_recipes_choose_on_validation() -> None:
     for name, recipe in RECIPES.items():
         # The competition's own labels are held back: there is no test set to look at.
-        assert (recipe.watch == "test") == (name.startswith("manual/") and recipe.data == "fashion-mnist")
+        assert (recipe.eval_split == "test") == (name.startswith("manual/") and recipe.data == "fashion-mnist")
 
 
 def test_settings_are_parsed_by_their_types() -> None:
@@ -117,7 +117,7 @@ def test_changes_show_in_the_name() -> None:
         ("momentum=1", "must lie between 0 and 0.9999"),
         ("flip=maybe", "expected true or false"),
         ("schedule=cosin", "choose one of constant, cosine, one-cycle"),
-        ("val_fraction=0", "leaves nothing to watch"),
+        ("val_fraction=0", "leaves nothing to eval_split"),
         ("nesterov=true", "needs momentum"),
     ],
 )

@@ -106,19 +106,19 @@ def test_mixed_labels_weigh_two_losses() -> None:
 
 
 def test_training_on_every_image_watches_some_of_them(quick: Recipe, cnnlab: Command) -> None:
-    recipe = quick.changed(watch="train", val_fraction=0.0)
+    recipe = quick.changed(eval_split="train", val_fraction=0.0)
     result = train(recipe, name="every")
     images = result.summary["images"]["train"]
     assert images == 1438
     row = result.run.metrics()[-1]
     assert row["images"] == 1438
-    assert result.run.metrics()[-1]["seen_acc"] == result.summary["seen_acc"] > 0.5
-    assert "seen acc" in str(result)
+    assert result.run.metrics()[-1]["train_subset_acc"] == result.summary["train_subset_acc"] > 0.5
+    assert "train_subset acc" in str(result)
     assert "no estimate" in str(result)
     assert result.run.weights().name == "last.safetensors"  # there is nothing to choose an epoch by
     answer = cnnlab("eval", "runs/every", "--split", "train", "--json")
     # all of its 1,438 images are watched here, in the same mode
-    assert json.loads(answer.stdout)["accuracy"] == result.summary["seen_acc"]
+    assert json.loads(answer.stdout)["accuracy"] == result.summary["train_subset_acc"]
     assert "held no images out" in one_line_error(cnnlab("eval", "runs/every", "--split", "validation"))
     assert cnnlab("runs").returncode == cnnlab("train", "--resume", "runs/every").returncode == 0
 

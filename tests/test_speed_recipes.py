@@ -48,7 +48,7 @@ def test_fast_costs_a_small_fraction_of_the_manuals_multiply_adds(network: str) 
 
 @pytest.mark.parametrize("name", SPEED)
 def test_nothing_is_chosen_on_the_test_set(name: str) -> None:
-    assert RECIPES[name].watch == "validation"
+    assert RECIPES[name].eval_split == "validation"
     assert RECIPES[name].val_fraction == 0.1
     assert RECIPES[name].split_seed == 0
 

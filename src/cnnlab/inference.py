@@ -166,7 +166,7 @@ def _run_images(run: Run, split: str | None, options: SourceOptions) -> tuple[Im
         split = "test" if images is not None else "validation"
     if images is None:
         train_set, watched = load_splits(run.recipe, options)
-        if split == "validation" and run.recipe.watch != "validation":
+        if split == "validation" and run.recipe.eval_split != "validation":
             raise CnnlabError(f"{run.path} held no images out for validation; evaluate --split test or train")
         if train_set.fingerprint() != run.info["data"]["fingerprint"]:
             raise CnnlabError(

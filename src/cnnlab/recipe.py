@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
 from cnnlab.io.errors import CnnlabError, unknown
-from cnnlab.io.text import clipped
+from cnnlab.io.text import truncate
 
 # The splits that can be watched, each with the name of its figures. `train` is for training on every labelled image:
 # it watches some of them, as they are, with the weights of the epoch's end.
-KEYS = {"validation": "val", "test": "test", "train": "seen"}
+KEYS = {"validation": "val", "test": "test", "train": "train_subset"}
 
 
 FORMATS = ("contiguous", "channels_last")
@@ -106,9 +106,11 @@ class Recipe:
     save_seconds: float = _setting(60.0, "save inside an epoch too, after so many seconds; 0: do not", 0, 1e9)
     save_steps: int = _setting(0, "save inside an epoch too, after so many steps; 0: do not", 0, 2**31 - 1)
 
-    limit: int = _setting(0, "most images to train on and to watch, the same share of each class; 0: all", 0, 2**31 - 1)
+    limit: int = _setting(
+        0, "most images to train on and to evaluate on, the same share of each class; 0: all", 0, 2**31 - 1
+    )
     val_fraction: float = _setting(0.1, "share of the training images held out, the same of each class", 0, 0.9)
-    watch: str = _setting("validation", "split measured after each epoch", choices=tuple(KEYS))
+    eval_split: str = _setting("validation", "split measured after each epoch", choices=tuple(KEYS))
     seed: int = _setting(0, "starting weights, order of the images, dropout, augmentation", 0, 2**31 - 1)
     split_seed: int = _setting(0, "which images are held out", 0, 2**31 - 1)
 
@@ -129,9 +131,9 @@ class Recipe:
                 raise CnnlabError(f"{name}={_told(value)}: must lie between {rule['low']} and {rule['high']}")
             if isinstance(value, str) and len(value) > LONGEST:
                 raise CnnlabError(f"{name}={_told(value)}: at most {LONGEST:,} characters")
-        if self.watch == "validation" and self.val_fraction == 0:
+        if self.eval_split == "validation" and self.val_fraction == 0:
             raise CnnlabError(
-                "val_fraction=0.0 leaves nothing to watch; hold some images out, or set watch=test to look at the "
+                "val_fraction=0.0 leaves nothing to evaluate on; hold some images out, or set eval_split=test for the "
                 "test set after each epoch"
             )
         if self.optimizer == "muon" and self.learning_rate == 0:
@@ -153,7 +155,7 @@ class Recipe:
     @property
     def key(self) -> str:
         """How figures of the watched split are called: `val`, `test` or `seen`."""
-        return KEYS[self.watch]
+        return KEYS[self.eval_split]
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain values, in the order of its fields."""
@@ -204,7 +206,7 @@ def _told(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 400:
         return "a number of over 100 digits"
     try:
-        return clipped(repr(value), 60)
+        return truncate(repr(value), 60)
     except RecursionError:
         return type(value).__name__
 
@@ -223,7 +225,7 @@ def _parse(key: str, text: str) -> Any:
             return kind(text)
         except ValueError:
             pass
-    raise CnnlabError(f"{key}={clipped(text, 60)!r}: {_EXPECTED[kind]}")
+    raise CnnlabError(f"{key}={truncate(text, 60)!r}: {_EXPECTED[kind]}")
 
 
 _EXPECTED: dict[type, str] = {

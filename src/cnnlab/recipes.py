@@ -23,7 +23,7 @@ _MANUAL = Recipe(
     init="xavier-uniform",
     normalize=False,
     val_fraction=0.0,
-    watch="test",
+    eval_split="test",
 )
 
 # Ours for CIFAR-10, tuned on the validation split alone (docs/log.md).

@@ -270,7 +270,7 @@ def test_choosing_the_best_epoch_on_the_test_set_flatters(monkeypatch: pytest.Mo
     assert "train" in read
     assert "test" not in read
     assert summary["best_by"] == "val_acc"
-    watching = cnnlab.train(short(limit=300, watch="test", val_fraction=0.0), runs_dir=tmp_path, progress="none")
+    watching = cnnlab.train(short(limit=300, eval_split="test", val_fraction=0.0), runs_dir=tmp_path, progress="none")
     assert "test" in read
     assert watching.summary["best_by"] == "loss"  # even then nothing is chosen by the test set
     assert "looks at the test set" in str(watching)

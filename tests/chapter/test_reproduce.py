@@ -36,7 +36,7 @@ def test_the_nine_experiments_are_the_manuals() -> None:
         recipe = RECIPES[experiment.recipe]
         assert (recipe.learning_rate, recipe.batch_size, recipe.image_size) == printed[name]
         assert (recipe.epochs, recipe.optimizer, recipe.momentum, recipe.schedule) == (10, "sgd", 0, "constant")
-        assert (recipe.init, recipe.normalize, recipe.watch, recipe.val_fraction) == (
+        assert (recipe.init, recipe.normalize, recipe.eval_split, recipe.val_fraction) == (
             "xavier-uniform",
             False,
             "test",
@@ -242,7 +242,7 @@ def test_named_experiments_are_in_the_help(cnnlab: Command) -> None:
     text = cnnlab("reproduce", "--help").stdout
     words = set(re.findall(r"[\w-]+", text))
     assert EXPERIMENTS.keys() <= words
-    assert EXPERIMENTS.keys() == {r.removeprefix("manual/") for r in RECIPES if RECIPES[r].watch == "test"}
+    assert EXPERIMENTS.keys() == {r.removeprefix("manual/") for r in RECIPES if RECIPES[r].eval_split == "test"}
 
 
 def test_the_classical_baseline_is_a_row_of_the_same_table(cnnlab: Command, fashion_folder: Path) -> None:

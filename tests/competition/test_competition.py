@@ -99,7 +99,14 @@ def test_one_command_leads_from_files_to_a_submission_that_scores(
     answer = cnnlab(*command)
     assert answer.returncode == 0, answer.stderr
     assert f"{TRAIN} labelled images of 3 classes, {TEST} test images, 3 x 20 x 20" in answer.stdout
-    for told in ("pixel mean", "val acc", "true \\ predicted", "6 looks", "seen acc", "submission.csv: 30 rows"):
+    for told in (
+        "pixel mean",
+        "val acc",
+        "true \\ predicted",
+        "6 looks",
+        "train_subset acc",
+        "submission.csv: 30 rows",
+    ):
         assert told in answer.stdout, told
     work = tmp_path / "runs" / "forest"
     ids, labels = read_pairs(work / "submission.csv", "file", "species")
@@ -148,7 +155,7 @@ def test_retraining_takes_the_settings_and_every_image(finished: Competition) ->
     assert (everything.path.name, held_out.path.name) == ("retrain", "train")
     assert everything.info["data"]["train"] == TRAIN
     changed = {k for k, v in everything.recipe.to_dict().items() if held_out.recipe.to_dict()[k] != v}
-    assert changed == {"name", "watch", "val_fraction"}
+    assert changed == {"name", "eval_split", "val_fraction"}
     assert everything.metrics()[-1]["images"] == TRAIN
     assert (everything.path / "curves.png").exists()
 
@@ -533,7 +540,7 @@ def test_bad_choices_are_one_line(finished: Competition, cnnlab: Command) -> Non
         (["submit", *at, "--run", "lost"], "lost"),
         (["submit", *at, "--threads", "99"], "threads=99"),
         (["train", *at, "--seeds", "0"], "seeds=0"),
-        (["train", *at, "--set", "watch=test"], "watch=test"),
+        (["train", *at, "--set", "eval_split=test"], "eval_split=test"),
         (["train", *at, "--recipe", "cifar/10mins"], "did you mean cifar/10min"),
     ):
         assert told in one_line_error(cnnlab("kaggle", *arguments)), arguments

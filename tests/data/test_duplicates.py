@@ -202,7 +202,7 @@ def test_a_leak_is_told_by_the_run(split_folder: Path, quick: Recipe, cnnlab: Co
     clean = train(quick, name="clean")
     assert clean.summary["shared"] == {"validation": 0, "test": 0}
     assert "pixel for pixel" not in str(clean)
-    assert "shared" not in train(quick.changed(watch="train", val_fraction=0.0), name="all").summary["shared"]
+    assert "shared" not in train(quick.changed(eval_split="train", val_fraction=0.0), name="all").summary["shared"]
 
 
 def test_a_training_outlives_test_images_that_cannot_be_read(

@@ -42,8 +42,8 @@ from cnnlab.device.hardware import pick_device, random_state, set_random_state
 from cnnlab.io.csv import read_table
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.files import digest, read_checked, read_json, write_checked, write_json
-from cnnlab.io.schema import COUNT, NUMBER, Number, misfit
-from cnnlab.io.text import cell, page, shown
+from cnnlab.io.schema import COUNT, NUMBER, Number, validation_error
+from cnnlab.io.text import cell, escape, escape_lines
 from cnnlab.models import build_model
 from cnnlab.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from cnnlab.training.optim import make_optimizer
@@ -113,7 +113,7 @@ def test_nothing_unpickles_or_runs_what_a_file_holds() -> None:
 def test_what_the_command_prints_goes_through_one_door() -> None:
     for path, call, name in calls():
         if path.name.startswith("cli"):
-            assert name != "print", f"{path.name}:{call.lineno}: use safety.say"
+            assert name != "print", f"{path.name}:{call.lineno}: use text.echo"
 
 
 @pytest.mark.parametrize("kind", [".zip", ".tar", ".tar.gz"])
@@ -170,10 +170,10 @@ def test_a_competitions_zip_with_an_empty_name_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_text_as_it_may_be_shown(text: str, harmless: str) -> None:
-    assert shown(text) == harmless
-    assert page(f"{text}\nx") == f"{harmless if chr(10) not in text else text}\nx"
+    assert escape(text) == harmless
+    assert escape_lines(f"{text}\nx") == f"{harmless if chr(10) not in text else text}\nx"
     if "\n" not in text:
-        assert json.loads(page(json.dumps([text], ensure_ascii=False))) == [text]
+        assert json.loads(escape_lines(json.dumps([text], ensure_ascii=False))) == [text]
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1+1", "-2+3", "@SUM(A1)", " =1", "-cmd|' /C calc'!A0", "+-1"])
@@ -185,7 +185,7 @@ def test_formulas_are_quoted(text: str) -> None:
 @example(" \t=1")
 @example("a;;-1")
 def test_apostrophes_are_all_that_is_added(text: str) -> None:
-    assert cell(text).replace("'", "") == shown(text).replace("'", "")
+    assert cell(text).replace("'", "") == escape(text).replace("'", "")
     assert re.fullmatch(r"[+-]?[0-9.e+-]+", text) or not cell(text).startswith(tuple("=+-@＝＋－＠"))
     assert ";=" not in cell(text)
     assert cell("a-b = c; d") == "a-b = c; d"
@@ -193,7 +193,7 @@ def test_apostrophes_are_all_that_is_added(text: str) -> None:
 
 @given(st.text() | st.binary(max_size=20).map(os.fsdecode))
 def test_names_can_be_shown(name: str) -> None:
-    text = shown(name)
+    text = escape(name)
     text.encode()
     assert all(c.isprintable() or unicodedata.category(c) == "Zs" for c in text)
 
@@ -215,7 +215,7 @@ def test_a_failed_row_cannot_write_markup() -> None:
 def test_forms() -> None:
     form = {"a": COUNT, "b": [NUMBER], "c": {"d": (None, str)}, "e?": bool, "f": ("x", "y"), "g": (1, 3)}
     good: dict[str, Any] = {"a": 1, "b": [1, 2.5], "c": {"d": None}, "f": "y", "g": 3, "more": []}
-    assert misfit(good, form) == ""
+    assert validation_error(good, form) == ""
     for changes, told in (
         ({"a": -1}, "its a should be"), ({"a": 1.0}, "its a should be a whole number"), ({"a": True}, "its a should be"),
         ({"b": [1, "2"]}, "its b[1] should be a number"), ({"b": [float("nan")]}, "its b[0]"), ({"b": {}}, "its b should be a list"),
@@ -223,10 +223,10 @@ def test_forms() -> None:
         ({"f": "z"}, "its f should be 'x' or 'y'"), ({"g": 2}, "its g should be 1 or 3"), ({"g": True}, "its g should be"),
         ({"a": 10**400}, "its a should be"), ({"b": [10**400]}, "its b"), ({"b": [5, 10**300]}, "its b"),
     ):  # fmt: skip
-        assert told in misfit({**good, **changes}, form), changes
-    assert misfit({}, form) == "it lacks a, b, c, f, g"
-    assert misfit([], form).endswith("should be an object")
-    assert misfit(7, Number(1, 6, whole=True)) != ""
+        assert told in validation_error({**good, **changes}, form), changes
+    assert validation_error({}, form) == "it lacks a, b, c, f, g"
+    assert validation_error([], form).endswith("should be an object")
+    assert validation_error(7, Number(1, 6, whole=True)) != ""
 
 
 # Terminals: names of files, labels, settings
@@ -739,7 +739,13 @@ def test_what_a_hostile_recipe_says_is_checked_like_any_other(finished: Path, cn
     values = json.loads((finished / "recipe.json").read_text())
     info = json.loads((finished / "run.json").read_text())
     info.pop("blake2b")
-    for changes in ({"limit": -1}, {"data": "folder:\0"}, {"data": "store:/dev/null"}, {"watch": "x"}, {"evil": 1}):
+    for changes in (
+        {"limit": -1},
+        {"data": "folder:\0"},
+        {"data": "store:/dev/null"},
+        {"eval_split": "x"},
+        {"evil": 1},
+    ):
         (finished / "recipe.json").write_text(json.dumps({**values, **changes}))
         write_checked(finished / "run.json", {**info, "recipes": [digest({**values, **changes})]})
         one_line_error(cnnlab("eval", finished, "--split", "validation"))

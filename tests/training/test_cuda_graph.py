@@ -295,7 +295,14 @@ def test_on_cuda_a_played_run_is_the_same_each_time_and_when_stopped(recipe: str
     from cnnlab.io.errors import TrainingInterrupted
     from cnnlab.training import train as training
 
-    changes = ["data=digits", "watch=validation", "val_fraction=0.2", "epochs=3", "batch_size=128", "image_size=32"]
+    changes = [
+        "data=digits",
+        "eval_split=validation",
+        "val_fraction=0.2",
+        "epochs=3",
+        "batch_size=128",
+        "image_size=32",
+    ]
     settings = find_recipe(recipe).with_settings(changes)
     weights, losses = {}, {}
     for name in ("record", "again", "off"):

@@ -96,7 +96,7 @@ def test_a_curve_is_not_drawn_after_each_short_epoch(
     """The first and the last are always seen: drawing the others would cost more than the epochs."""
     shown: list[int] = []
 
-    def curves(rows: list[dict[str, Any]], watch: str, title: str) -> Figure:
+    def curves(rows: list[dict[str, Any]], eval_split: str, title: str) -> Figure:
         if title.startswith("epoch"):  # the other one is the run's own, curves.png
             shown.append(len(rows))
         return Figure()

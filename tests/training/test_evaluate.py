@@ -126,7 +126,7 @@ def test_a_changed_folder_has_no_known_splits(shapes: Path) -> None:
 
 
 def test_a_manual_recipe_has_no_validation_split(quick: Recipe) -> None:
-    run = train(quick.changed(watch="test", val_fraction=0.0)).run
+    run = train(quick.changed(eval_split="test", val_fraction=0.0)).run
     assert open_run(run.path).weights().name == "last.safetensors"
     with pytest.raises(CnnlabError, match="held no images out"):
         evaluate_run(run.path, split="validation")

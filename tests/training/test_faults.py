@@ -37,8 +37,8 @@ from cnnlab.recipes import RECIPES
 from cnnlab.training import checkpoint, runs
 from cnnlab.training import plan as probe
 from cnnlab.training import train as training
-from cnnlab.training.checkpoint import Beside, Due, about_weights, earlier, save_weights
-from cnnlab.training.guard import Lookout, NotFinite
+from cnnlab.training.checkpoint import BackgroundWriter, SaveSchedule, about_weights, earlier, save_weights
+from cnnlab.training.guard import NonFiniteMonitor, NotFinite
 from cnnlab.training.optim import make_optimizer
 from cnnlab.training.step import train_step
 from conftest import Command, one_line_error
@@ -266,7 +266,7 @@ def test_a_run_that_ends_in_an_evaluation_keeps_the_whole_epoch(
 
 
 def test_a_second_ctrl_c_waits_for_what_is_being_written() -> None:
-    beside, done = Beside(), []
+    beside, done = BackgroundWriter(), []
 
     def write() -> None:
         time.sleep(0.3)
@@ -369,7 +369,7 @@ def test_batches_go_on_where_they_stood(changes: dict[str, Any], resident: bool)
 def test_when_a_save_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("cnnlab.training.checkpoint.time.monotonic", lambda: now)
-    due = Due(Recipe(save_seconds=60, save_steps=7))
+    due = SaveSchedule(Recipe(save_seconds=60, save_steps=7))
     assert [step for step in range(1, 22) if due(step)] == [7, 14, 21]
     now = 160.0
     assert due(1)
@@ -383,7 +383,7 @@ def test_when_a_save_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not due(1)
     now = 420.0
     assert due(1)
-    never = Due(Recipe(save_seconds=0))
+    never = SaveSchedule(Recipe(save_seconds=0))
     now = 1e9
     assert not never(1)
 
@@ -897,7 +897,7 @@ def test_a_step_that_is_left_out_leaves_nothing_behind(where: str, optimizer: st
 
 def test_the_lookout_names_the_first_bad_step() -> None:
     good = nn.Linear(2, 2)
-    lookout = Lookout(torch.device("cpu"), 10, skips=False)
+    lookout = NonFiniteMonitor(torch.device("cpu"), 10, skips=False)
     assert lookout.counts(0, torch.tensor(1.0))
     with pytest.raises(NotFinite, match="the loss became inf") as caught:
         lookout.counts(1, torch.tensor(float("inf")))
@@ -913,7 +913,7 @@ def test_the_lookout_names_the_first_bad_step() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_lookout_does_not_wait_for_the_gpu() -> None:
     device = torch.device("cuda")
-    lookout = Lookout(device, 1000, skips=False)
+    lookout = NonFiniteMonitor(device, 1000, skips=False)
     losses = torch.ones(400, device=device)
     losses[123] = float("nan")
     found = None

@@ -174,7 +174,7 @@ def test_tensorboard_events_are_the_metrics(quick: Recipe) -> None:
 
 
 def test_watching_the_test_set_is_said(quick: Recipe) -> None:
-    result = train(quick.changed(watch="test", val_fraction=0.0))
+    result = train(quick.changed(eval_split="test", val_fraction=0.0))
     assert "looks at the test set after each epoch" in str(result)
     assert "test acc" in str(result).splitlines()[0]
     assert "looks at the test set" not in str(train(quick))

@@ -20,7 +20,7 @@ from cnnlab.inference import load_model
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted, reason, unknown
 from cnnlab.io.files import read_json, write_atomic, write_json
 from cnnlab.io.schema import COUNT, Number, check
-from cnnlab.io.text import clipped
+from cnnlab.io.text import truncate
 from cnnlab.models import build_model
 from cnnlab.models.batch_norm import BatchNorm
 from cnnlab.recipe import Recipe
@@ -156,7 +156,7 @@ def resume_reproduction(
     content = read_json(folder / "reproduction.json")
     try:
         if content["format"] != _FORMAT:
-            raise CnnlabError(f"format {clipped(repr(content['format']), 60)}, not {_FORMAT!r}")
+            raise CnnlabError(f"format {truncate(repr(content['format']), 60)}, not {_FORMAT!r}")
         check(folder / "reproduction.json", content, _FORM)
         recipes = {n: Recipe.from_dict(values) for n, values in content["recipes"].items()}
         seeds = content["seeds"]

@@ -30,7 +30,7 @@ from cnnlab.cli.options import (
 )
 from cnnlab.io import interrupt
 from cnnlab.io.errors import CnnlabError, out_of_memory, reason
-from cnnlab.io.text import say
+from cnnlab.io.text import echo
 
 app = typer.Typer(
     name="cnnlab",
@@ -47,7 +47,7 @@ app.add_typer(lessons, name="lessons")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        say(f"cnnlab {__version__}")
+        echo(f"cnnlab {__version__}")
         raise typer.Exit
 
 
@@ -171,7 +171,7 @@ def evaluate(
         skip_bad=skip_bad,
         views=views,
     )
-    say(to_json(found.to_dict()) if as_json else tables.evaluation(found))
+    echo(to_json(found.to_dict()) if as_json else tables.evaluation(found))
 
 
 @app.command()
@@ -202,8 +202,8 @@ def predict(
         invert=invert,
     )
     for text in skipped:
-        say(f"skipped: {text}", error=True)
-    say(show(found))
+        echo(f"skipped: {text}", error=True)
+    echo(show(found))
 
 
 @app.command()
@@ -225,10 +225,10 @@ def runs(
     if compare:
         chosen = [open_run(name, runs_dir) for name in compare]
     else:
-        chosen = list_runs(runs_dir, damaged=lambda text: say(f"left out: {text}", error=True))
+        chosen = list_runs(runs_dir, damaged=lambda text: echo(f"left out: {text}", error=True))
     if plot is not None:
         tables.save_comparison(plot, chosen)
-    say(to_json(tables.run_rows(chosen)) if as_json else tables.run_list(chosen, runs_dir, bool(compare)))
+    echo(to_json(tables.run_rows(chosen)) if as_json else tables.run_list(chosen, runs_dir, bool(compare)))
 
 
 @app.command()
@@ -246,7 +246,7 @@ def show(
     from cnnlab.inspect.summary import summarize, summary_format
 
     print_as = summary_format(format_)
-    say(print_as(summarize(model, image_size=image_size, in_channels=channels, num_classes=classes, depth=depth)))
+    echo(print_as(summarize(model, image_size=image_size, in_channels=channels, num_classes=classes, depth=depth)))
 
 
 @app.command()
@@ -271,11 +271,11 @@ def figures(
 
     left_out = drawn.left_out(names, run, data)
     if left_out:
-        say(left_out, error=True)
+        echo(left_out, error=True)
     for path in drawn.figures(
         names, out_dir=out, run=run, data=data, runs_dir=runs_dir, formats=formats or drawn.FORMATS
     ):
-        say(path)
+        echo(path)
 
 
 @app.command()
@@ -322,7 +322,7 @@ def reproduce(
     }  # fmt: skip
 
     def confirm(plan: reproduction.Plan) -> bool:
-        say(tables.plan(plan), error=True)
+        echo(tables.plan(plan), error=True)
         if yes:
             return True
         if sys.stdin is None or not sys.stdin.isatty():
@@ -382,7 +382,7 @@ def classical(
         )  # fmt: skip
     finally:
         display.end()
-    say(to_json([r.to_dict() for r in found]) if as_json else "\n".join(map(str, found)))
+    echo(to_json([r.to_dict() for r in found]) if as_json else "\n".join(map(str, found)))
 
 
 app.command()(bench)
@@ -400,7 +400,7 @@ def list_(
     from cnnlab.io.tables import to_json
 
     known = tables.known_things(what)
-    say(to_json(known) if as_json else tables.known_list(known))
+    echo(to_json(known) if as_json else tables.known_list(known))
 
 
 def main() -> NoReturn:
@@ -411,14 +411,14 @@ def main() -> NoReturn:
     try:
         code = app(standalone_mode=False)
         if code == 130:  # Typer has turned Ctrl-C into this, without a word; a training says its own
-            say("stopped", error=True)
+            echo("stopped", error=True)
         if sys.stdout is not None:  # closed by whoever started us
             sys.stdout.flush()
     except CnnlabError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
         interrupt.ending()
-        say("stopped", error=True)
+        echo("stopped", error=True)
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our output (head, less) went away: nothing is wrong, and nothing more can be told.
@@ -437,5 +437,5 @@ def main() -> NoReturn:
 
 
 def _fail(text: str) -> NoReturn:
-    say(f"error: {' '.join(text.splitlines())}", error=True)  # Typer's own may have several lines
+    echo(f"error: {' '.join(text.splitlines())}", error=True)  # Typer's own may have several lines
     sys.exit(2)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cnnlab.cli.options import AsJson, DataDir, DeviceName, Threads
-from cnnlab.io.text import say
+from cnnlab.io.text import echo
 
 
 def bench(
@@ -65,5 +65,5 @@ def bench(
         finally:
             display.end()
         found.save(folder)
-    say(to_json(found.to_dict()) if as_json else tables.bench(found))
-    say(f"kept in {folder} (bench.json, bench.png)", error=True)
+    echo(to_json(found.to_dict()) if as_json else tables.bench(found))
+    echo(f"kept in {folder} (bench.json, bench.png)", error=True)

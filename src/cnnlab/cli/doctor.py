@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cnnlab.cli.options import AsJson, DataDir, DeviceName, IdColumn, LabelColumn, RunsDir, SkipBad
-from cnnlab.io.text import say
+from cnnlab.io.text import echo
 
 if TYPE_CHECKING:
     from cnnlab.machine.doctor import Check
@@ -66,7 +66,7 @@ def duplicates(
                      skip_bad=skip_bad, picture=plot, report=display.read)  # fmt: skip
     finally:
         display.end()
-    say(to_json(found.to_dict()) if as_json else found.told(most))
+    echo(to_json(found.to_dict()) if as_json else found.told(most))
 
 
 @data.command()
@@ -86,7 +86,7 @@ def labels(
 
     wanted = [name.strip() for name in classes.split(",") if name.strip()]
     found = check_labels(table, images, id_column=id_column, label_column=label_column, classes=wanted)
-    say(to_json(found.to_dict()) if as_json else found)
+    echo(to_json(found.to_dict()) if as_json else found)
     if found.faults:
         raise typer.Exit(1)
 
@@ -99,8 +99,8 @@ def _tell(checks: Iterator[Check], as_json: bool) -> None:
     for check in checks:
         found.append(check)
         if not as_json:
-            say(check, flush=True)
+            echo(check, flush=True)
     if as_json:
-        say(to_json([check.to_dict() for check in found]))
+        echo(to_json([check.to_dict() for check in found]))
     if any(check.state == "failed" for check in found):
         raise typer.Exit(1)

@@ -48,7 +48,7 @@ def grade(
     from cnnlab.competition.grade import check_out
     from cnnlab.competition.grade import grade as measure
     from cnnlab.io.tables import to_json
-    from cnnlab.io.text import say
+    from cnnlab.io.text import echo
     from cnnlab.training.display import make_display
 
     check_out(out)
@@ -61,7 +61,7 @@ def grade(
     finally:
         display.end()
     for text in found.left_out:
-        say(f"left out: {text}", error=True)
+        echo(f"left out: {text}", error=True)
     folder = found.save(out)
-    say(to_json(found.to_dict()) if as_json else tables.grades(found))
-    say(f"kept in {folder} (grades.csv, grades.png)", error=True)
+    echo(to_json(found.to_dict()) if as_json else tables.grades(found))
+    echo(f"kept in {folder} (grades.csv, grades.png)", error=True)

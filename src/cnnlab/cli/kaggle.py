@@ -19,7 +19,7 @@ from cnnlab.cli.options import (
     print_training,
 )
 from cnnlab.io.errors import CnnlabError
-from cnnlab.io.text import say
+from cnnlab.io.text import echo
 
 if TYPE_CHECKING:
     from cnnlab.competition import Competition
@@ -106,7 +106,7 @@ def get(
     from cnnlab import competition as steps
 
     for path in steps.get(competition, to, data_dir=data_dir, progress=progress):
-        say(path)
+        echo(path)
 
 
 @kaggle.command()
@@ -136,7 +136,7 @@ def prepare(
         folder, name=name, runs_dir=runs_dir, data_dir=data_dir, store=store, workers=workers, skip_bad=skip_bad,
         layout=_layout(train, test, labels, sample, id_column, label_column, image_size, fit), progress=progress,
     )  # fmt: skip
-    say(tables.prepared(found))
+    echo(tables.prepared(found))
 
 
 @kaggle.command()
@@ -147,7 +147,7 @@ def show(name: Name = "cifar-10", runs_dir: RunsDir = Path("runs"), as_json: AsJ
     from cnnlab.io.tables import to_json
 
     found = steps.show(steps.open_competition(name, runs_dir))
-    say(to_json(found.to_dict()) if as_json else tables.overview(found))
+    echo(to_json(found.to_dict()) if as_json else tables.overview(found))
 
 
 @kaggle.command()
@@ -212,7 +212,7 @@ def submit(
         work, chosen=run or (), views=views, out=out, message=message,
         upload_to=_upload_to(work, competition) if upload else None, device=device, threads=threads, progress=progress,
     )  # fmt: skip
-    say(tables.submitted(found))
+    echo(tables.submitted(found))
 
 
 def _upload_to(work: Competition, competition: str | None) -> str:
@@ -237,7 +237,7 @@ def score(
     from cnnlab.io.tables import to_json
 
     found = measure(file, labels, id_column=id_column, label_column=label_column)
-    say(to_json(found.to_dict()) if as_json else tables.scored(found))
+    echo(to_json(found.to_dict()) if as_json else tables.scored(found))
 
 
 @kaggle.command("all")
@@ -279,10 +279,10 @@ def all_(
         folder, name=name, runs_dir=runs_dir, data_dir=data_dir, store=store, workers=workers, skip_bad=skip_bad,
         layout=_layout(train, test, labels, sample, id_column, label_column, image_size, fit), progress=progress,
     )  # fmt: skip
-    say(tables.prepared(work), flush=True)
+    echo(tables.prepared(work), flush=True)
     to = _upload_to(work, competition) if upload else None
     steps.check_submittable(work, to)  # not after an hour of training
-    say(tables.overview(steps.show(work)), flush=True)
+    echo(tables.overview(steps.show(work)), flush=True)
     print_training(lambda: tables.trained(steps.train(work, recipe, settings=set_ or (), seeds=seeds, **on)), _AGAIN)
     if again:
         print_training(lambda: steps.retrain(work, seeds=seeds, **on), _AGAIN)

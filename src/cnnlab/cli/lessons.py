@@ -24,10 +24,10 @@ def _root(context: typer.Context) -> None:
 def list_(language: Language = "en") -> None:
     """List the lessons."""
     from cnnlab.chapter import lessons as found
-    from cnnlab.io.text import say
+    from cnnlab.io.text import echo
 
     for name in found.lessons():
-        say(f"{name:<14}  {found.title(name, language)}")
+        echo(f"{name:<14}  {found.title(name, language)}")
 
 
 @lessons.command()
@@ -40,7 +40,7 @@ def copy(
 ) -> None:
     """Write the lessons as notebooks. Nothing is overwritten."""
     from cnnlab.chapter import lessons as found
-    from cnnlab.io.text import say
+    from cnnlab.io.text import echo
 
     for path in found.copy(folder, language=language, solutions=solutions):
-        say(path)
+        echo(path)

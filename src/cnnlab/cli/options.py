@@ -11,7 +11,7 @@ import typer
 
 from cnnlab.io import interrupt
 from cnnlab.io.errors import TrainingInterrupted
-from cnnlab.io.text import say
+from cnnlab.io.text import echo
 
 RunsDir = Annotated[Path, typer.Option(help="Folder of the runs.")]
 DataDir = Annotated[
@@ -37,12 +37,12 @@ def print_training(call: Callable[[], object], stopped: str = "") -> None:
     """
     # Typer would turn the interruption into a bare exit code and lose what it says.
     try:
-        say(call())
+        echo(call())
     except TrainingInterrupted as error:
         interrupt.ending()
-        say(f"{str(error).partition(' Go on with:')[0]} {stopped}" if stopped else error, error=True)
+        echo(f"{str(error).partition(' Go on with:')[0]} {stopped}" if stopped else error, error=True)
         sys.exit(error.code)
     except KeyboardInterrupt:
         interrupt.ending()
-        say(stopped or "stopped before there was anything to keep", error=True)
+        echo(stopped or "stopped before there was anything to keep", error=True)
         sys.exit(130)

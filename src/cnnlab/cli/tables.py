@@ -64,7 +64,7 @@ def evaluation(found: RunEvaluation) -> str:
         lines.append(f"{len(found.skipped)} damaged images were left out; the first: {found.skipped[0]}")
     if found.split == "test":
         recipe = found.run.recipe
-        if recipe.watch == "test":
+        if recipe.eval_split == "test":
             lines.append(
                 f"its recipe looked at the test set after each of {recipe.epochs} epochs; choose nothing by it"
             )
@@ -161,7 +161,7 @@ def run_list(chosen: Sequence[Run], runs_dir: Path, compare: bool) -> str:
 
 def save_comparison(path: Path, chosen: Sequence[Run]) -> None:
     """Draw the runs' accuracies over the epochs into a PNG file. Raises: CnnlabError where it cannot be written."""
-    drawn = [(str(run.path), run.recipe.watch, run.metrics()) for run in chosen]
+    drawn = [(str(run.path), run.recipe.eval_split, run.metrics()) for run in chosen]
     drawn = [d for d in drawn if d[2]]
     if not drawn:
         raise CnnlabError("none of these runs has finished an epoch: nothing to plot")
@@ -324,7 +324,7 @@ def _recipe_line(name: str) -> str:
     r = RECIPES[name]
     watch = {"test": "looks at the test set each epoch", "validation": "chosen on validation", "train": "on all images"}
     how = f"{r.epochs} epochs, batch {r.batch_size}, {r.optimizer} {r.learning_rate:g}"
-    return f"{r.model} on {r.data}, {how}; {watch[r.watch]}"
+    return f"{r.model} on {r.data}, {how}; {watch[r.eval_split]}"
 
 
 # What a variant's options mean, for `cnnlab list models`.

@@ -26,7 +26,7 @@ from cnnlab.io import figures as plots
 from cnnlab.io.csv import first, read_table
 from cnnlab.io.errors import CnnlabError, expand, reason
 from cnnlab.io.files import write_atomic
-from cnnlab.io.text import cell, shown
+from cnnlab.io.text import cell, escape
 from cnnlab.training.runs import named_folder
 
 STATUS = ("scored", "refused", "missing")
@@ -174,7 +174,7 @@ def grade(
     Raises: CnnlabError for what is the teacher's: labels, roster, or a folder that cannot be read.
     """
     truth = read_truth(labels, id_column, label_column)
-    truth = replace(truth, path=shown(expand(labels).name))  # the notes go to students, and the rest is the teacher's
+    truth = replace(truth, path=escape(expand(labels).name))  # the notes go to students, and the rest is the teacher's
     most = max(_LARGEST, 8 * expand(labels).stat().st_size)
     ours = [expand(labels).absolute(), Path("runs").absolute()]
     ours += [] if out is None else [expand(out).absolute() / name for name in (TABLE, PICTURE)]
@@ -213,11 +213,11 @@ def _find(
         found = _students(listed, ours, left_out)
         names = {key: student.name for key, student in found.items()}
     elif listed is not None:
-        names = {_key(name): shown(name) for name in _names(listed, str(roster))}
+        names = {_key(name): escape(name) for name in _names(listed, str(roster))}
     if place is not None and place.is_dir():
         found = _students(place, ours, left_out)
     elif place is not None and place.is_file():
-        found[_key(place.stem)] = _Student(shown(place.stem), [_File(place, shown(place.name), named=True)])
+        found[_key(place.stem)] = _Student(escape(place.stem), [_File(place, escape(place.name), named=True)])
     elif place is not None:
         raise CnnlabError(f"{submissions} is no file and no folder; name a submission, or a folder of them")
     return found, names, list(dict.fromkeys(left_out))
@@ -258,7 +258,7 @@ def _graded(
         content = _read(file, most)
         score = measure(read_table(io.BytesIO(content), file.name, id_column, label_column), truth, file.name)
     except CnnlabError as error:
-        return Grade(student.name, "refused", file.name, note=shown(str(error))), None
+        return Grade(student.name, "refused", file.name, note=escape(str(error))), None
     bad = f"{score.other.sum()} labels are no class: {first(score.no_class)}" if score.no_class else ""
     return Grade(student.name, "scored", file.name, score, bad), hashlib.blake2b(content).digest()
 
@@ -294,12 +294,12 @@ def _students(folder: Path, ours: Sequence[Path], left_out: list[str]) -> dict[s
     try:
         for entry in _entries(folder, folder.name):
             if entry.name in mine:
-                left_out.append(f"{shown(entry.name)}: the labels, or grades of before")
+                left_out.append(f"{escape(entry.name)}: the labels, or grades of before")
                 continue
             is_folder = entry.is_dir(follow_symlinks=False)
             plain = is_folder or (entry.is_symlink() and not _is_csv(entry.name))
             name = entry.name if plain else Path(entry.name).stem
-            student = found.setdefault(_key(name), _Student(shown(name)))
+            student = found.setdefault(_key(name), _Student(escape(name)))
             if is_folder:
                 _hand_in(student, Path(entry.path), folder)
             else:
@@ -322,7 +322,7 @@ def _hand_in(student: _Student, folder: Path, top: Path) -> None:
                     raise CnnlabError(_too_many(folder.name))
                 if entry.is_dir(follow_symlinks=False):
                     if depth == _DEEPEST:
-                        name = shown(str(Path(entry.path).relative_to(top)))
+                        name = escape(str(Path(entry.path).relative_to(top)))
                         student.faults.append(f"{name} lies too deep to be looked into; hand in the file itself")
                     else:
                         waiting.append((Path(entry.path), depth + 1))
@@ -340,7 +340,7 @@ def _hand_in(student: _Student, folder: Path, top: Path) -> None:
 
 def _put(student: _Student, entry: os.DirEntry[str], top: Path, files: list[_File]) -> None:
     """A file to where it belongs: among those to score, or among the faults."""
-    name = shown(str(Path(entry.path).relative_to(top)))
+    name = escape(str(Path(entry.path).relative_to(top)))
     if entry.is_symlink():
         student.faults.append(f"{name} is a link, which is not followed; hand in the file itself")
     elif not _is_csv(entry.name):
@@ -363,7 +363,7 @@ def _entries(folder: Path, name: str) -> Iterator[os.DirEntry[str]]:
 
 
 def _too_many(name: str) -> str:
-    return f"{shown(name)} holds over {_MOST_ENTRIES:,} files; give or name the right folder"
+    return f"{escape(name)} holds over {_MOST_ENTRIES:,} files; give or name the right folder"
 
 
 def _names(path: Path, told: str) -> list[str]:

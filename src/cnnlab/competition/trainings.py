@@ -17,7 +17,7 @@ from cnnlab.device.hardware import check_threads
 from cnnlab.inference import RunEvaluation
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.files import read_json, write_json
-from cnnlab.io.schema import COUNT, NUMBER, misfit
+from cnnlab.io.schema import COUNT, NUMBER, validation_error
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import choose_recipe
 from cnnlab.training import runs
@@ -77,8 +77,8 @@ def train(
             chosen = replace(recipe, data=source).with_settings(settings)
         else:
             chosen = choose_recipe(data=source, recipe=recipe, settings=settings)
-        if chosen.watch != "validation":
-            raise CnnlabError(f"watch={chosen.watch}: this step holds images out; set watch=validation")
+        if chosen.eval_split != "validation":
+            raise CnnlabError(f"eval_split={chosen.eval_split}: this step holds images out; set eval_split=validation")
         if chosen.data != source:
             raise CnnlabError(f"data={chosen.data}: this step trains on {source}; leave data out")
     result = _train_or_go_on(competition.path / "train", chosen, seeds, device, threads, progress)
@@ -123,7 +123,7 @@ def retrain(
             f"--name {competition.path.name}"
         )
     recipe = runs.open_seeds(path)[0] if (path / "seeds.json").exists() else runs.open_run(path).recipe
-    everything = recipe.changed(watch="train", val_fraction=0.0)
+    everything = recipe.changed(eval_split="train", val_fraction=0.0)
     return _train_or_go_on(competition.path / "retrain", everything, seeds, device, threads, progress)
 
 
@@ -176,7 +176,7 @@ def _reported(competition: Competition, result: Result | SeedsResult, models: li
         for run, figures in zip(models, report["runs"], strict=True):
             for split, found in parts.items():
                 k = len(run.classes)
-                if misfit(figures[split], {"loss": NUMBER, "confusion": [[COUNT]]}):
+                if validation_error(figures[split], {"loss": NUMBER, "confusion": [[COUNT]]}):
                     return None
                 confusion = torch.tensor(figures[split]["confusion"], dtype=torch.int64)
                 if confusion.shape != (k, k) or not 0 < int(confusion.sum()) < 2**40:

@@ -19,8 +19,8 @@ from cnnlab.data.store import Store, open_store
 from cnnlab.io import figures as plots
 from cnnlab.io.errors import CnnlabError, expand, reason
 from cnnlab.io.files import read_json, write_atomic, write_json
-from cnnlab.io.schema import misfit
-from cnnlab.io.text import clipped
+from cnnlab.io.schema import validation_error
+from cnnlab.io.text import truncate
 from cnnlab.training import runs
 from cnnlab.training.display import make_display
 from cnnlab.training.runs import Run
@@ -171,9 +171,9 @@ def open_competition(name: str = NAME, runs_dir: str | Path = "runs") -> Competi
         raise CnnlabError(f"{str(error).partition('; ')[0]}; {again}") from error
     try:
         if values["format"] != _FORMAT:
-            raise ValueError(f"format {clipped(repr(values['format']), 60)}")
+            raise ValueError(f"format {truncate(repr(values['format']), 60)}")
         form = {field.name: type(field.default) for field in fields(Layout)}
-        if fault := misfit(values, {"folder": str, "store": str, "fingerprint": str, "layout": form}):
+        if fault := validation_error(values, {"folder": str, "store": str, "fingerprint": str, "layout": form}):
             raise ValueError(fault)
         layout = Layout(**values["layout"])
         return Competition(path, Path(values["folder"]), Path(values["store"]), layout, str(values["fingerprint"]))

@@ -24,7 +24,7 @@ from cnnlab.data.imageset import ImageSet, SourceOptions
 from cnnlab.io.errors import CnnlabError, expand, reason
 from cnnlab.io.files import read_json
 from cnnlab.io.schema import COUNT, Number, check
-from cnnlab.io.text import clipped
+from cnnlab.io.text import truncate
 from cnnlab.recipe import LARGEST_SIDE
 
 __all__ = ["Store", "intact", "load", "open_store"]
@@ -70,7 +70,7 @@ def open_store(path: Path) -> Store:
         raise CnnlabError(f"{path} is no prepared store: it has no store.json; make one with cnnlab kaggle prepare")
     info = read_info(path)
     if info.get("format") != FORMAT:
-        told = clipped(repr(info.get("format")), 60)
+        told = truncate(repr(info.get("format")), 60)
         raise CnnlabError(f"{path / 'store.json'} says format {told}, not {FORMAT!r}; prepare it again")
     check(path / "store.json", info, _INFO, "delete it and prepare it again")
     try:

@@ -343,7 +343,7 @@ def _high_water() -> int | None:
     return None
 
 
-class Glance:
+class AsyncScalarReader:
     """Reads a small tensor of statistics for the display without stopping a GPU: what it tells may be a moment old."""
 
     def __init__(self, device: torch.device) -> None:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
-from cnnlab.io.text import clipped, shown
+from cnnlab.io.text import escape, truncate
 
 
 class CnnlabError(Exception):
@@ -16,7 +16,7 @@ class CnnlabError(Exception):
     """
 
     def __init__(self, text: str) -> None:
-        super().__init__(shown(text))
+        super().__init__(escape(text))
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -28,7 +28,7 @@ class TrainingInterrupted(KeyboardInterrupt):
     code = 130  # as a shell tells Ctrl-C
 
     def __init__(self, text: str = "") -> None:
-        super().__init__(shown(text))
+        super().__init__(escape(text))
 
 
 def reason(error: BaseException) -> str:
@@ -59,4 +59,4 @@ def unknown(what: str, name: str, known: Iterable[str]) -> CnnlabError:
     near += [n for n in names if "".join(w[:1] for w in n.split("_")) == name and n not in near]
     more = f" and {len(names) - 40} more" if len(names) > 40 else ""
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names[:40])}{more}"
-    return CnnlabError(f"unknown {what} {clipped(name)!r}; {hint}")
+    return CnnlabError(f"unknown {what} {truncate(name)!r}; {hint}")

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.files import write_atomic
-from cnnlab.io.text import clipped, shown
+from cnnlab.io.text import escape, truncate
 
 # Told apart by the colour-blind and, by brightness and dashes, in grey print.
 TRAIN_COLOR, EVAL_COLOR = "#3b6fb6", "#d1495b"
@@ -137,4 +137,4 @@ def png(figure: Figure, dpi: int = 144) -> bytes:
 
 def plain(text: str) -> str:
     """A person's own names, safe from being read as mathematics, and no longer than a picture is wide."""
-    return "\n".join(clipped(shown(line), 150) for line in text.split("\n")).replace("$", r"\$")
+    return "\n".join(truncate(escape(line), 150) for line in text.split("\n")).replace("$", r"\$")

@@ -39,14 +39,14 @@ COUNT = Number(0, 2**53, whole=True)
 
 def check(path: Path, value: Any, want: Any, remedy: str = "bring it back from a copy") -> None:
     """Raises: CnnlabError, naming the file and the place in it, where `value`, which it holds, is not as wanted."""
-    if fault := misfit(value, want):
+    if fault := validation_error(value, want):
         raise CnnlabError(f"{path} is damaged: {fault}; {remedy}")
 
 
-def misfit(value: Any, want: Any, place: str = "") -> str:
+def validation_error(value: Any, want: Any, place: str = "") -> str:
     """Where `value` is not as wanted, in words; nothing where it is."""
     if isinstance(want, tuple):
-        if any(not misfit(value, one) for one in want):
+        if any(not validation_error(value, one) for one in want):
             return ""
         return f"its {place} should be {' or '.join(map(_name, want))}"
     if isinstance(want, dict) and isinstance(value, dict):
@@ -55,7 +55,11 @@ def misfit(value: Any, want: Any, place: str = "") -> str:
             inside = f" in its {place}" if place else ""
             return f"it lacks {', '.join(missing)}{inside}"
         pairs = ((key.removesuffix("?"), form) for key, form in want.items())
-        found = (misfit(value[key], form, f"{place}.{key}" if place else key) for key, form in pairs if key in value)
+        found = (
+            validation_error(value[key], form, f"{place}.{key}" if place else key)
+            for key, form in pairs
+            if key in value
+        )
         return next(filter(None, found), "")
     if isinstance(want, list) and isinstance(value, list):
         one = want[0]
@@ -63,7 +67,7 @@ def misfit(value: Any, want: Any, place: str = "") -> str:
             return ""
         if isinstance(one, Number) and value and all(type(v) is int for v in value):
             value = [min(value), max(value)]
-        return next(filter(None, (misfit(v, one, f"{place}[{i}]") for i, v in enumerate(value))), "")
+        return next(filter(None, (validation_error(v, one, f"{place}[{i}]") for i, v in enumerate(value))), "")
     if isinstance(want, Number):
         fits = type(value) in ((int,) if want.whole else (int, float))
         fits = fits and want.low <= value <= want.high and math.isfinite(value)

@@ -9,7 +9,7 @@ from typing import Any
 from rich import table as rich_table
 from rich.console import Console
 
-from cnnlab.io.text import shown
+from cnnlab.io.text import escape
 
 
 def to_json(value: Any) -> str:
@@ -27,14 +27,14 @@ class Table(rich_table.Table):
 
     def add_row(self, *cells: str) -> None:  # type: ignore[override]
         """Add a row; escape what a terminal would read as a command."""
-        super().add_row(*map(shown, cells))
+        super().add_row(*map(escape, cells))
 
 
 def new_table(*columns: str) -> Table:
     """Return an empty table. The first column is left-aligned, the others right-aligned."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for i, column in enumerate(columns):
-        table.add_column(shown(column), justify="left" if i == 0 else "right", overflow="fold")
+        table.add_column(escape(column), justify="left" if i == 0 else "right", overflow="fold")
     return table
 
 

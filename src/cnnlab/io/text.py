@@ -11,7 +11,7 @@ _FORMULA = re.compile(r"(^|;)(?=[\s'\"]*[=+\-@＝＋－＠])")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
-def shown(text: str) -> str:
+def escape(text: str) -> str:
     """`text` as it may stand in a line: line ends, a terminal's commands, invisible and reversing signs are escaped.
 
     They are written as JSON writes them, so that a text that is JSON stays it.
@@ -19,17 +19,17 @@ def shown(text: str) -> str:
     return text if text.isprintable() else "".join(c if _fit(c) else _escape(c) for c in text)
 
 
-def page(text: str) -> str:
+def escape_lines(text: str) -> str:
     """`shown` line by line: for a text of our own with line ends of our own."""
-    return text if text.isprintable() else "\n".join(map(shown, text.split("\n")))
+    return text if text.isprintable() else "\n".join(map(escape, text.split("\n")))
 
 
-def say(text: object, *, error: bool = False, flush: bool = False) -> None:
+def echo(text: object, *, error: bool = False, flush: bool = False) -> None:
     """Print a `page`; error: on standard error."""
-    print(page(str(text)), file=sys.stderr if error else sys.stdout, flush=flush)
+    print(escape_lines(str(text)), file=sys.stderr if error else sys.stdout, flush=flush)
 
 
-def clipped(text: str, most: int = 200) -> str:
+def truncate(text: str, most: int = 200) -> str:
     """`text`, or its beginning where it is longer than a person wants to read in a line."""
     return text if len(text) <= most else f"{text[:most]}..."
 
@@ -39,13 +39,13 @@ def cell(text: str) -> str:
 
     By an apostrophe in front, which spreadsheets take for "this is text". A number stays as it is.
     """
-    text = shown(text)
+    text = escape(text)
     return text if _NUMBER.fullmatch(text) else _FORMULA.sub(r"\1'", text)
 
 
 def markdown(text: str) -> str:
     """`text` as it may stand in a cell of a Markdown table: neither a new cell nor HTML, a link or a picture."""
-    return re.sub(r"[&<>|`\[\]]", lambda found: f"&#{ord(found[0])};", shown(text))
+    return re.sub(r"[&<>|`\[\]]", lambda found: f"&#{ord(found[0])};", escape(text))
 
 
 def _fit(c: str) -> bool:

@@ -364,7 +364,7 @@ def _to_accuracy(
                 "epochs": recipe.epochs,
                 "seconds": found.summary["total_seconds"],
                 "train_seconds": found.summary["train_seconds"],
-                "split": recipe.watch,
+                "split": recipe.eval_split,
                 "accuracy": found.summary[f"{recipe.key}_acc"],
                 "precision": session["dtype"],
                 "memory_format": session["memory_format"],

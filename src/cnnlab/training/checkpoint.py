@@ -193,7 +193,7 @@ def _check_like(name: str, tensor: Any, own: Tensor) -> None:
         raise ValueError(f"its {name} has another shape or type")
 
 
-class Due:
+class SaveSchedule:
     """Is it time to save, inside an epoch? After so many steps, or so many seconds, as the recipe says.
 
     However long the steps wait for a save, what is asked for by seconds gets a twentieth of their time at most.
@@ -212,7 +212,7 @@ class Due:
         self._next = time.monotonic() + max(self._seconds, 20 * seconds)
 
 
-class Beside:
+class BackgroundWriter:
     """Does things in a thread beside the training's steps: writing a file, which is mostly waiting."""
 
     def __init__(self) -> None:

@@ -14,12 +14,12 @@ from cnnlab.recipe import KEYS
 _LABELS = {"train": "training images as they are"}
 
 
-def curves(rows: Sequence[dict[str, Any]], watch: str, title: str = "") -> Figure:
+def curves(rows: Sequence[dict[str, Any]], eval_split: str, title: str = "") -> Figure:
     """Loss and accuracy of training and of the watched split over the epochs; `rows` are lines of metrics.jsonl."""
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in rows]
-    key = KEYS[watch]
+    key = KEYS[eval_split]
     marker = "o" if len(epochs) <= 20 else ""
     for axes, what in ((left, "loss"), (right, "acc")):
         train = [row["loss" if what == "loss" else "train_acc"] for row in rows]
@@ -30,7 +30,7 @@ def curves(rows: Sequence[dict[str, Any]], watch: str, title: str = "") -> Figur
             [row[f"{key}_{what}"] for row in rows],
             color=EVAL_COLOR,
             ls="--",
-            label=_LABELS.get(watch, watch),
+            label=_LABELS.get(eval_split, eval_split),
             **style,
         )
         axes.set_xlabel("epoch")
@@ -54,9 +54,9 @@ def comparison(runs: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) -> Fig
     """Accuracy on the watched split over the epochs, a line a run; `runs`: (name, watched split, rows)."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    for name, watch, rows in runs:
-        key = f"{KEYS[watch]}_acc"
-        axes.plot([r["epoch"] for r in rows], [r[key] for r in rows], label=plain(f"{name} ({watch})"), marker=".")
+    for name, eval_split, rows in runs:
+        key = f"{KEYS[eval_split]}_acc"
+        axes.plot([r["epoch"] for r in rows], [r[key] for r in rows], label=plain(f"{name} ({eval_split})"), marker=".")
     axes.set_xlabel("epoch")
     axes.set_ylabel("accuracy")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -7,14 +7,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from rich.text import Text
 
-from cnnlab.device.hardware import Glance
+from cnnlab.device.hardware import AsyncScalarReader
 from cnnlab.io.errors import unknown
-from cnnlab.io.text import page, say, shown
+from cnnlab.io.text import echo, escape, escape_lines
 from cnnlab.recipe import KEYS
 
 if TYPE_CHECKING:
@@ -32,12 +32,12 @@ class Display:
 
     def message(self, text: str) -> None:
         """Something a person should know, whatever the display."""
-        say(text, error=True, flush=True)
+        echo(text, error=True, flush=True)
 
     def read(self, what: str, done: int, total: int) -> None:
         """A long read of data has come to `done` of `total` (0: unknown)."""
 
-    def begin(self, loader: Loader, epochs: int, first_epoch: int, watch: str, rows: list[dict[str, Any]]) -> None:
+    def begin(self, loader: Loader, epochs: int, first_epoch: int, eval_split: str, rows: list[dict[str, Any]]) -> None:
         """The training starts at `first_epoch` (from 0); `rows` are those of earlier epochs."""
 
     def step(self, epoch: int, images: int, statistics: Tensor) -> None:
@@ -53,9 +53,9 @@ class Display:
 class Lines(Display):
     """One plain line an epoch: for log files."""
 
-    def begin(self, loader: Loader, epochs: int, first_epoch: int, watch: str, rows: list[dict[str, Any]]) -> None:  # noqa: ARG002
+    def begin(self, loader: Loader, epochs: int, first_epoch: int, eval_split: str, rows: list[dict[str, Any]]) -> None:  # noqa: ARG002
         """Remember what the lines need."""
-        self._epochs, self._key = epochs, KEYS[watch]
+        self._epochs, self._key = epochs, KEYS[eval_split]
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Print the line."""
@@ -103,7 +103,7 @@ class Bar(Display):
 
     def message(self, text: str) -> None:
         """Print it above the bar."""
-        self._console.print(page(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
+        self._console.print(escape_lines(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def read(self, what: str, done: int, total: int) -> None:
         """A bar of its own for each thing that is read or downloaded."""
@@ -113,14 +113,14 @@ class Bar(Display):
             self._progress.start()
             self._reading = None
         if self._reading is None or self._reading[1] != what:
-            self._reading = (self._progress.add_task(escape(shown(what)), total=total or None), what)
+            self._reading = (self._progress.add_task(escape_markup(escape(what)), total=total or None), what)
         self._progress.update(self._reading[0], completed=done, total=total or None)
 
-    def begin(self, loader: Loader, epochs: int, first_epoch: int, watch: str, rows: list[dict[str, Any]]) -> None:
+    def begin(self, loader: Loader, epochs: int, first_epoch: int, eval_split: str, rows: list[dict[str, Any]]) -> None:
         """Start the bar, where it stood if the training is resumed."""
         self.end()
-        self._glance = Glance(loader.device)
-        self._count, self._epochs, self._key = loader.count, epochs, KEYS[watch]
+        self._glance = AsyncScalarReader(loader.device)
+        self._count, self._epochs, self._key = loader.count, epochs, KEYS[eval_split]
         self._watched = f"  {self._key} acc {rows[-1][f'{self._key}_acc']:.3f}" if rows else ""
         self._due, self._epoch = 0.0, -1
         self._progress = Progress(
@@ -185,11 +185,11 @@ class Notebook(Display):
 
     def message(self, text: str) -> None:
         """Print it into the cell's output."""
-        say(text)
+        echo(text)
 
-    def begin(self, loader: Loader, epochs: int, first_epoch: int, watch: str, rows: list[dict[str, Any]]) -> None:  # noqa: ARG002
+    def begin(self, loader: Loader, epochs: int, first_epoch: int, eval_split: str, rows: list[dict[str, Any]]) -> None:  # noqa: ARG002
         """Remember the rows so far; the first epoch draws the figure."""
-        self._rows, self._watch = list(rows), watch
+        self._rows, self._eval_split = list(rows), eval_split
         self._handle: Any = None
         self._due = 0.0
 
@@ -212,12 +212,12 @@ class Notebook(Display):
         from cnnlab.io import figures as plots
         from cnnlab.training.curves import curves
 
-        row, key = self._rows[-1], KEYS[self._watch]
+        row, key = self._rows[-1], KEYS[self._eval_split]
         title = (
             f"epoch {row['epoch']}: loss {row['loss']:.3f}, train acc {row['train_acc']:.3f}, "
             f"{key} acc {row[f'{key}_acc']:.3f}, {row['images_per_second']:,.0f} images/s"
         )
-        image = Image(data=plots.png(curves(self._rows, self._watch, title), dpi=100), format="png")
+        image = Image(data=plots.png(curves(self._rows, self._eval_split, title), dpi=100), format="png")
         if self._handle is None:
             self._handle = display(image, display_id=True)
         else:

@@ -32,7 +32,7 @@ class NotFinite(Exception):
         self.what, self.step, self.each, self.skippable = what, step, each, skippable
 
 
-class Lookout:
+class NonFiniteMonitor:
     """Looks out for losses and weights that are no finite numbers.
 
     On the CPU each loss is looked at as it comes. On a GPU those since the last look are copied beside its work, some

@@ -56,7 +56,7 @@ class Events:
         # Slow to import, so only here.
         from torch.utils.tensorboard import SummaryWriter
 
-        self._watch, self._key = run.recipe.watch, run.recipe.key
+        self._eval_split, self._key = run.recipe.eval_split, run.recipe.key
         folder = run.path / "tensorboard"
         with Saving(run.path):
             # TensorBoard reads the files in the order of their names, which begin with the clock's seconds. Where that
@@ -76,9 +76,9 @@ class Events:
         key = self._key
         scalars = {
             "loss/train": row["loss"],
-            f"loss/{self._watch}": row[f"{key}_loss"],
+            f"loss/{self._eval_split}": row[f"{key}_loss"],
             "accuracy/train": row["train_acc"],
-            f"accuracy/{self._watch}": row[f"{key}_acc"],
+            f"accuracy/{self._eval_split}": row[f"{key}_acc"],
             "learning_rate": row["learning_rate"],
             "images_per_second": row["images_per_second"],
         }
@@ -96,20 +96,20 @@ def summary(session: Session, run: Run, state: dict[str, Any]) -> dict[str, Any]
     """A finished run in figures. `state`: its rows, best figure and its epoch."""
     rows, recipe = state["rows"], run.recipe
     images = sum(r["images"] for r in rows)
-    by_validation = recipe.watch == "validation"
+    by_validation = recipe.eval_split == "validation"
     last, key = rows[-1], recipe.key
     return {
         "recipe": recipe.name,
         "model": recipe.model,
         "parameters": run.info["model"]["parameters"],
         "data": recipe.data,
-        "images": {"train": len(session.train_set), recipe.watch: len(session.watch_set)},
+        "images": {"train": len(session.train_set), recipe.eval_split: len(session.eval_set)},
         "skipped": len(run.info["data"]["skipped"]),
         "left_out": sum(r.get("left_out", 0) for r in rows),
         "shared": session.shared(recipe),
         "seed": recipe.seed,
         "epochs": recipe.epochs,
-        "watch": recipe.watch,
+        "eval_split": recipe.eval_split,
         "loss": last["loss"],
         "train_acc": last["train_acc"],
         f"{key}_loss": last[f"{key}_loss"],
@@ -131,4 +131,4 @@ def save_curves(run: Run, rows: Sequence[dict[str, Any]]) -> None:
     from cnnlab.training.curves import curves
 
     title = f"{run.recipe.model} on {run.recipe.data.split('/')[-1]}, recipe {run.recipe.name}, seed {run.recipe.seed}"
-    write_atomic(run.path / "curves.png", plots.png(curves(rows, run.recipe.watch, title)))
+    write_atomic(run.path / "curves.png", plots.png(curves(rows, run.recipe.eval_split, title)))

@@ -9,7 +9,7 @@ from typing import Any
 from cnnlab.recipe import KEYS
 from cnnlab.training.runs import Run
 
-_SEEN = "note: trained on {count} labelled images; `seen acc` is of some of these as they are, no estimate for others"
+_SEEN = "note: trained on {count} labelled images; train_subset acc is measured on some of them"
 _LEFT_OUT = "note: {count} updates were left out, as their loss or a gradient was no finite number"
 _LOOKS = "note: this recipe looks at the test set after each epoch, as the manual does; choose nothing by it"
 
@@ -46,14 +46,14 @@ class Result:
         ]
         if s.get("left_out"):
             lines.append(_LEFT_OUT.format(count=s["left_out"]))
-        if s["watch"] == "test":
+        if s["eval_split"] == "test":
             lines.append(_LOOKS)
         if s["skipped"]:
             lines.append(_skipped(s["skipped"], self.run.path))
         lines += _shared(s)
-        if s["watch"] == "train":
+        if s["eval_split"] == "train":
             lines.append(_SEEN.format(count=s["images"]["train"]))
-        best = "" if s["watch"] != "validation" else f", best epoch {s['best_epoch']} with val acc {s['best']:.3f}"
+        best = "" if s["eval_split"] != "validation" else f", best epoch {s['best_epoch']} with val acc {s['best']:.3f}"
         lines.append(f"run: {self.run.path} (curve: curves.png{best})")
         return "\n".join(lines)
 
@@ -68,7 +68,7 @@ class SeedsResult:
 
     def __str__(self) -> str:
         s = self.summary
-        key = KEYS[s["watch"]]
+        key = KEYS[s["eval_split"]]
         lines = []
         for r in self.results:
             row = r.summary
@@ -83,11 +83,11 @@ class SeedsResult:
 
         lines.append(
             f"mean ± std of {s['loss']['n']} seeds, last epoch: loss {told('loss')}, train acc {told('train_acc')}, "
-            f"{key} acc {told(f'{key}_acc')} ({s['watch']} split)"
+            f"{key} acc {told(f'{key}_acc')} ({s['eval_split']} split)"
         )
-        if s["watch"] == "test":
+        if s["eval_split"] == "test":
             lines.append(_LOOKS)
-        if s["watch"] == "train":
+        if s["eval_split"] == "train":
             lines.append(_SEEN.format(count=self.results[0].summary["images"]["train"]))
         skipped = self.results[0].summary["skipped"] if self.results else 0
         if skipped:

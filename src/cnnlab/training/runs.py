@@ -37,7 +37,7 @@ from filelock import FileLock, Timeout
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.files import LINES_LIMIT, digest, read_checked, read_json, read_limited, write_atomic, write_checked
 from cnnlab.io.schema import COUNT, NUMBER, POSITIVE, Number, check
-from cnnlab.io.text import clipped
+from cnnlab.io.text import truncate
 from cnnlab.recipe import LARGEST_SIDE, Recipe, recipe_json
 
 _FORMAT = "cnnlab run 1"
@@ -58,7 +58,7 @@ _INFO = {
     "recipes?": [str],
 }  # fmt: skip
 _SUMMARY = {
-    "seed": COUNT, "watch": str, "loss": NUMBER, "train_acc": _SHARE, "best": NUMBER, "best_epoch": COUNT,
+    "seed": COUNT, "eval_split": str, "loss": NUMBER, "train_acc": _SHARE, "best": NUMBER, "best_epoch": COUNT,
     "examples_per_second": NUMBER, "images_per_second": NUMBER, "total_seconds": NUMBER, "device": str,
     "skipped": COUNT, "left_out?": COUNT, "images?": {"train": COUNT},
     "shared?": {"validation?": COUNT, "test?": COUNT},
@@ -97,7 +97,7 @@ class Run:
 
         Unsaid: the best, where the best epoch was chosen on validation images; else the last.
         """
-        default = "best" if self.recipe.watch == "validation" else "last"
+        default = "best" if self.recipe.eval_split == "validation" else "last"
         return self.path / f"{which or default}.safetensors"
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -120,7 +120,11 @@ class Run:
         except CnnlabError as error:
             raise CnnlabError(f"{error}; or delete it: cnnlab train --resume {self.path} writes it again") from error
         key = self.recipe.key
-        check(path, summary, {**_SUMMARY, "watch": (self.recipe.watch,), f"{key}_loss": NUMBER, f"{key}_acc": _SHARE})
+        check(
+            path,
+            summary,
+            {**_SUMMARY, "eval_split": (self.recipe.eval_split,), f"{key}_loss": NUMBER, f"{key}_acc": _SHARE},
+        )
         return summary
 
     def evaluations(self) -> list[dict[str, Any]]:
@@ -185,7 +189,7 @@ def check_name(name: str) -> None:
     """Raises: CnnlabError where `name` is no plain name, on any system."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name.endswith("."):
         raise CnnlabError(
-            f"run name {clipped(name)!r}: use letters, digits, '.', '_' and '-', at most 100, a letter or digit first "
+            f"run name {truncate(name)!r}: use letters, digits, '.', '_' and '-', at most 100, a letter or digit first "
             "and no '.' last"
         )
     if re.fullmatch(r"con|prn|aux|nul|(com|lpt)[0-9]", name.partition(".")[0].lower()):

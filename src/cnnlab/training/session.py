@@ -89,7 +89,7 @@ class Session:
             skip_bad=self._skip_bad,
             report=self.display.read,
         )
-        self.train_set, self.watch_set = load_splits(recipe, options)
+        self.train_set, self.eval_set = load_splits(recipe, options)
         self.fingerprint = self.train_set.fingerprint()
         self.preprocessing = Preprocessing.of(
             self.train_set.images, image_size=recipe.image_size, fit=recipe.fit, normalize=recipe.normalize
@@ -118,9 +118,9 @@ class Session:
                 "source": recipe.data,
                 "classes": self.train_set.classes,
                 "train": len(self.train_set),
-                recipe.watch: len(self.watch_set),
+                recipe.eval_split: len(self.eval_set),
                 "fingerprint": self.fingerprint,
-                "skipped": [*self.train_set.skipped, *self.watch_set.skipped],
+                "skipped": [*self.train_set.skipped, *self.eval_set.skipped],
                 "data_dir": str(self._data_dir.absolute()),
                 "skip_bad": self._skip_bad,
             },
@@ -188,9 +188,9 @@ class Session:
         """How many images of each other part are, pixel for pixel, among the training images. Found once a session."""
         if self._shared is None:
             self._shared = {}
-            if recipe.watch != "train":  # which watches some of the training images
-                self._shared[recipe.watch] = len(shared(self.train_set.images, self.watch_set.images))
-            if recipe.watch != "test":
+            if recipe.eval_split != "train":  # which watches some of the training images
+                self._shared[recipe.eval_split] = len(shared(self.train_set.images, self.eval_set.images))
+            if recipe.eval_split != "test":
                 try:
                     count = copies_in_test(recipe.data, self.train_set, SourceOptions(data_dir=self._data_dir))
                 except (CnnlabError, OSError) as error:  # what was trained is not lost for that
@@ -239,9 +239,9 @@ class Session:
 
 
 def load_splits(recipe: Recipe, options: SourceOptions) -> tuple[ImageSet, ImageSet]:
-    """The images to train on and those to watch, as the recipe says. The test set is read only if it is watched."""
-    train_set, watch_set = _whole_splits(recipe, options)
-    return limited(train_set, recipe), limited(watch_set, recipe)
+    """The images to train on and those to evaluate on. The test set is read only if it is watched."""
+    train_set, eval_set = _whole_splits(recipe, options)
+    return limited(train_set, recipe), limited(eval_set, recipe)
 
 
 def limited(images: ImageSet, recipe: Recipe) -> ImageSet:
@@ -255,12 +255,12 @@ def limited(images: ImageSet, recipe: Recipe) -> ImageSet:
 def _whole_splits(recipe: Recipe, options: SourceOptions) -> tuple[ImageSet, ImageSet]:
     train_set = load_images(recipe.data, "train", options)
     assert train_set is not None
-    if recipe.watch == "test":
+    if recipe.eval_split == "test":
         test_set = load_images(recipe.data, "test", options)
         if test_set is None:
-            raise CnnlabError(f"{recipe.data} has no test set to watch; set watch=validation and a val_fraction")
+            raise CnnlabError(f"{recipe.data} has no test set; set eval_split=validation and a val_fraction")
         return train_set, test_set
-    if recipe.watch == "train":
+    if recipe.eval_split == "train":
         # Enough to see the training work, and few enough to cost little of an epoch.
         return train_set, train_set.take(stratified_subset(train_set.labels, 5000, recipe.split_seed))
     own = load_images(recipe.data, "validation", options)

@@ -33,14 +33,14 @@ from cnnlab.device.hardware import (
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted, out_of_memory, reason
 from cnnlab.io.files import remove_torn, write_checked
 from cnnlab.io.schema import COUNT, NUMBER, POSITIVE, Number, check
-from cnnlab.io.text import say
+from cnnlab.io.text import echo
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import find_recipe
 from cnnlab.training import runs
 from cnnlab.training.checkpoint import (
-    Beside,
+    BackgroundWriter,
     Damaged,
-    Due,
+    SaveSchedule,
     about_weights,
     earlier,
     has_checkpoint,
@@ -50,7 +50,7 @@ from cnnlab.training.checkpoint import (
 )
 from cnnlab.training.cuda_graph import step_of
 from cnnlab.training.evaluate import evaluate
-from cnnlab.training.guard import Lookout, NotFinite, diverged, no_memory, not_repeatable, unrepeatable
+from cnnlab.training.guard import NonFiniteMonitor, NotFinite, diverged, no_memory, not_repeatable, unrepeatable
 from cnnlab.training.optim import Average, initialize, learning_rate, make_optimizer, shown, size_in_epoch
 from cnnlab.training.plan import compiled, not_compiled
 from cnnlab.training.record import Events, Saving, kept, save_curves, summary
@@ -139,7 +139,7 @@ def resume(
         run = runs.open_run(folder)
         found = run.summary()
         if found is not None:
-            say(f"{run.path} is finished: nothing to resume", error=True)
+            echo(f"{run.path} is finished: nothing to resume", error=True)
             return Result(run, found)
         if on_nan is not None and on_nan != run.recipe.on_nan:
             with runs.locked(run.path), Saving(run.path):
@@ -250,7 +250,7 @@ def _check_state(session: Session, run: Run, state: dict[str, Any]) -> None:
     fault = ""
     if [row["epoch"] for row in rows] != [*range(1, len(rows) + 1)] or len(rows) > recipe.epochs:
         fault = f"its epochs are not 1, 2, ... up to {recipe.epochs}"
-    elif state["best"] is not None and len(state["best"]) != (2 if recipe.watch == "validation" else 1):
+    elif state["best"] is not None and len(state["best"]) != (2 if recipe.eval_split == "validation" else 1):
         fault = "its best figure is none of this recipe's"
     elif len(rows) == recipe.epochs and (state["best"] is None or part is not None):
         fault = "it is at the end without having been there"
@@ -313,7 +313,7 @@ def _train_seeds(session: Session, path: Path) -> SeedsResult:
         figures = ("loss", "train_acc", f"{recipe.key}_loss", f"{recipe.key}_acc")
         together = {
             "recipe": recipe.name,
-            "watch": recipe.watch,
+            "eval_split": recipe.eval_split,
             "epoch": "last",
             "seeds": list(seeds),
             **{name: runs.spread([r.summary[name] for r in results]) for name in figures},
@@ -337,7 +337,7 @@ def _fit(
     recipe, display = run.recipe, session.display
     with contextlib.closing(Events(run, state["rows"])) as events:
         try:
-            with contextlib.closing(Beside()) as beside:
+            with contextlib.closing(BackgroundWriter()) as beside:
                 _epochs(session, run, plan, model, optimizer, average, state, events, beside)
         except NotFinite as error:
             raise diverged(error, run.path, recipe, kept(state)) from None
@@ -393,7 +393,7 @@ def _epochs(
     average: Average | None,
     state: dict[str, Any],
     events: Events,
-    beside: Beside,
+    beside: BackgroundWriter,
 ) -> None:
     """The loop: every epoch that `state` lacks, each saved before it counts; where they are long, in between, too."""
     recipe, device, display, key = run.recipe, session.device, session.display, run.recipe.key
@@ -408,7 +408,7 @@ def _epochs(
     # Nothing is kept for a backward pass here, so small images go through in larger batches.
     small = session.preprocessing.image_size <= 64
     watch_loader = Loader(
-        session.watch_set,
+        session.eval_set,
         session.preprocessing,
         1000 if small else recipe.batch_size,
         device,
@@ -421,7 +421,7 @@ def _epochs(
     each = len(train_loader)  # steps of an epoch
     steps, skips = recipe.epochs * each, recipe.on_nan == "skip"
     update = step_of(train_step, plan, device, skips, display.message)  # train_step itself or, on CUDA, recorded
-    lookout, due = Lookout(device, each, skips), Due(recipe)
+    lookout, due = NonFiniteMonitor(device, each, skips), SaveSchedule(recipe)
 
     def reached(
         steps: int, seen: int, left_out: int, statistics: Tensor, batches: Batches, seconds: float, compute: Stopwatch
@@ -448,7 +448,7 @@ def _epochs(
         save_checkpoint(run.checkpoint, model, optimizer, device, after, average, write_beside)
         due.saved(time.perf_counter() - began)
 
-    display.begin(train_loader, recipe.epochs, len(state["rows"]), recipe.watch, state["rows"])
+    display.begin(train_loader, recipe.epochs, len(state["rows"]), recipe.eval_split, state["rows"])
     for epoch in range(len(state["rows"]), recipe.epochs):
         part = state["part"] or _NOTHING  # what is done of this epoch
         began, compute = time.perf_counter() - part["train_seconds"], Stopwatch(device, part["compute_seconds"])
@@ -501,7 +501,7 @@ def _epochs(
                     save(part=reached(each, seen, left_out, statistics, batches, trained - began, compute))
                     beside.wait()
             raise
-        for what, value in (("training", total_loss), (recipe.watch, measured.loss)):
+        for what, value in (("training", total_loss), (recipe.eval_split, measured.loss)):
             if not math.isfinite(value):
                 raise NotFinite(f"the {what} loss became {value:g}", step - 1, each)
         compute_seconds = compute.seconds()
@@ -523,7 +523,7 @@ def _epochs(
         with Saving(run.path, state):
             # Chosen on validation; where only the test set is watched, by the training loss instead.
             # Of equal accuracies, which a small set has often, the lower loss is the better network.
-            figure = [row["val_acc"], -row["val_loss"]] if recipe.watch == "validation" else [-row["loss"]]
+            figure = [row["val_acc"], -row["val_loss"]] if recipe.eval_split == "validation" else [-row["loss"]]
             best = {"best": state["best"], "best_epoch": state["best_epoch"]}
             with shown(average):
                 if state["best"] is None or figure > state["best"]:

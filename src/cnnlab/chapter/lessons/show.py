@@ -54,7 +54,7 @@ def shapes(model: str | nn.Module, *, image_size: int | None = None, in_channels
 
 def compare(trained: Mapping[str, Result]) -> Picture:
     """Accuracy over the epochs on the images that were watched, a line for each of the named trainings."""
-    lines = [(name, result.run.recipe.watch, result.run.metrics()) for name, result in trained.items()]
+    lines = [(name, result.run.recipe.eval_split, result.run.metrics()) for name, result in trained.items()]
     return _picture(comparison(lines))
 
 
