@@ -5,6 +5,7 @@ No torch at the top: a parent that measures memory must not share its pages with
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -20,31 +21,32 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
-PEERS = Path(__file__).resolve().parent.parent / ".peers"
+ROOT = Path(__file__).resolve().parent.parent
+PUBLISHED = ROOT / "benchmarks" / "results"
+"""The committed results, from which benchmarks/tables.py writes the tables of the pages."""
+OUT = ROOT / "build" / "results"
+"""Where a result goes by default. Git ignores it, so a result of your own changes no page and no test."""
+PEERS = ROOT / ".peers"
 Task = dict[str, Any]
 
 
 def commit() -> str | None:
-    """The commit that was measured, with a + where files were changed since.
+    """Return the measured commit, followed by "+" if src/ has uncommitted changes; None without git.
 
-    Of a copy without its history whoever made it says so, in CNNLAB_COMMIT.
+    CNNLAB_COMMIT names the commit of a copy that has no history.
     """
-    if told := os.environ.get("CNNLAB_COMMIT"):
-        return told
+    if given := os.environ.get("CNNLAB_COMMIT"):
+        return given
     if shutil.which("git") is None:
         return None
-    git = ["git", "-C", str(RESULTS.parent)]
+    git = ["git", "-C", str(ROOT / "benchmarks")]
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run([*git, "status", "--porcelain", "--", "../src"], capture_output=True, text=True).stdout
     return head + ("+" if changed else "") if head else None
 
 
-def write_result(name: str, device: str, figures: dict[str, Any], out: Path | None = None) -> Path:
-    """Write NAME_HARDWARE_DATE.json: the figures with script, command, hardware, versions and date.
-
-    out: the folder it goes to, unsaid results/.
-    """
+def write_result(name: str, device: str, figures: dict[str, Any], out: Path = OUT) -> Path:
+    """Write NAME_HARDWARE_DATE.json to the folder `out`: figures, command, commit, hardware, versions and date."""
     from cnnlab.device.hardware import available_cores, environment, pick_device
     from cnnlab.io.files import write_json
 
@@ -54,13 +56,19 @@ def write_result(name: str, device: str, figures: dict[str, Any], out: Path | No
     ).strip("-")
     if env["device"].startswith("cuda"):
         hardware = re.sub(r"[^a-z0-9]+", "-", env["device_name"].lower()).strip("-")
-    path = (out or RESULTS) / f"{name}_{hardware}_{datetime.now(UTC):%Y-%m-%d}.json"
+    path = out / f"{name}_{hardware}_{datetime.now(UTC):%Y-%m-%d}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     # Of paths of this machine only the last part.
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     command = " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *words])
     write_json(path, {"benchmark": name, "command": command, "commit": commit(), "environment": env, **figures})
     return path
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """Add --out, the folder of the result."""
+    text = "folder of the result. Default: build/results; use benchmarks/results for one to publish"
+    parser.add_argument("--out", type=Path, default=OUT, help=text)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from _common import add_out
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import RECIPES
 from cnnlab.training.runs import spread
@@ -138,7 +139,7 @@ def parser(doc: str | None, recipes: list[str]) -> argparse.ArgumentParser:
     found.add_argument("--views", help="looks at each image of the final evaluation: none, flip or shift")
     found.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     found.add_argument("--device", default="auto")
-    found.add_argument("--out", type=Path, help="folder for the result; unsaid: benchmarks/results")
+    add_out(found)
     found.add_argument("--label", default="", help="added to the result's name")
     found.add_argument("--tiny", action="store_true", help="a few hundred images: to see that it works")
     return found

@@ -5,7 +5,7 @@ clocks of _speed.py, trained on the labelled images minus the validation split (
 on that split, after the last epoch: the withheld test labels are not at hand. Settings were chosen on the same split,
 so it flatters a little.
 
-Writes benchmarks/results/cifar-speed_HARDWARE_DATE.json.
+Writes build/results/cifar-speed_HARDWARE_DATE.json.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The whole competition by the documented command: python benchmarks/competition.py LABEL FOLDER [OPTION...]
 
 Runs `cnnlab kaggle all FOLDER OPTION...` as a person would, in an empty work folder and with a store of its own, so
-that reading the archives is in the time. Writes benchmarks/results/competition-LABEL_HARDWARE_DATE.json, and beside it
+that reading the archives is in the time. Writes build/results/competition-LABEL_HARDWARE_DATE.json, and beside it
 the submission, if it was made: submission-LABEL.csv. The test labels are not there, so nothing is chosen by them.
 """
 
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _common import RESULTS, write_result
+from _common import add_out, write_result
 
 
 def run_summary(path: Path) -> dict[str, Any]:
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("label")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--keep", type=Path, help="folder to work in, and keep; unsaid, a temporary one")
+    add_out(parser)
     args, options = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = (args.keep or Path(temporary)).absolute()
@@ -73,8 +74,8 @@ def main() -> None:
         figures["submission"] = f"submission-{args.label}.csv"
         # The folders' names are this machine's own.
         sys.argv[1:] = [args.label, "FOLDER", *(["--keep", "WORK"] if args.keep else []), *options]
-        path = write_result(f"competition-{args.label}", device, figures)
-        shutil.copyfile(submission, RESULTS / figures["submission"])
+        path = write_result(f"competition-{args.label}", device, figures, args.out)
+        shutil.copyfile(submission, args.out / figures["submission"])
     print(path)
 
 

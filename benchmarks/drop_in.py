@@ -6,7 +6,7 @@ A reader's listing decides all else, so both sides have the same network of torc
 learning rate, in float32 and in the layout that torch gives; nothing is measured beforehand, nothing compiled. What is
 timed, the networks, and how long ones are cut: as in vs_d2l.py, whose side of d2l this is.
 
-Writes benchmarks/results/drop-in_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB_DATA) and psutil.
+Writes build/results/drop-in_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB_DATA) and psutil.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import os
 import time
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-from _common import PEERS, Task, answered, call, call_each, spread, write_result
+from _common import PEERS, Task, add_out, answered, call, call_each, spread, write_result
 from vs_d2l import D2L, NETWORKS, WATCHED, as_printed, child_d2l, child_prepare
 
 
@@ -67,7 +66,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3, help="runs of each side")
     parser.add_argument("--epochs", type=int, default=2, help="of the networks that train on all images; others: 1")
     parser.add_argument("--tiny", action="store_true", help="does all of it work? lenet-bn, one pair, nothing fetched")
-    parser.add_argument("--out", type=Path, help="folder of the result in place of benchmarks/results")
+    add_out(parser)
     args = parser.parse_args()
     if args.tiny:
         args.networks, args.pairs = ["lenet-bn"], 1

@@ -8,7 +8,7 @@ multiply_adds is the training's forward passes (the whole is about three times t
 --beside-d2l N: also N pairs of d2l's own train_ch6 (BN-LeNet, 10 epochs) and speed/fashion-90, in turn, each in a
 process of its own; see vs_d2l.py.
 
-Writes benchmarks/results/fashion-speed_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB_DATA, or the network).
+Writes build/results/fashion-speed_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB_DATA, or the network).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ to the card, compilation and a warm-up of one epoch with a seed of its own, whos
 that split as its test set; of Fashion-MNIST, a tenth of which is held out, on the test set.
 
 On a machine without a GPU, --tiny goes through the same parts at a reduced size.
-Writes benchmarks/results/gpu-suite_HARDWARE_DATE.json (gpu-suite-LABEL with --label).
+Writes build/results/gpu-suite_HARDWARE_DATE.json (gpu-suite-LABEL with --label).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ import torch
 
 import _speed
 import vs_d2l
-from _common import write_result
+from _common import add_out, write_result
 from cnnlab.chapter.experiments import EXPERIMENTS
 from cnnlab.device.hardware import Plan, has_bfloat16, pick_device
 from cnnlab.machine.bench import bench
@@ -361,7 +361,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=540, help="for all parts together")
     parser.add_argument("--peer-runs", type=int, default=20)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the timed recipes")
-    parser.add_argument("--out", type=Path, help="folder for the result; unsaid: benchmarks/results")
+    add_out(parser)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["auto", "default"], help="of chapter")
     parser.add_argument("--networks", nargs="+", choices=PRINTED, default=list(PRINTED), help="of chapter")
     parser.add_argument("--only", nargs="+", metavar="RECIPE", help="of the timed recipes")

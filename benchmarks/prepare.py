@@ -12,7 +12,7 @@ in turn, each in a process of its own:
 Seconds are the process's, Python's start included. Memory is the peak over the process tree, sampled ten times a
 second: `anonymous`, what the processes hold besides files, and PSS, which counts mapped files, too.
 
-Writes benchmarks/results/prepare_HARDWARE_DATE.json. Needs psutil, py7zr and the program 7z, 7zz or 7za.
+Writes build/results/prepare_HARDWARE_DATE.json. Needs psutil, py7zr and the program 7z, 7zz or 7za.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from _common import add_out, write_result
 
 HERE = Path(__file__).resolve().parent
 SIDES = ("cnnlab", "tutorial")
@@ -150,6 +152,7 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="print, write no result")
     parser.add_argument("--child", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
+    add_out(parser)
     args = parser.parse_args()
     if args.child:
         (child_cnnlab if args.child == "cnnlab" else child_tutorial)(args.work, args.scratch)
@@ -190,9 +193,7 @@ def main() -> None:
     }
     print(json.dumps({k: v for k, v in figures.items() if k != "pairs"}, indent=2))
     if not args.dry:
-        from _common import write_result
-
-        print(write_result("prepare", "cpu", figures))
+        print(write_result("prepare", "cpu", figures, args.out))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Each named recipe from several seeds: python benchmarks/recipe_seeds.py [--seeds 5] [RECIPE...]
 
-Writes benchmarks/results/recipe-seeds_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB_DATA, or the network).
+Writes build/results/recipe-seeds_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB_DATA, or the network).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import tempfile
 from typing import Any
 
 import cnnlab
-from _common import write_result
+from _common import add_out, write_result
 
 # The manual's own figures, and its source's for LeNet; it prints no seeds and no spread.
 PRINTED = {
@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("recipes", nargs="*", default=["manual/lenet", "manual/lenet-bn", "digits", "fashion-mnist"])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--device", default="auto")
+    add_out(parser)
     args = parser.parse_args()
     figures: dict[str, Any] = {}
     device = args.device
@@ -46,7 +47,7 @@ def main() -> None:
                 },
                 "per_seed": [r.summary for r in result.results],
             }
-    print(write_result("recipe-seeds", device, {"n": args.seeds, "recipes": figures}))
+    print(write_result("recipe-seeds", device, {"n": args.seeds, "recipes": figures}, args.out))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The chapter's table: python benchmarks/reproduce.py LABEL NAME... [--seeds N] [--epochs N] [--limit N]
 
-What `cnnlab reproduce NAME...` trains, as benchmarks/results/reproduce-LABEL_HARDWARE_DATE.json, from which
+What `cnnlab reproduce NAME...` trains, as build/results/reproduce-LABEL_HARDWARE_DATE.json, from which
 benchmarks/tables.py writes docs/reproduction.md. Needs Fashion-MNIST (CNNLAB_DATA, or the network); the classical
 baseline starts without kept features; methods of one call share those that the first of them makes.
 """
@@ -11,7 +11,7 @@ import argparse
 import os
 import tempfile
 
-from _common import write_result
+from _common import add_out, write_result
 from cnnlab.chapter.reproduce import Plan, reproduce
 from cnnlab.cli import tables
 from cnnlab.data import data_folder
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--note", default="", help="what a reader must know, such as other work on the machine")
+    add_out(parser)
     args = parser.parse_args()
     plans: list[Plan] = []
 
@@ -44,7 +45,7 @@ def main() -> None:
         assert found is not None
         print(tables.reproduction(found), flush=True)
     figures = {"rows": found.rows, "estimated_seconds": plans[0].seconds, "n": args.seeds, "note": args.note}
-    print(write_result(f"reproduce-{args.label}", args.device, figures))
+    print(write_result(f"reproduce-{args.label}", args.device, figures, args.out))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from _common import spread, write_result
+from _common import add_out, spread, write_result
 from cnnlab import train
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import RECIPES
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--runs-dir", type=Path, default=Path(), help="a folder on the disk that is measured")
-    parser.add_argument("--out", type=Path, help="folder for the result; unsaid: benchmarks/results")
+    add_out(parser)
     parser.add_argument("--tiny", action="store_true", help="one small network: to see that it works")
     args = parser.parse_args()
     if args.tiny:

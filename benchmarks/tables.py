@@ -1,13 +1,16 @@
 """Write the results tables of the READMEs and docs from benchmarks/results/: python benchmarks/tables.py
 
-No figure is typed by hand; a test compares the pages with what this makes.
+No figure is typed by hand; a test compares the pages with the output of this script. Only results that git tracks
+count, so `git add` a new one first. A copy without git takes all files of benchmarks/results.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -65,6 +68,23 @@ WORDS = {
 }
 
 
+@cache
+def published(root: Path = ROOT) -> list[Path]:
+    """Return the results in benchmarks/results that git tracks; all of them in a copy that git does not track."""
+    folder = root / "benchmarks" / "results"
+    tracked: list[Path] = []
+    if shutil.which("git"):
+        command = ["git", "-C", str(root), "ls-files", "-z", "--", "benchmarks/results/*.json"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        tracked = [root / name for name in done.stdout.split("\0") if name]
+    return sorted(path for path in tracked or folder.glob("*.json") if path.exists())
+
+
+def labelled(pattern: str) -> list[Path]:
+    """Return the published results whose file names match `pattern`."""
+    return [path for path in published() if path.match(pattern)]
+
+
 def newest(name: str) -> dict[str, Any]:
     """The newest result of a benchmark, with its file's name."""
     return by_machine(name)[0]
@@ -83,10 +103,7 @@ def newest_of_each(name: str) -> list[dict[str, Any]]:
 
 def every(name: str) -> list[dict[str, Any]]:
     """All results of a benchmark, each with its file's name, the newest first."""
-    found = [
-        {**json.loads(path.read_text()), "file": path.name}
-        for path in (ROOT / "benchmarks" / "results").glob(f"{name}_*.json")
-    ]
+    found = [{**json.loads(path.read_text()), "file": path.name} for path in labelled(f"{name}_*.json")]
     return sorted(found, key=lambda result: result["environment"]["date"], reverse=True)
 
 
@@ -322,7 +339,7 @@ def beside_d2l(peer: dict[str, Any]) -> list[str]:
 
 def drop_in() -> list[str]:
     """For docs/speed.md: what one changed import line gives, once it has been measured."""
-    if not list((ROOT / "benchmarks" / "results").glob("drop-in_*.json")):
+    if not labelled("drop-in_*.json"):
         return []
     found = newest("drop-in")
     lines = ["", f"One changed import line, `from cnnlab import manual as d2l`: a listing's own network, in its own layout and precision, trained by `train_ch6` on the images of "
@@ -339,7 +356,7 @@ def drop_in() -> list[str]:
 
 def reference() -> list[str]:
     """For docs/speed.md: beside the usual ways to train, once that has been measured."""
-    if not list((ROOT / "benchmarks" / "results").glob("vs-reference_*.json")):
+    if not labelled("vs-reference_*.json"):
         return []
     found = newest("vs-reference")
     lines = ["", "Beside the usual ways to train on images (what each of them is: `benchmarks/vs_reference.py`), the same networks, crops, mirroring and updates, "
@@ -399,7 +416,7 @@ def competition(words: dict[str, str]) -> list[str]:
 
 def chapter() -> str:
     """The chapter's table, from the newest result of each label of benchmarks/reproduce.py."""
-    labels = sorted({p.name.partition("_")[0] for p in (ROOT / "benchmarks" / "results").glob("reproduce-*.json")})
+    labels = sorted({p.name.partition("_")[0] for p in labelled("reproduce-*.json")})
     results = [newest(label) for label in labels]
     # A row in full is not hidden by a limited one; else the later label's (a GPU's is later than full).
     rows: dict[str, dict[str, Any]] = {}

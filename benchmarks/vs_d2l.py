@@ -33,7 +33,7 @@ operations, times images/s, over those of the machine's largest matrix product i
 
 This parent process does not import torch before it has measured: pages that it shared would be taken off the children.
 
-Writes benchmarks/results/vs-d2l_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB_DATA) and psutil.
+Writes build/results/vs-d2l_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB_DATA) and psutil.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ from _common import (
 )
 from _common import (
     Task,
+    add_out,
     answered,
     call,
     call_each,
@@ -225,7 +226,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="training images, 0: all; unsaid: by the network; 5 batches or more")
     parser.add_argument("--keep", type=Path, metavar="JSON", help="an earlier result; its other networks stay in this")
     parser.add_argument("--tiny", action="store_true", help="does all of it work? lenet-bn, one pair, nothing fetched")
-    parser.add_argument("--out", type=Path, help="folder of the result in place of benchmarks/results")
+    add_out(parser)
     args = parser.parse_args()
     if args.tiny:
         args.networks, args.pairs, args.images = args.networks or ["lenet-bn"], 1, 1280

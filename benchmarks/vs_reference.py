@@ -25,7 +25,7 @@ What is timed is the training with its data, wall-clock, without evaluation (`tr
 curve. Ratios are a peer's time over ours. How our side computes is what it would choose for ten epochs of 60,000
 images, found outside every clock, as in vs_d2l.py. This parent process does not import torch before it has measured.
 
-Writes benchmarks/results/vs-reference_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB_DATA) and psutil.
+Writes build/results/vs-reference_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB_DATA) and psutil.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from collections.abc import Iterable
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from _common import (
     PEERS,
     Task,
+    add_out,
     answered,
     call,
     call_each,
@@ -320,7 +320,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="training images; unsaid: by the network")
     parser.add_argument("--workers", type=int, help="processes of the peers' loaders; unsaid: one for each core")
     parser.add_argument("--tiny", action="store_true", help="does all of it work? One network and run, nothing fetched")
-    parser.add_argument("--out", type=Path, help="folder of the result in place of benchmarks/results")
+    add_out(parser)
     args = parser.parse_args()
     if args.tiny:
         args.networks, args.pairs, args.images = args.networks or ["resnet18-small"], 1, 256

@@ -31,7 +31,7 @@ def test_runs_in_small_and_writes_its_result(
     script: str, keys: tuple[str, ...], fashion_folder: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("psutil")
-    kept = sorted((BENCHMARKS / "results").iterdir())
+    published = sorted((BENCHMARKS / "results").iterdir())
     out = tmp_path / "results"
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / script), "--tiny", "--out", str(out)],
@@ -46,7 +46,21 @@ def test_runs_in_small_and_writes_its_result(
     (file,) = out.glob("*.json")
     result = json.loads(file.read_text())
     assert {"benchmark", "command", "environment", *keys} <= result.keys()
-    assert sorted((BENCHMARKS / "results").iterdir()) == kept
+    assert sorted((BENCHMARKS / "results").iterdir()) == published
+
+
+def test_by_default_a_result_goes_where_git_does_not_see_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import _common
+    import _speed
+
+    out = _speed.parser("", []).parse_args([]).out
+    assert out == _common.OUT
+    assert not out.is_relative_to(_common.PUBLISHED)
+    assert "/build/" in (BENCHMARKS.parent / ".gitignore").read_text().splitlines()
+    for script in BENCHMARKS.glob("*.py"):  # none writes anywhere else
+        text = script.read_text()
+        assert text.count("write_result(") - text.count("def write_result(") <= text.count("args.out)"), script.name
 
 
 def test_the_page_of_results_finds_what_it_reads_in_a_result_of_vs_d2l(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -19,19 +20,36 @@ ROOT = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README.zh.md")
 
 
-@pytest.mark.parametrize("name", [*READMES, "docs/reproduction.md", "docs/speed.md", "docs/reliability.md"])
-def test_tables_are_those_of_the_committed_results(name: str) -> None:
+@pytest.fixture(scope="module")
+def tables() -> Any:
     spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
     assert spec is not None
     assert spec.loader is not None
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", [*READMES, "docs/reproduction.md", "docs/speed.md", "docs/reliability.md"])
+def test_tables_are_those_of_the_committed_results(tables: Any, name: str) -> None:
     assert tables.page(name) == (ROOT / name).read_text(encoding="utf-8")
 
 
-def test_recipes_are_commented_with_what_was_measured_last() -> None:
+def test_a_result_of_ones_own_changes_no_table(tables: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "benchmarks" / "results"
+    folder.mkdir(parents=True)
+    for name in ("vs-d2l_a.json", "vs-d2l_own.json"):
+        (folder / name).write_text("{}")
+    assert len(tables.published(tmp_path)) == 2  # an unpacked archive, without git
+    tables.published.cache_clear()
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    subprocess.run(["git", "-C", str(tmp_path), "add", "benchmarks/results/vs-d2l_a.json"], check=True)
+    assert tables.published(tmp_path) == [folder / "vs-d2l_a.json"]
+
+
+def test_recipes_are_commented_with_what_was_measured_last(tables: Any) -> None:
     measured: dict[str, dict[str, Any]] = {}
-    for path in (ROOT / "benchmarks" / "results").glob("*.json"):
+    for path in tables.published():
         found = json.loads(path.read_text())
         if found["benchmark"].startswith(("recipe-seeds", "fashion-speed", "cifar-speed")):
             for name, figures in found["recipes"].items():
