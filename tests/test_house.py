@@ -76,7 +76,7 @@ def test_help_does_not_import_torch() -> None:
 
 def test_public_names() -> None:
     assert set(cnnlab.__all__) == {
-        "CnnlabError", "DATASETS", "Evaluation", "ImageSet", "MODELS", "Prediction", "RECIPES", "Recipe", "Result",
+        "Classifier", "CnnlabError", "DATASETS", "Evaluation", "ImageSet", "MODELS", "Prediction", "Predictions", "RECIPES", "Recipe", "Result",
         "Run", "RunEvaluation", "SeedsResult", "TrainingInterrupted", "__version__", "build_model", "evaluate_run",
         "list_runs", "load_images", "load_model", "open_run", "predict", "resume", "train", "train_seeds", "train_step",
     }  # fmt: skip

@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from cnnlab.data import DATASETS, ImageSet, load_images
-    from cnnlab.inference import Prediction, RunEvaluation, evaluate_run, load_model, predict
+    from cnnlab.inference import Classifier, Prediction, Predictions, RunEvaluation, evaluate_run, load_model, predict
     from cnnlab.io.errors import CnnlabError, TrainingInterrupted
     from cnnlab.models import MODELS, build_model
     from cnnlab.recipe import Recipe
@@ -27,10 +27,12 @@ __all__ = [
     "DATASETS",
     "MODELS",
     "RECIPES",
+    "Classifier",
     "CnnlabError",
     "Evaluation",
     "ImageSet",
     "Prediction",
+    "Predictions",
     "Recipe",
     "Result",
     "Run",
@@ -53,7 +55,7 @@ __all__ = [
 
 _HOMES = {
     "data": ("DATASETS", "ImageSet", "load_images"),
-    "inference": ("Prediction", "RunEvaluation", "evaluate_run", "load_model", "predict"),
+    "inference": ("Classifier", "Prediction", "Predictions", "RunEvaluation", "evaluate_run", "load_model", "predict"),
     "io.errors": ("CnnlabError", "TrainingInterrupted"),
     "models": ("MODELS", "build_model"),
     "recipe": ("Recipe",),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab.data import ImageSet, SourceOptions, data_folder, load_images
-from cnnlab.data.images import BadImage, bombs_refused, decode, image_files
+from cnnlab.data.images import BadImage, bombs_refused, decode, flatten, pixels
 from cnnlab.data.imageset import Report, no_report
 from cnnlab.data.loader import Loader, Preprocessing, laid_out
 from cnnlab.device.hardware import (
@@ -75,17 +75,114 @@ class RunEvaluation:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one image shows: class names and their probabilities, most probable first."""
+    """The classes of one image file with their probabilities, most probable first."""
 
     path: Path
     top: list[tuple[str, float]]
 
 
-def load_model(run: Run, weights: Path) -> nn.Module:
-    """The run's network with the `weights` of that file, in eval mode, on the CPU. Raises: CnnlabError."""
+@dataclass(frozen=True)
+class Predictions:
+    """What `Classifier.predict` returns. probabilities: (N, K) float32 on the CPU; classes: K names."""
+
+    probabilities: Tensor
+    classes: list[str]
+
+    @property
+    def labels(self) -> list[str]:
+        """The name of the most probable class of each of the N images."""
+        return [self.classes[k] for k in self.probabilities.argmax(1).tolist()]
+
+    def __len__(self) -> int:
+        return len(self.probabilities)
+
+    def top(self, k: int = 3) -> list[list[tuple[str, float]]]:
+        """Return the `k` most probable classes of each image with their probabilities, most probable first."""
+        values, order = self.probabilities.topk(min(k, len(self.classes)))
+        return [
+            [(self.classes[i], p) for i, p in zip(row, ps, strict=True)]
+            for row, ps in zip(order.tolist(), values.tolist(), strict=True)
+        ]
+
+
+class Classifier(nn.Module):
+    """A trained network with the names of its classes and the preprocessing of its images.
+
+    `forward` takes preprocessed batches (B, C, H, W) float32 and returns logits (B, K); `predict` takes images as they
+    are. network: the module that was trained; classes: K names; preprocessing: (B, C, H, W) uint8 -> float32.
+    """
+
+    def __init__(self, network: nn.Module, classes: list[str], preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.network = network
+        self.classes = classes
+        self.preprocessing = preprocessing
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, image_size, image_size) float32 -> logits (B, K)."""
+        logits: Tensor = self.network(x)
+        return logits
+
+    def predict(self, images: Any, *, invert: bool = False) -> Predictions:
+        """Classify images, which go through the same steps as in training.
+
+        images: a path, a folder, a PIL image, a NumPy array or a tensor of one image or of a batch, or a list of these.
+        Arrays and tensors hold uint8 in 0..255 or floating point in 0..1; tensors are (C, H, W) or (B, C, H, W), arrays
+        may also be (H, W, C), as PIL gives them, or (H, W). Any size is fitted. invert: exchange black and white first.
+        Raises: CnnlabError.
+        """
+        p = self.preprocessing
+        flat = flatten(images)
+        if not flat:
+            raise CnnlabError("no images to classify")
+        step = _batch_size(p)
+        with bombs_refused():
+            parts = [
+                self.probabilities(
+                    np.stack([pixels(i, p.channels, p.native_size, p.fit, invert=invert) for i in flat[at : at + step]])
+                )
+                for at in range(0, len(flat), step)
+            ]
+        return Predictions(torch.cat(parts), self.classes)
+
+    def probabilities(self, batch: np.ndarray) -> Tensor:
+        """Return the probabilities (B, K) float32, on the CPU, of images (B, C, H, W) uint8 of the native size."""
+        device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        was_training = self.training
+        self.eval()
+        try:
+            with reproducible(0, available_cores()), exact_float32(), torch.inference_mode():
+                logits: Tensor = self(self.preprocessing(torch.from_numpy(batch).to(device)))
+                return logits.softmax(1).cpu()
+        finally:
+            self.train(was_training)
+
+
+def load_model(
+    run: Run | str | Path,
+    *,
+    weights: str | None = None,
+    runs_dir: str | Path = "runs",
+) -> Classifier:
+    """Return the trained network of a run, in eval mode and on the CPU, with its classes and its preprocessing.
+
+    run: a run's folder, its name in `runs_dir`, or the `run` of a training's result. weights: best or last. Default:
+    best where it was chosen on validation images, else last. Raises: CnnlabError.
+    """
+    run = run if isinstance(run, Run) else runs.open_run(run, runs_dir)
+    network = load_network(run, _weights_file(run, weights))
+    return Classifier(network, run.classes, _preprocessing(run)).eval()
+
+
+def load_network(run: Run, weights: Path | None = None) -> nn.Module:
+    """Return the bare network of `run` in eval mode, on the CPU.
+
+    weights: a file. Default: see `Run.weights`. Raises: CnnlabError.
+    """
+    weights = weights or run.weights()
     info = {k: v for k, v in run.info["model"].items() if k in ("num_classes", "in_channels", "image_size")}
     name = run.info["model"]["name"]
-    if ":" not in name:  # a network as large as run.json says, before it takes memory: are these its weights?
+    if ":" not in name:  # run.json may claim a network of any size: check the weights before allocating it
         with torch.device("meta"):
             check_weights(weights, build_model(name, **info))
     model = build_model(name, **info)
@@ -123,7 +220,7 @@ def evaluate_run(
     file = _weights_file(run, weights)
     check_threads(threads)
     here = pick_device(device)
-    model = load_model(run, file)
+    model = load_network(run, file)
     preprocessing = _preprocessing(run)
     options = SourceOptions(
         data_dir=data_folder(data_dir or runs.data_dir(run)),
@@ -190,42 +287,35 @@ def predict(
     skip_bad: bool = False,
     invert: bool = False,
 ) -> tuple[list[Prediction], list[str]]:
-    """The `top` most probable classes of each image in `paths` (files, or folders searched for images).
+    """Return the `top` most probable classes of each image in `paths` (files, or folders that are searched).
 
     The images go through the same steps as in training. invert: exchange black and white first, for dark writing on
-    light paper where the network learned light on dark. Returns: predictions in the order of the paths, and the
-    damaged images that `skip_bad` left out, each with the reason. Raises: CnnlabError.
+    light paper where the network learned light on dark. Returns: predictions in the order of the paths, and one line
+    for each damaged image that `skip_bad` left out. Raises: CnnlabError.
     """
-    run = runs.open_run(name, runs_dir)
-    paths = [paths] if isinstance(paths, str | Path) else paths
     if top < 1:
         raise CnnlabError(f"top={top}: must be at least 1")
     here = pick_device(device)
-    model = load_model(run, _weights_file(run, weights)).to(here)
-    preprocessing = _preprocessing(run)
-    files = _image_list(paths)
+    model = load_model(name, weights=weights, runs_dir=runs_dir).to(here)
+    p = model.preprocessing
+    files: list[Path] = flatten([paths] if isinstance(paths, str | Path) else list(paths))
     predictions: list[Prediction] = []
     skipped: list[str] = []
-    batch_size = _batch_size(preprocessing)
-    with reproducible(0, available_cores()), exact_float32(), bombs_refused(), torch.inference_mode():
-        for start in range(0, len(files), batch_size):
-            good, pixels = [], []
-            for file in files[start : start + batch_size]:
+    step = _batch_size(p)
+    with bombs_refused():
+        for at in range(0, len(files), step):
+            good, batch = [], []
+            for file in files[at : at + step]:
                 try:
-                    image = decode(file, preprocessing.channels, preprocessing.native_size, preprocessing.fit)
+                    batch.append(decode(file, p.channels, p.native_size, p.fit, invert=invert))
+                    good.append(file)
                 except BadImage as error:
                     if not skip_bad:
                         raise CnnlabError(f"{error}; leave such files out with --skip-bad") from error
                     skipped.append(str(error))
-                    continue
-                good.append(file)
-                pixels.append(255 - image if invert else image)
             if good:
-                x = preprocessing(torch.from_numpy(np.stack(pixels)).to(here))
-                probabilities, order = model(x).softmax(1).topk(min(top, len(run.classes)))
-                for file, p, k in zip(good, probabilities.tolist(), order.tolist(), strict=True):
-                    named = [(run.classes[i], v) for i, v in zip(k, p, strict=True)]
-                    predictions.append(Prediction(file, named))
+                found = Predictions(model.probabilities(np.stack(batch)), model.classes)
+                predictions += map(Prediction, good, found.top(top))
     if not predictions:
         raise CnnlabError(f"none of the {len(files)} images could be read; the first: {skipped[0]}")
     return predictions, skipped
@@ -259,7 +349,7 @@ def probabilities(
             if tuple(images.shape[1:]) != (preprocessing.channels, *[preprocessing.native_size] * 2):
                 raise CnnlabError(f"{run.path} takes images of other channels or another size than these")
             layout = _layout(run)
-            model = load_model(run, run.weights()).to(here).to(memory_format=layout)
+            model = load_network(run).to(here).to(memory_format=layout)
             parts = []
             for batch in images.split(batch_size or _batch_size(preprocessing)):
                 x = laid_out(preprocessing(batch.to(here)), layout)
@@ -301,18 +391,3 @@ def _batch_size(preprocessing: Preprocessing) -> int:
     if side <= 64:
         return 1000
     return max(1, min(64, _MOST_VALUES // (preprocessing.channels * side**2)))
-
-
-def _image_list(paths: Sequence[str | Path]) -> list[Path]:
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            found = sorted(image_files(path))
-            if not found:
-                raise CnnlabError(f"{path} holds no images")
-            files += found
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise CnnlabError(f"{path} does not exist; give image files or folders of images")
-    return files

@@ -33,10 +33,10 @@ from cnnlab import (
     competition,
     evaluate_run,
     load_images,
-    load_model,
     predict,
 )
 from cnnlab.data.loader import Loader, Preprocessing
+from cnnlab.inference import load_network
 from cnnlab.io.errors import CnnlabError
 from cnnlab.models import MODELS
 from cnnlab.models.batch_norm import BatchNorm
@@ -75,7 +75,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture
 def model(trained: Run) -> nn.Module:
-    return load_model(trained, trained.weights("last"))
+    return load_network(trained, trained.weights("last"))
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +352,7 @@ def test_dropping_the_last_batch_leaves_images_out(model: nn.Module, pre: Prepro
 def test_predicting_in_training_mode_answers_for_the_batch(model: nn.Module, pre: Preprocessing) -> None:
     images = digits_test()
     x = pre(images.images)
-    assert not model.training  # as load_model gives it
+    assert not model.training  # as load_network gives it
     with torch.no_grad():
         alone, company = model(x[:2]), model(x)
         torch.testing.assert_close(alone, company[:2], rtol=1e-4, atol=1e-4)

@@ -380,7 +380,7 @@ def test_the_epoch_of_the_weights_is_told(tmp_path: Path) -> None:
 
 def test_a_network_without_convolutions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, _ = saved_run(tmp_path / "run", "lenet", 1, 28)
-    monkeypatch.setattr(module, "load_model", lambda run, file: nn.Linear(3, 3))
+    monkeypatch.setattr(module, "load_network", lambda run, file: nn.Linear(3, 3))
     with pytest.raises(CnnlabError, match="has no convolution"):
         filters(run)
 

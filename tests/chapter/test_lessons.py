@@ -19,10 +19,11 @@ import torch
 from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 
-from cnnlab import Recipe, load_model, train
+from cnnlab import Recipe, train
 from cnnlab.chapter import lessons
 from cnnlab.chapter.experiments import cells
 from cnnlab.chapter.lessons import LANGUAGES, show
+from cnnlab.inference import load_network
 from cnnlab.io.errors import CnnlabError
 from conftest import Command, one_line_error
 
@@ -326,7 +327,7 @@ def test_the_hardest_are_mistakes_first(quick: Recipe, monkeypatch: pytest.Monke
 def test_held_out_images_are_as_the_network_gets_them(quick: Recipe) -> None:
     result = train(quick)
     images, labels = show.held_out(result, 1000)  # all of them
-    model = load_model(result.run, result.run.weights())
+    model = load_network(result.run)
     with torch.no_grad():
         accuracy = (model(images).argmax(1) == labels).float().mean()
     assert float(accuracy) == pytest.approx(result.summary["best"])

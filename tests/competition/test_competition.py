@@ -182,7 +182,7 @@ def test_views_and_ensembles_are_plain_averages(finished: Competition) -> None:
     x = torch.stack([inference.Preprocessing.from_dict(m.info["preprocessing"])(images) for m in models])
     expected = torch.zeros(TEST, 3)
     for run, inputs in zip(models, x, strict=True):
-        model = inference.load_model(run, run.weights())
+        model = inference.load_network(run)
         padded = torch.from_numpy(np.pad(inputs.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect"))
         with torch.inference_mode():
             logits = torch.zeros(TEST, 3)

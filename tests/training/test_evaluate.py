@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
 
-from cnnlab import Recipe, evaluate_run, load_images, load_model, predict, train
+from cnnlab import Recipe, evaluate_run, load_images, predict, train
 from cnnlab.data.loader import Loader, Preprocessing
+from cnnlab.inference import load_network
 from cnnlab.io.errors import CnnlabError
 from cnnlab.recipes import choose_recipe
 from cnnlab.training.evaluate import evaluate
@@ -23,7 +24,7 @@ def test_figures_are_scikit_learns(quick: Recipe) -> None:
     images = load_images("digits", "test")
     assert images is not None
     pre = Preprocessing.from_dict(run.info["preprocessing"])
-    model = load_model(run, run.weights("last"))
+    model = load_network(run, run.weights("last"))
     with torch.inference_mode():
         probabilities = model(pre(images.images)).double().softmax(1).numpy()
     true, predicted = images.labels.numpy(), probabilities.argmax(1)

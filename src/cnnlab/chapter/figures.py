@@ -21,7 +21,7 @@ from cnnlab.chapter.diagrams import DPI, Panel, drawing, render
 from cnnlab.chapter.graphs import Graph, collapsed, merged, shape_text, trace
 from cnnlab.data import load_images
 from cnnlab.data.imageset import sample_rows
-from cnnlab.inference import load_model
+from cnnlab.inference import load_network
 from cnnlab.io import figures as plots
 from cnnlab.io.errors import CnnlabError, expand, reason, unknown
 from cnnlab.io.files import write_atomic
@@ -131,7 +131,7 @@ def filters(run: Run, weights: str | None = None) -> Any:
     from matplotlib.figure import Figure as Picture
 
     file = run.weights(weights)
-    model = load_model(run, file)
+    model = load_network(run, file)
     name, first = next(((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)), ("", None))
     if first is None:
         raise CnnlabError(f"{run.path}: {run.info['model']['name']} has no convolution, so no filters to show")

@@ -16,7 +16,7 @@ from cnnlab.chapter.classical import classical
 from cnnlab.chapter.experiments import CLASSICAL, EXPERIMENTS, markdown, printed_figures
 from cnnlab.data import SourceOptions, data_folder, load_images
 from cnnlab.device.hardware import available_cores, check_threads, pick_device, reproducible, synchronize
-from cnnlab.inference import load_model
+from cnnlab.inference import load_network
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted, reason, unknown
 from cnnlab.io.files import read_json, write_atomic, write_json
 from cnnlab.io.schema import COUNT, Number, check
@@ -334,7 +334,7 @@ def _first_batch_norm(run: runs.Run) -> dict[str, Any]:
     """What the first batch norm has learned, as the manual prints it for its own layer; nothing for the others."""
     if not run.recipe.model.startswith("lenet-bn"):
         return {}
-    for layer in load_model(run, run.weights()).modules():
+    for layer in load_network(run).modules():
         if isinstance(layer, BatchNorm):
             return {"gamma": layer.gamma.tolist(), "beta": layer.beta.tolist()}
         if isinstance(layer, nn.BatchNorm2d):

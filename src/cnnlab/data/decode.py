@@ -49,14 +49,17 @@ def probe(source: Path | str, content: bytes | None = None) -> tuple[tuple[int, 
         return image.size, image.mode in _GREY
 
 
-def decode(source: Path | str, channels: int, size: int, fit: str, content: bytes | None = None) -> np.ndarray:
-    """`source` as (channels, size, size) uint8; what is transparent becomes black.
+def decode(
+    source: Path | str, channels: int, size: int, fit: str, content: bytes | None = None, *, invert: bool = False
+) -> np.ndarray:
+    """Return the image `source` as (channels, size, size) uint8. Transparent pixels become black.
 
-    `fit`: `pad` keeps all of the image and adds black bars, `crop` fills the square and cuts what stands out,
-    `stretch` changes the proportions. `content` as for `probe`. Raises BadImage.
+    fit: `pad` keeps all of the image and adds black bars, `crop` fills the square and cuts off what is outside,
+    `stretch` changes the proportions. invert: exchange black and white before the image is fitted, so that bars stay
+    black. content: as for `probe`. Raises: BadImage.
     """
     with _open(source, content) as image:
-        return _square(image, source, channels, size, fit)
+        return square_pixels(image, source, channels, size, fit, invert)
 
 
 @contextmanager
@@ -110,7 +113,7 @@ def decode_into(job: Job, rows: Sequence[int], names: Sequence[str], contents: S
                     if job.grey and image.mode not in _GREY:
                         troubles.append((row, "colour", ""))
                         continue
-                    pixels = _square(image, name, job.channels, job.size, job.fit)
+                    pixels = square_pixels(image, name, job.channels, job.size, job.fit)
             except BadImage as error:
                 troubles.append((row, "bad", str(error)))
                 continue
@@ -159,18 +162,24 @@ def _open(source: Path | str, content: bytes | None) -> Image.Image:
         raise BadImage(f"{source} is damaged: {why}") from error
 
 
-def _square(image: Image.Image, source: Path | str, channels: int, size: int, fit: str) -> np.ndarray:
+def square_pixels(
+    image: Image.Image, source: Path | str, channels: int, size: int, fit: str, invert: bool = False
+) -> np.ndarray:
+    """Return an opened image as (channels, size, size) uint8, as `decode` does; `source` names it in errors.
+
+    The image may be changed in place. Raises: BadImage.
+    """
     large = image.size[0] * image.size[1] > _LARGE
     try:
         with _one_large if large else nullcontext():
-            image = _fitted(image, "L" if channels == 1 else "RGB", (size, size), fit)
+            image = _fitted(image, "L" if channels == 1 else "RGB", (size, size), fit, invert)
     except Exception as error:  # a broken file makes Pillow's decoders raise nearly anything
         raise BadImage(f"{source} is damaged: {reason(error)}") from error
     pixels = np.asarray(image)
     return pixels.reshape(1, size, size) if channels == 1 else pixels.transpose(2, 0, 1)
 
 
-def _fitted(image: Image.Image, mode: str, target: tuple[int, int], fit: str) -> Image.Image:
+def _fitted(image: Image.Image, mode: str, target: tuple[int, int], fit: str, invert: bool) -> Image.Image:
     """`image` the right way up, in eight bits, without transparency, as a square. No copies that are not needed."""
     ImageOps.exif_transpose(image, in_place=True)
     image = _eight_bits(image)
@@ -179,6 +188,8 @@ def _fitted(image: Image.Image, mode: str, target: tuple[int, int], fit: str) ->
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
     if image.mode != mode:
         image = image.convert(mode)
+    if invert:
+        image = ImageOps.invert(image)
     if image.size == target:
         return image
     if fit == "stretch":

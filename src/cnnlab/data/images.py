@@ -1,16 +1,21 @@
-"""One image file -> (C, H, W) uint8, the same way for training and for prediction."""
+"""One image -> (C, H, W) uint8, the same way for training and for prediction: files, and what a Python user holds."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
 
 # These live where no torch is imported: the processes that decode need nothing else.
-from cnnlab.data.decode import ENDINGS, FITS, BadImage, bombs_refused, decode, probe
+from cnnlab.data.decode import ENDINGS, FITS, BadImage, bombs_refused, decode, probe, square_pixels
 from cnnlab.io.errors import CnnlabError
 
-__all__ = ["ENDINGS", "FITS", "BadImage", "bombs_refused", "decode", "image_files", "probe"]
+__all__ = ["ENDINGS", "FITS", "BadImage", "bombs_refused", "decode", "flatten", "image_files", "pixels", "probe"]
 
 
 def image_files(folder: Path, *, outside: bool = True) -> Iterator[Path]:
@@ -41,3 +46,76 @@ def image_files(folder: Path, *, outside: bool = True) -> Iterator[Path]:
                     if not outside and path.is_symlink():
                         check(path)
                     yield path
+
+
+def flatten(images: Any) -> list[Any]:
+    """Return the single images in `images`, each a path, a PIL image, an array or a tensor.
+
+    images: one of these, a folder, a batch (B, C, H, W) or (B, H, W, C), or a list of any of them. The images of a
+    folder come sorted by name. Raises: CnnlabError for a missing path, an empty folder and anything else.
+    """
+    if isinstance(images, str | Path):
+        path = Path(images)
+        if path.is_dir():
+            if files := sorted(image_files(path)):
+                return list(files)
+            raise CnnlabError(f"{path} holds no images")
+        if path.is_file():
+            return [path]
+        raise CnnlabError(f"{path} does not exist; give image files or folders of images")
+    if isinstance(images, Image.Image):
+        return [images]
+    if isinstance(images, np.ndarray | Tensor):
+        if images.ndim in (2, 3):
+            return [images]
+        if images.ndim == 4:
+            return list(images)
+        raise CnnlabError(f"images of shape {tuple(images.shape)}: expected (C, H, W) or (B, C, H, W)")
+    if isinstance(images, list | tuple):
+        return [image for item in images for image in flatten(item)]
+    raise CnnlabError(f"{type(images).__name__} is no image: give a path, a PIL image, an array, a tensor or a list")
+
+
+def pixels(image: Any, channels: int, size: int, fit: str, *, invert: bool = False) -> np.ndarray:
+    """Return one image, see `flatten`, as (channels, size, size) uint8, as `decode` does with a file.
+
+    Arrays and tensors hold uint8 in 0..255 or floating point in 0..1. A tensor is (C, H, W); an array may also be
+    (H, W, C), as PIL gives it, or (H, W). Raises: CnnlabError.
+    """
+    if isinstance(image, str | Path):
+        return decode(image, channels, size, fit, invert=invert)
+    if isinstance(image, Image.Image):
+        return square_pixels(image.copy(), "the PIL image", channels, size, fit, invert)
+    array = _channels_first(image)
+    if array.shape == (channels, size, size):
+        return 255 - array if invert else array
+    if len(array) not in (1, 3, 4):
+        raise CnnlabError(f"an image has {len(array)} channels, this network takes {channels}")
+    picture = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
+    return square_pixels(picture, "the array", channels, size, fit, invert)
+
+
+def _channels_first(image: np.ndarray | Tensor) -> np.ndarray:
+    """Return an array or tensor of one image as (C, H, W) uint8."""
+    shape = tuple(image.shape)
+    if isinstance(image, Tensor):
+        array = (image.float() if image.is_floating_point() else image).detach().cpu().numpy()
+    else:
+        array = image
+    if array.ndim == 2:
+        array = array[None]
+    elif isinstance(image, np.ndarray) and shape[2] in (1, 3, 4):
+        array = array.transpose(2, 0, 1)
+    if array.ndim != 3 or 0 in shape:
+        raise CnnlabError(f"an image of shape {shape}: expected (C, H, W)")
+    if array.dtype == np.uint8:
+        return array
+    if not np.issubdtype(array.dtype, np.floating):
+        raise CnnlabError(f"an image of {array.dtype}: expected uint8 in 0..255 or floating point in 0..1")
+    if not (array.min() >= 0 and array.max() <= 1):  # NaN fails, too
+        raise CnnlabError(
+            f"an image with values from {array.min():g} to {array.max():g}: floating point must lie in 0..1; give "
+            "images as they are, not normalized, or scaled to 0..1"
+        )
+    rounded: np.ndarray = np.rint(array * 255).astype(np.uint8)
+    return rounded

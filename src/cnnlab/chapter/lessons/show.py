@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cnnlab.chapter import figures
 from cnnlab.chapter.experiments import CLASSICAL, EXPERIMENTS, markdown, printed_cells, printed_figures
 from cnnlab.data.loader import Preprocessing
-from cnnlab.inference import load_model, probabilities, validation_images
+from cnnlab.inference import load_network, probabilities, validation_images
 from cnnlab.inspect.summary import summarize, summary_format
 from cnnlab.io import figures as plots
 from cnnlab.io.errors import CnnlabError, unknown
@@ -119,7 +119,7 @@ def maps(result: Result, layer: str, *, image: int = 0, count: int = 15) -> Pict
     there is no such layer, or it does not give maps.
     """
     run = result.run
-    model = load_model(run, run.weights())
+    model = load_network(run)
     pixels = validation_images(run).images[image : image + 1]
     found: list[Tensor] = []
     try:

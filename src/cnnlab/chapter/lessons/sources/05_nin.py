@@ -90,7 +90,7 @@ show.maps(result, "0")
 # %%
 images, labels = show.held_out(result, 6)
 together = torch.cat([torch.cat(list(images[row : row + 3]), dim=2) for row in (0, 3)], dim=1)
-net = cnnlab.load_model(result.run, result.run.weights())
+net = cnnlab.load_model(result.run).network
 with torch.no_grad():
     of_classes = net[:8](together[None])[0]
 print(tuple(together.shape), "->", tuple(of_classes.shape))

@@ -113,7 +113,7 @@ show.maps(result, "1.path4", count=7)
 # **类激活图**。每张图像的下面，是网络所判类别的图。
 
 # %%
-net = cnnlab.load_model(result.run, result.run.weights())
+net = cnnlab.load_model(result.run).network
 images, _ = show.held_out(result, 8)
 with torch.no_grad():
     evidence = torch.einsum("kc,bchw->bkhw", net[-1].weight, net[:4](images))

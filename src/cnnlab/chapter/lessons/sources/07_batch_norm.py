@@ -122,7 +122,7 @@ show.compare(trained)
 
 # %%
 result = trained["lenet-bn"]
-net = cnnlab.load_model(result.run, result.run.weights())
+net = cnnlab.load_model(result.run).network
 print("gamma", [round(v, 3) for v in net[1].weight.tolist()])
 print("beta ", [round(v, 3) for v in net[1].bias.tolist()])
 show.maps(result, "2")
