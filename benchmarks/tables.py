@@ -24,29 +24,29 @@ END = "<!-- end of results -->"
 
 WORDS = {
     "README.md": {
-        "seeds": "The named recipes, {n} seeds each, figures of the last epoch, mean ± std. The manual's recipes look at the test set after "
-        "each epoch, as the manual does; ours look at a validation split only. {hardware}.",
-        "columns": "| recipe | | loss | train acc | acc, split | images/s, wall-clock with data | compute only | seconds in all |",
+        "seeds": "The named recipes, {n} seeds each, last epoch, mean ± std. The book's recipes evaluate on the test set after each epoch, "
+        "as the book does; ours use a validation split only. {hardware}.",
+        "columns": "| recipe | | loss | train acc | acc, split | images/s, wall-clock including data | compute only | seconds in total |",
         "ours": "cnnlab",
         "printed": "printed",
         "one": "one seed",
         "several": "{n} seeds each, mean ± std",
-        "peer": "Beside {peer} on the same network, batch, image size and data, {n} runs of each side in turn; images/s of training, wall-clock with data, "
-        "medians (range of the ratio). What is compared, and the other figures: [speed.md](docs/speed.md). {hardware}.",
+        "peer": "Compared with {peer}: same network, batch size, image size and data, {n} alternating runs of each side; training images/s, wall-clock including "
+        "data, medians (range of the ratio). Method and further figures: [speed.md](docs/speed.md). {hardware}.",
         "peer_columns": "| network | pixels | d2l, images/s | cnnlab, float32 | | cnnlab, `precision=auto` | |",
         "times": "**{median:.1f}x** ({min:.1f} to {max:.1f})",
-        "speed": "Time to accuracy on Fashion-MNIST, {seeds}: settings chosen on a validation split (one exception, the number of epochs of `speed/fashion-95`: speed.md, The clocks), the test set looked at once, at the end. {hardware}.",
-        "speed_columns": "| recipe | network | epochs | val acc, 1 look | test acc | looks | seconds of training | building to answer |",
-        "gpu": "On one GPU: CIFAR-10 to {acc} with six looks at each of {images:,} images held out, {n} seeds, in **{seconds:.2f} s** of whitening, training and answering (`{recipe}`, "
-        "{epochs} epochs; compilation apart). The chapter's networks there: [speed.md](docs/speed.md). {hardware}.",
-        "kaggle": "The competition, from Kaggle's archives to a valid `submission.csv`, one seed each. Accuracy is on the 5,000 labelled images held out; "
-        "the test labels are held back. {hardware}.",
-        "kaggle_columns": "| command | minutes in all | val acc, 1 look at each image | 6 looks | submission |",
-        "prepare": "Reading an archive of {images:,} test images: {ours:.0f} s ({rate:,.0f} images/s, at most {memory:,.0f} MiB of memory besides mapped files), "
-        "{ratio:.1f} times as fast as `7z x` and a loop with Pillow ({theirs:.0f} s; median of {n} pairs in turn, {min:.1f} to {max:.1f}). {hardware}.",
+        "speed": "Time to accuracy on Fashion-MNIST, {seeds}. Settings were chosen on a validation split (one exception: the number of epochs of `speed/fashion-95`, see speed.md, The clocks); the test set was evaluated once, at the end. {hardware}.",
+        "speed_columns": "| recipe | network | epochs | val acc, 1 view | test acc | views | training, s | model built to result, s |",
+        "gpu": "On one GPU: CIFAR-10 to {acc} on {images:,} held-out images (six views each), {n} seeds, in **{seconds:.2f} s** of whitening, training and evaluation (`{recipe}`, "
+        "{epochs} epochs; without compilation). The chapter's networks there: [speed.md](docs/speed.md). {hardware}.",
+        "kaggle": "The competition, from Kaggle's archives to a valid `submission.csv`, one seed each. Accuracy is on 5,000 held-out labelled images; "
+        "the test labels are secret. {hardware}.",
+        "kaggle_columns": "| command | minutes in total | val acc, 1 view | 6 views | submission |",
+        "prepare": "Reading an archive of {images:,} test images: {ours:.0f} s ({rate:,.0f} images/s, peak memory {memory:,.0f} MiB without mapped files), "
+        "{ratio:.1f} times as fast as `7z x` and a loop with Pillow ({theirs:.0f} s; median of {n} alternating pairs, {min:.1f} to {max:.1f}). {hardware}.",
     },
     "README.zh.md": {
-        "seeds": "各训练配方，每个 {n} 个种子，取最后一个周期，均值 ± 标准差。教材的配方每个周期都看测试集（与教材一致）；我们的配方只看验证集。{hardware}。",
+        "seeds": "各训练配方，每个 {n} 个种子，取最后一个周期，均值 ± 标准差。教材的配方每个周期在测试集上评估（与教材一致）；我们的配方只用验证集。{hardware}。",
         "columns": "| 配方 | | 损失 | 训练精度 | 精度（数据划分） | 图像/秒（含数据的实际时间） | 仅计算 | 总秒数 |",
         "ours": "cnnlab",
         "printed": "教材",
@@ -56,12 +56,12 @@ WORDS = {
         "比较的内容与其他数字见 [speed.md](docs/speed.md)。{hardware}。",
         "peer_columns": "| 网络 | 像素 | d2l，图像/秒 | cnnlab，float32 | | cnnlab，`precision=auto` | |",
         "times": "**{median:.1f} 倍**（{min:.1f} 到 {max:.1f}）",
-        "speed": "Fashion-MNIST 上达到某精度所需的时间，{seeds}：设置只凭验证集选定（唯一的例外是 `speed/fashion-95` 的周期数，见 speed.md 的 The clocks），测试集只在最后看一次。{hardware}。",
-        "speed_columns": "| 配方 | 网络 | 周期 | 验证精度（看 1 次） | 测试精度 | 看的次数 | 训练秒数 | 从建网到得出结果 |",
-        "gpu": "单个 GPU：CIFAR-10 上，预留的 {images:,} 张图像每张看六次，精度 {acc}，{n} 个种子，白化、训练和作答共 **{seconds:.2f} 秒**（`{recipe}`，{epochs} 个周期；编译另计）。"
-        "该 GPU 上各章网络的数字见 [speed.md](docs/speed.md)。{hardware}。",
-        "kaggle": "竞赛：从 Kaggle 的压缩包到有效的 `submission.csv`，各一个种子。精度取自预留的 5,000 张有标签图像；测试标签不可得。{hardware}。",
-        "kaggle_columns": "| 命令 | 总分钟数 | 验证精度（每张图像看 1 次） | 看 6 次 | 提交文件 |",
+        "speed": "Fashion-MNIST 上达到某精度所需的时间，{seeds}：设置只凭验证集选定（唯一的例外是 `speed/fashion-95` 的周期数，见 speed.md 的 The clocks），测试集只在最后评估一次。{hardware}。",
+        "speed_columns": "| 配方 | 网络 | 周期 | 验证精度（1 个视图） | 测试精度 | 视图数 | 训练秒数 | 从建网到得出结果的秒数 |",
+        "gpu": "单个 GPU：CIFAR-10 上，在预留的 {images:,} 张图像上（每张六个视图）精度 {acc}，{n} 个种子，白化、训练和评估共 **{seconds:.2f} 秒**（`{recipe}`，{epochs} 个周期；编译另计）。"
+        "该 GPU 上本章各网络的数字见 [speed.md](docs/speed.md)。{hardware}。",
+        "kaggle": "竞赛：从 Kaggle 的压缩包到有效的 `submission.csv`，各一个种子。精度取自预留的 5,000 张有标签图像；测试标签不公开。{hardware}。",
+        "kaggle_columns": "| 命令 | 总分钟数 | 验证精度（1 个视图） | 6 个视图 | 提交文件 |",
         "prepare": "读取 {images:,} 张测试图像的压缩包：{ours:.0f} 秒（每秒 {rate:,.0f} 张，除映射文件外内存至多 {memory:,.0f} MiB），"
         "是 `7z x` 加 Pillow 循环的 {ratio:.1f} 倍速（后者 {theirs:.0f} 秒；交替 {n} 对的中位数，{min:.1f} 到 {max:.1f}）。{hardware}。",
     },
@@ -93,12 +93,12 @@ def newest(name: str) -> dict[str, Any]:
 def newest_of_each(name: str) -> list[dict[str, Any]]:
     """The results of a benchmark, the newest first, each with those of its recipes that no newer one has; not the empty."""
     seen: set[str] = set()
-    kept = []
+    results = []
     for result in every(f"{name}*"):  # whatever its label
         recipes = {k: r for k, r in result["recipes"].items() if k not in seen}
         seen |= recipes.keys()
-        kept += [{**result, "recipes": recipes}] if recipes else []
-    return kept
+        results += [{**result, "recipes": recipes}] if recipes else []
+    return results
 
 
 def every(name: str) -> list[dict[str, Any]]:
@@ -153,13 +153,13 @@ def table(words: dict[str, str]) -> str:
             )
     lines += ["", *time_to_accuracy(words)]
     for peer in by_machine("vs-d2l"):
-        lines += ["", words["peer"].format(peer=peer["peer"].replace("==", " "), n=pairs_told(peer), hardware=hardware(peer) + measured_before(peer)),
+        lines += ["", words["peer"].format(peer=peer["peer"].replace("==", " "), n=pair_counts(peer), hardware=hardware(peer) + measured_before(peer)),
                   "", words["peer_columns"], "|---" * 7 + "|"]  # fmt: skip
         for name, r in peer["networks"].items():
             speed = r["images_per_second"]
             lines.append(
-                f"| {name} | {r['image_size'] or 28} | {told(speed['d2l'])} | {told(speed['cnnlab'])} | {words['times'].format(**r['speed_ratio'])} | "
-                f"{told(speed['cnnlab-auto'])} | {words['times'].format(**r['speed_ratio_auto'])} |"
+                f"| {name} | {r['image_size'] or 28} | {rate(speed['d2l'])} | {rate(speed['cnnlab'])} | {words['times'].format(**r['speed_ratio'])} | "
+                f"{rate(speed['cnnlab-auto'])} | {words['times'].format(**r['speed_ratio_auto'])} |"
             )
     for result, name, race in gpu_races():
         if name == "speed/cifar-94":
@@ -177,19 +177,19 @@ def measured_before(peer: dict[str, Any]) -> str:
     for name, r in peer["networks"].items():
         if "measured" in r:
             groups.setdefault((r["measured"]["date"][:10], r["measured"]["torch"]), []).append(name)
-    told = [
+    text = [
         f"{', '.join(names)}: torch {torch}, {date}" for (date, torch), names in groups.items() if (date, torch) != here
     ]
-    return f" ({'; '.join(told)})" if told else ""
+    return f" ({'; '.join(text)})" if text else ""
 
 
-def pairs_told(peer: dict[str, Any]) -> str:
+def pair_counts(peer: dict[str, Any]) -> str:
     """How often each network was measured: a number, or the least and the most."""
     counts = sorted({len(r["pairs"]) for r in peer["networks"].values()})
     return "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
 
 
-def told(speed: float) -> str:
+def rate(speed: float) -> str:
     return f"{speed:,.0f}" if speed >= 1000 else f"{speed:.0f}" if speed >= 100 else f"{speed:.1f}"
 
 
@@ -206,8 +206,8 @@ def time_to_accuracy(words: dict[str, str]) -> list[str]:
             together.update(rows)
     for (n, machine), (links, together) in tables.items():
         seeds = words["one" if n == 1 else "several"].format(n=n)
-        told = words["speed"].format(seeds=seeds, hardware=", ".join((machine, *links)))
-        lines += ["", told, "", words["speed_columns"], "|---" * 8 + "|"]
+        text = words["speed"].format(seeds=seeds, hardware=", ".join((machine, *links)))
+        lines += ["", text, "", words["speed_columns"], "|---" * 8 + "|"]
         for name, r in sorted(together.items()):
             val, test = (spread(r[key], ".4f") for key in ("val_acc", "final_acc"))
             clock = (spread(r[key], ".1f") for key in ("train_seconds", "clock_seconds"))
@@ -229,23 +229,23 @@ def speed() -> str:
             median(p[side][key] for p in pair) for side, key in (("d2l", "seconds"), ("cnnlab", "clock_seconds"))
         )
         accuracy = mean(p["cnnlab"]["final_acc"] for p in pair)
-        lines += ["", f"Beside d2l's own BN-LeNet for 10 epochs ({theirs:.1f} s with its data and evaluation), {len(pair)} pairs in turn: `speed/fashion-90` takes "
-                  f"{ours:.1f} s from building to answer, **1/{beside['ratio']['median']:.1f}** of it (1/{beside['ratio']['min']:.1f} to 1/{beside['ratio']['max']:.1f}), "
+        lines += ["", f"Compared with d2l's own BN-LeNet, 10 epochs ({theirs:.1f} s including data and evaluation), {len(pair)} alternating pairs: `speed/fashion-90` takes "
+                  f"{ours:.1f} s from the built model to the result, **1/{beside['ratio']['median']:.1f}** of it (1/{beside['ratio']['min']:.1f} to 1/{beside['ratio']['max']:.1f}), "
                   f"and reaches {accuracy:.4f} on the test set, mean of {len(pair)} seeds. {hardware(with_d2l, '../')}."]  # fmt: skip
     for found in fashion:
         rows = {name: r for name, r in found["recipes"].items() if "printed_test_acc" in r}
         if rows:
-            lines += ["", "The chapter's networks at native resolution beside what the manual prints; its recipes' multiply-adds beside ours. "
+            lines += ["", "The chapter's networks at native resolution, with the book's printed accuracy and our multiply-adds as a fraction of its recipe's. "
                       f"{found['n']} seeds each, {hardware(found, '../')}.", "",
-                      "| recipe | network | epochs | printed test acc | ours | looks | multiply-adds | seconds of training |", "|---" * 8 + "|"]  # fmt: skip
+                      "| recipe | network | epochs | printed test acc | ours | views | multiply-adds | training, s |", "|---" * 8 + "|"]  # fmt: skip
         for name, r in rows.items():
             lines.append(
                 f"| `{name}` | {r['recipe']['model']} | {r['recipe']['epochs']} | {r['printed_test_acc']:.3f} | {spread(r['final_acc'], '.4f')} | {r['looks']} | "
                 f"1/{r['manual_multiply_adds'] / r['multiply_adds']:.1f} | {spread(r['train_seconds'], '.1f')} |"
             )
     for cifar in newest_of_each("cifar-speed"):
-        lines += ["", f"CIFAR-10, trained on the labelled images minus the 5,000 held out, accuracy on those, {cifar['n']} seeds each. {hardware(cifar, '../')}.", "",
-                  "| recipe | network | epochs | val acc, 1 look | 6 looks | seconds of training | building to answer |", "|---" * 7 + "|"]  # fmt: skip
+        lines += ["", f"CIFAR-10, trained on the labelled images without 5,000 held-out ones, accuracy on those, {cifar['n']} seeds each. {hardware(cifar, '../')}.", "",
+                  "| recipe | network | epochs | val acc, 1 view | 6 views | training, s | model built to result, s |", "|---" * 7 + "|"]  # fmt: skip
         for name, r in cifar["recipes"].items():
             figures = [spread(r[key], ".4f") for key in ("val_acc", "final_acc")]
             figures += [spread(r[key], ".0f") for key in ("train_seconds", "clock_seconds")]
@@ -275,34 +275,34 @@ def on_a_gpu() -> list[str]:
                     if "failed" not in row:
                         chapter[key] = row, printed.get(row["model"]), hardware(result, "../")
     if chapter:
-        where = "; ".join(dict.fromkeys(told for _, _, told in chapter.values()))
-        lines += ["", "On one GPU, the training step of the chapter's networks at the manual's batch and image size, and of two at large batches: images/s, wall-clock with data, "
-                  f"beside the manual's printed examples/s, which leave the data out. {where}.", "",
-                  "| network | batch | pixels | computes in | images/s | compute only | times the printed | share of the peak |", "|---" * 8 + "|"]  # fmt: skip
+        where = "; ".join(dict.fromkeys(text for _, _, text in chapter.values()))
+        lines += ["", "On one GPU, the training step of the chapter's networks at the book's batch and image size, and of two networks at large batches: images/s, wall-clock including data, "
+                  f"compared with the book's printed examples/s, which exclude data. {where}.", "",
+                  "| network | batch | pixels | computed in | images/s | compute only | times the printed speed | share of peak |", "|---" * 8 + "|"]  # fmt: skip
     names = [key[0] for key in chapter]
     for key in sorted(chapter, key=lambda k: (names.index(k[0]), k[3], k[2] != "record", k[1] != "float32")):
         row, printed_speed, _ = chapter[key]
-        way = {"record": "recorded", "default": "compiled, recorded"}.get(row["compile"], row["compile"])
+        way = {"record": "CUDA graph", "default": "compiled, CUDA graph"}.get(row["compile"], row["compile"])
         times = f"{row['images_per_second'] / printed_speed:.1f}" if printed_speed else ""
         lines.append(
-            f"| {row['model']} | {row['batch_size']} | {row['image_size']} | {row['precision']}, {row['memory_format']}, {way} | {told(row['images_per_second'])} | "
-            f"{told(row['examples_per_second'])} | {times} | {row['fraction_of_peak']:.1%} |"
+            f"| {row['model']} | {row['batch_size']} | {row['image_size']} | {row['precision']}, {row['memory_format']}, {way} | {rate(row['images_per_second'])} | "
+            f"{rate(row['examples_per_second'])} | {times} | {row['fraction_of_peak']:.1%} |"
         )
     for result, name, race in gpu_races():
         r, run = race["recipe"], race["per_seed"][0]
-        split = {"validation": "images held out", "test": "test images"}[run["final_split"]]
-        lines += ["", f"`{name}` with {r['epochs']} epochs of {run['images']:,} images on one GPU: {spread(race['final_acc'], '.4f')} on the {split}, {VIEWS[run['views']]} looks "
-                  f"({spread(race['val_acc'], '.4f')} on those held out, one look), {race['final_acc']['n']} seeds; {spread(race['race_seconds'], '.2f')} s of whitening, training and the last evaluation, "
-                  f"{spread(race['clock_seconds'], '.2f')} s from building to answer, curves not drawn; a warm-up epoch, compilation included, {race['first_seconds']:.0f} s. {hardware(result, '../')}."]  # fmt: skip
+        split = {"validation": "held-out images", "test": "test images"}[run["final_split"]]
+        lines += ["", f"`{name}` with {r['epochs']} epochs of {run['images']:,} images on one GPU: {spread(race['final_acc'], '.4f')} on the {split}, {VIEWS[run['views']]} views "
+                  f"({spread(race['val_acc'], '.4f')} on held-out images, one view), {race['final_acc']['n']} seeds; {spread(race['race_seconds'], '.2f')} s of whitening, training and the last evaluation, "
+                  f"{spread(race['clock_seconds'], '.2f')} s from the built model to the result, without curves; a warm-up epoch including compilation takes {race['first_seconds']:.0f} s. {hardware(result, '../')}."]  # fmt: skip
     seen: set[str] = set()
     for result in results:
         for name, r in part(result, "d2l").items():
             if not isinstance(r, dict) or name in seen:
                 continue
             seen.add(name)
-            ratios = " and ".join(f"{r['speed_ratio' + s]['median']:.1f} times in {r['plans'][side]['dtype']}" for side, s in (("cnnlab", ""), ("cnnlab-auto", "_auto")))  # fmt: skip
+            ratios = " and ".join(f"{r['speed_ratio' + s]['median']:.1f} times (in {r['plans'][side]['dtype']})" for side, s in (("cnnlab", ""), ("cnnlab-auto", "_auto")))  # fmt: skip
             pairs = f"{len(r['pairs'])} pair{'s' * (len(r['pairs']) > 1)}"
-            lines += ["", f"Beside d2l's own code on the same GPU, {name}, {pairs}: {told(r['images_per_second']['d2l'])} images/s, ours {ratios}. {hardware(result, '../')}."]  # fmt: skip
+            lines += ["", f"d2l's own code on the same GPU, {name}, {pairs}: {rate(r['images_per_second']['d2l'])} images/s; ours is {ratios} as fast. {hardware(result, '../')}."]  # fmt: skip
     return lines
 
 
@@ -321,8 +321,8 @@ def beside_d2l(peer: dict[str, Any]) -> list[str]:
     top = ", ".join(
         f"{kind} {value / 1e9:,.0f} GFLOP/s" for kind, value in peer["operations_per_second_at_most"].items()
     )
-    lines = ["", f"Beside {peer['peer'].replace('==', ' ')}, {pairs_told(peer)} pairs of each, medians; matrix peak {top}. {hardware(peer, '../')}{measured_before(peer)}.", "",
-              "| network | batch | pixels | side | computes in | images/s | times d2l's: training | with evaluation and saving | whole process | share of the peak | peak memory |",
+    lines = ["", f"Compared with {peer['peer'].replace('==', ' ')}, {pair_counts(peer)} pairs of each, medians; matrix peak {top}. {hardware(peer, '../')}{measured_before(peer)}.", "",
+              "| network | batch | pixels | side | computed in | images/s | times d2l's speed: training | with evaluation and saving | whole process | share of peak | peak memory |",
               "|---" * 11 + "|"]  # fmt: skip
     for name, r in peer["networks"].items():
         for side, suffix in (("d2l", None), ("cnnlab", ""), ("cnnlab-auto", "_auto")):
@@ -331,7 +331,7 @@ def beside_d2l(peer: dict[str, Any]) -> list[str]:
                 f"{r['speed_ratio' + suffix]['median']:.2f} ({r['speed_ratio' + suffix]['min']:.2f} to {r['speed_ratio' + suffix]['max']:.2f})",
                 f"{r['whole_ratio' + suffix]['median']:.2f}", f"{r[f'process_ratio{suffix}_median']:.2f}"]  # fmt: skip
             lines.append(
-                f"| {name} | {r['batch_size']} | {r['image_size'] or 28} | {side} | {plan['dtype']}, {plan['memory_format']} | {told(r['images_per_second'][side])} | "
+                f"| {name} | {r['batch_size']} | {r['image_size'] or 28} | {side} | {plan['dtype']}, {plan['memory_format']} | {rate(r['images_per_second'][side])} | "
                 f"{' | '.join(ratio)} | {r['share_of_peak'][side]:.0%} | {r['peak_pss_mib'][side]:,.0f} MiB |"
             )
     return lines
@@ -342,9 +342,9 @@ def drop_in() -> list[str]:
     if not labelled("drop-in_*.json"):
         return []
     found = newest("drop-in")
-    lines = ["", f"One changed import line, `from cnnlab import manual as d2l`: a listing's own network, in its own layout and precision, trained by `train_ch6` on the images of "
-             f"`load_data_fashion_mnist`, beside {found['peer'].replace('==', ' ')}; {found['n']} pairs in turn, medians (range). {hardware(found, '../')}.", "",
-             "| network | images | epochs | times d2l's speed: training with its data | the whole call, with evaluation and drawing |", "|---" * 5 + "|"]  # fmt: skip
+    lines = ["", f"One changed import line, `from cnnlab import d2l`: a listing's own network, in its own layout and precision, trained by `train_ch6` on the images of "
+             f"`load_data_fashion_mnist`, beside {found['peer'].replace('==', ' ')}; {found['n']} alternating pairs, medians (range). {hardware(found, '../')}.", "",
+             "| network | images | epochs | times d2l's speed: training including data | the whole call, with evaluation and drawing |", "|---" * 5 + "|"]  # fmt: skip
     for name, r in found["networks"].items():
         both = (
             f"{x['median']:.2f} ({x['min']:.2f} to {x['max']:.2f})"
@@ -359,17 +359,17 @@ def reference() -> list[str]:
     if not labelled("vs-reference_*.json"):
         return []
     found = newest("vs-reference")
-    lines = ["", "Beside the usual ways to train on images (what each of them is: `benchmarks/vs_reference.py`), the same networks, crops, mirroring and updates, "
-             f"{found['n']} rounds in turn, medians of images/s with data (range of the ratio). torchvision-tuned computes in bfloat16, as ours with `precision=auto`; the others in float32. {hardware(found, '../')}.", "",
+    lines = ["", "Compared with the usual ways to train (described in `benchmarks/vs_reference.py`): same networks, crops, flips and updates, "
+             f"{found['n']} alternating rounds, medians of images/s including data (range of the ratio). torchvision-tuned computes in bfloat16, as ours with `precision=auto`; the others in float32. {hardware(found, '../')}.", "",
              "| network | pixels | images | against | its images/s | ours, float32 | times its speed | ours, `precision=auto` | times its speed |", "|---" * 9 + "|"]  # fmt: skip
     for name, r in found["networks"].items():
         for peer, a in r["against"].items():
             ours = (
-                f"{told(a['images_per_second'][side])} | {x['median']:.2f} ({x['min']:.2f} to {x['max']:.2f})"
+                f"{rate(a['images_per_second'][side])} | {x['median']:.2f} ({x['min']:.2f} to {x['max']:.2f})"
                 for side, x in (("cnnlab", a["speed_ratio"]), ("cnnlab-auto", a["speed_ratio_auto"]))
             )
             lines.append(
-                f"| {name} | {r['size']} | {r['images']:,} | {peer} | {told(a['images_per_second'][peer])} | {' | '.join(ours)} |"
+                f"| {name} | {r['size']} | {r['images']:,} | {peer} | {rate(a['images_per_second'][peer])} | {' | '.join(ours)} |"
             )
     return lines
 
@@ -377,8 +377,8 @@ def reference() -> list[str]:
 def saving() -> str:
     """For docs/reliability.md: what a save inside an epoch costs."""
     found = newest("saving")
-    lines = [f"Steps of {next(iter(found['networks'].values()))['batch_size']} images with a save after every few of them; medians. The disk: {found['file_system']}. {hardware(found, '../')}.", "",
-             "| network | pixels | saves | checkpoint | a step | the steps wait (range) | on the disk after | cost in all | once a minute |", "|---" * 9 + "|"]  # fmt: skip
+    lines = [f"Steps of {next(iter(found['networks'].values()))['batch_size']} images with a save after every few steps; medians. File system: {found['file_system']}. {hardware(found, '../')}.", "",
+             "| network | pixels | saves | checkpoint | step | the loop waits (range) | on disk after | total cost | share at one save a minute |", "|---" * 9 + "|"]  # fmt: skip
     for name, r in found["networks"].items():
         pause, written, cost = (
             {
@@ -406,12 +406,12 @@ def competition(words: dict[str, str]) -> list[str]:
             f"[{file}](benchmarks/results/{file}) |"
         )
     ours, theirs = reading["cnnlab"], reading["tutorial"]
-    told = words["prepare"].format(
+    text = words["prepare"].format(
         images=reading["images"], ours=ours["seconds"], rate=ours["images_per_second"], memory=ours["peak_anonymous_mib"],
         theirs=theirs["seconds"], n=reading["n"], hardware=hardware(reading), ratio=reading["ratio"]["median"],
         min=reading["ratio"]["min"], max=reading["ratio"]["max"],
     )  # fmt: skip
-    return [*lines, "", told]
+    return [*lines, "", text]
 
 
 def chapter() -> str:
@@ -437,7 +437,7 @@ def chapter() -> str:
             chosen = ", ".join(f"{key} {value:g}" for key, value in row["settings"].items())
             lines.append(
                 f"- {row['title']}: val acc {row['val_acc']['mean']:.4f}, test acc {row['test_acc']['mean']:.4f} with {chosen}; "
-                f"{row['seconds']:.0f} s in all, choosing included"
+                f"{row['seconds']:.0f} s in total, including the choice of settings"
             )
         for what in ("gamma", "beta"):
             if what in row:

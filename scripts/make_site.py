@@ -20,7 +20,7 @@ def collect(pages: Path, executed: Path | None) -> None:
     """Lay out all pages in the folder `pages` as they lie in the repository; write reference/ and lessons/."""
     import site_pages  # takes a second
 
-    for path in ROOT.glob("README*.md"):
+    for path in ROOT.glob("*.md"):
         shutil.copyfile(path, pages / path.name)
     shutil.copytree(ROOT / "docs", pages / "docs", ignore=shutil.ignore_patterns("theme", ".*"))
     shutil.copytree(ROOT / "benchmarks" / "results", pages / "benchmarks" / "results")

@@ -210,7 +210,7 @@ def pages(site: Path) -> dict[str, Page]:
 
 
 def test_every_page_of_the_repository_is_there(site: Path) -> None:
-    for path in (*ROOT.glob("README*.md"), *ROOT.glob("docs/*.md")):
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
         name = path.relative_to(ROOT).with_suffix(".html").as_posix().replace("README.html", "index.html")
         assert (site / name).is_file(), name
     assert not (site / "docs" / "theme").exists()
@@ -228,8 +228,10 @@ def test_the_menu_names_every_page_and_no_other(site: Path, pages: dict[str, Pag
 
 
 def test_lessons_have_their_pages(site: Path) -> None:
-    lessons = ROOT / "src" / "cnnlab" / "lessons" / "sources"
-    for path in lessons.glob("*.py"):
+    lessons = ROOT / "src" / "cnnlab" / "chapter" / "lessons" / "sources"
+    sources = list(lessons.glob("*.py"))
+    assert len(sources) == 10
+    for path in sources:
         for ending in (".html", ".zh.html"):
             assert (site / "lessons" / f"{path.stem}{ending}").is_file()
 
@@ -270,14 +272,10 @@ OVER = """[...document.querySelectorAll('.md-content *')].filter(e => {
 }).map(e => e.outerHTML.slice(0, 100))"""
 
 
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Browser]:
-    program = browser.installed()
-    if program is None:
-        pytest.skip("no Chromium is installed: apt-get install chromium")
-    tab = browser.Browser(tmp_path_factory.mktemp("profile"), program)
-    yield tab
-    tab.close()
+@pytest.fixture
+def chromium() -> Iterator[browser.Tab]:
+    with browser.chromium() as tab:
+        yield tab
 
 
 @pytest.fixture(scope="module")
@@ -292,31 +290,28 @@ def server(site: Path) -> Iterator[str]:
         serving.shutdown()
 
 
-def looked_at(pages: dict[str, Page]) -> list[str]:
+def opened(pages: dict[str, Page]) -> list[str]:
     lessons = sorted(name for name in pages if name.startswith("lessons/"))
     return [name for name in sorted(pages) if name not in lessons[4:]]  # the others are made alike
 
 
-def test_a_browser_shows_every_page_within_its_width(
-    chromium: browser.Browser, server: str, pages: dict[str, Page]
-) -> None:
-    chromium.tell("Page.setBypassCSP", enabled=True)  # to see what the policy would have refused
-    for width, names in ((390, looked_at(pages)), (1280, ["index.html", "docs/speed.html", "reference/recipes.html"])):
-        chromium.size(width, 844)
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_every_page_within_its_width(server: str, pages: dict[str, Page], width: int) -> None:
+    names = opened(pages) if width == 390 else ["index.html", "docs/speed.html", "reference/recipes.html"]
+    # Without the policy, to see what it would have refused.
+    with browser.chromium(viewport={"width": width, "height": 844}, is_mobile=width < 600, bypass_csp=True) as tab:
         for name in names:
-            chromium.go(server + name)
-            assert chromium.value("getComputedStyle(document.querySelector('.md-header')).position") == "sticky", name
-            assert chromium.value("document.documentElement.scrollWidth") == width, name
-            assert chromium.value(OVER) == [], name
-            assert [a for a in chromium.asked if not a.startswith((server, "data:", "blob:"))] == [], name
-            assert any(a.endswith(".css") for a in chromium.asked), name
-            assert chromium.errors == [], name
-    chromium.tell("Page.setBypassCSP", enabled=False)
+            tab.go(server + name)
+            assert tab.value("getComputedStyle(document.querySelector('.md-header')).position") == "sticky", name
+            assert tab.value("document.documentElement.scrollWidth") == width, name
+            assert tab.value(OVER) == [], name
+            assert [url for url in tab.requests if not url.startswith((server, "data:", "blob:"))] == [], name
+            assert any(url.endswith(".css") for url in tab.requests), name
+            assert tab.errors == [], name
 
 
 @pytest.mark.parametrize("from_disk", [False, True])
-def test_the_search_finds_both_languages(chromium: browser.Browser, server: str, site: Path, from_disk: bool) -> None:
-    chromium.size(1280, 900)
+def test_the_search_finds_both_languages(chromium: browser.Tab, server: str, site: Path, from_disk: bool) -> None:
     start = site.as_uri() + "/" if from_disk else server
     for page, word, wanted in (
         ("index.html", "evaluate_run", "reference/python.html"),
@@ -324,11 +319,12 @@ def test_the_search_finds_both_languages(chromium: browser.Browser, server: str,
         ("index.html", "roster", "docs/grading.html"),
     ):
         chromium.go(start + page)
-        chromium.value("document.querySelector('[name=query]').focus()")
-        chromium.value(f"document.execCommand('insertText', false, {json.dumps(word)})")
-        chromium.tell("Input.dispatchKeyEvent", type="keyUp", key="e")
-        found = "[...document.querySelectorAll('.md-search-result__link')].map(a => a.href.split(/[?#]/)[0])"
-        assert start + wanted in chromium.wait(f"{found}.length && {found}"), word
+        chromium.page.locator("[name=query]").focus()
+        chromium.page.keyboard.insert_text(word)
+        chromium.page.keyboard.press("Shift")  # the theme listens for a key
+        results = "[...document.querySelectorAll('.md-search-result__link')].map(a => a.href.split(/[?#]/)[0])"
+        chromium.page.locator(".md-search-result__link").first.wait_for(state="attached")
+        assert start + wanted in chromium.value(results), word
         assert chromium.errors == []
 
 
