@@ -13,7 +13,7 @@ import tempfile
 
 from _common import add_out, write_result
 from cnnlab.chapter.reproduce import Plan, reproduce
-from cnnlab.cli import tables
+from cnnlab.cli.chapter import plan_text, reproduction_text
 from cnnlab.data import data_folder
 
 
@@ -32,7 +32,7 @@ def main() -> None:
 
     def confirm(plan: Plan) -> bool:
         plans.append(plan)
-        print(tables.plan(plan), flush=True)
+        print(plan_text(plan), flush=True)
         return True
 
     data = data_folder()  # before the cache is another
@@ -43,7 +43,7 @@ def main() -> None:
             device=args.device, data_dir=data, progress="lines",
         )  # fmt: skip
         assert found is not None
-        print(tables.reproduction(found), flush=True)
+        print(reproduction_text(found), flush=True)
     figures = {"rows": found.rows, "estimated_seconds": plans[0].seconds, "n": args.seeds, "note": args.note}
     print(write_result(f"reproduce-{args.label}", args.device, figures, args.out))
 

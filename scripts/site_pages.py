@@ -16,7 +16,7 @@ from latex2mathml import converter
 import cnnlab
 from cnnlab import competition
 from cnnlab.cli import app as cli
-from cnnlab.cli import tables
+from cnnlab.cli.list import known_things
 from cnnlab.recipe import SETTINGS, TYPES, Recipe
 from cnnlab.recipes import RECIPES
 
@@ -63,7 +63,7 @@ def recipes() -> str:
     lines = ["# Recipes and settings", "", "A recipe decides everything about a training. `cnnlab train --recipe NAME`",
              "takes one; `--set NAME=VALUE` changes a setting. What is not named has its [default](#settings).", "",
              "## Recipes", ""]  # fmt: skip
-    for name, line in tables.known_things("recipes")["recipes"].items():
+    for name, line in known_things("recipes")["recipes"].items():
         recipe = RECIPES[name]
         changed = [key for key in SETTINGS if key != "name" and getattr(recipe, key) != getattr(plain, key)]
         values = ", ".join(f"`{key}={getattr(recipe, key)}`" for key in changed)

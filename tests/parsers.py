@@ -23,8 +23,8 @@ import torch
 from PIL import Image, features
 
 from cnnlab import Recipe, train
-from cnnlab.cli import tables
-from cnnlab.cli.tables_kaggle import prepared
+from cnnlab.cli.kaggle import prepared_text
+from cnnlab.cli.runs import run_list, run_rows
 from cnnlab.competition import submission
 from cnnlab.competition.grade import grade
 from cnnlab.competition.labels import check_labels
@@ -216,10 +216,10 @@ def told(path: Path) -> None:
     """All that the command says of a run without its data."""
     run = open_run(path)
     summary = run.summary()
-    rows = tables.run_rows([run])
+    rows = run_rows([run])
     for text in (
         escaping.escape_lines(to_json(rows)),
-        escaping.escape_lines(tables.run_list([run, run], Path("runs"), True)),
+        escaping.escape_lines(run_list([run, run], Path("runs"), True)),
     ):
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
     json.loads(escaping.escape_lines(to_json(rows)))
@@ -355,4 +355,4 @@ def try_store(trial: Trials, place: Path) -> None:
         intact(store)
         torch.bincount(store.train.labels, minlength=len(store.train.classes))
         store.train.fingerprint()
-        escaping.escape_lines(prepared(Prepared(store)))  # type: ignore[arg-type]
+        escaping.escape_lines(prepared_text(Prepared(store)))  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
 """The named recipes: the manual's experiments as it prints them, and our defaults for each kind of source.
 
-The figure in the comment is the mean and deviation of the last epoch from five seeds, with the time for one, on two
-cores of an AMD EPYC (Zen 5): benchmarks/results/recipe-seeds_amd-epyc-avx512-2-cores_2026-11-27.json. A recipe runs by
-`cnnlab train --data SOURCE --recipe NAME`.
+The comment above a recipe gives the mean and standard deviation of the last epoch over five seeds, and the time of one
+training, on two cores of an AMD EPYC (Zen 5): benchmarks/results/recipe-seeds_amd-epyc-avx512-2-cores_2026-11-27.json.
+Run a recipe with `cnnlab train --data SOURCE --recipe NAME`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import replace
 from cnnlab.io.errors import CnnlabError, unknown
 from cnnlab.recipe import Recipe
 
-# The manual, chapter 1, common to all its Fashion-MNIST experiments: pixels scaled to 0..1 and not normalised,
-# Xavier-uniform weights, plain SGD without momentum, decay or schedule, all 60,000 images used for training, the
-# test set looked at after each epoch.
+# The manual, chapter 1, common to all its Fashion-MNIST experiments: pixels in 0..1 without normalization,
+# Xavier-uniform initial weights, plain SGD without momentum, weight decay or schedule, all 60,000 images used for
+# training, evaluation on the test set after each epoch.
 _MANUAL = Recipe(
     data="fashion-mnist",
     epochs=10,
@@ -26,7 +26,7 @@ _MANUAL = Recipe(
     eval_split="test",
 )
 
-# Ours for CIFAR-10, tuned on the validation split alone (docs/log.md).
+# Ours for CIFAR-10, tuned on the validation split only (docs/log.md).
 _CIFAR = Recipe(
     name="speed/cifar-90",
     data="store:PATH",
@@ -48,16 +48,16 @@ _CIFAR = Recipe(
     memory_format="channels_last",
 )
 
-# Each image costs the same in larger batches, and the noise of small ones kept the accuracy down.
+# Small batches are too noisy for the higher accuracy, and large ones take the same time per image.
 _CIFAR_LARGE = replace(_CIFAR, name="speed/cifar-94", epochs=10, batch_size=2000, other_learning_rate=0.02)
 
-# Ours for Fashion-MNIST, for the least time to an accuracy, tuned on the validation split alone (docs/log.md).
-# The clothes are centred already, so nothing is shifted.
+# Ours for Fashion-MNIST, for the shortest time to an accuracy, tuned on the validation split only (docs/log.md).
+# The clothes are centred, so no random shift.
 _SPEED = replace(
     _CIFAR, name="speed/fashion-93", data="fashion-mnist", epochs=2, batch_size=512, shift=0, shift_fill="zeros"
 )
 
-# The chapter's networks at the images' own 28 pixels (VGG and DenseNet: 32), for the accuracy that the manual prints.
+# The chapter's networks at the native 28 pixels (VGG and DenseNet: 32), tuned for the manual's accuracy.
 _FAST = replace(_SPEED, name="fast/resnet18", model="resnet18-small", batch_size=256, label_smoothing=0.1, flip=False,
                 alternating_flip=False)  # fmt: skip
 _FAST_PLAIN = Recipe(  # without batch norm
@@ -74,7 +74,7 @@ _FAST_PLAIN = Recipe(  # without batch norm
     precision="auto",
     memory_format="channels_last",
 )
-# Six and sixteen channels are too few to gain by channels_last or 16 bits; BN-LeNet takes longer so.
+# Six and sixteen channels are too few to gain from channels_last or bfloat16; BN-LeNet gets slower.
 _FAST_LENET = replace(
     _FAST_PLAIN, name="fast/lenet", model="lenet", epochs=2, learning_rate=0.01, init="framework",
     precision="float32", memory_format="contiguous",
@@ -96,10 +96,11 @@ RECIPES: dict[str, Recipe] = {
         replace(_MANUAL, name="manual/resnet18", model="resnet18-manual", learning_rate=0.05, image_size=96),
         replace(_MANUAL, name="manual/googlenet", model="googlenet", learning_rate=0.1, batch_size=128, image_size=96),
         replace(_MANUAL, name="manual/densenet", model="densenet", learning_rate=0.1, image_size=96),
-        # The competition of section 1.6, as its source trains: the loss summed over a batch of 128, learning rate 2e-4,
-        # decay 5e-4. For the mean of the losses the same updates are 128 times that rate and a 128th of that decay.
-        # Unlike the source: no last batch is dropped, biases and norms' scales do not decay, the crop is resampled
-        # once (there enlarged to 40 pixels first), pixels are normalised by their own deviation.
+        # The competition of section 1.6, as the manual's source trains: loss summed over a batch of 128, learning rate
+        # 2e-4, weight decay 5e-4. With the mean loss the same updates need 128 times that learning rate and 1/128 of
+        # that weight decay. Unlike the source: the last batch is not dropped, biases and norm scales have no weight
+        # decay, the crop is resampled once (there it is first enlarged to 40 pixels), and pixels are normalized by the
+        # training set's own standard deviation.
         Recipe(
             name="manual/cifar-resnet18",
             data="store:PATH",
@@ -116,38 +117,38 @@ RECIPES: dict[str, Recipe] = {
             flip=True,
             memory_format="channels_last",
         ),
-        # One seed each, on the 5,000 images held out, with one look at each and with six; time of `cnnlab kaggle all`
-        # on the same two cores, in bfloat16: benchmarks/results/competition-*.json.
+        # One seed each, on the 5,000 validation images, without TTA and with six views; time of `cnnlab kaggle all` on
+        # the same two cores, in bfloat16: benchmarks/results/competition-*.json.
         # val acc 0.932, 0.937; 9 minutes with --no-retrain
         replace(_CIFAR_LARGE, name="cifar/10min", epochs=8),
         # val acc 0.942, 0.947; 33 minutes with retraining
         replace(_CIFAR_LARGE, name="cifar/1h", epochs=16),
-        # For a GPU; not measured. The paper's settings for 96%, with Muon in place of its SGD.
+        # For a GPU; not measured. The paper's settings for 96%, with Muon instead of SGD.
         replace(_CIFAR, name="cifar/gpu", model="airbench96", epochs=40, batch_size=1000, shift=4, cutout=12),
-        # On the test set, looked at once for each of five seeds, with the weights of the last epoch; trained on 54,000
+        # On the test set, evaluated once per seed with the weights of the last epoch; five seeds, trained on 54,000
         # images, on the same two cores: benchmarks/results/fashion-speed*.json.
         # test acc 0.9039 ± 0.0023, 4 s of training
         replace(
             _SPEED, name="speed/fashion-90", model="airbench-small", start_size=22, flip=False, alternating_flip=False
         ),
-        # test acc 0.9245 ± 0.0026, 2 looks, 39 s of training
+        # test acc 0.9245 ± 0.0026, 2 views, 39 s of training
         replace(_SPEED, name="speed/fashion-92", epochs=1),
-        # test acc 0.9361 ± 0.0015, 2 looks, 76 s of training
+        # test acc 0.9361 ± 0.0015, 2 views, 76 s of training
         _SPEED,
-        # test acc 0.9429 ± 0.0012, 2 looks, 153 s of training
+        # test acc 0.9429 ± 0.0012, 2 views, 153 s of training
         replace(_SPEED, name="speed/fashion-94", epochs=4),
-        # test acc 0.9507 ± 0.0012, 2 looks, 743 s of training
+        # test acc 0.9507 ± 0.0012, 2 views, 743 s of training
         replace(_SPEED, name="speed/fashion-95", epochs=20, batch_size=1024, other_learning_rate=0.015, cutout=8),
         # Not measured: for a GPU.
         replace(_SPEED, name="speed/fashion-96", model="airbench96", epochs=40, batch_size=1000, shift=2, cutout=8),
-        # On the images held out, five seeds: benchmarks/results/cifar-speed_*.json.
-        # val acc 0.9045 ± 0.0011, 0.9140 ± 0.0016 with six looks; 140 s of training
+        # On the validation split, five seeds: benchmarks/results/cifar-speed_*.json.
+        # val acc 0.9045 ± 0.0011, 0.9140 ± 0.0016 with six views; 140 s of training
         _CIFAR,
-        # val acc 0.9341 ± 0.0008, 0.9422 ± 0.0011 with six looks; 477 s of training
+        # val acc 0.9341 ± 0.0008, 0.9422 ± 0.0011 with six views; 477 s of training
         _CIFAR_LARGE,
         # Not measured: for a GPU.
         replace(_CIFAR, name="speed/cifar-96", model="airbench96", epochs=40, batch_size=1000, shift=4, cutout=12),
-        # As above, on the test set.
+        # As above, on the test set:
         # test acc 0.8356 ± 0.0091, 3 s of training
         _FAST_LENET,
         # test acc 0.8871 ± 0.0018, 4 s of training
@@ -213,7 +214,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe called `name`. Raises: CnnlabError that names the near ones."""
+    """Return the recipe called `name`. Raises: CnnlabError, naming the near neighbours of an unknown name."""
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
     return RECIPES[name]
@@ -226,7 +227,7 @@ def choose_recipe(
     recipe: str | None = None,
     settings: Sequence[str] = (),
 ) -> Recipe:
-    """The recipe that was asked for: the one named, else the default for the source, changed by what else was said.
+    """Return the named recipe, else the default for the source, with the other arguments applied.
 
     settings: `key=value` texts. Raises: CnnlabError for an unknown name or a bad value.
     """

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from cnnlab.cli import tables
+from cnnlab.cli.grade import grades_text
 from cnnlab.competition import grade as module
 from cnnlab.competition.grade import COLUMNS, Grade, Grades, check_out, grade
 from cnnlab.competition.submission import score
@@ -335,7 +335,7 @@ def test_no_name_becomes_a_formula_or_a_line_of_its_own(room: Path, labels: Path
             assert cell.isprintable()
     folder = found.save(tmp_path / "out")
     assert (folder / "grades.csv").read_text(encoding="utf-8") == content
-    lines = tables.grades(found).splitlines()
+    lines = grades_text(found).splitlines()
     assert len(lines) == len(found.rows) + 3
     assert "[red]x" in "\n".join(lines)
 
@@ -382,7 +382,7 @@ def test_any_names_get_a_line(tmp_path: Path, labels: Path, names: set[bytes]) -
     assert len(found.rows) <= len(seen)  # spellings of one name share a line
     assert sum(1 if row.score else int(row.note.split()[0]) for row in found.rows) == len(seen)
     found.to_csv().encode()
-    tables.grades(found).encode()
+    grades_text(found).encode()
 
 
 def test_what_is_written(room: Path, labels: Path, tmp_path: Path) -> None:
@@ -466,4 +466,4 @@ def test_an_empty_class(room: Path, labels: Path, tmp_path: Path) -> None:
     found = grade(room, labels)
     assert (found.rows, str(found), found.to_dict()["mean"]) == ([], "0 scored", None)
     assert (found.save(tmp_path / "out") / "grades.png").exists()
-    assert tables.grades(found).splitlines()[-1] == "0 scored"
+    assert grades_text(found).splitlines()[-1] == "0 scored"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from cnnlab.cli import tables
+from cnnlab.cli.bench import bench_text
 from cnnlab.data import fashion_mnist
 from cnnlab.data.imageset import ImageSet
 from cnnlab.device import hardware as device
@@ -69,7 +69,7 @@ def test_figures(fixed: list[int], tmp_path: Path) -> None:
     assert (row["batch_size"], row["image_size"], row["chosen"]) == (10, 28, "as the test says")
     assert found.images == "random"  # nothing was downloaded into the empty folder
     assert list(tmp_path.iterdir()) == []
-    text = tables.bench(found)
+    text = bench_text(found)
     assert f"{6 * LENET * 500 / 1e10:.1%}" in text
     assert "1,024 MiB" in text
     assert "peak, float32: 10 GFLOP/s (1x1 convolution, 1024 x 1024" in text
@@ -130,7 +130,7 @@ def test_what_is_too_large_is_a_row_that_says_so(
     monkeypatch.setattr(module, "fastest_plan", lambda *a: (Plan(threads=1), math.inf))
     found = bench(["lenet"], precision="float32", accuracy=False, data_dir=tmp_path / "data", batch_size=99)
     assert found.rows[0]["failed"] == "out of memory with batches of 99"
-    assert "out of memory with batches of 99" in tables.bench(found)
+    assert "out of memory with batches of 99" in bench_text(found)
     found.save(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["bench.json"]  # there is nothing to draw
 
@@ -273,8 +273,8 @@ def test_time_to_accuracy(quick: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_pa
         rows,
         left_out,
     )
-    assert f"validation acc {row['accuracy']:.4f} after {row['seconds']:.1f} s" in tables.bench(found)
-    assert "left out: no/such" in tables.bench(found)
+    assert f"validation acc {row['accuracy']:.4f} after {row['seconds']:.1f} s" in bench_text(found)
+    assert "left out: no/such" in bench_text(found)
 
 
 def test_fashion_mnist_is_there_when_all_four_files_are(tmp_path: Path) -> None:

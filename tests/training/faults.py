@@ -25,7 +25,6 @@ import torch._inductor.config
 import torch.utils.tensorboard  # noqa: F401
 
 from cnnlab.cli import app as cli
-from cnnlab.cli import tables  # noqa: F401
 from cnnlab.io import figures as plots  # noqa: F401
 from cnnlab.io import files
 from cnnlab.training import checkpoint

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cnnlab.cli.options import AsJson, DataDir, DeviceName, Threads
+from cnnlab.io.tables import as_text, new_table, to_json
 from cnnlab.io.text import echo
+
+if TYPE_CHECKING:
+    from cnnlab.machine.bench import BenchResult
 
 
 def bench(
@@ -48,8 +52,6 @@ def bench(
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Measure this machine in some minutes: speed of training, share of the peak, memory, time to accuracy."""
-    from cnnlab.cli import tables
-    from cnnlab.io.tables import to_json
     from cnnlab.machine.bench import bench as measure
     from cnnlab.machine.bench import bench_folder
     from cnnlab.training.display import make_display
@@ -65,5 +67,48 @@ def bench(
         finally:
             display.end()
         found.save(folder)
-    echo(to_json(found.to_dict()) if as_json else tables.bench(found))
+    echo(to_json(found.to_dict()) if as_json else bench_text(found))
     echo(f"kept in {folder} (bench.json, bench.png)", error=True)
+
+
+def bench_text(found: BenchResult) -> str:
+    """The machine, a line for each network and precision, then time to accuracy and what was left out."""
+    about, lines = found.environment, []
+    memory = f", {about['memory_gib']} GiB" if about["memory_gib"] else ""
+    lines.append(
+        f"{about['device_name']}, {about['cores']} cores{memory}, torch {about['versions']['torch']}; "
+        f"images: {found.images}"
+    )
+    for precision, best in found.peaks.items():
+        way = "torch.mm" if best["by"] == "mm" else "1x1 convolution"
+        n = best["size"]
+        lines.append(
+            f"peak, {precision}: {best['flops_per_second'] / 1e9:,.0f} GFLOP/s ({way}, {n} x {n}, "
+            f"threads {best['threads']})"
+        )
+    compiled = any(row.get("compile", "off") != "off" for row in found.rows)
+    table = new_table("network", "pixels", "batch", "precision", "memory format", "threads", "images/s with data",
+                   "compute only", "of the peak", "peak memory", *(["compiled in"] if compiled else []))  # fmt: skip
+    for row in found.rows:
+        what = [row["model"], str(row["image_size"]), str(row["batch_size"]), row["precision"]]
+        if "failed" in row:
+            table.add_row(*what, row["failed"])
+            continue
+        held = row["peak_memory_bytes"]
+        table.add_row(
+            *what,
+            row["memory_format"],
+            str(row["threads"]),
+            f"{row['images_per_second']:,.0f}",
+            f"{row['examples_per_second']:,.0f}",
+            f"{row['fraction_of_peak']:.1%}",
+            "" if held is None else f"{held / 2**20:,.0f} MiB",
+            *([f"{row['first_step_seconds']:.0f} s"] if compiled else []),
+        )
+    lines += ["", as_text(table), ""]
+    for row in found.to_accuracy:
+        lines.append(
+            f"recipe {row['recipe']}, {row['epochs']} epochs: {row['split']} acc {row['accuracy']:.4f} after "
+            f"{row['seconds']:.1f} s"
+        )
+    return "\n".join([*lines, *(f"left out: {text}" for text in found.left_out)]).rstrip()

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnnlab.cli.options import AsJson
+from cnnlab.cli.options import AsJson, IdColumn, LabelColumn
+from cnnlab.io.tables import as_text, new_table, to_json
+from cnnlab.io.text import echo
+
+if TYPE_CHECKING:
+    from cnnlab.competition.grade import Grades
 
 
 def grade(
@@ -29,8 +34,8 @@ def grade(
             show_default=False,
         ),
     ] = None,
-    id_column: Annotated[str, typer.Option(help="Column of the ids.")] = "id",
-    label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
+    id_column: IdColumn = "id",
+    label_column: LabelColumn = "label",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -44,11 +49,8 @@ def grade(
 
     Every student gets a line: a score, or the reason why there is none.
     """
-    from cnnlab.cli import tables
     from cnnlab.competition.grade import check_out
     from cnnlab.competition.grade import grade as measure
-    from cnnlab.io.tables import to_json
-    from cnnlab.io.text import echo
     from cnnlab.training.display import make_display
 
     check_out(out)
@@ -63,5 +65,20 @@ def grade(
     for text in found.left_out:
         echo(f"left out: {text}", error=True)
     folder = found.save(out)
-    echo(to_json(found.to_dict()) if as_json else tables.grades(found))
+    echo(to_json(found.to_dict()) if as_json else grades_text(found))
     echo(f"kept in {folder} (grades.csv, grades.png)", error=True)
+
+
+def grades_text(found: Grades) -> str:
+    """A line for each student, then how many there are of each kind."""
+    table = new_table("student", "accuracy", "right", "note")
+    table.columns[-1].justify = "left"
+    for row in found.rows:
+        score = row.score
+        table.add_row(
+            row.student,
+            f"{score.accuracy:.4f}" if score else row.status,
+            f"{score.correct:,} of {score.count:,}" if score else "",
+            row.note,
+        )
+    return f"{as_text(table)}\n\n{found}"

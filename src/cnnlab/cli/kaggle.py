@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,17 +14,22 @@ from cnnlab.cli.options import (
     DeviceName,
     IdColumn,
     LabelColumn,
+    Progress,
     RunsDir,
+    Settings,
     SkipBad,
     Threads,
     print_training,
 )
+from cnnlab.cli.predict import confusion, evaluation_text
 from cnnlab.io.errors import CnnlabError
+from cnnlab.io.tables import to_json
 from cnnlab.io.text import echo
 
 if TYPE_CHECKING:
-    from cnnlab.competition import Competition
+    from cnnlab.competition import Competition, Overview, Submitted, Trained
     from cnnlab.competition.layout import Layout
+    from cnnlab.competition.submission import Score
 
 kaggle = typer.Typer(
     no_args_is_help=True,
@@ -41,10 +47,6 @@ Folder = Annotated[
 Name = Annotated[str, typer.Option(help="Name of the work folder in --runs-dir.")]
 Recipe = Annotated[
     str | None, typer.Option(help="How to train (cnnlab list recipes). Unsaid: cifar/10min.", show_default=False)
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe; may be repeated."),
 ]
 Seeds = Annotated[
     int | None,
@@ -81,7 +83,6 @@ StorePath = Annotated[
     Path | None, typer.Option("--store", help="Folder of the store. Unsaid: in the user's cache.", show_default=False)
 ]
 Workers = Annotated[int | None, typer.Option(help="Processes that decode. Unsaid: one a core.", show_default=False)]
-Progress = Annotated[str, typer.Option(help="auto, bar, lines, notebook or none.")]
 
 _AGAIN = "What is finished is kept: run the same command again to go on"
 
@@ -130,24 +131,21 @@ def prepare(
 ) -> None:
     """Decode the archives into one store of images, ids and labels; a second call finds it."""
     from cnnlab import competition as steps
-    from cnnlab.cli import tables_kaggle as tables
 
     found = steps.prepare(
         folder, name=name, runs_dir=runs_dir, data_dir=data_dir, store=store, workers=workers, skip_bad=skip_bad,
         layout=_layout(train, test, labels, sample, id_column, label_column, image_size, fit), progress=progress,
     )  # fmt: skip
-    echo(tables.prepared(found))
+    echo(prepared_text(found))
 
 
 @kaggle.command()
 def show(name: Name = "cifar-10", runs_dir: RunsDir = Path("runs"), as_json: AsJson = False) -> None:
     """Draw sample images (figure 1.8); count the classes; measure the pixels' mean and deviation."""
     from cnnlab import competition as steps
-    from cnnlab.cli import tables_kaggle as tables
-    from cnnlab.io.tables import to_json
 
     found = steps.show(steps.open_competition(name, runs_dir))
-    echo(to_json(found.to_dict()) if as_json else tables.overview(found))
+    echo(to_json(found.to_dict()) if as_json else overview_text(found))
 
 
 @kaggle.command()
@@ -163,11 +161,10 @@ def train(
 ) -> None:
     """Train with images held out, and measure every image of both parts."""
     from cnnlab import competition as steps
-    from cnnlab.cli import tables_kaggle as tables
 
     work = steps.open_competition(name, runs_dir)
     on: dict[str, Any] = {"device": device, "threads": threads, "progress": progress}
-    print_training(lambda: tables.trained(steps.train(work, recipe, settings=set_ or (), seeds=seeds, **on)), _AGAIN)
+    print_training(lambda: trained_text(steps.train(work, recipe, settings=set_ or (), seeds=seeds, **on)), _AGAIN)
 
 
 @kaggle.command()
@@ -205,14 +202,13 @@ def submit(
 ) -> None:
     """Name every test image; write submission.csv in the sample's order, checked against it."""
     from cnnlab import competition as steps
-    from cnnlab.cli import tables_kaggle as tables
 
     work = steps.open_competition(name, runs_dir)
     found = steps.submit(
         work, chosen=run or (), views=views, out=out, message=message,
         upload_to=_upload_to(work, competition) if upload else None, device=device, threads=threads, progress=progress,
     )  # fmt: skip
-    echo(tables.submitted(found))
+    echo(submitted_text(found))
 
 
 def _upload_to(work: Competition, competition: str | None) -> str:
@@ -232,12 +228,10 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Measure a submission against the true labels: accuracy and confusion matrix."""
-    from cnnlab.cli import tables_kaggle as tables
     from cnnlab.competition.submission import score as measure
-    from cnnlab.io.tables import to_json
 
     found = measure(file, labels, id_column=id_column, label_column=label_column)
-    echo(to_json(found.to_dict()) if as_json else tables.scored(found))
+    echo(to_json(found.to_dict()) if as_json else scored_text(found))
 
 
 @kaggle.command("all")
@@ -272,20 +266,78 @@ def all_(
 ) -> None:
     """All steps in one: prepare, show, train, retrain, submit. Repeat it to go on where it stopped."""
     from cnnlab import competition as steps
-    from cnnlab.cli import tables_kaggle as tables
 
     on: dict[str, Any] = {"device": device, "threads": threads, "progress": progress}
     work = steps.prepare(
         folder, name=name, runs_dir=runs_dir, data_dir=data_dir, store=store, workers=workers, skip_bad=skip_bad,
         layout=_layout(train, test, labels, sample, id_column, label_column, image_size, fit), progress=progress,
     )  # fmt: skip
-    echo(tables.prepared(work), flush=True)
+    echo(prepared_text(work), flush=True)
     to = _upload_to(work, competition) if upload else None
     steps.check_submittable(work, to)  # not after an hour of training
-    echo(tables.overview(steps.show(work)), flush=True)
-    print_training(lambda: tables.trained(steps.train(work, recipe, settings=set_ or (), seeds=seeds, **on)), _AGAIN)
+    echo(overview_text(steps.show(work)), flush=True)
+    print_training(lambda: trained_text(steps.train(work, recipe, settings=set_ or (), seeds=seeds, **on)), _AGAIN)
     if again:
         print_training(lambda: steps.retrain(work, seeds=seeds, **on), _AGAIN)
     print_training(
-        lambda: tables.submitted(steps.submit(work, views=views, out=out, message=message, upload_to=to, **on)), _AGAIN
+        lambda: submitted_text(steps.submit(work, views=views, out=out, message=message, upload_to=to, **on)), _AGAIN
     )
+
+
+def prepared_text(found: Competition) -> str:
+    """Where the images are, and what was noticed on the way."""
+    store = found.images()
+    train, test = len(store.train), len(store.test_ids)
+    c, h, w = store.train.images.shape[1:]
+    lines = [
+        f"{train} labelled images of {len(store.train.classes)} classes, {test} test images, {c} x {h} x {w}; store: "
+        f"{store.path}"
+    ]
+    for what, names in (("labelled images were left out", "skipped"), ("test images are black", "unreadable_test")):
+        if damaged := store.info[names]:
+            more = f"; {store.path / 'store.json'} names all" if len(damaged) > 1 else ""
+            lines.append(f"note: damaged: {len(damaged)} {what}; the first: {damaged[0]}{more}")
+    return "\n".join([*lines, *(f"note: {line}" for line in store.info["report"])])
+
+
+def overview_text(found: Overview) -> str:
+    """Class counts and the pixels' moments."""
+    width = max(map(len, found.counts))
+    lines = [f"  {name:<{width}}  {count}" for name, count in found.counts.items()]
+    mean, std = (" ".join(f"{v:.4f}" for v in values) for values in (found.mean, found.std))
+    return "\n".join(
+        ["labelled images of each class:", *lines, f"pixel mean {mean}, std {std}", f"figure: {found.figure}"]
+    )
+
+
+def trained_text(found: Trained) -> str:
+    """The training's own lines, then both parts measured image by image, and what more views give."""
+    from cnnlab.training.evaluate import VIEWS
+
+    lines = [str(found.result)]
+    for validation, train in zip(found.validation, found.train, strict=True):
+        lines += [evaluation_text(train).splitlines()[0], evaluation_text(validation)]
+    several = f" of {len(found.validation)} networks together" if len(found.validation) > 1 else ""
+    told = ", ".join(f"{found.views[views]:.4f} with {_looks(count)}" for views, count in VIEWS.items())
+    lines.append(f"validation acc{several}, by looks at each image: {told}")
+    return "\n".join(lines)
+
+
+def submitted_text(found: Submitted) -> str:
+    """The file, and whose answers it holds."""
+    from cnnlab.training.evaluate import VIEWS
+
+    names = ", ".join(str(run.path) for run in found.runs)
+    looks = _looks(VIEWS[found.views])
+    lines = [str(found.written), f"from {names}; {looks} at each image"]
+    return "\n".join([*lines, *([found.answer] if found.answer else [])])
+
+
+def scored_text(found: Score) -> str:
+    """Accuracy, then the confusion matrix; labels that are no class have the last column."""
+    extra: Sequence[int] = found.other.tolist() if found.no_class else ()
+    return f"{found}\n{confusion(found.classes, found.confusion.tolist(), found.class_accuracy, extra)}"
+
+
+def _looks(count: int) -> str:
+    return "1 look" if count == 1 else f"{count} looks"

@@ -24,6 +24,13 @@ SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave damaged images 
 Weights = Annotated[
     str | None, typer.Option(help="best or last. Unsaid: best, if chosen on validation.", show_default=False)
 ]
+Progress = Annotated[
+    str, typer.Option(help="auto, bar, lines, notebook or none. auto: a bar in a terminal, else none.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe. May be repeated."),
+]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name in --runs-dir.")]
 IdColumn = Annotated[str, typer.Option(help="Column of the ids.", rich_help_panel="Layout")]
 LabelColumn = Annotated[str, typer.Option(help="Column of the labels.", rich_help_panel="Layout")]

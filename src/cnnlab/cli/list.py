@@ -1,0 +1,114 @@
+"""`cnnlab list` and `cnnlab show`: what there is, and a network layer by layer."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+
+from cnnlab.cli.options import AsJson
+from cnnlab.io.errors import unknown
+from cnnlab.io.tables import to_json
+from cnnlab.io.text import echo
+
+
+def list_(
+    what: Annotated[str | None, typer.Argument(help="models, data, recipes or settings. Unsaid: all.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the networks, the sources of images, the recipes and a recipe's settings."""
+    known = known_things(what)
+    echo(to_json(known) if as_json else known_list(known))
+
+
+def show(
+    model: Annotated[str, typer.Argument(help="Network (cnnlab list models), timm:NAME or torchvision:NAME.")],
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels a side. Unsaid: as the manual prints it.", show_default=False)
+    ] = None,
+    channels: Annotated[int, typer.Option(help="Channels of the image: 1 grey, 3 colour.")] = 1,
+    classes: Annotated[int, typer.Option(help="Classes to tell apart.")] = 10,
+    depth: Annotated[int, typer.Option(help="1: the manual's rows; 2: also their parts, ...; 0: every layer.")] = 1,
+    format_: Annotated[str, typer.Option("--format", help="table, markdown or json.")] = "table",
+) -> None:
+    """Show a network layer by layer: output shape, parameters, multiply-adds, receptive field."""
+    from cnnlab.inspect.summary import summarize, summary_format
+
+    print_as = summary_format(format_)
+    echo(print_as(summarize(model, image_size=image_size, in_channels=channels, num_classes=classes, depth=depth)))
+
+
+def known_things(what: str | None) -> dict[str, dict[str, str]]:
+    """Names with a line each: models, data, recipes, settings. Raises: CnnlabError for another word."""
+    from cnnlab.data import DATASETS
+    from cnnlab.models import MODELS
+    from cnnlab.recipe import SETTINGS, TYPES
+    from cnnlab.recipes import RECIPES
+
+    known: dict[str, dict[str, str]] = {
+        "models": {
+            **{name: _builder_line(builder) for name, builder in MODELS.items()},
+            "timm:NAME": "any network of timm; timm:NAME.TAG starts from published weights",
+            "torchvision:NAME": "any of torchvision's; torchvision:NAME.TAG starts from published weights",
+        },
+        "data": {
+            **{name: _first_line(load, of_module=True) for name, load in DATASETS.items()},
+            "folder:PATH": "your own images, one sub-folder per class",
+            "store:PATH": "a competition's images, as cnnlab kaggle prepare makes them",
+        },
+        "recipes": {name: _recipe_line(name) for name in RECIPES},
+        "settings": {
+            name: f"{f.metadata['help']}; {', '.join(f.metadata['choices']) or TYPES[name].__name__}; "
+            f"default {f.default}"
+            for name, f in SETTINGS.items()
+        },
+    }
+    if what is None:
+        return known
+    if what not in known:
+        raise unknown("list", what, known)
+    return {what: known[what]}
+
+
+def known_list(known: dict[str, dict[str, str]]) -> str:
+    """The same for people."""
+    parts = []
+    for kind, things in known.items():
+        width = max(map(len, things))
+        parts.append("\n".join([f"{kind}:", *(f"  {name:<{width}}  {line}" for name, line in things.items())]))
+    return "\n\n".join(parts)
+
+
+def _recipe_line(name: str) -> str:
+    from cnnlab.recipes import RECIPES
+
+    r = RECIPES[name]
+    watch = {"test": "looks at the test set each epoch", "validation": "chosen on validation", "train": "on all images"}
+    how = f"{r.epochs} epochs, batch {r.batch_size}, {r.optimizer} {r.learning_rate:g}"
+    return f"{r.model} on {r.data}, {how}; {watch[r.eval_split]}"
+
+
+# What a variant's options mean, for `cnnlab list models`.
+_VARIANTS = {
+    "from_scratch": "our own batch norm in place of the framework's",
+    "ratio": "a quarter of the channels, as the manual trains it",
+    "last_relu": "without the last ReLU",
+    "manual": "the manual's variant: biases, bare 1x1 convolutions",
+    "deep": "three convolutions a group, and a shortcut",
+    "cifar": "a small stem, for images of about 32 pixels",
+}
+
+
+def _builder_line(builder: Any) -> str:
+    if not isinstance(builder, partial):
+        return _first_line(builder).partition(": (B, C")[0]
+    first = _first_line(builder.func).partition(":")[0].partition(",")[0]
+    return ", ".join([first, *(_VARIANTS.get(key, key) for key in builder.keywords if key != "image_size")])
+
+
+def _first_line(thing: Any, *, of_module: bool = False) -> str:
+    if of_module:
+        return (sys.modules[thing.__module__].__doc__ or "").partition("\n")[0].partition(": ")[2].rstrip(".")
+    return (thing.__doc__ or "").partition("\n")[0].rstrip(".")

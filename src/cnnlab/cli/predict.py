@@ -1,0 +1,165 @@
+"""`cnnlab eval` and `cnnlab predict`: measure a run's model, and classify images with it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cnnlab.cli.options import AsJson, DataDir, DeviceName, RunName, RunsDir, SkipBad, Weights
+from cnnlab.io.errors import unknown
+from cnnlab.io.tables import as_text, new_table, to_json
+from cnnlab.io.text import cell, echo
+
+if TYPE_CHECKING:
+    from cnnlab.inference import Prediction, RunEvaluation
+
+
+def evaluate(
+    run: RunName,
+    split: Annotated[
+        str | None,
+        typer.Option(help="test, validation or train. Unsaid: test, if the source has one.", show_default=False),
+    ] = None,
+    weights: Weights = None,
+    views: Annotated[str, typer.Option(help="Looks at each image: none (one), flip (two) or shift (six).")] = "none",
+    device: DeviceName = "auto",
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = Path("runs"),
+    skip_bad: SkipBad = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a run's model: accuracy, loss, each class, confusion matrix."""
+    from cnnlab.inference import evaluate_run
+
+    found = evaluate_run(
+        run,
+        split=split,
+        weights=weights,
+        runs_dir=runs_dir,
+        device=device,
+        data_dir=data_dir,
+        skip_bad=skip_bad,
+        views=views,
+    )
+    echo(to_json(found.to_dict()) if as_json else evaluation_text(found))
+
+
+def predict(
+    run: RunName,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE-OR-FOLDER...", help="Image files, or folders.")],
+    top: Annotated[int, typer.Option(help="How many classes to tell.")] = 3,
+    format_: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
+    weights: Weights = None,
+    invert: Annotated[bool, typer.Option("--invert", help="Exchange black and white first.")] = False,
+    device: DeviceName = "auto",
+    runs_dir: RunsDir = Path("runs"),
+    skip_bad: SkipBad = False,
+) -> None:
+    """Name what is in images: the most probable classes with their probabilities."""
+    from cnnlab.inference import predict as predict_images
+
+    show = prediction_format(format_)
+    found, skipped = predict_images(
+        run,
+        images,
+        top=top,
+        weights=weights,
+        runs_dir=runs_dir,
+        device=device,
+        skip_bad=skip_bad,
+        invert=invert,
+    )
+    for text in skipped:
+        echo(f"skipped: {text}", error=True)
+    echo(show(found))
+
+
+def evaluation_text(found: RunEvaluation) -> str:
+    """Accuracy and loss in a line, then each class with its accuracy and its confusion matrix row."""
+    from cnnlab.training.evaluate import VIEWS
+
+    e, classes = found.result, found.run.classes
+    often = f", {VIEWS[found.views]} looks at each" if VIEWS[found.views] > 1 else ""
+    lines = [
+        f"{found.split} acc {e.accuracy:.4f} ({e.correct} of {e.count} images{often}), loss {e.loss:.4f}; "
+        f"{found.run.path}, {found.weights.name}"
+    ]
+    lines.append(confusion(classes, e.confusion.tolist(), e.class_accuracy))
+    if found.skipped:
+        lines.append(f"{len(found.skipped)} damaged images were left out; the first: {found.skipped[0]}")
+    if found.split == "test":
+        recipe = found.run.recipe
+        if recipe.eval_split == "test":
+            lines.append(
+                f"its recipe looked at the test set after each of {recipe.epochs} epochs; choose nothing by it"
+            )
+            return "\n".join(lines)
+        looks = sum(1 for row in found.run.evaluations() if row.get("split") == "test")
+        lines.append(
+            f"the test set has been looked at {looks} time{'s' if looks != 1 else ''} with this run; choose by "
+            "validation, not by it"
+            if found.recorded
+            else "this look at the test set could not be recorded: the run's folder cannot be written to"
+        )
+    return "\n".join(lines)
+
+
+def confusion(
+    classes: Sequence[str],
+    rows: Sequence[Sequence[int]],
+    class_accuracy: Sequence[float | None],
+    others: Sequence[int] = (),
+) -> str:
+    """The confusion matrix, a row a class; of more than 20 classes, the ten most frequent mistakes.
+
+    others: of each class, images that were called something that is no class; they get a column of their own.
+    """
+    if len(classes) <= 20:
+        table = new_table("true \\ predicted", *(str(k) for k in range(len(classes))), *["other"] * bool(others), "acc")
+        for k, (row, accuracy) in enumerate(zip(rows, class_accuracy, strict=True)):
+            cells = [str(n) if n else "." for n in [*row, *others[k : k + 1]]]
+            name = classes[k] if classes[k] == str(k) else f"{k} {classes[k]}"
+            table.add_row(name, *cells, "-" if accuracy is None else f"{accuracy:.3f}")
+    else:  # a matrix would not fit: the ten most frequent mistakes instead
+        table = new_table("true", "predicted", "images")
+        pairs = [(n, i, j) for i, row in enumerate(rows) for j, n in enumerate(row) if n and i != j]
+        for n, i, j in sorted(pairs, reverse=True)[:10]:
+            table.add_row(classes[i], classes[j], str(n))
+    return as_text(table)
+
+
+def prediction_format(name: str) -> Callable[[Sequence[Prediction]], str]:
+    """How to print predictions: table, csv or json."""
+    formats = {"table": _prediction_table, "csv": _prediction_csv, "json": _prediction_json}
+    if name not in formats:
+        raise unknown("format", name, formats)
+    return formats[name]
+
+
+def _prediction_table(found: Sequence[Prediction]) -> str:
+    table = new_table("image", *(f"{i + 1}." for i in range(len(found[0].top) if found else 1)))
+    for p in found:
+        table.add_row(str(p.path), *(f"{label} {share:.1%}" for label, share in p.top))
+    return as_text(table)
+
+
+def _prediction_csv(found: Sequence[Prediction]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    ranks = range(1, (len(found[0].top) if found else 1) + 1)
+    writer.writerow(["image", *(column for i in ranks for column in (f"label_{i}", f"probability_{i}"))])
+    for p in found:
+        named = (field for label, share in p.top for field in (cell(label), f"{share:.6f}"))
+        writer.writerow([cell(str(p.path)), *named])
+    return out.getvalue().rstrip("\n")
+
+
+def _prediction_json(found: Sequence[Prediction]) -> str:
+    return to_json(
+        [{"image": str(p.path), "top": [{"label": label, "probability": v} for label, v in p.top]} for p in found]
+    )
