@@ -330,7 +330,7 @@ def peer(args: argparse.Namespace, deadline: float) -> Any:
     if not torch.cuda.is_available():
         return "the published code needs CUDA"
     from cnnlab.data import SourceOptions, data_folder
-    from cnnlab.training.session import load_splits
+    from cnnlab.data.splits import load_splits
 
     recipe = RECIPES["speed/cifar-94"].with_settings([f"data=store:{args.store.absolute()}", SPLIT])
     splits = load_splits(recipe, SourceOptions(data_dir=data_folder(None)))

@@ -40,10 +40,10 @@ from cnnlab.io.tables import to_json
 from cnnlab.models import build_model
 from cnnlab.training import checkpoint
 from cnnlab.training.optim import Average, make_optimizer
+from cnnlab.training.progress import SCHEMA
 from cnnlab.training.results import Result
 from cnnlab.training.runs import list_runs, open_run
 from cnnlab.training.step import train_step
-from cnnlab.training.train import _STATE
 from fuzzing import Trials
 
 # Archives
@@ -269,7 +269,7 @@ class Training:
         try:
             with trial(f"checkpoint, {self.kind}", self.path.parent):
                 progress = checkpoint.load_checkpoint(self.path, model, optimizer, self._device, average)
-                check(self.path, progress, {**_STATE, "rows": [{}]})
+                check(self.path, progress, {**SCHEMA, "rows": [{}]})
                 train_step(model, optimizer, self._x, self._y)
                 average.after_step(0)
                 np.random.rand(700)

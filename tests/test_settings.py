@@ -17,8 +17,9 @@ from cnnlab.data.augment import Augmentation
 from cnnlab.device import hardware as device
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted
 from cnnlab.recipe import SETTINGS
+from cnnlab.training import checkpoint
+from cnnlab.training import loop as training
 from cnnlab.training import plan as probe
-from cnnlab.training import train as training
 from cnnlab.training.optim import make_optimizer
 from cnnlab.training.step import train_step
 from conftest import Command, one_line_error
@@ -131,7 +132,7 @@ def test_a_run_goes_on_in_the_precision_it_began_with(quick: Recipe, monkeypatch
     monkeypatch.setattr(probe, "has_bfloat16", lambda device: True)
     whole = train(recipe, name="whole")
     assert json.loads((whole.run.path / "environment.json").read_text())["sessions"][0]["dtype"] == "bfloat16"
-    real = training.save_checkpoint
+    real = checkpoint.save_checkpoint
 
     def stop(path: Path, *rest: object) -> None:
         real(path, *rest)  # type: ignore[arg-type]
@@ -139,7 +140,7 @@ def test_a_run_goes_on_in_the_precision_it_began_with(quick: Recipe, monkeypatch
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_checkpoint", stop)
+        patch.setattr(checkpoint, "save_checkpoint", stop)
         with pytest.raises(TrainingInterrupted):
             train(recipe, name="stopped")
     monkeypatch.setattr(probe, "has_bfloat16", lambda device: False)  # as on another processor

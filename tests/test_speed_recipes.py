@@ -14,7 +14,7 @@ from cnnlab import RECIPES, Recipe, train
 from cnnlab.chapter.experiments import EXPERIMENTS
 from cnnlab.io.errors import TrainingInterrupted
 from cnnlab.models import build_model
-from cnnlab.training import train as training
+from cnnlab.training import loop as training
 from cnnlab.training.evaluate import logits
 
 SPEED = [name for name in RECIPES if name.startswith(("speed/", "fast/"))]

@@ -16,6 +16,7 @@ from cnnlab.data import ImageSet, SourceOptions, data_folder, load_images
 from cnnlab.data.images import BadImage, bombs_refused, decode, flatten, pixels
 from cnnlab.data.imageset import Report, no_report
 from cnnlab.data.loader import Loader, Preprocessing, laid_out
+from cnnlab.data.splits import load_splits
 from cnnlab.device.hardware import (
     FORMATS,
     PRECISIONS,
@@ -32,7 +33,6 @@ from cnnlab.training import runs
 from cnnlab.training.checkpoint import check_weights, load_weights
 from cnnlab.training.evaluate import VIEWS, Evaluation, evaluate, logits
 from cnnlab.training.runs import Run
-from cnnlab.training.session import load_splits
 
 SPLITS = ("test", "validation", "train")
 _MOST_VALUES = 1 << 26  # of a batch of large images

@@ -265,7 +265,7 @@ def test_choosing_the_best_epoch_on_the_test_set_flatters(monkeypatch: pytest.Mo
         read.append(split)
         return load_images(source, split, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("cnnlab.training.session.load_images", recorded)
+    monkeypatch.setattr("cnnlab.data.splits.load_images", recorded)
     summary = cnnlab.train(short(limit=300), runs_dir=tmp_path, progress="none").summary
     assert "train" in read
     assert "test" not in read

@@ -83,7 +83,7 @@ def test_limited_rows_say_so_and_everything_is_kept(fashion_folder: Path) -> Non
 
 def test_a_limited_set_is_the_same_share_of_each_class(fashion_folder: Path) -> None:
     from cnnlab.data import SourceOptions
-    from cnnlab.training.session import load_splits
+    from cnnlab.data.splits import load_splits
 
     recipe = RECIPES["manual/lenet"].changed(limit=205)
     train, test = load_splits(recipe, SourceOptions(data_dir=fashion_folder))

@@ -218,7 +218,7 @@ def test_a_training_outlives_test_images_that_cannot_be_read(
 
 
 def _trained(recipe: Recipe) -> set[str]:
-    from cnnlab.training.session import load_splits
+    from cnnlab.data.splits import load_splits
 
     return set(load_splits(recipe, SourceOptions(data_dir=Path()))[0].ids)
 

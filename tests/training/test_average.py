@@ -19,7 +19,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from cnnlab import Recipe, resume, train
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted
-from cnnlab.training import train as training
+from cnnlab.training import loop as training
+from cnnlab.training import train as starting_point
 from cnnlab.training.optim import Average, make_optimizer, shown, size_in_epoch
 from cnnlab.training.runs import change_recipe, open_run
 from cnnlab.training.step import train_step
@@ -203,7 +204,7 @@ def test_an_interrupted_run_ends_at_the_same_bits(
 def test_what_is_saved_is_the_average(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights of each step, averaged afterwards in plain sight, are those of last and best."""
     recipe = small(shapes, average="ema", average_decay=0.8, epochs=3, start_size=0)
-    real_step, real_average = training.train_step, training.Average
+    real_step, real_average = training.train_step, starting_point.Average
     seen: list[dict[str, Tensor]] = []
 
     def starting(model: nn.Module, recipe: Recipe) -> Average:
@@ -215,7 +216,7 @@ def test_what_is_saved_is_the_average(shapes: Path, monkeypatch: pytest.MonkeyPa
         seen.append(floats(model))
         return answer
 
-    monkeypatch.setattr(training, "Average", starting)
+    monkeypatch.setattr(starting_point, "Average", starting)
     monkeypatch.setattr(training, "train_step", stepping)
     result = train(recipe, name="run", threads=1)
     mean = seen[0]

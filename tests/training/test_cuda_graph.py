@@ -293,7 +293,7 @@ def test_on_cuda_a_played_run_is_the_same_each_time_and_when_stopped(recipe: str
     from safetensors.torch import load_file
 
     from cnnlab.io.errors import TrainingInterrupted
-    from cnnlab.training import train as training
+    from cnnlab.training import loop as training
 
     changes = [
         "data=digits",

@@ -35,12 +35,18 @@ from cnnlab.io.errors import CnnlabError, TrainingInterrupted
 from cnnlab.models import build_model
 from cnnlab.recipes import RECIPES
 from cnnlab.training import checkpoint, runs
+from cnnlab.training import loop as training
 from cnnlab.training import plan as probe
-from cnnlab.training import train as training
-from cnnlab.training.checkpoint import BackgroundWriter, SaveSchedule, about_weights, earlier, save_weights
-from cnnlab.training.guard import NonFiniteMonitor, NotFinite
+from cnnlab.training.checkpoint import (
+    BackgroundWriter,
+    SaveSchedule,
+    previous_checkpoint,
+    save_weights,
+    weights_metadata,
+)
+from cnnlab.training.guard import NonFinite, NonFiniteMonitor
 from cnnlab.training.optim import make_optimizer
-from cnnlab.training.step import train_step
+from cnnlab.training.step import GuardedStep
 from conftest import Command, one_line_error
 
 # 320 images: 5 steps an epoch; saved after each second step, so that most saves are inside an epoch.
@@ -157,7 +163,7 @@ def test_a_signal_stops_cleanly_and_the_run_goes_on(
     told = (tmp_path / "told").read_text()
     assert process.exitcode == 128 + number, told
     assert len(told.splitlines()) == 1
-    assert "are kept. Go on with: cnnlab train --resume runs/run" in told
+    assert "are saved. Continue with: cnnlab train --resume runs/run" in told
     code, told = lab.call(["train", "--resume", "runs/run", "--threads", "1"])
     assert code == 0, told
     assert_the_same(tmp_path / "runs/run", tmp_path / "runs/whole")
@@ -201,7 +207,7 @@ def test_a_run_goes_on_inside_an_epoch(kind: str, number: int, saved: int, monke
     whole = train(recipe, name="whole", threads=1).run.path
     with monkeypatch.context() as patch:
         stop_at(patch, number)
-        with pytest.raises(TrainingInterrupted, match=r"finished epochs and \d+ steps of the next are kept"):
+        with pytest.raises(TrainingInterrupted, match=r"finished epochs and \d+ steps of the next are saved"):
             train(recipe, name="run", threads=1)
     with monkeypatch.context() as patch:
         calls = stop_at(patch, 0)
@@ -224,7 +230,7 @@ def test_a_run_that_is_asked_to_stop_keeps_every_step(quick: Recipe, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "train_step", asked)
-        with pytest.raises(TrainingInterrupted, match="1 finished epochs and 7 steps of the next are kept") as caught:
+        with pytest.raises(TrainingInterrupted, match="1 finished epochs and 7 steps of the next are saved") as caught:
             train(recipe, name="run")
     assert caught.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -257,7 +263,7 @@ def test_a_run_that_ends_in_an_evaluation_keeps_the_whole_epoch(
         patch.setattr(training, "evaluate", ending)
         with pytest.raises((TrainingInterrupted, CnnlabError)) as caught:
             train(recipe, name="run")
-    assert how == "gone" or "1 finished epochs and 18 steps of the next are kept" in str(caught.value)
+    assert how == "gone" or "1 finished epochs and 18 steps of the next are saved" in str(caught.value)
     with monkeypatch.context() as patch:
         calls = stop_at(patch, 0)
         resume("runs/run")
@@ -274,7 +280,7 @@ def test_a_second_ctrl_c_waits_for_what_is_being_written() -> None:
         time.sleep(0.3)
         done.append(1)
 
-    beside.do(write)
+    beside.start(write)
     with pytest.raises(KeyboardInterrupt):
         beside.close()
     assert done
@@ -287,12 +293,12 @@ def _rows(progress: dict[str, Any], **changes: Any) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda p: p["part"].update(statistics=[1.0]),
-        lambda p: p["part"].update(statistics=[1.0, 2.0, 3.0]),
-        lambda p: p["part"].update(steps=10**15),
-        lambda p: p["part"]["batches"].update(done=10**15),
-        lambda p: p["part"].update(steps=10**15, batches={**p["part"]["batches"], "done": 10**15}),
-        lambda p: p["part"].update(seen=10**9),
+        lambda p: p["position"].update(sums=[1.0]),
+        lambda p: p["position"].update(sums=[1.0, 2.0, 3.0]),
+        lambda p: p["position"].update(steps=10**15),
+        lambda p: p["position"]["batches"].update(done=10**15),
+        lambda p: p["position"].update(steps=10**15, batches={**p["position"]["batches"], "done": 10**15}),
+        lambda p: p["position"].update(images=10**9),
         lambda p: p["rows"][0].pop("val_loss"),
         lambda p: p["rows"][0].pop("compute_seconds"),
         lambda p: _rows(p, val_loss=[1.0]),
@@ -301,7 +307,7 @@ def _rows(progress: dict[str, Any], **changes: Any) -> None:
         lambda p: _rows(p, images=0),
         lambda p: _rows(p, epoch=5),
         lambda p: p.update(rows=[{**p["rows"][0], "epoch": n + 1} for n in range(1000)]),
-        lambda p: p.update(rows=[{**p["rows"][0], "epoch": n + 1} for n in range(3)], part=None, best=None),
+        lambda p: p.update(rows=[{**p["rows"][0], "epoch": n + 1} for n in range(3)], position=None, best=None),
         lambda p: p.update(rows=[{**p["rows"][0], "epoch": n + 1} for n in range(3)]),
         lambda p: p.update(best=[]),
     ],
@@ -315,7 +321,7 @@ def test_a_strangers_checkpoint_holds_what_a_training_comes_to_or_is_refused(
         with pytest.raises(TrainingInterrupted):
             train(quick.changed(epochs=3, save_steps=6), name="run")
     path = tmp_path / "runs/run/checkpoint.safetensors"
-    earlier(path).unlink(missing_ok=True)
+    previous_checkpoint(path).unlink(missing_ok=True)
     tensors, values = checkpoint._read(path)
     change(values["progress"])
     checkpoint._write(path, tensors, values)
@@ -368,7 +374,7 @@ def test_batches_go_on_where_they_stood(changes: dict[str, Any], resident: bool)
 
 def test_when_a_save_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("cnnlab.training.checkpoint.time.monotonic", lambda: now)
+    monkeypatch.setattr("cnnlab.training.checkpointer.time.monotonic", lambda: now)
     due = SaveSchedule(Recipe(save_seconds=60, save_steps=7))
     assert [step for step in range(1, 22) if due(step)] == [7, 14, 21]
     now = 160.0
@@ -390,13 +396,13 @@ def test_when_a_save_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_saving_by_the_clock(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(quick, name="whole").run.path
-    saved, real = [], training.save_checkpoint
+    saved, real = [], checkpoint.save_checkpoint
 
     def saving(*args: Any) -> None:
-        saved.append(args[4]["part"])
+        saved.append(args[4]["position"])
         real(*args)
 
-    monkeypatch.setattr(training, "save_checkpoint", saving)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", saving)
     run = train(quick.changed(save_seconds=1e-9), name="often").run
     parts = [part for part in saved if part]
     assert parts
@@ -633,7 +639,7 @@ def test_a_damaged_file_never_gives_other_weights(
         stop_at(patch, 18)
         with pytest.raises(TrainingInterrupted, match="3 finished epochs and 1 steps"):
             train(small(), name="stopped", threads=1)
-    monkeypatch.setattr(training, "save_curves", lambda *_: None)  # half of the time that this takes
+    monkeypatch.setattr("cnnlab.training.curves.save_curves", lambda *_: None)  # half of the time that this takes
     rng = random.Random(2)
     for name in UNFINISHED:
         content = a_file(Path("runs/stopped") / name).read_bytes()
@@ -688,7 +694,7 @@ def test_of_two_checkpoints_the_whole_one_is_used(
     whole = train(small(), name="whole", threads=1).run.path
     kept = interrupted(monkeypatch, small(), 13, "kept")
     newest, before = (Path(name) for name in ("checkpoint.safetensors", "checkpoint.before.safetensors"))
-    assert earlier(kept / newest) == kept / before
+    assert previous_checkpoint(kept / newest) == kept / before
 
     def copy() -> Path:
         shutil.rmtree("runs/run", ignore_errors=True)
@@ -742,30 +748,19 @@ def test_best_weights_that_are_damaged_are_told_and_replaced(
         capsys.readouterr()
         result = resume(path, threads=1)
         assert "best.safetensors" in (told := capsys.readouterr().err)
-        assert "the best of the epochs to come takes its place" in told
+        assert "the best of the epochs to come replaces it" in told
         assert result.summary["best_epoch"] in (3, 4)
-        assert about_weights(path / "best.safetensors")["epoch"] == result.summary["best_epoch"]
+        assert weights_metadata(path / "best.safetensors")["epoch"] == result.summary["best_epoch"]
 
 
-def test_a_folder_from_before_there_were_checksums_is_read(monkeypatch: pytest.MonkeyPatch, cnnlab: Command) -> None:
-    whole = train(small(), name="whole", threads=1).run.path
+@pytest.mark.parametrize("name", ["run.json", "environment.json", "metrics.jsonl"])
+def test_a_file_without_a_checksum_is_refused(name: str, monkeypatch: pytest.MonkeyPatch, cnnlab: Command) -> None:
     path = interrupted(monkeypatch, small("save_steps=0"), 13)
-    for name in ("run.json", "environment.json"):
-        values = json.loads((path / name).read_text())
-        (path / name).write_text(json.dumps({k: v for k, v in values.items() if k not in ("blake2b", "recipes")}))
-    recipe = json.loads((path / "recipe.json").read_text())
-    for setting in ("on_nan", "save_seconds", "save_steps"):
-        del recipe[setting]
-    (path / "recipe.json").write_text(json.dumps(recipe))
-    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    (path / "metrics.jsonl").write_text(
-        "".join(json.dumps({k: v for k, v in row.items() if k != "check"}) + "\n" for row in rows)
-    )
-    earlier(path / "checkpoint.safetensors").unlink()
-    assert cnnlab("runs", path).returncode == 0
-    resume(path, threads=1)
-    for name in ("last.safetensors", "best.safetensors"):
-        assert (path / name).read_bytes() == (whole / name).read_bytes()
+    lines = (path / name).read_text().splitlines() if name.endswith("jsonl") else [(path / name).read_text()]
+    stripped = [{k: v for k, v in json.loads(line).items() if k not in ("blake2b", "check")} for line in lines]
+    (path / name).write_text("".join(json.dumps(values) + "\n" for values in stripped))
+    command = ("runs", path) if name == "metrics.jsonl" else ("train", "--resume", path)
+    assert name in one_line_error(cnnlab(*command))
 
 
 def test_a_recipe_that_was_changed_by_hand_is_refused(monkeypatch: pytest.MonkeyPatch, cnnlab: Command) -> None:
@@ -801,14 +796,22 @@ def test_a_clock_that_goes_back_changes_nothing(monkeypatch: pytest.MonkeyPatch,
 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, *numbers: int, value: float = float("nan")) -> list[int]:
-    """The images of these updates (from 1; all, where there are none) are no numbers."""
-    real, calls = training.train_step, []
+    """The images of these updates (from 1; of all, if none are given) are NaN or Inf."""
+    real, real_guarded = training.train_step, GuardedStep.__call__
+    calls: list[int] = []
+
+    def poison(x: Tensor) -> Tensor:
+        calls.append(1)
+        return x * value if len(calls) in numbers or not numbers else x
 
     def poisoning(model: nn.Module, optimizer: Any, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        calls.append(1)
-        return real(model, optimizer, x * value if len(calls) in numbers or not numbers else x, *rest)
+        return real(model, optimizer, poison(x), *rest)
+
+    def poisoning_guarded(self: GuardedStep, model: nn.Module, optimizer: Any, x: Tensor, *rest: Any) -> Any:
+        return real_guarded(self, model, optimizer, poison(x), *rest)
 
     monkeypatch.setattr(training, "train_step", poisoning)
+    monkeypatch.setattr(GuardedStep, "__call__", poisoning_guarded)
     return calls
 
 
@@ -820,8 +823,8 @@ def test_a_loss_that_is_no_number_stops_at_once(monkeypatch: pytest.MonkeyPatch,
     assert len(calls) == 14
     line = str(caught.value)
     assert line.startswith("the loss became nan at step 14 of 20 (epoch 3 of 4) at a learning rate of 0.0")
-    assert "2 finished epochs and 2 steps of the next are kept in runs/run. Try --set learning_rate=0.0667" in line
-    assert "or leave such updates out: cnnlab train --resume runs/run --on-nan skip" in line
+    assert "2 finished epochs and 2 steps of the next are saved in runs/run. Try --set learning_rate=0.0667" in line
+    assert "or skip such updates: cnnlab train --resume runs/run --on-nan skip" in line
     saved = safetensors.torch.load_file("runs/run/checkpoint.safetensors")
     assert all(torch.isfinite(w).all() for name, w in saved.items() if w.is_floating_point())
     tally("a loss of nan", "stops at that step; the last good checkpoint is kept")
@@ -829,12 +832,12 @@ def test_a_loss_that_is_no_number_stops_at_once(monkeypatch: pytest.MonkeyPatch,
         poisoned(patch, 2)  # the same step, counted from the checkpoint
         answer = cnnlab("train", "--resume", "runs/run", "--threads", 1, "--on-nan", "skip")
     assert answer.returncode == 0, answer.stderr
-    assert "note: 1 updates were left out" in answer.stdout
+    assert "note: 1 updates were skipped" in answer.stdout
     run = open_run("run")
     assert run.recipe.on_nan == "skip"
     assert run.recipe.name.endswith("on_nan=skip")
     rows = run.metrics()
-    assert [row.get("left_out") for row in rows] == [None, None, 1, 0]
+    assert [row.get("skipped_updates") for row in rows] == [None, None, 1, 0]
     assert [row["images"] for row in rows] == [320, 320, 256, 320]
 
 
@@ -852,25 +855,26 @@ def test_skipping_changes_nothing_where_there_is_nothing_to_skip() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_cannot_be_skipped_stops(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = poisoned(monkeypatch, value=value)
-    with pytest.raises(CnnlabError, match=r"no finite number 20 times in a row, again at step 20 of 40 .*Try --set"):
+    with pytest.raises(CnnlabError, match=r"NaN or Inf 20 times in a row at step 20 of 40 .*Try --set"):
         train(small("on_nan=skip", "epochs=2", "batch_size=16"), name="run", threads=1)
     assert len(calls) == 20
 
 
 def test_an_epoch_without_an_update_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     poisoned(monkeypatch)
-    with pytest.raises(CnnlabError, match="no finite number throughout the epoch, again at step 5 of 20"):
+    with pytest.raises(CnnlabError, match="NaN or Inf throughout the epoch at step 5 of 20"):
         train(small("on_nan=skip"), name="run", threads=1)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
-def test_a_step_that_is_left_out_leaves_nothing_behind(where: str, optimizer: str) -> None:
+def test_a_step_that_is_skipped_updates_leaves_nothing_behind(where: str, optimizer: str) -> None:
     torch.manual_seed(0)
     model = build_model("lenet-bn", num_classes=10, in_channels=1, image_size=28)
     updater = make_optimizer(model, Recipe(optimizer=optimizer, momentum=0.9, weight_decay=0.1))
     x, y = torch.rand(16, 1, 28, 28), torch.arange(16) % 10
-    loss, _ = train_step(model, updater, x, y, careful=True)
+    step = GuardedStep(skip_nonfinite=True)
+    loss, _ = step(model, updater, x, y)
     assert torch.isfinite(loss)
 
     def everything() -> list[Tensor]:
@@ -885,12 +889,12 @@ def test_a_step_that_is_left_out_leaves_nothing_behind(where: str, optimizer: st
         handle = next(model.parameters()).register_hook(lambda grad: grad * float("inf"))
     else:
         x = x * float("nan")
-    loss, _ = train_step(model, updater, x, y, careful=True)
+    loss, _ = step(model, updater, x, y)
     assert torch.isnan(loss)
     assert all(torch.equal(a, b) for a, b in zip(before, everything(), strict=True))
     if handle is not None:
         handle.remove()
-    loss, _ = train_step(model, updater, torch.rand(16, 1, 28, 28), y, careful=True)
+    loss, _ = step(model, updater, torch.rand(16, 1, 28, 28), y)
     assert torch.isfinite(loss)
     assert not all(torch.equal(a, b) for a, b in zip(before, everything(), strict=True))
 
@@ -899,13 +903,13 @@ def test_the_lookout_names_the_first_bad_step() -> None:
     good = nn.Linear(2, 2)
     lookout = NonFiniteMonitor(torch.device("cpu"), 10, skips=False)
     assert lookout.counts(0, torch.tensor(1.0))
-    with pytest.raises(NotFinite, match="the loss became inf") as caught:
+    with pytest.raises(NonFinite, match="the loss became inf") as caught:
         lookout.counts(1, torch.tensor(float("inf")))
     assert caught.value.step == 1
     lookout.check(1, good)
     with torch.no_grad():
         good.weight[0, 0] = float("nan")
-    with pytest.raises(NotFinite, match="a weight became no finite number"):
+    with pytest.raises(NonFinite, match="a weight became NaN or Inf"):
         lookout.check(2, good)
 
 
@@ -922,7 +926,7 @@ def test_the_lookout_does_not_wait_for_the_gpu() -> None:
         for step, loss in enumerate(losses.unbind()):
             lookout.counts(step, loss)
             time.sleep(0.001)
-    except NotFinite as error:
+    except NonFinite as error:
         found = error.step
     finally:
         torch.cuda.set_sync_debug_mode("default")

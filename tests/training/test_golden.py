@@ -21,6 +21,7 @@ from torch import nn
 from cnnlab import RECIPES, Recipe, Run, resume, train
 from cnnlab.device import hardware as device
 from cnnlab.io.errors import TrainingInterrupted
+from cnnlab.training import checkpoint
 from cnnlab.training import plan as probe
 from cnnlab.training import train as training
 from cnnlab.training.optim import make_optimizer
@@ -126,8 +127,8 @@ def test_what_torchs_own_graphs_lend_is_copied() -> None:
     for mode, lent in (("reduce-overhead", True), ("default", False)):
         network = Compiled(torch.nn.Linear(4, 2), mode)
         answer = torch.tensor(1.0), torch.tensor(2)
-        network._outcome = lambda *_, answer=answer: answer
-        found = network.outcome(torch.rand(3, 4), torch.zeros(3), 0.0, torch.float32)
+        network._forward_loss = lambda *_, answer=answer: answer
+        found = network.forward_loss(torch.rand(3, 4), torch.zeros(3), 0.0, torch.float32)
         assert [float(f) for f in found] == [1, 2]
         assert all((f is a) is not lent for f, a in zip(found, answer, strict=True))
 
@@ -139,7 +140,7 @@ def test_a_compiled_run_stays_on_the_curve_and_resumes_to_the_same_bits(monkeypa
     whole = curve(SHORT, compile="default")
     assert json.loads((whole.path / "environment.json").read_text())["sessions"][0]["compile"] == "default"
     assert_on_it(whole, "sgd")
-    real: Callable[..., None] = training.save_checkpoint
+    real: Callable[..., None] = checkpoint.save_checkpoint
     calls = []
 
     def stop(*args: Any) -> None:
@@ -149,8 +150,8 @@ def test_a_compiled_run_stays_on_the_curve_and_resumes_to_the_same_bits(monkeypa
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_checkpoint", stop)
-        with pytest.raises(TrainingInterrupted, match="finished epochs are kept"):
+        patch.setattr(checkpoint, "save_checkpoint", stop)
+        with pytest.raises(TrainingInterrupted, match="finished epochs are saved"):
             train(replace(SHORT, compile="default"), name="stopped", threads=1, device="cpu")
     path = resume("runs/stopped", threads=1).run.path
     assert (whole.path / "last.safetensors").read_bytes() == (path / "last.safetensors").read_bytes()

@@ -21,8 +21,10 @@ from cnnlab import Recipe, resume, train, train_seeds
 from cnnlab.device.hardware import FORMATS, Plan
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted
 from cnnlab.models import build_model
+from cnnlab.training import checkpoint
+from cnnlab.training import loop as training
 from cnnlab.training import plan as probe
-from cnnlab.training import train as training
+from cnnlab.training import train as starting
 from cnnlab.training.session import Session
 from conftest import Command, one_line_error
 
@@ -424,7 +426,7 @@ def test_a_resumed_run_keeps_its_plan(quick: Recipe, monkeypatch: pytest.MonkeyP
     trial = Clock(slow_unless(lambda c: c.memory_format == LAST))
     monkeypatch.setattr(probe, "seconds_per_step", trial)
     whole = train(recipe, name="whole", threads=1).run.path
-    real, calls = training.save_checkpoint, []
+    real, calls = checkpoint.save_checkpoint, []
 
     def stop(*args: Any) -> None:
         calls.append(1)
@@ -433,7 +435,7 @@ def test_a_resumed_run_keeps_its_plan(quick: Recipe, monkeypatch: pytest.MonkeyP
         real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_checkpoint", stop)
+        patch.setattr(checkpoint, "save_checkpoint", stop)
         with pytest.raises(TrainingInterrupted):
             train(recipe, name="stopped", threads=1)
     for file in Path(probe.user_cache_dir("cnnlab")).rglob("*.json"):
@@ -499,13 +501,13 @@ def test_seeds_have_one_plan_also_without_a_cache(
     monkeypatch.setattr(probe, "user_cache_dir", lambda name: str(tmp_path / "file" / name))
     trial = Clock(slow_unless(lambda c: c.memory_format == LAST))
     monkeypatch.setattr(probe, "seconds_per_step", trial)
-    real = training.environment
+    real = starting.environment
 
     def and_now_the_other_is_faster(*args: Any) -> dict[str, Any]:
         trial.pace = slow_unless(lambda c: c.memory_format == FIRST)
         return real(*args)
 
-    monkeypatch.setattr(training, "environment", and_now_the_other_is_faster)
+    monkeypatch.setattr(starting, "environment", and_now_the_other_is_faster)
     path = train_seeds(quick.changed(epochs=4, batch_size=8, limit=256), 2, threads=1).path
     assert [first_session(path / f"seed-{s}")["memory_format"] for s in (0, 1)] == ["channels_last"] * 2
 

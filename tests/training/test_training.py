@@ -23,6 +23,7 @@ from cnnlab.device.hardware import available_cores, pick_device, reproducible
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted
 from cnnlab.models import build_model
 from cnnlab.recipes import RECIPES, choose_recipe
+from cnnlab.training import checkpoint
 from cnnlab.training.optim import make_optimizer
 from cnnlab.training.step import train_step
 
@@ -175,20 +176,20 @@ def test_tensorboard_events_are_the_metrics(quick: Recipe) -> None:
 
 def test_watching_the_test_set_is_said(quick: Recipe) -> None:
     result = train(quick.changed(eval_split="test", val_fraction=0.0))
-    assert "looks at the test set after each epoch" in str(result)
+    assert "evaluates on the test set after each epoch" in str(result)
     assert "test acc" in str(result).splitlines()[0]
-    assert "looks at the test set" not in str(train(quick))
+    assert "evaluates on the test set" not in str(train(quick))
     # nothing is chosen by it: the best epoch is that of the training loss
     losses = [row["loss"] for row in result.run.metrics()]
     assert result.summary["best_epoch"] == losses.index(min(losses)) + 1
 
 
 def test_the_test_set_is_not_even_read_while_choosing(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cnnlab.training import session
+    from cnnlab.data import splits
 
     asked = []
-    load = session.load_images
-    monkeypatch.setattr(session, "load_images", lambda *args: (asked.append(args[1]), load(*args))[1])
+    load = splits.load_images
+    monkeypatch.setattr(splits, "load_images", lambda *args: (asked.append(args[1]), load(*args))[1])
     train(quick)
     assert set(asked) == {"train", "validation"}
 
@@ -217,7 +218,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(quick: Recipe) -
 def test_weights_that_overflow_in_the_very_last_step_are_not_kept(
     quick: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cnnlab.training import train as training
+    from cnnlab.training import loop as training
 
     real, calls = training.train_step, []
 
@@ -230,7 +231,7 @@ def test_weights_that_overflow_in_the_very_last_step_are_not_kept(
         return answer
 
     monkeypatch.setattr(training, "train_step", wild)
-    with pytest.raises(CnnlabError, match=r"a weight became no finite number at step 6 of 6 \(epoch 2 of 2\)"):
+    with pytest.raises(CnnlabError, match=r"a weight became NaN or Inf at step 6 of 6 \(epoch 2 of 2\)"):
         train(quick.changed(batch_size=400), name="wild")
     assert all(torch.isfinite(w).all() for w in weights(Path("runs/wild")).values())
     assert len(figures(Path("runs/wild"))) == 1
@@ -354,7 +355,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path, undisturbed:
     assert code == 130
     assert len(told.splitlines()) == 1
     assert re.search(
-        r"finished epochs( and \d+ steps of the next)? are kept\. Go on with: cnnlab train --resume runs/run", told
+        r"finished epochs( and \d+ steps of the next)? are saved\. Continue with: cnnlab train --resume runs/run", told
     )
     assert "Traceback" not in told
     assert (tmp_path / "runs/run/curves.png").exists()
@@ -389,18 +390,20 @@ class _Stop:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("place", ["save_weights", "save_checkpoint", "evaluate", "runs.write_metrics", "train_step"])
+@pytest.mark.parametrize(
+    "place", ["save_weights", "checkpoint.save_checkpoint", "evaluate", "runs.write_metrics", "train_step"]
+)
 @pytest.mark.parametrize("turn", [1, 3, 4])
 def test_an_interrupt_anywhere_loses_nothing(
     quick: Recipe, monkeypatch: pytest.MonkeyPatch, place: str, turn: int
 ) -> None:
-    from cnnlab.training import train as training
+    from cnnlab.training import loop as training
 
     recipe = quick.changed(epochs=4, batch_size=400, schedule="constant")
     train(recipe, name="whole")
     stop = _Stop(turn)
-    target = training.runs if place.startswith("runs.") else training
-    name = place.removeprefix("runs.")
+    module, _, name = place.rpartition(".")
+    target = {"runs": training.runs, "checkpoint": checkpoint, "": training}[module]
     real = getattr(target, name)
     monkeypatch.setattr(target, name, lambda *a, **k: (stop(), real(*a, **k))[1])
     with pytest.raises(TrainingInterrupted, match="cnnlab train --resume runs/broken"):
@@ -449,7 +452,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(quick: Recipe) -> None:
 
 
 def test_a_new_folder_is_removed_if_nothing_came_of_it(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cnnlab.training import train as training
+    from cnnlab.training import loop as training
 
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
@@ -470,7 +473,7 @@ def test_device_data_folder_and_skipping_are_remembered(shapes: Path, tmp_path: 
 
 
 def test_out_of_memory_is_one_line(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cnnlab.training import train as training
+    from cnnlab.training import loop as training
 
     def full(*args: object) -> None:
         torch.empty(2**60)
@@ -486,8 +489,8 @@ def test_out_of_memory_is_one_line(quick: Recipe, monkeypatch: pytest.MonkeyPatc
 def test_a_network_that_the_device_cannot_repeat_is_one_line(
     tried: bool, quick: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from cnnlab.training import loop as training
     from cnnlab.training import plan as probe
-    from cnnlab.training import train as training
 
     def refused(*args: object) -> None:
         # As torch says it of adaptive pooling on CUDA.
@@ -518,13 +521,11 @@ def test_the_generators_of_gpus_are_put_back_too(monkeypatch: pytest.MonkeyPatch
 def test_events_after_a_resume_have_each_epoch_once(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from cnnlab.training import train as training
-
-    stop, real = _Stop(2), training.save_checkpoint
-    monkeypatch.setattr(training, "save_checkpoint", lambda *a, **k: (stop(), real(*a, **k))[1])
+    stop, real = _Stop(2), checkpoint.save_checkpoint
+    monkeypatch.setattr(checkpoint, "save_checkpoint", lambda *a, **k: (stop(), real(*a, **k))[1])
     with pytest.raises(TrainingInterrupted):
         train(quick.changed(epochs=3), name="run")
-    monkeypatch.setattr(training, "save_checkpoint", real)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", real)
     resume("runs/run")
     events = EventAccumulator("runs/run/tensorboard")
     events.Reload()
@@ -540,7 +541,7 @@ def test_a_finished_run_is_left_as_it_is(quick: Recipe) -> None:
 
 
 def test_seeds_are_resumed_where_they_stopped(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cnnlab.training import train as training
+    from cnnlab.training import loop as training
 
     train_seeds(quick, 3, name="whole")
     stop, real = _Stop(4), training.evaluate
@@ -556,7 +557,7 @@ def test_seeds_are_resumed_where_they_stopped(quick: Recipe, monkeypatch: pytest
 
 
 def test_resume_refuses_other_images(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cnnlab.training import train as training
+    from cnnlab.training import loop as training
 
     recipe = choose_recipe(data=f"folder:{shapes}", settings=["epochs=3", "batch_size=8"])
     stop, real = _Stop(2), training.evaluate

@@ -31,6 +31,7 @@ from cnnlab.training.display import make_display
 from cnnlab.training.optim import initialize, make_optimizer
 from cnnlab.training.plan import compiled
 from cnnlab.training.results import SeedsResult
+from cnnlab.training.session import same_device
 from cnnlab.training.step import train_step
 
 _FORMAT = "cnnlab reproduction 1"
@@ -165,7 +166,7 @@ def resume_reproduction(
         if threads is None:
             threads = max(1, min(content["threads"], available_cores()))
         if device == "auto":
-            device = training.same_device(content["device"])
+            device = same_device(content["device"])
         if not (recipes.keys() <= EXPERIMENTS.keys() and set(methods) <= CLASSICAL.keys()):
             raise CnnlabError("it has experiments that this cnnlab does not know")
     except (CnnlabError, KeyError, TypeError, ValueError, AttributeError) as error:

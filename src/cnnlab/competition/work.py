@@ -195,7 +195,7 @@ def show(competition: Competition) -> Overview:
 
 def _same_images(path: Path, trainings: Sequence[Path], found: Competition) -> None:
     """Raises: CnnlabError where a training was begun on another store, or on other images."""
-    from cnnlab.training.session import load_splits
+    from cnnlab.data.splits import load_splits
 
     for training in trainings:
         several = (training / "seeds.json").exists()

@@ -102,14 +102,14 @@ def write_checked(path: Path, value: dict[str, Any]) -> None:
 
 
 def read_checked(path: Path) -> dict[str, Any]:
-    """What `write_checked` wrote, without the checksum; a file from before there was one is taken as it is.
+    """Return what `write_checked` wrote, without the checksum.
 
-    Raises: CnnlabError, naming the file, where it cannot be read or its checksum is wrong.
+    Raise CnnlabError, naming the file, if it cannot be read or its checksum is missing or wrong.
     """
     value = read_json(path)
     given = value.pop(_CHECKSUM, None)
     try:
-        right = given is None or given == digest(value)
+        right = given == digest(value)
     except RecursionError as error:
         raise CnnlabError(f"{path} is damaged: {reason(error)}") from error
     if not right:

@@ -1,4 +1,4 @@
-"""Ctrl-C, and the system's own wish that we stop, honoured at a place where nothing is half done."""
+"""Ctrl-C and signals like it, handled at a place where nothing is half done."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from cnnlab.io.errors import TrainingInterrupted
 
 
 def ending() -> None:
-    """From here on the process only says its last line and ends: another Ctrl-C would print a traceback beside it."""
+    """Ignore Ctrl-C while the process prints its last line and ends: it would print a traceback beside it."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class CtrlC:
-    """While this holds, a first Ctrl-C only asks: `check` raises KeyboardInterrupt at the next safe place.
+    """A context in which a first Ctrl-C is only noted: `check` raises KeyboardInterrupt at the next safe place.
 
-    SIGTERM (a batch system, a shutdown) and SIGHUP (a terminal that is closed) ask in the same way. A second signal
-    raises at once, wherever the program is. Python's own handler would raise in the middle of a save, or in a weak
-    reference's callback, where the exception is printed and lost and the training goes on: docs/log.md. Outside the
-    main thread, and where a signal is ignored (nohup) or somebody else's, nothing changes.
+    SIGTERM (a batch system, a shutdown) and SIGHUP (a closed terminal) are treated alike. A second signal raises
+    immediately. A signal that no `check` saw raises TrainingInterrupted at the end of the context, so that nothing else
+    is started. Python's own handler would raise in the middle of a save, or in a weak reference's callback, where the
+    exception is printed and lost: docs/log.md. Outside the main thread, and for signals that are ignored (nohup) or
+    handled by others, nothing changes.
     """
 
     def __init__(self) -> None:
-        self._asked = 0  # the signal's number
-        self.at_once = False  # has a second one raised, wherever the program was?
-        self._before: dict[int, Any] = {}
+        self._signal = 0  # the number of the first one
+        self.forced = False  # a second one has raised, wherever the program was
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> CtrlC:
         if threading.current_thread() is threading.main_thread():
@@ -43,27 +44,31 @@ class CtrlC:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._before.clear()
-        if self._asked and isinstance(error, TrainingInterrupted):
-            error.code = 128 + self._asked
+        self._handlers.clear()
+        if self._signal and error is None:
+            error = TrainingInterrupted("interrupted; what was being done is finished and saved")
+            error.code = 128 + self._signal
+            raise error
+        if self._signal and isinstance(error, TrainingInterrupted):
+            error.code = 128 + self._signal
 
     def _take(self, number: int) -> None:
-        self._before[number] = signal.signal(number, self._handle)
+        self._handlers[number] = signal.signal(number, self._handle)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signal module gives both
-        if self._asked:
-            self.at_once = True
+    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signal module passes both
+        if self._signal:
+            self.forced = True
             raise KeyboardInterrupt
-        self._asked = number
+        self._signal = number
 
     @property
     def asked(self) -> bool:
-        """Has somebody asked to stop?"""
-        return self._asked != 0
+        """Whether a signal has come."""
+        return self._signal != 0
 
     def check(self) -> None:
-        """A safe place: stop here if that was asked for."""
-        if self._asked:
+        """Raise KeyboardInterrupt if a signal has come. Call it where nothing is half done."""
+        if self._signal:
             raise KeyboardInterrupt

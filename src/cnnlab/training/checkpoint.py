@@ -6,8 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,6 @@ from torch import Tensor, nn
 from cnnlab.device.hardware import random_state, set_random_state
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.files import write_atomic
-from cnnlab.recipe import Recipe
 from cnnlab.training.optim import STATE, Average
 
 
@@ -56,19 +53,19 @@ def check_weights(path: Path, model: nn.Module) -> None:
             )
 
 
-def about_weights(path: Path) -> dict[str, Any]:
+def weights_metadata(path: Path) -> dict[str, Any]:
     """What `save_weights` wrote about them, once the whole file has been checked. Raises: as `load_weights`."""
     return _read(path)[1]
 
 
-def earlier(path: Path) -> Path:
+def previous_checkpoint(path: Path) -> Path:
     """Where the checkpoint is that was at `path` before the newest was saved."""
     return path.with_name(f"{path.stem}.before{path.suffix}")
 
 
 def has_checkpoint(path: Path) -> bool:
     """Is there a checkpoint, or the one before it?"""
-    return path.exists() or earlier(path).exists()
+    return path.exists() or previous_checkpoint(path).exists()
 
 
 def save_checkpoint(
@@ -82,8 +79,8 @@ def save_checkpoint(
 ) -> None:
     """Write all that the next step depends on: model, optimiser, average, random states, `progress` (plain values).
 
-    The checkpoint that was at `path` is kept as `earlier`. by: is given the writing, to do it now or later; what is
-    written is the state of now.
+    The checkpoint that was at `path` is kept as `previous_checkpoint`. by: is given the writing, to do it now or later;
+    what is written is the state of now.
     """
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     optimizer_state = optimizer.state_dict()
@@ -105,7 +102,7 @@ def save_checkpoint(
         "random": random_values,
     }
     copies = _on_host(tensors)
-    by(lambda: _write(path, copies, values, before=earlier(path)))
+    by(lambda: _write(path, copies, values, before=previous_checkpoint(path)))
 
 
 def load_checkpoint(
@@ -114,14 +111,14 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     device: torch.device,
     average: Average | None = None,
-    told: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Put back what `save_checkpoint` wrote, and return its `progress`.
 
-    Where the newest is damaged or gone, the one before it takes its place, and `told` gets a line that says so.
+    Where the newest is damaged or gone, the one before it takes its place, and `log` gets a line that says so.
     Raises: CnnlabError, naming the file, where there is none that is whole.
     """
-    tensors, values = _newest(path, told)
+    tensors, values = _newest(path, log)
     if average is not None and not any(name.startswith("average.") for name in tensors):
         raise CnnlabError(f"{path} holds no averaged weights, which the recipe asks for; train again")
     try:
@@ -193,80 +190,9 @@ def _check_like(name: str, tensor: Any, own: Tensor) -> None:
         raise ValueError(f"its {name} has another shape or type")
 
 
-class SaveSchedule:
-    """Is it time to save, inside an epoch? After so many steps, or so many seconds, as the recipe says.
-
-    However long the steps wait for a save, what is asked for by seconds gets a twentieth of their time at most.
-    """
-
-    def __init__(self, recipe: Recipe) -> None:
-        self._steps, self._seconds = recipe.save_steps, recipe.save_seconds
-        self._next = time.monotonic() + self._seconds  # a clock that nobody can set
-
-    def __call__(self, step: int) -> bool:
-        """After update number `step` (from 1)?"""
-        return (self._steps > 0 and step % self._steps == 0) or (self._seconds > 0 and time.monotonic() >= self._next)
-
-    def saved(self, seconds: float) -> None:
-        """A save was made, and the steps waited that long for it."""
-        self._next = time.monotonic() + max(self._seconds, 20 * seconds)
-
-
-class BackgroundWriter:
-    """Does things in a thread beside the training's steps: writing a file, which is mostly waiting."""
-
-    def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-
-    def do(self, *jobs: Callable[[], None]) -> None:
-        """Wait, then begin with these, each after the one before it. Raises: as `wait`."""
-        self.wait()
-        self._thread = threading.Thread(target=self._do, args=jobs, name="cnnlab-saving")
-        self._thread.start()
-
-    def _do(self, *jobs: Callable[[], None]) -> None:
-        try:
-            for job in jobs:
-                job()
-        except BaseException as error:  # it is raised where somebody waits
-            self._error = error
-
-    @property
-    def failed(self) -> bool:
-        """Has it gone wrong, so that `wait` would raise?"""
-        return self._error is not None
-
-    def wait(self) -> None:
-        """Until nothing is under way. Raises: what that raised."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-
-    def close(self) -> None:
-        """Wait, however it ends: some other error is on its way.
-
-        Also where somebody who cannot wait presses Ctrl-C again: the run's lock must not be let go before. Raises:
-        KeyboardInterrupt then, after it.
-        """
-        stopped = False
-        while self._thread is not None and self._thread.is_alive():
-            try:
-                self._thread.join()
-            except KeyboardInterrupt:
-                stopped = True
-        with contextlib.suppress(OSError):
-            self.wait()
-        if stopped:
-            raise KeyboardInterrupt
-
-
-def _newest(path: Path, told: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `path` holds, or else what `earlier` does."""
-    before = earlier(path)
+def _newest(path: Path, log: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `path` holds, or else what `previous_checkpoint` does."""
+    before = previous_checkpoint(path)
     if not before.exists():
         return _read(path)
     if path.exists() and not path.is_file():
@@ -282,7 +208,7 @@ def _newest(path: Path, told: Callable[[str], None]) -> tuple[dict[str, Tensor],
     except Damaged as error:
         raise CnnlabError(f"{trouble}, and {error}") from error
     os.replace(before, path)  # noqa: PTH105 - else the next save would put the damaged one in its place
-    told(f"note: {trouble}; the training goes on from the save before it")
+    log(f"note: {trouble}; the training goes on from the save before it")
     return found
 
 
@@ -342,7 +268,7 @@ def _metadata(tensors: dict[str, Tensor], values: dict[str, Any]) -> dict[str, s
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file; what is wrong with it or with reading it is told in one line."""
+    """A safetensors file; what is wrong with it or with reading it is log in one line."""
     try:
         if path.exists() and not path.is_file():
             raise Damaged(f"{path} is no plain file; use other weights or train again")

@@ -8,8 +8,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cnnlab.io.figures import EVAL_COLOR, TRAIN_COLOR, plain
+from cnnlab.io.figures import EVAL_COLOR, TRAIN_COLOR, plain, png
+from cnnlab.io.files import write_atomic
 from cnnlab.recipe import KEYS
+from cnnlab.training.runs import Run
 
 _LABELS = {"train": "training images as they are"}
 
@@ -64,3 +66,10 @@ def comparison(runs: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) -> Fig
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     return figure
+
+
+def save_curves(run: Run, rows: Sequence[dict[str, Any]]) -> None:
+    """Save loss and accuracy of a run as curves.png in its folder. Raise OSError."""
+    recipe = run.recipe
+    title = f"{recipe.model} on {recipe.data.split('/')[-1]}, recipe {recipe.name}, seed {recipe.seed}"
+    write_atomic(run.path / "curves.png", png(curves(rows, recipe.eval_split, title)))

@@ -28,11 +28,10 @@ _BETWEEN = 1.0  # seconds between two drawings of the curve: each takes the trai
 
 
 class Display:
-    """Shows nothing. The others override what they need."""
+    """Prints nothing. The others override what they need."""
 
     def message(self, text: str) -> None:
-        """Something a person should know, whatever the display."""
-        echo(text, error=True, flush=True)
+        """Take a note for a person, such as a changed batch size."""
 
     def read(self, what: str, done: int, total: int) -> None:
         """A long read of data has come to `done` of `total` (0: unknown)."""
@@ -50,7 +49,15 @@ class Display:
         """The training is over, one way or another. May be called twice."""
 
 
-class Lines(Display):
+class Notes(Display):
+    """Prints notes only."""
+
+    def message(self, text: str) -> None:
+        """Print the note."""
+        echo(text, error=True, flush=True)
+
+
+class Lines(Notes):
     """One plain line an epoch: for log files."""
 
     def begin(self, loader: Loader, epochs: int, first_epoch: int, eval_split: str, rows: list[dict[str, Any]]) -> None:  # noqa: ARG002
@@ -226,12 +233,14 @@ class Notebook(Display):
 
 
 def make_display(kind: str = "auto") -> Display:
-    """The display called `kind`; `auto`: the curve in a notebook, the bar in a terminal, nothing elsewhere."""
+    """The display called `kind`; `auto`: the curve in a notebook, the bar in a terminal, notes elsewhere."""
     if kind not in KINDS:
         raise unknown("progress display", kind, KINDS)
     if kind == "auto":
-        kind = "notebook" if in_notebook() else "bar" if sys.stderr.isatty() else "none"
-    displays: dict[str, type[Display]] = {"bar": Bar, "lines": Lines, "notebook": Notebook, "none": Display}
+        kind = "notebook" if in_notebook() else "bar" if sys.stderr.isatty() else "notes"
+    displays: dict[str, type[Display]] = {
+        "bar": Bar, "lines": Lines, "notebook": Notebook, "notes": Notes, "none": Display
+    }  # fmt: skip
     return displays[kind]()
 
 

@@ -49,7 +49,7 @@ from cnnlab.recipe import COMPILE, COMPILE_MODES, Recipe
 from cnnlab.training.cuda_graph import first_played, step_of
 from cnnlab.training.guard import not_repeatable, unrepeatable
 from cnnlab.training.optim import make_optimizer
-from cnnlab.training.step import Compiled, train_step
+from cnnlab.training.step import Compiled, GuardedStep, train_step
 
 # Below this many floating-point operations a run is over before a trial could pay: some seconds on two cores.
 MEASURE_FROM = {"cpu": 1e12, "mps": 1e13, "cuda": 1e14}
@@ -70,8 +70,8 @@ def compiled(model: nn.Module, mode: str, steps: str = "") -> nn.Module:
     """`model` as `step.Compiled` in that mode of torch.compile, if it is one; else itself, its layers at their fastest.
 
     What was compiled before in this process is let go: torch keeps few variants of one function's code, all networks
-    go through one (`step.outcome`), and beyond the limit it would compute uncompiled without a word. steps: what else
-    the code depends on, where the next call, if it says the same and has the same layers, shall use it: the next
+    go through one (`step.forward_loss`), and beyond the limit it would compute uncompiled without a word. steps: what
+    else the code depends on, where the next call, if it says the same and has the same layers, shall use it: the next
     seed's.
     """
     global _compiled_before
@@ -228,12 +228,12 @@ def seconds_per_step(
             x = torch.rand(recipe.batch_size, *shape, device=device).to(memory_format=candidate.memory_format)
             y = torch.randint(num_classes, (recipe.batch_size,), device=device)
             scaler = loss_scaler(device, candidate.precision)
-            step = step_of(train_step, candidate, device)
+            step = GuardedStep(scaler) if scaler else step_of(train_step, candidate, device)
             first = first_played(candidate, device)  # no earlier one counts
             times: list[float] = []
             for number in range(max(most, least + first)):
                 began = time.perf_counter()
-                step(forward, optimizer, x, y, recipe.label_smoothing, candidate.precision, scaler)
+                step(forward, optimizer, x, y, recipe.label_smoothing, candidate.precision)
                 synchronize(device)
                 times.append(time.perf_counter() - began)
                 check()

@@ -1,39 +1,76 @@
-"""What a training ends with, and how it is told."""
+"""The result of a training: its summary, history and model, and the lines that are printed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
+from cnnlab.models import build_model
 from cnnlab.recipe import KEYS
+from cnnlab.training.checkpoint import check_weights, load_weights
+from cnnlab.training.progress import Progress
 from cnnlab.training.runs import Run
 
-_SEEN = "note: trained on {count} labelled images; train_subset acc is measured on some of them"
-_LEFT_OUT = "note: {count} updates were left out, as their loss or a gradient was no finite number"
-_LOOKS = "note: this recipe looks at the test set after each epoch, as the manual does; choose nothing by it"
+_TRAIN_SUBSET = "note: trained on {count} labelled images; train_subset acc is measured on some of them"
+_SKIPPED_UPDATES = "note: {count} updates were skipped, because their loss or a gradient was NaN or Inf"
+_STOPPED = "note: stopped early, after epoch {epoch} of {epochs}"
+_TEST_SET = "note: this recipe evaluates on the test set after each epoch, as the manual does; do not select by it"
 
 
-def _shared(summary: dict[str, Any]) -> list[str]:
+def _duplicates(summary: dict[str, Any]) -> list[str]:
     return [
-        f"note: {count} of the {split} images are among the training images, pixel for pixel, and flatter its figures; "
-        "cnnlab data duplicates names them"
-        for split, count in summary.get("shared", {}).items()
+        f"note: {count} of the {split} images are among the training images, pixel for pixel, which inflates the "
+        "accuracy; cnnlab data duplicates lists them"
+        for split, count in summary["shared"].items()
         if count
     ]
 
 
-def _skipped(count: int, path: Path) -> str:
+def _damaged_images(count: int, path: Path) -> str:
     images = "1 damaged image was" if count == 1 else f"{count} damaged images were"
-    return f"note: {images} left out; {path / 'run.json'} says which"
+    return f"note: {images} skipped; see {path / 'run.json'}"
+
+
+def trained_model(run: Run, weights: Path) -> nn.Module:
+    """Return the run's network with the weights of that file, in eval mode, on the CPU. Raise CnnlabError."""
+    info = {k: run.info["model"][k] for k in ("num_classes", "in_channels", "image_size")}
+    name = run.info["model"]["name"]
+    if (
+        ":" not in name
+    ):  # run.json may ask for a network of any size: compare it with the weights before it takes memory
+        with torch.device("meta"):
+            check_weights(weights, build_model(name, **info))
+    model = build_model(name, **info)
+    load_weights(weights, model)
+    return model.eval()
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished training. Its text is the manual's two lines, and ours."""
+    """A finished training. Its text is the lines that the command prints.
+
+    summary: final figures, as in summary.json. timings: seconds of each stage of this call (setup, whitening, training,
+    finish); empty if the run was finished before.
+    """
 
     run: Run
     summary: dict[str, Any]
+    timings: dict[str, float] = field(default_factory=dict, compare=False)
+
+    @cached_property
+    def history(self) -> list[dict[str, Any]]:
+        """A row of figures for each epoch."""
+        return self.run.metrics()
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The network in eval mode on the CPU, with the best weights if validation images chose them, else the last."""
+        return trained_model(self.run, self.run.weights())
 
     def __str__(self) -> str:
         s = self.summary
@@ -44,15 +81,17 @@ class Result:
             f"{s['images_per_second']:.1f} images/s wall-clock including data; {s['total_seconds']:.1f} s in all, with "
             f"evaluation and saving",
         ]
-        if s.get("left_out"):
-            lines.append(_LEFT_OUT.format(count=s["left_out"]))
+        if s["stopped"]:
+            lines.append(_STOPPED.format(epoch=s["epochs"], epochs=self.run.recipe.epochs))
+        if s["skipped_updates"]:
+            lines.append(_SKIPPED_UPDATES.format(count=s["skipped_updates"]))
         if s["eval_split"] == "test":
-            lines.append(_LOOKS)
+            lines.append(_TEST_SET)
         if s["skipped"]:
-            lines.append(_skipped(s["skipped"], self.run.path))
-        lines += _shared(s)
+            lines.append(_damaged_images(s["skipped"], self.run.path))
+        lines += _duplicates(s)
         if s["eval_split"] == "train":
-            lines.append(_SEEN.format(count=s["images"]["train"]))
+            lines.append(_TRAIN_SUBSET.format(count=s["images"]["train"]))
         best = "" if s["eval_split"] != "validation" else f", best epoch {s['best_epoch']} with val acc {s['best']:.3f}"
         lines.append(f"run: {self.run.path} (curve: curves.png{best})")
         return "\n".join(lines)
@@ -60,7 +99,7 @@ class Result:
 
 @dataclass(frozen=True)
 class SeedsResult:
-    """The same recipe trained from several seeds."""
+    """The same recipe trained from several seeds. summary: mean and spread over the seeds, as in summary.json."""
 
     path: Path
     results: list[Result]
@@ -77,21 +116,58 @@ class SeedsResult:
                 f"{key} acc {row[f'{key}_acc']:.3f}, {row['images_per_second']:.0f} images/s"
             )
 
-        def told(name: str) -> str:
+        def mean_std(name: str) -> str:
             value = s[name]
             return f"{value['mean']:.4f} ± {value['std']:.4f}" if value["std"] is not None else f"{value['mean']:.4f}"
 
         lines.append(
-            f"mean ± std of {s['loss']['n']} seeds, last epoch: loss {told('loss')}, train acc {told('train_acc')}, "
-            f"{key} acc {told(f'{key}_acc')} ({s['eval_split']} split)"
+            f"mean ± std of {s['loss']['n']} seeds, last epoch: loss {mean_std('loss')}, train acc "
+            f"{mean_std('train_acc')}, {key} acc {mean_std(f'{key}_acc')} ({s['eval_split']} split)"
         )
+        first = self.results[0].summary
         if s["eval_split"] == "test":
-            lines.append(_LOOKS)
+            lines.append(_TEST_SET)
         if s["eval_split"] == "train":
-            lines.append(_SEEN.format(count=self.results[0].summary["images"]["train"]))
-        skipped = self.results[0].summary["skipped"] if self.results else 0
-        if skipped:
-            lines.append(_skipped(skipped, self.results[0].run.path))
-        lines += _shared(self.results[0].summary) if self.results else []
+            lines.append(_TRAIN_SUBSET.format(count=first["images"]["train"]))
+        if first["skipped"]:
+            lines.append(_damaged_images(first["skipped"], self.results[0].run.path))
+        lines += _duplicates(first)
         lines.append(f"runs: {self.path}")
         return "\n".join(lines)
+
+
+def summarize(
+    run: Run, progress: Progress, images: dict[str, int], shared: dict[str, int], device: str
+) -> dict[str, Any]:
+    """Return the summary of a finished run. images: in each split. shared: see `Session.shared`."""
+    rows, recipe = progress.rows, run.recipe
+    seen = sum(r["images"] for r in rows)
+    by_validation = recipe.eval_split == "validation"
+    last, key = rows[-1], recipe.key
+    assert progress.best is not None
+    return {
+        "recipe": recipe.name,
+        "model": recipe.model,
+        "parameters": run.info["model"]["parameters"],
+        "data": recipe.data,
+        "images": images,
+        "skipped": len(run.info["data"]["skipped"]),
+        "skipped_updates": sum(r.get("skipped_updates", 0) for r in rows),
+        "shared": shared,
+        "seed": recipe.seed,
+        "epochs": len(rows),
+        "stopped": progress.stopped,
+        "eval_split": recipe.eval_split,
+        "loss": last["loss"],
+        "train_acc": last["train_acc"],
+        f"{key}_loss": last[f"{key}_loss"],
+        f"{key}_acc": last[f"{key}_acc"],
+        "best_epoch": progress.best_epoch,
+        "best_by": "val_acc" if by_validation else "loss",
+        "best": progress.best[0] if by_validation else -progress.best[0],
+        "examples_per_second": seen / sum(r["compute_seconds"] for r in rows),
+        "images_per_second": seen / sum(r["train_seconds"] for r in rows),
+        "train_seconds": sum(r["train_seconds"] for r in rows),
+        "total_seconds": sum(r["seconds"] for r in rows),
+        "device": device,
+    }

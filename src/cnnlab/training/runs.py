@@ -55,17 +55,19 @@ _INFO = {
              "skip_bad?": bool},
     "preprocessing": {"channels": _CHANNELS, "native_size": _SIDE, "image_size": _SIDE,
                       "fit": ("pad", "crop", "stretch"), "mean": [NUMBER], "std": [POSITIVE]},
-    "recipes?": [str],
+    "recipes": [str],
 }  # fmt: skip
 _SUMMARY = {
     "seed": COUNT, "eval_split": str, "loss": NUMBER, "train_acc": _SHARE, "best": NUMBER, "best_epoch": COUNT,
     "examples_per_second": NUMBER, "images_per_second": NUMBER, "total_seconds": NUMBER, "device": str,
-    "skipped": COUNT, "left_out?": COUNT, "images?": {"train": COUNT},
-    "shared?": {"validation?": COUNT, "test?": COUNT},
+    "skipped": COUNT, "skipped_updates": COUNT, "images": {"train": COUNT},
+    "shared": {"validation?": COUNT, "test?": COUNT}, "epochs": COUNT, "stopped": bool,
 }  # fmt: skip
 _SECONDS = Number(1e-9, 1e12)
-_ROW = {"epoch": COUNT, "loss": NUMBER, "train_acc": _SHARE, "images": COUNT, "train_seconds": POSITIVE,
-        "seconds": NUMBER, "compute_seconds?": POSITIVE, "left_out?": COUNT}  # fmt: skip
+_ROW = {"epoch": COUNT, "loss": NUMBER, "train_acc": _SHARE, "images": Number(1, 2**53, whole=True),
+        "skipped_updates?": COUNT, "learning_rate": NUMBER, "train_seconds": _SECONDS, "compute_seconds": _SECONDS,
+        "evaluation_seconds": NUMBER, "seconds": NUMBER, "images_per_second": NUMBER,
+        "examples_per_second": NUMBER}  # fmt: skip
 _SESSION = {"device?": str, "device_name?": str, "threads?": COUNT, "versions?": dict, "memory_format?": str}
 
 
@@ -104,9 +106,10 @@ class Run:
         """A row for each epoch that is finished."""
         rows = _read_lines(self.metrics_file)
         for row in rows:
-            check(self.metrics_file, row, row_form(self.recipe))
-        lacking = (self.path / "summary.json").exists() and len(rows) != self.recipe.epochs
-        if lacking or [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
+            check(self.metrics_file, row, row_schema(self.recipe))
+        summary = self.summary()
+        incomplete = summary is not None and len(rows) != summary["epochs"]
+        if incomplete or [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
             raise CnnlabError(f"{self.metrics_file} is damaged: it lacks an epoch, or has one twice")
         return rows
 
@@ -146,8 +149,7 @@ def create_run(path: Path, recipe: Recipe, info: dict[str, Any]) -> Run:
 
 def change_recipe(run: Run, recipe: Recipe) -> Run:
     """Let the run go on by another recipe. The caller holds its lock. Raises: OSError."""
-    known = run.info.get("recipes") or [digest(read_json(run.path / "recipe.json"))]
-    info = {**run.info, "recipes": [*known, digest(recipe.to_dict())]}
+    info = {**run.info, "recipes": [*run.info["recipes"], digest(recipe.to_dict())]}
     # In this order: whenever this is stopped, the recipe that lies there is a known one.
     write_checked(run.path / "run.json", info)
     write_atomic(run.path / "recipe.json", recipe_json(recipe))
@@ -236,8 +238,7 @@ def open_run(name: str | Path, runs_dir: str | Path = "runs") -> Run:
         recipe = Recipe.from_dict(values)
     except (CnnlabError, TypeError) as error:
         raise CnnlabError(f"{path / 'recipe.json'} is damaged: {error}") from error
-    known = info.get("recipes")  # not there in older folders
-    if isinstance(known, list) and digest(values) not in known:
+    if digest(values) not in info["recipes"]:
         raise CnnlabError(
             f"{path / 'recipe.json'} was damaged, or changed by hand: it is not what the run began with; bring it back "
             "from a copy, or train a new run"
@@ -325,7 +326,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 # Rows
 
 
-def write_metrics(run: Run, rows: list[dict[str, Any]]) -> None:
+def write_metrics(run: Run, rows: Sequence[dict[str, Any]]) -> None:
     """Replace the metrics file as a whole: a line is there once, whatever happened before."""
     write_atomic(run.metrics_file, "".join(_line(row) for row in rows))
 
@@ -406,25 +407,19 @@ def _sessions(path: Path) -> list[dict[str, Any]]:
     return list(content["sessions"])
 
 
-def row_form(recipe: Recipe, *, whole: bool = False) -> dict[str, Any]:
-    """What a row of the metrics holds; whole: one to go on from, as all later figures are computed from it."""
-    form = {**_ROW, f"{recipe.key}_acc": _SHARE}
-    if whole:
-        form |= {f"{recipe.key}_loss": NUMBER, "learning_rate": NUMBER, "evaluation_seconds": NUMBER,
-                 "images_per_second": NUMBER, "examples_per_second": NUMBER, "images": Number(1, 2**53, whole=True),
-                 "train_seconds": _SECONDS, "compute_seconds": _SECONDS}  # fmt: skip
-    return form
+def row_schema(recipe: Recipe) -> dict[str, Any]:
+    """Return what a row of metrics.jsonl holds."""
+    return {**_ROW, f"{recipe.key}_acc": _SHARE, f"{recipe.key}_loss": NUMBER}
 
 
 def _line(row: dict[str, Any]) -> str:
     return json.dumps({**row, "check": digest(row)[:16]}) + "\n"
 
 
-def _row(line: str) -> Any:
-    """What `_line` was given; a line from before there was a checksum is taken as it is. Raises: ValueError."""
+def _row(line: str) -> dict[str, Any]:
+    """Return what `_line` was given. Raise ValueError."""
     row = json.loads(line)
-    check = row.pop("check", None) if isinstance(row, dict) else None
-    if check is not None and check != digest(row)[:16]:
+    if not isinstance(row, dict) or row.pop("check", None) != digest(row)[:16]:
         raise ValueError("the checksum of a line is wrong")
     return row
 
@@ -443,8 +438,6 @@ def _read_lines(path: Path, *, torn_lines: bool = False) -> list[dict[str, Any]]
         return []
     except ValueError as error:
         raise CnnlabError(f"{path} is damaged: {reason(error)}") from error
-    if not all(isinstance(row, dict) for row in rows):
-        raise CnnlabError(f"{path} is damaged: each line should hold a JSON object")
     return rows
 
 

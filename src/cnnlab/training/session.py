@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -10,20 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from cnnlab.data import (
-    FOLDER,
-    STORE,
-    ImageSet,
-    SourceOptions,
-    copies_in_test,
-    data_folder,
-    load_images,
-    stratified_split,
-    stratified_subset,
-)
+from cnnlab.data import FOLDER, STORE, SourceOptions, copies_in_test, data_folder, stratified_subset
 from cnnlab.data.loader import Preprocessing
 from cnnlab.data.near_duplicates import shared
-from cnnlab.device.hardware import Plan, check_threads, pick_device
+from cnnlab.data.splits import load_splits
+from cnnlab.device.hardware import Plan, available_cores, check_threads, pick_device
 from cnnlab.io.errors import CnnlabError, expand, reason
 from cnnlab.io.interrupt import CtrlC
 from cnnlab.models import build_model
@@ -37,19 +30,38 @@ from cnnlab.training.plan import check_compile, fitting_batch_size
 from cnnlab.training.plan import plan as make_plan
 from cnnlab.training.runs import Run
 
+OnEpoch = Callable[[dict[str, Any]], bool | None]
+
+
+def same_device(name: str | None) -> str:
+    """Return `name` if there is such a device here, else `auto`."""
+    try:
+        return str(pick_device(name or "auto"))
+    except CnnlabError:
+        return "auto"
+
 
 class Session:
     """What several runs of one call share: the device, the display, the images."""
 
     def __init__(
-        self, device: str, threads: int | None, data_dir: str | Path | None, skip_bad: bool, progress: str
+        self,
+        device: str,
+        threads: int | None,
+        data_dir: str | Path | None,
+        skip_bad: bool,
+        progress: str,
+        on_epoch: OnEpoch | None = None,
     ) -> None:
         check_threads(threads)
         self.device = pick_device(device)
+        self.on_epoch = on_epoch
+        self.whitening_seconds = 0.0
+        self._auto_device = device == "auto"
         self.threads = threads
         self.display: Display = make_display(progress)
         self.ctrl_c = CtrlC()
-        self._data_dir = data_folder(data_dir)
+        self._named_data_dir, self._data_dir = data_dir, data_folder(data_dir)
         self._skip_bad = skip_bad
         self._plan: Plan | None = None
         self._shared: dict[str, int] | None = None
@@ -62,7 +74,17 @@ class Session:
     ) -> None:
         self.display.end()
 
-    def begin(self, recipe: Recipe, *, again: bool = False) -> Recipe:
+    def continue_as(self, run: Run) -> None:
+        """Take device, threads, data folder and skip_bad from what `run` started with, unless they were given."""
+        self._data_dir = data_folder(self._named_data_dir or runs.data_dir(run))
+        self._skip_bad = self._skip_bad or bool(run.info["data"].get("skip_bad"))
+        first = runs.first_session(run)
+        if self._auto_device:
+            self.device = pick_device(same_device(first.get("device")))
+        if self.threads is None and "threads" in first:
+            self.threads = max(1, min(first["threads"], available_cores()))  # also for seeds that are not started yet
+
+    def load_data(self, recipe: Recipe, *, again: bool = False) -> Recipe:
         """Load the recipe's images; returns the recipe with the source's folder made absolute.
 
         again: a run goes on, on a machine that need not compile as it began (see `probe.plan`).
@@ -165,7 +187,7 @@ class Session:
             self.ctrl_c.check,
         )
 
-    def fitting(self, recipe: Recipe) -> Recipe:
+    def find_batch_size(self, recipe: Recipe) -> Recipe:
         """The recipe with a batch size whose steps fit into the memory; says so where it is another."""
         side = self.preprocessing.image_size
         size = fitting_batch_size(
@@ -200,15 +222,17 @@ class Session:
         return self._shared
 
     def whiten(self, model: nn.Module) -> None:
-        """Fit a first layer that whitens, if `model` has one, to some of the training images."""
+        """Fit a whitening first layer, if `model` has one, to some of the training images."""
+        started = time.perf_counter()
         for layer in model.modules():
             if isinstance(layer, Whitening):
-                # As many as give 5,000 images of 32 pixels: large images hold more patches each.
+                # As many as have the patches of 5,000 images of 32 pixels.
                 count = max(100, 5000 * 32**2 // self.preprocessing.image_size**2)
                 some = stratified_subset(self.train_set.labels, min(count, 5000), 0)
-                # A GPU computes in float64, too, but Apple's.
-                where = self.device if self.device.type == "cuda" else "cpu"
-                layer.fit(self.preprocessing(self.train_set.images[some].to(where)))
+                # In float64, which CUDA has and MPS lacks.
+                device = self.device if self.device.type == "cuda" else "cpu"
+                layer.fit(self.preprocessing(self.train_set.images[some].to(device)))
+        self.whitening_seconds = time.perf_counter() - started
 
     def _check_batches(self, recipe: Recipe) -> None:
         """Does the network train on the smallest batch, and on every size of image? Tried with shapes alone."""
@@ -236,37 +260,3 @@ class Session:
                         f"of {size} ({reason(error)[:100]}); set start_size=0, or take a network that does, as "
                         "resnet18-small"
                     ) from error
-
-
-def load_splits(recipe: Recipe, options: SourceOptions) -> tuple[ImageSet, ImageSet]:
-    """The images to train on and those to evaluate on. The test set is read only if it is watched."""
-    train_set, eval_set = _whole_splits(recipe, options)
-    return limited(train_set, recipe), limited(eval_set, recipe)
-
-
-def limited(images: ImageSet, recipe: Recipe) -> ImageSet:
-    """At most `recipe.limit` of the images, if that is not 0: of each class the same share, by the split's seed."""
-    if recipe.limit == 0 or len(images) <= recipe.limit:
-        return images
-    kept = stratified_subset(images.labels, recipe.limit, recipe.split_seed)
-    return replace(images.take(kept), skipped=images.skipped)
-
-
-def _whole_splits(recipe: Recipe, options: SourceOptions) -> tuple[ImageSet, ImageSet]:
-    train_set = load_images(recipe.data, "train", options)
-    assert train_set is not None
-    if recipe.eval_split == "test":
-        test_set = load_images(recipe.data, "test", options)
-        if test_set is None:
-            raise CnnlabError(f"{recipe.data} has no test set; set eval_split=validation and a val_fraction")
-        return train_set, test_set
-    if recipe.eval_split == "train":
-        # Enough to see the training work, and few enough to cost little of an epoch.
-        return train_set, train_set.take(stratified_subset(train_set.labels, 5000, recipe.split_seed))
-    own = load_images(recipe.data, "validation", options)
-    if own is not None:
-        return train_set, own
-    train_index, held_out = stratified_split(train_set.labels, recipe.val_fraction, recipe.split_seed)
-    if len(held_out) == 0:
-        raise CnnlabError(f"{recipe.data} has one image per class: none can be held out for validation; add images")
-    return replace(train_set.take(train_index), skipped=train_set.skipped), train_set.take(held_out)

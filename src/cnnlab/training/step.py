@@ -1,9 +1,8 @@
-"""The update: one forward pass, one backward pass, one step of the optimiser."""
+"""The training step: forward, loss, backward, step."""
 
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,42 +19,32 @@ def train_step(
     y: Tensor,
     label_smoothing: float = 0.0,
     precision: torch.dtype = torch.float32,
-    scaler: torch.amp.GradScaler | None = None,
-    careful: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """One update: forward, mean cross-entropy, backward, step.
+    """Update the model once by the mean cross-entropy of a batch.
 
-    x (B, C, H, W) float; y (B,) int64, or (B, K) shares of the classes where images were mixed -> (mean loss, number
-    of hits), both scalars that stay on the device. A mixed image is hit by the class of its larger share. scaler: for
-    float16, whose small gradients would vanish; a step whose scaled gradients overflow is left out. careful: where the
-    loss or a gradient is no finite number, leave the model as it was and return a loss of nan; to know that, the host
-    waits for the device.
+    x: (B, C, H, W) float. y: (B,) int64 classes or (B, K) probabilities, for mixed images. precision: of convolutions
+    and matrix products. Return the mean loss and the number of correct predictions, both scalars on the device. A
+    prediction for a mixed image is correct if it is the class with the larger probability.
     """
-    kept = [buffer.clone() for buffer in model.buffers()] if careful else []  # running statistics of batch norm
-    forward = model.outcome if isinstance(model, Compiled) else partial(outcome, model)
-    loss, hits = forward(x, y, label_smoothing, precision)
+    loss, correct = forward_loss(model, x, y, label_smoothing, precision)
     optimizer.zero_grad()
-    good = not careful or math.isfinite(loss.item())
-    if good and scaler is None:
-        loss.backward()
-        good = not careful or _finite_gradients(model)
-        if good:
-            optimizer.step()
-    elif good and scaler is not None:
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-    if not good:
-        for buffer, value in zip(model.buffers(), kept, strict=True):
-            buffer.copy_(value)
-        loss = torch.full_like(loss, math.nan)
-    return loss.detach(), hits
+    loss.backward()
+    optimizer.step()
+    return loss.detach(), correct
 
 
-def outcome(
+def forward_loss(
     model: nn.Module, x: Tensor, y: Tensor, label_smoothing: float, precision: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The forward pass of `train_step`, with its arguments: mean loss, which has a gradient, and number of hits."""
+    """Return the mean loss, with its graph, and the number of correct predictions. Arguments: see `train_step`."""
+    if isinstance(model, Compiled):
+        return model.forward_loss(x, y, label_smoothing, precision)
+    return _forward_loss(model, x, y, label_smoothing, precision)
+
+
+def _forward_loss(
+    model: nn.Module, x: Tensor, y: Tensor, label_smoothing: float, precision: torch.dtype
+) -> tuple[Tensor, Tensor]:
     with low_precision(x.device, precision):
         logits = full_precision(model(x))  # (B, K)
     loss = F.cross_entropy(logits, y, label_smoothing=label_smoothing)
@@ -63,27 +52,79 @@ def outcome(
 
 
 class Compiled(nn.Module):
-    """What `train_step` takes in place of a network: forward pass and loss compiled as one, the weights shared.
+    """A network whose forward pass and loss are compiled together; it shares the weights of `model`.
 
-    mode: of torch.compile. Of a small network the loss and the hits, one by one, are a dozen kernels of a hundred.
+    Compiling them as one saves about a dozen of a small network's hundred kernels. mode: of torch.compile.
     """
 
     def __init__(self, model: nn.Module, mode: str) -> None:
         super().__init__()
         self.model = model
-        self._outcome: Any = torch.compile(outcome, dynamic=False, mode=None if mode == "default" else mode)
-        self._lends = mode == "reduce-overhead"
+        self._forward_loss: Any = torch.compile(_forward_loss, dynamic=False, mode=None if mode == "default" else mode)
+        self._reuses_outputs = mode == "reduce-overhead"
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the network, uncompiled."""
+        """Run the network, uncompiled."""
         logits: Tensor = self.model(x)
         return logits
 
-    def outcome(self, x: Tensor, y: Tensor, label_smoothing: float, precision: torch.dtype) -> tuple[Tensor, Tensor]:
-        """As the function of that name."""
-        loss, hits = self._outcome(self.model, x, y, label_smoothing, precision)
-        # What torch's own graphs answer is theirs: the next step writes over it.
-        return (loss.clone(), hits.clone()) if self._lends else (loss, hits)
+    def forward_loss(
+        self, x: Tensor, y: Tensor, label_smoothing: float, precision: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Run the compiled forward pass and loss."""
+        loss, correct = self._forward_loss(self.model, x, y, label_smoothing, precision)
+        # PyTorch's own CUDA graphs overwrite their outputs in the next step.
+        return (loss.clone(), correct.clone()) if self._reuses_outputs else (loss, correct)
+
+
+class GuardedStep:
+    """`train_step` with loss scaling, or one that skips updates with NaN or Inf. The host waits for the device.
+
+    scaler: for float16, whose small gradients would underflow; a step whose scaled gradients overflow is skipped.
+    skip_nonfinite: if the loss or a gradient is NaN or Inf, leave the model as it was and return a loss of NaN.
+    `updated` says whether the last call changed the weights.
+    """
+
+    def __init__(self, scaler: torch.amp.GradScaler | None = None, *, skip_nonfinite: bool = False) -> None:
+        self.scaler, self.skip_nonfinite = scaler, skip_nonfinite
+        self.updated = True
+
+    def __call__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        x: Tensor,
+        y: Tensor,
+        label_smoothing: float = 0.0,
+        precision: torch.dtype = torch.float32,
+    ) -> tuple[Tensor, Tensor]:
+        """Update the model once, or skip the update. Arguments and result: see `train_step`."""
+        # The forward pass changes the running statistics of batch norm.
+        buffers = [buffer.clone() for buffer in model.buffers()] if self.skip_nonfinite else []
+        loss, correct = forward_loss(model, x, y, label_smoothing, precision)
+        optimizer.zero_grad()
+        finite = not self.skip_nonfinite or math.isfinite(loss.item())
+        if finite and self.scaler is not None:
+            self.updated = self._scaled_update(self.scaler, optimizer, loss)
+        elif finite:
+            loss.backward()
+            finite = not self.skip_nonfinite or _finite_gradients(model)
+            if finite:
+                optimizer.step()
+            self.updated = finite
+        if not finite:
+            for buffer, value in zip(model.buffers(), buffers, strict=True):
+                buffer.copy_(value)
+            loss, self.updated = torch.full_like(loss, math.nan), False
+        return loss.detach(), correct
+
+    @staticmethod
+    def _scaled_update(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, loss: Tensor) -> bool:
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scale = scaler.get_scale()
+        scaler.update()
+        return scaler.get_scale() >= scale  # it falls only after an overflow
 
 
 def _finite_gradients(model: nn.Module) -> bool:

@@ -1,0 +1,227 @@
+"""The training loop: `train_epochs` calls `train_one_epoch`, which calls `Trainer.update`, which calls `train_step`."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cnnlab.data.augment import Augmentation
+from cnnlab.data.loader import Batches, Loader
+from cnnlab.device.hardware import Plan, loss_scaler, random_state, set_random_state, synchronize
+from cnnlab.training import runs
+from cnnlab.training.checkpoint import save_weights
+from cnnlab.training.checkpointer import Checkpointer
+from cnnlab.training.cuda_graph import step_of
+from cnnlab.training.evaluate import evaluate
+from cnnlab.training.events import Events
+from cnnlab.training.guard import NonFinite, NonFiniteMonitor
+from cnnlab.training.optim import Average, learning_rate, shown, size_in_epoch
+from cnnlab.training.plan import compiled
+from cnnlab.training.progress import Meter, Position, Progress
+from cnnlab.training.runs import Run
+from cnnlab.training.session import OnEpoch, Session
+from cnnlab.training.step import GuardedStep, train_step
+
+
+class Trainer:
+    """The model, what updates it and the batches it sees."""
+
+    def __init__(
+        self,
+        session: Session,
+        run: Run,
+        plan: Plan,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        average: Average | None,
+        progress: Progress,
+    ) -> None:
+        recipe, device, size = run.recipe, session.device, session.preprocessing.image_size
+        self.run, self.recipe, self.plan, self.device, self.image_size = run, recipe, plan, device, size
+        self.num_classes = len(session.train_set.classes)
+        self.model, self.optimizer, self.average = model, optimizer, average
+        self.train_loader = Loader(
+            session.train_set,
+            session.preprocessing,
+            recipe.batch_size,
+            device,
+            augmentation=Augmentation(**{f.name: getattr(recipe, f.name) for f in fields(Augmentation)}),
+            memory_format=plan.memory_format,
+        )
+        # An evaluation keeps nothing for a backward pass, so small images fit in larger batches.
+        eval_batch = 1000 if size <= 64 else recipe.batch_size
+        self.eval_loader = Loader(
+            session.eval_set, session.preprocessing, eval_batch, device, memory_format=plan.memory_format
+        )
+        self.steps_per_epoch = len(self.train_loader)
+        self.steps = recipe.epochs * self.steps_per_epoch
+        code = f"{plan.values}, {recipe.batch_size} images of {size} pixels on {device}"
+        self._fast_model = compiled(model, plan.compile, code)
+        self.scaler = loss_scaler(device, plan.precision, progress.scaler)
+        skip = recipe.on_nan == "skip"
+        self._guard = GuardedStep(self.scaler, skip_nonfinite=skip) if skip or self.scaler else None
+        self._step = self._guard or step_of(train_step, plan, device, False, session.display.message)
+        self.monitor = NonFiniteMonitor(device, self.steps_per_epoch, skip)
+
+    def batches(self, epoch: int, position: Position | None) -> Batches:
+        """Return the batches of an epoch (from 0) that are left at `position`."""
+        size = size_in_epoch(self.recipe, self.image_size, epoch)
+        return self.train_loader.shuffled(self.recipe.seed, epoch, size, position.batches if position else None)
+
+    def update(self, x: Tensor, y: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Make update number `step` (from 0). Return the mean loss and the number of correct predictions."""
+        recipe = self.recipe
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, step, self.steps)
+        # Other shapes would be compiled again: the last batch of an epoch, and images that still grow.
+        usual = len(y) == recipe.batch_size and x.shape[2] == self.image_size
+        model = self._fast_model if usual else self.model
+        loss, correct = self._step(model, self.optimizer, x, y, recipe.label_smoothing, self.plan.precision)
+        if self.average is not None and (self._guard is None or self._guard.updated):
+            self.average.after_step(step)
+        return loss, correct
+
+
+def train_epochs(trainer: Trainer, checkpointer: Checkpointer, session: Session, events: Events) -> None:
+    """Train the epochs that are left; each counts once it is saved.
+
+    Raise NonFinite for NaN or Inf, KeyboardInterrupt at a safe place after Ctrl-C.
+    """
+    recipe, progress = trainer.recipe, checkpointer.saved
+    rows = list(progress.rows)
+    session.display.begin(trainer.train_loader, recipe.epochs, len(rows), recipe.eval_split, rows)
+    for epoch in range(len(rows), recipe.epochs):
+        if progress.stopped:
+            break
+        meter = Meter(trainer.device, progress.position)
+        batches = trainer.batches(epoch, progress.position)
+        train_one_epoch(trainer, checkpointer, session, progress, epoch, meter, batches)
+        row = finish_epoch(trainer, checkpointer, session, progress, epoch, meter, batches)
+        progress = save_epoch(trainer, checkpointer, progress, row, meter, events)
+        session.display.epoch(row)
+        if session.on_epoch is not None and _call(session.on_epoch, row, trainer.device) is False:
+            progress = replace(progress, stopped=True)
+            checkpointer.save(progress, wait=True)
+
+
+def train_one_epoch(
+    trainer: Trainer,
+    checkpointer: Checkpointer,
+    session: Session,
+    progress: Progress,
+    epoch: int,
+    meter: Meter,
+    batches: Batches,
+) -> None:
+    """Make the updates of an epoch, saved in between if it is long."""
+    ctrl_c = session.ctrl_c
+    step = epoch * trainer.steps_per_epoch + meter.steps
+    trainer.model.train()
+    for x, y in batches:
+        meter.compute.start()
+        loss, correct = trainer.update(x, y, step)
+        if trainer.monitor.counts(step, loss):
+            meter.add(loss, correct, len(y))
+        else:
+            meter.skip()
+        meter.compute.stop()
+        step += 1
+        session.display.step(epoch, meter.images, meter.sums)
+        if checkpointer.due(step) or ctrl_c.asked:
+            trainer.monitor.check(step - 1, trainer.model)  # waits for the device, as every save does
+            position = meter.position(batches)
+            checkpointer.save(_at(progress, trainer, position), wait=ctrl_c.asked)
+        ctrl_c.check()
+
+
+def finish_epoch(
+    trainer: Trainer,
+    checkpointer: Checkpointer,
+    session: Session,
+    progress: Progress,
+    epoch: int,
+    meter: Meter,
+    batches: Batches,
+) -> dict[str, Any]:
+    """Check and evaluate the model after an epoch. Return the epoch's row of figures."""
+    recipe, key, per_epoch = trainer.recipe, trainer.recipe.key, trainer.steps_per_epoch
+    synchronize(trainer.device)  # the epoch's one wait for the device
+    meter.stop()
+    last = (epoch + 1) * per_epoch - 1
+    trainer.monitor.check(last, trainer.model)
+    if not meter.images:
+        raise NonFinite("the loss was NaN or Inf throughout the epoch", last, per_epoch)
+    loss, accuracy = meter.means()
+    started = time.perf_counter()
+    try:
+        with shown(trainer.average):
+            measured = evaluate(
+                trainer.model, trainer.eval_loader, trainer.num_classes, session.ctrl_c.check, trainer.plan.precision
+            )
+    except KeyboardInterrupt:
+        if not session.ctrl_c.forced:  # else averaged weights may be half exchanged
+            checkpointer.save(_at(progress, trainer, meter.position(batches)), wait=True)
+        raise
+    for name, value in (("training", loss), (recipe.eval_split, measured.loss)):
+        if not math.isfinite(value):
+            raise NonFinite(f"the {name} loss became {value:g}", last, per_epoch)
+    compute_seconds = meter.compute.seconds()
+    return {
+        "epoch": epoch + 1,
+        "learning_rate": learning_rate(recipe, last, trainer.steps),  # of the last update
+        "loss": loss,
+        "train_acc": accuracy,
+        f"{key}_loss": measured.loss,
+        f"{key}_acc": measured.accuracy,
+        "images": meter.images,
+        **({"skipped_updates": meter.skipped} if recipe.on_nan == "skip" else {}),
+        "train_seconds": meter.train_seconds,
+        "compute_seconds": compute_seconds,
+        "evaluation_seconds": time.perf_counter() - started,
+        "images_per_second": meter.images / meter.train_seconds,
+        "examples_per_second": meter.images / compute_seconds,
+    }
+
+
+def save_epoch(
+    trainer: Trainer,
+    checkpointer: Checkpointer,
+    progress: Progress,
+    row: dict[str, Any],
+    meter: Meter,
+    events: Events,
+) -> Progress:
+    """Save weights, rows and checkpoint after an epoch. Return the progress, which is on the disk by then."""
+    folder = trainer.run.path
+    with checkpointer.write_errors():
+        progress = progress.finish(row, trainer.recipe)
+        with shown(trainer.average):
+            if progress.best_epoch == row["epoch"]:
+                about = {"figure": progress.best, "epoch": progress.best_epoch}
+                save_weights(folder / "best.safetensors", trainer.model, about)
+            save_weights(folder / "last.safetensors", trainer.model)
+        row["seconds"] = time.perf_counter() - meter.started
+        runs.write_metrics(trainer.run, progress.rows)
+        events.add(row)
+    # Last: a process that dies before this line repeats the epoch and writes the same files again.
+    progress = _at(progress, trainer, None)
+    checkpointer.save(progress, wait=True)
+    return progress
+
+
+def _at(progress: Progress, trainer: Trainer, position: Position | None) -> Progress:
+    return replace(progress, position=position, scaler=trainer.scaler.state_dict() if trainer.scaler else None)
+
+
+def _call(on_epoch: OnEpoch, row: dict[str, Any], device: torch.device) -> bool | None:
+    # Random numbers that the caller draws must not change the training.
+    tensors, values = random_state(device)
+    try:
+        return on_epoch(dict(row))
+    finally:
+        set_random_state(device, tensors, values)
