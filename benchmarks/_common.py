@@ -216,37 +216,29 @@ def warmed() -> None:
 
 
 def child_cnnlab(task: Task) -> Task:
-    """Our side: `cnnlab.train` by task["recipe"], on task["images"] images (0: all), watching task["watched"].
+    """Our side: `cnnlab.train` by task["recipe"], on task["images"] images (0: all), evaluated on task["watched"].
 
-    seconds: what lies between a built model and a finished run (training._fit); train_seconds: of that, the training
-    with its data alone, as the run's own metrics have it.
+    seconds: of training and finishing the run; train_seconds: of the training alone, with its data.
     """
     import cnnlab
+    from cnnlab.data import splits
     from cnnlab.recipe import Recipe
     from cnnlab.training import session
-    from cnnlab.training import train as training
 
-    fit, splits, spans = training._fit, session.load_splits, []
-
-    def timed(*args: Any) -> Any:
-        began = time.perf_counter()
-        answer = fit(*args)
-        spans.append(time.perf_counter() - began)
-        return answer
+    load_splits = splits.load_splits
 
     def cut(recipe: Recipe, options: Any) -> Any:
-        sets, counts = splits(recipe, options), (task["images"], task["watched"])
-        return tuple(session.limited(s, recipe.changed(limit=n)) for s, n in zip(sets, counts, strict=True))
+        sets, counts = load_splits(recipe, options), (task["images"], task["watched"])
+        return tuple(splits.limited(s, recipe.changed(limit=n)) for s, n in zip(sets, counts, strict=True))
 
     warmed()
-    vars(training)["_fit"] = timed
     vars(session)["load_splits"] = cut
     with tempfile.TemporaryDirectory() as folder:
         result = cnnlab.train(Recipe.from_dict(task["recipe"]), runs_dir=folder, threads=task["threads"])
-        rows = result.run.metrics()
+        rows = result.history
     s = result.summary
     return {
-        "seconds": sum(spans),
+        "seconds": result.timings["training"] + result.timings["finish"],
         "train_seconds": sum(row["train_seconds"] for row in rows),
         "images": sum(row["images"] for row in rows),
         "loss": s["loss"],

@@ -39,36 +39,15 @@ def child(recipe: Recipe, split: str, views: str, device: str, as_trained: bool 
 
     import cnnlab
     import cnnlab.io.figures
-    from cnnlab.training import train as training
-    from cnnlab.training.session import Session
 
-    spans: dict[str, float] = {}
-
-    def timed(name: str, function: Any) -> Any:
-        def call(*args: Any) -> Any:
-            began = time.perf_counter()
-            answer = function(*args)
-            spans[name] = time.perf_counter() - began
-            return answer
-
-        return call
-
-    real = training._train, Session.whiten, vars(training)["save_curves"]
-    vars(training)["_train"] = timed("train", real[0])
-    Session.whiten = timed("whiten", real[1])  # type: ignore[method-assign]
-    if as_trained:  # the picture of each of many short runs would take longer than the runs
-        vars(training)["save_curves"] = lambda *_: None
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            result = cnnlab.train(recipe, runs_dir=folder, progress="none", device=device)
-            session = json.loads((result.run.path / "environment.json").read_text())["sessions"][0]
-            precision = session["dtype"] if as_trained else "float32"
-            final = cnnlab.evaluate_run(
-                result.run.path, split=split, weights="last", views=views, device=device, precision=precision
-            )
-    finally:
-        vars(training)["_train"], vars(training)["save_curves"] = real[0], real[2]
-        Session.whiten = real[1]  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as folder:
+        result = cnnlab.train(recipe, runs_dir=folder, progress="none", device=device)
+        session = json.loads((result.run.path / "environment.json").read_text())["sessions"][0]
+        precision = session["dtype"] if as_trained else "float32"
+        final = cnnlab.evaluate_run(
+            result.run.path, split=split, weights="last", views=views, device=device, precision=precision
+        )
+    spans = result.timings
     s = result.summary
     return {
         "seed": recipe.seed,
@@ -77,8 +56,8 @@ def child(recipe: Recipe, split: str, views: str, device: str, as_trained: bool 
         "final_acc": final.result.accuracy,
         "views": views,
         "train_seconds": s["train_seconds"],
-        "race_seconds": spans["whiten"] + s["train_seconds"] + final.seconds,
-        "clock_seconds": spans["train"] + final.seconds,
+        "race_seconds": spans["whitening"] + s["train_seconds"] + final.seconds,
+        "clock_seconds": spans["setup"] + spans["training"] + final.seconds,
         "images_per_second": s["images_per_second"],
         "images": s["images"]["train"],
         "plan": {key: session[key] for key in ("dtype", "memory_format", "compile", "threads", "plan")},

@@ -1,9 +1,9 @@
-"""How long does a save inside an epoch hold up the training? Each network's real loop, saved after every few steps.
+"""Measure how long a save inside an epoch holds up the training, for several networks.
 
-For each: a step; the pause that a save makes between two steps (copies of weights, optimiser and random states); how
-long it takes, beside the steps that follow, until it is on the disk under --runs-dir; what both cost, the slower steps
-counted, and what share of the time that is where it is saved once a minute, as recipes do unless told otherwise. The
-disk matters as much as the machine: the result names the folder's file system.
+For each: a step; the pause that a save makes between two steps (copies of weights, optimizer and random states); how
+long the copies then take until they are on the disk under --runs-dir; what a save costs in all, which is the difference
+between trainings with and without saves, run in turn; and that cost as a share of the time for one save a minute, the
+recipes' default. The disk matters as much as the machine: the result names the folder's file system.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from statistics import median
 from typing import Any
 
 from _common import add_out, spread, write_result
-from cnnlab import train
-from cnnlab.recipe import Recipe
+from cnnlab import Recipe, build_model, train, train_step
+from cnnlab.device.hardware import pick_device, synchronize
 from cnnlab.recipes import RECIPES
-from cnnlab.training import train as training
-from cnnlab.training.checkpoint import BackgroundWriter
+from cnnlab.training.checkpoint import save_checkpoint
+from cnnlab.training.optim import make_optimizer
 
 # Network and image size: the smallest, the middle and the largest of the chapter.
 EVERY = 8  # steps: enough for one save to be on the disk before the next
@@ -29,63 +29,54 @@ NETWORKS = {"lenet-bn": 28, "resnet18": 96, "vgg11-quarter": 224, "alexnet": 224
 
 
 def measured(network: str, size: int, batch: int, saves: int, device: str, runs_dir: str) -> dict[str, Any]:
-    """Train on the digits, resized, EVERY steps a save; returns the figures."""
-    real = {name: vars(training)[name] for name in ("train_step", "save_checkpoint", "BackgroundWriter")}
-    steps: list[tuple[float, float]] = []
-    pauses: list[tuple[float, float]] = []
-    writes: list[tuple[float, float]] = []
-
-    def timed_step(*args: Any) -> Any:
-        began = time.perf_counter()
-        answer = real["train_step"](*args)
-        answer[0].item()  # waits for a GPU
-        steps.append((began, time.perf_counter()))
-        return answer
-
-    def timed_save(path: Path, *args: Any) -> None:
-        began = time.perf_counter()
-        real["save_checkpoint"](path, *args)
-        if args[3]["part"]:
-            pauses.append((began, time.perf_counter()))
-
-    class TimedWriter(BackgroundWriter):
-        def do(self, *jobs: Callable[[], None]) -> None:
-            self.wait()
-            began = time.perf_counter()
-            super().do(*jobs, lambda: writes.append((began, time.perf_counter())))
-
+    """Train on the digits, resized, without and with a save after every EVERY steps; return the figures."""
+    pairs = -(-saves // 5)
     recipe = RECIPES["digits"].changed(
-        model=network, image_size=size, batch_size=batch, limit=5 * EVERY * batch + batch, epochs=-(-saves // 5),
-        save_steps=EVERY, save_seconds=0.0, precision="float32", compile="off",
+        model=network, image_size=size, batch_size=batch, limit=5 * EVERY * batch + batch, epochs=1,
+        save_steps=0, save_seconds=0.0, precision="float32", compile="off",
     )  # fmt: skip
-    vars(training).update(train_step=timed_step, save_checkpoint=timed_save, BackgroundWriter=TimedWriter)
-    try:
-        with tempfile.TemporaryDirectory(dir=runs_dir) as folder:
-            run = train(recipe, runs_dir=folder, progress="none", device=device).run
-            mib = run.checkpoint.stat().st_size / 2**20
-    finally:
-        vars(training).update(real)
-    # Of each save inside an epoch: the pause, the writing that began in it, and the steps that it went on beside.
-    written = [next(w for w in writes if began <= w[0] <= ended) for began, ended in pauses]
-    beside = [[s for s in steps if s[0] < w[1] and w[0] < s[1]] for w in written]
-    among = {s for some in beside for s in some}
-    step = median(end - began for began, end in steps[1:] if (began, end) not in among)
-    costs = [
-        pause[1] - pause[0] + sum(end - began - step for began, end in some)
-        for pause, some in zip(pauses, beside, strict=True)
-    ]
-    default = float(Recipe().save_seconds)
+    costs, steps = [], []
+    with tempfile.TemporaryDirectory(dir=runs_dir) as folder:
+        for _ in range(pairs):
+            plain, saved = (
+                train(recipe.changed(save_steps=every), runs_dir=folder, progress="none", device=device).history[0]
+                for every in (0, EVERY)
+            )
+            costs.append((saved["train_seconds"] - plain["train_seconds"]) / 5)
+            steps.append(plain["train_seconds"] / (5 * EVERY + 1))
+        pauses, writes, mib = single_saves(recipe, saves, device, Path(folder))
     return {
         "image_size": size,
         "batch_size": batch,
-        "saves": len(pauses),
+        "saves": saves,
         "checkpoint_mib": mib,
-        "step_seconds": step,
-        "pause_seconds": spread([end - began for began, end in pauses]),
-        "written_after_seconds": spread([end - began for began, end in written]),
+        "step_seconds": median(steps),
+        "pause_seconds": spread(pauses),
+        "written_after_seconds": spread(writes),
         "cost_seconds": spread(costs),
-        "share_once_a_minute": median(costs) / default,
+        "share_once_a_minute": median(costs) / float(Recipe().save_seconds),
     }
+
+
+def single_saves(recipe: Recipe, saves: int, device: str, folder: Path) -> tuple[list[float], list[float], float]:
+    """Return seconds to copy, seconds to write, and the size in MiB of the network's checkpoint."""
+    import torch
+
+    here, size = pick_device(device), recipe.image_size
+    model = build_model(recipe.model, num_classes=10, in_channels=1, image_size=size).to(here)
+    optimizer = make_optimizer(model, recipe)
+    train_step(model, optimizer, torch.rand(2, 1, size, size, device=here), torch.tensor([0, 1], device=here))
+    path, jobs = folder / "checkpoint.safetensors", list[Callable[[], None]]()
+    pauses, writes = [], []
+    for _ in range(saves):
+        synchronize(here)
+        began = time.perf_counter()
+        save_checkpoint(path, model, optimizer, here, {}, None, jobs.append)
+        pauses.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        jobs.pop()()
+        writes.append(time.perf_counter() - began)
+    return pauses, writes, path.stat().st_size / 2**20
 
 
 def file_system(path: Path) -> str:

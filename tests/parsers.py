@@ -252,9 +252,9 @@ class Training:
         train_step(model, optimizer, self._x, self._y)
         generator = torch.Generator()
         batches = {"done": 1, "kind": "cpu", "host": bytes(generator.get_state().tolist()).hex(), "here": ""}
-        part = {"steps": 1, "seen": 4, "left_out": 0, "statistics": [1.0, 2.0], "train_seconds": 0.1,
+        part = {"steps": 1, "skipped": 0, "images": 4, "sums": [1.0, 2.0], "train_seconds": 0.1,
                 "compute_seconds": 0.1, "batches": batches}  # fmt: skip
-        progress = {"rows": [], "best": [0.1], "best_epoch": 1, "part": part}
+        progress = {"rows": [], "best": [0.1], "best_epoch": 1, "stopped": False, "position": part, "scaler": None}
         checkpoint.save_checkpoint(path, model, optimizer, self._device, progress, average)
 
     def _fresh(self) -> tuple[torch.nn.Module, torch.optim.Optimizer, Average]:

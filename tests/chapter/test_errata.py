@@ -273,7 +273,7 @@ def test_choosing_the_best_epoch_on_the_test_set_flatters(monkeypatch: pytest.Mo
     watching = cnnlab.train(short(limit=300, eval_split="test", val_fraction=0.0), runs_dir=tmp_path, progress="none")
     assert "test" in read
     assert watching.summary["best_by"] == "loss"  # even then nothing is chosen by the test set
-    assert "looks at the test set" in str(watching)
+    assert "evaluates on the test set" in str(watching)
 
 
 def test_without_a_seed_no_figure_repeats(tmp_path: Path) -> None:

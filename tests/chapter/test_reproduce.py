@@ -179,7 +179,9 @@ def test_a_bad_resume_loses_nothing(cnnlab: Command, fashion_folder: Path, tmp_p
 
 
 def test_a_resume_keeps_the_number_of_threads(fashion_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = training.train_step
+    from cnnlab.training import loop
+
+    real = loop.train_step
     calls = 0
 
     def stops(*args, **kwargs):  # type: ignore[no-untyped-def]
@@ -190,10 +192,10 @@ def test_a_resume_keeps_the_number_of_threads(fashion_folder: Path, monkeypatch:
         return real(*args, **kwargs)
 
     monkeypatch.setattr(reproduction, "_seconds_per_image", lambda recipe, device: (1.0, 1.0))
-    monkeypatch.setattr(training, "train_step", stops)
+    monkeypatch.setattr(loop, "train_step", stops)
     with pytest.raises(TrainingInterrupted):
         reproduce(["lenet"], seeds=2, name="one", data_dir=fashion_folder, **{**SMALL, "threads": 1, "epochs": 30})  # type: ignore[arg-type]
-    monkeypatch.setattr(training, "train_step", real)
+    monkeypatch.setattr(loop, "train_step", real)
     resume_reproduction("one", progress="none")
     for seed in (0, 1):
         sessions = json.loads(Path(f"runs/one/lenet/seed-{seed}/environment.json").read_text())["sessions"]

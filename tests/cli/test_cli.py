@@ -141,7 +141,7 @@ def test_a_folder_of_ones_own_end_to_end(cnnlab: Command, shapes: Path) -> None:
     (shapes / "dark" / "bad.png").write_bytes(b"")
     answer = cnnlab("train", "--data", f"folder:{shapes}", "--skip-bad", *FAST, "--name", "own")
     assert answer.returncode == 0, answer.stderr
-    assert "1 damaged image was left out" in answer.stdout
+    assert "1 damaged image was skipped" in answer.stdout
     assert "bad.png" in json.loads(Path("runs/own/run.json").read_text())["data"]["skipped"][0]
     assert cnnlab("eval", "own", "--skip-bad").stdout.startswith("validation acc")
     assert "bad.png" in one_line_error(cnnlab("eval", "own"))

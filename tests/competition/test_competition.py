@@ -467,7 +467,7 @@ def test_an_interrupted_training_goes_on(
     forest: Path, tmp_path: Path, finished: Competition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cnnlab.io.errors import TrainingInterrupted
-    from cnnlab.training import train as training
+    from cnnlab.training import loop as training
 
     work = steps.prepare(forest, name="f", layout=LAYOUT, store=finished.store, workers=1)
     real, calls = training.train_step, []
@@ -638,7 +638,7 @@ def test_ctrl_c_says_once_what_is_kept_and_how_to_go_on(
     monkeypatch.setattr(steps, "prepare", stop(KeyboardInterrupt()))
     answer = cnnlab("kaggle", "prepare")
     assert (answer.returncode, answer.stderr) == (130, "stopped\n")
-    text = "stopped in epoch 2 of 9; 1 finished epochs are saved. Go on with: cnnlab train --resume x"
+    text = "stopped in epoch 2 of 9; 1 finished epochs are saved. Continue with: cnnlab train --resume x"
     monkeypatch.setattr(steps, "train", stop(TrainingInterrupted(text)))
     answer = cnnlab("kaggle", "train", *at)
     assert answer.returncode == 130

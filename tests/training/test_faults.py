@@ -37,13 +37,8 @@ from cnnlab.recipes import RECIPES
 from cnnlab.training import checkpoint, runs
 from cnnlab.training import loop as training
 from cnnlab.training import plan as probe
-from cnnlab.training.checkpoint import (
-    BackgroundWriter,
-    SaveSchedule,
-    previous_checkpoint,
-    save_weights,
-    weights_metadata,
-)
+from cnnlab.training.checkpoint import previous_checkpoint, save_weights, weights_metadata
+from cnnlab.training.checkpointer import BackgroundWriter, SaveSchedule
 from cnnlab.training.guard import NonFinite, NonFiniteMonitor
 from cnnlab.training.optim import make_optimizer
 from cnnlab.training.step import GuardedStep

@@ -459,7 +459,7 @@ def test_ctrl_c_during_a_trial_says_how_to_go_on(quick: Recipe, monkeypatch: pyt
     recipe = quick.changed(epochs=4, batch_size=8, limit=256)
     with monkeypatch.context() as patch:
         patch.setattr(probe, "seconds_per_step", stopped)
-        with pytest.raises(TrainingInterrupted, match="Go on with: cnnlab train --resume runs/run"):
+        with pytest.raises(TrainingInterrupted, match="Continue with: cnnlab train --resume runs/run"):
             train(recipe, name="run", threads=1)
     assert resume("runs/run").summary["epochs"] == 4
 
