@@ -291,7 +291,7 @@ def test_a_read_only_folder(copy: Path, tmp_path: Path) -> None:
     closed.mkdir()
     closed.chmod(stat.S_IRUSR | stat.S_IXUSR)
     answer = subprocess.run([*command, "train", "--runs-dir", "closed/runs"], capture_output=True, text=True)
-    assert "cannot make closed/runs" in one_line_error(answer)
+    assert "cannot create closed/runs" in one_line_error(answer)
     # a run that can only be read can still be used
     for path in (*copy.rglob("*"), copy):
         path.chmod(0o555 if path.is_dir() else 0o444)

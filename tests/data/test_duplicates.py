@@ -214,7 +214,7 @@ def test_a_training_outlives_test_images_that_cannot_be_read(
     monkeypatch.setattr(session, "copies_in_test", damaged)
     assert train(quick, name="outlives").summary["shared"] == {"validation": 0}
     told = capsys.readouterr()
-    assert "not searched for copies: t10k-images-idx3-ubyte.gz" in told.out + told.err
+    assert "not searched for duplicates: t10k-images-idx3-ubyte.gz" in told.out + told.err
 
 
 def _trained(recipe: Recipe) -> set[str]:

@@ -598,9 +598,9 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path, finished: P
         os.mkfifo(finished / name)
     run = open_run(finished)
     for read in (run.summary, run.metrics):
-        with pytest.raises(CnnlabError, match="is no plain file"):
+        with pytest.raises(CnnlabError, match="is not a regular file"):
             read()
-    with pytest.raises(CnnlabError, match="is no plain file"):
+    with pytest.raises(CnnlabError, match="is not a regular file"):
         load_weights(finished / "best.safetensors", build_model("lenet"))
 
 

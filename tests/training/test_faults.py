@@ -332,7 +332,7 @@ def test_a_folder_in_the_place_of_a_checkpoint_is_told(quick: Recipe, monkeypatc
     path = Path("runs/run/checkpoint.safetensors")
     path.unlink()
     path.mkdir()
-    with pytest.raises(CnnlabError, match="is no plain file; remove it: the training goes on from the save before it"):
+    with pytest.raises(CnnlabError, match="is not a regular file; remove it to continue from the save before it"):
         resume("runs/run")
     path.rmdir()
     resume("runs/run")
@@ -654,7 +654,7 @@ def test_a_damaged_file_never_gives_other_weights(
                     assert_the_same(Path("runs/run"), whole)
                 outcome = "the same weights, to the bit" + (", and a line that says so" if answer.stderr else "")
             if name == "checkpoint.safetensors":
-                assert "goes on from the save before it" in answer.stderr
+                assert "continuing from the save before it" in answer.stderr
             tally(f"{kind}, unfinished run: {name}", outcome)
 
 
@@ -700,12 +700,12 @@ def test_of_two_checkpoints_the_whole_one_is_used(
     resume(path, threads=1)
     told = capsys.readouterr().err
     assert "note: runs/run/checkpoint.safetensors is damaged" in told
-    assert told.strip().endswith("the training goes on from the save before it")
+    assert told.strip().endswith("continuing from the save before it")
     assert_the_same(path, whole)
     path = copy()
     (path / newest).unlink()
     resume(path, threads=1)
-    assert "checkpoint.safetensors is gone; the training goes on from the save before it" in capsys.readouterr().err
+    assert "checkpoint.safetensors is gone; continuing from the save before it" in capsys.readouterr().err
     assert_the_same(path, whole)
     path = copy()
     for name in (newest, before):
@@ -942,7 +942,7 @@ def test_a_batch_that_fits_is_found(quick: Recipe, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(probe, "train_step", full)
     answer = cnnlab("train", "--set", "epochs=1", "--set", "limit=64", "--auto-batch", "--name", "run")
     assert answer.returncode == 0, answer.stderr
-    assert "note: a batch of 64 does not fit into the memory, one of 16 does" in answer.stderr
+    assert "note: a batch of 64 does not fit in memory, one of 16 does" in answer.stderr
     recipe = open_run("run").recipe
     assert recipe.batch_size == 16
     assert recipe.name.endswith("batch_size=16")

@@ -216,7 +216,7 @@ def _run(
                 row = _row(name, recipes[name], _train(path, name, recipes[name], seeds, common))
         except KeyboardInterrupt as error:
             stopped = TrainingInterrupted(
-                f"stopped at {name}, {number} of {len(names)} experiments; what is finished is kept. Go on with: "
+                f"stopped at {name}, {number} of {len(names)} experiments; what is finished is kept. Continue with: "
                 f"cnnlab reproduce --resume {path}"
             )
             stopped.code = getattr(error, "code", stopped.code)

@@ -47,7 +47,7 @@ def print_training(call: Callable[[], object], stopped: str = "") -> None:
         echo(call())
     except TrainingInterrupted as error:
         interrupt.ending()
-        echo(f"{str(error).partition(' Go on with:')[0]} {stopped}" if stopped else error, error=True)
+        echo(f"{str(error).partition(' Continue with:')[0]} {stopped}" if stopped else error, error=True)
         sys.exit(error.code)
     except KeyboardInterrupt:
         interrupt.ending()

@@ -84,7 +84,7 @@ def read_limited(path: Path, limit: int = LIMIT) -> bytes:
     """
     try:
         if path.exists() and not path.is_file():
-            raise CnnlabError(f"{path} is no plain file; remove it, or bring it back from a copy")
+            raise CnnlabError(f"{path} is not a regular file; remove it, or bring it back from a copy")
         with path.open("rb") as file:
             content = file.read(limit + 1)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Weights and training states on the disk: safetensors with a checksum, written whole or not at all, never a pickle."""
+"""Weights and checkpoints on the disk: safetensors with a checksum, written whole or not at all, never a pickle."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from cnnlab.training.optim import STATE, Average
 
 
 class Damaged(CnnlabError):
-    """The file is not as it was written."""
+    """The file has changed since it was written."""
 
 
 def save_weights(path: Path, model: nn.Module, about: dict[str, Any] | None = None) -> None:
-    """Write the model's parameters and buffers, and plain values `about` them."""
+    """Write the model's parameters and buffers, and plain values `about` them. Raise OSError."""
     _write(path, _on_host(model.state_dict()), about or {})
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
     """Read into `model` what `save_weights` wrote.
 
-    Raises: CnnlabError, naming the file, where it is missing, damaged or of another network.
+    Raise CnnlabError, naming the file, if it is missing, damaged or of another network.
     """
     tensors, _ = _read(path)
     _fill(path, model, tensors)
 
 
 def check_weights(path: Path, model: nn.Module) -> None:
-    """Has the file tensors of the names and shapes of `model`'s, which may be one without numbers?
+    """Check that the file has tensors of the names and shapes of `model`, which may be on the meta device.
 
-    Only the file's header is read. Raises: as `load_weights`.
+    Only the file's header is read. Raise as `load_weights`.
     """
     with _opened(path) as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no dict
@@ -54,17 +54,17 @@ def check_weights(path: Path, model: nn.Module) -> None:
 
 
 def weights_metadata(path: Path) -> dict[str, Any]:
-    """What `save_weights` wrote about them, once the whole file has been checked. Raises: as `load_weights`."""
+    """Return what `save_weights` wrote about them, after checking the whole file. Raise as `load_weights`."""
     return _read(path)[1]
 
 
 def previous_checkpoint(path: Path) -> Path:
-    """Where the checkpoint is that was at `path` before the newest was saved."""
+    """Return where the checkpoint before the one at `path` is kept."""
     return path.with_name(f"{path.stem}.before{path.suffix}")
 
 
 def has_checkpoint(path: Path) -> bool:
-    """Is there a checkpoint, or the one before it?"""
+    """Return whether there is a checkpoint, or the one before it."""
     return path.exists() or previous_checkpoint(path).exists()
 
 
@@ -77,10 +77,10 @@ def save_checkpoint(
     average: Average | None = None,
     by: Callable[[Callable[[], None]], None] = lambda write: write(),
 ) -> None:
-    """Write all that the next step depends on: model, optimiser, average, random states, `progress` (plain values).
+    """Write all that the next step depends on: model, optimizer, average, random states, `progress` (plain values).
 
-    The checkpoint that was at `path` is kept as `previous_checkpoint`. by: is given the writing, to do it now or later;
-    what is written is the state of now.
+    The checkpoint that was at `path` is kept as `previous_checkpoint`. by: is given a function that writes a copy made
+    now, to call it now or later. Raise OSError.
     """
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     optimizer_state = optimizer.state_dict()
@@ -113,10 +113,10 @@ def load_checkpoint(
     average: Average | None = None,
     log: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Put back what `save_checkpoint` wrote, and return its `progress`.
+    """Restore what `save_checkpoint` wrote and return its `progress`.
 
-    Where the newest is damaged or gone, the one before it takes its place, and `log` gets a line that says so.
-    Raises: CnnlabError, naming the file, where there is none that is whole.
+    If the newest is damaged or gone, the one before it is used, and `log` gets a line. Raise CnnlabError, naming the
+    file, if none is intact.
     """
     tensors, values = _newest(path, log)
     if average is not None and not any(name.startswith("average.") for name in tensors):
@@ -129,15 +129,15 @@ def load_checkpoint(
             if kind == "optimizer":
                 index, _, key = rest.partition(".")
                 state[int(index)][key] = tensor
-        # The settings are the recipe's, not the file's; what else there is must be this optimiser's.
+        # The settings are the recipe's, not the file's; the rest must fit this optimizer.
         groups = optimizer.state_dict()["param_groups"]
         _check_state(optimizer, groups, values["optimizer"]["param_groups"], state)
         optimizer.load_state_dict({"state": state, "param_groups": groups})
-        for parameter, kept in optimizer.state.items():
-            # Files hold contiguous tensors; a fused update walks through memory, so the order must be the parameter's.
-            for key, value in kept.items():
+        for parameter, values_of in optimizer.state.items():
+            # Files hold contiguous tensors; a fused update walks through memory, so the layout must be the parameter's.
+            for key, value in values_of.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    kept[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                    values_of[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         _fill_momentum(optimizer)
         if average is not None:
             for name, tensor in average.tensors.items():
@@ -156,28 +156,28 @@ def load_checkpoint(
 def _check_state(
     optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], given: Any, state: dict[int, dict[str, Any]]
 ) -> None:
-    """Raises: ValueError where `state`, and the `given` groups of parameters, are none that `optimizer` could have."""
+    """Raise ValueError if `state` and the `given` groups of parameters do not fit `optimizer`."""
     if [group["params"] for group in given] != [group["params"] for group in groups]:
-        raise ValueError("its optimiser has other parameters")
+        raise ValueError("its optimizer has other parameters")
     if not state.keys() <= {index for group in groups for index in group["params"]}:
-        raise ValueError("its optimiser has other parameters")
+        raise ValueError("its optimizer has other parameters")
     for group, own in zip(groups, optimizer.param_groups, strict=True):
-        kept = STATE["Muon.adam" if group.get("adam") else type(optimizer).__name__]
+        own_keys = STATE["Muon.adam" if group.get("adam") else type(optimizer).__name__]
         for index, parameter in zip(group["params"], own["params"], strict=True):
             values = state.get(index)
-            if values and values.keys() != kept:
-                raise ValueError(f"its optimiser keeps {', '.join(values)}")
+            if values and values.keys() != own_keys:
+                raise ValueError(f"its optimizer keeps {', '.join(values)}")
             for key, value in (values or {}).items():
                 if key != "step" and value is not None:
                     _check_like(key, value, parameter)
                 elif isinstance(value, Tensor):
                     _check_like(key, value, torch.tensor(0.0))
                 elif type(value) not in (int, type(None)):
-                    raise ValueError(f"its optimiser's {key} is no number")
+                    raise ValueError(f"its optimizer's {key} is no number")
 
 
 def _fill_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """No momentum is a momentum of 0; a fused update ends in an error where some have it and others not."""
+    """Set missing momentum to 0: a fused update fails if some parameters have it and others do not."""
     kept = optimizer.state
     if isinstance(optimizer, torch.optim.SGD) and any(v.get("momentum_buffer") is not None for v in kept.values()):
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
@@ -191,29 +191,29 @@ def _check_like(name: str, tensor: Any, own: Tensor) -> None:
 
 
 def _newest(path: Path, log: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `path` holds, or else what `previous_checkpoint` does."""
+    """Return what `path` holds, or else what `previous_checkpoint` does."""
     before = previous_checkpoint(path)
     if not before.exists():
         return _read(path)
     if path.exists() and not path.is_file():
-        raise Damaged(f"{path} is no plain file; remove it: the training goes on from the save before it")
+        raise Damaged(f"{path} is not a regular file; remove it to continue from the save before it")
     try:
         if path.exists():
             return _read(path)
-        trouble = f"{path} is gone"
+        problem = f"{path} is gone"
     except Damaged as error:
-        trouble = str(error).partition("; ")[0]
+        problem = str(error).partition("; ")[0]
     try:
         found = _read(before)
     except Damaged as error:
-        raise CnnlabError(f"{trouble}, and {error}") from error
+        raise CnnlabError(f"{problem}, and {error}") from error
     os.replace(before, path)  # noqa: PTH105 - else the next save would put the damaged one in its place
-    log(f"note: {trouble}; the training goes on from the save before it")
+    log(f"note: {problem}; continuing from the save before it")
     return found
 
 
 def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    # Contiguous, and copies also on the host: the training may go on while they are written.
+    # Contiguous, and copies also on the CPU: the training goes on while they are written.
     as_read = torch.contiguous_format
     return {k: v.detach().to("cpu", copy=True, memory_format=as_read) for k, v in tensors.items()}
 
@@ -231,7 +231,7 @@ def _write(path: Path, tensors: dict[str, Tensor], values: dict[str, Any], befor
     write_atomic(path, _pieces(tensors, _metadata(tensors, values)), before)
 
 
-# How safetensors calls them.
+# Their names in safetensors.
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
@@ -239,10 +239,10 @@ _DTYPES = {
 
 
 def _pieces(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
-    """A safetensors file, piece by piece: the library's own writer would copy everything once or twice more."""
+    """Yield a safetensors file in pieces: the library's own writer would copy everything once or twice more."""
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
-    # Wide numbers first, as the library does, so that each lies where a number of its size may.
+    # Wide numbers first, as the library does, so that each is aligned.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     for name in order:
         tensor = tensors[name]
@@ -261,7 +261,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _metadata(tensors: dict[str, Tensor], values: dict[str, Any]) -> dict[str, str]:
-    # One entry: safetensors writes several in random order, and equal weights should be equal files.
+    # One entry: safetensors writes several in random order, and equal weights should give equal files.
     checksum = _checksum(tensors, json.dumps(values))
     return {"cnnlab": json.dumps({"values": values, "blake2b": checksum})}
 
@@ -271,7 +271,7 @@ def _opened(path: Path) -> Iterator[Any]:
     """A safetensors file; what is wrong with it or with reading it is log in one line."""
     try:
         if path.exists() and not path.is_file():
-            raise Damaged(f"{path} is no plain file; use other weights or train again")
+            raise Damaged(f"{path} is not a regular file; use other weights or train again")
         with safe_open(path, framework="pt") as file:
             yield file
     except CnnlabError:
@@ -287,11 +287,11 @@ def _opened(path: Path) -> Iterator[Any]:
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with _opened(path) as file:
         metadata = file.metadata() or {}
-        # Copies: what is mapped from the file would keep it open, and some systems cannot replace an open file.
+        # Copies: a mapping would keep the file open, and some systems cannot replace an open file.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no dict
     try:
         values: dict[str, Any] = json.loads(metadata["cnnlab"])["values"]
-        # The whole header is compared, so that no flipped bit in it goes unseen.
+        # Compare the whole header, so that a flipped bit in it is noticed.
         right = type(values) is dict and metadata == _metadata(tensors, values)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise Damaged(

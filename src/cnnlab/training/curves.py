@@ -1,4 +1,4 @@
-"""Curves of a training over its epochs, and of several trainings together."""
+"""Loss and accuracy over the epochs of one training or several."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from cnnlab.io.files import write_atomic
 from cnnlab.recipe import KEYS
 from cnnlab.training.runs import Run
 
-_LABELS = {"train": "training images as they are"}
+_LABELS = {"train": "training images, not augmented"}
 
 
 def curves(rows: Sequence[dict[str, Any]], eval_split: str, title: str = "") -> Figure:
-    """Loss and accuracy of training and of the watched split over the epochs; `rows` are lines of metrics.jsonl."""
+    """Draw loss and accuracy of training and of the evaluation split over the epochs. rows: of metrics.jsonl."""
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in rows]
@@ -53,7 +53,7 @@ def curves(rows: Sequence[dict[str, Any]], eval_split: str, title: str = "") -> 
 
 
 def comparison(runs: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) -> Figure:
-    """Accuracy on the watched split over the epochs, a line a run; `runs`: (name, watched split, rows)."""
+    """Draw accuracy on the evaluation split over the epochs, a line per run. runs: (name, evaluation split, rows)."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     for name, eval_split, rows in runs:

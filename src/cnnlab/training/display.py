@@ -1,4 +1,4 @@
-"""What a person sees while a network trains: a bar in a terminal, a curve in a notebook, lines in a log, or nothing."""
+"""What is shown during a training: a bar in a terminal, a curve in a notebook, lines in a log, or nothing."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ if TYPE_CHECKING:
     from cnnlab.data.loader import Loader
 
 KINDS = ("auto", "bar", "lines", "notebook", "none")
-_INTERVAL = 0.1  # seconds between two looks at the numbers
-_BETWEEN = 1.0  # seconds between two drawings of the curve: each takes the training some 0.2 s of one core
+_INTERVAL = 0.1  # seconds between two updates of the numbers
+_DRAW_INTERVAL = 1.0  # seconds between two drawings of the curve; each takes about 0.2 s of one core
 
 
 class Display:
     """Prints nothing. The others override what they need."""
 
     def message(self, text: str) -> None:
-        """Take a note for a person, such as a changed batch size."""
+        """Show a note, such as a changed batch size."""
 
     def read(self, what: str, done: int, total: int) -> None:
-        """A long read of data has come to `done` of `total` (0: unknown)."""
+        """Show that reading data has reached `done` of `total` (0: unknown)."""
 
     def begin(self, loader: Loader, epochs: int, first_epoch: int, eval_split: str, rows: list[dict[str, Any]]) -> None:
-        """The training starts at `first_epoch` (from 0); `rows` are those of earlier epochs."""
+        """Show that the training starts at `first_epoch` (from 0); `rows` are those of earlier epochs."""
 
-    def step(self, epoch: int, images: int, statistics: Tensor) -> None:
-        """`images` of this epoch are done; `statistics` (2,): sum of losses, number of hits, on the device."""
+    def step(self, epoch: int, images: int, sums: Tensor) -> None:
+        """Show that `images` of this epoch are done. sums: (2,) of losses and correct predictions, on the device."""
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """An epoch is finished and saved."""
+        """Show the row of an epoch that is finished and saved."""
 
     def end(self) -> None:
-        """The training is over, one way or another. May be called twice."""
+        """Clean up after the training, however it ended. May be called twice."""
 
 
 class Notes(Display):
@@ -58,10 +58,10 @@ class Notes(Display):
 
 
 class Lines(Notes):
-    """One plain line an epoch: for log files."""
+    """Prints a plain line for each epoch: for log files."""
 
     def begin(self, loader: Loader, epochs: int, first_epoch: int, eval_split: str, rows: list[dict[str, Any]]) -> None:  # noqa: ARG002
-        """Remember what the lines need."""
+        """Store what the lines need."""
         self._epochs, self._key = epochs, KEYS[eval_split]
 
     def epoch(self, row: dict[str, Any]) -> None:
@@ -76,7 +76,7 @@ class Lines(Notes):
 
 
 class _Numbers(ProgressColumn):
-    """The numbers of a training, on one line: the bar gives way to them."""
+    """The numbers of a training, on one line; the bar gets the rest of the width."""
 
     def get_table_column(self) -> Column:
         return Column(no_wrap=True)
@@ -86,7 +86,7 @@ class _Numbers(ProgressColumn):
 
 
 class _TimeLeft(ProgressColumn):
-    """Time that the training still needs; in the end, what it took."""
+    """The remaining time; at the end, the time it took."""
 
     def get_table_column(self) -> Column:
         return Column(no_wrap=True)
@@ -101,7 +101,7 @@ class _TimeLeft(ProgressColumn):
 
 
 class Bar(Display):
-    """A progress bar over the whole training, with the numbers of the moment beside it."""
+    """A progress bar over the whole training, with current numbers beside it."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
@@ -113,7 +113,7 @@ class Bar(Display):
         self._console.print(escape_lines(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def read(self, what: str, done: int, total: int) -> None:
-        """A bar of its own for each thing that is read or downloaded."""
+        """Show a bar for each thing that is read or downloaded."""
         if self._progress is None:
             self._progress = Progress(TextColumn("{task.description}"), BarColumn(), _Percent(), TimeRemainingColumn(),
                                       console=self._console, transient=True)  # fmt: skip
@@ -124,11 +124,11 @@ class Bar(Display):
         self._progress.update(self._reading[0], completed=done, total=total or None)
 
     def begin(self, loader: Loader, epochs: int, first_epoch: int, eval_split: str, rows: list[dict[str, Any]]) -> None:
-        """Start the bar, where it stood if the training is resumed."""
+        """Start the bar; if the training is resumed, where it stopped."""
         self.end()
-        self._glance = AsyncScalarReader(loader.device)
+        self._reader = AsyncScalarReader(loader.device)
         self._count, self._epochs, self._key = loader.count, epochs, KEYS[eval_split]
-        self._watched = f"  {self._key} acc {rows[-1][f'{self._key}_acc']:.3f}" if rows else ""
+        self._evaluated = f"  {self._key} acc {rows[-1][f'{self._key}_acc']:.3f}" if rows else ""
         self._due, self._epoch = 0.0, -1
         self._progress = Progress(
             BarColumn(bar_width=None, table_column=Column(ratio=1)),
@@ -145,31 +145,31 @@ class Bar(Display):
         )
         self._progress.start()
 
-    def step(self, epoch: int, images: int, statistics: Tensor) -> None:
-        """A few times a second, look at the numbers; between two looks do nothing at all."""
+    def step(self, epoch: int, images: int, sums: Tensor) -> None:
+        """Update the numbers a few times a second; otherwise do nothing."""
         now = time.perf_counter()
         if epoch != self._epoch:
-            # A resumed epoch does not begin with its first image.
+            # A resumed epoch does not start with its first image.
             self._epoch, self._began, self._before = epoch, now, images
         if now < self._due or self._progress is None or images == 0:
             return
         self._due = now + _INTERVAL
         self._progress.update(self._task, completed=epoch * self._count + images)
-        values = self._glance(statistics, images)
+        values = self._reader(sums, images)
         elapsed = now - self._began
         if values is not None and elapsed > 0:
             self._show(epoch, values[0], values[1], (images - self._before) / elapsed)
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """Show the epoch's exact numbers."""
+        """Show the exact numbers of the epoch."""
         if self._progress is not None:
-            self._watched = f"  {self._key} acc {row[f'{self._key}_acc']:.3f}"
+            self._evaluated = f"  {self._key} acc {row[f'{self._key}_acc']:.3f}"
             self._progress.update(self._task, completed=row["epoch"] * self._count)
             self._show(row["epoch"] - 1, row["loss"], row["train_acc"], row["images_per_second"])
 
     def _show(self, epoch: int, loss: float, accuracy: float, speed: float) -> None:
         assert self._progress is not None
-        parts = f"epoch {epoch + 1}/{self._epochs}", f"loss {loss:.3f}", f"acc {accuracy:.3f}{self._watched}"
+        parts = f"epoch {epoch + 1}/{self._epochs}", f"loss {loss:.3f}", f"acc {accuracy:.3f}{self._evaluated}"
         self._progress.update(self._task, numbers="  ".join((*parts, f"{speed:,.0f} images/s")))
 
     def end(self) -> None:
@@ -185,31 +185,31 @@ class _Percent(ProgressColumn):
 
 
 class Notebook(Display):
-    """A curve that grows in its own place in a notebook's output and leaves the rest of the output alone."""
+    """A curve that is updated in place in a notebook's output."""
 
     def __init__(self) -> None:
-        self._drawn = True  # nothing to draw yet
+        self._drawn = True
 
     def message(self, text: str) -> None:
         """Print it into the cell's output."""
         echo(text)
 
     def begin(self, loader: Loader, epochs: int, first_epoch: int, eval_split: str, rows: list[dict[str, Any]]) -> None:  # noqa: ARG002
-        """Remember the rows so far; the first epoch draws the figure."""
+        """Store the rows so far; the first epoch draws the figure."""
         self._rows, self._eval_split = list(rows), eval_split
         self._handle: Any = None
         self._due = 0.0
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """Draw the curve anew, in place; where epochs are short, not after each."""
+        """Draw the curve again in place; not after every epoch if epochs are short."""
         self._rows.append(row)
         self._drawn = False
         if time.perf_counter() >= self._due:
             self._draw()
-            self._due = time.perf_counter() + _BETWEEN
+            self._due = time.perf_counter() + _DRAW_INTERVAL
 
     def end(self) -> None:
-        """Draw what is not drawn yet."""
+        """Draw what is not yet drawn."""
         if not self._drawn:
             self._draw()
 
@@ -233,7 +233,7 @@ class Notebook(Display):
 
 
 def make_display(kind: str = "auto") -> Display:
-    """The display called `kind`; `auto`: the curve in a notebook, the bar in a terminal, notes elsewhere."""
+    """Return the display called `kind`. auto: the curve in a notebook, the bar in a terminal, notes elsewhere."""
     if kind not in KINDS:
         raise unknown("progress display", kind, KINDS)
     if kind == "auto":
@@ -245,8 +245,8 @@ def make_display(kind: str = "auto") -> Display:
 
 
 def in_notebook() -> bool:
-    """Is this a notebook's kernel, whose output can hold pictures?"""
-    # Whoever has not imported IPython is not in a notebook; importing it to ask would cost half a second.
+    """Return whether this is a notebook, whose output can show images."""
+    # A notebook has imported IPython; importing it here would take half a second.
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return shell is not None and getattr(shell, "kernel", None) is not None

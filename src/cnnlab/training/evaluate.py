@@ -1,4 +1,4 @@
-"""Measuring a model: loss, accuracy and confusion matrix over every image, without gradients."""
+"""Evaluation: loss, accuracy and confusion matrix over every image, without gradients."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ class Evaluation:
 
     @property
     def count(self) -> int:
-        """Images measured."""
+        """Number of images."""
         return int(self.confusion.sum())
 
     @property
     def correct(self) -> int:
-        """Images whose class was predicted."""
+        """Number of correct predictions."""
         return int(self.confusion.trace())
 
     @property
     def accuracy(self) -> float:
-        """Share of the images whose class was predicted (micro average: each image counts the same)."""
+        """The fraction of images predicted correctly (micro average)."""
         return self.correct / self.count
 
     @property
     def class_accuracy(self) -> list[float | None]:
-        """Of each class, the share of its images that were predicted as it (recall); None for a class without any."""
+        """The recall of each class; None for a class without images."""
         totals = self.confusion.sum(1).tolist()
         hits = self.confusion.diagonal().tolist()
         return [h / n if n else None for h, n in zip(hits, totals, strict=True)]
 
 
-# How often an image is looked at: as it is; mirrored too; both again, moved by a pixel up and left, down and right.
+# Test-time augmentation, views per image: the image; also mirrored; both also shifted by a pixel each way.
 VIEWS = {"none": 1, "flip": 2, "shift": 6}
 
 
 def logits(model: nn.Module, x: Tensor, views: str = "none") -> Tensor:
-    """(B, C, H, W) -> (B, K): the average over the `views` of each image, a key of VIEWS.
+    """Return logits (B, K) of images (B, C, H, W), averaged over `views`, a key of VIEWS.
 
-    Those as it stands count half, those moved by a pixel half.
+    Unshifted views count half, shifted ones half.
     """
     layout = torch.channels_last if x.shape[1] > 1 and x.stride(1) == 1 else torch.contiguous_format
 
@@ -77,10 +77,9 @@ def evaluate(
     precision: torch.dtype = torch.float32,
     views: str = "none",
 ) -> Evaluation:
-    """Measure `model` on every image of `loader`, in eval mode; the model's mode is put back after.
+    """Evaluate `model` on every image of `loader` in eval mode, then restore its mode.
 
-    between: called after each batch, so that a person who wants to stop need not wait for the last; views: see
-    `logits`.
+    between: called after each batch; may raise to stop early. views: see `logits`.
     """
     was_training = model.training
     model.eval()
@@ -95,6 +94,6 @@ def evaluate(
             between()
     finally:
         model.train(was_training)
-    # Counted once, here: counting each batch would make the host wait for a GPU each time.
+    # Once for all batches: after each batch the host would wait for the GPU.
     confusion = torch.bincount(torch.cat(cells), minlength=num_classes * num_classes)
     return Evaluation(loss_sum.item() / loader.count, confusion.view(num_classes, num_classes).cpu())

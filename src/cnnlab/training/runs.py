@@ -1,20 +1,20 @@
-"""A run's folder: its files, opening one, listing and comparing many.
+"""A run's folder: create, open, list and compare runs.
 
-    recipe.json              what was asked for
-    run.json                 what it met: network, classes, split sizes, a hash of the data, preprocessing
+    recipe.json              the settings
+    run.json                 network, classes, split sizes, a hash of the data, preprocessing
     environment.json         versions and hardware of each session
     metrics.jsonl            one line an epoch, each with a checksum
     tensorboard/             the same as TensorBoard events
     checkpoint.safetensors   all that the next step depends on; until the run is finished, checkpoint.before.safetensors
-                             is the one that was saved before it
+                             is the one before it
     last.safetensors         weights after the last epoch
     best.safetensors         weights of the best epoch
     curves.png, summary.json written at the end
-    evaluations.jsonl        each explicit evaluation, so that looks at the test set are on record
+    evaluations.jsonl        each explicit evaluation, so that every use of the test set is on record
 
-run.json, environment.json and summary.json hold a checksum of themselves, run.json one of recipe.json, too: what was
-damaged, or changed by hand, is not used. Several seeds of one recipe are a folder with seeds.json, holding one run's
-folder per seed.
+run.json, environment.json and summary.json hold a checksum of themselves, run.json also one of recipe.json: a file that
+was damaged or changed by hand is not used. Several seeds of one recipe are a folder with seeds.json and a run's folder
+for each seed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MOST_SEEDS = 100_000
 _SIDE = Number(1, LARGEST_SIDE, whole=True)
 _CHANNELS = Number(1, 64, whole=True)
 _SHARE = Number(0, 1)
-# What the files hold: a folder may come from anybody.
+# Schemas of the files: a folder may come from anyone.
 _INFO = {
     "model": {"name": str, "num_classes": Number(1, 1e6, whole=True), "in_channels": _CHANNELS, "image_size": _SIDE,
               "parameters": COUNT},
@@ -73,7 +73,7 @@ _SESSION = {"device?": str, "device_name?": str, "threads?": COUNT, "versions?":
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder on the disk."""
+    """The folder of a run."""
 
     path: Path
     recipe: Recipe
@@ -81,40 +81,40 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The state to resume from."""
+        """The file to resume from."""
         return self.path / "checkpoint.safetensors"
 
     @property
     def metrics_file(self) -> Path:
-        """One JSON line an epoch."""
+        """The file with a JSON line for each epoch."""
         return self.path / "metrics.jsonl"
 
     @property
     def classes(self) -> list[str]:
-        """Names of the K classes."""
+        """The names of the K classes."""
         return list(self.info["data"]["classes"])
 
     def weights(self, which: str | None = None) -> Path:
-        """The file of the `best` or `last` weights.
+        """Return the file of the `best` or `last` weights.
 
-        Unsaid: the best, where the best epoch was chosen on validation images; else the last.
+        Default: the best if validation images chose the best epoch, else the last.
         """
         default = "best" if self.recipe.eval_split == "validation" else "last"
         return self.path / f"{which or default}.safetensors"
 
     def metrics(self) -> list[dict[str, Any]]:
-        """A row for each epoch that is finished."""
+        """Return a row for each finished epoch. Raise CnnlabError if the file is damaged."""
         rows = _read_lines(self.metrics_file)
         for row in rows:
             check(self.metrics_file, row, row_schema(self.recipe))
         summary = self.summary()
         incomplete = summary is not None and len(rows) != summary["epochs"]
         if incomplete or [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
-            raise CnnlabError(f"{self.metrics_file} is damaged: it lacks an epoch, or has one twice")
+            raise CnnlabError(f"{self.metrics_file} is damaged: an epoch is missing or repeated")
         return rows
 
     def summary(self) -> dict[str, Any] | None:
-        """What was written when the run finished; None before that."""
+        """Return the final figures, or None before the run is finished. Raise CnnlabError if the file is damaged."""
         path = self.path / "summary.json"
         if not path.exists():
             return None
@@ -131,56 +131,56 @@ class Run:
         return summary
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """Each explicit evaluation so far; a line that a crash tore is passed over."""
+        """Return a row for each explicit evaluation. Lines that a crash left incomplete are ignored."""
         return _read_lines(self.path / "evaluations.jsonl", torn_lines=True)
 
 
 def create_run(path: Path, recipe: Recipe, info: dict[str, Any]) -> Run:
-    """Begin a run in the new, empty folder `path`. Raises: CnnlabError where that cannot be written to."""
+    """Create a run in the new, empty folder `path`. Raise CnnlabError if it cannot be written."""
     info = {"format": _FORMAT, **info, "recipes": [digest(recipe.to_dict())]}
     try:
         write_atomic(path / "recipe.json", recipe_json(recipe))
         write_checked(path / "run.json", info)
     except OSError as error:
-        shutil.rmtree(path, ignore_errors=True)  # it held nothing yet
+        shutil.rmtree(path, ignore_errors=True)  # it was empty
         raise CnnlabError(f"cannot write into {path}: {reason(error)}; name another folder with --runs-dir") from error
     return Run(path, recipe, info)
 
 
 def change_recipe(run: Run, recipe: Recipe) -> Run:
-    """Let the run go on by another recipe. The caller holds its lock. Raises: OSError."""
+    """Continue the run by another recipe. The caller holds its lock. Raise OSError."""
     info = {**run.info, "recipes": [*run.info["recipes"], digest(recipe.to_dict())]}
-    # In this order: whenever this is stopped, the recipe that lies there is a known one.
+    # In this order: whenever the process dies, recipe.json is one that run.json knows.
     write_checked(run.path / "run.json", info)
     write_atomic(run.path / "recipe.json", recipe_json(recipe))
     return Run(run.path, recipe, info)
 
 
 def make_folder(path: Path) -> Path:
-    """Make the new folder `path` and its parents; returns it. Raises: CnnlabError where it exists or cannot be made."""
+    """Create the new folder `path` and its parents. Raise CnnlabError if it exists or cannot be created."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir()
     except FileExistsError as error:
         where = path if path.exists() else path.parent
         if (path / "reproduction.json").exists():
-            remedy = f"choose another --name, or go on with it: cnnlab reproduce --resume {path}"
+            remedy = f"choose another --name, or continue it: cnnlab reproduce --resume {path}"
         elif (path / "run.json").exists() or (path / "seeds.json").exists():
-            remedy = f"choose another --name, or go on with it: cnnlab train --resume {path}"
+            remedy = f"choose another --name, or continue it: cnnlab train --resume {path}"
         elif where.is_dir():
             remedy = "choose another --name"
         else:
             remedy = "it is a file; name another folder with --runs-dir"
         raise CnnlabError(f"{where} exists; {remedy}") from error
     except OSError as error:
-        raise CnnlabError(f"cannot make {path}: {reason(error)}; name another folder with --runs-dir") from error
+        raise CnnlabError(f"cannot create {path}: {reason(error)}; name another folder with --runs-dir") from error
     return path
 
 
 def new_folder(runs_dir: Path, name: str | None, recipe: Recipe) -> Path:
-    """Make the folder of a new run: `runs_dir`/`name`, or a free name made of data, network and a number.
+    """Create the folder of a new run: `runs_dir`/`name`. Default name: data, network and a free number.
 
-    Raises: CnnlabError for a name that is taken or no plain name.
+    Raise CnnlabError if the name is taken or invalid.
     """
     is_folder = recipe.data.startswith("folder:")
     source = f"folder-{Path(recipe.data.removeprefix('folder:')).name}" if is_folder else recipe.data
@@ -188,18 +188,18 @@ def new_folder(runs_dir: Path, name: str | None, recipe: Recipe) -> Path:
 
 
 def check_name(name: str) -> None:
-    """Raises: CnnlabError where `name` is no plain name, on any system."""
+    """Raise CnnlabError if `name` is not a portable file name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name.endswith("."):
         raise CnnlabError(
             f"run name {truncate(name)!r}: use letters, digits, '.', '_' and '-', at most 100, a letter or digit first "
             "and no '.' last"
         )
     if re.fullmatch(r"con|prn|aux|nul|(com|lpt)[0-9]", name.partition(".")[0].lower()):
-        raise CnnlabError(f"run name {name!r} means a device on Windows, where nobody could open it; choose another")
+        raise CnnlabError(f"run name {name!r} is reserved for a device on Windows; choose another")
 
 
 def named_folder(runs_dir: Path, name: str | None, stem: str) -> Path:
-    """Make the new folder `runs_dir`/`name`, or, unsaid, `stem` with a number that is free. Raises: CnnlabError."""
+    """Create the new folder `runs_dir`/`name`. Default name: `stem` and a free number. Raise CnnlabError."""
     if name is not None:
         check_name(name)
         return make_folder(runs_dir / name)
@@ -216,14 +216,14 @@ def named_folder(runs_dir: Path, name: str | None, stem: str) -> Path:
 
 
 def open_run(name: str | Path, runs_dir: str | Path = "runs") -> Run:
-    """The run in the folder `name`, or in `runs_dir`/`name`. Raises: CnnlabError where that is no run's folder."""
+    """Return the run in the folder `name`, or in `runs_dir`/`name`. Raise CnnlabError if there is none."""
     path = find_folder(name, runs_dir)
     if (path / "seeds.json").exists():
         inside = ", ".join(str(p) for p in seed_folders(path))
-        raise CnnlabError(f"{path} holds several seeds; name one of its runs: {inside or 'none has begun'}")
+        raise CnnlabError(f"{path} holds several seeds; name one of its runs: {inside or 'none was started'}")
     for name in ("run.json", "recipe.json"):
         if not (path / name).is_file():
-            raise CnnlabError(f"{path} is not a run's folder (no {name}); `cnnlab runs` lists those there are")
+            raise CnnlabError(f"{path} is not a run's folder (no {name}); `cnnlab runs` lists all runs")
     info = read_checked(path / "run.json")
     if info.get("format") != _FORMAT:
         raise CnnlabError(f"{path / 'run.json'} has format {info.get('format')!r}; this cnnlab reads {_FORMAT!r}")
@@ -240,26 +240,25 @@ def open_run(name: str | Path, runs_dir: str | Path = "runs") -> Run:
         raise CnnlabError(f"{path / 'recipe.json'} is damaged: {error}") from error
     if digest(values) not in info["recipes"]:
         raise CnnlabError(
-            f"{path / 'recipe.json'} was damaged, or changed by hand: it is not what the run began with; bring it back "
-            "from a copy, or train a new run"
+            f"{path / 'recipe.json'} was damaged or changed by hand; restore it from a copy, or train a new run"
         )
     return Run(path, recipe, info)
 
 
 def find_folder(name: str | Path, runs_dir: str | Path = "runs") -> Path:
-    """`name` as a folder, else `runs_dir`/`name`. Raises: CnnlabError where there is neither."""
+    """Return the folder `name`, else `runs_dir`/`name`. Raise CnnlabError if there is neither."""
     places = [path for path in (Path(name), Path(runs_dir) / name) if path.is_dir()]
     # A folder of images may have the name of a run.
     for path in (*(p for p in places if (p / "run.json").exists() or (p / "seeds.json").exists()), *places):
         return path
     what = "is a file, not a run's folder" if Path(name).exists() else "does not exist"
-    raise CnnlabError(f"{name} {what}; `cnnlab runs` lists the runs there are")
+    raise CnnlabError(f"{name} {what}; `cnnlab runs` lists all runs")
 
 
 def list_runs(runs_dir: str | Path = "runs", damaged: Callable[[str], None] = lambda _: None) -> list[Run]:
-    """All runs under `runs_dir`, by name; those of several seeds one by one. Folders that are no runs are left out.
+    """Return all runs under `runs_dir`, sorted by name, with each seed as a run. Other folders are ignored.
 
-    damaged: called with one line for each run that cannot be read, which is left out too.
+    damaged: called with one line for each run that cannot be read; such runs are skipped.
     """
     runs_dir = Path(runs_dir)
     if not runs_dir.is_dir():
@@ -278,7 +277,7 @@ def list_runs(runs_dir: str | Path = "runs", damaged: Callable[[str], None] = la
 
 
 def _folders_of_runs(path: Path) -> list[Path]:
-    """The run's folder `path` itself, or those inside it: the seeds of one recipe, or of a reproduction's many."""
+    """Return `path` if it is a run's folder, or those inside it: seeds, or the runs of a reproduction."""
     inside: list[Path] = []
     if any((path / f"{kind}.json").exists() for kind in ("reproduction", "competition")):
         inside = [folder for p in sorted(path.iterdir()) if p.is_dir() for folder in _folders_of_runs(p)]
@@ -291,7 +290,7 @@ def _folders_of_runs(path: Path) -> list[Path]:
 
 
 def create_seeds(path: Path, recipe: Recipe, seeds: Sequence[int]) -> None:
-    """Make the new, empty folder `path` one of several seeds of a recipe."""
+    """Make the new, empty folder `path` one for several seeds of a recipe. Raise CnnlabError."""
     content = {"format": _SEEDS_FORMAT, "recipe": recipe.to_dict(), "seeds": list(seeds)}
     try:
         write_checked(path / "seeds.json", content)
@@ -300,7 +299,7 @@ def create_seeds(path: Path, recipe: Recipe, seeds: Sequence[int]) -> None:
 
 
 def open_seeds(path: Path) -> tuple[Recipe, list[int]]:
-    """The recipe and the seeds of such a folder."""
+    """Return the recipe and the seeds of such a folder. Raise CnnlabError."""
     content = read_checked(path / "seeds.json")
     if content.get("format") != _SEEDS_FORMAT:
         raise CnnlabError(f"{path / 'seeds.json'} has format {content.get('format')!r}, not {_SEEDS_FORMAT!r}")
@@ -314,12 +313,12 @@ def open_seeds(path: Path) -> tuple[Recipe, list[int]]:
 
 
 def seed_folders(path: Path) -> list[Path]:
-    """The runs' folders inside, in the order of their seeds."""
+    """Return the runs' folders inside, in the order of their seeds."""
     return sorted(path.glob("seed-*"), key=lambda p: (len(p.name), p.name))
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """n, mean and standard deviation (n - 1; None for a single value)."""
+    """Return n, mean and sample standard deviation (None for a single value)."""
     return {"n": len(values), "mean": mean(values), "std": stdev(values) if len(values) > 1 else None}
 
 
@@ -327,16 +326,16 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def write_metrics(run: Run, rows: Sequence[dict[str, Any]]) -> None:
-    """Replace the metrics file as a whole: a line is there once, whatever happened before."""
+    """Replace the metrics file as a whole, so that no line is there twice. Raise OSError."""
     write_atomic(run.metrics_file, "".join(_line(row) for row in rows))
 
 
 def record_evaluation(run: Run, row: dict[str, Any]) -> bool:
-    """Add a line to the run's record of evaluations; False where its folder cannot be written to."""
+    """Add a line to the run's record of evaluations. Return False if its folder cannot be written."""
     try:
         path = run.path / "evaluations.jsonl"
         torn = path.exists() and not read_limited(path, LINES_LIMIT).endswith(b"\n")
-        # Not through a link: the folder may come from anybody, and the link lead anywhere.
+        # Not through a link: the folder may come from anyone, and the link may lead anywhere.
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         with os.fdopen(handle, "a", encoding="utf-8") as file:
             file.write("\n" * torn + _line({"date": datetime.now(UTC).isoformat(timespec="seconds"), **row}))
@@ -346,17 +345,17 @@ def record_evaluation(run: Run, row: dict[str, Any]) -> bool:
 
 
 def add_session(run: Run, environment: dict[str, Any]) -> None:
-    """Note versions and hardware beside those of the sessions before."""
+    """Add versions and hardware to those of earlier sessions. Raise OSError."""
     path = run.path / "environment.json"
     write_checked(path, {"sessions": [*_sessions(path), environment]})
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """While this holds, no other process may train in the run's folder `path`; reading is always allowed.
+    """Lock the run's folder `path`, so that no other process trains in it; reading is always allowed.
 
-    The system's own lock: it goes with the process, however that ends. Raises: CnnlabError where another holds it, and
-    where the folder holds links: what is written through one would land elsewhere.
+    The system releases the lock when the process ends, however that happens. Raise CnnlabError if another process holds
+    it, or if the folder holds links, through which files would be written elsewhere.
     """
     for folder in (path, path / "tensorboard"):
         for entry in folder.iterdir() if folder.is_dir() else ():
@@ -375,7 +374,7 @@ def locked(path: Path) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:
         raise CnnlabError(f"cannot write into {path}: {reason(error)}") from error
     try:
-        with suppress(OSError):  # it is only for the others' message
+        with suppress(OSError):  # it only helps the message above
             file.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield
     finally:
@@ -383,13 +382,13 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def data_dir(run: Run) -> Path | None:
-    """The data folder that the run began with, if it is still there."""
+    """Return the data folder that the run started with, or None if it is gone."""
     folder = run.info["data"].get("data_dir")
     return Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else None
 
 
 def first_session(run: Run) -> dict[str, Any]:
-    """Versions and hardware that the run began with; empty where that is not known."""
+    """Return the environment that the run started in: versions, hardware, plan. Empty if unknown."""
     sessions = _sessions(run.path / "environment.json")
     return sessions[0] if sessions else {}
 
@@ -401,9 +400,7 @@ def _sessions(path: Path) -> list[dict[str, Any]]:
         content = read_checked(path)
         check(path, content, {"sessions": [_SESSION]})
     except CnnlabError as error:
-        raise CnnlabError(
-            f"{error}; or delete it to go on without it, where device, precision and threads are given as they were"
-        ) from error
+        raise CnnlabError(f"{error}; or delete it and give device, precision and threads as they were") from error
     return list(content["sessions"])
 
 
@@ -442,6 +439,6 @@ def _read_lines(path: Path, *, torn_lines: bool = False) -> list[dict[str, Any]]
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """The settings in which `runs` differ: {setting: value in each run}."""
+    """Return the settings in which `runs` differ, each with its value in every run."""
     recipes = [run.recipe.to_dict() for run in runs]
     return {key: [r[key] for r in recipes] for key in recipes[0] if len({str(r[key]) for r in recipes}) > 1}

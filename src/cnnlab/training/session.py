@@ -1,4 +1,4 @@
-"""What the trainings of one call share: device, display, images, and the way from a recipe to a new run."""
+"""What the trainings of one call share: device, display, images and plan."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def same_device(name: str | None) -> str:
 
 
 class Session:
-    """What several runs of one call share: the device, the display, the images."""
+    """The device, display, images and plan of one call. Arguments: see `train`. Raise CnnlabError."""
 
     def __init__(
         self,
@@ -85,13 +85,13 @@ class Session:
             self.threads = max(1, min(first["threads"], available_cores()))  # also for seeds that are not started yet
 
     def load_data(self, recipe: Recipe, *, again: bool = False) -> Recipe:
-        """Load the recipe's images; returns the recipe with the source's folder made absolute.
+        """Load the recipe's images and check that its network can be trained on them.
 
-        again: a run goes on, on a machine that need not compile as it began (see `probe.plan`).
+        again: a run is resumed, maybe on a machine that cannot compile. Return the recipe with an absolute data folder.
         """
         for kind in (FOLDER, STORE):
             if recipe.data.startswith(kind) and recipe.data != kind:
-                # The run may be resumed or evaluated from elsewhere.
+                # The run may be resumed or evaluated from another folder.
                 where = expand(recipe.data.removeprefix(kind)).absolute()
                 recipe = replace(recipe, data=f"{kind}{where}")
         if recipe.init != "framework" and published_tag(recipe.model):
@@ -100,7 +100,7 @@ class Session:
             )
         if not again:
             check_compile(recipe, self.device)
-        # Before minutes of reading: is there such a network, and does it take such images?
+        # Before minutes of reading: does the network exist, and does it take images of this size?
         if ":" not in recipe.model or recipe.image_size:
             with torch.device("meta"):  # shapes without memory
                 build_model(recipe.model, num_classes=10, in_channels=1, image_size=recipe.image_size or 256)
@@ -118,14 +118,14 @@ class Session:
         )
         if recipe.shift >= self.preprocessing.image_size:
             size = self.preprocessing.image_size
-            raise CnnlabError(f"shift={recipe.shift} would move {size}-pixel images out of sight; choose a smaller one")
-        self._check_batches(recipe)  # now with the images' real size: nothing is begun that cannot be trained
+            raise CnnlabError(f"shift={recipe.shift} is at least the images' {size} pixels; choose a smaller one")
+        self._check_batches(recipe)
         self.display.end()
         self._plan = self._shared = None
         return recipe
 
     def create(self, path: Path, recipe: Recipe) -> Run:
-        """Begin a run in the new, empty folder `path`: from here on it can be resumed."""
+        """Create a run in the new, empty folder `path`; from here on it can be resumed."""
         with torch.device("meta"):
             parameters = sum(p.numel() for p in self.build(recipe).parameters())
         info = {
@@ -151,7 +151,7 @@ class Session:
         return runs.create_run(path, recipe, info)
 
     def build(self, recipe: Recipe, *, published: bool = False) -> nn.Module:
-        """The recipe's network for these images, with the framework's starting weights, or `published` ones."""
+        """Return the recipe's network for these images, with PyTorch's initial weights, or `published` ones."""
         return build_model(
             recipe.model,
             num_classes=len(self.train_set.classes),
@@ -161,9 +161,9 @@ class Session:
         )
 
     def plan(self, recipe: Recipe, first: dict[str, Any]) -> Plan:
-        """How to compute the recipe's steps here. `first`: what the run's first session was, empty for a new run.
+        """Return how to compute the recipe's steps here. first: the run's first session; empty for a new run.
 
-        New runs of one call have one plan, also where what was measured cannot be kept.
+        New runs of one call share a plan, even if the measurement cannot be stored.
         """
         if self._plan is None or first:
             plan = self._make_plan(recipe, first)
@@ -188,7 +188,7 @@ class Session:
         )
 
     def find_batch_size(self, recipe: Recipe) -> Recipe:
-        """The recipe with a batch size whose steps fit into the memory; says so where it is another."""
+        """Return the recipe with a batch size whose steps fit in memory; note it if it was changed."""
         side = self.preprocessing.image_size
         size = fitting_batch_size(
             recipe,
@@ -201,23 +201,23 @@ class Session:
         )
         if size != recipe.batch_size:
             self.display.message(
-                f"note: a batch of {recipe.batch_size} does not fit into the memory, one of {size} does; the learning "
-                f"rate is left at {recipe.learning_rate:g}: smaller batches often want a smaller one"
+                f"note: a batch of {recipe.batch_size} does not fit in memory, one of {size} does; the learning "
+                f"rate stays {recipe.learning_rate:g}, though smaller batches often need a smaller one"
             )
         return recipe.changed(batch_size=size)
 
     def shared(self, recipe: Recipe) -> dict[str, int]:
-        """How many images of each other part are, pixel for pixel, among the training images. Found once a session."""
+        """Return how many images of each other split are, pixel for pixel, among the training images."""
         if self._shared is None:
             self._shared = {}
-            if recipe.eval_split != "train":  # which watches some of the training images
+            if recipe.eval_split != "train":  # which is a part of the training images
                 self._shared[recipe.eval_split] = len(shared(self.train_set.images, self.eval_set.images))
             if recipe.eval_split != "test":
                 try:
                     count = copies_in_test(recipe.data, self.train_set, SourceOptions(data_dir=self._data_dir))
-                except (CnnlabError, OSError) as error:  # what was trained is not lost for that
+                except (CnnlabError, OSError) as error:  # the training must not be lost for that
                     count = None
-                    self.display.message(f"note: the test images were not searched for copies: {reason(error)}")
+                    self.display.message(f"note: the test images were not searched for duplicates: {reason(error)}")
                 self._shared |= {} if count is None else {"test": count}
         return self._shared
 
@@ -235,9 +235,9 @@ class Session:
         self.whitening_seconds = time.perf_counter() - started
 
     def _check_batches(self, recipe: Recipe) -> None:
-        """Does the network train on the smallest batch, and on every size of image? Tried with shapes alone."""
+        """Check, with shapes alone, that the network trains on the smallest batch and on every image size."""
         if published_tag(recipe.model):
-            self.build(recipe, published=True)  # fetched now, so that no run is begun that cannot go on
+            self.build(recipe, published=True)  # downloaded now, so that no run is created that cannot continue
         with torch.device("meta"):
             model = self.build(recipe).to("meta").train()
             smallest, whole = min(recipe.batch_size, len(self.train_set)), self.preprocessing.image_size
@@ -250,13 +250,13 @@ class Session:
                         "normalises over the batch; it needs at least 2 images"
                     ) from error
             if recipe.start_size > whole:
-                raise CnnlabError(f"start_size={recipe.start_size} is larger than the images' {whole}; choose less")
+                raise CnnlabError(f"start_size={recipe.start_size} is larger than the images' {whole}; reduce it")
             for size in sorted({size_in_epoch(recipe, whole, epoch) for epoch in range(recipe.epochs)} - {whole}):
                 try:
                     model(torch.zeros(min(smallest, 2), self.preprocessing.channels, size, size))
                 except (RuntimeError, ValueError, AssertionError) as error:
                     raise CnnlabError(
                         f"start_size={recipe.start_size}: {recipe.model} made for {whole} pixels does not take images "
-                        f"of {size} ({reason(error)[:100]}); set start_size=0, or take a network that does, as "
+                        f"of {size} ({reason(error)[:100]}); set start_size=0, or choose a network that does, such as "
                         "resnet18-small"
                     ) from error
