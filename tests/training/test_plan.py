@@ -559,6 +559,6 @@ def test_a_recorded_run_goes_on_without_cuda(quick: Recipe) -> None:
     recipe = quick.changed(compile="record")
     with Session("cpu", 1, None, False, "none") as session:
         with pytest.raises(CnnlabError, match="set compile=off"):
-            session.begin(recipe)
-        session.begin(recipe, again=True)
+            session.load_data(recipe)
+        session.load_data(recipe, again=True)
         assert session.plan(recipe, {"compile": "record"}).compile == "off"

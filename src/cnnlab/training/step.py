@@ -120,6 +120,11 @@ class GuardedStep:
 
     @staticmethod
     def _scaled_update(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, loss: Tensor) -> bool:
+        if isinstance(optimizer, torch.optim.SGD) and not optimizer.state:
+            # If the very first step overflows, PyTorch's fused SGD leaves its new momentum uninitialized.
+            for group in optimizer.param_groups:
+                for p in group["params"] if group["momentum"] else ():
+                    optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scale = scaler.get_scale()
