@@ -53,7 +53,7 @@ def test_without_arguments_it_trains_the_default(installed: Command, tmp_path: P
     assert (tmp_path / "runs/digits-lenet-bn-001/curves.png").exists()
     answer = installed("eval", "digits-lenet-bn-001")
     assert float(answer.stdout.split()[2]) > 0.97
-    assert "looked at 1 time" in answer.stdout
+    assert "evaluated on the test set 1 time" in answer.stdout
 
 
 def test_python_m_cnnlab_is_the_command() -> None:
@@ -333,14 +333,14 @@ def test_one_damaged_run_does_not_hide_the_others(cnnlab: Command, run: Path, tm
     answer = cnnlab("runs")
     assert answer.returncode == 0
     assert "runs/good" in answer.stdout
-    assert "left out: runs/bad/run.json is damaged" in answer.stderr
+    assert "skipped: runs/bad/run.json is damaged" in answer.stderr
     # a folder of the same name in the working directory does not hide a run
     (tmp_path / "good").mkdir()
     assert cnnlab("eval", "good").returncode == 0
     # a torn line in the record of evaluations costs that line only
     with (tmp_path / "runs/good/evaluations.jsonl").open("a") as file:
         file.write('{"split": "te')
-    assert "looked at 2 times" in cnnlab("eval", "good").stdout
+    assert "evaluated on the test set 2 times" in cnnlab("eval", "good").stdout
 
 
 def test_a_plot_overwrites_nothing(cnnlab: Command, run: Path, tmp_path: Path) -> None:

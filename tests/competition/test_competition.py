@@ -103,7 +103,7 @@ def test_one_command_leads_from_files_to_a_submission_that_scores(
         "pixel mean",
         "val acc",
         "true \\ predicted",
-        "6 looks",
+        "6 views",
         "train_subset acc",
         "submission.csv: 30 rows",
     ):

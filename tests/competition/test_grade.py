@@ -438,7 +438,7 @@ def test_the_command(cnnlab: Command, room: Path, labels: Path, tmp_path: Path) 
     ]  # fmt: skip
     assert "2 of 4" in lines[1]
     assert lines[-1] == "1 scored, median accuracy 0.5000; 2 refused; 1 missing"
-    assert answer.stderr == "kept in runs/grades-001 (grades.csv, grades.png)\n"
+    assert answer.stderr == "saved in runs/grades-001 (grades.csv, grades.png)\n"
     answer = cnnlab("grade", room, "--labels", labels, "--json", "--out", "mine")
     assert json.loads(answer.stdout)["students"][0]["accuracy"] == 0.5
     assert (tmp_path / "mine/grades.png").exists()

@@ -274,7 +274,7 @@ def test_time_to_accuracy(quick: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_pa
         left_out,
     )
     assert f"validation acc {row['accuracy']:.4f} after {row['seconds']:.1f} s" in bench_text(found)
-    assert "left out: no/such" in bench_text(found)
+    assert "skipped: no/such" in bench_text(found)
 
 
 def test_fashion_mnist_is_there_when_all_four_files_are(tmp_path: Path) -> None:

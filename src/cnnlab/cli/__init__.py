@@ -1,4 +1,4 @@
-"""The command `cnnlab`: one file for each group of commands, with the tables it prints."""
+"""The command `cnnlab`: one file per group of commands, with the tables it prints."""
 
 from cnnlab.cli.app import main
 

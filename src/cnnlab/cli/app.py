@@ -1,10 +1,11 @@
-"""The `cnnlab` command: parse, make one public call, print. What is slow to import is imported where it is used."""
+"""The `cnnlab` command: its wiring and its exit codes. Slow modules are imported where they are used."""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, NoReturn
 
 import typer
@@ -53,22 +54,25 @@ def _root(
     pass
 
 
-for command in (train, predict, runs, show, figures, reproduce, classical, bench, doctor, grade):
-    app.command()(command)
-app.command("eval")(evaluate)
-app.command("list")(list_)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train, "eval": evaluate, "predict": predict, "runs": runs, "list": list_, "show": show,
+    "reproduce": reproduce, "classical": classical, "figures": figures, "grade": grade, "bench": bench,
+    "doctor": doctor,
+}  # fmt: skip
+for name, command in COMMANDS.items():
+    app.command(name)(command)
 
 
 def main() -> NoReturn:
-    """Run the command; bad input is one line on standard error and exit code 2."""
+    """Run the command. Bad input gives one line on standard error and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file's name or a ± that this terminal cannot show
+            stream.reconfigure(errors="backslashreplace")  # a file name or a ± that this terminal cannot print
     try:
         code = app(standalone_mode=False)
-        if code == 130:  # Typer has turned Ctrl-C into this, without a word; a training says its own
+        if code == 130:  # Typer turns Ctrl-C into this silently; a training prints its own message
             echo("stopped", error=True)
-        if sys.stdout is not None:  # closed by whoever started us
+        if sys.stdout is not None:  # None if the parent process closed it
             sys.stdout.flush()
     except CnnlabError as error:
         _fail(str(error))
@@ -77,7 +81,7 @@ def main() -> NoReturn:
         echo("stopped", error=True)
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of our output (head, less) went away: nothing is wrong, and nothing more can be told.
+        # The reader of our output (head, less) has exited, which is no error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
@@ -85,7 +89,7 @@ def main() -> NoReturn:
     except Exception as error:
         if out_of_memory(error):
             _fail("out of memory; use smaller images (image_size), a smaller batch_size or fewer images")
-        # Typer's own errors (unknown option, missing argument) know how to say themselves.
+        # Typer's own errors (unknown option, missing argument) format themselves.
         if not hasattr(error, "format_message"):
             raise
         _fail(f"{error.format_message().rstrip('.')}. See cnnlab --help, or cnnlab COMMAND --help.")
@@ -93,5 +97,5 @@ def main() -> NoReturn:
 
 
 def _fail(text: str) -> NoReturn:
-    echo(f"error: {' '.join(text.splitlines())}", error=True)  # Typer's own may have several lines
+    echo(f"error: {' '.join(text.splitlines())}", error=True)  # Typer's errors may have several lines
     sys.exit(2)

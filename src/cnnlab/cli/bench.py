@@ -1,4 +1,4 @@
-"""`cnnlab bench`: parse, make one public call, print."""
+"""`cnnlab bench`: measure this machine."""
 
 from __future__ import annotations
 
@@ -19,39 +19,42 @@ def bench(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL...]", help="Networks (cnnlab list models). Unsaid: the chapter's nine, by the manual."
+            metavar="[MODEL...]", help="Networks, see `cnnlab list models`. Default: the chapter's nine."
         ),
     ] = None,
     image_size: Annotated[
-        int, typer.Option(help="Pixels a side. 0: the manual's, else the network's usual one.")
+        int, typer.Option(help="Input size in pixels; 0: the manual's or the network's usual one.")
     ] = 0,
-    batch_size: Annotated[int, typer.Option(help="Images per step. 0: the manual's, else 128.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Images per step; 0: the manual's, else 128.")] = 0,
     precision: Annotated[
-        str, typer.Option(help="float32, bfloat16, or auto: both, where there are units for bfloat16.")
+        str, typer.Option(help="float32, bfloat16, or auto: both if the device supports bfloat16.")
     ] = "auto",
     memory_format: Annotated[str, typer.Option(help="contiguous, channels_last, or auto: the faster one.")] = "auto",
     compile: Annotated[
         str,
         typer.Option(
-            help="off; record: played from a recording, on CUDA; torch.compile's default, reduce-overhead or "
-            "max-autotune-no-cudagraphs; auto: record where it can be."
+            help="off; record: a CUDA graph; a mode of torch.compile: default, reduce-overhead or "
+            "max-autotune-no-cudagraphs; auto: record if possible."
         ),
     ] = "auto",
-    seconds: Annotated[float, typer.Option(help="Of measured steps, for each network and precision.")] = 4.0,
-    no_accuracy: Annotated[bool, typer.Option("--no-accuracy", help="Leave time to accuracy out.")] = False,
+    seconds: Annotated[float, typer.Option(help="Seconds to measure per network and precision.")] = 4.0,
+    no_accuracy: Annotated[bool, typer.Option("--no-accuracy", help="Skip the time to accuracy.")] = False,
     device: DeviceName = "auto",
     threads: Threads = None,
     data_dir: DataDir = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Where bench.json and bench.png go. Unsaid: a free folder in runs.",
+            metavar="FOLDER", help="Folder of bench.json and bench.png. Default: a free one in runs.",
             show_default=False,
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Measure this machine in some minutes: speed of training, share of the peak, memory, time to accuracy."""
+    """Measure this machine: training speed, fraction of peak, memory.
+
+    Also the time to an accuracy. Takes some minutes.
+    """
     from cnnlab.machine.bench import bench as measure
     from cnnlab.machine.bench import bench_folder
     from cnnlab.training.display import make_display
@@ -68,11 +71,11 @@ def bench(
             display.end()
         found.save(folder)
     echo(to_json(found.to_dict()) if as_json else bench_text(found))
-    echo(f"kept in {folder} (bench.json, bench.png)", error=True)
+    echo(f"saved in {folder} (bench.json, bench.png)", error=True)
 
 
 def bench_text(found: BenchResult) -> str:
-    """The machine, a line for each network and precision, then time to accuracy and what was left out."""
+    """Return the machine, a row per network and precision, the time to accuracy and what was skipped."""
     about, lines = found.environment, []
     memory = f", {about['memory_gib']} GiB" if about["memory_gib"] else ""
     lines.append(
@@ -111,4 +114,4 @@ def bench_text(found: BenchResult) -> str:
             f"recipe {row['recipe']}, {row['epochs']} epochs: {row['split']} acc {row['accuracy']:.4f} after "
             f"{row['seconds']:.1f} s"
         )
-    return "\n".join([*lines, *(f"left out: {text}" for text in found.left_out)]).rstrip()
+    return "\n".join([*lines, *(f"skipped: {text}" for text in found.left_out)]).rstrip()

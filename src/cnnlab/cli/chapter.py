@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnlab.cli.options import AsJson, DataDir, DeviceName, RunsDir, SkipBad, Threads, print_training
+from cnnlab.cli.options import AsJson, DataDir, DeviceName, Progress, RunsDir, SkipBad, Threads, print_training
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.tables import as_text, new_table, to_json
 from cnnlab.io.text import echo
@@ -18,22 +18,20 @@ if TYPE_CHECKING:
 
 
 def figures(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NUMBER...]", help="1.1 to 1.8. Unsaid: all.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the pictures; those of the same name are replaced.")] = Path(
-        "figures"
-    ),
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NUMBER...]", help="1.1 to 1.8. Default: all.")] = None,
+    out: Annotated[Path, typer.Option(help="Output folder. Existing files are replaced.")] = Path("figures"),
     run: Annotated[
-        str | None, typer.Option(metavar="RUN", help="1.1: the trained run whose filters to show.", show_default=False)
+        str | None, typer.Option(metavar="RUN", help="1.1: the run whose filters to draw.", show_default=False)
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="1.8: the images to show samples of.", show_default=False)
+        str | None, typer.Option(metavar="SOURCE", help="1.8: data source of the sample images.", show_default=False)
     ] = None,
     formats: Annotated[
-        list[str] | None, typer.Option("--format", help="svg or png; may be repeated. Unsaid: both.")
+        list[str] | None, typer.Option("--format", help="svg or png. May be repeated. Default: both.")
     ] = None,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Draw the chapter's figures from the real networks and a run's filters."""
+    """Draw the chapter's figures from the real networks."""
     from cnnlab.chapter import figures as drawn
 
     left_out = drawn.left_out(names, run, data)
@@ -50,34 +48,32 @@ def reproduce(
         list[str] | None,
         typer.Argument(
             metavar="[NAME...]",
-            help="Experiments: lenet, alexnet, vgg11, nin, lenet-bn-scratch, lenet-bn, resnet18, googlenet, densenet; "
-            "classical for the baseline. Unsaid: the nine networks.",
+            help="lenet, alexnet, vgg11, nin, lenet-bn-scratch, lenet-bn, resnet18, googlenet, densenet, or classical. "
+            "Default: the nine networks.",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Train each from that many seeds; mean and std.")] = 1,
-    epochs: Annotated[
-        int | None, typer.Option(help="Another number of epochs, for a quick look.", show_default=False)
-    ] = None,
+    seeds: Annotated[int, typer.Option(help="Train each with this many seeds; print mean and std.")] = 1,
+    epochs: Annotated[int | None, typer.Option(help="Number of epochs, for a quick trial.", show_default=False)] = None,
     limit: Annotated[
-        int | None, typer.Option(help="At most that many images of each split, for a quick look.", show_default=False)
+        int | None, typer.Option(help="Largest number of images per split, for a quick trial.", show_default=False)
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, however long it may take.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     resume: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Go on with an interrupted one.", show_default=False)
+        str | None, typer.Option(metavar="FOLDER", help="Resume an interrupted reproduction.", show_default=False)
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Name of the folder. Unsaid: a free one.", show_default=False)
+        str | None, typer.Option(help="Name of the folder. Default: a free one.", show_default=False)
     ] = None,
     device: DeviceName = "auto",
     threads: Threads = None,
     data_dir: DataDir = None,
     runs_dir: RunsDir = Path("runs"),
-    progress: Annotated[str, typer.Option(help="As for train.")] = "auto",
+    progress: Progress = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Train the chapter's experiments by the manual's recipes; print ours beside the manual's figures.
+    """Train the chapter's experiments.
 
-    Says first how long that may take on this machine, and asks.
+    Print the results beside the manual's. Estimate the time first and ask.
     """
     from cnnlab.chapter import reproduce as reproduction
 
@@ -90,15 +86,13 @@ def reproduce(
         if yes:
             return True
         if sys.stdin is None or not sys.stdin.isatty():
-            raise CnnlabError("nobody is there to say yes; give --yes")
-        return typer.confirm("Go on?", err=True)
+            raise CnnlabError("there is no terminal to confirm in; pass --yes")
+        return typer.confirm("Continue?", err=True)
 
     def call() -> str:
         if resume is not None:
             if names or name or epochs or limit or seeds != 1:
-                raise CnnlabError(
-                    "--resume goes on with its own plan; leave out names, --seeds, --epochs, --limit, --name"
-                )
+                raise CnnlabError("--resume uses the saved plan; leave out names, --seeds, --epochs, --limit, --name")
             found: Reproduction | None = reproduction.resume_reproduction(resume, **common)
         else:
             found = reproduction.reproduce(
@@ -118,20 +112,20 @@ def reproduce(
 def classical(
     methods: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[METHOD...]", help="hog-linear, hog-kernel, sift-linear, sift-kernel. Unsaid: all."),
+        typer.Argument(metavar="[METHOD...]", help="hog-linear, hog-kernel, sift-linear or sift-kernel. Default: all."),
     ] = None,
     data: Annotated[str, typer.Option(help="digits, fashion-mnist, folder:PATH or store:PATH.")] = "digits",
-    limit: Annotated[int, typer.Option(help="At most that many images of each split; 0: all.")] = 0,
-    seed: Annotated[int, typer.Option(help="Held-out images, landmarks, visual words, order of the steps.")] = 0,
+    limit: Annotated[int, typer.Option(help="Largest number of images per split; 0: all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     threads: Threads = None,
     data_dir: DataDir = None,
     skip_bad: SkipBad = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train the classical baseline: hand-made features and a support vector machine.
+    """Train the classical baseline.
 
-    HOG or bags of SIFT words, with a linear SVM or one with an approximated Gaussian kernel. Features are kept in the
-    user's cache folder.
+    HOG or SIFT features and a support vector machine. The SVM is linear or has an
+    approximated Gaussian kernel. Features are cached.
     """
     from cnnlab.chapter.classical import classical as train_classical
     from cnnlab.training.display import make_display
@@ -148,7 +142,7 @@ def classical(
 
 
 def plan_text(planned: Plan) -> str:
-    """What a reproduction is going to train, and how long that may take."""
+    """Return what a reproduction is going to train and the estimated time."""
     table = new_table("experiment", "recipe", "epochs", "seeds", "images", "estimated time")
     for name, recipe in planned.recipes.items():
         images = f"at most {recipe.limit:,}" if recipe.limit else "all"
@@ -159,12 +153,12 @@ def plan_text(planned: Plan) -> str:
         table.add_row(name, "", "", "1", images, "not estimated")
     if not planned.recipes:
         return as_text(table)
-    besides = ", the classical baseline not counted" if planned.methods else ""
+    besides = ", without the classical baseline" if planned.methods else ""
     return f"{as_text(table)}\nabout {duration(planned.total)} in all on this machine{besides}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that suits them."""
+    """Return seconds as text, in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
@@ -173,7 +167,7 @@ def duration(seconds: float) -> str:
 
 
 def reproduction_text(found: Reproduction) -> str:
-    """The table: a line for ours and a line for what the manual prints, then what the rows are worth."""
+    """Return a table with a row for our figures and a row for the manual's, then notes."""
     from cnnlab.chapter.experiments import CLASSICAL, cells, printed_cells
 
     table = new_table("experiment", "", "loss", "train acc", "test acc", "examples/s", "images/s with data")
@@ -196,11 +190,11 @@ def reproduction_text(found: Reproduction) -> str:
     for row in found.rows:
         if "val_acc" in row:
             accuracy = row["val_acc"]["mean"]
-            notes.append(f"{row['title']}: settings chosen on validation images, val acc {accuracy:.4f}")
+            notes.append(f"{row['title']}: settings selected on validation images, val acc {accuracy:.4f}")
         for what in ("gamma", "beta"):
             if what in row:
                 values = ", ".join(f"{v:.3f}" for v in row[what])
                 notes.append(f"{row['title']}, seed {row['seeds'][0]}, first layer's {what}: {values}")
     if any("failed" not in row and row["name"] not in CLASSICAL for row in found.rows):
-        notes.append("the manual's recipes look at the test set after each epoch; choose nothing by it")
-    return "\n".join([as_text(table), "", *notes, f"kept in {found.path} (results.json, table.md, every run)"])
+        notes.append("the manual's recipes evaluate on the test set after each epoch; do not select models by it")
+    return "\n".join([as_text(table), "", *notes, f"saved in {found.path} (results.json, table.md, every run)"])

@@ -1,4 +1,4 @@
-"""`cnnlab doctor` and `cnnlab data`: parse, make one public call, print."""
+"""`cnnlab doctor` and `cnnlab data`: check the installation, and the files of a data source."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cnnlab.io.text import echo
 if TYPE_CHECKING:
     from cnnlab.machine.doctor import Check
 
-data = typer.Typer(no_args_is_help=True, help="The files of a source of images.")
+data = typer.Typer(no_args_is_help=True, help="Check the images and labels of a data source.")
 
 
 def doctor(
@@ -23,10 +23,13 @@ def doctor(
     runs_dir: RunsDir = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """Look whether all is well here, and print what a bug report needs: versions, device, disk, data files, runs."""
+    """Check the installation: versions, device, disk, data files, runs.
+
+    Include the output in a bug report.
+    """
     from cnnlab.machine.doctor import examine
 
-    _tell(examine(runs_dir=runs_dir, data_dir=data_dir, device=device), as_json)
+    _print_checks(examine(runs_dir=runs_dir, data_dir=data_dir, device=device), as_json)
 
 
 @data.command()
@@ -35,27 +38,29 @@ def verify(
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check every file of a source of images; exit code 1 where one is damaged."""
-    from cnnlab.machine.doctor import verify as look
+    """Check every file of a data source. Exit with 1 if one is damaged."""
+    from cnnlab.machine.doctor import verify as verify_source
 
-    _tell(look(source, data_dir=data_dir), as_json)
+    _print_checks(verify_source(source, data_dir=data_dir), as_json)
 
 
 @data.command()
 def duplicates(
     source: Annotated[str, typer.Argument(help="digits, fashion-mnist, folder:PATH or store:PATH.")],
-    likeness: Annotated[float, typer.Option(help="How alike images must be to count as nearly the same, to 1.")] = 0.96,
-    exact: Annotated[bool, typer.Option("--exact", help="Only images that are the same pixel for pixel.")] = False,
+    likeness: Annotated[
+        float, typer.Option(help="Similarity from which images count as near-duplicates, up to 1.")
+    ] = 0.96,
+    exact: Annotated[bool, typer.Option("--exact", help="Find exact duplicates only.")] = False,
     plot: Annotated[
-        Path | None, typer.Option(help="Also draw the first 60 pairs into this PNG file.", show_default=False)
+        Path | None, typer.Option(help="Also draw the first 60 pairs to this PNG file.", show_default=False)
     ] = None,
-    most: Annotated[int, typer.Option(min=0, help="How many pairs of each kind to tell.")] = 20,
-    image_size: Annotated[int, typer.Option(help="Of a folder's images: pixels a side. 0: as a training would.")] = 0,
+    most: Annotated[int, typer.Option(min=0, help="Number of pairs of each kind to print.")] = 20,
+    image_size: Annotated[int, typer.Option(help="For a folder: pixels a side; 0: as in training.")] = 0,
     data_dir: DataDir = None,
     skip_bad: SkipBad = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find images that are there twice, exactly or nearly, within and across the parts of a source."""
+    """Find exact and near-duplicates within and across the splits of a data source."""
     from cnnlab.data.duplicates import duplicates as find
     from cnnlab.io.tables import to_json
     from cnnlab.training.display import make_display
@@ -73,14 +78,12 @@ def duplicates(
 def labels(
     table: Annotated[Path, typer.Argument(help="CSV of ids and labels.")],
     images: Annotated[Path, typer.Argument(help="Folder or archive of the images.")],
-    classes: Annotated[
-        str, typer.Option(help="The classes there should be, separated by commas. Unsaid: not compared.")
-    ] = "",
+    classes: Annotated[str, typer.Option(help="Expected classes, separated by commas. Default: not checked.")] = "",
     id_column: IdColumn = "id",
     label_column: LabelColumn = "label",
     as_json: AsJson = False,
 ) -> None:
-    """Compare a table of labels with the images' names; exit code 1 where they do not fit."""
+    """Compare a table of labels with the image files. Exit with 1 if they differ."""
     from cnnlab.competition.labels import check_labels
     from cnnlab.io.tables import to_json
 
@@ -91,8 +94,8 @@ def labels(
         raise typer.Exit(1)
 
 
-def _tell(checks: Iterator[Check], as_json: bool) -> None:
-    """Print each as it comes, or all as JSON; exit with 1 where something has failed."""
+def _print_checks(checks: Iterator[Check], as_json: bool) -> None:
+    """Print each check as it finishes, or all as JSON. Exit with 1 if one has failed."""
     from cnnlab.io.tables import to_json
 
     found = []

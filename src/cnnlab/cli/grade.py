@@ -1,4 +1,4 @@
-"""`cnnlab grade`: parse, make one public call, print."""
+"""`cnnlab grade`: score the submissions of a class."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def grade(
         Path | None,
         typer.Argument(
             metavar="[SUBMISSION-OR-FOLDER]",
-            help="A submission, or a folder with a CSV file or a folder for each student. Unsaid: the roster's folder.",
+            help="A submission, or a folder with one CSV file or folder per student. Default: the roster's folder.",
             show_default=False,
         ),
     ] = None,
@@ -29,8 +29,7 @@ def grade(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Who should be there, each with a line: a folder with a file or a folder for each student, or a text "
-            "file with a name a line.",
+            help="The students: a folder with one file or folder per student, or a text file with one name per line.",
             show_default=False,
         ),
     ] = None,
@@ -39,13 +38,13 @@ def grade(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Where grades.csv and grades.png go. Unsaid: a free folder in runs.",
+            metavar="FOLDER", help="Folder of grades.csv and grades.png. Default: a free one in runs.",
             show_default=False,
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Score a submission, or a whole class's, against the true labels.
+    """Score submissions against the true labels.
 
     Every student gets a line: a score, or the reason why there is none.
     """
@@ -63,14 +62,14 @@ def grade(
     finally:
         display.end()
     for text in found.left_out:
-        echo(f"left out: {text}", error=True)
+        echo(f"skipped: {text}", error=True)
     folder = found.save(out)
     echo(to_json(found.to_dict()) if as_json else grades_text(found))
-    echo(f"kept in {folder} (grades.csv, grades.png)", error=True)
+    echo(f"saved in {folder} (grades.csv, grades.png)", error=True)
 
 
 def grades_text(found: Grades) -> str:
-    """A line for each student, then how many there are of each kind."""
+    """Return one line per student, then the totals."""
     table = new_table("student", "accuracy", "right", "note")
     table.columns[-1].justify = "left"
     for row in found.rows:

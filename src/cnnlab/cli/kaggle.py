@@ -1,4 +1,4 @@
-"""`cnnlab kaggle`: a competition's steps. Parse, make one public call, print."""
+"""`cnnlab kaggle`: a competition from its archives to a submission, step by step or in one command."""
 
 from __future__ import annotations
 
@@ -33,58 +33,57 @@ if TYPE_CHECKING:
 
 kaggle = typer.Typer(
     no_args_is_help=True,
-    help="A competition of images, from its archives to a submission; CIFAR-10 unless said otherwise.\n\n"
-    "All steps in one: `cnnlab kaggle all FOLDER`. What is finished is not done again.",
+    help="An image competition, from archives to submission.\n\n"
+    "All steps in one: `cnnlab kaggle all FOLDER`. Finished steps are not repeated.",
 )
 
 Folder = Annotated[
     Path | None,
     typer.Argument(
-        help="Folder with the competition's files, or its zip. Unsaid: NAME in the folder of the datasets.",
+        help="Folder or zip of the competition's files. Default: NAME in the data folder.",
         show_default=False,
     ),
 ]
 Name = Annotated[str, typer.Option(help="Name of the work folder in --runs-dir.")]
 Recipe = Annotated[
-    str | None, typer.Option(help="How to train (cnnlab list recipes). Unsaid: cifar/10min.", show_default=False)
+    str | None, typer.Option(help="See `cnnlab list recipes`. Default: cifar/10min.", show_default=False)
 ]
 Seeds = Annotated[
     int | None,
-    typer.Option(help="Train that many networks, whose answers are averaged. Unsaid: 1.", show_default=False),
+    typer.Option(help="Number of networks whose probabilities are averaged. Default: 1.", show_default=False),
 ]
 Views = Annotated[
     str | None,
     typer.Option(
-        help="Looks at each image: none (1), flip (2, mirrored too), shift (6, moved a pixel too). Unsaid: what was "
-        "best on the validation images.",
+        help="Test-time augmentation: none, flip (2 views) or shift (6 views). Default: the best on validation.",
         show_default=False,
     ),
 ]
 Out = Annotated[
-    Path | None, typer.Option(help="The file. Unsaid: submission.csv in the work folder.", show_default=False)
+    Path | None, typer.Option(help="The file. Default: submission.csv in the work folder.", show_default=False)
 ]
-Upload = Annotated[bool, typer.Option("--upload", help="Hand it in with the official kaggle client.")]
+Upload = Annotated[bool, typer.Option("--upload", help="Submit it with the official kaggle client.")]
 To = Annotated[
     str | None,
     typer.Option(
         "--competition",
-        help="Kaggle's name, for --upload. Unsaid: NAME, if the files' folder has it, too.",
+        help="Kaggle's name, for --upload. Default: NAME, if it is also the files' folder.",
         show_default=False,
     ),
 ]
-Message = Annotated[str, typer.Option(help="What Kaggle notes beside it.")]
+Message = Annotated[str, typer.Option(help="Description of the submission.")]
 Train = Annotated[str, typer.Option(help="Archive or folder of the training images.", rich_help_panel="Layout")]
 Test = Annotated[str, typer.Option(help="Archive or folder of the test images.", rich_help_panel="Layout")]
 Labels = Annotated[str, typer.Option(help="CSV of the training labels.", rich_help_panel="Layout")]
 Sample = Annotated[str, typer.Option(help="CSV of the sample submission.", rich_help_panel="Layout")]
-ImageSize = Annotated[int, typer.Option(help="Pixels a side; 0: the images' own.", rich_help_panel="Layout")]
+ImageSize = Annotated[int, typer.Option(help="Pixels a side; 0: the images' own size.", rich_help_panel="Layout")]
 Fit = Annotated[str, typer.Option(help="pad, crop or stretch.", rich_help_panel="Layout")]
 StorePath = Annotated[
-    Path | None, typer.Option("--store", help="Folder of the store. Unsaid: in the user's cache.", show_default=False)
+    Path | None, typer.Option("--store", help="Folder of the store. Default: in the cache folder.", show_default=False)
 ]
-Workers = Annotated[int | None, typer.Option(help="Processes that decode. Unsaid: one a core.", show_default=False)]
+Workers = Annotated[int | None, typer.Option(help="Decoding processes. Default: one per core.", show_default=False)]
 
-_AGAIN = "What is finished is kept: run the same command again to go on"
+_AGAIN = "Finished steps are saved: run the same command again to continue"
 
 
 def _layout(*values: Any) -> Layout:
@@ -98,12 +97,15 @@ def _layout(*values: Any) -> Layout:
 def get(
     competition: Annotated[str, typer.Argument(help="Kaggle's name of the competition.")] = "cifar-10",
     to: Annotated[
-        Path | None, typer.Option(help="Folder. Unsaid: its name in the folder of the datasets.", show_default=False)
+        Path | None, typer.Option(help="Folder. Default: its name in the data folder.", show_default=False)
     ] = None,
     data_dir: DataDir = None,
     progress: Progress = "auto",
 ) -> None:
-    """Download the files with the official kaggle client, or say which to fetch by hand, and where to put them."""
+    """Download the files with the official kaggle client.
+
+    Without the client, print which files to download and where to put them.
+    """
     from cnnlab import competition as steps
 
     for path in steps.get(competition, to, data_dir=data_dir, progress=progress):
@@ -129,7 +131,7 @@ def prepare(
     skip_bad: SkipBad = False,
     progress: Progress = "auto",
 ) -> None:
-    """Decode the archives into one store of images, ids and labels; a second call finds it."""
+    """Decode the archives into a store of images, ids and labels."""
     from cnnlab import competition as steps
 
     found = steps.prepare(
@@ -141,7 +143,7 @@ def prepare(
 
 @kaggle.command()
 def show(name: Name = "cifar-10", runs_dir: RunsDir = Path("runs"), as_json: AsJson = False) -> None:
-    """Draw sample images (figure 1.8); count the classes; measure the pixels' mean and deviation."""
+    """Draw sample images, count the classes, measure pixel mean and deviation."""
     from cnnlab import competition as steps
 
     found = steps.show(steps.open_competition(name, runs_dir))
@@ -159,7 +161,7 @@ def train(
     runs_dir: RunsDir = Path("runs"),
     progress: Progress = "auto",
 ) -> None:
-    """Train with images held out, and measure every image of both parts."""
+    """Train with a validation split and evaluate on both splits."""
     from cnnlab import competition as steps
 
     work = steps.open_competition(name, runs_dir)
@@ -176,7 +178,7 @@ def retrain(
     runs_dir: RunsDir = Path("runs"),
     progress: Progress = "auto",
 ) -> None:
-    """Train on every labelled image, with the settings of `train`."""
+    """Train on all labelled images with the settings of `train`."""
     from cnnlab import competition as steps
 
     work = steps.open_competition(name, runs_dir)
@@ -188,7 +190,7 @@ def submit(
     name: Name = "cifar-10",
     run: Annotated[
         list[str] | None,
-        typer.Option(help="A run; may be repeated. Unsaid: all finished runs of the work folder.", show_default=False),
+        typer.Option(help="A run. May be repeated. Default: all finished runs of the work folder.", show_default=False),
     ] = None,
     views: Views = None,
     out: Out = None,
@@ -200,7 +202,10 @@ def submit(
     runs_dir: RunsDir = Path("runs"),
     progress: Progress = "auto",
 ) -> None:
-    """Name every test image; write submission.csv in the sample's order, checked against it."""
+    """Classify the test images and write submission.csv.
+
+    The file has the order of the sample submission and is checked against it.
+    """
     from cnnlab import competition as steps
 
     work = steps.open_competition(name, runs_dir)
@@ -212,7 +217,7 @@ def submit(
 
 
 def _upload_to(work: Competition, competition: str | None) -> str:
-    """Kaggle's name of the competition to hand in to. Unsaid it must be beyond doubt: what is sent there stays."""
+    """Return Kaggle's name of the competition. A submission is final, so a guessed name must be unambiguous."""
     name = work.path.name
     if competition or name == work.folder.name.removesuffix(".zip"):
         return competition or name
@@ -227,7 +232,7 @@ def score(
     label_column: LabelColumn = "label",
     as_json: AsJson = False,
 ) -> None:
-    """Measure a submission against the true labels: accuracy and confusion matrix."""
+    """Score a submission against the true labels."""
     from cnnlab.competition.submission import score as measure
 
     found = measure(file, labels, id_column=id_column, label_column=label_column)
@@ -241,7 +246,7 @@ def all_(
     recipe: Recipe = None,
     set_: Settings = None,
     seeds: Seeds = None,
-    again: Annotated[bool, typer.Option("--retrain/--no-retrain", help="Also train on every labelled image.")] = True,
+    again: Annotated[bool, typer.Option("--retrain/--no-retrain", help="Also train on all labelled images.")] = True,
     views: Views = None,
     out: Out = None,
     upload: Upload = False,
@@ -264,7 +269,10 @@ def all_(
     skip_bad: SkipBad = False,
     progress: Progress = "auto",
 ) -> None:
-    """All steps in one: prepare, show, train, retrain, submit. Repeat it to go on where it stopped."""
+    """All steps: prepare, show, train, retrain, submit.
+
+    Run it again to continue where it stopped.
+    """
     from cnnlab import competition as steps
 
     on: dict[str, Any] = {"device": device, "threads": threads, "progress": progress}
@@ -274,7 +282,7 @@ def all_(
     )  # fmt: skip
     echo(prepared_text(work), flush=True)
     to = _upload_to(work, competition) if upload else None
-    steps.check_submittable(work, to)  # not after an hour of training
+    steps.check_submittable(work, to)  # before an hour of training, not after it
     echo(overview_text(steps.show(work)), flush=True)
     print_training(lambda: trained_text(steps.train(work, recipe, settings=set_ or (), seeds=seeds, **on)), _AGAIN)
     if again:
@@ -285,7 +293,7 @@ def all_(
 
 
 def prepared_text(found: Competition) -> str:
-    """Where the images are, and what was noticed on the way."""
+    """Return where the images are, and notes on damaged files."""
     store = found.images()
     train, test = len(store.train), len(store.test_ids)
     c, h, w = store.train.images.shape[1:]
@@ -293,7 +301,7 @@ def prepared_text(found: Competition) -> str:
         f"{train} labelled images of {len(store.train.classes)} classes, {test} test images, {c} x {h} x {w}; store: "
         f"{store.path}"
     ]
-    for what, names in (("labelled images were left out", "skipped"), ("test images are black", "unreadable_test")):
+    for what, names in (("labelled images were skipped", "skipped"), ("test images are black", "unreadable_test")):
         if damaged := store.info[names]:
             more = f"; {store.path / 'store.json'} names all" if len(damaged) > 1 else ""
             lines.append(f"note: damaged: {len(damaged)} {what}; the first: {damaged[0]}{more}")
@@ -301,7 +309,7 @@ def prepared_text(found: Competition) -> str:
 
 
 def overview_text(found: Overview) -> str:
-    """Class counts and the pixels' moments."""
+    """Return the class counts, and mean and standard deviation of the pixels."""
     width = max(map(len, found.counts))
     lines = [f"  {name:<{width}}  {count}" for name, count in found.counts.items()]
     mean, std = (" ".join(f"{v:.4f}" for v in values) for values in (found.mean, found.std))
@@ -311,33 +319,33 @@ def overview_text(found: Overview) -> str:
 
 
 def trained_text(found: Trained) -> str:
-    """The training's own lines, then both parts measured image by image, and what more views give."""
+    """Return the training's result, the evaluation of both splits, and the accuracy with TTA."""
     from cnnlab.training.evaluate import VIEWS
 
     lines = [str(found.result)]
     for validation, train in zip(found.validation, found.train, strict=True):
         lines += [evaluation_text(train).splitlines()[0], evaluation_text(validation)]
     several = f" of {len(found.validation)} networks together" if len(found.validation) > 1 else ""
-    told = ", ".join(f"{found.views[views]:.4f} with {_looks(count)}" for views, count in VIEWS.items())
-    lines.append(f"validation acc{several}, by looks at each image: {told}")
+    accuracies = ", ".join(f"{found.views[views]:.4f} with {_view_count(count)}" for views, count in VIEWS.items())
+    lines.append(f"validation acc{several}, by views of each image: {accuracies}")
     return "\n".join(lines)
 
 
 def submitted_text(found: Submitted) -> str:
-    """The file, and whose answers it holds."""
+    """Return the file and the runs it is from."""
     from cnnlab.training.evaluate import VIEWS
 
     names = ", ".join(str(run.path) for run in found.runs)
-    looks = _looks(VIEWS[found.views])
-    lines = [str(found.written), f"from {names}; {looks} at each image"]
+    views = _view_count(VIEWS[found.views])
+    lines = [str(found.written), f"from {names}; {views} of each image"]
     return "\n".join([*lines, *([found.answer] if found.answer else [])])
 
 
 def scored_text(found: Score) -> str:
-    """Accuracy, then the confusion matrix; labels that are no class have the last column."""
+    """Return accuracy and confusion matrix. Labels that are no class are in the last column."""
     extra: Sequence[int] = found.other.tolist() if found.no_class else ()
     return f"{found}\n{confusion(found.classes, found.confusion.tolist(), found.class_accuracy, extra)}"
 
 
-def _looks(count: int) -> str:
-    return "1 look" if count == 1 else f"{count} looks"
+def _view_count(count: int) -> str:
+    return "1 view" if count == 1 else f"{count} views"

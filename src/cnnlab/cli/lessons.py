@@ -1,4 +1,4 @@
-"""`cnnlab lessons`: parse, make one public call, print."""
+"""`cnnlab lessons`: list and copy the notebooks."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-lessons = typer.Typer(
-    invoke_without_command=True, help="The chapter as notebooks, in English and Chinese: list them, copy them."
-)
+lessons = typer.Typer(invoke_without_command=True, help="The chapter as notebooks, in English and Chinese.")
 
 Language = Annotated[str, typer.Option(help="en or zh.")]
 
@@ -32,13 +30,13 @@ def list_(language: Language = "en") -> None:
 
 @lessons.command()
 def copy(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the notebooks; made where it is missing.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the notebooks. Created if missing.")],
     language: Language = "en",
     solutions: Annotated[
-        bool, typer.Option("--solutions/--no-solutions", help="With the exercises' solutions, collapsed, or without.")
+        bool, typer.Option("--solutions/--no-solutions", help="Include the solutions of the exercises, collapsed.")
     ] = True,
 ) -> None:
-    """Write the lessons as notebooks. Nothing is overwritten."""
+    """Copy the notebooks into a folder. Nothing is overwritten."""
     from cnnlab.chapter import lessons as found
     from cnnlab.io.text import echo
 

@@ -15,25 +15,28 @@ from cnnlab.io.text import echo
 
 
 def list_(
-    what: Annotated[str | None, typer.Argument(help="models, data, recipes or settings. Unsaid: all.")] = None,
+    what: Annotated[str | None, typer.Argument(help="models, data, recipes or settings. Default: all.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the networks, the sources of images, the recipes and a recipe's settings."""
+    """List networks, data sources, recipes and settings."""
     known = known_things(what)
     echo(to_json(known) if as_json else known_list(known))
 
 
 def show(
-    model: Annotated[str, typer.Argument(help="Network (cnnlab list models), timm:NAME or torchvision:NAME.")],
+    model: Annotated[str, typer.Argument(help="Network, see `cnnlab list models`.")],
     image_size: Annotated[
-        int | None, typer.Option(help="Pixels a side. Unsaid: as the manual prints it.", show_default=False)
+        int | None, typer.Option(help="Input size in pixels. Default: the manual's.", show_default=False)
     ] = None,
     channels: Annotated[int, typer.Option(help="Channels of the image: 1 grey, 3 colour.")] = 1,
-    classes: Annotated[int, typer.Option(help="Classes to tell apart.")] = 10,
-    depth: Annotated[int, typer.Option(help="1: the manual's rows; 2: also their parts, ...; 0: every layer.")] = 1,
+    classes: Annotated[int, typer.Option(help="Number of classes.")] = 10,
+    depth: Annotated[int, typer.Option(help="1: the manual's rows; 2: also their parts; 0: every layer.")] = 1,
     format_: Annotated[str, typer.Option("--format", help="table, markdown or json.")] = "table",
 ) -> None:
-    """Show a network layer by layer: output shape, parameters, multiply-adds, receptive field."""
+    """Show a network layer by layer.
+
+    Output shape, parameters, multiply-adds and receptive field of each layer.
+    """
     from cnnlab.inspect.summary import summarize, summary_format
 
     print_as = summary_format(format_)
@@ -41,7 +44,10 @@ def show(
 
 
 def known_things(what: str | None) -> dict[str, dict[str, str]]:
-    """Names with a line each: models, data, recipes, settings. Raises: CnnlabError for another word."""
+    """Return {kind: {name: description}} of models, data, recipes and settings, or of one kind.
+
+    Raises: CnnlabError for an unknown kind.
+    """
     from cnnlab.data import DATASETS
     from cnnlab.models import MODELS
     from cnnlab.recipe import SETTINGS, TYPES
@@ -50,13 +56,13 @@ def known_things(what: str | None) -> dict[str, dict[str, str]]:
     known: dict[str, dict[str, str]] = {
         "models": {
             **{name: _builder_line(builder) for name, builder in MODELS.items()},
-            "timm:NAME": "any network of timm; timm:NAME.TAG starts from published weights",
-            "torchvision:NAME": "any of torchvision's; torchvision:NAME.TAG starts from published weights",
+            "timm:NAME": "any network of timm; timm:NAME.TAG starts from pretrained weights",
+            "torchvision:NAME": "any network of torchvision; torchvision:NAME.TAG starts from pretrained weights",
         },
         "data": {
             **{name: _first_line(load, of_module=True) for name, load in DATASETS.items()},
             "folder:PATH": "your own images, one sub-folder per class",
-            "store:PATH": "a competition's images, as cnnlab kaggle prepare makes them",
+            "store:PATH": "a competition's images, written by `cnnlab kaggle prepare`",
         },
         "recipes": {name: _recipe_line(name) for name in RECIPES},
         "settings": {
@@ -73,7 +79,7 @@ def known_things(what: str | None) -> dict[str, dict[str, str]]:
 
 
 def known_list(known: dict[str, dict[str, str]]) -> str:
-    """The same for people."""
+    """Return the result of `known_things` as text."""
     parts = []
     for kind, things in known.items():
         width = max(map(len, things))
@@ -85,7 +91,7 @@ def _recipe_line(name: str) -> str:
     from cnnlab.recipes import RECIPES
 
     r = RECIPES[name]
-    watch = {"test": "looks at the test set each epoch", "validation": "chosen on validation", "train": "on all images"}
+    watch = {"test": "evaluated on the test set", "validation": "selected on validation", "train": "on all images"}
     how = f"{r.epochs} epochs, batch {r.batch_size}, {r.optimizer} {r.learning_rate:g}"
     return f"{r.model} on {r.data}, {how}; {watch[r.eval_split]}"
 

@@ -1,4 +1,4 @@
-"""What the command's parts share: options that several commands take, and how a training's end is told."""
+"""Options that several commands share, and how they run a training."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from cnnlab.io.text import echo
 RunsDir = Annotated[Path, typer.Option(help="Folder of the runs.")]
 DataDir = Annotated[
     Path | None,
-    typer.Option(help="Folder of the datasets. Unsaid: CNNLAB_DATA, else the user's cache.", show_default=False),
+    typer.Option(help="Folder of the datasets. Default: $CNNLAB_DATA, else the cache folder.", show_default=False),
 ]
 DeviceName = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Threads = Annotated[int | None, typer.Option(help="Threads of the CPU. Unsaid: all cores.", show_default=False)]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave damaged images out instead of stopping.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads. Default: one per core.", show_default=False)]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip damaged images instead of stopping.")]
 Weights = Annotated[
-    str | None, typer.Option(help="best or last. Unsaid: best, if chosen on validation.", show_default=False)
+    str | None, typer.Option(help="best or last. Default: best if chosen on validation, else last.", show_default=False)
 ]
 Progress = Annotated[
     str, typer.Option(help="auto, bar, lines, notebook or none. auto: a bar in a terminal, else none.")
@@ -31,18 +31,18 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe. May be repeated."),
 ]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name in --runs-dir.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, or its name in --runs-dir.")]
 IdColumn = Annotated[str, typer.Option(help="Column of the ids.", rich_help_panel="Layout")]
 LabelColumn = Annotated[str, typer.Option(help="Column of the labels.", rich_help_panel="Layout")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def print_training(call: Callable[[], object], stopped: str = "") -> None:
-    """Call, and print what comes back; where Ctrl-C stopped it, what it says, with exit code 130 (SIGTERM: 143).
+    """Call and print the result. On Ctrl-C, print the error's message and exit with 130 (SIGTERM: 143).
 
-    stopped: how to go on, where that is not by the training's own command.
+    stopped: how to resume, if not by the training's own command.
     """
-    # Typer would turn the interruption into a bare exit code and lose what it says.
+    # Typer would turn the interruption into a bare exit code and lose the message.
     try:
         echo(call())
     except TrainingInterrupted as error:
@@ -51,5 +51,5 @@ def print_training(call: Callable[[], object], stopped: str = "") -> None:
         sys.exit(error.code)
     except KeyboardInterrupt:
         interrupt.ending()
-        echo(stopped or "stopped before there was anything to keep", error=True)
+        echo(stopped or "stopped; nothing was saved", error=True)
         sys.exit(130)

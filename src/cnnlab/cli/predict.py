@@ -23,17 +23,22 @@ def evaluate(
     run: RunName,
     split: Annotated[
         str | None,
-        typer.Option(help="test, validation or train. Unsaid: test, if the source has one.", show_default=False),
+        typer.Option(help="test, validation or train. Default: test if the data has one.", show_default=False),
     ] = None,
     weights: Weights = None,
-    views: Annotated[str, typer.Option(help="Looks at each image: none (one), flip (two) or shift (six).")] = "none",
+    views: Annotated[
+        str, typer.Option(help="Test-time augmentation: none, flip (2 views) or shift (6 views).")
+    ] = "none",
     device: DeviceName = "auto",
     data_dir: DataDir = None,
     runs_dir: RunsDir = Path("runs"),
     skip_bad: SkipBad = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a run's model: accuracy, loss, each class, confusion matrix."""
+    """Evaluate a run on a split.
+
+    Print accuracy, loss, accuracy per class and the confusion matrix.
+    """
     from cnnlab.inference import evaluate_run
 
     found = evaluate_run(
@@ -51,8 +56,8 @@ def evaluate(
 
 def predict(
     run: RunName,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE-OR-FOLDER...", help="Image files, or folders.")],
-    top: Annotated[int, typer.Option(help="How many classes to tell.")] = 3,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE-OR-FOLDER...", help="Image files or folders.")],
+    top: Annotated[int, typer.Option(help="Number of classes per image.")] = 3,
     format_: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
     weights: Weights = None,
     invert: Annotated[bool, typer.Option("--invert", help="Exchange black and white first.")] = False,
@@ -60,7 +65,10 @@ def predict(
     runs_dir: RunsDir = Path("runs"),
     skip_bad: SkipBad = False,
 ) -> None:
-    """Name what is in images: the most probable classes with their probabilities."""
+    """Classify images.
+
+    Print the most probable classes of each image with their probabilities.
+    """
     from cnnlab.inference import predict as predict_images
 
     show = prediction_format(format_)
@@ -80,31 +88,31 @@ def predict(
 
 
 def evaluation_text(found: RunEvaluation) -> str:
-    """Accuracy and loss in a line, then each class with its accuracy and its confusion matrix row."""
+    """Return accuracy and loss in one line, then the confusion matrix with the accuracy of each class."""
     from cnnlab.training.evaluate import VIEWS
 
     e, classes = found.result, found.run.classes
-    often = f", {VIEWS[found.views]} looks at each" if VIEWS[found.views] > 1 else ""
+    views = f", {VIEWS[found.views]} views of each" if VIEWS[found.views] > 1 else ""
     lines = [
-        f"{found.split} acc {e.accuracy:.4f} ({e.correct} of {e.count} images{often}), loss {e.loss:.4f}; "
+        f"{found.split} acc {e.accuracy:.4f} ({e.correct} of {e.count} images{views}), loss {e.loss:.4f}; "
         f"{found.run.path}, {found.weights.name}"
     ]
     lines.append(confusion(classes, e.confusion.tolist(), e.class_accuracy))
     if found.skipped:
-        lines.append(f"{len(found.skipped)} damaged images were left out; the first: {found.skipped[0]}")
+        lines.append(f"{len(found.skipped)} damaged images were skipped; the first: {found.skipped[0]}")
     if found.split == "test":
         recipe = found.run.recipe
         if recipe.eval_split == "test":
             lines.append(
-                f"its recipe looked at the test set after each of {recipe.epochs} epochs; choose nothing by it"
+                f"its recipe evaluated on the test set after each of {recipe.epochs} epochs; do not select models by it"
             )
             return "\n".join(lines)
-        looks = sum(1 for row in found.run.evaluations() if row.get("split") == "test")
+        times = sum(1 for row in found.run.evaluations() if row.get("split") == "test")
         lines.append(
-            f"the test set has been looked at {looks} time{'s' if looks != 1 else ''} with this run; choose by "
-            "validation, not by it"
+            f"this run has been evaluated on the test set {times} time{'s' if times != 1 else ''}; select models on "
+            "validation"
             if found.recorded
-            else "this look at the test set could not be recorded: the run's folder cannot be written to"
+            else "this evaluation could not be recorded: the run's folder cannot be written to"
         )
     return "\n".join(lines)
 
@@ -115,9 +123,9 @@ def confusion(
     class_accuracy: Sequence[float | None],
     others: Sequence[int] = (),
 ) -> str:
-    """The confusion matrix, a row a class; of more than 20 classes, the ten most frequent mistakes.
+    """Return the confusion matrix, one row per class. For more than 20 classes: the ten most frequent mistakes.
 
-    others: of each class, images that were called something that is no class; they get a column of their own.
+    others: for each class, the images whose predicted label is no class; they get a column of their own.
     """
     if len(classes) <= 20:
         table = new_table("true \\ predicted", *(str(k) for k in range(len(classes))), *["other"] * bool(others), "acc")
@@ -125,7 +133,7 @@ def confusion(
             cells = [str(n) if n else "." for n in [*row, *others[k : k + 1]]]
             name = classes[k] if classes[k] == str(k) else f"{k} {classes[k]}"
             table.add_row(name, *cells, "-" if accuracy is None else f"{accuracy:.3f}")
-    else:  # a matrix would not fit: the ten most frequent mistakes instead
+    else:  # a matrix would be too wide
         table = new_table("true", "predicted", "images")
         pairs = [(n, i, j) for i, row in enumerate(rows) for j, n in enumerate(row) if n and i != j]
         for n, i, j in sorted(pairs, reverse=True)[:10]:
@@ -134,7 +142,7 @@ def confusion(
 
 
 def prediction_format(name: str) -> Callable[[Sequence[Prediction]], str]:
-    """How to print predictions: table, csv or json."""
+    """Return the function that formats predictions as table, csv or json. Raises: CnnlabError."""
     formats = {"table": _prediction_table, "csv": _prediction_csv, "json": _prediction_json}
     if name not in formats:
         raise unknown("format", name, formats)

@@ -19,28 +19,31 @@ if TYPE_CHECKING:
 
 def runs(
     compare: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN...]", help="Runs to compare. Unsaid: list all.")
+        list[str] | None, typer.Argument(metavar="[RUN...]", help="Runs to compare. Default: list all.")
     ] = None,
     runs_dir: RunsDir = Path("runs"),
     plot: Annotated[
-        Path | None, typer.Option(help="Also draw their accuracies into this PNG file.", show_default=False)
+        Path | None, typer.Option(help="Also plot their accuracies to this PNG file.", show_default=False)
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the runs there are, or compare some: figures side by side and the settings that differ."""
+    """List all runs, or compare some.
+
+    A comparison shows the figures and the settings that differ.
+    """
     from cnnlab.training.runs import list_runs, open_run
 
     if compare:
         chosen = [open_run(name, runs_dir) for name in compare]
     else:
-        chosen = list_runs(runs_dir, damaged=lambda text: echo(f"left out: {text}", error=True))
+        chosen = list_runs(runs_dir, damaged=lambda text: echo(f"skipped: {text}", error=True))
     if plot is not None:
         save_comparison(plot, chosen)
     echo(to_json(run_rows(chosen)) if as_json else run_list(chosen, runs_dir, bool(compare)))
 
 
 def run_rows(chosen: Sequence[Run]) -> list[dict[str, Any]]:
-    """One row of plain values a run."""
+    """Return one row of plain values per run."""
     return [_run_row(run) for run in chosen]
 
 
@@ -66,11 +69,11 @@ def _run_row(run: Run) -> dict[str, Any]:
 
 
 def run_list(chosen: Sequence[Run], runs_dir: Path, compare: bool) -> str:
-    """The runs as a table; when comparing, also the settings in which they differ."""
+    """Return the runs as a table. compare: add the settings that differ."""
     from cnnlab.training.runs import differences
 
     if not chosen:
-        return f"no runs in {runs_dir}; make one: cnnlab train"
+        return f"no runs in {runs_dir}; train a network with: cnnlab train"
     table = new_table(
         "run", "model", "recipe", "seed", "epochs", "loss", "train acc", "val acc", "test acc", "images/s"
     )
@@ -90,7 +93,7 @@ def run_list(chosen: Sequence[Run], runs_dir: Path, compare: bool) -> str:
 
 
 def save_comparison(path: Path, chosen: Sequence[Run]) -> None:
-    """Draw the runs' accuracies over the epochs into a PNG file. Raises: CnnlabError where it cannot be written."""
+    """Plot the runs' accuracies over the epochs to a PNG file. Raises: CnnlabError if it cannot be written."""
     from cnnlab.io import figures as plots
     from cnnlab.training.curves import comparison
 

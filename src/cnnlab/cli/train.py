@@ -7,38 +7,36 @@ from typing import Annotated, Any
 
 import typer
 
-from cnnlab.cli.options import DataDir, DeviceName, RunsDir, SkipBad, Threads, print_training
+from cnnlab.cli.options import DataDir, DeviceName, Progress, RunsDir, Settings, SkipBad, Threads, print_training
 from cnnlab.io.errors import CnnlabError
 
 
 def train(
     model: Annotated[
         str | None,
-        typer.Argument(help="Network (cnnlab list models). Unsaid: the recipe's.", show_default=False),
+        typer.Argument(help="Network, see `cnnlab list models`. Default: the recipe's.", show_default=False),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            help="digits, fashion-mnist, folder:PATH or store:PATH. Unsaid: the recipe's, else digits.",
+            help="digits, fashion-mnist, folder:PATH or store:PATH. Default: the recipe's.",
             show_default=False,
         ),
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="How to train (cnnlab list recipes). Unsaid: the source's default.", show_default=False),
+        typer.Option(help="See `cnnlab list recipes`. Default: the one for the data.", show_default=False),
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe; may be repeated."),
-    ] = None,
+    set_: Settings = None,
     seeds: Annotated[
-        int | None, typer.Option(help="Train from that many seeds; print mean and std.", show_default=False)
+        int | None, typer.Option(help="Train with this many seeds; print mean and std.", show_default=False)
     ] = None,
     resume: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.", show_default=False)
+        str | None, typer.Option(metavar="RUN", help="Resume an interrupted run.", show_default=False)
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Name of the run's folder. Unsaid: a free one.", show_default=False)
+        str | None,
+        typer.Option(help="Name of the run's folder. Default: data, network and a number.", show_default=False),
     ] = None,
     device: DeviceName = "auto",
     threads: Threads = None,
@@ -48,18 +46,19 @@ def train(
     on_nan: Annotated[
         str | None,
         typer.Option(
-            help="stop or skip: what becomes of an update whose loss is no finite number. Unsaid: the recipe's (stop).",
+            help="If the loss is NaN or Inf: stop, or skip the update. Default: the recipe's (stop).",
             show_default=False,
         ),
     ] = None,
     auto_batch: Annotated[
-        bool, typer.Option("--auto-batch", help="Halve the batch until a step fits into the memory.")
+        bool, typer.Option("--auto-batch", help="Halve the batch size until a step fits in memory.")
     ] = False,
-    progress: Annotated[
-        str, typer.Option(help="auto (a bar in a terminal, else nothing), bar, lines, notebook or none.")
-    ] = "auto",
+    progress: Progress = "auto",
 ) -> None:
-    """Train a network. Without arguments: handwritten digits, in under a minute."""
+    """Train a network.
+
+    Without arguments: handwritten digits, in under a minute.
+    """
     from cnnlab.recipes import choose_recipe
     from cnnlab.training import train as training
 
@@ -79,7 +78,7 @@ def train(
         }
         extra = [option for option, value in given.items() if value not in (None, [])]
         if extra:
-            raise CnnlabError(f"--resume goes on with the run's own recipe; leave out {', '.join(extra)}")
+            raise CnnlabError(f"--resume uses the run's own recipe; leave out {', '.join(extra)}")
         print_training(lambda: training.resume(resume, on_nan=on_nan, **common))
         return
     settings = [*(set_ or ()), *([f"on_nan={on_nan}"] if on_nan is not None else ())]
