@@ -59,8 +59,8 @@ def train(
 
     device: auto, cpu, cuda or mps. threads: of the CPU. Default: all available cores. data_dir: the folder of the
     datasets. skip_bad: skip damaged images. auto_batch: halve the batch size until a step fits in memory. progress:
-    auto, bar, lines, notebook or none (prints nothing). on_epoch: called with the row of figures after each epoch is saved; if it
-    returns False, the training ends there and counts as finished.
+    auto, bar, lines, notebook or none (prints nothing). on_epoch: called with the row of figures after each epoch is
+    saved; if it returns False, the training ends there and counts as finished.
 
     Raise CnnlabError for wrong input or a disk that fails, TrainingInterrupted on Ctrl-C, SIGTERM or SIGHUP. In all
     cases `resume` continues from what is saved.
