@@ -31,6 +31,7 @@ from cnnlab.chapter.reproduce import resume_reproduction
 from cnnlab.competition import work
 from cnnlab.competition.layout import Layout
 from cnnlab.data.images import decode
+from cnnlab.io import text
 from cnnlab.io.csv import quoted
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.files import digest, write_checked
@@ -219,19 +220,19 @@ def test_recipes(trial: Trials, folder: Path) -> None:
 def test_names_and_texts(trial: Trials, folder: Path) -> None:
     @tries(400)
     @given(st.one_of(st.text(), plain.map(str)))
-    def run(text: str) -> None:
+    def run(given: str) -> None:
         with trial("run name", folder):
-            check_name(text)
-            assert re.fullmatch(r"[\w.-]{1,100}", text, re.ASCII)
-            assert text not in (".", "..")
-            assert text.split(".")[0].lower() not in ("con", "nul", "aux", "prn", "com1")
-        for made in (text.escape(text), quoted(text), text.escape(text.markdown(text)), str(CnnlabError(text))):
+            check_name(given)
+            assert re.fullmatch(r"[\w.-]{1,100}", given, re.ASCII)
+            assert given not in (".", "..")
+            assert given.split(".")[0].lower() not in ("con", "nul", "aux", "prn", "com1")
+        for printed in (text.escape(given), quoted(given), text.escape(text.markdown(given)), str(CnnlabError(given))):
             assert not re.search(
-                r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff]", made
+                r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff]", printed
             )
-        assert json.loads(text.escape_lines(to_json([text]))) == [text]
-        assert not re.search(r"[<>|]", text.markdown(text))
-        assert not re.match(r"\s*[=+@-]", text.cell(text)) or re.fullmatch(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?", text)
+        assert json.loads(text.escape_lines(to_json([given]))) == [given]
+        assert not re.search(r"[<>|]", text.markdown(given))
+        assert not re.match(r"\s*[=+@-]", text.cell(given)) or re.fullmatch(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?", given)
 
     run()
 
