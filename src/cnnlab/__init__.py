@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from cnnlab.data import DATASETS, ImageSet, load_images
+    from cnnlab.data.batches import loader
     from cnnlab.inference import Classifier, Prediction, Predictions, RunEvaluation, evaluate_run, load_model, predict
     from cnnlab.io.errors import CnnlabError, TrainingInterrupted
     from cnnlab.models import MODELS, build_model
@@ -45,6 +46,7 @@ __all__ = [
     "list_runs",
     "load_images",
     "load_model",
+    "loader",
     "open_run",
     "predict",
     "resume",
@@ -55,6 +57,7 @@ __all__ = [
 
 _HOMES = {
     "data": ("DATASETS", "ImageSet", "load_images"),
+    "data.batches": ("loader",),
     "inference": ("Classifier", "Prediction", "Predictions", "RunEvaluation", "evaluate_run", "load_model", "predict"),
     "io.errors": ("CnnlabError", "TrainingInterrupted"),
     "models": ("MODELS", "build_model"),

@@ -28,10 +28,9 @@ from cnnlab.device.hardware import (
     synchronize,
 )
 from cnnlab.io.errors import CnnlabError, reason, unknown
-from cnnlab.models import build_model
 from cnnlab.training import runs
-from cnnlab.training.checkpoint import check_weights, load_weights
 from cnnlab.training.evaluate import VIEWS, Evaluation, evaluate, logits
+from cnnlab.training.results import trained_model
 from cnnlab.training.runs import Run
 
 SPLITS = ("test", "validation", "train")
@@ -179,15 +178,7 @@ def load_network(run: Run, weights: Path | None = None) -> nn.Module:
 
     weights: a file. Default: see `Run.weights`. Raises: CnnlabError.
     """
-    weights = weights or run.weights()
-    info = {k: v for k, v in run.info["model"].items() if k in ("num_classes", "in_channels", "image_size")}
-    name = run.info["model"]["name"]
-    if ":" not in name:  # run.json may claim a network of any size: check the weights before allocating it
-        with torch.device("meta"):
-            check_weights(weights, build_model(name, **info))
-    model = build_model(name, **info)
-    load_weights(weights, model)
-    return model.eval()
+    return trained_model(run, weights or run.weights())
 
 
 def evaluate_run(

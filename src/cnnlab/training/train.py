@@ -54,9 +54,11 @@ def train(
     auto_batch: bool = False,
     progress: str = "auto",
     on_epoch: OnEpoch | None = None,
+    **settings: Any,
 ) -> Result:
     """Train a network by a recipe, or the name of one, into the new folder `runs_dir`/`name`.
 
+    settings: any setting of the recipe in place of its own, as epochs=5 (`cnnlab list settings`).
     device: auto, cpu, cuda or mps. threads: of the CPU. Default: all available cores. data_dir: the folder of the
     datasets. skip_bad: skip damaged images. auto_batch: halve the batch size until a step fits in memory. progress:
     auto, bar, lines, notebook or none (prints nothing). on_epoch: called with the row of figures after each epoch is
@@ -66,7 +68,7 @@ def train(
     cases `resume` continues from what is saved.
     """
     with Session(device, threads, data_dir, skip_bad, progress, on_epoch) as session:
-        recipe = session.load_data(find_recipe(recipe) if isinstance(recipe, str) else recipe)
+        recipe = session.load_data(_with_settings(recipe, settings))
         recipe = session.find_batch_size(recipe) if auto_batch else recipe
         with session.ctrl_c, _new_folder(Path(runs_dir), name, recipe) as path:
             return _train(session, session.create(path, recipe))
@@ -85,6 +87,7 @@ def train_seeds(
     auto_batch: bool = False,
     progress: str = "auto",
     on_epoch: OnEpoch | None = None,
+    **settings: Any,
 ) -> SeedsResult:
     """Train `count` times, from seeds recipe.seed, recipe.seed + 1, ..., into one folder.
 
@@ -93,7 +96,7 @@ def train_seeds(
     if not 1 <= count <= runs.MOST_SEEDS:
         raise CnnlabError(f"seeds={count}: must lie between 1 and {runs.MOST_SEEDS:,}")
     with Session(device, threads, data_dir, skip_bad, progress, on_epoch) as session:
-        recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
+        recipe = _with_settings(recipe, settings)
         replace(recipe, seed=recipe.seed + count - 1)  # raises if the last one is no valid seed
         recipe = session.load_data(recipe)
         recipe = session.find_batch_size(recipe) if auto_batch else recipe
@@ -144,6 +147,10 @@ def resume(
         session.load_data(recipe, again=first is not None)
         with session.ctrl_c:
             return _train_seeds(session, folder) if several else _train(session, run)
+
+
+def _with_settings(recipe: Recipe | str, settings: dict[str, Any]) -> Recipe:
+    return (find_recipe(recipe) if isinstance(recipe, str) else recipe).changed(**settings)
 
 
 @contextlib.contextmanager

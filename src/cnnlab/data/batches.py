@@ -1,0 +1,79 @@
+"""The batches of a data source as a network sees them in a training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cnnlab.data import SourceOptions, data_folder, load_images
+from cnnlab.data.augment import Augmentation
+from cnnlab.data.loader import Loader, Preprocessing
+from cnnlab.data.splits import load_splits
+from cnnlab.io.errors import CnnlabError, unknown
+from cnnlab.recipe import Recipe
+from cnnlab.recipes import choose_recipe
+
+
+class SplitLoader:
+    """The batches of one split: images (B, C, H, W) float32 and labels (B,) int64.
+
+    Each iteration over the train split is the next epoch of a training: another order, other augmentation. Where the
+    recipe mixes images, the labels are (B, K) weights. classes: K names; preprocessing: uint8 images -> the input of
+    the network.
+    """
+
+    def __init__(self, loader: Loader, classes: list[str], seed: int | None) -> None:
+        self.classes = classes
+        self.preprocessing = loader.preprocessing
+        self._loader, self._seed, self._epoch = loader, seed, 0
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self._seed is None:
+            return iter(self._loader)
+        epoch, self._epoch = self._epoch, self._epoch + 1
+        return self._loader.shuffled(self._seed, epoch)
+
+
+def loader(
+    data: Recipe | str = "digits",
+    split: str = "train",
+    *,
+    data_dir: str | Path | None = None,
+    skip_bad: bool = False,
+    **settings: Any,
+) -> SplitLoader:
+    """Return the batches that a network sees in a training, on the CPU.
+
+    data: a data source, trained by its default recipe, or a recipe. split: train (shuffled and augmented as in the
+    training), validation or test (in order). data_dir: folder of the datasets. skip_bad: skip damaged images. settings:
+    any of the recipe, as batch_size=128. Raises: CnnlabError.
+    """
+    recipe = (data if isinstance(data, Recipe) else choose_recipe(data=data)).changed(**settings)
+    if split not in ("train", "validation", "test"):
+        raise unknown("split", split, ("train", "validation", "test"))
+    if split == "validation" and recipe.eval_split != "validation":
+        raise CnnlabError(f"eval_split={recipe.eval_split}: no images are held out for validation")
+    options = SourceOptions(
+        data_dir=data_folder(data_dir), image_size=recipe.image_size, fit=recipe.fit, skip_bad=skip_bad
+    )
+    train_set, eval_set = load_splits(recipe, options)
+    images = load_images(recipe.data, "test", options) if split == "test" else eval_set
+    if images is None:
+        raise CnnlabError(f"{recipe.data} has no test set")
+    preprocessing = Preprocessing.of(
+        train_set.images, image_size=recipe.image_size, fit=recipe.fit, normalize=recipe.normalize
+    )
+    if split == "train":
+        augmentation = Augmentation(**{f.name: getattr(recipe, f.name) for f in fields(Augmentation)})
+        batches = Loader(train_set, preprocessing, recipe.batch_size, torch.device("cpu"), augmentation=augmentation)
+        return SplitLoader(batches, train_set.classes, recipe.seed)
+    return SplitLoader(Loader(images, preprocessing, recipe.batch_size, torch.device("cpu")), images.classes, seed=None)
