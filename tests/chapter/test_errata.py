@@ -483,7 +483,7 @@ def test_the_mean_of_the_deviations_is_not_the_deviation() -> None:
 
 def test_pages_and_tests_name_each_other() -> None:
     text = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
-    named = set(re.findall(r"`(tests/test_\w+\.py)::(\w+)`", text))
+    named = set(re.findall(r"`(tests/[\w/]*test_\w+\.py)::(\w+)`", text))
     assert len(named) > 15
     for file in {file for file, _ in named} | {"tests/chapter/test_errata.py"}:
         tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))

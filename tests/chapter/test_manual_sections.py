@@ -31,7 +31,7 @@ from cnnlab.data import data_folder
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = Path(os.environ.get("CNNLAB_PEERS", ROOT / ".peers"))
 WHOLE = os.environ.get("CNNLAB_SECTIONS_WHOLE") == "1"
-IMPORT = ("from d2l import torch as d2l", "from cnnlab import manual as d2l")
+IMPORT = ("from d2l import torch as d2l", "from cnnlab import d2l")
 
 
 @dataclass(frozen=True)

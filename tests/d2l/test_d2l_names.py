@@ -1,4 +1,4 @@
-"""`from cnnlab import manual as d2l`: every name, used as the sections do, in code of our own."""
+"""`from cnnlab import d2l`: every name, used as the sections do, in code of our own."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_another_name_is_told_with_those_near_it() -> None:
 @pytest.mark.parametrize("page", ["docs/from-d2l.md", "docs/from-d2l.zh.md"])
 def test_the_pages_tell_of_every_name(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    assert "from cnnlab import manual as d2l" in text
+    assert "from cnnlab import d2l" in text
     for name in d2l.__all__:
         assert re.search(rf"`{name}\b", text), name
 
@@ -1009,7 +1009,7 @@ def test_headless_a_file_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_a_program_without_a_screen(tmp_path: Path) -> None:
     """matplotlib is not imported before there is something to draw, pyplot not before it is asked for."""
     code = (
-        "import sys, torch; from torch import nn; from cnnlab import manual as d2l\n"
+        "import sys, torch; from torch import nn; from cnnlab import d2l\n"
         "assert 'matplotlib' not in sys.modules\n"
         "data = [(torch.rand(4, 1, 8, 8), torch.arange(4))] * 3\n"
         "d2l.train_ch6(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), data, data, 2, 0.1, 'cpu')\n"
@@ -1082,7 +1082,7 @@ def in_terminal(code: str, tmp_path: Path) -> str:
 
 def test_in_a_terminal_numbers_and_a_small_chart(tmp_path: Path) -> None:
     code = (
-        "import sys, torch; from torch import nn; from cnnlab import manual as d2l\n"
+        "import sys, torch; from torch import nn; from cnnlab import d2l\n"
         "data = [(torch.rand(4, 1, 8, 8), torch.arange(4))] * 6\n"
         "print('before')\n"
         "d2l.train_ch6(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), data, data, 3, 0.1, 'cpu')\n"
@@ -1151,7 +1151,7 @@ def test_set_axes() -> None:
 
 def test_a_notebook_gets_one_figure_that_leaves_other_output_alone(tmp_path: Path) -> None:
     cells = [
-        "import torch; from torch import nn; from cnnlab import manual as d2l\n"
+        "import torch; from torch import nn; from cnnlab import d2l\n"
         "data = [(torch.rand(4, 1, 8, 8), torch.arange(4))] * 6\n"
         "net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
         "print('before')\n"

@@ -27,10 +27,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from cnnlab.competition import prepare
 from cnnlab.competition.decoders import Decoders
 from cnnlab.competition.layout import Layout, match, natural, plain_id
 from cnnlab.competition.prepare import prepare_store
-from cnnlab.data import SourceOptions, data_folder, store
+from cnnlab.data import SourceOptions, data_folder
 from cnnlab.data.decode import Job
 from cnnlab.data.store import Store, load, open_store
 from cnnlab.io.csv import read_table
@@ -233,7 +234,7 @@ def test_writing_to_the_images_does_not_reach_the_store(made: Made) -> None:
 def test_processes_give_the_same_store(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made.train = {f"{i}": png(i, channels=3) for i in range(1500)}
     made.labels = [(name, "ab"[i % 2]) for i, name in enumerate(made.train)]
-    monkeypatch.setattr(store, "available_cores", lambda: 3)
+    monkeypatch.setattr(prepare, "available_cores", lambda: 3)
     folder = made.write()
     assert same(run(folder, tmp_path / "a", workers=1), run(folder, tmp_path / "b", workers=3))
 
@@ -270,7 +271,7 @@ def test_a_store_of_other_files_is_not_replaced(made: Made, tmp_path: Path) -> N
 
 
 def test_unsaid_the_store_is_in_the_users_cache(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    monkeypatch.setattr(prepare, "user_cache_dir", lambda name: str(tmp_path / "cache"))
     found = prepare_store(made.write(), layout=SPECIES)
     assert found.path == tmp_path / "cache" / "stores" / f"leaves-{found.info['key']}"
     assert prepare_store(made.root, layout=SPECIES).path == found.path
@@ -604,7 +605,7 @@ def test_a_complete_store_needs_no_lock(made: Made, monkeypatch: pytest.MonkeyPa
     folder = made.write()
     first = run(folder)
     Path("store.lock").unlink()
-    monkeypatch.setattr(store, "FileLock", lambda path: pytest.fail("a read-only place has no lock"))
+    monkeypatch.setattr(prepare, "FileLock", lambda path: pytest.fail("a read-only place has no lock"))
     assert same(run(folder), first)
 
 
@@ -663,7 +664,7 @@ def spoiled(content: bytes) -> bytes:
 
 
 def test_damaged_images_are_named(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "available_cores", lambda: 2)
+    monkeypatch.setattr(prepare, "available_cores", lambda: 2)
     made.train["leaf-7b"] = spoiled(made.train["leaf-7b"])
     made.train["leaf-9a"] = b"no image"
     for workers in (1, 2):

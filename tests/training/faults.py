@@ -133,7 +133,7 @@ def child(args: list[str], folder: str, told: str, turn: int, file_limit: int) -
 
 def server() -> Any:
     """The multiprocessing context whose processes have everything imported."""
-    here, source = Path(__file__).parent, Path(files.__file__).parent.parent
+    here, source = Path(__file__).parent, Path(files.__file__).parents[2]
     kept = {name: os.environ.get(name) for name in ("PYTHONPATH", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     os.environ.update(
         PYTHONPATH=os.pathsep.join(filter(None, (str(here), str(source), kept["PYTHONPATH"]))),

@@ -102,7 +102,7 @@ def test_a_curve_is_not_drawn_after_each_short_epoch(
         return Figure()
 
     monkeypatch.setattr(display, "_BETWEEN", between)
-    monkeypatch.setattr("cnnlab.io.figures.curves", curves)
+    monkeypatch.setattr("cnnlab.training.curves.curves", curves)
     monkeypatch.setattr("IPython.display.display", lambda image, display_id: MagicMock())
     monkeypatch.setattr("cnnlab.training.session.make_display", lambda _: display.Notebook())
     train(quick.changed(epochs=5))

@@ -1,4 +1,4 @@
-"""The names that the manual's code takes from the package d2l: `from cnnlab import manual as d2l`.
+"""The names that the manual's code takes from the package d2l: `from cnnlab import d2l`.
 
 With that one line in place of `from d2l import torch as d2l`, the listings of the manual, and of the sections of its
 source on LeNet, modern networks and the competition, run here. Each name means what it means there; where the original

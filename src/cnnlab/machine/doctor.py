@@ -155,9 +155,9 @@ def _system(here: torch.device) -> Iterator[Check]:
 def _packages() -> Iterator[Check]:
     try:
         wanted = metadata.requires("cnnlab") or []
-        yield Check("cnnlab", "ok", f"{metadata.version('cnnlab')} in {Path(__file__).parent}")
+        yield Check("cnnlab", "ok", f"{metadata.version('cnnlab')} in {Path(__file__).parents[1]}")
     except metadata.PackageNotFoundError:
-        yield Check("cnnlab", "note", f"in {Path(__file__).parent}, not installed: its packages are not checked")
+        yield Check("cnnlab", "note", f"in {Path(__file__).parents[1]}, not installed: its packages are not checked")
         return
     there, extras = [], set()
     for line in wanted:

@@ -198,7 +198,7 @@ def competition() -> Markdown:
 def results_folder() -> Path:
     """Where the committed results lie: in a package that was built, beside this file; else in the checkout."""
     inside = Path(__file__).parent / "results"
-    return inside if inside.is_dir() else Path(__file__).parents[3] / "benchmarks" / "results"
+    return inside if inside.is_dir() else Path(__file__).parents[4] / "benchmarks" / "results"
 
 
 def _reproduced() -> dict[str, dict[str, Any]]:
