@@ -38,7 +38,8 @@ from cnnlab.io.files import digest, write_checked
 from cnnlab.io.tables import to_json
 from cnnlab.recipe import SETTINGS
 from cnnlab.training import checkpoint
-from cnnlab.training.runs import check_name, open_seeds
+from cnnlab.training.folders import check_name
+from cnnlab.training.runs import open_seeds
 
 pytest.importorskip("py7zr")
 

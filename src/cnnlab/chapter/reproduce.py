@@ -28,6 +28,7 @@ from cnnlab.recipes import find_recipe
 from cnnlab.training import runs
 from cnnlab.training import train as training
 from cnnlab.training.display import make_display
+from cnnlab.training.folders import check_name, make_folder, named_folder
 from cnnlab.training.optim import initialize, make_optimizer
 from cnnlab.training.plan import compiled
 from cnnlab.training.results import SeedsResult
@@ -104,9 +105,9 @@ def reproduce(
         raise CnnlabError(f"seeds={seeds}: must be at least 1")
     here = _checked(device, threads, progress)
     if name is not None:  # before the time that the estimate takes
-        runs.check_name(name)
+        check_name(name)
         if (Path(runs_dir) / name).exists():
-            runs.make_folder(Path(runs_dir) / name)  # says why it cannot
+            make_folder(Path(runs_dir) / name)  # says why it cannot
     chosen = [n for n in EXPERIMENTS if n in names or not names]  # in the chapter's order
     recipes = {n: _recipe(n, epochs, limit) for n in chosen}
     options = SourceOptions(data_dir=data_folder(data_dir))
@@ -117,7 +118,7 @@ def reproduce(
     plan = Plan(recipes, seeds, _estimate(recipes, sizes, seeds, device, threads), methods, limit or 0)
     if not confirm(plan):
         return None
-    path = runs.named_folder(Path(runs_dir), name, "reproduce")
+    path = named_folder(Path(runs_dir), name, "reproduce")
     content = {
         "format": _FORMAT,
         "recipes": {n: r.to_dict() for n, r in recipes.items()},

@@ -27,7 +27,7 @@ from cnnlab.io.csv import first, read_table
 from cnnlab.io.errors import CnnlabError, expand, reason
 from cnnlab.io.files import write_atomic
 from cnnlab.io.text import cell, escape
-from cnnlab.training.runs import named_folder
+from cnnlab.training.folders import named_folder
 
 STATUS = ("scored", "refused", "missing")
 TABLE, PICTURE = "grades.csv", "grades.png"

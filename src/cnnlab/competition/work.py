@@ -23,6 +23,7 @@ from cnnlab.io.schema import validation_error
 from cnnlab.io.text import truncate
 from cnnlab.training import runs
 from cnnlab.training.display import make_display
+from cnnlab.training.folders import check_name
 from cnnlab.training.runs import Run
 
 _FORMAT = "cnnlab competition 1"
@@ -109,7 +110,7 @@ def prepare(
     folder: unsaid, `name` in the folder of the datasets. See `prepare_store` for the rest. Raises:
     CnnlabError, also where `name` has runs on other images.
     """
-    runs.check_name(name)
+    check_name(name)
     place = _files((expand(folder) if folder else data_folder(data_dir) / name).absolute(), name, layout)
     display = make_display(progress)
     try:
@@ -160,7 +161,7 @@ def prepare(
 
 def open_competition(name: str = NAME, runs_dir: str | Path = "runs") -> Competition:
     """The competition that `prepare` noted under `name`. Raises: CnnlabError where there is none."""
-    runs.check_name(name)
+    check_name(name)
     path = Path(runs_dir) / name
     if not (path / "competition.json").exists():
         raise CnnlabError(f"{path} has no prepared competition; begin with: cnnlab kaggle prepare FOLDER --name {name}")

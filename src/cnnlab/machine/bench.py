@@ -47,6 +47,7 @@ from cnnlab.recipes import RECIPES
 from cnnlab.training import runs
 from cnnlab.training import train as training
 from cnnlab.training.cuda_graph import first_played, is_recorded, step_of
+from cnnlab.training.folders import named_folder
 from cnnlab.training.optim import initialize, make_optimizer
 from cnnlab.training.plan import check_compile, compiled, fastest_plan, not_compiled, operations
 from cnnlab.training.step import train_step
@@ -110,7 +111,7 @@ def bench_folder(out: str | Path | None = None, runs_dir: str | Path = "runs") -
     Raises: CnnlabError where it cannot be made, or has such files already.
     """
     if out is None:
-        path, mine = runs.named_folder(Path(runs_dir), None, "bench"), True
+        path, mine = named_folder(Path(runs_dir), None, "bench"), True
     else:
         path = expand(out)
         mine = not path.exists()

@@ -22,7 +22,7 @@ from cnnlab.io.files import remove_torn, write_checked
 from cnnlab.io.schema import COUNT, NUMBER, check
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import find_recipe
-from cnnlab.training import checkpoint, runs
+from cnnlab.training import checkpoint, folders, runs
 from cnnlab.training.checkpoint import (
     Damaged,
     has_checkpoint,
@@ -156,7 +156,7 @@ def _with_settings(recipe: Recipe | str, settings: dict[str, Any]) -> Recipe:
 @contextlib.contextmanager
 def _new_folder(runs_dir: Path, name: str | None, recipe: Recipe) -> Iterator[Path]:
     """A new folder for a run, removed again if nothing was written into it."""
-    path = runs.new_folder(runs_dir, name, recipe)
+    path = folders.new_folder(runs_dir, name, recipe)
     try:
         yield path
     finally:

@@ -1,0 +1,69 @@
+"""Names and creation of new folders under runs/."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.text import truncate
+from cnnlab.recipe import Recipe
+
+
+def make_folder(path: Path) -> Path:
+    """Create the new folder `path` and its parents. Raise CnnlabError if it exists or cannot be created."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir()
+    except FileExistsError as error:
+        where = path if path.exists() else path.parent
+        if (path / "reproduction.json").exists():
+            remedy = f"choose another --name, or continue it: cnnlab reproduce --resume {path}"
+        elif (path / "run.json").exists() or (path / "seeds.json").exists():
+            remedy = f"choose another --name, or continue it: cnnlab train --resume {path}"
+        elif where.is_dir():
+            remedy = "choose another --name"
+        else:
+            remedy = "it is a file; name another folder with --runs-dir"
+        raise CnnlabError(f"{where} exists; {remedy}") from error
+    except OSError as error:
+        raise CnnlabError(f"cannot create {path}: {reason(error)}; name another folder with --runs-dir") from error
+    return path
+
+
+def new_folder(runs_dir: Path, name: str | None, recipe: Recipe) -> Path:
+    """Create the folder of a new run: `runs_dir`/`name`. Default name: data, network and a free number.
+
+    Raise CnnlabError if the name is taken or invalid.
+    """
+    is_folder = recipe.data.startswith("folder:")
+    source = f"folder-{Path(recipe.data.removeprefix('folder:')).name}" if is_folder else recipe.data
+    return named_folder(runs_dir, name, f"{source}-{recipe.model}")
+
+
+def check_name(name: str) -> None:
+    """Raise CnnlabError if `name` is not a portable file name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name.endswith("."):
+        raise CnnlabError(
+            f"run name {truncate(name)!r}: use letters, digits, '.', '_' and '-', at most 100, a letter or digit first "
+            "and no '.' last"
+        )
+    if re.fullmatch(r"con|prn|aux|nul|(com|lpt)[0-9]", name.partition(".")[0].lower()):
+        raise CnnlabError(f"run name {name!r} is reserved for a device on Windows; choose another")
+
+
+def named_folder(runs_dir: Path, name: str | None, stem: str) -> Path:
+    """Create the new folder `runs_dir`/`name`. Default name: `stem` and a free number. Raise CnnlabError."""
+    if name is not None:
+        check_name(name)
+        return make_folder(runs_dir / name)
+    stem = re.sub(r"\W+", "-", stem).strip("-")[:80]
+    number = 1
+    while True:
+        path = runs_dir / f"{stem}-{number:03d}"
+        try:
+            return make_folder(path)
+        except CnnlabError:  # taken, perhaps a moment ago by another process
+            if not path.exists():
+                raise
+        number += 1
