@@ -105,9 +105,9 @@ def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def child(args: list[str], folder: str, told: str, turn: int, file_limit: int) -> None:
-    """The command, in a process of its own that dies at `turn`; what it says goes to the file `told`."""
-    handle = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+def child(args: list[str], folder: str, output: str, turn: int, file_limit: int) -> None:
+    """The command, in a process of its own that dies at `turn`; what it says goes to the file `output`."""
+    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.chdir(folder)
@@ -164,7 +164,7 @@ class Lab:
     def start(self, args: list[str], turn: int = 0, file_limit: int = 0) -> Any:
         self.folder.mkdir(parents=True, exist_ok=True)
         process = self.context.Process(
-            target=child, args=(args, str(self.folder), str(self.folder / "told"), turn, file_limit)
+            target=child, args=(args, str(self.folder), str(self.folder / "output"), turn, file_limit)
         )
         process.start()
         return process
@@ -173,18 +173,18 @@ class Lab:
         """Its exit code (-9: killed) and what it said."""
         process = self.start(args, turn, file_limit)
         process.join(120)
-        return process.exitcode, (self.folder / "told").read_text()
+        return process.exitcode, (self.folder / "output").read_text()
 
     def train(self, name: str) -> list[str]:
         return ["train", "--name", name, "--threads", "1", *(word for s in self.settings for word in ("--set", s))]
 
     def undisturbed(self) -> Path:
         """A run that nobody disturbs, and what the moments of the others are drawn from."""
-        code, told = self.call(self.train("whole"))  # the first is slower: what it reads is not in memory yet
-        assert code == 0, told
+        code, output = self.call(self.train("whole"))  # the first is slower: what it reads is not in memory yet
+        assert code == 0, output
         began = time.monotonic()
-        code, told = self.call(self.train("timed"))
-        assert code == 0, told
+        code, output = self.call(self.train("timed"))
+        assert code == 0, output
         self.seconds = time.monotonic() - began
         self.turns = int((self.folder / "turns").read_text())
         return self.folder / "runs" / "whole"
@@ -203,18 +203,18 @@ class Lab:
             args = ["train", "--resume", str(path), "--threads", "1"] if begun else self.train(name)
             inside = self.random.random() < 0.5
             if len(how) >= kills:
-                code, told = self.call(args)
-                assert code == 0, told
+                code, output = self.call(args)
+                assert code == 0, output
             elif inside:
-                code, told = self.call(args, turn=self.random.randint(1, self.turns))
+                code, output = self.call(args, turn=self.random.randint(1, self.turns))
             else:
                 process = self.start(args)
                 time.sleep(self.random.uniform(0, self.seconds))
                 process.kill()
                 process.join(120)
-                code, told = process.exitcode, (self.folder / "told").read_text() if begun else ""
-            assert "Traceback" not in told, told
+                code, output = process.exitcode, (self.folder / "output").read_text() if begun else ""
+            assert "Traceback" not in output, output
             if code == 0:
                 return path, how
-            assert code == -signal.SIGKILL, (code, told)
+            assert code == -signal.SIGKILL, (code, output)
             how.append("SIGKILL inside a save" if inside else "SIGKILL at a random moment")

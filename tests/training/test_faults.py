@@ -1,4 +1,4 @@
-"""Faults made on purpose: killed processes, full disks, damaged files, a clock that goes back, numbers that are none.
+"""Faults made on purpose: killed processes, full disks, damaged files, a clock that goes back, NaN and Inf.
 
 `pytest tests/training/test_faults.py --kills 200 --fault-table FILE` is the long version, and writes docs/reliability.md's table.
 """
@@ -147,20 +147,20 @@ def test_a_signal_stops_cleanly_and_the_run_goes_on(
     number: signal.Signals, forks: Any, tmp_path: Path, tally: Tally
 ) -> None:
     lab = Lab(forks, tmp_path, ["epochs=25", "limit=320"], random.Random(number))
-    code, told = lab.call(lab.train("whole"))
-    assert code == 0, told
+    code, output = lab.call(lab.train("whole"))
+    assert code == 0, output
     process = lab.start(lab.train("run"))
     metrics = tmp_path / "runs/run/metrics.jsonl"
     while process.is_alive() and not (metrics.exists() and metrics.read_text()):
         time.sleep(0.001)
     os.kill(process.pid, number)
     process.join(60)
-    told = (tmp_path / "told").read_text()
-    assert process.exitcode == 128 + number, told
-    assert len(told.splitlines()) == 1
-    assert "are saved. Continue with: cnnlab train --resume runs/run" in told
-    code, told = lab.call(["train", "--resume", "runs/run", "--threads", "1"])
-    assert code == 0, told
+    output = (tmp_path / "output").read_text()
+    assert process.exitcode == 128 + number, output
+    assert len(output.splitlines()) == 1
+    assert "are saved. Continue with: cnnlab train --resume runs/run" in output
+    code, output = lab.call(["train", "--resume", "runs/run", "--threads", "1"])
+    assert code == 0, output
     assert_the_same(tmp_path / "runs/run", tmp_path / "runs/whole")
     tally(number.name, "stopped in one line, then the same weights, to the bit")
 
@@ -267,7 +267,7 @@ def test_a_run_that_ends_in_an_evaluation_keeps_the_whole_epoch(
 
 
 def test_a_second_ctrl_c_waits_for_what_is_being_written() -> None:
-    beside, done = BackgroundWriter(), []
+    writer, done = BackgroundWriter(), []
 
     def write() -> None:
         time.sleep(0.3)
@@ -275,9 +275,9 @@ def test_a_second_ctrl_c_waits_for_what_is_being_written() -> None:
         time.sleep(0.3)
         done.append(1)
 
-    beside.start(write)
+    writer.start(write)
     with pytest.raises(KeyboardInterrupt):
-        beside.close()
+        writer.close()
     assert done
 
 
@@ -310,7 +310,7 @@ def _rows(progress: dict[str, Any], **changes: Any) -> None:
 def test_a_strangers_checkpoint_holds_what_a_training_comes_to_or_is_refused(
     change: Callable[[dict[str, Any]], Any], quick: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """With a right checksum: what is wrong is told by what it says."""
+    """With a right checksum: what is wrong is found in its values."""
     with monkeypatch.context() as patch:
         stop_at(patch, 25)
         with pytest.raises(TrainingInterrupted):
@@ -439,9 +439,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     return path, counted.count
 
 
-@pytest.mark.parametrize("trouble", [errno.ENOSPC, errno.EROFS, errno.EIO], ids=["full", "read-only", "broken"])
+@pytest.mark.parametrize("error_number", [errno.ENOSPC, errno.EROFS, errno.EIO], ids=["full", "read-only", "broken"])
 def test_a_disk_that_fails_keeps_what_was_saved(
-    trouble: int,
+    error_number: int,
     undisturbed: tuple[Path, int],
     monkeypatch: pytest.MonkeyPatch,
     cnnlab: Command,
@@ -450,12 +450,12 @@ def test_a_disk_that_fails_keeps_what_was_saved(
 ) -> None:
     whole, turns = undisturbed
     every = range(1, turns)  # the last is a folder's fsync, which may fail
-    tried = random.Random(trouble).sample(every, min(len(every), int(request.config.getoption("--kills")) // 6))
+    tried = random.Random(error_number).sample(every, min(len(every), int(request.config.getoption("--kills")) // 6))
     for turn in sorted({1, *tried}):
         with monkeypatch.context() as patch:
-            strike_at(patch, turn, OSError(trouble, os.strerror(trouble)))
+            strike_at(patch, turn, OSError(error_number, os.strerror(error_number)))
             line = one_line_error(cnnlab(*COMMAND, "--name", "run"))
-        assert os.strerror(trouble) in line
+        assert os.strerror(error_number) in line
         assert "runs/run" in line
         if "--resume" in line:  # what it says is what works
             answer = cnnlab("train", "--threads", "1", "--resume", "runs/run")
@@ -465,7 +465,7 @@ def test_a_disk_that_fails_keeps_what_was_saved(
         assert answer.returncode == 0, (turn, answer.stderr)
         assert_the_same(Path("runs/run"), whole)
         shutil.rmtree("runs/run")
-        tally(f"writing fails: {os.strerror(trouble).lower()}", "one line, then the same weights, to the bit")
+        tally(f"writing fails: {os.strerror(error_number).lower()}", "one line, then the same weights, to the bit")
 
 
 @pytest.mark.slow
@@ -475,14 +475,14 @@ def test_a_file_size_limit_is_a_full_disk(forks: Any, tmp_path: Path, tally: Tal
     size = (whole / "checkpoint.safetensors").stat().st_size
     for number, limit in enumerate((500, 5_000, size // 4, size // 2, size - 1)):
         name = f"run-{number}"
-        code, told = lab.call(lab.train(name), file_limit=limit)
-        assert code == 2, told
-        assert told.startswith("error: ")
-        assert len(told.splitlines()) == 1
+        code, output = lab.call(lab.train(name), file_limit=limit)
+        assert code == 2, output
+        assert output.startswith("error: ")
+        assert len(output.splitlines()) == 1
         path = tmp_path / "runs" / name
         again = ["train", "--resume", str(path), "--threads", "1"] if path.exists() else lab.train(name)
-        code, told = lab.call(again)
-        assert code == 0, told
+        code, output = lab.call(again)
+        assert code == 0, output
         assert_the_same(path, whole)
         tally("no file may grow beyond a limit", "one line, then the same weights, to the bit")
 
@@ -698,9 +698,9 @@ def test_of_two_checkpoints_the_whole_one_is_used(
     path = copy()
     (path / newest).write_bytes(b"torn")
     resume(path, threads=1)
-    told = capsys.readouterr().err
-    assert "note: runs/run/checkpoint.safetensors is damaged" in told
-    assert told.strip().endswith("continuing from the save before it")
+    output = capsys.readouterr().err
+    assert "note: runs/run/checkpoint.safetensors is damaged" in output
+    assert output.strip().endswith("continuing from the save before it")
     assert_the_same(path, whole)
     path = copy()
     (path / newest).unlink()
@@ -742,8 +742,8 @@ def test_best_weights_that_are_damaged_are_told_and_replaced(
             (path / "best.safetensors").unlink()
         capsys.readouterr()
         result = resume(path, threads=1)
-        assert "best.safetensors" in (told := capsys.readouterr().err)
-        assert "the best of the epochs to come replaces it" in told
+        assert "best.safetensors" in (output := capsys.readouterr().err)
+        assert "the best of the epochs to come replaces it" in output
         assert result.summary["best_epoch"] in (3, 4)
         assert weights_metadata(path / "best.safetensors")["epoch"] == result.summary["best_epoch"]
 
@@ -787,7 +787,7 @@ def test_a_clock_that_goes_back_changes_nothing(monkeypatch: pytest.MonkeyPatch,
     tally("the clock goes back by three years", "the same weights, to the bit; each event once")
 
 
-# Numbers that are none
+# NaN and Inf
 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, *numbers: int, value: float = float("nan")) -> list[int]:
@@ -810,7 +810,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, *numbers: int, value: float = floa
     return calls
 
 
-def test_a_loss_that_is_no_number_stops_at_once(monkeypatch: pytest.MonkeyPatch, cnnlab: Command, tally: Tally) -> None:
+def test_a_loss_of_nan_stops_at_once(monkeypatch: pytest.MonkeyPatch, cnnlab: Command, tally: Tally) -> None:
     with monkeypatch.context() as patch:
         calls = poisoned(patch, 14)
         with pytest.raises(CnnlabError) as caught:
@@ -894,32 +894,32 @@ def test_a_step_that_is_skipped_updates_leaves_nothing_behind(where: str, optimi
     assert not all(torch.equal(a, b) for a, b in zip(before, everything(), strict=True))
 
 
-def test_the_lookout_names_the_first_bad_step() -> None:
+def test_the_monitor_names_the_first_bad_step() -> None:
     good = nn.Linear(2, 2)
-    lookout = NonFiniteMonitor(torch.device("cpu"), 10, skips=False)
-    assert lookout.counts(0, torch.tensor(1.0))
+    monitor = NonFiniteMonitor(torch.device("cpu"), 10, skips=False)
+    assert monitor.counts(0, torch.tensor(1.0))
     with pytest.raises(NonFinite, match="the loss became inf") as caught:
-        lookout.counts(1, torch.tensor(float("inf")))
+        monitor.counts(1, torch.tensor(float("inf")))
     assert caught.value.step == 1
-    lookout.check(1, good)
+    monitor.check(1, good)
     with torch.no_grad():
         good.weight[0, 0] = float("nan")
     with pytest.raises(NonFinite, match="a weight became NaN or Inf"):
-        lookout.check(2, good)
+        monitor.check(2, good)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_the_lookout_does_not_wait_for_the_gpu() -> None:
+def test_the_monitor_does_not_wait_for_the_gpu() -> None:
     device = torch.device("cuda")
-    lookout = NonFiniteMonitor(device, 1000, skips=False)
+    monitor = NonFiniteMonitor(device, 1000, skips=False)
     losses = torch.ones(400, device=device)
     losses[123] = float("nan")
     found = None
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step, loss in enumerate(losses.unbind()):
-            lookout.counts(step, loss)
+            monitor.counts(step, loss)
             time.sleep(0.001)
     except NonFinite as error:
         found = error.step

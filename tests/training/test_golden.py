@@ -109,9 +109,9 @@ def test_network_and_loss_are_compiled_as_one(precision: torch.dtype) -> None:
         found = []
         for _ in range(4):
             x, y = torch.rand(8, 1, 4, 4), torch.randint(10, (8,))
-            loss, hits = train_step(network, optimizer, x, y, 0.1, precision)
+            loss, correct = train_step(network, optimizer, x, y, 0.1, precision)
             assert torch.equal(network(x), model(x))
-            found += [float(loss), float(hits)]
+            found += [float(loss), float(correct)]
         return found
 
     torch._dynamo.reset()

@@ -65,11 +65,11 @@ def test_one_step_is_the_textbooks() -> None:
     w, b = model.weight.detach().clone(), model.bias.detach().clone()
     x, y = torch.randn(7, 5, dtype=torch.float64), torch.arange(7) % 3
     optimizer = make_optimizer(model, Recipe(learning_rate=0.3))
-    loss, hits = train_step(model, optimizer, x, y)
+    loss, correct = train_step(model, optimizer, x, y)
     logits = x @ w.T + b
     p = logits.exp() / logits.exp().sum(1, keepdim=True)
     assert loss.item() == pytest.approx(-p[torch.arange(7), y].log().mean().item(), rel=1e-12)
-    assert hits.item() == (logits.argmax(1) == y).sum().item()
+    assert correct.item() == (logits.argmax(1) == y).sum().item()
     error = (p - torch.nn.functional.one_hot(y, 3)) / 7
     torch.testing.assert_close(model.weight.detach(), w - 0.3 * error.T @ x, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(model.bias.detach(), b - 0.3 * error.sum(0), rtol=1e-12, atol=1e-14)
@@ -107,7 +107,7 @@ def test_the_loop_is_the_manuals_train_ch6() -> None:
         optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
         loss_function = nn.CrossEntropyLoss()
         for epoch in range(2):
-            loss_sum, hits, count = 0.0, 0.0, 0
+            loss_sum, correct, count = 0.0, 0.0, 0
             net.train()
             for x, y in loader.shuffled(0, epoch):
                 optimizer.zero_grad()
@@ -116,7 +116,7 @@ def test_the_loop_is_the_manuals_train_ch6() -> None:
                 loss.backward()
                 optimizer.step()
                 loss_sum += loss.item() * len(y)
-                hits += (y_hat.argmax(1) == y).sum().item()
+                correct += (y_hat.argmax(1) == y).sum().item()
                 count += len(y)
         net.eval()
         with torch.no_grad():
@@ -128,7 +128,7 @@ def test_the_loop_is_the_manuals_train_ch6() -> None:
         )
     assert count == 1438
     assert result.summary["loss"] == pytest.approx(loss_sum / count, rel=1e-5)
-    assert result.summary["train_acc"] == pytest.approx(hits / count)
+    assert result.summary["train_acc"] == pytest.approx(correct / count)
     assert result.summary["test_acc"] == pytest.approx(test_acc)
 
 
@@ -204,7 +204,7 @@ def test_names_are_free_or_refused(quick: Recipe) -> None:
             train(quick, name=name)
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(quick: Recipe) -> None:
+def test_a_loss_of_nan_stops_and_keeps_what_was_good(quick: Recipe) -> None:
     # float32's largest number is about 3e38: decay of 100 at a rate of 1000 is beyond it in no time
     wild = quick.changed(learning_rate=1000.0, weight_decay=100.0, model="lenet", schedule="constant", epochs=5)
     with pytest.raises(
@@ -332,8 +332,8 @@ def killed(tmp_path: Path, how: signal.Signals, after: int) -> tuple[int, str]:
             break
         time.sleep(0.005)
     os.kill(process.pid, how)
-    told = process.communicate(timeout=60)[1]
-    return process.returncode, told
+    output = process.communicate(timeout=60)[1]
+    return process.returncode, output
 
 
 @pytest.mark.slow
@@ -351,13 +351,14 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, undisturbed: Path
 
 @pytest.mark.slow
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path, undisturbed: Path) -> None:
-    code, told = killed(tmp_path, signal.SIGINT, 3)
+    code, output = killed(tmp_path, signal.SIGINT, 3)
     assert code == 130
-    assert len(told.splitlines()) == 1
+    assert len(output.splitlines()) == 1
     assert re.search(
-        r"finished epochs( and \d+ steps of the next)? are saved\. Continue with: cnnlab train --resume runs/run", told
+        r"finished epochs( and \d+ steps of the next)? are saved\. Continue with: cnnlab train --resume runs/run",
+        output,
     )
-    assert "Traceback" not in told
+    assert "Traceback" not in output
     assert (tmp_path / "runs/run/curves.png").exists()
     in_a_process("--resume", "run", cwd=tmp_path)
     assert_same_bits(tmp_path / "runs/run", undisturbed)
@@ -620,14 +621,14 @@ def test_nothing_inside_an_epoch_waits_for_the_gpu() -> None:
     model = build_model("lenet-bn", num_classes=10, in_channels=1, image_size=28).to(device)
     optimizer = make_optimizer(model, Recipe(momentum=0.9))
     statistics = torch.zeros(2, device=device)
-    loss_sum, hit_count = statistics.unbind()
+    loss_sum, correct_count = statistics.unbind()
     batches = loader.shuffled(0, 0)
     next(batches)  # the moments are copied once
     torch.cuda.set_sync_debug_mode("error")
     try:
         for x, y in batches:
-            loss, hits = train_step(model, optimizer, x, y)
+            loss, correct = train_step(model, optimizer, x, y)
             loss_sum.add_(loss, alpha=len(y))
-            hit_count.add_(hits)
+            correct_count.add_(correct)
     finally:
         torch.cuda.set_sync_debug_mode("default")
