@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import cnnlab
 from cnnlab import CnnlabError
@@ -62,3 +65,17 @@ def test_the_loader_of_other_splits_is_in_order() -> None:
         cnnlab.loader("digits", "validation", eval_split="test", val_fraction=0.0)
     with pytest.raises(CnnlabError, match="validation"):
         cnnlab.loader("digits", "valdation")
+
+
+def test_the_examples_of_the_documentation_run() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) >= 8
+    Path("photos").mkdir()
+    for file in ("scan.png", "photos/1.png"):
+        Image.new("L", (30, 20), 128).save(file)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "docs/api.md", "exec"), names)
+    assert len(names["result"].history) == 1  # type: ignore[attr-defined]
+    assert len(names["found"]) == 2  # type: ignore[arg-type]

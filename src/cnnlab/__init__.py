@@ -1,6 +1,7 @@
 """cnnlab: modern convolutional networks for small images, from the textbook's figure to a trained model.
 
-The public names are those in `__all__`. They are loaded when first used, so that `import cnnlab` is instant.
+The public names are those in `__all__`; docs/api.md shows them in use. They are imported lazily, so that
+`import cnnlab` is instant.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Using a finished run: measure it on a split, or name what is in a person's images."""
+"""Use a finished run: evaluate it on a split, classify images, load its network."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from cnnlab.training.results import trained_model
 from cnnlab.training.runs import Run
 
 SPLITS = ("test", "validation", "train")
-_MOST_VALUES = 1 << 26  # of a batch of large images
+_MOST_VALUES = 1 << 26  # in a batch of large images
 
 
 @dataclass(frozen=True)
 class RunEvaluation:
-    """What `evaluate_run` measured, and on what. seconds: of the looking alone, images and weights in memory."""
+    """The result of `evaluate_run`. seconds: of the evaluation only, with images and weights in memory."""
 
     run: Run
     split: str
@@ -52,7 +52,7 @@ class RunEvaluation:
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return the evaluation as plain values."""
         result = self.result
         return {
             "run": str(self.run.path),
@@ -194,12 +194,12 @@ def evaluate_run(
     views: str = "none",
     precision: str = "float32",
 ) -> RunEvaluation:
-    """Measure a run's model on every image of a split, and note in the run's folder that this was done.
+    """Evaluate a run's model on all images of a split, and record that in the run's folder.
 
-    split: test, validation or train; unsaid, test where the source has one, else validation. weights: best or last;
-    unsaid, the best where it was chosen on validation images, else the last. views: a key of VIEWS, how often each
-    image is looked at. precision: of convolutions and products; in 16 bits an image's answer may change with the
-    images beside it. Raises: CnnlabError.
+    split: test, validation or train. Default: test if the data has one, else validation. weights: best or last.
+    Default: best where it was chosen on validation images, else last. views: test-time augmentation, a key of VIEWS.
+    precision: of convolutions and matrix products; with 16 bits the logits of an image may depend on the rest of its
+    batch. Raises: CnnlabError.
     """
     run = runs.open_run(name, runs_dir)
     if views not in VIEWS:
@@ -245,7 +245,7 @@ def evaluate_run(
 
 
 def _run_images(run: Run, split: str | None, options: SourceOptions) -> tuple[ImageSet, str]:
-    """The images of that split, as the run knows it, and its name; unsaid, test where there is one."""
+    """Return the images of a split of the run's data, and its name. Default: test if there is one, else validation."""
     images = None
     if split in (None, "test"):
         images = load_images(run.recipe.data, "test", options)
@@ -258,7 +258,7 @@ def _run_images(run: Run, split: str | None, options: SourceOptions) -> tuple[Im
             raise CnnlabError(f"{run.path} held no images out for validation; evaluate --split test or train")
         if train_set.fingerprint() != run.info["data"]["fingerprint"]:
             raise CnnlabError(
-                f"the images of {run.recipe.data} are not those that {run.path} was trained on: its splits are lost"
+                f"the images of {run.recipe.data} are not those that {run.path} was trained on: its splits are unknown"
             )
         images = train_set if split == "train" else watched
     if images.classes != run.classes or images.images.shape[1] != run.info["preprocessing"]["channels"]:
@@ -323,11 +323,11 @@ def probabilities(
     batch_size: int = 0,
     report: Report = no_report,
 ) -> Tensor:
-    """What `models` together make of `images` (N, C, H, W) uint8: probabilities (N, K) float32, on the host.
+    """Return the mean probabilities (N, K) float32, on the CPU, of `models` for `images` (N, C, H, W) uint8.
 
-    views: a key of VIEWS; an image's logits are averaged over them (those as it stands count half, those moved by a
-    pixel half), the models' probabilities then over the models. Always in float32 and in eval mode, so that an image's
-    answer does not depend on the images beside it. batch_size: 0 is what suits. Raises: CnnlabError.
+    views: test-time augmentation, a key of VIEWS: logits are averaged over the views of an image (half the weight on
+    the centred ones, half on the shifted ones), then probabilities over the models. Computed in float32 and eval mode,
+    so that the result does not depend on the batches. batch_size: 0 for the default. Raises: CnnlabError.
     """
     if views not in VIEWS:
         raise unknown("views", views, VIEWS)
@@ -354,12 +354,12 @@ def probabilities(
 
 
 def validation_images(run: Run) -> ImageSet:
-    """The images that the run held out. Raises: CnnlabError where it held none out, or they are no longer the same."""
+    """Return the run's validation images. Raises: CnnlabError if it has none, or the data have changed."""
     return _run_images(run, "validation", SourceOptions(data_dir=data_folder(runs.data_dir(run))))[0]
 
 
 def _layout(run: Run) -> torch.memory_format:
-    """The memory format in which the run was trained."""
+    """Return the memory format in which the run was trained."""
     trained: str = runs.first_session(run).get("memory_format", run.recipe.memory_format)
     return FORMATS.get(trained, torch.contiguous_format)
 

@@ -1,8 +1,8 @@
-"""A network in numbers: of each layer the output shape, parameters, multiply-adds and receptive field.
+"""A network layer by layer: output shape, parameters, multiply-adds and receptive field.
 
-All are read off the real network while a tensor of shapes without values passes through it: nothing is mirrored by
-hand, so that another library's network gives its table too. Where pixels change places (tokens of a transformer, layers
-that want the channels last, shuffled channels), the receptive field is not told from there on.
+All are measured on the real network with a tensor on the meta device, so they also work for networks of other
+libraries. Once pixels change places (tokens of a transformer, channels-last layers, shuffled channels), the receptive
+field is unknown.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from cnnlab.models import build_model, usual_size
 class Layer:
     """A row of the table.
 
-    path: where it stands in the network (`3.0.conv1`); output: shape without the batch; parameters, multiply_adds:
-    its own and its parts'; receptive_field: side of the square of input pixels that one output value depends on,
-    which may be larger than the image: the rest is padding; None where it is not known.
+    path: name of the module, as `3.0.conv1`; output: shape without the batch; parameters, multiply_adds: including its
+    parts; receptive_field: side of the square of input pixels that one output value depends on, which includes padding
+    where it is larger than the image. None if unknown.
     """
 
     path: str
@@ -42,7 +42,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Summary:
-    """A network's table and its totals; `input` is one image's shape (C, H, W)."""
+    """The table of a network and its totals. input: shape (C, H, W) of one image."""
 
     model: str
     input: tuple[int, ...]
@@ -52,7 +52,7 @@ class Summary:
     receptive_field: int | None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return the summary as plain values."""
         return asdict(self)
 
 
@@ -64,11 +64,11 @@ def summarize(
     num_classes: int = 10,
     depth: int = 1,
 ) -> Summary:
-    """The table of a network, by its name or as a module, for one image (in_channels, image_size, image_size).
+    """Return the table of a network, given by name or as a module, for one image (in_channels, image_size, image_size).
 
-    image_size: unsaid, that at which the manual prints the network (224 where it does not). depth: 1 gives the layers
-    that the manual's tables have, 2 also the parts of each, and so on; 0 gives them all. A module is left as it was.
-    Multiply-adds are those of convolutions and matrix products, as torch.utils.flop_counter counts them.
+    image_size: default: the manual's, else 224. depth: 1 for the rows of the manual's tables, 2 for their parts too,
+    and so on; 0 for all layers. A module is not changed. Multiply-adds are those of convolutions and matrix products,
+    as torch.utils.flop_counter counts them.
 
     Raises: CnnlabError for an unknown name or a size that does not fit.
     """
