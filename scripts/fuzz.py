@@ -1,14 +1,13 @@
-"""Fuzz the parsers of bytes from elsewhere, guided by which of their branches an input reaches.
+"""Fuzz the parsers of bytes from elsewhere, guided by branch coverage.
 
-The same parsers, and the same is asked of them, as in tests/test_fuzz.py (see tests/parsers.py), by another engine:
-atheris, which is LLVM's libFuzzer for Python. It has no wheels for every Python that cnnlab supports, so that nothing
-here depends on it:
+The parsers and checks of tests/test_fuzz.py (see tests/parsers.py) with another engine: atheris, LLVM's libFuzzer for
+Python. It does not have wheels for every Python that cnnlab supports, so it is installed by hand:
 
-    pip install atheris         # beside cnnlab and its developers' packages
+    pip install atheris         # in cnnlab's development environment
     python scripts/fuzz.py      # all, a minute each; or PARSER..., --seconds N
 
-Exit code 0: nothing was found; 1: something was, and its input is kept in a file that is named; 2: no atheris. One such
-input again, without atheris, with the traceback: `python scripts/fuzz.py PARSER --input FILE`.
+Exit code 0: nothing found; 1: a failure, whose input is saved to the named file; 2: atheris is missing. Repeat one input
+without atheris, with the traceback: `python scripts/fuzz.py PARSER --input FILE`.
 """
 
 from __future__ import annotations
