@@ -1,6 +1,6 @@
-"""What the benchmark scripts share: processes that are measured, our side, the machine's peak, where results go.
+"""Shared by the benchmark scripts: measured processes, cnnlab's side, the machine's peak, writing results.
 
-No torch at the top: a parent that measures memory must not share its pages with the children that it measures.
+torch is not imported at the top: a parent that measures memory must not share pages with its children.
 """
 
 from __future__ import annotations
@@ -75,14 +75,14 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 
-# Processes: the script calls itself with a task, and the child leaves its answer in a file.
+# Processes: the script calls itself with a task, and the child writes its answer to a file.
 
 
 def call(task: Task, script: str | None = None) -> Task:
-    """Give `task` to a process of `script`, unsaid this one; returns its answer, its wall-clock and its peak memory.
+    """Run `task` in a process of `script` (default: this one). Return its answer, wall-clock time and peak memory.
 
-    Memory is that of the whole process tree, workers included, looked at once a second (a look takes 25 ms of a core
-    for 2 GiB): PSS, which counts shared pages once, and the plain sum of RSS.
+    Memory is that of the process tree, workers included, sampled once a second (a sample takes 25 ms of a core for
+    2 GiB): PSS, which counts shared pages once, and the sum of RSS.
     """
     import psutil
 
@@ -112,15 +112,15 @@ def call(task: Task, script: str | None = None) -> Task:
         seconds = time.perf_counter() - began
         if process.returncode != 0:
             raise SystemExit(f"{task['side']} failed:\n{output.read_text(errors='replace')[-3000:]}")
-        told: Task = json.loads(answer.read_text())
+        result: Task = json.loads(answer.read_text())
     figures = {"process_seconds": seconds, "peak_pss_mib": peak_pss / 2**20, "peak_rss_mib": peak_rss / 2**20}
-    return {**told, **figures}
+    return {**result, **figures}
 
 
 def call_each(tasks: Sequence[Task], *, together: bool = False) -> Task:
-    """The answer to each task by its side, from processes in turn.
+    """Run the tasks one after the other, each in its own process. Return the answers by side.
 
-    together: from one process, which saves starting the others; its time and memory are then all the tasks'.
+    together: use one process for all, whose time and memory are then shared.
     """
     if together:
         shared = call({"side": "several", "tasks": tasks})
@@ -133,15 +133,15 @@ def call_each(tasks: Sequence[Task], *, together: bool = False) -> Task:
 
 
 def answered(children: Mapping[str, Callable[[Task], Task]]) -> bool:
-    """In a child: do the task, leave the answer, say True. In the parent: False."""
+    """In a child: do the task, write the answer, return True. In the parent: return False."""
     if sys.argv[1:2] != ["--child"]:
         return False
     task = json.loads(sys.argv[2])
     if task["side"] == "several":
-        told: Task = {"answers": [children[t["side"]](t) for t in task["tasks"]]}
+        result: Task = {"answers": [children[t["side"]](t) for t in task["tasks"]]}
     else:
-        told = children[task["side"]](task)
-    Path(sys.argv[3]).write_text(json.dumps(told))
+        result = children[task["side"]](task)
+    Path(sys.argv[3]).write_text(json.dumps(result))
     return True
 
 
@@ -149,14 +149,14 @@ def answered(children: Mapping[str, Callable[[Task], Task]]) -> bool:
 
 
 def present() -> bool:
-    """Is Fashion-MNIST here, so that nothing need be fetched?"""
+    """Return whether Fashion-MNIST is here, so that nothing is downloaded."""
     from cnnlab.data import data_folder, fashion_mnist
 
     return fashion_mnist.is_there(data_folder())
 
 
 def matrix_peak() -> dict[str, float]:
-    """Floating-point operations per second of a large product, by the precisions that have units here."""
+    """Return the floating-point operations per second of a large matrix product, by precision."""
     import torch
 
     from cnnlab.device.hardware import available_cores, has_bfloat16, pick_device
@@ -206,7 +206,7 @@ def settle(recipe: Task, count: int, image_size: int) -> Task:
 
 
 def warmed() -> None:
-    """A GPU's libraries are loaded, which takes a second: outside both sides' clocks."""
+    """Load a GPU's libraries, which takes a second, outside both sides' clocks."""
     import torch
 
     if torch.cuda.is_available():
@@ -248,7 +248,7 @@ def child_cnnlab(task: Task) -> Task:
 
 
 def summary(pairs: list[Task], peer: str, setup: dict[str, Task], peaks: dict[str, float]) -> Task:
-    """Figures of the `pairs`, each a run by side; ratios are ours over the peer's, above 1 where ours is faster."""
+    """Return figures of the `pairs` of runs by side. A ratio above 1 means that cnnlab is faster."""
 
     def ratios(ours: str, key: str) -> list[float]:
         if key == "process_seconds":
@@ -276,8 +276,8 @@ def summary(pairs: list[Task], peer: str, setup: dict[str, Task], peaks: dict[st
     }
 
 
-def told(network: str, figures: Task, setup: dict[str, Task], n: int) -> str:
-    """A network's figures in a line for each of our sides."""
+def report(network: str, figures: Task, setup: dict[str, Task], n: int) -> str:
+    """Return a network's figures, one line for each of our sides."""
     lines = []
     for side, suffix in (("cnnlab", ""), ("cnnlab-auto", "_auto")):
         ratio, whole = figures[f"speed_ratio{suffix}"], figures[f"whole_ratio{suffix}"]

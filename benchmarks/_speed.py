@@ -30,7 +30,7 @@ KEYS = ("val_acc", "final_acc", "train_seconds", "race_seconds", "clock_seconds"
 
 
 def child(recipe: Recipe, split: str, views: str, device: str, as_trained: bool = False) -> dict[str, Any]:
-    """Train, then look at `split` once, with the last epoch's weights.
+    """Train, then evaluate once on `split` with the last epoch's weights.
 
     as_trained: in the precision of the training's steps, as published speed runs do; else in float32.
     """
@@ -71,8 +71,8 @@ def run(name: str, seed: int, settings: list[str], split: str, views: str, devic
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-        told: dict[str, Any] = json.loads(Path(answer.name).read_text())
-        return told
+        result: dict[str, Any] = json.loads(Path(answer.name).read_text())
+        return result
 
 
 def runs(
@@ -115,7 +115,7 @@ def parser(doc: str | None, recipes: list[str]) -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("recipes", nargs="*", default=recipes)
     found.add_argument("--seeds", type=int, default=5)
-    found.add_argument("--views", help="looks at each image of the final evaluation: none, flip or shift")
+    found.add_argument("--views", help="test-time augmentation of the final evaluation: none, flip or shift")
     found.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     found.add_argument("--device", default="auto")
     add_out(found)

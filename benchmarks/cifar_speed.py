@@ -32,8 +32,8 @@ def main() -> None:
         name: _speed.runs(name, args.seeds, settings, "validation", args.views or "shift", args.device)
         for name in args.recipes
     }
-    told = {"n": args.seeds, "split_seed": 0, "val_fraction": 0.1, "recipes": figures}
-    print(write_result("cifar-speed" + (args.label and f"-{args.label}"), args.device, told, args.out))
+    result = {"n": args.seeds, "split_seed": 0, "val_fraction": 0.1, "recipes": figures}
+    print(write_result("cifar-speed" + (args.label and f"-{args.label}"), args.device, result, args.out))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("label")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--keep", type=Path, help="folder to work in, and keep; unsaid, a temporary one")
+    parser.add_argument("--keep", type=Path, help="folder to work in, and keep. Default: a temporary one")
     add_out(parser)
     args, options = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as temporary:

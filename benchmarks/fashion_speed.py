@@ -1,7 +1,7 @@
 """Time to accuracy on Fashion-MNIST: python benchmarks/fashion_speed.py [--seeds 5] [--beside-d2l 5] [RECIPE...]
 
 Each recipe from several seeds, under the two clocks of _speed.py. The validation split is the recipe's (a tenth of the
-training images, split_seed 0), and no setting was chosen by anything else. The test set is looked at once for each
+training images, split_seed 0), and no setting was chosen by anything else. The test set is evaluated once for each
 seed, after its last epoch, with the weights of that epoch.
 
 multiply_adds is the training's forward passes (the whole is about three times that), beside the manual's recipe's.
@@ -79,10 +79,10 @@ def main() -> None:
             print(f"{name}: 1/{share:.0f} of the manual's multiply-adds", flush=True)
         found["looks"] = VIEWS[views]
         figures[name] = found
-    told = {"n": args.seeds, "split_seed": 0, "val_fraction": 0.1, "recipes": figures}
+    result = {"n": args.seeds, "split_seed": 0, "val_fraction": 0.1, "recipes": figures}
     if args.beside_d2l:
-        told["beside_d2l"] = beside_d2l(args.beside_d2l, settings, args.device)
-    print(write_result("fashion-speed" + (args.label and f"-{args.label}"), args.device, told, args.out))
+        result["beside_d2l"] = beside_d2l(args.beside_d2l, settings, args.device)
+    print(write_result("fashion-speed" + (args.label and f"-{args.label}"), args.device, result, args.out))
 
 
 if __name__ == "__main__":

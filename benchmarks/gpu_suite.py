@@ -4,18 +4,18 @@ Parts, in this order, each with a share of the time after which it begins nothin
 after each, and names what there was no time for:
 
     cifar    time to 94% and 96% on CIFAR-10, several seeds, on a validation split (needs --store)
-    peer     the best published code for 94%, unmodified but for the number of runs, on the same card and the same
+    peer     the best published code for 94%, unmodified but for the number of runs, on the same GPU and the same
              split (where .peers/cifar10-airbench holds a copy of its repository; needs --store); says who is ahead
     fashion  time to 94%, 95% and 96% on Fashion-MNIST, several seeds
     chapter  every network for which the manual prints examples/s (which leave the data out), at its batch and image
-             size: images/s, wall-clock with data, beside that, and the share of the card's measured peak; recorded
+             size: images/s, wall-clock with data, beside that, and the share of the GPU's measured peak; recorded
              (compile=record) in float32 and bfloat16, then compiled in bfloat16 (--ways float32: in float32, as which
              a small network's weights need no conversion)
     best     AlexNet at 224 pixels and ResNet-18 at 96, compiled, at large batches: the largest share of the peak
     profile  where the time of those two and of LeNet with batch norm goes: a step's kernels, the longest first
-    d2l      d2l's own functions beside ours on this card (where d2l is in .peers/d2l, see vs_d2l.py)
+    d2l      d2l's own functions beside ours on this GPU (where d2l is in .peers/d2l, see vs_d2l.py)
 
-Clock of fashion, cifar and peer: whitening, training and the final evaluation with several looks at each image, in the
+Clock of fashion, cifar and peer: whitening, training and the final evaluation with test-time augmentation, in the
 precision of the training (race_seconds of _speed.py; the peer's own clock). Outside: reading files, moving the images
 to the card, compilation and a warm-up of one epoch with a seed of its own, whose seconds are reported beside
 (first_seconds). Accuracy is on the 4,000 images held out of CIFAR-10 (split_seed 0), for the peer too, which is given
@@ -76,23 +76,23 @@ PROFILED_STEPS = 5
 
 
 def run_for(seconds: float | None, command: list[str], **how: Any) -> subprocess.CompletedProcess[str]:
-    """As `subprocess.run` with a timeout, of which the command's own children die, too: the card is the next one's."""
+    """As `subprocess.run` with a timeout, that kills the command's children, too: the next command needs the GPU."""
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **how
     ) as process:
         try:
-            told = process.communicate(timeout=seconds)
+            output = process.communicate(timeout=seconds)
         except BaseException as error:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):
                 error.output, error.stderr = process.communicate()  # what it came to
             raise
-        return subprocess.CompletedProcess(command, process.returncode, *told)
+        return subprocess.CompletedProcess(command, process.returncode, *output)
 
 
 def measured(args: argparse.Namespace, network: str, **how: Any) -> dict[str, Any]:
-    """`cnnlab bench` of a network; the card's peaks are measured in the first call alone."""
+    """`cnnlab bench` of a network; the GPU's peaks are measured in the first call only."""
     seconds = 0.5 if args.tiny else 0.7
     try:
         found = bench([network], device=args.device, seconds=seconds, accuracy=False, peaks=args.peaks, **how)
@@ -149,7 +149,7 @@ def profile(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
 
 
 def kernels(args: argparse.Namespace, network: str, side: int, batch: int) -> dict[str, Any]:
-    """A step as it is trained, data left out: each kernel's microseconds a step (of a processor, each operator's)."""
+    """Profile the training step without data: microseconds per step of each kernel (on a CPU: of each operator)."""
     from torch.profiler import ProfilerActivity, schedule
 
     device = pick_device(args.device)
@@ -173,8 +173,8 @@ def kernels(args: argparse.Namespace, network: str, side: int, batch: int) -> di
     if math.isinf(seconds):
         raise RuntimeError(f"{network} needs more memory than there is, or cannot be compiled")
     time_of = "self_device_time_total" if on_card else "self_cpu_time_total"
-    told = [e for e in profiler.key_averages() if not e.key.startswith("ProfilerStep")]  # the step as a whole
-    times = {e.key[:160]: (getattr(e, time_of), e.count) for e in told}
+    events = [e for e in profiler.key_averages() if not e.key.startswith("ProfilerStep")]  # the step as a whole
+    times = {e.key[:160]: (getattr(e, time_of), e.count) for e in events}
     longest = sorted(times.items(), key=lambda item: -item[1][0])[:40]
     return {
         "ms_per_step": seconds * 1e3,
@@ -254,8 +254,8 @@ def races(
 
 def failed(error: Exception) -> str:
     # A process that took too long is named by its command: paths of this machine.
-    told = "" if isinstance(error, subprocess.SubprocessError) else f": {error}"
-    return f"failed: {type(error).__name__}{told}"
+    message = "" if isinstance(error, subprocess.SubprocessError) else f": {error}"
+    return f"failed: {type(error).__name__}{message}"
 
 
 def last_line(text: str) -> str:
@@ -292,7 +292,7 @@ def cifar(args: argparse.Namespace, deadline: float) -> Any:
 
 
 def peer_runs(output: str) -> list[dict[str, float]]:
-    """Accuracy with several looks, and seconds, of each run after the warm-up, from the published script's table."""
+    """Return accuracy (with test-time augmentation) and seconds of each run of the published script after its warm-up."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in output.splitlines() if "eval" in line]
     # run, epoch (`eval` in a run's last line), train_acc, val_acc, tta_val_acc, time_seconds
     found = [{"acc": float(row[4]), "seconds": float(row[5])} for row in rows if len(row) == 6 and row[1] == "eval"]
@@ -369,7 +369,7 @@ def main() -> None:
     parser.add_argument("--label", default="", help="added to the result's name")
     parser.add_argument("--tiny", action="store_true", help="reduced so far that a CPU can go through it")
     args = parser.parse_args()
-    args.peaks = None  # of the card, once they are measured
+    args.peaks = None  # of the GPU, once they are measured
     found: dict[str, Any] = {}
     began, share = time.perf_counter(), 0.0
     for part in PARTS:
@@ -385,11 +385,11 @@ def main() -> None:
                 raise
         found[part] = {"seconds": time.perf_counter() - start, "found": answer}
         print(part, f"{time.perf_counter() - start:.0f} s", flush=True)
-        told: dict[str, Any] = {"tiny": args.tiny, "parts": found}
+        result: dict[str, Any] = {"tiny": args.tiny, "parts": found}
         ours, theirs = (found.get(side, {}).get("found") for side in ("cifar", "peer"))
         if isinstance(ours, dict) and isinstance(theirs, dict):
-            told["beside_peer"] = compared(ours.get("speed/cifar-94"), theirs["runs"])
-        path = write_result("gpu-suite" + (args.label and f"-{args.label}"), args.device, told, args.out)
+            result["beside_peer"] = compared(ours.get("speed/cifar-94"), theirs["runs"])
+        path = write_result("gpu-suite" + (args.label and f"-{args.label}"), args.device, result, args.out)
     print(path)
 
 

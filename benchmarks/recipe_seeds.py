@@ -18,7 +18,7 @@ PRINTED = {
     "manual/lenet-bn": {"loss": 0.263, "train_acc": 0.902, "test_acc": 0.862},
 }
 SPLIT = {
-    "test": "test, looked at after each epoch as the manual does; figures of the last epoch",
+    "test": "test, evaluated after each epoch as the book does; figures of the last epoch",
     "validation": "validation, held out of the training images; figures of the last epoch",
 }
 

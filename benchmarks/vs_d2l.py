@@ -8,7 +8,7 @@ batch norm are part of what is compared. Installs d2l 0.17.6 without its pins (t
 Python) into .peers/d2l, which git ignores; none of its code is ours or committed.
 
 Each run is a process of its own: d2l, ours in float32 (`cnnlab`: the manual's recipe as it is), ours with
-`precision=auto` (`cnnlab-auto`: bfloat16 where the processor has units for it and that is faster), d2l, ...
+`precision=auto` (`cnnlab-auto`: bfloat16 if the CPU has units for it and that is faster), d2l, ...
 
 The networks for 28 pixels train for whole epochs of 60,000 images. An epoch at 96 or 224 pixels takes many minutes, so
 these train once on the same limited number of images, and are evaluated on 256. On d2l's side its
@@ -62,9 +62,9 @@ from _common import (
     commit,
     matrix_peak,
     present,
+    report,
     settle,
     summary,
-    told,
     warmed,
     write_result,
 )
@@ -223,7 +223,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, metavar="NETWORK", help=", ".join(NETWORKS))
     parser.add_argument("--pairs", type=int, default=3, help="runs of each side")
     parser.add_argument("--epochs", type=int, default=2, help="of the networks that train on all images; others: 1")
-    parser.add_argument("--images", type=int, help="training images, 0: all; unsaid: by the network; 5 batches or more")
+    parser.add_argument("--images", type=int, help="training images, 0: all; default: by network; 5 batches or more")
     parser.add_argument("--keep", type=Path, metavar="JSON", help="an earlier result; its other networks stay in this")
     parser.add_argument("--tiny", action="store_true", help="does all of it work? lenet-bn, one pair, nothing fetched")
     add_out(parser)
@@ -279,7 +279,7 @@ def main() -> None:
             **found,
             "pairs": pairs,
         }
-        print(told(network, found, setup, args.pairs), flush=True)
+        print(report(network, found, setup, args.pairs), flush=True)
     figures = {network: figures[network] for network in NETWORKS if network in figures}
     shared = {"peer": D2L, "epochs": args.epochs, "n": args.pairs, "operations_per_second_at_most": peaks}
     print(write_result("vs-d2l", "auto", {**shared, "networks": figures}, args.out))

@@ -8,7 +8,7 @@ momentum 0.9 and decay 5e-4 in batches of 128. Each run is a process of its own,
 
     torchvision         what torchvision's reference scripts for classification do, in our own writing: a DataLoader
                         with worker processes, torchvision.transforms on each image as PIL, a plain loop
-    torchvision-tuned   the same with memory in channels_last and, where the processor has units for it, autocast to
+    torchvision-tuned   the same with memory in channels_last and, if the CPU has units for it, autocast to
                         bfloat16: what a user who knows of both would switch on
     timm                timm.data.create_loader with its prefetcher, timm.optim.create_optimizer_v2, the same loop
     fastai              a fastai Learner on Datasets: crop and resize by worker processes, mirror and normalise by batch
@@ -51,9 +51,9 @@ from _common import (
     child_cnnlab,
     matrix_peak,
     present,
+    report,
     settle,
     summary,
-    told,
     write_result,
 )
 
@@ -143,11 +143,11 @@ def usual_loop(
     layout = torch.channels_last if tuned else torch.contiguous_format
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=tuned and has_bfloat16(device))
     evaluating = images = 0.0
-    loss_sum = hits = 0.0
+    loss_sum = correct = 0.0
     began = time.perf_counter()
     for _ in range(task["epochs"]):
         network.train()
-        loss_sum = hits = images = 0.0
+        loss_sum = correct = images = 0.0
         for x, y in train_loader:
             x, y = x.to(device, memory_format=layout), y.to(device)
             with autocast():
@@ -157,7 +157,7 @@ def usual_loop(
             loss.backward()
             optimizer.step()
             loss_sum += loss.item() * len(y)
-            hits += (output.argmax(1) == y).sum().item()
+            correct += (output.argmax(1) == y).sum().item()
             images += len(y)
         trained = time.perf_counter()
         network.eval()
@@ -173,7 +173,7 @@ def usual_loop(
         "train_seconds": seconds - evaluating,
         "images": int(images) * task["epochs"],
         "loss": loss_sum / images,
-        "train_acc": hits / images,
+        "train_acc": correct / images,
         "test_acc": right / seen,
         "precision": "bfloat16" if tuned and has_bfloat16(device) else "float32",
     }
@@ -317,8 +317,8 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, metavar="NETWORK", help=", ".join(NETWORKS))
     parser.add_argument("--pairs", type=int, default=3, help="runs of each side")
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--images", type=int, help="training images; unsaid: by the network")
-    parser.add_argument("--workers", type=int, help="processes of the peers' loaders; unsaid: one for each core")
+    parser.add_argument("--images", type=int, help="training images; default: by network")
+    parser.add_argument("--workers", type=int, help="processes of the peers' loaders; default: one per core")
     parser.add_argument("--tiny", action="store_true", help="does all of it work? One network and run, nothing fetched")
     add_out(parser)
     args = parser.parse_args()
@@ -360,7 +360,7 @@ def main() -> None:
         for peer in peers:
             pairs = [{side: runs[side] for side in (peer, "cnnlab", "cnnlab-auto")} for runs in rounds]
             against[peer] = summary(pairs, peer, setup, peaks)
-            print(told(f"{network} against {peer}", against[peer], setup, args.pairs), flush=True)
+            print(report(f"{network} against {peer}", against[peer], setup, args.pairs), flush=True)
         figures[network] = {
             **{key: value for key, value in shared.items() if key != "network"},
             "workers": workers,

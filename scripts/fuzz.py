@@ -6,8 +6,8 @@ Python. It does not have wheels for every Python that cnnlab supports, so it is 
     pip install atheris         # in cnnlab's development environment
     python scripts/fuzz.py      # all, a minute each; or PARSER..., --seconds N
 
-Exit code 0: nothing found; 1: a failure, whose input is saved to the named file; 2: atheris is missing. Repeat one input
-without atheris, with the traceback: `python scripts/fuzz.py PARSER --input FILE`.
+Exit code 0: nothing found; 1: a failure, whose input is saved to the named file; 2: atheris is missing. Repeat one
+input without atheris, with the traceback: `python scripts/fuzz.py PARSER --input FILE`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Make = Callable[[Any, Any, Path], Made]
 
 
 def archive(kind: str) -> Make:
-    """Each input as it is, and with the checksums of its structure mended."""
+    """Each input as it is, and with corrected checksums."""
 
     def make(parsers: Any, trial: Any, folder: Path) -> Made:
         import fuzzing
@@ -167,7 +167,7 @@ def parts(name: str, text: str) -> list[str]:
 
 
 def checkpoint(parsers: Any, trial: Any, folder: Path) -> Made:
-    """The header of a checkpoint, and the values in it; the numbers are a real one's, the checksum is mended."""
+    """The header of a checkpoint, and the values in it; the numbers are real, the checksum is corrected."""
     from cnnlab.training import checkpoint
 
     path = folder / "checkpoint.safetensors"
@@ -267,7 +267,7 @@ def made(name: str, folder: Path) -> Made:
 
 
 def feed(name: str, folder: Path, seconds: int, flags: list[str]) -> None:
-    """Let libFuzzer run a parser for so many seconds of the processor; it ends the process."""
+    """Let libFuzzer run a parser for so many CPU seconds; it ends the process."""
     import atheris
 
     work, corpus = folder / "work", folder / "corpus"
@@ -371,11 +371,11 @@ def as_table(outcomes: list[Outcome], before: str) -> str:
 def main() -> int:
     """As the module says."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("parsers", nargs="*", metavar="PARSER", help=f"{', '.join(PARSERS)}; unsaid all")
-    parser.add_argument("--seconds", type=int, default=60, help="of the processor, for each parser")
-    parser.add_argument("--kept", type=Path, default=ROOT / "build" / "fuzz", help="where inputs that fail are kept")
+    parser.add_argument("parsers", nargs="*", metavar="PARSER", help=f"{', '.join(PARSERS)}; default: all")
+    parser.add_argument("--seconds", type=int, default=60, help="CPU seconds for each parser")
+    parser.add_argument("--kept", type=Path, default=ROOT / "build" / "fuzz", help="folder for inputs that fail")
     parser.add_argument("--table", type=Path, help="docs/security.md, whose table gets this run's rows")
-    parser.add_argument("--input", type=Path, help="try this one file, without atheris")
+    parser.add_argument("--input", type=Path, help="try one file, without atheris")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments, flags = parser.parse_known_args()
     names = arguments.parsers or list(PARSERS)

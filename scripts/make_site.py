@@ -43,7 +43,7 @@ def main() -> int:
         parser.error(f"{out} holds something else; name another folder")
     with tempfile.TemporaryDirectory() as folder:
         collect(Path(folder), arguments.lessons)
-        # The theme prints a long notice about a later MkDocs unless it is told that we know; ours is below 2.
+        # The theme prints a long notice about a later MkDocs unless this variable is set; ours is below 2.
         env = {**os.environ, "CNNLAB_PAGES": folder, "NO_MKDOCS_2_WARNING": "1"}
         command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(ROOT / "mkdocs.yml")]
         done = subprocess.run([*command, "--site-dir", str(out)], env=env)

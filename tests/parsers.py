@@ -1,4 +1,4 @@
-"""The parsers of bytes from elsewhere: small files that are right, and what is looked at in each trial.
+"""The parsers of bytes from elsewhere: small valid files, and what each trial checks.
 
 tests/test_fuzz.py gives them what hypothesis makes up, scripts/fuzz.py what atheris finds its way with.
 """
@@ -212,8 +212,8 @@ def finish_run(folder: Path) -> Path:
     return train(recipe, runs_dir=folder, name="run", threads=1, progress="none").run.path
 
 
-def told(path: Path) -> None:
-    """All that the command says of a run without its data."""
+def print_all(path: Path) -> None:
+    """Everything that the command prints of a run without its data."""
     run = open_run(path)
     summary = run.summary()
     rows = run_rows([run])
@@ -228,9 +228,9 @@ def told(path: Path) -> None:
 
 
 def try_run(trial: Trials, place: Path, name: str) -> None:
-    """The folder `run` in `place`, of which the file `name` is not as it was: all that is told of it."""
+    """The folder `run` in `place`, of which the file `name` is not as it was: all that is printed of it."""
     with trial(f"run folder, {name}", place):
-        told(place / "run")
+        print_all(place / "run")
     damaged: list[str] = []
     with trial(f"run folder, {name}", place):
         list_runs(place, damaged.append)

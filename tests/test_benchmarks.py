@@ -1,4 +1,4 @@
-"""The benchmark scripts still run: each in its smallest form, on the processor, its result in a folder of the test's."""
+"""The benchmark scripts run in their smallest form, on the CPU, with results in a temporary folder."""
 
 from __future__ import annotations
 
@@ -81,7 +81,9 @@ def test_the_page_of_results_finds_what_it_reads_in_a_result_of_vs_d2l(monkeypat
     assert found["share_of_peak"] == {"d2l": 0.025, "cnnlab": 0.1, "cnnlab-auto": 0.05}
 
 
-def test_networks_kept_from_an_earlier_result_are_told_with_its_day_and_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_kept_from_an_earlier_result_are_marked_with_its_day_and_torch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from tables import measured_before
     from vs_d2l import measured

@@ -68,13 +68,13 @@ def test_recipes_are_commented_with_what_was_measured_last(tables: Any) -> None:
         figures = measured[name]
         seconds = figures.get("train_seconds", {}).get("mean") or mean(s["total_seconds"] for s in figures["per_seed"])
         assert f" {seconds:.0f} s" in comment, (name, seconds)
-        told = re.findall(r"(0\.\d+) ± (0\.\d+)", comment)
+        stated = re.findall(r"(0\.\d+) ± (0\.\d+)", comment)
         known = [v for v in figures.values() if isinstance(v, dict) and isinstance(v.get("std"), float)]
-        for value, deviation in told:
+        for value, deviation in stated:
             digits = len(value) - 2
             spreads = [(f"{v['mean']:.{digits}f}", f"{v['std']:.{digits}f}") for v in known]
             assert (value, deviation) in spreads, (name, comment)
-        assert told
+        assert stated
         checked.add(name)
     assert len(checked) == 19, checked
 

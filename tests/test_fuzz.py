@@ -1,4 +1,4 @@
-"""Every parser of bytes from elsewhere, given what nobody meant: it succeeds, or says in one line why it does not.
+"""Every parser of bytes from elsewhere, on generated input: it succeeds, or fails with one line.
 
 CI tries a few hundred inputs of each, always the same. CNNLAB_FUZZ=50 tries fifty times as many, others each time;
 `--fuzz-table docs/security.md` writes down how many. The properties are those of `fuzzing.Trials`.
@@ -487,7 +487,7 @@ def test_an_input_that_was_kept_can_be_tried_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is not None, reason="atheris is installed")
-def test_without_the_engine_that_is_told_in_a_line() -> None:
+def test_without_atheris_it_says_so_in_one_line() -> None:
     answer = fuzz_script("zip", "--seconds", 1)
     assert answer.returncode == 2
     assert answer.stderr.splitlines() == [
