@@ -292,7 +292,7 @@ def cifar(args: argparse.Namespace, deadline: float) -> Any:
 
 
 def peer_runs(output: str) -> list[dict[str, float]]:
-    """Return accuracy (with test-time augmentation) and seconds of each run of the published script after its warm-up."""
+    """Return accuracy (with test-time augmentation) and seconds of each published run after the warm-up."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in output.splitlines() if "eval" in line]
     # run, epoch (`eval` in a run's last line), train_acc, val_acc, tta_val_acc, time_seconds
     found = [{"acc": float(row[4]), "seconds": float(row[5])} for row in rows if len(row) == 6 and row[1] == "eval"]
