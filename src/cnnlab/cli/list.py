@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -49,13 +48,13 @@ def known_things(what: str | None) -> dict[str, dict[str, str]]:
     Raises: CnnlabError for an unknown kind.
     """
     from cnnlab.data import DATASETS
-    from cnnlab.models import MODELS
+    from cnnlab.models import DESCRIPTIONS
     from cnnlab.recipe import SETTINGS, TYPES
     from cnnlab.recipes import RECIPES
 
     known: dict[str, dict[str, str]] = {
         "models": {
-            **{name: _builder_line(builder) for name, builder in MODELS.items()},
+            **DESCRIPTIONS,
             "timm:NAME": "any network of timm; timm:NAME.TAG starts from pretrained weights",
             "torchvision:NAME": "any network of torchvision; torchvision:NAME.TAG starts from pretrained weights",
         },
@@ -94,24 +93,6 @@ def _recipe_line(name: str) -> str:
     watch = {"test": "evaluated on the test set", "validation": "selected on validation", "train": "on all images"}
     how = f"{r.epochs} epochs, batch {r.batch_size}, {r.optimizer} {r.learning_rate:g}"
     return f"{r.model} on {r.data}, {how}; {watch[r.eval_split]}"
-
-
-# What a variant's options mean, for `cnnlab list models`.
-_VARIANTS = {
-    "from_scratch": "our own batch norm in place of the framework's",
-    "ratio": "a quarter of the channels, as the manual trains it",
-    "last_relu": "without the last ReLU",
-    "manual": "the manual's variant: biases, bare 1x1 convolutions",
-    "deep": "three convolutions a group, and a shortcut",
-    "cifar": "a small stem, for images of about 32 pixels",
-}
-
-
-def _builder_line(builder: Any) -> str:
-    if not isinstance(builder, partial):
-        return _first_line(builder).partition(": (B, C")[0]
-    first = _first_line(builder.func).partition(":")[0].partition(",")[0]
-    return ", ".join([first, *(_VARIANTS.get(key, key) for key in builder.keywords if key != "image_size")])
 
 
 def _first_line(thing: Any, *, of_module: bool = False) -> str:

@@ -450,28 +450,6 @@ class Feeder:
                 main.wait_stream(side)  # before anything else gets the memory of `here`
 
 
-def slow_products() -> bool:
-    """Does the framework multiply float32 matrices slowly on this processor, while oneDNN does not?
-
-    True of AMD's, where the framework was built with MKL: that keeps its fastest code for Intel's.
-    """
-    both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    return both and "AMD" in device_name(torch.device("cpu")) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def slow_weight_gradients() -> bool:
-    """Does oneDNN compute weight gradients of few channels slowly on this processor, and convolutions not?
-
-    True of x86 without AVX-512, where it has no kernel made for them.
-    """
-    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2"
-
-
-def blocks_of_sixteen() -> bool:
-    """Does oneDNN compute convolutions in blocks of 16 channels on this processor? True of x86 with AVX-512."""
-    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-
-
 def device_name(device: torch.device) -> str:
     """The processor's or the card's own name."""
     if device.type == "cuda":

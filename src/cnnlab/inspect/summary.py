@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cnnlab.io.errors import CnnlabError, unknown
 from cnnlab.io.tables import Table, as_text, number, to_json
 from cnnlab.io.text import markdown as escaped
-from cnnlab.models import build_model, usual_size
+from cnnlab.models import build_model, default_image_size
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def summarize(
         if value is not None and not 1 <= value <= 100_000:
             raise CnnlabError(f"{what}={value}: must lie between 1 and 100000")
     name = model if isinstance(model, str) else type(model).__name__
-    size = image_size or usual_size(name)
+    size = image_size or default_image_size(name)
     if isinstance(model, str):
         with torch.device("meta"):
             net = build_model(model, num_classes=num_classes, in_channels=in_channels, image_size=size)

@@ -41,7 +41,7 @@ from cnnlab.device.hardware import (
 from cnnlab.io.errors import CnnlabError, expand, out_of_memory, reason, unknown
 from cnnlab.io.files import write_atomic, write_json
 from cnnlab.machine.peak import peak
-from cnnlab.models import build_model, usual_size
+from cnnlab.models import build_model, default_image_size
 from cnnlab.recipe import COMPILE, COMPILE_MODES, Recipe
 from cnnlab.recipes import RECIPES
 from cnnlab.training import runs
@@ -221,12 +221,12 @@ def _recipe(model: str, image_size: int, batch_size: int) -> Recipe:
     """How `model` is trained here; its image size is told, not left to the source."""
     known = _manual()
     recipe = known.get(model) or known["lenet"].changed(
-        model=model, batch_size=128, image_size=usual_size(model), init="framework"
+        model=model, batch_size=128, image_size=default_image_size(model), init="framework"
     )
     recipe = recipe.changed(batch_size=batch_size or recipe.batch_size)
     if not 2 <= recipe.batch_size <= COUNT:  # batch norm cannot train on a single image
         raise CnnlabError(f"batch_size={batch_size}: must lie between 2 and {COUNT}")
-    usual = recipe.image_size or usual_size(model)
+    usual = recipe.image_size or default_image_size(model)
     if image_size and image_size != usual:
         return recipe.changed(image_size=image_size)
     return replace(recipe, image_size=usual)

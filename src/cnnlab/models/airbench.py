@@ -1,11 +1,10 @@
-"""Airbench: small plain networks made for the least work to a given accuracy on CIFAR-10.
+"""Airbench: small networks designed to reach a given accuracy on CIFAR-10 with the least computation.
 
 Source: K. Jordan, 94% on CIFAR-10 in 3.29 seconds on a single GPU, arXiv:2404.00498, 2024, section 3 and appendix A.
 The whitened first layer is from D. Page, How to train your ResNet, 2018 to 2019.
 
-Deliberate deviations: batch norm keeps its scale, and the first layer's bias is trained to the end, so that nothing is
-frozen but the whitening itself (freezing the bias early loses more accuracy than the time saved is worth, docs/log.md);
-the last pooling takes all that is left, so that images of other sizes work.
+Deviations: batch norm keeps its scale, and the first layer's bias is trained to the end (freezing it early costs more
+accuracy than the time saved is worth, docs/log.md); the last pooling is global, so that images of other sizes work.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnnlab.models.layers import last_side
+from cnnlab.models.layers import final_side
 
 
 class Whitening(nn.Conv2d):
     """conv k x k whose filters are not learned: principal components of the images' patches, each at unit variance.
 
-    (B, C, H, W) -> (B, 2 n, H', W'): the first n components (unsaid, all k k C), each with both signs. With the usual
-    window of 2x2, (B, 8 C, H - 1, W - 1). Before `fit` the filters are random.
+    (B, C, H, W) -> (B, 2 n, H', W'): the first n components (0: all k k C), each with both signs. With the usual
+    kernel of 2x2, (B, 8 C, H - 1, W - 1). Before `fit` the filters are random.
     """
 
     def __init__(self, in_channels: int, kernel_size: int = 2, stride: int = 1, components: int = 0) -> None:
@@ -33,9 +32,9 @@ class Whitening(nn.Conv2d):
 
     @torch.no_grad()
     def fit(self, images: Tensor, least: float = 5e-4) -> None:
-        """Take the filters from `images` (B, C, H, W), as the network will see them.
+        """Compute the filters from `images` (B, C, H, W), preprocessed as for training.
 
-        least: added to each variance, so that a direction in which the images hardly vary is not blown up.
+        least: added to each variance, so that directions of little variance are not amplified.
         """
         size = self.weight[0].numel()  # k k C
         products = torch.zeros(size, size, dtype=torch.float64, device=images.device)
@@ -68,7 +67,7 @@ class ConvGroup(nn.Module):
         self.bn3 = nn.BatchNorm2d(out_channels, momentum=0.4) if deep else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """The group's features."""
+        """Return the group's features."""
         x = F.gelu(self.bn1(self.pool(self.conv1(x))))
         y = F.gelu(self.bn2(self.conv2(x)))
         if self.conv3 is not None and self.bn3 is not None:
@@ -77,33 +76,33 @@ class ConvGroup(nn.Module):
 
 
 class Head(nn.Module):
-    """Maximum over the places, then a linear layer, its logits scaled down: (B, C, H, W) -> (B, K)."""
+    """Maximum over the positions, then a linear layer, its logits scaled down: (B, C, H, W) -> (B, K)."""
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
         self.linear = nn.Linear(channels, num_classes, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K)."""
-        # amax rather than a pooling layer, whose gradient has no repeatable form on CUDA.
+        """Return logits (B, K)."""
+        # amax, as a pooling layer's gradient has no deterministic version on CUDA.
         largest = _first_largest(x) if torch.compiler.is_compiling() else x.amax((2, 3))
         out: Tensor = self.linear(largest) / 9
         return out
 
 
 def _first_largest(x: Tensor) -> Tensor:
-    """The maximum over the places, (B, C, H, W) -> (B, C), whose gradient goes to the first place that has it.
+    """Return the maximum over the positions, (B, C, H, W) -> (B, C); its gradient goes to the first maximum.
 
-    That of amax goes to all that equal the maximum: compiled in 16 bits, one side of that question is rounded and the
-    other is not, none is equal, and the gradient is divided by none.
+    That of amax is shared by all values equal to the maximum. Compiled in 16 bits, one side of that comparison is
+    rounded and the other is not: no value is equal, and the gradient is divided by 0.
     """
-    places = x.flatten(2)  # (B, C, H W)
-    first = places.argmax(2, keepdim=True) == torch.arange(places.shape[2], device=x.device)
-    return torch.where(first, places, 0).sum(2)
+    positions = x.flatten(2)  # (B, C, H W)
+    first = positions.argmax(2, keepdim=True) == torch.arange(positions.shape[2], device=x.device)
+    return torch.where(first, positions, 0).sum(2)
 
 
 def filters(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """conv 3x3 that at first hands on its inputs in the first of its outputs; the others start at random."""
+    """Return conv 3x3 whose first filters start as the identity of its inputs, the others at random."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
     nn.init.dirac_(conv.weight.data[:in_channels])
     return conv
@@ -118,7 +117,7 @@ def airbench(
     in_channels: int = 1,
     image_size: int = 32,
 ) -> nn.Sequential:
-    """Whitening, GELU, a group for each of `widths` channels, head: (B, C, H, W) -> (B, K).
+    """Return whitening, GELU, a group for each of `widths` channels, head: (B, C, H, W) -> (B, K).
 
     airbench94 is (64, 256, 256), airbench95 (128, 384, 384), airbench96 (128, 512, 512) and deep. window: the
     whitening's kernel, stride and components. Raises: CnnlabError below 9 pixels.
@@ -129,5 +128,5 @@ def airbench(
         groups.append(ConvGroup(channels, width, deep))  # (B, 64, 15, 15), (B, 256, 7, 7), (B, 256, 3, 3)
         channels = width
     layers = nn.Sequential(stem, nn.GELU(), *groups, Head(channels, num_classes))
-    last_side(layers, image_size, usual=32)
+    final_side(layers, image_size, usual=32)
     return layers

@@ -3,16 +3,17 @@
 Source: A. Krizhevsky, I. Sutskever, G. Hinton, ImageNet classification with deep convolutional neural networks,
 NIPS 2012, figure 2. The manual: section 1.1.
 
-As in the manual and unlike the paper: one stream of channels instead of two on two cards, which makes the second,
-fourth and fifth convolutions full ones; no local response normalisation; padding 1 in the first layer; 10 classes.
-`small` is ours, for images of about 28 pixels: a first window of 5x5 without stride, and fewer channels.
+Deviations from the paper, as in the manual: one stream of channels instead of two on two GPUs, so that the second,
+fourth and fifth convolutions see all channels; no local response normalisation; padding 1 in the first layer; 10
+classes.
+`small` is ours, for images of about 28 pixels: a first 5x5 convolution of stride 1, and fewer channels.
 """
 
 from __future__ import annotations
 
 from torch import nn
 
-from cnnlab.models.layers import last_side
+from cnnlab.models.layers import final_side
 
 
 def alexnet(
@@ -36,7 +37,7 @@ def alexnet(
         nn.Conv2d(c3, c2, kernel_size=3, padding=1), nn.ReLU(),  # (B, 256, 12, 12)
         nn.MaxPool2d(kernel_size=3, stride=2),  # (B, 256, 5, 5)
     )  # fmt: skip
-    side = last_side(features, image_size, usual=224)
+    side = final_side(features, image_size, usual=224)
     return nn.Sequential(
         *features,
         nn.Flatten(),  # (B, 6400)

@@ -1,10 +1,10 @@
-"""DenseNet: every layer sees what all layers before it in its block made.
+"""DenseNet: each layer sees the outputs of all layers before it in its block.
 
 Source: G. Huang, Z. Liu, L. van der Maaten, K. Weinberger, Densely connected convolutional networks, CVPR 2017,
 table 1. The manual names it in its summary.
 
-The manual's source has a small one (`densenet`): layers of one 3x3 convolution, with biases. The paper's 121, 169 and
-201 (its DenseNet-BC) put a 1x1 bottleneck of 4 times the growth before it; like torchvision's they have no biases.
+The manual's source has a small one: four blocks of four layers, each one 3x3 convolution with a bias. The paper's 121,
+169 and 201 (DenseNet-BC) put a 1x1 bottleneck of 4 times the growth before it and have no biases, like torchvision's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cnnlab.models.layers import last_side
+from cnnlab.models.layers import final_side
+
+# Layers in each block: the manual's, and the columns of the paper's table 1.
+DENSENET = (4, 4, 4, 4)
+DENSENET121 = (6, 12, 24, 16)
+DENSENET169 = (6, 12, 32, 32)
+DENSENET201 = (6, 12, 48, 32)
 
 
 class DenseBlock(nn.Module):
@@ -28,7 +34,7 @@ class DenseBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """x, and beside it along the channels what each layer makes of all before it."""
+        """Return x and the outputs of all layers, joined along the channels."""
         for layer in self.layers:
             x = torch.cat((x, layer(x)), dim=1)
         return x
@@ -56,25 +62,26 @@ def transition(in_channels: int, out_channels: int, *, bias: bool) -> nn.Sequent
     )  # fmt: skip
 
 
-def dense_net(
+def densenet(
     layers: tuple[int, ...],
-    *,
-    growth: int = 32,
-    bottleneck: bool = False,
     num_classes: int = 10,
     in_channels: int = 1,
     image_size: int = 96,
+    *,
+    growth: int = 32,
+    bottleneck: bool = False,
 ) -> nn.Sequential:
-    """ResNet's stem; dense blocks of `layers` layers, a transition to half the channels between them; BN, ReLU; K.
+    """Return ResNet's stem, a dense block for each of `layers`, transitions to half the channels between; BN, ReLU, K.
 
-    (B, C, H, W) -> (B, K). Raises: CnnlabError for images that the transitions halve away, for four blocks below 29
+    (B, C, H, W) -> (B, K). (4, 4, 4, 4), the manual's: channels 64-192-96-224-112-240-120-248, 758,226 parameters for
+    one channel, ten classes. Raises: CnnlabError for images that the transitions halve to nothing; four blocks need 29
     pixels.
     """
-    biases = not bottleneck  # the manual's source has them, torchvision has not
+    bias = not bottleneck  # the manual's source has biases, torchvision has none
     channels = 64
     parts: list[nn.Module] = [
         nn.Sequential(
-            nn.Conv2d(in_channels, channels, kernel_size=7, stride=2, padding=3, bias=biases),
+            nn.Conv2d(in_channels, channels, kernel_size=7, stride=2, padding=3, bias=bias),
             nn.BatchNorm2d(channels), nn.ReLU(),
             nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
         )
@@ -83,9 +90,9 @@ def dense_net(
         parts.append(DenseBlock(num_layers, channels, growth, bottleneck=bottleneck))
         channels += num_layers * growth
         if i < len(layers) - 1:
-            parts.append(transition(channels, channels // 2, bias=biases))
+            parts.append(transition(channels, channels // 2, bias=bias))
             channels //= 2
-    last_side(nn.Sequential(*parts), image_size, usual=96)
+    final_side(nn.Sequential(*parts), image_size, usual=96)
     return nn.Sequential(
         *parts,
         nn.BatchNorm2d(channels), nn.ReLU(),
@@ -93,29 +100,3 @@ def dense_net(
         nn.Flatten(),
         nn.Linear(channels, num_classes),
     )  # fmt: skip
-
-
-def densenet(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 96) -> nn.Sequential:
-    """DenseNet, the small one of the manual's source: four blocks of four layers, growth 32.
-
-    Channels 64-192-96-224-112-240-120-248. 758,226 parameters for one channel and ten classes.
-    """
-    return dense_net((4, 4, 4, 4), num_classes=num_classes, in_channels=in_channels, image_size=image_size)
-
-
-def densenet121(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 224) -> nn.Sequential:
-    """DenseNet-121, with bottlenecks."""
-    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    return dense_net((6, 12, 24, 16), bottleneck=True, **sizes)
-
-
-def densenet169(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 224) -> nn.Sequential:
-    """DenseNet-169, with bottlenecks."""
-    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    return dense_net((6, 12, 32, 32), bottleneck=True, **sizes)
-
-
-def densenet201(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 224) -> nn.Sequential:
-    """DenseNet-201, with bottlenecks."""
-    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    return dense_net((6, 12, 48, 32), bottleneck=True, **sizes)

@@ -1,9 +1,9 @@
-"""GoogLeNet: parallel paths of different windows, side by side.
+"""GoogLeNet: parallel paths of different kernel sizes.
 
 Source: C. Szegedy et al., Going deeper with convolutions, CVPR 2015, table 1 and figure 2b. The manual names it in
 its summary.
 
-As in the manual's source and unlike the paper: no local response normalisation, no auxiliary classifiers, no
+Deviations from the paper, as in the manual's source: no local response normalisation, no auxiliary classifiers, no
 dropout, poolings padded by 1, 10 classes.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cnnlab.models.layers import any_side
+from cnnlab.models.layers import final_side
 
 
 class Inception(nn.Module):
@@ -40,12 +40,12 @@ class Inception(nn.Module):
         self.path4 = nn.Sequential(nn.MaxPool2d(kernel_size=3, stride=1, padding=1), *_conv(in_channels, c4, 1, bn))
 
     def forward(self, x: Tensor) -> Tensor:
-        """All four paths of x, joined."""
+        """Return the four paths' outputs, joined along the channels."""
         return torch.cat((self.path1(x), self.path2(x), self.path3(x), self.path4(x)), dim=1)
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int, batch_norm: bool, stride: int = 1) -> list[nn.Module]:
-    """conv that keeps the side (or halves it, with stride 2), ReLU; with batch_norm, BN in between."""
+    """Return conv, ReLU, with batch_norm BN in between; the side stays, or is halved by stride 2."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=not batch_norm)
     return [conv, *([nn.BatchNorm2d(out_channels)] if batch_norm else []), nn.ReLU()]
 
@@ -56,22 +56,22 @@ def googlenet(
     """GoogLeNet: a stem, nine Inception blocks in three modules, global average pooling.
 
     (B, C, H, W) -> (B, K). 5,977,530 parameters for one channel, ten classes, at any size. The side is halved five
-    times, so that images of at most 32 pixels leave the last blocks a single pixel. ratio: what all channels are
-    divided by. batch_norm: after each convolution (S. Ioffe, C. Szegedy, Batch normalization, ICML 2015, section
-    4.2.1, who otherwise change the blocks, too). Raises: CnnlabError below 1.
+    times, so that images of at most 32 pixels leave the last blocks a single pixel. ratio: divides the
+    number of channels. batch_norm: after each convolution (S. Ioffe, C. Szegedy, Batch normalization, ICML 2015,
+    section 4.2.1, who otherwise change the blocks, too). Raises: CnnlabError below 1.
     """
-    any_side(image_size, usual=96)
 
     def block(in_channels: int, c1: int, c2: tuple[int, int], c3: tuple[int, int], c4: int) -> Inception:
         twos = [(a // ratio, b // ratio) for a, b in (c2, c3)]
         return Inception(in_channels // ratio, c1 // ratio, twos[0], twos[1], c4 // ratio, batch_norm=batch_norm)
 
     first, second = 64 // ratio, 192 // ratio
+    stem = nn.Sequential(
+        *_conv(in_channels, first, 7, batch_norm, stride=2), nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+    )
+    final_side(stem, image_size, usual=96)  # what is left is padded: a single pixel stays one
     return nn.Sequential(
-        nn.Sequential(
-            *_conv(in_channels, first, 7, batch_norm, stride=2),
-            nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
-        ),  # (B, 64, 24, 24) at 96 pixels
+        stem,  # (B, 64, 24, 24) at 96 pixels
         nn.Sequential(
             *_conv(first, first, 1, batch_norm),
             *_conv(first, second, 3, batch_norm),

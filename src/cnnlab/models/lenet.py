@@ -4,8 +4,8 @@ Sources: Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, Gradient-based learning app
 IEEE 86(11), 1998, figure 2 (LeNet-5); S. Ioffe, C. Szegedy, Batch normalization, ICML 2015. The manual: figure 1.2,
 left, and section 1.4.
 
-As in the manual and unlike the paper: a plain linear layer in place of the Gaussian connections, every feature map
-of the second convolution sees all six maps of the first, pooling has no weights, sigmoid in place of a scaled tanh.
+Deviations from the paper, as in the manual: a linear output layer instead of Gaussian connections, a second convolution
+that sees all six maps of the first, pooling without weights, sigmoid instead of a scaled tanh.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from torch import nn
 
 from cnnlab.models.batch_norm import BatchNorm
-from cnnlab.models.layers import AvgPool2d, last_side
+from cnnlab.models.layers import final_side
 
 
 def lenet(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 28) -> nn.Sequential:
@@ -25,11 +25,11 @@ def lenet(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 28) 
     """
     features = nn.Sequential(
         nn.Conv2d(in_channels, 6, kernel_size=5, padding=2), nn.Sigmoid(),  # (B, 6, 28, 28)
-        AvgPool2d(kernel_size=2, stride=2),  # (B, 6, 14, 14)
+        nn.AvgPool2d(kernel_size=2, stride=2),  # (B, 6, 14, 14)
         nn.Conv2d(6, 16, kernel_size=5), nn.Sigmoid(),  # (B, 16, 10, 10)
-        AvgPool2d(kernel_size=2, stride=2),  # (B, 16, 5, 5)
+        nn.AvgPool2d(kernel_size=2, stride=2),  # (B, 16, 5, 5)
     )  # fmt: skip
-    side = last_side(features, image_size, usual=28)
+    side = final_side(features, image_size, usual=28)
     return nn.Sequential(
         *features,
         nn.Flatten(),  # (B, 400)
@@ -44,18 +44,19 @@ def lenet_bn(
 ) -> nn.Sequential:
     """LeNet with batch norm after each conv and hidden linear layer, before the sigmoid.
 
-    (B, C, H, W) -> (B, K). 44,878 parameters for one channel, ten classes, 28 pixels. from_scratch: our own
-    batch norm in place of the framework's. As in the manual it has no padding, so 256 features reach the first
-    linear layer where LeNet has 400: the two are not compared like for like. Raises: CnnlabError below 16 pixels.
+    (B, C, H, W) -> (B, K). 44,878 parameters for one channel, ten classes, 28 pixels. from_scratch: use the
+    batch norm of `models.batch_norm` instead of PyTorch's. As in the manual there is no padding, so that the first
+    linear layer has 256 inputs where LeNet's has 400: the two networks differ in more than batch norm. Raises:
+    CnnlabError below 16 pixels.
     """
     norm_2d, norm_1d = (BatchNorm, BatchNorm) if from_scratch else (nn.BatchNorm2d, nn.BatchNorm1d)
     features = nn.Sequential(
         nn.Conv2d(in_channels, 6, kernel_size=5), norm_2d(6), nn.Sigmoid(),  # (B, 6, 24, 24)
-        AvgPool2d(kernel_size=2, stride=2),  # (B, 6, 12, 12)
+        nn.AvgPool2d(kernel_size=2, stride=2),  # (B, 6, 12, 12)
         nn.Conv2d(6, 16, kernel_size=5), norm_2d(16), nn.Sigmoid(),  # (B, 16, 8, 8)
-        AvgPool2d(kernel_size=2, stride=2),  # (B, 16, 4, 4)
+        nn.AvgPool2d(kernel_size=2, stride=2),  # (B, 16, 4, 4)
     )  # fmt: skip
-    side = last_side(features, image_size, usual=28)
+    side = final_side(features, image_size, usual=28)
     return nn.Sequential(
         *features,
         nn.Flatten(),  # (B, 256)

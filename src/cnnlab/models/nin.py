@@ -1,23 +1,23 @@
-"""NiN, the network in network.
+"""NiN, network in network.
 
-Source: M. Lin, Q. Chen, S. Yan, Network in network, ICLR 2014. The manual: section 1.3, whose listing of the block
+Source: M. Lin, Q. Chen, S. Yan, Network in network, ICLR 2014. The manual: section 1.3. Its listing of the block
 does not parse; its figures and shapes say what is meant.
 
-As in the manual, AlexNet's windows and strides in four blocks, one dropout, and a ReLU after the last block too (it is
-also in the paper's equation 2), so that no logit is negative.
+As in the manual: AlexNet's kernels and strides in four blocks, one dropout, and a ReLU after the last block too (as in
+the paper's equation 2), so that no logit is negative.
 """
 
 from __future__ import annotations
 
 from torch import nn
 
-from cnnlab.models.layers import last_side
+from cnnlab.models.layers import final_side
 
 
 def nin_block(
     in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int, *, last_relu: bool = True
 ) -> nn.Sequential:
-    """conv k x k, ReLU, conv 1x1, ReLU, conv 1x1, ReLU: a small network with all channels as input, at each pixel."""
+    """conv k x k, ReLU, conv 1x1, ReLU, conv 1x1, ReLU: a small network over the channels of each pixel."""
     layers = [
         nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding), nn.ReLU(),
         nn.Conv2d(out_channels, out_channels, kernel_size=1), nn.ReLU(),
@@ -37,8 +37,8 @@ def nin(
     """NiN: four blocks of a convolution and two 1x1 convolutions; the last has a channel per class, averaged.
 
     (B, C, H, W) -> (B, K). 1,992,166 parameters for one channel, ten classes, at any size. last_relu: end the last
-    block in ReLU, as the manual does. small, ours: a first window of 5x5 without stride and a third of the channels,
-    for images from 15 pixels. Raises: CnnlabError below 67 pixels.
+    block in ReLU, as the manual does. small, ours: a first 5x5 convolution of stride 1 and a third of the
+    channels, for images from 15 pixels. Raises: CnnlabError below 67 pixels.
     """
     c1, c2, c3 = (32, 86, 128) if small else (96, 256, 384)
     kernel, stride, padding = (5, 1, 2) if small else (11, 4, 0)
@@ -54,5 +54,5 @@ def nin(
         nn.AdaptiveAvgPool2d((1, 1)),  # (B, K, 1, 1)
         nn.Flatten(),  # (B, K)
     )
-    last_side(net, image_size, usual=224)
+    final_side(net, image_size, usual=224)
     return net

@@ -3,8 +3,8 @@
 Source: K. Simonyan, A. Zisserman, Very deep convolutional networks for large-scale image recognition, ICLR 2015,
 table 1, configurations A, B, D and E. The manual: section 1.2.
 
-The networks are the paper's; for other image sizes than 224 the first linear layer has other inputs, where
-torchvision pools to 7x7 instead.
+Deviation from torchvision: at image sizes other than 224 the first linear layer has another number of inputs;
+torchvision pools to 7x7.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from cnnlab.models.layers import last_side
+from cnnlab.models.layers import final_side
 
 ConvArch = Sequence[tuple[int, int]]
-"""Of each block: number of convolutions, channels."""
+"""(convolutions, channels) of each block."""
 
-VGG11: ConvArch = ((1, 64), (1, 128), (2, 256), (2, 512), (2, 512))
-VGG13: ConvArch = ((2, 64), (2, 128), (2, 256), (2, 512), (2, 512))
-VGG16: ConvArch = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
-VGG19: ConvArch = ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512))
+VGG11: ConvArch = ((1, 64), (1, 128), (2, 256), (2, 512), (2, 512))  # A
+VGG13: ConvArch = ((2, 64), (2, 128), (2, 256), (2, 512), (2, 512))  # B
+VGG16: ConvArch = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # D
+VGG19: ConvArch = ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512))  # E
+VGG11_QUARTER: ConvArch = tuple((n, channels // 4) for n, channels in VGG11)  # the manual's, for a small GPU
 
 
 def vgg_block(num_convs: int, in_channels: int, out_channels: int) -> nn.Sequential:
@@ -34,55 +35,22 @@ def vgg_block(num_convs: int, in_channels: int, out_channels: int) -> nn.Sequent
 
 
 def vgg(
-    conv_arch: ConvArch,
-    *,
-    ratio: int = 1,
-    hidden: int = 4096,
-    num_classes: int = 10,
-    in_channels: int = 1,
-    image_size: int = 224,
+    conv_arch: ConvArch, num_classes: int = 10, in_channels: int = 1, image_size: int = 224, *, hidden: int = 4096
 ) -> nn.Sequential:
-    """A block for each (convolutions, channels) of `conv_arch`; `hidden` units, ReLU, dropout, twice; K.
+    """Return a block for each (convolutions, channels) of `conv_arch`, then twice (`hidden` units, ReLU, dropout), K.
 
-    (B, C, H, W) -> (B, K). ratio: what the channels of every block are divided by; the head stays as it is. Raises:
-    CnnlabError for images that the blocks halve away, for five blocks below 32 pixels.
+    (B, C, H, W) -> (B, K). VGG-11 has 128,806,154 parameters for one channel, ten classes, 224 pixels; a quarter of the
+    channels 43,093,322. Raises: CnnlabError for images that the blocks halve to nothing; five blocks need 32 pixels.
     """
-    blocks = []
-    channels = in_channels
-    for num_convs, wide in conv_arch:
-        blocks.append(vgg_block(num_convs, channels, wide // ratio))
-        channels = wide // ratio
-    side = last_side(nn.Sequential(*blocks), image_size, usual=224)
+    blocks, channels = [], in_channels
+    for num_convs, out_channels in conv_arch:
+        blocks.append(vgg_block(num_convs, channels, out_channels))
+        channels = out_channels
+    side = final_side(nn.Sequential(*blocks), image_size, usual=224)
     return nn.Sequential(
         *blocks,  # (B, 512, 7, 7) after five blocks, at 224 pixels
-        nn.Flatten(),
+        nn.Flatten(),  # (B, 25088)
         nn.Linear(channels * side * side, hidden), nn.ReLU(), nn.Dropout(p=0.5),
         nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(p=0.5),
         nn.Linear(hidden, num_classes),
     )  # fmt: skip
-
-
-def vgg11(
-    *, ratio: int = 1, hidden: int = 4096, num_classes: int = 10, in_channels: int = 1, image_size: int = 224
-) -> nn.Sequential:
-    """VGG-11, the paper's A.
-
-    128,806,154 parameters for one channel, ten classes, 224 pixels; with ratio 4, the manual's, 43,093,322.
-    """
-    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    return vgg(VGG11, ratio=ratio, hidden=hidden, **sizes)
-
-
-def vgg13(*, ratio: int = 1, num_classes: int = 10, in_channels: int = 1, image_size: int = 224) -> nn.Sequential:
-    """VGG-13, the paper's B."""
-    return vgg(VGG13, ratio=ratio, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
-
-
-def vgg16(*, ratio: int = 1, num_classes: int = 10, in_channels: int = 1, image_size: int = 224) -> nn.Sequential:
-    """VGG-16, the paper's D."""
-    return vgg(VGG16, ratio=ratio, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
-
-
-def vgg19(*, ratio: int = 1, num_classes: int = 10, in_channels: int = 1, image_size: int = 224) -> nn.Sequential:
-    """VGG-19, the paper's E."""
-    return vgg(VGG19, ratio=ratio, num_classes=num_classes, in_channels=in_channels, image_size=image_size)

@@ -73,6 +73,11 @@ class Trainer:
         size = size_in_epoch(self.recipe, self.image_size, epoch)
         return self.train_loader.shuffled(self.recipe.seed, epoch, size, position.batches if position else None)
 
+    def train_mode(self) -> None:
+        """Put the model in training mode; the one with fast layers has flags of its own."""
+        self.model.train()
+        self._fast_model.train()
+
     def update(self, x: Tensor, y: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Make update number `step` (from 0). Return the mean loss and the number of correct predictions."""
         recipe = self.recipe
@@ -121,7 +126,7 @@ def train_one_epoch(
     """Make the updates of an epoch, saved in between if it is long."""
     ctrl_c = session.ctrl_c
     step = epoch * trainer.steps_per_epoch + meter.steps
-    trainer.model.train()
+    trainer.train_mode()
     for x, y in batches:
         meter.compute.start()
         loss, correct = trainer.update(x, y, step)

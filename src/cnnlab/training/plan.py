@@ -25,13 +25,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cnnlab.device import memory
-from cnnlab.device.fast_layers import quickened, quickened_for_gpu
+from cnnlab.device.fast_layers import with_fast_layers
 from cnnlab.device.hardware import (
     FORMATS,
     PRECISIONS,
     Plan,
     available_cores,
-    blocks_of_sixteen,
     device_name,
     has_bfloat16,
     has_float16,
@@ -39,8 +38,6 @@ from cnnlab.device.hardware import (
     package_version,
     physical_cores,
     reproducible,
-    slow_products,
-    slow_weight_gradients,
     synchronize,
 )
 from cnnlab.io.errors import CnnlabError, out_of_memory, reason
@@ -67,7 +64,9 @@ _compiled_before = ""  # what this process compiled last, where it may be used a
 
 
 def compiled(model: nn.Module, mode: str, steps: str = "") -> nn.Module:
-    """`model` as `step.Compiled` in that mode of torch.compile, if it is one; else itself, its layers at their fastest.
+    """Return `model` with fast layers, as `step.Compiled` if `mode` is one of torch.compile's. The weights are shared.
+
+    Call `train()` on both: the result's containers may be copies.
 
     What was compiled before in this process is let go: torch keeps few variants of one function's code, all networks
     go through one (`step.forward_loss`), and beyond the limit it would compute uncompiled without a word. steps: what
@@ -75,10 +74,9 @@ def compiled(model: nn.Module, mode: str, steps: str = "") -> nn.Module:
     seed's.
     """
     global _compiled_before
-    if any(p.device.type == "cuda" for p in model.parameters()):
-        quickened_for_gpu(model)
+    model = with_fast_layers(model, next((p.device for p in model.parameters()), torch.device("cpu")))
     if mode not in COMPILE_MODES:
-        return quickened(model, slow_products(), slow_weight_gradients(), blocks_of_sixteen())
+        return model
     this = f"{steps}, {mode}: {model}" if steps else ""
     if not this or this != _compiled_before:
         torch._dynamo.reset()

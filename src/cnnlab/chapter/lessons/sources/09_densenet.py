@@ -23,7 +23,7 @@ import torch
 
 import cnnlab
 from cnnlab.chapter.lessons import show
-from cnnlab.models.densenet import DenseBlock, dense_net, transition
+from cnnlab.models.densenet import DenseBlock, densenet, transition
 
 DATA = "digits"
 x = torch.rand(4, 3, 8, 8)
@@ -128,7 +128,7 @@ print(channels)
 
 
 def narrow(**sizes):
-    return dense_net((4, 4, 4, 4), growth=8, **sizes)
+    return densenet((4, 4, 4, 4), growth=8, **sizes)
 
 
 cnnlab.MODELS["densenet-narrow"] = narrow
