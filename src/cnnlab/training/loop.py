@@ -204,9 +204,10 @@ def save_epoch(
     """Save weights, rows and checkpoint after an epoch. Return the progress, which is on the disk by then."""
     folder = trainer.run.path
     with checkpointer.write_errors():
+        best_before = progress.best
         progress = progress.finish(row, trainer.recipe)
         with shown(trainer.average):
-            if progress.best_epoch == row["epoch"]:
+            if progress.best != best_before:  # best_epoch may be that of weights saved before a crash
                 about = {"figure": progress.best, "epoch": progress.best_epoch}
                 save_weights(folder / "best.safetensors", trainer.model, about)
             save_weights(folder / "last.safetensors", trainer.model)
