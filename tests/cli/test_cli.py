@@ -71,7 +71,7 @@ def test_help(cnnlab: Command, command: str) -> None:
 def test_list(cnnlab: Command) -> None:
     told = json.loads(cnnlab("list", "--json").stdout)
     assert set(told["models"]) == {*package.MODELS, "timm:NAME", "torchvision:NAME"}
-    assert told["models"]["resnet18-manual"].startswith("ResNet-18, the manual's variant")
+    assert told["models"]["resnet18-manual"].startswith("ResNet-18 as in the manual")
     assert set(told["recipes"]) == set(package.RECIPES)
     assert {"digits", "fashion-mnist", "folder:PATH", "store:PATH"} == set(told["data"])
     assert all(line for things in told.values() for line in things.values())
