@@ -47,10 +47,11 @@ def commit() -> str | None:
 
 def write_result(name: str, device: str, figures: dict[str, Any], out: Path = OUT) -> Path:
     """Write NAME_HARDWARE_DATE.json to the folder `out`: figures, command, commit, hardware, versions and date."""
-    from cnnlab.device.hardware import available_cores, environment, pick_device
+    from cnnlab.device.hardware import available_cores, pick_device
     from cnnlab.io.files import write_json
+    from cnnlab.training.plan import Plan
 
-    env = environment(pick_device(device), available_cores())
+    env = Plan(threads=available_cores()).environment(pick_device(device))
     hardware = re.sub(
         r"[^a-z0-9]+", "-", f"{env['device_name']}-{env['cpu_capability']}-{env['cores']}-cores".lower()
     ).strip("-")
@@ -172,14 +173,15 @@ def matrix_peak() -> dict[str, float]:
 def settle(recipe: Task, count: int, image_size: int) -> Task:
     """How `cnnlab train` would compute the whole recipe on `count` images here, and the recipe with that fixed.
 
-    A run of a few steps does not measure which memory format is faster, and one of ten epochs does (probe.py): so it
+    A run of a few steps does not measure which memory format is faster, and one of ten epochs does (autotune.py): so it
     is done here for the whole, outside every clock. Compilation is left off: it takes longer than what is measured.
     On CUDA steps are recorded, as they are where nothing is said.
     """
     from cnnlab.device.hardware import pick_device
     from cnnlab.models import build_model
     from cnnlab.recipe import Recipe
-    from cnnlab.training import plan as probe
+    from cnnlab.training.autotune import choose_plan
+    from cnnlab.training.plan import Workload, operations
 
     asked = Recipe.from_dict(recipe).changed(compile="record" if pick_device("auto").type == "cuda" else "off")
     shape = (1, image_size, image_size)
@@ -191,7 +193,7 @@ def settle(recipe: Task, count: int, image_size: int) -> Task:
     with tempfile.TemporaryDirectory() as folder:  # what was measured on another day is not taken
         kept = os.environ.get("XDG_CACHE_HOME")
         os.environ["XDG_CACHE_HOME"] = folder
-        plan = probe.plan(asked, build, shape, 10, count, pick_device("auto"), told=lambda _: None)
+        plan = choose_plan(Workload(asked, build, shape, 10, pick_device("auto"), count), log=lambda _: None)
         del os.environ["XDG_CACHE_HOME"]
         if kept is not None:
             os.environ["XDG_CACHE_HOME"] = kept
@@ -201,7 +203,7 @@ def settle(recipe: Task, count: int, image_size: int) -> Task:
         "recipe": fixed.to_dict(),
         "threads": plan.threads,
         "plan": {**values, "why": plan.why, "seconds": time.perf_counter() - began},
-        "operations": probe.operations(build, shape),
+        "operations": operations(build, shape),
     }
 
 

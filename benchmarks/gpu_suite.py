@@ -38,6 +38,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -48,12 +49,13 @@ import _speed
 import vs_d2l
 from _common import add_out, write_result
 from cnnlab.chapter.experiments import EXPERIMENTS
-from cnnlab.device.hardware import Plan, has_bfloat16, pick_device
+from cnnlab.device.hardware import has_bfloat16, pick_device
 from cnnlab.machine.bench import bench
 from cnnlab.models import build_model
 from cnnlab.recipes import RECIPES
-from cnnlab.training.cuda_graph import first_played
-from cnnlab.training.plan import seconds_per_step
+from cnnlab.training.autotune import time_step
+from cnnlab.training.cuda_graph import warmup_steps
+from cnnlab.training.plan import Plan, Workload
 
 PEER = vs_d2l.PEERS / "cifar10-airbench" / "airbench94_muon.py"
 # Each part's share of the time; what one leaves goes to those after it.
@@ -161,15 +163,14 @@ def kernels(args: argparse.Namespace, network: str, side: int, batch: int) -> di
         compile="default" if on_card else "off",
     )
     recipe = next(r for r in (RECIPES[e.recipe] for e in EXPERIMENTS.values()) if r.model == network)
-    first = first_played(plan, device)
+    first = warmup_steps(plan, device)
     with torch.profiler.profile(
         activities=[ProfilerActivity.CUDA if on_card else ProfilerActivity.CPU],
         schedule=schedule(wait=first, warmup=1, active=PROFILED_STEPS, repeat=1),
     ) as profiler:
-        seconds = seconds_per_step(
-            plan, recipe.changed(batch_size=batch), lambda: build_model(network, image_size=side), (1, side, side),
-            10, device, least=1 + PROFILED_STEPS, seconds=0, most=0, check=profiler.step,
-        )  # fmt: skip
+        build = partial(build_model, network, image_size=side)
+        work = Workload(recipe.changed(batch_size=batch), build, (1, side, side), 10, device)
+        seconds = time_step(work, plan, least=1 + PROFILED_STEPS, seconds=0, most=0, check=profiler.step)
     if math.isinf(seconds):
         raise RuntimeError(f"{network} needs more memory than there is, or cannot be compiled")
     time_of = "self_device_time_total" if on_card else "self_cpu_time_total"

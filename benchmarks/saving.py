@@ -18,7 +18,8 @@ from typing import Any
 
 from _common import add_out, spread, write_result
 from cnnlab import Recipe, build_model, train, train_step
-from cnnlab.device.hardware import pick_device, synchronize
+from cnnlab.device.hardware import pick_device
+from cnnlab.device.timing import synchronize
 from cnnlab.recipes import RECIPES
 from cnnlab.training.checkpoint import save_checkpoint
 from cnnlab.training.optim import make_optimizer

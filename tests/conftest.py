@@ -20,7 +20,7 @@ from cnnlab.data import data_folder
 from cnnlab.device.hardware import available_cores
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import RECIPES
-from cnnlab.training import plan as probe
+from cnnlab.training import autotune
 
 EVERY_CORE = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1, ... where tests run side by side
@@ -66,7 +66,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CNNLAB_DATA", str(Path(os.environ["CNNLAB_DATA"]).absolute()))
     monkeypatch.chdir(tmp_path)
     # What a trial finds is kept: not where it would serve the person who runs the tests, or be served by them.
-    monkeypatch.setattr(probe, "user_cache_dir", lambda name: str(tmp_path / ".cache" / name))
+    monkeypatch.setattr(autotune, "user_cache_dir", lambda name: str(tmp_path / ".cache" / name))
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -39,7 +39,8 @@ from cnnlab.io.schema import check
 from cnnlab.io.tables import to_json
 from cnnlab.models import build_model
 from cnnlab.training import checkpoint
-from cnnlab.training.optim import Average, make_optimizer
+from cnnlab.training.average import Average
+from cnnlab.training.optim import make_optimizer
 from cnnlab.training.progress import SCHEMA
 from cnnlab.training.results import Result
 from cnnlab.training.runs import list_runs, open_run

@@ -14,12 +14,11 @@ from torch import nn
 
 from cnnlab import Recipe, resume, train
 from cnnlab.data.augment import Augmentation
-from cnnlab.device import hardware as device
+from cnnlab.device import hardware, precision
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted
 from cnnlab.recipe import SETTINGS
 from cnnlab.training import checkpoint
 from cnnlab.training import loop as training
-from cnnlab.training import plan as probe
 from cnnlab.training.optim import make_optimizer
 from cnnlab.training.step import train_step
 from conftest import Command, one_line_error
@@ -129,7 +128,7 @@ def test_training_on_every_image_watches_some_of_them(quick: Recipe, cnnlab: Com
 
 def test_a_run_goes_on_in_the_precision_it_began_with(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = quick.changed(precision="auto", epochs=2)
-    monkeypatch.setattr(probe, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(hardware, "has_bfloat16", lambda device: True)
     whole = train(recipe, name="whole")
     assert json.loads((whole.run.path / "environment.json").read_text())["sessions"][0]["dtype"] == "bfloat16"
     real = checkpoint.save_checkpoint
@@ -143,7 +142,7 @@ def test_a_run_goes_on_in_the_precision_it_began_with(quick: Recipe, monkeypatch
         patch.setattr(checkpoint, "save_checkpoint", stop)
         with pytest.raises(TrainingInterrupted):
             train(recipe, name="stopped")
-    monkeypatch.setattr(probe, "has_bfloat16", lambda device: False)  # as on another processor
+    monkeypatch.setattr(hardware, "has_bfloat16", lambda device: False)  # as on another processor
     resume("runs/stopped")
     assert weights(Path("runs/stopped"))["0.weight"].equal(weights(whole.run.path)["0.weight"])
     plain = train(recipe, name="plain")
@@ -155,8 +154,8 @@ def test_a_run_goes_on_in_the_precision_it_began_with(quick: Recipe, monkeypatch
 def test_auto_precision_goes_by_the_processors_units(units: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert device.has_bfloat16(CPU) is units
-    assert not device.has_bfloat16(torch.device("mps"))
+    assert hardware.has_bfloat16(CPU) is units
+    assert not hardware.has_bfloat16(torch.device("mps"))
 
 
 def test_the_processor_has_the_units_that_its_flags_name() -> None:
@@ -164,12 +163,12 @@ def test_the_processor_has_the_units_that_its_flags_name() -> None:
     if not flags.exists():
         pytest.skip("there is no /proc/cpuinfo on this system")
     named = {"avx512_bf16", "amx_tile"} & set(flags.read_text().split())
-    assert device.has_bfloat16(CPU) is bool(named)
+    assert hardware.has_bfloat16(CPU) is bool(named)
 
 
 def test_exact_float32_is_put_back() -> None:
     before = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
-    with device.exact_float32():
+    with precision.exact_float32():
         assert torch.backends.cudnn.conv.fp32_precision == "ieee"
         assert torch.backends.cuda.matmul.fp32_precision == "ieee"
     assert (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision) == before

@@ -17,19 +17,14 @@ from cnnlab.data.images import BadImage, bombs_refused, decode, flatten, pixels
 from cnnlab.data.imageset import Report, no_report
 from cnnlab.data.loader import Loader, Preprocessing, laid_out
 from cnnlab.data.splits import load_splits
-from cnnlab.device.hardware import (
-    FORMATS,
-    PRECISIONS,
-    available_cores,
-    check_threads,
-    exact_float32,
-    pick_device,
-    reproducible,
-    synchronize,
-)
+from cnnlab.device.determinism import reproducible
+from cnnlab.device.hardware import available_cores, check_threads, pick_device
+from cnnlab.device.precision import PRECISIONS, exact_float32
+from cnnlab.device.timing import synchronize
 from cnnlab.io.errors import CnnlabError, reason, unknown
 from cnnlab.training import runs
 from cnnlab.training.evaluate import VIEWS, Evaluation, evaluate, logits
+from cnnlab.training.plan import FORMATS
 from cnnlab.training.results import trained_model
 from cnnlab.training.runs import Run
 

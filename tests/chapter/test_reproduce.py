@@ -191,7 +191,7 @@ def test_a_resume_keeps_the_number_of_threads(fashion_folder: Path, monkeypatch:
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(reproduction, "_seconds_per_image", lambda recipe, device: (1.0, 1.0))
+    monkeypatch.setattr(reproduction, "_seconds_per_image", lambda recipe, device, threads: 1.0)
     monkeypatch.setattr(loop, "train_step", stops)
     with pytest.raises(TrainingInterrupted):
         reproduce(["lenet"], seeds=2, name="one", data_dir=fashion_folder, **{**SMALL, "threads": 1, "epochs": 30})  # type: ignore[arg-type]
@@ -229,15 +229,15 @@ def test_a_damaged_plan_is_named(cnnlab: Command, tmp_path: Path) -> None:
 
 
 def test_the_estimate_counts_what_will_be_done(fashion_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reproduction, "_seconds_per_image", lambda recipe, device: (2.0, 0.5))
+    monkeypatch.setattr(reproduction, "_seconds_per_image", lambda recipe, device, threads: 1.5)
 
     def total(*names: str, **changes: int) -> float:
         plans: list[Plan] = []
         reproduce(names, confirm=lambda p: bool(plans.append(p)), data_dir=fashion_folder, **changes)  # type: ignore[arg-type,func-returns-value]
         return plans[0].total
 
-    assert total("lenet") == 10 * (60_000 * 2 + 10_000 * 0.5)
-    assert total("lenet", "nin", epochs=3, limit=20_000, seeds=4) == 2 * 4 * 3 * (20_000 * 2 + 10_000 * 0.5)
+    assert total("lenet") == 10 * (60_000 * 1.5 + 10_000 * 0.5)
+    assert total("lenet", "nin", epochs=3, limit=20_000, seeds=4) == 2 * 4 * 3 * (20_000 * 1.5 + 10_000 * 0.5)
 
 
 def test_named_experiments_are_in_the_help(cnnlab: Command) -> None:

@@ -14,10 +14,9 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import FashionMNIST
 from torchvision.transforms.functional import to_tensor
 
-from cnnlab.data import DATASETS, ImageSet, SourceOptions, load_images, stratified_split
+from cnnlab.data import DATASETS, ImageSet, SourceOptions, feeder, load_images, stratified_split
 from cnnlab.data.augment import Augmentation, random_flip, random_shift
 from cnnlab.data.loader import Loader, Preprocessing, enlarged, laid_out
-from cnnlab.device import hardware as device
 from cnnlab.io.errors import CnnlabError
 
 CPU = torch.device("cpu")
@@ -194,17 +193,17 @@ def test_a_set_stays_on_the_host_where_it_takes_half_of_what_is_free(monkeypatch
     cuda = torch.device("cuda")
     for free, fit in ((1280, True), (1279, False)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**10))
-        assert device.fits(images, cuda) is fit
-        assert device.fits(images, CPU)
+        assert feeder.fits_on_device(images, cuda) is fit
+        assert feeder.fits_on_device(images, CPU)
     # What torch keeps of that memory without using it is given back where it is needed.
     free, given = [600], []
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], 10**10))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 900)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: (given.append(1), free.__setitem__(0, 1300)))
-    assert device.fits(images, cuda)
+    assert feeder.fits_on_device(images, cuda)
     free[0] = 570
-    assert not device.fits(images, cuda)
+    assert not feeder.fits_on_device(images, cuda)
     assert given == [1]
     assert Loader(some_images(10), plain(some_images(10)), 5, CPU).feeder.resident
 

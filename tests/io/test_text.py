@@ -38,7 +38,8 @@ from cnnlab.data.archives import open_archive
 from cnnlab.data.folder import load as load_folder
 from cnnlab.data.images import ENDINGS, BadImage, bombs_refused, decode
 from cnnlab.data.imageset import SourceOptions
-from cnnlab.device.hardware import pick_device, random_state, set_random_state
+from cnnlab.device.determinism import random_state, set_random_state
+from cnnlab.device.hardware import pick_device
 from cnnlab.io.csv import read_table
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.files import digest, read_checked, read_json, write_checked, write_json

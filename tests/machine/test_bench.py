@@ -14,8 +14,9 @@ import torch
 from cnnlab.cli.bench import bench_text
 from cnnlab.data import fashion_mnist
 from cnnlab.data.imageset import ImageSet
-from cnnlab.device import hardware as device
-from cnnlab.device.hardware import PeakMemory, Plan, available_cores
+from cnnlab.device import memory as host_memory
+from cnnlab.device.hardware import available_cores
+from cnnlab.device.memory import PeakMemory
 from cnnlab.io.errors import CnnlabError
 from cnnlab.machine import bench as module
 from cnnlab.machine.bench import BenchResult, bench, bench_folder
@@ -23,7 +24,8 @@ from cnnlab.machine.peak import products
 from cnnlab.models import build_model
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import RECIPES
-from cnnlab.training.plan import fastest_plan, operations
+from cnnlab.training.autotune import fastest_plan
+from cnnlab.training.plan import Plan, Workload, operations
 from conftest import Command, one_line_error
 
 CPU = torch.device("cpu")
@@ -164,19 +166,20 @@ def test_the_real_step_on_the_real_loader(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_plans_are_measured_however_short_the_run_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cnnlab.training import plan as probe
+    from cnnlab.training import autotune
 
     seconds = {torch.contiguous_format: 2.0, torch.channels_last: 1.0}
-    monkeypatch.setattr(probe, "seconds_per_step", lambda plan, *a, **k: seconds[plan.memory_format])
-    monkeypatch.setattr(probe, "_keep", lambda *a: pytest.fail("kept"))
+    monkeypatch.setattr(autotune, "time_step", lambda work, plan, *a, **k: seconds[plan.memory_format])
+    monkeypatch.setattr(autotune._Cache, "write", lambda *a: pytest.fail("kept"))
     recipe = RECIPES["manual/lenet"].changed(epochs=1, batch_size=8)
-    plan, step = fastest_plan(recipe, lambda: build_model("lenet"), (1, 28, 28), 10, CPU, 1)
+    work = Workload(recipe, lambda: build_model("lenet"), (1, 28, 28), 10, CPU, threads=1)
+    plan, step = fastest_plan(work)
     assert (plan.memory_format, step) == (torch.channels_last, 1.0)
     assert "float32, contiguous, threads 1: 4" in plan.why
     seconds[torch.contiguous_format] = 1.01  # not clearly slower: the first stays
-    plan, step = fastest_plan(recipe, lambda: build_model("lenet"), (1, 28, 28), 10, CPU, 1)
+    plan, step = fastest_plan(work)
     assert (plan.memory_format, step) == (torch.contiguous_format, 1.01)
-    plan, _ = fastest_plan(recipe, lambda: build_model("lenet"), (1, 28, 28), 10, CPU, 1, seconds=-1.0)
+    plan, _ = fastest_plan(work, seconds=-1.0)
     assert "no time was left for 1 more" in plan.why
 
 
@@ -318,7 +321,7 @@ def test_peak_memory_is_not_told_where_it_cannot_be_known(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Path, "write_text", refuse)
     marks = iter([100, 100, 150, None])
-    monkeypatch.setattr(device, "_high_water", lambda: next(marks))
+    monkeypatch.setattr(host_memory, "_peak_resident", lambda: next(marks))
     memory = PeakMemory(CPU)
     assert memory.bytes() is None  # something before it held as much
     assert memory.bytes() == 150

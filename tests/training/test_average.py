@@ -21,7 +21,8 @@ from cnnlab import Recipe, resume, train
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted
 from cnnlab.training import loop as training
 from cnnlab.training import train as starting_point
-from cnnlab.training.optim import Average, make_optimizer, shown, size_in_epoch
+from cnnlab.training.average import Average, averaged_weights
+from cnnlab.training.optim import make_optimizer, size_in_epoch
 from cnnlab.training.runs import change_recipe, open_run
 from cnnlab.training.step import train_step
 from conftest import Command, one_line_error
@@ -81,7 +82,7 @@ def test_ema_is_torchs_averaged_model() -> None:
         theirs.update_parameters(model)
     for name, value in floats(theirs.module).items():
         torch.testing.assert_close(average.tensors[name], value, rtol=1e-6, atol=1e-7)
-    with shown(average):  # and what is measured and saved is that network
+    with averaged_weights(average):  # and what is measured and saved is that network
         x = torch.randn(5, 2, 4, 4)
         torch.testing.assert_close(model.eval()(x), theirs.eval()(x), rtol=1e-5, atol=1e-6)
 
@@ -123,7 +124,7 @@ def test_shown_puts_everything_back_also_after_an_error(layout: torch.memory_for
     average.after_step(0)
     own, mean = floats(model), copy.deepcopy(average.tensors)
     seen = {}
-    with suppress(KeyboardInterrupt), shown(average):
+    with suppress(KeyboardInterrupt), averaged_weights(average):
         seen = floats(model)
         raise KeyboardInterrupt
     assert all(torch.equal(v, mean[k]) for k, v in seen.items())
@@ -131,7 +132,7 @@ def test_shown_puts_everything_back_also_after_an_error(layout: torch.memory_for
     assert all(torch.equal(v, own[k]) for k, v in floats(model).items())
     assert all(torch.equal(v, mean[k]) for k, v in average.tensors.items())
     assert model[0].weight.is_contiguous(memory_format=layout)
-    with shown(None):
+    with averaged_weights(None):
         assert all(torch.equal(v, own[k]) for k, v in floats(model).items())
 
 
@@ -293,7 +294,7 @@ def test_one_shape_is_compiled(shapes: Path, monkeypatch: pytest.MonkeyPatch) ->
             seen.append(tuple(x.shape))
             return self.model(x)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(training, "compiled", lambda model, *how: Compiled(model))
+    monkeypatch.setattr(training, "prepare_model", lambda model, *how: Compiled(model))
     train(small(shapes, batch_size=12), threads=1)  # 32 images: two batches of 12 and one of 8, sizes 12, 16 and 20
     assert seen == [(12, 3, 20, 20)] * 2
 

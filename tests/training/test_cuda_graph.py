@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 import cnnlab
-from cnnlab.device.hardware import Plan
 from cnnlab.io.errors import CnnlabError
 from cnnlab.models import build_model
 from cnnlab.recipe import COMPILE, Recipe
 from cnnlab.recipes import find_recipe
 from cnnlab.training import cuda_graph
-from cnnlab.training.cuda_graph import RecordedStep, first_played, step_of
+from cnnlab.training.cuda_graph import RecordedStep, make_step, warmup_steps
 from cnnlab.training.optim import learning_rate, make_optimizer
+from cnnlab.training.plan import Plan
 from cnnlab.training.step import train_step
 
 CPU = torch.device("cpu")
@@ -270,12 +270,12 @@ def test_only_steps_for_which_no_host_waits_are_recorded() -> None:
     assert not _is_recorded(plan, CPU)
     assert not _is_recorded(plan, cuda, careful=True)
     assert not _is_recorded(replace(plan, precision=torch.float16), cuda)
-    assert first_played(plan, cuda) == cuda_graph.WARM_UP + 1
-    assert first_played(plan, CPU) == 1
+    assert warmup_steps(plan, cuda) == cuda_graph.WARM_UP + 1
+    assert warmup_steps(plan, CPU) == 1
 
 
 def _is_recorded(plan: Plan, device: torch.device, **how: Any) -> bool:
-    step = step_of(train_step, plan, device, **how)
+    step = make_step(train_step, plan, device, **how)
     assert isinstance(step, RecordedStep) or step is train_step
     return isinstance(step, RecordedStep)
 

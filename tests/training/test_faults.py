@@ -34,9 +34,8 @@ from cnnlab.io import files
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted
 from cnnlab.models import build_model
 from cnnlab.recipes import RECIPES
-from cnnlab.training import checkpoint, runs
+from cnnlab.training import autotune, checkpoint, runs
 from cnnlab.training import loop as training
-from cnnlab.training import plan as probe
 from cnnlab.training.checkpoint import previous_checkpoint, save_weights, weights_metadata
 from cnnlab.training.checkpointer import BackgroundWriter, SaveSchedule
 from cnnlab.training.guard import NonFinite, NonFiniteMonitor
@@ -932,14 +931,14 @@ def test_the_monitor_does_not_wait_for_the_gpu() -> None:
 
 
 def test_a_batch_that_fits_is_found(quick: Recipe, monkeypatch: pytest.MonkeyPatch, cnnlab: Command) -> None:
-    real = probe.train_step
+    real = autotune.train_step
 
     def full(model: nn.Module, optimizer: Any, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         if len(x) > 20:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(model, optimizer, x, *rest)
 
-    monkeypatch.setattr(probe, "train_step", full)
+    monkeypatch.setattr(autotune, "train_step", full)
     answer = cnnlab("train", "--set", "epochs=1", "--set", "limit=64", "--auto-batch", "--name", "run")
     assert answer.returncode == 0, answer.stderr
     assert "note: a batch of 64 does not fit in memory, one of 16 does" in answer.stderr
@@ -951,8 +950,8 @@ def test_a_batch_that_fits_is_found(quick: Recipe, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_batch_that_the_host_has_no_memory_for_is_an_error_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free", lambda: 2**28)
-    with memory.limited():
+    monkeypatch.setattr(memory, "free_memory", lambda: 2**28)
+    with memory.limit_memory():
         with pytest.raises(RuntimeError, match="can't allocate memory"):
             torch.zeros(2**30, dtype=torch.uint8)
         torch.zeros(2**20, dtype=torch.uint8)
@@ -963,25 +962,11 @@ def test_a_batch_that_the_host_has_no_memory_for_is_an_error_not_the_end(monkeyp
     assert chosen.batch_size in (40, 80, 160, 320, 640)
 
 
-def test_what_memory_is_left_is_that_of_the_smallest_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    left = memory.free()
-    assert left is not None
-    assert 2**27 < left <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    group = tmp_path / "outer" / "inner"
-    group.mkdir(parents=True)
-    for folder, most in ((group, "max"), (group.parent, "900000000")):
-        (folder / "memory.max").write_text(f"{most}\n")
-        (folder / "memory.current").write_text("800000000\n")
-        (folder / "memory.stat").write_text("anon 1\ninactive_file 20000000\n")
-    assert list(memory._left_in_groups(tmp_path, "/outer/inner", memory._NAMES)) == [120_000_000]
-    assert list(memory._left_in_groups(tmp_path, "/elsewhere", memory._NAMES)) == []
-
-
 def test_where_no_batch_fits_that_is_said(monkeypatch: pytest.MonkeyPatch, cnnlab: Command) -> None:
     def full(*args: Any) -> tuple[Tensor, Tensor]:
         raise MemoryError
 
-    monkeypatch.setattr(probe, "train_step", full)
+    monkeypatch.setattr(autotune, "train_step", full)
     line = one_line_error(cnnlab("train", "--auto-batch", "--name", "run"))
     assert "out of memory with batch_size=2 and images of 28 pixels; set a smaller image_size" in line
     assert not Path("runs/run").exists()

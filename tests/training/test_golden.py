@@ -19,12 +19,13 @@ import torch
 from torch import nn
 
 from cnnlab import RECIPES, Recipe, Run, resume, train
-from cnnlab.device import hardware as device
+from cnnlab.data import feeder
+from cnnlab.device import determinism
 from cnnlab.io.errors import TrainingInterrupted
 from cnnlab.training import checkpoint
-from cnnlab.training import plan as probe
 from cnnlab.training import train as training
 from cnnlab.training.optim import make_optimizer
+from cnnlab.training.plan import has_compiler
 from cnnlab.training.step import Compiled, train_step
 
 FILE = Path(__file__).parents[1] / "golden" / "loss_curve.json"
@@ -79,9 +80,11 @@ def test_the_plainest_way_is_the_curve(name: str, monkeypatch: pytest.MonkeyPatc
 
 def test_where_memory_comes_from_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = curve(SHORT)
-    monkeypatch.setattr(device, "memory_kept", nullcontext)
+    monkeypatch.setattr(determinism, "keep_freed_memory", nullcontext)
     given_back = curve(SHORT)
-    monkeypatch.setattr(device, "fits", lambda images, device: False)  # and from here on the set stays on the host
+    monkeypatch.setattr(
+        feeder, "fits_on_device", lambda images, device: False
+    )  # and from here on the set stays on the host
     from_host = curve(SHORT)
     assert_on_it(from_host, "sgd")
     for run in (given_back, from_host):
@@ -98,7 +101,7 @@ def test_bfloat16_stays_near_the_curve(name: str) -> None:
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_network_and_loss_are_compiled_as_one(precision: torch.dtype) -> None:
     """The plain step's values, in one graph, which the next seed's network uses, too."""
-    if not probe._compiler(torch.device("cpu")):
+    if not has_compiler(torch.device("cpu")):
         pytest.skip("there is no C++ compiler on this system")
 
     def step(how: type[Compiled] | None) -> list[float]:
@@ -135,7 +138,7 @@ def test_what_torchs_own_graphs_lend_is_copied() -> None:
 
 @pytest.mark.slow
 def test_a_compiled_run_stays_on_the_curve_and_resumes_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not probe._compiler(torch.device("cpu")):
+    if not has_compiler(torch.device("cpu")):
         pytest.skip("there is no C++ compiler on this system")
     whole = curve(SHORT, compile="default")
     assert json.loads((whole.path / "environment.json").read_text())["sessions"][0]["compile"] == "default"

@@ -184,7 +184,7 @@ def test_an_update_whose_scaled_gradients_overflow_is_not_averaged(
 
     monkeypatch.setattr(GuardedStep, "__call__", noting)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60, backoff_factor=2.0**-50)  # the first step overflows
-    monkeypatch.setattr(loop, "loss_scaler", lambda *_: scaler)
+    monkeypatch.setattr(loop, "grad_scaler", lambda *_: scaler)
     train(tiny.changed(average="ema", precision="float16", epochs=1), name="run", threads=1)
     assert updated[0] is False
     assert all(updated[1:])

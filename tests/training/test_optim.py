@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cnnlab import train
-from cnnlab.device.hardware import PRECISIONS
+from cnnlab.device.precision import PRECISIONS
 from cnnlab.io.errors import CnnlabError
 from cnnlab.models import build_model
 from cnnlab.models.airbench import Whitening
 from cnnlab.recipe import SCHEDULES, Recipe
-from cnnlab.training import optim
-from cnnlab.training.optim import Muon, learning_rate, make_optimizer, orthogonalized
+from cnnlab.training import muon
+from cnnlab.training.muon import Muon, orthogonalize
+from cnnlab.training.optim import learning_rate, make_optimizer
 
 
 @settings(deadline=None, max_examples=30)
@@ -28,7 +29,7 @@ def test_orthogonalizing_keeps_the_directions_and_evens_out_the_lengths(rows: in
     u, _, v = torch.linalg.svd(torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).double())
     k = min(rows, columns)
     matrix = u[:, :k] @ torch.linspace(0.1, 1, k).double().diag() @ v[:k]
-    found = u[:, :k].T @ orthogonalized(matrix) @ v[:k].T
+    found = u[:, :k].T @ orthogonalize(matrix) @ v[:k].T
     torch.testing.assert_close(found - found.diagonal().diag(), torch.zeros_like(found), atol=1e-8, rtol=0)
     assert found.diagonal().min() > 0.67
     assert found.diagonal().max() < 1.22
@@ -37,7 +38,7 @@ def test_orthogonalizing_keeps_the_directions_and_evens_out_the_lengths(rows: in
 @given(rows=st.integers(1, 40), columns=st.integers(1, 40), seed=st.integers(0, 100))
 def test_orthogonalizing_in_bfloat16_points_the_same_way(rows: int, columns: int, seed: int) -> None:
     matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
-    exact, found = orthogonalized(matrix), orthogonalized(matrix, precision=torch.bfloat16)
+    exact, found = orthogonalize(matrix), orthogonalize(matrix, precision=torch.bfloat16)
     assert found.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(exact.flatten(), found.flatten(), dim=0) > 0.99
 
@@ -96,9 +97,9 @@ def test_many_matrices_are_orthogonalized_as_one_by_one(
 ) -> None:
     matrices = torch.randn(many, rows, columns, generator=torch.Generator().manual_seed(seed)).double()
     matrices *= torch.arange(many).double()[:, None, None]  # of different lengths, and one of zeros
-    together = orthogonalized(matrices, rounds)
+    together = orthogonalize(matrices, rounds)
     for one, found in zip(matrices, together, strict=True):
-        torch.testing.assert_close(found, orthogonalized(one, rounds), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found, orthogonalize(one, rounds), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -197,13 +198,13 @@ def test_muons_products_are_in_bfloat16_where_the_steps_are(
     recipe = Recipe(
         optimizer="muon", learning_rate=0.24, momentum=0.6, precision=kind, epochs=1, limit=64, image_size=28
     )
-    real = optim.orthogonalized
+    real = muon.orthogonalize
 
     def seen(matrix: torch.Tensor, precision: torch.dtype | None = None) -> torch.Tensor:
         asked.append(precision)
         return real(matrix, precision=precision)
 
-    monkeypatch.setattr(optim, "orthogonalized", seen)
+    monkeypatch.setattr(muon, "orthogonalize", seen)
     if kind == "float16":  # in which no processor trains
         model = build_model("lenet-bn")
         optimizer = make_optimizer(model, recipe, PRECISIONS[kind])

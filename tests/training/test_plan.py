@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +19,14 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from cnnlab import Recipe, resume, train, train_seeds
-from cnnlab.device.hardware import FORMATS, Plan
+from cnnlab.device import hardware
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted
 from cnnlab.models import build_model
-from cnnlab.training import checkpoint
+from cnnlab.training import autotune, checkpoint
 from cnnlab.training import loop as training
-from cnnlab.training import plan as probe
-from cnnlab.training import train as starting
+from cnnlab.training import plan as plans
+from cnnlab.training.autotune import choose_plan
+from cnnlab.training.plan import FORMATS, Plan, Workload
 from cnnlab.training.session import Session
 from conftest import Command, one_line_error
 
@@ -44,7 +46,7 @@ class Clock:
     def __init__(self, pace: Pace) -> None:
         self.pace, self.tried, self.most = pace, list[Plan](), 0
 
-    def __call__(self, candidate: Plan, *rest: object, **more: Any) -> float:
+    def __call__(self, work: Workload, candidate: Plan, **more: Any) -> float:
         self.most += more["most"]
         self.tried.append(candidate)
         return self.pace(candidate)
@@ -53,14 +55,14 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Pace], Clock]:
     """Puts a `Clock` in place of trials, and makes every run long enough for one; two real cores of four."""
-    monkeypatch.setattr(probe, "MEASURE_FROM", {"cpu": 0.0})
-    monkeypatch.setattr(probe, "available_cores", lambda: 4)
-    monkeypatch.setattr(probe, "physical_cores", lambda: 2)
-    monkeypatch.setattr(probe, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": 0.0})
+    monkeypatch.setattr(hardware, "available_cores", lambda: 4)
+    monkeypatch.setattr(hardware, "physical_cores", lambda: 2)
+    monkeypatch.setattr(hardware, "has_bfloat16", lambda device: False)
 
     def fake(pace: Pace) -> Clock:
         found = Clock(pace)
-        monkeypatch.setattr(probe, "seconds_per_step", found)
+        monkeypatch.setattr(autotune, "time_step", found)
         return found
 
     return fake
@@ -70,11 +72,11 @@ def plan(
     threads: int | None = None,
     earlier: dict[str, Any] | None = None,
     count: int = 10_000,
-    told: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
     **changes: Any,
 ) -> Plan:
     recipe = replace(Recipe(model="lenet", epochs=10, batch_size=64), **changes)
-    return probe.plan(recipe, build, SHAPE, 10, count, CPU, threads, earlier, told)
+    return choose_plan(Workload(recipe, build, SHAPE, 10, CPU, count, threads), earlier, log=log)
 
 
 def slow_unless(fast: Callable[[Plan], bool], gain: float = 2.0) -> Pace:
@@ -87,7 +89,7 @@ def slow_unless(fast: Callable[[Plan], bool], gain: float = 2.0) -> Pace:
 def test_the_fastest_is_chosen(clock: Callable[[Pace], Clock]) -> None:
     said: list[str] = []
     clock(slow_unless(lambda c: c.memory_format == LAST and c.threads == 2))
-    found = plan(told=said.append)
+    found = plan(log=said.append)
     assert (found.memory_format, found.threads, found.precision, found.compile) == (LAST, 2, torch.float32, "off")
     assert len(said) == 2
     assert "channels_last, 2 threads: 6,400" in said[1]
@@ -115,19 +117,18 @@ def test_only_what_may_be_chosen_is_and_the_fastest_of_it(
     times: list[float], units: bool, precision: str, layout: str, threads: int | None, cores: int, physical: int
 ) -> None:
     pace = dict(zip([(p, f, n) for p in (0, 1) for f in (0, 1) for n in (0, 1)], times, strict=True))
-    kept: dict[str, Any] = {}
+    folder = tempfile.mkdtemp(dir=Path.cwd())
 
-    def timed(c: Plan, *rest: object, **more: object) -> float:
+    def timed(work: Workload | None, c: Plan, **more: object) -> float:
         return pace[c.precision == torch.bfloat16, c.memory_format == LAST, c.threads == physical]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probe, "MEASURE_FROM", {"cpu": 0.0})
-        patch.setattr(probe, "available_cores", lambda: cores)
-        patch.setattr(probe, "physical_cores", lambda: physical)
-        patch.setattr(probe, "has_bfloat16", lambda device: units)
-        patch.setattr(probe, "seconds_per_step", timed)
-        patch.setattr(probe, "_kept", kept.get)
-        patch.setattr(probe, "_keep", lambda key, values, told: kept.update({key: values["plan"]}))
+        patch.setattr(autotune, "MEASURE_FROM", {"cpu": 0.0})
+        patch.setattr(hardware, "available_cores", lambda: cores)
+        patch.setattr(hardware, "physical_cores", lambda: physical)
+        patch.setattr(hardware, "has_bfloat16", lambda device: units)
+        patch.setattr(autotune, "time_step", timed)
+        patch.setattr(autotune, "user_cache_dir", lambda name: folder)
         found = plan(threads, precision=precision, memory_format=layout)
         again = plan(threads, precision=precision, memory_format=layout)
     assert again.values == found.values
@@ -140,12 +141,12 @@ def test_only_what_may_be_chosen_is_and_the_fastest_of_it(
     if layout != "auto":
         assert found.values["memory_format"] == layout
     allowed = [
-        timed(Plan(threads=n, precision=p, memory_format=f))
+        timed(None, Plan(threads=n, precision=p, memory_format=f))
         for p in ([torch.float32, torch.bfloat16] if precision == "auto" and units else [found.precision])
         for f in (FORMATS.values() if layout == "auto" else [found.memory_format])
         for n in ([threads] if threads else [cores, physical])
     ]
-    assert timed(found) < 1.1 * min(allowed) * (1 + 1e-9)
+    assert timed(None, found) < 1.1 * min(allowed) * (1 + 1e-9)
 
 
 def test_what_does_not_fit_into_the_memory_is_passed_over(clock: Callable[[Pace], Clock]) -> None:
@@ -166,8 +167,9 @@ def test_a_trial_without_memory_or_compiler_is_endless_and_other_errors_are_rais
         def step(*args: object) -> None:
             raise error
 
-        monkeypatch.setattr(probe, "train_step", step)
-        return probe.seconds_per_step(Plan(threads=1), Recipe(model="lenet"), build, SHAPE, 10, CPU)
+        monkeypatch.setattr(autotune, "train_step", step)
+        work = Workload(Recipe(model="lenet"), build, SHAPE, 10, CPU)
+        return autotune.time_step(work, Plan(threads=1))
 
     assert failing(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")) == float("inf")
     assert failing(torch._dynamo.exc.BackendCompilerFailed(print, RuntimeError("no g++"), None)) == float("inf")
@@ -196,10 +198,10 @@ def test_short_runs_are_not_measured(clock: Callable[[Pace], Clock], monkeypatch
     assert len(trial.tried) == 4
     assert trial.most == 12
     trial.tried.clear()
-    work = probe.operations(build, SHAPE) * 10 * 10_000
-    monkeypatch.setattr(probe, "MEASURE_FROM", {"cpu": work * 1.01})
+    work = plans.operations(build, SHAPE) * 10 * 10_000
+    monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": work * 1.01})
     assert plan().why == "too short to measure"
-    monkeypatch.setattr(probe, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(hardware, "has_bfloat16", lambda device: True)
     found = plan(precision="auto")  # where there are units for it, and they take channels_last
     assert (found.precision, found.memory_format) == (torch.bfloat16, LAST)
     assert plan(precision="auto", memory_format="contiguous").memory_format == FIRST
@@ -212,13 +214,13 @@ def test_short_runs_are_not_measured(clock: Callable[[Pace], Clock], monkeypatch
 def test_trials_take_no_more_than_their_share_of_the_steps(steps: int, cores: int, precision: str) -> None:
     trial = Clock(lambda c: 0.01)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probe, "MEASURE_FROM", {"cpu": 0.0})
-        patch.setattr(probe, "available_cores", lambda: cores)
-        patch.setattr(probe, "physical_cores", lambda: 1)
-        patch.setattr(probe, "has_bfloat16", lambda device: True)
-        patch.setattr(probe, "seconds_per_step", trial)
-        patch.setattr(probe, "_kept", lambda key: None)
-        patch.setattr(probe, "_keep", lambda key, values, told: None)
+        patch.setattr(autotune, "MEASURE_FROM", {"cpu": 0.0})
+        patch.setattr(hardware, "available_cores", lambda: cores)
+        patch.setattr(hardware, "physical_cores", lambda: 1)
+        patch.setattr(hardware, "has_bfloat16", lambda device: True)
+        patch.setattr(autotune, "time_step", trial)
+        patch.setattr(autotune._Cache, "read", lambda cache: None)
+        patch.setattr(autotune._Cache, "write", lambda *args: None)
         plan(epochs=1, count=64 * steps, precision=precision)
     assert trial.most <= 0.05 * steps
 
@@ -234,7 +236,8 @@ def test_a_trial_ends_after_its_steps_and_can_be_stopped() -> None:
 
     def measure(most: int, check: Callable[[], None]) -> None:
         recipe = Recipe(model="lenet", batch_size=8)
-        probe.seconds_per_step(Plan(threads=1), recipe, build, SHAPE, 10, CPU, seconds=1e9, most=most, check=check)
+        work = Workload(recipe, build, SHAPE, 10, CPU)
+        autotune.time_step(work, Plan(threads=1), seconds=1e9, most=most, check=check)
 
     measure(5, count)
     assert len(calls) == 5
@@ -260,7 +263,7 @@ def test_what_another_process_has_measured_meanwhile_holds(clock: Callable[[Pace
 def test_operations_are_counted_by_hand() -> None:
     # conv 5x5x6 over 28x28, conv 5x5x16 of 6 over 10x10, 400x120, 120x84, 84x10; twice, and three times over
     by_hand = 25 * 6 * 28**2 + 25 * 6 * 16 * 10**2 + 400 * 120 + 120 * 84 + 84 * 10
-    assert probe.operations(build, SHAPE) == 3 * 2 * by_hand
+    assert plans.operations(build, SHAPE) == 3 * 2 * by_hand
 
 
 def test_what_was_measured_is_used_the_second_time(clock: Callable[[Pace], Clock]) -> None:
@@ -292,7 +295,7 @@ def test_what_was_measured_is_used_the_second_time(clock: Callable[[Pace], Clock
 def test_a_damaged_or_impossible_answer_is_measured_anew(clock: Callable[[Pace], Clock], damage: str) -> None:
     first = clock(slow_unless(lambda c: c.memory_format == LAST))
     found = plan()
-    (file,) = Path(probe.user_cache_dir("cnnlab")).rglob("*.json")
+    (file,) = Path(autotune.user_cache_dir("cnnlab")).rglob("*.json")
     file.write_text(damage)
     first.tried.clear()
     assert plan().values == found.values
@@ -304,7 +307,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     clock: Callable[[Pace], Clock], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(probe, "user_cache_dir", lambda name: str(tmp_path / "file" / name))
+    monkeypatch.setattr(autotune, "user_cache_dir", lambda name: str(tmp_path / "file" / name))
     trial = clock(slow_unless(lambda c: c.memory_format == LAST))
     assert plan().memory_format == LAST
     trial.tried.clear()
@@ -333,9 +336,9 @@ def test_a_compiled_run_goes_on_uncompiled_where_there_is_no_compiler(
     clock: Callable[[Pace], Clock], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     earlier = Plan(threads=2, compile="default").values
-    monkeypatch.setattr(probe.shutil, "which", lambda name: "/usr/bin/g++")
+    monkeypatch.setattr(plans.shutil, "which", lambda name: "/usr/bin/g++")
     assert plan(earlier=earlier).compile == "default"
-    monkeypatch.setattr(probe.shutil, "which", lambda name: None)
+    monkeypatch.setattr(plans.shutil, "which", lambda name: None)
     assert plan(earlier=earlier).compile == "off"
 
 
@@ -346,11 +349,11 @@ def test_a_compiled_run_goes_on_uncompiled_where_there_is_no_compiler(
 def test_compilation_is_tried_where_a_run_is_long_enough(
     clock: Callable[[Pace], Clock], monkeypatch: pytest.MonkeyPatch, gain: float, mode: str
 ) -> None:
-    monkeypatch.setattr(probe.shutil, "which", lambda name: "/usr/bin/g++")
+    monkeypatch.setattr(plans.shutil, "which", lambda name: "/usr/bin/g++")
     trial = clock(slow_unless(lambda c: c.compile != "off", gain))
     plan()
     assert all(c.compile == "off" for c in trial.tried)  # too short
-    monkeypatch.setattr(probe, "COMPILE_FROM", {"cpu": 0.0})
+    monkeypatch.setattr(autotune, "COMPILE_FROM", {"cpu": 0.0})
     found = plan()
     assert found.compile == mode
     assert [c.compile for c in trial.tried].count("default") == 1
@@ -360,12 +363,12 @@ def test_compilation_is_tried_where_a_run_is_long_enough(
     # Where everything else is said, it is still tried; where it is off, or there is no compiler, it is not.
     assert plan(threads=1, memory_format="contiguous").compile == mode
     assert plan(compile="off", batch_size=65).compile == "off"
-    monkeypatch.setattr(probe.shutil, "which", lambda name: None)
+    monkeypatch.setattr(plans.shutil, "which", lambda name: None)
     assert plan(batch_size=66).compile == "off"
 
 
 def test_compiling_without_a_compiler_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, cnnlab: Command) -> None:
-    monkeypatch.setattr(probe.shutil, "which", lambda name: None)
+    monkeypatch.setattr(plans.shutil, "which", lambda name: None)
     line = one_line_error(cnnlab("train", "--set", "compile=default", "--device", "cpu", "--name", "x"))
     assert line == "error: compile needs a C++ compiler, and there is none here; install g++, or set compile=off"
     assert not Path("runs/x").exists()
@@ -393,7 +396,7 @@ def states() -> list[object]:
 
 
 def test_a_trial_touches_no_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "MEASURE_FROM", {"cpu": 0.0})
+    monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": 0.0})
     torch.manual_seed(3)
     before = states()
     found = plan(batch_size=16, threads=1)
@@ -407,7 +410,7 @@ def first_session(path: Path) -> dict[str, Any]:
 
 
 def test_a_measured_run_says_so_and_another_has_the_same_bits(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "MEASURE_FROM", {"cpu": 0.0})
+    monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": 0.0})
     recipe = quick.changed(epochs=4, precision="auto", batch_size=4, limit=256)
     runs = [train(recipe, name=name, threads=1).run.path for name in ("one", "two")]
     one, two = map(first_session, runs)
@@ -417,14 +420,14 @@ def test_a_measured_run_says_so_and_another_has_the_same_bits(quick: Recipe, mon
     for what in ("threads", "dtype", "memory_format", "compile"):
         assert one[what] == two[what]
     assert (runs[0] / "last.safetensors").read_bytes() == (runs[1] / "last.safetensors").read_bytes()
-    assert len(list(Path(probe.user_cache_dir("cnnlab")).rglob("*.json"))) == 1
+    assert len(list(Path(autotune.user_cache_dir("cnnlab")).rglob("*.json"))) == 1
 
 
 def test_a_resumed_run_keeps_its_plan(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "MEASURE_FROM", {"cpu": 0.0})
+    monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": 0.0})
     recipe = quick.changed(epochs=4, batch_size=8, limit=256)
     trial = Clock(slow_unless(lambda c: c.memory_format == LAST))
-    monkeypatch.setattr(probe, "seconds_per_step", trial)
+    monkeypatch.setattr(autotune, "time_step", trial)
     whole = train(recipe, name="whole", threads=1).run.path
     real, calls = checkpoint.save_checkpoint, []
 
@@ -438,7 +441,7 @@ def test_a_resumed_run_keeps_its_plan(quick: Recipe, monkeypatch: pytest.MonkeyP
         patch.setattr(checkpoint, "save_checkpoint", stop)
         with pytest.raises(TrainingInterrupted):
             train(recipe, name="stopped", threads=1)
-    for file in Path(probe.user_cache_dir("cnnlab")).rglob("*.json"):
+    for file in Path(autotune.user_cache_dir("cnnlab")).rglob("*.json"):
         file.unlink()
     trial.pace = slow_unless(lambda c: c.memory_format == FIRST)  # measured now, it would be the other one
     trial.tried.clear()
@@ -451,14 +454,14 @@ def test_a_resumed_run_keeps_its_plan(quick: Recipe, monkeypatch: pytest.MonkeyP
 
 
 def test_ctrl_c_during_a_trial_says_how_to_go_on(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "MEASURE_FROM", {"cpu": 0.0})
+    monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": 0.0})
 
     def stopped(*rest: object, **more: object) -> float:
         raise KeyboardInterrupt
 
     recipe = quick.changed(epochs=4, batch_size=8, limit=256)
     with monkeypatch.context() as patch:
-        patch.setattr(probe, "seconds_per_step", stopped)
+        patch.setattr(autotune, "time_step", stopped)
         with pytest.raises(TrainingInterrupted, match="Continue with: cnnlab train --resume runs/run"):
             train(recipe, name="run", threads=1)
     assert resume("runs/run").summary["epochs"] == 4
@@ -467,9 +470,9 @@ def test_ctrl_c_during_a_trial_says_how_to_go_on(quick: Recipe, monkeypatch: pyt
 def test_seeds_that_had_not_begun_are_resumed_with_the_plan_of_those_that_had(
     quick: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "MEASURE_FROM", {"cpu": 0.0})
+    monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": 0.0})
     trial = Clock(slow_unless(lambda c: c.memory_format == LAST))
-    monkeypatch.setattr(probe, "seconds_per_step", trial)
+    monkeypatch.setattr(autotune, "time_step", trial)
     recipe = quick.changed(epochs=4, batch_size=8, limit=256)
     whole = train_seeds(recipe, 2, name="whole").path
     real = training.save_weights
@@ -482,7 +485,7 @@ def test_seeds_that_had_not_begun_are_resumed_with_the_plan_of_those_that_had(
         with pytest.raises(TrainingInterrupted):
             train_seeds(recipe, 2, name="stopped")
     assert not Path("runs/stopped/seed-1").exists()
-    for file in Path(probe.user_cache_dir("cnnlab")).rglob("*.json"):
+    for file in Path(autotune.user_cache_dir("cnnlab")).rglob("*.json"):
         file.unlink()
     trial.pace = slow_unless(lambda c: c.memory_format == FIRST)
     monkeypatch.setattr(training, "save_weights", real)
@@ -496,25 +499,25 @@ def test_seeds_that_had_not_begun_are_resumed_with_the_plan_of_those_that_had(
 def test_seeds_have_one_plan_also_without_a_cache(
     quick: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(probe, "MEASURE_FROM", {"cpu": 0.0})
+    monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": 0.0})
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(probe, "user_cache_dir", lambda name: str(tmp_path / "file" / name))
+    monkeypatch.setattr(autotune, "user_cache_dir", lambda name: str(tmp_path / "file" / name))
     trial = Clock(slow_unless(lambda c: c.memory_format == LAST))
-    monkeypatch.setattr(probe, "seconds_per_step", trial)
-    real = starting.environment
+    monkeypatch.setattr(autotune, "time_step", trial)
+    real = Plan.environment
 
     def and_now_the_other_is_faster(*args: Any) -> dict[str, Any]:
         trial.pace = slow_unless(lambda c: c.memory_format == FIRST)
         return real(*args)
 
-    monkeypatch.setattr(starting, "environment", and_now_the_other_is_faster)
+    monkeypatch.setattr(Plan, "environment", and_now_the_other_is_faster)
     path = train_seeds(quick.changed(epochs=4, batch_size=8, limit=256), 2, threads=1).path
     assert [first_session(path / f"seed-{s}")["memory_format"] for s in (0, 1)] == ["channels_last"] * 2
 
 
 @pytest.mark.slow
 def test_the_next_seed_uses_what_was_compiled_and_another_network_does_not(quick: Recipe) -> None:
-    if not probe._compiler(torch.device("cpu")):
+    if not plans.has_compiler(torch.device("cpu")):
         pytest.skip("there is no C++ compiler on this system")
 
     def graphs(seed: int, **changes: Any) -> int:
@@ -525,7 +528,7 @@ def test_the_next_seed_uses_what_was_compiled_and_another_network_does_not(quick
         return counters["stats"]["unique_graphs"] - before
 
     torch._dynamo.reset()
-    probe._compiled_before = ""
+    plans._compiled_before = ""
     assert graphs(0) > 0
     assert graphs(1) == 0
     assert graphs(1, model="lenet") > 0
@@ -537,16 +540,16 @@ def test_on_cuda_steps_are_recorded_unless_the_host_waits_for_them(monkeypatch: 
     recipe = Recipe(model="lenet", epochs=1)
 
     def planned(recipe: Recipe = recipe, device: torch.device = cuda, earlier: dict[str, Any] | None = None) -> Plan:
-        return probe.plan(recipe, build, SHAPE, 10, 100, device, 1, earlier)
+        return choose_plan(Workload(recipe, build, SHAPE, 10, device, 100, 1), earlier)
 
-    monkeypatch.setattr(probe, "has_bfloat16", lambda device: False)
-    monkeypatch.setattr(probe, "has_float16", lambda device: False)
+    monkeypatch.setattr(hardware, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(hardware, "has_float16", lambda device: False)
     assert planned().compile == "record"
     assert str(planned()).endswith(", recorded")
     assert planned(device=CPU).compile == "off"
     for changes in ({"on_nan": "skip"}, {"precision": "float16"}, {"compile": "off"}):
         assert planned(recipe.changed(**changes)).compile == "off", changes
-    monkeypatch.setattr(probe, "has_float16", lambda device: True)
+    monkeypatch.setattr(hardware, "has_float16", lambda device: True)
     guess = planned(recipe.changed(precision="auto"))
     assert (guess.precision, guess.compile) == (torch.float16, "off")
     # A run goes on as it began, where it can.

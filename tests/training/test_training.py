@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from cnnlab import Recipe, resume, train, train_seeds
 from cnnlab.data.augment import Augmentation
 from cnnlab.data.loader import Loader, Preprocessing
-from cnnlab.device.hardware import available_cores, pick_device, reproducible
+from cnnlab.device.determinism import reproducible
+from cnnlab.device.hardware import available_cores, pick_device
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted
 from cnnlab.models import build_model
 from cnnlab.recipes import RECIPES, choose_recipe
@@ -490,8 +491,8 @@ def test_out_of_memory_is_one_line(quick: Recipe, monkeypatch: pytest.MonkeyPatc
 def test_a_network_that_the_device_cannot_repeat_is_one_line(
     tried: bool, quick: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from cnnlab.training import autotune
     from cnnlab.training import loop as training
-    from cnnlab.training import plan as probe
 
     def refused(*args: object) -> None:
         # As torch says it of adaptive pooling on CUDA.
@@ -500,9 +501,9 @@ def test_a_network_that_the_device_cannot_repeat_is_one_line(
         )
 
     monkeypatch.setattr(training, "train_step", refused)
-    monkeypatch.setattr(probe, "train_step", refused)
+    monkeypatch.setattr(autotune, "train_step", refused)
     if tried:  # in a trial, which comes before the training
-        monkeypatch.setattr(probe, "MEASURE_FROM", {"cpu": 0.0})
+        monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": 0.0})
         quick = quick.changed(epochs=4, batch_size=4, limit=256)
     with pytest.raises(CnnlabError, match=r"lenet-bn cannot be trained .* on cpu: adaptive_avg.*take another network"):
         train(quick, device="cpu")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import nn
 from cnnlab.chapter.classical import classical
 from cnnlab.chapter.experiments import CLASSICAL, EXPERIMENTS, markdown, printed_figures
 from cnnlab.data import SourceOptions, data_folder, load_images
-from cnnlab.device.hardware import available_cores, check_threads, pick_device, reproducible, synchronize
+from cnnlab.device.hardware import available_cores, check_threads, pick_device
 from cnnlab.inference import load_network
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted, reason, unknown
 from cnnlab.io.files import read_json, write_atomic, write_json
@@ -27,13 +27,13 @@ from cnnlab.recipe import Recipe
 from cnnlab.recipes import find_recipe
 from cnnlab.training import runs
 from cnnlab.training import train as training
+from cnnlab.training.autotune import time_step
 from cnnlab.training.display import make_display
 from cnnlab.training.folders import check_name, make_folder, named_folder
-from cnnlab.training.optim import initialize, make_optimizer
-from cnnlab.training.plan import compiled
+from cnnlab.training.plan import Plan as StepPlan
+from cnnlab.training.plan import Workload
 from cnnlab.training.results import SeedsResult
 from cnnlab.training.session import same_device
-from cnnlab.training.step import train_step
 
 _FORMAT = "cnnlab reproduction 1"
 _START = "start"  # of the chapter: the pipeline that it begins with
@@ -367,40 +367,22 @@ def _estimate(
     """Seconds of each experiment, from a few real steps on random images."""
     here = pick_device(device)
     seconds = {}
-    with reproducible(0, threads or available_cores()):
-        for name, recipe in recipes.items():
-            step, forward = _seconds_per_image(recipe, here)
-            epoch = sizes[name]["train"] * step + sizes[name]["test"] * forward
-            seconds[name] = seeds * recipe.epochs * epoch
+    for name, recipe in recipes.items():
+        step = _seconds_per_image(recipe, here, threads)
+        # An evaluation is the forward pass alone, a third of a step.
+        epoch = (sizes[name]["train"] + sizes[name]["test"] / 3) * step
+        seconds[name] = seeds * recipe.epochs * epoch
     return seconds
 
 
-def _seconds_per_image(recipe: Recipe, device: torch.device) -> tuple[float, float]:
-    """Of a training step and of an evaluation. On the CPU large images are tried in a smaller batch."""
+def _seconds_per_image(recipe: Recipe, device: torch.device, threads: int | None) -> float:
+    """Return the seconds of a training step per image. On the CPU large images are timed in a smaller batch."""
     size = recipe.image_size or 28
     large = size >= 64 and device.type == "cpu"
     batch = min(64, recipe.batch_size) if large else recipe.batch_size
-    model = build_model(recipe.model, num_classes=10, in_channels=1, image_size=size)
-    initialize(model, recipe.init)
-    # The layout that a trial finds for all of the chapter's networks at such sizes, on a processor.
+    # The layout that autotuning finds for all of the chapter's networks of such sizes on a CPU.
     layout = torch.channels_last if large else torch.contiguous_format
-    model.to(device).to(memory_format=layout)
-    network = compiled(model, "off")
-    optimizer = make_optimizer(model, recipe)
-    x = torch.rand(batch, 1, size, size, device=device).to(memory_format=layout)
-    y = torch.randint(0, 10, (batch,), device=device)
-
-    def timed(step: Callable[[], object]) -> float:
-        step()  # the first is slower: memory, kernels
-        synchronize(device)
-        began, steps = time.perf_counter(), 0
-        while steps < 20 and (steps == 0 or time.perf_counter() - began < 1.0):
-            step()
-            synchronize(device)
-            steps += 1
-        return (time.perf_counter() - began) / steps / batch
-
-    training_step = timed(lambda: train_step(network, optimizer, x, y))
-    with torch.inference_mode():
-        forward = timed(lambda: model.eval()(x))
-    return training_step, forward
+    plan = StepPlan(threads=threads or available_cores(), memory_format=layout)
+    build = partial(build_model, recipe.model, num_classes=10, in_channels=1, image_size=size)
+    work = Workload(recipe.changed(batch_size=batch), build, (1, size, size), 10, device, threads=threads)
+    return time_step(work, plan, least=1, seconds=1.0, most=20) / batch

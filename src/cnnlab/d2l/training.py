@@ -22,7 +22,8 @@ from cnnlab.d2l.measuring import (
     pairs,
     try_all_gpus,
 )
-from cnnlab.device.hardware import Stopwatch, memory_kept, synchronize
+from cnnlab.device.memory import keep_freed_memory
+from cnnlab.device.timing import Stopwatch, synchronize
 from cnnlab.io.errors import CnnlabError
 from cnnlab.training.step import train_step
 
@@ -194,7 +195,7 @@ def _train(
     history = History()
     batches = len(train_iter) if isinstance(train_iter, Sized) else 0  # 0: not known yet
     try:
-        with memory_kept():
+        with keep_freed_memory():
             for epoch in range(num_epochs):
                 net.train()
                 watch, began = Stopwatch(device), time.perf_counter()

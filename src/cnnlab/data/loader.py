@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cnnlab.data.augment import Augmentation
+from cnnlab.data.feeder import Feeder
 from cnnlab.data.imageset import ImageSet
-from cnnlab.device.hardware import Feeder
 from cnnlab.io.errors import CnnlabError, reason
 
 

@@ -1,45 +1,49 @@
-"""The host's memory: how much of it is free, and asking for no more than that."""
+"""The host's memory: free memory, a limit, the peak, and keeping freed memory in the process."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import os
+import platform
 import re
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-_GROUPS = Path("/sys/fs/cgroup")
-# Of a control group: the file with its limit, the one with what it uses, and what of that is given up if need be.
-_NAMES = ("memory.max", "memory.current", "inactive_file")
-_OLD_NAMES = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+import torch
+
+from cnnlab.device import cgroups
+
+# Names of malloc.h for mallopt.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 
 
-def free() -> int | None:
-    """Bytes that this process may still have, of the system's and of its control groups'; None where nobody says."""
-    system = _number(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo"))
-    answers = [] if system is None else [system * 1024]
-    for line in _text(Path("/proc/self/cgroup")).splitlines():
-        _, kinds, path = line.split(":", 2)
-        if not kinds:
-            answers += _left_in_groups(_GROUPS, path, _NAMES)
-        elif "memory" in kinds.split(","):
-            answers += _left_in_groups(_GROUPS / "memory", path, _OLD_NAMES)
-    return max(0, min(answers)) if answers else None
+def free_memory() -> int | None:
+    """Return the bytes that this process can still take: of the system and of its control groups; None if unknown."""
+    system = cgroups.find_number(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo"))
+    limits = (None if system is None else system * 1024, cgroups.free_memory())
+    known = [limit for limit in limits if limit is not None]
+    return max(0, min(known)) if known else None
 
 
 @contextmanager
-def limited() -> Iterator[None]:
-    """While this holds, asking for more memory than is free is an error, on Linux.
+def limit_memory() -> Iterator[None]:
+    """Make an allocation beyond the free memory an error, on Linux.
 
-    Else the system promises what it does not have, and kills a process once that is used.
+    Without the limit, Linux promises memory that it does not have and kills the process once it is used. The limit
+    holds for all threads and is put back at the end.
     """
-    left, used = free(), _number(r"VmData:\s*(\d+) kB", Path("/proc/self/status"))
-    if left is None or used is None:
+    free, used = free_memory(), cgroups.find_number(r"VmData:\s*(\d+) kB", Path("/proc/self/status"))
+    if free is None or used is None:
         yield
         return
-    import resource  # Windows has none
+    import resource  # not on Windows
 
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    limits = [used * 1024 + left, *(limit for limit in before if limit != resource.RLIM_INFINITY)]
+    limits = [used * 1024 + free, *(limit for limit in before if limit != resource.RLIM_INFINITY)]
     resource.setrlimit(resource.RLIMIT_DATA, (min(limits), before[1]))
     try:
         yield
@@ -47,25 +51,97 @@ def limited() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
-def _left_in_groups(root: Path, path: str, names: tuple[str, str, str]) -> Iterator[int]:
-    """Of the control group at `path`, and of each that it is in, what is left of its limit."""
-    group = root / path.strip("/")
-    while True:
-        most, used = _number(r"^(\d+)$", group / names[0]), _number(r"^(\d+)$", group / names[1])
-        if most is not None and used is not None:  # no limit: "max"
-            yield most - used + (_number(rf"^{names[2]} (\d+)$", group / "memory.stat") or 0)
-        if group == root or ".." in group.parts:
-            return
-        group = group.parent
+class _Allocator:
+    """glibc's allocator, told to keep freed memory while at least one caller wants that; nothing without glibc."""
+
+    def __init__(self) -> None:
+        self._lock, self._users = threading.Lock(), 0
+        self._libc: Any = None
+        if platform.system() == "Linux":
+            with suppress(OSError):
+                self._libc = ctypes.CDLL(None)
+        if not hasattr(self._libc, "mallopt"):
+            self._libc = None
+
+    def acquire(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1 and self._libc:
+                self._libc.mallopt(_MMAP_MAX, 0)
+                self._libc.mallopt(_TRIM_THRESHOLD, -1)  # never
+
+    def release(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0 and self._libc:
+                # The largest thresholds that glibc adapts itself to, unless the user has set others.
+                self._libc.mallopt(_MMAP_MAX, _user_setting("mmap_max", 65536))
+                self._libc.mallopt(_MMAP_THRESHOLD, _user_setting("mmap_threshold", 32 * 2**20))
+                self._libc.mallopt(_TRIM_THRESHOLD, _user_setting("trim_threshold", 64 * 2**20))
+                self._libc.malloc_trim(0)
+
+    def trim(self) -> None:
+        """Give memory that has been freed back to the system."""
+        if self._libc:
+            self._libc.malloc_trim(0)
 
 
-def _number(pattern: str, path: Path) -> int | None:
-    found = re.search(pattern, _text(path), re.MULTILINE)
-    return int(found[1]) if found else None
+def _user_setting(name: str, default: int) -> int:
+    """Return glibc's setting of that name in the environment."""
+    tunable = re.search(rf"glibc\.malloc\.{name}=(\w+)", os.environ.get("GLIBC_TUNABLES", ""))
+    with suppress(ValueError, KeyError):
+        return int(tunable[1] if tunable else os.environ[f"MALLOC_{name.upper()}_"], 0)
+    return default
 
 
-def _text(path: Path) -> str:
+_allocator = _Allocator()
+
+
+@contextmanager
+def keep_freed_memory() -> Iterator[None]:
+    """Keep freed memory in the process, where the C library is glibc. May be nested and used by several threads.
+
+    Each step of a training asks for the same buffers again. By default glibc returns large ones to the system, which
+    must clear every page anew: up to two thirds of a step on a CPU (docs/log.md). At the end of the outermost use the
+    user's settings or glibc's largest own thresholds apply and free memory is returned. glibc tells nobody its present
+    thresholds and, once they have been set, no longer adapts them: that cannot be restored.
+    """
+    _allocator.acquire()
     try:
-        return path.read_text()
-    except OSError:
-        return ""
+        yield
+    finally:
+        _allocator.release()
+
+
+class PeakMemory:
+    """The peak of memory since this object was created: of tensors on CUDA, otherwise of the whole process."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._reset = device, False
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        gc.collect()
+        _allocator.trim()
+        with suppress(OSError):  # Linux resets the peak to the present size; other systems cannot
+            self._reset = bool(Path("/proc/self/clear_refs").write_text("5"))
+        self._before = _peak_resident()
+
+    def bytes(self) -> int | None:
+        """Return the peak in bytes; None if the system only knows a higher one from before."""
+        if self._device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self._device))
+        now = _peak_resident()
+        return now if now is not None and (self._reset or now != self._before) else None
+
+
+def _peak_resident() -> int | None:
+    """Return the process's peak resident set in bytes; None if the system does not record it."""
+    kib = cgroups.find_number(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status"))
+    if kib is not None:
+        return kib * 1024
+    with suppress(ImportError):  # not on Windows
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+    return None

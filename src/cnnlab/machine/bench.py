@@ -25,19 +25,17 @@ from cnnlab.chapter.experiments import EXPERIMENTS
 from cnnlab.data import SourceOptions, data_folder, fashion_mnist, load_images
 from cnnlab.data.imageset import ImageSet, Report, no_report
 from cnnlab.data.loader import Loader, Preprocessing
+from cnnlab.device.determinism import reproducible
 from cnnlab.device.hardware import (
-    PeakMemory,
-    Plan,
-    Stopwatch,
     available_cores,
     check_threads,
     environment,
     has_bfloat16,
     physical_cores,
     pick_device,
-    reproducible,
-    synchronize,
 )
+from cnnlab.device.memory import PeakMemory
+from cnnlab.device.timing import Stopwatch, synchronize
 from cnnlab.io.errors import CnnlabError, expand, out_of_memory, reason, unknown
 from cnnlab.io.files import write_atomic, write_json
 from cnnlab.machine.peak import peak
@@ -46,10 +44,11 @@ from cnnlab.recipe import COMPILE, COMPILE_MODES, Recipe
 from cnnlab.recipes import RECIPES
 from cnnlab.training import runs
 from cnnlab.training import train as training
-from cnnlab.training.cuda_graph import first_played, is_recorded, step_of
+from cnnlab.training.autotune import fastest_plan
+from cnnlab.training.cuda_graph import make_step, uses_cuda_graph, warmup_steps
 from cnnlab.training.folders import named_folder
 from cnnlab.training.optim import initialize, make_optimizer
-from cnnlab.training.plan import check_compile, compiled, fastest_plan, not_compiled, operations
+from cnnlab.training.plan import Plan, Workload, check_compile, is_compile_error, operations, prepare_model
 from cnnlab.training.step import train_step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -196,10 +195,8 @@ def bench(
                 row["flops_per_image"] * row["images_per_second"] / _speed(peaks[row["precision"]])
             )
     trained, left_out = _to_accuracy(here, threads, folder, report) if accuracy else ([], [])
-    # What was chosen for speed stands in each row.
-    chosen = {"dtype", "memory_format", "compile", "plan", "precision"}
-    about = environment(here, threads or available_cores())
-    return BenchResult({k: v for k, v in about.items() if k not in chosen}, source, peaks, rows, trained, left_out)
+    about = {**environment(here), "threads": threads or available_cores(), "deterministic": True}
+    return BenchResult(about, source, peaks, rows, trained, left_out)
 
 
 def _speed(found: dict[str, Any]) -> float:
@@ -259,9 +256,9 @@ def _row(recipe: Recipe, images: ImageSet, device: torch.device, threads: int | 
         "precision": recipe.precision,
     }
     failed = {**row, "failed": f"out of memory with batches of {recipe.batch_size}"}
-    plan, step = fastest_plan(
-        recipe, partial(_build, recipe), (1, recipe.image_size, recipe.image_size), 10, device, threads, 2 * seconds
-    )
+    shape = (1, recipe.image_size, recipe.image_size)
+    work = Workload(recipe, partial(_build, recipe), shape, 10, device, len(images), threads)
+    plan, step = fastest_plan(work, 2 * seconds)
     if math.isinf(step):
         return failed
     if recipe.compile in COMPILE_MODES:
@@ -271,7 +268,7 @@ def _row(recipe: Recipe, images: ImageSet, device: torch.device, threads: int | 
         try:
             seen, wall, compute, first = _timed(recipe, plan, images, device, max(2, math.ceil(seconds / step)))
         except Exception as error:
-            if not_compiled(error):
+            if is_compile_error(error):
                 return {**row, "failed": f"cannot be compiled here: {reason(error)[:200]}"}
             if not out_of_memory(error):
                 raise
@@ -308,15 +305,15 @@ def _timed(
     )
     loader = Loader(images, preprocessing, recipe.batch_size, device, memory_format=plan.memory_format)
     batches = itertools.chain.from_iterable(loader.shuffled(recipe.seed, epoch) for epoch in itertools.count())
-    forward = compiled(model, plan.compile)
-    step = step_of(train_step, plan, device)
+    forward = prepare_model(model, plan.compile)
+    step = make_step(train_step, plan, device)
     began = time.perf_counter()
     step(forward, optimizer, *next(batches), precision=plan.precision)
     synchronize(device)
     first = time.perf_counter() - began
     # An epoch's last batch is of another size: computed uncompiled, and recorded by itself.
-    rest = len(images) % recipe.batch_size if is_recorded(plan, device) else 0
-    for _ in range(first_played(plan, device)):
+    rest = len(images) % recipe.batch_size if uses_cuda_graph(plan, device) else 0
+    for _ in range(warmup_steps(plan, device)):
         step(forward, optimizer, *next(batches), precision=plan.precision)
         if rest > 1:
             step(model, optimizer, *(part[:rest] for part in next(batches)), precision=plan.precision)

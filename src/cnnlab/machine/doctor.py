@@ -20,16 +20,10 @@ from cnnlab.data import DATASETS, FOLDER, STORE, ImageSet, SourceOptions, data_f
 from cnnlab.data.near_duplicates import shared
 from cnnlab.data.store import intact, open_store
 from cnnlab.device import memory
-from cnnlab.device.hardware import (
-    PRECISIONS,
-    available_cores,
-    environment,
-    has_bfloat16,
-    low_precision,
-    pick_device,
-    reproducible,
-    synchronize,
-)
+from cnnlab.device.determinism import reproducible
+from cnnlab.device.hardware import available_cores, environment, has_bfloat16, pick_device
+from cnnlab.device.precision import PRECISIONS, autocast
+from cnnlab.device.timing import synchronize
 from cnnlab.io.errors import CnnlabError, expand, reason
 from cnnlab.io.files import write_atomic
 from cnnlab.models import build_model
@@ -131,9 +125,9 @@ def verify(source: str, *, data_dir: str | Path | None = None) -> Iterator[Check
 
 
 def _system(here: torch.device) -> Iterator[Check]:
-    about = environment(here, available_cores())
+    about = environment(here)
     size = f", {about['memory_gib']} GiB" if about["memory_gib"] else ""
-    left = memory.free()
+    left = memory.free_memory()
     size += f", {left / 2**30:.1f} free" if left is not None else ""
     yield Check("system", "ok", f"{about['system']}, Python {about['python']}")
     yield Check(
@@ -207,7 +201,7 @@ def _arithmetic(here: torch.device) -> Iterator[Check]:
                 continue  # nobody would ask for it
             what, units = f"arithmetic, {name}", ""
             try:
-                with low_precision(here, precision):
+                with autocast(here, precision):
                     answer = F.conv2d(x.to(here), weight.to(here)).double().cpu()
             except RuntimeError as error:
                 found.append(Check(what, "note", f"not on this device: {reason(error)[:100]}"))

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnnlab.device.hardware import reproducible, synchronize
+from cnnlab.device.determinism import reproducible
+from cnnlab.device.timing import synchronize
 
 
 def peak(device: torch.device, precision: torch.dtype, threads: int) -> dict[str, Any]:

@@ -14,10 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from cnnlab.device.hardware import random_state, set_random_state
+from cnnlab.device.determinism import random_state, set_random_state
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.files import write_atomic
-from cnnlab.training.optim import STATE, Average
+from cnnlab.training.average import Average
+from cnnlab.training.optim import STATE
 
 
 class Damaged(CnnlabError):

@@ -15,7 +15,7 @@ from torch import nn
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.recipe import Recipe
 from cnnlab.training import checkpoint
-from cnnlab.training.optim import Average
+from cnnlab.training.average import Average
 from cnnlab.training.progress import Progress
 from cnnlab.training.runs import Run
 

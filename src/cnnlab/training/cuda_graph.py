@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnlab.device.hardware import Plan
 from cnnlab.io.errors import reason
-from cnnlab.training.optim import Muon
+from cnnlab.training.muon import Muon
+from cnnlab.training.plan import Plan
 
 # What of Plan.compile is recorded; `reduce-overhead` makes graphs of its own, of parts of a step.
 MODES = ("record", "default", "max-autotune-no-cudagraphs")
@@ -30,7 +30,7 @@ _SHARE = 0.4
 Step = Callable[..., tuple[Tensor, Tensor]]
 
 
-def is_recorded(plan: Plan, device: torch.device, careful: bool = False) -> bool:
+def uses_cuda_graph(plan: Plan, device: torch.device, careful: bool = False) -> bool:
     """Are that plan's steps recorded? Only on CUDA, and none for which the host waits for the device.
 
     Such are the scaled ones of float16, and careful ones (see `train_step`).
@@ -38,7 +38,7 @@ def is_recorded(plan: Plan, device: torch.device, careful: bool = False) -> bool
     return device.type == "cuda" and plan.compile in MODES and plan.precision != torch.float16 and not careful
 
 
-def step_of(
+def make_step(
     train_step: Step,
     plan: Plan,
     device: torch.device,
@@ -46,12 +46,12 @@ def step_of(
     told: Callable[[str], None] = lambda _: None,
 ) -> Step:
     """`train_step` as that plan computes it: itself or, where it is recorded, a `RecordedStep`."""
-    return RecordedStep(train_step, device, told) if is_recorded(plan, device, careful) else train_step
+    return RecordedStep(train_step, device, told) if uses_cuda_graph(plan, device, careful) else train_step
 
 
-def first_played(plan: Plan, device: torch.device) -> int:
+def warmup_steps(plan: Plan, device: torch.device) -> int:
     """The number, from 0, of the first step that takes no longer than the next: for whoever measures it."""
-    return WARM_UP + 1 if is_recorded(plan, device) else 1
+    return WARM_UP + 1 if uses_cuda_graph(plan, device) else 1
 
 
 class RecordedStep:

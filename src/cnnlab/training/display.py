@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Column
 from rich.text import Text
 
-from cnnlab.device.hardware import AsyncScalarReader
+from cnnlab.device.timing import AsyncScalarReader
 from cnnlab.io.errors import unknown
 from cnnlab.io.text import echo, escape, escape_lines
 from cnnlab.recipe import KEYS

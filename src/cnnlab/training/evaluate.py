@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnlab.data.loader import Loader
-from cnnlab.device.hardware import full_precision, low_precision
+from cnnlab.device.precision import autocast, upcast
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def evaluate(
     cells: list[Tensor] = []  # (B,) each: true class * K + predicted class
     try:
         for x, y in loader:
-            with low_precision(loader.device, precision):
-                seen = full_precision(logits(model, x, views))  # (B, K)
+            with autocast(loader.device, precision):
+                seen = upcast(logits(model, x, views))  # (B, K)
             loss_sum += F.cross_entropy(seen, y, reduction="sum")
             cells.append(y * num_classes + seen.argmax(1))
             between()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnlab.device.hardware import marked
+from cnnlab.device.timing import record_event
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.recipe import Recipe
 from cnnlab.training.optim import learning_rate
@@ -88,7 +88,7 @@ class NonFiniteMonitor:
         else:
             copy = torch.empty(len(losses), pin_memory=True)
             copy.copy_(losses, non_blocking=True)
-            self._copy = (self._steps, copy, marked(self._device))
+            self._copy = (self._steps, copy, record_event(self._device))
         self._steps, self._losses = [], []
 
     def _receive(self) -> None:

@@ -12,16 +12,19 @@ from torch import Tensor, nn
 
 from cnnlab.data.augment import Augmentation
 from cnnlab.data.loader import Batches, Loader
-from cnnlab.device.hardware import Plan, loss_scaler, random_state, set_random_state, synchronize
+from cnnlab.device.determinism import random_state, set_random_state
+from cnnlab.device.precision import grad_scaler
+from cnnlab.device.timing import synchronize
 from cnnlab.training import runs
+from cnnlab.training.average import Average, averaged_weights
 from cnnlab.training.checkpoint import save_weights
 from cnnlab.training.checkpointer import Checkpointer
-from cnnlab.training.cuda_graph import step_of
+from cnnlab.training.cuda_graph import make_step
 from cnnlab.training.evaluate import evaluate
 from cnnlab.training.events import Events
 from cnnlab.training.guard import NonFinite, NonFiniteMonitor
-from cnnlab.training.optim import Average, learning_rate, shown, size_in_epoch
-from cnnlab.training.plan import compiled
+from cnnlab.training.optim import learning_rate, size_in_epoch
+from cnnlab.training.plan import Plan, prepare_model
 from cnnlab.training.progress import Meter, Position, Progress
 from cnnlab.training.runs import Run
 from cnnlab.training.session import OnEpoch, Session
@@ -61,11 +64,11 @@ class Trainer:
         self.steps_per_epoch = len(self.train_loader)
         self.steps = recipe.epochs * self.steps_per_epoch
         code = f"{plan.values}, {recipe.batch_size} images of {size} pixels on {device}"
-        self._fast_model = compiled(model, plan.compile, code)
-        self.scaler = loss_scaler(device, plan.precision, progress.scaler)
+        self._fast_model = prepare_model(model, plan.compile, code)
+        self.scaler = grad_scaler(device, plan.precision, progress.scaler)
         skip = recipe.on_nan == "skip"
         self._guard = GuardedStep(self.scaler, skip_nonfinite=skip) if skip or self.scaler else None
-        self._step = self._guard or step_of(train_step, plan, device, False, session.display.message)
+        self._step = self._guard or make_step(train_step, plan, device, False, session.display.message)
         self.monitor = NonFiniteMonitor(device, self.steps_per_epoch, skip)
 
     def batches(self, epoch: int, position: Position | None) -> Batches:
@@ -164,7 +167,7 @@ def finish_epoch(
     loss, accuracy = meter.means()
     started = time.perf_counter()
     try:
-        with shown(trainer.average):
+        with averaged_weights(trainer.average):
             measured = evaluate(
                 trainer.model, trainer.eval_loader, trainer.num_classes, session.ctrl_c.check, trainer.plan.precision
             )
@@ -206,7 +209,7 @@ def save_epoch(
     with checkpointer.write_errors():
         best_before = progress.best
         progress = progress.finish(row, trainer.recipe)
-        with shown(trainer.average):
+        with averaged_weights(trainer.average):
             if progress.best != best_before:  # best_epoch may be that of weights saved before a crash
                 about = {"figure": progress.best, "epoch": progress.best_epoch}
                 save_weights(folder / "best.safetensors", trainer.model, about)

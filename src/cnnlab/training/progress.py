@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cnnlab.data.loader import Batches
-from cnnlab.device.hardware import Stopwatch
+from cnnlab.device.timing import Stopwatch
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.schema import COUNT, NUMBER, POSITIVE, Number, check
 from cnnlab.recipe import Recipe

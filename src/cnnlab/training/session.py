@@ -16,7 +16,7 @@ from cnnlab.data import FOLDER, STORE, SourceOptions, copies_in_test, data_folde
 from cnnlab.data.loader import Preprocessing
 from cnnlab.data.near_duplicates import shared
 from cnnlab.data.splits import load_splits
-from cnnlab.device.hardware import Plan, available_cores, check_threads, pick_device
+from cnnlab.device.hardware import available_cores, check_threads, pick_device
 from cnnlab.io.errors import CnnlabError, expand, reason
 from cnnlab.io.interrupt import CtrlC
 from cnnlab.models import build_model
@@ -24,10 +24,10 @@ from cnnlab.models.airbench import Whitening
 from cnnlab.models.external import published_tag
 from cnnlab.recipe import Recipe
 from cnnlab.training import runs
+from cnnlab.training.autotune import choose_plan, find_batch_size
 from cnnlab.training.display import Display, make_display
 from cnnlab.training.optim import size_in_epoch
-from cnnlab.training.plan import check_compile, fitting_batch_size
-from cnnlab.training.plan import plan as make_plan
+from cnnlab.training.plan import Plan, Workload, check_compile
 from cnnlab.training.runs import Run
 
 OnEpoch = Callable[[dict[str, Any]], bool | None]
@@ -173,32 +173,23 @@ class Session:
         return self._plan
 
     def _make_plan(self, recipe: Recipe, first: dict[str, Any]) -> Plan:
+        return choose_plan(self._workload(recipe), first, log=self.display.message, check=self.ctrl_c.check)
+
+    def _workload(self, recipe: Recipe) -> Workload:
         side = self.preprocessing.image_size
-        return make_plan(
+        return Workload(
             recipe,
             lambda: self.build(recipe),
             (self.preprocessing.channels, side, side),
             len(self.train_set.classes),
-            len(self.train_set),
             self.device,
+            len(self.train_set),
             self.threads,
-            first,
-            self.display.message,
-            self.ctrl_c.check,
         )
 
     def find_batch_size(self, recipe: Recipe) -> Recipe:
         """Return the recipe with a batch size whose steps fit in memory; note it if it was changed."""
-        side = self.preprocessing.image_size
-        size = fitting_batch_size(
-            recipe,
-            lambda: self.build(recipe),
-            (self.preprocessing.channels, side, side),
-            len(self.train_set.classes),
-            len(self.train_set),
-            self.device,
-            self.threads,
-        )
+        size = find_batch_size(self._workload(recipe))
         if size != recipe.batch_size:
             self.display.message(
                 f"note: a batch of {recipe.batch_size} does not fit in memory, one of {size} does; the learning "

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnnlab.device.hardware import full_precision, low_precision
+from cnnlab.device.precision import autocast, upcast
 
 
 def train_step(
@@ -45,8 +45,8 @@ def forward_loss(
 def _forward_loss(
     model: nn.Module, x: Tensor, y: Tensor, label_smoothing: float, precision: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    with low_precision(x.device, precision):
-        logits = full_precision(model(x))  # (B, K)
+    with autocast(x.device, precision):
+        logits = upcast(model(x))  # (B, K)
     loss = F.cross_entropy(logits, y, label_smoothing=label_smoothing)
     return loss, (logits.detach().argmax(1) == (y if y.ndim == 1 else y.argmax(1))).sum()
 

@@ -11,18 +11,15 @@ from typing import Any
 
 import torch
 
-from cnnlab.device.hardware import (
-    Plan,
-    environment,
-    has_bfloat16,
-    reproducible,
-)
+from cnnlab.device.determinism import reproducible
+from cnnlab.device.hardware import has_bfloat16
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted, out_of_memory, reason
 from cnnlab.io.files import remove_torn, write_checked
 from cnnlab.io.schema import COUNT, NUMBER, check
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import find_recipe
 from cnnlab.training import checkpoint, folders, runs
+from cnnlab.training.average import Average
 from cnnlab.training.checkpoint import (
     Damaged,
     has_checkpoint,
@@ -34,8 +31,8 @@ from cnnlab.training.checkpointer import Checkpointer, explained_write_errors
 from cnnlab.training.events import Events
 from cnnlab.training.guard import NonFinite, divergence_error, no_memory, not_repeatable, unrepeatable
 from cnnlab.training.loop import Trainer, train_epochs
-from cnnlab.training.optim import Average, initialize, make_optimizer
-from cnnlab.training.plan import not_compiled
+from cnnlab.training.optim import initialize, make_optimizer
+from cnnlab.training.plan import Plan, is_compile_error
 from cnnlab.training.progress import Progress, ranking_size
 from cnnlab.training.results import Result, SeedsResult, summarize
 from cnnlab.training.runs import Run
@@ -177,7 +174,7 @@ def _train(session: Session, run: Run, like: dict[str, Any] | None = None) -> Re
         plan = session.plan(recipe, first or like or {})
     except KeyboardInterrupt:
         raise _interrupted_early(run) from None
-    here = environment(session.device, plan)
+    here = plan.environment(session.device)
     _note_differences(session, run, plan, first, here)
     with runs.locked(run.path), reproducible(recipe.seed, plan.threads), _explained_errors(session, recipe):
         try:
@@ -208,7 +205,7 @@ def _explained_errors(session: Session, recipe: Recipe) -> Iterator[None]:
     except CnnlabError:
         raise
     except Exception as error:
-        if not_compiled(error):
+        if is_compile_error(error):
             raise CnnlabError(
                 f"{recipe.model} cannot be compiled here: {reason(error)[:200]}; set compile=off"
             ) from error

@@ -1,0 +1,269 @@
+"""Choosing a plan by timing real training steps, where the run is long enough to gain from it.
+
+Whether to measure is decided by counting work, never by the clock, and results are kept in the user's cache for this
+machine, network and batch. So the same seed gives the same bits again although no two measurements are equal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from platformdirs import user_cache_dir
+
+from cnnlab.device import hardware, memory
+from cnnlab.device.determinism import reproducible
+from cnnlab.device.precision import grad_scaler
+from cnnlab.device.timing import synchronize
+from cnnlab.io.errors import CnnlabError, out_of_memory, reason
+from cnnlab.io.files import read_json, write_json
+from cnnlab.recipe import COMPILE_MODES
+from cnnlab.training.cuda_graph import make_step, warmup_steps
+from cnnlab.training.guard import not_repeatable, unrepeatable
+from cnnlab.training.optim import make_optimizer
+from cnnlab.training.plan import (
+    Plan,
+    Workload,
+    candidates,
+    default_plan,
+    first_guess,
+    has_compiler,
+    is_compile_error,
+    operations,
+    prepare_model,
+    resumed_plan,
+)
+from cnnlab.training.step import GuardedStep, train_step
+
+# With fewer floating-point operations a run is over before a measurement pays: some seconds on two cores.
+MEASURE_FROM = {"cpu": 1e12, "mps": 1e13, "cuda": 1e14}
+# Compilation takes 10 to 60 seconds, and measuring it as long again: about an hour's work of a CPU and some minutes of
+# a large GPU (an H200 saves a quarter of airbench94's step for 18 seconds).
+COMPILE_FROM = {"cpu": 1e15, "cuda": 3e16}
+# Largest part of a run's steps that a measurement may take.
+SHARE = 0.05
+# A gain below this factor lies within the noise of a busy machine; a plan slower by the other is not timed again.
+GAIN = 1.1
+HOPELESS = 1.3
+
+
+def _nothing() -> None:
+    pass
+
+
+def choose_plan(
+    work: Workload,
+    earlier: dict[str, Any] | None = None,
+    *,
+    log: Callable[[str], None] = print,
+    check: Callable[[], None] = _nothing,
+) -> Plan:
+    """Return how to compute the steps of a run, measured if that pays.
+
+    earlier: the values of the plan that a resumed run started with. log: receives lines for the user. check: called
+    after each timed step; may raise.
+    """
+    if earlier:
+        return resumed_plan(work, earlier)
+    recipe, plans = work.recipe, candidates(work)
+    if len(plans) == 1 and (recipe.compile != "auto" or work.device.type not in COMPILE_FROM):
+        return plans[0]
+    # Steps of one timing: warm-up and two that count.
+    least = 2 + warmup_steps(default_plan(work), work.device)
+    budget = work.steps * SHARE
+    if budget < least * len(plans):
+        return replace(first_guess(work), why="too few steps to measure")
+    flops = operations(work.build, work.shape) * recipe.epochs * work.count
+    if flops < MEASURE_FROM.get(work.device.type, 1e12):
+        return replace(first_guess(work), why="too short to measure")
+    compile_from = COMPILE_FROM.get(work.device.type, float("inf"))
+    tries_compile = recipe.compile == "auto" and flops >= compile_from and has_compiler(work.device)
+    if len(plans) == 1 and not tries_compile:
+        return plans[0]
+    cache = _Cache(work, plans, tries_compile)
+    if known := cache.read():
+        return known
+    log("trying how a step is fastest here ...")
+    rounds = min(3, int(budget / (least * len(plans))))
+    most = int(budget / (rounds * len(plans)))  # all timings together keep within the budget
+    times = _measure(plans, rounds, lambda plan: time_step(work, plan, most=most, check=check))
+    best = _best(times)
+    if tries_compile:
+        compiled = replace(best, compile="default")
+        times[compiled] = time_step(work, compiled, most=most, check=check)
+        fastest = min(times, key=lambda plan: times[plan])
+        if times[best] > GAIN * times[fastest]:
+            best = fastest
+    if times[best] < float("inf"):  # otherwise the run itself reports what is wrong, and the next one measures again
+        # Another process may have measured in the meantime; then its result holds.
+        if known := cache.read():
+            return known
+        cache.write(best, times, log)
+    speeds = _speeds(times, recipe.batch_size)
+    log(f"chosen by a trial: {best} (images/s of {speeds})")
+    return replace(best, why=f"measured, images/s of {speeds}")
+
+
+def fastest_plan(work: Workload, seconds: float = 5.0) -> tuple[Plan, float]:
+    """Return the fastest plan and its seconds per step (Inf if out of memory), measured now: for a benchmark.
+
+    The cache is not used and nothing is compiled. After `seconds` the remaining candidates are skipped, and the plan
+    says so.
+    """
+    mode = "auto" if work.recipe.compile in COMPILE_MODES else work.recipe.compile
+    work = replace(work, recipe=replace(work.recipe, compile=mode))
+    plans = candidates(work)
+    times: dict[Plan, float] = {}
+    start = time.perf_counter()
+    for plan in plans:
+        if times and time.perf_counter() - start > seconds:
+            break
+        times[plan] = time_step(work, plan, least=1)
+    best = _best(times)
+    speeds = ", ".join(f"{p}, threads {p.threads}: {work.recipe.batch_size / t:,.0f}" for p, t in times.items())
+    rest = f"; no time was left for {len(plans) - len(times)} more" if len(times) < len(plans) else ""
+    return replace(best, why=f"measured, images/s of {speeds}{rest}"), times[best]
+
+
+def time_step(
+    work: Workload,
+    plan: Plan,
+    *,
+    least: int = 2,
+    seconds: float = 0.2,
+    most: int = 1000,
+    check: Callable[[], None] = _nothing,
+) -> float:
+    """Return the median seconds of the real training step on random images, after a warm-up.
+
+    Times at least `least` steps and `seconds`, at most `most` steps with the warm-up. check: called after each step;
+    may raise. Returns Inf if memory does not suffice or the step cannot be compiled. Random states are restored.
+    """
+    recipe, device = work.recipe, work.device
+    with reproducible(0, plan.threads):
+        try:
+            model = work.build().to(device).to(memory_format=plan.memory_format).train()
+            forward = prepare_model(model, plan.compile)
+            optimizer = make_optimizer(model, recipe, plan.precision)
+            x = torch.rand(recipe.batch_size, *work.shape, device=device).to(memory_format=plan.memory_format)
+            y = torch.randint(work.num_classes, (recipe.batch_size,), device=device)
+            scaler = grad_scaler(device, plan.precision)
+            step = GuardedStep(scaler) if scaler else make_step(train_step, plan, device)
+            warmup = warmup_steps(plan, device)
+            times: list[float] = []
+            for number in range(max(most, least + warmup)):
+                start = time.perf_counter()
+                step(forward, optimizer, x, y, recipe.label_smoothing, plan.precision)
+                synchronize(device)
+                times.append(time.perf_counter() - start)
+                check()
+                if number >= least + warmup - 1 and sum(times[warmup:]) > seconds:
+                    break
+            return median(times[warmup:])
+        except Exception as error:
+            if not_repeatable(error):
+                raise unrepeatable(error, recipe, device) from error
+            if not out_of_memory(error) and not is_compile_error(error):
+                raise
+            return float("inf")
+
+
+def find_batch_size(work: Workload) -> int:
+    """Return the recipe's batch size, halved until a step on random images fits into memory.
+
+    Raises: CnnlabError if not even two images fit.
+    """
+    plan, size = replace(default_plan(work), compile="off"), work.recipe.batch_size
+    while True:
+        tried = replace(work, recipe=replace(work.recipe, batch_size=min(size, work.count)))
+        with memory.limit_memory() if work.device.type == "cpu" else contextlib.nullcontext():
+            fits = time_step(tried, plan, least=1, seconds=0.0) < float("inf")
+        if fits:
+            return size
+        if size < 4:
+            raise CnnlabError(
+                f"out of memory with batch_size={size} and images of {work.shape[1]} pixels; set a smaller image_size, "
+                "or take a smaller network"
+            )
+        size //= 2
+
+
+def _measure(plans: Sequence[Plan], rounds: int, seconds_of: Callable[[Plan], float]) -> dict[Plan, float]:
+    """Return the shortest time of each plan. Each round times all plans, so that a busy moment hits all of them."""
+    times = dict.fromkeys(plans, float("inf"))
+    for _ in range(rounds):
+        for plan in plans:
+            times[plan] = min(times[plan], seconds_of(plan))
+        plans = [plan for plan in plans if times[plan] < HOPELESS * min(times.values())]
+        if len(plans) < 2:
+            break
+    return times
+
+
+def _best(times: dict[Plan, float]) -> Plan:
+    """Return the first plan, unless the fastest is clearly faster."""
+    best = min(times, key=lambda plan: times[plan])
+    first = next(iter(times))
+    return first if times[first] < GAIN * times[best] else best
+
+
+def _by_name(times: dict[Plan, float]) -> dict[str, float]:
+    several = len({plan.threads for plan in times}) > 1
+    return {f"{plan}, {plan.threads} threads" if several else str(plan): t for plan, t in times.items()}
+
+
+def _speeds(times: dict[Plan, float], batch_size: int) -> str:
+    return ", ".join(f"{name}: {batch_size / t:,.0f}" for name, t in _by_name(times).items())
+
+
+class _Cache:
+    """The measured plan of one kind of step, in the user's cache."""
+
+    def __init__(self, work: Workload, plans: list[Plan], tries_compile: bool) -> None:
+        recipe, device = work.recipe, work.device
+        self._default, self._plans, self._tries_compile = default_plan(work), plans, tries_compile
+        facts = {
+            "machine": [
+                hardware.device_name(device), device.type, hardware.available_cores(), hardware.physical_cores(),
+                work.threads,
+            ],
+            "versions": [hardware.package_version("cnnlab"), torch.__version__],
+            "step": [recipe.model, list(work.shape), work.num_classes, recipe.batch_size, recipe.optimizer],
+            "asked": [recipe.precision, recipe.memory_format, recipe.compile, tries_compile, self._default.values],
+        }  # fmt: skip
+        key = blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()
+        self.path = Path(user_cache_dir("cnnlab")) / "plans" / f"{key}.json"
+
+    def read(self) -> Plan | None:
+        """Return the cached plan if it is one that may be chosen."""
+        values = None
+        with contextlib.suppress(CnnlabError, OSError):
+            values = read_json(self.path).get("plan") if self.path.exists() else None
+        if not isinstance(values, dict):
+            return None
+        plan = self._default.with_values(values)
+        uncompiled = replace(plan, compile=self._default.compile).possible()
+        if uncompiled not in self._plans:
+            return None
+        if plan != uncompiled and not (self._tries_compile and plan.compile in COMPILE_MODES):
+            return None
+        return replace(plan, why="measured before on this machine")
+
+    def write(self, plan: Plan, times: dict[Plan, float], log: Callable[[str], None]) -> None:
+        """Write the plan; if that fails, log a note."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.path, {"plan": plan.values, "seconds_per_step": _by_name(times)})
+        except OSError as error:
+            log(
+                f"note: cannot cache the measured plan in {self.path.parent}: {reason(error)}; the next such run "
+                "measures again and may compute differently"
+            )
