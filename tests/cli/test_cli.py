@@ -170,7 +170,7 @@ def test_a_folder_of_ones_own_end_to_end(cnnlab: Command, shapes: Path) -> None:
         (["train", "--threads", "100000"], "threads=100000"),
         (["train", "--data", "folder:"], "names no folder"),
         (["train", "--data", "folder:~nobody-of-this-name/x"], "write the folder out in full"),
-        (["train", "--set", "shift=28"], "shift=28 would move"),
+        (["train", "--set", "shift=28"], "shift=28 is at least"),
         (["train", "--seeds", "2", "--set", "seed=2147483647"], "seed=2147483648: must lie between 0 and 2147483647"),
         (["train", "--device", "cpu:7"], "unknown device 'cpu:7'"),
         (["train", "--progress", "dots"], "unknown progress display 'dots'"),

@@ -101,7 +101,7 @@ def test_a_curve_is_not_drawn_after_each_short_epoch(
             shown.append(len(rows))
         return Figure()
 
-    monkeypatch.setattr(display, "_BETWEEN", between)
+    monkeypatch.setattr(display, "_DRAW_INTERVAL", between)
     monkeypatch.setattr("cnnlab.training.curves.curves", curves)
     monkeypatch.setattr("IPython.display.display", lambda image, display_id: MagicMock())
     monkeypatch.setattr("cnnlab.training.session.make_display", lambda _: display.Notebook())

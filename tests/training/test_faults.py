@@ -762,7 +762,7 @@ def test_a_recipe_that_was_changed_by_hand_is_refused(monkeypatch: pytest.Monkey
     file = path / "recipe.json"
     file.write_text(file.read_text().replace('"weight_decay": 0.0005', '"weight_decay": 0.0006'))
     line = one_line_error(cnnlab("train", "--resume", path))
-    assert "recipe.json was damaged, or changed by hand" in line
+    assert "recipe.json was damaged or changed by hand" in line
 
 
 # The clock
