@@ -73,8 +73,8 @@ if told["images"]:
     everything = data.load_images
     data.load_images = lambda *args: everything(*args).take(torch.arange(told["images"]))
 if told["competition"]:
-    from cnnlab import d2l as manual
-    manual.download_extract = lambda name, folder=None: told["competition"]
+    from cnnlab import d2l
+    d2l.download_extract = lambda name, folder=None: told["competition"]
 """
 
 

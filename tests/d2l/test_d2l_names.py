@@ -1,4 +1,4 @@
-"""`from cnnlab import d2l`: every name, used as the sections do, in code of our own."""
+"""`from cnnlab import d2l`: every name, in listings of our own written as the manual's are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -28,7 +27,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from cnnlab import build_model, d2l
-from cnnlab.d2l import animator as animator_module
 from cnnlab.d2l.data import Batches
 from cnnlab.data.imageset import ImageSet
 from cnnlab.io.errors import CnnlabError
@@ -43,12 +41,6 @@ NAMES = [
     "download", "download_extract", "read_csv_labels", "copyfile", "reorg_train_valid", "reorg_test", "plt",
     "use_svg_display", "set_axes", "get_fashion_mnist_labels", "show_images",
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left_to_draw() -> Iterator[None]:
-    yield
-    animator_module._waiting.clear()
 
 
 def some_images(n: int = 200, side: int = 28, seed: int = 0) -> ImageSet:
@@ -87,15 +79,13 @@ def test_the_names_are_there() -> None:
             assert (thing.__doc__ or "").strip(), name
 
 
-def test_another_name_is_told_with_those_near_it() -> None:
-    with pytest.raises(AttributeError, match="did you mean.*train_ch6"):
+def test_an_unknown_name_suggests_a_near_one() -> None:
+    with pytest.raises(AttributeError, match="train_ch6"):
         d2l.train_ch66  # noqa: B018
-    with pytest.raises(AttributeError, match=r"1\.0 edition"):
-        d2l.Trainer  # noqa: B018
 
 
 @pytest.mark.parametrize("page", ["docs/from-d2l.md", "docs/from-d2l.zh.md"])
-def test_the_pages_tell_of_every_name(page: str) -> None:
+def test_the_pages_list_every_name(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert "from cnnlab import d2l" in text
     for name in d2l.__all__:
@@ -193,9 +183,9 @@ def test_what_d2l_has_left_in_its_folder_is_used(
 def test_class_names_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     assert d2l.get_fashion_mnist_labels(torch.tensor([0, 9, 5])) == ["t-shirt", "ankle boot", "sandal"]
     assert d2l.get_fashion_mnist_labels([1.0]) == ["trouser"]
-    with pytest.raises(CnnlabError, match="10 is no class"):
+    with pytest.raises(CnnlabError, match="^10 "):
         d2l.get_fashion_mnist_labels([10])
-    with pytest.raises(CnnlabError, match="-1 is no class"):
+    with pytest.raises(CnnlabError, match="^-1 "):
         d2l.get_fashion_mnist_labels(torch.tensor([-1]))
     d2l.plt.switch_backend("agg")
     x, y = next(iter(some_batches(20, 18)))
@@ -242,7 +232,7 @@ def test_accumulator() -> None:
     metric.add(1, torch.tensor(1), 1.0)
     assert [metric[0], metric[1], metric[2]] == [2.5, 3.0, 4.0]
     assert metric[0] / metric[2] == 0.625
-    with pytest.raises(CnnlabError, match="took 2 values"):
+    with pytest.raises(CnnlabError, match="got 2 values"):
         metric.add(1, 2)
     metric.reset()
     assert metric.data == [0.0, 0.0, 0.0]
@@ -250,7 +240,7 @@ def test_accumulator() -> None:
 
 def test_timer() -> None:
     timer = d2l.Timer()
-    with pytest.raises(CnnlabError, match="nothing has been timed"):
+    with pytest.raises(CnnlabError, match="call stop first"):
         timer.avg()
     spans = [timer.stop()]
     timer.start()
@@ -265,7 +255,7 @@ def test_timer() -> None:
 def test_devices_are_never_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert d2l.try_all_gpus()[0] == d2l.try_gpu()
     assert d2l.try_gpu(99) == CPU
-    with pytest.raises(CnnlabError, match="counted from 0"):
+    with pytest.raises(CnnlabError, match=r"try_gpu\(-1\)"):
         d2l.try_gpu(-1)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert d2l.try_all_gpus() == [torch.device("cuda:0"), torch.device("cuda:1")]
@@ -297,11 +287,11 @@ def test_evaluating_modules_and_functions() -> None:
     assert got == d2l.evaluate_accuracy(net, data) == d2l.evaluate_accuracy_gpu(net, list(data), "cpu") == hits / 50
     listed = [([x], y) for x, y in data]  # the first of a pair may be a list
     assert d2l.evaluate_accuracy_gpu(lambda xs: net(xs[0]), listed, CPU) == got
-    with pytest.raises(CnnlabError, match="gave no images"):
+    with pytest.raises(CnnlabError, match="no images"):
         d2l.evaluate_accuracy_gpu(net, [])
     with pytest.raises(CnnlabError, match="drop_last"):
         d2l.evaluate_accuracy_gpu(net, DataLoader(TensorDataset(torch.rand(8, 784), truth[:8]), 32, drop_last=True))
-    with pytest.raises(CnnlabError, match="batch 1 is a Tensor, not a pair"):
+    with pytest.raises(CnnlabError, match="batch 1 is a Tensor"):
         d2l.evaluate_accuracy_gpu(net, [torch.rand(2, 784)])
     with pytest.raises(CnnlabError, match="tuple of 3"):
         d2l.evaluate_accuracy_gpu(net, [(1, 2, 3)])
@@ -368,7 +358,7 @@ def test_train_ch6_does_the_plain_loops_updates(capsys: pytest.CaptureFixture[st
     assert row["images"] == 200
     assert row["images_per_second"] <= row["examples_per_second"]
     assert repr(history).startswith("History of 3 epochs: loss ")
-    assert repr(d2l.History()) == "History of no epochs"
+    assert repr(d2l.History()) == "History of 0 epochs"
 
 
 def test_weights_begin_anew_and_nothing_else_does() -> None:
@@ -413,7 +403,7 @@ def test_iterables_of_every_kind() -> None:
     assert found[0] == pytest.approx(found[2])
     assert found[0] == pytest.approx(found[3])
     assert len(d2l.train_ch6(small_net(), (pair for pair in pairs), data, 1, 0.1).rows) == 1
-    with pytest.raises(CnnlabError, match="no batches in epoch 2.*2 times"):
+    with pytest.raises(CnnlabError, match="no batches in epoch 2"):
         d2l.train_ch6(small_net(), (pair for pair in pairs), data, 2, 0.1)
 
 
@@ -462,8 +452,8 @@ def test_lazy_layers_take_no_batch_from_what_gives_each_once() -> None:
         ({"lr": float("nan")}, "lr=nan"),
         ({"device": "gpu"}, "device 'gpu'"),
         ({"train_iter": []}, "no batches in epoch 1"),
-        ({"test_iter": []}, "gave no images"),
-        ({"train_iter": [torch.rand(4, 1, 28, 28)]}, "not a pair"),
+        ({"test_iter": []}, "no images"),
+        ({"train_iter": [torch.rand(4, 1, 28, 28)]}, "batch 1 is a Tensor"),
     ],
 )
 def test_bad_input_gets_one_line(changes: dict[str, object], told: str) -> None:
@@ -701,7 +691,7 @@ def test_a_batch_is_trained_on_the_sum_of_its_losses_or_their_mean() -> None:
 def test_a_rate_that_was_meant_for_the_mean_is_told() -> None:
     net, x, y = linear(), torch.randn(128, 3), torch.arange(128) % 2
     each = nn.CrossEntropyLoss(reduction="none")
-    with pytest.warns(UserWarning, match=r"0\.1 on the sum of 128 losses is 12\.8 on their mean.*mean=True"):
+    with pytest.warns(UserWarning, match=r"12\.8 on their mean.*mean=True"):
         d2l.train_batch_ch13(net, x, y, each, torch.optim.SGD(net.parameters(), lr=0.1), [CPU])
     # None of these is told: warnings are errors here.
     d2l.train_batch_ch13(net, x, y, each, torch.optim.SGD(net.parameters(), lr=0.1), [CPU], mean=True)
@@ -802,15 +792,15 @@ def test_downloads_that_go_wrong_get_one_line(hub: Path, tmp_path: Path, monkeyp
 
     told("cifar10_tinny", "did you mean cifar10_tiny")
     monkeypatch.setitem(d2l.DATA_HUB, "odd", "an address")
-    told("odd", "should be a pair")
+    told("odd", "pair")
     (hub / "text.txt").write_text("text")
     monkeypatch.setitem(d2l.DATA_HUB, "text", serve(hub / "text.txt"))
-    told("text", r"only \.zip, \.tar")
+    told("text", r"use a \.zip, \.tar")
     (hub / "false.zip").write_text("no zip")
     monkeypatch.setitem(d2l.DATA_HUB, "false", serve(hub / "false.zip"))
     told("false", "damaged")
     (tmp_path / "data-here" / "false.zip").write_text("something else")
-    told("false", "SHA-1 sum is not.*delete it")
+    told("false", "SHA-1 is not.*delete it")
     (hub / "wrong.zip").write_text("wrong")
     monkeypatch.setitem(d2l.DATA_HUB, "wrong", ((hub / "wrong.zip").as_uri(), "0" * 40))
     told("wrong", "wrong checksum.*SHA1 0000")
@@ -819,7 +809,7 @@ def test_downloads_that_go_wrong_get_one_line(hub: Path, tmp_path: Path, monkeyp
     with tarfile.open(hub / "evil.tar", "w") as tar:
         tar.add(hub / "text.txt", "../../evil.txt")
     monkeypatch.setitem(d2l.DATA_HUB, "evil", serve(hub / "evil.tar"))
-    told("evil", "leads out of the archive")
+    told("evil", "outside")
     assert not (tmp_path / "evil.txt").exists()
 
 
@@ -903,13 +893,13 @@ def test_sorting_that_cannot_be_done(competition: Path, tmp_path: Path) -> None:
     for ratio in (-0.1, 1.0, float("nan")):
         with pytest.raises(CnnlabError, match="valid_ratio"):
             d2l.reorg_train_valid(competition, labels, ratio)
-    with pytest.raises(CnnlabError, match="'cat' has 1 image"):
+    with pytest.raises(CnnlabError, match="'cat'"):
         d2l.reorg_train_valid(competition, {**labels, "99": "cat"}, 0.1)
     with pytest.raises(CnnlabError, match=r"24\.png has no label"):
         d2l.reorg_train_valid(competition, {k: v for k, v in labels.items() if k != "24"}, 0.1)
     with pytest.raises(CnnlabError, match="cannot be a folder's name"):
         d2l.reorg_train_valid(competition, dict.fromkeys(labels, "../out"), 0.1)
-    with pytest.raises(CnnlabError, match="no labels"):
+    with pytest.raises(CnnlabError, match="labels is empty"):
         d2l.reorg_train_valid(competition, {}, 0.1)
     with pytest.raises(CnnlabError, match="unpack the competition's archives"):
         d2l.reorg_test(tmp_path / "none")
@@ -926,196 +916,64 @@ def test_copyfile(tmp_path: Path) -> None:
         d2l.copyfile(tmp_path / "b.txt", tmp_path / "deep")
 
 
-def test_the_section_on_the_competition(competition: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As the section goes: folders, transforms, loaders, network, a training loop of one's own, and the answers."""
-    torch.manual_seed(0)
-    d2l.reorg_train_valid(competition, d2l.read_csv_labels(competition / "trainLabels.csv"), valid_ratio=0.2)
-    d2l.reorg_test(competition)
-    T, base = torchvision.transforms, competition / "train_valid_test"
-    augmented = T.Compose([
-        T.Resize(20), T.RandomResizedCrop(16, scale=(0.64, 1.0), ratio=(1.0, 1.0)), T.RandomHorizontalFlip(),
-        T.ToTensor(), T.Normalize([0.5] * 3, [0.25] * 3),
-    ])  # fmt: skip
-    plain = T.Compose([T.ToTensor(), T.Normalize([0.5] * 3, [0.25] * 3)])
-    sets = {
-        part: torchvision.datasets.ImageFolder(str(base / part), transform=how)
-        for part, how in (("train", augmented), ("valid", plain), ("test", plain))
-    }
-    train_iter = DataLoader(sets["train"], 8, shuffle=True, drop_last=True)
-    valid_iter, test_iter = DataLoader(sets["valid"], 8), DataLoader(sets["test"], 8)
-    devices, net = d2l.try_all_gpus(), d2l.resnet18(2, 3)
-    trainer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
-    scheduler = torch.optim.lr_scheduler.StepLR(trainer, 1, 0.9)
-    timer, animator = (
-        d2l.Timer(),
-        d2l.Animator(xlabel="epoch", xlim=[1, 3], legend=["train loss", "train acc", "valid acc"]),
-    )
-    net = nn.DataParallel(net, device_ids=devices).to(devices[0])
-    each = nn.CrossEntropyLoss(reduction="none")
-    for epoch in range(3):
-        net.train()
-        metric = d2l.Accumulator(3)
-        for i, (features, labels) in enumerate(train_iter):
-            timer.start()
-            loss, right = d2l.train_batch_ch13(net, features, labels, each, trainer, devices)
-            metric.add(loss, right, labels.shape[0])
-            timer.stop()
-            animator.add(epoch + (i + 1) / len(train_iter), (metric[0] / metric[2], metric[1] / metric[2], None))
-        animator.add(epoch + 1, (None, None, d2l.evaluate_accuracy_gpu(net, valid_iter)))
-        scheduler.step()
-    assert metric[2] * 3 / timer.sum() > 0
-    assert metric[1] / metric[2] > 0.6
-    assert [len(ys) for ys in animator.Y] == [6, 6, 3]
-    answers = [k for x, _ in test_iter for k in net(x.to(devices[0])).argmax(1).type(torch.int32).cpu().numpy()]
-    assert {sets["train"].classes[k] for k in answers} <= {"frog", "ship"}
-    assert len(answers) == 5
-
-
 # Plots
 
 
-def grow(legend: tuple[str, ...] = ("train loss", "train acc", "test acc"), epochs: int = 2) -> d2l.Animator:
-    animator = d2l.Animator(xlabel="epoch", xlim=[1, epochs], legend=legend)
+def grow(animator: d2l.Animator, epochs: int = 2) -> None:
     for epoch in range(epochs):
         for i in range(5):
             animator.add(epoch + (i + 1) / 5, (1 / (epoch + 1), 0.5 + epoch / 10, None))
         animator.add(epoch + 1, (None, None, 0.6))
-    return animator
 
 
-def width(picture: Path) -> int:
-    with Image.open(picture) as image:
-        return image.size[0]
-
-
-def test_headless_a_file_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    animator = grow()
+def test_outside_a_notebook_values_are_printed_and_the_figure_is_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    legend = ["train loss", "train acc", "test acc"]
+    animator = d2l.Animator(xlabel="epoch", xlim=[1, 2], legend=legend)
+    grow(animator)
     file = tmp_path / "figures" / "curve-1.png"
-    assert capsys.readouterr().err == f"the curve is in {file}\n"
-    assert width(file) > 300
+    assert lines(capsys.readouterr().err) == [
+        "epoch 1: train loss 1.000, train acc 0.500", "epoch 1: test acc 0.600",
+        "epoch 2: train loss 0.500, train acc 0.600", "epoch 2: test acc 0.600", f"the curve is in {file}",
+    ]  # fmt: skip
+    with Image.open(file) as image:
+        assert image.width > 300
     before = file.read_bytes()
-    animator.add(3, (0.1, 0.9, 0.8))
+    animator.add(3, (0.1, 0.9, 0.8))  # beyond xlim: drawn by finish
+    assert file.read_bytes() == before
     animator.finish()
     assert file.read_bytes() != before
-    grow()
+    grow(d2l.Animator(xlim=[1, 2]))
     assert sorted(p.name for p in file.parent.iterdir()) == ["curve-1.png", "curve-2.png"]
     assert [len(xs) for xs in animator.X] == [11, 11, 3]
     assert animator.axes[0].get_xlabel() == "epoch"
-    assert [t.get_text() for t in animator.axes[0].get_legend().get_texts()] == ["train loss", "train acc", "test acc"]
+    assert [t.get_text() for t in animator.axes[0].get_legend().get_texts()] == legend
     assert animator.axes[0].get_xlim() == (1, 2)
     animator.fig.savefig(tmp_path / "own.svg")
 
 
-def test_a_program_without_a_screen(tmp_path: Path) -> None:
-    """matplotlib is not imported before there is something to draw, pyplot not before it is asked for."""
+def test_matplotlib_is_imported_late(tmp_path: Path) -> None:
+    """Not before there is something to draw; pyplot not before a listing uses it."""
     code = (
         "import sys, torch; from torch import nn; from cnnlab import d2l\n"
         "assert 'matplotlib' not in sys.modules\n"
         "data = [(torch.rand(4, 1, 8, 8), torch.arange(4))] * 3\n"
         "d2l.train_ch6(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), data, data, 2, 0.1, 'cpu')\n"
-        "assert 'matplotlib.pyplot' not in sys.modules, 'pyplot'\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
         "d2l.plt.figure\n"
         "assert 'matplotlib.pyplot' in sys.modules\n"
-        "a = d2l.Animator()\n"  # no limits: nobody knows which point is the last
-        "for x in range(50): a.add(x / 7, x)\n"
-        "import PIL.Image; first = PIL.Image.open('figures/curve-2.png').tobytes()\n"
-        "open('first.bin', 'wb').write(first)\n"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert len(lines(run.stdout)) == 3
-    files = [tmp_path / "figures" / f"curve-{i}.png" for i in (1, 2)]
-    assert lines(run.stderr) == [f"the curve is in {file}" for file in files]
-    assert width(files[0]) > 300
-    with Image.open(files[1]) as image:  # drawn once more when the program ended
-        assert image.tobytes() != (tmp_path / "first.bin").read_bytes()
+    assert lines(run.stderr)[-1] == f"the curve is in {tmp_path / 'figures' / 'curve-1.png'}"
 
 
-def test_what_cannot_go_back_draws_once_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Counting(animator_module._Screen):
-        live, drawn = False, 0
-
-        def draw(self, animator: d2l.Animator) -> None:
-            self.drawn += 1
-
-    screen = Counting()
-    monkeypatch.setattr(animator_module, "_screen", lambda: screen)
-    animator = grow(epochs=1)
-    assert screen.drawn == 1  # when the last line has come to the end, not when the first has
-    for x in (2, 3):  # beyond what was said to be the end
-        animator.add(x, (0.1, 0.9, 0.8))
-    assert screen.drawn == 1
-    animator.finish()
-    animator.finish()
-    assert screen.drawn == 2
-
-
-def test_a_picture_that_cannot_be_kept_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_figure_that_cannot_be_saved_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "figures").write_text("a file is in the way")
-    grow().finish()
-    told = lines(capsys.readouterr().err)
-    assert len(told) == 1
-    assert told[0].startswith("the curve cannot be kept")
-
-
-def in_terminal(code: str, tmp_path: Path) -> str:
-    """What a terminal of 80 columns gets from a program, without its commands."""
-    control, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=terminal, stderr=terminal, cwd=tmp_path,
-        env={**os.environ, "COLUMNS": "80", "LINES": "24", "TERM": "xterm"}, close_fds=True,
-    )  # fmt: skip
-    os.close(terminal)
-    output = b""
-    while True:
-        try:
-            piece = os.read(control, 65536)
-        except OSError:  # the other end is closed
-            break
-        if not piece:
-            break
-        output += piece
-    os.close(control)
-    assert process.wait(60) == 0, output.decode()
-    return output.decode().replace("\r\n", "\n")
-
-
-def test_in_a_terminal_numbers_and_a_small_chart(tmp_path: Path) -> None:
-    code = (
-        "import sys, torch; from torch import nn; from cnnlab import d2l\n"
-        "data = [(torch.rand(4, 1, 8, 8), torch.arange(4))] * 6\n"
-        "print('before')\n"
-        "d2l.train_ch6(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), data, data, 3, 0.1, 'cpu')\n"
-        "print('after')\n"
-        "assert 'matplotlib' not in sys.modules\n"
-    )
-    text = in_terminal(code, tmp_path)
-    assert "\x1b[A" not in text  # nothing goes back over a line that is finished
-    shown = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line.rpartition("\r")[2]) for line in text.strip().split("\n")]
-    assert shown[0] == "before"
-    assert shown[-1] == "after"
-    for epoch in (1, 2, 3):
-        pattern = rf"epoch {epoch}: train loss \d\.\d{{3}}, train acc \d\.\d{{3}}, test acc \d\.\d{{3}}"
-        assert sum(bool(re.fullmatch(pattern, line)) for line in shown) == 1
-    assert any("* train loss   o train acc   + test acc" in line for line in shown)
-    assert max(map(len, shown)) <= 80
-    assert shown[-2].endswith("examples/sec on cpu")
-    assert not (tmp_path / "figures").exists()
-
-
-def test_the_chart_shows_where_points_are() -> None:
-    chart = animator_module.text_chart(
-        [[1, 2, 3], [2]], [[0.0, 5.0, 10.0], [float("nan")]], ["a", "b"], "epoch", width=21, height=5
-    )
-    rows = chart.splitlines()
-    assert rows[0] == "      10 |" + " " * 20 + "*"
-    assert rows[2] == " " * 9 + "|" + " " * 10 + "*"
-    assert rows[4] == "       0 |*"
-    assert rows[6].split() == ["1", "epoch", "3"]
-    assert rows[7].split() == ["*", "a", "o", "b"]
-    logs = animator_module.text_chart([[1, 10, 100]], [[1, 10, 100]], ["a"], "x", ("log", "log"), 21, 5).splitlines()
-    assert logs[2].index("*") == 20
-    assert animator_module.text_chart([[1]], [[float("inf")]], ["a"], "x") == "(no points)"
+    grow(d2l.Animator(xlim=[1, 2]))
+    assert lines(capsys.readouterr().err)[-1].startswith("cannot save the curve")
 
 
 def test_points_of_one_line_and_wrong_numbers_of_them(capsys: pytest.CaptureFixture[str]) -> None:
@@ -1126,7 +984,7 @@ def test_points_of_one_line_and_wrong_numbers_of_them(capsys: pytest.CaptureFixt
     assert animator.X == [[1.0, 2.0]]
     assert animator.Y == [[0.5, 0.25]]
     assert len(animator.axes) == 4
-    with pytest.raises(CnnlabError, match="2 x and 2 y for 1 lines"):
+    with pytest.raises(CnnlabError, match="2 x and 2 y"):
         animator.add(3, (1, 2))
     animator.finish()
     many = d2l.Animator(fmts=("-",))
@@ -1156,10 +1014,11 @@ def test_a_notebook_gets_one_figure_that_leaves_other_output_alone(tmp_path: Pat
         "net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
         "print('before')\n"
         "d2l.train_ch6(net, data, data, 3, 0.1, 'cpu')",
-        "a = d2l.Animator(legend=['line'])\n"
-        "for x in range(40):\n"
+        "a = d2l.Animator(legend=['line'])\n"  # no xlim: every point is drawn
+        "for x in range(10):\n"
         "    a.add(x / 7, x)\n"
-        "    if x == 20: print('between')\n",
+        "    if x == 5: print('between')\n"
+        "assert len(a.axes[0].lines[0].get_xdata()) == 10",
         "d2l.use_svg_display()\nd2l.show_images([torch.rand(4, 4)], 1, 1);",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
@@ -1167,21 +1026,15 @@ def test_a_notebook_gets_one_figure_that_leaves_other_output_alone(tmp_path: Pat
         notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
 
-    def pictures(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-        return [o for o in cell.outputs if "image/svg+xml" in o.get("data", {})]
+    def printed(cell: nbformat.NotebookNode) -> str:
+        return "".join(o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stdout")
 
     first, second, third = notebook.cells
-    assert len(pictures(first)) == 1  # redrawn in its place
-    told = [o["data"]["text/plain"] for o in first.outputs if o.output_type == "execute_result"]
-    assert len(told) == 1
-    assert told[0].startswith("History of 3 epochs: loss ")
-    text = "".join(o.text for o in first.outputs if o.output_type == "stream" and o.name == "stdout")
-    assert lines(text)[:2] == ["before", "training on cpu"]
-    assert len(lines(text)) == 4
-    assert "* train loss" in pictures(first)[0]["data"]["text/plain"]
-    assert len(pictures(second)) == 1
-    assert "between" in "".join(o.text for o in second.outputs if o.output_type == "stream")
-    # The last point is in the figure, though nobody has said that it is the last.
-    assert re.search(r"39 \|", pictures(second)[0]["data"]["text/plain"])
-    assert len(pictures(third)) == 1
+    for cell in (first, second, third):
+        assert sum("image/svg+xml" in o.get("data", {}) for o in cell.outputs) == 1  # redrawn in place
+    results = [o["data"]["text/plain"] for o in first.outputs if o.output_type == "execute_result"]
+    assert [text.startswith("History of 3 epochs: loss ") for text in results] == [True]
+    assert lines(printed(first))[:2] == ["before", "training on cpu"]
+    assert len(lines(printed(first))) == 4
+    assert "between" in printed(second)
     assert not (tmp_path / "figures").exists()

@@ -1,8 +1,8 @@
-"""The names that the manual's code takes from the package d2l: `from cnnlab import d2l`.
+"""The names that the manual's code uses from the package d2l.
 
-With that one line in place of `from d2l import torch as d2l`, the listings of the manual, and of the sections of its
-source on LeNet, modern networks and the competition, run here. Each name means what it means there; where the original
-is wrong, the difference stands in the name's own docstring and in docs/from-d2l.md. No code here is d2l's.
+Write `from cnnlab import d2l` in place of `from d2l import torch as d2l`, and the listings of the manual run, and so
+do those of the book's sections on LeNet, modern networks and the competition. Every name works as in d2l 0.17.6. Where
+the original is wrong, the difference is in the name's docstring and in docs/from-d2l.md. No code is copied from d2l.
 
 Source: A. Zhang, Z. C. Lipton, M. Li, A. J. Smola, Dive into deep learning, and its package d2l 0.17.6.
 """
@@ -82,13 +82,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "plt":  # pyplot is slow to import, and most sections do without it
+    if name == "plt":  # pyplot is slow to import, and most sections do not need it
         return import_module("matplotlib.pyplot")
-    if name.startswith("__"):  # Python and its tools ask for such names; no person does
+    if name.startswith("__"):  # asked for by Python and its tools, never by a user
         raise AttributeError(name)
     raise AttributeError(
-        f"{unknown('name', name, __all__)} (cnnlab.d2l has what the sections on convolutional networks use of d2l "
-        "0.17; the classes of the book's 1.0 edition, as Trainer, are not among it)"
+        f"{unknown('name', name, __all__)} (cnnlab.d2l has the names that the sections on convolutional networks "
+        "use from d2l 0.17; the classes of edition 1.0, such as Trainer, are not included)"
     )
 
 

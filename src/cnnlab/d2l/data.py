@@ -1,4 +1,4 @@
-"""Fashion-MNIST as the manual's code reads it: two iterators of (X, y), fed from memory."""
+"""Fashion-MNIST as the manual's code reads it: two iterables of batches (X, y), from memory."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from cnnlab.io.errors import CnnlabError
 _LABELS = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
-OLD_FOLDER = Path("..") / "data"  # where d2l keeps its data
+OLD_FOLDER = Path("..") / "data"  # d2l's data folder
 
 
 def load_data_fashion_mnist(batch_size: int, resize: int | Sequence[int] | None = None) -> tuple[Batches, Batches]:
-    """The training and the test images of Fashion-MNIST, as two iterables of batches (X, y).
+    """Return the training and the test images of Fashion-MNIST as two iterables of batches (X, y).
 
-    X: (B, 1, H, W) float32 in 0..1, not normalised; y: (B,) int64. resize: pixels a side, or (H, W); unsaid: 28 as
-    they are. The training images come in another order each time, drawn from torch's global generator just as its
-    DataLoader does, so that the same seed gives the same batches; the last batch is kept.
+    X: (B, 1, H, W) float32 in 0..1, not normalized; y: (B,) int64. resize: side in pixels, or (H, W). Default: 28,
+    unresized. The training images are shuffled for each pass with torch's global generator, exactly as its DataLoader
+    does, so the same seed gives the same batches. The last batch is kept.
 
-    Unlike the original's, they need no worker processes, and are resized in float32 by the batch: up to the original's
-    rounding to whole grey levels (at most 1/255) the pixels are the same. The files are those of `cnnlab train --data
-    fashion-mnist`, or those that d2l has left in ../data. Raises: CnnlabError for a size or batch size that is none,
-    and as that source does.
+    Unlike the original's, the iterables need no worker processes, and they resize whole batches in float32. Resized
+    pixels differ from the original's by its rounding to grey levels, at most 1/255. The files are those of `cnnlab
+    train --data fashion-mnist`, or those that d2l downloaded to ../data. Raises: CnnlabError for an invalid size or
+    batch size, and if the files cannot be downloaded or read.
     """
     if not isinstance(batch_size, int) or batch_size < 1:
-        raise CnnlabError(f"batch_size={batch_size!r}: choose a whole number from 1 on")
+        raise CnnlabError(f"batch_size={batch_size!r}: choose an integer from 1")
     size = _size(resize)
-    here = data_folder()
-    folder = OLD_FOLDER if fashion_mnist.is_there(OLD_FOLDER) and not fashion_mnist.is_there(here) else here
+    ours = data_folder()
+    folder = OLD_FOLDER if fashion_mnist.is_there(OLD_FOLDER) and not fashion_mnist.is_there(ours) else ours
     parts = []
     for split in ("train", "test"):
         images = load_images("fashion-mnist", split, SourceOptions(data_dir=folder))
@@ -53,47 +53,47 @@ def _size(resize: Any) -> tuple[int, int] | None:
         return None
     sides = tuple(resize) if isinstance(resize, Sequence) and not isinstance(resize, str) else (resize, resize)
     if len(sides) != 2 or not all(isinstance(n, int) and 1 <= n <= 4096 for n in sides):
-        raise CnnlabError(f"resize={resize!r}: choose pixels a side, as 224, or (height, width)")
+        raise CnnlabError(f"resize={resize!r}: choose a side in pixels, such as 224, or (height, width)")
     return sides
 
 
 class Batches:
-    """An image set in memory, given by the batch as often as one likes: X (B, C, H, W) float32 in 0..1, y (B,) int64.
+    """An iterable over an image set in memory: X (B, C, H, W) float32 in 0..1, y (B,) int64.
 
-    Iterating gives tensors on the CPU; `on(device)` makes the batches on that device, from uint8 images that lie
-    there. len: batches in a pass. size: (H, W) of what is given; None: that of the images.
+    Iterating yields tensors on the CPU; `on(device)` builds the batches on that device, from a copy of the uint8 images
+    there. len: batches per pass. size: (H, W) of the batches; None: that of the images.
     """
 
     def __init__(self, images: ImageSet, batch_size: int, size: tuple[int, int] | None, *, shuffle: bool) -> None:
         self.batch_size = batch_size
         self._size = size
-        self._there = {torch.device("cpu"): (images.images, images.labels)}
-        # torch's own loader draws the order: as many numbers from its generator as the original's, and the same ones.
+        self._copies = {torch.device("cpu"): (images.images, images.labels)}
+        # torch's DataLoader draws the order, so the same random numbers are drawn as by the original.
         self._order: DataLoader[Tensor] = DataLoader(
-            range(len(images)),  # type: ignore[arg-type] # all that it asks for is a length and items
+            range(len(images)),  # type: ignore[arg-type] # it needs only a length and items
             batch_size,
             shuffle=shuffle,
             collate_fn=torch.tensor,
         )
 
     def __len__(self) -> int:
-        """Batches in a pass."""
+        """Return the number of batches per pass."""
         return len(self._order)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """A pass over all images, on the CPU."""
+        """Iterate over all images once, on the CPU."""
         return self.on(torch.device("cpu"))
 
     def on(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """A pass over all images, gathered and resized on `device`, to which they are copied the first time."""
-        order = torch.cat(list(self._order))  # (N,); drawn now, before whoever iterates draws numbers of their own
+        """Iterate over all images once, on `device`; the first call copies them there."""
+        order = torch.cat(list(self._order))  # (N,); drawn now, before the caller draws random numbers
         return self._pass(order.to(device), device)
 
     def _pass(self, order: Tensor, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        if device not in self._there:
-            images, labels = self._there[torch.device("cpu")]
-            self._there[device] = images.to(device), labels.to(device)
-        images, labels = self._there[device]
+        if device not in self._copies:
+            images, labels = self._copies[torch.device("cpu")]
+            self._copies[device] = images.to(device), labels.to(device)
+        images, labels = self._copies[device]
         for rows in order.split(self.batch_size):
             yield self._resized(images[rows]), labels[rows]
 
@@ -107,20 +107,20 @@ class Batches:
 
 
 def get_dataloader_workers() -> int:
-    """Worker processes for a DataLoader of one's own: 4, or as many as there are cores, where those are fewer.
+    """Return a number of worker processes for a DataLoader: 4, or the number of cores if that is less.
 
-    The original says 4 always. On Windows and macOS 0: each worker there starts Python anew, which takes longer than
-    small images do, and which a notebook's own functions do not survive.
+    The original always returns 4. On Windows and macOS it is 0: there each worker starts a new Python, which takes
+    longer than reading small images and cannot import functions that are defined in a notebook.
     """
     return min(4, available_cores()) if sys.platform.startswith("linux") else 0
 
 
 def get_fashion_mnist_labels(labels: Any) -> list[str]:
-    """The names of the classes in `labels`, a tensor (N,) or any sequence of whole numbers in 0..9."""
+    """Return the class names of `labels`, a tensor (N,) or any sequence of integers in 0..9."""
     names = []
     for label in labels:
         if not 0 <= int(label) < len(_LABELS):
-            raise CnnlabError(f"{int(label)} is no class of Fashion-MNIST; its classes are 0 to {len(_LABELS) - 1}")
+            raise CnnlabError(f"{int(label)} is not a class of Fashion-MNIST; use 0 to {len(_LABELS) - 1}")
         names.append(_LABELS[int(label)])
     return names
 
@@ -128,11 +128,11 @@ def get_fashion_mnist_labels(labels: Any) -> list[str]:
 def show_images(
     imgs: Any, num_rows: int, num_cols: int, titles: Sequence[str] | None = None, scale: float = 1.5
 ) -> Any:
-    """Show images in a grid of `num_rows` by `num_cols`, each `scale` inches a side; returns the array of its axes.
+    """Show images in a grid of `num_rows` by `num_cols`, each `scale` inches wide; return the array of axes.
 
-    imgs: tensors (H, W) or (1, H, W), on any device, or Pillow images; those beyond the grid are left out.
+    imgs: tensors (H, W) or (1, H, W), on any device, or Pillow images; images that do not fit the grid are dropped.
     """
-    from matplotlib import pyplot as plt  # slow to import, so only here
+    from matplotlib import pyplot as plt  # slow to import
 
     _, grid = plt.subplots(num_rows, num_cols, figsize=(num_cols * scale, num_rows * scale), squeeze=False)
     axes = grid.flatten()

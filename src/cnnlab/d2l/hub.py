@@ -1,44 +1,48 @@
-"""Files: what the manual's code downloads, the labels of its competition, and its folders of images."""
+"""Downloads, the labels of the competition, and the folders that its images are sorted into."""
 
 from __future__ import annotations
 
+import gzip
 import math
 import os
 import shutil
+import tarfile
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 from cnnlab.d2l.data import OLD_FOLDER
 from cnnlab.data import data_folder
-from cnnlab.data.archives import unpack
 from cnnlab.data.download import checksum
 from cnnlab.data.download import download as fetch
 from cnnlab.io.csv import first, quoted, read_header, read_table
 from cnnlab.io.errors import CnnlabError, expand, reason, unknown
 
 DATA_URL = "http://d2l-data.s3-accelerate.amazonaws.com/"
-"""Where the book keeps its files. Every download is checked, so that it matters little that this is not https."""
+"""The address of the book's files. It is not https, but every download is checked against its SHA-1."""
 
 DATA_HUB: dict[str, tuple[str, str]] = {
     "cifar10_tiny": (DATA_URL + "kaggle_cifar10_tiny.zip", "2068874e4b9a9f0fb07ebe0ad2b29754449ccacd"),
 }
-"""Files that `download` knows, by name: (address, SHA-1). Add your own as the listings do."""
+"""The files that `download` knows: name -> (address, SHA-1). Add your own as the listings do."""
 
 
 def download(name: str, cache_dir: str | Path | None = None) -> str:
-    """The path of a file named in DATA_HUB, which is downloaded if it is not there.
+    """Return the path of a file named in DATA_HUB; download it if it is missing.
 
-    cache_dir: the folder it lies in; unsaid, the one that CNNLAB_DATA names, or the user's cache folder, or ../data if
-    the file is there already, where the original puts it. Unlike the original, it is checked after the download too,
-    and an interrupted one goes on. Raises: CnnlabError for an unknown name, a file that is damaged, and where it cannot
-    be downloaded.
+    cache_dir: the file's folder. Default: ../data, the original's folder, if the file is already there; else the folder
+    that CNNLAB_DATA names, or the user's cache folder. Unlike the original, the file is checked after the download too,
+    and an interrupted download is resumed.
+
+    Raises: CnnlabError for an unknown name, a damaged file, or a failed download.
     """
     if name not in DATA_HUB:
         raise unknown("name in DATA_HUB", name, DATA_HUB)
     entry = DATA_HUB[name]
     if not isinstance(entry, tuple | list) or len(entry) != 2 or not all(isinstance(part, str) for part in entry):
-        raise CnnlabError(f"DATA_HUB[{name!r}] is {quoted(str(entry))}; it should be a pair (address, SHA-1)")
+        raise CnnlabError(f"DATA_HUB[{name!r}] is {quoted(str(entry))}; set it to a pair (address, SHA-1)")
     url, sha1 = entry
     file_name = url.rpartition("/")[2]
     if not file_name:
@@ -52,35 +56,41 @@ def download(name: str, cache_dir: str | Path | None = None) -> str:
         fetch([url], path, sha1=sha1.lower())
     elif checksum(path, "sha1") != sha1.lower():
         raise CnnlabError(
-            f"{path} ({path.stat().st_size} bytes) is not the file that DATA_HUB[{name!r}] names: its SHA-1 sum is not "
-            f"{sha1}. It is truncated or damaged; delete it, and the next call downloads it again"
+            f"{path} ({path.stat().st_size} bytes) is truncated or damaged: its SHA-1 is not {sha1}, the one in "
+            f"DATA_HUB[{name!r}]; delete it and call again to download it"
         )
     return str(path)
 
 
 def download_extract(name: str, folder: str | None = None) -> str:
-    """The folder that a zip or tar file named in DATA_HUB unpacks to, beside the file; it is downloaded if need be.
+    """Download a zip or tar file named in DATA_HUB, unpack it beside the file and return the path of the result.
 
-    folder: its name; unsaid, the file's without its ending. An archive with members that would land elsewhere, links
-    or devices is refused. Raises: CnnlabError as `download`, and for a file that is no such archive, or a damaged one.
+    folder: the name of the folder to return. Default: the archive's name without its extension. Nothing is written
+    outside the archive's folder. Raises: CnnlabError as `download`, and for a file that is not such an archive, is
+    damaged, or has members that would be written elsewhere.
     """
     path = Path(download(name))
-    base = path.parent
-    stem = path.name.lower()
-    ending = next((e for e in (".zip", ".tar.gz", ".tgz", ".tar", ".gz") if stem.endswith(e)), "")
-    if not ending:
-        raise CnnlabError(f"{path} cannot be unpacked: only .zip, .tar, .tar.gz and .tgz can")
+    extension = next((e for e in (".zip", ".tar.gz", ".tgz", ".tar", ".gz") if path.name.lower().endswith(e)), "")
+    if not extension:
+        raise CnnlabError(f"cannot unpack {path}; use a .zip, .tar, .tar.gz or .tgz file")
     try:
-        unpack(path, base)
+        if extension == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                archive.extractall(path.parent)  # noqa: S202 - removes drive letters and ".." from members' names
+        else:
+            with tarfile.open(path) as tar:
+                tar.extractall(path.parent, filter="data")
+    except (EOFError, RuntimeError, gzip.BadGzipFile, zipfile.BadZipFile, tarfile.TarError, zlib.error) as error:
+        raise CnnlabError(f"{path} is damaged: {reason(error)}; delete it and call again to download it") from error
     except OSError as error:
-        raise CnnlabError(f"cannot unpack {path} into {base}: {reason(error)}") from error
-    return str(base / (folder if folder is not None else path.name[: len(path.name) - len(ending)]))
+        raise CnnlabError(f"cannot unpack {path} into {path.parent}: {reason(error)}") from error
+    return str(path.parent / (folder if folder is not None else path.name[: -len(extension)]))
 
 
 def read_csv_labels(fname: str | Path) -> dict[str, str]:
-    """The labels in a CSV file of two columns with a header: {file name without its ending: label}.
+    """Read a CSV file with a header and two columns; return {file name without extension: label}.
 
-    Unlike the original, which splits lines at commas, it reads quoted fields, and refuses a name that is there twice.
+    Unlike the original, it reads quoted fields and rejects a name that occurs twice.
     Raises: CnnlabError naming the file, the line and the remedy.
     """
     path = expand(fname)
@@ -88,7 +98,7 @@ def read_csv_labels(fname: str | Path) -> dict[str, str]:
         header = read_header(path.open("rb"), str(path))
         if len(header) != 2:
             raise CnnlabError(
-                f"{path}: its first line has {len(header)} columns; it should be a header of two, as id,label"
+                f"{path}: the first line has {len(header)} columns; use a header of two, such as id,label"
             )
         table = read_table(path.open("rb"), str(path), header[0], header[1])
     except OSError as error:
@@ -97,13 +107,13 @@ def read_csv_labels(fname: str | Path) -> dict[str, str]:
 
 
 def copyfile(filename: str | Path, target_dir: str | Path) -> None:
-    """Copy a file into a folder, which is made if need be."""
+    """Copy a file into a folder; create the folder if it is missing."""
     try:
         folder = expand(target_dir)
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(filename, folder)
     except shutil.SameFileError:
-        pass  # a link to it, as `reorg_train_valid` makes them: there already
+        pass  # the folder already has a hard link to it, as `reorg_train_valid` creates them
     except OSError as error:
         raise CnnlabError(f"cannot copy {filename} into {target_dir}: {reason(error)}") from error
 
@@ -111,34 +121,36 @@ def copyfile(filename: str | Path, target_dir: str | Path) -> None:
 def reorg_train_valid(
     data_dir: str | Path, labels: Mapping[str, str], valid_ratio: float, *, copy: bool = False
 ) -> int:
-    """Sort the images in data_dir/train by class into data_dir/train_valid_test; returns how many of each are held out.
+    """Sort the images of data_dir/train by class into data_dir/train_valid_test; return the validation size per class.
 
-    Of each class the same number goes to valid/CLASS: `valid_ratio` of the rarest class, rounded down, at least one.
-    The others go to train/CLASS, and all of them to train_valid/CLASS. labels: what `read_csv_labels` gave.
+    Every class has the same number of validation images, in valid/CLASS: `valid_ratio` of the rarest class, rounded
+    down, at least one. The others go to train/CLASS, and all images go to train_valid/CLASS. labels: as returned by
+    `read_csv_labels`.
 
-    Unlike the original: the images are links to the same bytes, where the file system has such links, and no copies
-    (copy: copies all the same); which are held out does not depend on the order in which the system lists files (they
-    are the first by number, or by name); and what an earlier call with another ratio held out is put right, where the
-    original would leave images in both train and valid. Raises: CnnlabError for a ratio that leaves nothing to train
-    on, and for an image without a label.
+    Unlike the original, it creates hard links where the file system has them (copy=True: always copies); the split does
+    not depend on the order in which the system lists files (each class's first images by number, then by name, are
+    held out); and a second call with another ratio moves the images of the first, so that none is in both train and
+    valid. Raises: CnnlabError for a ratio that leaves nothing to train on, or an image without a label.
     """
     source = expand(data_dir) / "train"
     target = expand(data_dir) / "train_valid_test"
     files = _images(source)
     if not labels:
-        raise CnnlabError("there are no labels; read them with read_csv_labels")
+        raise CnnlabError("labels is empty; read them with read_csv_labels")
     rarest, fewest = Counter(labels.values()).most_common()[-1]
     if not 0 <= valid_ratio < 1:
-        raise CnnlabError(f"valid_ratio={valid_ratio!r}: choose a share from 0 to below 1, as 0.1")
+        raise CnnlabError(f"valid_ratio={valid_ratio!r}: choose a number from 0 to below 1, such as 0.1")
     each = max(1, math.floor(fewest * valid_ratio))
     if each >= fewest:
-        raise CnnlabError(f"{rarest!r} has {fewest} image: none would be left to train on; add images or leave it out")
-    wanted: dict[Path, str] = {}  # where each image goes -> its file's name
+        raise CnnlabError(
+            f"the class {rarest!r} has {fewest} image, which leaves none to train on; add images or remove it"
+        )
+    wanted: dict[Path, str] = {}  # destination -> file name in `source`
     held_out: Counter[str] = Counter()
     for name in files:
         label = labels.get(name.partition(".")[0])
         if label is None:
-            raise CnnlabError(f"{source / name} has no label; the labels are of {first(list(labels))}")
+            raise CnnlabError(f"{source / name} has no label; there are labels for {first(list(labels))}")
         if label in (".", "..") or Path(label).name != label:
             raise CnnlabError(f"{name}: the label {quoted(label)} cannot be a folder's name")
         part = "valid" if held_out[label] < each else "train"
@@ -154,38 +166,38 @@ def reorg_train_valid(
 
 
 def reorg_test(data_dir: str | Path, *, copy: bool = False) -> None:
-    """Put the images in data_dir/test into data_dir/train_valid_test/test/unknown, for a reader that wants classes.
+    """Link the images of data_dir/test into data_dir/train_valid_test/test/unknown, for readers that expect classes.
 
-    As links to the same bytes, where the file system has such links; copy: copies all the same.
+    copy: always copy, even where the file system has hard links.
     """
     source = expand(data_dir) / "test"
     target = expand(data_dir) / "train_valid_test" / "test" / "unknown"
     try:
         _place(source, {target / name: name for name in _images(source)}, copy)
     except OSError as error:
-        raise CnnlabError(f"cannot put the images of {source} into {target}: {reason(error)}") from error
+        raise CnnlabError(f"cannot copy the images of {source} to {target}: {reason(error)}") from error
 
 
 def _images(folder: Path) -> list[str]:
-    """The names of the files there, 2.png before 10.png; hidden ones are left out."""
+    """Return the names of the files there, 2.png before 10.png, without hidden files."""
     try:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if entry.name[0] != "." and entry.is_file()]
     except OSError as error:
         raise CnnlabError(f"cannot read {folder}: {reason(error)}; unpack the competition's archives there") from error
     if not names:
-        raise CnnlabError(f"{folder} holds no images; unpack the competition's archives there")
+        raise CnnlabError(f"{folder} has no images; unpack the competition's archives there")
 
-    def place(name: str) -> tuple[bool, int, str]:
+    def order(name: str) -> tuple[bool, int, str]:
         stem = name.partition(".")[0]
         number = stem.isascii() and stem.isdigit()
         return not number, int(stem) if number else 0, name
 
-    return sorted(names, key=place)
+    return sorted(names, key=order)
 
 
 def _remove_others(target: Path, names: set[str], wanted: Mapping[Path, str]) -> None:
-    """Of these images, remove what an earlier call has put where it is no longer wanted; other files stay."""
+    """Remove the images `names` from where an earlier call put them but this one does not; keep other files."""
     for part in ("train", "valid", "train_valid"):
         for path in (target / part).glob("*/*"):
             if path.name in names and path not in wanted:
@@ -193,7 +205,7 @@ def _remove_others(target: Path, names: set[str], wanted: Mapping[Path, str]) ->
 
 
 def _place(source: Path, wanted: Mapping[Path, str], copy: bool) -> None:
-    """Link or copy each file of `source` to its places. A link to it that is there is right already."""
+    """Link or copy each file of `source` to its destinations; keep existing links to it."""
     for folder in {path.parent for path in wanted}:
         folder.mkdir(parents=True, exist_ok=True)
     for path, name in wanted.items():
@@ -207,6 +219,6 @@ def _place(source: Path, wanted: Mapping[Path, str], copy: bool) -> None:
             try:
                 os.link(original, path)
                 continue
-            except OSError:  # another file system, or one without links
+            except OSError:  # another file system, or one without hard links
                 pass
         shutil.copy(original, path)

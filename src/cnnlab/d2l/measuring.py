@@ -1,4 +1,4 @@
-"""The small helpers of the manual's code: sums, times, devices, accuracy."""
+"""The small helpers of the manual's code: tensor functions, sums, timers, devices, accuracy."""
 
 from __future__ import annotations
 
@@ -14,46 +14,46 @@ from cnnlab.d2l.data import Batches
 from cnnlab.device.hardware import pick_device
 from cnnlab.io.errors import CnnlabError, reason
 
-# What the manual's texts call by these names in every framework.
+# The framework-independent names of the manual's listings.
 
 
 def size(x: Tensor) -> int:
-    """Number of elements."""
+    """Return the number of elements."""
     return x.numel()
 
 
 def argmax(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Where the largest element is: `x.argmax(...)`, with `axis` or `dim`."""
+    """Return the index of the largest element: `x.argmax(...)`, with `axis` or `dim`."""
     return x.argmax(*args, **kwargs)
 
 
 def astype(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same numbers in another type."""
+    """Return the tensor converted to `dtype`."""
     return x.type(dtype)
 
 
 def reduce_sum(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """The sum: `x.sum(...)`, with `axis` or `dim`."""
+    """Return the sum: `x.sum(...)`, with `axis` or `dim`."""
     return x.sum(*args, **kwargs)
 
 
 class Accumulator:
-    """`n` sums that grow together, from 0; `accumulator[i]` is one of them.
+    """`n` running sums that start from 0; `accumulator[i]` reads one.
 
-    Adding a tensor reads its value, for which a GPU must finish what it was asked to do.
+    Adding a tensor of a GPU waits for the GPU to compute it.
     """
 
     def __init__(self, n: int) -> None:
         self.data = [0.0] * n
 
     def add(self, *args: Any) -> None:
-        """Add a number to each sum. Raises: CnnlabError for more or fewer than there are sums."""
+        """Add a number to each sum. Raises: CnnlabError if the counts differ."""
         if len(args) != len(self.data):
-            raise CnnlabError(f"Accumulator({len(self.data)}).add took {len(args)} values; give one for each sum")
+            raise CnnlabError(f"Accumulator({len(self.data)}).add got {len(args)} values; pass one for each sum")
         self.data = [total + float(value) for total, value in zip(self.data, args, strict=True)]
 
     def reset(self) -> None:
-        """Begin again from 0."""
+        """Set all sums to 0."""
         self.data = [0.0] * len(self.data)
 
     def __getitem__(self, index: int) -> float:
@@ -61,9 +61,9 @@ class Accumulator:
 
 
 class Timer:
-    """Seconds between `start` and `stop`, as many spans as one likes, in `times`. It starts when it is made.
+    """A stopwatch: `times` has the seconds of each interval from `start` to `stop`. It starts on creation.
 
-    It times what the program waits for: a GPU may still be at work when it stops.
+    It does not synchronize: a GPU may still be computing when it stops.
     """
 
     def __init__(self) -> None:
@@ -71,33 +71,33 @@ class Timer:
         self.start()
 
     def start(self) -> None:
-        """Begin a span."""
+        """Start an interval."""
         self.tik = time.perf_counter()
 
     def stop(self) -> float:
-        """End it; returns its seconds."""
+        """Stop the interval and return its seconds."""
         self.times.append(time.perf_counter() - self.tik)
         return self.times[-1]
 
     def avg(self) -> float:
-        """Seconds of a span, on average. Raises: CnnlabError before the first `stop`."""
+        """Return the mean seconds of an interval. Raises: CnnlabError before the first `stop`."""
         if not self.times:
-            raise CnnlabError("Timer.avg: nothing has been timed yet; call stop first")
+            raise CnnlabError("Timer.avg: no interval yet; call stop first")
         return self.sum() / len(self.times)
 
     def sum(self) -> float:
-        """Seconds of all spans together."""
+        """Return the total seconds of all intervals."""
         return float(sum(self.times))
 
     def cumsum(self) -> list[float]:
-        """Seconds up to the end of each span."""
+        """Return the cumulative seconds up to the end of each interval."""
         return list(accumulate(self.times))
 
 
 def try_gpu(i: int = 0) -> torch.device:
-    """The CUDA device number `i` if there is one, else the CPU; for 0, Apple's MPS comes before the CPU."""
+    """Return CUDA device `i` if it exists, else the CPU; for i=0, Apple's MPS is preferred to the CPU."""
     if i < 0:
-        raise CnnlabError(f"try_gpu({i}): devices are counted from 0")
+        raise CnnlabError(f"try_gpu({i}): use an index from 0")
     if torch.cuda.device_count() > i:
         return torch.device(f"cuda:{i}")
     if i == 0 and torch.backends.mps.is_available():
@@ -106,50 +106,50 @@ def try_gpu(i: int = 0) -> torch.device:
 
 
 def try_all_gpus() -> list[torch.device]:
-    """Every CUDA device; where there is none, what `try_gpu` gives. Never empty."""
+    """Return all CUDA devices, or `[try_gpu()]` if there are none. Never empty."""
     return [torch.device(f"cuda:{i}") for i in range(torch.cuda.device_count())] or [try_gpu()]
 
 
 def as_device(device: torch.device | str | None) -> torch.device:
-    """The device that was meant; None: `try_gpu()`. Raises: CnnlabError where it is unknown or absent."""
+    """Return the device; None: `try_gpu()`. Raises: CnnlabError if it is unknown or missing."""
     if device is None:
         return try_gpu()
     try:
-        found = torch.device(device)
+        parsed = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise CnnlabError(f"device {device!r} is none ({reason(error)[:80]}); take try_gpu()") from error
-    return pick_device(str(found)) if found.type in ("cuda", "mps") else found
+        raise CnnlabError(f"unknown device {device!r} ({reason(error)[:80]}); use try_gpu()") from error
+    return pick_device(str(parsed)) if parsed.type in ("cuda", "mps") else parsed
 
 
 def accuracy(y_hat: Tensor, y: Tensor) -> float:
-    """How many predictions are right: a count, as 3.0, not a share.
+    """Return the number of correct predictions: a count such as 3.0, not a fraction.
 
-    y_hat: (B, K) scores, whose largest is the prediction, or (B,) classes; y: (B,) true classes.
+    y_hat: (B, K) scores, or (B,) predicted classes; y: (B,) true classes.
     """
-    return float(hits(y_hat, y))
+    return float(count_correct(y_hat, y))
 
 
-def hits(y_hat: Tensor, y: Tensor) -> Tensor:
-    """The same count as a scalar tensor that stays on its device."""
+def count_correct(y_hat: Tensor, y: Tensor) -> Tensor:
+    """Return the number of correct predictions as a scalar tensor on its device."""
     if y_hat.ndim > 1 and y_hat.shape[1] > 1:
         y_hat = y_hat.argmax(1)
     return (y_hat.type(y.dtype) == y).sum()
 
 
 def evaluate_accuracy(net: Any, data_iter: Iterable[Any]) -> float:
-    """The share of the images of `data_iter` that `net`, a module or a function, predicts right.
+    """Return the accuracy, from 0 to 1, of `net`, a module or function, on `data_iter`.
 
-    As `evaluate_accuracy_gpu`: a module's batches go to where its weights are.
+    Calls `evaluate_accuracy_gpu`: batches for a module are moved to the device of its weights.
     """
     return evaluate_accuracy_gpu(net, data_iter)
 
 
 def evaluate_accuracy_gpu(net: Any, data_iter: Iterable[Any], device: torch.device | str | None = None) -> float:
-    """The share of the images of `data_iter` that `net` predicts right, on `device`.
+    """Return the accuracy, from 0 to 1, of `net` on `data_iter`, computed on `device`.
 
-    net: a module, which is put into eval mode and left in it, or a function; data_iter: batches (X, y). device:
-    unsaid, where the module's weights are; a function gets the batches as they come. Raises: CnnlabError where
-    `data_iter` gives no pairs, or nothing.
+    net: a module, which is left in eval mode, or a function. data_iter: batches (X, y). device: Default: that of the
+    module's weights; a function gets the batches unmoved. Raises: CnnlabError if `data_iter` yields anything but pairs,
+    or nothing.
     """
     if isinstance(net, nn.Module):
         net.eval()
@@ -157,26 +157,26 @@ def evaluate_accuracy_gpu(net: Any, data_iter: Iterable[Any], device: torch.devi
             first = next(net.parameters(), None)
             device = None if first is None else first.device
     where = None if device is None else as_device(device)
-    right: Tensor | None = None
+    correct: Tensor | None = None
     count = 0
     with torch.no_grad():
         for x, y in pairs(data_iter, where):
             x, y = moved(x, where), moved(y, where)
-            now = hits(net(x), y)
-            right = now if right is None else right + now  # on the device: a GPU is waited for once, at the end
+            batch_correct = count_correct(net(x), y)
+            correct = batch_correct if correct is None else correct + batch_correct  # a tensor: one synchronization
             count += y.numel()
-    if right is None or not count:
+    if correct is None or not count:
         raise CnnlabError(
-            "the iterator gave no images to evaluate; make it anew if it can be gone through only once, and leave out "
-            "drop_last=True if it is a DataLoader of fewer images than a batch"
+            "data_iter yielded no images; create it again if it can be iterated only once, and remove drop_last=True "
+            "from a DataLoader of fewer images than a batch"
         )
-    return int(right) / count
+    return int(correct) / count
 
 
 def pairs(data_iter: Iterable[Any], device: torch.device | None) -> Iterator[tuple[Any, Tensor]]:
-    """The batches (X, y) of `data_iter`; our own are made on `device`, others come as they are.
+    """Yield the batches (X, y) of `data_iter`; a `Batches` builds them on `device`, others are unmoved.
 
-    Raises: CnnlabError for a batch that is no such pair.
+    Raises: CnnlabError for a batch that is not such a pair.
     """
     if isinstance(data_iter, Batches):
         yield from data_iter.on(device or torch.device("cpu"))
@@ -184,12 +184,12 @@ def pairs(data_iter: Iterable[Any], device: torch.device | None) -> Iterator[tup
     for number, batch in enumerate(data_iter, 1):
         if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[1], Tensor):
             kind = type(batch).__name__ + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
-            raise CnnlabError(f"batch {number} is a {kind}, not a pair (X, y) of tensors: images and their classes")
+            raise CnnlabError(f"batch {number} is a {kind}; yield pairs (X, y) of images and classes")
         yield batch[0], batch[1]
 
 
 def moved(x: Any, device: torch.device | None) -> Any:
-    """A tensor, or a list of them, on `device`; None: where it is."""
+    """Return a tensor, or a list of tensors, moved to `device`; None: unmoved."""
     if device is None:
         return x
     return [part.to(device) for part in x] if isinstance(x, list) else x.to(device)

@@ -1,4 +1,4 @@
-"""The manual's training functions: the loops of its sections, over any iterable of batches (X, y)."""
+"""The manual's training functions, over any iterable of batches (X, y)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch.nn.parameter import is_lazy
 from cnnlab.d2l.animator import Animator
 from cnnlab.d2l.measuring import (
     as_device,
+    count_correct,
     evaluate_accuracy_gpu,
-    hits,
     moved,
     pairs,
     try_all_gpus,
@@ -32,11 +32,11 @@ _LEGEND = ("train loss", "train acc", "test acc")
 
 @dataclass(repr=False)
 class History:
-    """What a training was like. The original's functions return nothing.
+    """The course of a training. The original's functions return None.
 
-    rows: for each epoch its number, loss and train_acc (averages over the epoch), test_acc (at its end), images,
-    train_seconds and images_per_second (wall-clock, with the data), compute_seconds and examples_per_second (without
-    waiting for data, as printed); batch_losses: the mean loss of each batch, in order.
+    rows: one dict for each epoch, with epoch (from 1), loss and train_acc (averages over the epoch), test_acc (after
+    it), images, train_seconds and images_per_second (wall-clock, with data loading), compute_seconds and
+    examples_per_second (without data loading, as printed). batch_losses: the mean loss of each batch, in order.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -44,7 +44,7 @@ class History:
 
     def __repr__(self) -> str:
         if not self.rows:
-            return "History of no epochs"
+            return "History of 0 epochs"
         last = self.rows[-1]
         speed = sum(row["images"] for row in self.rows) / sum(row["train_seconds"] for row in self.rows)
         return (
@@ -61,33 +61,35 @@ def train_ch6(
     lr: float,
     device: torch.device | str | None = None,
 ) -> History:
-    """Train `net` by plain SGD on the mean cross-entropy, and draw loss and accuracies while it goes on.
+    """Train `net` with plain SGD on the mean cross-entropy; plot loss and accuracies during the training.
 
-    The weights of every Linear and Conv2d begin anew, Xavier-uniform; biases and all else stay as they are. train_iter,
-    test_iter: anything that gives batches (X, y), X (B, C, H, W) float, y (B,) int64, once for each epoch. device:
-    unsaid, `try_gpu()`. Test accuracy is measured after each epoch: choose nothing by it, or pass images that you held
-    out in place of the test set. Prints the device, then `loss L, train acc A, test acc T` (loss and train acc are
-    averages over the last epoch) and `S examples/sec on DEVICE`, in which, as in the original, waiting for data does
-    not count: the history has both figures. `net` is left in eval mode.
+    Initializes the weights of every Linear and Conv2d (Xavier-uniform); keeps biases and everything else. train_iter,
+    test_iter: iterables of batches (X, y), X (B, C, H, W) float, y (B,) int64, iterated once per epoch. device:
+    Default: `try_gpu()`. Test accuracy is measured after each epoch: do not use it to choose anything, or pass
+    held-out images in place of the test set.
 
-    Unlike the original's: fewer than five batches will do, and so will batches whose number is not known beforehand; a
-    network with lazy layers is first shown a batch; a GPU is waited for five times an epoch, not after each batch.
-    Raises: CnnlabError for a number of epochs, learning rate, device or batch that is none.
+    Prints the device, then `loss L, train acc A, test acc T` (loss and train acc: averages over the last epoch) and
+    `S examples/sec on DEVICE`. As in the original, that speed excludes data loading; the history has both speeds.
+    Leaves `net` in eval mode.
+
+    Unlike the original, it accepts fewer than five batches and iterables without a length, initializes lazy layers with
+    the first batch, and synchronizes a GPU five times per epoch, not after each batch. Raises: CnnlabError for an
+    invalid number of epochs, learning rate, device or batch.
     """
     _check(num_epochs, lr)
-    where = as_device(device)
-    train_iter = _settle(net, train_iter)
+    target = as_device(device)
+    train_iter = _initialize_lazy(net, train_iter)
     net.apply(_xavier)
-    print("training on", where)
-    net.to(where)
+    print("training on", target)
+    net.to(target)
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
 
     def step(x: Any, y: Tensor) -> tuple[Tensor, Tensor]:
-        loss, right = train_step(net, optimizer, x, y)
-        return torch.stack((loss * len(y), right)), loss
+        loss, correct = train_step(net, optimizer, x, y)
+        return torch.stack((loss * len(y), correct)), loss
 
     animator = Animator(xlabel="epoch", xlim=[1, num_epochs], legend=_LEGEND)
-    return _train(net, step, train_iter, test_iter, num_epochs, where, str(where), animator)
+    return _train(net, step, train_iter, test_iter, num_epochs, target, str(target), animator)
 
 
 def train_batch_ch13(
@@ -100,20 +102,20 @@ def train_batch_ch13(
     *,
     mean: bool = False,
 ) -> tuple[Tensor, float]:
-    """One update on a batch; returns the sum of its losses and the number of right predictions.
+    """Update `net` on a batch; return the sum of its losses and the number of correct predictions.
 
-    X: a tensor (B, ...), or a list of them; loss: one that gives each image's loss, as
-    `nn.CrossEntropyLoss(reduction="none")`. `net` is put into training mode. The batch goes to the first of `devices`.
+    X: a tensor (B, ...), or a list of tensors. loss: returns one loss per image, such as
+    `nn.CrossEntropyLoss(reduction="none")`. Sets `net` to training mode and moves the batch to the first of `devices`.
 
-    The sum of the losses is what decreases, as in the original, so that its printed learning rates are right: a rate of
-    2e-4 on the sum of 128 losses is 0.0256 on their mean, and one of 0.1 is 12.8, for which plain SGD gets a warning.
-    mean: let the mean decrease, so that the rate does not depend on the size of the batch. With a loss that gives the
-    mean, its own mean decreases; the sum is returned all the same, where the original returns the mean for a sum.
+    The update minimizes the sum of the losses, as in the original, so its printed learning rates fit: a rate of 2e-4 on
+    the sum of 128 losses equals 0.0256 on their mean. A rate of 0.1 would equal 12.8, and plain SGD gets a warning.
+    mean: minimize the mean, so that the rate does not depend on the batch size. A loss that returns the mean is
+    minimized as it is; the sum is returned here too, where the original returns the mean.
     """
     if not devices:
-        raise CnnlabError("devices is empty; pass try_all_gpus(), which never is")
-    total, right = _batch(net, X, y, loss, trainer, torch.device(devices[0]), mean)
-    return total, float(right)
+        raise CnnlabError("devices is empty; pass try_all_gpus()")
+    total, correct = _batch(net, X, y, loss, trainer, torch.device(devices[0]), mean)
+    return total, float(correct)
 
 
 def _batch(
@@ -125,7 +127,7 @@ def _batch(
     device: torch.device,
     mean: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The same, both on the device, so that a GPU need not be waited for."""
+    """Do the update of `train_batch_ch13`; return both figures on the device, without synchronizing."""
     x, y = moved(x, device), moved(y, device)
     net.train()
     trainer.zero_grad()
@@ -138,16 +140,16 @@ def _batch(
     (total / len(y) if mean and not averaged else total).backward()
     trainer.step()
     total = total.detach()
-    return total * len(y) if averaged else total, hits(predicted.detach(), y)
+    return total * len(y) if averaged else total, count_correct(predicted.detach(), y)
 
 
 def _warn_of_sum(trainer: torch.optim.Optimizer, count: int) -> None:
     rate = trainer.param_groups[0]["lr"]
-    # The chapter's largest rate on the mean is 1. Adaptive optimisers divide the factor out.
+    # The chapter's largest rate on the mean is 1. Adaptive optimizers are invariant to the factor.
     if isinstance(trainer, torch.optim.SGD) and rate * count > 2:
         warnings.warn(
-            f"a learning rate of {rate:g} on the sum of {count} losses is {rate * count:g} on their mean; pass "
-            "mean=True to train_batch_ch13 if the mean was meant",
+            f"a learning rate of {rate:g} on the sum of {count} losses equals {rate * count:g} on their mean; pass "
+            "mean=True to train_batch_ch13 to minimize the mean",
             stacklevel=4,
         )
 
@@ -163,27 +165,31 @@ def train_ch13(
     *,
     mean: bool = False,
 ) -> History:
-    """Train `net` with an optimiser and a loss of one's own, on all `devices`; unsaid: `try_all_gpus()`.
+    """Train `net` with your own optimizer and loss on all `devices`. Default: `try_all_gpus()`.
 
-    Weights stay as they are. Each update is that of `train_batch_ch13`, which see for `loss` and `mean`. Draws, prints
-    and returns what `train_ch6` does. Raises: CnnlabError likewise.
+    Keeps the initial weights. Each update is that of `train_batch_ch13`; see there for `loss` and `mean`. Plots,
+    prints, returns and raises as `train_ch6` does.
     """
     _check(num_epochs, None)
-    places = [as_device(device) for device in devices or try_all_gpus()]
-    net.to(places[0])
-    spread: nn.Module = nn.DataParallel(net, device_ids=places) if len(places) > 1 else net
+    targets = [as_device(device) for device in devices or try_all_gpus()]
+    net.to(targets[0])
+    parallel: nn.Module = nn.DataParallel(net, device_ids=targets) if len(targets) > 1 else net
 
     def step(x: Any, y: Tensor) -> tuple[Tensor, Tensor]:
-        total, right = _batch(spread, x, y, loss, trainer, places[0], mean)
-        return torch.stack((total, right)), total / len(y)
+        total, correct = _batch(parallel, x, y, loss, trainer, targets[0], mean)
+        return torch.stack((total, correct)), total / len(y)
 
     animator = Animator(xlabel="epoch", xlim=[1, num_epochs], ylim=[0, 1], legend=_LEGEND)
-    return _train(spread, step, train_iter, test_iter, num_epochs, places[0], str(places), animator)
+    return _train(parallel, step, train_iter, test_iter, num_epochs, targets[0], str(targets), animator)
+
+
+_Step = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
+"""An update -> ((2,): sum of losses, number of correct predictions; mean loss), on the device."""
 
 
 def _train(
     net: nn.Module,
-    step: Callable[[Any, Tensor], tuple[Tensor, Tensor]],
+    step: _Step,
     train_iter: Iterable[Any],
     test_iter: Iterable[Any],
     num_epochs: int,
@@ -191,54 +197,17 @@ def _train(
     name: str,
     animator: Animator,
 ) -> History:
-    """The loop of both. step: an update -> ((2,): sum of losses, right predictions; mean loss), on the device."""
+    """Run the loop of `train_ch6` and `train_ch13`."""
     history = History()
-    batches = len(train_iter) if isinstance(train_iter, Sized) else 0  # 0: not known yet
     try:
         with keep_freed_memory():
             for epoch in range(num_epochs):
                 net.train()
-                watch, began = Stopwatch(device), time.perf_counter()
-                sums = torch.zeros(2, device=device)
-                losses: list[Tensor] = []
-                images, labels = 0, 0
-                every = max(1, batches // 5)
-                for i, (x, y) in enumerate(pairs(train_iter, device), 1):
-                    watch.start()
-                    x, y = moved(x, device), moved(y, device)
-                    now, loss = step(x, y)
-                    sums += now
-                    watch.stop()
-                    losses.append(loss)
-                    images, labels = images + len(y), labels + y.numel()
-                    if i % every == 0 and i < batches:
-                        total, right = sums.tolist()  # waits for the device, about five times an epoch
-                        animator.add(epoch + i / batches, (total / images, right / labels, None))
-                if not losses:
-                    raise CnnlabError(
-                        f"train_iter gave no batches in epoch {epoch + 1}; give something that can be gone through "
-                        f"{num_epochs} times, as a DataLoader or a list"
-                    )
-                batches = len(losses)
-                synchronize(device)
-                trained = time.perf_counter() - began
-                total, right = sums.tolist()
-                history.batch_losses += torch.stack(losses).tolist()
-                test_acc = evaluate_accuracy_gpu(net, test_iter, device)
-                compute = watch.seconds()
-                row = {
-                    "epoch": epoch + 1,
-                    "loss": total / images,
-                    "train_acc": right / labels,
-                    "test_acc": test_acc,
-                    "images": images,
-                    "train_seconds": trained,
-                    "compute_seconds": compute,
-                    "images_per_second": images / trained,
-                    "examples_per_second": images / compute,
-                }
+                row, losses = _train_epoch(step, train_iter, epoch, device, animator)
+                history.batch_losses += losses
+                row["test_acc"] = evaluate_accuracy_gpu(net, test_iter, device)
                 history.rows.append(row)
-                animator.add(epoch + 1, (row["loss"], row["train_acc"], test_acc))
+                animator.add(epoch + 1, (row["loss"], row["train_acc"], row["test_acc"]))
     finally:
         animator.finish()
     rows, last = history.rows, history.rows[-1]
@@ -248,30 +217,73 @@ def _train(
     return history
 
 
+def _train_epoch(
+    step: _Step, train_iter: Iterable[Any], epoch: int, device: torch.device, animator: Animator
+) -> tuple[dict[str, Any], list[float]]:
+    """Return the epoch's row of the history, without test_acc, and the mean loss of each batch."""
+    stopwatch, start = Stopwatch(device), time.perf_counter()
+    batches = len(train_iter) if isinstance(train_iter, Sized) else 0  # 0: unknown, so no points within the epoch
+    sums = torch.zeros(2, device=device)
+    losses: list[Tensor] = []
+    images, labels = 0, 0
+    interval = max(1, batches // 5)
+    for i, (x, y) in enumerate(pairs(train_iter, device), 1):
+        stopwatch.start()
+        x, y = moved(x, device), moved(y, device)
+        step_sums, loss = step(x, y)
+        sums += step_sums
+        stopwatch.stop()
+        losses.append(loss)
+        images, labels = images + len(y), labels + y.numel()
+        if i % interval == 0 and i < batches:
+            total, correct = sums.tolist()  # synchronizes, about five times per epoch
+            animator.add(epoch + i / batches, (total / images, correct / labels, None))
+    if not losses:
+        raise CnnlabError(
+            f"train_iter yielded no batches in epoch {epoch + 1}; pass one that can be iterated in every epoch, "
+            "such as a DataLoader or a list"
+        )
+    synchronize(device)
+    train_seconds = time.perf_counter() - start
+    total, correct = sums.tolist()
+    compute_seconds = stopwatch.seconds()
+    row = {
+        "epoch": epoch + 1,
+        "loss": total / images,
+        "train_acc": correct / labels,
+        "images": images,
+        "train_seconds": train_seconds,
+        "compute_seconds": compute_seconds,
+        "images_per_second": images / train_seconds,
+        "examples_per_second": images / compute_seconds,
+    }
+    return row, torch.stack(losses).tolist()
+
+
 def _check(num_epochs: int, lr: float | None) -> None:
     if not isinstance(num_epochs, int) or num_epochs < 1:
-        raise CnnlabError(f"num_epochs={num_epochs!r}: choose a whole number from 1 on")
+        raise CnnlabError(f"num_epochs={num_epochs!r}: choose an integer from 1")
     if lr is not None and not 0 <= lr < float("inf"):
-        raise CnnlabError(f"lr={lr!r}: choose a learning rate from 0 on, as 0.1")
+        raise CnnlabError(f"lr={lr!r}: choose a learning rate from 0, such as 0.1")
 
 
 def _xavier(module: nn.Module) -> None:
-    """The manual's starting weights (X. Glorot, Y. Bengio, AISTATS 2010); of these two layers, not of their kin."""
+    """Initialize as the manual does (X. Glorot, Y. Bengio, AISTATS 2010): exactly these classes, no subclasses."""
     if type(module) in (nn.Linear, nn.Conv2d):
         nn.init.xavier_uniform_(module.weight)  # type: ignore[arg-type]
 
 
-def _settle(net: nn.Module, train_iter: Iterable[Any]) -> Iterable[Any]:
-    """Show lazy layers a batch, from which they learn the number of their inputs; returns all batches."""
+def _initialize_lazy(net: nn.Module, train_iter: Iterable[Any]) -> Iterable[Any]:
+    """Initialize lazy layers with the first batch; return an iterable of all batches."""
     if not any(is_lazy(p) for p in net.parameters()):
         return train_iter
-    place = next(net.parameters()).device
-    batches = pairs(train_iter, place)
+    device = next(net.parameters()).device
+    batches = pairs(train_iter, device)
     first = next(batches, None)
     if first is not None:
         net.eval()
         with torch.no_grad():
-            net(moved(first[0], place))
-        if isinstance(train_iter, Iterator):  # which gives each batch only once
+            net(moved(first[0], device))
+        if isinstance(train_iter, Iterator):  # it yields each batch only once
             return chain([first], batches)
     return train_iter
