@@ -484,23 +484,6 @@ def test_on_cuda_it_does_the_same() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.01)  # tf32 in the convolutions
 
 
-@pytest.mark.slow
-def test_the_section_on_lenet(fashion_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As the section goes: data, network, shapes, training; an epoch of it, on all images."""
-    torch.manual_seed(0)
-    train_iter, test_iter = d2l.load_data_fashion_mnist(batch_size=256)
-    net = nn.Sequential(
-        nn.Conv2d(1, 6, kernel_size=5, padding=2), nn.BatchNorm2d(6), nn.Sigmoid(), nn.AvgPool2d(2, stride=2),
-        nn.Conv2d(6, 16, kernel_size=5), nn.Sigmoid(), nn.AvgPool2d(2, stride=2), nn.Flatten(),
-        nn.Linear(400, 120), nn.BatchNorm1d(120), nn.Sigmoid(), nn.Linear(120, 10),
-    )  # fmt: skip
-    history = d2l.train_ch6(net, train_iter, test_iter, num_epochs=1, lr=1.0, device=d2l.try_gpu())
-    assert len(history.batch_losses) == 235
-    assert history.rows[0]["images"] == 60_000
-    assert history.rows[0]["train_acc"] > 0.6
-    assert capsys.readouterr().out.splitlines()[1].startswith(f"loss {history.rows[0]['loss']:.3f}, train acc ")
-
-
 # d2l's own functions, where they are installed
 
 
