@@ -209,7 +209,7 @@ def test_a_resume_keeps_the_number_of_threads(fashion_folder: Path, monkeypatch:
         (["--seeds", "0"], "seeds=0"),
         (["--epochs", "0"], "epochs=0"),
         (["--limit", "-1"], "limit=-1"),
-        (["--resume", "nowhere"], "nowhere is no reproduction's folder"),
+        (["--resume", "nowhere"], "nowhere has no reproduction.json"),
         (["--resume", "x", "--seeds", "2"], "leave out"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The chapter's experiments, trained again, beside the figures that the manual prints; the classical baseline too."""
+"""Train the chapter's experiments and the classical baseline; compare them with the figures that the manual prints."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from cnnlab.training.results import SeedsResult
 from cnnlab.training.session import same_device
 
 _FORMAT = "cnnlab reproduction 1"
-_START = "start"  # of the chapter: the pipeline that it begins with
+_START = "start"  # the section of the classical pipeline, with which the chapter starts
 _FORM = {
     "recipes": dict, "seeds": Number(1, 100_000, whole=True), "methods": [str], "limit": COUNT, "data_dir": str,
     "device": str, "threads": COUNT,
@@ -45,9 +45,9 @@ _FORM = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What a reproduction will train and how long that may take: seconds by experiment, estimated on this machine.
+    """What a reproduction will train. seconds: the estimated time of each experiment on this machine.
 
-    methods: those of the classical baseline, whose time is not estimated.
+    methods: those of the classical baseline; their time is not estimated.
     """
 
     recipes: dict[str, Recipe]
@@ -58,19 +58,19 @@ class Plan:
 
     @property
     def total(self) -> float:
-        """All seconds together."""
+        """The estimated seconds of all experiments."""
         return sum(self.seconds.values())
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A folder of trained experiments; `rows`: one dict of plain values an experiment, in the chapter's order."""
+    """A folder of trained experiments. rows: one dict of plain values per experiment, in the chapter's order."""
 
     path: Path
     rows: list[dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return plain values."""
         return {"folder": str(self.path), "rows": self.rows}
 
 
@@ -88,32 +88,24 @@ def reproduce(
     data_dir: str | Path | None = None,
     progress: str = "auto",
 ) -> Reproduction | None:
-    """Train the named experiments (unsaid, all of EXPERIMENTS) by the manual's recipes into a new folder.
+    """Train the named experiments with the manual's recipes into a new folder. Default: all of EXPERIMENTS.
 
     `classical`, or a name in `cnnlab.chapter.classical.METHODS`, adds the classical baseline on the same images, once.
 
-    epochs, limit: fewer epochs, or at most that many images of each split, for a quick look; such rows are marked as
-    limited. confirm: is shown the plan with the time that it may take, and answers whether to go on; None is returned
-    where it does not. An experiment that fails becomes a row that says why, and the others go on.
+    epochs, limit: for a quick try, fewer epochs, or at most that many images per split; such rows are marked as
+    limited. confirm: gets the plan with the estimated time and returns whether to train; if not, None is returned. An
+    experiment that fails becomes a row with the reason, and the others are trained.
 
-    Raises: CnnlabError for bad input, TrainingInterrupted on Ctrl-C; `resume_reproduction` goes on.
+    Raises: CnnlabError for bad input, TrainingInterrupted on Ctrl-C; `resume_reproduction` continues.
     """
-    for wanted in names:
-        if wanted not in EXPERIMENTS and wanted not in CLASSICAL and wanted != "classical":
-            raise unknown("experiment", wanted, [*EXPERIMENTS, *CLASSICAL, "classical"])
-    if seeds < 1:
-        raise CnnlabError(f"seeds={seeds}: must be at least 1")
-    here = _checked(device, threads, progress)
-    if name is not None:  # before the time that the estimate takes
-        check_name(name)
-        if (Path(runs_dir) / name).exists():
-            make_folder(Path(runs_dir) / name)  # says why it cannot
+    target = _check_arguments(names, seeds, name, Path(runs_dir), device, threads, progress)
+    changes = {k: v for k, v in (("epochs", epochs), ("limit", limit)) if v is not None}
     chosen = [n for n in EXPERIMENTS if n in names or not names]  # in the chapter's order
-    recipes = {n: _recipe(n, epochs, limit) for n in chosen}
+    recipes = {n: find_recipe(EXPERIMENTS[n].recipe).changed(**changes) for n in chosen}
     options = SourceOptions(data_dir=data_folder(data_dir))
     sizes = _sizes(recipes, options)
     if recipes and progress != "none":
-        make_display(progress).message(f"measuring some steps of {len(recipes)} networks, to say how long it takes")
+        make_display(progress).message(f"timing a few steps of {len(recipes)} networks to estimate the duration")
     methods = tuple(m for m in CLASSICAL if m in names or "classical" in names)
     plan = Plan(recipes, seeds, _estimate(recipes, sizes, seeds, device, threads), methods, limit or 0)
     if not confirm(plan):
@@ -126,7 +118,7 @@ def reproduce(
         "methods": methods,
         "limit": limit or 0,
         "data_dir": str(Path(options.data_dir).absolute()),
-        "device": str(here),
+        "device": str(target),
         "threads": threads or available_cores(),
         "estimated_seconds": plan.seconds,
     }
@@ -134,8 +126,25 @@ def reproduce(
         write_json(path / "reproduction.json", content)
     except OSError as error:
         raise CnnlabError(f"cannot write into {path}: {reason(error)}; name another folder with --runs-dir") from error
-    common = {"device": str(here), "threads": content["threads"], "data_dir": data_dir, "progress": progress}
+    common = {"device": str(target), "threads": content["threads"], "data_dir": data_dir, "progress": progress}
     return _run(path, recipes, seeds, methods, limit or 0, common)
+
+
+def _check_arguments(
+    names: Sequence[str], seeds: int, name: str | None, runs_dir: Path, device: str, threads: int | None, progress: str
+) -> torch.device:
+    """Return the device; check the other arguments before the time is estimated."""
+    for experiment in names:
+        if experiment not in EXPERIMENTS and experiment not in CLASSICAL and experiment != "classical":
+            raise unknown("experiment", experiment, [*EXPERIMENTS, *CLASSICAL, "classical"])
+    if seeds < 1:
+        raise CnnlabError(f"seeds={seeds}: must be at least 1")
+    target = _check_options(device, threads, progress)
+    if name is not None:
+        check_name(name)
+        if (runs_dir / name).exists():
+            make_folder(runs_dir / name)  # raises the error that says how to resume it
+    return target
 
 
 def resume_reproduction(
@@ -147,14 +156,14 @@ def resume_reproduction(
     data_dir: str | Path | None = None,
     progress: str = "auto",
 ) -> Reproduction:
-    """Go on with an interrupted reproduction; what is finished is kept, and rows that failed are tried again.
+    """Resume an interrupted reproduction: keep finished rows, and train failed rows again.
 
-    Device, threads and data folder are those that it began with, unless others are given. Raises: as `reproduce`.
+    Device, threads and data folder: Default: those of its start. Raises: as `reproduce`.
     """
-    _checked(device, threads, progress)
+    _check_options(device, threads, progress)
     folder = next((f for f in (Path(path), Path(runs_dir) / path) if (f / "reproduction.json").is_file()), None)
     if folder is None:
-        raise CnnlabError(f"{path} is no reproduction's folder (no reproduction.json)")
+        raise CnnlabError(f"{path} has no reproduction.json; name a folder that cnnlab reproduce created")
     content = read_json(folder / "reproduction.json")
     try:
         if content["format"] != _FORMAT:
@@ -162,30 +171,24 @@ def resume_reproduction(
         check(folder / "reproduction.json", content, _FORM)
         recipes = {n: Recipe.from_dict(values) for n, values in content["recipes"].items()}
         seeds = content["seeds"]
-        began = Path(content["data_dir"])
+        first_data_dir = Path(content["data_dir"])
         methods, limit = tuple(content["methods"]), content["limit"]
         if threads is None:
             threads = max(1, min(content["threads"], available_cores()))
         if device == "auto":
             device = same_device(content["device"])
         if not (recipes.keys() <= EXPERIMENTS.keys() and set(methods) <= CLASSICAL.keys()):
-            raise CnnlabError("it has experiments that this cnnlab does not know")
+            raise CnnlabError("unknown experiments; use the version of cnnlab that wrote it")
     except (CnnlabError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CnnlabError(f"{folder / 'reproduction.json'} is damaged: {reason(error)}") from error
-    if data_dir is None and began.is_dir():
-        data_dir = began
+    if data_dir is None and first_data_dir.is_dir():
+        data_dir = first_data_dir
     common = {"device": device, "threads": threads, "data_dir": data_dir, "progress": progress}
     return _run(folder, recipes, seeds, methods, limit, common)
 
 
-def _recipe(name: str, epochs: int | None, limit: int | None) -> Recipe:
-    recipe = find_recipe(EXPERIMENTS[name].recipe)
-    changes = {k: v for k, v in (("epochs", epochs), ("limit", limit)) if v is not None}
-    return recipe.changed(**changes)
-
-
 def _sizes(recipes: dict[str, Recipe], options: SourceOptions) -> dict[str, dict[str, int]]:
-    """How many images of each split each experiment will use; finds missing or damaged files before hours of work."""
+    """Return the number of images per split of each experiment; missing or damaged data is found here, early."""
     whole: dict[tuple[str, str], int] = {}
     sizes: dict[str, dict[str, int]] = {}
     for name, recipe in recipes.items():
@@ -202,7 +205,7 @@ def _sizes(recipes: dict[str, Recipe], options: SourceOptions) -> dict[str, dict
 def _run(
     path: Path, recipes: dict[str, Recipe], seeds: int, methods: Sequence[str], limit: int, common: dict[str, Any]
 ) -> Reproduction:
-    names = [*methods, *recipes]  # the chapter begins with the former
+    names = [*methods, *recipes]  # the chapter starts with the classical methods
     done = _finished(path)
     for number, name in enumerate(names, 1):
         if name in done:
@@ -217,7 +220,7 @@ def _run(
                 row = _row(name, recipes[name], _train(path, name, recipes[name], seeds, common))
         except KeyboardInterrupt as error:
             stopped = TrainingInterrupted(
-                f"stopped at {name}, {number} of {len(names)} experiments; what is finished is kept. Continue with: "
+                f"stopped at {name}, {number} of {len(names)} experiments; finished ones are kept; continue with: "
                 f"cnnlab reproduce --resume {path}"
             )
             stopped.code = getattr(error, "code", stopped.code)
@@ -231,27 +234,27 @@ def _run(
     return Reproduction(path, [done[n] for n in names])
 
 
-def _checked(device: str, threads: int | None, progress: str) -> torch.device:
-    """The device; what is wrong with the others is said before anything is done."""
+def _check_options(device: str, threads: int | None, progress: str) -> torch.device:
+    """Return the device; check the other two."""
     check_threads(threads)
     make_display(progress)
     return pick_device(device)
 
 
 def _finished(path: Path) -> dict[str, dict[str, Any]]:
-    """The rows of an earlier call, without those that failed; none where their file is missing or damaged."""
+    """Return the rows of an earlier call that did not fail; none if their file is missing or damaged."""
     try:
         rows = [row for row in read_json(path / "results.json")["rows"] if "failed" not in row and row["test_acc"]["n"]]
-        markdown(rows)  # can they be told?
+        markdown(rows)  # raises if they are damaged
         return {row["name"]: row for row in rows}
     except (CnnlabError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return {}
 
 
 def _train(path: Path, name: str, recipe: Recipe, seeds: int, common: dict[str, Any]) -> SeedsResult:
-    """What of an experiment's seeds is not finished."""
+    """Train the seeds of an experiment that are not finished."""
     with contextlib.suppress(OSError):
-        (path / name).rmdir()  # empty: the process was killed before it wrote anything
+        (path / name).rmdir()  # empty if the process was killed before it wrote anything
     if (path / name / "seeds.json").exists():
         result = training.resume(path / name, **common)
     else:
@@ -261,14 +264,14 @@ def _train(path: Path, name: str, recipe: Recipe, seeds: int, common: dict[str, 
 
 
 def _classical_row(path: Path, name: str, limit: int, common: dict[str, Any]) -> dict[str, Any]:
-    """A method's row, kept in a file of its own as soon as it is there."""
+    """Return a classical method's row; its result is saved in its own file."""
     file = path / f"{name}.json"
     if file.exists():
         result = read_json(file)
     else:
-        data = find_recipe(EXPERIMENTS["lenet"].recipe).data  # the same for all
-        found = classical(data, [name], data_dir=common["data_dir"], limit=limit, threads=common["threads"])[0]
-        result = found.to_dict()
+        data = find_recipe(EXPERIMENTS["lenet"].recipe).data  # the same for all experiments
+        options = {"data_dir": common["data_dir"], "threads": common["threads"]}
+        result = classical(data, [name], limit=limit, **options)[0].to_dict()
         write_json(file, result)
     try:
         counts, limited = result["counts"], ""
@@ -316,7 +319,7 @@ def _row(name: str, recipe: Recipe, result: SeedsResult) -> dict[str, Any]:
         "section": experiment.section,
         "title": experiment.title,
         "recipe": experiment.recipe,
-        "limited": ", ".join(limits),  # empty where the row ran in full
+        "limited": ", ".join(limits),  # empty for a full run
         "epochs": recipe.epochs,
         "images": images,
         "seeds": result.summary["seeds"],
@@ -333,7 +336,7 @@ def _row(name: str, recipe: Recipe, result: SeedsResult) -> dict[str, Any]:
 
 
 def _first_batch_norm(run: runs.Run) -> dict[str, Any]:
-    """What the first batch norm has learned, as the manual prints it for its own layer; nothing for the others."""
+    """Return gamma and beta of a LeNet's first batch norm, which the manual prints; {} for other networks."""
     if not run.recipe.model.startswith("lenet-bn"):
         return {}
     for layer in load_network(run).modules():
@@ -350,25 +353,18 @@ def _save(path: Path, rows: list[dict[str, Any]]) -> None:
         write_atomic(path / "table.md", markdown(rows))
     except OSError as error:
         raise CnnlabError(
-            f"cannot write into {path}: {reason(error)}; then go on with: cnnlab reproduce --resume {path}"
+            f"cannot write into {path}: {reason(error)}; then continue with: cnnlab reproduce --resume {path}"
         ) from error
 
 
-# How long will it take?
-
-
 def _estimate(
-    recipes: dict[str, Recipe],
-    sizes: dict[str, dict[str, int]],
-    seeds: int,
-    device: str,
-    threads: int | None,
+    recipes: dict[str, Recipe], sizes: dict[str, dict[str, int]], seeds: int, device: str, threads: int | None
 ) -> dict[str, float]:
-    """Seconds of each experiment, from a few real steps on random images."""
-    here = pick_device(device)
+    """Return the estimated seconds of each experiment, from a few real steps on random images."""
+    target = pick_device(device)
     seconds = {}
     for name, recipe in recipes.items():
-        step = _seconds_per_image(recipe, here, threads)
+        step = _seconds_per_image(recipe, target, threads)
         # An evaluation is the forward pass alone, a third of a step.
         epoch = (sizes[name]["train"] + sizes[name]["test"] / 3) * step
         seconds[name] = seeds * recipe.epochs * epoch
