@@ -146,7 +146,7 @@ def test_an_experiment_that_fails_does_not_stop_the_others(
 
 def test_the_command(cnnlab: Command, fashion_folder: Path) -> None:
     options = ("--limit", 200, "--epochs", 1, "--data-dir", fashion_folder)
-    assert "give --yes" in one_line_error_after_plan(cnnlab("reproduce", "lenet-bn", *options))
+    assert "--yes" in one_line_error_after_plan(cnnlab("reproduce", "lenet-bn", *options))
     answer = cnnlab("reproduce", "lenet-bn", *options, "--yes")
     assert answer.returncode == 0, answer.stderr
     assert "in all on this machine" in answer.stderr
