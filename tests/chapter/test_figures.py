@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 import shutil
 import sys
@@ -27,7 +26,7 @@ from cnnlab.models import MODELS, build_model
 from cnnlab.models.resnet import Residual
 from cnnlab.recipes import RECIPES
 from cnnlab.training.checkpoint import save_weights
-from cnnlab.training.runs import Run, create_run
+from cnnlab.training.runs import Run, create_run, write_metrics
 
 SVG = "{http://www.w3.org/2000/svg}"
 DIAGRAMS = [name for name, figure in FIGURES.items() if figure.draw is not None]
@@ -373,7 +372,7 @@ def test_the_epoch_of_the_weights_is_told(tmp_path: Path) -> None:
     run, _ = saved_run(tmp_path / "run", "lenet", 1, 28)
     row = {"loss": 1.0, "train_acc": 0.5, "images": 1, "train_seconds": 1.0, "seconds": 1.0}
     rows = [{"epoch": i + 1, "val_acc": acc, **row} for i, acc in enumerate((0.3, 0.6, 0.6))]
-    run.metrics_file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    write_metrics(run, rows)
     assert "best.safetensors (epoch 2)" in filters(run).texts[0].get_text()
     assert "last.safetensors (epoch 3)" in filters(run, "last").texts[0].get_text()
 

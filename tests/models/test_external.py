@@ -169,7 +169,7 @@ def test_training_starts_from_published_weights_and_reading_the_run_needs_none(h
     run = train(recipe, progress="none").run
     state = torch.load(next(hub.iterdir()), weights_only=True)
     next(hub.iterdir()).unlink()
-    model = load_model(run, run.weights("last"))
+    model = load_model(run, weights="last").network
     assert torch.equal(model.layer1[0].conv1.weight, state["layer1.0.conv1.weight"])  # type: ignore[index,union-attr]
     assert open_run(run.path).recipe.model == "torchvision:resnet18.IMAGENET1K_V1"
 
