@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
 import shutil
-import tarfile
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 from cnnlab.d2l.data import OLD_FOLDER
 from cnnlab.data import data_folder
+from cnnlab.data.archives import unpack
 from cnnlab.data.download import checksum
 from cnnlab.data.download import download as fetch
 from cnnlab.io.csv import first, quoted, read_header, read_table
@@ -74,14 +71,7 @@ def download_extract(name: str, folder: str | None = None) -> str:
     if not extension:
         raise CnnlabError(f"cannot unpack {path}; use a .zip, .tar, .tar.gz or .tgz file")
     try:
-        if extension == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                archive.extractall(path.parent)  # noqa: S202 - removes drive letters and ".." from members' names
-        else:
-            with tarfile.open(path) as tar:
-                tar.extractall(path.parent, filter="data")
-    except (EOFError, RuntimeError, gzip.BadGzipFile, zipfile.BadZipFile, tarfile.TarError, zlib.error) as error:
-        raise CnnlabError(f"{path} is damaged: {reason(error)}; delete it and call again to download it") from error
+        unpack(path, path.parent)
     except OSError as error:
         raise CnnlabError(f"cannot unpack {path} into {path.parent}: {reason(error)}") from error
     return str(path.parent / (folder if folder is not None else path.name[: -len(extension)]))
