@@ -358,7 +358,7 @@ def test_reference_pages_name_everything(site: Path) -> None:
         assert name in recipes, name
     for name in set(package.__all__) - {"__version__"}:
         assert name in python, name
-    assert "Go on with an interrupted run" in commands
+    assert "Resume an interrupted run" in commands
 
 
 def test_both_languages_can_be_searched(site: Path) -> None:
