@@ -84,7 +84,7 @@ def build(work: Path, images: int) -> Path:
 
 
 def child_cnnlab(folder: Path, scratch: Path) -> None:
-    from cnnlab.competition.prepare import prepare_store
+    from cnnlab.competition.prepare_store import prepare_store
 
     prepare_store(folder, store=scratch / "store")
 

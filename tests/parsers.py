@@ -28,7 +28,7 @@ from cnnlab.cli.runs import run_list, run_rows
 from cnnlab.competition import submission
 from cnnlab.competition.grade import grade
 from cnnlab.competition.labels import check_labels
-from cnnlab.competition.prepare import prepare_store
+from cnnlab.competition.prepare_store import prepare_store
 from cnnlab.data import archives, fashion_mnist
 from cnnlab.data.images import bombs_refused, decode, probe
 from cnnlab.data.store import Store, intact, open_store

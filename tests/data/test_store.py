@@ -27,14 +27,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cnnlab.competition import prepare
+from cnnlab.competition import prepare_store as module
 from cnnlab.competition.decoders import Decoders
 from cnnlab.competition.layout import Layout, match, natural, plain_id
-from cnnlab.competition.prepare import prepare_store
+from cnnlab.competition.prepare_store import prepare_store
 from cnnlab.data import SourceOptions, data_folder
-from cnnlab.data.decode import Job
 from cnnlab.data.store import Store, load, open_store
 from cnnlab.io.csv import read_table
+from cnnlab.io.decode import Job
 from cnnlab.io.errors import CnnlabError
 
 SPECIES = Layout(labels="species.csv", sample="sample.csv", id_column="file", label_column="species")
@@ -234,7 +234,7 @@ def test_writing_to_the_images_does_not_reach_the_store(made: Made) -> None:
 def test_processes_give_the_same_store(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made.train = {f"{i}": png(i, channels=3) for i in range(1500)}
     made.labels = [(name, "ab"[i % 2]) for i, name in enumerate(made.train)]
-    monkeypatch.setattr(prepare, "available_cores", lambda: 3)
+    monkeypatch.setattr(module, "available_cores", lambda: 3)
     folder = made.write()
     assert same(run(folder, tmp_path / "a", workers=1), run(folder, tmp_path / "b", workers=3))
 
@@ -271,7 +271,7 @@ def test_a_store_of_other_files_is_not_replaced(made: Made, tmp_path: Path) -> N
 
 
 def test_unsaid_the_store_is_in_the_users_cache(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "user_cache_dir", lambda name: str(tmp_path / "cache"))
     found = prepare_store(made.write(), layout=SPECIES)
     assert found.path == tmp_path / "cache" / "stores" / f"leaves-{found.info['key']}"
     assert prepare_store(made.root, layout=SPECIES).path == found.path
@@ -310,7 +310,7 @@ def test_killed_in_the_middle(made: Made, tmp_path: Path) -> None:
     folder = made.write()
     code = (
         "import sys, time, os; from pathlib import Path; from cnnlab.competition import preparation\n"
-        "from cnnlab.competition.layout import Layout; from cnnlab.competition.prepare import prepare_store\n"
+        "from cnnlab.competition.layout import Layout; from cnnlab.competition.prepare_store import prepare_store\n"
         "def wait(*call):\n    print('now', flush=True); time.sleep(60)\n"
         f"prepare_store(Path({str(folder)!r}), store=Path('store'), layout={SPECIES!r}, report=wait)"
     )
@@ -338,7 +338,7 @@ def test_ctrl_c_leaves_nothing(made: Made, tmp_path: Path) -> None:
 def test_two_processes_prepare_it_once(made: Made, tmp_path: Path) -> None:
     folder = made.write()
     code = (
-        "from pathlib import Path; from cnnlab.competition.layout import Layout; from cnnlab.competition.prepare import prepare_store\n"
+        "from pathlib import Path; from cnnlab.competition.layout import Layout; from cnnlab.competition.prepare_store import prepare_store\n"
         f"prepare_store(Path({str(folder)!r}), store=Path('store'), layout={SPECIES!r}, report=lambda *call: print(call[0]))"
     )
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(2)]
@@ -605,7 +605,7 @@ def test_a_complete_store_needs_no_lock(made: Made, monkeypatch: pytest.MonkeyPa
     folder = made.write()
     first = run(folder)
     Path("store.lock").unlink()
-    monkeypatch.setattr(prepare, "FileLock", lambda path: pytest.fail("a read-only place has no lock"))
+    monkeypatch.setattr(module, "FileLock", lambda path: pytest.fail("a read-only place has no lock"))
     assert same(run(folder), first)
 
 
@@ -664,7 +664,7 @@ def spoiled(content: bytes) -> bytes:
 
 
 def test_damaged_images_are_named(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "available_cores", lambda: 2)
+    monkeypatch.setattr(module, "available_cores", lambda: 2)
     made.train["leaf-7b"] = spoiled(made.train["leaf-7b"])
     made.train["leaf-9a"] = b"no image"
     for workers in (1, 2):
@@ -769,7 +769,7 @@ def test_a_decoding_process_that_dies(tmp_path: Path) -> None:
 
 
 def test_decoding_processes_are_light_and_end_with_us(tmp_path: Path) -> None:
-    code = "import sys, cnnlab.data.decode; assert not {'torch', 'matplotlib', 'scipy'} & sys.modules.keys()"
+    code = "import sys, cnnlab.io.decode; assert not {'torch', 'matplotlib', 'scipy'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
     code = (
         "import os, signal; from cnnlab.competition.decoders import Decoders\n"

@@ -32,7 +32,7 @@ import cnnlab as package
 from cnnlab import Recipe, train
 from cnnlab.chapter.experiments import markdown
 from cnnlab.competition.layout import Layout, Place
-from cnnlab.competition.prepare import prepare_store
+from cnnlab.competition.prepare_store import prepare_store
 from cnnlab.data import archives
 from cnnlab.data.archives import open_archive
 from cnnlab.data.folder import load as load_folder
@@ -389,7 +389,7 @@ def test_the_largest_image_that_is_decoded_takes_bounded_memory(tmp_path: Path) 
     (tmp_path / "a.png").write_bytes(image("PNG", "P", (9400, 9400)))
     assert (tmp_path / "a.png").stat().st_size < 100_000
     told, mib = in_a_child(
-        tmp_path, "from cnnlab.data.decode import bombs_refused, decode",
+        tmp_path, "from cnnlab.io.decode import bombs_refused, decode",
         "with bombs_refused(): decode('a.png', 3, 64, 'pad')",
     )  # fmt: skip
     assert told == "accepted"

@@ -10,7 +10,7 @@ import pytest
 
 from cnnlab import Recipe, train
 from cnnlab.competition.layout import Layout
-from cnnlab.competition.prepare import prepare_store
+from cnnlab.competition.prepare_store import prepare_store
 from cnnlab.machine import doctor
 from conftest import Command, one_line_error
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from cnnlab.data.decode import Job, Trouble, decode_into, write_batch
+from cnnlab.io.decode import Job, Trouble, decode_into, write_batch
 from cnnlab.io.errors import CnnlabError, reason
 
 _BATCH = 256
@@ -127,7 +127,7 @@ def _start() -> subprocess.Popen[bytes]:
     paths = [home, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     # Ctrl-C is for us, hence a group of their own; the end of the pipe is for them.
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "cnnlab.data.decode"],
+        [sys.executable, "-P", "-m", "cnnlab.io.decode"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},

@@ -15,11 +15,11 @@ import numpy as np
 from cnnlab.competition.decoders import Decoders
 from cnnlab.competition.layout import Layout, Place, match, member_ids, natural
 from cnnlab.data.archives import Archive, shown
-from cnnlab.data.decode import Job, Trouble
 from cnnlab.data.images import BadImage, bombs_refused, decode, probe
 from cnnlab.data.imageset import Report
 from cnnlab.data.store import FORMAT, fingerprint
 from cnnlab.io.csv import Table, read_table
+from cnnlab.io.decode import Job, Trouble
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.files import write_atomic, write_json
 from cnnlab.recipe import LARGEST_SIDE

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from cnnlab.competition.layout import Layout
-from cnnlab.competition.prepare import prepare_store
+from cnnlab.competition.prepare_store import prepare_store
 from cnnlab.data import data_folder
 from cnnlab.data.imageset import SourceOptions, sample_rows
 from cnnlab.data.loader import Preprocessing

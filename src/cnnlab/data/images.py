@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 # These live where no torch is imported: the processes that decode need nothing else.
-from cnnlab.data.decode import ENDINGS, FITS, BadImage, bombs_refused, decode, probe, square_pixels
+from cnnlab.io.decode import ENDINGS, FITS, BadImage, bombs_refused, decode, probe, square_pixels
 from cnnlab.io.errors import CnnlabError
 
 __all__ = ["ENDINGS", "FITS", "BadImage", "bombs_refused", "decode", "flatten", "image_files", "pixels", "probe"]

@@ -1,6 +1,6 @@
 """One image file -> (C, H, W) uint8, without torch, so that a process which only decodes starts at once.
 
-`python -m cnnlab.data.decode` is such a process: see cnnlab.competition.decoders, which starts and feeds it.
+`python -m cnnlab.io.decode` is such a process: see cnnlab.competition.decoders, which starts and feeds it.
 """
 
 from __future__ import annotations
