@@ -9,10 +9,12 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from cnnlab.data.download import download
 from cnnlab.io.errors import CnnlabError
@@ -208,3 +210,58 @@ def test_fashion_mnist_from_a_server_of_ones_own(
 class QuietFiles(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         pass
+
+
+HOLD = """
+import sys, time
+from filelock import FileLock
+with FileLock("file.gz.lock"):
+    print("locked", flush=True)
+    time.sleep(float(sys.argv[1]))
+"""
+
+
+def test_waiting_for_another_process_is_reported_and_ends_with_it(server: Server, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, "600"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        reports: list[str] = []
+
+        def report(what: str, done: int, total: int) -> None:
+            reports.append(what)
+            holder.kill()  # at the first report: the system then releases the lock
+
+        download([server.url], tmp_path / "file.gz", md5=MD5, report=report)
+    assert "waiting for another process" in reports[0]
+    assert "file.gz.lock" in reports[0]
+    assert not any("waiting" in what for what in reports[1:])
+    assert (tmp_path / "file.gz").read_bytes() == CONTENT
+
+
+def test_a_process_that_holds_the_lock_and_writes_nothing_is_not_waited_for(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cnnlab.data.download._STALLED", 1.0)
+    with FileLock(tmp_path / "file.gz.lock", thread_local=False):
+        failures: list[str] = []
+
+        def call() -> None:
+            try:
+                download([server.url], tmp_path / "file.gz", md5=MD5)
+            except CnnlabError as error:
+                failures.append(str(error))
+
+        thread = threading.Thread(target=call)
+        start = time.monotonic()
+        thread.start()
+        while time.monotonic() - start < 2:  # a slow download: waited for while the file grows
+            with (tmp_path / "file.gz.part").open("ab") as file:
+                file.write(b"x")
+            time.sleep(0.1)
+        assert not failures
+        thread.join(30)
+    assert len(failures) == 1
+    assert "file.gz.lock" in failures[0]
+    assert server.requests == []

@@ -1,4 +1,4 @@
-"""Downloading one file: verified, continued after an interruption, safe for two processes at once."""
+"""Download a file: verified, resumed after an interruption, safe for two processes at once."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from filelock import FileLock
-
 from cnnlab.data.imageset import Report, no_report
 from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.lock import file_lock
 
 _CHUNK = 1 << 18
 _TIMEOUT = 30  # seconds without a byte
-_LARGEST = 1 << 30  # bytes: a server that never ends must not fill the disk
+_LIMIT = 1 << 30  # bytes: an endless response must not fill the disk
+_STALLED = 120.0  # seconds that the process we wait for may write nothing: several timeouts
 
 
 def download(urls: Sequence[str], path: Path, *, md5: str = "", sha1: str = "", report: Report = no_report) -> None:
-    """Fetch `path` from the first of `urls` that gives a file with the right `md5`, or the right `sha1`.
+    """Download `path` from the first of `urls` that has a file with the right `md5` or `sha1`.
 
-    The bytes go to `path` + `.part`, which a later call continues where this one was stopped; only a verified file
-    gets the name `path`. Of several processes one downloads while the others wait, then find it done.
+    The bytes go to `path`.part, which a later call continues; only a verified file gets the name `path`. If several
+    processes ask for the same file, one downloads it and the others wait; they report this, and give up if nothing
+    arrives for two minutes.
 
-    Raises: CnnlabError with one line that says what failed at each address and what to do by hand.
+    Raises: CnnlabError that says what failed at each address and what to do by hand.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(path) + ".lock"):
+        with file_lock(path, report, progress=_part(path), stalled=_STALLED):
             if not path.exists():
                 _fetch_any(urls, path, "sha1" if sha1 else "md5", sha1 or md5, report)
     except OSError as error:
@@ -39,12 +40,16 @@ def download(urls: Sequence[str], path: Path, *, md5: str = "", sha1: str = "", 
         ) from error
 
 
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
 def _fetch_any(urls: Sequence[str], path: Path, kind: str, wanted: str, report: Report) -> None:
-    part = path.with_name(path.name + ".part")
+    part = _part(path)
     failures = []
     for url in urls:
         try:
-            # What an earlier, interrupted call left may be of another file: then it is fetched from the start.
+            # An interrupted call may have left a part of another file: then start again.
             for fresh in (False, True):
                 if fresh:
                     part.unlink(missing_ok=True)
@@ -62,13 +67,13 @@ def _fetch_any(urls: Sequence[str], path: Path, kind: str, wanted: str, report: 
             why = error.reason if isinstance(error, urllib.error.URLError) else error
             failures.append(f"{url}: {reason(why) if isinstance(why, BaseException) else why}")
     raise CnnlabError(
-        f"cannot download {path.name} ({'; '.join(failures)}); check the network and run again (what has arrived is "
-        f"kept), or put the file ({kind.upper()} {wanted}) into {path.parent} by hand"
+        f"cannot download {path.name} ({'; '.join(failures)}); check the network and run again (the "
+        f"download continues where it stopped), or put the file ({kind.upper()} {wanted}) into {path.parent} by hand"
     )
 
 
 def _fetch(url: str, part: Path, report: Report) -> None:
-    """Append to `part` what it lacks, or start again where the server cannot continue."""
+    """Append the missing bytes to `part`, or start again if the server cannot continue."""
     start = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "cnnlab"})  # noqa: S310 - the caller's addresses
     if start:
@@ -76,7 +81,7 @@ def _fetch(url: str, part: Path, report: Report) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310
     except urllib.error.HTTPError as error:
-        if error.code == 416 and start:  # nothing lies behind our last byte: the checksum will judge it
+        if error.code == 416 and start:  # there is nothing after our last byte; the checksum will tell
             return
         raise
     with response:
@@ -87,8 +92,8 @@ def _fetch(url: str, part: Path, report: Report) -> None:
         with part.open("ab" if continued else "wb") as file:
             while chunk := _read(response):
                 done += len(chunk)
-                if done > _LARGEST:
-                    raise http.client.HTTPException(f"more than {_LARGEST:,} bytes")
+                if done > _LIMIT:
+                    raise http.client.HTTPException(f"more than {_LIMIT:,} bytes")
                 file.write(chunk)
                 report(f"downloading {part.name.removesuffix('.part')}", done, total)
         if total and done < total:
@@ -98,11 +103,11 @@ def _fetch(url: str, part: Path, report: Report) -> None:
 def _read(response: http.client.HTTPResponse) -> bytes:
     try:
         return response.read(_CHUNK)
-    except OSError as error:  # the network's trouble, not the disk's
+    except OSError as error:  # an error of the network, not of the disk
         raise http.client.HTTPException(reason(error)) from error
 
 
 def checksum(path: Path, kind: str) -> str:
-    """The file's sum, as the publishers give it; kind: md5 or sha1. It guards against damage, not against an enemy."""
+    """Return the file's checksum; kind: md5 or sha1. It protects against damage, not against an attacker."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
