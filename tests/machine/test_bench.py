@@ -77,7 +77,7 @@ def test_figures(fixed: list[int], tmp_path: Path) -> None:
     assert "peak, float32: 10 GFLOP/s (1x1 convolution, 1024 x 1024" in text
 
 
-def test_unsaid_the_chapters_nine_at_the_manuals_sizes(
+def test_default_is_the_chapters_nine_networks_at_the_books_sizes(
     fixed: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(module, "COUNT", 300)
@@ -126,9 +126,7 @@ def test_a_busy_moment_at_the_start_does_not_lower_the_peak(
     assert found.rows[0]["fraction_of_peak"] == pytest.approx(6 * LENET * 500 / 4e9)
 
 
-def test_what_is_too_large_is_a_row_that_says_so(
-    fixed: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_running_out_of_memory_is_a_row(fixed: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module, "fastest_plan", lambda *a: (Plan(threads=1), math.inf))
     found = bench(["lenet"], precision="float32", accuracy=False, data_dir=tmp_path / "data", batch_size=99)
     assert found.rows[0]["failed"] == "out of memory with batches of 99"
@@ -218,12 +216,12 @@ def test_command(cnnlab: Command, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (("lenett",), "unknown model 'lenett'; did you mean lenet"),
         (("lenet", "--image-size", 8), "12x12"),
         (("lenet", "--image-size", -1), "image_size=-1"),
-        (("lenet", "--batch-size", 1), "batch_size=1: must lie between 2 and 60000"),
+        (("lenet", "--batch-size", 1), "batch_size=1: must be between 2 and 60000"),
         (("lenet", "--batch-size", 60_001), "batch_size=60001"),
         (("lenet", "--precision", "float8"), "choose one of auto, float32, bfloat16"),
         (("lenet", "--precision", "float16"), "choose one of auto, float32, bfloat16"),
@@ -234,9 +232,9 @@ def test_command(cnnlab: Command, tmp_path: Path) -> None:
         (("lenet", "--out", "a-file/inside"), "a-file"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(cnnlab: Command, args: tuple[object, ...], told: str) -> None:
+def test_bad_input_is_one_line_and_leaves_nothing(cnnlab: Command, args: tuple[object, ...], message: str) -> None:
     Path("a-file").touch()
-    assert told in one_line_error(cnnlab("bench", *args))
+    assert message in one_line_error(cnnlab("bench", *args))
     assert not list(Path().glob("runs/*"))
 
 
@@ -290,7 +288,7 @@ def test_fashion_mnist_is_there_when_all_four_files_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("n", [64, 512])
-def test_the_peaks_two_ways_give_one_product(n: int) -> None:
+def test_both_ways_to_the_peak_compute_the_same_product(n: int) -> None:
     both = products(n, CPU, torch.float32)
     product, image = both["mm"](), both["conv"]()
     assert image.is_contiguous(memory_format=torch.channels_last)
@@ -315,7 +313,7 @@ def test_peak_memory() -> None:
     assert again < after - 0.9 * held
 
 
-def test_peak_memory_is_not_told_where_it_cannot_be_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_memory_is_none_if_the_system_does_not_report_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> int:
         raise OSError("read-only")
 

@@ -1,4 +1,4 @@
-"""`cnnlab doctor` and `cnnlab data verify`: what is well is said to be well, what is not is named."""
+"""`cnnlab doctor` and `cnnlab data verify` report what works and name what does not."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from cnnlab.machine import doctor
 from conftest import Command, one_line_error
 
 
-def test_all_is_well_here(quick: Recipe, cnnlab: Command, tmp_path: Path) -> None:
+def test_a_working_installation_has_no_failed_check(quick: Recipe, cnnlab: Command, tmp_path: Path) -> None:
     train(quick.changed(epochs=1), name="mine")
     answer = cnnlab("doctor", "--data-dir", tmp_path / "none")
     assert answer.returncode == 0, answer.stdout
     lines = answer.stdout.splitlines()
     assert not [line for line in lines if line.startswith("failed")]
-    for text in ("ok      system: ", "ok      device: cpu", "arithmetic, float32: a convolution is right to",
+    for text in ("ok      system: ", "ok      device: cpu", "arithmetic, float32: the largest error of a convolution is",
                  "training step: the same bits twice", "disk, runs: ", "ok      runs: 1 finished in runs",
                  "note    fashion-mnist: not in ", "digits: train: 1,438 images, 1 x 8 x 8, 10 classes"):  # fmt: skip
         assert any(text in line for line in lines), text
@@ -38,7 +38,7 @@ def test_damaged_and_unfinished_runs_are_named(quick: Recipe, cnnlab: Command) -
     Path("runs/bad/run.json").write_text("{")
     answer = cnnlab("doctor")
     assert answer.returncode == 1
-    assert "note    runs: runs/open is not finished; go on with: cnnlab train --resume runs/open" in answer.stdout
+    assert "note    runs: runs/open is not finished; continue with: cnnlab train --resume runs/open" in answer.stdout
     assert "failed  runs: runs/bad/run.json is damaged" in answer.stdout
 
 
@@ -65,22 +65,9 @@ def test_wrong_arithmetic_and_old_packages_are_named(monkeypatch: pytest.MonkeyP
     )
     answer = cnnlab("doctor")
     assert answer.returncode == 1
-    for text in ("failed  arithmetic, float32", "is older than 99; pip install -U torch", "no-such-package is not there", 'is too new; pip install "pillow<1"',
-                 "note    extras: not there, and needed only where asked for: k"):  # fmt: skip
+    for text in ("failed  arithmetic, float32", 'pip install "torch>=99"', "no-such-package is missing", 'pip install "pillow<1,>=0.1"',
+                 "note    extras: not installed, and optional: k"):  # fmt: skip
         assert text in answer.stdout
-
-
-@pytest.mark.parametrize(
-    ("line", "told"),
-    [
-        ("torch>=2.11", ("torch", "2.11", "", "")),
-        ("py7zr<1.2,>=1.1.3; extra == 'kaggle'", ("py7zr", "1.1.3", "1.2", "kaggle")),
-        ("opencv-python-headless>=4.10 ; extra == \"classical\"", ("opencv-python-headless", "4.10", "", "classical")),
-        ("cnnlab[classical,timm]; extra == 'all'", ("cnnlab", "", "", "all")),
-    ],
-)  # fmt: skip
-def test_requirements_are_read(line: str, told: tuple[str, str, str, str]) -> None:
-    assert doctor._requirement(line) == told
 
 
 def test_verify_a_folder_names_every_damaged_image(cnnlab: Command, shapes: Path) -> None:
@@ -131,7 +118,7 @@ def test_verify_a_store(cnnlab: Command, tmp_path: Path, shapes: Path) -> None:
     prepare_store(folder, store=tmp_path / "store", layout=Layout(), workers=1)
     answer = cnnlab("data", "verify", f"store:{tmp_path / 'store'}")
     assert answer.returncode == 0, answer.stdout
-    assert "its images, ids and labels are those that were prepared" in answer.stdout
+    assert "its images, ids and labels are as prepared" in answer.stdout
     pixels = tmp_path / "store" / "train.npy"
     content = bytearray(pixels.read_bytes())
     content[-1] ^= 1

@@ -45,6 +45,13 @@ MANUAL = {
 }
 GOLDEN = Path(__file__).parents[1] / "golden"
 every_model = pytest.mark.parametrize("name", MODELS)
+# One name for each way of computing: layers, blocks, shortcuts. The names beside them differ in depth, width or size.
+FAMILIES = [
+    "lenet", "lenet-bn", "lenet-bn-scratch", "alexnet", "vgg11-quarter", "nin", "nin-linear", "googlenet", "resnet18",
+    "resnet50", "resnet18-manual", "resnet50-manual", "resnet18-cifar", "resnet18-small", "airbench-small",
+    "airbench96", "densenet", "densenet121",
+]  # fmt: skip
+every_family = pytest.mark.parametrize("name", FAMILIES)
 
 
 def make(name: str, channels: int = 1, classes: int = 10, size: int = 28) -> nn.Module:
@@ -106,12 +113,18 @@ ORACLES = [
 
 def pair(name: str, size: int) -> tuple[nn.Module, nn.Module]:
     """torchvision's network and ours with the same weights, in float64; both list them in the order of the layers."""
-    theirs = torchvision.models.get_model(name, weights=None, num_classes=7).double()
-    ours = make(name, 3, 7, size).double()
-    source, target = theirs.state_dict(), ours.state_dict()
-    assert [v.shape for v in source.values()] == [v.shape for v in target.values()]
-    ours.load_state_dict(dict(zip(target, source.values(), strict=True)))
-    return theirs, ours
+    with torch.device("meta"):
+        shapes = [
+            [v.shape for v in model.state_dict().values()]
+            for model in (torchvision.models.get_model(name, num_classes=7), make(name, 3, 7, 224))
+        ]
+    assert shapes[0] == shapes[1]
+    theirs, ours = torchvision.models.get_model(name, weights=None, num_classes=7), make(name, 3, 7, size)
+    if name.startswith("vgg"):  # its pooling to 7x7 does nothing at 224 pixels; fewer pixels need fewer weights behind
+        theirs.avgpool, theirs.classifier[0] = nn.Identity(), nn.Linear(512 * (size // 32) ** 2, 4096)
+    target = ours.state_dict()
+    ours.load_state_dict(dict(zip(target, theirs.state_dict().values(), strict=True)))
+    return theirs.double(), ours.double()
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -121,8 +134,8 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("name", ORACLES)
 def test_equals_torchvision_with_its_weights(name: str) -> None:
-    # torchvision's VGG pools to 7x7, which does nothing at 224 pixels and is another network elsewhere.
-    size, batch = (224, 1) if name.startswith("vgg") else (64, 2)
+    """Logits and running statistics; the gradients, too, of one network of each family."""
+    size, batch = 64, 2
     theirs, ours = pair(name, size)
     x, y = torch.randn(batch, 3, size, size, dtype=torch.float64), torch.arange(batch)
     # Batch statistics and running ones; VGG has neither.
@@ -133,6 +146,8 @@ def test_equals_torchvision_with_its_weights(name: str) -> None:
                 module.eval()  # what is dropped is random
         expected, found = theirs(x), ours(x)
         assert relative(found, expected) < 1e-10
+        if name not in FAMILIES and name != "vgg11":
+            continue
         theirs.zero_grad(), ours.zero_grad()
         F.cross_entropy(expected, y).backward()
         F.cross_entropy(found, y).backward()
@@ -285,7 +300,7 @@ def test_batch_norm_can_be_differentiated_twice() -> None:
         assert torch.autograd.gradgradcheck(normalized, (x, *weights))
 
 
-@every_model
+@every_family
 def test_gradients_can_be_differentiated_and_torch_func_agrees(name: str) -> None:
     size = small(name)
     model = make(name, size=size).eval()  # running statistics: torch.func lets nothing be changed in place
@@ -404,7 +419,7 @@ OVERFIT = {
 }
 
 
-@every_model
+@every_family
 def test_overfits_two_batches(name: str) -> None:
     size = small(name)
     model = make(name, size=size)
@@ -433,7 +448,7 @@ def test_overfits_two_batches(name: str) -> None:
     assert max(losses[-2:]) < 0.1, losses[-10:]
 
 
-@every_model
+@every_family
 def test_compiles_as_one_graph(name: str) -> None:
     """The whole of forward and backward is traced without a break, and the trace computes the same."""
     size = small(name)
@@ -451,7 +466,7 @@ def test_compiles_as_one_graph(name: str) -> None:
         assert relative(q.grad, p.grad) < 1e-3 or p.grad.norm() < 1e-5, path
 
 
-@every_model
+@every_family
 def test_bf16(name: str) -> None:
     """Mixed precision: near the float32 answer, gradients finite."""
     size = small(name)

@@ -1,4 +1,4 @@
-"""Recorded steps. Without a CUDA device a stand-in records what would be: which tensors a played step reads."""
+"""Recorded steps. Without a CUDA device, a fake graph records which tensors a replayed step reads."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class Stream:
 
 
 class Memory:
-    """Of the card, in any unit."""
+    """Of the GPU, in any unit."""
 
     taken, free, reserved = 5, 20, 5
     emptied = 0
 
 
 class Graph:
-    """In place of torch.cuda.CUDAGraph: what is asked for inside is not done but, by `replay`, done again."""
+    """A fake torch.cuda.CUDAGraph: steps inside it are not run but run by `replay`."""
 
     current: Graph | None = None
     made: list[Graph] = []  # noqa: RUF012
@@ -69,16 +69,16 @@ class Graph:
 
 
 def recordable(model: Any, optimizer: Any, x: Tensor, y: Tensor, *how: Any) -> tuple[Tensor, Tensor]:
-    """`train_step` or, while a graph is made, a note of it with the very tensors that it would read and write."""
+    """Run `train_step` or, inside a graph, record it with the tensors that it would read and write."""
     if Graph.current is None:
         return train_step(model, optimizer, x, y, *how)
     answer = torch.zeros(()), torch.zeros((), dtype=torch.int64)
-    given = getattr(optimizer, "given", None)
+    given = getattr(optimizer, "device_scalars", None)
     rates = [group["lr"] for group in optimizer.param_groups]
 
     def play() -> None:
         if given is not None:
-            optimizer.given = given
+            optimizer.device_scalars = given
         before = [group["lr"] for group in optimizer.param_groups]
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
@@ -87,7 +87,7 @@ def recordable(model: Any, optimizer: Any, x: Tensor, y: Tensor, *how: Any) -> t
         for group, rate in zip(optimizer.param_groups, before, strict=True):
             group["lr"] = rate
         if given is not None:
-            optimizer.given = None
+            optimizer.device_scalars = None
 
     Graph.current.calls.append(play)
     return answer
@@ -138,20 +138,20 @@ def trained(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, number, len(sizes))
         if number == stands_still_from:
-            step._send = lambda numbers: None
+            step._send = lambda values: step._scalars
         x, y = torch.rand(size, 1, 28, 28), torch.randint(10, (size,))
-        loss, hits = step(model, optimizer, x, y, 0.1)
+        loss, correct = step(model, optimizer, x, y, 0.1)
         losses.append(loss)
-        assert 0 <= int(hits) <= size
+        assert 0 <= int(correct) <= size
     rates = [group["lr"] for group in optimizer.param_groups]
     assert all(isinstance(r, float) for r in rates)  # as a checkpoint keeps them
     assert "capturable" not in optimizer.param_groups[0] or not optimizer.param_groups[0]["capturable"]
-    # Not looked at before the end: a played step must not write over an earlier one's answer.
+    # Read at the end: a replayed step must not overwrite the loss of an earlier one.
     return [float(loss) for loss in losses], model.state_dict(), step
 
 
 @pytest.mark.parametrize("how", SCHEDULED)
-def test_played_steps_train_as_computed_ones_do(how: str) -> None:
+def test_replayed_steps_train_like_normal_ones(how: str) -> None:
     sizes = [8, 8, 8, 5, 8, 8, 8, 5, 8, 8, 8, 5]
     losses, weights, _ = trained(how, False, sizes)
     again, played, _ = trained(how, True, sizes)
@@ -165,29 +165,29 @@ def test_played_steps_train_as_computed_ones_do(how: str) -> None:
     assert max(abs(a - b) for a, b in zip(losses, stale, strict=True)) > 5e-3  # numbers that stand still are noticed
 
 
-def test_each_kind_is_recorded_in_one_memory_and_the_oldest_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graph, "_MOST", 2)
+def test_all_kinds_share_one_pool_and_the_oldest_recording_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graph, "_MAX_RECORDINGS", 2)
     *_, step = trained("sgd", True, [8] * 5 + [6] * 5 + [4] * 5 + [8] * 3 + [4])
     assert [g.played for g in Graph.made] == [2, 2, 3]  # the eights that came again were computed
     # Else the memory of one could not be used by the next.
     assert len({id(g.stream) for g in Graph.made}) == len({id(g.pool) for g in Graph.made}) == 1
-    assert sum(isinstance(kind, cuda_graph._Played) for kind in step._kinds.values()) == 2
+    assert sum(isinstance(kind, cuda_graph._Recording) for kind in step._kinds.values()) == 2
 
 
-def computed_instead(step_function: Any, sizes: list[int]) -> tuple[list[str], RecordedStep]:
-    """What is told by steps of which not all can be recorded, and what holds the recordings; all steps are made."""
-    told: list[str] = []
+def run_unrecordable(step_function: Any, sizes: list[int]) -> tuple[list[str], RecordedStep]:
+    """Run steps that cannot all be recorded. Return the notes and the step; every update is made."""
+    notes: list[str] = []
     model = build_model("lenet", num_classes=10, in_channels=1, image_size=28)
     optimizer = make_optimizer(model, Recipe(model="lenet"))
-    step = RecordedStep(step_function, CPU, told.append)
+    step = RecordedStep(step_function, CPU, notes.append)
     for size in sizes:
         before = [p.detach().clone() for p in model.parameters()]
         step(model, optimizer, torch.rand(size, 1, 28, 28), torch.randint(10, (size,)))
         assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    return told, step
+    return notes, step
 
 
-def test_what_cannot_be_recorded_is_computed_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_cannot_be_recorded_runs_normally_with_one_note(monkeypatch: pytest.MonkeyPatch) -> None:
     def waits(model: Any, optimizer: Any, x: Tensor, *batch: Any) -> Any:
         if Graph.current is not None and len(x) == 3:
             Graph.current.failed = True
@@ -202,14 +202,14 @@ def test_what_cannot_be_recorded_is_computed_and_said_once(monkeypatch: pytest.M
     fresh: list[Tensor] = []
     ended: list[Any] = []
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda device, pool: ended.append(pool), raising=False)
-    monkeypatch.setattr(cuda_graph, "_fresh_generator", lambda device, state: fresh.append(state))
+    monkeypatch.setattr(cuda_graph, "_replace_generator", lambda device, state: fresh.append(state))
     monkeypatch.setattr(Graph, "capture_end", failing_too)
-    (line,), step = computed_instead(waits, [4] * 6 + [3] * 5 + [4])
+    (line,), step = run_unrecordable(waits, [4] * 6 + [3] * 5 + [4])
     # The one that was recorded before is let go: its random numbers would no longer be those that are saved.
     assert [g.played for g in Graph.made] == [3, 0]
-    assert not any(isinstance(kind, cuda_graph._Played) for kind in step._kinds.values())
+    assert not any(isinstance(kind, cuda_graph._Recording) for kind in step._kinds.values())
     assert ended == [Graph.made[1].pool]
-    assert "one by one: operation not permitted" in line  # the first error, not what followed from it
+    assert "CUDA graph: operation not permitted" in line  # the first error, not what followed from it
     assert len(fresh) == 1  # of 2.11's generator, which else would think that it is recorded
 
 
@@ -225,8 +225,8 @@ class Rebinding(torch.nn.Linear):
         return super().forward(x)
 
 
-def test_a_network_that_changes_its_buffers_for_others_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graph, "_fresh_generator", lambda device, state: None)
+def test_a_network_that_replaces_its_buffers_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graph, "_replace_generator", lambda device, state: None)
 
     def captured(model: Any, *batch: Any) -> tuple[Tensor, Tensor]:
         if Graph.current is None:
@@ -240,42 +240,41 @@ def test_a_network_that_changes_its_buffers_for_others_is_not_recorded(monkeypat
             raise RuntimeError("operation not permitted when stream is capturing")
         return answer
 
-    for how, why in ((captured, "another tensor in the place of its buffer seen"), (failing, "not permitted")):
-        told: list[str] = []
+    for how, why in ((captured, "replaces its buffer seen"), (failing, "not permitted")):
+        notes: list[str] = []
         model = Rebinding()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        step = RecordedStep(how, CPU, told.append)
+        step = RecordedStep(how, CPU, notes.append)
         for _ in range(6):
             step(model, optimizer, torch.rand(3, 4), torch.randint(2, (3,)))
-        (line,) = told
+        (line,) = notes
         assert why in line
         assert float(model.seen) == 6  # what the recording did to it is undone
 
 
 def test_a_step_that_takes_much_of_the_memory_is_not_recorded() -> None:
     Memory.taken, Memory.free, Memory.reserved = 11, 10, 15
-    (line,), _ = computed_instead(recordable, [4] * 6)
+    (line,), _ = run_unrecordable(recordable, [4] * 6)
     assert "too much of the memory" in line
     assert not Graph.made
     Memory.free, Memory.reserved = 5, 25  # enough, once what is kept is given back
-    assert computed_instead(recordable, [4] * 6)[0] == []
+    assert run_unrecordable(recordable, [4] * 6)[0] == []
     assert len(Graph.made) == Memory.emptied == 1
 
 
-def test_only_steps_for_which_no_host_waits_are_recorded() -> None:
+def test_which_plans_are_recorded() -> None:
     cuda = torch.device("cuda")
     recorded = [m for m in COMPILE if _is_recorded(Plan(threads=1, compile=m), cuda)]
     assert recorded == ["record", "default", "max-autotune-no-cudagraphs"]
     plan = Plan(threads=1, compile="record")
     assert not _is_recorded(plan, CPU)
-    assert not _is_recorded(plan, cuda, careful=True)
     assert not _is_recorded(replace(plan, precision=torch.float16), cuda)
     assert warmup_steps(plan, cuda) == cuda_graph.WARM_UP + 1
     assert warmup_steps(plan, CPU) == 1
 
 
-def _is_recorded(plan: Plan, device: torch.device, **how: Any) -> bool:
-    step = make_step(train_step, plan, device, **how)
+def _is_recorded(plan: Plan, device: torch.device) -> bool:
+    step = make_step(train_step, plan, device)
     assert isinstance(step, RecordedStep) or step is train_step
     return isinstance(step, RecordedStep)
 

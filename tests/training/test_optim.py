@@ -48,7 +48,7 @@ def test_muons_adam_is_torchs_adamw(weight_decay: float) -> None:
     torch.manual_seed(0)
     ours = [nn.Parameter(torch.randn(shape).double()) for shape in ((4, 3), (5,), (2, 2))]
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
-    a = Muon([{"params": ours, "adam": True, "share": 0.5, "weight_decay": weight_decay}], lr=0.02, momentum=0.6)
+    a = Muon([{"params": ours, "adam": True, "lr_scale": 0.5, "weight_decay": weight_decay}], lr=0.02, momentum=0.6)
     b = torch.optim.AdamW(theirs, lr=0.01, betas=(0.9, 0.95), weight_decay=weight_decay)
     for number in range(6):
         for i, (one, other) in enumerate(zip(ours, theirs, strict=True)):

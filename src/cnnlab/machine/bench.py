@@ -1,8 +1,7 @@
-"""This machine measured: speed of the real training step of each network, beside what the machine can do at most.
+"""Measure this machine: the speed of each network's real training step, beside the machine's peak.
 
-Speeds are those of `step.train_step` on batches of the real `Loader`: Fashion-MNIST where it is there, else random
-images of the same shape. The plans that are measured for it are not kept. Time to accuracy is a real training, into a
-folder that is thrown away.
+The step is `step.train_step` on batches of the real `Loader`: Fashion-MNIST if it is there, otherwise random images of
+the same shape. The plans measured for it are not cached. Time to accuracy is a real training in a temporary folder.
 """
 
 from __future__ import annotations
@@ -52,30 +51,31 @@ from cnnlab.training.plan import Plan, Workload, check_compile, is_compile_error
 from cnnlab.training.step import train_step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# What is trained to an accuracy, where the recipe and its images are there.
+# Recipes whose time to accuracy is measured, if their images are there.
 TO_ACCURACY = ("digits", "speed/fashion-90")
-COUNT = 60_000  # images in Fashion-MNIST, and so many random ones
+COUNT = 60_000  # images, as in Fashion-MNIST
 DEFINITIONS = {
-    "images_per_second": "of the training step, wall-clock with data",
-    "examples_per_second": "the same, the step's compute only",
-    "flops_per_image": "floating-point operations of convolutions and matrix products in a training step, for one "
-    "image: three times the forward pass's",
+    "images_per_second": "of the training step with data loading, by the clock",
+    "examples_per_second": "the same, compute only",
+    "flops_per_image": "floating-point operations of convolutions and matrix products in a training step, per image: "
+    "three times those of the forward pass",
     "fraction_of_peak": "flops_per_image x images_per_second / the measured peak of that precision",
-    "peaks": "operations/s of the faster of a matrix product (torch.mm) and the same product as a 1x1 convolution, "
-    "channels last, of the size that was fastest; on CUDA float32 is torch's default, tf32 in convolutions",
-    "peak_memory_bytes": "CUDA: the most that tensors held; CPU: the most that the process held, with Python, torch "
-    "and the images; null where the system does not tell",
-    "to_accuracy": "seconds of all epochs, evaluation and saving included, reading and starting not; accuracy of the "
-    "last epoch on the split that is named",
+    "peaks": "operations/s of the faster of a matrix product (torch.mm) and the same product as a 1x1 convolution in "
+    "channels_last, at the fastest size; on CUDA float32 is PyTorch's default, tf32 in convolutions",
+    "peak_memory_bytes": "CUDA: of tensors; CPU: of the whole process, with Python, PyTorch and the images; null if "
+    "the system does not report it",
+    "to_accuracy": "seconds of all epochs with evaluation and saving, without reading and start-up; accuracy of the "
+    "last epoch on the named split",
 }
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What was measured, as plain values.
+    """The measurements as plain values.
 
-    environment: hardware, versions, date; images: which went through the networks; peaks: by precision; rows: one a
-    network and precision, or with `failed`; to_accuracy: one a training; left_out: what was not done, each with why.
+    environment: hardware, versions, date. images: `fashion-mnist` or `random`. peaks: by precision. rows: one per
+    network and precision; with `failed`, the reason. to_accuracy: one per training. left_out: what was skipped, with
+    reasons.
     """
 
     environment: dict[str, Any]
@@ -86,12 +86,12 @@ class BenchResult:
     left_out: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, with what each means."""
+        """Return the fields with DEFINITIONS."""
         return {**asdict(self), "definitions": DEFINITIONS}
 
     def save(self, folder: Path) -> None:
-        """Write bench.json, and bench.png where there is a figure to draw. Raises: CnnlabError."""
-        from cnnlab.io import figures as plots  # matplotlib is slow to import, so only here
+        """Write bench.json and, if any network was measured, bench.png. Raise CnnlabError."""
+        from cnnlab.io import figures as plots  # imports matplotlib, which is slow
 
         try:
             write_json(folder / "bench.json", self.to_dict())
@@ -105,28 +105,28 @@ class BenchResult:
 
 @contextmanager
 def bench_folder(out: str | Path | None = None, runs_dir: str | Path = "runs") -> Iterator[Path]:
-    """A new folder for what `bench` finds: `out`, or a free one in `runs_dir`; removed again if it stays empty.
+    """Create a folder for a result: `out`, or a new one in `runs_dir`. Remove it again if it stays empty.
 
-    Raises: CnnlabError where it cannot be made, or has such files already.
+    Raise CnnlabError if it cannot be created or already has a result.
     """
     if out is None:
-        path, mine = named_folder(Path(runs_dir), None, "bench"), True
+        path, created = named_folder(Path(runs_dir), None, "bench"), True
     else:
         path = expand(out)
-        mine = not path.exists()
+        created = not path.exists()
         for name in ("bench.json", "bench.png"):
             if (path / name).exists():
                 raise CnnlabError(f"{path / name} exists; name another folder with --out")
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CnnlabError(f"cannot make {path}: {reason(error)}; name another folder with --out") from error
+            raise CnnlabError(f"cannot create {path}: {reason(error)}; name another folder with --out") from error
     try:
         yield path
     finally:
-        if mine:
+        if created:
             with suppress(OSError):
-                path.rmdir()  # refuses where there is anything inside
+                path.rmdir()  # fails if there is anything inside
 
 
 def bench(
@@ -145,84 +145,78 @@ def bench(
     report: Report = no_report,
     peaks: dict[str, dict[str, Any]] | None = None,
 ) -> BenchResult:
-    """Measure this machine: each network's training step, its share of the machine's peak, time to accuracy.
+    """Measure each network's training step, its fraction of the machine's peak, and the time to an accuracy.
 
-    models: unsaid, the chapter's nine at the manual's batch and image size; any other is measured at its usual size
-    and a batch of 128, with the manual's plain SGD. image_size, batch_size: others for all of them; 0: those.
-    precision: float32, bfloat16, or auto: float32, and bfloat16 where the device has units for it. memory_format: auto
-    takes the faster one. compile: auto (record on CUDA, else off), off, record, or a mode of torch.compile, whose
-    seconds are not in the speeds (they are in `first_step_seconds`). seconds: of measured steps for each row, two at
-    least; its trials may take twice that before the last of them begins. peaks: those of an earlier call's result, to
-    save measuring them again.
+    models: names. Default: the chapter's nine networks, with the book's batch and image sizes. Other networks run at
+    their usual image size with batches of 128 and plain SGD. image_size, batch_size: for all of them; 0: the above.
+    precision: float32, bfloat16, or auto: float32, and bfloat16 if the device has units for it. memory_format: auto
+    takes the faster one. compile: auto (record on CUDA, else off), off, record, or a mode of torch.compile; compile
+    time is not in the speeds but in `first_step_seconds`. seconds: of measured steps per row, at least two steps;
+    measuring the candidates before it may start another one until twice that. peaks: of an earlier result, to save
+    measuring them again.
 
-    Raises: CnnlabError for bad input. A network that needs more memory than there is becomes a row that says so.
+    Raise CnnlabError for invalid arguments. A network that runs out of memory becomes a row that says so.
     """
     check_threads(threads)
-    here = pick_device(device)
     if not 0.05 <= seconds <= 3600:
-        raise CnnlabError(f"seconds={seconds:g}: must lie between 0.05 and 3600")
+        raise CnnlabError(f"seconds={seconds:g}: must be between 0.05 and 3600")
     if precision not in ("auto", *DTYPES):
         raise CnnlabError(f"precision={precision!r}: choose one of auto, {', '.join(DTYPES)}")
     if compile not in ("auto", *COMPILE):
         raise unknown("compile", compile, ("auto", *COMPILE))
+    target = pick_device(device)
     changes: dict[str, Any] = {"precision": precision, "memory_format": memory_format, "compile": compile}
     recipes = [replace(_recipe(n, image_size, batch_size), **changes) for n in dict.fromkeys(models or _manual())]
     for recipe in recipes:
-        check_compile(recipe, here)
-        with torch.device("meta"):  # shapes without memory: a wrong size or name is said before minutes of measuring
+        check_compile(recipe, target)
+        with torch.device("meta"):  # reports a wrong size or name before minutes of measuring
             _build(recipe)
     folder = data_folder(data_dir)
     source, images = _images(folder, report)
-    dtypes = [p for p in DTYPES if p == precision or (precision == "auto" and (p == "float32" or has_bfloat16(here)))]
-    counts = {available_cores(), physical_cores()} if threads is None and here.type == "cpu" else {threads or 1}
-    report("measuring", 0, 1 + len(recipes) * len(dtypes))
+    dtypes = [p for p in DTYPES if p == precision or (precision == "auto" and (p == "float32" or has_bfloat16(target)))]
+    counts = {available_cores(), physical_cores()} if threads is None and target.type == "cpu" else {threads or 1}
     known = peaks if peaks and set(dtypes) <= peaks.keys() else None
-    peaks = known or {p: _peak(here, p, counts) for p in dtypes}
+    report("measuring", 0, 1 + len(recipes) * len(dtypes))
+    peaks = known or {p: _peak(target, p, counts) for p in dtypes}
     rows: list[dict[str, Any]] = []
-    for recipe in recipes:
-        flops = operations(partial(_build, recipe), (1, recipe.image_size, recipe.image_size))
-        for dtype in dtypes:
-            report("measuring", 1 + len(rows), 1 + len(recipes) * len(dtypes))
-            row = _row(replace(recipe, precision=dtype), images, here, threads, seconds)
-            if "failed" not in row:
-                row["flops_per_image"] = flops
-            rows.append(row)
-    if known is None:  # again, as a machine that was busy the first time seems slower than what it then does
-        peaks = {p: max(peaks[p], _peak(here, p, counts), key=_speed) for p in dtypes}
+    for recipe, dtype in itertools.product(recipes, dtypes):
+        report("measuring", 1 + len(rows), 1 + len(recipes) * len(dtypes))
+        rows.append(_row(replace(recipe, precision=dtype), images, target, threads, seconds))
+    if known is None:  # measure again: the machine may have been busy the first time
+        peaks = {p: max(peaks[p], _peak(target, p, counts), key=_speed) for p in dtypes}
     for row in rows:
         if "failed" not in row:
-            row["fraction_of_peak"] = (
-                row["flops_per_image"] * row["images_per_second"] / _speed(peaks[row["precision"]])
-            )
-    trained, left_out = _to_accuracy(here, threads, folder, report) if accuracy else ([], [])
-    about = {**environment(here), "threads": threads or available_cores(), "deterministic": True}
+            speed = row["flops_per_image"] * row["images_per_second"]
+            row["fraction_of_peak"] = speed / _speed(peaks[row["precision"]])
+    trained, left_out = _to_accuracy(target, threads, folder, report) if accuracy else ([], [])
+    about = {**environment(target), "threads": threads or available_cores(), "deterministic": True}
     return BenchResult(about, source, peaks, rows, trained, left_out)
 
 
-def _speed(found: dict[str, Any]) -> float:
-    return float(found["flops_per_second"])
+def _speed(peak: dict[str, Any]) -> float:
+    return float(peak["flops_per_second"])
 
 
 def _peak(device: torch.device, precision: str, counts: set[int]) -> dict[str, Any]:
-    """The most that one of these numbers of threads reaches."""
+    """Return the highest peak over these numbers of threads."""
     return max((peak(device, DTYPES[precision], n) for n in counts), key=_speed)
 
 
 def _manual() -> dict[str, Recipe]:
-    """The manual's recipe of each network that the chapter trains."""
+    """Return the book's recipe of each network in the chapter."""
     recipes = (RECIPES[experiment.recipe] for experiment in EXPERIMENTS.values())
     return {recipe.model: recipe for recipe in recipes}
 
 
 def _recipe(model: str, image_size: int, batch_size: int) -> Recipe:
-    """How `model` is trained here; its image size is told, not left to the source."""
+    """Return the recipe that `model` is timed with; its image size is explicit."""
     known = _manual()
     recipe = known.get(model) or known["lenet"].changed(
         model=model, batch_size=128, image_size=default_image_size(model), init="framework"
     )
     recipe = recipe.changed(batch_size=batch_size or recipe.batch_size)
     if not 2 <= recipe.batch_size <= COUNT:  # batch norm cannot train on a single image
-        raise CnnlabError(f"batch_size={batch_size}: must lie between 2 and {COUNT}")
+        raise CnnlabError(f"batch_size={batch_size}: must be between 2 and {COUNT}")
     usual = recipe.image_size or default_image_size(model)
     if image_size and image_size != usual:
         return recipe.changed(image_size=image_size)
@@ -230,12 +224,12 @@ def _recipe(model: str, image_size: int, batch_size: int) -> Recipe:
 
 
 def _build(recipe: Recipe) -> nn.Module:
-    """For one channel and ten classes, as the images are."""
+    """Build the network for one channel and ten classes."""
     return build_model(recipe.model, num_classes=10, in_channels=1, image_size=recipe.image_size)
 
 
 def _images(folder: Path, report: Report) -> tuple[str, ImageSet]:
-    """Fashion-MNIST's training images, if they are there; else as many random ones. Nothing is downloaded."""
+    """Return Fashion-MNIST's training images if they are there, otherwise random ones. Nothing is downloaded."""
     if fashion_mnist.is_there(folder):
         images = load_images("fashion-mnist", "train", SourceOptions(data_dir=folder, report=report))
         assert images is not None
@@ -247,7 +241,7 @@ def _images(folder: Path, report: Report) -> tuple[str, ImageSet]:
 
 
 def _row(recipe: Recipe, images: ImageSet, device: torch.device, threads: int | None, seconds: float) -> dict[str, Any]:
-    """What is measured of one network in one precision, all but what its operations tell."""
+    """Measure one network in one precision."""
     row: dict[str, Any] = {
         "model": recipe.model,
         "recipe": recipe.name,
@@ -255,36 +249,37 @@ def _row(recipe: Recipe, images: ImageSet, device: torch.device, threads: int | 
         "batch_size": recipe.batch_size,
         "precision": recipe.precision,
     }
-    failed = {**row, "failed": f"out of memory with batches of {recipe.batch_size}"}
+    no_memory = {**row, "failed": f"out of memory with batches of {recipe.batch_size}"}
     shape = (1, recipe.image_size, recipe.image_size)
     work = Workload(recipe, partial(_build, recipe), shape, 10, device, len(images), threads)
     plan, step = fastest_plan(work, 2 * seconds)
     if math.isinf(step):
-        return failed
+        return no_memory
     if recipe.compile in COMPILE_MODES:
         plan = replace(plan, compile=recipe.compile)
     memory = PeakMemory(device)
     with reproducible(recipe.seed, plan.threads):
         try:
-            seen, wall, compute, first = _timed(recipe, plan, images, device, max(2, math.ceil(seconds / step)))
+            count, wall, compute, first = _timed(recipe, plan, images, device, max(2, math.ceil(seconds / step)))
         except Exception as error:
             if is_compile_error(error):
                 return {**row, "failed": f"cannot be compiled here: {reason(error)[:200]}"}
             if not out_of_memory(error):
                 raise
-            return failed
+            return no_memory
     return {
         **row,
         "memory_format": plan.values["memory_format"],
         "compile": plan.compile,
         "threads": plan.threads,
         "chosen": plan.why,
-        "images": seen,
+        "images": count,
         "first_step_seconds": first,
         "seconds": wall,
         "compute_seconds": compute,
-        "images_per_second": seen / wall,
-        "examples_per_second": seen / compute,
+        "images_per_second": count / wall,
+        "examples_per_second": count / compute,
+        "flops_per_image": operations(work.build, shape),
         "peak_memory_bytes": memory.bytes(),
     }
 
@@ -292,9 +287,9 @@ def _row(recipe: Recipe, images: ImageSet, device: torch.device, threads: int | 
 def _timed(
     recipe: Recipe, plan: Plan, images: ImageSet, device: torch.device, steps: int
 ) -> tuple[int, float, float, float]:
-    """That many steps of a training, after some of warm-up.
+    """Time that many steps of a training after a warm-up.
 
-    Returns: images, seconds with data, seconds of compute only, seconds of the first step, compilation included.
+    Return the images, the seconds with data loading, of compute only, and of the first step with its compilation.
     """
     model = _build(recipe)
     initialize(model, recipe.init)
@@ -307,32 +302,32 @@ def _timed(
     batches = itertools.chain.from_iterable(loader.shuffled(recipe.seed, epoch) for epoch in itertools.count())
     forward = prepare_model(model, plan.compile)
     step = make_step(train_step, plan, device)
-    began = time.perf_counter()
+    start = time.perf_counter()
     step(forward, optimizer, *next(batches), precision=plan.precision)
     synchronize(device)
-    first = time.perf_counter() - began
-    # An epoch's last batch is of another size: computed uncompiled, and recorded by itself.
+    first = time.perf_counter() - start
+    # The last batch of an epoch is smaller: it runs uncompiled and is recorded separately.
     rest = len(images) % recipe.batch_size if uses_cuda_graph(plan, device) else 0
     for _ in range(warmup_steps(plan, device)):
         step(forward, optimizer, *next(batches), precision=plan.precision)
         if rest > 1:
             step(model, optimizer, *(part[:rest] for part in next(batches)), precision=plan.precision)
     synchronize(device)
-    compute, seen = Stopwatch(device), 0
-    began = time.perf_counter()
+    compute, count = Stopwatch(device), 0
+    start = time.perf_counter()
     for x, y in itertools.islice(batches, steps):
         compute.start()
         step(forward if len(y) == recipe.batch_size else model, optimizer, x, y, precision=plan.precision)
         compute.stop()
-        seen += len(y)
+        count += len(y)
     synchronize(device)
-    return seen, time.perf_counter() - began, compute.seconds(), first
+    return count, time.perf_counter() - start, compute.seconds(), first
 
 
 def _to_accuracy(
     device: torch.device, threads: int | None, folder: Path, report: Report
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Each recipe of TO_ACCURACY trained to its end: a row each, and what was left out."""
+    """Train each recipe of TO_ACCURACY. Return a row each, and what was left out."""
     rows, left_out = [], []
     for name in TO_ACCURACY:
         recipe = RECIPES.get(name)
@@ -346,24 +341,24 @@ def _to_accuracy(
         with tempfile.TemporaryDirectory() as away:
             common: dict[str, Any] = {"device": str(device), "threads": threads, "data_dir": folder}
             try:
-                found = training.train(recipe, runs_dir=away, progress="none", **common)
+                result = training.train(recipe, runs_dir=away, progress="none", **common)
             except CnnlabError as error:
                 left_out.append(f"{name}: {error}")
                 continue
-            except KeyboardInterrupt:  # what was measured before is not lost
-                left_out.append(f"{name}, and what would have come after it: stopped by Ctrl-C")
+            except KeyboardInterrupt:  # keep what has been measured
+                left_out.append(f"{name} and the recipes after it: stopped by Ctrl-C")
                 break
-            session = runs.first_session(found.run)
+            session = runs.first_session(result.run)
         rows.append(
             {
                 "recipe": name,
                 "model": recipe.model,
                 "data": recipe.data,
                 "epochs": recipe.epochs,
-                "seconds": found.summary["total_seconds"],
-                "train_seconds": found.summary["train_seconds"],
+                "seconds": result.summary["total_seconds"],
+                "train_seconds": result.summary["train_seconds"],
                 "split": recipe.eval_split,
-                "accuracy": found.summary[f"{recipe.key}_acc"],
+                "accuracy": result.summary[f"{recipe.key}_acc"],
                 "precision": session["dtype"],
                 "memory_format": session["memory_format"],
                 "compile": session["compile"],

@@ -1,4 +1,4 @@
-"""The most that a device computes: what a training step's speed is compared with."""
+"""The peak speed of a device, which the speed of a training step is compared with."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from cnnlab.device.timing import synchronize
 
 
 def peak(device: torch.device, precision: torch.dtype, threads: int) -> dict[str, Any]:
-    """The most operations a second in the product of two n x n matrices, for growing n, computed in two ways.
+    """Return the highest operations per second of a product of two n x n matrices, for growing n, computed in two ways.
 
-    `mm`: torch.mm; `conv`: the same product as a 1x1 convolution of 16 images, channels last. On AMD processors
-    torch.mm goes through MKL in float32, at half the speed of oneDNN, to which the convolution goes (with fewer
-    images not always). `by`, `size`, `flops_per_second`: the faster way, its n and what it reached.
+    `mm`: torch.mm; `conv`: the same product as a 1x1 convolution of 16 images, channels_last. On AMD CPUs torch.mm uses
+    MKL in float32, at half the speed of oneDNN, which convolutions use (with fewer images not always). `by`, `size`,
+    `flops_per_second`: the faster way, its n and its speed.
     """
     best = {"mm": (0.0, 0), "conv": (0.0, 0)}
     with reproducible(0, threads), torch.no_grad():
         for n in (512, 1024, 2048, 4096, 8192):
-            times = {name: _shortest(call, device) for name, call in products(n, device, precision).items()}
+            times = {name: _shortest_time(call, device) for name, call in products(n, device, precision).items()}
             best = {name: max(best[name], (2 * n**3 / took, n)) for name, took in times.items()}
             if min(times.values()) > 0.1:  # the next takes eight times as long
                 break
@@ -34,21 +34,21 @@ def peak(device: torch.device, precision: torch.dtype, threads: int) -> dict[str
 
 
 def products(n: int, device: torch.device, precision: torch.dtype) -> dict[str, Callable[[], Tensor]]:
-    """Two ways to one product, n a power of two from 64: (n, n), and (16, n, h, w) with a row in each pixel."""
+    """Return two ways to compute one product: as (n, n), and as (16, n, h, w), a row per pixel. n: 64, 128, 256 ..."""
     a, b = (torch.rand(n, n, device=device).to(precision) for _ in range(2))
     height = 2 ** int(math.log2(n // 16) / 2)
-    x = a.view(16, height, n // 16 // height, n).permute(0, 3, 1, 2)  # channels last as it lies
+    x = a.view(16, height, n // 16 // height, n).permute(0, 3, 1, 2)  # a view, channels_last
     filters = b.t().reshape(n, n, 1, 1).contiguous(memory_format=torch.channels_last)
     return {"mm": lambda: torch.mm(a, b), "conv": lambda: torch.conv2d(x, filters)}
 
 
-def _shortest(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of some calls, three at least, after a warm-up."""
+def _shortest_time(call: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of the fastest of at least three calls, after a warm-up."""
     times: list[float] = []
     while len(times) < 4 or sum(times[1:]) < 0.2:
         synchronize(device)
-        began = time.perf_counter()
+        start = time.perf_counter()
         call()
         synchronize(device)
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     return min(times[1:])

@@ -27,7 +27,7 @@ from cnnlab.io.errors import CnnlabError, out_of_memory, reason
 from cnnlab.io.files import read_json, write_json
 from cnnlab.recipe import COMPILE_MODES
 from cnnlab.training.cuda_graph import make_step, warmup_steps
-from cnnlab.training.guard import not_repeatable, unrepeatable
+from cnnlab.training.guard import is_nondeterministic, nondeterminism_error
 from cnnlab.training.optim import make_optimizer
 from cnnlab.training.plan import (
     Plan,
@@ -169,8 +169,8 @@ def time_step(
                     break
             return median(times[warmup:])
         except Exception as error:
-            if not_repeatable(error):
-                raise unrepeatable(error, recipe, device) from error
+            if is_nondeterministic(error):
+                raise nondeterminism_error(error, recipe, device) from error
             if not out_of_memory(error) and not is_compile_error(error):
                 raise
             return float("inf")

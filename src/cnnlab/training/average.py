@@ -12,12 +12,12 @@ from cnnlab.recipe import Recipe
 
 
 class Average:
-    """Weights kept beside the model's own: their running mean, buffers included.
+    """An exponential moving average of the model's parameters and buffers.
 
-    ema: the mean is what is measured and saved, the model trains on as it is. lookahead: the model, too, goes on from
-    the mean each time (M. Zhang, J. Lucas, G. Hinton, J. Ba, Lookahead optimizer, NeurIPS 2019). The running statistics
-    of batch norm are averaged as well, else they would belong to other weights. An early mean forgets faster: after
-    n updates at most n / (n + 9) of it stays.
+    ema: the average is evaluated and saved; the training does not see it. lookahead: the model also continues from the
+    average each time (M. Zhang, J. Lucas, G. Hinton, J. Ba, Lookahead optimizer, NeurIPS 2019). The running statistics
+    of batch norm are averaged, too, because they belong to the weights. The decay after n updates is at most
+    n / (n + 9), so that an early average forgets the initial weights.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
@@ -31,7 +31,7 @@ class Average:
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """What is due after update number `step` (from 0)."""
+        """Update the average, if it is due after update number `step` (from 0)."""
         if (step + 1) % self._every:
             return
         updates = (step + 1) // self._every
@@ -43,17 +43,16 @@ class Average:
 
     @torch.no_grad()
     def exchange(self) -> None:
-        """The model gets the mean, the mean's place the model's own: twice is as before."""
+        """Swap the model's tensors with the averaged ones. A second call restores both."""
         for name, own in self._floats().items():
-            mean = self.tensors[name]
-            kept = own.clone()
-            own.copy_(mean)
-            mean.copy_(kept)
+            copy = own.clone()
+            own.copy_(self.tensors[name])
+            self.tensors[name].copy_(copy)
 
 
 @contextmanager
 def averaged_weights(average: Average | None) -> Iterator[None]:
-    """While this holds, the model has the averaged weights, where there are such."""
+    """Give the model the averaged weights, if there are any, inside the `with` block."""
     if average is not None:
         average.exchange()
     try:

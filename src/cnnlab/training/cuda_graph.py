@@ -1,7 +1,7 @@
-"""A training step recorded on a CUDA device and played again: the host asks for one thing in place of hundreds.
+"""A training step recorded as a CUDA graph and replayed: the host launches one graph instead of hundreds of kernels.
 
-A step of a small network is a hundred kernels of some microseconds each, and asking for one takes the host as long.
-Played from a CUDA graph the same kernels follow each other without the host.
+A step of a small network is a hundred kernels of some microseconds each, and launching one takes the host as long.
+Replayed from a CUDA graph, the kernels follow each other without the host.
 """
 
 from __future__ import annotations
@@ -17,61 +17,51 @@ from cnnlab.io.errors import reason
 from cnnlab.training.muon import Muon
 from cnnlab.training.plan import Plan
 
-# What of Plan.compile is recorded; `reduce-overhead` makes graphs of its own, of parts of a step.
+# Values of Plan.compile whose steps are recorded; `reduce-overhead` makes CUDA graphs of its own.
 MODES = ("record", "default", "max-autotune-no-cudagraphs")
-# Steps of one kind that are computed before it is recorded: libraries are loaded, and code compiled, by the first.
+# Steps of one kind that run before one is recorded: the first loads libraries and compiles code.
 WARM_UP = 3
-# Kinds of steps whose recordings are kept: an epoch's last batch is smaller, and images that grow do not shrink again.
-_MOST = 4
-# A step is recorded where it takes no more of the memory that could be had: what is computed beside it needs some, too,
-# and of a step so large the host's share is small.
-_SHARE = 0.4
+# Kinds of steps whose recordings are kept. The last batch of an epoch is smaller; growing images never shrink again.
+_MAX_RECORDINGS = 4
+# A step that uses a larger fraction of the available memory is not recorded: everything beside it needs memory, too,
+# and of so large a step the host's share is small.
+_MAX_MEMORY_FRACTION = 0.4
 
 Step = Callable[..., tuple[Tensor, Tensor]]
 
 
-def uses_cuda_graph(plan: Plan, device: torch.device, careful: bool = False) -> bool:
-    """Are that plan's steps recorded? Only on CUDA, and none for which the host waits for the device.
-
-    Such are the scaled ones of float16, and careful ones (see `train_step`).
-    """
-    return device.type == "cuda" and plan.compile in MODES and plan.precision != torch.float16 and not careful
+def uses_cuda_graph(plan: Plan, device: torch.device) -> bool:
+    """Return whether the plan's steps are recorded: on CUDA, except for float16, whose scaler makes the host wait."""
+    return device.type == "cuda" and plan.compile in MODES and plan.precision != torch.float16
 
 
-def make_step(
-    train_step: Step,
-    plan: Plan,
-    device: torch.device,
-    careful: bool = False,
-    told: Callable[[str], None] = lambda _: None,
-) -> Step:
-    """`train_step` as that plan computes it: itself or, where it is recorded, a `RecordedStep`."""
-    return RecordedStep(train_step, device, told) if uses_cuda_graph(plan, device, careful) else train_step
+def make_step(train_step: Step, plan: Plan, device: torch.device, log: Callable[[str], None] = lambda _: None) -> Step:
+    """Return `train_step`, or a `RecordedStep` of it if the plan's steps are recorded. log: receives notes."""
+    return RecordedStep(train_step, device, log) if uses_cuda_graph(plan, device) else train_step
 
 
 def warmup_steps(plan: Plan, device: torch.device) -> int:
-    """The number, from 0, of the first step that takes no longer than the next: for whoever measures it."""
+    """Return how many steps to run before timing the plan's steps."""
     return WARM_UP + 1 if uses_cuda_graph(plan, device) else 1
 
 
 class RecordedStep:
-    """Called as `train_step`, and the same update: the first of a kind are computed, then one is recorded, the others
-    are played. A kind is the network and the shapes of its batch.
+    """Makes the same updates as `train_step`: runs the first steps of a kind, records one, replays it from then on.
 
-    What the host gives the optimiser in each step (a learning rate, Adam's corrections) lies in tensors on the device
-    meanwhile, in float32, for steps that are not played, too: so a run that was stopped and goes on, recording anew,
-    comes to the same bits. Where a step cannot be recorded, all that are not yet are computed, and `told` gets a line.
-    The first call begins the device's peak of memory anew.
+    A kind is a network and the shapes of its batch. The numbers that the host computes for each update (the learning
+    rate, Adam's bias corrections) are float32 tensors on the device, also for steps that are not replayed, so that a
+    resumed run, which records anew, ends at the same bits. If a step cannot be recorded, every step that has no
+    recording yet runs normally, and `log` gets a line. The first call resets the device's peak memory statistics.
     """
 
-    def __init__(self, train_step: Step, device: torch.device, told: Callable[[str], None] = lambda _: None) -> None:
-        self._train_step, self._device, self._told = train_step, device, told
-        self._numbers: Tensor | None = None
-        self._sent: list[float] = []  # what they are
-        self._kinds: dict[Any, int | _Played | None] = {}  # so often computed; its recording; None: it has none
-        self._refused = False
-        self._begun = False
-        # One memory and one queue for all recordings: no two are played at once, so each may use what the others do.
+    def __init__(self, train_step: Step, device: torch.device, log: Callable[[str], None] = lambda _: None) -> None:
+        self._train_step, self._device, self._log = train_step, device, log
+        self._scalars: Tensor | None = None
+        self._sent: list[float] = []  # the values of _scalars
+        self._kinds: dict[Any, int | _Recording | None] = {}  # steps run so far; the recording; None: not recorded
+        self._disabled = False
+        self._started = False
+        # One memory pool and one stream for all recordings: no two are replayed at once.
         self._pool: Any = None
         self._stream: Any = None
 
@@ -83,81 +73,77 @@ class RecordedStep:
         y: Tensor,
         label_smoothing: float = 0.0,
         precision: torch.dtype = torch.float32,
-        scaler: torch.amp.GradScaler | None = None,
-        careful: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """As `train_step`: mean loss and number of hits, on the device. The hits are good until the next step."""
-        assert scaler is None
-        assert not careful
-        if not self._begun:  # what a step takes at most is counted from here
-            torch.cuda.reset_peak_memory_stats(self._device)
-            self._begun = True
-        self._send(_numbers(optimizer))
+        """Update the model once; arguments and result: see `train_step`. The next step overwrites the correct count."""
+        if not self._started:
+            torch.cuda.reset_peak_memory_stats(self._device)  # _record reads what a step needs at most
+            self._started = True
+        scalars = self._send(_host_scalars(optimizer))
         kind = (id(model), x.shape, x.stride(), y.shape, label_smoothing, precision)
-        known = self._kinds.setdefault(kind, None if self._refused else 0)
-        if known == WARM_UP and not self._refused:
-            known = self._kinds[kind] = self._recorded(model, optimizer, x, y, label_smoothing, precision)
-        if isinstance(known, _Played):
-            return known(x, y)
-        if known is not None:
-            self._kinds[kind] = known + 1
-        assert self._numbers is not None
-        with _from_device(optimizer, self._numbers):
+        state = self._kinds.setdefault(kind, None if self._disabled else 0)
+        if state == WARM_UP and not self._disabled:
+            state = self._kinds[kind] = self._record(model, optimizer, x, y, label_smoothing, precision)
+        if isinstance(state, _Recording):
+            return state.replay(x, y)
+        if state is not None:
+            self._kinds[kind] = state + 1
+        with _scalars_on_device(optimizer, scalars):
             return self._train_step(model, optimizer, x, y, label_smoothing, precision)
 
-    def _send(self, numbers: list[float]) -> None:
-        if numbers == self._sent:  # a constant rate
-            return
-        self._sent = numbers
-        # From pinned memory the host does not wait; it is not given out again before the copy is made.
-        host = torch.tensor(numbers, pin_memory=self._device.type == "cuda")
-        if self._numbers is None:
-            self._numbers = torch.empty_like(host, device=self._device)
-        self._numbers.copy_(host, non_blocking=True)
+    def _send(self, values: list[float]) -> Tensor:
+        if self._scalars is not None and values == self._sent:  # a constant learning rate
+            return self._scalars
+        self._sent = values
+        # Pinned memory: the host does not wait, and PyTorch does not reuse the memory before the copy is done.
+        host = torch.tensor(values, pin_memory=self._device.type == "cuda")
+        if self._scalars is None:
+            self._scalars = torch.empty_like(host, device=self._device)
+        self._scalars.copy_(host, non_blocking=True)
+        return self._scalars
 
-    def _recorded(self, model: nn.Module, optimizer: torch.optim.Optimizer, *batch: Any) -> _Played | None:
-        """The step's recording, not yet played; None where there can be none."""
-        assert self._numbers is not None
-        taken, free = torch.cuda.max_memory_allocated(self._device), torch.cuda.mem_get_info(self._device)[0]
-        if taken > _SHARE * (free + torch.cuda.memory_reserved(self._device)):
-            self._refuse("they need too much of the memory")
+    def _record(self, model: nn.Module, optimizer: torch.optim.Optimizer, *batch: Any) -> _Recording | None:
+        """Return a recording of the step, not yet replayed, or None if it cannot be recorded."""
+        assert self._scalars is not None
+        used, free = torch.cuda.max_memory_allocated(self._device), torch.cuda.mem_get_info(self._device)[0]
+        if used > _MAX_MEMORY_FRACTION * (free + torch.cuda.memory_reserved(self._device)):
+            self._disable("they need too much of the memory")
             return None
-        played = [kind for kind, known in self._kinds.items() if isinstance(known, _Played)]
-        if len(played) == _MOST:
-            self._kinds[played[0]] = None
-        if taken > free:
-            torch.cuda.empty_cache()  # while recording nothing can be given back
+        recorded = [kind for kind, state in self._kinds.items() if isinstance(state, _Recording)]
+        if len(recorded) == _MAX_RECORDINGS:
+            self._kinds[recorded[0]] = None
+        if used > free:
+            torch.cuda.empty_cache()  # impossible while recording
         if self._stream is None:
             self._stream, self._pool = torch.cuda.Stream(self._device), torch.cuda.graph_pool_handle()
         random = torch.cuda.get_rng_state(self._device)
         try:
-            with _from_device(optimizer, self._numbers):
-                return _Played(self._train_step, model, optimizer, batch, self._stream, self._pool)
+            with _scalars_on_device(optimizer, self._scalars):
+                return _Recording(self._train_step, model, optimizer, batch, self._stream, self._pool)
         except RuntimeError as error:
             torch.cuda.synchronize(self._device)
-            with suppress(RuntimeError, AttributeError):  # in older torch memory is asked for as if it still recorded
+            with suppress(RuntimeError, AttributeError):  # older PyTorch keeps allocating as if it still recorded
                 torch._C._cuda_endAllocateToPool(self._device.index or 0, self._pool)
-            # Those recorded before would go on with the generator that is put away.
+            # Earlier recordings hold the generator that is replaced here.
             self._kinds = dict.fromkeys(self._kinds)
-            _fresh_generator(self._device, random)
-            self._refuse(reason(error)[:200])
+            _replace_generator(self._device, random)
+            self._disable(reason(error)[:200])
             return None
 
-    def _refuse(self, why: str) -> None:
-        self._refused = True
-        self._told(f"note: steps are computed one by one: {why}")
+    def _disable(self, why: str) -> None:
+        self._disabled = True
+        self._log(f"note: steps are not recorded as a CUDA graph: {why}")
 
 
-def _fresh_generator(device: torch.device, state: Tensor) -> None:
-    """After a recording that failed the device's generator may believe for good, in torch 2.11, to be in one."""
+def _replace_generator(device: torch.device, state: Tensor) -> None:
+    """After a failed recording, the generator of PyTorch 2.11 may forever believe that it is being recorded."""
     fresh = torch.Generator(device)
     fresh.set_state(state)
-    with suppress(AttributeError):  # older than that
+    with suppress(AttributeError):  # older PyTorch
         torch.cuda.default_generators[device.index or 0].graphsafe_set_state(fresh.graphsafe_get_state())
 
 
-class _Played:
-    """One recording: a batch is copied to where it reads, and its kernels run."""
+class _Recording:
+    """One recorded step, with the tensors that it reads its batch from."""
 
     def __init__(
         self,
@@ -168,63 +154,64 @@ class _Played:
         stream: Any,
         pool: Any,
     ) -> None:
-        x, y, *how = batch
-        self._model = model  # whose number is its kind's: no other may get it
+        x, y, *options = batch
+        self._model = model  # kept alive: its id() is part of the kind
         self._x, self._y = x.clone(), y.clone()
         self._graph = torch.cuda.CUDAGraph()
         buffers = [(m, name, buffer) for m in model.modules() for name, buffer in m._buffers.items()]
         main = torch.cuda.current_stream(x.device)
-        # As torch.cuda.graph, which would give all spare memory back first, to ask for it again.
+        # As torch.cuda.graph does, but without returning all cached memory first, only to ask for it again.
         torch.cuda.synchronize(x.device)
         stream.wait_stream(main)
         with torch.cuda.stream(stream):
-            # thread_local: a checkpoint may be on its way to the disk, in another thread.
+            # thread_local: another thread may be writing a checkpoint.
             self._graph.capture_begin(pool, "thread_local")
             try:
-                self._answer = train_step(model, optimizer, self._x, self._y, *how)
+                self._outputs = train_step(model, optimizer, self._x, self._y, *options)
             except BaseException:
-                with suppress(RuntimeError):  # what went wrong first is what is told
+                with suppress(RuntimeError):  # the first error is the one to report
                     self._graph.capture_end()
                 raise
             else:
                 self._graph.capture_end()
-            finally:  # what was recorded was not computed, so no tensor of it may stay in the network
-                moved = [(m, name, buffer) for m, name, buffer in buffers if m._buffers[name] is not buffer]
-                for m, name, buffer in moved:
+            finally:  # recording computes nothing, so none of its tensors may stay in the network
+                replaced = [(m, name, buffer) for m, name, buffer in buffers if m._buffers[name] is not buffer]
+                for m, name, buffer in replaced:
                     m._buffers[name] = buffer
         main.wait_stream(stream)
-        if moved:  # played, it would always read the one and write to the other
-            raise RuntimeError(f"the network puts another tensor in the place of its buffer {moved[0][1]}")
+        if replaced:  # a replay would always read the old tensor and write to the new one
+            raise RuntimeError(f"the network replaces its buffer {replaced[0][1]} instead of changing it in place")
 
-    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def replay(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Copy the batch to where the graph reads it and run the graph."""
         self._x.copy_(x)
         self._y.copy_(y)
         self._graph.replay()
-        loss, hits = self._answer
-        return loss.clone(), hits  # the next step writes over both, and losses are looked at later
+        loss, correct = self._outputs
+        return loss.clone(), correct  # the next step overwrites both, and losses are read later
 
 
-def _numbers(optimizer: torch.optim.Optimizer) -> list[float]:
-    """What the host gives the optimiser for the next update."""
+def _host_scalars(optimizer: torch.optim.Optimizer) -> list[float]:
+    """Return the numbers that the host computes for the next update."""
     if isinstance(optimizer, Muon):
-        return optimizer.numbers()
+        return optimizer.scalars()
     return [float(group["lr"]) for group in optimizer.param_groups]
 
 
 @contextmanager
-def _from_device(optimizer: torch.optim.Optimizer, numbers: Tensor) -> Iterator[None]:
-    """While this holds, the optimiser reads its numbers from the device."""
+def _scalars_on_device(optimizer: torch.optim.Optimizer, scalars: Tensor) -> Iterator[None]:
+    """Let the optimizer read those numbers from `scalars`, on the device."""
     if isinstance(optimizer, Muon):
-        optimizer.given = list(numbers.unbind())
+        optimizer.device_scalars = list(scalars.unbind())
         try:
             yield
         finally:
-            optimizer.given = None
+            optimizer.device_scalars = None
         return
     before: list[dict[str, Any]] = [
         {k: group[k] for k in ("lr", "capturable") if k in group} for group in optimizer.param_groups
     ]
-    for group, rate in zip(optimizer.param_groups, numbers.unbind(), strict=True):
+    for group, rate in zip(optimizer.param_groups, scalars.unbind(), strict=True):
         group["lr"] = rate
         if "capturable" in group:
             group["capturable"] = True

@@ -39,8 +39,8 @@ class Evaluation:
     def class_accuracy(self) -> list[float | None]:
         """The recall of each class; None for a class without images."""
         totals = self.confusion.sum(1).tolist()
-        hits = self.confusion.diagonal().tolist()
-        return [h / n if n else None for h, n in zip(hits, totals, strict=True)]
+        correct = self.confusion.diagonal().tolist()
+        return [c / n if n else None for c, n in zip(correct, totals, strict=True)]
 
 
 # Test-time augmentation, views per image: the image; also mirrored; both also shifted by a pixel each way.
@@ -55,10 +55,10 @@ def logits(model: nn.Module, x: Tensor, views: str = "none") -> Tensor:
     layout = torch.channels_last if x.shape[1] > 1 and x.stride(1) == 1 else torch.contiguous_format
 
     def both(x: Tensor) -> Tensor:
-        seen: Tensor = model(x.contiguous(memory_format=layout))
+        out: Tensor = model(x.contiguous(memory_format=layout))
         if views != "none":
-            seen = (seen + model(x.flip(3).contiguous(memory_format=layout))) / 2
-        return seen
+            out = (out + model(x.flip(3).contiguous(memory_format=layout))) / 2
+        return out
 
     centre = both(x)
     if views != "shift":
@@ -88,9 +88,9 @@ def evaluate(
     try:
         for x, y in loader:
             with autocast(loader.device, precision):
-                seen = upcast(logits(model, x, views))  # (B, K)
-            loss_sum += F.cross_entropy(seen, y, reduction="sum")
-            cells.append(y * num_classes + seen.argmax(1))
+                output = upcast(logits(model, x, views))  # (B, K)
+            loss_sum += F.cross_entropy(output, y, reduction="sum")
+            cells.append(y * num_classes + output.argmax(1))
             between()
     finally:
         model.train(was_training)

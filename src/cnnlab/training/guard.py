@@ -1,4 +1,4 @@
-"""What can go wrong in a training: NaN and Inf, noticed without making the host wait, and errors in one line."""
+"""Errors of a training in one line each, and NaN and Inf found without making the host wait for a GPU."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.recipe import Recipe
 from cnnlab.training.optim import learning_rate
 
-# Seconds between two reads of the losses on a device that is not the host. MPS has no copy that does not wait.
+# Seconds between two reads of the losses on a GPU. MPS has no asynchronous copy.
 _INTERVAL = {"cuda": 0.02, "mps": 1.0}
 # After so many skipped updates in a row, the next would be skipped, too.
-_MOST_SKIPPED = 20
+_MAX_SKIPPED = 20
 
 
 class NonFinite(Exception):
@@ -27,9 +27,9 @@ class NonFinite(Exception):
     skippable: skipping such updates would help.
     """
 
-    def __init__(self, what: str, step: int, per_epoch: int, *, skippable: bool = False) -> None:
-        super().__init__(what)
-        self.what, self.step, self.per_epoch, self.skippable = what, step, per_epoch, skippable
+    def __init__(self, problem: str, step: int, per_epoch: int, *, skippable: bool = False) -> None:
+        super().__init__(problem)
+        self.problem, self.step, self.per_epoch, self.skippable = problem, step, per_epoch, skippable
 
 
 class NonFiniteMonitor:
@@ -52,8 +52,8 @@ class NonFiniteMonitor:
         if self._skips:
             updated = math.isfinite(loss.item())  # the step has waited for the device already
             self._skipped_in_a_row = 0 if updated else self._skipped_in_a_row + 1
-            if self._skipped_in_a_row == _MOST_SKIPPED:
-                raise NonFinite(f"the loss was NaN or Inf {_MOST_SKIPPED} times in a row", step, self._per_epoch)
+            if self._skipped_in_a_row == _MAX_SKIPPED:
+                raise NonFinite(f"the loss was NaN or Inf {_MAX_SKIPPED} times in a row", step, self._per_epoch)
             return updated
         if self._device.type == "cpu":
             self._check([step], [loss.item()])  # nothing to wait for
@@ -103,37 +103,37 @@ class NonFiniteMonitor:
                 raise NonFinite(f"the loss became {loss:g}", step, self._per_epoch, skippable=True)
 
 
-def divergence_error(found: NonFinite, path: Path, recipe: Recipe, saved: str) -> CnnlabError:
-    """Return an error with remedies. path: of the run. saved: what of it is on the disk."""
-    steps = recipe.epochs * found.per_epoch
-    rate = learning_rate(recipe, found.step, steps)
+def divergence_error(error: NonFinite, path: Path, recipe: Recipe, saved: str) -> CnnlabError:
+    """Return an error with remedies. path: of the run. saved: what has been saved, in words."""
+    steps = recipe.epochs * error.per_epoch
+    rate = learning_rate(recipe, error.step, steps)
     remedies = [f"--set learning_rate={recipe.learning_rate / 3:.3g}"]
     if recipe.schedule in ("constant", "step"):
-        remedies.append("--set schedule=one-cycle")  # which starts low
+        remedies.append("--set schedule=one-cycle")  # it starts low
     if recipe.precision != "float32":
         remedies.append("--set precision=float32")
-    skip = f"; or skip such updates: cnnlab train --resume {path} --on-nan skip" if found.skippable else ""
+    skip = f"; or skip such updates: cnnlab train --resume {path} --on-nan skip" if error.skippable else ""
     return CnnlabError(
-        f"{found.what} at step {found.step + 1} of {steps} (epoch {found.step // found.per_epoch + 1} of "
+        f"{error.problem} at step {error.step + 1} of {steps} (epoch {error.step // error.per_epoch + 1} of "
         f"{recipe.epochs}) at a learning rate of {rate:g}; {saved} in {path}. Try {' or '.join(remedies)}{skip}"
     )
 
 
-def not_repeatable(error: BaseException) -> bool:
-    """Return whether PyTorch refused an operation that has no deterministic form on the device."""
+def is_nondeterministic(error: BaseException) -> bool:
+    """Return whether PyTorch refused an operation that has no deterministic implementation on the device."""
     return isinstance(error, RuntimeError) and "does not have a deterministic implementation" in str(error)
 
 
-def unrepeatable(error: BaseException, recipe: Recipe, device: torch.device) -> CnnlabError:
-    """Return an error for that case."""
+def nondeterminism_error(error: BaseException, recipe: Recipe, device: torch.device) -> CnnlabError:
+    """Return an error for an operation that `is_nondeterministic`."""
     return CnnlabError(
         f"{recipe.model} cannot be trained to the same weights each time on {device}: {reason(error)[:100]}; choose "
         "another network, or --device cpu"
     )
 
 
-def no_memory(recipe: Recipe, image_size: int) -> CnnlabError:
-    """Return an error for a step that needs more memory than there is."""
+def memory_error(recipe: Recipe, image_size: int) -> CnnlabError:
+    """Return an error for a step that needs more memory than is available."""
     size = recipe.batch_size
     remedy = "a smaller image_size"
     if size > 1:

@@ -68,7 +68,7 @@ class Trainer:
         self.scaler = grad_scaler(device, plan.precision, progress.scaler)
         skip = recipe.on_nan == "skip"
         self._guard = GuardedStep(self.scaler, skip_nonfinite=skip) if skip or self.scaler else None
-        self._step = self._guard or make_step(train_step, plan, device, False, session.display.message)
+        self._step = self._guard or make_step(train_step, plan, device, session.display.message)
         self.monitor = NonFiniteMonitor(device, self.steps_per_epoch, skip)
 
     def batches(self, epoch: int, position: Position | None) -> Batches:

@@ -12,67 +12,68 @@ BETAS = 0.9, 0.95  # of Muon's Adam
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for the filters of convolutions, AdamW for all else.
+    """Muon for the filters of convolutions, AdamW for all other parameters.
 
-    Sources: K. Jordan and others, Muon: an optimizer for hidden layers in neural networks, 2024, for the update; I.
-    Loshchilov, F. Hutter, Decoupled weight decay regularization, ICLR 2019, for the others. Each filter's length is
-    put back to the root of its number of outputs before the update (the first source, for CIFAR-10), so that the
-    learning rate is the angle by which it turns; so it needs no weight decay. `lr` is Muon's; a group with `adam`
-    goes by `lr` times its `share`. precision: of the products that turn filters, in place of the filters'; three
-    digits are enough for a direction (the first source takes bfloat16).
+    Muon: K. Jordan and others, Muon: an optimizer for hidden layers in neural networks, 2024. AdamW: I. Loshchilov,
+    F. Hutter, Decoupled weight decay regularization, ICLR 2019. Before each update the norm of a weight tensor is set
+    to the square root of its number of filters (as Jordan does for CIFAR-10), so the learning rate is the angle by
+    which filters turn, and they need no weight decay. lr: Muon's; a group with `adam` uses `lr` times its `lr_scale`.
+    precision: of the products in `orthogonalize`; a direction needs three digits only (Jordan takes bfloat16).
+    Default: the filters'.
     """
+
+    device_scalars: list[Tensor] | None = None
+    """The values of `scalars` on the device, for the next `step`. None: `step` computes them on the host."""
 
     def __init__(
         self, groups: list[dict[str, Any]], lr: float, momentum: float, precision: torch.dtype | None = None
     ) -> None:
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "adam": False, "share": 1.0, "weight_decay": 0.0})
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "adam": False, "lr_scale": 1.0, "weight_decay": 0.0})
         self._precision = precision
-
-    given: list[Tensor] | None = None
-    """What `numbers` gave, on the device, for the next `step` to read there; None: it asks `numbers` itself."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update from the gradients that are there."""
+        """Update the parameters once from their gradients."""
         assert closure is None
-        numbers: Iterator[float | Tensor] = iter(self.given or self.numbers(ready=True))
+        scalars: Iterator[float | Tensor] = iter(self.device_scalars or self.scalars(has_gradients=True))
         for group in self.param_groups:
-            moving = [p for p in group["params"] if p.grad is not None]
+            updated = [p for p in group["params"] if p.grad is not None]
             if group["adam"]:
-                rate, kept = next(numbers), next(numbers)
-                corrections = {p: (next(numbers), next(numbers)) for p in group["params"]}
-                if moving:
-                    self._adam(moving, rate, kept, [corrections[p] for p in moving])
+                rate, decay = next(scalars), next(scalars)
+                corrections = {p: (next(scalars), next(scalars)) for p in group["params"]}
+                if updated:
+                    self._adam(updated, rate, decay, [corrections[p] for p in updated])
                 continue
-            rate = next(numbers)
-            alike: dict[torch.Size, list[Tensor]] = {}  # filters of one shape are turned together
-            for p in moving:
-                alike.setdefault(p.shape, []).append(p)
-            for ps in alike.values():
+            rate = next(scalars)
+            by_shape: dict[torch.Size, list[Tensor]] = {}  # one batched product for all filters of a shape
+            for p in updated:
+                by_shape.setdefault(p.shape, []).append(p)
+            for ps in by_shape.values():
                 self._muon(ps, group["momentum"], rate)
 
-    def numbers(self, ready: bool = False) -> list[float]:
-        """What the host gives the next update, which counts as begun: of each group what its weights go by.
+    def scalars(self, has_gradients: bool = False) -> list[float]:
+        """Return the numbers that the host computes for the next update, and count that update.
 
-        ready: the gradients are there, and a weight that has none is not updated; else each that ever was is.
+        Per Muon group: the learning rate. Per Adam group: learning rate, weight decay factor, and two bias corrections
+        per parameter. has_gradients: the gradients have been computed, and a parameter without one is not updated;
+        otherwise every parameter that has been updated before is.
         """
-        found: list[float] = []
+        values: list[float] = []
         b1, b2 = BETAS
         for group in self.param_groups:
             if not group["adam"]:
-                found.append(group["lr"])
+                values.append(group["lr"])
                 continue
-            rate = group["lr"] * group["share"]
-            found += [rate, 1 - rate * group["weight_decay"]]
+            rate = group["lr"] * group["lr_scale"]
+            values += [rate, 1 - rate * group["weight_decay"]]
             for p in group["params"]:
                 count = 1
                 if state := self.state.get(p):
-                    count = state["step"] = state["step"] + (p.grad is not None or not ready)
-                # Both averages begin at 0: divided by what they would be had every gradient been 1.
-                found += [1 - b1**count, 1 - b2**count]
-        return found
+                    count = state["step"] = state["step"] + (p.grad is not None or not has_gradients)
+                values += [1 - b1**count, 1 - b2**count]
+        return values
 
-    # What is done to each weight alike is asked of torch once for all of them: few kernels on a GPU.
+    # The _foreach functions update all parameters with few kernels on a GPU.
 
     def _muon(self, ps: list[Tensor], momentum: float, rate: float | Tensor) -> None:
         gradients = [p.grad for p in ps if p.grad is not None]
@@ -82,17 +83,17 @@ class Muon(torch.optim.Optimizer):
         averages = [self.state[p]["momentum_buffer"] for p in ps]
         torch._foreach_mul_(averages, momentum)
         torch._foreach_add_(averages, gradients)
-        ahead = torch._foreach_add(gradients, averages, alpha=momentum)  # Nesterov
-        turns = orthogonalize(torch.stack([x.reshape(len(x), -1) for x in ahead]), precision=self._precision)
-        lengths = torch._foreach_norm(ps)
-        torch._foreach_clamp_min_(lengths, 1e-12)
-        torch._foreach_mul_(lengths, len(ps[0]) ** -0.5)
-        torch._foreach_div_(ps, lengths)
+        directions = torch._foreach_add(gradients, averages, alpha=momentum)  # Nesterov
+        updates = orthogonalize(torch.stack([d.reshape(len(d), -1) for d in directions]), precision=self._precision)
+        norms = torch._foreach_norm(ps)
+        torch._foreach_clamp_min_(norms, 1e-12)
+        torch._foreach_mul_(norms, len(ps[0]) ** -0.5)
+        torch._foreach_div_(ps, norms)
         if isinstance(rate, Tensor):
-            turns, rate = turns * rate, 1.0
-        torch._foreach_add_(ps, [turn.view_as(p) for p, turn in zip(ps, turns, strict=True)], alpha=-rate)
+            updates, rate = updates * rate, 1.0
+        torch._foreach_add_(ps, [update.view_as(p) for p, update in zip(ps, updates, strict=True)], alpha=-rate)
 
-    def _adam(self, ps: list[Tensor], rate: Any, kept: Any, corrections: list[Any]) -> None:
+    def _adam(self, ps: list[Tensor], rate: Any, decay: Any, corrections: list[Any]) -> None:
         gradients = [p.grad for p in ps if p.grad is not None]
         for p in ps:
             if not self.state[p]:
@@ -103,16 +104,16 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(means, gradients, 1 - b1)
         torch._foreach_mul_(squares, b2)
         torch._foreach_addcmul_(squares, gradients, gradients, value=1 - b2)
-        of_means: Any
-        of_squares: Any
-        of_means, of_squares = zip(*corrections, strict=True)
-        if isinstance(of_means[0], Tensor) and len({s["step"] for s in states}) == 1:
-            # All are the same: one kernel, where a list of tensors takes one for each.
-            of_means, of_squares = of_means[0], of_squares[0]
-        mean = torch._foreach_div(means, of_means)
-        root = torch._foreach_sqrt(torch._foreach_div(squares, of_squares))
+        bias1: Any
+        bias2: Any
+        bias1, bias2 = zip(*corrections, strict=True)
+        if isinstance(bias1[0], Tensor) and len({s["step"] for s in states}) == 1:
+            # All are equal: one kernel; a list of tensors would take one each.
+            bias1, bias2 = bias1[0], bias2[0]
+        mean = torch._foreach_div(means, bias1)
+        root = torch._foreach_sqrt(torch._foreach_div(squares, bias2))
         torch._foreach_add_(root, 1e-8)
-        torch._foreach_mul_(ps, kept)
+        torch._foreach_mul_(ps, decay)
         if isinstance(rate, Tensor):
             torch._foreach_mul_(mean, rate)
             rate = 1.0
@@ -120,11 +121,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrix: Tensor, rounds: int = 3, precision: torch.dtype | None = None) -> Tensor:
-    """(M, N), or many at once (G, M, N), same shape and type out: the singular vectors stay, their values draw level.
+    """Return the nearest semi-orthogonal matrix, roughly: same singular vectors, singular values near 1.
 
-    A Newton-Schulz iteration with the coefficients of Muon's source, which trade exactness for speed. The matrix is
-    first scaled to norm 1; after three rounds what was at least 0.02 lies between 0.68 and 1.21, and less stays behind.
-    precision: of the products, in place of the matrix's.
+    matrix: (M, N), or a batch (G, M, N); the result has the same shape and dtype. This is a Newton-Schulz iteration
+    with the coefficients of Muon's source, which trade exactness for speed. The matrix is first scaled to norm 1; after
+    three rounds, singular values that were at least 0.02 are between 0.68 and 1.21, and smaller ones are below that.
+    precision: of the products. Default: the matrix's dtype.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x: Tensor = (matrix / matrix.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)).to(precision or matrix.dtype)

@@ -12,7 +12,7 @@ from cnnlab.device.hardware import has_bfloat16
 from cnnlab.recipe import Recipe
 from cnnlab.training.muon import Muon
 
-# What each optimiser keeps for a parameter, by its name; Muon's other half keeps what is called so here.
+# The state of each parameter, by optimizer; "Muon.adam": of the parameters that Muon updates by AdamW.
 STATE = {
     "SGD": {"momentum_buffer"},
     "AdamW": {"step", "exp_avg", "exp_avg_sq"},
@@ -22,26 +22,26 @@ STATE = {
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, precision: torch.dtype = torch.float32) -> torch.optim.Optimizer:
-    """The recipe's optimiser over the model's parameters. Biases and norms' scales do not decay.
+    """Return the recipe's optimizer. Biases and the parameters of norms get no weight decay.
 
-    muon: turns the filters of the convolutions; all else goes by AdamW, at `other_learning_rate`. precision: that of
-    the steps; weights and what is kept beside them stay in theirs.
+    muon: updates the filters of convolutions; AdamW updates all others, at `other_learning_rate`. precision: of the
+    training steps; parameters and optimizer state keep their own dtype.
     """
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     if recipe.optimizer == "muon":
-        turned = [p for p in decayed if p.ndim == 4]
-        adam = {"adam": True, "share": recipe.other_learning_rate / recipe.learning_rate}
+        filters = [p for p in decayed if p.ndim == 4]
+        adam = {"adam": True, "lr_scale": recipe.other_learning_rate / recipe.learning_rate}
         groups: list[dict[str, Any]] = [
-            {"params": turned},
+            {"params": filters},
             {"params": [p for p in decayed if p.ndim != 4], **adam, "weight_decay": recipe.weight_decay},
             {"params": others, **adam},
         ]
-        # Where the steps are in bfloat16, and on a GPU with units for it anyway. Not in float16: its range is small.
-        on_gpu = any(p.device.type == "cuda" and has_bfloat16(p.device) for p in turned)
+        # bfloat16 if the steps use it, or if the GPU has units for it. Not float16: its range is too small.
+        on_gpu = any(p.device.type == "cuda" and has_bfloat16(p.device) for p in filters)
         products = torch.bfloat16 if on_gpu or precision == torch.bfloat16 else None
         return Muon(groups, recipe.learning_rate, recipe.momentum, products)
-    # One kernel for all weights; not on MPS in every torch.
+    # One kernel for all parameters. Not every PyTorch has it on MPS.
     fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
     groups = [
         {"params": decayed, "weight_decay": recipe.weight_decay},
@@ -55,11 +55,11 @@ def make_optimizer(model: nn.Module, recipe: Recipe, precision: torch.dtype = to
 
 
 def initialize(model: nn.Module, scheme: str) -> None:
-    """Set the starting weights of every Linear and Conv2d; biases are left as they are.
+    """Initialize the weights, not the biases, of every Linear and Conv2d.
 
-    framework: nothing is changed. xavier-uniform: the manual's (X. Glorot, Y. Bengio, Understanding the difficulty of
-    training deep feedforward neural networks, AISTATS 2010). he-normal: for networks of ReLUs, by the outputs of each
-    layer (K. He, X. Zhang, S. Ren, J. Sun, Delving deep into rectifiers, ICCV 2015).
+    framework: keep PyTorch's own. xavier-uniform: the manual's (X. Glorot, Y. Bengio, Understanding the difficulty of
+    training deep feedforward neural networks, AISTATS 2010). he-normal: for networks with ReLUs, fan-out
+    (K. He, X. Zhang, S. Ren, J. Sun, Delving deep into rectifiers, ICCV 2015).
     """
     if scheme == "framework":
         return
@@ -72,37 +72,37 @@ def initialize(model: nn.Module, scheme: str) -> None:
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """The learning rate of update number `step` (from 0) of `steps`.
+    """Return the learning rate of update number `step` (from 0) of `steps`.
 
-    constant: the peak throughout. cosine: from the peak to 0 along half a wave. one-cycle: straight up to the peak
-    during the first `warmup` of the steps, straight down to 0 during the rest (Smith and Topin, 2018). trapezoid:
-    straight up during the first `warmup` of the steps, straight down to 0 during the last `cooldown`, the peak in
-    between. step: times `decay` after each `decay_every` epochs.
+    constant: the peak. cosine: from the peak to 0 along half a cosine wave. one-cycle: linear warm-up to the peak
+    during the first `warmup` of the steps, then linear decay to 0 (L. Smith, N. Topin, 2018). trapezoid: linear
+    warm-up, then the peak, then linear decay to 0 during the last `cooldown` of the steps. step: multiplied by `decay`
+    every `decay_every` epochs. `warmup` and `cooldown` are fractions of the training.
     """
     done = step / steps
     if recipe.schedule == "constant":
-        share = 1.0
+        factor = 1.0
     elif recipe.schedule == "step":
-        share = recipe.decay ** (step * recipe.epochs // steps // recipe.decay_every)
+        factor = recipe.decay ** (step * recipe.epochs // steps // recipe.decay_every)
     elif recipe.schedule == "trapezoid":
-        share = min(1.0, (step + 1) / max(1, math.ceil(recipe.warmup * steps)))
+        factor = min(1.0, (step + 1) / max(1, math.ceil(recipe.warmup * steps)))
         if recipe.cooldown:
-            share = min(share, (1 - done) / recipe.cooldown)
+            factor = min(factor, (1 - done) / recipe.cooldown)
     elif recipe.schedule == "cosine":
-        share = 0.5 * (1 + math.cos(math.pi * done))
+        factor = 0.5 * (1 + math.cos(math.pi * done))
     elif done < recipe.warmup:
-        # The first step moves too, and the last of the way up reaches the peak.
-        share = (step + 1) / max(1, math.ceil(recipe.warmup * steps))
+        # Not 0 in the first step, and the peak in the last step of the warm-up.
+        factor = (step + 1) / max(1, math.ceil(recipe.warmup * steps))
     else:
-        share = (1 - done) / (1 - recipe.warmup)
-    return recipe.learning_rate * share
+        factor = (1 - done) / (1 - recipe.warmup)
+    return recipe.learning_rate * factor
 
 
 def size_in_epoch(recipe: Recipe, image_size: int, epoch: int) -> int:
-    """Pixels a side in epoch number `epoch` (from 0): from `start_size` evenly to `image_size`, in even numbers.
+    """Return the side in pixels of the images in epoch number `epoch` (from 0).
 
-    The last quarter of the epochs, and always the last one, sees images as they are. J. Howard's progressive resizing,
-    DAWNBench 2018.
+    It grows linearly from `start_size` to `image_size`, in even numbers. The last quarter of the epochs, and always the
+    last one, uses `image_size`. This is J. Howard's progressive resizing (DAWNBench, 2018).
     """
     if not recipe.start_size or recipe.start_size >= image_size:
         return image_size

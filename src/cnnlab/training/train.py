@@ -29,7 +29,7 @@ from cnnlab.training.checkpoint import (
 )
 from cnnlab.training.checkpointer import Checkpointer, explained_write_errors
 from cnnlab.training.events import Events
-from cnnlab.training.guard import NonFinite, divergence_error, no_memory, not_repeatable, unrepeatable
+from cnnlab.training.guard import NonFinite, divergence_error, is_nondeterministic, memory_error, nondeterminism_error
 from cnnlab.training.loop import Trainer, train_epochs
 from cnnlab.training.optim import initialize, make_optimizer
 from cnnlab.training.plan import Plan, is_compile_error
@@ -209,10 +209,10 @@ def _explained_errors(session: Session, recipe: Recipe) -> Iterator[None]:
             raise CnnlabError(
                 f"{recipe.model} cannot be compiled here: {reason(error)[:200]}; set compile=off"
             ) from error
-        if not_repeatable(error):
-            raise unrepeatable(error, recipe, session.device) from error
+        if is_nondeterministic(error):
+            raise nondeterminism_error(error, recipe, session.device) from error
         if out_of_memory(error):
-            raise no_memory(recipe, session.preprocessing.image_size) from error
+            raise memory_error(recipe, session.preprocessing.image_size) from error
         raise
 
 
