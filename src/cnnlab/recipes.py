@@ -76,7 +76,7 @@ _FAST_PLAIN = Recipe(  # without batch norm
 )
 # Six and sixteen channels are too few to gain from channels_last or bfloat16; BN-LeNet gets slower.
 _FAST_LENET = replace(
-    _FAST_PLAIN, name="fast/lenet", model="lenet", epochs=2, learning_rate=0.01, init="framework",
+    _FAST_PLAIN, name="fast/lenet", model="lenet", epochs=2, learning_rate=0.01, init="pytorch",
     precision="float32", memory_format="contiguous",
 )  # fmt: skip
 

@@ -409,9 +409,9 @@ def test_a_gradient_reaches_every_parameter(name: str) -> None:
             assert p.grad.abs().sum() > 0, path
 
 
-# Starting weights and learning rate that suit the networks without batch norm; the others take the framework's.
+# Starting weights and learning rate that suit the networks without batch norm; the others take those of PyTorch.
 OVERFIT = {
-    "lenet": ("framework", 0.01),
+    "lenet": ("pytorch", 0.01),
     "alexnet": ("he-normal", 1e-4),
     "vgg": ("he-normal", 1e-4),
     "nin": ("xavier-uniform", 3e-4),
@@ -423,7 +423,7 @@ OVERFIT = {
 def test_overfits_two_batches(name: str) -> None:
     size = small(name)
     model = make(name, size=size)
-    scheme, rate = next((v for k, v in OVERFIT.items() if name.startswith(k)), ("framework", 1e-3))
+    scheme, rate = next((v for k, v in OVERFIT.items() if name.startswith(k)), ("pytorch", 1e-3))
     initialize(model, scheme)
     for module in model.modules():
         if isinstance(module, nn.Dropout):

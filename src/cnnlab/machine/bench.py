@@ -212,7 +212,7 @@ def _recipe(model: str, image_size: int, batch_size: int) -> Recipe:
     """Return the recipe that `model` is timed with; its image size is explicit."""
     known = _manual()
     recipe = known.get(model) or known["lenet"].changed(
-        model=model, batch_size=128, image_size=default_image_size(model), init="framework"
+        model=model, batch_size=128, image_size=default_image_size(model), init="pytorch"
     )
     recipe = recipe.changed(batch_size=batch_size or recipe.batch_size)
     if not 2 <= recipe.batch_size <= COUNT:  # batch norm cannot train on a single image

@@ -57,11 +57,11 @@ def make_optimizer(model: nn.Module, recipe: Recipe, precision: torch.dtype = to
 def initialize(model: nn.Module, scheme: str) -> None:
     """Initialize the weights, not the biases, of every Linear and Conv2d.
 
-    framework: keep PyTorch's own. xavier-uniform: the manual's (X. Glorot, Y. Bengio, Understanding the difficulty of
+    pytorch: keep PyTorch's own. xavier-uniform: the manual's (X. Glorot, Y. Bengio, Understanding the difficulty of
     training deep feedforward neural networks, AISTATS 2010). he-normal: for networks with ReLUs, fan-out
     (K. He, X. Zhang, S. Ren, J. Sun, Delving deep into rectifiers, ICCV 2015).
     """
-    if scheme == "framework":
+    if scheme == "pytorch":
         return
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

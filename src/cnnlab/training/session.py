@@ -94,9 +94,9 @@ class Session:
                 # The run may be resumed or evaluated from another folder.
                 where = expand(recipe.data.removeprefix(kind)).absolute()
                 recipe = replace(recipe, data=f"{kind}{where}")
-        if recipe.init != "framework" and published_tag(recipe.model):
+        if recipe.init != "pytorch" and published_tag(recipe.model):
             raise CnnlabError(
-                f"init={recipe.init} would overwrite the published weights of {recipe.model}; set init=framework"
+                f"init={recipe.init} would overwrite the published weights of {recipe.model}; set init=pytorch"
             )
         if not again:
             check_compile(recipe, self.device)
