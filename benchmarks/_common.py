@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -223,20 +224,15 @@ def child_cnnlab(task: Task) -> Task:
     seconds: of training and finishing the run; train_seconds: of the training alone, with its data.
     """
     import cnnlab
-    from cnnlab.data import splits
-    from cnnlab.recipe import Recipe
-    from cnnlab.training import session
+    from cnnlab.data import SourceOptions, data_folder
+    from cnnlab.data.splits import limited, load_splits
 
-    load_splits = splits.load_splits
-
-    def cut(recipe: Recipe, options: Any) -> Any:
-        sets, counts = load_splits(recipe, options), (task["images"], task["watched"])
-        return tuple(splits.limited(s, recipe.changed(limit=n)) for s, n in zip(sets, counts, strict=True))
-
+    recipe = cnnlab.Recipe.from_dict(task["recipe"])
+    sets, counts = load_splits(recipe, SourceOptions(data_dir=data_folder())), (task["images"], task["watched"])
+    train_set, test_set = (limited(s, replace(recipe, limit=n)) for s, n in zip(sets, counts, strict=True))
     warmed()
-    vars(session)["load_splits"] = cut
     with tempfile.TemporaryDirectory() as folder:
-        result = cnnlab.train(Recipe.from_dict(task["recipe"]), runs_dir=folder, threads=task["threads"])
+        result = cnnlab.train(recipe, data=(train_set, test_set), runs_dir=folder, threads=task["threads"])
         rows = result.history
     s = result.summary
     return {

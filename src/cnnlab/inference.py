@@ -16,12 +16,14 @@ from cnnlab.data import ImageSet, SourceOptions, data_folder, load_images
 from cnnlab.data.images import BadImage, bombs_refused, decode, flatten, pixels
 from cnnlab.data.imageset import Report, no_report
 from cnnlab.data.loader import Loader, Preprocessing, laid_out
+from cnnlab.data.own import OwnImages, own_images
 from cnnlab.data.splits import load_splits
 from cnnlab.device.determinism import reproducible
 from cnnlab.device.hardware import available_cores, check_threads, pick_device
 from cnnlab.device.precision import PRECISIONS, exact_float32
 from cnnlab.device.timing import synchronize
 from cnnlab.io.errors import CnnlabError, reason, unknown
+from cnnlab.models.own import Network
 from cnnlab.training import runs
 from cnnlab.training.evaluate import VIEWS, Evaluation, evaluate, logits
 from cnnlab.training.plan import FORMATS
@@ -155,30 +157,34 @@ class Classifier(nn.Module):
 def load_model(
     run: Run | str | Path,
     *,
+    model: Network | None = None,
     weights: str | None = None,
     runs_dir: str | Path = "runs",
 ) -> Classifier:
     """Return the trained network of a run, in eval mode and on the CPU, with its classes and its preprocessing.
 
-    run: a run's folder, its name in `runs_dir`, or the `run` of a training's result. weights: best or last. Default:
-    best where it was chosen on validation images, else last. Raises: CnnlabError.
+    run: a run's folder, its name in `runs_dir`, or the `run` of a training's result. model: the network of your own
+    that was trained, if it was one; a copy of it gets the weights. weights: best or last. Default: best where it was
+    chosen on validation images, else last. Raises: CnnlabError.
     """
     run = run if isinstance(run, Run) else runs.open_run(run, runs_dir)
-    network = load_network(run, _weights_file(run, weights))
+    network = load_network(run, _weights_file(run, weights), model)
     return Classifier(network, run.classes, _preprocessing(run)).eval()
 
 
-def load_network(run: Run, weights: Path | None = None) -> nn.Module:
+def load_network(run: Run, weights: Path | None = None, model: Network | None = None) -> nn.Module:
     """Return the bare network of `run` in eval mode, on the CPU.
 
-    weights: a file. Default: see `Run.weights`. Raises: CnnlabError.
+    weights: a file. Default: see `Run.weights`. model: see `load_model`. Raises: CnnlabError.
     """
-    return trained_model(run, weights or run.weights())
+    return trained_model(run, weights or run.weights(), model)
 
 
 def evaluate_run(
-    name: str | Path,
+    name: Run | str | Path,
     *,
+    model: Network | None = None,
+    data: Any = None,
     split: str | None = None,
     weights: str | None = None,
     runs_dir: str | Path = "runs",
@@ -191,12 +197,14 @@ def evaluate_run(
 ) -> RunEvaluation:
     """Evaluate a run's model on all images of a split, and record that in the run's folder.
 
+    model: the network of your own that was trained, if it was one. data: the images of your own that it was trained on,
+    of which a split is evaluated; or, with split="test", any other images with the same classes, as `train` takes them.
     split: test, validation or train. Default: test if the data has one, else validation. weights: best or last.
     Default: best where it was chosen on validation images, else last. views: test-time augmentation, a key of VIEWS.
     precision: of convolutions and matrix products; with 16 bits the logits of an image may depend on the rest of its
     batch. Raises: CnnlabError.
     """
-    run = runs.open_run(name, runs_dir)
+    run = name if isinstance(name, Run) else runs.open_run(name, runs_dir)
     if views not in VIEWS:
         raise unknown("views", views, VIEWS)
     if precision not in PRECISIONS:
@@ -206,7 +214,7 @@ def evaluate_run(
     file = _weights_file(run, weights)
     check_threads(threads)
     here = pick_device(device)
-    model = load_network(run, file)
+    network = load_network(run, file, model)
     preprocessing = _preprocessing(run)
     options = SourceOptions(
         data_dir=data_folder(data_dir or runs.data_dir(run)),
@@ -214,15 +222,16 @@ def evaluate_run(
         fit=preprocessing.fit,
         skip_bad=skip_bad,
     )
-    images, split = _run_images(run, split, options)
+    own = own_images(data, run.classes) if data is not None else None
+    images, split = _run_images(run, split, options, own)
     layout = _layout(run)
-    model.to(memory_format=layout)
+    network.to(memory_format=layout)
     with reproducible(0, threads or available_cores()), exact_float32():
         loader = Loader(images, preprocessing, _batch_size(preprocessing), here, memory_format=layout)
-        model.to(here)
+        network.to(here)
         synchronize(here)
         began = time.perf_counter()
-        result = evaluate(model, loader, len(run.classes), precision=PRECISIONS[precision], views=views)
+        result = evaluate(network, loader, len(run.classes), precision=PRECISIONS[precision], views=views)
         seconds = time.perf_counter() - began
     found = RunEvaluation(
         run,
@@ -239,16 +248,23 @@ def evaluate_run(
     return replace(found, recorded=runs.record_evaluation(run, record))
 
 
-def _run_images(run: Run, split: str | None, options: SourceOptions) -> tuple[ImageSet, str]:
+def _run_images(
+    run: Run, split: str | None, options: SourceOptions, own: OwnImages | None = None
+) -> tuple[ImageSet, str]:
     """Return the images of a split of the run's data, and its name. Default: test if there is one, else validation."""
     images = None
-    if split in (None, "test"):
+    if own is not None and split == "test":
+        images = own.held_out or own.train
+    else:
+        runs.check_images(run.path, run.recipe, own)
+        split = split or ("validation" if own is not None else None)
+    if images is None and split in (None, "test"):
         images = load_images(run.recipe.data, "test", options)
         if images is None and split == "test":
             raise CnnlabError(f"{run.recipe.data} has no test set; evaluate --split validation")
         split = "test" if images is not None else "validation"
     if images is None:
-        train_set, watched = load_splits(run.recipe, options)
+        train_set, watched = load_splits(run.recipe, options, own)
         if split == "validation" and run.recipe.eval_split != "validation":
             raise CnnlabError(f"{run.path} held no images out for validation; evaluate --split test or train")
         if train_set.fingerprint() != run.info["data"]["fingerprint"]:
@@ -258,14 +274,18 @@ def _run_images(run: Run, split: str | None, options: SourceOptions) -> tuple[Im
         images = train_set if split == "train" else watched
     if images.classes != run.classes or images.images.shape[1] != run.info["preprocessing"]["channels"]:
         raise CnnlabError(f"{run.recipe.data} no longer has the classes and channels that {run.path} was trained on")
+    if own is not None and images.images.shape[2] != run.info["preprocessing"]["native_size"]:
+        size = run.info["preprocessing"]["native_size"]
+        raise CnnlabError(f"{run.path} was trained on images of {size}x{size} pixels; resize these to that")
     assert split is not None
     return images, split
 
 
 def predict(
-    name: str | Path,
+    name: Run | str | Path,
     paths: Sequence[str | Path] | str | Path,
     *,
+    model: Network | None = None,
     top: int = 3,
     weights: str | None = None,
     runs_dir: str | Path = "runs",
@@ -275,15 +295,15 @@ def predict(
 ) -> tuple[list[Prediction], list[str]]:
     """Return the `top` most probable classes of each image in `paths` (files, or folders that are searched).
 
-    The images go through the same steps as in training. invert: exchange black and white first, for dark writing on
-    light paper where the network learned light on dark. Returns: predictions in the order of the paths, and one line
-    for each damaged image that `skip_bad` left out. Raises: CnnlabError.
+    The images go through the same steps as in training. model: see `load_model`. invert: exchange black and white
+    first, for dark writing on light paper where the network learned light on dark. Returns: predictions in the order
+    of the paths, and one line for each damaged image that `skip_bad` left out. Raises: CnnlabError.
     """
     if top < 1:
         raise CnnlabError(f"top={top}: must be at least 1")
     here = pick_device(device)
-    model = load_model(name, weights=weights, runs_dir=runs_dir).to(here)
-    p = model.preprocessing
+    classifier = load_model(name, model=model, weights=weights, runs_dir=runs_dir).to(here)
+    p = classifier.preprocessing
     files: list[Path] = flatten([paths] if isinstance(paths, str | Path) else list(paths))
     predictions: list[Prediction] = []
     skipped: list[str] = []
@@ -300,7 +320,7 @@ def predict(
                         raise CnnlabError(f"{error}; leave such files out with --skip-bad") from error
                     skipped.append(str(error))
             if good:
-                found = Predictions(model.probabilities(np.stack(batch)), model.classes)
+                found = Predictions(classifier.probabilities(np.stack(batch)), classifier.classes)
                 predictions += map(Prediction, good, found.top(top))
     if not predictions:
         raise CnnlabError(f"none of the {len(files)} images could be read; the first: {skipped[0]}")

@@ -194,6 +194,15 @@ RECIPES: dict[str, Recipe] = {
             weight_decay=5e-4,
             schedule="one-cycle",
         ),
+        # For a network or images of your own: AdamW suits most networks, and the images are left as they are.
+        Recipe(
+            name="own",
+            batch_size=64,
+            optimizer="adamw",
+            learning_rate=0.002,
+            weight_decay=0.01,
+            schedule="one-cycle",
+        ),
         # Not measured: it depends on the images.
         Recipe(
             name="folder",
@@ -220,6 +229,12 @@ def find_recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
+def own_recipe(data: str) -> Recipe:
+    """Return the default recipe for a network of your own on the source `data`: its images are of the usual size."""
+    usual = choose_recipe(data=data)
+    return replace(RECIPES["own"], data=data, image_size=usual.image_size, val_fraction=usual.val_fraction)
+
+
 def choose_recipe(
     *,
     model: str | None = None,
@@ -233,7 +248,8 @@ def choose_recipe(
     """
     source = data or "digits"
     kind = source.partition(":")[0]
-    default = {"folder": "folder", "store": "cifar/10min"}.get(kind, source if source in RECIPES else "digits")
+    defaults = {"folder": "folder", "store": "cifar/10min", "memory": "own"}
+    default = defaults.get(kind, source if source in RECIPES else "digits")
     chosen = find_recipe(recipe or default)
     if data is None and chosen.data.endswith(":PATH"):
         more = ", a competition's prepared images; see cnnlab kaggle" if chosen.data.startswith("store:") else ""

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from cnnlab.data import SourceOptions, data_folder, load_images
 from cnnlab.data.augment import Augmentation
+from cnnlab.data.imageset import ImageSet
 from cnnlab.data.loader import Loader, Preprocessing
+from cnnlab.data.own import own_images
 from cnnlab.data.splits import load_splits
 from cnnlab.io.errors import CnnlabError, unknown
 from cnnlab.recipe import Recipe
@@ -44,7 +46,7 @@ class SplitLoader:
 
 
 def loader(
-    data: Recipe | str = "digits",
+    data: Any = "digits",
     split: str = "train",
     *,
     data_dir: str | Path | None = None,
@@ -53,11 +55,13 @@ def loader(
 ) -> SplitLoader:
     """Return the batches that a network sees in a training, on the CPU.
 
-    data: a data source, trained by its default recipe, or a recipe. split: train (shuffled and augmented as in the
-    training), validation or test (in order). data_dir: folder of the datasets. skip_bad: skip damaged images. settings:
-    any of the recipe, as batch_size=128. Raises: CnnlabError.
+    data: a data source, trained by its default recipe, a recipe, or images of your own, see `train`. split: train
+    (shuffled and augmented as in the training), validation or test (in order). data_dir: folder of the datasets.
+    skip_bad: skip damaged images. settings: any of the recipe, as batch_size=128. Raises: CnnlabError.
     """
-    recipe = (data if isinstance(data, Recipe) else choose_recipe(data=data)).changed(**settings)
+    own = None if isinstance(data, Recipe | str) else own_images(data)
+    recipe = data if isinstance(data, Recipe) else choose_recipe(data=own.name if own else data)
+    recipe = recipe.changed(**settings)
     if split not in ("train", "validation", "test"):
         raise unknown("split", split, ("train", "validation", "test"))
     if split == "validation" and recipe.eval_split != "validation":
@@ -65,8 +69,10 @@ def loader(
     options = SourceOptions(
         data_dir=data_folder(data_dir), image_size=recipe.image_size, fit=recipe.fit, skip_bad=skip_bad
     )
-    train_set, eval_set = load_splits(recipe, options)
-    images = load_images(recipe.data, "test", options) if split == "test" else eval_set
+    train_set, eval_set = load_splits(recipe, options, own)
+    images: ImageSet | None = eval_set
+    if split == "test" and recipe.eval_split != "test":
+        images = None if own else load_images(recipe.data, "test", options)
     if images is None:
         raise CnnlabError(f"{recipe.data} has no test set")
     preprocessing = Preprocessing.of(

@@ -47,7 +47,8 @@ def build_external(
 
 def published_tag(name: str) -> str:
     """The tag of published weights in a network's name; empty where there is none."""
-    return name.partition(":")[2].partition(".")[2]
+    library, _, base = name.partition(":")
+    return base.partition(".")[2] if library in LIBRARIES else ""
 
 
 def external_size(name: str) -> int:

@@ -25,6 +25,7 @@ from cnnlab.device.precision import grad_scaler
 from cnnlab.device.timing import synchronize
 from cnnlab.io.errors import CnnlabError, out_of_memory, reason
 from cnnlab.io.files import read_json, write_json
+from cnnlab.models.own import is_own
 from cnnlab.recipe import COMPILE_MODES
 from cnnlab.training.cuda_graph import make_step, warmup_steps
 from cnnlab.training.guard import is_nondeterministic, nondeterminism_error
@@ -81,7 +82,8 @@ def choose_plan(
     budget = work.steps * SHARE
     if budget < least * len(plans):
         return replace(first_guess(work), why="too few steps to measure")
-    flops = operations(work.build, work.shape) * recipe.epochs * work.count
+    device = "cpu" if is_own(recipe.model) else "meta"
+    flops = operations(work.build, work.shape, device) * recipe.epochs * work.count
     if flops < MEASURE_FROM.get(work.device.type, 1e12):
         return replace(first_guess(work), why="too short to measure")
     compile_from = COMPILE_FROM.get(work.device.type, float("inf"))
@@ -230,13 +232,19 @@ class _Cache:
     def __init__(self, work: Workload, plans: list[Plan], tries_compile: bool) -> None:
         recipe, device = work.recipe, work.device
         self._default, self._plans, self._tries_compile = default_plan(work), plans, tries_compile
+        # Two networks of your own may have one name.
+        with torch.device("meta"):
+            model = work.build()
+        architecture = [str(model), *(f"{name} {tuple(p.shape)}" for name, p in model.named_parameters())]
         facts = {
             "machine": [
                 hardware.device_name(device), device.type, hardware.available_cores(), hardware.physical_cores(),
                 work.threads,
             ],
             "versions": [hardware.package_version("cnnlab"), torch.__version__],
-            "step": [recipe.model, list(work.shape), work.num_classes, recipe.batch_size, recipe.optimizer],
+            "step": [
+                recipe.model, architecture, list(work.shape), work.num_classes, recipe.batch_size, recipe.optimizer
+            ],
             "asked": [recipe.precision, recipe.memory_format, recipe.compile, tries_compile, self._default.values],
         }  # fmt: skip
         key = blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()

@@ -27,8 +27,9 @@ def make_optimizer(model: nn.Module, recipe: Recipe, precision: torch.dtype = to
     muon: updates the filters of convolutions; AdamW updates all others, at `other_learning_rate`. precision: of the
     training steps; parameters and optimizer state keep their own dtype.
     """
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    trained = [p for p in model.parameters() if p.requires_grad]  # a network of your own may have frozen layers
+    decayed = [p for p in trained if p.ndim > 1]
+    others = [p for p in trained if p.ndim <= 1]
     if recipe.optimizer == "muon":
         filters = [p for p in decayed if p.ndim == 4]
         adam = {"adam": True, "lr_scale": recipe.other_learning_rate / recipe.learning_rate}

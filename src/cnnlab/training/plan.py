@@ -19,6 +19,7 @@ from cnnlab.device import hardware
 from cnnlab.device.fast_layers import with_fast_layers
 from cnnlab.device.precision import PRECISIONS
 from cnnlab.io.errors import CnnlabError
+from cnnlab.models.own import is_own
 from cnnlab.recipe import COMPILE, COMPILE_MODES, Recipe
 from cnnlab.training.step import Compiled
 
@@ -108,8 +109,8 @@ class Workload:
 def default_plan(work: Workload) -> Plan:
     """Return what the recipe and the caller have set, and for the rest what needs no measurement."""
     recipe = work.recipe
-    # Recording takes no longer than a few steps.
-    records = work.device.type == "cuda" and recipe.on_nan != "skip"
+    # Recording takes no longer than a few steps. Python code of a stranger's network would run only while recording.
+    records = work.device.type == "cuda" and recipe.on_nan != "skip" and not is_own(recipe.model)
     return Plan(
         threads=work.threads or hardware.available_cores(),
         precision=PRECISIONS.get(recipe.precision, torch.float32),
@@ -200,10 +201,13 @@ def check_compile(recipe: Recipe, device: torch.device) -> None:
         raise CnnlabError("compile needs a C++ compiler, and there is none here; install g++, or set compile=off")
 
 
-def operations(build: Callable[[], nn.Module], shape: tuple[int, int, int]) -> float:
-    """Return the floating-point operations of a training step per image: three times those of the forward pass."""
-    with torch.device("meta"):
-        model = build().to("meta").eval()
+def operations(build: Callable[[], nn.Module], shape: tuple[int, int, int], device: str = "meta") -> float:
+    """Return the floating-point operations of a training step per image: three times those of the forward pass.
+
+    device: cpu for a network that may read values of its tensors.
+    """
+    with torch.device(device):
+        model = build().to(device).eval()
         counter = FlopCounterMode(display=False)
         with counter, torch.no_grad():
             model(torch.zeros(1, *shape))

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from cnnlab.data.own import MEMORY
 from cnnlab.models import build_model
+from cnnlab.models.own import Network, build_own
 from cnnlab.recipe import KEYS
 from cnnlab.training.checkpoint import check_weights, load_weights
 from cnnlab.training.progress import Progress
-from cnnlab.training.runs import Run
+from cnnlab.training.runs import Run, check_network
 
 _TRAIN_SUBSET = "note: trained on {count} labelled images; train_subset acc is measured on some of them"
 _SKIPPED_UPDATES = "note: {count} updates were skipped, because their loss or a gradient was NaN or Inf"
@@ -23,9 +25,10 @@ _TEST_SET = "note: this recipe evaluates on the test set after each epoch, as th
 
 
 def _duplicates(summary: dict[str, Any]) -> list[str]:
+    listed = "" if summary["data"].startswith(MEMORY) else "; cnnlab data duplicates lists them"
     return [
         f"note: {count} of the {split} images are among the training images, pixel for pixel, which inflates the "
-        "accuracy; cnnlab data duplicates lists them"
+        f"accuracy{listed}"
         for split, count in summary["shared"].items()
         if count
     ]
@@ -36,16 +39,19 @@ def _damaged_images(count: int, path: Path) -> str:
     return f"note: {images} skipped; see {path / 'run.json'}"
 
 
-def trained_model(run: Run, weights: Path) -> nn.Module:
-    """Return the run's network with the weights of that file, in eval mode, on the CPU. Raise CnnlabError."""
+def trained_model(run: Run, weights: Path, network: Network | None = None) -> nn.Module:
+    """Return the run's network with the weights of that file, in eval mode, on the CPU.
+
+    network: the module or builder that was trained, if it was the caller's own. Raise CnnlabError.
+    """
+    check_network(run.path, run.recipe, network)
     info = {k: run.info["model"][k] for k in ("num_classes", "in_channels", "image_size")}
     name = run.info["model"]["name"]
-    if (
-        ":" not in name
-    ):  # run.json may ask for a network of any size: compare it with the weights before it takes memory
+    if ":" not in name:
+        # run.json may ask for a network of any size: compare it with the weights before it takes memory.
         with torch.device("meta"):
             check_weights(weights, build_model(name, **info))
-    model = build_model(name, **info)
+    model = build_model(name, **info) if network is None else build_own(network, **info)
     load_weights(weights, model)
     return model.eval()
 
@@ -55,12 +61,13 @@ class Result:
     """A finished training. Its text is the lines that the command prints.
 
     summary: final figures, as in summary.json. timings: seconds of each stage of this call (setup, whitening, training,
-    finish); empty if the run was finished before.
+    finish); empty if the run was finished before. network: the caller's own module or builder, if there is one.
     """
 
     run: Run
     summary: dict[str, Any]
     timings: dict[str, float] = field(default_factory=dict, compare=False)
+    network: Network | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
@@ -70,7 +77,7 @@ class Result:
     @cached_property
     def model(self) -> nn.Module:
         """The network in eval mode on the CPU, with the best weights if validation images chose them, else the last."""
-        return trained_model(self.run, self.run.weights())
+        return trained_model(self.run, self.run.weights(), self.network)
 
     def __str__(self) -> str:
         s = self.summary

@@ -33,9 +33,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from cnnlab.data.own import MEMORY
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.files import LINES_LIMIT, digest, read_checked, read_json, read_limited, write_atomic, write_checked
 from cnnlab.io.schema import COUNT, NUMBER, POSITIVE, Number, check
+from cnnlab.models.own import is_own
 from cnnlab.recipe import LARGEST_SIDE, Recipe, recipe_json
 
 _FORMAT = "cnnlab run 1"
@@ -223,6 +225,35 @@ def _folders_of_runs(path: Path) -> list[Path]:
     elif (path / "seeds.json").exists():
         inside = seed_folders(path)
     return [folder for folder in inside or [path] if (folder / "run.json").exists()]
+
+
+# Networks and images of the caller's own, which a run's folder does not hold
+
+
+def check_network(path: Path, recipe: Recipe, network: object) -> None:
+    """Raise CnnlabError unless `network` is given exactly if the run at `path` trained the caller's own."""
+    if is_own(recipe.model) and network is None:
+        raise CnnlabError(
+            f"{path} trained a network of your own, {recipe.model}: pass it again, from Python, as model=..."
+        )
+    if network is not None and not is_own(recipe.model):
+        raise CnnlabError(f"{path} trained {recipe.model}, not a network of your own; leave out model=")
+
+
+def check_images(path: Path, recipe: Recipe, images: object) -> None:
+    """Raise CnnlabError unless `images` are given exactly if the run at `path` trained on the caller's own."""
+    if recipe.data.startswith(MEMORY) and images is None:
+        raise CnnlabError(
+            f"{path} was trained on images of your own, {recipe.data}: pass them again, from Python, as data=..."
+        )
+    if images is not None and not recipe.data.startswith(MEMORY):
+        raise CnnlabError(f"{path} was trained on {recipe.data}, not on images of your own; leave out data=")
+
+
+def resume_call(path: Path, recipe: Recipe) -> str:
+    """Return how to resume: the command, or the call if a network or images must be passed again."""
+    own = ["model=..."] * is_own(recipe.model) + ["data=..."] * recipe.data.startswith(MEMORY)
+    return f"cnnlab.resume({', '.join([repr(str(path)), *own])})" if own else f"cnnlab train --resume {path}"
 
 
 # Several seeds of one recipe

@@ -15,6 +15,7 @@ from torch import nn
 from cnnlab.data import FOLDER, STORE, SourceOptions, copies_in_test, data_folder, stratified_subset
 from cnnlab.data.loader import Preprocessing
 from cnnlab.data.near_duplicates import shared
+from cnnlab.data.own import MEMORY, OwnImages, own_images
 from cnnlab.data.splits import load_splits
 from cnnlab.device.hardware import available_cores, check_threads, pick_device
 from cnnlab.io.errors import CnnlabError, expand, reason
@@ -22,7 +23,9 @@ from cnnlab.io.interrupt import CtrlC
 from cnnlab.models import build_model
 from cnnlab.models.airbench import Whitening
 from cnnlab.models.external import published_tag
+from cnnlab.models.own import Network, build_own, check_output, is_own, own_name
 from cnnlab.recipe import Recipe
+from cnnlab.recipes import choose_recipe, find_recipe, own_recipe
 from cnnlab.training import runs
 from cnnlab.training.autotune import choose_plan, find_batch_size
 from cnnlab.training.display import Display, make_display
@@ -31,6 +34,31 @@ from cnnlab.training.plan import Plan, Workload, check_compile
 from cnnlab.training.runs import Run
 
 OnEpoch = Callable[[dict[str, Any]], bool | None]
+
+
+def choose(
+    recipe: Recipe | str | Network | None, model: str | Network | None, data: Any, settings: dict[str, Any]
+) -> tuple[Recipe, Network | None, OwnImages | None]:
+    """Return the recipe with the settings, and the network and the images if they are the caller's own."""
+    if not isinstance(recipe, Recipe | str | None):
+        if model is not None:
+            raise CnnlabError(f"model= names a second network beside {own_name(recipe)}; leave it out")
+        recipe, model = None, recipe
+    network = None if isinstance(model, str | None) else model
+    images = None if isinstance(data, str | None) else own_images(data)
+    names = {"model": own_name(network) if network is not None else model, "data": images.name if images else data}
+    changes = {key: value for key, value in names.items() if value is not None}
+    if recipe is None:  # the default one is for these data
+        source = str(changes.pop("data", "digits"))
+        recipe = own_recipe(source) if network is not None else choose_recipe(data=source)
+    elif isinstance(recipe, str):
+        recipe = find_recipe(recipe)
+    recipe = recipe.changed(**changes, **settings)
+    if network is None and is_own(recipe.model) and model is None:
+        raise CnnlabError(f"recipe {recipe.name!r} trains a network of your own, {recipe.model}: pass it as model=...")
+    if images is None and recipe.data.startswith(MEMORY):
+        raise CnnlabError(f"recipe {recipe.name!r} trains on images of your own, {recipe.data}: pass them as data=...")
+    return recipe, network, images
 
 
 def same_device(name: str | None) -> str:
@@ -42,7 +70,10 @@ def same_device(name: str | None) -> str:
 
 
 class Session:
-    """The device, display, images and plan of one call. Arguments: see `train`. Raise CnnlabError."""
+    """The device, display, images and plan of one call. Arguments: see `train`. Raise CnnlabError.
+
+    network, images: the caller's own, in place of what the recipe names.
+    """
 
     def __init__(
         self,
@@ -52,10 +83,13 @@ class Session:
         skip_bad: bool,
         progress: str,
         on_epoch: OnEpoch | None = None,
+        network: Network | None = None,
+        images: OwnImages | None = None,
     ) -> None:
         check_threads(threads)
         self.device = pick_device(device)
         self.on_epoch = on_epoch
+        self.network, self.images = network, images
         self.whitening_seconds = 0.0
         self._auto_device = device == "auto"
         self.threads = threads
@@ -101,7 +135,7 @@ class Session:
         if not again:
             check_compile(recipe, self.device)
         # Before minutes of reading: does the network exist, and does it take images of this size?
-        if ":" not in recipe.model or recipe.image_size:
+        if self.network is None and (":" not in recipe.model or recipe.image_size):
             with torch.device("meta"):  # shapes without memory
                 build_model(recipe.model, num_classes=10, in_channels=1, image_size=recipe.image_size or 256)
         options = SourceOptions(
@@ -111,7 +145,7 @@ class Session:
             skip_bad=self._skip_bad,
             report=self.display.read,
         )
-        self.train_set, self.eval_set = load_splits(recipe, options)
+        self.train_set, self.eval_set = load_splits(recipe, options, self.images)
         self.fingerprint = self.train_set.fingerprint()
         self.preprocessing = Preprocessing.of(
             self.train_set.images, image_size=recipe.image_size, fit=recipe.fit, normalize=recipe.normalize
@@ -131,9 +165,7 @@ class Session:
         info = {
             "model": {
                 "name": recipe.model,
-                "num_classes": len(self.train_set.classes),
-                "in_channels": self.preprocessing.channels,
-                "image_size": self.preprocessing.image_size,
+                **self._sizes,
                 "parameters": parameters,
             },
             "data": {
@@ -152,13 +184,17 @@ class Session:
 
     def build(self, recipe: Recipe, *, published: bool = False) -> nn.Module:
         """Return the recipe's network for these images, with PyTorch's initial weights, or `published` ones."""
-        return build_model(
-            recipe.model,
-            num_classes=len(self.train_set.classes),
-            in_channels=self.preprocessing.channels,
-            image_size=self.preprocessing.image_size,
-            published=published,
-        )
+        if self.network is not None:
+            return build_own(self.network, **self._sizes)
+        return build_model(recipe.model, **self._sizes, published=published)
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {
+            "num_classes": len(self.train_set.classes),
+            "in_channels": self.preprocessing.channels,
+            "image_size": self.preprocessing.image_size,
+        }
 
     def plan(self, recipe: Recipe, first: dict[str, Any]) -> Plan:
         """Return how to compute the recipe's steps here. first: the run's first session; empty for a new run.
@@ -203,7 +239,7 @@ class Session:
             self._shared = {}
             if recipe.eval_split != "train":  # which is a part of the training images
                 self._shared[recipe.eval_split] = len(shared(self.train_set.images, self.eval_set.images))
-            if recipe.eval_split != "test":
+            if recipe.eval_split != "test" and self.images is None:
                 try:
                     count = copies_in_test(recipe.data, self.train_set, SourceOptions(data_dir=self._data_dir))
                 except (CnnlabError, OSError) as error:  # the training must not be lost for that
@@ -226,11 +262,17 @@ class Session:
         self.whitening_seconds = time.perf_counter() - started
 
     def _check_batches(self, recipe: Recipe) -> None:
-        """Check, with shapes alone, that the network trains on the smallest batch and on every image size."""
+        """Check that the network trains on the smallest batch and on every image size.
+
+        Shapes alone are computed, except for a network of the caller's own, which may read values.
+        """
         if published_tag(recipe.model):
             self.build(recipe, published=True)  # downloaded now, so that no run is created that cannot continue
-        with torch.device("meta"):
-            model = self.build(recipe).to("meta").train()
+        where = "meta" if self.network is None else "cpu"
+        if self.network is not None:
+            check_output(self.build(recipe), recipe.model, **self._sizes)
+        with torch.device(where):
+            model = self.build(recipe).to(where).train()
             smallest, whole = min(recipe.batch_size, len(self.train_set)), self.preprocessing.image_size
             if smallest == 1:
                 try:

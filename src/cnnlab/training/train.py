@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from cnnlab.data.own import own_images
 from cnnlab.device.determinism import reproducible
 from cnnlab.device.hardware import has_bfloat16
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted, out_of_memory, reason
 from cnnlab.io.files import remove_torn, write_checked
 from cnnlab.io.schema import COUNT, NUMBER, check
+from cnnlab.models.own import Network
 from cnnlab.recipe import Recipe
-from cnnlab.recipes import find_recipe
 from cnnlab.training import checkpoint, folders, runs
 from cnnlab.training.average import Average
 from cnnlab.training.checkpoint import (
@@ -36,12 +38,14 @@ from cnnlab.training.plan import Plan, is_compile_error
 from cnnlab.training.progress import Progress, ranking_size
 from cnnlab.training.results import Result, SeedsResult, summarize
 from cnnlab.training.runs import Run
-from cnnlab.training.session import OnEpoch, Session
+from cnnlab.training.session import OnEpoch, Session, choose
 
 
 def train(
-    recipe: Recipe | str = "digits",
+    recipe: Recipe | str | Network | None = None,
     *,
+    model: str | Network | None = None,
+    data: Any = None,
     runs_dir: str | Path = "runs",
     name: str | None = None,
     device: str = "auto",
@@ -53,8 +57,15 @@ def train(
     on_epoch: OnEpoch | None = None,
     **settings: Any,
 ) -> Result:
-    """Train a network by a recipe, or the name of one, into the new folder `runs_dir`/`name`.
+    """Train a network into the new folder `runs_dir`/`name`.
 
+    recipe: a recipe or its name. Default: the one for the data. Also, in place of model, a network of your own: an
+    nn.Module, of which a copy is trained, or a builder, called with those of num_classes, in_channels and image_size
+    that it takes. It gets square images (B, C, S, S) float32 and returns logits (B, K).
+    model: the name of a network, or your own. Default: the recipe's.
+    data: the name of a source, or your own images: an ImageSet, a torch Dataset of pairs (image, label), a tuple (X, y)
+    of images (N, C, H, W), (N, H, W) or, as an array, (N, H, W, C), and labels (N,) in 0..K-1; or a tuple of two of
+    these, to train on and to evaluate on. Images hold uint8 in 0..255 or floating point in 0..1. Default: the recipe's.
     settings: any setting of the recipe in place of its own, as epochs=5 (`cnnlab list settings`).
     device: auto, cpu, cuda or mps. threads: of the CPU. Default: all available cores. data_dir: the folder of the
     datasets. skip_bad: skip damaged images. auto_batch: halve the batch size until a step fits in memory. progress:
@@ -64,17 +75,20 @@ def train(
     Raise CnnlabError for wrong input or a disk that fails, TrainingInterrupted on Ctrl-C, SIGTERM or SIGHUP. In all
     cases `resume` continues from what is saved.
     """
-    with Session(device, threads, data_dir, skip_bad, progress, on_epoch) as session:
-        recipe = session.load_data(_with_settings(recipe, settings))
+    recipe, network, images = choose(recipe, model, data, settings)
+    with Session(device, threads, data_dir, skip_bad, progress, on_epoch, network, images) as session:
+        recipe = session.load_data(recipe)
         recipe = session.find_batch_size(recipe) if auto_batch else recipe
         with session.ctrl_c, _new_folder(Path(runs_dir), name, recipe) as path:
             return _train(session, session.create(path, recipe))
 
 
 def train_seeds(
-    recipe: Recipe | str = "digits",
+    recipe: Recipe | str | Network | None = None,
     count: int = 5,
     *,
+    model: str | Network | None = None,
+    data: Any = None,
     runs_dir: str | Path = "runs",
     name: str | None = None,
     device: str = "auto",
@@ -88,12 +102,15 @@ def train_seeds(
 ) -> SeedsResult:
     """Train `count` times, from seeds recipe.seed, recipe.seed + 1, ..., into one folder.
 
-    on_epoch: as for `train`; False ends the training of that seed. Other arguments and errors: as for `train`.
+    on_epoch: as for `train`; False ends the training of that seed. A network of your own must be a builder, since a
+    module has one set of starting weights. Other arguments and errors: as for `train`.
     """
     if not 1 <= count <= runs.MOST_SEEDS:
         raise CnnlabError(f"seeds={count}: must lie between 1 and {runs.MOST_SEEDS:,}")
-    with Session(device, threads, data_dir, skip_bad, progress, on_epoch) as session:
-        recipe = _with_settings(recipe, settings)
+    recipe, network, images = choose(recipe, model, data, settings)
+    if isinstance(network, nn.Module):
+        raise CnnlabError(f"{recipe.model} is a module with one set of starting weights; pass a builder, as its class")
+    with Session(device, threads, data_dir, skip_bad, progress, on_epoch, network, images) as session:
         replace(recipe, seed=recipe.seed + count - 1)  # raises if the last one is no valid seed
         recipe = session.load_data(recipe)
         recipe = session.find_batch_size(recipe) if auto_batch else recipe
@@ -105,6 +122,8 @@ def train_seeds(
 def resume(
     path: str | Path,
     *,
+    model: Network | None = None,
+    data: Any = None,
     runs_dir: str | Path = "runs",
     device: str = "auto",
     threads: int | None = None,
@@ -116,6 +135,7 @@ def resume(
 ) -> Result | SeedsResult:
     """Continue an interrupted run, or a folder of several seeds, to the same weights, bit for bit.
 
+    model, data: the network and the images of your own that the run was started with; a folder holds neither.
     Default for device, threads, data_dir and skip_bad: what the run started with. on_nan: stop or skip, from here on,
     instead of the recipe's, which is changed. A finished run is left as it is. Raise as `train`; also if the data have
     changed, or another process trains this run.
@@ -124,7 +144,8 @@ def resume(
     several = (folder / "seeds.json").exists()
     if several and on_nan is not None:
         raise CnnlabError(f"{folder} holds several seeds; on_nan is changed for one of its runs: name that")
-    session = Session(device, threads, data_dir, skip_bad, progress, on_epoch)
+    images = own_images(data) if data is not None else None
+    session = Session(device, threads, data_dir, skip_bad, progress, on_epoch, model, images)
     if several:
         recipe = runs.open_seeds(folder)[0]
         first = next(iter(_started_seeds(folder)), None)
@@ -133,21 +154,19 @@ def resume(
         summary = run.summary()
         if summary is not None:
             session.display.message(f"{run.path} is finished: nothing to resume")
-            return Result(run, summary)
+            return Result(run, summary, network=model)
         if on_nan is not None and on_nan != run.recipe.on_nan:
             with runs.locked(run.path), explained_write_errors(run.path):
                 first = run = runs.change_recipe(run, run.recipe.changed(on_nan=on_nan))
         recipe = run.recipe
+    runs.check_network(folder, recipe, model)
+    runs.check_images(folder, recipe, data)
     if first is not None:
         session.continue_as(first)
     with session:
         session.load_data(recipe, again=first is not None)
         with session.ctrl_c:
             return _train_seeds(session, folder) if several else _train(session, run)
-
-
-def _with_settings(recipe: Recipe | str, settings: dict[str, Any]) -> Recipe:
-    return (find_recipe(recipe) if isinstance(recipe, str) else recipe).changed(**settings)
 
 
 @contextlib.contextmanager
@@ -288,7 +307,7 @@ def _run_to_end(session: Session, trainer: Trainer, checkpointer: Checkpointer, 
                     _save_curves(run, rows)
             raise TrainingInterrupted(
                 f"stopped in epoch {min(len(rows) + 1, recipe.epochs)} of {recipe.epochs}; {checkpointer.saved}. "
-                f"Continue with: cnnlab train --resume {run.path}"
+                f"Continue with: {runs.resume_call(run.path, recipe)}"
             ) from None
         finally:
             display.end()
@@ -300,7 +319,7 @@ def _run_to_end(session: Session, trainer: Trainer, checkpointer: Checkpointer, 
         "training": trained - setup_done,
         "finish": time.perf_counter() - trained,
     }
-    return Result(run, summary, timings)
+    return Result(run, summary, timings, session.network)
 
 
 def _finish(session: Session, run: Run, progress: Progress) -> dict[str, Any]:
@@ -321,7 +340,7 @@ def _save_curves(run: Run, rows: Any) -> None:
 
 
 def _interrupted_early(run: Run) -> TrainingInterrupted:
-    return TrainingInterrupted(f"stopped before an epoch. Continue with: cnnlab train --resume {run.path}")
+    return TrainingInterrupted(f"stopped before an epoch. Continue with: {runs.resume_call(run.path, run.recipe)}")
 
 
 def _started_seeds(path: Path) -> list[Run]:
@@ -343,11 +362,12 @@ def _train_seeds(session: Session, path: Path) -> SeedsResult:
                     folder.mkdir(exist_ok=True)
                     run = session.create(folder, replace(recipe, seed=seed))
                 summary = run.summary()
-                results.append(Result(run, summary) if summary is not None else _train(session, run, like))
+                done = summary and Result(run, summary, network=session.network)
+                results.append(done or _train(session, run, like))
             except KeyboardInterrupt:
                 raise TrainingInterrupted(
                     f"stopped at seed {seed}; {len(results)} of {len(seeds)} seeds are finished. Continue with: "
-                    f"cnnlab train --resume {path}"
+                    f"{runs.resume_call(path, recipe)}"
                 ) from None
         figures = ["loss", "train_acc", f"{recipe.key}_loss", f"{recipe.key}_acc"]
         figures += ["images_per_second", "examples_per_second"]

@@ -1,0 +1,85 @@
+"""A network of your own in place of a name: a module, or a builder that returns one."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.models.external import LIBRARIES
+
+Network = nn.Module | Callable[..., nn.Module]
+
+
+def own_name(network: Any) -> str:
+    """Return `module:ClassName` for a module, `module:function` for a builder. Nothing is ever imported by that name.
+
+    Raises: CnnlabError for anything else.
+    """
+    if not callable(network):
+        raise CnnlabError(f"{type(network).__name__} is no network: pass an nn.Module, or a builder that returns one")
+    while isinstance(network, functools.partial):
+        network = network.func
+    named = network if hasattr(network, "__qualname__") else type(network)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def is_own(name: str) -> bool:
+    """Return whether `name` is one that `own_name` gave."""
+    return ":" in name and name.partition(":")[0] not in LIBRARIES
+
+
+def build_own(network: Network, *, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """Return a copy of the module on the CPU, or what the builder returns for these keywords, as far as it takes them.
+
+    Raises: CnnlabError for a result that cannot be trained. Exceptions of the builder pass through.
+    """
+    name = own_name(network)
+    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    with torch.device("cpu"):  # the builder may read values, which the meta device does not have
+        if isinstance(network, nn.Module):
+            model = _copy(network, name)
+        else:
+            parameters = inspect.signature(network).parameters
+            model = network(**{key: value for key, value in sizes.items() if key in parameters})
+    if not isinstance(model, nn.Module):
+        raise CnnlabError(f"{name} returned {type(model).__name__}, not an nn.Module")
+    if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
+        raise CnnlabError(f"{name} has lazy layers without weights; call the module once on a batch of images")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise CnnlabError(f"{name} has no parameters to train")
+    return model.cpu()
+
+
+def _copy(network: nn.Module, name: str) -> nn.Module:
+    try:
+        return copy.deepcopy(network)
+    except (RuntimeError, TypeError) as error:
+        raise CnnlabError(f"{name} cannot be copied: {reason(error)[:200]}; pass a function that builds it") from error
+
+
+def check_output(model: nn.Module, name: str, *, num_classes: int, in_channels: int, image_size: int) -> None:
+    """Check that `model` returns logits (B, num_classes) for images (B, in_channels, image_size, image_size).
+
+    Raises: CnnlabError. Leaves the model in eval mode.
+    """
+    shape = (2, in_channels, image_size, image_size)
+    try:
+        with torch.no_grad(), torch.device("cpu"):
+            logits = model.eval()(torch.zeros(shape))
+    except Exception as error:  # whatever the forward of a stranger raises
+        raise CnnlabError(f"{name} does not take images of shape {shape}: {reason(error)[:200]}") from error
+    if not isinstance(logits, Tensor):
+        raise CnnlabError(f"{name} returns {type(logits).__name__}; expected one tensor of logits (B, {num_classes})")
+    if logits.shape != (2, num_classes):
+        raise CnnlabError(
+            f"{name} returns {tuple(logits.shape)} for 2 images; expected (2, {num_classes}): one logit for each "
+            f"of the {num_classes} classes of the images"
+        )
