@@ -250,7 +250,6 @@ def test_a_network_may_read_values_and_have_frozen_layers(digits: cnnlab.ImageSe
         lambda num_classes: "lenet",
         3,
     ],
-    ids=str,
 )
 def test_a_network_that_does_not_fit_is_refused_in_one_line(network: object, digits: cnnlab.ImageSet) -> None:
     with pytest.raises(CnnlabError) as error:

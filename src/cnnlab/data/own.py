@@ -66,6 +66,8 @@ def _read(data: Any) -> ImageSet:
     if isinstance(data, tuple) and len(data) == 2 and _is_array(data[0]):
         images = _as_uint8(data[0])
         labels, classes = _labels(data[1], len(images)), list[str]()
+    elif _is_array(data):
+        raise CnnlabError(f"an array of shape {tuple(data.shape)} without labels: pass a tuple (X, y)")
     elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | bytes | dict | tuple):
         images, labels, classes = _read_items(data)
     else:

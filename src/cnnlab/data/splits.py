@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from cnnlab.data import SourceOptions, load_images, stratified_split, stratified_subset
 from cnnlab.data.imageset import ImageSet
-from cnnlab.data.own import OwnImages
+from cnnlab.data.own import MEMORY, OwnImages
 from cnnlab.io.errors import CnnlabError
 from cnnlab.recipe import Recipe
 
@@ -39,7 +39,8 @@ def _whole_splits(recipe: Recipe, load: Callable[[str], ImageSet | None]) -> tup
     if recipe.eval_split == "test":
         test_set = load("test")
         if test_set is None:
-            raise CnnlabError(f"{recipe.data} has no test set; set eval_split=validation and a val_fraction")
+            pair = ", or pass data=(train, test)" if recipe.data.startswith(MEMORY) else ""
+            raise CnnlabError(f"{recipe.data} has no test set; set eval_split=validation and a val_fraction{pair}")
         return train_set, test_set
     if recipe.eval_split == "train":
         # Enough to see whether the training works, and few enough to cost little of an epoch.

@@ -20,7 +20,7 @@ from cnnlab.data.splits import load_splits
 from cnnlab.device.hardware import available_cores, check_threads, pick_device
 from cnnlab.io.errors import CnnlabError, expand, reason
 from cnnlab.io.interrupt import CtrlC
-from cnnlab.models import build_model
+from cnnlab.models import MODELS, build_model
 from cnnlab.models.airbench import Whitening
 from cnnlab.models.external import published_tag
 from cnnlab.models.own import Network, build_own, check_output, is_own, own_name
@@ -52,6 +52,8 @@ def choose(
         source = str(changes.pop("data", "digits"))
         recipe = own_recipe(source) if network is not None else choose_recipe(data=source)
     elif isinstance(recipe, str):
+        if recipe in MODELS:
+            raise CnnlabError(f"{recipe} is a network, not a recipe; pass it as model={recipe!r}")
         recipe = find_recipe(recipe)
     recipe = recipe.changed(**changes, **settings)
     if network is None and is_own(recipe.model) and model is None:
