@@ -125,7 +125,7 @@ class Classifier(nn.Module):
         images: a path, a folder, a PIL image, a NumPy array or a tensor of one image or of a batch, or a list of these.
         Arrays and tensors hold uint8 in 0..255 or floating point in 0..1; tensors are (C, H, W) or (B, C, H, W), arrays
         may also be (H, W, C), as PIL gives them, or (H, W). Any size is fitted. invert: exchange black and white first.
-        Raises: CnnlabError.
+        Raise CnnlabError.
         """
         p = self.preprocessing
         flat = flatten(images)
@@ -165,7 +165,7 @@ def load_model(
 
     run: a run's folder, its name in `runs_dir`, or the `run` of a training's result. model: the network of your own
     that was trained, if it was one; a copy of it gets the weights. weights: best or last. Default: best where it was
-    chosen on validation images, else last. Raises: CnnlabError.
+    chosen on validation images, else last. Raise CnnlabError.
     """
     run = run if isinstance(run, Run) else runs.open_run(run, runs_dir)
     network = load_network(run, _weights_file(run, weights), model)
@@ -175,7 +175,7 @@ def load_model(
 def load_network(run: Run, weights: Path | None = None, model: Network | None = None) -> nn.Module:
     """Return the bare network of `run` in eval mode, on the CPU.
 
-    weights: a file. Default: see `Run.weights`. model: see `load_model`. Raises: CnnlabError.
+    weights: a file. Default: see `Run.weights`. model: see `load_model`. Raise CnnlabError.
     """
     return trained_model(run, weights or run.weights(), model)
 
@@ -202,7 +202,7 @@ def evaluate_run(
     split: test, validation or train. Default: test if the data has one, else validation. weights: best or last.
     Default: best where it was chosen on validation images, else last. views: test-time augmentation, a key of VIEWS.
     precision: of convolutions and matrix products; with 16 bits the logits of an image may depend on the rest of its
-    batch. Raises: CnnlabError.
+    batch. Raise CnnlabError.
     """
     run = name if isinstance(name, Run) else runs.open_run(name, runs_dir)
     if views not in VIEWS:
@@ -230,10 +230,10 @@ def evaluate_run(
         loader = Loader(images, preprocessing, _batch_size(preprocessing), here, memory_format=layout)
         network.to(here)
         synchronize(here)
-        began = time.perf_counter()
+        started = time.perf_counter()
         result = evaluate(network, loader, len(run.classes), precision=PRECISIONS[precision], views=views)
-        seconds = time.perf_counter() - began
-    found = RunEvaluation(
+        seconds = time.perf_counter() - started
+    evaluation = RunEvaluation(
         run,
         split,
         file,
@@ -244,8 +244,8 @@ def evaluate_run(
         precision=precision,
         seconds=seconds,
     )
-    record = {k: v for k, v in found.to_dict().items() if k not in ("run", "classes")}
-    return replace(found, recorded=runs.record_evaluation(run, record))
+    record = {k: v for k, v in evaluation.to_dict().items() if k not in ("run", "classes")}
+    return replace(evaluation, recorded=runs.record_evaluation(run, record))
 
 
 def _run_images(
@@ -264,14 +264,14 @@ def _run_images(
             raise CnnlabError(f"{run.recipe.data} has no test set; evaluate --split validation")
         split = "test" if images is not None else "validation"
     if images is None:
-        train_set, watched = load_splits(run.recipe, options, own)
+        train_set, eval_set = load_splits(run.recipe, options, own)
         if split == "validation" and run.recipe.eval_split != "validation":
             raise CnnlabError(f"{run.path} held no images out for validation; evaluate --split test or train")
         if train_set.fingerprint() != run.info["data"]["fingerprint"]:
             raise CnnlabError(
                 f"the images of {run.recipe.data} are not those that {run.path} was trained on: its splits are unknown"
             )
-        images = train_set if split == "train" else watched
+        images = train_set if split == "train" else eval_set
     if images.classes != run.classes or images.images.shape[1] != run.info["preprocessing"]["channels"]:
         raise CnnlabError(f"{run.recipe.data} no longer has the classes and channels that {run.path} was trained on")
     if own is not None and images.images.shape[2] != run.info["preprocessing"]["native_size"]:
@@ -297,7 +297,7 @@ def predict(
 
     The images go through the same steps as in training. model: see `load_model`. invert: exchange black and white
     first, for dark writing on light paper where the network learned light on dark. Returns: predictions in the order
-    of the paths, and one line for each damaged image that `skip_bad` left out. Raises: CnnlabError.
+    of the paths, and one line for each damaged image that `skip_bad` left out. Raise CnnlabError.
     """
     if top < 1:
         raise CnnlabError(f"top={top}: must be at least 1")
@@ -320,8 +320,8 @@ def predict(
                         raise CnnlabError(f"{error}; leave such files out with --skip-bad") from error
                     skipped.append(str(error))
             if good:
-                found = Predictions(classifier.probabilities(np.stack(batch)), classifier.classes)
-                predictions += map(Prediction, good, found.top(top))
+                answers = Predictions(classifier.probabilities(np.stack(batch)), classifier.classes)
+                predictions += map(Prediction, good, answers.top(top))
     if not predictions:
         raise CnnlabError(f"none of the {len(files)} images could be read; the first: {skipped[0]}")
     return predictions, skipped
@@ -342,7 +342,7 @@ def probabilities(
 
     views: test-time augmentation, a key of VIEWS: logits are averaged over the views of an image (half the weight on
     the centred ones, half on the shifted ones), then probabilities over the models. Computed in float32 and eval mode,
-    so that the result does not depend on the batches. batch_size: 0 for the default. Raises: CnnlabError.
+    so that the result does not depend on the batches. batch_size: 0 for the default. Raise CnnlabError.
     """
     if views not in VIEWS:
         raise unknown("views", views, VIEWS)
@@ -369,7 +369,7 @@ def probabilities(
 
 
 def validation_images(run: Run) -> ImageSet:
-    """Return the run's validation images. Raises: CnnlabError if it has none, or the data have changed."""
+    """Return the run's validation images. Raise CnnlabError if it has none, or the data have changed."""
     return _run_images(run, "validation", SourceOptions(data_dir=data_folder(runs.data_dir(run))))[0]
 
 

@@ -37,7 +37,7 @@ class Recipe:
 
     Steps and per-step learning rates are computed in `cnnlab.training`, never stored here.
 
-    Raises: CnnlabError, naming the setting and its bounds, for a value out of range.
+    Raise CnnlabError, naming the setting and its bounds, for a value out of range.
     """
 
     name: str = _setting("custom", "name of the recipe")
@@ -160,7 +160,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
-        """Return the recipe of which `to_dict` gave `values`. Raises: CnnlabError."""
+        """Return the recipe that `to_dict` turned into `values`. Raise CnnlabError."""
         for key in values:
             if key not in SETTINGS:
                 raise unknown("setting", key, SETTINGS)
@@ -172,7 +172,7 @@ class Recipe:
     def with_settings(self, settings: Sequence[str]) -> Recipe:
         """Return a copy changed by `key=value` texts. Its name lists the changes.
 
-        Raises: CnnlabError for a text without `=`, an unknown key, which names its near neighbours, or a bad value.
+        Raise CnnlabError for a text without `=`, an unknown key, which names its near neighbours, or a bad value.
         """
         changes: dict[str, Any] = {}
         for text in settings:
@@ -188,7 +188,9 @@ class Recipe:
     def changed(self, **changes: Any) -> Recipe:
         """Return a copy with `changes`. Its name lists those that differ, so that a report cannot hide them.
 
-        Raises: CnnlabError for an unknown setting, naming its near neighbours, and for a bad value.
+        `dataclasses.replace` keeps the name. The changes cannot be listed later: the named recipe may be another.
+
+        Raise CnnlabError for an unknown setting, naming its near neighbours, and for a bad value.
         """
         for key in changes:
             if key not in SETTINGS:

@@ -223,7 +223,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def find_recipe(name: str) -> Recipe:
-    """Return the recipe called `name`. Raises: CnnlabError, naming the near neighbours of an unknown name."""
+    """Return the recipe called `name`. Raise CnnlabError, naming the near neighbours of an unknown name."""
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
     return RECIPES[name]
@@ -244,7 +244,7 @@ def choose_recipe(
 ) -> Recipe:
     """Return the named recipe, else the default for the source, with the other arguments applied.
 
-    settings: `key=value` texts. Raises: CnnlabError for an unknown name or a bad value.
+    settings: `key=value` texts. Raise CnnlabError for an unknown name or a bad value.
     """
     source = data or "digits"
     kind = source.partition(":")[0]

@@ -567,7 +567,7 @@ def test_resume_refuses_other_images(shapes: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(TrainingInterrupted):
         train(recipe, name="run")
     (shapes / "dark" / "00.png").unlink()
-    with pytest.raises(CnnlabError, match="are not those that runs/run began with"):
+    with pytest.raises(CnnlabError, match="are not those that runs/run started with"):
         resume("runs/run")
 
 

@@ -36,7 +36,7 @@ def own_images(data: Any, classes: list[str] | None = None) -> OwnImages:
     data: an ImageSet; a torch Dataset or a list of pairs (image, label); a tuple (X, y) of images (N, C, H, W),
     (N, H, W) or, as an array, (N, H, W, C), and labels (N,) in 0..K-1; or a tuple of two of these, of which the second
     is evaluated. Images hold uint8 in 0..255 or floating point in 0..1. classes: K names. Default: those of the
-    ImageSet or of the dataset's attribute `classes`, else the numbers. Raises: CnnlabError, in one line.
+    ImageSet or of the dataset's attribute `classes`, else the numbers. Raise CnnlabError, in one line.
     """
     several = isinstance(data, tuple) and len(data) == 2 and not _is_array(data[0])
     parts = [_read(part) for part in (data if several else (data,))]

@@ -21,7 +21,7 @@ Network = nn.Module | Callable[..., nn.Module]
 def own_name(network: Any) -> str:
     """Return `module:ClassName` for a module, `module:function` for a builder. Nothing is ever imported by that name.
 
-    Raises: CnnlabError for anything else.
+    Raise CnnlabError for anything else.
     """
     if not callable(network):
         raise CnnlabError(f"{type(network).__name__} is no network: pass an nn.Module, or a builder that returns one")
@@ -39,7 +39,7 @@ def is_own(name: str) -> bool:
 def build_own(network: Network, *, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     """Return a copy of the module on the CPU, or what the builder returns for these keywords, as far as it takes them.
 
-    Raises: CnnlabError for a result that cannot be trained. Exceptions of the builder pass through.
+    Raise CnnlabError for a result that cannot be trained. Exceptions of the builder pass through.
     """
     name = own_name(network)
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
@@ -68,7 +68,7 @@ def _copy(network: nn.Module, name: str) -> nn.Module:
 def check_output(model: nn.Module, name: str, *, num_classes: int, in_channels: int, image_size: int) -> None:
     """Check that `model` returns logits (B, num_classes) for images (B, in_channels, image_size, image_size).
 
-    Raises: CnnlabError. Leaves the model in eval mode.
+    Raise CnnlabError. Leaves the model in eval mode.
     """
     shape = (2, in_channels, image_size, image_size)
     try:

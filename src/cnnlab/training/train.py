@@ -187,7 +187,7 @@ def _train(session: Session, run: Run, like: dict[str, Any] | None = None) -> Re
     """
     recipe, started = run.recipe, time.perf_counter()
     if run.info["data"]["fingerprint"] != session.fingerprint:
-        raise CnnlabError(f"the images of {recipe.data} are not those that {run.path} began with; train a new run")
+        raise CnnlabError(f"the images of {recipe.data} are not those that {run.path} started with; train a new run")
     first = runs.first_session(run)
     try:
         plan = session.plan(recipe, first or like or {})
@@ -207,11 +207,11 @@ def _note_differences(session: Session, run: Run, plan: Plan, first: dict[str, A
     """Note what may change the last bits of a resumed run."""
     log = session.display.message
     if plan.precision == torch.bfloat16 and first and not has_bfloat16(session.device):
-        log(f"note: {run.path} began in bfloat16, which this device computes slowly")
+        log(f"note: {run.path} started in bfloat16, which this device computes slowly")
     for key in ("device_name", "threads", "versions", "compile"):
         if first.get(key, here[key]) != here[key]:
             log(
-                f"note: {run.path} began with {key} {first[key]} and continues with {here[key]}: the weights may "
+                f"note: {run.path} started with {key} {first[key]} and continues with {here[key]}: the weights may "
                 "differ in their last bits from those of an uninterrupted run"
             )
 
@@ -270,7 +270,7 @@ def _with_best_on_disk(session: Session, run: Run, progress: Progress) -> Progre
     """
     path = run.path / "best.safetensors"
     try:
-        about = weights_metadata(path) if path.exists() or progress.best is not None else {}
+        metadata = weights_metadata(path) if path.exists() or progress.best is not None else {}
     except CnnlabError as error:
         if not isinstance(error, Damaged) and path.exists():
             return progress
@@ -278,14 +278,14 @@ def _with_best_on_disk(session: Session, run: Run, progress: Progress) -> Progre
         instead = "the best of the epochs to come replaces it" if left else "last.safetensors is there"
         session.display.message(f"note: {str(error).partition('; ')[0]}; {instead}")
         return replace(progress, best=None, best_epoch=0) if left else progress
-    if not about:
+    if not metadata:
         return progress
     remedy = "remove it: another replaces it"
-    check(path, about, {"figure": [NUMBER], "epoch": COUNT}, remedy)
-    if len(about["figure"]) != ranking_size(run.recipe):
+    check(path, metadata, {"figure": [NUMBER], "epoch": COUNT}, remedy)
+    if len(metadata["figure"]) != ranking_size(run.recipe):
         raise CnnlabError(f"{path} is damaged: its figures do not fit the recipe; {remedy}")
-    if progress.best is None or about["figure"] > progress.best:
-        return replace(progress, best=about["figure"], best_epoch=about["epoch"])
+    if progress.best is None or metadata["figure"] > progress.best:
+        return replace(progress, best=metadata["figure"], best_epoch=metadata["epoch"])
     return progress
 
 
