@@ -90,7 +90,7 @@ def call(task: Task, script: str | None = None) -> Task:
 
     with tempfile.TemporaryDirectory() as folder:
         answer, output = Path(folder) / "answer.json", Path(folder) / "output"
-        began = time.perf_counter()
+        start = time.perf_counter()
         with output.open("wb") as file:
             process = subprocess.Popen(
                 [sys.executable, script or sys.argv[0], "--child", json.dumps(task), str(answer)],
@@ -102,7 +102,7 @@ def call(task: Task, script: str | None = None) -> Task:
         peak_pss = peak_rss = 0
         while process.poll() is None:
             pss = rss = 0
-            # A worker may end between the listing and the look.
+            # A worker may end between being listed and being measured.
             with contextlib.suppress(psutil.Error):
                 for p in (root, *root.children(recursive=True)):
                     with contextlib.suppress(psutil.Error):
@@ -111,7 +111,7 @@ def call(task: Task, script: str | None = None) -> Task:
             peak_pss, peak_rss = max(peak_pss, pss), max(peak_rss, rss)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(1)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         if process.returncode != 0:
             raise SystemExit(f"{task['side']} failed:\n{output.read_text(errors='replace')[-3000:]}")
         result: Task = json.loads(answer.read_text())
@@ -147,7 +147,7 @@ def answered(children: Mapping[str, Callable[[Task], Task]]) -> bool:
     return True
 
 
-# What the children share.
+# Shared by the child processes.
 
 
 def present() -> bool:
@@ -171,45 +171,97 @@ def matrix_peak() -> dict[str, float]:
     }
 
 
-def settle(recipe: Task, count: int, image_size: int) -> Task:
-    """How `cnnlab train` would compute the whole recipe on `count` images here, and the recipe with that fixed.
+def fixed_plan(recipe: Task, count: int, image_size: int) -> Task:
+    """Return the plan that `cnnlab train` would choose for `count` images here, and the recipe with that plan fixed.
 
-    A run of a few steps does not measure which memory format is faster, and one of ten epochs does (autotune.py): so it
-    is done here for the whole, outside every clock. Compilation is left off: it takes longer than what is measured.
-    On CUDA steps are recorded, as they are where nothing is said.
+    A run of a few steps does not measure which memory format is faster; ten epochs do (autotune.py). So it is measured
+    here for the whole recipe, outside every clock. Without compilation, which would take longer than the benchmark; on
+    CUDA steps are recorded, as by default.
     """
+    from unittest.mock import patch
+
     from cnnlab.device.hardware import pick_device
     from cnnlab.models import build_model
     from cnnlab.recipe import Recipe
     from cnnlab.training.autotune import choose_plan
     from cnnlab.training.plan import Workload, operations
 
-    asked = Recipe.from_dict(recipe).changed(compile="record" if pick_device("auto").type == "cuda" else "off")
+    device = pick_device("auto")
+    uncompiled = Recipe.from_dict(recipe).changed(compile="record" if device.type == "cuda" else "off")
     shape = (1, image_size, image_size)
 
     def build() -> Any:
-        return build_model(asked.model, num_classes=10, in_channels=1, image_size=image_size)
+        return build_model(uncompiled.model, num_classes=10, in_channels=1, image_size=image_size)
 
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:  # what was measured on another day is not taken
-        kept = os.environ.get("XDG_CACHE_HOME")
-        os.environ["XDG_CACHE_HOME"] = folder
-        plan = choose_plan(Workload(asked, build, shape, 10, pick_device("auto"), count), log=lambda _: None)
-        del os.environ["XDG_CACHE_HOME"]
-        if kept is not None:
-            os.environ["XDG_CACHE_HOME"] = kept
+    start = time.perf_counter()
+    # An empty cache: a plan measured on another day does not count.
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, XDG_CACHE_HOME=folder):
+        plan = choose_plan(Workload(uncompiled, build, shape, 10, device, count), log=lambda _: None)
     values = plan.values
-    fixed = asked.changed(memory_format=values["memory_format"], precision=values["dtype"])
     return {
-        "recipe": fixed.to_dict(),
+        "recipe": uncompiled.changed(memory_format=values["memory_format"], precision=values["dtype"]).to_dict(),
         "threads": plan.threads,
-        "plan": {**values, "why": plan.why, "seconds": time.perf_counter() - began},
+        "plan": {**values, "why": plan.why, "seconds": time.perf_counter() - start},
         "operations": operations(build, shape),
     }
 
 
-def warmed() -> None:
-    """Load a GPU's libraries, which takes a second, outside both sides' clocks."""
+def fixed_plans(recipe: Task, count: int, image_size: int) -> dict[str, Task]:
+    """Return `fixed_plan` of both of our sides: in float32, and with precision=auto."""
+    return {
+        side: fixed_plan({**recipe, "precision": precision}, count, image_size)
+        for side, precision in (("cnnlab", "float32"), ("cnnlab-auto", "auto"))
+    }
+
+
+def prepare(networks: Sequence[str], tiny: bool) -> Task | None:
+    """Run the side `prepare` and print the peaks. Return its answer, or None if a tiny run is skipped."""
+    ready = call({"side": "prepare", "networks": networks, "tiny": tiny})
+    if "skipped" in ready:
+        print(f"skipped: {ready['skipped']}")
+        return None
+    for side, why in ready.get("left_out", {}).items():
+        print(f"{side} is left out: {why}", flush=True)
+    print(
+        "peak:", ", ".join(f"{kind} {value / 1e9:,.0f} GFLOP/s" for kind, value in ready["peaks"].items()), flush=True
+    )
+    return ready
+
+
+def run_rounds(
+    network: str, sides: Sequence[str], setup: dict[str, Task], shared: Task, epochs: int, args: argparse.Namespace
+) -> list[Task]:
+    """Run every side `args.pairs` times in turn. Return the answers by side, one dictionary per round."""
+    rounds = []
+    for number in range(args.pairs):
+        tasks = []
+        for side in sides:
+            ours = setup.get(side, setup["cnnlab"])
+            recipe = {**ours["recipe"], "epochs": epochs}
+            tasks.append({**shared, "side": side, "recipe": recipe, "threads": ours["threads"]})
+        runs = call_each(tasks, together=args.tiny)
+        text = (
+            f"{side} {run['images_per_second']:,.1f} images/s in {run['process_seconds']:.0f} s, "
+            f"{run['peak_pss_mib']:,.0f} MiB"
+            for side, run in runs.items()
+        )
+        print(f"{network} round {number + 1}: {'; '.join(text)}", flush=True)
+        rounds.append(runs)
+    return rounds
+
+
+def comparison_parser(doc: str | None, networks: Sequence[str]) -> argparse.ArgumentParser:
+    """Return a parser with the options that the comparisons share."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=networks, metavar="NETWORK", help=", ".join(networks))
+    parser.add_argument("--pairs", type=int, default=3, help="runs of each side. Default: 3")
+    parser.add_argument("--tiny", action="store_true", help="a smoke test: one network, one run, nothing downloaded")
+    add_out(parser)
+    return parser
+
+
+def warm_up_gpu() -> None:
+    """Load a GPU's libraries, which takes a second, outside every clock."""
     import torch
 
     if torch.cuda.is_available():
@@ -219,7 +271,7 @@ def warmed() -> None:
 
 
 def child_cnnlab(task: Task) -> Task:
-    """Our side: `cnnlab.train` by task["recipe"], on task["images"] images (0: all), evaluated on task["watched"].
+    """Our side: `cnnlab.train` by task["recipe"], on task["images"] images (0: all), evaluated on task["eval_images"].
 
     seconds: of training and finishing the run; train_seconds: of the training alone, with its data.
     """
@@ -228,9 +280,9 @@ def child_cnnlab(task: Task) -> Task:
     from cnnlab.data.splits import limited, load_splits
 
     recipe = cnnlab.Recipe.from_dict(task["recipe"])
-    sets, counts = load_splits(recipe, SourceOptions(data_dir=data_folder())), (task["images"], task["watched"])
+    sets, counts = load_splits(recipe, SourceOptions(data_dir=data_folder())), (task["images"], task["eval_images"])
     train_set, test_set = (limited(s, replace(recipe, limit=n)) for s, n in zip(sets, counts, strict=True))
-    warmed()
+    warm_up_gpu()
     with tempfile.TemporaryDirectory() as folder:
         result = cnnlab.train(recipe, data=(train_set, test_set), runs_dir=folder, threads=task["threads"])
         rows = result.history

@@ -11,15 +11,14 @@ Writes build/results/drop-in_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB_DAT
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from _common import PEERS, Task, add_out, answered, call, call_each, spread, write_result
-from vs_d2l import D2L, NETWORKS, WATCHED, as_printed, child_d2l, child_prepare
+from _common import PEERS, Task, answered, call_each, comparison_parser, prepare, spread, write_result
+from vs_d2l import D2L, EVAL_IMAGES, NETWORKS, as_printed, child_d2l, child_prepare
 
 
 class First:
@@ -45,13 +44,14 @@ def child_manual(task: Task) -> Task:
     net = as_printed(build_model(recipe["model"], num_classes=10, in_channels=1, image_size=size or 28))
     train_iter: Any
     train_iter, test_iter = d2l.load_data_fashion_mnist(batch, resize=size or None)
-    watched: Any = test_iter
+    eval_iter: Any = test_iter
     if task["images"]:
-        train_iter, watched = First(train_iter, task["images"] // batch), First(test_iter, task["watched"] // batch)
-    began = time.perf_counter()
-    history = d2l.train_ch6(net, train_iter, watched, epochs, recipe["learning_rate"], d2l.try_gpu())
+        train_iter = First(train_iter, task["images"] // batch)
+        eval_iter = First(test_iter, task["eval_images"] // batch)
+    start = time.perf_counter()
+    history = d2l.train_ch6(net, train_iter, eval_iter, epochs, recipe["learning_rate"], d2l.try_gpu())
     return {
-        "seconds": time.perf_counter() - began,
+        "seconds": time.perf_counter() - start,
         "train_seconds": sum(row["train_seconds"] for row in history.rows),
         "images": sum(row["images"] for row in history.rows),
     }
@@ -60,19 +60,13 @@ def child_manual(task: Task) -> Task:
 def main() -> None:
     if answered({"prepare": child_prepare, "d2l": child_d2l, "cnnlab.d2l": child_manual}):
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    usual = ["lenet", "lenet-bn", "lenet-bn-scratch", "resnet18-manual"]
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=usual, metavar="NETWORK")
-    parser.add_argument("--pairs", type=int, default=3, help="runs of each side")
-    parser.add_argument("--epochs", type=int, default=2, help="of the networks that train on all images; others: 1")
-    parser.add_argument("--tiny", action="store_true", help="does all of it work? lenet-bn, one pair, nothing fetched")
-    add_out(parser)
+    parser = comparison_parser(__doc__, list(NETWORKS))
+    parser.set_defaults(networks=["lenet", "lenet-bn", "lenet-bn-scratch", "resnet18-manual"])
+    parser.add_argument("--epochs", type=int, default=2, help="for networks that train on all images; others: 1")
     args = parser.parse_args()
     if args.tiny:
         args.networks, args.pairs = ["lenet-bn"], 1
-    ready = call({"side": "prepare", "networks": [], "tiny": args.tiny})
-    if "skipped" in ready:
-        print(f"skipped: {ready['skipped']}")
+    if prepare([], args.tiny) is None:
         return
     from cnnlab.recipes import RECIPES  # only now: see vs_d2l.py
 
@@ -81,7 +75,7 @@ def main() -> None:
         name, images = NETWORKS[network]
         images = 1280 if args.tiny else images
         recipe = RECIPES[name].changed(epochs=1 if images else args.epochs).to_dict()
-        task = {"recipe": recipe, "images": images, "watched": WATCHED if images else 0}
+        task = {"recipe": recipe, "images": images, "eval_images": EVAL_IMAGES if images else 0}
         sides = ("d2l", "cnnlab.d2l")
         pairs = [call_each([{**task, "side": side} for side in sides], together=args.tiny) for _ in range(args.pairs)]
         ratio = {

@@ -38,7 +38,6 @@ Writes build/results/vs-d2l_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB_DATA
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -54,18 +53,19 @@ from _common import (
 )
 from _common import (
     Task,
-    add_out,
     answered,
     call,
-    call_each,
     child_cnnlab,
     commit,
+    comparison_parser,
+    fixed_plans,
     matrix_peak,
+    prepare,
     present,
     report,
-    settle,
+    run_rounds,
     summary,
-    warmed,
+    warm_up_gpu,
     write_result,
 )
 
@@ -82,11 +82,11 @@ NETWORKS = {
     "googlenet": ("manual/googlenet", 1280),
     "densenet": ("manual/densenet", 2560),
 }
-WATCHED = 256  # test images after a limited epoch
+EVAL_IMAGES = 256  # test images after a limited epoch
 
 
 def child_prepare(task: Task) -> Task:
-    """Bring the peer, and its data where it looks for them; measure the machine, and how ours shall compute."""
+    """Install d2l, put the data where it looks for them, measure the machine and choose our plans."""
     from cnnlab.data import data_folder, load_images
     from cnnlab.recipes import RECIPES
 
@@ -107,39 +107,31 @@ def child_prepare(task: Task) -> Task:
             shutil.copy(file, raw)
     (PEERS / "work").mkdir(exist_ok=True)
 
-    setups = {}
+    count, setups = 1000 if task["tiny"] else 60_000, {}
     for network in task["networks"]:
         recipe = RECIPES[NETWORKS[network][0]]
-        if task["tiny"]:
-            recipe = recipe.changed(epochs=1)
-        setups[network] = {
-            side: settle(
-                recipe.changed(precision=precision).to_dict(),
-                1000 if task["tiny"] else 60_000,
-                recipe.image_size or 28,
-            )
-            for side, precision in (("cnnlab", "float32"), ("cnnlab-auto", "auto"))
-        }
+        recipe = recipe.changed(epochs=1) if task["tiny"] else recipe
+        setups[network] = fixed_plans(recipe.to_dict(), count, recipe.image_size or 28)
     return {"peaks": matrix_peak() if setups else {}, "setups": setups}
 
 
 def as_printed(net: Any) -> Any:
-    """Our network with the manual's formulas in place of our batch norm."""
+    """Return our network with the book's formulas instead of our batch norm."""
     import torch
 
     from cnnlab.models import batch_norm
 
     class BatchNorm(batch_norm.BatchNorm):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            """As the manual writes it, for training: the mean, the deviations' square, the quotient, then the scale."""
+            """Compute it as the book writes it: mean, squared deviations, quotient, scale."""
             over, wide = ((0,), (1, -1)) if x.ndim == 2 else ((0, 2, 3), (1, -1, 1, 1))
             mean, var = self.moving_mean.view(wide), self.moving_var.view(wide)
             if self.training:
                 mean = x.mean(over, keepdim=True)
                 var = ((x - mean) ** 2).mean(over, keepdim=True)
-                share = self.momentum
-                self.moving_mean = share * self.moving_mean + (1 - share) * mean.detach().view(-1)
-                self.moving_var = share * self.moving_var + (1 - share) * var.detach().view(-1)
+                keep = self.momentum
+                self.moving_mean = keep * self.moving_mean + (1 - keep) * mean.detach().view(-1)
+                self.moving_var = keep * self.moving_var + (1 - keep) * var.detach().view(-1)
             return self.gamma.view(wide) * ((x - mean) / torch.sqrt(var + self.eps)) + self.beta.view(wide)
 
     for layer in net.modules():
@@ -163,53 +155,53 @@ def child_d2l(task: Task) -> Task:
     if task["images"]:
         train_iter, test_iter = (
             DataLoader(Subset(whole.dataset, range(n)), batch, shuffle=shuffle, num_workers=whole.num_workers)
-            for whole, n, shuffle in ((train_iter, task["images"], True), (test_iter, task["watched"], False))
+            for whole, n, shuffle in ((train_iter, task["images"], True), (test_iter, task["eval_images"], False))
         )
 
-    clock = {"loop began": 0.0, "loop ended": 0.0, "not training": 0.0}
+    clock = {"loop start": 0.0, "loop ended": 0.0, "not training": 0.0}
 
-    def apart(function: Callable[..., Any]) -> Callable[..., Any]:
+    def excluded(function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any) -> Any:
-            began = time.perf_counter()
+            start = time.perf_counter()
             answer = function(*args)
             clock["loop ended"] = time.perf_counter()
-            clock["not training"] += clock["loop ended"] - began
+            clock["not training"] += clock["loop ended"] - start
             return answer
 
         return timed
 
     def timer(make: Callable[[], Any] = d2l.Timer) -> Any:
-        clock["loop began"] = time.perf_counter()  # it is made right before the loop
+        clock["loop start"] = time.perf_counter()  # train_ch6 makes it right before its loop
         return make()
 
-    warmed()
-    vars(d2l)["evaluate_accuracy_gpu"] = apart(d2l.evaluate_accuracy_gpu)
-    d2l.Animator.add = apart(d2l.Animator.add)  # also the last thing in the loop
+    warm_up_gpu()
+    vars(d2l)["evaluate_accuracy_gpu"] = excluded(d2l.evaluate_accuracy_gpu)
+    d2l.Animator.add = excluded(d2l.Animator.add)  # also the last thing in the loop
     vars(d2l)["Timer"] = timer
-    began = time.perf_counter()
+    start = time.perf_counter()
     d2l.train_ch6(net, train_iter, test_iter, epochs, recipe["learning_rate"], d2l.try_gpu())
     return {
-        "seconds": time.perf_counter() - began,
-        "train_seconds": clock["loop ended"] - clock["loop began"] - clock["not training"],
+        "seconds": time.perf_counter() - start,
+        "train_seconds": clock["loop ended"] - clock["loop start"] - clock["not training"],
         "images": epochs * len(train_iter.dataset),
     }
 
 
 def ensure_installed() -> None:
-    """For other scripts: d2l and its data are there."""
+    """Install d2l and its data, for other scripts."""
     call({"side": "prepare", "networks": [], "tiny": False}, __file__)
 
 
 def measure(side: str, network: str, epochs: int) -> Task:
-    """For other scripts: one run of a side by the network's recipe as it is, on all images."""
+    """Run a side once with the network's recipe on all images, for other scripts."""
     from cnnlab.recipes import RECIPES
 
     recipe = RECIPES[NETWORKS[network][0]].changed(epochs=epochs).to_dict()
-    return call({"side": side, "recipe": recipe, "threads": None, "images": 0, "watched": 0}, __file__)
+    return call({"side": side, "recipe": recipe, "threads": None, "images": 0, "eval_images": 0}, __file__)
 
 
 def measured(env: dict[str, Any]) -> dict[str, str]:
-    """When, and with which torch: networks that --keep takes over may have been measured with another."""
+    """Return the date and PyTorch version of a result, for the networks that --keep takes from it."""
     return {"date": env["date"], "torch": env["versions"]["torch"]}
 
 
@@ -217,25 +209,18 @@ def main() -> None:
     children = {"prepare": child_prepare, "d2l": child_d2l, "cnnlab": child_cnnlab, "cnnlab-auto": child_cnnlab}
     if answered(children):
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, metavar="NETWORK", help=", ".join(NETWORKS))
-    parser.add_argument("--pairs", type=int, default=3, help="runs of each side")
-    parser.add_argument("--epochs", type=int, default=2, help="of the networks that train on all images; others: 1")
-    parser.add_argument("--images", type=int, help="training images, 0: all; default: by network; 5 batches or more")
-    parser.add_argument("--keep", type=Path, metavar="JSON", help="an earlier result; its other networks stay in this")
-    parser.add_argument("--tiny", action="store_true", help="does all of it work? lenet-bn, one pair, nothing fetched")
-    add_out(parser)
+    parser = comparison_parser(__doc__, list(NETWORKS))
+    parser.add_argument("--epochs", type=int, default=2, help="for networks that train on all images; others: 1")
+    parser.add_argument("--images", type=int, help="training images, 0: all; at least 5 batches. Default: by network")
+    parser.add_argument("--keep", type=Path, metavar="JSON", help="an earlier result, whose other networks are kept")
     args = parser.parse_args()
     if args.tiny:
         args.networks, args.pairs, args.images = args.networks or ["lenet-bn"], 1, 1280
     networks = args.networks or list(NETWORKS)
-
-    ready = call({"side": "prepare", "networks": networks, "tiny": args.tiny})
-    if "skipped" in ready:
-        print(f"skipped: {ready['skipped']}")
+    ready = prepare(networks, args.tiny)
+    if ready is None:
         return
     peaks, setups = ready["peaks"], ready["setups"]
-    print("peak:", ", ".join(f"{kind} {value / 1e9:,.0f} GFLOP/s" for kind, value in peaks.items()), flush=True)
     figures: dict[str, Any] = {}
     if args.keep:
         earlier = json.loads(args.keep.read_text())
@@ -244,25 +229,9 @@ def main() -> None:
         figures = {network: {**shared, **found} for network, found in earlier["networks"].items()}
     for network in networks:
         images = NETWORKS[network][1] if args.images is None else args.images
-        watched, epochs = (WATCHED, 1) if images else (0, args.epochs)
-        setup = setups[network]
-        pairs: list[Task] = []
-        for number in range(args.pairs):
-            tasks = []
-            for side in ("d2l", "cnnlab", "cnnlab-auto"):
-                ours = setup.get(side, setup["cnnlab"])
-                recipe = {**ours["recipe"], "epochs": epochs}
-                tasks.append(
-                    {"side": side, "recipe": recipe, "threads": ours["threads"], "images": images, "watched": watched}
-                )
-            pair = call_each(tasks, together=args.tiny)
-            pairs.append(pair)
-            runs = (
-                f"{side} {run['images_per_second']:,.1f} images/s in {run['process_seconds']:.0f} s, "
-                f"{run['peak_pss_mib']:,.0f} MiB"
-                for side, run in pair.items()
-            )
-            print(f"{network} pair {number + 1}: {'; '.join(runs)}", flush=True)
+        limits = {"images": images, "eval_images": EVAL_IMAGES if images else 0}
+        epochs, setup = 1 if images else args.epochs, setups[network]
+        pairs = run_rounds(network, ("d2l", "cnnlab", "cnnlab-auto"), setup, limits, epochs, args)
         recipe = setup["cnnlab"]["recipe"]
         found = summary(pairs, "d2l", setup, peaks)
         figures[network] = {

@@ -30,7 +30,6 @@ Writes build/results/vs-reference_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLA
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import subprocess
 import sys
@@ -44,15 +43,15 @@ from typing import Any
 from _common import (
     PEERS,
     Task,
-    add_out,
     answered,
-    call,
-    call_each,
     child_cnnlab,
+    comparison_parser,
+    fixed_plans,
     matrix_peak,
+    prepare,
     present,
     report,
-    settle,
+    run_rounds,
     summary,
     write_result,
 )
@@ -61,7 +60,7 @@ FASTAI = ["fastai==2.8.12", "fastcore==2.2.39", "fastdownload==0.0.8", "fastprog
 FASTAI_NEEDS = ["plum-dispatch<2.10", "cloudpickle", "pandas", "requests", "pyyaml"]
 # Of each: pixels a side, and the images it trains on.
 NETWORKS = {"resnet18-small": (28, 12_800), "resnet18-cifar": (28, 1280), "resnet18-manual": (96, 1280)}
-WATCHED = 256
+EVAL_IMAGES = 256
 BATCH, RATE, MOMENTUM, DECAY = 128, 0.05, 0.9, 5e-4
 AREA = (0.64, 1.0)
 
@@ -77,7 +76,7 @@ def our_recipe(network: str, epochs: int) -> Task:
 
 
 def child_prepare(task: Task) -> Task:
-    """See which peers there are, bring the others; measure the machine, and how ours shall compute."""
+    """Install the peers that are missing, measure the machine and choose our plans."""
     left_out = {}
     if find_spec("timm") is None:
         left_out["timm"] = "not installed; it is in the extra cnnlab[timm]"
@@ -95,13 +94,8 @@ def child_prepare(task: Task) -> Task:
     from cnnlab.data import load_images
 
     load_images("fashion-mnist", "train")  # downloads what is missing, checks the rest
-    setups = {}
-    for network in task["networks"]:
-        recipe, count = our_recipe(network, 1 if task["tiny"] else 10), 1000 if task["tiny"] else 60_000
-        setups[network] = {
-            side: settle({**recipe, "precision": precision}, count, NETWORKS[network][0])
-            for side, precision in (("cnnlab", "float32"), ("cnnlab-auto", "auto"))
-        }
+    epochs, count = (1, 1000) if task["tiny"] else (10, 60_000)
+    setups = {n: fixed_plans(our_recipe(n, epochs), count, NETWORKS[n][0]) for n in task["networks"]}
     return {"left_out": left_out, "peaks": matrix_peak(), "setups": setups}
 
 
@@ -144,7 +138,7 @@ def usual_loop(
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=tuned and has_bfloat16(device))
     evaluating = images = 0.0
     loss_sum = correct = 0.0
-    began = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(task["epochs"]):
         network.train()
         loss_sum = correct = images = 0.0
@@ -167,7 +161,7 @@ def usual_loop(
                 output = network(x.to(device, memory_format=layout))
                 right, seen = right + int((output.argmax(1) == y.to(device)).sum()), seen + len(y)
         evaluating += time.perf_counter() - trained
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     return {
         "seconds": seconds,
         "train_seconds": seconds - evaluating,
@@ -208,7 +202,7 @@ def child_torchvision(task: Task) -> Task:
         )
         for split, count, first in (
             ("train", task["images"], crop),
-            ("test", task["watched"], [transforms.Resize(size)]),
+            ("test", task["eval_images"], [transforms.Resize(size)]),
         )
     )
     network = build(task, tuned)
@@ -227,7 +221,7 @@ def child_timm(task: Task) -> Task:
             ratio=(1.0, 1.0), color_jitter=None, interpolation="bilinear", crop_pct=1.0, mean=mean, std=std,
             num_workers=task["workers"], persistent_workers=task["workers"] > 0, device=pick_device("auto"),
         )
-        for split, count in (("train", task["images"]), ("test", task["watched"]))
+        for split, count in (("train", task["images"]), ("test", task["eval_images"]))
     )  # fmt: skip
     network = build(task)
     optimizer = optim.create_optimizer_v2(network, opt="sgd", lr=RATE, momentum=MOMENTUM, weight_decay=DECAY)
@@ -242,7 +236,7 @@ def child_fastai(task: Task) -> Task:
     optimizer, metrics = import_module("fastai.optimizer"), import_module("fastai.metrics")
     losses, callback = import_module("fastai.losses"), import_module("fastai.callback.core")
 
-    train, test = Images("train", task["images"]), Images("test", task["watched"])
+    train, test = Images("train", task["images"]), Images("test", task["eval_images"])
     count = len(train)
 
     def image(index: int) -> Any:
@@ -267,14 +261,14 @@ def child_fastai(task: Task) -> Task:
             transforms.Normalize.from_stats(*moments(), cuda=False),
         ],
     )
-    clock = {"began": 0.0, "training": 0.0}
+    clock = {"start": 0.0, "training": 0.0}
 
     class Clock(callback.Callback):  # type: ignore[name-defined, misc]
         def before_train(self) -> None:
-            clock["began"] = time.perf_counter()
+            clock["start"] = time.perf_counter()
 
         def after_train(self) -> None:
-            clock["training"] += time.perf_counter() - clock["began"]
+            clock["training"] += time.perf_counter() - clock["start"]
 
     learn = learner.Learner(
         loaders,
@@ -286,12 +280,12 @@ def child_fastai(task: Task) -> Task:
         moms=(MOMENTUM,) * 3,
         cbs=Clock(),
     )
-    began = time.perf_counter()
+    start = time.perf_counter()
     with learn.no_logging():  # no bar: the module that would draw it is not imported
         learn.fit(task["epochs"], RATE)
     loss, _, test_acc = learn.recorder.values[-1]
     return {
-        "seconds": time.perf_counter() - began,
+        "seconds": time.perf_counter() - start,
         "train_seconds": clock["training"],
         "images": count * task["epochs"],
         "loss": loss,
@@ -313,57 +307,33 @@ CHILDREN = {
 def main() -> None:
     if answered(CHILDREN):
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, metavar="NETWORK", help=", ".join(NETWORKS))
-    parser.add_argument("--pairs", type=int, default=3, help="runs of each side")
+    parser = comparison_parser(__doc__, list(NETWORKS))
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--images", type=int, help="training images; default: by network")
-    parser.add_argument("--workers", type=int, help="processes of the peers' loaders; default: one per core")
-    parser.add_argument("--tiny", action="store_true", help="does all of it work? One network and run, nothing fetched")
-    add_out(parser)
+    parser.add_argument("--images", type=int, help="training images. Default: by network")
+    parser.add_argument("--workers", type=int, help="processes of the peers' loaders. Default: one per core")
     args = parser.parse_args()
     if args.tiny:
-        args.networks, args.pairs, args.images = args.networks or ["resnet18-small"], 1, 256
+        args.networks, args.pairs, args.images = args.networks or ["resnet18-small"], 1, 128
     networks = args.networks or list(NETWORKS)
-
-    ready = call({"side": "prepare", "networks": networks, "tiny": args.tiny})
-    if "skipped" in ready:
-        print(f"skipped: {ready['skipped']}")
+    ready = prepare(networks, args.tiny)
+    if ready is None:
         return
-    peaks, setups, left_out = ready["peaks"], ready["setups"], ready["left_out"]
-    for side, why in left_out.items():
-        print(f"{side} is left out: {why}", flush=True)
-    print("peak:", ", ".join(f"{kind} {value / 1e9:,.0f} GFLOP/s" for kind, value in peaks.items()), flush=True)
-    figures = {}
+    peaks, left_out, figures = ready["peaks"], ready["left_out"], {}
     for network in networks:
-        size, images = NETWORKS[network][0], args.images or NETWORKS[network][1]
-        setup = setups[network]
-        workers = setup["cnnlab"]["threads"] if args.workers is None else args.workers
-        shared = {"network": network, "size": size, "images": images, "watched": WATCHED, "epochs": args.epochs}
+        setup = ready["setups"][network]
+        shared = {"size": NETWORKS[network][0], "images": args.images or NETWORKS[network][1],
+                  "eval_images": EVAL_IMAGES, "epochs": args.epochs,
+                  "workers": setup["cnnlab"]["threads"] if args.workers is None else args.workers}  # fmt: skip
         peers = [s for s in CHILDREN if s not in ("prepare", "cnnlab", "cnnlab-auto") and s not in left_out]
-        rounds: list[Task] = []
-        for number in range(args.pairs):
-            tasks = []
-            for side in (*peers, "cnnlab", "cnnlab-auto"):
-                ours = setup.get(side, setup["cnnlab"])
-                recipe = {**ours["recipe"], "epochs": args.epochs}
-                tasks.append({**shared, "side": side, "workers": workers, "recipe": recipe, "threads": ours["threads"]})
-            runs = call_each(tasks, together=args.tiny)
-            rounds.append(runs)
-            lines = (
-                f"{side} {run['images_per_second']:,.1f} images/s in {run['process_seconds']:.0f} s, "
-                f"{run['peak_pss_mib']:,.0f} MiB"
-                for side, run in runs.items()
-            )
-            print(f"{network} round {number + 1}: {'; '.join(lines)}", flush=True)
+        sides = (*peers, "cnnlab", "cnnlab-auto")
+        rounds = run_rounds(network, sides, setup, {**shared, "network": network}, args.epochs, args)
         against = {}
         for peer in peers:
             pairs = [{side: runs[side] for side in (peer, "cnnlab", "cnnlab-auto")} for runs in rounds]
             against[peer] = summary(pairs, peer, setup, peaks)
             print(report(f"{network} against {peer}", against[peer], setup, args.pairs), flush=True)
         figures[network] = {
-            **{key: value for key, value in shared.items() if key != "network"},
-            "workers": workers,
+            **shared,
             "plans": {side: ours["plan"] for side, ours in setup.items()},
             "against": against,
             "rounds": rounds,

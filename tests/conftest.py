@@ -38,7 +38,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=24, help="how often tests/training/test_faults.py kills a training")
+    parser.addoption("--kills", type=int, default=12, help="how often tests/training/test_faults.py kills a training")
     told = "docs/reliability.md, whose table becomes that of what tests/training/test_faults.py tried"
     told_too = "docs/security.md, whose table becomes that of what tests/test_fuzz.py tried"
     parser.addoption("--fuzz-table", type=lambda path: Path(path).absolute(), help=told_too)

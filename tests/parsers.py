@@ -1,6 +1,6 @@
-"""The parsers of bytes from elsewhere: small valid files, and what each trial checks.
+"""The parsers of untrusted bytes: small valid files, and what each trial checks.
 
-tests/test_fuzz.py gives them what hypothesis makes up, scripts/fuzz.py what atheris finds its way with.
+tests/test_fuzz.py calls them with inputs from hypothesis, scripts/fuzz.py with inputs from atheris.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from cnnlab.data.store import Store, intact, open_store
 from cnnlab.device.hardware import pick_device
 from cnnlab.io import text as escaping
 from cnnlab.io.csv import read_header, read_table
+from cnnlab.io.files import digest, write_checked
 from cnnlab.io.schema import check
 from cnnlab.io.tables import to_json
 from cnnlab.models import build_model
@@ -94,7 +95,7 @@ def packed(kind: str) -> bytes:
 
 
 def try_archive(trial: Trials, path: Path) -> None:
-    """It is listed and read; one that is not 7z is also unpacked into `out` beside it."""
+    """List and read it. Unpack it into `out` beside it, unless it is 7z."""
     kind = archives.archive_ending(path.name)
     with trial(f"archive {kind}", path.parent), closing(archives.open_archive(path)) as archive:
         for index, member in archive.read():
@@ -138,7 +139,7 @@ def images() -> dict[str, bytes]:
 
 
 def try_image(trial: Trials, folder: Path, name: str, content: bytes, channels: int, fit: str) -> None:
-    """The whole way to pixels of the right shape."""
+    """Decode it to pixels of the right shape."""
     with trial(f"image, {name}", folder), bombs_refused():
         probe("a", content)
         found = decode("a", channels, 16, fit, content)
@@ -150,7 +151,7 @@ def try_image(trial: Trials, folder: Path, name: str, content: bytes, channels: 
 
 
 def for_tables(folder: Path) -> None:
-    """What a table in `folder` is compared with."""
+    """Write the images and labels that a table in `folder` is compared with."""
     (folder / "images").mkdir(parents=True)
     for name in ("1", "cat"):
         (folder / "images" / f"{name}.png").write_bytes(b"")
@@ -158,7 +159,7 @@ def for_tables(folder: Path) -> None:
 
 
 def try_table(trial: Trials, folder: Path, content: bytes) -> None:
-    """As a table by itself."""
+    """Read it as a table."""
     with trial("table", folder):
         table = read_table(io.BytesIO(content), "a.csv", repeats=True)
         assert len(table.ids) == len(table.values)
@@ -168,7 +169,7 @@ def try_table(trial: Trials, folder: Path, content: bytes) -> None:
 
 
 def try_submission(trial: Trials, folder: Path, content: bytes, roster: bool) -> None:
-    """As one submission, as one of a class (and its roster), as labels of images."""
+    """Read it as one submission, as one of a class (and its roster), and as labels of images."""
     answers, labels = folder / "answers.csv", folder / "labels.csv"
     answers.write_bytes(content)
     with trial("submission", folder):
@@ -189,7 +190,7 @@ IDX = bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 3]) + bytes(18)
 
 
 def try_idx(trial: Trials, path: Path) -> None:
-    """A file that should hold two images of 3 x 3 pixels."""
+    """Read it as two images of 3 x 3 pixels."""
     with trial("IDX file", path.parent):
         assert fashion_mnist._read_idx(path, (2, 3, 3)).shape == (2, 3, 3)
 
@@ -198,7 +199,7 @@ def try_idx(trial: Trials, path: Path) -> None:
 
 
 def try_recipe(trial: Trials, folder: Path, values: dict[str, Any]) -> None:
-    """What is accepted is the same recipe again after it was written down."""
+    """A recipe that is accepted survives a round trip through JSON."""
     with trial("recipe", folder):
         recipe = Recipe.from_dict(values)
         assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
@@ -208,13 +209,35 @@ RUN_FILES = ["run.json", "recipe.json", "summary.json", "environment.json", "met
 
 
 def finish_run(folder: Path) -> Path:
-    """The folder of a finished run."""
+    """Train a small run in `folder`; return its own folder."""
     recipe = Recipe(epochs=2, limit=60, batch_size=20, image_size=16)
     return train(recipe, runs_dir=folder, name="run", threads=1, progress="none").run.path
 
 
+def write_run_file(path: Path, value: Any) -> None:
+    """Write a JSON file of a run, of seeds and so on, with right checksums; for metrics.jsonl, a list of rows.
+
+    Raise RecursionError if the value is nested too deeply.
+    """
+    if path.name == "metrics.jsonl":
+        rows = [{k: v for k, v in row.items() if k != "check"} if isinstance(row, dict) else row
+                for row in (value if isinstance(value, list) else [value])]  # fmt: skip
+        rows = [{**row, "check": digest(row)[:16]} if isinstance(row, dict) else row for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return
+    value = {k: v for k, v in value.items() if k != "blake2b"} if isinstance(value, dict) else value
+    if path.name in ("run.json", "summary.json", "environment.json", "seeds.json") and isinstance(value, dict):
+        write_checked(path, value)
+    else:
+        path.write_text(json.dumps(value))
+    if path.name == "recipe.json":  # run.json holds its digest
+        info = json.loads(path.with_name("run.json").read_text())
+        del info["blake2b"]
+        write_checked(path.with_name("run.json"), {**info, "recipes": [digest(value)]})
+
+
 def print_all(path: Path) -> None:
-    """Everything that the command prints of a run without its data."""
+    """Format everything that the command prints about a run without its data."""
     run = open_run(path)
     summary = run.summary()
     rows = run_rows([run])
@@ -229,7 +252,7 @@ def print_all(path: Path) -> None:
 
 
 def try_run(trial: Trials, place: Path, name: str) -> None:
-    """The folder `run` in `place`, of which the file `name` is not as it was: all that is printed of it."""
+    """Print the run in `place`/run, whose file `name` has been changed."""
     with trial(f"run folder, {name}", place):
         print_all(place / "run")
     damaged: list[str] = []
@@ -242,7 +265,7 @@ def try_run(trial: Trials, place: Path, name: str) -> None:
 
 
 class Training:
-    """A small training whose checkpoint is at `path`; goes on from what was put there in its place."""
+    """A small training with a checkpoint at `path`; continues from whatever is there later."""
 
     def __init__(self, path: Path, kind: str) -> None:
         self.path, self.kind = path, kind
@@ -264,7 +287,7 @@ class Training:
         return model, make_optimizer(model, self._recipe), Average(model, self._recipe)
 
     def go_on(self, trial: Trials) -> None:
-        """One step, and every generator used, whatever the checkpoint put there."""
+        """Load the checkpoint, make one step and use every random generator."""
         state = np.random.get_state()
         model, optimizer, average = self._fresh()
         try:
@@ -281,7 +304,7 @@ class Training:
 
 
 class Weights:
-    """A small network whose weights are at `path`; takes those that were put there in their place."""
+    """A small network with its weights at `path`; loads whatever is there later."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -291,7 +314,7 @@ class Weights:
         self._whole = {k: v.clone() for k, v in self._model.state_dict().items()}
 
     def take(self, trial: Trials) -> None:
-        """Only what was saved is taken."""
+        """Load the file: only the saved weights may be accepted."""
         with trial("weights", self.path.parent):
             checkpoint.check_weights(self.path, self._model)
         with trial("weights", self.path.parent):
@@ -304,14 +327,14 @@ class Weights:
 
 
 class Prepared:
-    """What `cnnlab kaggle prepare` tells about."""
+    """What `cnnlab kaggle prepare` prints about."""
 
     def __init__(self, store: Store) -> None:
         self.images = lambda: store
 
 
 def make_store(folder: Path) -> Path:
-    """A prepared store of six small images."""
+    """Prepare a store of six small images."""
     source = folder / "competition"
     for part, count in (("train", 4), ("test", 2)):
         (source / part).mkdir(parents=True)
@@ -324,7 +347,7 @@ def make_store(folder: Path) -> Path:
 
 
 def competition_zip() -> bytes:
-    """What a competition hands out, in one zip: a table, a folder of images, an archive of images."""
+    """Return a competition in one zip: tables, a folder of images, an archive of images."""
     nested, whole = io.BytesIO(), io.BytesIO()
     with zipfile.ZipFile(nested, "w") as zipped:
         for i in range(2):
@@ -339,7 +362,7 @@ def competition_zip() -> bytes:
 
 
 def try_competition(trial: Trials, path: Path) -> None:
-    """A competition's zip, prepared into `store` beside it."""
+    """Prepare a competition's zip into `store` beside it."""
     store = path.parent / "store"
     shutil.rmtree(store, ignore_errors=True)
     with trial("competition's zip", path.parent):
@@ -350,7 +373,7 @@ def try_competition(trial: Trials, path: Path) -> None:
 
 
 def try_store(trial: Trials, place: Path) -> None:
-    """All that is asked of a store before a training."""
+    """Check a store as before a training."""
     with trial("store", place):
         store = open_store(place)
         intact(store)

@@ -195,20 +195,20 @@ def test_seeds_are_trained_by_one_process_at_a_time(quick: Recipe) -> None:
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-@pytest.mark.parametrize(("number", "saved"), [(4, 2), (8, 6)])
-def test_a_run_goes_on_inside_an_epoch(kind: str, number: int, saved: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_inside_an_epoch(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = RECIPES["digits"].with_settings(KINDS[kind])
     whole = train(recipe, name="whole", threads=1).run.path
-    with monkeypatch.context() as patch:
-        stop_at(patch, number)
-        with pytest.raises(TrainingInterrupted, match=r"finished epochs and \d+ steps of the next are saved"):
-            train(recipe, name="run", threads=1)
-    with monkeypatch.context() as patch:
-        calls = stop_at(patch, 0)
-        resume("runs/run", threads=1)
-    each = recipe.limit // recipe.batch_size
-    assert len(calls) == recipe.epochs * each - saved
-    assert_the_same(Path("runs/run"), whole)
+    for number, saved in ((4, 2), (8, 6)):
+        name = f"stopped-at-{number}"
+        with monkeypatch.context() as patch:
+            stop_at(patch, number)
+            with pytest.raises(TrainingInterrupted, match=r"finished epochs and \d+ steps of the next are saved"):
+                train(recipe, name=name, threads=1)
+        with monkeypatch.context() as patch:
+            calls = stop_at(patch, 0)
+            resume(f"runs/{name}", threads=1)
+        assert len(calls) == recipe.epochs * (recipe.limit // recipe.batch_size) - saved
+        assert_the_same(Path("runs") / name, whole)
 
 
 def test_a_run_that_is_asked_to_stop_keeps_every_step(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,6 +280,17 @@ def test_a_second_ctrl_c_waits_for_what_is_being_written() -> None:
     assert done
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that stopped at update 25 of 54, with saves after updates 18 and 24."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 25)
+        with pytest.raises(TrainingInterrupted):
+            train(RECIPES["digits"].changed(epochs=3, save_steps=6), runs_dir=folder, name="run", threads=1)
+    return folder / "run"
+
+
 def _rows(progress: dict[str, Any], **changes: Any) -> None:
     progress["rows"] = [{**progress["rows"][0], **changes}]
 
@@ -307,14 +318,10 @@ def _rows(progress: dict[str, Any], **changes: Any) -> None:
     ],
 )  # fmt: skip
 def test_a_strangers_checkpoint_holds_what_a_training_comes_to_or_is_refused(
-    change: Callable[[dict[str, Any]], Any], quick: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    change: Callable[[dict[str, Any]], Any], stopped: Path
 ) -> None:
-    """With a right checksum: what is wrong is found in its values."""
-    with monkeypatch.context() as patch:
-        stop_at(patch, 25)
-        with pytest.raises(TrainingInterrupted):
-            train(quick.changed(epochs=3, save_steps=6), name="run")
-    path = tmp_path / "runs/run/checkpoint.safetensors"
+    """The checksum is right: the values are checked."""
+    path = Path(shutil.copytree(stopped, "runs/run")) / "checkpoint.safetensors"
     previous_checkpoint(path).unlink(missing_ok=True)
     tensors, values = checkpoint._read(path)
     change(values["progress"])
@@ -323,12 +330,8 @@ def test_a_strangers_checkpoint_holds_what_a_training_comes_to_or_is_refused(
         resume("runs/run")
 
 
-def test_a_folder_in_the_place_of_a_checkpoint_is_told(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        stop_at(patch, 25)
-        with pytest.raises(TrainingInterrupted):
-            train(quick.changed(epochs=3, save_steps=6), name="run")
-    path = Path("runs/run/checkpoint.safetensors")
+def test_a_folder_in_place_of_a_checkpoint_is_named(stopped: Path) -> None:
+    path = Path(shutil.copytree(stopped, "runs/run")) / "checkpoint.safetensors"
     path.unlink()
     path.mkdir()
     with pytest.raises(CnnlabError, match="is not a regular file; remove it to continue from the save before it"):

@@ -155,10 +155,10 @@ def load_checkpoint(
 
 
 def _check_state(
-    optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], given: Any, state: dict[int, dict[str, Any]]
+    optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], saved_groups: Any, state: dict[int, dict[str, Any]]
 ) -> None:
-    """Raise ValueError if `state` and the `given` groups of parameters do not fit `optimizer`."""
-    if [group["params"] for group in given] != [group["params"] for group in groups]:
+    """Raise ValueError if `state` and `saved_groups` do not fit `optimizer`."""
+    if [group["params"] for group in saved_groups] != [group["params"] for group in groups]:
         raise ValueError("its optimizer has other parameters")
     if not state.keys() <= {index for group in groups for index in group["params"]}:
         raise ValueError("its optimizer has other parameters")
@@ -179,11 +179,11 @@ def _check_state(
 
 def _fill_momentum(optimizer: torch.optim.Optimizer) -> None:
     """Set missing momentum to 0: a fused update fails if some parameters have it and others do not."""
-    kept = optimizer.state
-    if isinstance(optimizer, torch.optim.SGD) and any(v.get("momentum_buffer") is not None for v in kept.values()):
+    state = optimizer.state
+    if isinstance(optimizer, torch.optim.SGD) and any(v.get("momentum_buffer") is not None for v in state.values()):
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-            if kept[parameter].get("momentum_buffer") is None:
-                kept[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            if state[parameter].get("momentum_buffer") is None:
+                state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _check_like(name: str, tensor: Any, own: Tensor) -> None:
@@ -232,7 +232,7 @@ def _write(path: Path, tensors: dict[str, Tensor], values: dict[str, Any], befor
     write_atomic(path, _pieces(tensors, _metadata(tensors, values)), before)
 
 
-# Their names in safetensors.
+# Names of dtypes in safetensors.
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
@@ -240,15 +240,19 @@ _DTYPES = {
 
 
 def _pieces(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
-    """Yield a safetensors file in pieces: the library's own writer would copy everything once or twice more."""
+    """Yield a safetensors file in pieces.
+
+    The library's save_file is as lean (0.8, 500 MB: no copy, 0.35 s of CPU time; this: 0.6 s), but it reports a full
+    disk without an errno and leaves no place for the fault tests to stop it halfway. Its save copies everything.
+    """
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
-    # Wide numbers first, as the library does, so that each is aligned.
+    # Wide dtypes first, as the library does, so that each is aligned.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     for name in order:
         tensor = tensors[name]
-        begin, end = end, end + tensor.nbytes
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
@@ -269,7 +273,7 @@ def _metadata(tensors: dict[str, Tensor], values: dict[str, Any]) -> dict[str, s
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file; what is wrong with it or with reading it is log in one line."""
+    """Open a safetensors file. Raise CnnlabError, in one line, if it cannot be read."""
     try:
         if path.exists() and not path.is_file():
             raise Damaged(f"{path} is not a regular file; use other weights or train again")
