@@ -110,7 +110,7 @@ def digits() -> cnnlab.ImageSet:
 def test_a_module_and_its_builder_are_trained(digits: cnnlab.ImageSet) -> None:
     mine = Net()
     before = {name: tensor.clone() for name, tensor in mine.state_dict().items()}
-    result = cnnlab.train(mine, data=digits, epochs=2, progress="none")
+    result = cnnlab.train(mine, digits, epochs=2, progress="none")
     assert all(torch.equal(tensor, before[name]) for name, tensor in mine.state_dict().items())
     assert isinstance(result.model, Net)
     assert not torch.equal(result.model.head.weight, mine.head.weight)
@@ -262,6 +262,8 @@ def test_wrong_calls_are_refused_in_one_line(digits: cnnlab.ImageSet) -> None:
     calls: list[Callable[[], object]] = [
         lambda: cnnlab.train_seeds(Net(), 2, data=digits),
         lambda: cnnlab.train(Net, model=Net),
+        lambda: cnnlab.train(RECIPES["manual/lenet"], digits, model=Net()),  # init would overwrite its weights
+        lambda: cnnlab.train("lenet"),
         lambda: cnnlab.train(Net, data=Path("photos")),
         lambda: cnnlab.train(Net, data=digits, eval_split="test"),
         lambda: cnnlab.train(Net, data=digits, epoch=3),

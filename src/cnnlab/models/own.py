@@ -60,9 +60,12 @@ def build_own(network: Network, *, num_classes: int, in_channels: int, image_siz
 
 def _copy(network: nn.Module, name: str) -> nn.Module:
     try:
-        return copy.deepcopy(network)
+        model = copy.deepcopy(network)
     except (RuntimeError, TypeError) as error:
         raise CnnlabError(f"{name} cannot be copied: {reason(error)[:200]}; pass a function that builds it") from error
+    if not all(p.is_leaf for p in model.parameters()):
+        raise CnnlabError(f"{name} cannot be copied, as a scripted module cannot; pass a function that builds it")
+    return model
 
 
 def check_output(model: nn.Module, name: str, *, num_classes: int, in_channels: int, image_size: int) -> None:

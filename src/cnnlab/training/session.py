@@ -130,10 +130,8 @@ class Session:
                 # The run may be resumed or evaluated from another folder.
                 where = expand(recipe.data.removeprefix(kind)).absolute()
                 recipe = replace(recipe, data=f"{kind}{where}")
-        if recipe.init != "pytorch" and published_tag(recipe.model):
-            raise CnnlabError(
-                f"init={recipe.init} would overwrite the published weights of {recipe.model}; set init=pytorch"
-            )
+        if recipe.init != "pytorch" and (published_tag(recipe.model) or isinstance(self.network, nn.Module)):
+            raise CnnlabError(f"init={recipe.init} would overwrite the weights of {recipe.model}; set init=pytorch")
         if not again:
             check_compile(recipe, self.device)
         # Before minutes of reading: does the network exist, and does it take images of this size?

@@ -18,7 +18,7 @@ from cnnlab.device.hardware import has_bfloat16
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted, out_of_memory, reason
 from cnnlab.io.files import remove_torn, write_checked
 from cnnlab.io.schema import COUNT, NUMBER, check
-from cnnlab.models.own import Network
+from cnnlab.models.own import Network, own_name
 from cnnlab.recipe import Recipe
 from cnnlab.training import checkpoint, folders, runs
 from cnnlab.training.average import Average
@@ -43,9 +43,9 @@ from cnnlab.training.session import OnEpoch, Session, choose
 
 def train(
     recipe: Recipe | str | Network | None = None,
+    data: Any = None,
     *,
     model: str | Network | None = None,
-    data: Any = None,
     runs_dir: str | Path = "runs",
     name: str | None = None,
     device: str = "auto",
@@ -108,8 +108,7 @@ def train_seeds(
     if not 1 <= count <= runs.MOST_SEEDS:
         raise CnnlabError(f"seeds={count}: must lie between 1 and {runs.MOST_SEEDS:,}")
     recipe, network, images = choose(recipe, model, data, settings)
-    if isinstance(network, nn.Module):
-        raise CnnlabError(f"{recipe.model} is a module with one set of starting weights; pass a builder, as its class")
+    _check_builder(network)
     with Session(device, threads, data_dir, skip_bad, progress, on_epoch, network, images) as session:
         replace(recipe, seed=recipe.seed + count - 1)  # raises if the last one is no valid seed
         recipe = session.load_data(recipe)
@@ -144,6 +143,8 @@ def resume(
     several = (folder / "seeds.json").exists()
     if several and on_nan is not None:
         raise CnnlabError(f"{folder} holds several seeds; on_nan is changed for one of its runs: name that")
+    if several:
+        _check_builder(model)
     images = own_images(data) if data is not None else None
     session = Session(device, threads, data_dir, skip_bad, progress, on_epoch, model, images)
     if several:
@@ -167,6 +168,12 @@ def resume(
         session.load_data(recipe, again=first is not None)
         with session.ctrl_c:
             return _train_seeds(session, folder) if several else _train(session, run)
+
+
+def _check_builder(network: Network | None) -> None:
+    """Raise CnnlabError for a module in place of a builder: all seeds would start from the same weights."""
+    if isinstance(network, nn.Module):
+        raise CnnlabError(f"{own_name(network)} is a module with one set of starting weights; pass its class")
 
 
 @contextlib.contextmanager
