@@ -51,7 +51,7 @@ def archive(kind: str) -> MakeTarget:
             return gzip.compress(right_tar(content), 1)
 
         path = folder / f"a{kind}"
-        corrected = {".7z": right_7z, ".zip": bytes, ".tar": right_tar, ".tar.gz": right_gzip}[kind]
+        corrected = {".7z": right_7z, ".zip": bytes, ".tar.gz": right_gzip}[kind]
 
         def use(content: bytes) -> None:
             for variant in {content, corrected(content)}:
@@ -216,7 +216,7 @@ def competition(parsers: Any, trial: Any, folder: Path) -> Target:
 
 
 PARSERS: dict[str, MakeTarget] = {
-    "7z": archive(".7z"), "zip": archive(".zip"), "tar": archive(".tar"), "tar.gz": archive(".tar.gz"), "image": image,
+    "7z": archive(".7z"), "zip": archive(".zip"), "tar.gz": archive(".tar.gz"), "image": image,
     "table": table, "submission": submission, "idx": idx, "recipe": recipe, "run": run_folder, "checkpoint": checkpoint,
     "weights": weights, "store": store, "competition": competition,
 }  # fmt: skip

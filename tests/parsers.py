@@ -29,12 +29,14 @@ from cnnlab.competition import submission
 from cnnlab.competition.grade import grade
 from cnnlab.competition.labels import check_labels
 from cnnlab.competition.prepare_store import prepare_store
+from cnnlab.d2l.hub import extract
 from cnnlab.data import archives, fashion_mnist
-from cnnlab.data.images import bombs_refused, decode, probe
+from cnnlab.data.archives.base import MEMBER_LIMIT
 from cnnlab.data.store import Store, intact, open_store
 from cnnlab.device.hardware import pick_device
 from cnnlab.io import text as escaping
 from cnnlab.io.csv import read_header, read_table
+from cnnlab.io.decode import bombs_refused, decode, probe
 from cnnlab.io.files import digest, write_checked
 from cnnlab.io.schema import check
 from cnnlab.io.tables import to_json
@@ -95,18 +97,19 @@ def packed(kind: str) -> bytes:
 
 
 def try_archive(trial: Trials, path: Path) -> None:
-    """List and read it. Unpack it into `out` beside it, unless it is 7z."""
+    """List and read a zip or 7z; unpack a zip or tar into `out` beside it, as d2l.download_extract does."""
     kind = archives.archive_ending(path.name)
-    with trial(f"archive {kind}", path.parent), closing(archives.open_archive(path)) as archive:
-        for index, member in archive.read():
-            assert len(member) <= archives.MEMBER_LIMIT
-            name = archive.members[index].name
-            assert not name.startswith("/")
-            assert ".." not in name.split("/")
+    if kind:
+        with trial(f"archive {kind}", path.parent), closing(archives.open_archive(path)) as archive:
+            for index, member in archive.read():
+                assert len(member) <= MEMBER_LIMIT
+                name = archive.members[index].name
+                assert not name.startswith("/")
+                assert ".." not in name.split("/")
     if kind != ".7z":
         shutil.rmtree(path.parent / "out", ignore_errors=True)
         with trial("archive unpacked", path.parent / "out"):
-            archives.unpack(path, path.parent / "out")
+            extract(path, path.parent / "out")
 
 
 # Images

@@ -30,9 +30,9 @@ from cnnlab import Recipe
 from cnnlab.chapter.reproduce import resume_reproduction
 from cnnlab.competition import work
 from cnnlab.competition.layout import Layout
-from cnnlab.data.images import decode
 from cnnlab.io import text
 from cnnlab.io.csv import quoted
+from cnnlab.io.decode import decode
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.tables import to_json
 from cnnlab.recipe import SETTINGS
@@ -104,7 +104,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Archives
 
 
-@pytest.mark.parametrize("kind", [".7z", ".zip", ".tar", ".tar.gz"])
+@pytest.mark.parametrize("kind", [".7z", ".zip", ".tar.gz"])
 @pytest.mark.parametrize("mended", [False, True], ids=["as it is", "checksums mended"])
 def test_archives(trial: Trials, folder: Path, kind: str, mended: bool) -> None:
     good = packed(kind)
@@ -125,7 +125,6 @@ def test_archives(trial: Trials, folder: Path, kind: str, mended: bool) -> None:
             content = content if mended else changed(content, made)
         else:
             content = changed(good, made)
-            content = right_tar(content) if mended else content
         path.write_bytes(content)
         try_archive(trial, path)
 

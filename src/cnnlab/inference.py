@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab.data import ImageSet, SourceOptions, data_folder, load_images
-from cnnlab.data.images import BadImage, bombs_refused, decode, flatten, pixels
+from cnnlab.data.images import flatten, pixels
 from cnnlab.data.imageset import Report, no_report
 from cnnlab.data.loader import Loader, Preprocessing, laid_out
 from cnnlab.data.own import OwnImages, own_images
@@ -22,6 +22,7 @@ from cnnlab.device.determinism import reproducible
 from cnnlab.device.hardware import available_cores, check_threads, pick_device
 from cnnlab.device.precision import PRECISIONS, exact_float32
 from cnnlab.device.timing import synchronize
+from cnnlab.io.decode import BadImage, bombs_refused, decode
 from cnnlab.io.errors import CnnlabError, reason, unknown
 from cnnlab.models.own import Network
 from cnnlab.training import runs

@@ -170,8 +170,8 @@ def test_tokens(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         (["other.zip"], False),
         (["train.7z", "test.7z", "trainLabels.csv"], True),
         (["train/", "test.zip", "train_labels.csv", "sampleSubmission.csv"], True),
-        (["train.tar.gz", "test/", "train.csv"], True),
-        (["train.tar.bz2", "test/", "train.csv"], False),  # not read here
+        (["train.7z", "test/", "train.csv"], True),
+        (["train.tar.gz", "test/", "train.csv"], False),  # not read here
         (["train.7z", "test.7z"], False),
         (["train.7z", "trainLabels.csv"], False),
         (["train.7z", "test.7z", "sampleSubmission.csv"], False),

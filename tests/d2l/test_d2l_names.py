@@ -792,7 +792,7 @@ def test_downloads_that_go_wrong_get_one_line(hub: Path, tmp_path: Path, monkeyp
     with tarfile.open(hub / "evil.tar", "w") as tar:
         tar.add(hub / "text.txt", "../../evil.txt")
     monkeypatch.setitem(d2l.DATA_HUB, "evil", serve(hub / "evil.tar"))
-    told("evil", "leads out")
+    told("evil", "leads outside")
     assert not (tmp_path / "evil.txt").exists()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import random
 import stat
@@ -18,14 +17,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cnnlab.data import archives
-from cnnlab.data.archives import Archive, archive_ending, open_archive
-from cnnlab.data.images import image_files
+from cnnlab.data.archives import Archive, archive_ending, base, open_archive
+from cnnlab.io.decode import image_files
 from cnnlab.io.errors import CnnlabError
 
 py7zr = pytest.importorskip("py7zr")
 
-KINDS = [".7z", ".zip", ".tar", ".tar.gz"]
+KINDS = [".7z", ".zip"]
 Files = list[tuple[str, bytes]]
 
 
@@ -45,16 +43,10 @@ def pack(path: Path, files: Files) -> Path:
             # py7zr refuses to write what it would refuse to read.
             for info, (name, _) in zip(seven.header.files_info.files if files else [], files, strict=True):
                 info["filename"] = name
-    elif kind == ".zip":
+    else:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as zipped:
             for name, content in files:
                 zipped.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
-    else:
-        with tarfile.open(path, "w:gz" if kind.endswith("gz") else "w") as tar:
-            for name, content in files:
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
     return path
 
 
@@ -84,10 +76,10 @@ def test_every_kind_gives_its_images_in_order(tmp_path: Path, kind: str) -> None
     with closing(open_archive(path)) as archive:
         assert [m.name for m in archive.members] == [name for name, _ in images]
         assert [m.size for m in archive.members] == [len(content) for _, content in images]
-        assert archive.passed_over == 3
+        assert archive.ignored == 3
         assert list(archive.read()) == list(enumerate(content for _, content in images))
         assert list(archive.read({1, 3})) == [(1, images[1][1]), (3, images[3][1])]  # again, from the start
-        assert archive.called(0) == f"train{kind}: train/10.png"
+        assert archive.member_label(0) == f"train{kind}: train/10.png"
 
 
 def test_a_folder_is_read_like_an_archive(tmp_path: Path) -> None:
@@ -130,16 +122,15 @@ def test_a_7z_whose_last_file_has_a_negative_size_is_refused(tmp_path: Path) -> 
 def test_directories_are_passed_over_quietly(tmp_path: Path) -> None:
     (tmp_path / "train" / "x.png").mkdir(parents=True)  # a folder that is called like an image
     (tmp_path / "train" / "1.png").write_bytes(png())
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped, tarfile.open(tmp_path / "a.tar", "w") as tar:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
         for file in (tmp_path / "train", tmp_path / "train" / "x.png", tmp_path / "train" / "1.png"):
             zipped.write(file, file.relative_to(tmp_path))
-            tar.add(file, file.relative_to(tmp_path), recursive=False)
     with py7zr.SevenZipFile(tmp_path / "a.7z", "w") as seven:
         seven.writeall(tmp_path / "train", "train")
-    for kind in (".zip", ".tar", ".7z"):
+    for kind in KINDS:
         with closing(open_archive(tmp_path / f"a{kind}")) as archive:
             assert [m.name for m in archive.members] == ["train/1.png"]
-            assert archive.passed_over == 0
+            assert archive.ignored == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -150,7 +141,7 @@ def test_directories_are_passed_over_quietly(tmp_path: Path) -> None:
 def test_names_that_lead_out_are_refused(tmp_path: Path, kind: str, name: str) -> None:
     if kind == ".7z" and name == "train\\1.png":  # py7zr reads it as train/1.png
         return
-    assert "leads out" in refusal(pack(tmp_path / f"a{kind}", [("0.png", png()), (name, png())]))
+    assert "leads outside" in refusal(pack(tmp_path / f"a{kind}", [("0.png", png()), (name, png())]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -164,7 +155,7 @@ def test_two_members_of_one_name_are_refused(tmp_path: Path, kind: str) -> None:
 def test_names_cannot_break_the_line_or_command_the_terminal(tmp_path: Path, kind: str) -> None:
     with pytest.warns() if kind == ".zip" else nothing():
         path = pack(tmp_path / f"a{kind}", [("1\n\x1b[2J.png", png())] * 2)
-    assert "'1\\n\\x1b[2J.png' is there twice" in refusal(path)
+    assert r"1\n\u001b[2J.png is there twice" in refusal(path)
 
 
 def test_links_and_devices_are_refused(tmp_path: Path) -> None:
@@ -179,28 +170,14 @@ def test_links_and_devices_are_refused(tmp_path: Path) -> None:
             seven.writestr(b"/etc/passwd", "1.png")
             seven.header.files_info.files[0]["attributes"] = (kind | 0o644) << 16 | 0x8000
         assert what in refusal(tmp_path / f"{number}.7z")
-    for number, (kind_of, what) in enumerate(
-        [
-            (tarfile.SYMTYPE, "a link"),
-            (tarfile.LNKTYPE, "a link"),
-            (tarfile.CHRTYPE, "a device"),
-            (tarfile.BLKTYPE, "a device"),
-            (tarfile.FIFOTYPE, "a device"),
-        ]
-    ):
-        entry = tarfile.TarInfo("1.png")
-        entry.type, entry.linkname = kind_of, "/etc/passwd"
-        with tarfile.open(tmp_path / f"{number}.tar", "w") as tar:
-            tar.addfile(entry)
-        assert what in refusal(tmp_path / f"{number}.tar")
 
 
-@pytest.mark.parametrize("kind", [".7z", ".zip", ".tar.gz"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "MEMBER_LIMIT", 1 << 20)
-    monkeypatch.setattr(archives, "TOTAL_LEAST", 3 << 20)
+    monkeypatch.setattr(base, "MEMBER_LIMIT", 1 << 20)
+    monkeypatch.setattr(base, "TOTAL_LIMIT", 3 << 20)
     one = pack(tmp_path / f"one{kind}", [("0.png", png()), ("1.png", bytes((1 << 20) + 1))])
-    assert "1.png is 1,048,577 bytes" in refusal(one, lambda archive: pytest.fail("it was opened"))
+    assert "1.png has 1,048,577 bytes" in refusal(one, lambda archive: pytest.fail("it was opened"))
     many = pack(tmp_path / f"many{kind}", [(f"{i}.png", bytes(1 << 20)) for i in range(4)])
     assert "would unpack to more than" in refusal(many, lambda archive: pytest.fail("it was opened"))
     hidden = pack(tmp_path / f"hidden{kind}", [("x.txt", bytes(9 << 20)), ("1.png", png())])
@@ -214,7 +191,8 @@ def test_a_zip_that_lies_about_sizes(tmp_path: Path, size: int, monkeypatch: pyt
     place = content.rindex(b"PK\1\2") + 24  # the uncompressed size in the central directory
     content[place : place + 4] = size.to_bytes(4, "little")
     path.write_bytes(content)
-    monkeypatch.setattr(archives, "MEMBER_LIMIT", 200_000_000)
+    monkeypatch.setattr("cnnlab.data.archives.zip.MEMBER_LIMIT", 200_000_000)
+    monkeypatch.setattr(base, "MEMBER_LIMIT", 200_000_000)
     refusal(path)
 
 
@@ -239,15 +217,6 @@ def test_a_7z_that_lies_about_sizes(tmp_path: Path) -> None:
     assert changed >= 2
 
 
-def test_a_tar_header_cannot_fill_the_memory(tmp_path: Path) -> None:
-    for kind in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
-        info = tarfile.TarInfo("x")
-        info.type, info.size = kind, 1 << 40
-        path = tmp_path / "a.tar.gz"
-        path.write_bytes(gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + bytes(10_000)))
-        assert "a header of 1,099,511,627,776 bytes" in refusal(path)
-
-
 def test_encrypted_archives(tmp_path: Path) -> None:
     for headers in (False, True):
         with py7zr.SevenZipFile(tmp_path / "a.7z", "w", password="p", header_encryption=headers) as seven:
@@ -265,9 +234,8 @@ def test_truncated_anywhere(tmp_path: Path, kind: str) -> None:
     rng = random.Random(0)
     path = pack(tmp_path / f"a{kind}", [(f"{i}.png", rng.randbytes(3000)) for i in range(4)])
     good = path.read_bytes()
-    # A tar ends with blocks of zeros, which need not all be there.
-    end = len(good) if kind != ".tar" else len(good) - tarfile.RECORDSIZE + 4 * (512 + 3072) % tarfile.RECORDSIZE
-    for length in sorted({0, 1, 5, 31, 32, 100, *range(0, end - 1, 512), *rng.sample(range(end - 1), 20)}):
+    end = len(good) - 1
+    for length in sorted({0, 1, 5, 31, 32, 100, *range(0, end, 512), *rng.sample(range(end), 20)}):
         path.write_bytes(good[:length])
         assert "damaged or incomplete" in refusal(path), length
 
@@ -286,8 +254,8 @@ def test_flipped_bits_never_give_another_error_than_ours(tmp_path: Path, kind: s
             found = contents(path)
         except CnnlabError as error:
             assert str(error).isprintable()
-        else:  # a name or a time; a plain tar has no checksum over the pixels: the image's own must find it
-            assert kind == ".tar" or {content for _, content in found} <= {content for _, content in files}
+        else:  # a name or a time
+            assert {content for _, content in found} <= {content for _, content in files}
 
 
 def test_empty_archives(tmp_path: Path) -> None:
@@ -322,14 +290,14 @@ def test_7z_methods_without_a_bound_on_memory(tmp_path: Path) -> None:
     for codec in ("DEFLATE", "ZSTD"):
         with py7zr.SevenZipFile(tmp_path / "a.7z", "w", filters=[{"id": getattr(py7zr, f"FILTER_{codec}")}]) as seven:
             seven.writestr(png(), "1.png")
-        assert "packed in a way that is not read here; unpack" in refusal(tmp_path / "a.7z")
+        assert "uses an unsupported compression method; unpack" in refusal(tmp_path / "a.7z")
 
 
 def test_zip_methods_without_a_bound_on_memory(tmp_path: Path) -> None:
     for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as zipped:
             zipped.writestr("1.png", png())
-        assert "packed in a way that is not read here; unpack" in refusal(tmp_path / "a.zip")
+        assert "uses an unsupported compression method; unpack" in refusal(tmp_path / "a.zip")
 
 
 def with_list(path: Path, members: bytes = b"", method: str = "LZMA2") -> Path:

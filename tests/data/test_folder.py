@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from cnnlab.data import ImageSet, SourceOptions, load_images
-from cnnlab.data.images import BadImage, bombs_refused, decode
+from cnnlab.io.decode import BadImage, bombs_refused, decode
 from cnnlab.io.errors import CnnlabError
 
 

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -27,14 +26,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cnnlab.competition import prepare_store as module
-from cnnlab.competition.decoders import Decoders
 from cnnlab.competition.layout import Layout, match, natural, plain_id
 from cnnlab.competition.prepare_store import prepare_store
 from cnnlab.data import SourceOptions, data_folder
 from cnnlab.data.store import Store, load, open_store
 from cnnlab.io.csv import read_table
-from cnnlab.io.decode import Job
 from cnnlab.io.errors import CnnlabError
 
 SPECIES = Layout(labels="species.csv", sample="sample.csv", id_column="file", label_column="species")
@@ -214,17 +210,6 @@ def test_all_kinds_of_input_give_the_same_store(made: Made, tmp_path: Path) -> N
         assert same(first, run(made.write(kind, nested), tmp_path / f"b{i}")), (kind, nested)
 
 
-def test_tar_and_endings_written_out(made: Made, tmp_path: Path) -> None:
-    first = run(made.write("/"), tmp_path / "a")
-    for part in ("train", "test"):
-        shutil.make_archive(str(made.root / part), "gztar", made.root, part)
-    layout = Layout(**{**SPECIES.__dict__, "train": "train.tar.gz", "test": "test.tar.gz"})
-    assert same(first, run(made.root, tmp_path / "b", layout))
-    both = run(made.root, tmp_path / "c")  # the archives go before the folders
-    assert both.info["files"]["train"] == "train.tar.gz"
-    assert same(first, both)
-
-
 def test_writing_to_the_images_does_not_reach_the_store(made: Made) -> None:
     found = run(made)
     found.train.images[0] = 0
@@ -234,7 +219,7 @@ def test_writing_to_the_images_does_not_reach_the_store(made: Made) -> None:
 def test_processes_give_the_same_store(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made.train = {f"{i}": png(i, channels=3) for i in range(1500)}
     made.labels = [(name, "ab"[i % 2]) for i, name in enumerate(made.train)]
-    monkeypatch.setattr(module, "available_cores", lambda: 3)
+    monkeypatch.setattr("cnnlab.competition.prepare_store.available_cores", lambda: 3)
     folder = made.write()
     assert same(run(folder, tmp_path / "a", workers=1), run(folder, tmp_path / "b", workers=3))
 
@@ -261,7 +246,7 @@ def test_a_store_of_other_files_is_not_replaced(made: Made, tmp_path: Path) -> N
     shutil.copytree(made.root, tmp_path / "others")
     (tmp_path / "others" / "train.zip").touch()
     with pytest.raises(
-        CnnlabError, match=f"holds what was prepared of {re.escape(str(made.root))}; name another folder with --store"
+        CnnlabError, match=f"was prepared from {re.escape(str(made.root))}; name another folder with --store"
     ):
         prepare_store(tmp_path / "others", store=first.path, layout=replace(SPECIES, image_size=8))
     assert same(open_store(first.path), first)
@@ -271,7 +256,7 @@ def test_a_store_of_other_files_is_not_replaced(made: Made, tmp_path: Path) -> N
 
 
 def test_unsaid_the_store_is_in_the_users_cache(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    monkeypatch.setattr("cnnlab.competition.prepare_store.user_cache_dir", lambda name: str(tmp_path / "cache"))
     found = prepare_store(made.write(), layout=SPECIES)
     assert found.path == tmp_path / "cache" / "stores" / f"leaves-{found.info['key']}"
     assert prepare_store(made.root, layout=SPECIES).path == found.path
@@ -300,7 +285,7 @@ def test_what_is_no_store_is_neither_opened_nor_overwritten(made: Made, tmp_path
     (tmp_path / "mine").mkdir()
     for name, text in (("thesis.txt", "x"), ("store.json", '{"format": "mine"}')):
         (tmp_path / "mine" / name).write_text(text)
-        with pytest.raises(CnnlabError, match="exists and is no store"):
+        with pytest.raises(CnnlabError, match="exists and is not a cnnlab store"):
             run(made, tmp_path / "mine")
     with pytest.raises(CnnlabError, match="says format 'mine'"):
         open_store(tmp_path / "mine")
@@ -309,7 +294,7 @@ def test_what_is_no_store_is_neither_opened_nor_overwritten(made: Made, tmp_path
 def test_killed_in_the_middle(made: Made, tmp_path: Path) -> None:
     folder = made.write()
     code = (
-        "import sys, time, os; from pathlib import Path; from cnnlab.competition import preparation\n"
+        "import sys, time, os; from pathlib import Path; from cnnlab.competition import store_writer\n"
         "from cnnlab.competition.layout import Layout; from cnnlab.competition.prepare_store import prepare_store\n"
         "def wait(*call):\n    print('now', flush=True); time.sleep(60)\n"
         f"prepare_store(Path({str(folder)!r}), store=Path('store'), layout={SPECIES!r}, report=wait)"
@@ -449,7 +434,7 @@ def test_any_bytes_as_a_table(content: bytes) -> None:
         (b'file,species\n"leaf\n0a",oak\n', "line 2: 'leaf\\n0a' holds a control character or a line end"),
         (b"file,species\nleaf-0a,oak\nleaf-0a,elm\n", "gives leaf-0a two labels, oak and elm"),
         (b"file,species\nleaf-0a,oak\nleaf-0a.png,elm\n", "one image, the labels oak and elm"),
-        (b"file,species\nleaf-0a,oak\nleaf-1b,oak\n", "names one class, oak"),
+        (b"file,species\nleaf-0a,oak\nleaf-1b,oak\n", "has one class, oak"),
         (b"file,species\nleaf-0a,oak\nlost,elm\n", "of one class, oak"),
         (
             b"file,species\n1,oak\n2,elm\n",
@@ -521,15 +506,15 @@ def test_files_that_are_not_there(made: Made, tmp_path: Path) -> None:
 
 def test_images_of_one_id(made: Made) -> None:
     made.train["sub/leaf-0a"] = png(1)
-    assert "train.zip: train/leaf-0a.png and train/sub/leaf-0a.png have one id, leaf-0a" in error(made)
+    assert "train.zip: train/leaf-0a.png and train/sub/leaf-0a.png have the same id, leaf-0a" in error(made)
 
 
 def test_hostile_archives_are_refused(made: Made) -> None:
     made.train["../../x"] = png(1)
     made.labels.append(("x", "oak"))
-    assert "leads out" in error(made)
+    assert "leads outside" in error(made)
     for nested in (".", "deep"):
-        assert "leads out" in error(made.write(nested=nested))
+        assert "leads outside" in error(made.write(nested=nested))
     made.train = {}
     assert "holds no images" in error(made)
 
@@ -553,7 +538,7 @@ def test_hostile_files_in_the_competitions_zip(made: Made) -> None:
     whole = made.write(nested=".")
     for name in ("species.csv", "sample.csv", "train.zip"):
         for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
-            assert f"{name} is packed in a way that is not read here; unpack" in error(repacked(whole, {name: method}))
+            assert f"{name} uses an unsupported compression method; unpack" in error(repacked(whole, {name: method}))
     content = bytearray(whole.read_bytes())
     content[content.rindex(b"PK\1\2", 0, content.rindex(b"species.csv")) + 8] |= 1
     whole.write_bytes(content)
@@ -595,7 +580,7 @@ def test_links_that_lead_out_of_the_images(made: Made, tmp_path: Path) -> None:
     folder = made.write("/")
     (tmp_path / "secret.png").write_bytes(png(1))
     (folder / "test" / "x99.png").symlink_to(tmp_path / "secret.png")
-    assert "x99.png' is a link that leads out of" in error(folder)
+    assert "x99.png' is a link that leads outside" in error(folder)
     (folder / "test" / "x99.png").unlink()
     (tmp_path / "link").symlink_to(folder)
     assert len(run(tmp_path / "link").test_ids) == 12
@@ -605,7 +590,7 @@ def test_a_complete_store_needs_no_lock(made: Made, monkeypatch: pytest.MonkeyPa
     folder = made.write()
     first = run(folder)
     Path("store.lock").unlink()
-    monkeypatch.setattr(module, "FileLock", lambda path: pytest.fail("a read-only place has no lock"))
+    monkeypatch.setattr("cnnlab.io.lock.FileLock", lambda path: pytest.fail("a read-only place has no lock"))
     assert same(run(folder), first)
 
 
@@ -622,7 +607,7 @@ def test_waiting_for_another_process_is_told(made: Made) -> None:
             lock.release()
 
     run(made, report=report)
-    assert told[0] == "waiting for another process that prepares this store"
+    assert told[0].startswith("waiting for another process")
     assert told.count(told[0]) == 1
 
 
@@ -637,7 +622,7 @@ def test_only_its_own_remains_are_removed(made: Made, tmp_path: Path) -> None:
 def test_the_folder_one_is_in_is_no_store_to_make(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = made.write()
     for path in (Path(), Path("/"), Path("leaves/..")):
-        with pytest.raises(CnnlabError, match="exists and is no store of ours"):
+        with pytest.raises(CnnlabError, match="exists and is not a cnnlab store"):
             run(folder, path)
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir("empty")
@@ -664,7 +649,7 @@ def spoiled(content: bytes) -> bytes:
 
 
 def test_damaged_images_are_named(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "available_cores", lambda: 2)
+    monkeypatch.setattr("cnnlab.competition.prepare_store.available_cores", lambda: 2)
     made.train["leaf-7b"] = spoiled(made.train["leaf-7b"])
     made.train["leaf-9a"] = b"no image"
     for workers in (1, 2):
@@ -746,41 +731,8 @@ def test_sizes_that_differ(made: Made) -> None:
 
 
 def test_a_full_disk(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnnlab.competition.preparation.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr("cnnlab.competition.store_writer.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     assert "the store needs 64 MiB and" in error(made)
-
-
-@pytest.mark.parametrize("processes", [0, 1])
-def test_a_file_that_cannot_be_written(tmp_path: Path, processes: int) -> None:
-    job = Job(str(tmp_path / "none.npy"), 0, 1, 20, "pad", True, True)
-    with Decoders(processes) as crew:
-        crew.add(job, 0, "a", png(0))
-        with pytest.raises(CnnlabError, match="cannot write .*none.npy: No such file"):
-            crew.finish(job)
-
-
-def test_a_decoding_process_that_dies(tmp_path: Path) -> None:
-    job = Job(str(tmp_path / "a.npy"), 0, 1, 20, "pad", True, True)
-    with Decoders(1) as crew:
-        crew._processes[0].kill()
-        crew.add(job, 0, "a", png(0))
-        with pytest.raises(CnnlabError, match="ended unexpectedly .exit code -9."):
-            crew.finish(job)
-
-
-def test_decoding_processes_are_light_and_end_with_us(tmp_path: Path) -> None:
-    code = "import sys, cnnlab.io.decode; assert not {'torch', 'matplotlib', 'scipy'} & sys.modules.keys()"
-    subprocess.run([sys.executable, "-c", code], check=True)
-    code = (
-        "import os, signal; from cnnlab.competition.decoders import Decoders\n"
-        "crew = Decoders(1); print(crew._processes[0].pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
-    for _ in range(100):
-        if not Path(f"/proc/{said.strip()}").exists():
-            return
-        time.sleep(0.1)
-    pytest.fail("it lives on")
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc on this system")

@@ -6,7 +6,6 @@ The same parsers under random input: tests/test_fuzz.py. Archives: tests/data/te
 from __future__ import annotations
 
 import ast
-import gzip
 import io
 import json
 import os
@@ -14,14 +13,11 @@ import re
 import struct
 import subprocess
 import sys
-import tarfile
 import unicodedata
 import zipfile
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import example, given
@@ -33,14 +29,13 @@ from cnnlab import Recipe, train
 from cnnlab.chapter.experiments import markdown
 from cnnlab.competition.layout import Layout, Place
 from cnnlab.competition.prepare_store import prepare_store
-from cnnlab.data import archives
 from cnnlab.data.archives import open_archive
 from cnnlab.data.folder import load as load_folder
-from cnnlab.data.images import ENDINGS, BadImage, bombs_refused, decode
 from cnnlab.data.imageset import SourceOptions
 from cnnlab.device.determinism import random_state, set_random_state
 from cnnlab.device.hardware import pick_device
 from cnnlab.io.csv import read_table
+from cnnlab.io.decode import ENDINGS, BadImage, bombs_refused, decode
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.files import digest, read_checked, read_json, write_checked, write_json
 from cnnlab.io.schema import COUNT, NUMBER, Number, validation_error
@@ -84,6 +79,10 @@ def test_nothing_unpickles_or_runs_what_a_file_holds() -> None:
     for path, call, name in calls():
         options = {k.arg: ast.unparse(k.value) for k in call.keywords}
         where = f"{path.name}:{call.lineno}: {ast.unparse(call)}"
+        if path == SOURCE / "d2l" / "hub.py" and name in ("tarfile.open", "tar.extract", "packed.extract"):
+            # download_extract, see tests/d2l/test_extract.py
+            assert name != "tar.extract" or options.get("filter") == "'data'", where
+            continue
         assert name not in FORBIDDEN, where
         assert name.rpartition(".")[2] not in ("extractall", "Unpickler", "load_state_dict_from_url"), where
         assert options.get("shell", "False") == "False", where
@@ -95,7 +94,7 @@ def test_nothing_unpickles_or_runs_what_a_file_holds() -> None:
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
-                imported |= {alias.name for alias in node.names}
+                imported |= {alias.name for alias in node.names if (path.name, alias.name) != ("hub.py", "tarfile")}
             elif isinstance(node, ast.ImportFrom):
                 imported.add(node.module or "")
     assert not imported & {
@@ -116,30 +115,6 @@ def test_what_the_command_prints_goes_through_one_door() -> None:
     for path, call, name in calls():
         if path.name.startswith("cli"):
             assert name != "print", f"{path.name}:{call.lineno}: use text.echo"
-
-
-@pytest.mark.parametrize("kind", [".zip", ".tar", ".tar.gz"])
-@pytest.mark.parametrize(
-    "name", ["../out.txt", "/out.txt", "a/../../out.txt", "C:out.txt", "a\\\\out.txt", "\0x", "link"]
-)
-def test_an_archive_that_leads_out_is_not_unpacked(tmp_path: Path, kind: str, name: str) -> None:
-    path = tmp_path / f"a{kind}"
-    if kind == ".zip":
-        with zipfile.ZipFile(path, "w") as zipped:
-            info = zipfile.ZipInfo("x")
-            info.filename = name
-            info.external_attr = 0o120777 << 16 if name == "link" else 0
-            zipped.writestr(info, "/etc/passwd")
-    else:
-        with tarfile.open(path, "w:gz" if kind.endswith("gz") else "w") as tar:
-            member = tarfile.TarInfo(name)
-            if name == "link":
-                member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
-            tar.addfile(member)
-    (tmp_path / "in").mkdir()
-    with pytest.raises(CnnlabError, match="leads out|a link"):
-        archives.unpack(path, tmp_path / "in")
-    assert {f.name for f in tmp_path.rglob("*")} == {"in", path.name}
 
 
 def test_a_competitions_zip_with_an_empty_name_is_read(tmp_path: Path) -> None:
@@ -311,7 +286,7 @@ def test_no_image_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "was-run").exists()
     (tmp_path / "was-run").unlink()
     for content in (None, eps):
-        with pytest.raises(BadImage, match="no image of a known format"):
+        with pytest.raises(BadImage, match="not an image of a known format"):
             decode(tmp_path / "1.png", 3, 8, "pad", content)
     assert not (tmp_path / "was-run").exists()
 
@@ -319,7 +294,7 @@ def test_no_image_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("kind", ["PDF", "EPS", "ICNS", "MSP", "SPIDER", "XBM", "DDS", "PALM"])
 def test_other_formats_are_no_images(kind: str) -> None:
     content = image(kind, {"PALM": "P", "SPIDER": "F", "MSP": "1", "XBM": "1"}.get(kind, "RGB"), (32, 32))
-    with pytest.raises(BadImage, match="no image of a known format"):
+    with pytest.raises(BadImage, match="not an image of a known format"):
         decode("a.png", 3, 8, "pad", content)
     assert f".{kind.lower()}" not in ENDINGS
 
@@ -419,80 +394,7 @@ def test_enormous_images_of_a_folder_want_a_size(tmp_path: Path, monkeypatch: py
 # Archives: what the general tests of them do not have
 
 
-def tar_header(name: str = "1.png", kind: bytes = b"0", size: int = 0, more: bytes = b"") -> bytes:
-    info = tarfile.TarInfo(name)
-    info.type, info.size = kind, size
-    block = bytearray(info.tobuf(tarfile.GNU_FORMAT)[:512])
-    block[345 : 345 + len(more)] = more
-    block[148:156] = b" " * 8
-    block[148:156] = f"{sum(block):06o}\0 ".encode()
-    return bytes(block)
-
-
-@linux
-@pytest.mark.parametrize("how", ["headers", "sparse", "extended", "global"])
-def test_a_tar_of_headers_only_is_bounded(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some hundred kilobytes of gzip, of which the standard library's reader makes gigabytes."""
-    path = tmp_path / "a.tar.gz"
-    with gzip.open(path, "wb", 1) as file:
-        if how == "headers":  # each half a KiB, each a member
-            block = b"".join(tar_header(f"{i}.png") for i in range(1000))
-            for _ in range(300):
-                file.write(block.replace(b"ustar", b"ustar"))
-        elif how == "sparse":  # a map that goes on and on
-            file.write(tar_header(kind=b"S", more=bytes(41 + 96) + b"\1"))
-            more = (b"00000000001\0" * 42)[:504] + b"\1" + bytes(7)
-            for _ in range(300_000):
-                file.write(more)
-        else:
-            record = b"".join(b"2 " for _ in range(250_000)) + b"="
-            kind = b"x" if how == "extended" else b"g"
-            for i in range(40):
-                file.write(tar_header(kind=kind, size=len(record)) + record + bytes(-len(record) % 512))
-                file.write(tar_header(f"{i}.png"))
-    assert path.stat().st_size < 5_000_000
-    told, mib = in_a_child(
-        tmp_path, "from cnnlab.data.archives import open_archive", "list(open_archive(Path('a.tar.gz')).read())"
-    )
-    assert told.startswith("refused") or how == "global", told
-    assert "\\n" not in told
-    assert mib < 200
-
-
-def test_a_tar_reads_as_the_standard_library_reads_it(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
-        long = "/".join(["a" * 30] * 4)  # of the lengths at which each format changes its ways
-        names = ["1.png", "a/" + "b" * 90 + ".png", f"{long}/x.png", "ü猫.png"]
-        if form != tarfile.USTAR_FORMAT:
-            names += ["c" * 101 + ".png", "d/" * 200 + "e.png", "猫" * 300 + ".png"]
-        path = tmp_path / "a.tar"
-        with tarfile.open(path, "w", format=form) as tar:
-            for number, name in enumerate(names):
-                content = rng.bytes([0, 1, 511, 512, 513, 70_000, 300_000][number])
-                info = tarfile.TarInfo(name)
-                info.size, info.mtime = len(content), 1.5 * number
-                tar.addfile(info, io.BytesIO(content))
-                folder = tarfile.TarInfo(f"folder{number}.png")
-                folder.type = tarfile.DIRTYPE
-                tar.addfile(folder)
-        with tarfile.open(path) as tar:
-            expected = [(m.name, tar.extractfile(m).read()) for m in tar.getmembers() if m.isreg()]  # type: ignore[union-attr]
-        for file in (path, tmp_path / "a.tar.gz"):
-            if file != path:
-                file.write_bytes(gzip.compress(path.read_bytes(), 1))
-            with closing(open_archive(file)) as archive:
-                assert [(archive.members[i].name, content) for i, content in archive.read()] == expected
-                assert [i for i, _ in archive.read({1, 3})] == [1, 3]
-
-
-def test_sparse_files_are_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "a.tar").write_bytes(tar_header("big.png", b"S", 512) + bytes(512 * 3))
-    with pytest.raises(CnnlabError, match="'big.png', which is a sparse file"):
-        open_archive(tmp_path / "a.tar")
-
-
-@pytest.mark.parametrize("kind", [".zip", ".tar.gz", ".7z"])
+@pytest.mark.parametrize("kind", [".zip", ".7z"])
 def test_archives_of_too_many_files(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     py7zr = pytest.importorskip("py7zr")
     path = tmp_path / f"a{kind}"
@@ -500,22 +402,18 @@ def test_archives_of_too_many_files(tmp_path: Path, kind: str, monkeypatch: pyte
         with zipfile.ZipFile(path, "w") as zipped:
             for i in range(60):
                 zipped.writestr(f"{i}.txt", b"")
-    elif kind == ".7z":
-        monkeypatch.setattr("cnnlab.data.sevenzip.MOST_MEMBERS", 50)
+    else:
+        monkeypatch.setattr("cnnlab.data.archives.sevenzip.FILE_COUNT_LIMIT", 50)
         with py7zr.SevenZipFile(path, "w") as seven:
             for i in range(60):
                 seven.writestr(b"x", f"{i}.txt")
-    else:
-        with tarfile.open(path, "w:gz") as tar:
-            for i in range(60):
-                tar.addfile(tarfile.TarInfo(f"{i}.txt"))
-    monkeypatch.setattr(archives, "MOST_MEMBERS", 50)
+    monkeypatch.setattr("cnnlab.data.archives.base.FILE_COUNT_LIMIT", 50)
     with pytest.raises(CnnlabError, match="over 50 files|damaged"):
         open_archive(path)
     if kind == ".zip":
-        monkeypatch.setattr(archives, "_LIST_LIMIT", 1000)
+        monkeypatch.setattr("cnnlab.data.archives.zip._LIST_LIMIT", 1000)
         monkeypatch.setattr(zipfile, "ZipFile", lambda _: pytest.fail("its list was read"))
-        with pytest.raises(CnnlabError, match="its list of members is [0-9,]+ bytes"):
+        with pytest.raises(CnnlabError, match="its list of members has [0-9,]+ bytes"):
             open_archive(path)
 
 
@@ -586,7 +484,7 @@ def test_json_of_any_depth_and_size(tmp_path: Path) -> None:
     with pytest.raises(CnnlabError, match="over 1,000,000 lists and objects"):
         read_json(path)
     path.write_bytes(b" " * ((1 << 24) + 1))
-    with pytest.raises(CnnlabError, match="larger than 16,777,216 bytes"):
+    with pytest.raises(CnnlabError, match="larger than the limit of 16,777,216 bytes"):
         read_json(path)
     path.write_text('{"a": ' + "9" * 10_000 + "}")
     with pytest.raises(CnnlabError, match="a.json is damaged"):

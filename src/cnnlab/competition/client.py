@@ -16,10 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from filelock import FileLock
-
 from cnnlab.data.archives import ARCHIVES
 from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.lock import file_lock
 
 # Files that one downloads by hand, where we know them.
 _FILES = {"cifar-10": ("train.7z", "test.7z", "trainLabels.csv", "sampleSubmission.csv")}
@@ -77,7 +76,7 @@ def get(competition: str, folder: Path, *, report: Report = lambda *_: None) -> 
         if client is None or not has_token():
             raise CnnlabError(_by_hand(competition, folder, client))
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{competition}.lock"):
+        with file_lock(folder / f".{competition}", report):
             # Another process may have done it while we waited.
             return present(competition, folder) or _download(client, competition, folder, report)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a competition hands out: two sets of images, a table of labels, a sample submission; as files or in one zip."""
+"""The files of a competition: training and test images, labels, a sample submission; in a folder or in one zip."""
 
 from __future__ import annotations
 
@@ -12,18 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from cnnlab.data.archives import (
-    ARCHIVES,
-    ZIP_ERRORS,
-    Archive,
-    archive_ending,
-    check_packing,
-    is_folder,
-    open_archive,
-    open_zip,
-    shown,
-)
-from cnnlab.data.images import ENDINGS
+from cnnlab.data.archives import ARCHIVES, Archive, archive_ending, open_archive
+from cnnlab.data.archives.zip import ZIP_ERRORS, check_compression, is_folder, open_zip
+from cnnlab.io.decode import ENDINGS
 from cnnlab.io.errors import CnnlabError, reason
 
 _CSV_LIMIT = 256 << 20  # bytes; 300,000 rows are four million
@@ -31,10 +22,10 @@ _CSV_LIMIT = 256 << 20  # bytes; 300,000 rows are four million
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How a competition calls its files and columns; unsaid, as Kaggle's CIFAR-10 does.
+    """The names of a competition's files and columns. Default: those of Kaggle's CIFAR-10.
 
-    train, test: the name of a folder or an archive, with or without its ending; labels, sample: CSV files;
-    image_size: pixels a side, 0 for that of the images, where all are square and alike; fit: as for `decode`.
+    train, test: the name of a folder or an archive, with or without its ending; labels, sample: CSV files; image_size:
+    side in pixels, 0 for that of the images if all are square and of one size; fit: see `decode`.
     """
 
     train: str = "train"
@@ -48,13 +39,13 @@ class Layout:
 
 
 class Place:
-    """A folder with a competition's files, or the zip that holds them all; use it in a `with`."""
+    """A folder with a competition's files, or the zip that holds them all. A context manager."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self.path = path
         self._zip: zipfile.ZipFile | None = None
-        self._inside = ""  # where in the zip
-        self._files: dict[str, zipfile.ZipInfo] = {}  # those of the zip that lie there
+        self._inside = ""  # path in the zip
+        self._files: dict[str, zipfile.ZipInfo] = {}  # the files of the zip in that folder
         if path.is_dir():
             self._names = sorted(entry.name for entry in path.iterdir())
         elif not path.exists():
@@ -80,26 +71,26 @@ class Place:
             self._zip.close()
 
     def find(self, name: str) -> str | None:
-        """The archive or folder that `name` means, if it is there; an archive goes before its unpacked folder."""
+        """Return the archive or folder that `name` means, or None. An archive takes precedence over its folder."""
         for candidate in [name] * bool(archive_ending(name)) + [name + ending for ending in ARCHIVES] + [name]:
-            # In a zip, a folder that is called like an archive is none.
+            # In a zip, a folder may be named like an archive.
             if candidate in self._names and (not self._zip or self.has(candidate) == bool(archive_ending(candidate))):
                 return candidate
         return None
 
     def missing(self, name: str, what: str) -> CnnlabError:
-        """An error for a file that is not there."""
-        there = ", ".join(map(shown, self._names[:12])) or "nothing"
+        """Return the error for a file that does not exist."""
+        there = ", ".join(self._names[:12]) or "nothing"
         zips = [n for n in self._names if n.endswith(".zip")]
-        hint = f"; if {zips[0]} is the competition's, give {self.path / zips[0]} itself" if zips else ""
-        return CnnlabError(f"{self.path} has no {name} ({what}); it holds {there}{hint}")
+        hint = f"; if {zips[0]} is the competition's zip, give {self.path / zips[0]} itself" if zips else ""
+        return CnnlabError(f"{self.path} has no {name} ({what}); it has {there}{hint}")
 
     def has(self, name: str) -> bool:
-        """Is there a file of that name?"""
+        """Return whether there is a file of that name."""
         return name in self._files if self._zip else (self.path / name).is_file()
 
     def table(self, name: str) -> bytes:
-        """The bytes of a CSV file."""
+        """Read a CSV file. Raises: CnnlabError."""
         try:
             with self._open(name) as file:
                 content = file.read(_CSV_LIMIT + 1)
@@ -111,10 +102,10 @@ class Place:
 
     @contextmanager
     def images(self, name: str, scratch: Path) -> Iterator[Archive]:
-        """The archive or folder `name`; one that lies in the zip is copied into the folder `scratch` meanwhile."""
+        """Open the archive or folder `name`. One inside the zip is copied into the folder `scratch`."""
         copy = scratch / f"nested{archive_ending(name)}"
         if self._zip and not archive_ending(name):
-            archive = open_archive(self.path, inside=f"{self._inside}{name}/")
+            archive = open_archive(self.path, prefix=f"{self._inside}{name}/")
         elif self._zip:
             self._unpack(name, copy)
             archive = open_archive(copy, f"{self.path.name}: {name}")
@@ -143,11 +134,11 @@ class Place:
     def _open(self, name: str) -> IO[bytes]:
         if self._zip is None:
             return (self.path / name).open("rb")
-        check_packing(self._files[name], f"{self.path.name}: {shown(name)}", str(self.path))
+        check_compression(self._files[name], f"{self.path.name}: {name}", str(self.path))
         return self._zip.open(self._files[name])
 
     def digest(self, names: Iterable[str], digest: Any) -> None:
-        """Feed the content of the named files to `digest`; of folders, the names, sizes and times of their images."""
+        """Update `digest` with the content of files, and with the names, sizes and times of the images in folders."""
         for name in [self.path.name] if self._zip else names:
             path = self.path if self._zip else self.path / name
             digest.update(f"{name}\0".encode("utf-8", "backslashreplace"))
@@ -162,14 +153,14 @@ class Place:
 
 
 def plain_id(name: str) -> str:
-    """An image's id: its name without folder and ending; of a text from a table likewise, if it has these."""
+    """Return an image's id: its name without folder and ending. A table may write the id with either."""
     base = re.split(r"[/\\]", name)[-1]
     stem, dot, ending = base.rpartition(".")
     return stem if stem and dot + ending.lower() in ENDINGS else base
 
 
 def member_ids(archive: Archive) -> dict[str, int]:
-    """Each image's id with its index in `archive.members`. Raises CnnlabError where two have the same."""
+    """Return {id: index in `archive.members`}. Raises: CnnlabError if two images have the same id."""
     ids: dict[str, int] = {}
     for i, member in enumerate(archive.members):
         if not member.name.isascii() and member.name != member.name.encode("utf-8", "replace").decode():
@@ -177,19 +168,19 @@ def member_ids(archive: Archive) -> dict[str, int]:
         other = ids.setdefault(plain_id(member.name), i)
         if other != i:
             raise CnnlabError(
-                f"{archive.called(other)} and {shown(member.name)} have one id, {shown(plain_id(member.name))}"
+                f"{archive.member_label(other)} and {member.name} have the same id, {plain_id(member.name)}; rename one"
             )
     return ids
 
 
 def match(text: str, ids: dict[str, int]) -> int | None:
-    """The index of the image that a table means by `text`: `17`, `17.png`, `train/17.png`, spaces around or not."""
+    """Return the index of the image that `text` means: `17`, `17.png` or `train/17.png`, with or without spaces."""
     found = (ids.get(name) for name in (text, plain_id(text), plain_id(text.strip())))
     return next((index for index in found if index is not None), None)
 
 
 def natural(text: str) -> list[tuple[int, int, str]]:
-    """A key that sorts img9 before img10."""
+    """Return a sort key that puts img9 before img10."""
     key = []
     for part in re.split("([0-9]+)", text):
         digits = part.lstrip("0") if part[:1].isdigit() else ""

@@ -1,4 +1,4 @@
-"""A competition's archives -> the store that `cnnlab.data.store` maps: found again, made once, never half."""
+"""Prepare a competition's archives as a store, which `cnnlab.data.store` maps. A store is complete or not there."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from platformdirs import user_cache_dir
 
 from cnnlab.competition.layout import Layout, Place
-from cnnlab.competition.preparation import Parts, Preparation
-from cnnlab.data.images import FITS
+from cnnlab.competition.store_writer import Parts, StoreWriter
 from cnnlab.data.imageset import Report, no_report
 from cnnlab.data.store import Store, open_store, read_info
 from cnnlab.device.hardware import available_cores
+from cnnlab.io.decode import FITS
 from cnnlab.io.errors import CnnlabError, expand, reason
+from cnnlab.io.lock import file_lock
 
 
 def prepare_store(
@@ -30,16 +30,17 @@ def prepare_store(
     skip_bad: bool = False,
     report: Report = no_report,
 ) -> Store:
-    """Decode a competition's archives into a store, or open the one that holds just this already.
+    """Decode a competition's archives into a store, or open the store if it exists already.
 
-    folder: where the files lie, or the competition's zip; store: the folder to make, unsaid one in the user's cache;
-    workers: processes in all, unsaid one for each core; skip_bad: leave damaged training images out and list them in
-    `info["skipped"]`, and show damaged test images black and list them in `info["unreadable_test"]`.
+    folder: the competition's files, or its zip; store: the folder to create. Default: one in the user's cache; workers:
+    decoding processes. Default: one per core, or one for few images; skip_bad: leave out damaged training images and
+    list them in `info["skipped"]`; store damaged test images as black and list them in `info["unreadable_test"]`.
 
-    The store has its name only when it is complete. Raises: CnnlabError, in one line, for whatever is wrong with the
-    files. What is odd but does no harm is told in lines, `info["report"]`, and in full in `info["lists"]`; ids of the
-    sample submission that the test part has no image for are in `info["sample_without_image"]`. Stores of the same
-    images, ids and labels have the same `info["fingerprint"]`, wherever these came from.
+    The store gets its name only when it is complete. What is unusual but harmless in the files is described in
+    `info["report"]` and listed in full in `info["lists"]`; ids of the sample submission without a test image are in
+    `info["sample_without_image"]`. Stores of the same images, ids and labels have the same `info["fingerprint"]`.
+
+    Raises: CnnlabError for anything that is wrong with the files.
     """
     folder = expand(folder)
     if workers is not None and workers < 1:
@@ -52,9 +53,9 @@ def prepare_store(
         with Place(folder, layout) as place:
             parts = Parts.find(place, layout)
             key = parts.key(skip_bad)
-            # Without links and `..`: the folder is replaced as a whole.
+            # Resolve links and `..`: the folder is replaced as a whole.
             path = Path(os.path.realpath(expand(store))) if store else _default(folder, key)
-            # Perhaps in a place where nothing can be written, not even a lock.
+            # Before taking the lock: the store may be in a read-only place.
             if found := _existing(path, key, place.path):
                 return found
             if Path.cwd().is_relative_to(path):
@@ -62,12 +63,12 @@ def prepare_store(
                     f"{path} holds the folder you are in; name a folder to be made: --store {path / 'store'}"
                 )
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(path.with_name(path.name + ".lock"), report):
+            with file_lock(path, report):
                 found = _existing(path, key, place.path)
                 if not found:
-                    with _making(path) as work:
-                        processes = min(workers or available_cores(), available_cores())
-                        Preparation(parts, work, processes, workers is not None, skip_bad, report).run(key)
+                    with _work_folder(path) as work:
+                        processes = min(workers, available_cores()) if workers else None
+                        StoreWriter(parts, work, processes, skip_bad, report).write(key)
             return found or open_store(path)
     except OSError as error:
         raise CnnlabError(
@@ -82,11 +83,11 @@ def _default(folder: Path, key: str) -> Path:
 
 
 def _existing(path: Path, key: str, source: Path) -> Store | None:
-    """The store at `path` if it is complete and of that key; None where it must be made, if of the same source anew."""
+    """Return the store at `path` if it is complete and has that key; None if it must be written."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return None
     if not (path / "store.json").is_file() or not str(read_info(path).get("format")).startswith("cnnlab store"):
-        raise CnnlabError(f"{path} exists and is no store of ours; name another folder with --store")
+        raise CnnlabError(f"{path} exists and is not a cnnlab store; name another folder with --store")
     try:
         store = open_store(path)
     except CnnlabError:
@@ -95,41 +96,23 @@ def _existing(path: Path, key: str, source: Path) -> Store | None:
         return store
     before = str(store.info.get("source"))
     if len({os.path.normcase(os.path.realpath(place)) for place in (before, source)}) == 2:
-        raise CnnlabError(
-            f"{path} holds what was prepared of {before}; name another folder with --store, or delete it first"
-        )
+        raise CnnlabError(f"{path} was prepared from {before}; name another folder with --store, or delete it first")
     return None
 
 
 @contextmanager
-def _alone(path: Path, report: Report) -> Iterator[None]:
-    """Hold the lock `path`; tell it where that takes another process's end."""
-    path.touch()  # where no file can be made: an error at once, which filelock would wait for
-    lock = FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        report("waiting for another process that prepares this store", 0, 0)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _making(path: Path) -> Iterator[Path]:
-    """A folder to work in, which becomes `path` in the end, or is removed. The caller holds the lock."""
+def _work_folder(path: Path) -> Iterator[Path]:
+    """Create a folder to work in, then rename it to `path`, or remove it after an error. The caller holds the lock."""
     own = re.compile(rf"\.{re.escape(path.name)}\.\d+\.tmp")
     for entry in path.parent.iterdir():
-        if own.fullmatch(entry.name):  # of a process that was killed: we hold the lock
+        if own.fullmatch(entry.name):  # left by a killed process: we hold the lock
             shutil.rmtree(entry, ignore_errors=True)
     work, old = (path.with_name(f".{path.name}.{number}.tmp") for number in (os.getpid(), 0))
     work.mkdir()
     try:
         yield work
         if path.exists():
-            path.rename(old)  # as a whole: whoever looks without the lock sees an entire store, or none
+            path.rename(old)  # as a whole: readers without the lock see a complete store or none
         work.rename(path)
     finally:
         shutil.rmtree(work, ignore_errors=True)

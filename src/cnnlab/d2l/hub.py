@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
+import stat
+import tarfile
+import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 from cnnlab.d2l.data import OLD_FOLDER
 from cnnlab.data import data_folder
-from cnnlab.data.archives import unpack
+from cnnlab.data.archives.zip import ZIP_ERRORS
 from cnnlab.data.download import checksum
 from cnnlab.data.download import download as fetch
 from cnnlab.io.csv import first, quoted, read_header, read_table
@@ -60,21 +64,55 @@ def download(name: str, cache_dir: str | Path | None = None) -> str:
 
 
 def download_extract(name: str, folder: str | None = None) -> str:
-    """Download a zip or tar file named in DATA_HUB, unpack it beside the file and return the path of the result.
+    """Download a zip or tar file named in DATA_HUB if needed, unpack it beside itself, and return its folder.
 
-    folder: the name of the folder to return. Default: the archive's name without its extension. Nothing is written
-    outside the archive's folder. Raises: CnnlabError as `download`, and for a file that is not such an archive, is
-    damaged, or has members that would be written elsewhere.
+    folder: the name of that folder. Default: the file's name without its ending. Raises: CnnlabError as `download`, and
+    for a file that is not such an archive, is damaged, is too large, or has members that lead outside.
     """
     path = Path(download(name))
-    extension = next((e for e in (".zip", ".tar.gz", ".tgz", ".tar", ".gz") if path.name.lower().endswith(e)), "")
-    if not extension:
-        raise CnnlabError(f"cannot unpack {path}; use a .zip, .tar, .tar.gz or .tgz file")
+    stem = path.name.lower()
+    ending = next((e for e in (".zip", ".tar.gz", ".tgz", ".tar", ".gz") if stem.endswith(e)), "")
+    if not ending:
+        raise CnnlabError(f"{path} cannot be unpacked: only .zip, .tar, .tar.gz and .tgz can")
+    extract(path, path.parent)
+    return str(path.parent / (folder if folder is not None else path.name[: len(path.name) - len(ending)]))
+
+
+def extract(path: Path, folder: Path) -> None:
+    """Unpack a zip or tar file into `folder`. Existing files are replaced.
+
+    A DATA_HUB file has a known checksum. Still, paths and links that lead outside are refused, and so are devices and
+    an archive that unpacks to over 1 GiB and over a hundred times its size. Raises: CnnlabError.
+    """
+    limit = max(1 << 30, 100 * path.stat().st_size)
+    too_large = CnnlabError(f"{path} would unpack to more than {limit:,} bytes; it was not unpacked")
     try:
-        unpack(path, path.parent)
+        if path.name.lower().endswith(".zip"):
+            with zipfile.ZipFile(path) as packed:
+                for info in packed.infolist():
+                    parts = re.split(r"[/\\]", info.orig_filename)
+                    if ".." in parts or parts[0] == "" or ":" in parts[0] or "\0" in info.orig_filename:
+                        raise CnnlabError(f"{path}: {info.orig_filename!a} leads outside the folder")
+                    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                        raise CnnlabError(f"{path}: {info.orig_filename!a} is a link or a device")
+                if sum(info.file_size for info in packed.infolist()) > limit:
+                    raise too_large
+                for info in packed.infolist():
+                    packed.extract(info, folder)
+        else:
+            with tarfile.open(path) as tar:
+                total = 0
+                for member in tar:
+                    total += member.size
+                    if total > limit:
+                        raise too_large
+                    tar.extract(member, folder, filter="data")
+    except tarfile.FilterError as error:
+        raise CnnlabError(f"{path} has a member that leads outside or is a device: {reason(error)}") from error
     except OSError as error:
-        raise CnnlabError(f"cannot unpack {path} into {path.parent}: {reason(error)}") from error
-    return str(path.parent / (folder if folder is not None else path.name[: -len(extension)]))
+        raise CnnlabError(f"cannot unpack {path} into {folder}: {reason(error)}") from error
+    except (tarfile.TarError, OverflowError, *ZIP_ERRORS) as error:
+        raise CnnlabError(f"{path} is damaged: {reason(error)}; delete it, and the next call downloads it") from error
 
 
 def read_csv_labels(fname: str | Path) -> dict[str, str]:

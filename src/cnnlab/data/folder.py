@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cnnlab.data.images import BadImage, bombs_refused, decode, image_files, probe
 from cnnlab.data.imageset import ImageSet, SourceOptions
 from cnnlab.device.hardware import available_cores
+from cnnlab.io.decode import BadImage, bombs_refused, decode, image_files, probe
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.recipe import LARGEST_SIDE
 

@@ -1,4 +1,4 @@
-"""Writing files so that a crash, a full disk or a second process never leaves a torn one."""
+"""Write files so that a crash, a full disk or a second process never leaves a half-written one."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from typing import Any
 from cnnlab.io.errors import CnnlabError, reason
 
 _CHECKSUM = "blake2b"
-LIMIT = 1 << 24  # bytes of a file about a run
-LINES_LIMIT = 1 << 26  # of one with a line for each epoch
-_MOST_PARTS = 1_000_000  # lists and objects in a JSON file: "[[],[],..." takes thirty times its size in memory
+LIMIT = 1 << 24  # bytes of a file that describes a run
+LINES_LIMIT = 1 << 26  # bytes of a file with one line per epoch
+_NODE_LIMIT = 1_000_000  # lists and objects in a JSON file: "[[],[],..." takes thirty times its size in memory
 
 
 def write_atomic(path: Path, content: bytes | str | Iterable[Any], before: Path | None = None) -> None:
-    """Write `content` (bytes, a text, or pieces that hold bytes) beside `path`, flush it, then rename it over `path`.
+    """Write `content` (bytes, text, or pieces of bytes) to a temporary file, flush it, then rename it to `path`.
 
-    Whoever reads `path` sees the old bytes or the new ones, never a mixture. If anything fails, the old file is
-    still there and the temporary one is gone. before: where the old file goes, in place of what lies there; a process
-    that is killed at that very moment leaves it there, and no `path`.
+    Readers see the old content or the new one, never a mixture. If anything fails, the old file stays and the temporary
+    file is removed. before: keep the old file under this name, replacing what is there; a process that is killed
+    between the two renames leaves `before` and no `path`.
 
-    Raises: OSError as the system gives it (no space, read-only, ...).
+    Raises: OSError (no space, read-only, ...).
     """
-    # A name that is not UTF-8 becomes an escape, which in JSON is that name again.
+    # A name that is not UTF-8 becomes an escape, which JSON decodes to the same name.
     content = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     pieces: Iterable[Any] = [content] if isinstance(content, bytes) else content
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    # Not tempfile's, whose files are private: these are results to share, as the user's umask has it.
+    # Not tempfile, whose files are private: these follow the user's umask.
     handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -48,7 +48,7 @@ def write_atomic(path: Path, content: bytes | str | Iterable[Any], before: Path 
 
 
 def remove_torn(folder: Path) -> None:
-    """Remove what a killed process left of the files that it was writing. Nobody else may write there meanwhile."""
+    """Remove the temporary files that a killed process left. No other process may write there meanwhile."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
@@ -61,12 +61,12 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, limit: int = LIMIT) -> dict[str, Any]:
     """Read a JSON object of at most `limit` bytes.
 
-    Raises: CnnlabError, naming the file, where it cannot be read or is something else.
+    Raises: CnnlabError, naming the file, if it cannot be read or is not a JSON object.
     """
     try:
         content = read_limited(path, limit)
-        if content.count(b"[") + content.count(b"{") > _MOST_PARTS:
-            raise ValueError(f"over {_MOST_PARTS:,} lists and objects")
+        if content.count(b"[") + content.count(b"{") > _NODE_LIMIT:
+            raise ValueError(f"over {_NODE_LIMIT:,} lists and objects")
         value = json.loads(content.decode())
     except FileNotFoundError as error:
         raise CnnlabError(f"cannot read {path}: {reason(error)}") from error
@@ -78,13 +78,13 @@ def read_json(path: Path, limit: int = LIMIT) -> dict[str, Any]:
 
 
 def read_limited(path: Path, limit: int = LIMIT) -> bytes:
-    """The bytes of a plain file of at most `limit`: not those of a pipe, which would never end.
+    """Read a regular file of at most `limit` bytes. A pipe is refused, since it would block.
 
-    Raises: FileNotFoundError; CnnlabError, naming the file, where it cannot be read, is something else or larger.
+    Raises: FileNotFoundError; CnnlabError, naming the file, if it cannot be read, is not a regular file or is larger.
     """
     try:
         if path.exists() and not path.is_file():
-            raise CnnlabError(f"{path} is not a regular file; remove it, or bring it back from a copy")
+            raise CnnlabError(f"{path} is not a regular file; remove it, or restore it from a copy")
         with path.open("rb") as file:
             content = file.read(limit + 1)
     except FileNotFoundError:
@@ -92,39 +92,39 @@ def read_limited(path: Path, limit: int = LIMIT) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise CnnlabError(f"cannot read {path}: {reason(error)}") from error
     if len(content) > limit:
-        raise CnnlabError(f"{path} is larger than {limit:,} bytes: it is not what we wrote; bring it back from a copy")
+        raise CnnlabError(f"{path} is larger than the limit of {limit:,} bytes; restore it from a copy")
     return content
 
 
 def write_checked(path: Path, value: dict[str, Any]) -> None:
-    """Write `value` as `write_json` does, with a checksum in it."""
+    """Write `value` as JSON with a checksum."""
     write_json(path, {**value, _CHECKSUM: digest(value)})
 
 
 def read_checked(path: Path) -> dict[str, Any]:
-    """Return what `write_checked` wrote, without the checksum.
+    """Read what `write_checked` wrote, without the checksum.
 
-    Raise CnnlabError, naming the file, if it cannot be read or its checksum is missing or wrong.
+    Raises: CnnlabError, naming the file, if it cannot be read or its checksum is missing or wrong.
     """
     value = read_json(path)
     given = value.pop(_CHECKSUM, None)
     try:
-        right = given == digest(value)
+        intact = given == digest(value)
     except RecursionError as error:
         raise CnnlabError(f"{path} is damaged: {reason(error)}") from error
-    if not right:
-        raise CnnlabError(f"{path} is damaged: its checksum is wrong; bring it back from a copy")
+    if not intact:
+        raise CnnlabError(f"{path} is damaged: its checksum is missing or wrong; restore it from a copy")
     return value
 
 
 def digest(value: Any) -> str:
-    """A hash of what JSON makes of `value`, whatever the order of its keys."""
+    """Return a hash of `value` as JSON with sorted keys."""
     plain = json.dumps(json.loads(json.dumps(value)), sort_keys=True)
     return hashlib.blake2b(plain.encode(), digest_size=16).hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:
-    # The rename itself is on the disk only once the folder is. Windows cannot open a folder: there it is left out.
+    # The rename is durable only once the folder is flushed. Windows cannot open a folder.
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

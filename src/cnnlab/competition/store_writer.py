@@ -1,4 +1,4 @@
-"""The work behind `prepare_store`: match tables and images, decode, write the arrays and store.json."""
+"""Write a store: match the tables with the images, decode these, write the arrays and store.json."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ import numpy as np
 
 from cnnlab.competition.decoders import Decoders
 from cnnlab.competition.layout import Layout, Place, match, member_ids, natural
-from cnnlab.data.archives import Archive, shown
-from cnnlab.data.images import BadImage, bombs_refused, decode, probe
+from cnnlab.data.archives import Archive
 from cnnlab.data.imageset import Report
 from cnnlab.data.store import FORMAT, fingerprint
+from cnnlab.device.hardware import available_cores
 from cnnlab.io.csv import Table, read_table
-from cnnlab.io.decode import Job, Trouble
+from cnnlab.io.decode import BadImage, Fault, Job, bombs_refused, decode, probe
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.files import write_atomic, write_json
+from cnnlab.io.text import escape
 from cnnlab.recipe import LARGEST_SIDE
 
-_DECODING = 3  # one more whenever the same files would give another store
-_FEW = 2000  # images that are decoded before a second process has started
-_SPARE = 64 << 20  # bytes that should stay free on the disk
+_VERSION = 3  # increment when the same files would give another store
+_FEW_IMAGES = 2000  # decoded before a second process has started
+_MIN_FREE = 64 << 20  # bytes that must stay free on the disk
 _SKIP = "repair it, or leave such images out with --skip-bad"
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Which of a competition's files there are, by their names in `place`."""
+    """The competition's files that exist, by their names in `place`."""
 
     place: Place
     layout: Layout
@@ -42,7 +43,7 @@ class Parts:
 
     @classmethod
     def find(cls, place: Place, layout: Layout) -> Parts:
-        """Raises: CnnlabError where the training images or their labels are missing."""
+        """Find the files. Raises: CnnlabError if the training images or their labels are missing."""
         train = place.find(layout.train)
         if train is None:
             raise place.missing(layout.train, "the training images, as a folder or an archive")
@@ -51,57 +52,61 @@ class Parts:
         return cls(place, layout, train, place.find(layout.test), layout.sample if place.has(layout.sample) else None)
 
     def key(self, skip_bad: bool) -> str:
-        """A hash of all that decides what the store will hold."""
+        """Return a hash of everything that decides the content of the store."""
         digest = hashlib.blake2b(digest_size=8)
-        digest.update(json.dumps([FORMAT, _DECODING, asdict(self.layout), skip_bad]).encode())
+        digest.update(json.dumps([FORMAT, _VERSION, asdict(self.layout), skip_bad]).encode())
         self.place.digest([n for n in (self.train, self.test, self.layout.labels, self.sample) if n], digest)
         return digest.hexdigest()
 
 
 @dataclass
-class Preparation:
-    """One run. processes: how many there may be; asked: whether somebody chose that number.
+class StoreWriter:
+    """Writes one store into the folder `work`.
 
-    notes: lines that tell what was odd; lists: what each of them is about, in full.
+    processes: number of processes that decode, this one included; None for one per core if there are enough images.
+    notes: lines about what is unusual in the files; lists: the ids or names that each note is about, in full;
+    without_image: ids of the sample submission without a test image; pattern: describes the first image, whose size the
+    others must have.
     """
 
     parts: Parts
     work: Path
-    processes: int
-    asked: bool
+    processes: int | None
     skip_bad: bool
     report: Report
     notes: list[str] = field(default_factory=list)
     lists: dict[str, list[str]] = field(default_factory=dict)
-    lost: list[str] = field(default_factory=list)  # ids of the sample submission without a test image
+    without_image: list[str] = field(default_factory=list)
     channels: int = 0
     side: int = 0
-    pattern: str = ""  # the image whose size the others must have
+    pattern: str = ""
 
-    def run(self, key: str) -> None:
-        """Write the store into the folder `work`. Raises: CnnlabError, OSError."""
+    def write(self, key: str) -> None:
+        """Write the store. key: see Parts.key. Raises: CnnlabError, OSError."""
         parts, layout = self.parts, self.parts.layout
         labels = self._labels()
         sample = self._sample()
-        helpers = self.processes - 1 if self.asked or len(labels) + len(sample or ()) >= _FEW else 0
-        with Decoders(helpers) as crew, bombs_refused():
+        processes = self.processes
+        if processes is None:
+            processes = available_cores() if len(labels) + len(sample or ()) >= _FEW_IMAGES else 1
+        with Decoders(processes - 1) as decoders, bombs_refused():
             with parts.place.images(parts.train, self.work) as archive:
                 rows = self._rows(archive, labels)
                 order = [index for _, _, index in rows]
-                self._look(archive, set(order), len(sample or ()))
-                troubles = self._decode(crew, archive, order, "train")
-                if any(kind == "colour" for _, kind, _ in troubles):  # grey ones came first
+                self._probe(archive, set(order), len(sample or ()))
+                faults = self._decode(decoders, archive, order, "train")
+                if any(kind == "colour" for _, kind, _ in faults):  # the first images were grey, this one is not
                     self.channels = 3
-                    troubles = self._decode(crew, archive, order, "train")
-            bad = {row: text for row, _, text in troubles}
-            test_ids, unreadable = self._test(crew, sample)
+                    faults = self._decode(decoders, archive, order, "train")
+            bad = {row: text for row, _, text in faults}
+            test_ids, unreadable = self._test(decoders, sample)
         good = [row for i, row in enumerate(rows) if i not in bad]
         classes = sorted({label for _, label, _ in good})
         for _, label, _ in rows:
             if label not in classes:
-                raise CnnlabError(f"no image of class {shown(label)} could be read; the first: {min(bad.items())[1]}")
+                raise CnnlabError(f"no image of class {label} could be read; the first: {min(bad.items())[1]}")
         if bad:
-            self._leave_out(set(bad), len(rows))
+            self._drop_rows(set(bad), len(rows))
         number = {label: k for k, label in enumerate(classes)}
         train_ids, numbers = [text for text, _, _ in good], [number[label] for _, label, _ in good]
         write_json(
@@ -120,7 +125,7 @@ class Preparation:
                 "unreadable_test": unreadable,
                 "report": self.notes,
                 "lists": self.lists,
-                "sample_without_image": self.lost,
+                "sample_without_image": self.without_image,
                 "fingerprint": fingerprint(self.work, [train_ids, numbers, classes, test_ids]),
                 "train_ids": train_ids,
                 "labels": numbers,
@@ -130,7 +135,7 @@ class Preparation:
         )
 
     def _table(self, content: bytes, name: str, *, labelled: bool) -> Table:
-        """The ids and labels of a CSV; where it is `labelled`, each row must have a label, and may be there again."""
+        """Read ids and labels from a CSV file; if `labelled`, every row needs a label and ids may repeat."""
         layout = self.parts.layout
         table = read_table(
             io.BytesIO(content), name, layout.id_column, layout.label_column, repeats=labelled, blanks=not labelled
@@ -140,25 +145,23 @@ class Preparation:
         return table
 
     def _labels(self) -> dict[str, str]:
-        """Each id in the table with its label, in its order."""
+        """Return {id: label} in the order of the table."""
         name = self.parts.layout.labels
         labels: dict[str, str] = {}
-        again = []
+        repeated = []
         table = self._table(self.parts.place.table(name), name, labelled=True)
         for text, label in zip(table.ids, table.values, strict=True):
             if text in labels:
-                again.append(text)
+                repeated.append(text)
             if labels.setdefault(text, label) != label:
-                raise CnnlabError(
-                    f"{name} gives {shown(text)} two labels, {shown(labels[text])} and {shown(label)}; correct it"
-                )
-        self._note(again, f"rows of {name} repeat an id with the same label")
+                raise CnnlabError(f"{name} gives {text} two labels, {labels[text]} and {label}; correct it")
+        self._note(repeated, f"rows of {name} repeat an id with the same label")
         if len(set(labels.values())) < 2:
-            raise CnnlabError(f"{name} names one class, {shown(label)}; telling classes apart needs at least two")
+            raise CnnlabError(f"{name} has one class, {label}; classification needs at least two")
         return labels
 
     def _sample(self) -> list[str] | None:
-        """The ids of the sample submission, which the store keeps byte by byte."""
+        """Return the ids of the sample submission and copy the file into the store; None if there is none."""
         name = self.parts.sample
         if name is None:
             self.notes.append(f"there is no {self.parts.layout.sample}: the test images are in the order of their ids")
@@ -169,12 +172,12 @@ class Preparation:
         return table.ids
 
     def _rows(self, archive: Archive, labels: dict[str, str]) -> list[tuple[str, str, int]]:
-        """(id as the table writes it, label, index in the archive) of each training image, in the table's order."""
+        """Return (id as in the table, label, index in the archive) of each training image, in the table's order."""
         table = self.parts.layout.labels
         ids = member_ids(archive)
         self._note_archive(archive, self.parts.train)
         if not ids:
-            raise CnnlabError(f"{archive.label} holds no images ({archive.passed_over} other files)")
+            raise CnnlabError(f"{archive.label} holds no images ({archive.ignored} other files)")
         rows: list[tuple[str, str, int]] = []
         lost, again = [], []
         by_index: dict[int, tuple[str, str]] = {}
@@ -188,8 +191,7 @@ class Preparation:
                 rows.append((text, label, index))
             elif other[1] != label:
                 raise CnnlabError(
-                    f"{table} gives {shown(other[0])} and {shown(text)}, one image, the labels {shown(other[1])} and "
-                    f"{shown(label)}; correct it"
+                    f"{table} gives {other[0]} and {text}, one image, the labels {other[1]} and {label}; correct it"
                 )
             else:
                 again.append(text)
@@ -203,13 +205,11 @@ class Preparation:
         spare = [m.name for i, m in enumerate(archive.members) if i not in by_index]
         self._note(spare, f"images of {self.parts.train} have no label in {table} and are left out")
         if len({label for _, label, _ in rows}) < 2:
-            raise CnnlabError(
-                f"all images of {archive.label} are of one class, {shown(rows[0][1])}; at least two are needed"
-            )
+            raise CnnlabError(f"all images of {archive.label} are of one class, {rows[0][1]}; at least two are needed")
         return rows
 
-    def _test(self, crew: Decoders, sample: list[str] | None) -> tuple[list[str], list[str]]:
-        """Write test.npy: (ids of its rows, reports on those that could not be read)."""
+    def _test(self, decoders: Decoders, sample: list[str] | None) -> tuple[list[str], list[str]]:
+        """Write test.npy. Return (ids of its rows, errors of the images that could not be read)."""
         name = self.parts.test
         if name is None:
             self.notes.append(f"there is no {self.parts.layout.test}: the store has no test images")
@@ -222,36 +222,34 @@ class Preparation:
             for text in sample or ():
                 index = match(text, ids)
                 if index is None:
-                    self.lost.append(text)
+                    self.without_image.append(text)
                 elif index in rows:
-                    raise CnnlabError(
-                        f"{self.parts.sample} means one image by {shown(rows[index])} and {shown(text)}; correct it"
-                    )
+                    raise CnnlabError(f"{self.parts.sample} means one image by {rows[index]} and {text}; correct it")
                 else:
                     rows[index] = text
             spare = sorted(((t, i) for t, i in ids.items() if i not in rows), key=lambda pair: natural(pair[0]))
             if sample is not None:
-                self._note(self.lost, f"ids in {self.parts.sample} have no image in {name}")
+                self._note(self.without_image, f"ids in {self.parts.sample} have no image in {name}")
                 self._note([t for t, _ in spare], f"images of {name} are not in {self.parts.sample} and come last")
             rows |= {i: text for text, i in spare}
-            troubles = self._decode(crew, archive, list(rows), "test")
-        return list(rows.values()), [text for _, _, text in troubles]
+            faults = self._decode(decoders, archive, list(rows), "test")
+        return list(rows.values()), [text for _, _, text in faults]
 
-    def _look(self, archive: Archive, wanted: set[int], tests: int) -> None:
-        """Find channels and side from the first image that can be read."""
+    def _probe(self, archive: Archive, wanted: set[int], tests: int) -> None:
+        """Set `channels` and `side` from the first image that can be decoded."""
         size = self.parts.layout.image_size
         first = None
         for index, content in archive.read(wanted):
             try:
-                (width, height), grey = probe(archive.called(index), content)
-                decode(archive.called(index), 1, 1, "stretch", content)
+                (width, height), grey = probe(archive.member_label(index), content)
+                decode(archive.member_label(index), 1, 1, "stretch", content)
             except BadImage as error:
                 first = first or error
                 if not self.skip_bad:
                     raise CnnlabError(f"{error}; {_SKIP}") from error
                 continue
             self.channels = 1 if grey else 3
-            self.pattern = f"{archive.called(index)} is {width} x {height} pixels"
+            self.pattern = f"{archive.member_label(index)} is {width} x {height} pixels"
             if not size and width != height:
                 raise CnnlabError(f"{self.pattern}, not square; say with --image-size how large all should become")
             self.side = size or width
@@ -265,53 +263,50 @@ class Preparation:
         self._check_space(len(wanted) + tests)
 
     def _check_space(self, images: int) -> None:
-        need, free = images * self.channels * self.side**2 + _SPARE, shutil.disk_usage(self.work).free
+        need, free = images * self.channels * self.side**2 + _MIN_FREE, shutil.disk_usage(self.work).free
         if need > free:
             raise CnnlabError(
                 f"the store needs {need >> 20:,} MiB and {self.work.parent} has {free >> 20:,} free; free some space, "
                 "or name another folder with --store"
             )
 
-    def _decode(self, crew: Decoders, archive: Archive, order: list[int], part: str) -> list[Trouble]:
+    def _decode(self, decoders: Decoders, archive: Archive, order: list[int], part: str) -> list[Fault]:
         """Write the images `order` of the archive to the rows 0, 1, .. of PART.npy.
 
-        What could not be read comes back, if it may be skipped; so does a colour image where only grey ones were
-        expected, at once.
+        Return the images that could not be decoded and may be skipped; their rows stay black. Stop early, and return
+        its fault among others, at a colour image where grey ones are expected. Raises: CnnlabError.
         """
+        path = self.work / f"{part}.npy"
         offset = self._new_file(part, len(order))
-        file = str(self.work / f"{part}.npy")
-        exact, grey = self.parts.layout.image_size == 0, part == "train" and self.channels == 1
-        job = Job(file, offset, self.channels, self.side, self.parts.layout.fit, exact, grey)
+        same_size, grey_only = self.parts.layout.image_size == 0, part == "train" and self.channels == 1
+        job = Job(str(path), offset, self.channels, self.side, self.parts.layout.fit, same_size, grey_only)
         row_of = {index: row for row, index in enumerate(order)}
-        done, troubles = 0, []
-        what = f"decoding {self.parts.train if part == 'train' else self.parts.test}"
+        activity = f"decoding {self.parts.train if part == 'train' else self.parts.test}"
+        done, faults = 0, []
         for index, content in archive.read(row_of):
-            count, more = crew.add(job, row_of[index], archive.called(index), content)
-            troubles += more
+            count, more = decoders.add(job, row_of[index], archive.member_label(index), content)
+            faults += more
+            done += count
             if count:
-                done += count
-                self.report(what, done, len(order))
+                self.report(activity, done, len(order))
             if any(kind != "bad" or not self.skip_bad for _, kind, _ in more):
                 break
-        count, more = crew.finish(job)
-        troubles = sorted(troubles + more, key=lambda trouble: order[trouble[0]])
-        if any(kind == "colour" for _, kind, _ in troubles):
-            return troubles
-        for row, kind, text in troubles:
+        count, more = decoders.finish(job)
+        faults = sorted(faults + more, key=lambda fault: order[fault[0]])
+        if any(kind == "colour" for _, kind, _ in faults):
+            return faults
+        for _, kind, text in faults:
             if kind == "size":
-                raise CnnlabError(
-                    f"{self.pattern}, but {archive.called(order[row])} is {text}; say with --image-size how large all "
-                    "should become"
-                )
+                raise CnnlabError(f"{self.pattern}, but {text}; say with --image-size how large all should become")
             if not self.skip_bad:
                 raise CnnlabError(f"{text}; {_SKIP}")
-        self.report(what, done + count, len(order))
-        _flush(Path(file))
-        return troubles
+        self.report(activity, done + count, len(order))
+        _flush(path)
+        return faults
 
     def _new_file(self, part: str, count: int) -> int:
-        """A .npy of black images; answers where the pixels begin."""
-        self._check_space(count)  # of the test part, the sample submission need not have told all
+        """Create a .npy file of black images. Return the offset of the pixels in bytes."""
+        self._check_space(count)  # again for the test part, which may have more images than the sample submission
         shape = (count, self.channels, self.side, self.side)
         with (self.work / f"{part}.npy").open("wb") as file:
             head = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -320,8 +315,8 @@ class Preparation:
             file.truncate(offset + int(np.prod(shape)))
         return offset
 
-    def _leave_out(self, bad: set[int], count: int) -> None:
-        """Write train.npy again without the rows `bad`."""
+    def _drop_rows(self, bad: set[int], count: int) -> None:
+        """Rewrite train.npy without the rows `bad`."""
         old, new = self.work / "train.npy", self.work / "old.npy"
         old.replace(new)
         offset = self._new_file("train", count - len(bad))
@@ -331,17 +326,17 @@ class Preparation:
             for row in range(count):
                 if row not in bad:
                     file.write(rows[row].tobytes())
-        del rows  # Windows removes no file that is mapped
+        del rows  # Windows cannot remove a mapped file
         new.unlink()
         _flush(old)
 
     def _note_archive(self, archive: Archive, name: str) -> None:
-        if archive.passed_over:
-            self.notes.append(f"{name}: {archive.passed_over} files that are no images were passed over")
+        if archive.ignored:
+            self.notes.append(f"{name}: {archive.ignored} files that are not images were ignored")
 
     def _note(self, names: list[str], what: str) -> None:
         if names:
-            few = ", ".join(map(shown, names[:3])) + (", ..." if len(names) > 3 else "")
+            few = ", ".join(map(escape, names[:3])) + (", ..." if len(names) > 3 else "")
             self.notes.append(f"{len(names)} {what}: {few}")
             self.lists[what] = names
 
