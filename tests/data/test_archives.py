@@ -7,7 +7,6 @@ import random
 import stat
 import subprocess
 import sys
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -341,14 +340,6 @@ def test_a_7z_whose_list_of_members_is_a_bomb(tmp_path: Path, monkeypatch: pytes
     assert "its list of members unpacks to 524,288 bytes" in refusal(tmp_path / "d.7z")
 
 
-def test_a_tar_of_headers_of_headers(tmp_path: Path) -> None:
-    info = tarfile.TarInfo("x")
-    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 5
-    block = info.tobuf(tarfile.GNU_FORMAT) + b"name\0".ljust(512, b"\0")
-    (tmp_path / "a.tar").write_bytes(block * 3000)
-    assert "damaged or incomplete" in refusal(tmp_path / "a.tar")
-
-
 def test_a_zip_whose_names_are_no_text(tmp_path: Path) -> None:
     path = pack(tmp_path / "a.zip", [("ü.png", png())])
     content = path.read_bytes()
@@ -377,7 +368,7 @@ def test_links_in_a_folder_stay_inside(tmp_path: Path) -> None:
 
 def test_other_files(tmp_path: Path) -> None:
     (tmp_path / "a.rar").write_bytes(b"Rar!")
-    assert "known: .7z, .zip" in refusal(tmp_path / "a.rar")
+    assert ".7z or .zip" in refusal(tmp_path / "a.rar")
     for kind in KINDS:
         (tmp_path / f"a{kind}").write_bytes(b"<html>Sign in</html>" * 100)
         assert "damaged or incomplete" in refusal(tmp_path / f"a{kind}")

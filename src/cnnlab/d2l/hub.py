@@ -73,7 +73,7 @@ def download_extract(name: str, folder: str | None = None) -> str:
     stem = path.name.lower()
     ending = next((e for e in (".zip", ".tar.gz", ".tgz", ".tar", ".gz") if stem.endswith(e)), "")
     if not ending:
-        raise CnnlabError(f"{path} cannot be unpacked: only .zip, .tar, .tar.gz and .tgz can")
+        raise CnnlabError(f"cannot unpack {path}; use a .zip, .tar, .tar.gz or .tgz file")
     extract(path, path.parent)
     return str(path.parent / (folder if folder is not None else path.name[: len(path.name) - len(ending)]))
 
