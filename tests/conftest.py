@@ -94,6 +94,7 @@ def cnnlab() -> Command:
     def run(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         command = ["cnnlab", *map(str, args)]
         out, err, before = io.StringIO(), io.StringIO(), (Path.cwd(), sys.argv)
+        ctrl_c = signal.getsignal(signal.SIGINT)
         os.chdir(cwd or before[0])
         sys.argv = command
         code: object = None
@@ -105,6 +106,7 @@ def cnnlab() -> Command:
         finally:
             os.chdir(before[0])
             sys.argv = before[1]
+            signal.signal(signal.SIGINT, ctrl_c)  # a command that was interrupted ignores it from then on
         assert isinstance(code, int)
         return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 

@@ -178,7 +178,7 @@ def test_duplicates_of_a_folder(split_folder: Path, cnnlab: Command) -> None:
     assert "nearly alike" in cnnlab("data", "duplicates", f"folder:{split_folder}", "--image-size", 1).stdout
     answer = cnnlab("data", "verify", f"folder:{split_folder}")
     assert answer.returncode == 0
-    assert "2 test images are among the training images, pixel for pixel; cnnlab data duplicates" in answer.stdout
+    assert "2 test images are exact copies of training images; cnnlab data duplicates" in answer.stdout
 
 
 def test_a_leak_is_told_by_the_run(split_folder: Path, quick: Recipe, cnnlab: Command) -> None:

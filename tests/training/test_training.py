@@ -370,7 +370,7 @@ def test_ctrl_c_waits_for_a_safe_place_and_a_second_one_does_not() -> None:
     from cnnlab.io.interrupt import CtrlC
 
     before = signal.getsignal(signal.SIGINT)
-    with CtrlC() as ctrl_c:
+    with pytest.raises(TrainingInterrupted), CtrlC() as ctrl_c:
         ctrl_c.check()
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
@@ -505,7 +505,7 @@ def test_a_network_that_the_device_cannot_repeat_is_one_line(
     if tried:  # in a trial, which comes before the training
         monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": 0.0})
         quick = quick.changed(epochs=4, batch_size=4, limit=256)
-    with pytest.raises(CnnlabError, match=r"lenet-bn cannot be trained .* on cpu: adaptive_avg.*take another network"):
+    with pytest.raises(CnnlabError, match=r"lenet-bn cannot be trained .* on cpu: adaptive_avg.*choose another network"):
         train(quick, device="cpu")
 
 
