@@ -99,9 +99,7 @@ def trace(model: nn.Module, image: tuple[int, int, int], *, name: str = "image")
         shapes = _Shapes(fx.GraphModule(model, traced))
         shapes.run(torch.empty(1, *image, device="meta"))
     except (RuntimeError, TypeError, ValueError, fx.proxy.TraceError) as error:
-        raise CnnlabError(
-            f"cannot trace {type(model).__name__} with images of {image}: {reason(error)}"
-        ) from error
+        raise CnnlabError(f"cannot trace {type(model).__name__} with images of {image}: {reason(error)}") from error
     boxes: dict[str, Box] = {}
     stands_for: dict[str, str] = {}  # node without a box -> the node whose tensor it passes on
     arrows: list[tuple[str, str]] = []
