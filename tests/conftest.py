@@ -163,3 +163,27 @@ def shapes(tmp_path: Path) -> Path:
             pixels = np.clip(rng.normal(level, 15, (20, 20, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(root / name / f"{i:02d}.{('png', 'jpg', 'bmp', 'webp')[i % 4]}")
     return root
+
+
+@pytest.fixture
+def tiny_competition(tmp_path: Path) -> Path:
+    """Return a small competition: 24 training images of two classes, 5 test images and a hidden file."""
+    root = tmp_path / "tiny"
+    rng = np.random.default_rng(0)
+    rows = ["id,label"]
+    for part, count in (("train", 24), ("test", 5)):
+        (root / part).mkdir(parents=True)
+        for i in range(1, count + 1):
+            pixels = np.clip(rng.normal(200 if i % 3 else 40, 20, (32, 32, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / part / f"{i}.png")
+            if part == "train":
+                rows.append(f"{i},{'ship' if i % 3 else 'frog'}")
+    (root / "train" / ".DS_Store").write_bytes(b"x")
+    (root / "trainLabels.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save no curves.png: drawing takes a second per run."""
+    monkeypatch.setattr("cnnlab.training.curves.save_curves", lambda run, rows: None)

@@ -1,13 +1,12 @@
-"""What docs/errata.md says is wrong, shown in the small, and that ours does right.
+"""The errors of docs/errata.md in small examples, and cnnlab without them.
 
-The faulty ways are written here from their description, as short as the fault allows; none is a copy of a listing.
+The faulty code is written from its description, as short as possible; none is a copy of a listing.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,17 +23,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import cnnlab
-from cnnlab import (
-    RECIPES,
-    ImageSet,
-    Recipe,
-    Run,
-    build_model,
-    competition,
-    evaluate_run,
-    load_images,
-    predict,
-)
+from cnnlab import RECIPES, ImageSet, Recipe, Run, build_model, evaluate_run, load_images, predict
 from cnnlab.data.loader import Loader, Preprocessing
 from cnnlab.inference import load_network
 from cnnlab.io.errors import CnnlabError
@@ -46,6 +35,7 @@ from cnnlab.training.optim import learning_rate, make_optimizer
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("docs/errata.md", "docs/papers.md", "docs/adding-a-network.md")
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 def make(name: str, size: int, channels: int = 1, classes: int = 10) -> nn.Module:
@@ -392,30 +382,6 @@ def test_ids_stay_with_their_images(trained: Run, model: nn.Module, pre: Preproc
             assert probability == pytest.approx(expected[int(name)].item(), abs=1e-5)
 
 
-def test_a_summed_loss_multiplies_the_learning_rate() -> None:
-    batch = 128
-    x, y = torch.randn(batch, 20, dtype=torch.float64), torch.randint(0, 10, (batch,))
-
-    def updated(reduction: str, lr: float) -> Tensor:
-        torch.manual_seed(0)
-        net = nn.Linear(20, 10).double()
-        F.cross_entropy(net(x), y, reduction=reduction).backward()
-        torch.optim.SGD(net.parameters(), lr=lr).step()
-        return net.weight.detach()
-
-    torch.testing.assert_close(updated("sum", 0.1), updated("mean", 12.8))
-    assert (updated("sum", 0.1) - updated("mean", 0.1)).abs().max() > 0.1
-
-    def ours(times: int) -> Tensor:
-        torch.manual_seed(0)
-        net = nn.Linear(20, 10).double()
-        cnnlab.train_step(net, torch.optim.SGD(net.parameters(), lr=0.1), x.repeat(times, 1), y.repeat(times))
-        return net.weight.detach()
-
-    torch.testing.assert_close(ours(1), updated("mean", 0.1))
-    torch.testing.assert_close(ours(4), ours(1))  # the batch's size does not change the step's
-
-
 def test_the_competitions_recipe_makes_its_sources_updates() -> None:
     """Momentum and decay included: the source's figures on the summed loss, ours on the mean."""
     recipe = RECIPES["manual/cifar-resnet18"]
@@ -437,28 +403,6 @@ def test_the_competitions_recipe_makes_its_sources_updates() -> None:
     torch.testing.assert_close(ours.weight.detach(), theirs.weight.detach(), rtol=1e-10, atol=1e-12)
     rates = [learning_rate(recipe, epoch * 352, recipe.epochs * 352) for epoch in range(recipe.epochs)]
     assert rates == pytest.approx([2e-4 * 128 * 0.9 ** (epoch // 4) for epoch in range(20)])
-
-
-def test_organising_files_into_folders_copies_each_image_twice(tmp_path: Path) -> None:
-    files = tmp_path / "files"
-    (files / "train").mkdir(parents=True)
-    rows = [(str(i), "cat" if i % 2 else "dog") for i in range(1, 21)]
-    for i, _ in rows:
-        Image.new("RGB", (8, 8), (int(i), 0, 0)).save(files / "train" / f"{i}.png")
-    (files / "trainLabels.csv").write_text("id,label\n" + "".join(f"{i},{label}\n" for i, label in rows))
-    left = {"cat": 1, "dog": 1}  # images of each class to hold out
-    for i, label in rows:
-        part = "valid" if left[label] else "train"
-        left[label] -= part == "valid"
-        for folder in ("train_valid", part):
-            (tmp_path / "organised" / folder / label).mkdir(parents=True, exist_ok=True)
-            shutil.copy(files / "train" / f"{i}.png", tmp_path / "organised" / folder / label)
-    assert sum(1 for _ in (tmp_path / "organised").rglob("*.png")) == 2 * len(rows)
-
-    store = competition.prepare(files, name="small", runs_dir=tmp_path / "runs", store=tmp_path / "store").images()
-    assert not list((tmp_path / "runs").rglob("*.png"))
-    assert len(np.load(store.path / "train.npy", mmap_mode="r")) == len(rows)
-    assert store.train.images[:, 0, 0, 0].tolist() == [int(i) for i, _ in rows]
 
 
 def test_the_mean_of_the_deviations_is_not_the_deviation() -> None:

@@ -201,10 +201,10 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 def test_bad_sources_are_told_with_their_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lessons, "_SOURCES", tmp_path)
     for text, told in (
-        ("x = 1\n", "line 1: 'x = 1' begins no cell"),
-        ('# %% [markdown] lang="fr"\n', "line 1: .* begins no cell"),
-        ('# %% tags=["secret"]\n', "line 1: .* begins no cell"),
-        ('# %% [markdown] lang="en"\n# # A\nx = 1\n', "line 3: 'x = 1' is code in a cell of prose"),
+        ("x = 1\n", "line 1: 'x = 1' does not start a cell"),
+        ('# %% [markdown] lang="fr"\n', "line 1: .* does not start a cell"),
+        ('# %% tags=["secret"]\n', "line 1: .* does not start a cell"),
+        ('# %% [markdown] lang="en"\n# # A\nx = 1\n', "line 3: 'x = 1' is code in a Markdown cell"),
     ):
         (tmp_path / "bad.py").write_text(text)
         with pytest.raises(ValueError, match=told):
@@ -301,11 +301,11 @@ def test_pictures(quick: Recipe) -> None:
         show.plot([1, 2, 4], {"a": [0.1, 0.2, 0.3], "b": [0.3, 0.2, 0.1]}, "x", "y"),
     ):
         assert picture._repr_png_().startswith(b"\x89PNG")
-    with pytest.raises(CnnlabError, match="has no layer 'x'; its rows are 0, 1"):
+    with pytest.raises(CnnlabError, match="has no layer 'x'; its layers are 0, 1"):
         show.maps(result, "x")
-    with pytest.raises(CnnlabError, match="gives no maps"):
+    with pytest.raises(CnnlabError, match="has no feature maps"):
         show.maps(result, "8")
-    with pytest.raises(CnnlabError, match="nothing to show"):
+    with pytest.raises(CnnlabError, match="images is empty"):
         show.grid([])
 
 

@@ -1,7 +1,7 @@
-"""Graphs of networks as diagrams, side by side, drawn by graphviz from top to bottom.
+"""Diagrams of networks, side by side, from top to bottom; Graphviz does the layout.
 
 diagram(model)   any network that can be traced
-drawing(panels)  several graphs, as a graphviz.Digraph; render() makes SVG or PNG of it
+drawing(panels)  several graphs as a graphviz.Digraph; render() returns it as SVG or PNG
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cnnlab.io.errors import CnnlabError, reason
 
 DPI = 200  # of the PNGs; the SVGs have no pixels
 
-# Told apart by the colour-blind, and in grey print by lightness, corners and frames.
+# Distinct for colour-blind readers, and in greyscale by lightness, corners and frames.
 _STYLES = {
     "conv": {"fillcolor": "#b9d7ee", "style": "filled"},
     "pool": {"fillcolor": "#fde6bd", "style": "filled,rounded"},
@@ -40,17 +40,17 @@ class Panel:
 
     title: str
     graph: Graph
-    every_shape: bool = False  # write the shape of every layer, not only where it changes
-    short: bool = False  # without paddings, and /2 for stride 2
-    output: str = ""  # what the arrow out of the last box leads to; none where empty
+    every_shape: bool = False  # write the shape of every layer, not only of those that change it
+    short: bool = False  # omit padding, and write stride 2 as /2
+    output: str = ""  # label at the end of an arrow out of the last box; "": no arrow
     columns: int = 1
     frame: Sequence[str] = ()  # boxes inside a dashed frame
     frame_title: str = ""
-    frame_blocks: bool = False  # a pale ground behind each top-level block
+    frame_blocks: bool = False  # a pale background behind each top-level block
 
 
 def drawing(panels: Sequence[Panel], title: str) -> Any:
-    """The panels side by side, from top to bottom, as a `graphviz.Digraph`. Raises: CnnlabError without graphviz."""
+    """Return the panels side by side as a `graphviz.Digraph`. Raise CnnlabError without the package graphviz."""
     try:
         import graphviz
     except ImportError as error:
@@ -58,29 +58,29 @@ def drawing(panels: Sequence[Panel], title: str) -> Any:
     font = {"fontname": _FONT, "fontsize": str(_SIZE)}
     dot = graphviz.Digraph(title, node_attr={"shape": "box", "margin": "0.06,0.04", "height": "0.3", **font})
     dot.attr("graph", nodesep="0.3", ranksep="0.22", pad="0.1", fontname=_FONT)
-    dot.attr("graph", splines="spline", newrank="true", ordering="out")  # shortcuts at the right; columns level
+    dot.attr("graph", splines="spline", newrank="true", ordering="out")  # shortcuts on the right; aligned columns
     dot.attr("edge", arrowsize="0.6", color="#333333")
     for i, panel in enumerate(panels):
         _draw_panel(dot, panel, f"p{i}")
     notes = []
     if any(p.short for p in panels):
-        notes.append("/2 is stride 2; padding is not written")
+        notes.append("/2: stride 2; padding omitted")
     if any(b.kind == "block" for p in panels for b in p.graph.boxes.values()):
-        notes.append("a double frame is a block")
+        notes.append("double frame: a block")
     if notes:
         dot.attr("graph", label="; ".join(notes), fontsize=str(_SMALL), labelloc="b")
     return dot
 
 
 def render(dot: Any, format: str) -> bytes:
-    """A drawing as the bytes of an SVG or PNG file. Raises: CnnlabError where `dot` is not installed or fails."""
+    """Return a drawing as an SVG or PNG file. Raise CnnlabError if `dot` is not installed or fails."""
     import graphviz
 
     dot = dot.copy()
     if format == "png":
         dot.attr("graph", dpi=str(DPI))
     try:
-        answer = dot.pipe(format=format)
+        content = dot.pipe(format=format)
     except graphviz.ExecutableNotFound as error:
         raise CnnlabError(
             "drawing needs the program `dot` of Graphviz: apt install graphviz, dnf install graphviz, "
@@ -88,14 +88,14 @@ def render(dot: Any, format: str) -> bytes:
         ) from error
     except graphviz.CalledProcessError as error:
         raise CnnlabError(f"dot cannot draw {dot.name}: {reason(error)}") from error
-    assert isinstance(answer, bytes)
-    return answer
+    assert isinstance(content, bytes)
+    return content
 
 
 def diagram(model: nn.Module, image: tuple[int, int, int], *, title: str = "", columns: int = 1) -> Any:
-    """A picture of any network that `trace` can follow: shown by a notebook, saved by its method `render`.
+    """Draw any network that `trace` can follow, as a `graphviz.Digraph`: a notebook displays it, `render` saves it.
 
-    image: (C, H, W). columns: in so many, for deep networks. Raises: CnnlabError.
+    image: shape (C, H, W). columns: more than one for deep networks. Raises: CnnlabError, as `trace` and `drawing` do.
     """
     return drawing([Panel(title, merged(trace(model, image)), columns=columns, frame_blocks=True)], title or "network")
 
@@ -104,10 +104,10 @@ def _draw_panel(dot: Any, panel: Panel, prefix: str) -> None:
     graph = _shortened(panel.graph) if panel.short else panel.graph
     main = graph.main_path()
     column = _columns(graph, panel.columns)
-    said = {name: _said_shape(panel, name) for name in graph.boxes}
-    widths = [max(_width(b, said[n]) for n, b in graph.boxes.items() if column[n] == c) for c in range(panel.columns)]
+    labels = {name: _shape_label(panel, name) for name in graph.boxes}
+    widths = [max(_width(b, labels[n]) for n, b in graph.boxes.items() if column[n] == c) for c in range(panel.columns)]
 
-    def ground_of(name: str) -> str:
+    def background(name: str) -> str:
         if name in panel.frame:
             return "frame"
         return "".join(graph.boxes[name].scope[:1]) if panel.frame_blocks else ""
@@ -121,22 +121,22 @@ def _draw_panel(dot: Any, panel: Panel, prefix: str) -> None:
                 part.node(f"{group}_title", f"<<B>{html.escape(panel.title)}</B>>", shape="plaintext", group=group,
                           fontsize=str(_SIZE + 2), height="0.2")  # fmt: skip
                 dot.edge(f"{group}_title", f"{prefix}_{mine[0]}", style="invis", weight="20")
-            for ground, names in groupby(mine, key=ground_of):
-                with part.subgraph(name=f"cluster_{group}_{ground}") if ground else nullcontext(part) as place:
-                    if ground == "frame":
-                        look = {"label": panel.frame_title, "labeljust": "l", "style": "dashed", "color": "#333333"}
-                        place.attr(penwidth="1", margin="8", fontsize=str(_SIZE), fontname=_FONT, **look)
-                    elif ground:
-                        look = {"style": "filled", "fillcolor": "#f1f1f1", "color": "#c8c8c8", "label": ""}
-                        place.attr(penwidth="1", margin="8", **look)
+            for back, names in groupby(mine, key=background):
+                with part.subgraph(name=f"cluster_{group}_{back}") if back else nullcontext(part) as place:
+                    if back == "frame":
+                        style = {"label": panel.frame_title, "labeljust": "l", "style": "dashed", "color": "#333333"}
+                        place.attr(penwidth="1", margin="8", fontsize=str(_SIZE), fontname=_FONT, **style)
+                    elif back:
+                        style = {"style": "filled", "fillcolor": "#f1f1f1", "color": "#c8c8c8", "label": ""}
+                        place.attr(penwidth="1", margin="8", **style)
                     for n in names:
                         on_main = group if n in main else ""
-                        _draw_box(place, f"{prefix}_{n}", graph.boxes[n], said[n], widths[c], on_main)
+                        _draw_box(place, f"{prefix}_{n}", graph.boxes[n], labels[n], widths[c], on_main)
             if panel.output and c == panel.columns - 1:
                 part.node(f"{prefix}_out", panel.output, shape="plaintext", height="0.2", group=group)
                 dot.edge(f"{prefix}_{mine[-1]}", f"{prefix}_out", weight="20")
     turns: dict[str, str] = {}
-    # Where one addition follows another, what arrives and what leaves at the side are kept apart.
+    # With several additions, shortcuts arrive and leave at different corners.
     arriving, leaving = ("ne", "se") if sum(b.kind == "join" for b in graph.boxes.values()) > 1 else ("e", "e")
     for a, b in graph.arrows:
         ends = f"{prefix}_{a}", f"{prefix}_{b}"
@@ -147,7 +147,7 @@ def _draw_panel(dot: Any, panel: Panel, prefix: str) -> None:
             ends = turns[a], ends[1]
         if b in main[1:] and main[main.index(b) - 1] == a:
             dot.edge(*ends, weight="20")
-        else:  # a shortcut leaves and comes back at the side
+        else:  # a shortcut leaves and returns at the side
             joins = {"headport": arriving} if graph.boxes[b].kind == "join" and len(graph.before(b)) == 2 else {}
             side = a in main and column[a] == column[b] and graph.boxes[a].kind in ("text", "join")
             port = leaving if graph.boxes[a].kind == "join" else "e"
@@ -162,14 +162,14 @@ def _shortened(graph: Graph) -> Graph:
 
 
 def _turn(dot: Any, here: str, there: str, last: str, first: str) -> str:
-    """Lead the way from the box `last` at the foot of one column to the head of the next, level with `first`.
+    """Draw the line from the box `last` at the foot of one column to the head of the next, level with `first`.
 
-    Returns: the point there, from which arrows go to the next boxes.
+    Return the point there; arrows go from it to the next boxes.
     """
     foot, low, high, head = (f"{here}_{n}" for n in ("foot", "low", "high", "head"))
-    look = {"shape": "point", "width": "0.01", "height": "0.01", "label": ""}
+    style = {"shape": "point", "width": "0.01", "height": "0.01", "label": ""}
     for name, group in ((foot, here), (low, f"{here}up"), (high, f"{here}up"), (head, there)):
-        dot.node(name, group=group, **look)
+        dot.node(name, group=group, **style)
     for *pair, beside in ((foot, low, None), (high, head, first)):
         with dot.subgraph() as level:
             level.attr(rank="same")
@@ -182,19 +182,19 @@ def _turn(dot: Any, here: str, there: str, last: str, first: str) -> str:
 
 
 def _draw_box(part: Any, name: str, box: Box, shape: str, width: float, group: str) -> None:
-    look = {**_STYLES[box.kind], "group": group}
+    style = {**_STYLES[box.kind], "group": group}
     if box.kind == "text":
-        part.node(name, box.lines[0], height="0.2", **look)
+        part.node(name, box.lines[0], height="0.2", **style)
     elif box.kind == "join":
         if box.lines[0] == "+":
-            look |= {"shape": "circle", "fixedsize": "true", "width": "0.27", "height": "0.27"}
-        part.node(name, box.lines[0], **look)
+            style |= {"shape": "circle", "fixedsize": "true", "width": "0.27", "height": "0.27"}
+        part.node(name, box.lines[0], **style)
     else:
-        part.node(name, _table(box, shape, width if group else _width(box, shape)), **look)
+        part.node(name, _table(box, shape, width if group else _width(box, shape)), **style)
 
 
 def _table(box: Box, shape: str, width: float) -> str:
-    """The lines, then a smaller one: what follows the layer at the left, the shape at the right."""
+    """Return the lines, then a smaller one: what follows the layer on the left, the shape on the right."""
     rows = "".join(f'<TR><TD COLSPAN="2" WIDTH="{width:.0f}">{html.escape(line)}</TD></TR>' for line in box.lines)
     then = ", ".join(box.then)
     if then or shape:
@@ -207,8 +207,8 @@ def _table(box: Box, shape: str, width: float) -> str:
     return f'<<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="1">{rows}</TABLE>>'
 
 
-def _said_shape(panel: Panel, name: str) -> str:
-    """The shape written on a box. A linear layer's is in its name; one that did not change need not be said."""
+def _shape_label(panel: Panel, name: str) -> str:
+    """Return the shape to write on a box; "" for linear layers, whose label has it, and for unchanged shapes."""
     graph = panel.graph
     box = graph.boxes[name]
     if box.kind in ("text", "join") or len(box.shape) < 3:
@@ -220,7 +220,7 @@ def _said_shape(panel: Panel, name: str) -> str:
 
 
 def _columns(graph: Graph, count: int) -> dict[str, int]:
-    """The column of each box: top-level blocks stay whole, and the columns are about equally long."""
+    """Return the column of each box: top-level blocks stay whole, and columns are about equally long."""
     units = [list(names) for _, names in groupby(graph.boxes, key=lambda n: graph.boxes[n].scope[:1] or n)]
     main = set(graph.main_path())
     done, column = 0, dict[str, int]()
@@ -233,7 +233,7 @@ def _columns(graph: Graph, count: int) -> dict[str, int]:
 
 
 def _width(box: Box, shape: str) -> float:
-    """About how many points the text needs: graphviz makes a table wider where that is too little, never narrower."""
+    """Estimate the width of the text in points; Graphviz widens a table that is too narrow."""
     if box.kind in ("text", "join"):
         return 0
     lines = [_text_width(line, _SIZE) for line in box.lines]
@@ -242,6 +242,6 @@ def _width(box: Box, shape: str) -> float:
 
 
 def _text_width(text: str, size: int) -> float:
-    """About Arial's; a little more, so that the columns stay equally wide."""
+    """Estimate the width in Arial, a little generously, so that columns stay equally wide."""
     ems = sum(0.3 if c in " ,.iljtf-" else 0.87 if c in "mw" else 0.74 if c.isupper() else 0.59 for c in text)
     return size * ems

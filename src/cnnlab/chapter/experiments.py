@@ -1,4 +1,4 @@
-"""The chapter's experiments: which recipe each is, what the manual prints for it, and the table of ours beside that."""
+"""The chapter's experiments: their recipes, the figures that the manual prints, and a table of ours beside those."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cnnlab.io.text import markdown as escaped
 
 @dataclass(frozen=True)
 class Experiment:
-    """One row of the chapter: its recipe, and what the manual (or, where it prints nothing, its source) prints."""
+    """One experiment: its recipe and the printed figures, from the manual or else from the book that it is based on."""
 
     section: str
     title: str
@@ -40,13 +40,13 @@ EXPERIMENTS: dict[str, Experiment] = {
 }
 
 
-# The best published figure of the kind, from the data set's own list of benchmarks; nothing is printed in the manual.
+# The best published result of this kind, from the data set's own list of benchmarks; the manual prints none.
 PUBLISHED_CLASSICAL = 0.926
 CLASSICAL = {name: f"{kind.upper()}, {classifier} SVM" for name, (kind, classifier) in METHODS.items()}
 
 
 def printed_figures(name: str) -> dict[str, float | None]:
-    """What is printed for an experiment: loss, train_acc, test_acc, examples_per_second; None where nothing is."""
+    """Return the printed loss, train_acc, test_acc and examples_per_second; None for figures that are not printed."""
     if name in EXPERIMENTS:
         e = EXPERIMENTS[name]
         figures: tuple[float | None, ...] = (e.loss, e.train_acc, e.test_acc, e.examples_per_second)
@@ -56,7 +56,7 @@ def printed_figures(name: str) -> dict[str, float | None]:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The table for a page: ours beside the manual's."""
+    """Return the Markdown table of `rows` beside the printed figures."""
     head = (
         "| section | network | run | loss | train acc | test acc | examples/s, compute only | "
         "images/s, wall-clock with data |\n|---|---|---|---|---|---|---|---|\n"
@@ -67,8 +67,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             lines.append(f"| {row['section']} | {row['title']} | failed: {escaped(row['failed'])} | | | | | |")
         else:
             n = row["test_acc"]["n"]
-            how = f"{row['limited'] or 'in full'}, {n} seed{'s' if n > 1 else ''}"
-            lines.append(f"| {row['section']} | {row['title']} | {how} | {' | '.join(cells(row))} |")
+            run = f"{row['limited'] or 'in full'}, {n} seed{'s' if n > 1 else ''}"
+            lines.append(f"| {row['section']} | {row['title']} | {run} | {' | '.join(cells(row))} |")
         printed = printed_cells(row)
         if any(printed):
             source = "published" if row["name"] in CLASSICAL else "printed"
@@ -77,13 +77,13 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    """Ours, as texts: loss, train acc, test acc, examples/s (compute only), images/s (with data)."""
-    figures = [_told(row[k], 3) for k in ("loss", "train_acc", "test_acc")]
+    """Return our figures as text: loss, train acc, test acc, examples/s (compute only), images/s (including data)."""
+    figures = [_mean_and_std(row[k], 3) for k in ("loss", "train_acc", "test_acc")]
     return [*figures, *("" if row[k] is None else f"{row[k]['mean']:,.0f}" for k in _SPEEDS)]
 
 
 def printed_cells(row: dict[str, Any]) -> list[str]:
-    """The manual's, as texts: loss, train acc, test acc, examples/s; empty where it prints none."""
+    """Return the printed figures as text: loss, train acc, test acc, examples/s; "" if not printed."""
     printed = row["printed"]
     figures = ["" if printed[k] is None else f"{printed[k]:.3f}" for k in ("loss", "train_acc", "test_acc")]
     speed = printed["examples_per_second"]
@@ -93,8 +93,8 @@ def printed_cells(row: dict[str, Any]) -> list[str]:
 _SPEEDS = ("examples_per_second", "images_per_second")
 
 
-def _told(value: dict[str, Any] | None, digits: int) -> str:
-    """`mean ± std` of a figure of several seeds, or the one value."""
+def _mean_and_std(value: dict[str, Any] | None, digits: int) -> str:
+    """Return `mean ± std` over the seeds, or the value of a single seed."""
     if value is None:
         return ""
     mean = f"{value['mean']:.{digits}f}"

@@ -1,13 +1,12 @@
-"""The chapter's figures: a trained run's filters, and diagrams of the networks and blocks as they really are.
+"""The chapter's figures: the filters of a trained run, sample images, and diagrams of networks and blocks.
 
-Every diagram is traced from the module that is trained (`cnnlab.chapter.graphs`): no label is written here by hand,
-so that a network that changes changes its figure.
+Diagrams are traced from the modules that are trained (`cnnlab.chapter.graphs`). No label is written by hand, so a
+change of a network shows in its figure.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,14 +32,14 @@ from cnnlab.training.runs import Run, open_run
 
 FORMATS = ("svg", "png")
 _REMEDIES = {
-    "run": "--run RUN, a trained run; to make one: cnnlab train --data fashion-mnist --recipe manual/alexnet",
-    "data": "--data SOURCE, images; those of the competition: cnnlab kaggle show",
+    "run": "--run RUN, a trained run; to train one: cnnlab train --data fashion-mnist --recipe manual/alexnet",
+    "data": "--data SOURCE; for the competition's images: cnnlab kaggle show",
 }
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of the chapter: its title, and how its diagram is drawn; None: from what it needs, a run or images."""
+    """One figure of the chapter. draw: returns its diagram; None for a figure that `needs` a "run" or "data"."""
 
     title: str
     draw: Callable[[], list[Panel]] | None
@@ -56,56 +55,59 @@ def figures(
     runs_dir: str | Path = "runs",
     formats: Sequence[str] = FORMATS,
 ) -> list[Path]:
-    """Draw the figures called `names`, keys of FIGURES, into `out_dir`: figure-1.2.svg, figure-1.2.png, ...
+    """Draw figures into `out_dir`, as figure-1.2.svg, figure-1.2.png, ... Return the files, in the chapter's order.
 
-    Unsaid: all of them, but 1.1 only where a run is given, whose filters it shows, and 1.8 only where a source of
-    images is. Files of the same name are replaced. Returns: the files, in the order of the figures. Raises:
-    CnnlabError for an unknown name or format, for 1.1 without a run or 1.8 without data, and where graphviz is
-    missing or the folder cannot be written to.
+    names: keys of FIGURES. Default: all, but 1.1 only with `run`, whose filters it shows, and 1.8 only with `data`, a
+    source of images. Existing files are replaced.
+
+    Raises: CnnlabError for an unknown name or format, for a missing `run` or `data`, if Graphviz is not installed, and
+    if the folder cannot be written.
     """
     given = {"": True, "run": run is not None, "data": data is not None}
     chosen = list(names) if names else [n for n, f in FIGURES.items() if given[f.needs]]
     for name in chosen:
         if name not in FIGURES:
             raise unknown("figure", name, FIGURES)
-    for name in chosen:
         if not given[FIGURES[name].needs]:
             raise CnnlabError(f"figure {name} needs {_REMEDIES[FIGURES[name].needs]}")
-    for form in formats:
-        if form not in FORMATS:
-            raise unknown("format", form, FORMATS)
+    for suffix in formats:
+        if suffix not in FORMATS:
+            raise unknown("format", suffix, FORMATS)
     folder = expand(out_dir)
-    # All are drawn before the first is written: what fails leaves no half set.
-    pictures = {n: _contents(n, run, data, runs_dir, formats) for n in FIGURES if n in chosen}
-    files: list[Path] = []
+    # All are drawn before the first is written, so that an error leaves no incomplete set.
+    contents = {
+        folder / f"figure-{name}.{suffix}": content
+        for name in FIGURES
+        if name in chosen
+        for suffix, content in _draw(name, run, data, runs_dir, formats)
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, contents in pictures.items():
-            for form, content in contents:
-                files.append(folder / f"figure-{name}.{form}")
-                write_atomic(files[-1], content)
+        for path, content in contents.items():
+            write_atomic(path, content)
     except OSError as error:
         raise CnnlabError(f"cannot write into {folder}: {reason(error)}; name another folder") from error
-    return files
+    return list(contents)
 
 
 def left_out(names: Sequence[str] | None = None, run: str | Path | None = None, data: str | None = None) -> str:
-    """One line on what `figures` leaves out when it is called like this, and the remedy; empty where nothing."""
+    """Return one line on the figures that `figures` skips with these arguments, and the remedy, or ""."""
     absent = {"run": run is None, "data": data is None}
-    missing = [
+    skipped = [
         f"{n}, which needs {_REMEDIES[f.needs]}" for n, f in FIGURES.items() if not names and absent.get(f.needs)
     ]
-    return f"left out: {'; '.join(missing)}" if missing else ""
+    return f"skipped: {'; '.join(skipped)}" if skipped else ""
 
 
-def _contents(
+def _draw(
     name: str, run: str | Path | None, data: str | None, runs_dir: str | Path, formats: Sequence[str]
 ) -> list[tuple[str, bytes]]:
+    """Return (format, content of the file) for each format."""
     figure = FIGURES[name]
     title = f"Figure {name}: {figure.title}"
     if figure.draw is not None:
         dot = drawing(figure.draw(), title)
-        return [(form, render(dot, form)) for form in formats]
+        return [(suffix, render(dot, suffix)) for suffix in formats]
     if figure.needs == "data":
         assert data is not None
         images = load_images(data, "train")
@@ -114,88 +116,85 @@ def _contents(
     else:
         assert run is not None
         picture = filters(open_run(run, runs_dir))
-    return [(form, _saved(picture, form, title)) for form in formats]
+    return [(suffix, _save(picture, suffix, title)) for suffix in formats]
 
 
 # 1.1
 
 
 def filters(run: Run, weights: str | None = None) -> Any:
-    """The filters of the first convolution of a trained run, as a matplotlib figure, in their order, row by row.
+    """Draw the filters of the first convolution of a trained run, row by row, as a matplotlib figure.
 
-    Each filter is scaled on its own, or the strongest would leave the others grey: for one channel black to white is
-    -a to a with a its largest absolute weight, so that middle grey is 0 in all; for three channels the same in each of
-    red, green and blue; of other counts the mean over the channels is shown. Raises: CnnlabError for a run without a
+    weights: "best" or "last". Default: as `cnnlab predict`. Each filter is scaled on its own, as in `filter_pixels`;
+    for other than one or three channels the mean over the channels is drawn. Raises: CnnlabError if the network has no
     convolution.
     """
     from matplotlib.figure import Figure as Picture
 
     file = run.weights(weights)
     model = load_network(run, file)
-    name, first = next(((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)), ("", None))
+    layer, first = next(((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)), ("", None))
+    network = run.info["model"]["name"]
     if first is None:
-        raise CnnlabError(f"{run.path}: {run.info['model']['name']} has no convolution, so no filters to show")
-    pixels = filter_pixels(first.weight.detach())
-    channels = first.in_channels
-    count, height, width = pixels.shape[:3]
-    across = filter_columns(count)
-    down = math.ceil(count / across)
-    what = {1: "", 3: ", in colour"}.get(channels, f", mean over {channels} channels")
+        raise CnnlabError(f"{run.path}: {network} has no convolution, so no filters to draw")
+    pixels = list(filter_pixels(first.weight.detach()).numpy())
+    height, width, _ = pixels[0].shape
+    columns = filter_columns(len(pixels))
+    channels = {1: "", 3: ", in colour"}.get(first.in_channels, f", mean over {first.in_channels} channels")
     caption = [
-        f"{count} filters {height}×{width}{what}: {run.info['model']['name']}, layer {name}",
+        f"{len(pixels)} filters {height}×{width}{channels}: {network}, layer {layer}",
         f"{run.path.name}, {_epoch(run, file)}",
-        "each scaled on its own: black −a, grey 0, white a, its largest weight",
+        "each scaled on its own: black −a, grey 0, white a, where a is its largest absolute weight",
     ]
-    cell = 0.42 if across > 8 else 0.7  # inches, with the gap
-    page = max(across * cell + 0.1, 4.6)
+    grid = plots.mosaic([pixels[i : i + columns] for i in range(0, len(pixels), columns)], white=1)
+    page = max(columns * (0.42 if columns > 8 else 0.7), 4.6)  # inches
     lines = [part for line in caption for part in textwrap.wrap(line, int(page * 15), break_long_words=True)]
-    head, row = 0.15 * len(lines) + 0.12, cell * height / width
-    picture = Picture(figsize=(page, down * row + head + 0.03))
-    wide, high = picture.get_size_inches()
-    left = (wide - across * cell + 0.08 * cell) / 2
-    for i in range(count):
-        x, y = left + i % across * cell, high - head - (i // across + 1) * row + 0.08 * row
-        axes = picture.add_axes((x / wide, y / high, 0.92 * cell / wide, 0.92 * row / high))
-        axes.imshow(pixels[i].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes.set_axis_off()
+    head, tall = 0.15 * len(lines) + 0.12, page * grid.shape[0] / grid.shape[1]
+    picture = Picture(figsize=(page, head + tall + 0.05))
+    total = picture.get_figheight()
+    axes = picture.add_axes((0.01, 0.04 / total, 0.98, tall / total))
+    axes.imshow(grid, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_axis_off()
     text = "\n".join(lines).replace("$", r"\$")
-    picture.text(0.5, 1 - 0.06 / high, text, ha="center", va="top", fontsize=8, linespacing=1.25)
+    picture.text(0.5, 1 - 0.06 / total, text, ha="center", va="top", fontsize=8, linespacing=1.25)
     return picture
 
 
 def filter_pixels(weight: Tensor) -> Tensor:
-    """Weights (N, C, H, W) as pixels in 0..1: (N, H, W, 3) for three channels, else (N, H, W, 1) of their mean.
+    """Return weights (N, C, H, W) as pixels in 0..1: (N, H, W, 3) for three channels, else their mean (N, H, W, 1).
 
-    Each filter on its own: 0 becomes 0.5, its largest absolute weight 0 or 1. A filter of zeros is grey.
+    For each filter 0 becomes 0.5, and its largest absolute weight 0 or 1. A filter of zeros becomes grey.
     """
-    shown = weight if weight.shape[1] == 3 else weight.mean(1, keepdim=True)
-    largest = shown.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(shown.dtype).tiny)
-    return (shown / largest / 2 + 0.5).permute(0, 2, 3, 1)
+    if weight.shape[1] != 3:
+        weight = weight.mean(1, keepdim=True)
+    largest = weight.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+    return (weight / largest / 2 + 0.5).permute(0, 2, 3, 1)
 
 
 def filter_columns(count: int) -> int:
-    """Columns of a grid of `count` filters, without an unfinished row where there is one: 16 for 96, 6 for 6."""
+    """Return the columns of a grid of `count` filters, full rows where possible: 16 for 96, 6 for 6."""
     return next((n for n in range(16, 5, -1) if count % n == 0), min(count, 16))
 
 
 def _epoch(run: Run, file: Path) -> str:
-    rows = run.metrics()
-    key = f"{run.recipe.key}_acc"
+    rows, summary = run.metrics(), run.summary()
+    key = run.recipe.key
     if not rows:
         return file.name
-    summary = run.summary()
-    if file.stem == "best" and summary is not None:
-        return f"{file.name} (epoch {summary['best_epoch']})"
-    # Not finished yet. As in training: of equal accuracies the lower loss, of those the first.
-    best = max(rows, key=lambda row: (row[key], -row.get(f"{run.recipe.key}_loss", 0.0)))["epoch"]
-    return f"{file.name} (epoch {best if file.stem == 'best' else rows[-1]['epoch']})"
+    if file.stem != "best":
+        epoch = rows[-1]["epoch"]
+    elif summary is not None:
+        epoch = summary["best_epoch"]
+    else:  # an unfinished run: the epoch that training would choose
+        epoch = max(rows, key=lambda row: (row[f"{key}_acc"], -row.get(f"{key}_loss", 0.0)))["epoch"]
+    return f"{file.name} (epoch {epoch})"
 
 
-def _saved(picture: Any, format: str, title: str) -> bytes:
+def _save(picture: Any, format: str, title: str) -> bytes:
     from matplotlib import rc_context
 
     buffer = io.BytesIO()
-    # Without the date, so that the same weights give the same file.
+    # Without the date and with a fixed salt, so that the same weights give the same file.
     metadata = {"Title": title, **({"Date": None} if format == "svg" else {})}
     with rc_context({"svg.hashsalt": "cnnlab"}):
         picture.savefig(buffer, format=format, dpi=DPI, metadata=metadata)
@@ -206,7 +205,7 @@ def _saved(picture: Any, format: str, title: str) -> bytes:
 
 
 def lenet_alexnet() -> list[Panel]:
-    """Both layer by layer, with the shape that each layer makes."""
+    """Return both networks, layer by layer, with each layer's output shape."""
     return [
         Panel("LeNet", merged(_network("lenet", 28)), every_shape=True),
         Panel("AlexNet", merged(_network("alexnet", 224)), every_shape=True),
@@ -214,7 +213,7 @@ def lenet_alexnet() -> list[Panel]:
 
 
 def alexnet_vgg() -> list[Panel]:
-    """AlexNet layer by layer; a VGG block inside; VGG-11 block by block."""
+    """Return AlexNet layer by layer, the inside of a VGG block, and VGG-11 block by block."""
     return [
         Panel("AlexNet", merged(_network("alexnet", 224)), short=True),
         Panel("VGG block", _block(lambda: vgg_block(2, 256, 512), (256, 28, 28)), short=True, output=" "),
@@ -223,7 +222,7 @@ def alexnet_vgg() -> list[Panel]:
 
 
 def vgg_nin() -> list[Panel]:
-    """A block of each inside, and both networks block by block."""
+    """Return the inside of a block of each, and both networks block by block."""
     return [
         Panel("VGG block", _block(lambda: vgg_block(2, 256, 512), (256, 28, 28)), short=True, output=" "),
         Panel("VGG-11", _blocks("vgg11", 224), short=True),
@@ -233,8 +232,8 @@ def vgg_nin() -> list[Panel]:
 
 
 def normal_residual() -> list[Panel]:
-    """The layers of a residual block without its shortcut, and with it."""
-    block = trace(_built(lambda: Residual(64, 64, manual=True)), (64, 56, 56), name="x")
+    """Return the layers of a residual block without and with its shortcut."""
+    block = trace(_build_on_meta(lambda: Residual(64, 64, manual=True)), (64, 56, 56), name="x")
     main = block.main_path()
     plus = next(n for n, box in block.boxes.items() if box.kind == "join")
     inside = main[1 : main.index(plus)]
@@ -246,9 +245,9 @@ def normal_residual() -> list[Panel]:
 
 
 def with_and_without_projection() -> list[Panel]:
-    """A residual block that keeps the shape, and one that changes it."""
-    same = trace(_built(lambda: Residual(64, 64, manual=True)), (64, 56, 56), name="x")
-    other = trace(_built(lambda: Residual(64, 128, 2, manual=True)), (64, 56, 56), name="x")
+    """Return a residual block that preserves the shape, and one that changes it."""
+    same = trace(_build_on_meta(lambda: Residual(64, 64, manual=True)), (64, 56, 56), name="x")
+    other = trace(_build_on_meta(lambda: Residual(64, 128, 2, manual=True)), (64, 56, 56), name="x")
     return [
         Panel("without 1×1 conv", same, output=_last_shape(same)),
         Panel("with 1×1 conv", other, output=_last_shape(other)),
@@ -256,10 +255,10 @@ def with_and_without_projection() -> list[Panel]:
 
 
 def resnet18() -> list[Panel]:
-    """The whole network in two columns, a ground behind each module."""
+    """Return the whole network in two columns, with a background behind each module."""
     return [
         Panel(
-            "ResNet-18 of the manual",
+            "the manual's ResNet-18",
             merged(_network("resnet18-manual", 224)),
             columns=2,
             short=True,
@@ -269,8 +268,8 @@ def resnet18() -> list[Panel]:
 
 
 FIGURES: dict[str, Figure] = {
-    "1.1": Figure("Filters that the first layer of a trained run has learned", None, needs="run"),
-    "1.2": Figure("LeNet beside AlexNet", lenet_alexnet),
+    "1.1": Figure("Learned filters of the first layer", None, needs="run"),
+    "1.2": Figure("LeNet and AlexNet", lenet_alexnet),
     "1.3": Figure("From AlexNet to VGG", alexnet_vgg),
     "1.4": Figure("Blocks and networks of VGG and NiN compared", vgg_nin),
     "1.5": Figure("A normal block and a residual block", normal_residual),
@@ -280,14 +279,14 @@ FIGURES: dict[str, Figure] = {
 }
 
 
-def _built(build: Callable[[], nn.Module]) -> nn.Module:
-    """The module, without numbers: no memory, no draws from the random generator."""
+def _build_on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build the module on the meta device: without memory, and without drawing random numbers."""
     with torch.device("meta"):
         return build()
 
 
 def _network(name: str, side: int) -> Graph:
-    model = _built(lambda: build_model(name, num_classes=10, in_channels=1, image_size=side))
+    model = _build_on_meta(lambda: build_model(name, num_classes=10, in_channels=1, image_size=side))
     return trace(model, (1, side, side))
 
 
@@ -296,7 +295,7 @@ def _blocks(name: str, side: int) -> Graph:
 
 
 def _block(build: Callable[[], nn.Module], shape: tuple[int, int, int]) -> Graph:
-    return merged(trace(_built(build), shape, name="x"))
+    return merged(trace(_build_on_meta(build), shape, name="x"))
 
 
 def _last_shape(graph: Graph) -> str:

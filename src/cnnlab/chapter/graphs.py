@@ -1,8 +1,8 @@
-"""A network as a graph of boxes and arrows: its real forward function traced, its layers named.
+"""A network as a graph of boxes and arrows, traced from its forward function.
 
-trace(model)      what forward really does, with the shape that each step makes
-merged(graph)     activations and the like joined to the layer before them
-collapsed(graph)  one box for each top-level block
+trace(model)      one box per layer or operation, with its output shape
+merged(graph)     activations and the like merged into the layer before them
+collapsed(graph)  one box per top-level block
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cnnlab.io.errors import CnnlabError, reason
 
 @dataclass(frozen=True)
 class Box:
-    """One box: its lines, what follows it without a box of its own, and the shape that leaves it, (C, H, W) or (C,)."""
+    """One box. then: layers merged into it; shape: of its output, (C, H, W) or (C,); scope: its blocks, outer first."""
 
     lines: tuple[str, ...]
     kind: str
@@ -30,42 +30,41 @@ class Box:
     short: str = ""
     then: tuple[str, ...] = ()
     scope: tuple[str, ...] = ()
-    """Names of the blocks that it lies in, the outermost first."""
     flattened: bool = False
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Boxes in the order of computing, and arrows between them by name."""
+    """Boxes in the order of computation, and arrows between them by name."""
 
     boxes: dict[str, Box]
     arrows: tuple[tuple[str, str], ...]
 
     def before(self, name: str) -> list[str]:
-        """Where the arrows into `name` come from."""
+        """Return the sources of the arrows into `name`."""
         return [a for a, b in self.arrows if b == name]
 
     def after(self, name: str) -> list[str]:
-        """Where the arrows out of `name` go."""
+        """Return the targets of the arrows out of `name`."""
         return [b for a, b in self.arrows if a == name]
 
     def main_path(self) -> list[str]:
-        """The longest way through; shortcuts leave it and come back."""
+        """Return the longest path through the graph; shortcuts leave and rejoin it."""
         longest: dict[str, list[str]] = {}
         for name in self.boxes:
-            ways = [longest[b] for b in self.before(name)]
-            longest[name] = [*max(ways, key=len, default=[]), name]
+            paths = [longest[b] for b in self.before(name)]
+            longest[name] = [*max(paths, key=len, default=[]), name]
         return max(longest.values(), key=len)
 
     def without(self, name: str, keep: str) -> Graph:
-        """The graph without the box `name`: of the arrows into it, the one from `keep` goes on to where it led."""
+        """Return the graph without the box `name`; the arrow from `keep` to it leads on to its targets."""
         onward = [(keep, b) for b in self.after(name)]
         arrows = tuple(a for a in self.arrows if name not in a) + tuple(onward)
         return Graph({k: v for k, v in self.boxes.items() if k != name}, arrows)
 
 
 def layer_label(layer: nn.Module) -> tuple[str, str]:
-    """What is written on a layer's box, from its own attributes, and its kind."""
+    """Return the label of a layer's box, from the layer's attributes, and its kind."""
     kind = type(layer).__name__
     if isinstance(layer, nn.Conv2d):
         groups = f", {layer.groups} groups" if layer.groups > 1 else ""
@@ -81,28 +80,28 @@ def layer_label(layer: nn.Module) -> tuple[str, str]:
         return f"linear {layer.out_features}", "linear"
     if isinstance(layer, nn.Dropout):
         return f"dropout {layer.p:g}", "other"
-    if kind.startswith("BatchNorm"):  # the framework's, and ours
+    if kind.startswith("BatchNorm"):  # PyTorch's, and ours
         return "batch norm", "other"
     return {"Sigmoid": "sigmoid", "Tanh": "tanh", "Flatten": "flatten"}.get(kind, kind), "other"
 
 
 def trace(model: nn.Module, image: tuple[int, int, int], *, name: str = "image") -> Graph:
-    """What `model` does with one (C, H, W) `image`: a box a layer or operation, an arrow wherever a tensor goes.
+    """Trace `model` on one image of shape (C, H, W): a box per layer or operation, an arrow per tensor.
 
-    The forward function itself is followed, so that shortcuts, additions and functional activations are those that
-    really happen. Nothing is computed: shapes come from a copy without numbers. name: what the input is called.
-    Raises: CnnlabError for a network whose forward depends on the values, and for an image that it cannot take.
+    The forward function itself is traced, with its shortcuts, additions and functional activations. Nothing is
+    computed: shapes come from a copy on the meta device. name: label of the input. Raises: CnnlabError for a network
+    whose forward depends on values, and for an image size that does not fit.
     """
-    model = _hollow(model)
+    model = _on_meta(model)
     tracer = _Tracer()
     try:
         traced = tracer.trace(model)
         shapes = _Shapes(fx.GraphModule(model, traced))
         shapes.run(torch.empty(1, *image, device="meta"))
     except (RuntimeError, TypeError, ValueError, fx.proxy.TraceError) as error:
-        raise CnnlabError(f"{type(model).__name__} with images of {image}: cannot be drawn: {reason(error)}") from error
+        raise CnnlabError(f"cannot trace {type(model).__name__} with images of {image}: {reason(error)}") from error
     boxes: dict[str, Box] = {}
-    stands_for: dict[str, str] = {}  # boxes that are left out -> the one whose tensor they hand on
+    stands_for: dict[str, str] = {}  # node without a box -> the node whose tensor it passes on
     arrows: list[tuple[str, str]] = []
     for node in traced.nodes:
         inputs = list(dict.fromkeys(stands_for.get(n.name, n.name) for n in node.all_input_nodes))
@@ -110,7 +109,7 @@ def trace(model: nn.Module, image: tuple[int, int, int], *, name: str = "image")
         if node.op == "output" or isinstance(layer, nn.Identity):
             stands_for[node.name] = inputs[0]
             continue
-        shape = shapes.found[node.name]
+        shape = shapes.shapes[node.name]
         if node.op == "placeholder":
             label, kind = f"{name}, {shape_text(shape)}", "text"
         else:
@@ -122,7 +121,7 @@ def trace(model: nn.Module, image: tuple[int, int, int], *, name: str = "image")
 
 
 def merged(graph: Graph) -> Graph:
-    """The same with batch norm, activation, dropout and flatten as a remark in the box of the layer before them."""
+    """Merge batch norm, activation, dropout and flatten into the box of the layer before them."""
     for name, box in graph.boxes.items():
         before = graph.before(name)
         if box.kind != "other" or len(before) != 1 or graph.after(before[0]) != [name]:
@@ -141,7 +140,7 @@ def merged(graph: Graph) -> Graph:
 
 
 def collapsed(graph: Graph) -> Graph:
-    """The same with one box for each top-level block, whose lines tell its layers; layers in a row are counted."""
+    """Replace each top-level block by one box that lists its layers; equal layers in a row are counted."""
     owner = {name: box.scope[0] if box.scope else name for name, box in graph.boxes.items()}
     boxes: dict[str, Box] = {}
     for key, names in groupby(graph.boxes, key=owner.__getitem__):
@@ -160,7 +159,7 @@ def collapsed(graph: Graph) -> Graph:
 
 
 class _Tracer(fx.Tracer):
-    """Follows forward through every block, down to the layers that have none inside."""
+    """Traces through every block, down to modules without children."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,28 +186,28 @@ class _Tracer(fx.Tracer):
 
 
 class _Shapes(fx.Interpreter):
-    """Runs the traced network and notes the shape of everything, without the batch."""
+    """Runs the traced network and records the shape of every output, without the batch dimension."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
-        self.found: dict[str, tuple[int, ...]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, Tensor):
-            self.found[n.name] = tuple(value.shape[1:])
+            self.shapes[n.name] = tuple(value.shape[1:])
         return value
 
 
-def _hollow(model: nn.Module) -> nn.Module:
-    """A copy of `model` on the device that holds no numbers: the weights are neither copied nor touched."""
+def _on_meta(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` on the meta device; the weights are not copied."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta")) for p in model.parameters()}
     memo |= {id(b): b.detach().to("meta") for b in model.buffers()}
     return copy.deepcopy(model, memo).eval()
 
 
 def _operation(node: fx.Node) -> tuple[str, str]:
-    """Label and kind of a function or method that forward calls."""
+    """Return label and kind of a function or method that forward calls."""
     if node.target in (operator.add, operator.iadd, torch.add, "add", "add_"):
         return "+", "join"
     if node.target in (torch.cat, torch.concat):
@@ -223,7 +222,7 @@ def _size(value: Any) -> str:
 
 
 def _steps(layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) -> str:
-    """Stride and padding, where they are not the usual."""
+    """Return stride and padding, unless they are 1 and 0."""
     text = ""
     for name, value, usual in (("stride", layer.stride, 1), ("pad", layer.padding, 0)):
         one = value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value
@@ -232,5 +231,5 @@ def _steps(layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) -> str:
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
-    """64×56×56."""
+    """Return the shape as text: 64×56×56."""
     return "×".join(map(str, shape))

@@ -1,8 +1,8 @@
 """A network layer by layer: output shape, parameters, multiply-adds and receptive field.
 
-All are measured on the real network with a tensor on the meta device, so they also work for networks of other
-libraries. Once pixels change places (tokens of a transformer, channels-last layers, shuffled channels), the receptive
-field is unknown.
+All are measured by running the network on the meta device, so this works for networks of other libraries too. The
+receptive field is unknown after operations that reorder dimensions or pixels (transformer tokens, channels-last layers,
+shuffled channels).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from cnnlab.models import build_model, default_image_size
 class Layer:
     """A row of the table.
 
-    path: name of the module, as `3.0.conv1`; output: shape without the batch; parameters, multiply_adds: including its
-    parts; receptive_field: side of the square of input pixels that one output value depends on, which includes padding
-    where it is larger than the image. None if unknown.
+    path: name of the module, such as `3.0.conv1`. output: shape without the batch. parameters, multiply_adds: including
+    submodules. receptive_field: side of the square of input pixels that one output value depends on, including padding
+    if it is larger than the image; None if unknown.
     """
 
     path: str
@@ -66,9 +66,9 @@ def summarize(
 ) -> Summary:
     """Return the table of a network, given by name or as a module, for one image (in_channels, image_size, image_size).
 
-    image_size: default: the manual's, else 224. depth: 1 for the rows of the manual's tables, 2 for their parts too,
-    and so on; 0 for all layers. A module is not changed. Multiply-adds are those of convolutions and matrix products,
-    as torch.utils.flop_counter counts them.
+    image_size: default: the manual's, else 224. depth: 1 for the top-level modules, as in the manual, 2 for their
+    submodules too, and so on; 0 for all. A module is not changed. Multiply-adds are those of convolutions and matrix
+    products, as torch.utils.flop_counter counts them.
 
     Raises: CnnlabError for an unknown name or a size that does not fit.
     """
@@ -134,10 +134,10 @@ def _measure(name: str, net: nn.Module, shape: tuple[int, ...], depth: int) -> S
 
 @dataclass(frozen=True)
 class _Field:
-    """What a tensor's values see of the image, in its pixels; size: None where it is not known.
+    """The receptive field of a tensor's values, in pixels of the image. size: None if unknown.
 
-    step: from one value to its neighbour. spread: how much more all of the values see that now stand in one row
-    without positions: a linear layer takes them together.
+    step: distance between the fields of neighbouring values. spread: by how much the union of all fields exceeds one
+    field, after flattening: a linear layer combines them all.
     """
 
     size: int | None
@@ -146,22 +146,22 @@ class _Field:
 
 
 class _ReceptiveFields(TorchDispatchMode):
-    """Follows every tensor that comes of the input.
+    """Tracks every tensor that is computed from the input.
 
-    A window of k pixels over values that lie `step` apart, each seeing `size` pixels, sees size + (k - 1) * step.
+    A window over k values with fields of `size` pixels, `step` apart, has a field of size + (k - 1) * step pixels.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # The tensors are kept too: a freed one's id may be another's later.
+        # Holds the tensors too, since the id of a freed tensor may be reused.
         self._known: dict[int, tuple[Tensor, _Field]] = {}
 
     def begin(self, x: Tensor) -> None:
-        """x is the image: each pixel sees itself."""
+        """Start with the image x, whose pixels have fields of one pixel."""
         self._known[id(x)] = (x, _Field(1, 1))
 
     def of(self, x: Tensor) -> int | None:
-        """The receptive field of x's values; None where it is not known."""
+        """Return the receptive field of x's values; None if unknown."""
         return self._known[id(x)][1].size if id(x) in self._known else None
 
     def __torch_dispatch__(
@@ -183,7 +183,7 @@ class _ReceptiveFields(TorchDispatchMode):
 
 
 def _after(op: Any, args: Sequence[Any], output: Any, size: int, field: _Field) -> _Field:
-    """The field of what `op` makes of values with `field`, whose size is `size`."""
+    """Return the field of the output of `op`, for inputs with `field` of size `size`."""
     aten, step = torch.ops.aten, field.step
     if op is aten.convolution:
         kernel, stride, dilation = args[1].shape[-1], args[3][-1], args[5][-1]
@@ -201,7 +201,7 @@ def _after(op: Any, args: Sequence[Any], output: Any, size: int, field: _Field) 
     if op in (aten.permute, aten.roll, aten.transpose) or (result.ndim != 4 and not _pooled(source, result)):
         return _Field(None, step)
     side, side_after = source.shape[-1], result.shape[-1] if result.ndim == 4 else 1
-    if result.ndim == 2 and result.shape[1] == source[0].numel():  # flattened: nothing is mixed yet
+    if result.ndim == 2 and result.shape[1] == source[0].numel():  # flattened: combines nothing yet
         return _Field(size, 0, (side - 1) * step)
     if side_after == 1 < side:  # global pooling
         return _Field(size + (side - 1) * step, 0)
@@ -212,12 +212,12 @@ def _after(op: Any, args: Sequence[Any], output: Any, size: int, field: _Field) 
 
 
 def _pooled(x: Tensor, result: Tensor) -> bool:
-    """Is `result` all of x (B, C, H, W) in a row per image, or one value per channel?"""
+    """Return whether `result` is x (B, C, H, W) flattened per image, or has one value per channel."""
     return tuple(result.shape) in ((len(x), x[0].numel()), (len(x), x.shape[1]))
 
 
 def summary_format(name: str) -> Callable[[Summary], str]:
-    """How to print a network's table: table, markdown or json."""
+    """Return the function that prints a network's table as `name`: table, markdown or json."""
     formats = {"table": _summary_table, "markdown": _summary_markdown, "json": lambda s: to_json(s.to_dict())}
     if name not in formats:
         raise unknown("format", name, formats)
@@ -249,7 +249,7 @@ def _summary_table(summary: Summary) -> str:
         table.add_column(column, justify="left" if i < 2 else "right")
     for row in _summary_rows(summary):
         table.add_row(*row)
-    note = "receptive field: pixels a side, padding included where it is larger than the image"
+    note = "receptive field: side in pixels, including padding if larger than the image"
     return f"{_summary_title(summary)}\n\n{as_text(table)}\n\n{note}"
 
 

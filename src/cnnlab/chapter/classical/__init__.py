@@ -1,9 +1,10 @@
-"""The baseline that learned features beat: hand-made features and a support vector machine."""
+"""The classical baseline: hand-made features and a support vector machine."""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -32,21 +33,20 @@ METHODS: dict[str, tuple[str, str]] = {  # name -> (features, classifier)
 VAL_FRACTION = 0.1
 LANDMARKS = 6000
 _GRID_C = {"linear": (0.1, 1.0, 10.0), "kernel": (3.0, 30.0, 300.0)}
-_GRID_GAMMA = (1.0, 2.0, 4.0)  # over the mean squared distance between two images' features
-_GRID_IMAGES, _GRID_LANDMARKS = 15_000, 1500  # settings are compared on that many images at most
+_GRID_GAMMA = (1.0, 2.0, 4.0)  # relative to 1 / mean squared distance between two images' features
+_GRID_IMAGES, _GRID_LANDMARKS = 15_000, 1500  # upper limits while settings are compared
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassicalResult:
-    """What one method reached.
+    """The result of one method.
 
-    counts: images of train, validation (0..: carved from train or the source's own) and test. settings: what was
-    chosen on the validation images: C, and for the kernel gamma (in units of 1 / mean squared distance) and
-    landmarks. val_acc: of a fit without the validation images. train_acc, test_acc: of the fit on all training
-    images; test_acc is None where the source has no test set. confusion: (K, K), row = true class, of `confusion_of`
-    (test, or validation). seconds: reading, features, choosing, fit, predict, and all; features that another method
-    of the same call had made count there alone. images_per_second: all images over all seconds. notes: what a person
-    should know (damaged files).
+    counts: images per split. settings: chosen on the validation images: C, and for the kernel gamma (relative to 1 /
+    mean squared distance) and landmarks. val_acc: of a fit without the validation images. train_acc, test_acc: of the
+    fit on all training images; test_acc is None without a test set. confusion: (K, K), rows are true classes, of
+    `confusion_of` (test or validation). seconds: reading, features, choosing, fit, predict and all; features shared
+    with an earlier method of the same call are counted there. images_per_second: all images / all seconds. notes:
+    warnings, such as skipped files.
     """
 
     method: str
@@ -70,11 +70,11 @@ class ClassicalResult:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
+        """Return plain values, for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
-        """Two lines, and one for each note."""
+        """Return two lines, and one per note."""
         test = "no test set" if self.test_acc is None else f"test {self.test_acc:.4f} ({self.counts['test']:,} images)"
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         chosen = ", ".join(f"{name} {value:g}" for name, value in self.settings.items())
@@ -99,16 +99,14 @@ def classical(
     cache_dir: str | Path | None = None,
     report: Report = no_report,
 ) -> list[ClassicalResult]:
-    """Train and measure `methods` (names in METHODS; unsaid: all) on the source `data`.
+    """Train and evaluate `methods`, names in METHODS, on the source `data`. Default: all.
 
-    C and gamma are chosen on validation images: the source's own, or a tenth carved from the training images by
-    `seed`, which are trained on, too, in the end. The test set is read after that, once per method.
+    C and gamma are chosen on validation images: the source's own, or a tenth of the training images, chosen by `seed`,
+    on which the final model is trained too. The test set is read after that, once per method.
 
-    limit: use at most that many images of each split, of each class the same share; 0: all. threads: unsaid, all
-    cores. cache_dir: where features are kept; unsaid, in the user's cache folder. The same seed on the same machine
-    and versions gives the same predictions.
-
-    Raises: CnnlabError for anything wrong with names, numbers or images, and where OpenCV is missing for SIFT.
+    limit: largest number of images per split, stratified; 0: all. threads: default: all cores. cache_dir: for
+    features. Default: in the user's cache folder. The same seed on the same machine and versions gives the same
+    predictions. Raises: CnnlabError for invalid arguments or images, and without OpenCV for SIFT.
     """
     from threadpoolctl import threadpool_limits
 
@@ -119,12 +117,12 @@ def classical(
     if not names:
         raise CnnlabError(f"methods is empty; choose from {', '.join(METHODS)}")
     if limit < 0:
-        raise CnnlabError(f"limit={limit}: choose 0 (all images) or more")
+        raise CnnlabError(f"limit={limit}: must be 0 (all images) or more")
     if not 0 <= seed < 2**32:
-        raise CnnlabError(f"seed={seed}: choose a whole number from 0 to {2**32 - 1}")
+        raise CnnlabError(f"seed={seed}: choose an integer from 0 to {2**32 - 1}")
     check_threads(threads)
     if any(METHODS[name][0] == "sift" for name in names):
-        _features.opencv()  # before minutes of reading
+        _features.opencv()  # raises before minutes of reading
     options = SourceOptions(data_dir=data_folder(data_dir), skip_bad=skip_bad, report=report)
     folder = expand(cache_dir) if cache_dir is not None else Path(user_cache_dir("cnnlab")) / "features"
     work = _Work(data, options, limit, seed, threads or available_cores(), folder, report)
@@ -133,7 +131,7 @@ def classical(
 
 
 class _Work:
-    """What the methods of one call share: the images, and the features once they are made."""
+    """What the methods of one call share: the images, and the features that are computed."""
 
     def __init__(
         self, data: str, options: SourceOptions, limit: int, seed: int, threads: int, folder: Path, report: Report
@@ -142,20 +140,20 @@ class _Work:
         self.threads, self.folder, self.report = threads, folder, report
         self.notes: list[str] = []
         self.words: Floats | None = None
-        self.made: dict[tuple[str, str], tuple[Floats, bool]] = {}
+        self.computed: dict[tuple[str, str], tuple[Floats, bool]] = {}
         self.sets: dict[str, ImageSet | None] = {}
-        began = time.perf_counter()
+        start = time.perf_counter()
         whole = self.images("train")
         assert whole is not None
         self.whole, own = whole, self.images("validation")
-        self.reading = time.perf_counter() - began
+        self.reading = time.perf_counter() - start
         counts = np.bincount(whole.labels.numpy(), minlength=len(whole.classes))
         if own is None and counts.min() < 2:
             few = whole.classes[int(counts.argmin())]
             remedy = f"raise limit={limit}" if limit else "add images"
             raise CnnlabError(
-                f"{data}: class {few} has {counts.min()} training image{'s' * int(counts.min() != 1)}; one must train "
-                f"and one must be held out; {remedy}"
+                f"{data}: class {few} has {counts.min()} training image{'s' * int(counts.min() != 1)}; one is "
+                f"needed for training and one for validation; {remedy}"
             )
         self.fit_index: Labels = np.arange(len(whole))
         self.held_index: Labels | None = None
@@ -164,117 +162,107 @@ class _Work:
             self.fit_index, self.held_index = fit.numpy(), held.numpy()
 
     def images(self, split: str) -> ImageSet | None:
-        """One part of the source, read when it is first asked for."""
+        """Return one split of the source; the first call reads it."""
         if split not in self.sets:
-            found = load_images(self.data, split, self.options)
-            if found is not None:
-                self.notes += [f"left out: {text}" for text in found.skipped]
-                if 0 < self.limit < len(found):
-                    found = found.take(stratified_subset(found.labels, self.limit, self.seed))
-            self.sets[split] = found
+            images = load_images(self.data, split, self.options)
+            if images is not None:
+                self.notes += [f"skipped: {text}" for text in images.skipped]
+                if 0 < self.limit < len(images):
+                    images = images.take(stratified_subset(images.labels, self.limit, self.seed))
+            self.sets[split] = images
         return self.sets[split]
 
     def features(self, kind: str, split: str) -> tuple[Floats, bool]:
-        """(N, D) of one split, made once, and whether they came from the cache."""
-        if (kind, split) in self.made:
-            return self.made[kind, split]
+        """Return the features (N, D) of a split, computed once, and whether they came from the cache."""
+        if (kind, split) in self.computed:
+            return self.computed[kind, split]
         images = self.images(split)
         assert images is not None
         key: dict[str, Any] = {"features": kind, "images": images.fingerprint()}
-        make: Callable[..., Floats] = _features.hog
+        compute: Callable[..., Floats] = _features.hog
         if kind == "sift":
             if self.words is None:
-                # Learned without the images that settings are chosen on.
+                # Without the validation images, on which settings are chosen.
                 base = self.whole.take(_torch_index(self.fit_index))
-                self.words, _ = _features.kept(
+                self.words, _ = _features.cached(
                     self.folder, {"features": "sift", "words_of": base.fingerprint(), "seed": self.seed},
                     (-1, 128), self.notes.append,
                     lambda: _features.vocabulary(base, self.seed, self.threads, self.report),
                 )  # fmt: skip
             key["words"] = _features.hash_of(self.words)
-            make = partial(_features.bags, words=self.words)
-        what = f"{kind.upper()} of {split} images"
-        found, cached = _features.kept(
+            compute = partial(_features.bags, words=self.words)
+        task = f"{kind.upper()} of {split} images"
+        features, cached = _features.cached(
             self.folder, key, (len(images), -1), self.notes.append,
-            lambda: _features.in_chunks(make, images, self.threads, self.report, what),
+            lambda: _features.in_chunks(compute, images, self.threads, self.report, task),
         )  # fmt: skip
-        self.made[kind, split] = found, cached
-        return found, cached
+        self.computed[kind, split] = features, cached
+        return features, cached
 
     def measure(self, method: str) -> ClassicalResult:
-        kind = METHODS[method][0]
-        begin = time.perf_counter()
+        """Choose settings on the validation images, fit all training images, then evaluate on the test set."""
+        kind, start = METHODS[method][0], time.perf_counter()
         seconds = {"reading": self.reading, **dict.fromkeys(("features", "choosing", "fit", "predict"), 0.0)}
-        x, cached = self.features(kind, "train")
-        # One factor for all features, from the training images: C and gamma then mean the same for every source.
-        scale = np.float32(1 / np.sqrt((x[self.fit_index] ** 2).sum(1).mean() or 1.0))
-        x = x * scale
-        y = self.whole.labels.numpy()
-        fit_x, fit_y = x[self.fit_index], y[self.fit_index]
-        if self.held_index is None:
-            own = self.images("validation")
-            assert own is not None
-            val_x, val_y = self.features(kind, "validation")[0] * scale, own.labels.numpy()
-        else:
-            val_x, val_y = x[self.held_index], y[self.held_index]
-        seconds["features"] = time.perf_counter() - begin
-
-        now = time.perf_counter()
-        settings = self._choose(method, fit_x, fit_y, val_x, val_y)
-        chosen = settings
-        predict, settings = self._fit(method, fit_x, fit_y, chosen, "fitting without validation images")
-        val_predicted = predict(val_x)
-        seconds["choosing"] = time.perf_counter() - now
-
-        now = time.perf_counter()
-        if self.held_index is not None:
-            predict, settings = self._fit(method, x, y, chosen, "fitting all training images")
-        seconds["fit"] = time.perf_counter() - now
-
-        now = time.perf_counter()
-        train_acc = float((predict(x) == y).mean())
-        seconds["predict"] = time.perf_counter() - now
-        test, now = self.images("test"), time.perf_counter()
-        test_acc, predicted, true = None, val_predicted, val_y
+        with _timed(seconds, "features"):
+            x, cached = self.features(kind, "train")
+            # One factor for all features, from the training images, so that C and gamma mean the same for every source.
+            scale = np.float32(1 / np.sqrt((x[self.fit_index] ** 2).sum(1).mean() or 1.0))
+            x, y = x * scale, self.whole.labels.numpy()
+            fit_x, fit_y = x[self.fit_index], y[self.fit_index]
+            if self.held_index is None:
+                own = self.images("validation")
+                assert own is not None
+                val_x, val_y = self.features(kind, "validation")[0] * scale, own.labels.numpy()
+            else:
+                val_x, val_y = x[self.held_index], y[self.held_index]
+        with _timed(seconds, "choosing"):
+            chosen = self._choose(method, fit_x, fit_y, val_x, val_y)
+            predict, settings = self._fit(method, fit_x, fit_y, chosen, "fitting without validation images")
+            predicted, true = predict(val_x), val_y
+        val_acc = float((predicted == true).mean())
+        with _timed(seconds, "fit"):
+            if self.held_index is not None:
+                predict, settings = self._fit(method, x, y, chosen, "fitting all training images")
+        with _timed(seconds, "predict"):
+            train_acc = float((predict(x) == y).mean())
+        test, test_acc = self.images("test"), None
         if test is not None:
-            test_x, true = self.features(kind, "test")[0] * scale, test.labels.numpy()
-            seconds["features"] += time.perf_counter() - now
-            now = time.perf_counter()
-            predicted = predict(test_x)
-            seconds["predict"] += time.perf_counter() - now
+            with _timed(seconds, "features"):
+                test_x, true = self.features(kind, "test")[0] * scale, test.labels.numpy()
+            with _timed(seconds, "predict"):
+                predicted = predict(test_x)
             test_acc = float((predicted == true).mean())
         classes = len(self.whole.classes)
         confusion = np.bincount(true * classes + predicted, minlength=classes**2).reshape(classes, classes)
-        seconds["all"] = time.perf_counter() - begin + self.reading
+        seconds["all"] = time.perf_counter() - start + self.reading
+        counts = {"train": len(x), "validation": len(val_y), "test": len(test) if test is not None else 0}
         own_part = self.held_index is None
-        few = f"settings chosen on {len(val_y)} images, which is little: more images tell them apart better"
-        notes = [*self.notes, *([few] if len(val_y) < 50 else [])]
-        count = len(x) + (len(val_y) if own_part else 0) + (len(test) if test is not None else 0)
+        few = [f"settings were chosen on only {len(val_y)} images; add images"] if len(val_y) < 50 else []
         return ClassicalResult(
             method=method,
             data=self.data,
             classes=self.whole.classes,
-            counts={"train": len(x), "validation": len(val_y), "test": len(test) if test is not None else 0},
+            counts=counts,
             settings=settings,
-            val_acc=float((val_predicted == val_y).mean()),
-            val_source=f"{len(val_y):,} images, "
-            + ("the source's own part" if own_part else "held out while choosing"),
+            val_acc=val_acc,
+            val_source=f"{len(val_y):,} images, " + ("the source's own" if own_part else "held out while choosing"),
             train_acc=train_acc,
             test_acc=test_acc,
             confusion=confusion.tolist(),
             confusion_of="validation" if test is None else "test",
             seconds={name: round(value, 3) for name, value in seconds.items()},
-            images_per_second=count / seconds["all"],
+            # Validation images that are held out of the training images are not counted twice.
+            images_per_second=(sum(counts.values()) - (0 if own_part else len(val_y))) / seconds["all"],
             dimension=x.shape[1],
             cached=cached,
             seed=self.seed,
             threads=self.threads,
             versions={name: version(name) for name in ("cnnlab", "numpy", "scikit-learn")},
-            notes=tuple(notes),
+            notes=(*self.notes, *few),
         )
 
     def _choose(self, method: str, x: Floats, y: Labels, val_x: Floats, val_y: Labels) -> dict[str, float]:
-        """The settings that are best on the validation images; of equals the first, which is the smoothest."""
+        """Return the best settings on the validation images; of equal ones the first, which is the smoothest."""
         kernel = METHODS[method][1] == "kernel"
         if len(x) > _GRID_IMAGES:
             some = stratified_subset(_torch_index(y), _GRID_IMAGES, self.seed).numpy()
@@ -293,21 +281,29 @@ class _Work:
         return best
 
     def _fit(
-        self, method: str, x: Floats, y: Labels, settings: dict[str, float], what: str
+        self, method: str, x: Floats, y: Labels, settings: dict[str, float], task: str
     ) -> tuple[Callable[[Floats], Labels], dict[str, float]]:
-        """(features -> labels, settings with what the fit adds)."""
-        self.report(f"{method}: {what}", 0, 0)
+        """Return a function features -> labels, and the settings including those of the fit."""
+        self.report(f"{method}: {task}", 0, 0)
         if METHODS[method][1] == "linear":
             return svm(x, y, settings["C"], self.seed, self.threads).predict, settings
         kernel_map = KernelMap(x, LANDMARKS, settings["gamma"] / spread(x, self.seed), self.seed)
         model = svm(kernel_map(x), y, settings["C"], self.seed, self.threads)
 
         def predict(features: Floats) -> Labels:
-            # Some thousand at a time: the mapped training set is a gigabyte.
+            # In parts: the mapped training set is a gigabyte.
             parts = [model.predict(kernel_map(features[i : i + 4096])) for i in range(0, len(features), 4096)]
             return np.concatenate(parts)
 
         return predict, {**settings, "landmarks": kernel_map.landmarks}
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    """Add the wall-clock seconds of the block to seconds[part]."""
+    start = time.perf_counter()
+    yield
+    seconds[part] += time.perf_counter() - start
 
 
 def _torch_index(index: Labels) -> Any:

@@ -1,4 +1,4 @@
-"""A linear support vector machine, and the map that makes it work with a Gaussian kernel; both are scikit-learn's.
+"""A linear support vector machine and an approximated Gaussian kernel, both from scikit-learn.
 
 C. Cortes, V. Vapnik, Support-Vector Networks, 1995. C. Williams, M. Seeger, Using the Nystroem Method to Speed Up
 Kernel Machines, NIPS 2001. L. Bottou, Large-Scale Machine Learning with Stochastic Gradient Descent, 2010 (the
@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
-_PASSES = 20, 100  # over the images, at least and at most; between, as many as make a million steps
+_PASSES = 20, 100  # at least and at most; in between, as many as make a million steps
 _STEPS = 1_000_000
 
 
 def svm(features: Floats, labels: Labels, c: float, seed: int, threads: int) -> Any:
-    """A fitted SVM of `features` (N, D) and `labels` (N,), each class against the rest, with `predict`.
+    """Fit a one-versus-rest SVM to `features` (N, D) and `labels` (N,); return the scikit-learn model.
 
-    Minimises |w|^2 / 2 + c sum_i max(0, 1 - y_i (w . x_i + b)) by averaged stochastic gradients: on 60,000 images with
-    thousands of features scikit-learn's exact solvers take an hour, this takes a minute.
+    Minimizes |w|^2 / 2 + c sum_i max(0, 1 - y_i (w . x_i + b)) by averaged SGD. On 60,000 images with thousands of
+    features it takes a minute, scikit-learn's exact solvers an hour.
     """
     from sklearn.linear_model import SGDClassifier
 
@@ -37,7 +37,7 @@ def svm(features: Floats, labels: Labels, c: float, seed: int, threads: int) -> 
 
 
 class KernelMap:
-    """z with z(a) . z(b) near k(a, b) = exp(-gamma |a - b|^2): the nearer, the more of the images are landmarks."""
+    """A map z with z(a) . z(b) ≈ exp(-gamma |a - b|^2); more landmarks make it more exact."""
 
     def __init__(self, features: Floats, landmarks: int, gamma: float, seed: int) -> None:
         from sklearn.kernel_approximation import Nystroem
@@ -46,7 +46,7 @@ class KernelMap:
         self._map = Nystroem(gamma=gamma, n_components=self.landmarks, random_state=seed).fit(features)
 
     def __call__(self, features: Floats) -> Floats:
-        """(N, D) -> (N, M) float32, some thousand rows at a time: in one piece the kernel would need memory twice."""
+        """Map (N, D) -> (N, M) float32, 4096 rows at a time to save memory."""
         mapped = np.empty((len(features), self.landmarks), np.float32)
         for i in range(0, len(features), 4096):
             mapped[i : i + 4096] = self._map.transform(features[i : i + 4096])
@@ -54,6 +54,6 @@ class KernelMap:
 
 
 def spread(features: Floats, seed: int) -> float:
-    """The mean squared distance between two of the rows of `features` (N, D): the unit that gamma is chosen in."""
+    """Return the mean squared distance between two rows of `features` (N, D): gamma is chosen relative to it."""
     some = features[np.random.default_rng(seed).permutation(len(features))[:2000]].astype(np.float64)
     return float(2 * ((some - some.mean(0)) ** 2).sum(1).mean()) or 1.0

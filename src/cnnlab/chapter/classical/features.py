@@ -1,4 +1,4 @@
-"""Hand-made features: histograms of oriented gradients, and bags of SIFT words; and the folder that keeps them.
+"""Hand-made features: histograms of oriented gradients and bags of SIFT words, and their cache.
 
 N. Dalal, B. Triggs, Histograms of Oriented Gradients for Human Detection, CVPR 2005. D. Lowe, Distinctive Image
 Features from Scale-Invariant Keypoints, IJCV 2004. G. Csurka et al., Visual Categorization with Bags of Keypoints,
@@ -29,25 +29,25 @@ from cnnlab.io.errors import CnnlabError, reason
 
 Floats = NDArray[np.float32]
 
-FORMAT = 1  # of the files in the cache and of what the functions below compute: raise it when either changes
-HOG_BINS = 12  # over 360 degrees: on small pictures, dark-to-bright and bright-to-dark are different edges
+FORMAT = 1  # of the cached files and of the features in them: increase it when either changes
+HOG_BINS = 12  # over 360 degrees: in small images, dark-to-bright and bright-to-dark edges differ
 SIFT_WORDS = 512
-_CHUNK = 400_000  # pixels of a channel at a time in each thread: some tens of megabytes of gradients
+_CHUNK = 400_000  # pixels per channel at a time in each thread: some tens of megabytes of gradients
 _HOG_SIDE, _SIFT_SIDE = 28, 56  # smaller images are enlarged to at least this
 _SIFT_GRID = 9  # keypoints in a row
-_SAMPLE = 200_000  # descriptors that the vocabulary is learned from
+_SAMPLE = 200_000  # descriptors to learn the vocabulary from
 
 
 def hog(images: NDArray[np.uint8]) -> Floats:
-    """Histograms of oriented gradients: (N, C, S, S) uint8 -> (N, R * R * HOG_BINS) float32, R = S // cell.
+    """Compute histograms of oriented gradients: (N, C, S, S) uint8 -> (N, R * R * HOG_BINS) float32, R = S // cell.
 
-    As Dalal and Triggs: central differences, of several channels the one with the steepest gradient at each pixel;
-    each gradient's length is shared between the two nearest directions and the four nearest cells. The cell is S/8
-    rounded, at least 4 pixels; images below 28 pixels are enlarged by a whole factor first. Unlike them: directions
-    over 360 degrees, and the square root of the cells instead of contrast-normalised blocks.
+    As Dalal and Triggs: central differences; with several channels, the one with the steepest gradient at each pixel;
+    each gradient's length is split between the two nearest directions and the four nearest cells. A cell is S / 8
+    rounded, at least 4 pixels; images below 28 pixels are enlarged by a whole factor first. Unlike theirs: directions
+    over 360 degrees, and the square root of the cells instead of contrast-normalized blocks.
 
-    Written out here because it is two points of validation accuracy better on Fashion-MNIST than scikit-image's and
-    OpenCV's histograms, which both normalise the contrast away and in part do not share gradients: docs/log.md.
+    Two points of validation accuracy better on Fashion-MNIST than the histograms of scikit-image and OpenCV, which
+    normalize the contrast away (docs/log.md).
     """
     enlarged = _enlarged(images, _HOG_SIDE).astype(np.float32) / 255  # (N, C, S, S)
     n, c, side, _ = enlarged.shape
@@ -74,7 +74,7 @@ def hog(images: NDArray[np.uint8]) -> Floats:
 
 
 def _pool(side: int) -> Floats:
-    """(R, side): how much each pixel of a row gives to each of R cells: 1 at the centre, 0 at the next one's."""
+    """Return (R, side): the weight of each pixel of a row in each of R cells, 1 at the centre, 0 at the next centre."""
     cell = max(4, round(side / 8))
     rows = side // cell
     margin = (side - rows * cell) / 2  # the same on both sides
@@ -83,10 +83,10 @@ def _pool(side: int) -> Floats:
 
 
 def sift(images: NDArray[np.uint8]) -> Floats:
-    """Dense root-SIFT: (N, C, S, S) uint8 -> (N, 81, 128) float32, on a 9 x 9 grid, without a preferred direction.
+    """Compute dense root-SIFT on a 9 x 9 grid, unrotated: (N, C, S, S) uint8 -> (N, 81, 128) float32.
 
-    Colour becomes grey; images below 56 pixels are enlarged by a whole factor. A descriptor covers 24/56 of the
-    image's side. Without contrast it is 0, else of length 1 (root of the descriptor's shares).
+    Colour becomes grey; images below 56 pixels are enlarged by a whole factor. A descriptor covers 24/56 of the side.
+    Its length is 1, or 0 without contrast.
     """
     cv2 = opencv()
     grey = _enlarged(_grey(images), _SIFT_SIDE)[:, 0]
@@ -103,7 +103,7 @@ def sift(images: NDArray[np.uint8]) -> Floats:
 
 
 def vocabulary(images: ImageSet, seed: int, threads: int, report: Report) -> Floats:
-    """The visual words: centres of k-means clusters (at most SIFT_WORDS, 128) of descriptors of training `images`."""
+    """Return the visual words, at most (SIFT_WORDS, 128): k-means centres of the descriptors of `images`."""
     from sklearn.cluster import MiniBatchKMeans
     from threadpoolctl import threadpool_limits
 
@@ -111,16 +111,16 @@ def vocabulary(images: ImageSet, seed: int, threads: int, report: Report) -> Flo
     some = images.take(torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count])
     found = in_chunks(sift, some, threads, report, "SIFT for the vocabulary").reshape(-1, 128)
     means = MiniBatchKMeans(min(SIFT_WORDS, len(found)), batch_size=8192, n_init=1, max_iter=20, random_state=seed)
-    with threadpool_limits(1):  # one thread: the order of sums, and so the words, do not depend on the cores
+    with threadpool_limits(1):  # one thread: so the order of sums does not depend on the number of cores
         return np.asarray(means.fit(found).cluster_centers_, np.float32)
 
 
 def bags(images: NDArray[np.uint8], words: Floats) -> Floats:
-    """Bags of visual words: (N, C, S, S) uint8 and (W, 128) -> (N, 5 W) float32.
+    """Compute bags of visual words: (N, C, S, S) uint8 and (W, 128) -> (N, 5 W) float32.
 
-    Each descriptor counts for its nearest word: over the whole image, and over its four quarters (a spatial
-    pyramid of two levels; the grid's middle row and column count, by halves, on both sides). The root of each
-    count's share of its level, so that dot products compare histograms by Hellinger's distance.
+    Each descriptor is counted for its nearest word, over the whole image and over its four quarters (a spatial pyramid
+    of two levels; the grid's middle row and column count half on either side). The features are the roots of the
+    relative frequencies, so that dot products compare histograms by Hellinger's distance.
     """
     found = sift(images)
     n, points, _ = found.shape
@@ -138,7 +138,7 @@ def bags(images: NDArray[np.uint8], words: Floats) -> Floats:
 
 
 def nearest_words(found: Floats, words: Floats) -> NDArray[np.int64]:
-    """The nearest of `words` (W, 128) to each descriptor: (M, 128) -> (M,)."""
+    """Return the index of the nearest of `words` (W, 128) for each descriptor: (M, 128) -> (M,)."""
     half = 0.5 * (words**2).sum(1)
     return np.asarray((found @ words.T - half).argmax(1))
 
@@ -146,7 +146,7 @@ def nearest_words(found: Floats, words: Floats) -> NDArray[np.int64]:
 def in_chunks(
     function: Callable[[NDArray[np.uint8]], Floats], images: ImageSet, threads: int, report: Report, what: str
 ) -> Floats:
-    """`function` of all images, some at a time in `threads` threads: in the order of the images."""
+    """Apply `function` to all images in chunks, in `threads` threads; return the results in order."""
     from threadpoolctl import threadpool_limits
 
     pixels = images.images.numpy()
@@ -154,7 +154,7 @@ def in_chunks(
     chunk = min(500, max(1, _CHUNK // side**2))
     starts = range(0, len(pixels), chunk)
     whole: Floats | None = None
-    # NumPy and OpenCV let go of the interpreter while they work; their own threads would only get in the way.
+    # NumPy and OpenCV release the interpreter lock; their own threads would only compete with ours.
     with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
         try:
             for start, part in zip(starts, pool.map(lambda i: function(pixels[i : i + chunk]), starts), strict=True):
@@ -169,43 +169,45 @@ def in_chunks(
     return whole
 
 
-def kept(
-    folder: Path, key: dict[str, Any], shape: tuple[int, int], note: Callable[[str], None], make: Callable[[], Floats]
+def cached(
+    folder: Path,
+    key: dict[str, Any],
+    shape: tuple[int, int],
+    note: Callable[[str], None],
+    compute: Callable[[], Floats],
 ) -> tuple[Floats, bool]:
-    """What `make` gives, (N, D) float32, from `folder` if it was kept there under `key`: (features, was it kept?).
+    """Return the features, (N, D) float32, from `folder` or else from `compute`, and whether they were cached.
 
-    A file is an .npy array with 16 bytes behind it: the hash of key and numbers. What does not agree with that is
-    computed again, and `note` gets a line; so it does where the folder cannot be written.
-
-    shape: (N, D), -1 where it is not known.
+    A file is an .npy array followed by 16 bytes, the hash of key and values. If it does not match, the features are
+    computed again and `note` receives a line, also if the folder cannot be written. shape: (N, D), -1: unknown.
     """
     text = json.dumps({**key, "format": FORMAT, "versions": _versions(key)}, sort_keys=True)
     path = folder / f"{key['features']}-{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}.npy"
     try:
         with path.open("rb") as file:
-            found = np.load(file, allow_pickle=False)
+            features = np.load(file, allow_pickle=False)
             rest = file.read()
-        fits = found.ndim == 2 and all(s in (-1, n) for s, n in zip(shape, found.shape, strict=True))
-        if found.dtype != np.float32 or not fits:
-            raise ValueError(f"it holds {found.dtype} {found.shape}")
-        if rest != _digest(text, found):
+        fits = features.ndim == 2 and all(s in (-1, n) for s, n in zip(shape, features.shape, strict=True))
+        if features.dtype != np.float32 or not fits:
+            raise ValueError(f"it contains {features.dtype} {features.shape}")
+        if rest != _digest(text, features):
             raise ValueError("wrong checksum")
-        return found, True
+        return features, True
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except (OSError, ValueError, EOFError, MemoryError) as error:  # MemoryError: a header that promises too much
+    except (OSError, ValueError, EOFError, MemoryError) as error:  # MemoryError: a damaged header
         note(f"{path} is damaged ({reason(error)}); computed again")
-    made = np.ascontiguousarray(make(), dtype=np.float32)
+    features = np.ascontiguousarray(compute(), dtype=np.float32)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(path, text, made)
+        _write(path, text, features)
     except OSError as error:
-        note(f"cannot keep features in {folder}: {reason(error)}")
-    return made, False
+        note(f"cannot cache features in {folder}: {reason(error)}")
+    return features, False
 
 
 def _write(path: Path, text: str, array: Floats) -> None:
-    # As files.write_atomic, without a second copy of what may be gigabytes.
+    # Like files.write_atomic, without a copy in memory: it may be gigabytes.
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -220,7 +222,7 @@ def _write(path: Path, text: str, array: Floats) -> None:
 
 
 def hash_of(array: Floats) -> str:
-    """A text that names these numbers."""
+    """Return the hash of these values as text."""
     return _digest("", array).hex()
 
 
@@ -236,7 +238,7 @@ def _versions(key: dict[str, Any]) -> dict[str, str]:
 
 
 def _enlarged(images: NDArray[np.uint8], least: int) -> NDArray[np.uint8]:
-    """(N, C, S, S) uint8, by a whole factor so that S is at least `least`, bilinear."""
+    """Enlarge (N, C, S, S) uint8 bilinearly by a whole factor, so that S is at least `least`."""
     factor = math.ceil(least / images.shape[2])
     if factor == 1:
         return images
@@ -247,12 +249,12 @@ def _enlarged(images: NDArray[np.uint8], least: int) -> NDArray[np.uint8]:
 def _grey(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if images.shape[1] == 1:
         return images
-    weights = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's
+    weights = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in Pillow
     return np.asarray(np.rint(np.einsum("nchw,c->nhw", images.astype(np.float32), weights))[:, None], np.uint8)
 
 
 def opencv() -> Any:
-    """The module cv2. Raises: CnnlabError where it is not installed."""
+    """Return the module cv2. Raise CnnlabError if it is not installed."""
     try:
         import cv2
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What a lesson shows: tables as text, pictures as PNG. Works in a notebook, and says nothing elsewhere."""
+"""Tables and pictures for the lessons: text, Markdown and PNG that a notebook displays."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cnnlab.training.results import Result
 
 
 class Picture:
-    """A picture that a notebook shows where it stands at the end of a cell."""
+    """A PNG picture that a notebook displays as the value of a cell."""
 
     def __init__(self, png: bytes) -> None:
         self.png = png
@@ -34,7 +34,7 @@ class Picture:
 
 
 class Markdown(str):
-    """A text that a notebook shows as a table; elsewhere it shows as it is."""
+    """Markdown that a notebook renders; elsewhere it is plain text."""
 
     def __repr__(self) -> str:
         return str(self)
@@ -44,22 +44,21 @@ class Markdown(str):
 
 
 def shapes(model: str | nn.Module, *, image_size: int | None = None, in_channels: int = 1, depth: int = 1) -> str:
-    """The table that `cnnlab show` prints: output shape, parameters, multiply-adds and receptive field of each layer.
+    """Return the table of `cnnlab show`: output shape, parameters, multiply-adds and receptive field of each layer.
 
-    model: a name in MODELS, or a module; image_size: unsaid, that at which the manual prints the network.
+    model: a name in MODELS, or a module. image_size: default: the manual's.
     """
-    found = summarize(model, image_size=image_size, in_channels=in_channels, depth=depth)
-    return summary_format("table")(found)
+    return summary_format("table")(summarize(model, image_size=image_size, in_channels=in_channels, depth=depth))
 
 
 def compare(trained: Mapping[str, Result]) -> Picture:
-    """Accuracy over the epochs on the images that were watched, a line for each of the named trainings."""
+    """Draw accuracy on the evaluation split over the epochs, a line per named training."""
     lines = [(name, result.run.recipe.eval_split, result.run.metrics()) for name, result in trained.items()]
     return _picture(comparison(lines))
 
 
 def plot(x: Sequence[float], curves: Mapping[str, Sequence[float]], xlabel: str, ylabel: str) -> Picture:
-    """A line for each of the named `curves` over `x`."""
+    """Draw a line over `x` for each of the named `curves`."""
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
     for name, y in curves.items():
@@ -74,14 +73,14 @@ def plot(x: Sequence[float], curves: Mapping[str, Sequence[float]], xlabel: str,
 def grid(
     images: Tensor | Sequence[Tensor], titles: Sequence[str] = (), *, together: bool = False, columns: int = 8
 ) -> Picture:
-    """Small pictures in rows: each (H, W), or (C, H, W) of one or three channels, of whatever range.
+    """Draw small images in rows: (H, W), or (C, H, W) of one or three channels, with values of any range.
 
-    Each is scaled from its own darkest to its own brightest value; together: all from the darkest to the brightest of
-    all, so that they can be compared.
+    Each is scaled from its own minimum to its own maximum; together: from those of all images, so that they can be
+    compared.
     """
     tiles = [image.detach().float().cpu() for image in images]
     if not tiles:
-        raise CnnlabError("images is empty: there is nothing to show")
+        raise CnnlabError("images is empty; pass at least one")
     ends = [(float(tile.min()), float(tile.max())) for tile in tiles]
     if together:
         ends = [(min(low for low, _ in ends), max(high for _, high in ends))] * len(tiles)
@@ -102,111 +101,107 @@ def grid(
 
 
 def filters(result: Result) -> Picture:
-    """The filters of a training's first convolution: the manual's figure 1.1 for this network."""
+    """Draw the filters of the first convolution, as in the manual's figure 1.1."""
     return _picture(figures.filters(result.run))
 
 
 def held_out(result: Result, count: int) -> tuple[Tensor, Tensor]:
-    """The first `count` validation images as the network gets them, (count, C, S, S) float, and their labels."""
+    """Return the first `count` validation images, preprocessed, (count, C, S, S) float, and their labels."""
     images = validation_images(result.run)
     return Preprocessing.from_dict(result.run.info["preprocessing"])(images.images[:count]), images.labels[:count]
 
 
 def maps(result: Result, layer: str, *, image: int = 0, count: int = 15) -> Picture:
-    """A validation image, and the first `count` of the maps that the network's layer `layer` makes of it.
+    """Draw a validation image and the first `count` feature maps of a layer.
 
-    layer: its path, as in the table of `shapes`; image: which of the validation images. Raises: CnnlabError where
-    there is no such layer, or it does not give maps.
+    layer: its path, as in the table of `shapes`. image: index of the validation image. Raises: CnnlabError if there is
+    no such layer, or its output has no maps.
     """
     run = result.run
     model = load_network(run)
     pixels = validation_images(run).images[image : image + 1]
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
     try:
         part = model.get_submodule(layer)
     except AttributeError as error:
         names = ", ".join(name for name, _ in model.named_children())
-        raise CnnlabError(f"{run.recipe.model} has no layer {layer!r}; its rows are {names}") from error
-    with part.register_forward_hook(lambda _module, _input, output: found.append(output)), torch.inference_mode():
+        raise CnnlabError(f"{run.recipe.model} has no layer {layer!r}; its layers are {names}") from error
+    with part.register_forward_hook(lambda _module, _input, output: outputs.append(output)), torch.inference_mode():
         model(Preprocessing.from_dict(run.info["preprocessing"])(pixels))
-    if not found or found[0].ndim != 4:
-        raise CnnlabError(f"layer {layer!r} of {run.recipe.model} gives no maps; choose an earlier one")
-    made = found[0][0, :count]
-    return grid([pixels[0], *made], ["image", *(str(i) for i in range(len(made)))])
+    if not outputs or outputs[0].ndim != 4:
+        raise CnnlabError(f"layer {layer!r} of {run.recipe.model} has no feature maps; choose an earlier one")
+    shown = outputs[0][0, :count]
+    return grid([pixels[0], *shown], ["image", *(str(i) for i in range(len(shown)))])
 
 
 def hardest(result: Result, count: int = 16) -> Picture:
-    """The validation images whose true class the network finds least probable, mistakes first.
+    """Draw the validation images whose true class has the lowest probability, mistakes first.
 
-    Above each, `true → predicted` for a mistake, else the class with the probability that it was given.
+    Titles: `true → predicted` for mistakes, else the class and its probability.
     """
     run = result.run
     images = validation_images(run)
     p = probabilities([run], images.images)  # (N, K)
-    right = p.gather(1, images.labels[:, None])[:, 0]
-    said = p.argmax(1)
-    # Mistakes before all that is right, however unsure.
-    order = (right + (said == images.labels)).argsort()[:count]
+    true_probability = p.gather(1, images.labels[:, None])[:, 0]
+    predicted = p.argmax(1)
+    # The added 1 puts every mistake before every correct prediction.
+    order = (true_probability + (predicted == images.labels)).argsort()[:count]
     titles = []
     for i in order.tolist():
-        true, guess = run.classes[int(images.labels[i])], run.classes[int(said[i])]
-        titles.append(f"{true} ({right[i]:.2f})" if true == guess else f"{true} → {guess}")
+        true, guess = run.classes[int(images.labels[i])], run.classes[int(predicted[i])]
+        titles.append(f"{true} ({true_probability[i]:.2f})" if true == guess else f"{true} → {guess}")
     return grid(images.images[order], titles)
 
 
 def results(*names: str) -> Markdown:
-    """What was measured in full for the experiments `names`, beside what the manual prints: from committed results.
+    """Return the committed results of experiments beside the printed figures, and those of `fast/NAME`, if measured.
 
-    names: keys of EXPERIMENTS, and the classical methods. Also the network at the images' own size (`fast/NAME`),
-    where that was measured.
+    names: keys of EXPERIMENTS or CLASSICAL.
     """
-    rows, measured = _reproduced(), _every("fashion-speed*")
+    rows, measured = _reproduced(), _all_results("fashion-speed*")
     lines = markdown([]).splitlines()[:2]  # the head
     for name in names:
         if name in rows:
             lines += markdown([rows[name]]).splitlines()[2:]
         else:
-            section, what = _heading(name)
-            lines.append(f"| {section} | {what} | not run in full here | | | | | |")
+            section, title = _heading(name)
+            lines.append(f"| {section} | {title} | not run in full here | | | | | |")
             printed = printed_cells({"printed": printed_figures(name)})
             if any(printed):
                 lines.append(f"| | | printed | {' | '.join(printed)} | |")
-        fast = next((found for found in measured if f"fast/{name}" in found["recipes"]), None)
+        fast = next((result for result in measured if f"fast/{name}" in result["recipes"]), None)
         if fast:
             small = fast["recipes"][f"fast/{name}"]
             accuracy = small["final_acc"]
             epochs = small["recipe"]["epochs"]
-            how = f"`fast/{name}`, {epochs} epoch{'s' * (epochs != 1)}, {fast['n']} seeds"
-            lines.append(f"| | | {how} | | | {accuracy['mean']:.3f} ± {accuracy['std']:.3f} | | |")
+            run = f"`fast/{name}`, {epochs} epoch{'s' * (epochs != 1)}, {fast['n']} seeds"
+            lines.append(f"| | | {run} | | | {accuracy['mean']:.3f} ± {accuracy['std']:.3f} | | |")
     return Markdown("\n".join(lines) + "\n")
 
 
 def competition() -> Markdown:
-    """What `cnnlab kaggle all` reached on CIFAR-10: from committed results."""
-    lines = ["| command | minutes | val acc, 1 look | 6 looks |", "|---|---|---|---|"]
+    """Return the committed results of `cnnlab kaggle all` on CIFAR-10."""
+    lines = ["| command | minutes | val acc, 1 view | 6 views |", "|---|---|---|---|"]
     for label in ("10min", "1h"):
-        found = _newest(f"competition-{label}")
-        if found:
-            looks = found["validation_accuracy_by_views"]
-            lines.append(
-                f"| `{found['shown_command']}` | {found['seconds'] / 60:.1f} | {looks['none']:.4f} | "
-                f"{looks['shift']:.4f} |"
-            )
+        for result in _all_results(f"competition-{label}")[:1]:
+            views = result["validation_accuracy_by_views"]
+            command, minutes = result["shown_command"], result["seconds"] / 60
+            lines.append(f"| `{command}` | {minutes:.1f} | {views['none']:.4f} | {views['shift']:.4f} |")
     return Markdown("\n".join(lines) + "\n")
 
 
 def results_folder() -> Path:
-    """Where the committed results lie: in a package that was built, beside this file; else in the checkout."""
+    """Return the folder of the committed results: beside this file in a built package, else in the checkout."""
     inside = Path(__file__).parent / "results"
     return inside if inside.is_dir() else Path(__file__).parents[4] / "benchmarks" / "results"
 
 
 def _reproduced() -> dict[str, dict[str, Any]]:
-    """The row of each experiment that was run: one in full before a limited one, then the later label's."""
+    """Return the row of each experiment: full ones before limited ones, then that of the last label."""
     labels = sorted({path.name.partition("_")[0] for path in results_folder().glob("reproduce-*.json")})
     rows: dict[str, dict[str, Any]] = {}
     for label in labels:
-        for row in (_newest(label) or {})["rows"]:
+        for row in _all_results(label)[0]["rows"]:
             if "failed" in row:
                 continue
             if row["name"] not in rows or not row["limited"] or rows[row["name"]]["limited"]:
@@ -215,7 +210,7 @@ def _reproduced() -> dict[str, dict[str, Any]]:
 
 
 def _heading(name: str) -> tuple[str, str]:
-    """Section and title of an experiment or a classical method."""
+    """Return section and title of an experiment or classical method."""
     if name in CLASSICAL:
         return "start", CLASSICAL[name]
     if name not in EXPERIMENTS:
@@ -223,15 +218,10 @@ def _heading(name: str) -> tuple[str, str]:
     return EXPERIMENTS[name].section, EXPERIMENTS[name].title
 
 
-def _newest(label: str) -> dict[str, Any] | None:
-    """The newest result with that label."""
-    return next(iter(_every(label)), None)
-
-
-def _every(label: str) -> list[dict[str, Any]]:
-    """All results with that label, the newest first."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in results_folder().glob(f"{label}_*.json")]
-    return sorted(found, key=lambda result: str(result["environment"]["date"]), reverse=True)
+def _all_results(label: str) -> list[dict[str, Any]]:
+    """Return all results with that label, the newest first."""
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in results_folder().glob(f"{label}_*.json")]
+    return sorted(results, key=lambda result: str(result["environment"]["date"]), reverse=True)
 
 
 def _picture(figure: Figure) -> Picture:

@@ -1,26 +1,27 @@
 # %% [markdown] lang="en"
-# # Before the chapter: features made by hand
+# # Before the chapter: hand-made features
 #
-# Until 2012 most image classifiers had two parts. People wrote down what to measure in an image, its *features*; only
-# the classifier behind them was learned. A good feature stays the same when nothing of importance changes: when the
-# light is dimmer, or a line stands a little to the left.
+# Until 2012 most image classifiers had two parts. People designed the *features*, numbers that describe an image, and
+# only the classifier was learned. A good feature does not change when nothing important changes: when the light is
+# dimmer, or a stroke moves a little to the left.
 #
-# *HOG*, histograms of oriented gradients, cuts the image into small cells and counts in each how much edge there is of
-# each direction. A *support vector machine* then separates each class from the others by a plane with the widest
-# possible margin.
+# *HOG*, histograms of oriented gradients, divides the image into small cells and measures how strong the edges of each
+# direction are in each cell. A *support vector machine* then separates each class from the others by a plane with the
+# largest possible margin.
 #
-# The cells run on the handwritten digits that come with cnnlab. `DATA = "fashion-mnist"` takes the chapter's own images
-# instead (30 MB, downloaded once).
+# The cells run on the handwritten digits that come with cnnlab. Set `DATA = "fashion-mnist"` to use the chapter's own
+# images (30 MB, downloaded once).
 
 # %% [markdown] lang="zh"
 # # 本章之前：手工设计的特征
 #
-# 2012 年以前，图像分类器大多分成两部分：先由人规定从图像中提取什么，也就是**特征**；只有后面的分类器是学出来的。好的特征不受无关变化的影响：
-# 光线暗一点，笔画偏左一点，它都基本不变。
+# 2012 年以前，图像分类器大多分成两部分：**特征**，也就是描述图像的一组数，由人来设计；只有后面的分类器是学出来的。好
+# 的特征不受无关变化的影响：光线暗一点，笔画偏左一点，它都基本不变。
 #
-# **HOG**（方向梯度直方图）把图像切成小格，统计每一格里各个方向的边缘有多强。**支持向量机**再用间隔最大的平面，把每个类别与其余类别分开。
+# **HOG**（方向梯度直方图）把图像切成小格，统计每一格里各个方向的边缘有多强。**支持向量机**再用间隔最大的平面，把每个
+# 类别与其余类别分开。
 #
-# 下面的单元用 cnnlab 自带的手写数字运行。改成 `DATA = "fashion-mnist"`，就换成本章的图像（30 MB，只下载一次）。
+# 下面的单元格使用 cnnlab 自带的手写数字。改成 `DATA = "fashion-mnist"`，就换成本章的图像（30 MB，只下载一次）。
 
 # %%
 import numpy as np
@@ -38,16 +39,17 @@ show.grid(images[:16], [classes[k] for k in labels[:16]])
 # %% [markdown] lang="en"
 # ## Shapes
 #
-# Of each image HOG makes rows x rows x directions numbers (images below 28 pixels are enlarged first). Here are the
-# twelve directions of the first image, each as a small picture of the cells: bright where the image grows brighter that
-# way, to the right for 0°, downwards for 90°. The left edges of a 0's strokes are in one picture, the right edges in the
-# opposite one.
+# HOG turns each image into rows x rows x directions numbers (images below 28 pixels are enlarged first). Here are the
+# twelve directions of the first image, each as a small picture of the cells. A cell is bright where the image gets
+# brighter in that direction: to the right for 0°, downwards for 90°. The left edges of a 0's strokes appear in one
+# picture, the right edges in the opposite one.
 
 # %% [markdown] lang="zh"
 # ## 形状
 #
-# HOG 把每张图像变成 行 x 行 x 方向 个数（不到 28 像素的图像先放大）。下面是第一张图像的十二个方向，各画成一张由小格组成的小图：原图朝这个方向
-# 变亮的地方就亮，0° 是向右，90° 是向下。数字 0 朝右变亮的边和朝左变亮的边，分别出现在两张方向相反的小图里。
+# HOG 把每张图像变成 行 x 行 x 方向 个数（不到 28 像素的图像先放大）。下面是第一张图像的十二个方向，每个方向画成一张由
+# 小格组成的图：原图沿这个方向变亮的地方就亮，0° 是向右，90° 是向下。数字 0 的笔画，左边缘和右边缘分别出现在方向相反的
+# 两张图里。
 
 # %%
 features = hog(images.numpy())
@@ -59,13 +61,14 @@ show.grid(first, [f"{360 // HOG_BINS * k}°" for k in range(HOG_BINS)], together
 # %% [markdown] lang="en"
 # ## Training
 #
-# The same classifier on two kinds of features: the pixels themselves, and HOG. A fifth of the images is held out to
-# compare them on. The curve shows how the accuracy on those grows with the number of images to learn from.
+# The same classifier on two kinds of features: the pixels themselves, and HOG. A fifth of the images is held out for
+# the comparison. The curves show how the accuracy on them grows with the number of training images.
 
 # %% [markdown] lang="zh"
 # ## 训练
 #
-# 同一个分类器，两种特征：像素本身，以及 HOG。留出五分之一的图像用来比较。曲线画出：用来学习的图像越多，留出图像上的精度怎样变化。
+# 同一个分类器，两种特征：像素本身，以及 HOG。留出五分之一的图像用来比较。曲线画的是：训练图像越多，留出图像上的精度怎
+# 样变化。
 
 # %%
 from cnnlab.chapter.classical.classifiers import svm
@@ -76,7 +79,7 @@ fit = np.random.default_rng(0).permutation(fit)
 
 
 def train(x, count):
-    """A machine that has seen `count` images, and its accuracy on the images held out."""
+    """Train on `count` images; return the model and its accuracy on the held-out images."""
     x = x / (x**2).sum(1).mean() ** 0.5
     model = svm(x[fit[:count]], labels.numpy()[fit[:count]], c=1.0, seed=0, threads=1)
     return model, (model.predict(x[held_out]) == labels.numpy()[held_out]).mean()
@@ -87,18 +90,19 @@ counts = [100, 200, 400, 800, len(fit)]
 on_pixels = [train(pixels, count)[1] for count in counts]
 on_hog = [train(features, count)[1] for count in counts]
 print(f"pixels {on_pixels[-1]:.3f}, HOG {on_hog[-1]:.3f}")
-show.plot(counts, {"pixels": on_pixels, "HOG": on_hog}, "images to learn from", "accuracy")
+show.plot(counts, {"pixels": on_pixels, "HOG": on_hog}, "training images", "accuracy")
 
 # %% [markdown] lang="en"
 # ## Looking inside
 #
-# The machine has a weight for each feature and class. Summed over the directions they show what edges count for each
-# class, cell by cell: bright for it, dark against it. An edge in the middle speaks against a 0.
+# The model has a weight for each feature and class. Summed over the directions, the weights show how edges in each cell
+# count: bright ones speak for the class, dark ones against it. An edge in the middle, for example, speaks against a 0.
 
 # %% [markdown] lang="zh"
-# ## 看看里面
+# ## 网络内部
 #
-# 每个特征对每个类别有一个权重。对方向求和，就能逐格看出边缘对每个类别意味着什么：亮的支持，暗的反对。比如，正中间有边缘就不像 0。
+# 每个特征对每个类别都有一个权重。把各个方向的权重加起来，就能看出每一格里的边缘对这个类别意味着什么：亮的表示支持，暗
+# 的表示反对。比如，正中间有边缘就不像 0。
 
 # %%
 model, _ = train(features, len(fit))
@@ -106,33 +110,34 @@ weights = torch.from_numpy(model.coef_).reshape(len(classes), rows, rows, HOG_BI
 show.grid(weights, classes, columns=5)
 
 # %% [markdown] lang="en"
-# ## In full
+# ## Full experiment
 #
-# All images of Fashion-MNIST, settings chosen on validation images, the test set read once; below them LeNet, which
+# All images of Fashion-MNIST; settings chosen on validation images, test set used once. The last rows are LeNet, which
 # learns its features. `cnnlab reproduce classical` repeats the first rows.
 
 # %% [markdown] lang="zh"
 # ## 完整实验
 #
-# Fashion-MNIST 的全部图像，设置只凭验证集选定，测试集只读一次；下面几行是 LeNet，它的特征是学来的。`cnnlab reproduce classical` 可以重做前几行。
+# 使用 Fashion-MNIST 的全部图像：设置只凭验证集选定，测试集只用一次。最后几行是 LeNet，它的特征是学出来
+# 的。`cnnlab reproduce classical` 可以重做前几行。
 
 # %%
 show.results("hog-linear", "hog-kernel", "sift-linear", "lenet", "lenet-bn")
 
 # %% [markdown] lang="en"
-# Good hand-made features are hard to beat for a network as small as LeNet, and need no GPU. What they cannot do is learn
-# to measure something else: what HOG does not see, no classifier behind it can see, however many images there are.
+# Good hand-made features are hard to beat for a network as small as LeNet, and they need no GPU. But they cannot learn
+# to measure anything else: what HOG does not record, no classifier after it can use, however many images there are.
 
 # %% [markdown] lang="zh"
-# 像 LeNet 这样小的网络，很难胜过好的手工特征；后者也不需要 GPU。手工特征做不到的，是学会提取别的东西：HOG 没有记录的，后面的分类器就看不见，
-# 图像再多也没用。
+# 像 LeNet 这样小的网络很难胜过好的手工特征，而且手工特征不需要 GPU。但它们学不会测量别的东西：HOG 没有记录的信息，后
+# 面的分类器就无从利用，图像再多也没用。
 
 # %% [markdown] lang="en" tags=["exercise"]
-# **Exercise 1.** How many numbers does HOG make of an image of 28 pixels, if its cells are 4 pixels wide? And of one of
-# 32 pixels? Reckon first, then check with random images.
+# **Exercise 1.** How many numbers does HOG compute for an image of 28 pixels if its cells are 4 pixels wide? And for an
+# image of 32 pixels? Calculate first, then check with random images.
 
 # %% [markdown] lang="zh" tags=["exercise"]
-# **练习 1.** 小格宽 4 像素时，HOG 把 28 像素的图像变成多少个数？32 像素的呢？先算出来，再用随机图像验证。
+# **练习 1.** 小格宽 4 像素时，HOG 把 28 像素的图像变成多少个数？32 像素的呢？先自己算，再用随机图像验证。
 
 # %% tags=["answer"]
 
@@ -142,23 +147,25 @@ for side in (28, 32):
     print(side, (side // 4) ** 2 * HOG_BINS, hog(noise).shape[1])
 
 # %% [markdown] lang="en" tags=["exercise"]
-# **Exercise 2.** An image is turned by 90 degrees. What becomes of its HOG? Say it in terms of cells and directions,
-# then check.
+# **Exercise 2.** An image is rotated by 90 degrees. How does its HOG change? Describe it in terms of cells and
+# directions, then check.
 
 # %% [markdown] lang="zh" tags=["exercise"]
-# **练习 2.** 图像旋转 90 度，它的 HOG 会怎样变？先用小格和方向来说明，再验证。
+# **练习 2.** 图像旋转 90 度，它的 HOG 会怎样变？先从小格和方向两方面说明，再验证。
 
 # %% tags=["answer"]
 
 # %% tags=["solution"]
-turned = hog(np.rot90(images.numpy(), axes=(2, 3)).copy()).reshape(-1, rows, rows, HOG_BINS)
-moved = np.rot90(features.reshape(-1, rows, rows, HOG_BINS), axes=(1, 2))
+rotated = hog(np.rot90(images.numpy(), axes=(2, 3)).copy()).reshape(-1, rows, rows, HOG_BINS)
+expected = np.rot90(features.reshape(-1, rows, rows, HOG_BINS), axes=(1, 2))
 for shift in (0, HOG_BINS // 4, -HOG_BINS // 4):
-    print(f"directions moved by {shift:2d}: largest difference {np.abs(turned - np.roll(moved, shift, 3)).max():.3f}")
+    print(
+        f"directions shifted by {shift:2d}: largest difference {np.abs(rotated - np.roll(expected, shift, 3)).max():.3f}"
+    )
 
 # %% [markdown] lang="en" tags=["solution"]
-# The cells turn with the image, and within each cell every direction becomes the one a quarter of a circle further.
-# HOG is not invariant to turning, nor should it be here: turned upside down, a 6 is a 9.
+# The cells rotate with the image, and in each cell every direction moves on by a quarter of a circle. HOG is not
+# invariant to rotation, nor should it be here: a 6 upside down is a 9.
 
 # %% [markdown] lang="zh" tags=["solution"]
-# 小格随图像一起转，每格里的每个方向变成转过四分之一圈的那个方向。HOG 并不是旋转不变的，在这里也不该是：6 倒过来就是 9。
+# 小格随图像一起旋转，每格里的各个方向也转过四分之一圈。HOG 没有旋转不变性，在这里也不该有：6 倒过来就是 9。

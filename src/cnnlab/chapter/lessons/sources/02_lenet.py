@@ -2,20 +2,21 @@
 # # Before the chapter: LeNet
 #
 # LeNet (1998) learns its features together with the classifier. A *convolution* slides a small window over the image
-# and computes the same weighted sum at each place: few weights, and what is found in one corner is found in any other.
-# *Pooling* then makes the map coarser, so that small shifts matter less. Two rounds of this, then three linear layers.
+# and computes the same weighted sum at each position. It has few weights, and what it recognizes in one corner it
+# recognizes in every other. *Pooling* then makes the map coarser, so that small shifts matter less. After two rounds of
+# this come three linear layers.
 #
-# The cells run on the handwritten digits that come with cnnlab. `DATA = "fashion-mnist"` takes the chapter's own images
-# instead (30 MB, downloaded once): at most 6,000 of them, by the recipe's `limit`; 0 takes all.
+# The cells run on the handwritten digits that come with cnnlab. Set `DATA = "fashion-mnist"` to use the chapter's own
+# images (30 MB, downloaded once). The recipe's `limit` takes at most 6,000 of them; 0 takes all.
 
 # %% [markdown] lang="zh"
 # # 本章之前：LeNet
 #
-# LeNet（1998）把特征和分类器一起学出来。**卷积**让一个小窗口滑过图像，在每个位置做同样的加权求和：权重很少，而且在一个角落能认出的东西，在别的
-# 角落也能认出。**汇聚**再把特征图变粗，使小的平移不那么要紧。这样做两轮，后面接三个线性层。
+# LeNet（1998）把特征和分类器一起学出来。**卷积**让一个小窗口滑过图像，在每个位置做同样的加权求和：权重很少，而且在一
+# 处能认出的东西，在别处也能认出。**汇聚**再把特征图变粗，小的平移影响就小了。这样做两轮，后面接三个线性层。
 #
-# 下面的单元用 cnnlab 自带的手写数字运行。改成 `DATA = "fashion-mnist"`，就换成本章的图像（30 MB，只下载一次）：配方中的 `limit` 规定至多用
-# 6,000 张，设为 0 则用全部。
+# 下面的单元格使用 cnnlab 自带的手写数字。改成 `DATA = "fashion-mnist"`，就换成本章的图像（30 MB，只下载一次）；配方中
+# 的 `limit` 规定最多用 6,000 张，设为 0 则全部使用。
 
 # %%
 import torch
@@ -35,14 +36,14 @@ print(f"weights of the convolution: {conv.weight.numel():,}; of a linear layer i
 # %% [markdown] lang="en"
 # ## Shapes
 #
-# *Multiply-adds* are the work for one image; the *receptive field* is the side of the square of input pixels on which a
-# single value depends. Most of the work is in the convolutions, most of the weights are in the linear layers.
+# *Multiply-adds* are the work for one image. The *receptive field* is the side of the square of input pixels that one
+# output value depends on. Most of the work is in the convolutions, most of the weights are in the linear layers.
 
 # %% [markdown] lang="zh"
 # ## 形状
 #
-# **multiply-adds**（乘加次数）是处理一张图像的计算量；**receptive field**（感受野）是一个输出值所依赖的那块输入像素的边长。计算量大多在卷积层，
-# 权重大多在线性层。
+# **multiply-adds**（乘加次数）是处理一张图像的计算量；**receptive field**（感受野）是一个输出值所依赖的那块输入像素的
+# 边长。计算量大多在卷积层，权重大多在线性层。
 
 # %%
 print(show.shapes("lenet"))
@@ -50,14 +51,14 @@ print(show.shapes("lenet"))
 # %% [markdown] lang="en"
 # ## Training
 #
-# A recipe is all that decides a training, as data; `changed` gives another one. A part of the training images is held
-# out, and measured after each epoch: the dashed line. Sigmoids start slowly: at first little happens.
+# A recipe holds all settings of a training as data; `changed` returns a modified copy. Part of the training images is
+# held out and evaluated after each epoch: the dashed line. Sigmoids start slowly, so at first little happens.
 
 # %% [markdown] lang="zh"
 # ## 训练
 #
-# 配方（recipe）用数据写下决定一次训练的一切；`changed` 给出修改后的新配方。一部分训练图像留作验证，每个迭代周期之后测一次：即图中的虚线。
-# sigmoid 起步很慢：一开始几乎没有进展。
+# 配方（recipe）以数据的形式记下一次训练的全部设置，`changed` 返回修改后的副本。一部分训练图像留作验证，每个迭代周期之
+# 后评估一次，即图中的虚线。sigmoid 起步很慢：一开始几乎没有进展。
 
 # %%
 recipe = cnnlab.RECIPES["fast/lenet"].changed(data=DATA, limit=6000, image_size=28, batch_size=32, epochs=15)
@@ -67,13 +68,14 @@ print(result)
 # %% [markdown] lang="en"
 # ## Looking inside
 #
-# The six learned windows of the first layer; the maps that they make of one image; and the images that the network finds
-# hardest, with `true → predicted` above a mistake, else the probability that the true class was given.
+# The six learned windows of the first layer; the feature maps that they compute from one image; and the images that the
+# network finds hardest. Titles show `true → predicted` for mistakes, else the class and its probability.
 
 # %% [markdown] lang="zh"
-# ## 看看里面
+# ## 网络内部
 #
-# 第一层学到的六个窗口；它们从一张图像得到的特征图；以及网络觉得最难的图像：判错的，上方写着“真实 → 预测”，判对的，写着真实类别得到的概率。
+# 第一层学到的六个窗口；它们从一张图像得到的特征图；以及网络觉得最难的图像：判错的标为“真实 → 预测”，判对的标出类别和
+# 概率。
 
 # %%
 show.filters(result)
@@ -85,22 +87,24 @@ show.maps(result, "0")
 show.hardest(result)
 
 # %% [markdown] lang="en"
-# ## In full
+# ## Full experiment
 #
-# The manual's recipe on all of Fashion-MNIST: plain SGD for ten epochs. The printed figures are of one run without a
-# seed; ours are mean ± deviation over seeds. Below them our own recipe for the same network.
+# The manual's recipe on all of Fashion-MNIST: plain SGD for ten epochs. The printed figures come from one run without a
+# fixed seed; ours are mean ± standard deviation over several seeds. The last row is our own recipe for the same
+# network.
 
 # %% [markdown] lang="zh"
 # ## 完整实验
 #
-# 教材的配方，用在整个 Fashion-MNIST 上：普通的 SGD，十个周期。书上的数字来自一次没有固定种子的运行；我们的是多个种子的均值 ± 标准差。再下一
-# 行是我们自己的配方，网络相同。
+# 教材的配方，用在整个 Fashion-MNIST 上：普通的 SGD，十个周期。书上的数字来自一次没有固定种子的运行；我们的是多个种子
+# 的均值 ± 标准差。最后一行是我们自己的配方，网络相同。
 
 # %%
 show.results("lenet")
 
 # %% [markdown] lang="en" tags=["exercise"]
-# **Exercise 1.** Reckon by hand how many parameters the second convolution and the first linear layer have. Check.
+# **Exercise 1.** Calculate by hand how many parameters the second convolution and the first linear layer have. Then
+# check.
 
 # %% [markdown] lang="zh" tags=["exercise"]
 # **练习 1.** 先手算第二个卷积层和第一个线性层各有多少参数，再用代码验证。
@@ -109,17 +113,17 @@ show.results("lenet")
 
 # %% tags=["solution"]
 lenet = cnnlab.build_model("lenet")
-for layer, reckoned in ((lenet[3], 16 * (6 * 5 * 5 + 1)), (lenet[7], 120 * (16 * 5 * 5 + 1))):
-    print(layer, reckoned, sum(p.numel() for p in layer.parameters()))
+for layer, expected in ((lenet[3], 16 * (6 * 5 * 5 + 1)), (lenet[7], 120 * (16 * 5 * 5 + 1))):
+    print(layer, expected, sum(p.numel() for p in layer.parameters()))
 
 # %% [markdown] lang="en" tags=["exercise"]
-# **Exercise 2.** Replace each sigmoid by a ReLU and average pooling by maximum pooling, and compare. A network of your
-# own is a function of `num_classes`, `in_channels` and `image_size`; under a name in `cnnlab.MODELS` it can be trained
-# like any other. Take the same recipe.
+# **Exercise 2.** Replace each sigmoid by a ReLU and average pooling by max pooling, and compare. Your own network is a
+# function of `num_classes`, `in_channels` and `image_size`; add it to `cnnlab.MODELS` under a name and train it like
+# any other. Keep the recipe.
 
 # %% [markdown] lang="zh" tags=["exercise"]
-# **练习 2.** 把每个 sigmoid 换成 ReLU，把平均汇聚换成最大汇聚，与原来的比较。自己的网络写成一个函数，参数是 `num_classes`、`in_channels` 和
-# `image_size`；在 `cnnlab.MODELS` 里给它起个名字，就能像其他网络一样训练。配方不变。
+# **练习 2.** 把每个 sigmoid 换成 ReLU，把平均汇聚换成最大汇聚，与原来的比较。自己的网络写成一个函数，参数是
+# `num_classes`、`in_channels` 和 `image_size`；在 `cnnlab.MODELS` 里给它起个名字，就能像其他网络一样训练。配方不变。
 
 # %% tags=["answer"]
 
@@ -138,12 +142,12 @@ def lenet_relu(*, num_classes=10, in_channels=1, image_size=28):
 
 cnnlab.MODELS["lenet-relu"] = lenet_relu
 other = cnnlab.train(recipe.changed(model="lenet-relu"))
-show.compare({"sigmoid, average": result, "ReLU, maximum": other})
+show.compare({"sigmoid, average": result, "ReLU, max": other})
 
 # %% [markdown] lang="en" tags=["solution"]
-# The slope of a sigmoid is at most 1/4, so each layer weakens the gradient that passes back through it; that of a ReLU
-# is 1 or 0. Watch how soon each curve leaves the ground: the ReLU's is nearly at the top when the other starts.
+# The slope of a sigmoid is at most 1/4, so each layer weakens the gradient on its way back. The slope of a ReLU is 1 or
+# 0. Compare how early the curves rise: the ReLU's is nearly at the top when the other one starts.
 
 # %% [markdown] lang="zh" tags=["solution"]
-# sigmoid 的斜率至多为 1/4，梯度每往回经过一层就减弱一次；ReLU 的斜率是 1 或 0。注意每条曲线多早离开底部：另一条刚刚起步时，ReLU 的那条已经快到
-# 顶了。
+# sigmoid 的斜率最大只有 1/4，梯度每往回经过一层就减弱一次；ReLU 的斜率是 1 或 0。比较两条曲线何时开始上升：sigmoid 的
+# 刚起步，ReLU 的已经快到顶了。

@@ -1,25 +1,25 @@
 # %% [markdown] lang="en"
 # # 1.2 VGG: blocks
 #
-# AlexNet says nothing about how to design the next network. VGG (2014) does: repeat one *block*, some convolutions of 3x3
-# that keep the side, then a pooling that halves it. Deeper networks come from more convolutions in a block; a list of
-# numbers describes each.
+# AlexNet does not tell how to design the next network. VGG (2014) does: repeat one kind of *block*, some 3x3
+# convolutions that keep the side, then a pooling that halves it. More convolutions per block make a deeper network; a
+# list of numbers describes the whole architecture.
 #
-# Why 3x3? Two of them in a row see 5x5 pixels, with fewer weights than one of 5x5, and with a ReLU more.
+# Why 3x3? Two of them in a row see 5x5 pixels, with fewer weights than one 5x5 convolution and one more ReLU.
 #
-# The cells run on the handwritten digits that come with cnnlab. `DATA = "fashion-mnist"` takes the chapter's own images
-# instead (30 MB, downloaded once): at most 6,000 of them, by the recipe's `limit`; 0 takes all.
+# The cells run on the handwritten digits that come with cnnlab. Set `DATA = "fashion-mnist"` to use the chapter's own
+# images (30 MB, downloaded once). The recipe's `limit` takes at most 6,000 of them; 0 takes all.
 
 # %% [markdown] lang="zh"
 # # 1.2 VGG：使用块
 #
-# AlexNet 没有告诉人们下一个网络该怎样设计。VGG（2014）给出了办法：重复同一种**块**，即若干个保持边长的 3x3 卷积，再加一个把边长减半的汇聚。
-# 块里的卷积多一些，网络就深一些；写下一串数字，就描述了整个网络。
+# AlexNet 没有告诉人们下一个网络该怎样设计。VGG（2014）给出了办法：重复同一种**块**，即若干个保持边长的 3x3 卷积，再加
+# 一个把边长减半的汇聚。块里的卷积多一些，网络就深一些；一串数字就描述了整个网络。
 #
-# 为什么用 3x3？两个连在一起能看到 5x5 的像素，权重却比一个 5x5 少，中间还多了一个 ReLU。
+# 为什么用 3x3？两个连在一起能看到 5x5 的像素，权重却比一个 5x5 卷积少，还多了一个 ReLU。
 #
-# 下面的单元用 cnnlab 自带的手写数字运行。改成 `DATA = "fashion-mnist"`，就换成本章的图像（30 MB，只下载一次）：配方中的 `limit` 规定至多用
-# 6,000 张，设为 0 则用全部。
+# 下面的单元格使用 cnnlab 自带的手写数字。改成 `DATA = "fashion-mnist"`，就换成本章的图像（30 MB，只下载一次）；配方中
+# 的 `limit` 规定最多用 6,000 张，设为 0 则全部使用。
 
 # %%
 from functools import partial
@@ -54,13 +54,14 @@ print(show.shapes("vgg11"))
 # %% [markdown] lang="en"
 # ## Training
 #
-# The manual divides all channels by four and enlarges the images to 224 pixels. `vgg11-small` has the same channels, a
-# smaller head, and takes images of 32 pixels, which five halvings bring down to 1.
+# The manual divides all channels by four and enlarges the images to 224 pixels. `vgg11-small` has the same channels and
+# a smaller head. It takes images of 32 pixels, which five halvings reduce to 1.
 
 # %% [markdown] lang="zh"
 # ## 训练
 #
-# 教材把所有通道数除以四，并把图像放大到 224 像素。`vgg11-small` 的通道数与此相同，末尾的线性层更小，图像是 32 像素：减半五次正好剩 1。
+# 教材把所有通道数除以四，并把图像放大到 224 像素。`vgg11-small` 的通道数与此相同，末尾的线性层更小，图像是 32 像素：
+# 减半五次正好剩 1。
 
 # %%
 recipe = cnnlab.RECIPES["fast/vgg11"].changed(data=DATA, limit=6000, batch_size=64, epochs=10, precision="float32")
@@ -70,13 +71,13 @@ print(result)
 # %% [markdown] lang="en"
 # ## Looking inside
 #
-# The same image after the first, the second and the third block: the maps become smaller, and look less and less like
-# the image. Where a map is black the ReLU has let nothing through.
+# The same image after the first, second and third block: the maps get smaller and resemble the image less and less.
+# They are black where the ReLU has set negative values to 0.
 
 # %% [markdown] lang="zh"
-# ## 看看里面
+# ## 网络内部
 #
-# 同一张图像经过第一、第二、第三个块之后：特征图越来越小，也越来越不像原图。全黑的地方，ReLU 什么也没有放过去。
+# 同一张图像经过第一、第二、第三个块之后：特征图越来越小，也越来越不像原图。全黑的地方，是 ReLU 把负值置成了 0。
 
 # %%
 show.maps(result, "0")
@@ -91,9 +92,9 @@ show.maps(result, "2")
 show.hardest(result)
 
 # %% [markdown] lang="en"
-# ## In full
+# ## Full experiment
 #
-# What the manual prints for Fashion-MNIST, and `fast/vgg11`: the small network above on all images.
+# The manual's results on Fashion-MNIST, and `fast/vgg11`: the small network above on all images.
 
 # %% [markdown] lang="zh"
 # ## 完整实验
@@ -104,11 +105,11 @@ show.hardest(result)
 show.results("alexnet", "vgg11")
 
 # %% [markdown] lang="en" tags=["exercise"]
-# **Exercise 1.** VGG-16 is ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)). Where does its name come from? Count on the
-# network.
+# **Exercise 1.** VGG-16 is ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)). Where does the 16 in its name come from?
+# Count the layers.
 
 # %% [markdown] lang="zh" tags=["exercise"]
-# **练习 1.** VGG-16 是 ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))。名字里的 16 从哪里来？在网络里数一数。
+# **练习 1.** VGG-16 是 ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))。名字里的 16 从哪里来？数一数网络的层。
 
 # %% tags=["answer"]
 
@@ -117,7 +118,8 @@ layers = list(cnnlab.build_model("vgg16", image_size=32).modules())
 print(sum(isinstance(m, nn.Conv2d) for m in layers), "+", sum(isinstance(m, nn.Linear) for m in layers))
 
 # %% [markdown] lang="en" tags=["exercise"]
-# **Exercise 2.** How much more work is VGG-11 at 224 pixels than at 32? And how many more weights? Where are they?
+# **Exercise 2.** How much more work does VGG-11 do at 224 pixels than at 32? How many more weights does it have, and
+# where?
 
 # %% [markdown] lang="zh" tags=["exercise"]
 # **练习 2.** VGG-11 在 224 像素时的计算量是 32 像素时的多少倍？权重是多少倍？多出来的在哪里？
@@ -132,18 +134,20 @@ print(f"work {large.multiply_adds / small.multiply_adds:.1f}, weights {large.par
 print(max(large.layers, key=lambda layer: layer.parameters))
 
 # %% [markdown] lang="en" tags=["solution"]
-# The convolutions do (224/32)² = 49 times the work with the same weights; the whole ratio is a little lower, as two of
-# the linear layers do not grow. All additional weights are in the first linear layer, which takes 49 times the inputs.
+# The convolutions do (224/32)² = 49 times the work with the same weights. The overall ratio is slightly lower, since
+# two of the linear layers stay the same. All additional weights are in the first linear layer, which has 49 times the
+# inputs.
 
 # %% [markdown] lang="zh" tags=["solution"]
-# 卷积层用同样的权重做 (224/32)² = 49 倍的计算；总的比值略低，因为有两个线性层没有变大。多出来的权重全在第一个线性层，它的输入变成了 49 倍。
+# 卷积层用同样的权重做 (224/32)² = 49 倍的计算；总的比值略低，因为有两个线性层没有变。多出来的权重全在第一个线性层，它
+# 的输入变成了 49 倍。
 
 # %% [markdown] lang="en" tags=["exercise"]
-# **Exercise 3.** Design a VGG of your own with at most a tenth of the weights of `vgg11-small`, and train it by the same
-# recipe. How much accuracy does that cost?
+# **Exercise 3.** Design your own VGG with at most a tenth of the weights of `vgg11-small`, and train it with the same
+# recipe. How much accuracy does it lose?
 
 # %% [markdown] lang="zh" tags=["exercise"]
-# **练习 3.** 设计一个你自己的 VGG，权重至多是 `vgg11-small` 的十分之一，用同样的配方训练。精度会损失多少？
+# **练习 3.** 设计一个你自己的 VGG，权重最多是 `vgg11-small` 的十分之一，用同样的配方训练。精度会损失多少？
 
 # %% tags=["answer"]
 
@@ -156,7 +160,7 @@ for name, trained in (("vgg11-small", result), ("vgg-mine", mine)):
 show.compare({"vgg11-small": result, "vgg-mine": mine})
 
 # %% [markdown] lang="en" tags=["solution"]
-# Hardly anything, as the two lines above say of one run of each: so few and simple images do not need a large network.
+# Hardly any: such simple images, and so few, do not need a large network. The two lines above are from one run each.
 
 # %% [markdown] lang="zh" tags=["solution"]
-# 几乎没有损失：图像这么少、这么简单，用不着大网络。上面两行是各运行一次的结果。
+# 几乎没有损失：图像这么少、这么简单，用不着大网络。上面两行各来自一次运行。

@@ -1,21 +1,21 @@
 # %% [markdown] lang="en"
 # # After NiN: GoogLeNet
 #
-# Which window is best, 1x1, 3x3 or 5x5? GoogLeNet (2014) does not choose. An *Inception* block runs four paths side by
-# side over the same input, with different windows, and joins what they find along the channels. In two of them a 1x1
-# convolution first brings the number of channels down, or the larger windows would cost too much.
+# Which window is best, 1x1, 3x3 or 5x5? GoogLeNet (2014) does not choose. An *Inception* block runs four paths with
+# different windows over the same input and concatenates their outputs along the channels. Two of the paths first reduce
+# the number of channels with a 1x1 convolution; otherwise the larger windows would be too expensive.
 #
-# The cells run on the handwritten digits that come with cnnlab. `DATA = "fashion-mnist"` takes the chapter's own images
-# instead (30 MB, downloaded once): at most 6,000 of them, by the recipe's `limit`; 0 takes all.
+# The cells run on the handwritten digits that come with cnnlab. Set `DATA = "fashion-mnist"` to use the chapter's own
+# images (30 MB, downloaded once). The recipe's `limit` takes at most 6,000 of them; 0 takes all.
 
 # %% [markdown] lang="zh"
 # # NiN 之后：GoogLeNet
 #
-# 1x1、3x3、5x5，哪种窗口最好？GoogLeNet（2014）不做选择。**Inception** 块让四条窗口不同的路径并排处理同一个输入，再把各自的结果沿通道拼起来。其
-# 中两条路径先用 1x1 卷积减少通道，否则大窗口的代价太高。
+# 1x1、3x3、5x5，哪种窗口最好？GoogLeNet（2014）不做选择。**Inception** 块让四条窗口不同的路径并排处理同一个输入，再把
+# 各自的结果沿通道拼起来。其中两条路径先用 1x1 卷积减少通道，否则大窗口的代价太高。
 #
-# 下面的单元用 cnnlab 自带的手写数字运行。改成 `DATA = "fashion-mnist"`，就换成本章的图像（30 MB，只下载一次）：配方中的 `limit` 规定至多用
-# 6,000 张，设为 0 则用全部。
+# 下面的单元格使用 cnnlab 自带的手写数字。改成 `DATA = "fashion-mnist"`，就换成本章的图像（30 MB，只下载一次）；配方中
+# 的 `limit` 规定最多用 6,000 张，设为 0 则全部使用。
 
 # %%
 import torch
@@ -31,12 +31,12 @@ block = Inception(192, 64, (96, 128), (16, 32), 32)
 x = torch.rand(1, 192, 12, 12)
 for path in (block.path1, block.path2, block.path3, block.path4):
     print(tuple(path(x).shape))
-print("joined:", tuple(block(x).shape))
+print("concatenated:", tuple(block(x).shape))
 
 # %% [markdown] lang="en"
 # ## Shapes
 #
-# The whole network: a stem of two rows, nine blocks in three rows, and a single linear layer behind the global average.
+# The whole network: a stem of two rows, nine blocks in three rows, and a single linear layer after the global average.
 
 # %% [markdown] lang="zh"
 # ## 形状
@@ -49,15 +49,15 @@ print(show.shapes("googlenet"))
 # %% [markdown] lang="en"
 # ## Training
 #
-# For images of 28 pixels two blocks will do. This is how a network is put together from them, and given a name under
-# which it can be trained. After each convolution it has batch normalisation, the subject of the next lesson: the printed
-# network, which has none, stays for hundreds of steps where it began.
+# For images of 28 pixels two blocks suffice. Here they become a network, which gets a name under which it can be
+# trained. Each convolution is followed by batch normalisation, the subject of the next lesson: without it, as printed,
+# the network makes no progress for hundreds of steps.
 
 # %% [markdown] lang="zh"
 # ## 训练
 #
-# 对 28 像素的图像，两个块就够了。下面用它们搭一个网络，再给它起个名字，就可以训练。每个卷积之后都有批量规范化，那是下一课的内容：书上的网络没有
-# 它，前几百步都停在原处。
+# 对 28 像素的图像，两个块就够了。下面用它们搭一个网络，再给它起个名字，就可以训练。每个卷积之后都有批量规范化，那是下
+# 一课的内容：书上的网络没有它，前几百步毫无进展。
 
 
 # %%
@@ -83,13 +83,13 @@ print(result)
 # %% [markdown] lang="en"
 # ## Looking inside
 #
-# The maps that the four paths of the first block make of one image. The 1x1 path sees single pixels and follows the
-# outlines; the last one, which begins with a pooling, broadens them.
+# The maps that the four paths of the first block compute from one image. The 1x1 path sees single pixels and follows
+# the outlines; the last path starts with a pooling, which makes them broader.
 
 # %% [markdown] lang="zh"
-# ## 看看里面
+# ## 网络内部
 #
-# 第一个块的四条路径从同一张图像得到的特征图。1x1 路径只看单个像素，贴着轮廓走；最后一条以汇聚开头，轮廓变粗了。
+# 第一个块的四条路径从同一张图像得到的特征图。1x1 路径只看单个像素，紧贴轮廓；最后一条以汇聚开头，轮廓变粗了。
 
 # %%
 show.maps(result, "1.path1", count=7)
@@ -104,13 +104,13 @@ show.maps(result, "1.path3", count=7)
 show.maps(result, "1.path4", count=7)
 
 # %% [markdown] lang="en"
-# Where in the image is what makes a 6 a 6? The last layers average each map and then weigh the averages. Weighing first
-# and averaging afterwards gives the same logits, and in between, for each class, a map of what speaks for it: its *class
-# activation map*. Below each image is the map of the class that the network names.
+# Which part of the image makes a 6 a 6? The last layers average each map, then compute a weighted sum of the averages.
+# Weighting first and averaging afterwards gives the same logits, and in between a map of evidence for each class: its
+# *class activation map*. Below each image is the map of the predicted class.
 
 # %% [markdown] lang="zh"
-# 图像中的哪一处使 6 成为 6？最后几层先对每张特征图求平均，再加权求和。反过来先加权、再平均，得到的 logits 相同，而中间就出现了每个类别的证据图：
-# **类激活图**。每张图像的下面，是网络所判类别的图。
+# 图像中的哪一处使 6 成为 6？最后几层先对每张特征图求平均，再加权求和。反过来先加权、再平均，得到的 logits 相同，而中
+# 间就出现了每个类别的证据图，即**类激活图**。每张图像的下面，是预测类别的类激活图。
 
 # %%
 net = cnnlab.load_model(result.run).network
@@ -119,35 +119,35 @@ with torch.no_grad():
     evidence = torch.einsum("kc,bchw->bkhw", net[-1].weight, net[:4](images))
     logits = net(images)
 print(torch.allclose(evidence.mean((2, 3)) + net[-1].bias, logits, atol=1e-4), tuple(evidence.shape))
-named = logits.argmax(1)
-maps = F.interpolate(evidence, size=28, mode="bilinear")[range(8), named]
-show.grid([*images, *maps], [""] * 8 + [result.run.classes[k] for k in named])
+predicted = logits.argmax(1)
+maps = F.interpolate(evidence, size=28, mode="bilinear")[range(8), predicted]
+show.grid([*images, *maps], [""] * 8 + [result.run.classes[k] for k in predicted])
 
 # %%
 show.hardest(result)
 
 # %% [markdown] lang="en"
-# ## In full
+# ## Full experiment
 #
-# The manual's source trains GoogLeNet at 96 pixels without batch normalisation. A row that says how it was limited cannot
-# be compared with the printed one: it ends while the network still stands where it began. `fast/googlenet` is the whole
-# network with half the channels and batch normalisation, on all images of 28 pixels.
+# The d2l book trains GoogLeNet at 96 pixels without batch normalisation. A row marked as limited cannot be compared
+# with the printed one: that run ended before the network began to learn. `fast/googlenet` is the whole network with
+# half the channels and batch normalisation, on all images at 28 pixels.
 
 # %% [markdown] lang="zh"
 # ## 完整实验
 #
-# 教材的来源在 96 像素上训练 GoogLeNet，不用批量规范化。注明了限制条件的行不能与书上的数字相比：它结束时网络还停在原处。`fast/googlenet` 是通道
-# 减半、加了批量规范化的整个网络，在全部 28 像素的图像上训练。
+# d2l 原书在 96 像素上训练 GoogLeNet，不用批量规范化。注明了限制条件的行不能与书上的数字相比：运行结束时网络还没开始学
+# 习。`fast/googlenet` 是通道减半、加了批量规范化的整个网络，在全部 28 像素的图像上训练。
 
 # %%
 show.results("nin", "googlenet")
 
 # %% [markdown] lang="en" tags=["exercise"]
-# **Exercise 1.** What would the 5x5 path of the block at the beginning cost without its 1x1 convolution? Compare
+# **Exercise 1.** What would the 5x5 path of the first block above cost without its 1x1 convolution? Compare
 # multiply-adds and parameters.
 
 # %% [markdown] lang="zh" tags=["exercise"]
-# **练习 1.** 开头那个块的 5x5 路径如果没有 1x1 卷积，代价是多少？比较乘加次数和参数量。
+# **练习 1.** 本课开头那个块的 5x5 路径如果没有 1x1 卷积，代价是多少？比较乘加次数和参数量。
 
 # %% tags=["answer"]
 
@@ -157,8 +157,8 @@ for net in (block.path3, direct):
     print(show.shapes(net, image_size=12, in_channels=192), end="\n\n")
 
 # %% [markdown] lang="en" tags=["exercise"]
-# **Exercise 2.** How large is the receptive field of each path, in pixels of the block's input? And after two such blocks
-# in a row?
+# **Exercise 2.** How large is the receptive field of each path, in pixels of the block's input? And after two such
+# blocks in a row?
 
 # %% [markdown] lang="zh" tags=["exercise"]
 # **练习 2.** 每条路径的感受野有多大（按块的输入像素算）？连续两个这样的块之后呢？
@@ -174,8 +174,9 @@ both = nn.Sequential(block, Inception(256, 128, (128, 192), (32, 96), 64))
 print("two blocks:", summarize(both, image_size=12, in_channels=192).receptive_field)
 
 # %% [markdown] lang="en" tags=["solution"]
-# The widest path counts: 5 pixels after one block, 9 after two. The outputs of the 1x1 path see one pixel each; the block
-# that follows mixes them with those that see more.
+# The widest path counts: 5 pixels after one block, 9 after two. Each output of the 1x1 path sees one pixel; the next
+# block mixes it with outputs that see more.
 
 # %% [markdown] lang="zh" tags=["solution"]
-# 以最宽的路径为准：一个块之后是 5 像素，两个之后是 9 像素。1x1 路径的每个输出只看到一个像素；下一个块再把它们与看得更多的输出混合起来。
+# 以最宽的路径为准：一个块之后是 5 像素，两个之后是 9 像素。1x1 路径的每个输出只看到一个像素；下一个块再把它们与看得更
+# 多的输出混合起来。

@@ -1,22 +1,23 @@
 # %% [markdown] lang="en"
 # # 1.5 ResNet: blocks that add
 #
-# A deeper network should be at least as good: its new layers could simply hand on their input. Trained, it is often
-# worse, since that is hard to learn. A *residual block* (2015) makes it easy. It computes $g(x) = f(x) + x$: where the
-# layers $f$ have nothing to contribute, it is enough that they give 0. On the way back the gradient has a path that no
-# layer weakens.
+# A deeper network should be at least as good as a shallow one: its additional layers could simply pass on their input.
+# But that is hard to learn, so deeper networks often end up worse. A *residual block* (2015) makes it easy. It computes
+# $g(x) = f(x) + x$: where the layers $f$ have nothing to contribute, they only need to output 0. On the way back, the
+# gradient has a path that no layer weakens.
 #
-# The cells run on the handwritten digits that come with cnnlab. `DATA = "fashion-mnist"` takes the chapter's own images
-# instead (30 MB, downloaded once): at most 6,000 of them, by the recipe's `limit`; 0 takes all.
+# The cells run on the handwritten digits that come with cnnlab. Set `DATA = "fashion-mnist"` to use the chapter's own
+# images (30 MB, downloaded once). The recipe's `limit` takes at most 6,000 of them; 0 takes all.
 
 # %% [markdown] lang="zh"
 # # 1.5 ResNet：做加法的块
 #
-# 更深的网络至少应该一样好：新加的层只要把输入原样传下去就行。可训练出来常常更差，因为这件事很难学。**残差块**（2015）让它变得容易：它计算
-# $g(x) = f(x) + x$，当 $f$ 这些层没有什么可贡献时，只要给出 0。反向传播时，梯度有一条不会被任何层减弱的路。
+# 更深的网络至少应该一样好：多出来的层只要把输入原样传下去就行。可是这件事很难学，所以更深的网络训练出来常常更
+# 差。**残差块**（2015）把它变容易了：它计算 $g(x) = f(x) + x$，如果 $f$ 没有什么可贡献，输出 0 就行。反向传播时，梯度
+# 有一条不会被任何层减弱的路。
 #
-# 下面的单元用 cnnlab 自带的手写数字运行。改成 `DATA = "fashion-mnist"`，就换成本章的图像（30 MB，只下载一次）：配方中的 `limit` 规定至多用
-# 6,000 张，设为 0 则用全部。
+# 下面的单元格使用 cnnlab 自带的手写数字。改成 `DATA = "fashion-mnist"`，就换成本章的图像（30 MB，只下载一次）；配方中
+# 的 `limit` 规定最多用 6,000 张，设为 0 则全部使用。
 
 # %%
 from functools import partial
@@ -33,7 +34,7 @@ DATA = "digits"
 
 
 def gradient(depth, shortcut):
-    """Norm of the gradient that arrives before `depth` layers."""
+    """Return the norm of the gradient at the input of `depth` layers."""
     torch.manual_seed(0)
     x = torch.randn(16, 64, requires_grad=True)
     y = x
@@ -48,20 +49,21 @@ for depth in (1, 10, 30):
     print(f"{depth:2d} layers: {gradient(depth, False):.1e} without shortcuts, {gradient(depth, True):.1e} with")
 
 # %% [markdown] lang="en"
-# Without shortcuts next to nothing arrives after thirty layers. With them it even grows; the batch normalisation in each
-# block keeps that in bounds.
+# Without shortcuts almost no gradient is left after thirty layers. With them it even grows; the batch normalisation in
+# each block keeps that in check.
 #
 # ## Shapes
 #
-# The manual's two demonstrations: a block that keeps the shape, and one that halves the side and doubles the channels. Its
-# shortcut needs a 1x1 convolution, or the two could not be added.
+# The manual's two demonstrations: a block that keeps the shape, and one that halves the side and doubles the channels.
+# The shortcut of the second one needs a 1x1 convolution, since different shapes cannot be added.
 
 # %% [markdown] lang="zh"
 # 没有捷径，过了三十层几乎什么也传不到。有捷径时梯度反而变大；每个块里的批量规范化会约束它。
 #
 # ## 形状
 #
-# 教材的两个演示：一个保持形状的块，一个把边长减半、通道加倍的块。后者的捷径需要一个 1x1 卷积，否则两者无法相加。
+# 教材的两个演示：一个保持形状的块，一个把边长减半、通道加倍的块。后者的捷径需要一个 1x1 卷积，因为形状不同就无法相
+# 加。
 
 # %%
 x = torch.rand(4, 3, 6, 6)
@@ -71,7 +73,7 @@ print(show.shapes("resnet18-manual"))
 # %% [markdown] lang="en"
 # ## Training
 #
-# `resnet18-small` has a first layer of 3x3 without stride, and a quarter of the channels.
+# `resnet18-small` starts with a 3x3 convolution of stride 1, and has a quarter of the channels.
 
 # %% [markdown] lang="zh"
 # ## 训练
@@ -88,10 +90,10 @@ print(result)
 # %% [markdown] lang="en"
 # ## Looking inside
 #
-# The first layer's filters; then the maps of one image after the stem, and after the first and the second module.
+# The first layer's filters; then the maps of one image after the stem, the first module and the second module.
 
 # %% [markdown] lang="zh"
-# ## 看看里面
+# ## 网络内部
 #
 # 第一层的滤波器；然后是一张图像经过主干、第一个模块和第二个模块之后的特征图。
 
@@ -111,28 +113,28 @@ show.maps(result, "2")
 show.hardest(result)
 
 # %% [markdown] lang="en"
-# ## In full
+# ## Full experiment
 #
-# The printed row has a training accuracy of almost 1 and a test accuracy far below: the network knows its 60,000 images
-# by heart. A row that says how it was limited cannot be compared with it. `fast/resnet18` is the small network above on
-# all images of 28 pixels.
+# In the printed row the training accuracy is almost 1 and the test accuracy far below: the network has memorized its
+# 60,000 images. A row marked as limited cannot be compared with it. `fast/resnet18` is the small network above on all
+# images at 28 pixels.
 
 # %% [markdown] lang="zh"
 # ## 完整实验
 #
-# 书上那一行的训练精度几乎是 1，测试精度却低得多：网络把 60,000 张图像背了下来。注明了限制条件的行不能与它相比。`fast/resnet18` 就是上面的小网
-# 络，在全部 28 像素的图像上训练。
+# 书上那一行的训练精度几乎是 1，测试精度却低得多：网络把 60,000 张图像背了下来。注明了限制条件的行不能与它相
+# 比。`fast/resnet18` 就是上面的小网络，在全部 28 像素的图像上训练。
 
 # %%
 show.results("lenet-bn", "resnet18")
 
 # %% [markdown] lang="en" tags=["exercise"]
-# **Exercise 1.** Put 4 and 16 residual blocks of 16 channels in a row, with and without their shortcuts, and train them on
-# images of 16 pixels. Look at the *training* accuracy: is the deeper network worse because it learns its images by heart?
+# **Exercise 1.** Stack 4 and 16 residual blocks of 16 channels, with and without their shortcuts, and train them on
+# images of 16 pixels. Look at the *training* accuracy: is the deeper network worse because it memorizes its images?
 
 # %% [markdown] lang="zh" tags=["exercise"]
-# **练习 1.** 把 4 个和 16 个 16 通道的残差块连成一串，分别保留和去掉捷径，在 16 像素的图像上训练。看看**训练**精度：更深的网络更差，是因为把图像背
-# 下来了吗？
+# **练习 1.** 把 4 个和 16 个 16 通道的残差块连成一串，分别保留和去掉捷径，在 16 像素的图像上训练。看看**训练**精度：
+# 更深的网络更差，是因为把图像背下来了吗？
 
 # %% tags=["answer"]
 
@@ -140,10 +142,10 @@ show.results("lenet-bn", "resnet18")
 
 
 class Plain(Residual):
-    """A residual block without what makes it one."""
+    """A residual block without its shortcut."""
 
     def forward(self, x):
-        """What the block would have added to its input."""
+        """Return what the block would add to its input."""
         return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
 
 
@@ -168,15 +170,15 @@ for name, other in trained.items():
 show.compare(trained)
 
 # %% [markdown] lang="en" tags=["solution"]
-# No: the deep network without shortcuts is worse on its training images, too. It cannot even learn what the shallow one
-# learns. With shortcuts depth does no such harm.
+# No: without shortcuts the deep network is worse on its training images too. It cannot even learn what the shallow one
+# learns. With shortcuts, depth does no such harm.
 
 # %% [markdown] lang="zh" tags=["solution"]
 # 不是：没有捷径的深网络在训练图像上也更差。浅网络学得会的，它都学不会。有了捷径，深度就不再有这种害处。
 
 # %% [markdown] lang="en" tags=["exercise"]
-# **Exercise 2.** Where do the names ResNet-18, 34, 50, 101 and 152 come from? Count the weighted layers, those of the
-# shortcuts left out.
+# **Exercise 2.** Where do the names ResNet-18, 34, 50, 101 and 152 come from? Count the layers with weights, except
+# those on the shortcuts.
 
 # %% [markdown] lang="zh" tags=["exercise"]
 # **练习 2.** ResNet-18、34、50、101、152 这些名字从哪里来？数一数带权重的层，捷径上的不算。
@@ -185,14 +187,14 @@ show.compare(trained)
 
 # %% tags=["solution"]
 for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"):
-    with torch.device("meta"):  # shapes without numbers
+    with torch.device("meta"):  # shapes only, no values
         net = cnnlab.build_model(name)
     weighted = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear) and "shortcut" not in n]
     print(name, len(weighted))
 
 # %% [markdown] lang="en" tags=["exercise"]
-# **Exercise 3.** The manual's ResNet-18 has biases in its convolutions and no batch normalisation on the shortcut; the
-# paper's, `resnet18`, is the other way round. Which of the two has more parameters, and by how many?
+# **Exercise 3.** The manual's ResNet-18 has biases in its convolutions and no batch normalisation on the shortcuts; in
+# the paper's, `resnet18`, it is the other way round. Which has more parameters, and how many more?
 
 # %% [markdown] lang="zh" tags=["exercise"]
 # **练习 3.** 教材的 ResNet-18，卷积有偏置，捷径上没有批量规范化；论文的（`resnet18`）正好相反。哪个参数多，多多少？
@@ -204,8 +206,9 @@ counts = {n: sum(p.numel() for p in cnnlab.build_model(n).parameters()) for n in
 print(counts, counts["resnet18-manual"] - counts["resnet18"])
 
 # %% [markdown] lang="en" tags=["solution"]
-# The manual's: its biases are more than the scales and shifts of the paper's three additional norms. Before a batch
-# normalisation they are of no use: it subtracts the mean, and the bias with it.
+# The manual's: its biases outnumber the scales and shifts of the paper's three additional normalisation layers. A bias
+# before a batch normalisation has no effect: subtracting the mean removes it.
 
 # %% [markdown] lang="zh" tags=["solution"]
-# 教材的多：它的偏置，比论文多出的三个规范化层的缩放和偏移加起来还多。批量规范化之前的偏置没有用处：减去均值时，它也一起被减掉了。
+# 教材的多：它的偏置，比论文多出的三个规范化层的缩放和偏移加起来还多。批量规范化之前的偏置没有用处：减去均值时，它也一
+# 起被减掉了。

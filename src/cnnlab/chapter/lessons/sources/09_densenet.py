@@ -1,22 +1,23 @@
 # %% [markdown] lang="en"
 # # After ResNet: DenseNet
 #
-# ResNet adds a layer's result to its input. DenseNet (2017) puts it beside: each layer of a *dense block* sees the block's
-# input and all that the layers before it have made, and contributes a few channels of its own, the *growth*. Nothing is
-# overwritten, so each layer can be narrow. Between the blocks a *transition* halves channels and side, or both would
-# never end.
+# ResNet adds a layer's result to its input. DenseNet (2017) concatenates them: each layer of a *dense block* sees the
+# block's input and the results of all layers before it, and adds a few channels of its own, the *growth rate*. Nothing
+# is overwritten, so each layer can be narrow. Between the blocks a *transition* halves channels and side; otherwise the
+# channels would keep growing.
 #
-# The cells run on the handwritten digits that come with cnnlab. `DATA = "fashion-mnist"` takes the chapter's own images
-# instead (30 MB, downloaded once): at most 6,000 of them, by the recipe's `limit`; 0 takes all.
+# The cells run on the handwritten digits that come with cnnlab. Set `DATA = "fashion-mnist"` to use the chapter's own
+# images (30 MB, downloaded once). The recipe's `limit` takes at most 6,000 of them; 0 takes all.
 
 # %% [markdown] lang="zh"
 # # ResNet 之后：DenseNet
 #
-# ResNet 把一层的结果加到输入上，DenseNet（2017）则把它放在输入旁边：**稠密块**中的每一层都能看到块的输入和前面各层的全部结果，自己再添上几个通道，
-# 即**增长率**。什么都不会被覆盖，所以每一层可以很窄。块与块之间的**过渡层**把通道数和边长减半，否则通道会越来越多。
+# ResNet 把一层的结果加到输入上，DenseNet（2017）则把两者拼接起来：**稠密块**中的每一层都能看到块的输入和前面各层的全
+# 部结果，自己再添上几个通道，即**增长率**。什么都不会被覆盖，所以每一层可以很窄。块与块之间的**过渡层**把通道数和边长
+# 减半，否则通道会越来越多。
 #
-# 下面的单元用 cnnlab 自带的手写数字运行。改成 `DATA = "fashion-mnist"`，就换成本章的图像（30 MB，只下载一次）：配方中的 `limit` 规定至多用
-# 6,000 张，设为 0 则用全部。
+# 下面的单元格使用 cnnlab 自带的手写数字。改成 `DATA = "fashion-mnist"`，就换成本章的图像（30 MB，只下载一次）；配方中
+# 的 `limit` 规定最多用 6,000 张，设为 0 则全部使用。
 
 # %%
 import torch
@@ -28,14 +29,14 @@ from cnnlab.models.densenet import DenseBlock, densenet, transition
 DATA = "digits"
 x = torch.rand(4, 3, 8, 8)
 block = DenseBlock(2, in_channels=3, growth=10)
-made = block(x)
-print(tuple(x.shape), "->", tuple(made.shape), "->", tuple(transition(23, 10, bias=True)(made).shape))
-print("the input is still there:", torch.equal(made[:, :3], x))
+y = block(x)
+print(tuple(x.shape), "->", tuple(y.shape), "->", tuple(transition(23, 10, bias=True)(y).shape))
+print("the input is still there:", torch.equal(y[:, :3], x))
 
 # %% [markdown] lang="en"
 # ## Shapes
 #
-# A stem, then dense blocks and transitions in turn: the channels grow and are halved.
+# A stem, then dense blocks and transitions in turn: the number of channels grows, then is halved.
 
 # %% [markdown] lang="zh"
 # ## 形状
@@ -48,12 +49,12 @@ print(show.shapes("densenet"))
 # %% [markdown] lang="en"
 # ## Training
 #
-# The network of the manual's source as it is, with images of 32 pixels instead of 96: a ninth of the work.
+# The network of the d2l book, unchanged, on images of 32 pixels instead of 96: a ninth of the work.
 
 # %% [markdown] lang="zh"
 # ## 训练
 #
-# 就是教材的来源所用的网络，图像用 32 像素而不是 96：计算量是九分之一。
+# 就是 d2l 原书所用的网络，图像用 32 像素而不是 96：计算量是九分之一。
 
 # %%
 recipe = cnnlab.RECIPES["digits"].changed(
@@ -65,13 +66,13 @@ print(result)
 # %% [markdown] lang="en"
 # ## Looking inside
 #
-# Seven maps of the stem for one image, which the first block keeps as they are; then seven of those that the block's first
-# layer has added to them, and of its last one.
+# Seven maps of the stem for one image, which the first block passes on unchanged; then seven of the maps that the
+# block's first layer adds, and seven of its last layer.
 
 # %% [markdown] lang="zh"
-# ## 看看里面
+# ## 网络内部
 #
-# 主干从一张图像得到的七张特征图，第一个块会原样保留它们；然后是这个块的第一层和最后一层各自添上的特征图，也是七张。
+# 主干从一张图像得到的七张特征图，第一个块会原样保留它们；然后是这个块的第一层和最后一层各自添上的特征图，也各取七张。
 
 # %%
 show.maps(result, "0", count=7)
@@ -86,10 +87,10 @@ show.maps(result, "1.layers.3", count=7)
 show.hardest(result)
 
 # %% [markdown] lang="en"
-# ## In full
+# ## Full experiment
 #
-# A row that says how it was limited cannot be compared with the printed one. `fast/densenet` is the network above on all
-# images of 32 pixels.
+# A row marked as limited cannot be compared with the printed one. `fast/densenet` is the network above on all images at
+# 32 pixels.
 
 # %% [markdown] lang="zh"
 # ## 完整实验
@@ -100,8 +101,8 @@ show.hardest(result)
 show.results("resnet18", "densenet")
 
 # %% [markdown] lang="en" tags=["exercise"]
-# **Exercise 1.** Four blocks of four layers with growth 32, from 64 channels on: write down the channels after each block
-# and each transition, and compare with the table.
+# **Exercise 1.** Four blocks of four layers with growth rate 32, starting from 64 channels: write down the channels
+# after each block and each transition, and compare with the table.
 
 # %% [markdown] lang="zh" tags=["exercise"]
 # **练习 1.** 四个块，每块四层，增长率 32，从 64 个通道开始：写出每个块和每个过渡层之后的通道数，与上表比较。
@@ -117,7 +118,7 @@ for i in range(4):
 print(channels)
 
 # %% [markdown] lang="en" tags=["exercise"]
-# **Exercise 2.** Train with a growth of 8 instead of 32. How many parameters are left, and what does it cost?
+# **Exercise 2.** Train with a growth rate of 8 instead of 32. How many parameters are left, and what does it cost?
 
 # %% [markdown] lang="zh" tags=["exercise"]
 # **练习 2.** 把增长率从 32 改为 8，再训练一次。还剩多少参数，代价是什么？
@@ -138,19 +139,19 @@ for name, trained in (("growth 32", result), ("growth 8", other)):
 show.compare({"growth 32": result, "growth 8": other})
 
 # %% [markdown] lang="en" tags=["solution"]
-# A ninth of the parameters are left. On so few images that costs little, as the two lines above say of one run of each.
+# A ninth of the parameters is left. With so few images that costs little. The two lines above are from one run each.
 
 # %% [markdown] lang="zh" tags=["solution"]
-# 只剩下九分之一的参数。图像这么少时，代价很小：上面两行是各运行一次的结果。
+# 只剩下九分之一的参数。图像这么少时，代价很小。上面两行各来自一次运行。
 
 # %% [markdown] lang="en" tags=["exercise"]
-# **Exercise 3.** Training keeps what each convolution was given, for the backward pass. Count the channels that the
-# convolutions of a dense block from 64 channels are given, and those of two residual blocks of 64 channels (also four
+# **Exercise 3.** Training stores the input of each convolution for the backward pass. Count the input channels of all
+# convolutions of a dense block that starts from 64 channels, and those of two residual blocks of 64 channels (also four
 # convolutions).
 
 # %% [markdown] lang="zh" tags=["exercise"]
-# **练习 3.** 训练时，每个卷积的输入都要为反向传播保留下来。数一数：从 64 个通道开始的一个稠密块，各个卷积的输入一共有多少通道？两个 64 通道的残差
-# 块（也是四个卷积）又有多少？
+# **练习 3.** 训练时，每个卷积的输入都要为反向传播保存下来。数一数：从 64 个通道开始的一个稠密块，各个卷积的输入一共有
+# 多少通道？两个 64 通道的残差块（也是四个卷积）又有多少？
 
 # %% tags=["answer"]
 
@@ -159,7 +160,7 @@ dense = [layer[2].in_channels for layer in DenseBlock(4, in_channels=64, growth=
 print("dense:", dense, sum(dense), "residual:", [64] * 4, 4 * 64)
 
 # %% [markdown] lang="en" tags=["solution"]
-# Dense blocks are sparing with weights and greedy for memory: each layer's input holds all earlier results once more.
+# Dense blocks save weights but need much memory: each layer's input contains all earlier results once more.
 
 # %% [markdown] lang="zh" tags=["solution"]
 # 稠密块省权重，费内存：每一层的输入都把前面的全部结果又存一遍。

@@ -1,17 +1,17 @@
 # %% [markdown] lang="en"
 # # 1.6 The competition
 #
-# The assignment: from a competition's archives to a file of answers. The steps are those of `cnnlab kaggle` and of the
-# page docs/competition.md, which runs them on Kaggle's CIFAR-10. Here they run in little, on a competition of our own
-# with the same files: handwritten digits as PNG images in two archives, a table of labels and a sample submission.
+# The assignment: from a competition's archives to a submission file. The steps are those of `cnnlab kaggle` and of the
+# page docs/competition.md, which runs them on Kaggle's CIFAR-10. Here they run on a small competition of our own with
+# the same kinds of files: handwritten digits as PNG images in two archives, a table of labels and a sample submission.
 #
 # ## 1. The files
 
 # %% [markdown] lang="zh"
 # # 1.6 竞赛
 #
-# 作业：从竞赛的压缩包做到一个答案文件。步骤与 `cnnlab kaggle` 以及文档 docs/competition.zh.md 相同，那里用的是 Kaggle 的 CIFAR-10。这里缩小规模，
-# 自己做一个竞赛，文件的种类相同：两个压缩包里是手写数字的 PNG 图像，另有标签表和样例提交。
+# 作业：从竞赛的压缩包出发，得到一份提交文件。步骤与 `cnnlab kaggle` 以及文档 docs/competition.zh.md 相同，那里用的是
+# Kaggle 的 CIFAR-10。这里自己造一个小竞赛，文件的种类相同：两个压缩包里是手写数字的 PNG 图像，另有标签表和样例提交。
 #
 # ## 1. 文件
 
@@ -31,7 +31,7 @@ place = Path("little")
 
 
 def pack(part, images):
-    """Kaggle's way: train/1.png, train/2.png, ... in one archive."""
+    """Write an archive as Kaggle does: train/1.png, train/2.png, ..."""
     with zipfile.ZipFile(place / f"{part}.zip", "w") as archive:
         for number, image in enumerate(images, 1):
             png = BytesIO()
@@ -51,19 +51,20 @@ if not place.exists():
     pack("test", test.images)
     write("trainLabels.csv", train.labels.tolist())
     write("sampleSubmission.csv", [0] * len(test))
-    write("answers.csv", test.labels.tolist())  # the teacher keeps this one
+    write("answers.csv", test.labels.tolist())  # only the teacher has this file
 print(sorted(path.name for path in place.iterdir()))
 
 # %% [markdown] lang="en"
 # ## 2. Organise
 #
-# Nothing is unpacked into folders of classes. Each image is decoded once, into one array of bytes, with its id and label.
-# Then look at the images, before anything is trained.
+# Nothing is unpacked into folders per class. Each image is decoded once, into one array of bytes, with its id and
+# label. Then look at the images before you train anything.
 
 # %% [markdown] lang="zh"
 # ## 2. 整理
 #
-# 不必把图像解压到按类别分的文件夹里。每张图像只解码一次，写入同一个字节数组，同时记下编号和标签。训练之前，先看一看图像。
+# 不必把图像解压到按类别分的文件夹里。每张图像只解码一次，写入同一个字节数组，同时记下编号和标签。训练之前，先看一看图
+# 像。
 
 # %%
 work = competition.prepare(place, name="little", store="little-store", workers=1)
@@ -76,13 +77,13 @@ show.Picture(overview.figure.read_bytes())
 # %% [markdown] lang="en"
 # ## 3. Augment
 #
-# Each image of a batch is moved at random, by a draw of its own. Mirroring, right for animals and cars, would be wrong
-# here: a mirrored 2 is no digit.
+# Each image of a batch is shifted at random, independently of the others. Mirroring suits animals and cars, but would
+# be wrong here: a mirrored 2 is not a digit.
 
 # %% [markdown] lang="zh"
 # ## 3. 增广
 #
-# 一个批量里的每张图像各自随机移动。左右翻转对动物和汽车合适，在这里却不行：翻转的 2 不再是数字。
+# 一个批量里的每张图像各自随机移动。左右翻转适合动物和汽车，在这里却不行：翻转的 2 不再是数字。
 
 # %%
 from cnnlab.data.augment import Augmentation
@@ -97,12 +98,12 @@ show.grid(x[:16], [store.train.classes[k] for k in y[:16]])
 # %% [markdown] lang="en"
 # ## 4. Define the model and the training step
 #
-# `train_step` is one update: forward, loss, backward, step. A training is this loop, over and over.
+# `train_step` is one update: forward, loss, backward, step. Training repeats it.
 
 # %% [markdown] lang="zh"
 # ## 4. 定义模型和训练步
 #
-# `train_step` 做一次更新：前向、损失、反向、改权重。训练就是一遍遍重复这个循环。
+# `train_step` 做一次更新：前向、损失、反向、改权重。训练就是不断重复这一步。
 
 # %%
 torch.manual_seed(0)
@@ -110,20 +111,21 @@ model = cnnlab.build_model("lenet-bn", num_classes=10, in_channels=1, image_size
 optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 for epoch in range(3):
     for step, (x, y) in enumerate(loader.shuffled(seed=0, epoch=epoch)):
-        loss, hits = cnnlab.train_step(model, optimizer, x, y)
+        loss, correct = cnnlab.train_step(model, optimizer, x, y)
         if step % 20 == 0:
-            print(f"epoch {epoch}, step {step}: loss {loss:.3f}, {hits} of {len(y)} right")
+            print(f"epoch {epoch}, step {step}: loss {loss:.3f}, {correct} of {len(y)} correct")
 
 # %% [markdown] lang="en"
 # ## 5. Train and validate
 #
-# By a recipe, with a part of each class held out. `views` is the accuracy with one look at each image, with a second one at
-# its mirror image, and with six of it moved and mirrored.
+# Train with a recipe that holds out part of each class. `views` has the accuracy with one view of each image, with its
+# mirror image as a second view, and with six shifted and mirrored views.
 
 # %% [markdown] lang="zh"
 # ## 5. 训练与验证
 #
-# 按配方训练，每个类别留出一部分作验证。`views` 是三种精度：每张图像只看一次，加看一次镜像，以及移动、翻转后共看六次。
+# 按配方训练，每个类别留出一部分作验证。`views` 是三种精度：每张图像只用一个视图，加上镜像共两个视图，以及移动、翻转后
+# 共六个视图。
 
 # %%
 trained = competition.train(work, cnnlab.RECIPES["digits"].changed(epochs=15))
@@ -134,15 +136,16 @@ print({views: round(accuracy, 3) for views, accuracy in trained.views.items()})
 show.hardest(trained.result)
 
 # %% [markdown] lang="en"
-# ## 6. Retrain on everything, answer, submit
+# ## 6. Retrain on everything, predict, submit
 #
-# The settings are chosen; now the held-out images are trained on, too. The probabilities of both networks are averaged. The
-# file keeps the order of the sample submission, and every answer travels with its image's id.
+# The settings are chosen, so now the held-out images are used for training too. The probabilities of both networks are
+# averaged. The file has the order of the sample submission, and every prediction stays with its image's id.
 
 # %% [markdown] lang="zh"
-# ## 6. 在全部数据上重新训练，作答，提交
+# ## 6. 在全部数据上重新训练，预测，提交
 #
-# 设置已经选定；现在把留出的图像也用来训练。两个网络的概率取平均。文件的顺序与样例提交一致，每个答案始终跟着自己图像的编号。
+# 设置已经选定，现在把留出的图像也用来训练。两个网络的概率取平均。文件的顺序与样例提交一致，每个预测始终跟着自己图像的
+# 编号。
 
 # %%
 competition.retrain(work)
@@ -151,18 +154,18 @@ print(submitted.written)
 print(submitted.written.path.read_text()[:40])
 
 # %% [markdown] lang="en"
-# Whoever holds the answers can score it. Only now are they looked at.
+# Whoever has the true labels can score the file. They have not been used until now.
 
 # %% [markdown] lang="zh"
-# 掌握答案的人可以评分。直到现在才看答案。
+# 手里有正确标签的人可以评分。在此之前，这些标签从未用过。
 
 # %%
 print(competition.score(submitted.written.path, place / "answers.csv"))
 
 # %% [markdown] lang="en"
-# ## In full
+# ## Full experiment
 #
-# The same steps on Kaggle's files. Accuracy is on the 5,000 labelled images held out.
+# The same steps on Kaggle's files. Accuracy is on 5,000 held-out labelled images.
 
 # %% [markdown] lang="zh"
 # ## 完整实验
@@ -173,45 +176,46 @@ print(competition.score(submitted.written.path, place / "answers.csv"))
 show.competition()
 
 # %% [markdown] lang="en" tags=["exercise"]
-# **Exercise 1.** The manual's source sorts the test images by name, and takes 1 to N, sorted as texts as well, for their
-# ids. Image 3 of 100 is missing. How many of the 99 answers get another image's id?
+# **Exercise 1.** The d2l book sorts the test images by name, and takes the numbers 1 to N, also sorted as text, for
+# their ids. Image 3 of 100 is missing. How many of the 99 predictions get the id of another image?
 
 # %% [markdown] lang="zh" tags=["exercise"]
-# **练习 1.** 教材的来源把测试图像按名字排序，再把同样按文本排序的 1 到 N 当作它们的编号。100 张图像中少了第 3 张。99 个答案中，有多少个得到了别的图
-# 像的编号？
+# **练习 1.** d2l 原书把测试图像按名字排序，再把同样按文本排序的 1 到 N 当作它们的编号。100 张图像中少了第 3 张。99 个
+# 预测中，有多少个得到了别的图像的编号？
 
 # %% tags=["answer"]
 
 # %% tags=["solution"]
-there = sorted(str(i) for i in range(1, 101) if i != 3)
-taken = sorted(str(i) for i in range(1, len(there) + 1))
-wrong = [(image, name) for image, name in zip(there, taken, strict=True) if image != name]
-print(len(wrong), "of", len(there), wrong[:5])
+ids = sorted(str(i) for i in range(1, 101) if i != 3)
+guessed = sorted(str(i) for i in range(1, len(ids) + 1))
+wrong = [(image, name) for image, name in zip(ids, guessed, strict=True) if image != name]
+print(len(wrong), "of", len(ids), wrong[:5])
 
 # %% [markdown] lang="en" tags=["exercise"]
-# **Exercise 2.** The source sums the losses of a batch of 128 images, with a learning rate of 2e-4. What rate gives the same
-# update with the mean of the losses? Show it by one gradient.
+# **Exercise 2.** The d2l book sums the losses of a batch of 128 images and uses a learning rate of 2e-4. Which learning
+# rate gives the same update with the mean of the losses? Show it with one gradient.
 
 # %% [markdown] lang="zh" tags=["exercise"]
-# **练习 2.** 教材的来源把一个批量 128 张图像的损失相加，学习率为 2e-4。如果改用损失的平均值，学习率是多少时更新相同？用一次梯度来说明。
+# **练习 2.** d2l 原书把一个批量 128 张图像的损失相加，学习率为 2e-4。如果改用损失的平均值，学习率是多少时更新相同？用
+# 一次梯度来说明。
 
 # %% tags=["answer"]
 
 # %% tags=["solution"]
 x, y = preprocessing(store.train.images[:128]), store.train.labels[:128]
 gradients = {}
-for how in ("sum", "mean"):
+for reduction in ("sum", "mean"):
     model.zero_grad()
-    torch.nn.functional.cross_entropy(model(x), y, reduction=how).backward()
-    gradients[how] = model[0].weight.grad.clone()
+    torch.nn.functional.cross_entropy(model(x), y, reduction=reduction).backward()
+    gradients[reduction] = model[0].weight.grad.clone()
 print(f"ratio {(gradients['sum'] / gradients['mean']).median():.1f}, so the rate is {128 * 2e-4}")
 
 # %% [markdown] lang="en" tags=["exercise"]
-# **Exercise 3.** Which `views` did the submission use, and why? Submit with `views="flip"` into another file, score it, and
-# compare.
+# **Exercise 3.** Which `views` did the submission use, and why? Write another submission with `views="flip"`, score it,
+# and compare.
 
 # %% [markdown] lang="zh" tags=["exercise"]
-# **练习 3.** 提交用的是哪种 `views`，为什么？用 `views="flip"` 另外提交一个文件，评分，比较。
+# **练习 3.** 提交用的是哪种 `views`，为什么？用 `views="flip"` 另外写一份提交文件，评分，比较。
 
 # %% tags=["answer"]
 
@@ -221,8 +225,8 @@ mirrored = competition.submit(work, views="flip", out="mirrored.csv")
 print(competition.score(mirrored.written.path, place / "answers.csv"))
 
 # %% [markdown] lang="en" tags=["solution"]
-# The views with the best accuracy on the validation images; of equal ones those with the fewest looks. The network has
-# never seen mirrored digits: what it says about them only disturbs.
+# The views with the highest validation accuracy; of equal ones, the fewest. The network has never seen mirrored digits,
+# so its predictions for them only do harm.
 
 # %% [markdown] lang="zh" tags=["solution"]
-# 用验证图像上精度最高的那种；一样高时取次数少的。网络从没见过翻转的数字：它对这些的回答只会添乱。
+# 验证精度最高的那种；一样高时取视图最少的。网络从没见过翻转的数字，对它们的预测只会添乱。
