@@ -177,6 +177,23 @@ def test_an_interrupted_run_of_an_own_network_ends_at_the_same_bits(digits: cnnl
     assert torch.equal(done.model.head.weight, undisturbed.model.head.weight)  # type: ignore[union-attr]
 
 
+def test_seeds_of_a_builder_are_resumed(digits: cnnlab.ImageSet) -> None:
+    settings = {"data": digits, "epochs": 1, "progress": "none"}
+    undisturbed = cnnlab.train_seeds(Net, 2, name="undisturbed", **settings)
+
+    def interrupt(row: dict[str, float]) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(cnnlab.TrainingInterrupted):
+        cnnlab.train_seeds(Net, 2, name="interrupted", on_epoch=interrupt, **settings)
+    with pytest.raises(CnnlabError):  # the second seed would start from the weights of this module
+        cnnlab.resume("runs/interrupted", model=Net(), data=digits, progress="none")
+    resumed = cnnlab.resume("runs/interrupted", model=Net, data=digits, progress="none")
+    assert isinstance(resumed, cnnlab.SeedsResult)
+    for one, other in zip(resumed.results, undisturbed.results, strict=True):
+        assert torch.equal(one.model.head.weight, other.model.head.weight)  # type: ignore[union-attr, arg-type]
+
+
 def test_a_run_of_an_own_network_asks_for_it(digits: cnnlab.ImageSet, request: pytest.FixtureRequest) -> None:
     command: Command = request.getfixturevalue("cnnlab")  # whose name the package has here
     run = cnnlab.train(Net, data=digits, epochs=1, name="mine", progress="none").run

@@ -244,4 +244,5 @@ def _runs(runs_dir: Path) -> Iterator[Check]:
     yield Check("runs", "ok", f"{len(finished)} finished in {runs_dir}")
     for run in found:
         if run not in finished:
-            yield Check("runs", "note", f"{run.path} is not finished; continue with: cnnlab train --resume {run.path}")
+            call = runs.resume_call(run.path, run.recipe)
+            yield Check("runs", "note", f"{run.path} is not finished; continue with: {call}")
