@@ -1,7 +1,7 @@
-"""All that matters on one GPU, within ten minutes: python benchmarks/gpu_suite.py [--store STORE] [--parts ...]
+"""What to measure on one GPU, within ten minutes: python benchmarks/gpu_suite.py [--store STORE] [--parts ...]
 
-Parts, in this order, each with a share of the time after which it begins nothing more; the result is written again
-after each, and names what there was no time for:
+Parts run in this order. Each has a share of the time, after which it starts nothing new. The result is written again
+after each part and names what there was no time for:
 
     cifar    time to 94% and 96% on CIFAR-10, several seeds, on a validation split (needs --store)
     peer     the best published code for 94%, unmodified but for the number of runs, on the same GPU and the same
@@ -17,7 +17,7 @@ after each, and names what there was no time for:
 
 Clock of fashion, cifar and peer: whitening, training and the final evaluation with test-time augmentation, in the
 precision of the training (race_seconds of _speed.py; the peer's own clock). Outside: reading files, moving the images
-to the card, compilation and a warm-up of one epoch with a seed of its own, whose seconds are reported beside
+to the GPU, compilation and a warm-up of one epoch with a seed of its own, whose seconds are reported beside
 (first_seconds). Accuracy is on the 4,000 images held out of CIFAR-10 (split_seed 0), for the peer too, which is given
 that split as its test set; of Fashion-MNIST, a tenth of which is held out, on the test set.
 
@@ -60,8 +60,8 @@ from cnnlab.training.plan import Plan, Workload
 PEER = vs_d2l.PEERS / "cifar10-airbench" / "airbench94_muon.py"
 # Each part's share of the time; what one leaves goes to those after it.
 PARTS = {"cifar": 0.25, "peer": 0.25, "fashion": 0.15, "chapter": 0.12, "best": 0.04, "profile": 0.04, "d2l": 0.15}
-# 46,000 images to train on and 4,000 to look at, both whole batches of 2,000: any other size would make torch compile
-# the peer's network anew inside its clock, for batches of all sizes, and that is not what was published.
+# 46,000 images for training and 4,000 for validation, both whole batches of 2,000. Any other size would make PyTorch
+# compile the peer's network again inside its clock, which is not what was published.
 SPLIT = "val_fraction=0.08"
 LATE = "no time was left"
 # The manual's examples/s, of each network of which it prints them; and how those are computed.
@@ -78,7 +78,7 @@ PROFILED_STEPS = 5
 
 
 def run_for(seconds: float | None, command: list[str], **how: Any) -> subprocess.CompletedProcess[str]:
-    """As `subprocess.run` with a timeout, that kills the command's children, too: the next command needs the GPU."""
+    """Run a command with a timeout that also kills its children, because the next command needs the GPU."""
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **how
     ) as process:
@@ -88,13 +88,13 @@ def run_for(seconds: float | None, command: list[str], **how: Any) -> subprocess
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):
-                error.output, error.stderr = process.communicate()  # what it came to
+                error.output, error.stderr = process.communicate()  # what it printed
             raise
         return subprocess.CompletedProcess(command, process.returncode, *output)
 
 
 def measured(args: argparse.Namespace, network: str, **how: Any) -> dict[str, Any]:
-    """`cnnlab bench` of a network; the GPU's peaks are measured in the first call only."""
+    """Run `cnnlab bench` for a network. The GPU's peaks are measured in the first call only."""
     seconds = 0.5 if args.tiny else 0.7
     try:
         found = bench([network], device=args.device, seconds=seconds, accuracy=False, peaks=args.peaks, **how)
@@ -137,7 +137,7 @@ def best(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
 
 
 def profile(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
-    """Where a step's time goes, for `best`'s networks and for LeNet with batch norm at the manual's batch."""
+    """Profile a step of `best`'s networks and of LeNet with batch norm at the book's batch size."""
     found: dict[str, Any] = {}
     for network, side, batch in TINY if args.tiny else [*LARGE, ("lenet-bn", 28, 256)]:
         name = f"{network}, batch {batch}"
@@ -155,17 +155,17 @@ def kernels(args: argparse.Namespace, network: str, side: int, batch: int) -> di
     from torch.profiler import ProfilerActivity, schedule
 
     device = pick_device(args.device)
-    on_card = device.type == "cuda"
+    on_gpu = device.type == "cuda"
     plan = Plan(
         threads=1,
-        precision=torch.bfloat16 if on_card else torch.float32,
+        precision=torch.bfloat16 if on_gpu else torch.float32,
         memory_format=torch.channels_last,
-        compile="default" if on_card else "off",
+        compile="default" if on_gpu else "off",
     )
     recipe = next(r for r in (RECIPES[e.recipe] for e in EXPERIMENTS.values()) if r.model == network)
     first = warmup_steps(plan, device)
     with torch.profiler.profile(
-        activities=[ProfilerActivity.CUDA if on_card else ProfilerActivity.CPU],
+        activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU],
         schedule=schedule(wait=first, warmup=1, active=PROFILED_STEPS, repeat=1),
     ) as profiler:
         build = partial(build_model, network, image_size=side)
@@ -173,7 +173,7 @@ def kernels(args: argparse.Namespace, network: str, side: int, batch: int) -> di
         seconds = time_step(work, plan, least=1 + PROFILED_STEPS, seconds=0, most=0, check=profiler.step)
     if math.isinf(seconds):
         raise RuntimeError(f"{network} needs more memory than there is, or cannot be compiled")
-    time_of = "self_device_time_total" if on_card else "self_cpu_time_total"
+    time_of = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     events = [e for e in profiler.key_averages() if not e.key.startswith("ProfilerStep")]  # the step as a whole
     times = {e.key[:160]: (getattr(e, time_of), e.count) for e in events}
     longest = sorted(times.items(), key=lambda item: -item[1][0])[:40]
@@ -223,7 +223,7 @@ def d2l(args: argparse.Namespace, deadline: float) -> Any:
 def race(
     args: argparse.Namespace, deadline: float, name: str, seeds: int, settings: list[str], split: str, views: str
 ) -> Any:
-    """A warm-up epoch, which pays for compilation, and at most `seeds` runs until the deadline, all in this process."""
+    """Train a warm-up epoch, which includes compilation, then at most `seeds` runs until the deadline."""
     if time.perf_counter() > deadline:
         return LATE
     recipe = RECIPES[name].with_settings(settings)
@@ -243,7 +243,7 @@ def race(
 def races(
     args: argparse.Namespace, deadline: float, names: dict[str, int], settings: list[str], split: str, views: str
 ) -> dict[str, Any]:
-    """Each recipe from so many seeds, with a like share of the time that is left when its turn comes."""
+    """Train each recipe from so many seeds, with an equal share of the remaining time."""
     found: dict[str, Any] = {}
     names = {name: seeds for name, seeds in names.items() if args.only is None or name in args.only}
     for number, (name, seeds) in enumerate(names.items()):
@@ -254,20 +254,20 @@ def races(
 
 
 def failed(error: Exception) -> str:
-    # A process that took too long is named by its command: paths of this machine.
+    # A timeout's message has the command with paths of this machine.
     message = "" if isinstance(error, subprocess.SubprocessError) else f": {error}"
     return f"failed: {type(error).__name__}{message}"
 
 
 def last_line(text: str) -> str:
-    """Of a traceback: what was raised, without this machine's paths."""
-    return (text.strip().splitlines() or ["nothing was said"])[-1][:300]
+    """Return the last line of a traceback: the exception, without paths of this machine."""
+    return (text.strip().splitlines() or ["no output"])[-1][:300]
 
 
 def _compiled(args: argparse.Namespace) -> list[str]:
-    """A race's steps are compiled, as the peer's are, though such short runs would not be by themselves.
+    """Return settings that compile a race's steps, as the peer does; by default such short runs are not compiled.
 
-    In 16 bits without a trial, whose other candidate would have to be compiled, too.
+    With bfloat16, so that no other plan has to be compiled and measured.
     """
     if args.tiny:
         return []
@@ -301,7 +301,7 @@ def peer_runs(output: str) -> list[dict[str, float]]:
 
 
 def compared(ours: Any, theirs: list[dict[str, float]]) -> dict[str, Any]:
-    """Means of both sides, and who is ahead: to the same accuracy (within two standard errors) in less time."""
+    """Return both means, and who reaches the same accuracy (within two standard errors) in less time."""
     if not isinstance(ours, dict) or len(theirs) < 2:
         return {"who is ahead": "not known: a side is missing"}
     accs, times = [t["acc"] for t in theirs], [t["seconds"] for t in theirs]
@@ -325,7 +325,7 @@ def compared(ours: Any, theirs: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def peer(args: argparse.Namespace, deadline: float) -> Any:
-    """The published script, given our split as its training and test set."""
+    """Run the published script with our split as its training and test set."""
     if args.store is None or not PEER.exists():
         return "no --store" if args.store is None else f"{PEER.parent.name} is not in .peers"
     if not torch.cuda.is_available():
@@ -344,20 +344,20 @@ def peer(args: argparse.Namespace, deadline: float) -> Any:
         text = re.sub(r"range\(200\)", f"range({args.peer_runs})", PEER.read_text())
         script = Path(folder) / PEER.name
         script.write_text(text)
-        began = time.perf_counter()
+        start = time.perf_counter()
         try:
-            done = run_for(max(30, deadline - began), [sys.executable, "-u", script.name], cwd=folder)
-        except subprocess.TimeoutExpired as late:  # the runs that it came to
-            return {"seconds": time.perf_counter() - began, "stopped": True, "runs": peer_runs(str(late.output))}
+            done = run_for(max(30, deadline - start), [sys.executable, "-u", script.name], cwd=folder)
+        except subprocess.TimeoutExpired as late:  # the finished runs
+            return {"seconds": time.perf_counter() - start, "stopped": True, "runs": peer_runs(str(late.output))}
     if done.returncode:
         raise RuntimeError(last_line(done.stderr))
-    return {"seconds": time.perf_counter() - began, "stopped": False, "runs": peer_runs(done.stdout)}
+    return {"seconds": time.perf_counter() - start, "stopped": False, "runs": peer_runs(done.stdout)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--store", type=Path, help="what `cnnlab kaggle prepare` made")
+    parser.add_argument("--store", type=Path, help="a store from `cnnlab kaggle prepare`")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seconds", type=float, default=540, help="for all parts together")
     parser.add_argument("--peer-runs", type=int, default=20)
@@ -368,7 +368,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="RECIPE", help="of the timed recipes")
     parser.add_argument("--first-seed", type=int, default=0, help="of the timed recipes")
     parser.add_argument("--label", default="", help="added to the result's name")
-    parser.add_argument("--tiny", action="store_true", help="reduced so far that a CPU can go through it")
+    parser.add_argument("--tiny", action="store_true", help="a smoke test, small enough for a CPU")
     args = parser.parse_args()
     args.peaks = None  # of the GPU, once they are measured
     found: dict[str, Any] = {}

@@ -39,15 +39,17 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=12, help="how often tests/training/test_faults.py kills a training")
-    told = "docs/reliability.md, whose table becomes that of what tests/training/test_faults.py tried"
-    told_too = "docs/security.md, whose table becomes that of what tests/test_fuzz.py tried"
-    parser.addoption("--fuzz-table", type=lambda path: Path(path).absolute(), help=told_too)
-    parser.addoption("--fault-table", type=lambda path: Path(path).absolute(), help=told)
+    for name, page, tests in (
+        ("fuzz", "security", "test_fuzz.py"),
+        ("fault", "reliability", "training/test_faults.py"),
+    ):
+        text = f"docs/{page}.md, to write the counts of tests/{tests} into its table"
+        parser.addoption(f"--{name}-table", type=lambda path: Path(path).absolute(), help=text)
 
 
 @pytest.fixture(scope="session")
 def tally(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
-    """Counts faults and what came of them, for the table of docs/reliability.md."""
+    """Count faults and their outcomes, for the table of docs/reliability.md."""
     from faults import Tally
 
     counted = Tally()
@@ -65,7 +67,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if os.environ.get("CNNLAB_DATA"):
         monkeypatch.setenv("CNNLAB_DATA", str(Path(os.environ["CNNLAB_DATA"]).absolute()))
     monkeypatch.chdir(tmp_path)
-    # What a trial finds is kept: not where it would serve the person who runs the tests, or be served by them.
+    # Measured plans are cached: not in the cache of the person who runs the tests.
     monkeypatch.setattr(autotune, "user_cache_dir", lambda name: str(tmp_path / ".cache" / name))
 
 
@@ -76,7 +78,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.fixture
 def every_core() -> Iterator[None]:
-    """For a test whose subject is a computation of several threads, though others run beside it."""
+    """Use all cores in a test of multithreaded computation."""
     if not EVERY_CORE:
         yield
         return
@@ -127,7 +129,7 @@ def installed() -> Command:
 
 
 def one_line_error(answer: subprocess.CompletedProcess[str]) -> str:
-    """The single line that bad input gets; fails unless there is exactly that, and exit code 2."""
+    """Return the one line of an error message; fail unless there is exactly one, and exit code 2."""
     assert answer.returncode == 2, (answer.returncode, answer.stdout, answer.stderr)
     lines = answer.stderr.strip().splitlines()
     assert len(lines) == 1, answer.stderr

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cnnlab import load_model, open_run, train
 from cnnlab.io.errors import CnnlabError
 from cnnlab.models import build_model
-from cnnlab.models.external import takes
+from cnnlab.models.external import accepts
 from cnnlab.recipe import Recipe
 from conftest import Command, one_line_error
 
@@ -50,7 +50,7 @@ def test_a_size_that_does_not_fit_names_one_that_does() -> None:
         CnnlabError, match=r"torchvision:alexnet: it does not take images of 28x28 pixels; image_size=64 works"
     ):
         build("torchvision:alexnet", size=28)
-    assert takes(build("torchvision:alexnet", size=64), 1, 64)
+    assert accepts(build("torchvision:alexnet", size=64), 1, 64)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Faults made on purpose: processes that die at a chosen moment, disks that are full from a chosen write on.
+"""Injected faults: processes that die at a chosen moment, disks that are full from a chosen write on.
 
-A process that is to be killed is forked from a server that has imported everything, so that it starts at once.
+Processes are forked from a server that has imported everything, so that they start at once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cnnlab.training import train as training  # noqa: F401
 
 
 class Tally:
-    """What was tried, how often, and what came of it: the table of docs/reliability.md."""
+    """Counts faults and their outcomes: the table of docs/reliability.md."""
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
@@ -47,10 +47,10 @@ class Tally:
 
 
 class Saboteur:
-    """Stands in for the module `os` where files are written, counts what is done to them, and strikes at one turn.
+    """Replaces the module `os` where files are written, counts the operations and calls `strike` at one of them.
 
-    Turns: half of a file's bytes written, and before each fsync and each rename. turn 0: never. always: at each turn
-    from then on, as on a full disk.
+    Operations: half of a file written, and before each fsync and rename. turn: the operation, from 1; 0: never.
+    always: also at every later one, as on a full disk.
     """
 
     def __init__(self, turn: int, strike: Callable[[], None], *, always: bool = False) -> None:
@@ -59,17 +59,17 @@ class Saboteur:
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
 
-    def perhaps(self) -> None:
+    def count_operation(self) -> None:
         self.count += 1
         if self.turn and (self.count == self.turn or (self.always and self.count > self.turn)):
             self.strike()
 
     def fsync(self, handle: int) -> None:
-        self.perhaps()
+        self.count_operation()
         os.fsync(handle)
 
     def replace(self, source: Any, target: Any) -> None:
-        self.perhaps()
+        self.count_operation()
         os.replace(source, target)  # noqa: PTH105
 
     def fdopen(self, handle: int, mode: str) -> _File:
@@ -91,7 +91,7 @@ class _File:
         half = len(data) // 2
         self.file.write(data[:half])
         self.file.flush()
-        self.saboteur.perhaps()
+        self.saboteur.count_operation()
         self.file.write(data[half:])
 
     def flush(self) -> None:
@@ -106,7 +106,7 @@ def _kill() -> None:
 
 
 def child(args: list[str], folder: str, output: str, turn: int, file_limit: int) -> None:
-    """The command, in a process of its own that dies at `turn`; what it says goes to the file `output`."""
+    """Run the command in a process that dies at `turn`; its output goes to the file `output`."""
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
@@ -132,11 +132,11 @@ def child(args: list[str], folder: str, output: str, turn: int, file_limit: int)
 
 
 def server() -> Any:
-    """The multiprocessing context whose processes have everything imported."""
+    """Return a multiprocessing context whose processes have imported everything."""
     here, source = Path(__file__).parent, Path(files.__file__).parents[2]
-    kept = {name: os.environ.get(name) for name in ("PYTHONPATH", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    before = {name: os.environ.get(name) for name in ("PYTHONPATH", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     os.environ.update(
-        PYTHONPATH=os.pathsep.join(filter(None, (str(here), str(source), kept["PYTHONPATH"]))),
+        PYTHONPATH=os.pathsep.join(filter(None, (str(here), str(source), before["PYTHONPATH"]))),
         OMP_NUM_THREADS="1",  # a process is forked well only before it has threads
         OPENBLAS_NUM_THREADS="1",
     )
@@ -145,14 +145,14 @@ def server() -> Any:
     first = context.Process(target=os.getpid)
     first.start()
     first.join()
-    for name, value in kept.items():
+    for name, value in before.items():
         os.environ.pop(name) if value is None else os.environ.update({name: value})
     return context
 
 
 @dataclass
 class Lab:
-    """Starts trainings in `folder` and kills them. seconds, turns: of an undisturbed one."""
+    """Starts trainings in `folder` and kills them. seconds, turns: of an undisturbed training."""
 
     context: Any
     folder: Path
@@ -170,7 +170,7 @@ class Lab:
         return process
 
     def call(self, args: list[str], turn: int = 0, file_limit: int = 0) -> tuple[int, str]:
-        """Its exit code (-9: killed) and what it said."""
+        """Return its exit code (-9: killed) and its output."""
         process = self.start(args, turn, file_limit)
         process.join(120)
         return process.exitcode, (self.folder / "output").read_text()
@@ -179,30 +179,30 @@ class Lab:
         return ["train", "--name", name, "--threads", "1", *(word for s in self.settings for word in ("--set", s))]
 
     def undisturbed(self) -> Path:
-        """A run that nobody disturbs, and what the moments of the others are drawn from."""
-        code, output = self.call(self.train("whole"))  # the first is slower: what it reads is not in memory yet
+        """Train undisturbed, and measure the seconds and operations that kills are drawn from."""
+        code, output = self.call(self.train("whole"))  # the first is slower: its files are not cached yet
         assert code == 0, output
-        began = time.monotonic()
+        start = time.monotonic()
         code, output = self.call(self.train("timed"))
         assert code == 0, output
-        self.seconds = time.monotonic() - began
+        self.seconds = time.monotonic() - start
         self.turns = int((self.folder / "turns").read_text())
         return self.folder / "runs" / "whole"
 
     def killed(self, name: str, kills: int) -> tuple[Path, list[str]]:
-        """A run that is killed up to that often and resumed each time; how it was killed each time."""
+        """Train a run that is killed up to `kills` times and resumed. Return its folder and the kind of each kill."""
         path = self.folder / "runs" / name
-        how: list[str] = []
+        killed_by: list[str] = []
         while True:
-            # What died before it had a folder that can be resumed has lost nothing: it is begun again.
-            begun = (path / "run.json").exists()
-            for leftover in () if begun or not path.exists() else path.iterdir():
+            # A run that died before it could be resumed has lost nothing: start it again.
+            started = (path / "run.json").exists()
+            for leftover in () if started or not path.exists() else path.iterdir():
                 leftover.unlink()
-            if not begun and path.exists():
+            if not started and path.exists():
                 path.rmdir()
-            args = ["train", "--resume", str(path), "--threads", "1"] if begun else self.train(name)
+            args = ["train", "--resume", str(path), "--threads", "1"] if started else self.train(name)
             inside = self.random.random() < 0.5
-            if len(how) >= kills:
+            if len(killed_by) >= kills:
                 code, output = self.call(args)
                 assert code == 0, output
             elif inside:
@@ -212,9 +212,9 @@ class Lab:
                 time.sleep(self.random.uniform(0, self.seconds))
                 process.kill()
                 process.join(120)
-                code, output = process.exitcode, (self.folder / "output").read_text() if begun else ""
+                code, output = process.exitcode, (self.folder / "output").read_text() if started else ""
             assert "Traceback" not in output, output
             if code == 0:
-                return path, how
+                return path, killed_by
             assert code == -signal.SIGKILL, (code, output)
-            how.append("SIGKILL inside a save" if inside else "SIGKILL at a random moment")
+            killed_by.append("SIGKILL inside a save" if inside else "SIGKILL at a random moment")

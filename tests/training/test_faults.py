@@ -1,4 +1,4 @@
-"""Faults made on purpose: killed processes, full disks, damaged files, a clock that goes back, NaN and Inf.
+"""Injected faults: killed processes, full disks, damaged files, a clock that goes back, NaN and Inf.
 
 `pytest tests/training/test_faults.py --kills 200 --fault-table FILE` is the long version, and writes docs/reliability.md's table.
 """
@@ -70,7 +70,7 @@ def timeless(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def assert_the_same(path: Path, whole: Path) -> None:
-    """The run in `path` ended as the undisturbed one: weights to the bit, each epoch's line once, nothing left over."""
+    """Check that the run ended like the undisturbed one: bit-identical weights, one row per epoch, no leftover files."""
     for name in ("last.safetensors", "best.safetensors"):
         assert (path / name).read_bytes() == (whole / name).read_bytes(), name
     lines = [
@@ -100,7 +100,7 @@ def strike_at(
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
-    """Update `number` (from 1) is not made, as if the process had died there; returns a list that counts updates."""
+    """Stop before update `number` (from 1), as if the process had died. Return a list that grows with each update."""
     real, calls = training.train_step, []
 
     def stopping(*args: Any) -> tuple[Tensor, Tensor]:
@@ -317,9 +317,7 @@ def _rows(progress: dict[str, Any], **changes: Any) -> None:
         lambda p: p.update(best=[]),
     ],
 )  # fmt: skip
-def test_a_strangers_checkpoint_holds_what_a_training_comes_to_or_is_refused(
-    change: Callable[[dict[str, Any]], Any], stopped: Path
-) -> None:
+def test_impossible_values_in_a_checkpoint_are_refused(change: Callable[[dict[str, Any]], Any], stopped: Path) -> None:
     """The checksum is right: the values are checked."""
     path = Path(shutil.copytree(stopped, "runs/run")) / "checkpoint.safetensors"
     previous_checkpoint(path).unlink(missing_ok=True)
@@ -733,7 +731,7 @@ def test_the_best_is_not_replaced_by_a_worse_one(monkeypatch: pytest.MonkeyPatch
     assert (result.summary["best"], result.summary["best_epoch"]) == (1.5, 4)
 
 
-def test_best_weights_that_are_damaged_are_told_and_replaced(
+def test_damaged_best_weights_are_named_and_replaced(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for damage in ("torn", "gone"):
@@ -793,7 +791,7 @@ def test_a_clock_that_goes_back_changes_nothing(monkeypatch: pytest.MonkeyPatch,
 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, *numbers: int, value: float = float("nan")) -> list[int]:
-    """The images of these updates (from 1; of all, if none are given) are NaN or Inf."""
+    """Make the images of these updates (from 1; default: all) NaN or Inf."""
     real, real_guarded = training.train_step, GuardedStep.__call__
     calls: list[int] = []
 
@@ -850,7 +848,7 @@ def test_skipping_changes_nothing_where_there_is_nothing_to_skip() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_cannot_be_skipped_stops(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_twenty_skipped_updates_in_a_row_stop(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = poisoned(monkeypatch, value=value)
     with pytest.raises(CnnlabError, match=r"NaN or Inf 20 times in a row at step 20 of 40 .*Try --set"):
         train(small("on_nan=skip", "epochs=2", "batch_size=16"), name="run", threads=1)
@@ -865,7 +863,7 @@ def test_an_epoch_without_an_update_stops(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
-def test_a_step_that_is_skipped_updates_leaves_nothing_behind(where: str, optimizer: str) -> None:
+def test_a_skipped_update_leaves_nothing_behind(where: str, optimizer: str) -> None:
     torch.manual_seed(0)
     model = build_model("lenet-bn", num_classes=10, in_channels=1, image_size=28)
     updater = make_optimizer(model, Recipe(optimizer=optimizer, momentum=0.9, weight_decay=0.1))
@@ -952,7 +950,7 @@ def test_a_batch_that_fits_is_found(quick: Recipe, monkeypatch: pytest.MonkeyPat
     assert "leave out --auto-batch" in one_line_error(cnnlab("train", "--resume", "runs/run", "--auto-batch"))
 
 
-def test_a_batch_that_the_host_has_no_memory_for_is_an_error_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_a_batch_on_the_cpu_is_an_error_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda: 2**28)
     with memory.limit_memory():
         with pytest.raises(RuntimeError, match="can't allocate memory"):
@@ -965,7 +963,7 @@ def test_a_batch_that_the_host_has_no_memory_for_is_an_error_not_the_end(monkeyp
     assert chosen.batch_size in (40, 80, 160, 320, 640)
 
 
-def test_where_no_batch_fits_that_is_said(monkeypatch: pytest.MonkeyPatch, cnnlab: Command) -> None:
+def test_an_error_if_no_batch_fits(monkeypatch: pytest.MonkeyPatch, cnnlab: Command) -> None:
     def full(*args: Any) -> tuple[Tensor, Tensor]:
         raise MemoryError
 

@@ -1,9 +1,9 @@
-"""Other libraries' networks, for people who fine-tune: `timm:NAME` and `torchvision:NAME`.
+"""Networks of other libraries, for fine-tuning: `timm:NAME` and `torchvision:NAME`.
 
-NAME alone starts from random weights; NAME.TAG from published ones, in timm's own notation: `timm:resnet18.a1_in1k`,
-`torchvision:resnet18.IMAGENET1K_V1`, `torchvision:resnet18.DEFAULT`. The last layer starts anew where the number of
-classes is another. For grey images the first convolution's weights are summed over the colours. Images are normalised
-by their own mean and deviation, not by those that the weights were trained with.
+NAME alone starts from random weights, NAME.TAG from published ones, in timm's notation: `timm:resnet18.a1_in1k`,
+`torchvision:resnet18.IMAGENET1K_V1`, `torchvision:resnet18.DEFAULT`. If the number of classes differs, the last layer
+is initialized randomly. For grey images the weights of the first convolution are summed over the colours. Images are
+normalized by their own mean and standard deviation, not by those that the weights were trained with.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ _IMAGENET = 1000  # classes of the published heads
 def build_external(
     name: str, *, num_classes: int, in_channels: int, image_size: int, published: bool = False
 ) -> nn.Module:
-    """The network `timm:NAME` or `torchvision:NAME`: (B, C, H, W) -> (B, K). published: fetch the weights of its tag.
+    """Build the network `timm:NAME` or `torchvision:NAME`: (B, C, H, W) -> (B, K). published: load the tag's weights.
 
-    Raises: CnnlabError for an unknown library, name or tag, for a missing package, where weights cannot be fetched,
-    and for an image size that the network does not take.
+    Raise CnnlabError for an unknown library, name or tag, a missing package, weights that cannot be downloaded, and an
+    image size that the network does not accept.
     """
     library, _, rest = name.partition(":")
     if library not in LIBRARIES:
         raise unknown("library", library, LIBRARIES)
     base, _, tag = rest.partition(".")
-    # Always on the host: some of these read values of their tensors while they are made, which `meta` has not.
+    # Not on `meta`: some constructors read values of their tensors.
     with torch.device("cpu"):
         model = LIBRARIES[library](name, base, tag, published, num_classes, in_channels, image_size)
-        if takes(model, in_channels, image_size):
+        if accepts(model, in_channels, image_size):
             return model
         sizes = sorted({32, 64, 96, 128, 224, 256, 299, 384, external_size(name)})
-        works = next((n for n in sizes if takes(model, in_channels, n)), None)
-        remedy = f"; image_size={works} works" if works else ""
+        working = next((n for n in sizes if accepts(model, in_channels, n)), None)
+        remedy = f"; image_size={working} works" if working else ""
         raise CnnlabError(f"{name}: it does not take images of {image_size}x{image_size} pixels{remedy}")
 
 
 def published_tag(name: str) -> str:
-    """The tag of published weights in a network's name; empty where there is none."""
+    """Return the tag of published weights in a network's name, or an empty string."""
     library, _, base = name.partition(":")
     return base.partition(".")[2] if library in LIBRARIES else ""
 
 
 def external_size(name: str) -> int:
-    """Pixels a side that the network `timm:NAME` was made for; 224 for torchvision's and where it is not known."""
+    """Return the image side in pixels that `timm:NAME` was designed for; 224 for torchvision's and if unknown."""
     library, _, base = name.partition(":")
     if library == "timm":
         try:
@@ -65,8 +65,8 @@ def external_size(name: str) -> int:
     return 224
 
 
-def takes(model: nn.Module, channels: int, size: int) -> bool:
-    """Does the network take such images? Tried with one."""
+def accepts(model: nn.Module, channels: int, size: int) -> bool:
+    """Return whether the network accepts such images, by trying one."""
     was_training = model.training
     try:
         with torch.no_grad():
@@ -96,11 +96,11 @@ def _timm(
     config = timm.models.get_pretrained_cfg(full)
     if config is not None and config.fixed_input_size:
         options["img_size"] = image_size
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its warnings of each try that failed
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its warnings about retries
     try:
         with _no_pickled_code():
             model: nn.Module = timm.create_model(full, pretrained=bool(tag) and published, **options)
-    except Exception as error:  # the hub's client has many of its own
+    except Exception as error:  # the hub's client raises many kinds
         raise _not_built(name, published, error) from error
     return model
 
@@ -137,7 +137,7 @@ def _torchvision(
 
 @contextmanager
 def _no_pickled_code() -> Iterator[None]:
-    """A file of weights from elsewhere must not run code: torch then loads tensors only, whoever calls it."""
+    """Make torch.load read tensors only, whoever calls it: a downloaded file must not run code."""
     before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     try:
@@ -150,7 +150,7 @@ def _no_pickled_code() -> Iterator[None]:
 
 
 def _take_channels(model: nn.Module, in_channels: int) -> None:
-    """Put a new first convolution where the images have not three channels."""
+    """Replace the first convolution unless the images have three channels."""
     if in_channels == 3:
         return
     path, first = next((p, m) for p, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3)
@@ -161,21 +161,21 @@ def _take_channels(model: nn.Module, in_channels: int) -> None:
 
 
 def _copy(source: nn.Module, target: nn.Module, name: str) -> None:
-    """Copy the weights of `source`, the network as it was published, but for a head of another number of classes.
+    """Copy the published weights of `source`, except for a head with another number of classes.
 
-    A first convolution's channels are summed for grey; images with neither one nor three channels keep a random one.
-    Raises: CnnlabError where anything else does not fit.
+    For grey images the first convolution's channels are summed; for other numbers of channels it stays random. Raise
+    CnnlabError if anything else does not fit.
     """
     published, own = source.state_dict(), target.state_dict()
     fitting: dict[str, Tensor] = {}
     first = next(key for key, tensor in own.items() if tensor.ndim == 4)
     for key, tensor in own.items():
-        there = published.get(key)
-        if there is not None and there.shape == tensor.shape:
-            fitting[key] = there
-        elif key == first and there is not None and tensor.shape[1] == 1:
-            fitting[key] = there.sum(1, keepdim=True)
-        elif there is None or not (key == first or there.shape[0] == _IMAGENET):
+        value = published.get(key)
+        if value is not None and value.shape == tensor.shape:
+            fitting[key] = value
+        elif key == first and value is not None and tensor.shape[1] == 1:
+            fitting[key] = value.sum(1, keepdim=True)
+        elif value is None or not (key == first or value.shape[0] == _IMAGENET):
             raise CnnlabError(
                 f"the weights of {name} do not fit its {key}, {tuple(tensor.shape)}; they are for images of "
                 f"{external_size(name)} pixels: set image_size={external_size(name)}"
@@ -186,7 +186,7 @@ def _copy(source: nn.Module, target: nn.Module, name: str) -> None:
 def _not_built(name: str, published: bool, error: Exception) -> CnnlabError:
     if not published:
         size = external_size(name)
-        return CnnlabError(f"{name} cannot be built: {reason(error)[:200]}; it is made for image_size={size}")
+        return CnnlabError(f"{name} cannot be built: {reason(error)[:200]}; it is designed for image_size={size}")
     return CnnlabError(
         f"the weights of {name} cannot be loaded: {reason(error)[:200]}; they are downloaded once, which needs the "
         f"internet; leave the tag out to start from random weights"
@@ -197,5 +197,5 @@ LIBRARIES: dict[str, Callable[..., nn.Module]] = {"timm": _timm, "torchvision": 
 
 
 def libraries() -> Iterable[str]:
-    """How such names begin."""
+    """Return the forms of such names."""
     return [f"{library}:NAME" for library in LIBRARIES]
