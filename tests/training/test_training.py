@@ -505,7 +505,9 @@ def test_a_network_that_the_device_cannot_repeat_is_one_line(
     if tried:  # in a trial, which comes before the training
         monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": 0.0})
         quick = quick.changed(epochs=4, batch_size=4, limit=256)
-    with pytest.raises(CnnlabError, match=r"lenet-bn cannot be trained .* on cpu: adaptive_avg.*choose another network"):
+    with pytest.raises(
+        CnnlabError, match=r"lenet-bn cannot be trained .* on cpu: adaptive_avg.*choose another network"
+    ):
         train(quick, device="cpu")
 
 
