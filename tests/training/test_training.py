@@ -370,13 +370,17 @@ def test_ctrl_c_waits_for_a_safe_place_and_a_second_one_does_not() -> None:
     from cnnlab.io.interrupt import CtrlC
 
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(TrainingInterrupted), CtrlC() as ctrl_c:
+    ctrl_c = CtrlC()
+    with ctrl_c:
         ctrl_c.check()
+    ctrl_c.__enter__()
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        ctrl_c.check()
+    with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            ctrl_c.check()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+    with pytest.raises(TrainingInterrupted):  # nothing else is started
+        ctrl_c.__exit__(None, None, None)
     assert signal.getsignal(signal.SIGINT) is before
 
 
