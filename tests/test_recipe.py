@@ -85,7 +85,7 @@ def test_changes_show_in_the_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "message"),
     [
         ("epoch=3", "did you mean epochs"),
         ("lr=3", "did you mean learning_rate"),
@@ -105,10 +105,10 @@ def test_changes_show_in_the_name() -> None:
         ("nesterov=true", "needs momentum"),
     ],
 )
-def test_bad_settings_are_named_with_a_remedy(setting: str, told: str) -> None:
+def test_bad_settings_are_reported_with_a_remedy(setting: str, message: str) -> None:
     with pytest.raises(CnnlabError) as caught:
         Recipe().with_settings([setting])
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert setting.split("=")[0] in str(caught.value)
 
 
@@ -150,7 +150,7 @@ def test_learning_rate_stays_between_zero_and_the_peak(recipe: Recipe, steps: in
         assert 0 <= rate <= recipe.learning_rate * (1 + 1e-12)
 
 
-def test_schedules_go_where_they_should() -> None:
+def test_schedules() -> None:
     r = Recipe(learning_rate=2.0)
     assert [learning_rate(r, s, 4) for s in range(4)] == [2.0] * 4
     r = Recipe(learning_rate=2.0, schedule="cosine")

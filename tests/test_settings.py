@@ -26,7 +26,7 @@ from conftest import Command, one_line_error
 CPU = torch.device("cpu")
 EVERYTHING = Recipe(
     name="everything",
-    model="airbench94",
+    model="airbench-small",
     epochs=3,
     batch_size=8,
     optimizer="muon",
@@ -59,7 +59,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(folder / "last.safetensors")
 
 
-def test_with_everything_on_an_interrupted_run_still_ends_at_the_same_bits(
+def test_an_interrupted_run_with_every_setting_resumes_to_the_same_bits(
     shapes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = replace(EVERYTHING, data=f"folder:{shapes}")
@@ -76,22 +76,22 @@ def test_with_everything_on_an_interrupted_run_still_ends_at_the_same_bits(
         patch.setattr(training, "train_step", stop_in_the_second_epoch)
         with pytest.raises(TrainingInterrupted):
             train(recipe, name="stopped", threads=1)
-    gone_on = resume("runs/stopped", threads=1)
-    one, two = weights(whole.run.path), weights(gone_on.run.path)
+    resumed = resume("runs/stopped", threads=1)
+    one, two = weights(whole.run.path), weights(resumed.run.path)
     assert one.keys() == two.keys()
     for name in one:
         assert torch.equal(one[name], two[name]), name
-    for a, b in zip(whole.run.metrics(), gone_on.run.metrics(), strict=True):
+    for a, b in zip(whole.run.metrics(), resumed.run.metrics(), strict=True):
         assert (a["loss"], a["val_loss"], a["learning_rate"]) == (b["loss"], b["val_loss"], b["learning_rate"])
     assert [row["learning_rate"] for row in whole.run.metrics()] == [0.1, 0.1, 0.05]
 
 
-def test_a_recipe_says_all_that_an_augmentation_needs() -> None:
+def test_a_recipe_has_every_setting_of_the_augmentation() -> None:
     for field in fields(Augmentation):
         assert SETTINGS[field.name].default == field.default, field.name
 
 
-def test_mixed_labels_weigh_two_losses() -> None:
+def test_mixed_labels_weight_two_losses() -> None:
     torch.manual_seed(0)
     model = nn.Linear(5, 3)
     x, a, b, share = torch.randn(6, 5), torch.arange(6) % 3, torch.arange(6).flip(0) % 3, torch.rand(6)
@@ -100,12 +100,12 @@ def test_mixed_labels_weigh_two_losses() -> None:
     expected = sum(
         s * -logits[i].log_softmax(0)[a[i]] + (1 - s) * -logits[i].log_softmax(0)[b[i]] for i, s in enumerate(share)
     )
-    loss, hits = train_step(model, make_optimizer(model, Recipe()), x, y)
+    loss, correct = train_step(model, make_optimizer(model, Recipe()), x, y)
     assert loss.item() == pytest.approx(float(expected) / 6, rel=1e-5)
-    assert hits.item() == (logits.argmax(1) == torch.where(share > 0.5, a, b)).sum().item()
+    assert correct.item() == (logits.argmax(1) == torch.where(share > 0.5, a, b)).sum().item()
 
 
-def test_training_on_every_image_watches_some_of_them(quick: Recipe, cnnlab: Command) -> None:
+def test_training_on_all_images_evaluates_a_subset(quick: Recipe, cnnlab: Command) -> None:
     recipe = quick.changed(eval_split="train", val_fraction=0.0)
     result = train(recipe, name="every")
     images = result.summary["images"]["train"]
@@ -117,7 +117,7 @@ def test_training_on_every_image_watches_some_of_them(quick: Recipe, cnnlab: Com
     assert "train_subset acc is measured on some of them" in str(result)
     assert result.run.weights().name == "last.safetensors"  # there is nothing to choose an epoch by
     answer = cnnlab("eval", "runs/every", "--split", "train", "--json")
-    # all of its 1,438 images are watched here, in the same mode
+    # all 1,438 images are in the evaluated subset, in the same mode
     assert json.loads(answer.stdout)["accuracy"] == result.summary["train_subset_acc"]
     assert "held no images out" in one_line_error(cnnlab("eval", "runs/every", "--split", "validation"))
     assert cnnlab("runs").returncode == cnnlab("train", "--resume", "runs/every").returncode == 0
@@ -126,7 +126,7 @@ def test_training_on_every_image_watches_some_of_them(quick: Recipe, cnnlab: Com
 # Precision
 
 
-def test_a_run_goes_on_in_the_precision_it_began_with(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_resumed_in_its_precision(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = quick.changed(precision="auto", epochs=2)
     monkeypatch.setattr(hardware, "has_bfloat16", lambda device: True)
     whole = train(recipe, name="whole")
@@ -142,7 +142,7 @@ def test_a_run_goes_on_in_the_precision_it_began_with(quick: Recipe, monkeypatch
         patch.setattr(checkpoint, "save_checkpoint", stop)
         with pytest.raises(TrainingInterrupted):
             train(recipe, name="stopped")
-    monkeypatch.setattr(hardware, "has_bfloat16", lambda device: False)  # as on another processor
+    monkeypatch.setattr(hardware, "has_bfloat16", lambda device: False)  # as on another CPU
     resume("runs/stopped")
     assert weights(Path("runs/stopped"))["0.weight"].equal(weights(whole.run.path)["0.weight"])
     plain = train(recipe, name="plain")
@@ -151,14 +151,14 @@ def test_a_run_goes_on_in_the_precision_it_began_with(quick: Recipe, monkeypatch
 
 
 @pytest.mark.parametrize("units", [True, False])
-def test_auto_precision_goes_by_the_processors_units(units: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_precision_depends_on_the_cpu(units: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert hardware.has_bfloat16(CPU) is units
     assert not hardware.has_bfloat16(torch.device("mps"))
 
 
-def test_the_processor_has_the_units_that_its_flags_name() -> None:
+def test_bfloat16_is_detected_as_the_cpu_flags_say() -> None:
     flags = Path("/proc/cpuinfo")
     if not flags.exists():
         pytest.skip("there is no /proc/cpuinfo on this system")
@@ -166,7 +166,7 @@ def test_the_processor_has_the_units_that_its_flags_name() -> None:
     assert hardware.has_bfloat16(CPU) is bool(named)
 
 
-def test_exact_float32_is_put_back() -> None:
+def test_exact_float32_restores_the_settings() -> None:
     before = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
     with precision.exact_float32():
         assert torch.backends.cudnn.conv.fp32_precision == "ieee"
@@ -174,7 +174,7 @@ def test_exact_float32_is_put_back() -> None:
     assert (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision) == before
 
 
-def test_the_memory_layout_changes_nothing_but_the_last_digits(shapes: Path) -> None:
+def test_the_memory_format_changes_only_rounding(shapes: Path) -> None:
     recipe = replace(EVERYTHING, data=f"folder:{shapes}", precision="float32", epochs=1)
     found = [
         train(replace(recipe, memory_format=layout), name=f"layout-{layout}", threads=1).summary["loss"]
@@ -183,7 +183,7 @@ def test_the_memory_layout_changes_nothing_but_the_last_digits(shapes: Path) -> 
     assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
-def test_settings_that_contradict_are_refused() -> None:
+def test_contradicting_settings_are_refused() -> None:
     with pytest.raises(CnnlabError, match="alternating_flip=True needs flip"):
         Recipe(alternating_flip=True)
     with pytest.raises(CnnlabError, match="crop_scale=0"):
@@ -192,7 +192,7 @@ def test_settings_that_contradict_are_refused() -> None:
         Recipe().with_settings(["cutou=3"])
 
 
-def test_a_shift_that_cannot_reflect_is_refused_before_anything_begins(shapes: Path, cnnlab: Command) -> None:
+def test_a_shift_that_cannot_reflect_is_refused_before_training(shapes: Path, cnnlab: Command) -> None:
     line = one_line_error(
         cnnlab("train", "--data", f"folder:{shapes}", "--set", "shift=25", "--set", "shift_fill=reflect")
     )

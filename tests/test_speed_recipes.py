@@ -1,4 +1,4 @@
-"""The recipes for speed: what they promise by construction, and that each of them trains."""
+"""The recipes for speed: their cost, and that each of them trains."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_fast_costs_a_small_fraction_of_the_manuals_multiply_adds(network: str) 
 
 
 @pytest.mark.parametrize("name", SPEED)
-def test_nothing_is_chosen_on_the_test_set(name: str) -> None:
+def test_recipes_select_on_validation(name: str) -> None:
     assert RECIPES[name].eval_split == "validation"
     assert RECIPES[name].val_fraction == 0.1
     assert RECIPES[name].split_seed == 0
@@ -68,12 +68,12 @@ def test_each_trains(name: str, fashion_folder: Path) -> None:
     assert found.to_dict()["views"] == "flip"
 
 
-def test_the_fastest_reaches_what_it_is_named_for(fashion_folder: Path) -> None:
+def test_the_fastest_recipe_reaches_its_accuracy(fashion_folder: Path) -> None:
     result = train("speed/fashion-90", data_dir=fashion_folder, name="run")
     assert result.summary["val_acc"] > 0.90
 
 
-def test_looks_are_averaged_one_by_one() -> None:
+def test_views_are_averaged() -> None:
     torch.manual_seed(0)
     model = build_model("airbench-small", image_size=28).eval()
     x = torch.rand(3, 1, 28, 28)
@@ -88,7 +88,7 @@ def test_looks_are_averaged_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("name", ["alexnet-small", "nin-small", "googlenet-small", "resnet18-small", "vgg11-small"])
-def test_small_networks_are_the_large_ones_with_less_of_everything(name: str) -> None:
+def test_small_networks_have_the_layers_of_the_large_ones(name: str) -> None:
     small, large = (
         build_model(name),
         build_model({"vgg11-small": "vgg11-quarter"}.get(name, name.removesuffix("-small"))),
@@ -102,7 +102,7 @@ def test_small_networks_are_the_large_ones_with_less_of_everything(name: str) ->
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in large.parameters()) / 3
 
 
-def test_float16_trains_and_goes_on_with_its_scale(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float16_trains_and_resumes_with_its_loss_scale(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = quick.changed(precision="float16", epochs=3)
     whole = train(recipe, name="whole")
     plain = train(quick.changed(epochs=3), name="plain")

@@ -178,12 +178,12 @@ def test_the_running_variance_of_small_batches_is_too_small() -> None:
     batches = torch.randn(2000, 4, 2, dtype=torch.float64)  # the true variance is 1
     found = []
     for kind in (NaiveBatchNorm, *LAYERS):
-        layer, kept = kind(2).double(), []
+        layer, variances = kind(2).double(), []
         for x in batches:
             layer(x)
-            kept.append(next(getattr(layer, n) for n in ("var", "moving_var", "running_var") if hasattr(layer, n)))
-            kept[-1] = kept[-1].clone()
-        found.append(torch.stack(kept)[100:].mean(0))
+            name = next(n for n in ("var", "moving_var", "running_var") if hasattr(layer, n))
+            variances.append(getattr(layer, name).clone())
+        found.append(torch.stack(variances)[100:].mean(0))
     assert (found[0] - 0.75).abs().max() < 0.05  # (n - 1) / n
     assert (found[1] - 1).abs().max() < 0.05
     torch.testing.assert_close(found[1], found[2])
@@ -260,10 +260,10 @@ def test_choosing_the_best_epoch_on_the_test_set_flatters(monkeypatch: pytest.Mo
     assert "train" in read
     assert "test" not in read
     assert summary["best_by"] == "val_acc"
-    watching = cnnlab.train(short(limit=300, eval_split="test", val_fraction=0.0), runs_dir=tmp_path, progress="none")
+    on_test = cnnlab.train(short(limit=300, eval_split="test", val_fraction=0.0), runs_dir=tmp_path, progress="none")
     assert "test" in read
-    assert watching.summary["best_by"] == "loss"  # even then nothing is chosen by the test set
-    assert "evaluates on the test set" in str(watching)
+    assert on_test.summary["best_by"] == "loss"  # even then nothing is chosen by the test set
+    assert "evaluates on the test set" in str(on_test)
 
 
 def test_without_a_seed_no_figure_repeats(tmp_path: Path) -> None:
@@ -306,11 +306,10 @@ def test_training_accuracy_is_an_average_over_changing_weights(trained: Run) -> 
     torch.manual_seed(0)
     net = nn.Linear(64, 10)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
-    hits = 0
+    correct = 0
     for index in torch.randperm(len(y)).split(64):
-        _, right = cnnlab.train_step(net, optimizer, x[index], y[index])
-        hits += int(right)
-    running, final = hits / len(y), (net(x).argmax(1) == y).double().mean().item()
+        correct += int(cnnlab.train_step(net, optimizer, x[index], y[index])[1])
+    running, final = correct / len(y), (net(x).argmax(1) == y).double().mean().item()
     assert final - running > 0.05
 
     # Ours prints the same average, as the manual does; the figure of the final weights is a command away.
@@ -326,17 +325,17 @@ def test_training_accuracy_is_an_average_over_changing_weights(trained: Run) -> 
 def test_dropping_the_last_batch_leaves_images_out(model: nn.Module, pre: Preprocessing) -> None:
     images = digits_test()
     with torch.no_grad():
-        hits = (model(pre(images.images)).argmax(1) == images.labels).tolist()
+        correct = (model(pre(images.images)).argmax(1) == images.labels).tolist()
     dropping = {}
     for batch_size in (100, 128, 256):
-        kept = len(hits) // batch_size * batch_size
-        assert kept < len(hits)
-        dropping[batch_size] = sum(hits[:kept]) / kept
+        count = len(correct) // batch_size * batch_size
+        assert count < len(correct)
+        dropping[batch_size] = sum(correct[:count]) / count
         found = evaluate(model, Loader(images, pre, batch_size, CPU), 10)
-        assert found.count == len(hits) == 359
-        assert found.accuracy == sum(hits) / len(hits) != dropping[batch_size]
+        assert found.count == len(correct) == 359
+        assert found.accuracy == sum(correct) / len(correct) != dropping[batch_size]
     assert len(set(dropping.values())) > 1  # one network, several "accuracies"
-    assert 5000 % 128 == 8  # the source's split and batch: 8 images are never looked at
+    assert 5000 % 128 == 8  # the source's split and batch: 8 images are never evaluated
 
 
 def test_predicting_in_training_mode_answers_for_the_batch(model: nn.Module, pre: Preprocessing) -> None:
@@ -456,9 +455,9 @@ def test_the_example_of_adding_a_network_works(monkeypatch: pytest.MonkeyPatch, 
     exec(compile(source, "all_conv.py", "exec"), module.__dict__)
     assert module.__doc__
     assert module.all_conv.__doc__
-    table: dict[str, object] = {}
+    table: dict[str, tuple[object, str]] = {}
     exec(f"table.update({{{line}}})", {**module.__dict__, "table": table})
-    assert table == {"all-conv": module.all_conv}
+    assert table["all-conv"][0] is module.all_conv
     monkeypatch.setitem(MODELS, "all-conv", module.all_conv)
 
     net = make("all-conv", 28, channels=3, classes=7)

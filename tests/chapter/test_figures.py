@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from cnnlab.chapter import figures as module
-from cnnlab.chapter.diagrams import Panel, diagram, drawing, render
+from cnnlab.chapter.diagrams import Panel, drawing
 from cnnlab.chapter.figures import FIGURES, figures, filter_columns, filter_pixels, filters, left_out
 from cnnlab.chapter.graphs import collapsed, merged, trace
 from cnnlab.io.errors import CnnlabError
@@ -154,8 +154,9 @@ def arrows(path: Path) -> int:
     return sum(g.get("class") == "edge" and g.find(f"{SVG}polygon") is not None for g in ET.parse(path).iter(f"{SVG}g"))
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_network_of_ours_can_be_traced(name: str) -> None:
+# The names left out differ from these in depth and width only.
+@pytest.mark.parametrize("name", [n for n in MODELS if not re.search("34|101|152|169|201|vgg1[36]|vgg19", n)])
+def test_networks_can_be_traced(name: str) -> None:
     side = int(inspect.signature(MODELS[name]).parameters["image_size"].default)
     model = meta(name, side)
     graph = trace(model, (1, side, side))
@@ -180,7 +181,7 @@ def test_a_changed_network_changes_its_diagram() -> None:
     assert after.boxes["_0"].shape == (7, 8, 8)
 
 
-def test_the_forward_function_is_followed_not_the_list_of_layers() -> None:
+def test_the_forward_function_is_traced_not_the_list_of_layers() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -207,7 +208,7 @@ def test_tracing_leaves_the_network_as_it_was() -> None:
     assert all(torch.equal(v, before[k]) and v.device.type == "cpu" for k, v in model.state_dict().items())
 
 
-def test_merging_and_collapsing_keep_the_way_through() -> None:
+def test_merging_and_collapsing_keep_the_path() -> None:
     graph = trace(meta("resnet18-manual"), (1, 224, 224))
     small = collapsed(merged(graph))
     assert [b.kind for b in small.boxes.values()] == ["text", *["block"] * 5, "pool", "linear"]
@@ -215,15 +216,7 @@ def test_merging_and_collapsing_keep_the_way_through() -> None:
     assert len(small.main_path()) == len(small.boxes) == len(small.arrows) + 1
 
 
-@needs_dot
-def test_a_diagram_of_a_network_of_ones_own() -> None:
-    svg = render(diagram(meta("googlenet", 96), (1, 96, 96), title="GoogLeNet & friends", columns=2), "svg")
-    lines = ["".join(t.itertext()) for t in ET.fromstring(svg).iter(f"{SVG}text")]
-    assert lines[0] == "GoogLeNet & friends"
-    assert lines.count("concat") == 9
-
-
-def test_a_network_that_cannot_be_followed_is_named() -> None:
+def test_a_network_that_cannot_be_traced_is_named() -> None:
     class Moody(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -328,7 +321,7 @@ def test_pixels_are_the_weights_in_order(tmp_path: Path, channels: int) -> None:
     assert ("mean over 2 channels" in caption) == (channels == 2)
 
 
-def test_what_is_zero_is_grey_and_the_strongest_is_black_or_white() -> None:
+def test_zero_is_grey_and_the_largest_weight_black_or_white() -> None:
     weight = torch.tensor([[-2.0, 0.0, 1.0], [0.0, 0.0, 0.0]]).reshape(2, 1, 1, 3)
     assert filter_pixels(weight).flatten().tolist() == [0.0, 0.5, 0.75, 0.5, 0.5, 0.5]
 
@@ -372,7 +365,7 @@ def test_a_network_without_convolutions(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @needs_dot
-def test_only_the_named_ones_in_the_named_formats_replacing_old_files(tmp_path: Path) -> None:
+def test_named_figures_in_named_formats_replace_old_files(tmp_path: Path) -> None:
     out = tmp_path / "new" / "folder"
     assert [f.name for f in figures(["1.6", "1.5", "1.6"], out_dir=out, formats=["svg"])] == [
         "figure-1.5.svg", "figure-1.6.svg"

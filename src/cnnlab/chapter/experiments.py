@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnnlab.chapter.classical import METHODS
+from cnnlab.io.errors import unknown
 from cnnlab.io.text import markdown as escaped
 
 
@@ -55,31 +56,42 @@ def printed_figures(name: str) -> dict[str, float | None]:
     return dict(zip(("loss", "train_acc", "test_acc", "examples_per_second"), figures, strict=True))
 
 
+def heading(name: str) -> tuple[str, str]:
+    """Return section and title of an experiment or classical method. Raises: CnnlabError for an unknown name."""
+    if name in CLASSICAL:
+        return "start", CLASSICAL[name]  # the chapter starts with them
+    if name not in EXPERIMENTS:
+        raise unknown("experiment", name, [*EXPERIMENTS, *CLASSICAL])
+    return EXPERIMENTS[name].section, EXPERIMENTS[name].title
+
+
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the Markdown table of `rows` beside the printed figures."""
-    head = (
+    """Return the Markdown table of `rows` beside the printed figures. Rows without figures failed or were not run."""
+    lines = [
         "| section | network | run | loss | train acc | test acc | examples/s, compute only | "
-        "images/s, wall-clock with data |\n|---|---|---|---|---|---|---|---|\n"
-    )
-    lines = []
+        "images/s, wall-clock with data |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
-        if "failed" in row:
-            lines.append(f"| {row['section']} | {row['title']} | failed: {escaped(row['failed'])} | | | | | |")
-        else:
+        if "test_acc" in row:
             n = row["test_acc"]["n"]
-            run = f"{row['limited'] or 'in full'}, {n} seed{'s' if n > 1 else ''}"
-            lines.append(f"| {row['section']} | {row['title']} | {run} | {' | '.join(cells(row))} |")
+            run, figures = f"{row['limited'] or 'in full'}, {n} seed{'s' if n > 1 else ''}", cells(row)
+        else:
+            run = f"failed: {escaped(row['failed'])}" if "failed" in row else "not run in full here"
+            figures = [""] * 5
+        lines.append(f"| {row['section']} | {row['title']} | {run} | {' | '.join(figures)} |")
         printed = printed_cells(row)
         if any(printed):
             source = "published" if row["name"] in CLASSICAL else "printed"
             lines.append(f"| | | {source} | {' | '.join(printed)} | |")
-    return head + "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def cells(row: dict[str, Any]) -> list[str]:
     """Return our figures as text: loss, train acc, test acc, examples/s (compute only), images/s (including data)."""
-    figures = [_mean_and_std(row[k], 3) for k in ("loss", "train_acc", "test_acc")]
-    return [*figures, *("" if row[k] is None else f"{row[k]['mean']:,.0f}" for k in _SPEEDS)]
+    figures = [_mean_and_std(row[k]) for k in ("loss", "train_acc", "test_acc")]
+    speeds = (row["examples_per_second"], row["images_per_second"])
+    return [*figures, *("" if speed is None else f"{speed['mean']:,.0f}" for speed in speeds)]
 
 
 def printed_cells(row: dict[str, Any]) -> list[str]:
@@ -90,12 +102,9 @@ def printed_cells(row: dict[str, Any]) -> list[str]:
     return [*figures, "" if speed is None else f"{speed:,.0f}"]
 
 
-_SPEEDS = ("examples_per_second", "images_per_second")
-
-
-def _mean_and_std(value: dict[str, Any] | None, digits: int) -> str:
+def _mean_and_std(value: dict[str, Any] | None) -> str:
     """Return `mean ± std` over the seeds, or the value of a single seed."""
     if value is None:
         return ""
-    mean = f"{value['mean']:.{digits}f}"
-    return mean if value["std"] is None else f"{mean} ± {value['std']:.{digits}f}"
+    mean = f"{value['mean']:.3f}"
+    return mean if value["std"] is None else f"{mean} ± {value['std']:.3f}"

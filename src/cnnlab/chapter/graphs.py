@@ -56,6 +56,16 @@ class Graph:
             longest[name] = [*max(paths, key=len, default=[]), name]
         return max(longest.values(), key=len)
 
+    def split(self, name: str, label: str) -> tuple[Graph, Graph]:
+        """Return the boxes before `name`, and the rest after a box with `label` and the shape between the two."""
+        cut = list(self.boxes).index(name)
+        before, after = (dict(list(self.boxes.items())[part]) for part in (slice(cut), slice(cut, None)))
+        (source,) = {a for a, b in self.arrows if a in before and b in after}
+        shape = self.boxes[source].shape
+        start = Box((f"{label}, {shape_text(shape)}",), "text", shape)
+        arrows = tuple(("start" if a == source else a, b) for a, b in self.arrows if b in after)
+        return Graph(before, tuple(a for a in self.arrows if a[1] in before)), Graph({"start": start, **after}, arrows)
+
     def without(self, name: str, keep: str) -> Graph:
         """Return the graph without the box `name`; the arrow from `keep` to it leads on to its targets."""
         onward = [(keep, b) for b in self.after(name)]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from cnnlab.chapter.classical import classical
-from cnnlab.chapter.experiments import CLASSICAL, EXPERIMENTS, markdown, printed_figures
+from cnnlab.chapter.experiments import CLASSICAL, EXPERIMENTS, heading, markdown, printed_figures
 from cnnlab.data import SourceOptions, data_folder, load_images
 from cnnlab.device.hardware import available_cores, check_threads, pick_device
 from cnnlab.inference import load_network
@@ -36,7 +36,6 @@ from cnnlab.training.results import SeedsResult
 from cnnlab.training.session import same_device
 
 _FORMAT = "cnnlab reproduction 1"
-_START = "start"  # the section of the classical pipeline, with which the chapter starts
 _FORM = {
     "recipes": dict, "seeds": Number(1, 100_000, whole=True), "methods": [str], "limit": COUNT, "data_dir": str,
     "device": str, "threads": COUNT,
@@ -98,53 +97,44 @@ def reproduce(
 
     Raises: CnnlabError for bad input, TrainingInterrupted on Ctrl-C; `resume_reproduction` continues.
     """
-    target = _check_arguments(names, seeds, name, Path(runs_dir), device, threads, progress)
+    for experiment in names:
+        if experiment not in (*EXPERIMENTS, *CLASSICAL, "classical"):
+            raise unknown("experiment", experiment, [*EXPERIMENTS, *CLASSICAL, "classical"])
+    if seeds < 1:
+        raise CnnlabError(f"seeds={seeds}: must be at least 1")
+    display, target = make_display(progress), pick_device(device)
+    check_threads(threads)
+    if name is not None:  # before the time is estimated
+        check_name(name)
+        if (Path(runs_dir) / name).exists():
+            make_folder(Path(runs_dir) / name)  # raises the error that says how to resume it
     changes = {k: v for k, v in (("epochs", epochs), ("limit", limit)) if v is not None}
     chosen = [n for n in EXPERIMENTS if n in names or not names]  # in the chapter's order
     recipes = {n: find_recipe(EXPERIMENTS[n].recipe).changed(**changes) for n in chosen}
-    options = SourceOptions(data_dir=data_folder(data_dir))
-    sizes = _sizes(recipes, options)
     if recipes and progress != "none":
-        make_display(progress).message(f"timing a few steps of {len(recipes)} networks to estimate the duration")
+        display.message(f"timing a few steps of {len(recipes)} networks to estimate the duration")
     methods = tuple(m for m in CLASSICAL if m in names or "classical" in names)
-    plan = Plan(recipes, seeds, _estimate(recipes, sizes, seeds, device, threads), methods, limit or 0)
+    folder = data_folder(data_dir)
+    plan = Plan(recipes, seeds, _estimate(recipes, folder, seeds, target, threads), methods, limit or 0)
     if not confirm(plan):
         return None
     path = named_folder(Path(runs_dir), name, "reproduce")
+    common = {"device": str(target), "threads": threads or available_cores()}
     content = {
         "format": _FORMAT,
         "recipes": {n: r.to_dict() for n, r in recipes.items()},
         "seeds": seeds,
         "methods": methods,
-        "limit": limit or 0,
-        "data_dir": str(Path(options.data_dir).absolute()),
-        "device": str(target),
-        "threads": threads or available_cores(),
+        "limit": plan.limit,
+        "data_dir": str(Path(folder).absolute()),
+        **common,
         "estimated_seconds": plan.seconds,
     }
     try:
         write_json(path / "reproduction.json", content)
     except OSError as error:
         raise CnnlabError(f"cannot write into {path}: {reason(error)}; name another folder with --runs-dir") from error
-    common = {"device": str(target), "threads": content["threads"], "data_dir": data_dir, "progress": progress}
-    return _run(path, recipes, seeds, methods, limit or 0, common)
-
-
-def _check_arguments(
-    names: Sequence[str], seeds: int, name: str | None, runs_dir: Path, device: str, threads: int | None, progress: str
-) -> torch.device:
-    """Return the device; check the other arguments before the time is estimated."""
-    for experiment in names:
-        if experiment not in EXPERIMENTS and experiment not in CLASSICAL and experiment != "classical":
-            raise unknown("experiment", experiment, [*EXPERIMENTS, *CLASSICAL, "classical"])
-    if seeds < 1:
-        raise CnnlabError(f"seeds={seeds}: must be at least 1")
-    target = _check_options(device, threads, progress)
-    if name is not None:
-        check_name(name)
-        if (runs_dir / name).exists():
-            make_folder(runs_dir / name)  # raises the error that says how to resume it
-    return target
+    return _run(path, plan, {**common, "data_dir": data_dir, "progress": progress})
 
 
 def resume_reproduction(
@@ -158,9 +148,11 @@ def resume_reproduction(
 ) -> Reproduction:
     """Resume an interrupted reproduction: keep finished rows, and train failed rows again.
 
-    Device, threads and data folder: Default: those of its start. Raises: as `reproduce`.
+    device, threads, data_dir: Default: those of its start. Raises: as `reproduce`.
     """
-    _check_options(device, threads, progress)
+    make_display(progress)  # these raise for bad arguments
+    check_threads(threads)
+    pick_device(device)
     folder = next((f for f in (Path(path), Path(runs_dir) / path) if (f / "reproduction.json").is_file()), None)
     if folder is None:
         raise CnnlabError(f"{path} has no reproduction.json; name a folder that cnnlab reproduce created")
@@ -170,54 +162,35 @@ def resume_reproduction(
             raise CnnlabError(f"format {truncate(repr(content['format']), 60)}, not {_FORMAT!r}")
         check(folder / "reproduction.json", content, _FORM)
         recipes = {n: Recipe.from_dict(values) for n, values in content["recipes"].items()}
-        seeds = content["seeds"]
-        first_data_dir = Path(content["data_dir"])
-        methods, limit = tuple(content["methods"]), content["limit"]
+        plan = Plan(recipes, content["seeds"], {}, tuple(content["methods"]), content["limit"])
+        if data_dir is None and Path(content["data_dir"]).is_dir():
+            data_dir = content["data_dir"]
         if threads is None:
             threads = max(1, min(content["threads"], available_cores()))
         if device == "auto":
             device = same_device(content["device"])
-        if not (recipes.keys() <= EXPERIMENTS.keys() and set(methods) <= CLASSICAL.keys()):
+        if not (recipes.keys() <= EXPERIMENTS.keys() and set(plan.methods) <= CLASSICAL.keys()):
             raise CnnlabError("unknown experiments; use the version of cnnlab that wrote it")
     except (CnnlabError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CnnlabError(f"{folder / 'reproduction.json'} is damaged: {reason(error)}") from error
-    if data_dir is None and first_data_dir.is_dir():
-        data_dir = first_data_dir
-    common = {"device": device, "threads": threads, "data_dir": data_dir, "progress": progress}
-    return _run(folder, recipes, seeds, methods, limit, common)
+    return _run(folder, plan, {"device": device, "threads": threads, "data_dir": data_dir, "progress": progress})
 
 
-def _sizes(recipes: dict[str, Recipe], options: SourceOptions) -> dict[str, dict[str, int]]:
-    """Return the number of images per split of each experiment; missing or damaged data is found here, early."""
-    whole: dict[tuple[str, str], int] = {}
-    sizes: dict[str, dict[str, int]] = {}
-    for name, recipe in recipes.items():
-        sizes[name] = {}
-        for split in ("train", "test"):
-            if (recipe.data, split) not in whole:
-                images = load_images(recipe.data, split, options)
-                whole[recipe.data, split] = 0 if images is None else len(images)
-            count = whole[recipe.data, split]
-            sizes[name][split] = min(count, recipe.limit) if recipe.limit else count
-    return sizes
-
-
-def _run(
-    path: Path, recipes: dict[str, Recipe], seeds: int, methods: Sequence[str], limit: int, common: dict[str, Any]
-) -> Reproduction:
-    names = [*methods, *recipes]  # the chapter starts with the classical methods
+def _run(path: Path, plan: Plan, common: dict[str, Any]) -> Reproduction:
+    """Train what is not finished in `path`. common: device, threads, data_dir and progress."""
+    names = [*plan.methods, *plan.recipes]  # the chapter starts with the classical methods
     done = _finished(path)
     for number, name in enumerate(names, 1):
         if name in done:
             continue
-        title = CLASSICAL[name] if name in methods else EXPERIMENTS[name].title
+        section, title = heading(name)
         if common["progress"] != "none":
             make_display(common["progress"]).message(f"{title} ({number} of {len(names)})")
         try:
-            if name in methods:
-                row = _classical_row(path, name, limit, common)
+            if name in plan.methods:
+                row = _classical_row(name, plan.limit, common)
             else:
-                row = _row(name, recipes[name], _train(path, name, recipes[name], seeds, common))
+                row = _row(name, plan.recipes[name], _train(path, name, plan, common))
         except KeyboardInterrupt as error:
             stopped = TrainingInterrupted(
                 f"stopped at {name}, {number} of {len(names)} experiments; finished ones are kept; continue with: "
@@ -226,19 +199,17 @@ def _run(
             stopped.code = getattr(error, "code", stopped.code)
             raise stopped from None
         except CnnlabError as error:
-            section = _START if name in methods else EXPERIMENTS[name].section
-            row = {"name": name, "section": section, "title": title, "failed": str(error)}
-            row["printed"] = printed_figures(name)
-        done[name] = row
-        _save(path, [done[n] for n in names if n in done])
+            row = {"failed": str(error)}
+        done[name] = {"name": name, "section": section, "title": title, **row, "printed": printed_figures(name)}
+        rows = [done[n] for n in names if n in done]
+        try:
+            write_json(path / "results.json", {"rows": rows})
+            write_atomic(path / "table.md", markdown(rows))
+        except OSError as error:
+            raise CnnlabError(
+                f"cannot write into {path}: {reason(error)}; then continue with: cnnlab reproduce --resume {path}"
+            ) from error
     return Reproduction(path, [done[n] for n in names])
-
-
-def _check_options(device: str, threads: int | None, progress: str) -> torch.device:
-    """Return the device; check the other two."""
-    check_threads(threads)
-    make_display(progress)
-    return pick_device(device)
 
 
 def _finished(path: Path) -> dict[str, dict[str, Any]]:
@@ -251,60 +222,45 @@ def _finished(path: Path) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _train(path: Path, name: str, recipe: Recipe, seeds: int, common: dict[str, Any]) -> SeedsResult:
+def _train(path: Path, name: str, plan: Plan, common: dict[str, Any]) -> SeedsResult:
     """Train the seeds of an experiment that are not finished."""
     with contextlib.suppress(OSError):
         (path / name).rmdir()  # empty if the process was killed before it wrote anything
     if (path / name / "seeds.json").exists():
         result = training.resume(path / name, **common)
     else:
-        result = training.train_seeds(recipe, seeds, runs_dir=path, name=name, **common)
+        result = training.train_seeds(plan.recipes[name], plan.seeds, runs_dir=path, name=name, **common)
     assert isinstance(result, SeedsResult)
     return result
 
 
-def _classical_row(path: Path, name: str, limit: int, common: dict[str, Any]) -> dict[str, Any]:
-    """Return a classical method's row; its result is saved in its own file."""
-    file = path / f"{name}.json"
-    if file.exists():
-        result = read_json(file)
-    else:
-        data = find_recipe(EXPERIMENTS["lenet"].recipe).data  # the same for all experiments
-        options = {"data_dir": common["data_dir"], "threads": common["threads"]}
-        result = classical(data, [name], limit=limit, **options)[0].to_dict()
-        write_json(file, result)
-    try:
-        counts, limited = result["counts"], ""
-        if limit and limit in counts.values():
-            limited = f"{counts['train']:,} training and {counts['test']:,} test images"
-        return {
-            "name": name,
-            "section": _START,
-            "title": CLASSICAL[name],
-            "recipe": f"classical/{name}",
-            "limited": limited,
-            "images": {"train": counts["train"], "test": counts["test"]},
-            "seeds": [result["seed"]],
-            "loss": None,
-            "train_acc": runs.spread([result["train_acc"]]),
-            "test_acc": runs.spread([result["test_acc"]]),
-            "val_acc": runs.spread([result["val_acc"]]),
-            "settings": result["settings"],
-            "examples_per_second": None,
-            "images_per_second": runs.spread([result["images_per_second"]]),
-            "seconds": result["seconds"]["all"],
-            "seconds_of": result["seconds"],
-            "cached": result["cached"],
-            "hardware": {"threads": result["threads"], "versions": result["versions"]},
-            "printed": printed_figures(name),
-        }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CnnlabError(f"{file} is damaged: {reason(error)}; delete it and resume") from error
+def _classical_row(name: str, limit: int, common: dict[str, Any]) -> dict[str, Any]:
+    """Train a classical method; return its row."""
+    data = find_recipe(EXPERIMENTS["lenet"].recipe).data  # the same for all experiments
+    (result,) = classical(data, [name], limit=limit, data_dir=common["data_dir"], threads=common["threads"])
+    assert result.test_acc is not None
+    return {
+        "recipe": f"classical/{name}",
+        "limited": _limited_images(result.counts) if limit and limit in result.counts.values() else "",
+        "images": {"train": result.counts["train"], "test": result.counts["test"]},
+        "seeds": [result.seed],
+        "loss": None,
+        "train_acc": runs.spread([result.train_acc]),
+        "test_acc": runs.spread([result.test_acc]),
+        "val_acc": runs.spread([result.val_acc]),
+        "settings": result.settings,
+        "examples_per_second": None,
+        "images_per_second": runs.spread([result.images_per_second]),
+        "seconds": result.seconds["all"],
+        "seconds_of": result.seconds,
+        "cached": result.cached,
+        "hardware": {"threads": result.threads, "versions": result.versions},
+    }
 
 
 def _row(name: str, recipe: Recipe, result: SeedsResult) -> dict[str, Any]:
-    experiment, first = EXPERIMENTS[name], result.results[0]
-    full = find_recipe(experiment.recipe)
+    first, summary = result.results[0], result.summary
+    full = find_recipe(EXPERIMENTS[name].recipe)
     limits = []
     if recipe.epochs < full.epochs:
         limits.append(f"{recipe.epochs} of {full.epochs} epochs")
@@ -312,27 +268,23 @@ def _row(name: str, recipe: Recipe, result: SeedsResult) -> dict[str, Any]:
         limits.append(f"{recipe.epochs} epochs, printed {full.epochs}")
     images = first.summary["images"]
     if recipe.limit and recipe.limit in images.values():
-        limits.append(f"{images['train']:,} training and {images['test']:,} test images")
+        limits.append(_limited_images(images))
     environment = runs.first_session(first.run)
+    figures = ("seeds", "loss", "train_acc", "test_acc", "examples_per_second", "images_per_second")
     return {
-        "name": name,
-        "section": experiment.section,
-        "title": experiment.title,
-        "recipe": experiment.recipe,
+        "recipe": EXPERIMENTS[name].recipe,
         "limited": ", ".join(limits),  # empty for a full run
         "epochs": recipe.epochs,
         "images": images,
-        "seeds": result.summary["seeds"],
-        "loss": result.summary["loss"],
-        "train_acc": result.summary["train_acc"],
-        "test_acc": result.summary["test_acc"],
-        "examples_per_second": result.summary["examples_per_second"],
-        "images_per_second": result.summary["images_per_second"],
+        **{key: summary[key] for key in figures},
         "seconds": sum(r.summary["total_seconds"] for r in result.results),
         "hardware": {k: environment.get(k) for k in ("device_name", "threads", "versions", "date")},
-        "printed": printed_figures(name),
         **_first_batch_norm(first.run),
     }
+
+
+def _limited_images(counts: dict[str, int]) -> str:
+    return f"{counts['train']:,} training and {counts['test']:,} test images"
 
 
 def _first_batch_norm(run: runs.Run) -> dict[str, Any]:
@@ -347,26 +299,23 @@ def _first_batch_norm(run: runs.Run) -> dict[str, Any]:
     return {}
 
 
-def _save(path: Path, rows: list[dict[str, Any]]) -> None:
-    try:
-        write_json(path / "results.json", {"rows": rows})
-        write_atomic(path / "table.md", markdown(rows))
-    except OSError as error:
-        raise CnnlabError(
-            f"cannot write into {path}: {reason(error)}; then continue with: cnnlab reproduce --resume {path}"
-        ) from error
-
-
 def _estimate(
-    recipes: dict[str, Recipe], sizes: dict[str, dict[str, int]], seeds: int, device: str, threads: int | None
+    recipes: dict[str, Recipe], folder: Path, seeds: int, device: torch.device, threads: int | None
 ) -> dict[str, float]:
-    """Return the estimated seconds of each experiment, from a few real steps on random images."""
-    target = pick_device(device)
+    """Return the estimated seconds of each experiment, from a few real steps on random images.
+
+    Raises: CnnlabError if the data are missing or damaged.
+    """
+    counts: dict[tuple[str, str], int] = {}  # (source, split) -> images
     seconds = {}
     for name, recipe in recipes.items():
-        step = _seconds_per_image(recipe, target, threads)
+        for split in ("train", "test"):
+            if (recipe.data, split) not in counts:
+                images = load_images(recipe.data, split, SourceOptions(data_dir=folder))
+                counts[recipe.data, split] = 0 if images is None else len(images)
+        train, test = (min(counts[recipe.data, s], recipe.limit or 1 << 30) for s in ("train", "test"))
         # An evaluation is the forward pass alone, a third of a step.
-        epoch = (sizes[name]["train"] + sizes[name]["test"] / 3) * step
+        epoch = (train + test / 3) * _seconds_per_image(recipe, device, threads)
         seconds[name] = seeds * recipe.epochs * epoch
     return seconds
 

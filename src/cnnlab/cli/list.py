@@ -59,7 +59,7 @@ def known_things(what: str | None) -> dict[str, dict[str, str]]:
             "torchvision:NAME": "any network of torchvision; torchvision:NAME.TAG starts from pretrained weights",
         },
         "data": {
-            **{name: _first_line(load, of_module=True) for name, load in DATASETS.items()},
+            **{name: _description(load) for name, load in DATASETS.items()},
             "folder:PATH": "your own images, one sub-folder per class",
             "store:PATH": "a competition's images, written by `cnnlab kaggle prepare`",
         },
@@ -90,12 +90,11 @@ def _recipe_line(name: str) -> str:
     from cnnlab.recipes import RECIPES
 
     r = RECIPES[name]
-    watch = {"test": "evaluated on the test set", "validation": "selected on validation", "train": "on all images"}
-    how = f"{r.epochs} epochs, batch {r.batch_size}, {r.optimizer} {r.learning_rate:g}"
-    return f"{r.model} on {r.data}, {how}; {watch[r.eval_split]}"
+    splits = {"test": "evaluated on the test set", "validation": "selected on validation", "train": "on all images"}
+    settings = f"{r.epochs} epochs, batch {r.batch_size}, {r.optimizer} {r.learning_rate:g}"
+    return f"{r.model} on {r.data}, {settings}; {splits[r.eval_split]}"
 
 
-def _first_line(thing: Any, *, of_module: bool = False) -> str:
-    if of_module:
-        return (sys.modules[thing.__module__].__doc__ or "").partition("\n")[0].partition(": ")[2].rstrip(".")
-    return (thing.__doc__ or "").partition("\n")[0].rstrip(".")
+def _description(load: Any) -> str:
+    """Return what follows the name in the first line of the module of a data source."""
+    return (sys.modules[load.__module__].__doc__ or "").partition("\n")[0].partition(": ")[2].rstrip(".")

@@ -7,6 +7,7 @@ shuffled channels).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from cnnlab.io.errors import CnnlabError, unknown
-from cnnlab.io.tables import Table, as_text, number, to_json
+from cnnlab.io.tables import as_text, new_table, number, to_json
 from cnnlab.io.text import markdown as escaped
 from cnnlab.models import build_model, default_image_size
 
@@ -74,60 +75,49 @@ def summarize(
     """
     if depth < 0:
         raise CnnlabError(f"depth={depth}: must be 1 or more, or 0 for all layers")
-    for what, value in (("channels", in_channels), ("classes", num_classes), ("image_size", image_size)):
+    for name, value in (("channels", in_channels), ("classes", num_classes), ("image_size", image_size)):
         if value is not None and not 1 <= value <= 100_000:
-            raise CnnlabError(f"{what}={value}: must lie between 1 and 100000")
+            raise CnnlabError(f"{name}={value}: must lie between 1 and 100000")
     name = model if isinstance(model, str) else type(model).__name__
     size = image_size or default_image_size(name)
     if isinstance(model, str):
         with torch.device("meta"):
             net = build_model(model, num_classes=num_classes, in_channels=in_channels, image_size=size)
     else:
-        import copy
-
         net = copy.deepcopy(model)
     return _measure(name, net.to("meta").eval(), (in_channels, size, size), depth)
 
 
 def _measure(name: str, net: nn.Module, shape: tuple[int, ...], depth: int) -> Summary:
     fields = _ReceptiveFields()
-    seen: dict[str, tuple[tuple[int, ...], int | None]] = {}
+    outputs: dict[str, tuple[tuple[int, ...], int | None]] = {}  # path -> shape and receptive field
 
-    def note(path: str, output: Any) -> None:
+    def record(path: str, output: Any) -> None:
         tensor = next((t for t in tree_leaves(output) if isinstance(t, Tensor)), None)
         if tensor is not None:
-            seen[path] = (tuple(tensor.shape[1:]), fields.of(tensor))
+            outputs[path] = (tuple(tensor.shape[1:]), fields.of(tensor))
 
-    handles = [
-        module.register_forward_hook(lambda _m, _i, output, path=path: note(path, output))
-        for path, module in net.named_modules()
-    ]
+    for path, module in net.named_modules():
+        module.register_forward_hook(lambda _m, _i, output, path=path: record(path, output))
     x = torch.zeros(1, *shape, device="meta")
     fields.begin(x)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), fields, counter:
         net(x)
-    for handle in handles:
-        handle.remove()
     root = type(net).__name__
     flops = {path: sum(counts.values()) for path, counts in counter.get_flop_counts().items()}
 
     def row(path: str, module: nn.Module) -> Layer:
-        output, field = seen[path]
-        return Layer(
-            path,
-            type(module).__name__,
-            output,
-            sum(p.numel() for p in module.parameters()),
-            flops.get(f"{root}.{path}" if path else root, 0) // 2,  # a multiply-add is two operations
-            field,
-        )
+        parameters = sum(p.numel() for p in module.parameters())
+        multiply_adds = flops.get(f"{root}.{path}" if path else root, 0) // 2  # a multiply-add is two operations
+        output, field = outputs[path]
+        return Layer(path, type(module).__name__, output, parameters, multiply_adds, field)
 
     whole = row("", net)
     layers = [
         row(path, module)
         for path, module in net.named_modules()
-        if path and path in seen and (depth == 0 or path.count(".") < depth)
+        if path and path in outputs and (depth == 0 or path.count(".") < depth)
     ]
     return Summary(name, shape, layers, whole.parameters, whole.multiply_adds, whole.receptive_field)
 
@@ -218,48 +208,40 @@ def _pooled(x: Tensor, result: Tensor) -> bool:
 
 def summary_format(name: str) -> Callable[[Summary], str]:
     """Return the function that prints a network's table as `name`: table, markdown or json."""
-    formats = {"table": _summary_table, "markdown": _summary_markdown, "json": lambda s: to_json(s.to_dict())}
+    formats = {"table": _table, "markdown": _markdown, "json": lambda s: to_json(s.to_dict())}
     if name not in formats:
         raise unknown("format", name, formats)
     return formats[name]
 
 
-_SUMMARY_HEAD = ("layer", "type", "output", "parameters", "multiply-adds", "receptive field")
+_HEAD = ("layer", "type", "output", "parameters", "multiply-adds", "receptive field")
 
 
-def _summary_rows(summary: Summary) -> list[list[str]]:
-    rows = [
-        [
-            layer.path,
-            layer.type,
-            _shape(layer.output),
-            _count(layer.parameters),
-            _count(layer.multiply_adds),
-            number(layer.receptive_field, "d"),
-        ]
-        for layer in summary.layers
-    ]
+def _rows(summary: Summary) -> list[list[str]]:
+    rows = []
+    for layer in summary.layers:
+        counts = [f"{count:,}" if count else "" for count in (layer.parameters, layer.multiply_adds)]
+        rows.append([layer.path, layer.type, _shape(layer.output), *counts, number(layer.receptive_field, "d")])
     total = [f"{summary.parameters:,}", f"{summary.multiply_adds:,}", number(summary.receptive_field, "d")]
     return [*rows, ["total", "", "", *total]]
 
 
-def _summary_table(summary: Summary) -> str:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for i, column in enumerate(_SUMMARY_HEAD):
-        table.add_column(column, justify="left" if i < 2 else "right")
-    for row in _summary_rows(summary):
+def _table(summary: Summary) -> str:
+    table = new_table(*_HEAD)
+    table.columns[1].justify = "left"
+    for row in _rows(summary):
         table.add_row(*row)
     note = "receptive field: side in pixels, including padding if larger than the image"
-    return f"{_summary_title(summary)}\n\n{as_text(table)}\n\n{note}"
+    return f"{_title(summary)}\n\n{as_text(table)}\n\n{note}"
 
 
-def _summary_markdown(summary: Summary) -> str:
-    lines = [_SUMMARY_HEAD, ("---", "---", "---:", "---:", "---:", "---:"), *_summary_rows(summary)]
+def _markdown(summary: Summary) -> str:
+    lines = [_HEAD, ("---", "---", "---:", "---:", "---:", "---:"), *_rows(summary)]
     table = "\n".join("| " + " | ".join(map(escaped, line)) + " |" for line in lines)
-    return f"{_summary_title(summary)}\n\n{table}"
+    return f"{_title(summary)}\n\n{table}"
 
 
-def _summary_title(summary: Summary) -> str:
+def _title(summary: Summary) -> str:
     return (
         f"{summary.model}, one image of {_shape(summary.input)}: {summary.parameters:,} parameters, "
         f"{summary.multiply_adds / 1e6:,.1f} million multiply-adds"
@@ -268,7 +250,3 @@ def _summary_title(summary: Summary) -> str:
 
 def _shape(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
-
-
-def _count(value: int) -> str:
-    return f"{value:,}" if value else ""

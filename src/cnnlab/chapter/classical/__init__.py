@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from platformdirs import user_cache_dir
 
 from cnnlab.chapter.classical import features as _features
@@ -183,17 +184,17 @@ class _Work:
         if kind == "sift":
             if self.words is None:
                 # Without the validation images, on which settings are chosen.
-                base = self.whole.take(_torch_index(self.fit_index))
+                base = self.whole.take(torch.from_numpy(self.fit_index))
                 self.words, _ = _features.cached(
                     self.folder, {"features": "sift", "words_of": base.fingerprint(), "seed": self.seed},
-                    (-1, 128), self.notes.append,
+                    self.notes.append,
                     lambda: _features.vocabulary(base, self.seed, self.threads, self.report),
                 )  # fmt: skip
             key["words"] = _features.hash_of(self.words)
             compute = partial(_features.bags, words=self.words)
         task = f"{kind.upper()} of {split} images"
         features, cached = _features.cached(
-            self.folder, key, (len(images), -1), self.notes.append,
+            self.folder, key, self.notes.append,
             lambda: _features.in_chunks(compute, images, self.threads, self.report, task),
         )  # fmt: skip
         self.computed[kind, split] = features, cached
@@ -265,7 +266,7 @@ class _Work:
         """Return the best settings on the validation images; of equal ones the first, which is the smoothest."""
         kernel = METHODS[method][1] == "kernel"
         if len(x) > _GRID_IMAGES:
-            some = stratified_subset(_torch_index(y), _GRID_IMAGES, self.seed).numpy()
+            some = stratified_subset(torch.from_numpy(y), _GRID_IMAGES, self.seed).numpy()
             x, y = x[some], y[some]
         grid = list(product(_GRID_GAMMA if kernel else (0.0,), _GRID_C[METHODS[method][1]]))
         best, best_acc, unit = {}, -1.0, spread(x, self.seed)
@@ -304,9 +305,3 @@ def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[part] += time.perf_counter() - start
-
-
-def _torch_index(index: Labels) -> Any:
-    import torch
-
-    return torch.from_numpy(index)

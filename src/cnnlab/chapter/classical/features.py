@@ -9,10 +9,9 @@ Zisserman, Three Things Everyone Should Know (the root), CVPR 2012.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 
 from cnnlab.data.imageset import ImageSet, Report
 from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.files import write_atomic
 
 Floats = NDArray[np.float32]
 
@@ -96,10 +96,10 @@ def sift(images: NDArray[np.uint8]) -> Floats:
     # OpenCV's descriptor spans 6 times the keypoint's size.
     points = [cv2.KeyPoint(x, y, 4 * side / _SIFT_SIDE, 0) for y in centres for x in centres]
     engine = cv2.SIFT_create()
-    found = np.empty((len(grey), len(points), 128), np.float32)
+    descriptors = np.empty((len(grey), len(points), 128), np.float32)
     for i, image in enumerate(grey):
-        _, found[i] = engine.compute(np.ascontiguousarray(image), points)
-    return np.asarray(np.sqrt(found / np.maximum(found.sum(2, keepdims=True), 1e-9)), np.float32)
+        _, descriptors[i] = engine.compute(np.ascontiguousarray(image), points)
+    return np.asarray(np.sqrt(descriptors / np.maximum(descriptors.sum(2, keepdims=True), 1e-9)), np.float32)
 
 
 def vocabulary(images: ImageSet, seed: int, threads: int, report: Report) -> Floats:
@@ -109,10 +109,12 @@ def vocabulary(images: ImageSet, seed: int, threads: int, report: Report) -> Flo
 
     count = min(len(images), _SAMPLE // _SIFT_GRID**2)
     some = images.take(torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count])
-    found = in_chunks(sift, some, threads, report, "SIFT for the vocabulary").reshape(-1, 128)
-    means = MiniBatchKMeans(min(SIFT_WORDS, len(found)), batch_size=8192, n_init=1, max_iter=20, random_state=seed)
+    descriptors = in_chunks(sift, some, threads, report, "SIFT for the vocabulary").reshape(-1, 128)
+    means = MiniBatchKMeans(
+        min(SIFT_WORDS, len(descriptors)), batch_size=8192, n_init=1, max_iter=20, random_state=seed
+    )
     with threadpool_limits(1):  # one thread: so the order of sums does not depend on the number of cores
-        return np.asarray(means.fit(found).cluster_centers_, np.float32)
+        return np.asarray(means.fit(descriptors).cluster_centers_, np.float32)
 
 
 def bags(images: NDArray[np.uint8], words: Floats) -> Floats:
@@ -122,9 +124,9 @@ def bags(images: NDArray[np.uint8], words: Floats) -> Floats:
     of two levels; the grid's middle row and column count half on either side). The features are the roots of the
     relative frequencies, so that dot products compare histograms by Hellinger's distance.
     """
-    found = sift(images)
-    n, points, _ = found.shape
-    nearest = nearest_words(found.reshape(-1, 128), words).reshape(n, points)
+    descriptors = sift(images)
+    n, points, _ = descriptors.shape
+    nearest = nearest_words(descriptors.reshape(-1, 128), words).reshape(n, points)
     halves = np.zeros((2, _SIFT_GRID), np.float32)
     halves[0, : _SIFT_GRID // 2], halves[1, -(_SIFT_GRID // 2) :] = 1, 1
     halves[:, _SIFT_GRID // 2] += 0.5 * (_SIFT_GRID % 2)
@@ -137,14 +139,14 @@ def bags(images: NDArray[np.uint8], words: Floats) -> Floats:
     return np.asarray(np.sqrt(counts).reshape(n, -1), np.float32)  # each level sums to 1 before the root
 
 
-def nearest_words(found: Floats, words: Floats) -> NDArray[np.int64]:
+def nearest_words(descriptors: Floats, words: Floats) -> NDArray[np.int64]:
     """Return the index of the nearest of `words` (W, 128) for each descriptor: (M, 128) -> (M,)."""
     half = 0.5 * (words**2).sum(1)
-    return np.asarray((found @ words.T - half).argmax(1))
+    return np.asarray((descriptors @ words.T - half).argmax(1))
 
 
 def in_chunks(
-    function: Callable[[NDArray[np.uint8]], Floats], images: ImageSet, threads: int, report: Report, what: str
+    function: Callable[[NDArray[np.uint8]], Floats], images: ImageSet, threads: int, report: Report, task: str
 ) -> Floats:
     """Apply `function` to all images in chunks, in `threads` threads; return the results in order."""
     from threadpoolctl import threadpool_limits
@@ -161,7 +163,7 @@ def in_chunks(
                 if whole is None:
                     whole = np.empty((len(pixels), *part.shape[1:]), np.float32)
                 whole[start : start + len(part)] = part
-                report(what, start + len(part), len(pixels))
+                report(task, start + len(part), len(pixels))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -170,55 +172,34 @@ def in_chunks(
 
 
 def cached(
-    folder: Path,
-    key: dict[str, Any],
-    shape: tuple[int, int],
-    note: Callable[[str], None],
-    compute: Callable[[], Floats],
+    folder: Path, key: dict[str, Any], note: Callable[[str], None], compute: Callable[[], Floats]
 ) -> tuple[Floats, bool]:
     """Return the features, (N, D) float32, from `folder` or else from `compute`, and whether they were cached.
 
     A file is an .npy array followed by 16 bytes, the hash of key and values. If it does not match, the features are
-    computed again and `note` receives a line, also if the folder cannot be written. shape: (N, D), -1: unknown.
+    computed again and `note` receives a line, also if the folder cannot be written.
     """
     text = json.dumps({**key, "format": FORMAT, "versions": _versions(key)}, sort_keys=True)
     path = folder / f"{key['features']}-{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}.npy"
     try:
         with path.open("rb") as file:
             features = np.load(file, allow_pickle=False)
-            rest = file.read()
-        fits = features.ndim == 2 and all(s in (-1, n) for s, n in zip(shape, features.shape, strict=True))
-        if features.dtype != np.float32 or not fits:
-            raise ValueError(f"it contains {features.dtype} {features.shape}")
-        if rest != _digest(text, features):
-            raise ValueError("wrong checksum")
+            if file.read() != _digest(text, features):
+                raise ValueError("wrong checksum")
         return features, True
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError, EOFError, MemoryError) as error:  # MemoryError: a damaged header
         note(f"{path} is damaged ({reason(error)}); computed again")
     features = np.ascontiguousarray(compute(), dtype=np.float32)
+    content = io.BytesIO()
+    np.save(content, features, allow_pickle=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(path, text, features)
+        write_atomic(path, [content.getbuffer(), _digest(text, features)])
     except OSError as error:
         note(f"cannot cache features in {folder}: {reason(error)}")
     return features, False
-
-
-def _write(path: Path, text: str, array: Floats) -> None:
-    # Like files.write_atomic, without a copy in memory: it may be gigabytes.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, array, allow_pickle=False)
-            file.write(_digest(text, array))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)  # noqa: PTH105
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def hash_of(array: Floats) -> str:
