@@ -65,7 +65,7 @@ def child(recipe: Recipe, split: str, views: str, device: str, as_trained: bool 
 
 
 def run(name: str, seed: int, settings: list[str], split: str, views: str, device: str) -> dict[str, Any]:
-    """`child` in a process of its own."""
+    """Run `child` in a process of its own."""
     with tempfile.NamedTemporaryFile(suffix=".json") as answer:
         command = [sys.executable, __file__, name, str(seed), split, views, device, answer.name, *settings]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -79,11 +79,10 @@ def runs(
     name: str, seeds: int, settings: list[str], split: str, views: str, device: str, *,
     together: bool = False, deadline: float = float("inf"), first: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-    """The recipe called `name` from `seeds` seeds: each run, and mean and deviation.
+    """Train the recipe called `name` with several seeds. Return each run, and mean and standard deviation.
 
-    together: all in this process, where starting one takes longer than a run, and each as published speed runs are
-    (`as_trained` of `child`). deadline: by the clock of
-    time.perf_counter; no seed but the first is begun after it. first: that one.
+    together: in this process, since starting one takes longer than a short run; see `as_trained` of `child`. deadline:
+    of time.perf_counter, after which no seed but the first is started. first: the first seed.
     """
     per_seed: list[dict[str, Any]] = []
     for seed in range(first, first + seeds):
@@ -111,21 +110,21 @@ def runs(
 
 
 def parser(doc: str | None, recipes: list[str]) -> argparse.ArgumentParser:
-    """The options that both scripts have."""
-    found = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("recipes", nargs="*", default=recipes)
-    found.add_argument("--seeds", type=int, default=5)
-    found.add_argument("--views", help="test-time augmentation of the final evaluation: none, flip or shift")
-    found.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    found.add_argument("--device", default="auto")
-    add_out(found)
-    found.add_argument("--label", default="", help="added to the result's name")
-    found.add_argument("--tiny", action="store_true", help="a few hundred images: to see that it works")
-    return found
+    """Return a parser with the options of both scripts."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*", default=recipes)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--views", help="test-time augmentation of the final evaluation: none, flip or shift")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--device", default="auto")
+    add_out(parser)
+    parser.add_argument("--label", default="", help="added to the result's name")
+    parser.add_argument("--tiny", action="store_true", help="a smoke test: a few hundred images")
+    return parser
 
 
 def check(parser: argparse.ArgumentParser, names: list[str]) -> None:
-    """Ends with a line where a name is no recipe's."""
+    """Exit with a message if a name is not that of a recipe."""
     for name in names:
         if name not in RECIPES:
             parser.error(f"there is no recipe {name}; see `cnnlab list recipes`")

@@ -1,7 +1,7 @@
-"""The whole competition by the documented command: python benchmarks/competition.py LABEL FOLDER [OPTION...]
+"""Run the whole competition by the documented command: python benchmarks/competition.py LABEL FOLDER [OPTION...]
 
 Runs `cnnlab kaggle all FOLDER OPTION...` as a person would, in an empty work folder and with a store of its own, so
-that reading the archives is in the time. Writes build/results/competition-LABEL_HARDWARE_DATE.json, and beside it
+that the time includes reading the archives. Writes build/results/competition-LABEL_HARDWARE_DATE.json, and beside it
 the submission, if it was made: submission-LABEL.csv. The test labels are not there, so nothing is chosen by them.
 """
 
@@ -21,18 +21,18 @@ from _common import add_out, write_result
 
 
 def run_summary(path: Path) -> dict[str, Any]:
-    """What a run's folder says of itself: figures, epochs, precision, time."""
+    """Return the figures, epochs, precision and times of a run's folder."""
     summary = json.loads((path / "summary.json").read_text())
     summary.pop("blake2b", None)  # of the file
     sessions = json.loads((path / "environment.json").read_text())["sessions"]
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    shown = ("epoch", "loss", "train_acc", "val_acc", "train_subset_acc", "seconds")
+    columns = ("epoch", "loss", "train_acc", "val_acc", "train_subset_acc", "seconds")
     return {
         **summary,
         "dtype": sessions[0]["dtype"],
         "threads": sessions[0]["threads"],
         "data": "store:PATH",
-        "by_epoch": [{k: row[k] for k in shown if k in row} for row in rows],
+        "by_epoch": [{k: row[k] for k in columns if k in row} for row in rows],
     }
 
 
@@ -50,9 +50,9 @@ def main() -> None:
             raise SystemExit(f"{work} is not empty: what is finished there would not be timed")
         program = shutil.which("cnnlab") or str(Path(sys.executable).with_name("cnnlab"))
         command = [program, "kaggle", "all", str(args.folder.absolute()), "--store", str(work / "store"), *options]
-        began = time.perf_counter()
+        start = time.perf_counter()
         subprocess.run([*command, "--progress", "lines"], cwd=work, check=True)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         home = next((work / "runs").iterdir())
         report = json.loads((home / "report.json").read_text())
         run = report["runs"][0]

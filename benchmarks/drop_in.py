@@ -1,10 +1,10 @@
-"""What one changed import line gives: d2l's train_ch6 on its own loader against cnnlab.d2l's on its own, in turn.
+"""Measure what one changed import line gives: d2l's train_ch6 against cnnlab.d2l's, each with its own loader, in turn.
 
     python benchmarks/drop_in.py [--networks lenet resnet18-manual ...] [--pairs 3] [--epochs 2] [--tiny]
 
-A reader's listing decides all else, so both sides have the same network of torch's own layers, batch, image size and
-learning rate, in float32 and in the layout that torch gives; nothing is measured beforehand, nothing compiled. What is
-timed, the networks, and how long ones are cut: as in vs_d2l.py, whose side of d2l this is.
+Both sides have the same network of torch's own layers, batch size, image size and learning rate, in float32 and torch's
+default memory format, as in a reader's listing. Nothing is measured beforehand or compiled. Timing, networks, limits
+and d2l's side: as in vs_d2l.py.
 
 Writes build/results/drop-in_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB_DATA) and psutil.
 """
@@ -22,7 +22,7 @@ from vs_d2l import D2L, EVAL_IMAGES, NETWORKS, as_printed, child_d2l, child_prep
 
 
 class First:
-    """The first `count` batches of an iterable, each time anew."""
+    """The first `count` batches of an iterable, which may be iterated several times."""
 
     def __init__(self, batches: Any, count: int) -> None:
         self._batches, self._count = batches, count

@@ -13,11 +13,10 @@ Writes build/results/fashion-speed_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNL
 
 from __future__ import annotations
 
-from statistics import median
 from typing import Any
 
 import _speed
-from _common import write_result
+from _common import spread, write_result
 from cnnlab.chapter.experiments import EXPERIMENTS
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import RECIPES
@@ -30,7 +29,7 @@ FAST = [f"fast/{name}" for name in PRINTED]
 
 
 def multiply_adds(recipe: Recipe, images: int) -> float:
-    """Of the forward passes of the whole training."""
+    """Return those of the forward passes of the whole training."""
     from cnnlab.models import build_model
     from cnnlab.training.plan import operations
 
@@ -39,7 +38,7 @@ def multiply_adds(recipe: Recipe, images: int) -> float:
 
 
 def beside_d2l(pairs: int, settings: list[str], device: str) -> dict[str, Any]:
-    """d2l's BN-LeNet for 10 epochs and speed/fashion-90 in turn."""
+    """Train d2l's BN-LeNet for 10 epochs and speed/fashion-90 in turn."""
     import vs_d2l
 
     vs_d2l.ensure_installed()
@@ -53,8 +52,7 @@ def beside_d2l(pairs: int, settings: list[str], device: str) -> dict[str, Any]:
             f"{ours['clock_seconds']:.1f} s, test acc {ours['final_acc']:.4f}: 1/{found[-1]['ratio']:.1f}",
             flush=True,
         )
-    ratios = [p["ratio"] for p in found]
-    return {"ratio": {"median": median(ratios), "min": min(ratios), "max": max(ratios)}, "pairs": found}
+    return {"ratio": spread([p["ratio"] for p in found]), "pairs": found}
 
 
 def main() -> None:
@@ -65,10 +63,11 @@ def main() -> None:
     settings = [*args.set, *(["limit=500"] if args.tiny else [])]
     if args.tiny:
         args.recipes, args.seeds = ["speed/fashion-90", "fast/lenet-bn"], 1
+    split = "validation" if args.tiny else "test"  # the test set is large
     figures: dict[str, Any] = {}
     for name in args.recipes:
         views = args.views or ("flip" if RECIPES[name].flip else "none")
-        found = _speed.runs(name, args.seeds, settings, "test", views, args.device)
+        found = _speed.runs(name, args.seeds, settings, split, views, args.device, together=args.tiny)
         images = found["per_seed"][0]["images"]
         found["multiply_adds"] = multiply_adds(RECIPES[name].with_settings(settings), images)
         network = name.removeprefix("fast/")

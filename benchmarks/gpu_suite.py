@@ -47,7 +47,7 @@ import torch
 
 import _speed
 import vs_d2l
-from _common import add_out, write_result
+from _common import PEERS, add_out, write_result
 from cnnlab.chapter.experiments import EXPERIMENTS
 from cnnlab.device.hardware import has_bfloat16, pick_device
 from cnnlab.machine.bench import bench
@@ -57,7 +57,7 @@ from cnnlab.training.autotune import time_step
 from cnnlab.training.cuda_graph import warmup_steps
 from cnnlab.training.plan import Plan, Workload
 
-PEER = vs_d2l.PEERS / "cifar10-airbench" / "airbench94_muon.py"
+PEER = PEERS / "cifar10-airbench" / "airbench94_muon.py"
 # Each part's share of the time; what one leaves goes to those after it.
 PARTS = {"cifar": 0.25, "peer": 0.25, "fashion": 0.15, "chapter": 0.12, "best": 0.04, "profile": 0.04, "d2l": 0.15}
 # 46,000 images for training and 4,000 for validation, both whole batches of 2,000. Any other size would make PyTorch
@@ -77,10 +77,10 @@ TINY = [("lenet-bn", 28, 64)]
 PROFILED_STEPS = 5
 
 
-def run_for(seconds: float | None, command: list[str], **how: Any) -> subprocess.CompletedProcess[str]:
+def run_for(seconds: float | None, command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a command with a timeout that also kills its children, because the next command needs the GPU."""
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **how
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
     ) as process:
         try:
             output = process.communicate(timeout=seconds)
@@ -93,11 +93,11 @@ def run_for(seconds: float | None, command: list[str], **how: Any) -> subprocess
         return subprocess.CompletedProcess(command, process.returncode, *output)
 
 
-def measured(args: argparse.Namespace, network: str, **how: Any) -> dict[str, Any]:
+def measured(args: argparse.Namespace, network: str, **options: Any) -> dict[str, Any]:
     """Run `cnnlab bench` for a network. The GPU's peaks are measured in the first call only."""
-    seconds = 0.5 if args.tiny else 0.7
+    seconds = 0.05 if args.tiny else 0.7
     try:
-        found = bench([network], device=args.device, seconds=seconds, accuracy=False, peaks=args.peaks, **how)
+        found = bench([network], device=args.device, seconds=seconds, accuracy=False, peaks=args.peaks, **options)
     except Exception as error:  # the other networks' figures must not be lost with this one
         if args.tiny:
             raise
@@ -170,7 +170,7 @@ def kernels(args: argparse.Namespace, network: str, side: int, batch: int) -> di
     ) as profiler:
         build = partial(build_model, network, image_size=side)
         work = Workload(recipe.changed(batch_size=batch), build, (1, side, side), 10, device)
-        seconds = time_step(work, plan, least=1 + PROFILED_STEPS, seconds=0, most=0, check=profiler.step)
+        seconds = time_step(work, plan, min_steps=1 + PROFILED_STEPS, seconds=0, max_steps=0, check=profiler.step)
     if math.isinf(seconds):
         raise RuntimeError(f"{network} needs more memory than there is, or cannot be compiled")
     time_of = "self_device_time_total" if on_gpu else "self_cpu_time_total"
@@ -191,7 +191,7 @@ def kernels(args: argparse.Namespace, network: str, side: int, batch: int) -> di
 
 
 def d2l(args: argparse.Namespace, deadline: float) -> Any:
-    if not (vs_d2l.PEERS / "d2l" / "d2l").exists():
+    if not (PEERS / "d2l" / "d2l").exists():
         return "d2l is not in .peers/d2l"
     found: dict[str, Any] = {}
     for network in ["lenet-bn"] if args.tiny else ["lenet-bn", "resnet18-manual", "alexnet"]:
@@ -279,7 +279,7 @@ def fashion(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
         {"speed/fashion-90": 1} if args.tiny else {"speed/fashion-94": 10, "speed/fashion-95": 5, "speed/fashion-96": 3}
     )
     settings = [*(["limit=500"] if args.tiny else []), *_compiled(args), *args.set]
-    return races(args, deadline, names, settings, "test", "flip")
+    return races(args, deadline, names, settings, "validation" if args.tiny else "test", "flip")
 
 
 def cifar(args: argparse.Namespace, deadline: float) -> Any:

@@ -1,16 +1,16 @@
-"""Kaggle's test.7z of 300,000 images into one array: `prepare` against unpacking it and reading each file.
+"""Read Kaggle's test.7z of 300,000 images into one array: `prepare` against unpacking it and reading each file.
 
     python benchmarks/prepare.py [--images 300000] [--repeats 3] [--work .peers/prepare]
 
-Makes, once, a competition whose test.7z holds that many PNG files: the 60,000 of CIFAR-10's two archives (CNNLAB_DATA/
-cifar-10) over and over under new names, packed by the 7z program as the real one is, as one solid LZMA2 stream. Then
-in turn, each in a process of its own:
+Creates, once, a competition whose test.7z contains that many PNG files: the 60,000 of CIFAR-10's two archives
+(CNNLAB_DATA/cifar-10), repeated under new names and packed like the real one by the 7z program as one solid LZMA2
+stream. Then alternately, each in a process of its own:
 
     cnnlab    prepare_store: checks, hashes, decodes and writes the store (two labelled images beside it)
     tutorial  `7z x`, then Pillow in a loop over the files into one uint8 array
 
 Seconds are the process's, Python's start included. Memory is the peak over the process tree, sampled ten times a
-second: `anonymous`, what the processes hold besides files, and PSS, which counts mapped files, too.
+second: `anonymous`, the memory of the processes without files, and PSS, which counts mapped files, too.
 
 Writes build/results/prepare_HARDWARE_DATE.json. Needs psutil, py7zr and the program 7z, 7zz or 7za.
 """
@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from _common import add_out, write_result
+from _common import add_out, spread, write_result
 
 HERE = Path(__file__).resolve().parent
 SIDES = ("cnnlab", "tutorial")
@@ -47,7 +47,7 @@ def program() -> str:
 
 
 def build(work: Path, images: int) -> Path:
-    """The competition's folder, made unless it is there: test.7z of so many images, and what else prepare wants."""
+    """Create the competition's folder unless it exists: test.7z of so many images, and what else `prepare` needs."""
     folder = work / f"competition-{images}"
     if (folder / "ready").exists():
         return folder
@@ -58,15 +58,15 @@ def build(work: Path, images: int) -> Path:
 
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "test").mkdir(parents=True)
-    made = 0
-    while made < images:
+    written = 0
+    while written < images:
         for part in ("test", "train"):
             with closing(open_archive(data_folder() / "cifar-10" / f"{part}.7z")) as archive:
                 for _, content in archive.read():
-                    if made == images:
+                    if written == images:
                         break
-                    made += 1
-                    (folder / "test" / f"{made}.png").write_bytes(content)
+                    written += 1
+                    (folder / "test" / f"{written}.png").write_bytes(content)
     # One worker, one solid block of LZMA2: the real archive's method.
     pack = [program(), "a", "-mx=5", "-m0=lzma2", "-ms=on", "-mmt=2", "-bso0", "-bsp0", "test.7z", "test"]
     subprocess.run(pack, cwd=folder, check=True)
@@ -100,7 +100,7 @@ def child_tutorial(folder: Path, scratch: Path) -> None:
 
 
 def memory(pid: int) -> tuple[int, int]:
-    """(anonymous, PSS) bytes of one process."""
+    """Return the (anonymous, PSS) bytes of one process."""
     anonymous = pss = 0
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         name, _, value = line.partition(":")
@@ -111,12 +111,12 @@ def memory(pid: int) -> tuple[int, int]:
 
 
 def measure(side: str, folder: Path, work: Path, images: int) -> dict[str, Any]:
-    """Run one side in a process of its own, and check what it made."""
+    """Run one side in a process of its own, and check its array."""
     import psutil
 
     with tempfile.TemporaryDirectory(dir=work) as scratch:
         command = [sys.executable, __file__, "--child", side, "--work", str(folder), "--scratch", scratch]
-        began = time.perf_counter()
+        start = time.perf_counter()
         process = subprocess.Popen(command)
         root = psutil.Process(process.pid)
         peak = [0, 0]
@@ -128,7 +128,7 @@ def measure(side: str, folder: Path, work: Path, images: int) -> dict[str, Any]:
                         now = [a + b for a, b in zip(now, memory(p.pid), strict=True)]
             peak = [max(a, b) for a, b in zip(peak, now, strict=True)]
             time.sleep(0.1)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         if process.returncode:
             raise SystemExit(f"{side} failed")
         found = np.load(Path(scratch) / ("store/test.npy" if side == "cnnlab" else "test.npy"), mmap_mode="r")
@@ -177,11 +177,7 @@ def main() -> None:
         "archive_mib": (folder / "test.7z").stat().st_size / 2**20,
         "n": args.repeats,
         "note": args.note,
-        "ratio": {
-            "median": median(p["ratio"] for p in pairs),
-            "min": min(p["ratio"] for p in pairs),
-            "max": max(p["ratio"] for p in pairs),
-        },
+        "ratio": spread([p["ratio"] for p in pairs]),
         **{
             side: {
                 what: median(p[side][what] for p in pairs)

@@ -1,4 +1,4 @@
-"""Each named recipe from several seeds: python benchmarks/recipe_seeds.py [--seeds 5] [RECIPE...]
+"""Train each named recipe with several seeds: python benchmarks/recipe_seeds.py [--seeds 5] [RECIPE...]
 
 Writes build/results/recipe-seeds_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB_DATA, or the network).
 """

@@ -1,8 +1,8 @@
-"""The chapter's table: python benchmarks/reproduce.py LABEL NAME... [--seeds N] [--epochs N] [--limit N]
+"""Reproduce the chapter's table: python benchmarks/reproduce.py LABEL NAME... [--seeds N] [--epochs N] [--limit N]
 
-What `cnnlab reproduce NAME...` trains, as build/results/reproduce-LABEL_HARDWARE_DATE.json, from which
-benchmarks/tables.py writes docs/reproduction.md. Needs Fashion-MNIST (CNNLAB_DATA, or the network); the classical
-baseline starts without kept features; methods of one call share those that the first of them makes.
+Runs `cnnlab reproduce NAME...` and writes build/results/reproduce-LABEL_HARDWARE_DATE.json, from which
+benchmarks/tables.py writes docs/reproduction.md. Needs Fashion-MNIST (CNNLAB_DATA, or the network). The classical
+baselines start without cached features; the methods of one call share them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
         print(plan_text(plan), flush=True)
         return True
 
-    data = data_folder()  # before the cache is another
+    data = data_folder()  # before the cache folder changes
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
         found = reproduce(

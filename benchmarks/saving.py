@@ -1,9 +1,9 @@
-"""Measure how long a save inside an epoch holds up the training, for several networks.
+"""Measure how long a save inside an epoch delays the training, for several networks.
 
-For each: a step; the pause that a save makes between two steps (copies of weights, optimizer and random states); how
-long the copies then take until they are on the disk under --runs-dir; what a save costs in all, which is the difference
-between trainings with and without saves, run in turn; and that cost as a share of the time for one save a minute, the
-recipes' default. The disk matters as much as the machine: the result names the folder's file system.
+For each: the time of a step; the pause between two steps while weights, optimizer and random states are copied; the
+time until the copies are on the disk under --runs-dir; the whole cost of a save, which is the difference between
+alternating trainings with and without saves; and that cost as a fraction of the time at one save a minute, the recipes'
+default. The disk matters as much as the machine, so the result names the folder's file system.
 """
 
 from __future__ import annotations
@@ -71,17 +71,17 @@ def single_saves(recipe: Recipe, saves: int, device: str, folder: Path) -> tuple
     pauses, writes = [], []
     for _ in range(saves):
         synchronize(here)
-        began = time.perf_counter()
+        start = time.perf_counter()
         save_checkpoint(path, model, optimizer, here, {}, None, jobs.append)
-        pauses.append(time.perf_counter() - began)
-        began = time.perf_counter()
+        pauses.append(time.perf_counter() - start)
+        start = time.perf_counter()
         jobs.pop()()
-        writes.append(time.perf_counter() - began)
+        writes.append(time.perf_counter() - start)
     return pauses, writes, path.stat().st_size / 2**20
 
 
 def file_system(path: Path) -> str:
-    """Its kind, as the system's table of mounts has it."""
+    """Return the kind of the file system, from the table of mounts."""
     mounts = Path("/proc/mounts")
     if not mounts.exists():
         return "unknown"
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--runs-dir", type=Path, default=Path(), help="a folder on the disk that is measured")
     add_out(parser)
-    parser.add_argument("--tiny", action="store_true", help="one small network: to see that it works")
+    parser.add_argument("--tiny", action="store_true", help="a smoke test: one small network")
     args = parser.parse_args()
     if args.tiny:
         args.networks, args.saves, args.batch_size = ["lenet-bn"], 5, 16

@@ -2,10 +2,10 @@
 
     python benchmarks/vs_d2l.py [--networks lenet alexnet ...] [--pairs 3] [--epochs 2] [--images N] [--tiny]
 
-The same network, batch, image size and learning rate, the manual's, on both sides. d2l's side has torch's own layers,
-as its readers have, and the listing of batch norm from scratch where ours has our layer: our pooling, convolution and
-batch norm are part of what is compared. Installs d2l 0.17.6 without its pins (they cannot be met on a current
-Python) into .peers/d2l, which git ignores; none of its code is ours or committed.
+Both sides use the manual's network, batch size, image size and learning rate. d2l's side has torch's own layers, as its
+readers have, and the listing of batch norm from scratch instead of our layer, which is part of what is compared.
+Installs d2l 0.17.6 without its pins (they cannot be met on a current Python) into .peers/d2l, which git ignores; none
+of its code is ours or committed.
 
 Each run is a process of its own: d2l, ours in float32 (`cnnlab`: the manual's recipe as it is), ours with
 `precision=auto` (`cnnlab-auto`: bfloat16 if the CPU has units for it and that is faster), d2l, ...
@@ -21,9 +21,9 @@ What is timed:
     speed_ratio   the training with its data, wall-clock: the primary figure. d2l: train_ch6's loop over the epochs
                   less its calls of evaluate_accuracy_gpu and of its Animator (which draws five times an epoch, be that
                   short or long). cnnlab: `train_seconds` of the run's rows. Neither has evaluation or saving in it
-    whole_ratio   d2l: the call of train_ch6, with evaluation and drawing. cnnlab: between a built model and a finished
-                  run (training._fit): evaluation, saving weights, checkpoint and metrics, TensorBoard, the curve. Of
-                  a limited run most of that is what a real one spreads over many minutes
+    whole_ratio   d2l: the call of train_ch6, with evaluation and drawing. cnnlab: from a built model to a finished run,
+                  with evaluation, saving weights, checkpoint and metrics, TensorBoard, the curve. In a limited run most
+                  of that is what a real one spreads over many minutes
     process_ratio the whole process, imports and reading the data included
 
 How our side computes (memory format, precision, threads) is what it would choose for the whole recipe, ten epochs of
@@ -31,7 +31,7 @@ How our side computes (memory format, precision, threads) is what it would choos
 is compiled: that would take longer than what is measured. `share_of_peak` is three times the forward pass's
 operations, times images/s, over those of the machine's largest matrix product in that precision.
 
-This parent process does not import torch before it has measured: pages that it shared would be taken off the children.
+This parent process imports torch only after measuring: pages shared with it would not count as the children's.
 
 Writes build/results/vs-d2l_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB_DATA) and psutil.
 """
@@ -49,9 +49,7 @@ from pathlib import Path
 from typing import Any
 
 from _common import (
-    PEERS as PEERS,  # also for scripts that take it from here
-)
-from _common import (
+    PEERS,
     Task,
     answered,
     call,
@@ -70,7 +68,7 @@ from _common import (
 )
 
 D2L = "d2l==0.17.6"
-# Of each: the recipe, and the images it trains on, 0 for all.
+# The recipe of each, and the number of training images, 0 for all.
 NETWORKS = {
     "lenet": ("manual/lenet", 0),
     "lenet-bn": ("manual/lenet-bn", 0),

@@ -58,7 +58,7 @@ from _common import (
 
 FASTAI = ["fastai==2.8.12", "fastcore==2.2.39", "fastdownload==0.0.8", "fastprogress==1.0.3", "fasttransform==0.0.5"]
 FASTAI_NEEDS = ["plum-dispatch<2.10", "cloudpickle", "pandas", "requests", "pyyaml"]
-# Of each: pixels a side, and the images it trains on.
+# Pixels a side, and the number of training images.
 NETWORKS = {"resnet18-small": (28, 12_800), "resnet18-cifar": (28, 1280), "resnet18-manual": (96, 1280)}
 EVAL_IMAGES = 256
 BATCH, RATE, MOMENTUM, DECAY = 128, 0.05, 0.9, 5e-4
@@ -100,14 +100,14 @@ def child_prepare(task: Task) -> Task:
 
 
 class Images:
-    """Fashion-MNIST as torchvision's data set gives it: a PIL image, transformed, and its label."""
+    """Fashion-MNIST like torchvision's dataset: a PIL image, transformed, and its label."""
 
     def __init__(self, split: str, count: int, transform: Any = None) -> None:
         from cnnlab.data import load_images
 
-        found = load_images("fashion-mnist", split)
-        assert found is not None
-        self.pixels, self.labels = found.images[:count, 0].numpy(), found.labels[:count].tolist()
+        images = load_images("fashion-mnist", split)
+        assert images is not None
+        self.pixels, self.labels = images.images[:count, 0].numpy(), images.labels[:count].tolist()
         self.transform = transform
 
     def __len__(self) -> int:
@@ -127,7 +127,7 @@ def moments() -> tuple[tuple[float], tuple[float]]:
 def usual_loop(
     task: Task, train_loader: Iterable[Any], test_loader: Iterable[Any], network: Any, optimizer: Any, tuned: bool
 ) -> Task:
-    """A plain loop: the loss and the accuracy of each step are kept, as the reference scripts' meters do."""
+    """Run a plain loop that sums loss and accuracy after each step, like the reference scripts' meters."""
     import torch
     import torch.nn.functional as F
 

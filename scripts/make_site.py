@@ -1,6 +1,6 @@
-"""Make the documentation's site: collect the pages, write those that the code itself knows best, run MkDocs.
+"""Build the documentation's site: collect the pages, generate those of the code, run MkDocs.
 
-`scripts/docs` runs this where it can be sure that MkDocs is installed.
+`scripts/docs` installs MkDocs and runs this.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def collect(pages: Path, executed: Path | None) -> None:
-    """Lay out all pages in the folder `pages` as they lie in the repository; write reference/ and lessons/."""
+    """Copy all pages of the repository into the folder `pages`; generate reference/ and lessons/."""
     import site_pages  # takes a second
 
     for path in ROOT.glob("*.md"):
@@ -32,7 +32,7 @@ def collect(pages: Path, executed: Path | None) -> None:
 
 
 def main() -> int:
-    """Build the site into --out, strictly; returns MkDocs' exit code."""
+    """Build the site into --out, warnings being errors. Return MkDocs' exit code."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "site", help="folder of the site; replaced")
     parser.add_argument("--lessons", type=Path, help="folder of the lessons' notebooks after they have run")
@@ -40,7 +40,7 @@ def main() -> int:
     out = arguments.out.absolute()
     # MkDocs empties the folder first.
     if out.exists() and not (out / "search" / "search_index.json").exists() and any(out.iterdir()):
-        parser.error(f"{out} holds something else; name another folder")
+        parser.error(f"{out} is not empty and not a site; name another folder")
     with tempfile.TemporaryDirectory() as folder:
         collect(Path(folder), arguments.lessons)
         # The theme prints a long notice about a later MkDocs unless this variable is set; ours is below 2.

@@ -1,9 +1,8 @@
-"""The site's pages that the code itself knows best: commands, recipes, Python, and the lessons."""
+"""Pages of the site that are generated from the code: commands, recipes, Python, and the lessons."""
 
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import re
 from collections.abc import Iterator
@@ -15,18 +14,19 @@ from latex2mathml import converter
 
 import cnnlab
 from cnnlab import competition
+from cnnlab.chapter import lessons
 from cnnlab.cli import app as cli
 from cnnlab.cli.list import known_things
 from cnnlab.recipe import SETTINGS, TYPES, Recipe
 from cnnlab.recipes import RECIPES
 
-# Code in backticks, else a formula in a line of its own or within one.
+# Code in backticks, a display formula, or an inline formula.
 _FORMULA = re.compile(r"(?P<code>`[^`]*`)|\$\$(?P<block>.+?)\$\$|\$(?P<line>[^$\n]+)\$", re.DOTALL)
-_HOW = {
+_NOTEBOOKS = {
     "en": "`cnnlab lessons copy FOLDER` gives all lessons as notebooks. [中文]({}.zh.md)",
     "zh": "`cnnlab lessons copy FOLDER --language zh` 把全部课程复制为笔记本。[English]({}.md)",
 }
-# A recipe has some fifty settings, which have a page.
+# A recipe has some fifty settings, which have a page of their own.
 _MORE = {
     "Recipe": (
         "    options:",
@@ -39,8 +39,8 @@ _SOLUTION = {"en": "Solution", "zh": "答案"}
 
 
 def commands() -> str:
-    """Every command, as its --help says it."""
-    lines = ["# Commands", "", "What `cnnlab COMMAND --help` says, all on one page.", ""]
+    """Return the page of all commands: the text of their --help."""
+    lines = ["# Commands", "", "The text of `cnnlab COMMAND --help` for every command.", ""]
     root: Any = typer.main.get_command(cli.app)
     return "\n".join([*lines, *_command(root, "cnnlab", None)]) + "\n"
 
@@ -58,10 +58,10 @@ def _command(command: Any, name: str, parent: Any) -> Iterator[str]:
 
 
 def recipes() -> str:
-    """Every named recipe with what it changes, and every setting."""
+    """Return the page of all named recipes, with what each changes, and of all settings."""
     plain = Recipe()
     lines = ["# Recipes and settings", "", "A recipe decides everything about a training. `cnnlab train --recipe NAME`",
-             "takes one; `--set NAME=VALUE` changes a setting. What is not named has its [default](#settings).", "",
+             "uses one; `--set NAME=VALUE` changes a setting. All other settings have their [defaults](#settings).", "",
              "## Recipes", ""]  # fmt: skip
     for name, line in known_things("recipes")["recipes"].items():
         recipe = RECIPES[name]
@@ -76,11 +76,11 @@ def recipes() -> str:
 
 
 def python() -> str:
-    """The public names, whose docstrings mkdocstrings takes from the source."""
-    lines = ["# Python", "", "All that is public: `import cnnlab` has it, at once; the rest may change.", ""]
+    """Return the page of the public names, whose docstrings mkdocstrings reads from the source."""
+    lines = ["# Python", "", "The public names of `import cnnlab`. Everything else may change.", ""]
     homes = {name: f"cnnlab.{module}" for module, names in cnnlab._HOMES.items() for name in names}
     values = ("MODELS", "DATASETS", "RECIPES")  # dictionaries have no docstring of their own
-    lines += ["`MODELS`, `DATASETS` and `RECIPES` are dictionaries: `cnnlab list` shows what they hold.", ""]
+    lines += ["`MODELS`, `DATASETS` and `RECIPES` are dictionaries: `cnnlab list` shows their contents.", ""]
     for name in cnnlab.__all__:
         if name in homes and name not in values:
             lines += [f"::: {homes[name]}.{name}", *_MORE.get(name, ()), ""]
@@ -94,29 +94,26 @@ def python() -> str:
 
 
 def write_lessons(folder: Path, executed: Path | None) -> None:
-    """Write all lessons into `folder`, NN_name.md and NN_name.zh.md, where this cnnlab has any.
+    """Write all lessons into `folder`: NN_name.md and NN_name.zh.md.
 
-    executed: a folder with their notebooks of any language after they have run, for what the cells show.
+    executed: a folder with their executed notebooks of any language, for the outputs of the cells.
     """
-    if importlib.util.find_spec("cnnlab.chapter.lessons") is None:
-        return
-    module: Any = importlib.import_module("cnnlab.chapter.lessons")
-    for name in module.lessons():
-        shown: list[Any] = []
+    for name in lessons.lessons():
+        outputs: list[Any] = []
         if executed is not None:
             cells = json.loads((executed / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
-            shown = [cell["outputs"] for cell in cells if cell["cell_type"] == "code"]
+            outputs = [cell["outputs"] for cell in cells if cell["cell_type"] == "code"]
         for language, ending in (("en", ".md"), ("zh", ".zh.md")):
-            text = lesson(module.read(name), language, _HOW[language].format(name), shown)
+            text = lesson(lessons.read(name), language, _NOTEBOOKS[language].format(name), outputs)
             (folder / f"{name}{ending}").write_text(text, encoding="utf-8")
 
 
-def lesson(cells: list[Any], language: str, how: str, shown: list[Any]) -> str:
-    """A lesson as a page. cells: as lessons.read has them; how: a line below the title; shown: see below.
+def lesson(cells: list[Any], language: str, note: str, outputs: list[Any]) -> str:
+    """Return a lesson as a page. cells: of `lessons.read`; note: a line below the title.
 
-    The code is the same in every language, so `shown` has the outputs of each cell of code, in their order, or nothing.
+    outputs: of each code cell in order, or empty. The code is the same in every language.
     """
-    outputs = iter(shown)
+    rest_of_outputs = iter(outputs)
     blocks: list[str] = []
     for cell in cells:
         if cell.language not in ("", language):
@@ -124,17 +121,17 @@ def lesson(cells: list[Any], language: str, how: str, shown: list[Any]) -> str:
         lines = [_formulas(cell.text)]
         if not cell.language:
             lines = [f"~~~~python\n{cell.text}\n~~~~"] if cell.text.strip() else []
-            lines += (_output(output) for output in next(outputs, []))
+            lines += (_output(output) for output in next(rest_of_outputs, []))
         text = "\n\n".join(lines)
         if cell.tag == "solution":
             text = f'??? note "{_SOLUTION[language]}"\n\n' + "\n".join(f"    {line}" for line in text.splitlines())
         blocks += [text] if text else []
     title, _, rest = blocks[0].partition("\n")
-    return "\n\n".join([title, how, rest.strip(), *blocks[1:]]) + "\n"
+    return "\n\n".join([title, note, rest.strip(), *blocks[1:]]) + "\n"
 
 
 def _output(output: dict[str, Any]) -> str:
-    """What a cell has shown: its best form that the page can take."""
+    """Return a cell's output in the richest form that the page can show."""
     data = {kind: "".join(text) for kind, text in output.get("data", {}).items()}
     if "image/png" in data:
         picture = base64.b64encode(base64.b64decode(data["image/png"])).decode()
@@ -146,15 +143,15 @@ def _output(output: dict[str, Any]) -> str:
 
 
 def _formulas(text: str) -> str:
-    """`text` with MathML for its formulas, which a browser sets without a script."""
+    """Return `text` with its formulas as MathML, which a browser renders without a script."""
 
-    def one(found: re.Match[str]) -> str:
-        if found["code"]:
-            return found["code"]
-        kind = "block" if found["block"] else "inline"
-        return converter.convert(" ".join((found["block"] or found["line"]).split()), display=kind)
+    def replace(match: re.Match[str]) -> str:
+        if match["code"]:
+            return match["code"]
+        kind = "block" if match["block"] else "inline"
+        return converter.convert(" ".join((match["block"] or match["line"]).split()), display=kind)
 
-    return _FORMULA.sub(one, text)
+    return _FORMULA.sub(replace, text)
 
 
 def _plain(text: str) -> str:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +21,9 @@ from cnnlab.data import data_folder
 from cnnlab.device.hardware import available_cores
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import RECIPES
-from cnnlab.training import autotune
+from cnnlab.training import autotune, curves
 
+SAVE_CURVES = curves.save_curves
 EVERY_CORE = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1, ... where tests run side by side
 if WORKER and EVERY_CORE:
@@ -38,7 +40,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=12, help="how often tests/training/test_faults.py kills a training")
+    parser.addoption("--kills", type=int, default=8, help="how often tests/training/test_faults.py kills a training")
     for name, page, tests in (
         ("fuzz", "security", "test_fuzz.py"),
         ("fault", "reliability", "training/test_faults.py"),
@@ -59,6 +61,32 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
         before, mark, rest = file.read_text(encoding="utf-8").partition("<!-- faults -->\n")
         after = rest.partition("<!-- end of faults -->")[2]
         file.write_text(f"{before}{mark}{counted.table()}<!-- end of faults -->{after}", encoding="utf-8")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _placeholder_curves() -> Iterator[None]:
+    """Save a placeholder as curves.png: drawing takes longer than most trainings of these tests."""
+    file = io.BytesIO()
+    Image.new("L", (8, 8)).save(file, "png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            curves, "save_curves", lambda run, rows: curves.write_atomic(run.path / "curves.png", file.getvalue())
+        )
+        yield
+
+
+@pytest.fixture
+def drawn_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw the real curves.png."""
+    monkeypatch.setattr(curves, "save_curves", SAVE_CURVES)
+
+
+@pytest.fixture(scope="session")
+def forks() -> Any:
+    """A multiprocessing context whose processes have imported everything."""
+    from faults import server
+
+    return server()
 
 
 @pytest.fixture(autouse=True)
@@ -150,8 +178,8 @@ def fashion_folder() -> Path:
 
 @pytest.fixture
 def quick() -> Recipe:
-    """A recipe that trains in a second."""
-    return RECIPES["digits"].changed(epochs=2, name="quick")
+    """A recipe of two epochs of four updates each."""
+    return RECIPES["digits"].changed(epochs=2, limit=256, name="quick")
 
 
 @pytest.fixture
@@ -183,9 +211,3 @@ def tiny_competition(tmp_path: Path) -> Path:
     (root / "train" / ".DS_Store").write_bytes(b"x")
     (root / "trainLabels.csv").write_text("\n".join(rows) + "\n")
     return root
-
-
-@pytest.fixture
-def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Save no curves.png: drawing takes a second per run."""
-    monkeypatch.setattr("cnnlab.training.curves.save_curves", lambda run, rows: None)

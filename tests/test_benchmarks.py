@@ -1,56 +1,84 @@
-"""The benchmark scripts run in their smallest form, on the CPU, with results in a temporary folder."""
+"""The benchmark scripts at their smallest size, on the CPU, with results in a temporary folder."""
 
 from __future__ import annotations
 
-import argparse
+import importlib
 import json
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-# Script, and what its result must have.
-TINY = [
-    ("vs_d2l.py", ("peer", "n", "epochs", "networks")),
-    ("vs_reference.py", ("n", "left_out", "networks")),
-    ("drop_in.py", ("peer", "n", "networks")),
-    ("fashion_speed.py", ("n", "split_seed", "recipes")),
-    ("cifar_speed.py", ("n", "split_seed", "recipes")),
-    ("gpu_suite.py", ("tiny", "parts")),
-    ("saving.py", ("n", "file_system", "networks")),
+# Script, its options, and what its result must have.
+TINY: list[tuple[str, list[str], set[str]]] = [
+    ("vs_d2l", [], {"peer", "n", "epochs", "networks"}),
+    ("vs_reference", [], {"n", "left_out", "networks"}),
+    ("drop_in", [], {"peer", "n", "networks"}),
+    ("fashion_speed", ["--device", "cpu"], {"n", "split_seed", "recipes"}),
+    ("cifar_speed", ["--device", "cpu"], {"n", "split_seed", "recipes"}),
+    ("saving", ["--device", "cpu"], {"n", "file_system", "networks"}),
 ]
 
 
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def run_tiny(script: str, options: list[str], out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any] | None:
+    """Run a script's `main` in this process and return its result, or None if it writes none."""
+    monkeypatch.setattr(sys, "argv", [str(BENCHMARKS / f"{script}.py"), "--tiny", "--out", str(out), *options])
+    importlib.import_module(script).main()
+    files = list(out.glob("*.json"))
+    return json.loads(files[0].read_text()) if files else None
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("script", "keys"), TINY)
+@pytest.mark.parametrize(("script", "options", "keys"), TINY)
 def test_runs_in_small_and_writes_its_result(
-    script: str, keys: tuple[str, ...], fashion_folder: Path, tmp_path: Path
+    script: str,
+    options: list[str],
+    keys: set[str],
+    fashion_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("psutil")
+    monkeypatch.setenv("CNNLAB_DATA", str(fashion_folder))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # of the processes that it starts
     published = sorted((BENCHMARKS / "results").iterdir())
-    out = tmp_path / "results"
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), "--tiny", "--out", str(out)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "CNNLAB_DATA": str(fashion_folder), "CUDA_VISIBLE_DEVICES": ""},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    if done.stdout.startswith("skipped: "):
-        pytest.skip(done.stdout.strip())
-    (file,) = out.glob("*.json")
-    result = json.loads(file.read_text())
+    result = run_tiny(script, options, tmp_path / "results", monkeypatch)
+    if result is None:
+        output = capsys.readouterr().out
+        assert output.startswith("skipped: ")
+        pytest.skip(output.strip())
     assert {"benchmark", "command", "environment", *keys} <= result.keys()
     assert sorted((BENCHMARKS / "results").iterdir()) == published
 
 
-def test_by_default_a_result_goes_where_git_does_not_see_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+@pytest.mark.slow
+def test_gpu_suite_in_small(fashion_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CNNLAB_DATA", str(fashion_folder))
+    monkeypatch.setattr("cnnlab.machine.peak.SIZES", (64,))
+    parts = ["cifar", "fashion", "chapter", "best", "profile"]
+    result = run_tiny("gpu_suite", ["--device", "cpu", "--parts", *parts], tmp_path, monkeypatch)
+    assert result is not None
+    assert list(result["parts"]) == parts
+    profile = result["parts"]["profile"]["found"]["lenet-bn, batch 64"]
+    calls = {kernel["name"]: kernel["calls_per_step"] for kernel in profile["kernels"]}
+    assert calls["aten::convolution_backward"] == 2  # as many as the network has convolutions
+    assert calls["aten::native_batch_norm"] == 4
+    times = [kernel["us_per_step"] for kernel in profile["kernels"]]
+    assert times == sorted(times, reverse=True)
+    assert 0 < sum(times) <= profile["us_per_step_of_all"] * 1.001
+
+
+def test_default_folder_of_results_is_ignored_by_git() -> None:
     import _common
     import _speed
 
@@ -63,8 +91,7 @@ def test_by_default_a_result_goes_where_git_does_not_see_it(monkeypatch: pytest.
         assert text.count("write_result(") - text.count("def write_result(") <= text.count("args.out)"), script.name
 
 
-def test_the_page_of_results_finds_what_it_reads_in_a_result_of_vs_d2l(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_summary_of_pairs() -> None:
     from _common import summary
 
     run = {"images": 10, "seconds": 2.0, "train_seconds": 1.0, "process_seconds": 3.0, "images_per_second": 10.0,
@@ -81,10 +108,7 @@ def test_the_page_of_results_finds_what_it_reads_in_a_result_of_vs_d2l(monkeypat
     assert found["share_of_peak"] == {"d2l": 0.025, "cnnlab": 0.1, "cnnlab-auto": 0.05}
 
 
-def test_networks_kept_from_an_earlier_result_are_marked_with_its_day_and_torch(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_networks_of_an_earlier_result_are_marked_with_its_date_and_torch() -> None:
     from tables import measured_before
     from vs_d2l import measured
 
@@ -125,10 +149,7 @@ Mean: 0.9405    Std: 0.0007
         (0.95, 3.0, "neither: one is faster, the other more accurate"),
     ],
 )  # fmt: skip
-def test_who_is_ahead_is_told_from_the_published_scripts_table(
-    acc: float, seconds: float, ahead: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_comparison_with_the_published_scripts_table(acc: float, seconds: float, ahead: str) -> None:
     from gpu_suite import compared, peer_runs
 
     theirs = peer_runs(PEERS_TABLE)
@@ -140,42 +161,27 @@ def test_who_is_ahead_is_told_from_the_published_scripts_table(
     assert "not known" in compared("no time was left", theirs)["who is ahead"]
 
 
-def test_a_profile_tells_what_a_step_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    from gpu_suite import kernels
-
-    found = kernels(argparse.Namespace(device="cpu"), "lenet-bn", 28, 64)
-    calls = {kernel["name"]: kernel["calls_per_step"] for kernel in found["kernels"]}
-    assert calls["aten::convolution_backward"] == 2  # as many as the network has convolutions
-    assert calls["aten::native_batch_norm"] == 4
-    times = [kernel["us_per_step"] for kernel in found["kernels"]]
-    assert times == sorted(times, reverse=True)
-    assert 0 < sum(times) <= found["us_per_step_of_all"] * 1.001
-
-
-def test_a_part_that_is_late_ends_with_its_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_timeout_kills_the_children_too() -> None:
     from gpu_suite import run_for
 
     assert run_for(60, ["sh", "-c", "echo done; exit 3"]).returncode == 3
     with pytest.raises(subprocess.TimeoutExpired) as late:
-        run_for(1, ["sh", "-c", "sleep 60 & echo $!; wait"])
+        run_for(0.3, ["sh", "-c", "sleep 60 & echo $!; wait"])
     child = int(late.value.output)
     deadline = time.monotonic() + 10
-    while _lives(child):
+    while _is_running(child):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def _lives(process: int) -> bool:
+def _is_running(process: int) -> bool:
     try:
         return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
     except OSError:
         return False
 
 
-def test_the_peers_network_is_the_manuals_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_batch_norm_as_printed_computes_the_same() -> None:
     import torch
 
     from cnnlab.models import build_model

@@ -376,5 +376,5 @@ def test_a_folder_with_something_else_is_not_replaced(tmp_path: Path) -> None:
     command = [sys.executable, str(MAKE), "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert "holds something else" in done.stderr
+    assert "is not empty and not a site" in done.stderr
     assert (tmp_path / "thesis.txt").read_text() == "years"

@@ -257,7 +257,7 @@ def _run_images(
     if own is not None and split == "test":
         images = own.held_out or own.train
     else:
-        runs.check_images(run.path, run.recipe, own)
+        runs.check_own(run.path, run.recipe, data=own)
         split = split or ("validation" if own is not None else None)
     if images is None and split in (None, "test"):
         images = load_images(run.recipe.data, "test", options)

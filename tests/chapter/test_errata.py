@@ -35,7 +35,6 @@ from cnnlab.training.optim import learning_rate, make_optimizer
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("docs/errata.md", "docs/papers.md", "docs/adding-a-network.md")
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 def make(name: str, size: int, channels: int = 1, classes: int = 10) -> nn.Module:

@@ -32,11 +32,10 @@ LIMITED = "1 of 10 epochs, 300 training and 300 test images"
 
 @pytest.fixture(scope="module")
 def quick(fashion_folder: Path) -> Iterator[None]:
-    """Read Fashion-MNIST once for all tests, keep 600 images of each split, and draw no curves."""
+    """Read Fashion-MNIST once for all tests, and keep 600 images of each split."""
     options = SourceOptions(data_dir=fashion_folder)
     few = {s: load_images("fashion-mnist", s, options).take(torch.arange(600)) for s in ("train", "test")}  # type: ignore[union-attr]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cnnlab.training.curves.save_curves", lambda run, rows: None)
         patch.setattr("cnnlab.chapter.classical.classifiers._PASSES", (10, 10))
         for module in ("chapter.reproduce", "chapter.classical", "data.splits"):
             patch.setattr(f"cnnlab.{module}.load_images", lambda source, split, options: few.get(split))

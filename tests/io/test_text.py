@@ -219,6 +219,7 @@ def evil_folder(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.usefixtures("drawn_curves")
 def test_hostile_names_reach_no_terminal(evil_folder: Path, cnnlab: Command, tmp_path: Path) -> None:
     recipe = Recipe(
         data=f"folder:{evil_folder}", epochs=1, batch_size=4, val_fraction=0.3, model="lenet", image_size=28

@@ -19,15 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# All that a training imports when it is needed, once, in the server.
+# All that a training imports lazily, once, in the server.
 import sklearn.datasets  # noqa: F401
 import torch._inductor.config
 import torch.utils.tensorboard  # noqa: F401
 
 from cnnlab.cli import app as cli
-from cnnlab.io import figures as plots  # noqa: F401
 from cnnlab.io import files
-from cnnlab.training import checkpoint
+from cnnlab.training import checkpoint, curves
 from cnnlab.training import train as training  # noqa: F401
 
 
@@ -113,6 +112,7 @@ def child(args: list[str], folder: str, output: str, turn: int, file_limit: int)
     os.chdir(folder)
     os.environ["XDG_CACHE_HOME"] = folder + "/.cache"
     sys.argv = ["cnnlab", *args]
+    vars(curves)["save_curves"] = lambda run, rows: files.write_atomic(run.path / "curves.png", b"drawn slowly")
     saboteur = Saboteur(turn, _kill)
     for module in (files, checkpoint):
         vars(module)["os"] = saboteur
@@ -152,7 +152,7 @@ def server() -> Any:
 
 @dataclass
 class Lab:
-    """Starts trainings in `folder` and kills them. seconds, turns: of an undisturbed training."""
+    """Starts trainings in `folder` and kills them. seconds, turns: of an uninterrupted training."""
 
     context: Any
     folder: Path
@@ -178,12 +178,18 @@ class Lab:
     def train(self, name: str) -> list[str]:
         return ["train", "--name", name, "--threads", "1", *(word for s in self.settings for word in ("--set", s))]
 
-    def undisturbed(self) -> Path:
-        """Train undisturbed, and measure the seconds and operations that kills are drawn from."""
-        code, output = self.call(self.train("whole"))  # the first is slower: its files are not cached yet
-        assert code == 0, output
+    def start_and_wait_for_an_epoch(self) -> Any:
+        """Start the run `run` and return its process once an epoch is on the disk."""
+        process = self.start(self.train("run"))
+        metrics = self.folder / "runs/run/metrics.jsonl"
+        while process.is_alive() and not (metrics.exists() and metrics.read_text()):
+            time.sleep(0.001)
+        return process
+
+    def uninterrupted(self) -> Path:
+        """Train without a fault, and measure the seconds and operations that kills are drawn from."""
         start = time.monotonic()
-        code, output = self.call(self.train("timed"))
+        code, output = self.call(self.train("whole"))
         assert code == 0, output
         self.seconds = time.monotonic() - start
         self.turns = int((self.folder / "turns").read_text())

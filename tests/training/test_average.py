@@ -1,4 +1,4 @@
-"""Averaged weights and growing images: against plain loops, and undisturbed by an interrupt."""
+"""Averaged weights and growing images, against plain loops."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from comparing import interrupted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from cnnlab import Recipe, resume, train
-from cnnlab.io.errors import CnnlabError, TrainingInterrupted
+from cnnlab import Recipe, train
+from cnnlab.io.errors import CnnlabError
 from cnnlab.training import loop as training
 from cnnlab.training import train as starting_point
 from cnnlab.training.average import Average, averaged_weights
@@ -47,7 +48,7 @@ def decay_at(update: int, decay: float) -> float:
 
 @settings(deadline=None, max_examples=10)
 @given(decay=st.floats(0, 0.99), every=st.integers(1, 4), steps=st.integers(1, 12))
-def test_ema_is_the_plain_loop_over_copies(decay: float, every: int, steps: int) -> None:
+def test_ema_matches_a_plain_loop(decay: float, every: int, steps: int) -> None:
     model = network()
     recipe = Recipe(average="ema", average_decay=decay, average_every=every, momentum=0.9)
     optimizer, average = make_optimizer(model, recipe), Average(model, recipe)
@@ -56,7 +57,7 @@ def test_ema_is_the_plain_loop_over_copies(decay: float, every: int, steps: int)
         train_step(model, optimizer, *batch())
         before = floats(model)
         average.after_step(step)
-        assert all(torch.equal(before[k], v) for k, v in floats(model).items())  # the model goes on as it is
+        assert all(torch.equal(before[k], v) for k, v in floats(model).items())  # the model is unchanged
         if (step + 1) % every == 0:
             updates += 1
             d = decay_at(updates, decay)
@@ -66,7 +67,7 @@ def test_ema_is_the_plain_loop_over_copies(decay: float, every: int, steps: int)
         torch.testing.assert_close(average.tensors[name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_ema_is_torchs_averaged_model() -> None:
+def test_ema_matches_torchs_averaged_model() -> None:
     model = network()
     recipe = Recipe(average="ema", average_decay=0.6)
     optimizer, average = make_optimizer(model, recipe), Average(model, recipe)
@@ -82,14 +83,14 @@ def test_ema_is_torchs_averaged_model() -> None:
         theirs.update_parameters(model)
     for name, value in floats(theirs.module).items():
         torch.testing.assert_close(average.tensors[name], value, rtol=1e-6, atol=1e-7)
-    with averaged_weights(average):  # and what is measured and saved is that network
+    with averaged_weights(average):  # as evaluated and saved
         x = torch.randn(5, 2, 4, 4)
         torch.testing.assert_close(model.eval()(x), theirs.eval()(x), rtol=1e-5, atol=1e-6)
 
 
 @settings(deadline=None, max_examples=10)
 @given(decay=st.floats(0, 0.9), every=st.integers(1, 4), steps=st.integers(1, 12))
-def test_lookahead_is_the_plain_loop_over_copies(decay: float, every: int, steps: int) -> None:
+def test_lookahead_matches_a_plain_loop(decay: float, every: int, steps: int) -> None:
     recipe = Recipe(average="lookahead", average_decay=decay, average_every=every, momentum=0.9)
     model, plain = network(), network()
     optimizer, average = make_optimizer(model, recipe), Average(model, recipe)
@@ -115,7 +116,7 @@ def test_lookahead_is_the_plain_loop_over_copies(decay: float, every: int, steps
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_shown_puts_everything_back_also_after_an_error(layout: torch.memory_format) -> None:
+def test_averaged_weights_are_exchanged_back_after_an_error(layout: torch.memory_format) -> None:
     model = network().to(memory_format=layout)
     recipe = Recipe(average="ema", average_decay=0.9)
     optimizer, average = make_optimizer(model, recipe), Average(model, recipe)
@@ -156,54 +157,8 @@ def small(shapes: Path, **changes: object) -> Recipe:
     return replace(recipe, **changes)  # type: ignore[arg-type]
 
 
-def assert_same_bits(a: Path, b: Path) -> None:
-    for which in ("last", "best"):
-        one, two = (safetensors.torch.load_file(path / f"{which}.safetensors") for path in (a, b))
-        assert one.keys() == two.keys()
-        for name in one:
-            assert torch.equal(one[name], two[name]), (which, name)
-
-
-def stop_at_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    real, calls = training.train_step, []
-
-    def stopping(*args: object, **kwargs: object) -> object:
-        calls.append(1)
-        if len(calls) == number:
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(training, "train_step", stopping)
-
-
-@pytest.mark.parametrize(
-    ("average", "optimizer", "layout", "every"),
-    [
-        ("ema", "sgd", "contiguous", 1),
-        ("ema", "adamw", "channels_last", 2),
-        ("lookahead", "sgd", "channels_last", 3),
-        ("lookahead", "muon", "contiguous", 3),
-    ],
-)
-def test_an_interrupted_run_ends_at_the_same_bits(
-    shapes: Path, monkeypatch: pytest.MonkeyPatch, average: str, optimizer: str, layout: str, every: int
-) -> None:
-    recipe = small(
-        shapes, average=average, average_every=every, average_decay=0.7, optimizer=optimizer, memory_format=layout
-    )
-    whole = train(recipe, name="whole", threads=1)
-    with monkeypatch.context() as patch:
-        stop_at_step(patch, 5)  # in the third epoch, each of two steps
-        with pytest.raises(TrainingInterrupted, match="2 finished epochs"):
-            train(recipe, name="stopped", threads=1)
-    gone_on = resume("runs/stopped", threads=1)
-    assert_same_bits(whole.run.path, gone_on.run.path)
-    for a, b in zip(whole.run.metrics(), gone_on.run.metrics(), strict=True):
-        assert (a["loss"], a["val_loss"], a["learning_rate"]) == (b["loss"], b["val_loss"], b["learning_rate"])
-
-
-def test_what_is_saved_is_the_average(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weights of each step, averaged afterwards in plain sight, are those of last and best."""
+def test_saved_weights_are_the_average(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights of each step, averaged afterwards, are those of last and best."""
     recipe = small(shapes, average="ema", average_decay=0.8, epochs=3, start_size=0)
     real_step, real_average = training.train_step, starting_point.Average
     seen: list[dict[str, Tensor]] = []
@@ -233,18 +188,10 @@ def test_what_is_saved_is_the_average(shapes: Path, monkeypatch: pytest.MonkeyPa
             torch.testing.assert_close(saved[name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_a_checkpoint_without_averages_is_refused_in_one_line(
-    shapes: Path, monkeypatch: pytest.MonkeyPatch, cnnlab: Command
-) -> None:
-    with monkeypatch.context() as patch:
-        stop_at_step(patch, 3)
-        with pytest.raises(TrainingInterrupted):
-            train(small(shapes), name="run", threads=1)
-    run = open_run("run")
+def test_checkpoint_without_averages_is_an_error(shapes: Path, cnnlab: Command) -> None:
+    run = open_run(interrupted(small(shapes), 3))
     change_recipe(run, replace(run.recipe, average="ema"))
     assert "checkpoint.safetensors holds no averaged weights" in one_line_error(cnnlab("train", "--resume", "runs/run"))
-    change_recipe(open_run("run"), run.recipe)
-    assert cnnlab("train", "--resume", "runs/run").returncode == 0
 
 
 # Growing images
@@ -269,14 +216,14 @@ def test_images_grow_evenly_to_their_size(start: int, size: int, epochs: int) ->
     assert size_in_epoch(replace(recipe, start_size=0), size, 0) == size
 
 
-def test_a_run_sees_images_of_each_size(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_grow_during_a_run(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, seen = training.train_step, []
 
-    def looking(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, *rest: object) -> object:
+    def record_size(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, *rest: object) -> object:
         seen.append(x.shape[2])
         return real(model, optimizer, x, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training, "train_step", looking)
+    monkeypatch.setattr(training, "train_step", record_size)
     result = train(small(shapes, epochs=4), threads=1)
     assert seen == [12] * 2 + [16] * 2 + [18] * 2 + [20] * 2
     assert math.isfinite(result.summary["loss"])
@@ -300,27 +247,15 @@ def test_one_shape_is_compiled(shapes: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("model", ["lenet", "lenet-bn", "vgg11-small"])
-def test_a_network_of_one_size_is_refused_before_anything_begins(model: str, shapes: Path, cnnlab: Command) -> None:
-    line = one_line_error(
-        cnnlab(
-            "train",
-            model,
-            "--data",
-            f"folder:{shapes}",
-            "--set",
-            "start_size=32",
-            "--set",
-            "image_size=64",
-            "--name",
-            "x",
-        )
-    )
+def test_start_size_with_a_network_of_one_size_is_an_error(model: str, shapes: Path, cnnlab: Command) -> None:
+    settings = ("--set", "start_size=32", "--set", "image_size=64")
+    line = one_line_error(cnnlab("train", model, "--data", f"folder:{shapes}", *settings, "--name", "x"))
     assert f"start_size=32: {model} made for 64 pixels does not take images of 32" in line
     assert "set start_size=0" in line
     assert not Path("runs/x").exists()
 
 
-def test_a_start_beyond_the_images_is_refused(shapes: Path) -> None:
+def test_start_size_above_the_image_size_is_an_error(shapes: Path) -> None:
     with pytest.raises(CnnlabError, match="start_size=40 is larger than the images' 20"):
         train(small(shapes, start_size=40))
     with pytest.raises(CnnlabError, match="start_size=40 is larger than image_size=28"):

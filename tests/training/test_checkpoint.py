@@ -32,7 +32,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-def test_weights_come_back_to_the_bit_buffers_included(tmp_path: Path) -> None:
+def test_weights_and_buffers_are_restored_exactly(tmp_path: Path) -> None:
     model = make()
     model(torch.randn(16, 1, 28, 28))  # moves the running statistics
     save_weights(tmp_path / "w.safetensors", model)
@@ -53,20 +53,20 @@ def test_channels_last_and_shared_weights_can_be_saved(tmp_path: Path) -> None:
     assert same(model, other)
 
 
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_an_error(tmp_path: Path) -> None:
     save_weights(tmp_path / "w.safetensors", make(name="lenet"))
     with pytest.raises(CnnlabError, match=r"w\.safetensors holds the weights of another network"):
         load_weights(tmp_path / "w.safetensors", make())
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CnnlabError, match=r"w\.safetensors does not exist"):
         load_weights(tmp_path / "w.safetensors", make())
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_any_truncation_or_flipped_bit_is_found(tmp_path: Path, data: st.DataObject) -> None:
+def test_any_truncation_or_flipped_bit_is_detected(tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "w.safetensors"
     if not path.exists():
         save_weights(path, make(name="lenet"))
@@ -90,7 +90,7 @@ def test_any_truncation_or_flipped_bit_is_found(tmp_path: Path, data: st.DataObj
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adamw"])
-def test_a_state_that_comes_back_continues_to_the_same_bits(
+def test_restored_checkpoint_continues_to_the_same_bits(
     tmp_path: Path, optimizer: str, layout: torch.memory_format
 ) -> None:
     recipe = Recipe(optimizer="adamw") if optimizer == "adamw" else Recipe(momentum=0.9 * (optimizer == "momentum"))
@@ -125,14 +125,14 @@ def test_a_state_that_comes_back_continues_to_the_same_bits(
     assert same(model, again)
 
 
-def test_weights_are_no_checkpoint(tmp_path: Path) -> None:
+def test_weights_are_not_a_checkpoint(tmp_path: Path) -> None:
     model = make()
     save_weights(tmp_path / "w.safetensors", model)
     with pytest.raises(CnnlabError, match=r"w\.safetensors"):
         load_checkpoint(tmp_path / "w.safetensors", model, make_optimizer(model, Recipe()), CPU)
 
 
-def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "w.safetensors"
     save_weights(path, make())
     before = path.read_bytes()

@@ -151,7 +151,7 @@ def trained(
 
 
 @pytest.mark.parametrize("how", SCHEDULED)
-def test_replayed_steps_train_like_normal_ones(how: str) -> None:
+def test_replayed_steps_match_normal_ones(how: str) -> None:
     sizes = [8, 8, 8, 5, 8, 8, 8, 5, 8, 8, 8, 5]
     losses, weights, _ = trained(how, False, sizes)
     again, played, _ = trained(how, True, sizes)
@@ -165,7 +165,7 @@ def test_replayed_steps_train_like_normal_ones(how: str) -> None:
     assert max(abs(a - b) for a, b in zip(losses, stale, strict=True)) > 5e-3  # numbers that stand still are noticed
 
 
-def test_all_kinds_share_one_pool_and_the_oldest_recording_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recordings_share_a_pool_and_the_oldest_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graph, "_MAX_RECORDINGS", 2)
     *_, step = trained("sgd", True, [8] * 5 + [6] * 5 + [4] * 5 + [8] * 3 + [4])
     assert [g.played for g in Graph.made] == [2, 2, 3]  # the eights that came again were computed
@@ -187,7 +187,7 @@ def run_unrecordable(step_function: Any, sizes: list[int]) -> tuple[list[str], R
     return notes, step
 
 
-def test_a_step_that_cannot_be_recorded_runs_normally_with_one_note(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unrecordable_step_runs_normally_with_one_note(monkeypatch: pytest.MonkeyPatch) -> None:
     def waits(model: Any, optimizer: Any, x: Tensor, *batch: Any) -> Any:
         if Graph.current is not None and len(x) == 3:
             Graph.current.failed = True
@@ -225,7 +225,7 @@ class Rebinding(torch.nn.Linear):
         return super().forward(x)
 
 
-def test_a_network_that_replaces_its_buffers_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_network_that_replaces_its_buffers_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graph, "_replace_generator", lambda device, state: None)
 
     def captured(model: Any, *batch: Any) -> tuple[Tensor, Tensor]:
@@ -252,7 +252,7 @@ def test_a_network_that_replaces_its_buffers_is_not_recorded(monkeypatch: pytest
         assert float(model.seen) == 6  # what the recording did to it is undone
 
 
-def test_a_step_that_takes_much_of_the_memory_is_not_recorded() -> None:
+def test_step_that_needs_much_memory_is_not_recorded() -> None:
     Memory.taken, Memory.free, Memory.reserved = 11, 10, 15
     (line,), _ = run_unrecordable(recordable, [4] * 6)
     assert "too much of the memory" in line
@@ -280,7 +280,7 @@ def _is_recorded(plan: Plan, device: torch.device) -> bool:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_recording_without_cuda_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_record_without_cuda_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CnnlabError, match="compile=record needs a CUDA device.*set compile=off"):
         cnnlab.train(Recipe(model="lenet", compile="record", image_size=28), runs_dir=tmp_path)
 
@@ -288,7 +288,7 @@ def test_a_recording_without_cuda_is_refused_in_one_line(tmp_path: Path) -> None
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("recipe", ["manual/lenet-bn", "speed/fashion-93", "fast/vgg11", "fast/alexnet"])
-def test_on_cuda_a_played_run_is_the_same_each_time_and_when_stopped(recipe: str, tmp_path: Path) -> None:
+def test_recorded_run_on_cuda_is_reproducible_and_resumable(recipe: str, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     from cnnlab.io.errors import TrainingInterrupted

@@ -23,12 +23,12 @@ from cnnlab.io.errors import CnnlabError
 from cnnlab.training import display
 
 
-def test_quiet_where_there_is_no_terminal(quick: Recipe, capfd: pytest.CaptureFixture[str]) -> None:
+def test_no_output_without_a_terminal(quick: Recipe, capfd: pytest.CaptureFixture[str]) -> None:
     train(quick)
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_bar_tells_epoch_loss_accuracy_speed_and_time_left(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bar_shows_epoch_loss_accuracy_speed_and_time_left(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     bar = display.Bar(Console(file=screen, force_terminal=True, width=130, color_system=None))
     monkeypatch.setattr(display, "_INTERVAL", 0.0)
@@ -47,7 +47,7 @@ def test_the_bar_tells_epoch_loss_accuracy_speed_and_time_left(quick: Recipe, mo
 def test_in_a_terminal_of_80_columns(tmp_path: Path) -> None:
     """The real command in a pseudo-terminal: the bar is drawn, and each line of it fits."""
     control, terminal = pty.openpty()
-    command = [str(Path(sys.executable).parent / "cnnlab"), "train", "--set", "epochs=3"]
+    command = [str(Path(sys.executable).parent / "cnnlab"), "train", "--set", "epochs=3", "--set", "limit=256"]
     env = {**os.environ, "COLUMNS": "80", "LINES": "24", "TERM": "xterm"}
     process = subprocess.Popen(command, stderr=terminal, stdout=terminal, env=env, close_fds=True)
     os.close(terminal)
@@ -68,7 +68,7 @@ def test_in_a_terminal_of_80_columns(tmp_path: Path) -> None:
     assert max(map(len, frames)) <= 80
 
 
-def test_a_notebook_gets_one_curve_that_grows_and_keeps_its_other_output(tmp_path: Path) -> None:
+def test_notebook_updates_one_curve_in_place(tmp_path: Path) -> None:
     code = (
         "import cnnlab\n"
         "print('before')\n"
@@ -90,7 +90,7 @@ def test_a_notebook_gets_one_curve_that_grows_and_keeps_its_other_output(tmp_pat
 
 
 @pytest.mark.parametrize(("between", "drawn"), [(1000.0, [1, 5]), (0.0, [1, 2, 3, 4, 5])])
-def test_a_curve_is_not_drawn_after_each_short_epoch(
+def test_short_epochs_do_not_redraw_the_curve(
     between: float, drawn: list[int], quick: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first and the last are always seen: drawing the others would cost more than the epochs."""

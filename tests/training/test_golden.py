@@ -68,17 +68,17 @@ def plain_optimizer(model: nn.Module, recipe: Recipe, *precision: torch.dtype) -
 
 @pytest.mark.parametrize("name", CURVES)
 @pytest.mark.parametrize("layout", ["auto", "channels_last"])
-def test_each_optimiser_stays_on_the_curve(name: str, layout: str) -> None:
+def test_optimizers_follow_the_golden_curve(name: str, layout: str) -> None:
     assert_on_it(curve(CURVES[name], memory_format=layout), name)
 
 
 @pytest.mark.parametrize("name", CURVES)
-def test_the_plainest_way_is_the_curve(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_computation_follows_the_golden_curve(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "make_optimizer", plain_optimizer)
     assert_on_it(curve(CURVES[name], memory_format="contiguous", compile="off"), name)
 
 
-def test_where_memory_comes_from_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_management_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = curve(SHORT)
     monkeypatch.setattr(determinism, "keep_freed_memory", nullcontext)
     given_back = curve(SHORT)
@@ -92,14 +92,14 @@ def test_where_memory_comes_from_changes_no_bit(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("name", BFLOAT16)
-def test_bfloat16_stays_near_the_curve(name: str) -> None:
+def test_bfloat16_stays_near_the_golden_curve(name: str) -> None:
     run = curve(CURVES[name], precision="bfloat16")
     assert_on_it(run, name, BFLOAT16[name])
     assert run.metrics()[-1]["loss"] != json.loads(FILE.read_text())[name]["loss"][-1]
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_network_and_loss_are_compiled_as_one(precision: torch.dtype) -> None:
+def test_network_and_loss_are_compiled_together(precision: torch.dtype) -> None:
     """The plain step's values, in one graph, which the next seed's network uses, too."""
     if not has_compiler(torch.device("cpu")):
         pytest.skip("there is no C++ compiler on this system")
@@ -126,7 +126,7 @@ def test_network_and_loss_are_compiled_as_one(precision: torch.dtype) -> None:
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
-def test_what_torchs_own_graphs_lend_is_copied() -> None:
+def test_outputs_of_torchs_own_cuda_graphs_are_copied() -> None:
     for mode, lent in (("reduce-overhead", True), ("default", False)):
         network = Compiled(torch.nn.Linear(4, 2), mode)
         answer = torch.tensor(1.0), torch.tensor(2)
@@ -137,7 +137,7 @@ def test_what_torchs_own_graphs_lend_is_copied() -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_run_stays_on_the_curve_and_resumes_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_run_follows_the_golden_curve_and_resumes_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     if not has_compiler(torch.device("cpu")):
         pytest.skip("there is no C++ compiler on this system")
     whole = curve(SHORT, compile="default")

@@ -1,4 +1,4 @@
-"""The loop's hook and result, and what it does when something goes wrong at its edges."""
+"""The loop: the hook, the result, late signals, invalid files, skipped updates."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab import CnnlabError, Recipe, TrainingInterrupted, open_run, resume, train, train_seeds
+from cnnlab.models import build_model
 from cnnlab.training import checkpoint, loop, runs
 from cnnlab.training.progress import Position, Progress
 from cnnlab.training.step import GuardedStep
@@ -18,24 +19,24 @@ from cnnlab.training.step import GuardedStep
 
 @pytest.fixture
 def tiny(quick: Recipe) -> Recipe:
-    return quick.changed(limit=128, epochs=3, batch_size=32)
+    return quick.changed(limit=64, epochs=3, batch_size=16)
 
 
 # The hook and the result
 
 
-def test_on_epoch_sees_each_saved_row_and_may_stop(tiny: Recipe) -> None:
-    seen: list[dict[str, Any]] = []
+def test_on_epoch_gets_each_saved_row_and_may_stop(tiny: Recipe) -> None:
+    rows: list[dict[str, Any]] = []
 
     def hook(row: dict[str, Any]) -> bool:
         assert open_run("run").metrics()[-1] == row  # saved by then
         torch.rand(3)  # drawing random numbers changes nothing
-        seen.append(row)
-        return len(seen) < 2
+        rows.append(row)
+        return len(rows) < 2
 
     result = train(tiny, name="run", threads=1, on_epoch=hook)
-    assert [row["epoch"] for row in seen] == [1, 2]
-    assert result.history == seen
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert result.history == rows
     assert (result.summary["epochs"], result.summary["stopped"]) == (2, True)
     assert "stopped early, after epoch 2 of 3" in str(result)
     again = resume("runs/run", threads=1)
@@ -43,11 +44,11 @@ def test_on_epoch_sees_each_saved_row_and_may_stop(tiny: Recipe) -> None:
     (Path("runs/run") / "summary.json").unlink()  # as if killed before it was written
     assert resume("runs/run", threads=1).summary["stopped"]
     whole = train(tiny, name="whole", threads=1, on_epoch=lambda row: None)
-    assert [row["loss"] for row in whole.history[:2]] == [row["loss"] for row in seen]
+    assert [row["loss"] for row in whole.history[:2]] == [row["loss"] for row in rows]
     assert not whole.summary["stopped"]
 
 
-def test_an_interrupt_in_the_hook_is_an_interrupt(tiny: Recipe) -> None:
+def test_interrupt_in_the_hook_interrupts_the_training(tiny: Recipe) -> None:
     def hook(row: dict[str, Any]) -> None:
         raise KeyboardInterrupt
 
@@ -56,7 +57,7 @@ def test_an_interrupt_in_the_hook_is_an_interrupt(tiny: Recipe) -> None:
     assert len(resume("runs/run", threads=1).history) == 3  # type: ignore[union-attr]
 
 
-def test_the_result_has_the_trained_model(tiny: Recipe) -> None:
+def test_result_has_the_trained_model(tiny: Recipe) -> None:
     result = train(tiny, threads=1)
     assert not result.model.training
     assert result.model is result.model
@@ -70,7 +71,7 @@ def test_the_result_has_the_trained_model(tiny: Recipe) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_the_run_is_finished_ends_what_called_it(
+def test_signal_while_a_run_is_being_finished_is_raised(
     number: signal.Signals, tiny: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = runs.write_atomic
@@ -93,32 +94,24 @@ def test_a_signal_while_the_run_is_finished_ends_what_called_it(
 # What is optional in a file, and what is not
 
 
-@pytest.mark.parametrize(
-    "about",
-    [
+def test_invalid_metadata_of_the_best_weights_is_an_error(tiny: Recipe) -> None:
+    run = train(tiny, name="run", threads=1).run
+    (run.path / "summary.json").unlink()
+    model = build_model("lenet-bn", num_classes=10, in_channels=1, image_size=28)
+    for about in (
         {"figure": [2.0, 0.0]},
         {"epoch": 1},
         {"figure": [], "epoch": 1},
         {"figure": [2.0], "epoch": 1},
         {"figure": "much", "epoch": 1},
         {"figure": [2.0, 0.0], "epoch": 1.5},
-    ],
-)
-def test_strange_metadata_of_the_best_weights_is_one_line(about: dict[str, Any], tiny: Recipe) -> None:
-    run = train(tiny, name="run", threads=1).run
-    (run.path / "summary.json").unlink()
-    checkpoint.save_weights(run.path / "best.safetensors", train_free_model(), about)
-    with pytest.raises(CnnlabError, match=r"best\.safetensors is damaged"):
-        resume("runs/run", threads=1)
+    ):
+        checkpoint.save_weights(run.path / "best.safetensors", model, about)
+        with pytest.raises(CnnlabError, match=r"best\.safetensors is damaged"):
+            resume("runs/run", threads=1)
 
 
-def train_free_model() -> nn.Module:
-    from cnnlab.models import build_model
-
-    return build_model("lenet-bn", num_classes=10, in_channels=1, image_size=28)
-
-
-def test_a_summary_that_lacks_what_is_printed_is_refused(tiny: Recipe) -> None:
+def test_summary_without_a_printed_figure_is_an_error(tiny: Recipe) -> None:
     from cnnlab.io.files import read_checked, write_checked
 
     path = train(tiny.changed(epochs=1), name="run", threads=1).run.path / "summary.json"
@@ -129,18 +122,18 @@ def test_a_summary_that_lacks_what_is_printed_is_refused(tiny: Recipe) -> None:
             resume("runs/run")
 
 
-def test_progress_comes_back_from_plain_values(tiny: Recipe) -> None:
+def test_progress_round_trip(tiny: Recipe) -> None:
     result = train(tiny, threads=1)
     batches = {"done": 2, "kind": "cpu", "host": "", "here": ""}
     row = {k: v for k, v in result.history[0].items() if k != "check"}
-    progress = Progress([row], [0.5, -1.0], 1, False, Position(2, 0, 64, [1.0, 2.0], 0.1, 0.1, batches))
+    progress = Progress([row], [0.5, -1.0], 1, False, Position(2, 0, 32, [1.0, 2.0], 0.1, 0.1, batches))
     values = progress.to_dict()
     values["position"]["unknown"] = 1
-    assert Progress.from_dict(values, tiny, 128, Path("x")) == progress
-    for position in ({"steps": 3}, {"images": 129}, {"skipped": 3}):
+    assert Progress.from_dict(values, tiny, 64, Path("x")) == progress
+    for position in ({"steps": 3}, {"images": 65}, {"skipped": 3}):
         wrong = {**values, "position": {**values["position"], **position}}
         with pytest.raises(CnnlabError, match="x is damaged"):
-            Progress.from_dict(wrong, tiny, 128, Path("x"))
+            Progress.from_dict(wrong, tiny, 64, Path("x"))
 
 
 # Skipped updates leave the average alone
@@ -159,7 +152,7 @@ def count_averages(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return steps
 
 
-def test_a_skipped_update_is_not_averaged(tiny: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skipped_update_is_not_averaged(tiny: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls, steps = GuardedStep.__call__, [], count_averages(monkeypatch)
 
     def poisoning(self: GuardedStep, model: nn.Module, optimizer: Any, x: Tensor, *rest: Any) -> Any:
@@ -171,9 +164,7 @@ def test_a_skipped_update_is_not_averaged(tiny: Recipe, monkeypatch: pytest.Monk
     assert steps == [step for step in range(len(calls)) if step != 2]
 
 
-def test_an_update_whose_scaled_gradients_overflow_is_not_averaged(
-    tiny: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_overflowing_update_is_not_averaged(tiny: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     steps, updated = count_averages(monkeypatch), []
     real = GuardedStep.__call__
 

@@ -24,7 +24,7 @@ from cnnlab.training.optim import learning_rate, make_optimizer
 
 @settings(deadline=None, max_examples=30)
 @given(rows=st.integers(1, 12), columns=st.integers(1, 12), seed=st.integers(0, 1000))
-def test_orthogonalizing_keeps_the_directions_and_evens_out_the_lengths(rows: int, columns: int, seed: int) -> None:
+def test_orthogonalize_keeps_singular_vectors_and_equalizes_values(rows: int, columns: int, seed: int) -> None:
     # Singular values of different sizes; scaled to norm 1, as the iteration begins, all are above 0.02.
     u, _, v = torch.linalg.svd(torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).double())
     k = min(rows, columns)
@@ -36,7 +36,7 @@ def test_orthogonalizing_keeps_the_directions_and_evens_out_the_lengths(rows: in
 
 
 @given(rows=st.integers(1, 40), columns=st.integers(1, 40), seed=st.integers(0, 100))
-def test_orthogonalizing_in_bfloat16_points_the_same_way(rows: int, columns: int, seed: int) -> None:
+def test_orthogonalize_in_bfloat16_is_close(rows: int, columns: int, seed: int) -> None:
     matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
     exact, found = orthogonalize(matrix), orthogonalize(matrix, precision=torch.bfloat16)
     assert found.dtype == torch.float32
@@ -44,7 +44,7 @@ def test_orthogonalizing_in_bfloat16_points_the_same_way(rows: int, columns: int
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_muons_adam_is_torchs_adamw(weight_decay: float) -> None:
+def test_muons_adam_matches_torchs_adamw(weight_decay: float) -> None:
     torch.manual_seed(0)
     ours = [nn.Parameter(torch.randn(shape).double()) for shape in ((4, 3), (5,), (2, 2))]
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
@@ -61,7 +61,7 @@ def test_muons_adam_is_torchs_adamw(weight_decay: float) -> None:
             torch.testing.assert_close(one.detach(), other.detach(), rtol=1e-9, atol=1e-12)
 
 
-def test_muon_turns_as_torchs_muon_does() -> None:
+def test_muon_matches_torchs_muon() -> None:
     torch.manual_seed(0)
     ours, theirs = nn.Parameter(torch.randn(16, 40)), None
     with torch.no_grad():
@@ -92,9 +92,7 @@ def test_muon_turns_as_torchs_muon_does() -> None:
     rounds=st.integers(1, 5),
     seed=st.integers(0, 99),
 )
-def test_many_matrices_are_orthogonalized_as_one_by_one(
-    many: int, rows: int, columns: int, rounds: int, seed: int
-) -> None:
+def test_batched_orthogonalize_matches_single(many: int, rows: int, columns: int, rounds: int, seed: int) -> None:
     matrices = torch.randn(many, rows, columns, generator=torch.Generator().manual_seed(seed)).double()
     matrices *= torch.arange(many).double()[:, None, None]  # of different lengths, and one of zeros
     together = orthogonalize(matrices, rounds)
@@ -103,7 +101,7 @@ def test_many_matrices_are_orthogonalized_as_one_by_one(
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_muon_is_the_same_filter_by_filter(layout: torch.memory_format) -> None:
+def test_muon_matches_a_loop_over_filters(layout: torch.memory_format) -> None:
     """Filters of one shape are turned together; here each by itself, as written in the source."""
     torch.manual_seed(0)
     shapes = [(8, 3, 3, 3), (6, 8, 3, 3), (8, 3, 3, 3), (6, 8, 1, 1), (8, 3, 3, 3), (2, 2, 2, 2)]
@@ -132,7 +130,7 @@ def test_muon_is_the_same_filter_by_filter(layout: torch.memory_format) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"momentum": 0.9, "nesterov": True}, {"optimizer": "adamw"}])
-def test_a_fused_update_is_the_plain_one(settings: dict[str, Any]) -> None:
+def test_fused_update_matches_the_plain_one(settings: dict[str, Any]) -> None:
     recipe = Recipe(weight_decay=0.1, learning_rate=0.05, **settings)
     torch.manual_seed(0)
     ours, plain = build_model("lenet-bn", image_size=28), build_model("lenet-bn", image_size=28)
@@ -151,7 +149,7 @@ def test_a_fused_update_is_the_plain_one(settings: dict[str, Any]) -> None:
         torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_what_is_no_filter_goes_by_adamw() -> None:
+def test_muon_updates_other_parameters_by_adamw() -> None:
     recipe = Recipe(optimizer="muon", learning_rate=0.2, other_learning_rate=0.01, weight_decay=0.1, momentum=0.6)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 5))
@@ -178,7 +176,7 @@ def test_what_is_no_filter_goes_by_adamw() -> None:
             torch.testing.assert_close(p.detach(), theirs[name].detach(), rtol=1e-5, atol=1e-7)
 
 
-def test_filters_keep_their_length() -> None:
+def test_muon_keeps_the_norm_of_filters() -> None:
     model = build_model("airbench94", in_channels=3)
     optimizer = make_optimizer(model, Recipe(optimizer="muon", learning_rate=0.24, momentum=0.6))
     for _ in range(3):
@@ -191,9 +189,7 @@ def test_filters_keep_their_length() -> None:
 
 
 @pytest.mark.parametrize(("kind", "products"), [("float32", None), ("bfloat16", torch.bfloat16), ("float16", None)])
-def test_muons_products_are_in_bfloat16_where_the_steps_are(
-    kind: str, products: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_precision_of_muons_products(kind: str, products: torch.dtype | None, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[torch.dtype | None] = []
     recipe = Recipe(
         optimizer="muon", learning_rate=0.24, momentum=0.6, precision=kind, epochs=1, limit=64, image_size=28
@@ -216,12 +212,12 @@ def test_muons_products_are_in_bfloat16_where_the_steps_are(
     assert set(asked) == {products}
 
 
-def test_muon_without_a_learning_rate_is_refused() -> None:
+def test_muon_with_learning_rate_zero_is_an_error() -> None:
     with pytest.raises(CnnlabError, match=r"learning_rate=0\.0: muon"):
         Recipe(optimizer="muon", learning_rate=0)
 
 
-def test_step_schedule_is_torchs() -> None:
+def test_step_schedule_matches_torchs() -> None:
     recipe = Recipe(schedule="step", learning_rate=0.5, decay=0.9, decay_every=4, epochs=20)
     dummy = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
     theirs = torch.optim.lr_scheduler.StepLR(dummy, step_size=4, gamma=0.9)
@@ -233,7 +229,7 @@ def test_step_schedule_is_torchs() -> None:
 
 
 @given(steps=st.integers(1, 200), up=st.floats(0, 1), down=st.floats(0, 1), peak=st.sampled_from([0.1, 2.0]))
-def test_trapezoid_is_the_one_drawn_by_hand(steps: int, up: float, down: float, peak: float) -> None:
+def test_trapezoid_matches_its_definition(steps: int, up: float, down: float, peak: float) -> None:
     up = min(up, 1 - down)
     recipe = Recipe(schedule="trapezoid", learning_rate=peak, warmup=up, cooldown=down)
     rises = math.ceil(up * steps)  # updates on the way up, the last of them at the peak
@@ -248,7 +244,7 @@ def test_trapezoid_is_the_one_drawn_by_hand(steps: int, up: float, down: float, 
 
 
 @given(schedule=st.sampled_from(SCHEDULES), steps=st.integers(1, 300), up=st.floats(0, 0.5), down=st.floats(0, 0.5))
-def test_learning_rates_stay_between_nothing_and_the_peak(schedule: str, steps: int, up: float, down: float) -> None:
+def test_learning_rates_rise_to_the_peak_and_fall(schedule: str, steps: int, up: float, down: float) -> None:
     recipe = Recipe(schedule=schedule, learning_rate=0.4, warmup=up, cooldown=down, epochs=1)
     rates = [learning_rate(recipe, step, steps) for step in range(steps)]
     assert all(0 < rate <= 0.4 * (1 + 1e-12) for rate in rates)
@@ -257,7 +253,7 @@ def test_learning_rates_stay_between_nothing_and_the_peak(schedule: str, steps: 
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
 
 
-def test_learning_rates_begin_and_end_as_drawn() -> None:
+def test_first_largest_and_last_learning_rate() -> None:
     def ends(**changes: Any) -> tuple[float, float, float]:
         rates = [learning_rate(Recipe(learning_rate=1, **changes), step, 100) for step in range(100)]
         return pytest.approx(rates[0]), pytest.approx(max(rates)), pytest.approx(rates[-1])
@@ -274,7 +270,7 @@ def test_learning_rates_begin_and_end_as_drawn() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_whitening_layer_whitens(channels: int) -> None:
+def test_whitening_layer_whitens(channels: int) -> None:
     torch.manual_seed(0)
     # Neighbours alike, as in photographs; centred, as the network sees them.
     images = nn.functional.avg_pool2d(torch.randn(200, channels, 18, 18), 3, stride=1)

@@ -1,4 +1,4 @@
-"""How a step is computed: what is chosen, when it is measured, and that a run keeps it. No clock is believed here."""
+"""Plans: which is chosen, when they are measured, and that a run keeps its plan. Times are faked."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from comparing import Interrupt, assert_same_run, interrupted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch._dynamo.utils import counters
 
 from cnnlab import Recipe, resume, train, train_seeds
 from cnnlab.device import hardware
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted
 from cnnlab.models import build_model
-from cnnlab.training import autotune, checkpoint
+from cnnlab.training import autotune
 from cnnlab.training import loop as training
 from cnnlab.training import plan as plans
 from cnnlab.training.autotune import choose_plan
@@ -41,20 +41,20 @@ def build() -> nn.Module:
 
 
 class Clock:
-    """In place of a trial: seconds per step as `pace` says, and a list of what was tried."""
+    """Replaces `time_step`: seconds per step by `pace`, a list of the timed plans, and the steps allowed for them."""
 
     def __init__(self, pace: Pace) -> None:
-        self.pace, self.tried, self.most = pace, list[Plan](), 0
+        self.pace, self.tried, self.max_steps = pace, list[Plan](), 0
 
     def __call__(self, work: Workload, candidate: Plan, **more: Any) -> float:
-        self.most += more["most"]
+        self.max_steps += more["max_steps"]
         self.tried.append(candidate)
         return self.pace(candidate)
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Pace], Clock]:
-    """Puts a `Clock` in place of trials, and makes every run long enough for one; two real cores of four."""
+    """Return a function that installs a `Clock`. Every run is long enough to measure; two physical cores, four logical."""
     monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": 0.0})
     monkeypatch.setattr(hardware, "available_cores", lambda: 4)
     monkeypatch.setattr(hardware, "physical_cores", lambda: 2)
@@ -86,7 +86,7 @@ def slow_unless(fast: Callable[[Plan], bool], gain: float = 2.0) -> Pace:
 # What is chosen
 
 
-def test_the_fastest_is_chosen(clock: Callable[[Pace], Clock]) -> None:
+def test_fastest_plan_is_chosen(clock: Callable[[Pace], Clock]) -> None:
     said: list[str] = []
     clock(slow_unless(lambda c: c.memory_format == LAST and c.threads == 2))
     found = plan(log=said.append)
@@ -98,7 +98,7 @@ def test_the_fastest_is_chosen(clock: Callable[[Pace], Clock]) -> None:
 
 
 @pytest.mark.parametrize(("gain", "layout"), [(1.0, FIRST), (1.099, FIRST), (1.101, LAST)])
-def test_what_is_hardly_faster_is_not_taken(clock: Callable[[Pace], Clock], gain: float, layout: object) -> None:
+def test_small_gain_is_ignored(clock: Callable[[Pace], Clock], gain: float, layout: object) -> None:
     clock(slow_unless(lambda c: c.memory_format == LAST, gain))
     assert plan().memory_format == layout
 
@@ -113,7 +113,7 @@ def test_what_is_hardly_faster_is_not_taken(clock: Callable[[Pace], Clock], gain
     cores=st.integers(3, 6),
     physical=st.integers(1, 3),
 )
-def test_only_what_may_be_chosen_is_and_the_fastest_of_it(
+def test_choice_is_allowed_and_near_the_fastest(
     times: list[float], units: bool, precision: str, layout: str, threads: int | None, cores: int, physical: int
 ) -> None:
     pace = dict(zip([(p, f, n) for p in (0, 1) for f in (0, 1) for n in (0, 1)], times, strict=True))
@@ -149,7 +149,7 @@ def test_only_what_may_be_chosen_is_and_the_fastest_of_it(
     assert timed(None, found) < 1.1 * min(allowed) * (1 + 1e-9)
 
 
-def test_what_does_not_fit_into_the_memory_is_passed_over(clock: Callable[[Pace], Clock]) -> None:
+def test_plan_out_of_memory_is_not_chosen(clock: Callable[[Pace], Clock]) -> None:
     clock(lambda c: float("inf") if c.memory_format == FIRST else 0.01)
     assert plan().memory_format == LAST
     clock(lambda c: float("inf"))
@@ -160,7 +160,7 @@ def test_what_does_not_fit_into_the_memory_is_passed_over(clock: Callable[[Pace]
     assert again.tried
 
 
-def test_a_trial_without_memory_or_compiler_is_endless_and_other_errors_are_raised(
+def test_time_step_is_inf_without_memory_or_compiler_and_raises_other_errors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def failing(error: Exception) -> float:
@@ -180,7 +180,7 @@ def test_a_trial_without_memory_or_compiler_is_endless_and_other_errors_are_rais
 # When it is measured
 
 
-def test_nothing_is_measured_where_nothing_may_be_chosen(clock: Callable[[Pace], Clock]) -> None:
+def test_single_candidate_is_not_measured(clock: Callable[[Pace], Clock]) -> None:
     trial = clock(lambda c: 0.01)
     for mode in ("off", "auto"):
         found = plan(threads=3, memory_format="channels_last", compile=mode)
@@ -196,7 +196,7 @@ def test_short_runs_are_not_measured(clock: Callable[[Pace], Clock], monkeypatch
     assert not trial.tried
     assert plan(count=64 * 24, epochs=10).why.startswith("measured")
     assert len(trial.tried) == 4
-    assert trial.most == 12
+    assert trial.max_steps == 12
     trial.tried.clear()
     work = plans.operations(build, SHAPE) * 10 * 10_000
     monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": work * 1.01})
@@ -211,7 +211,7 @@ def test_short_runs_are_not_measured(clock: Callable[[Pace], Clock], monkeypatch
 
 @settings(deadline=None, max_examples=50)
 @given(steps=st.integers(1, 5000), cores=st.integers(1, 4), precision=st.sampled_from(["float32", "auto"]))
-def test_trials_take_no_more_than_their_share_of_the_steps(steps: int, cores: int, precision: str) -> None:
+def test_measurement_keeps_within_its_share_of_the_steps(steps: int, cores: int, precision: str) -> None:
     trial = Clock(lambda c: 0.01)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(autotune, "MEASURE_FROM", {"cpu": 0.0})
@@ -222,10 +222,10 @@ def test_trials_take_no_more_than_their_share_of_the_steps(steps: int, cores: in
         patch.setattr(autotune._Cache, "read", lambda cache: None)
         patch.setattr(autotune._Cache, "write", lambda *args: None)
         plan(epochs=1, count=64 * steps, precision=precision)
-    assert trial.most <= 0.05 * steps
+    assert trial.max_steps <= 0.05 * steps
 
 
-def test_a_trial_ends_after_its_steps_and_can_be_stopped() -> None:
+def test_time_step_ends_after_its_steps_and_can_be_interrupted() -> None:
     calls: list[int] = []
 
     def count() -> None:
@@ -237,7 +237,7 @@ def test_a_trial_ends_after_its_steps_and_can_be_stopped() -> None:
     def measure(most: int, check: Callable[[], None]) -> None:
         recipe = Recipe(model="lenet", batch_size=8)
         work = Workload(recipe, build, SHAPE, 10, CPU)
-        autotune.time_step(work, Plan(threads=1), seconds=1e9, most=most, check=check)
+        autotune.time_step(work, Plan(threads=1), seconds=1e9, max_steps=most, check=check)
 
     measure(5, count)
     assert len(calls) == 5
@@ -245,7 +245,7 @@ def test_a_trial_ends_after_its_steps_and_can_be_stopped() -> None:
         measure(5, stop)
 
 
-def test_what_another_process_has_measured_meanwhile_holds(clock: Callable[[Pace], Clock]) -> None:
+def test_plan_measured_by_another_process_meanwhile_is_used(clock: Callable[[Pace], Clock]) -> None:
     def pace(candidate: Plan) -> float:
         if not inner:  # another process, to which the other layout is faster, begins and ends during our trial
             inner.append(candidate)
@@ -266,7 +266,7 @@ def test_operations_are_counted_by_hand() -> None:
     assert plans.operations(build, SHAPE) == 3 * 2 * by_hand
 
 
-def test_what_was_measured_is_used_the_second_time(clock: Callable[[Pace], Clock]) -> None:
+def test_measured_plan_is_cached(clock: Callable[[Pace], Clock]) -> None:
     first = clock(slow_unless(lambda c: c.memory_format == LAST))
     found = plan()
     assert first.tried
@@ -292,7 +292,7 @@ def test_what_was_measured_is_used_the_second_time(clock: Callable[[Pace], Clock
         '{"plan": {"threads": 4, "dtype": "float32", "memory_format": "contiguous", "compile": "default"}}',
     ],
 )
-def test_a_damaged_or_impossible_answer_is_measured_anew(clock: Callable[[Pace], Clock], damage: str) -> None:
+def test_damaged_or_impossible_cache_is_measured_again(clock: Callable[[Pace], Clock], damage: str) -> None:
     first = clock(slow_unless(lambda c: c.memory_format == LAST))
     found = plan()
     (file,) = Path(autotune.user_cache_dir("cnnlab")).rglob("*.json")
@@ -300,10 +300,10 @@ def test_a_damaged_or_impossible_answer_is_measured_anew(clock: Callable[[Pace],
     first.tried.clear()
     assert plan().values == found.values
     assert first.tried
-    assert json.loads(file.read_text())["plan"] == found.values  # and mended
+    assert json.loads(file.read_text())["plan"] == found.values  # and repaired
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(
+def test_unwritable_cache_is_no_error(
     clock: Callable[[Pace], Clock], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -315,24 +315,24 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     assert trial.tried  # again
 
 
-# What a run began with
+# Resumed runs
 
 
-def test_a_run_goes_on_as_it_began(clock: Callable[[Pace], Clock]) -> None:
+def test_resumed_run_keeps_its_plan_where_possible(clock: Callable[[Pace], Clock]) -> None:
     trial = clock(slow_unless(lambda c: c.memory_format == LAST and c.threads == 2))
     began = plan()
     trial.tried.clear()
     found = plan(earlier=began.values)
     assert found.values == began.values
-    assert found.why == "as the run began"
-    assert plan(threads=3, earlier=began.values).threads == 3  # but a number that is said now counts
-    assert plan(earlier={**began.values, "threads": 64}).threads == 4  # never more than there are
-    # A run from before plans were written down.
+    assert found.why == "as the run started"
+    assert plan(threads=3, earlier=began.values).threads == 3  # an explicit number wins
+    assert plan(earlier={**began.values, "threads": 64}).threads == 4  # never more than the cores
+    # Missing values are the recipe's.
     assert plan(earlier={"threads": 2}, memory_format="channels_last").values == began.values
     assert not trial.tried
 
 
-def test_a_compiled_run_goes_on_uncompiled_where_there_is_no_compiler(
+def test_compiled_run_resumes_uncompiled_without_a_compiler(
     clock: Callable[[Pace], Clock], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     earlier = Plan(threads=2, compile="default").values
@@ -346,7 +346,7 @@ def test_a_compiled_run_goes_on_uncompiled_where_there_is_no_compiler(
 
 
 @pytest.mark.parametrize(("gain", "mode"), [(1.09, "off"), (1.11, "default")])
-def test_compilation_is_tried_where_a_run_is_long_enough(
+def test_compilation_is_tried_for_long_runs(
     clock: Callable[[Pace], Clock], monkeypatch: pytest.MonkeyPatch, gain: float, mode: str
 ) -> None:
     monkeypatch.setattr(plans.shutil, "which", lambda name: "/usr/bin/g++")
@@ -360,21 +360,21 @@ def test_compilation_is_tried_where_a_run_is_long_enough(
     trial.tried.clear()
     assert plan().values == found.values
     assert not trial.tried
-    # Where everything else is said, it is still tried; where it is off, or there is no compiler, it is not.
+    # It is tried even if everything else is set; not if it is off or there is no compiler.
     assert plan(threads=1, memory_format="contiguous").compile == mode
     assert plan(compile="off", batch_size=65).compile == "off"
     monkeypatch.setattr(plans.shutil, "which", lambda name: None)
     assert plan(batch_size=66).compile == "off"
 
 
-def test_compiling_without_a_compiler_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, cnnlab: Command) -> None:
+def test_compile_without_a_compiler_is_an_error(monkeypatch: pytest.MonkeyPatch, cnnlab: Command) -> None:
     monkeypatch.setattr(plans.shutil, "which", lambda name: None)
     line = one_line_error(cnnlab("train", "--set", "compile=default", "--device", "cpu", "--name", "x"))
     assert line == "error: compile needs a C++ compiler, and there is none here; install g++, or set compile=off"
     assert not Path("runs/x").exists()
 
 
-def test_a_compilation_that_fails_is_one_line(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_compilation_is_an_error(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*args: object) -> None:
         raise torch._dynamo.exc.BackendCompilerFailed(print, RuntimeError("g++ gave up"), None)
 
@@ -383,7 +383,7 @@ def test_a_compilation_that_fails_is_one_line(quick: Recipe, monkeypatch: pytest
         train(quick)
 
 
-# A run, measured in earnest
+# Trainings with measured plans
 
 
 def states() -> list[object]:
@@ -395,7 +395,7 @@ def states() -> list[object]:
     ]
 
 
-def test_a_trial_touches_no_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measuring_restores_random_states(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": 0.0})
     torch.manual_seed(3)
     before = states()
@@ -409,133 +409,100 @@ def first_session(path: Path) -> dict[str, Any]:
     return session
 
 
-def test_a_measured_run_says_so_and_another_has_the_same_bits(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure plans for every run, however short."""
     monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": 0.0})
-    recipe = quick.changed(epochs=4, precision="auto", batch_size=4, limit=256)
-    runs = [train(recipe, name=name, threads=1).run.path for name in ("one", "two")]
-    one, two = map(first_session, runs)
+    monkeypatch.setattr(autotune, "MAX_SHARE", 1.0)
+
+
+@pytest.fixture
+def channels_last_first(measured: None, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A clock by which channels_last is the faster memory format, until `swap` is called."""
+    clock = Clock(slow_unless(lambda c: c.memory_format == LAST))
+    monkeypatch.setattr(autotune, "time_step", clock)
+    return clock
+
+
+def swap(clock: Clock) -> None:
+    """Make the other memory format faster and forget what was measured."""
+    for file in Path(autotune.user_cache_dir("cnnlab")).rglob("*.json"):
+        file.unlink()
+    clock.pace = slow_unless(lambda c: c.memory_format == FIRST)
+    clock.tried.clear()
+
+
+@pytest.mark.usefixtures("measured")
+def test_measured_plan_is_recorded_and_used_again(quick: Recipe) -> None:
+    paths = [train(quick.changed(precision="auto"), name=name, threads=1).run.path for name in ("one", "two")]
+    one, two = map(first_session, paths)
     assert one["plan"].startswith("measured, images/s of ")
     assert two["plan"] == "measured before on this machine"
-    assert one["threads"] == 1
-    for what in ("threads", "dtype", "memory_format", "compile"):
-        assert one[what] == two[what]
-    assert (runs[0] / "last.safetensors").read_bytes() == (runs[1] / "last.safetensors").read_bytes()
+    assert [one[key] for key in ("threads", "dtype", "memory_format", "compile")] == [
+        two[key] for key in ("threads", "dtype", "memory_format", "compile")
+    ]
+    assert_same_run(*paths)
     assert len(list(Path(autotune.user_cache_dir("cnnlab")).rglob("*.json"))) == 1
 
 
-def test_a_resumed_run_keeps_its_plan(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": 0.0})
-    recipe = quick.changed(epochs=4, batch_size=8, limit=256)
-    trial = Clock(slow_unless(lambda c: c.memory_format == LAST))
-    monkeypatch.setattr(autotune, "time_step", trial)
-    whole = train(recipe, name="whole", threads=1).run.path
-    real, calls = checkpoint.save_checkpoint, []
-
-    def stop(*args: Any) -> None:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        real(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_checkpoint", stop)
-        with pytest.raises(TrainingInterrupted):
-            train(recipe, name="stopped", threads=1)
-    for file in Path(autotune.user_cache_dir("cnnlab")).rglob("*.json"):
-        file.unlink()
-    trial.pace = slow_unless(lambda c: c.memory_format == FIRST)  # measured now, it would be the other one
-    trial.tried.clear()
-    path = resume("runs/stopped", threads=1).run.path
-    assert not trial.tried
-    began, goes_on = json.loads((path / "environment.json").read_text())["sessions"]
-    assert began["memory_format"] == goes_on["memory_format"] == "channels_last"
-    assert goes_on["plan"] == "as the run began"
-    assert (whole / "last.safetensors").read_bytes() == (path / "last.safetensors").read_bytes()
+def test_resumed_run_is_not_measured_again(quick: Recipe, channels_last_first: Clock) -> None:
+    whole = train(quick, name="whole", threads=1).run.path
+    path = interrupted(quick, 6)
+    swap(channels_last_first)
+    resume(path, threads=1)
+    assert not channels_last_first.tried
+    first, second = json.loads((path / "environment.json").read_text())["sessions"]
+    assert first["memory_format"] == second["memory_format"] == "channels_last"
+    assert second["plan"] == "as the run started"
+    assert_same_run(path, whole)
 
 
-def test_ctrl_c_during_a_trial_says_how_to_go_on(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": 0.0})
-
-    def stopped(*rest: object, **more: object) -> float:
-        raise KeyboardInterrupt
-
-    recipe = quick.changed(epochs=4, batch_size=8, limit=256)
-    with monkeypatch.context() as patch:
-        patch.setattr(autotune, "time_step", stopped)
-        with pytest.raises(TrainingInterrupted, match="Continue with: cnnlab train --resume runs/run"):
-            train(recipe, name="run", threads=1)
-    assert resume("runs/run").summary["epochs"] == 4
+@pytest.mark.usefixtures("measured")
+def test_interrupt_while_measuring_can_be_resumed(quick: Recipe) -> None:
+    path = interrupted(quick, 1, "run", autotune, "time_step")
+    assert resume(path).summary["epochs"] == 2
 
 
-def test_seeds_that_had_not_begun_are_resumed_with_the_plan_of_those_that_had(
-    quick: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": 0.0})
-    trial = Clock(slow_unless(lambda c: c.memory_format == LAST))
-    monkeypatch.setattr(autotune, "time_step", trial)
-    recipe = quick.changed(epochs=4, batch_size=8, limit=256)
-    whole = train_seeds(recipe, 2, name="whole").path
-    real = training.save_weights
-
-    def stop(*args: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "save_weights", stop)
-        with pytest.raises(TrainingInterrupted):
-            train_seeds(recipe, 2, name="stopped")
+def test_seeds_not_yet_started_are_resumed_with_the_same_plan(quick: Recipe, channels_last_first: Clock) -> None:
+    whole = train_seeds(quick, 2, name="whole", threads=1).path
+    with Interrupt(1).patched(training, "save_weights"), pytest.raises(TrainingInterrupted):
+        train_seeds(quick, 2, name="stopped", threads=1)
     assert not Path("runs/stopped/seed-1").exists()
-    for file in Path(autotune.user_cache_dir("cnnlab")).rglob("*.json"):
-        file.unlink()
-    trial.pace = slow_unless(lambda c: c.memory_format == FIRST)
-    monkeypatch.setattr(training, "save_weights", real)
-    resume("runs/stopped")
-    for seed in (0, 1):
-        assert first_session(Path(f"runs/stopped/seed-{seed}"))["memory_format"] == "channels_last"
-        last = f"seed-{seed}/last.safetensors"
-        assert (whole / last).read_bytes() == (Path("runs/stopped") / last).read_bytes()
+    swap(channels_last_first)
+    resume("runs/stopped", threads=1)
+    for seed in ("seed-0", "seed-1"):
+        assert first_session(Path("runs/stopped") / seed)["memory_format"] == "channels_last"
+        assert_same_run(Path("runs/stopped") / seed, whole / seed)
 
 
-def test_seeds_have_one_plan_also_without_a_cache(
-    quick: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_seeds_share_a_plan_without_a_cache(
+    quick: Recipe, channels_last_first: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": 0.0})
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(autotune, "user_cache_dir", lambda name: str(tmp_path / "file" / name))
-    trial = Clock(slow_unless(lambda c: c.memory_format == LAST))
-    monkeypatch.setattr(autotune, "time_step", trial)
     real = Plan.environment
 
-    def and_now_the_other_is_faster(*args: Any) -> dict[str, Any]:
-        trial.pace = slow_unless(lambda c: c.memory_format == FIRST)
+    def swapping(*args: Any) -> dict[str, Any]:
+        channels_last_first.pace = slow_unless(lambda c: c.memory_format == FIRST)
         return real(*args)
 
-    monkeypatch.setattr(Plan, "environment", and_now_the_other_is_faster)
-    path = train_seeds(quick.changed(epochs=4, batch_size=8, limit=256), 2, threads=1).path
+    monkeypatch.setattr(Plan, "environment", swapping)
+    path = train_seeds(quick, 2, threads=1).path
     assert [first_session(path / f"seed-{s}")["memory_format"] for s in (0, 1)] == ["channels_last"] * 2
 
 
-@pytest.mark.slow
-def test_the_next_seed_uses_what_was_compiled_and_another_network_does_not(quick: Recipe) -> None:
-    if not plans.has_compiler(torch.device("cpu")):
-        pytest.skip("there is no C++ compiler on this system")
-
-    def graphs(seed: int, **changes: Any) -> int:
-        """How many graphs a training compiles."""
-        before = counters["stats"]["unique_graphs"]
-        recipe = quick.changed(compile="default", epochs=1, limit=64, batch_size=32, seed=seed, **changes)
-        train(recipe, threads=1)
-        return counters["stats"]["unique_graphs"] - before
-
-    torch._dynamo.reset()
-    plans._compiled_before = ""
-    assert graphs(0) > 0
-    assert graphs(1) == 0
-    assert graphs(1, model="lenet") > 0
-    assert graphs(2) > 0  # let go meanwhile
+def test_next_seed_reuses_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    resets: list[int] = []
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: resets.append(1))
+    monkeypatch.setattr(plans, "_compiled_before", "")
+    for count, steps in ((1, "a"), (1, "a"), (2, "b"), (3, "a"), (4, ""), (5, "")):
+        plans.prepare_model(build(), "default", steps)
+        assert len(resets) == count
+    plans.prepare_model(build(), "off", "a")
+    assert len(resets) == 5
 
 
-def test_on_cuda_steps_are_recorded_unless_the_host_waits_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_are_recorded_on_cuda_unless_the_host_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
     recipe = Recipe(model="lenet", epochs=1)
 
@@ -552,13 +519,13 @@ def test_on_cuda_steps_are_recorded_unless_the_host_waits_for_them(monkeypatch: 
     monkeypatch.setattr(hardware, "has_float16", lambda device: True)
     guess = planned(recipe.changed(precision="auto"))
     assert (guess.precision, guess.compile) == (torch.float16, "off")
-    # A run goes on as it began, where it can.
+    # A resumed run keeps its plan where possible.
     assert planned(earlier={"compile": "off"}).compile == "off"
     assert planned(earlier={"compile": "record"}).compile == "record"
     assert planned(device=CPU, earlier={"compile": "record"}).compile == "off"
 
 
-def test_a_recorded_run_goes_on_without_cuda(quick: Recipe) -> None:
+def test_recorded_run_resumes_without_cuda(quick: Recipe) -> None:
     recipe = quick.changed(compile="record")
     with Session("cpu", 1, None, False, "none") as session:
         with pytest.raises(CnnlabError, match="set compile=off"):

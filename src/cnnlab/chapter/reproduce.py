@@ -330,4 +330,4 @@ def _seconds_per_image(recipe: Recipe, device: torch.device, threads: int | None
     plan = StepPlan(threads=threads or available_cores(), memory_format=layout)
     build = partial(build_model, recipe.model, num_classes=10, in_channels=1, image_size=size)
     work = Workload(recipe.changed(batch_size=batch), build, (1, size, size), 10, device, threads=threads)
-    return time_step(work, plan, least=1, seconds=1.0, most=20) / batch
+    return time_step(work, plan, min_steps=1, seconds=1.0, max_steps=20) / batch

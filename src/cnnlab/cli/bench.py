@@ -62,56 +62,56 @@ def bench(
     display = make_display()
     with bench_folder(out) as folder:
         try:
-            found = measure(
+            result = measure(
                 models or (), image_size=image_size, batch_size=batch_size, device=device, threads=threads,
                 precision=precision, memory_format=memory_format, compile=compile, seconds=seconds,
                 accuracy=not no_accuracy, data_dir=data_dir, report=display.read,
             )  # fmt: skip
         finally:
             display.end()
-        found.save(folder)
-    echo(to_json(found.to_dict()) if as_json else bench_text(found))
+        result.save(folder)
+    echo(to_json(result.to_dict()) if as_json else bench_text(result))
     echo(f"saved in {folder} (bench.json, bench.png)", error=True)
 
 
-def bench_text(found: BenchResult) -> str:
+def bench_text(result: BenchResult) -> str:
     """Return the machine, a row per network and precision, the time to accuracy and what was skipped."""
-    about, lines = found.environment, []
+    about, lines = result.environment, []
     memory = f", {about['memory_gib']} GiB" if about["memory_gib"] else ""
     lines.append(
         f"{about['device_name']}, {about['cores']} cores{memory}, torch {about['versions']['torch']}; "
-        f"images: {found.images}"
+        f"images: {result.images}"
     )
-    for precision, best in found.peaks.items():
+    for precision, best in result.peaks.items():
         way = "torch.mm" if best["by"] == "mm" else "1x1 convolution"
         n = best["size"]
         lines.append(
             f"peak, {precision}: {best['flops_per_second'] / 1e9:,.0f} GFLOP/s ({way}, {n} x {n}, "
             f"threads {best['threads']})"
         )
-    compiled = any(row.get("compile", "off") != "off" for row in found.rows)
+    compiled = any(row.get("compile", "off") != "off" for row in result.rows)
     table = new_table("network", "pixels", "batch", "precision", "memory format", "threads", "images/s with data",
                    "compute only", "of the peak", "peak memory", *(["compiled in"] if compiled else []))  # fmt: skip
-    for row in found.rows:
-        what = [row["model"], str(row["image_size"]), str(row["batch_size"]), row["precision"]]
+    for row in result.rows:
+        columns = [row["model"], str(row["image_size"]), str(row["batch_size"]), row["precision"]]
         if "failed" in row:
-            table.add_row(*what, row["failed"])
+            table.add_row(*columns, row["failed"])
             continue
-        held = row["peak_memory_bytes"]
+        memory_bytes = row["peak_memory_bytes"]
         table.add_row(
-            *what,
+            *columns,
             row["memory_format"],
             str(row["threads"]),
             f"{row['images_per_second']:,.0f}",
             f"{row['examples_per_second']:,.0f}",
             f"{row['fraction_of_peak']:.1%}",
-            "" if held is None else f"{held / 2**20:,.0f} MiB",
+            "" if memory_bytes is None else f"{memory_bytes / 2**20:,.0f} MiB",
             *([f"{row['first_step_seconds']:.0f} s"] if compiled else []),
         )
     lines += ["", as_text(table), ""]
-    for row in found.to_accuracy:
+    for row in result.to_accuracy:
         lines.append(
             f"recipe {row['recipe']}, {row['epochs']} epochs: {row['split']} acc {row['accuracy']:.4f} after "
             f"{row['seconds']:.1f} s"
         )
-    return "\n".join([*lines, *(f"skipped: {text}" for text in found.left_out)]).rstrip()
+    return "\n".join([*lines, *(f"skipped: {text}" for text in result.left_out)]).rstrip()

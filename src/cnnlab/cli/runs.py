@@ -70,8 +70,6 @@ def _run_row(run: Run) -> dict[str, Any]:
 
 def run_list(chosen: Sequence[Run], runs_dir: Path, compare: bool) -> str:
     """Return the runs as a table. compare: add the settings that differ."""
-    from cnnlab.training.runs import differences
-
     if not chosen:
         return f"no runs in {runs_dir}; train a network with: cnnlab train"
     table = new_table(
@@ -84,16 +82,17 @@ def run_list(chosen: Sequence[Run], runs_dir: Path, compare: bool) -> str:
                       number(r["images_per_second"], ",.0f"))  # fmt: skip
     text = as_text(table)
     if compare and len(chosen) > 1:
-        changed = differences(chosen)
         table = new_table("setting that differs", *(str(run.path) for run in chosen))
-        for key, values in changed.items():
-            table.add_row(key, *map(str, values))
-        text += "\n\n" + (as_text(table) if changed else "all settings are the same")
+        for key in chosen[0].recipe.to_dict():
+            values = [str(getattr(run.recipe, key)) for run in chosen]
+            if len(set(values)) > 1:
+                table.add_row(key, *values)
+        text += "\n\n" + (as_text(table) if table.row_count else "all settings are the same")
     return text
 
 
 def save_comparison(path: Path, chosen: Sequence[Run]) -> None:
-    """Plot the runs' accuracies over the epochs to a PNG file. Raises: CnnlabError if it cannot be written."""
+    """Plot the runs' accuracies over the epochs to a PNG file. Raise CnnlabError if it cannot be written."""
     from cnnlab.io import figures as plots
     from cnnlab.training.curves import comparison
 

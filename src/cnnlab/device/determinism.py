@@ -81,7 +81,7 @@ def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any
 def set_random_state(device: torch.device, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
     """Restore what `random_state` returned.
 
-    Raises: ValueError for anything else, and whatever the generators raise.
+    Raise ValueError for anything else, or what the generators raise.
     """
     kind, position, has_gauss, gauss = values["numpy"]
     keys = tensors["numpy"]

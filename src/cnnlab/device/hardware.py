@@ -20,7 +20,7 @@ KINDS = ("auto", "cpu", "cuda", "mps")
 def pick_device(name: str = "auto") -> torch.device:
     """Return the device called `name`; `auto` prefers CUDA, then Apple's MPS, then the CPU.
 
-    Raises: CnnlabError for an unknown or absent device.
+    Raise CnnlabError for an unknown or absent device.
     """
     kind, _, index = name.partition(":")
     if kind not in KINDS or (index and not (index.isdigit() and kind == "cuda")):
@@ -48,13 +48,13 @@ def physical_cores() -> int:
     for core in usable:
         try:
             siblings.add(Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list").read_text())
-        except OSError:  # only Linux tells
+        except OSError:  # not Linux
             return available_cores()
     return min(len(siblings), available_cores())
 
 
 def check_threads(threads: int | None) -> None:
-    """Check a number of threads; None is valid. Raises: CnnlabError for more than the available cores."""
+    """Check a number of threads; None is valid. Raise CnnlabError for more than the available cores."""
     if threads is not None and not 1 <= threads <= available_cores():
         raise CnnlabError(f"threads={threads}: choose 1 to {available_cores()}, the cores that this process may use")
 

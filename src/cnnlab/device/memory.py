@@ -34,7 +34,7 @@ def limit_memory() -> Iterator[None]:
     """Make an allocation beyond the free memory an error, on Linux.
 
     Without the limit, Linux promises memory that it does not have and kills the process once it is used. The limit
-    holds for all threads and is put back at the end.
+    applies to all threads and is restored at the end.
     """
     free, used = free_memory(), cgroups.find_number(r"VmData:\s*(\d+) kB", Path("/proc/self/status"))
     if free is None or used is None:
@@ -52,7 +52,7 @@ def limit_memory() -> Iterator[None]:
 
 
 class _Allocator:
-    """glibc's allocator, told to keep freed memory while at least one caller wants that; nothing without glibc."""
+    """Makes glibc's allocator keep freed memory while at least one caller wants that; does nothing without glibc."""
 
     def __init__(self) -> None:
         self._lock, self._users = threading.Lock(), 0
@@ -103,8 +103,8 @@ def keep_freed_memory() -> Iterator[None]:
 
     Each step of a training asks for the same buffers again. By default glibc returns large ones to the system, which
     must clear every page anew: up to two thirds of a step on a CPU (docs/log.md). At the end of the outermost use the
-    user's settings or glibc's largest own thresholds apply and free memory is returned. glibc tells nobody its present
-    thresholds and, once they have been set, no longer adapts them: that cannot be restored.
+    user's settings or glibc's largest own thresholds apply and free memory is returned. glibc does not report its
+    thresholds, and stops adapting them once they are set: that cannot be restored.
     """
     _allocator.acquire()
     try:

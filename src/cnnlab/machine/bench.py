@@ -10,8 +10,8 @@ import itertools
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -45,7 +45,7 @@ from cnnlab.training import runs
 from cnnlab.training import train as training
 from cnnlab.training.autotune import fastest_plan
 from cnnlab.training.cuda_graph import make_step, uses_cuda_graph, warmup_steps
-from cnnlab.training.folders import named_folder
+from cnnlab.training.folders import named_folder, removed_if_empty
 from cnnlab.training.optim import initialize, make_optimizer
 from cnnlab.training.plan import Plan, Workload, check_compile, is_compile_error, operations, prepare_model
 from cnnlab.training.step import train_step
@@ -103,30 +103,24 @@ class BenchResult:
             raise CnnlabError(f"cannot write into {folder}: {reason(error)}; name another folder with --out") from error
 
 
-@contextmanager
-def bench_folder(out: str | Path | None = None, runs_dir: str | Path = "runs") -> Iterator[Path]:
-    """Create a folder for a result: `out`, or a new one in `runs_dir`. Remove it again if it stays empty.
+def bench_folder(out: str | Path | None = None, runs_dir: str | Path = "runs") -> AbstractContextManager[Path]:
+    """Return a context with the folder for a result: `out`, or a new one in `runs_dir`. A new one is removed if empty.
 
     Raise CnnlabError if it cannot be created or already has a result.
     """
     if out is None:
-        path, created = named_folder(Path(runs_dir), None, "bench"), True
-    else:
-        path = expand(out)
-        created = not path.exists()
-        for name in ("bench.json", "bench.png"):
-            if (path / name).exists():
-                raise CnnlabError(f"{path / name} exists; name another folder with --out")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CnnlabError(f"cannot create {path}: {reason(error)}; name another folder with --out") from error
+        return removed_if_empty(named_folder(Path(runs_dir), None, "bench"))
+    path = expand(out)
+    for name in ("bench.json", "bench.png"):
+        if (path / name).exists():
+            raise CnnlabError(f"{path / name} exists; name another folder with --out")
+    if path.is_dir():
+        return nullcontext(path)
     try:
-        yield path
-    finally:
-        if created:
-            with suppress(OSError):
-                path.rmdir()  # fails if there is anything inside
+        path.mkdir(parents=True)
+    except OSError as error:
+        raise CnnlabError(f"cannot create {path}: {reason(error)}; name another folder with --out") from error
+    return removed_if_empty(path)
 
 
 def bench(
@@ -330,10 +324,7 @@ def _to_accuracy(
     """Train each recipe of TO_ACCURACY. Return a row each, and what was left out."""
     rows, left_out = [], []
     for name in TO_ACCURACY:
-        recipe = RECIPES.get(name)
-        if recipe is None:
-            left_out.append(f"{name}: there is no such recipe")
-            continue
+        recipe = RECIPES[name]
         if recipe.data == "fashion-mnist" and not fashion_mnist.is_there(folder):
             left_out.append(f"{name}: Fashion-MNIST is not in {folder}; cnnlab train --data fashion-mnist downloads it")
             continue

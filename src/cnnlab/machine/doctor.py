@@ -177,7 +177,7 @@ def _arithmetic(device: torch.device) -> Iterator[Check]:
     with reproducible(0, available_cores()):
         x, weight = torch.randn(8, 16, 24, 24), torch.randn(32, 16, 3, 3)
     for name in PRECISIONS:
-        if name != "float16" or device.type != "cpu":  # nobody would choose it there
+        if name != "float16" or device.type != "cpu":  # never used there
             yield _convolution(name, x, weight, device)
     first, second = _short_training(device), _short_training(device)
     same = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -220,7 +220,7 @@ def _short_training(device: torch.device) -> list[torch.Tensor]:
 def _disk(what: str, path: Path, state: str) -> Check:
     """Check that a file can be written and locked at `path`, or in its nearest existing parent, and the free space.
 
-    state: if not.
+    state: of the check if it fails.
     """
     near = next(p for p in (path, *path.parents) if p.is_dir())
     try:

@@ -13,6 +13,8 @@ from torch import Tensor
 from cnnlab.device.determinism import reproducible
 from cnnlab.device.timing import synchronize
 
+SIZES = (512, 1024, 2048, 4096, 8192)
+
 
 def peak(device: torch.device, precision: torch.dtype, threads: int) -> dict[str, Any]:
     """Return the highest operations per second of a product of two n x n matrices, for growing n, computed in two ways.
@@ -23,7 +25,7 @@ def peak(device: torch.device, precision: torch.dtype, threads: int) -> dict[str
     """
     best = {"mm": (0.0, 0), "conv": (0.0, 0)}
     with reproducible(0, threads), torch.no_grad():
-        for n in (512, 1024, 2048, 4096, 8192):
+        for n in SIZES:
             times = {name: _shortest_time(call, device) for name, call in products(n, device, precision).items()}
             best = {name: max(best[name], (2 * n**3 / took, n)) for name, took in times.items()}
             if min(times.values()) > 0.1:  # the next takes eight times as long

@@ -49,11 +49,11 @@ MEASURE_FROM = {"cpu": 1e12, "mps": 1e13, "cuda": 1e14}
 # Compilation takes 10 to 60 seconds, and measuring it as long again: about an hour's work of a CPU and some minutes of
 # a large GPU (an H200 saves a quarter of airbench94's step for 18 seconds).
 COMPILE_FROM = {"cpu": 1e15, "cuda": 3e16}
-# Largest part of a run's steps that a measurement may take.
-SHARE = 0.05
-# A gain below this factor lies within the noise of a busy machine; a plan slower by the other is not timed again.
-GAIN = 1.1
-HOPELESS = 1.3
+# Largest fraction of a run's steps that a measurement may take.
+MAX_SHARE = 0.05
+# A gain below MIN_GAIN lies within the noise of a busy machine; a plan slower by MAX_LAG is not timed again.
+MIN_GAIN = 1.1
+MAX_LAG = 1.3
 
 
 def _nothing() -> None:
@@ -78,9 +78,9 @@ def choose_plan(
     if len(plans) == 1 and (recipe.compile != "auto" or work.device.type not in COMPILE_FROM):
         return plans[0]
     # Steps of one timing: warm-up and two that count.
-    least = 2 + warmup_steps(default_plan(work), work.device)
-    budget = work.steps * SHARE
-    if budget < least * len(plans):
+    min_steps = 2 + warmup_steps(default_plan(work), work.device)
+    budget = work.steps * MAX_SHARE
+    if budget < min_steps * len(plans):
         return replace(first_guess(work), why="too few steps to measure")
     device = "cpu" if is_own(recipe.model) else "meta"
     flops = operations(work.build, work.shape, device) * recipe.epochs * work.count
@@ -93,16 +93,16 @@ def choose_plan(
     cache = _Cache(work, plans, tries_compile)
     if known := cache.read():
         return known
-    log("trying how a step is fastest here ...")
-    rounds = min(3, int(budget / (least * len(plans))))
-    most = int(budget / (rounds * len(plans)))  # all timings together keep within the budget
-    times = _measure(plans, rounds, lambda plan: time_step(work, plan, most=most, check=check))
+    log("timing ways to compute a step ...")
+    rounds = min(3, int(budget / (min_steps * len(plans))))
+    max_steps = int(budget / (rounds * len(plans)))  # all timings together keep within the budget
+    times = _measure(plans, rounds, lambda plan: time_step(work, plan, max_steps=max_steps, check=check))
     best = _best(times)
     if tries_compile:
         compiled = replace(best, compile="default")
-        times[compiled] = time_step(work, compiled, most=most, check=check)
+        times[compiled] = time_step(work, compiled, max_steps=max_steps, check=check)
         fastest = min(times, key=lambda plan: times[plan])
-        if times[best] > GAIN * times[fastest]:
+        if times[best] > MIN_GAIN * times[fastest]:
             best = fastest
     if times[best] < float("inf"):  # otherwise the run itself reports what is wrong, and the next one measures again
         # Another process may have measured in the meantime; then its result holds.
@@ -110,7 +110,7 @@ def choose_plan(
             return known
         cache.write(best, times, log)
     speeds = _speeds(times, recipe.batch_size)
-    log(f"chosen by a trial: {best} (images/s of {speeds})")
+    log(f"fastest: {best} (images/s of {speeds})")
     return replace(best, why=f"measured, images/s of {speeds}")
 
 
@@ -128,9 +128,9 @@ def fastest_plan(work: Workload, seconds: float = 5.0) -> tuple[Plan, float]:
     for plan in plans:
         if times and time.perf_counter() - start > seconds:
             break
-        times[plan] = time_step(work, plan, least=1)
+        times[plan] = time_step(work, plan, min_steps=1)
     best = _best(times)
-    speeds = ", ".join(f"{p}, threads {p.threads}: {work.recipe.batch_size / t:,.0f}" for p, t in times.items())
+    speeds = _speeds(times, work.recipe.batch_size)
     rest = f"; no time was left for {len(plans) - len(times)} more" if len(times) < len(plans) else ""
     return replace(best, why=f"measured, images/s of {speeds}{rest}"), times[best]
 
@@ -139,15 +139,15 @@ def time_step(
     work: Workload,
     plan: Plan,
     *,
-    least: int = 2,
+    min_steps: int = 2,
     seconds: float = 0.2,
-    most: int = 1000,
+    max_steps: int = 1000,
     check: Callable[[], None] = _nothing,
 ) -> float:
     """Return the median seconds of the real training step on random images, after a warm-up.
 
-    Times at least `least` steps and `seconds`, at most `most` steps with the warm-up. check: called after each step;
-    may raise. Returns Inf if memory does not suffice or the step cannot be compiled. Random states are restored.
+    Times at least `min_steps` steps and `seconds`, at most `max_steps` steps with the warm-up. check: called after each
+    step; may raise. Return Inf if memory does not suffice or the step cannot be compiled. Random states are restored.
     """
     recipe, device = work.recipe, work.device
     with reproducible(0, plan.threads):
@@ -161,13 +161,13 @@ def time_step(
             step = GuardedStep(scaler) if scaler else make_step(train_step, plan, device)
             warmup = warmup_steps(plan, device)
             times: list[float] = []
-            for number in range(max(most, least + warmup)):
+            for number in range(max(max_steps, min_steps + warmup)):
                 start = time.perf_counter()
                 step(forward, optimizer, x, y, recipe.label_smoothing, plan.precision)
                 synchronize(device)
                 times.append(time.perf_counter() - start)
                 check()
-                if number >= least + warmup - 1 and sum(times[warmup:]) > seconds:
+                if number >= min_steps + warmup - 1 and sum(times[warmup:]) > seconds:
                     break
             return median(times[warmup:])
         except Exception as error:
@@ -181,13 +181,13 @@ def time_step(
 def find_batch_size(work: Workload) -> int:
     """Return the recipe's batch size, halved until a step on random images fits into memory.
 
-    Raises: CnnlabError if not even two images fit.
+    Raise CnnlabError if not even two images fit.
     """
     plan, size = replace(default_plan(work), compile="off"), work.recipe.batch_size
     while True:
         tried = replace(work, recipe=replace(work.recipe, batch_size=min(size, work.count)))
         with memory.limit_memory() if work.device.type == "cpu" else contextlib.nullcontext():
-            fits = time_step(tried, plan, least=1, seconds=0.0) < float("inf")
+            fits = time_step(tried, plan, min_steps=1, seconds=0.0) < float("inf")
         if fits:
             return size
         if size < 4:
@@ -204,7 +204,7 @@ def _measure(plans: Sequence[Plan], rounds: int, seconds_of: Callable[[Plan], fl
     for _ in range(rounds):
         for plan in plans:
             times[plan] = min(times[plan], seconds_of(plan))
-        plans = [plan for plan in plans if times[plan] < HOPELESS * min(times.values())]
+        plans = [plan for plan in plans if times[plan] < MAX_LAG * min(times.values())]
         if len(plans) < 2:
             break
     return times
@@ -214,7 +214,7 @@ def _best(times: dict[Plan, float]) -> Plan:
     """Return the first plan, unless the fastest is clearly faster."""
     best = min(times, key=lambda plan: times[plan])
     first = next(iter(times))
-    return first if times[first] < GAIN * times[best] else best
+    return first if times[first] < MIN_GAIN * times[best] else best
 
 
 def _by_name(times: dict[Plan, float]) -> dict[str, float]:

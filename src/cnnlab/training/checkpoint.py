@@ -76,12 +76,12 @@ def save_checkpoint(
     device: torch.device,
     progress: dict[str, Any],
     average: Average | None = None,
-    by: Callable[[Callable[[], None]], None] = lambda write: write(),
+    submit: Callable[[Callable[[], None]], None] = lambda write: write(),
 ) -> None:
     """Write all that the next step depends on: model, optimizer, average, random states, `progress` (plain values).
 
-    The checkpoint that was at `path` is kept as `previous_checkpoint`. by: is given a function that writes a copy made
-    now, to call it now or later. Raise OSError.
+    The checkpoint that was at `path` becomes `previous_checkpoint`. submit: called with a function that writes a copy
+    of the present state; may call it later. Raise OSError.
     """
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     optimizer_state = optimizer.state_dict()
@@ -103,7 +103,7 @@ def save_checkpoint(
         "random": random_values,
     }
     copies = _on_host(tensors)
-    by(lambda: _write(path, copies, values, before=previous_checkpoint(path)))
+    submit(lambda: _write(path, copies, values, before=previous_checkpoint(path)))
 
 
 def load_checkpoint(
@@ -205,16 +205,16 @@ def _newest(path: Path, log: Callable[[str], None]) -> tuple[dict[str, Tensor], 
     except Damaged as error:
         problem = str(error).partition("; ")[0]
     try:
-        found = _read(before)
+        content = _read(before)
     except Damaged as error:
         raise CnnlabError(f"{problem}, and {error}") from error
     os.replace(before, path)  # noqa: PTH105 - else the next save would put the damaged one in its place
     log(f"note: {problem}; continuing from the save before it")
-    return found
+    return content
 
 
 def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    # Contiguous, and copies also on the CPU: the training goes on while they are written.
+    # Contiguous, and copies also on the CPU: the training continues while they are written.
     as_read = torch.contiguous_format
     return {k: v.detach().to("cpu", copy=True, memory_format=as_read) for k, v in tensors.items()}
 

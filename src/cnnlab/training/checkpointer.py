@@ -1,4 +1,4 @@
-"""Saving a training while it goes on: when, beside the steps in a thread, and what is on the disk by now."""
+"""Saving a training while it runs: when to save, the thread that writes, and what is on the disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 @contextlib.contextmanager
 def explained_write_errors(path: Path, saved: str = "what was saved remains") -> Iterator[None]:
-    """Turn an OSError (disk full, read-only, ...) into one line that says what is saved and how to go on.
+    """Turn an OSError (disk full, read-only, ...) into one line that names what is saved and how to continue.
 
     path: of the run. Raise CnnlabError.
     """
@@ -41,7 +41,7 @@ def explained_write_errors(path: Path, saved: str = "what was saved remains") ->
 class Checkpointer:
     """Saves the checkpoint of a run. `saved` is the progress that is on the disk.
 
-    The steps wait for a copy of the tensors; a thread writes it while they go on.
+    The steps wait for a copy of the tensors; a thread writes it during the next ones.
     """
 
     def __init__(

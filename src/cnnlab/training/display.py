@@ -1,4 +1,4 @@
-"""What is shown during a training: a bar in a terminal, a curve in a notebook, lines in a log, or nothing."""
+"""The display of a training's progress: a bar in a terminal, a curve in a notebook, lines in a log, or nothing."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from rich.text import Text
 from cnnlab.device.timing import AsyncScalarReader
 from cnnlab.io.errors import unknown
 from cnnlab.io.text import echo, escape, escape_lines
-from cnnlab.recipe import KEYS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from cnnlab.data.loader import Loader
+    from cnnlab.recipe import Recipe
 
 KINDS = ("auto", "bar", "lines", "notebook", "none")
 _INTERVAL = 0.1  # seconds between two updates of the numbers
@@ -36,8 +36,8 @@ class Display:
     def read(self, what: str, done: int, total: int) -> None:
         """Show that reading data has reached `done` of `total` (0: unknown)."""
 
-    def begin(self, loader: Loader, epochs: int, first_epoch: int, eval_split: str, rows: list[dict[str, Any]]) -> None:
-        """Show that the training starts at `first_epoch` (from 0); `rows` are those of earlier epochs."""
+    def start(self, recipe: Recipe, loader: Loader, rows: list[dict[str, Any]]) -> None:
+        """Show that a training starts. rows: of the epochs that are already finished."""
 
     def step(self, epoch: int, images: int, sums: Tensor) -> None:
         """Show that `images` of this epoch are done. sums: (2,) of losses and correct predictions, on the device."""
@@ -60,9 +60,9 @@ class Notes(Display):
 class Lines(Notes):
     """Prints a plain line for each epoch: for log files."""
 
-    def begin(self, loader: Loader, epochs: int, first_epoch: int, eval_split: str, rows: list[dict[str, Any]]) -> None:  # noqa: ARG002
+    def start(self, recipe: Recipe, loader: Loader, rows: list[dict[str, Any]]) -> None:  # noqa: ARG002
         """Store what the lines need."""
-        self._epochs, self._key = epochs, KEYS[eval_split]
+        self._epochs, self._key = recipe.epochs, recipe.key
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Print the line."""
@@ -123,11 +123,11 @@ class Bar(Display):
             self._reading = (self._progress.add_task(escape_markup(escape(what)), total=total or None), what)
         self._progress.update(self._reading[0], completed=done, total=total or None)
 
-    def begin(self, loader: Loader, epochs: int, first_epoch: int, eval_split: str, rows: list[dict[str, Any]]) -> None:
+    def start(self, recipe: Recipe, loader: Loader, rows: list[dict[str, Any]]) -> None:
         """Start the bar; if the training is resumed, where it stopped."""
         self.end()
         self._reader = AsyncScalarReader(loader.device)
-        self._count, self._epochs, self._key = loader.count, epochs, KEYS[eval_split]
+        self._count, self._epochs, self._key = loader.count, recipe.epochs, recipe.key
         self._evaluated = f"  {self._key} acc {rows[-1][f'{self._key}_acc']:.3f}" if rows else ""
         self._due, self._epoch = 0.0, -1
         self._progress = Progress(
@@ -139,9 +139,9 @@ class Bar(Display):
         )
         self._task = self._progress.add_task(
             "",
-            total=epochs * loader.count,
-            completed=first_epoch * loader.count,
-            numbers=f"epoch {first_epoch + 1}/{epochs}",
+            total=recipe.epochs * loader.count,
+            completed=len(rows) * loader.count,
+            numbers=f"epoch {len(rows) + 1}/{recipe.epochs}",
         )
         self._progress.start()
 
@@ -194,9 +194,9 @@ class Notebook(Display):
         """Print it into the cell's output."""
         echo(text)
 
-    def begin(self, loader: Loader, epochs: int, first_epoch: int, eval_split: str, rows: list[dict[str, Any]]) -> None:  # noqa: ARG002
+    def start(self, recipe: Recipe, loader: Loader, rows: list[dict[str, Any]]) -> None:  # noqa: ARG002
         """Store the rows so far; the first epoch draws the figure."""
-        self._rows, self._eval_split = list(rows), eval_split
+        self._rows, self._recipe = list(rows), recipe
         self._handle: Any = None
         self._due = 0.0
 
@@ -219,12 +219,12 @@ class Notebook(Display):
         from cnnlab.io import figures as plots
         from cnnlab.training.curves import curves
 
-        row, key = self._rows[-1], KEYS[self._eval_split]
+        row, key = self._rows[-1], self._recipe.key
         title = (
             f"epoch {row['epoch']}: loss {row['loss']:.3f}, train acc {row['train_acc']:.3f}, "
             f"{key} acc {row[f'{key}_acc']:.3f}, {row['images_per_second']:,.0f} images/s"
         )
-        image = Image(data=plots.png(curves(self._rows, self._eval_split, title), dpi=100), format="png")
+        image = Image(data=plots.png(curves(self._rows, self._recipe.eval_split, title), dpi=100), format="png")
         if self._handle is None:
             self._handle = display(image, display_id=True)
         else:

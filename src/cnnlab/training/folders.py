@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cnnlab.io.errors import CnnlabError, reason
@@ -67,3 +69,13 @@ def named_folder(runs_dir: Path, name: str | None, stem: str) -> Path:
             if not path.exists():
                 raise
         number += 1
+
+
+@contextmanager
+def removed_if_empty(path: Path) -> Iterator[Path]:
+    """Yield the new folder `path`, and remove it at the end if nothing was written into it."""
+    try:
+        yield path
+    finally:
+        with suppress(OSError):
+            path.rmdir()  # fails if there is anything inside

@@ -102,7 +102,7 @@ def train_epochs(trainer: Trainer, checkpointer: Checkpointer, session: Session,
     """
     recipe, progress = trainer.recipe, checkpointer.saved
     rows = list(progress.rows)
-    session.display.begin(trainer.train_loader, recipe.epochs, len(rows), recipe.eval_split, rows)
+    session.display.start(recipe, trainer.train_loader, rows)
     for epoch in range(len(rows), recipe.epochs):
         if progress.stopped:
             break
@@ -204,7 +204,7 @@ def save_epoch(
     meter: Meter,
     events: Events,
 ) -> Progress:
-    """Save weights, rows and checkpoint after an epoch. Return the progress, which is on the disk by then."""
+    """Save weights, rows and checkpoint after an epoch. Return the progress that is then on the disk."""
     folder = trainer.run.path
     with checkpointer.write_errors():
         best_before = progress.best

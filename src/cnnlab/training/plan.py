@@ -109,7 +109,7 @@ class Workload:
 def default_plan(work: Workload) -> Plan:
     """Return what the recipe and the caller have set, and for the rest what needs no measurement."""
     recipe = work.recipe
-    # Recording takes no longer than a few steps. Python code of a stranger's network would run only while recording.
+    # Recording takes no longer than a few steps. Python code of an own network would run only while recording.
     records = work.device.type == "cuda" and recipe.on_nan != "skip" and not is_own(recipe.model)
     return Plan(
         threads=work.threads or hardware.available_cores(),
@@ -141,7 +141,7 @@ def resumed_plan(work: Workload, earlier: dict[str, Any]) -> Plan:
     ):
         plan = replace(plan, compile="off")
     threads = work.threads or min(plan.threads, hardware.available_cores())
-    return replace(plan, threads=threads, why="as the run began")
+    return replace(plan, threads=threads, why="as the run started")
 
 
 def candidates(work: Workload) -> list[Plan]:
@@ -194,7 +194,7 @@ def has_compiler(device: torch.device) -> bool:
 
 
 def check_compile(recipe: Recipe, device: torch.device) -> None:
-    """Check the recipe's `compile`. Raises: CnnlabError if there is no compiler, or no CUDA device for `record`."""
+    """Check the recipe's `compile`. Raise CnnlabError if there is no compiler, or no CUDA device for `record`."""
     if recipe.compile == "record" and device.type != "cuda":
         raise CnnlabError(f"compile=record needs a CUDA device, and this is {device}; set compile=off")
     if recipe.compile in COMPILE_MODES and not has_compiler(device):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,13 @@ class Position:
     sums: of the losses and of the correct predictions. batches: see `Batches.state`.
     """
 
-    steps: int
-    skipped: int
-    images: int
-    sums: list[float]
-    train_seconds: float
-    compute_seconds: float
-    batches: dict[str, Any]
+    steps: int = 0
+    skipped: int = 0
+    images: int = 0
+    sums: Sequence[float] = (0.0, 0.0)
+    train_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    batches: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -128,14 +128,12 @@ class Meter:
     """The sums of one epoch: loss and correct predictions on the device; steps, images and seconds on the host."""
 
     def __init__(self, device: torch.device, position: Position | None = None) -> None:
-        sums = position.sums if position else [0.0, 0.0]  # loss, correct
-        self.sums = torch.tensor(sums, dtype=torch.float32, device=device)
+        start = position or Position()
+        self.sums = torch.tensor(start.sums, dtype=torch.float32, device=device)
         self._loss, self._correct = self.sums.unbind()  # views
-        self.steps = position.steps if position else 0
-        self.skipped = position.skipped if position else 0
-        self.images = position.images if position else 0
-        self.compute = Stopwatch(device, position.compute_seconds if position else 0.0)
-        self.started = time.perf_counter() - (position.train_seconds if position else 0.0)
+        self.steps, self.skipped, self.images = start.steps, start.skipped, start.images
+        self.compute = Stopwatch(device, start.compute_seconds)
+        self.started = time.perf_counter() - start.train_seconds
         self.train_seconds = 0.0
 
     def add(self, loss: Tensor, correct: Tensor, images: int) -> None:

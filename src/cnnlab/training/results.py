@@ -16,27 +16,31 @@ from cnnlab.models.own import Network, build_own
 from cnnlab.recipe import KEYS
 from cnnlab.training.checkpoint import check_weights, load_weights
 from cnnlab.training.progress import Progress
-from cnnlab.training.runs import Run, check_network
-
-_TRAIN_SUBSET = "note: trained on {count} labelled images; train_subset acc is measured on some of them"
-_SKIPPED_UPDATES = "note: {count} updates were skipped, because their loss or a gradient was NaN or Inf"
-_STOPPED = "note: stopped early, after epoch {epoch} of {epochs}"
-_TEST_SET = "note: this recipe evaluates on the test set after each epoch, as the manual does; do not select by it"
+from cnnlab.training.runs import Run, check_own
 
 
-def _duplicates(summary: dict[str, Any]) -> list[str]:
-    listed = "" if summary["data"].startswith(MEMORY) else "; cnnlab data duplicates lists them"
-    return [
-        f"note: {count} of the {split} images are among the training images, pixel for pixel, which inflates the "
+def _notes(run: Run, s: dict[str, Any]) -> list[str]:
+    """Return what a reader of the summary `s` must know."""
+    notes = []
+    if s["stopped"]:
+        notes.append(f"stopped early, after epoch {s['epochs']} of {run.recipe.epochs}")
+    if s["skipped_updates"]:
+        notes.append(f"{s['skipped_updates']} updates were skipped, because their loss or a gradient was NaN or Inf")
+    if s["eval_split"] == "test":
+        notes.append("this recipe evaluates on the test set after each epoch, as the manual does; do not select by it")
+    if s["skipped"]:
+        images = "1 damaged image was" if s["skipped"] == 1 else f"{s['skipped']} damaged images were"
+        notes.append(f"{images} skipped; see {run.path / 'run.json'}")
+    listed = "" if s["data"].startswith(MEMORY) else "; cnnlab data duplicates lists them"
+    notes += [
+        f"{count} of the {split} images are among the training images, pixel for pixel, which inflates the "
         f"accuracy{listed}"
-        for split, count in summary["shared"].items()
+        for split, count in s["shared"].items()
         if count
     ]
-
-
-def _damaged_images(count: int, path: Path) -> str:
-    images = "1 damaged image was" if count == 1 else f"{count} damaged images were"
-    return f"note: {images} skipped; see {path / 'run.json'}"
+    if s["eval_split"] == "train":
+        notes.append(f"trained on {s['images']['train']} labelled images; train_subset acc is measured on some of them")
+    return [f"note: {note}" for note in notes]
 
 
 def trained_model(run: Run, weights: Path, network: Network | None = None) -> nn.Module:
@@ -44,7 +48,7 @@ def trained_model(run: Run, weights: Path, network: Network | None = None) -> nn
 
     network: the module or builder that was trained, if it was the caller's own. Raise CnnlabError.
     """
-    check_network(run.path, run.recipe, network)
+    check_own(run.path, run.recipe, model=network)
     info = {k: run.info["model"][k] for k in ("num_classes", "in_channels", "image_size")}
     name = run.info["model"]["name"]
     if ":" not in name:
@@ -88,17 +92,7 @@ class Result:
             f"{s['images_per_second']:.1f} images/s wall-clock including data; {s['total_seconds']:.1f} s in all, with "
             f"evaluation and saving",
         ]
-        if s["stopped"]:
-            lines.append(_STOPPED.format(epoch=s["epochs"], epochs=self.run.recipe.epochs))
-        if s["skipped_updates"]:
-            lines.append(_SKIPPED_UPDATES.format(count=s["skipped_updates"]))
-        if s["eval_split"] == "test":
-            lines.append(_TEST_SET)
-        if s["skipped"]:
-            lines.append(_damaged_images(s["skipped"], self.run.path))
-        lines += _duplicates(s)
-        if s["eval_split"] == "train":
-            lines.append(_TRAIN_SUBSET.format(count=s["images"]["train"]))
+        lines += _notes(self.run, s)
         best = "" if s["eval_split"] != "validation" else f", best epoch {s['best_epoch']} with val acc {s['best']:.3f}"
         lines.append(f"run: {self.run.path} (curve: curves.png{best})")
         return "\n".join(lines)
@@ -131,14 +125,8 @@ class SeedsResult:
             f"mean ± std of {s['loss']['n']} seeds, last epoch: loss {mean_std('loss')}, train acc "
             f"{mean_std('train_acc')}, {key} acc {mean_std(f'{key}_acc')} ({s['eval_split']} split)"
         )
-        first = self.results[0].summary
-        if s["eval_split"] == "test":
-            lines.append(_TEST_SET)
-        if s["eval_split"] == "train":
-            lines.append(_TRAIN_SUBSET.format(count=first["images"]["train"]))
-        if first["skipped"]:
-            lines.append(_damaged_images(first["skipped"], self.results[0].run.path))
-        lines += _duplicates(first)
+        first = self.results[0]
+        lines += _notes(first.run, {**first.summary, "stopped": False, "skipped_updates": 0})  # those differ by seed
         lines.append(f"runs: {self.path}")
         return "\n".join(lines)
 

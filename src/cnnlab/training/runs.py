@@ -227,27 +227,24 @@ def _folders_of_runs(path: Path) -> list[Path]:
     return [folder for folder in inside or [path] if (folder / "run.json").exists()]
 
 
-# Networks and images of the caller's own, which a run's folder does not hold
+# Networks and images of the caller's own, which are not in a run's folder
 
 
-def check_network(path: Path, recipe: Recipe, network: object) -> None:
-    """Raise CnnlabError unless `network` is given exactly if the run at `path` trained the caller's own."""
-    if is_own(recipe.model) and network is None:
-        raise CnnlabError(
-            f"{path} trained a network of your own, {recipe.model}: pass it again, from Python, as model=..."
+def check_own(path: Path, recipe: Recipe, **given: object) -> None:
+    """Check what is given in place of the recipe's network (`model=`) and images (`data=`).
+
+    Raise CnnlabError unless each is given exactly if the run at `path` was trained with the caller's own.
+    """
+    for keyword, value in given.items():
+        kind, name, own = (
+            ("a network", recipe.model, is_own(recipe.model))
+            if keyword == "model"
+            else ("images", recipe.data, recipe.data.startswith(MEMORY))
         )
-    if network is not None and not is_own(recipe.model):
-        raise CnnlabError(f"{path} trained {recipe.model}, not a network of your own; leave out model=")
-
-
-def check_images(path: Path, recipe: Recipe, images: object) -> None:
-    """Raise CnnlabError unless `images` are given exactly if the run at `path` trained on the caller's own."""
-    if recipe.data.startswith(MEMORY) and images is None:
-        raise CnnlabError(
-            f"{path} was trained on images of your own, {recipe.data}: pass them again, from Python, as data=..."
-        )
-    if images is not None and not recipe.data.startswith(MEMORY):
-        raise CnnlabError(f"{path} was trained on {recipe.data}, not on images of your own; leave out data=")
+        if own and value is None:
+            raise CnnlabError(f"{path} needs {kind} of your own, {name}: pass it again, from Python, as {keyword}=...")
+        if value is not None and not own:
+            raise CnnlabError(f"{path} was trained with {name}, not {kind} of your own; leave out {keyword}=")
 
 
 def resume_call(path: Path, recipe: Recipe) -> str:
@@ -406,9 +403,3 @@ def _read_lines(path: Path, *, torn_lines: bool = False) -> list[dict[str, Any]]
     except ValueError as error:
         raise CnnlabError(f"{path} is damaged: {reason(error)}") from error
     return rows
-
-
-def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Return the settings in which `runs` differ, each with its value in every run."""
-    recipes = [run.recipe.to_dict() for run in runs]
-    return {key: [r[key] for r in recipes] for key in recipes[0] if len({str(r[key]) for r in recipes}) > 1}

@@ -134,7 +134,7 @@ class Session:
             raise CnnlabError(f"init={recipe.init} would overwrite the weights of {recipe.model}; set init=pytorch")
         if not again:
             check_compile(recipe, self.device)
-        # Before minutes of reading: does the network exist, and does it take images of this size?
+        # Before minutes of reading: check that the network exists and takes images of this size.
         if self.network is None and (":" not in recipe.model or recipe.image_size):
             with torch.device("meta"):  # shapes without memory
                 build_model(recipe.model, num_classes=10, in_channels=1, image_size=recipe.image_size or 256)
@@ -201,15 +201,12 @@ class Session:
 
         New runs of one call share a plan, even if the measurement cannot be stored.
         """
-        if self._plan is None or first:
-            plan = self._make_plan(recipe, first)
-            if first:
-                return plan
+        if self._plan is not None and not first:
+            return self._plan
+        plan = choose_plan(self._workload(recipe), first, log=self.display.message, check=self.ctrl_c.check)
+        if not first:
             self._plan = plan
-        return self._plan
-
-    def _make_plan(self, recipe: Recipe, first: dict[str, Any]) -> Plan:
-        return choose_plan(self._workload(recipe), first, log=self.display.message, check=self.ctrl_c.check)
+        return plan
 
     def _workload(self, recipe: Recipe) -> Workload:
         side = self.preprocessing.image_size

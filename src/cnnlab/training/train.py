@@ -20,7 +20,7 @@ from cnnlab.io.files import remove_torn, write_checked
 from cnnlab.io.schema import COUNT, NUMBER, check
 from cnnlab.models.own import Network, own_name
 from cnnlab.recipe import Recipe
-from cnnlab.training import checkpoint, folders, runs
+from cnnlab.training import checkpoint, runs
 from cnnlab.training.average import Average
 from cnnlab.training.checkpoint import (
     Damaged,
@@ -31,6 +31,7 @@ from cnnlab.training.checkpoint import (
 )
 from cnnlab.training.checkpointer import Checkpointer, explained_write_errors
 from cnnlab.training.events import Events
+from cnnlab.training.folders import new_folder, removed_if_empty
 from cnnlab.training.guard import NonFinite, divergence_error, is_nondeterministic, memory_error, nondeterminism_error
 from cnnlab.training.loop import Trainer, train_epochs
 from cnnlab.training.optim import initialize, make_optimizer
@@ -79,7 +80,7 @@ def train(
     with Session(device, threads, data_dir, skip_bad, progress, on_epoch, network, images) as session:
         recipe = session.load_data(recipe)
         recipe = session.find_batch_size(recipe) if auto_batch else recipe
-        with session.ctrl_c, _new_folder(Path(runs_dir), name, recipe) as path:
+        with session.ctrl_c, removed_if_empty(new_folder(Path(runs_dir), name, recipe)) as path:
             return _train(session, session.create(path, recipe))
 
 
@@ -113,7 +114,7 @@ def train_seeds(
         replace(recipe, seed=recipe.seed + count - 1)  # raises if the last one is no valid seed
         recipe = session.load_data(recipe)
         recipe = session.find_batch_size(recipe) if auto_batch else recipe
-        with session.ctrl_c, _new_folder(Path(runs_dir), name, recipe) as path:
+        with session.ctrl_c, removed_if_empty(new_folder(Path(runs_dir), name, recipe)) as path:
             runs.create_seeds(path, recipe, range(recipe.seed, recipe.seed + count))
             return _train_seeds(session, path)
 
@@ -134,7 +135,7 @@ def resume(
 ) -> Result | SeedsResult:
     """Continue an interrupted run, or a folder of several seeds, to the same weights, bit for bit.
 
-    model, data: the network and the images of your own that the run was started with; a folder holds neither.
+    model, data: the network and the images of your own that the run was started with; its folder has neither.
     Default for device, threads, data_dir and skip_bad: what the run started with. on_nan: stop or skip, from here on,
     instead of the recipe's, which is changed. A finished run is left as it is. Raise as `train`; also if the data have
     changed, or another process trains this run.
@@ -160,8 +161,7 @@ def resume(
             with runs.locked(run.path), explained_write_errors(run.path):
                 first = run = runs.change_recipe(run, run.recipe.changed(on_nan=on_nan))
         recipe = run.recipe
-    runs.check_network(folder, recipe, model)
-    runs.check_images(folder, recipe, data)
+    runs.check_own(folder, recipe, model=model, data=data)
     if first is not None:
         session.continue_as(first)
     with session:
@@ -174,17 +174,6 @@ def _check_builder(network: Network | None) -> None:
     """Raise CnnlabError for a module in place of a builder: all seeds would start from the same weights."""
     if isinstance(network, nn.Module):
         raise CnnlabError(f"{own_name(network)} is a module with one set of starting weights; pass its class")
-
-
-@contextlib.contextmanager
-def _new_folder(runs_dir: Path, name: str | None, recipe: Recipe) -> Iterator[Path]:
-    """A new folder for a run, removed again if nothing was written into it."""
-    path = folders.new_folder(runs_dir, name, recipe)
-    try:
-        yield path
-    finally:
-        with contextlib.suppress(OSError):
-            path.rmdir()  # refuses if there is anything inside
 
 
 def _train(session: Session, run: Run, like: dict[str, Any] | None = None) -> Result:
