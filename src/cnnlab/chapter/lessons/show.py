@@ -1,4 +1,4 @@
-"""Tables and pictures for the lessons: text, Markdown and PNG that a notebook displays."""
+"""Tables and pictures for the lessons, which a notebook displays. Needs IPython, which every notebook has."""
 
 from __future__ import annotations
 
@@ -9,38 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from IPython.display import Image, Markdown
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from cnnlab.chapter import figures
-from cnnlab.chapter.experiments import CLASSICAL, EXPERIMENTS, markdown, printed_cells, printed_figures
+from cnnlab.chapter.experiments import heading, markdown, printed_figures
 from cnnlab.data.loader import Preprocessing
 from cnnlab.inference import load_network, probabilities, validation_images
 from cnnlab.inspect.summary import summarize, summary_format
 from cnnlab.io import figures as plots
-from cnnlab.io.errors import CnnlabError, unknown
+from cnnlab.io.errors import CnnlabError
 from cnnlab.training.curves import comparison
 from cnnlab.training.results import Result
-
-
-class Picture:
-    """A PNG picture that a notebook displays as the value of a cell."""
-
-    def __init__(self, png: bytes) -> None:
-        self.png = png
-
-    def _repr_png_(self) -> bytes:
-        return self.png
-
-
-class Markdown(str):
-    """Markdown that a notebook renders; elsewhere it is plain text."""
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def _repr_markdown_(self) -> str:
-        return str(self)
 
 
 def shapes(model: str | nn.Module, *, image_size: int | None = None, in_channels: int = 1, depth: int = 1) -> str:
@@ -51,13 +32,13 @@ def shapes(model: str | nn.Module, *, image_size: int | None = None, in_channels
     return summary_format("table")(summarize(model, image_size=image_size, in_channels=in_channels, depth=depth))
 
 
-def compare(trained: Mapping[str, Result]) -> Picture:
+def compare(trained: Mapping[str, Result]) -> Image:
     """Draw accuracy on the evaluation split over the epochs, a line per named training."""
     lines = [(name, result.run.recipe.eval_split, result.run.metrics()) for name, result in trained.items()]
     return _picture(comparison(lines))
 
 
-def plot(x: Sequence[float], curves: Mapping[str, Sequence[float]], xlabel: str, ylabel: str) -> Picture:
+def plot(x: Sequence[float], curves: Mapping[str, Sequence[float]], xlabel: str, ylabel: str) -> Image:
     """Draw a line over `x` for each of the named `curves`."""
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
@@ -72,7 +53,7 @@ def plot(x: Sequence[float], curves: Mapping[str, Sequence[float]], xlabel: str,
 
 def grid(
     images: Tensor | Sequence[Tensor], titles: Sequence[str] = (), *, together: bool = False, columns: int = 8
-) -> Picture:
+) -> Image:
     """Draw small images in rows: (H, W), or (C, H, W) of one or three channels, with values of any range.
 
     Each is scaled from its own minimum to its own maximum; together: from those of all images, so that they can be
@@ -100,7 +81,7 @@ def grid(
     return _picture(figure)
 
 
-def filters(result: Result) -> Picture:
+def filters(result: Result) -> Image:
     """Draw the filters of the first convolution, as in the manual's figure 1.1."""
     return _picture(figures.filters(result.run))
 
@@ -111,7 +92,7 @@ def held_out(result: Result, count: int) -> tuple[Tensor, Tensor]:
     return Preprocessing.from_dict(result.run.info["preprocessing"])(images.images[:count]), images.labels[:count]
 
 
-def maps(result: Result, layer: str, *, image: int = 0, count: int = 15) -> Picture:
+def maps(result: Result, layer: str, *, image: int = 0, count: int = 15) -> Image:
     """Draw a validation image and the first `count` feature maps of a layer.
 
     layer: its path, as in the table of `shapes`. image: index of the validation image. Raises: CnnlabError if there is
@@ -134,7 +115,7 @@ def maps(result: Result, layer: str, *, image: int = 0, count: int = 15) -> Pict
     return grid([pixels[0], *shown], ["image", *(str(i) for i in range(len(shown)))])
 
 
-def hardest(result: Result, count: int = 16) -> Picture:
+def hardest(result: Result, count: int = 16) -> Image:
     """Draw the validation images whose true class has the lowest probability, mistakes first.
 
     Titles: `true → predicted` for mistakes, else the class and its probability.
@@ -159,24 +140,18 @@ def results(*names: str) -> Markdown:
     names: keys of EXPERIMENTS or CLASSICAL.
     """
     rows, measured = _reproduced(), _all_results("fashion-speed*")
-    lines = markdown([]).splitlines()[:2]  # the head
+    table = markdown([])  # the head
     for name in names:
-        if name in rows:
-            lines += markdown([rows[name]]).splitlines()[2:]
-        else:
-            section, title = _heading(name)
-            lines.append(f"| {section} | {title} | not run in full here | | | | | |")
-            printed = printed_cells({"printed": printed_figures(name)})
-            if any(printed):
-                lines.append(f"| | | printed | {' | '.join(printed)} | |")
+        section, title = heading(name)
+        missing = {"name": name, "section": section, "title": title, "printed": printed_figures(name)}
+        table += "".join(markdown([rows.get(name, missing)]).splitlines(keepends=True)[2:])
         fast = next((result for result in measured if f"fast/{name}" in result["recipes"]), None)
         if fast:
             small = fast["recipes"][f"fast/{name}"]
-            accuracy = small["final_acc"]
-            epochs = small["recipe"]["epochs"]
+            accuracy, epochs = small["final_acc"], small["recipe"]["epochs"]
             run = f"`fast/{name}`, {epochs} epoch{'s' * (epochs != 1)}, {fast['n']} seeds"
-            lines.append(f"| | | {run} | | | {accuracy['mean']:.3f} ± {accuracy['std']:.3f} | | |")
-    return Markdown("\n".join(lines) + "\n")
+            table += f"| | | {run} | | | {accuracy['mean']:.3f} ± {accuracy['std']:.3f} | | |\n"
+    return Markdown(table)
 
 
 def competition() -> Markdown:
@@ -209,20 +184,11 @@ def _reproduced() -> dict[str, dict[str, Any]]:
     return rows
 
 
-def _heading(name: str) -> tuple[str, str]:
-    """Return section and title of an experiment or classical method."""
-    if name in CLASSICAL:
-        return "start", CLASSICAL[name]
-    if name not in EXPERIMENTS:
-        raise unknown("experiment", name, [*EXPERIMENTS, *CLASSICAL])
-    return EXPERIMENTS[name].section, EXPERIMENTS[name].title
-
-
 def _all_results(label: str) -> list[dict[str, Any]]:
     """Return all results with that label, the newest first."""
     results = [json.loads(path.read_text(encoding="utf-8")) for path in results_folder().glob(f"{label}_*.json")]
     return sorted(results, key=lambda result: str(result["environment"]["date"]), reverse=True)
 
 
-def _picture(figure: Figure) -> Picture:
-    return Picture(plots.png(figure, dpi=110))
+def _picture(figure: Figure) -> Image:
+    return Image(plots.png(figure, dpi=110))

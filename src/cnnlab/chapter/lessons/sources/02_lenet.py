@@ -51,18 +51,18 @@ print(show.shapes("lenet"))
 # %% [markdown] lang="en"
 # ## Training
 #
-# A recipe holds all settings of a training as data; `changed` returns a modified copy. Part of the training images is
-# held out and evaluated after each epoch: the dashed line. Sigmoids start slowly, so at first little happens.
+# A recipe, here `fast/lenet`, holds all settings of a training as data; keywords replace some of them. Part of the
+# training images is held out and evaluated after each epoch: the dashed line. Sigmoids start slowly, so at first little
+# happens.
 
 # %% [markdown] lang="zh"
 # ## 训练
 #
-# 配方（recipe）以数据的形式记下一次训练的全部设置，`changed` 返回修改后的副本。一部分训练图像留作验证，每个迭代周期之
-# 后评估一次，即图中的虚线。sigmoid 起步很慢：一开始几乎没有进展。
+# 配方（recipe，这里是 `fast/lenet`）以数据的形式记下一次训练的全部设置，关键字参数改动其中几项。一部分训练图像留作验
+# 证，每个迭代周期之后评估一次，即图中的虚线。sigmoid 起步很慢：一开始几乎没有进展。
 
 # %%
-recipe = cnnlab.RECIPES["fast/lenet"].changed(data=DATA, limit=6000, image_size=28, batch_size=32, epochs=15)
-result = cnnlab.train(recipe)
+result = cnnlab.train("fast/lenet", data=DATA, limit=6000, image_size=28, batch_size=32, epochs=15)
 print(result)
 
 # %% [markdown] lang="en"
@@ -141,7 +141,7 @@ def lenet_relu(*, num_classes=10, in_channels=1, image_size=28):
 
 
 cnnlab.MODELS["lenet-relu"] = lenet_relu
-other = cnnlab.train(recipe.changed(model="lenet-relu"))
+other = cnnlab.train(result.run.recipe, model="lenet-relu")
 show.compare({"sigmoid, average": result, "ReLU, max": other})
 
 # %% [markdown] lang="en" tags=["solution"]

@@ -5,9 +5,6 @@
 # hundreds of times the weights. Three ideas made it trainable: *ReLU* instead of the sigmoid, so that gradients survive
 # many layers; *dropout*, so that millions of weights do not memorize the images; and *augmentation*, which shows each
 # image slightly changed every time.
-#
-# The cells run on the handwritten digits that come with cnnlab. Set `DATA = "fashion-mnist"` to use the chapter's own
-# images (30 MB, downloaded once). The recipe's `limit` takes at most 6,000 of them; 0 takes all.
 
 # %% [markdown] lang="zh"
 # # 1.1 AlexNet
@@ -15,9 +12,6 @@
 # AlexNet（2012）是放大了许多的 LeNet：卷积层从两个变成五个，通道从 16 个变成几百个，权重多了几百倍。它之所以能训练，
 # 靠的是三个想法：用 **ReLU** 代替 sigmoid，梯度才能穿过许多层；用**暂退法**（dropout），几百万个权重才不至于把图像背
 # 下来；用**增广**，让每张图像每次出现时都稍有不同。
-#
-# 下面的单元格使用 cnnlab 自带的手写数字。改成 `DATA = "fashion-mnist"`，就换成本章的图像（30 MB，只下载一次）；配方中
-# 的 `limit` 规定最多用 6,000 张，设为 0 则全部使用。
 
 # %%
 import torch
@@ -26,7 +20,7 @@ from torch import nn
 import cnnlab
 from cnnlab.chapter.lessons import show
 
-DATA = "digits"
+DATA = "digits"  # or "fashion-mnist": the chapter's own images, 30 MB, downloaded once
 for activation in (nn.Sigmoid(), nn.ReLU()):
     x = torch.full((1,), 2.0, requires_grad=True)
     y = x
@@ -77,10 +71,9 @@ print(f"{hidden:,} parameters of 4 bytes: {hidden * 4 / 1e6:.0f} MB")
 # 是 5x5、步幅为 1。
 
 # %%
-recipe = cnnlab.RECIPES["fast/alexnet"].changed(
-    data=DATA, limit=6000, image_size=28, batch_size=64, epochs=8, precision="float32"
+result = cnnlab.train(
+    "fast/alexnet", data=DATA, limit=6000, image_size=28, batch_size=64, epochs=8, precision="float32"
 )
-result = cnnlab.train(recipe)
 print(result)
 
 # %% [markdown] lang="en"
@@ -156,7 +149,7 @@ print("work:   ", max(layers, key=lambda layer: layer.multiply_adds))
 # %% tags=["answer"]
 
 # %% tags=["solution"]
-shifted = cnnlab.train(recipe.changed(shift=2))
+shifted = cnnlab.train(result.run.recipe, shift=2)
 for name, trained in (("without", result), ("shift=2", shifted)):
     s = trained.summary
     print(f"{name}: loss {s['loss']:.3f}, train acc {s['train_acc']:.3f}, val acc {s['val_acc']:.3f}")

@@ -6,9 +6,6 @@
 # list of numbers describes the whole architecture.
 #
 # Why 3x3? Two of them in a row see 5x5 pixels, with fewer weights than one 5x5 convolution and one more ReLU.
-#
-# The cells run on the handwritten digits that come with cnnlab. Set `DATA = "fashion-mnist"` to use the chapter's own
-# images (30 MB, downloaded once). The recipe's `limit` takes at most 6,000 of them; 0 takes all.
 
 # %% [markdown] lang="zh"
 # # 1.2 VGG：使用块
@@ -17,9 +14,6 @@
 # 一个把边长减半的汇聚。块里的卷积多一些，网络就深一些；一串数字就描述了整个网络。
 #
 # 为什么用 3x3？两个连在一起能看到 5x5 的像素，权重却比一个 5x5 卷积少，还多了一个 ReLU。
-#
-# 下面的单元格使用 cnnlab 自带的手写数字。改成 `DATA = "fashion-mnist"`，就换成本章的图像（30 MB，只下载一次）；配方中
-# 的 `limit` 规定最多用 6,000 张，设为 0 则全部使用。
 
 # %%
 from functools import partial
@@ -30,7 +24,7 @@ import cnnlab
 from cnnlab.chapter.lessons import show
 from cnnlab.models.vgg import VGG11, vgg, vgg_block
 
-DATA = "digits"
+DATA = "digits"  # or "fashion-mnist": the chapter's own images, 30 MB, downloaded once
 two = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1))
 one = nn.Sequential(nn.Conv2d(64, 64, 5, padding=2))
 for net in (two, one):
@@ -64,8 +58,7 @@ print(show.shapes("vgg11"))
 # 减半五次正好剩 1。
 
 # %%
-recipe = cnnlab.RECIPES["fast/vgg11"].changed(data=DATA, limit=6000, batch_size=64, epochs=10, precision="float32")
-result = cnnlab.train(recipe)
+result = cnnlab.train("fast/vgg11", data=DATA, limit=6000, batch_size=64, epochs=10, precision="float32")
 print(result)
 
 # %% [markdown] lang="en"
@@ -154,7 +147,7 @@ print(max(large.layers, key=lambda layer: layer.parameters))
 # %% tags=["solution"]
 arch = ((1, 16), (1, 32), (1, 48), (1, 48), (1, 48))
 cnnlab.MODELS["vgg-mine"] = partial(vgg, arch, hidden=128, image_size=32)
-mine = cnnlab.train(recipe.changed(model="vgg-mine"))
+mine = cnnlab.train(result.run.recipe, model="vgg-mine")
 for name, trained in (("vgg11-small", result), ("vgg-mine", mine)):
     print(f"{name}: {trained.summary['parameters']:,} parameters, val acc {trained.summary['val_acc']:.3f}")
 show.compare({"vgg11-small": result, "vgg-mine": mine})

@@ -4,9 +4,6 @@
 # AlexNet and VGG end in linear layers, which hold most of the weights and discard all positions. NiN (2013) has none. A
 # *1x1 convolution* is a linear layer over the channels of each pixel: a small network that is applied everywhere. The
 # last block has one channel per class, and the *global average* of a channel is that class's score.
-#
-# The cells run on the handwritten digits that come with cnnlab. Set `DATA = "fashion-mnist"` to use the chapter's own
-# images (30 MB, downloaded once). The recipe's `limit` takes at most 6,000 of them; 0 takes all.
 
 # %% [markdown] lang="zh"
 # # 1.3 NiN：网络中的网络
@@ -14,9 +11,6 @@
 # AlexNet 和 VGG 以线性层结尾：大部分权重在那里，位置信息也在那里丢失。NiN（2013）不用线性层。**1x1 卷积**相当于在每个
 # 像素上，对它的各个通道做一次线性变换：一个处处使用的小网络。最后一个块给每个类别一个通道，该通道的**全局平均**就是这
 # 个类别的得分。
-#
-# 下面的单元格使用 cnnlab 自带的手写数字。改成 `DATA = "fashion-mnist"`，就换成本章的图像（30 MB，只下载一次）；配方中
-# 的 `limit` 规定最多用 6,000 张，设为 0 则全部使用。
 
 # %%
 import torch
@@ -27,7 +21,7 @@ import cnnlab
 from cnnlab.chapter.lessons import show
 from cnnlab.models.nin import nin, nin_block
 
-DATA = "digits"
+DATA = "digits"  # or "fashion-mnist": the chapter's own images, 30 MB, downloaded once
 torch.manual_seed(0)
 x = torch.rand(2, 3, 4, 4)
 conv = nn.Conv2d(3, 5, kernel_size=1)
@@ -65,11 +59,10 @@ print(show.shapes("nin"))
 # 慢，所以这里的优化器用 Muon，它是专为矩阵和滤波器设计的。
 
 # %%
-recipe = cnnlab.RECIPES["fast/nin"].changed(
-    data=DATA, limit=6000, image_size=28, batch_size=32, epochs=6, precision="float32"
+muon = {"optimizer": "muon", "learning_rate": 0.05, "momentum": 0.6}
+result = cnnlab.train(
+    "fast/nin", data=DATA, limit=6000, image_size=28, batch_size=32, epochs=6, precision="float32", **muon
 )
-recipe = recipe.changed(optimizer="muon", learning_rate=0.05, momentum=0.6)
-result = cnnlab.train(recipe)
 print(result)
 
 # %% [markdown] lang="en"
@@ -177,7 +170,7 @@ def without_1x1(**sizes):
 
 
 cnnlab.MODELS["nin-without"] = without_1x1
-without = cnnlab.train(recipe.changed(model="nin-without"))
+without = cnnlab.train(result.run.recipe, model="nin-without")
 for name, trained in (("with", result), ("without", without)):
     print(f"{name}: {trained.summary['parameters']:,} parameters, val acc {trained.summary['val_acc']:.3f}")
 show.compare({"with 1x1": result, "without 1x1": without})

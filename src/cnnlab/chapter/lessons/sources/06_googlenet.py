@@ -4,18 +4,12 @@
 # Which window is best, 1x1, 3x3 or 5x5? GoogLeNet (2014) does not choose. An *Inception* block runs four paths with
 # different windows over the same input and concatenates their outputs along the channels. Two of the paths first reduce
 # the number of channels with a 1x1 convolution; otherwise the larger windows would be too expensive.
-#
-# The cells run on the handwritten digits that come with cnnlab. Set `DATA = "fashion-mnist"` to use the chapter's own
-# images (30 MB, downloaded once). The recipe's `limit` takes at most 6,000 of them; 0 takes all.
 
 # %% [markdown] lang="zh"
 # # NiN 之后：GoogLeNet
 #
 # 1x1、3x3、5x5，哪种窗口最好？GoogLeNet（2014）不做选择。**Inception** 块让四条窗口不同的路径并排处理同一个输入，再把
 # 各自的结果沿通道拼起来。其中两条路径先用 1x1 卷积减少通道，否则大窗口的代价太高。
-#
-# 下面的单元格使用 cnnlab 自带的手写数字。改成 `DATA = "fashion-mnist"`，就换成本章的图像（30 MB，只下载一次）；配方中
-# 的 `limit` 规定最多用 6,000 张，设为 0 则全部使用。
 
 # %%
 import torch
@@ -26,7 +20,7 @@ import cnnlab
 from cnnlab.chapter.lessons import show
 from cnnlab.models.googlenet import Inception
 
-DATA = "digits"
+DATA = "digits"  # or "fashion-mnist": the chapter's own images, 30 MB, downloaded once
 block = Inception(192, 64, (96, 128), (16, 32), 32)
 x = torch.rand(1, 192, 12, 12)
 for path in (block.path1, block.path2, block.path3, block.path4):
@@ -74,10 +68,8 @@ def two_blocks(*, num_classes=10, in_channels=1, image_size=28):
 
 
 cnnlab.MODELS["two-blocks"] = two_blocks
-recipe = cnnlab.RECIPES["digits"].changed(
-    data=DATA, limit=6000, model="two-blocks", image_size=28, shift=0, learning_rate=0.02, batch_size=32, epochs=5
-)
-result = cnnlab.train(recipe)
+settings = {"image_size": 28, "shift": 0, "learning_rate": 0.02, "batch_size": 32, "epochs": 5}
+result = cnnlab.train("digits", data=DATA, limit=6000, model="two-blocks", **settings)
 print(result)
 
 # %% [markdown] lang="en"

@@ -8,9 +8,6 @@
 # $$\mathrm{BN}(x) = \gamma\,\frac{x - \hat\mu}{\sqrt{\hat\sigma^2 + \epsilon}} + \beta$$
 #
 # In evaluation there may be no batch, so running averages of mean and variance are used instead.
-#
-# The cells run on the handwritten digits that come with cnnlab. Set `DATA = "fashion-mnist"` to use the chapter's own
-# images (30 MB, downloaded once). The recipe's `limit` takes at most 6,000 of them; 0 takes all.
 
 # %% [markdown] lang="zh"
 # # 1.4 批量规范化
@@ -21,9 +18,6 @@
 # $$\mathrm{BN}(x) = \gamma\,\frac{x - \hat\mu}{\sqrt{\hat\sigma^2 + \epsilon}} + \beta$$
 #
 # 评估时可能没有批量，就用均值和方差的移动平均代替。
-#
-# 下面的单元格使用 cnnlab 自带的手写数字。改成 `DATA = "fashion-mnist"`，就换成本章的图像（30 MB，只下载一次）；配方中
-# 的 `limit` 规定最多用 6,000 张，设为 0 则全部使用。
 
 # %%
 import torch
@@ -33,7 +27,7 @@ import cnnlab
 from cnnlab.chapter.lessons import show
 from cnnlab.models.batch_norm import BatchNorm
 
-DATA = "digits"
+DATA = "digits"  # or "fashion-mnist": the chapter's own images, 30 MB, downloaded once
 torch.manual_seed(0)
 x = 5 * torch.randn(8, 3, 4, 4) + 2
 mean = x.mean((0, 2, 3), keepdim=True)
@@ -97,8 +91,8 @@ for name in ("lenet", "lenet-bn"):
 # 同一个配方：没有批量规范化，有批量规范化，以及用我们自己的层代替 PyTorch 的层。
 
 # %%
-recipe = cnnlab.RECIPES["digits"].changed(data=DATA, limit=6000, epochs=15)
-trained = {model: cnnlab.train(recipe.changed(model=model)) for model in ("lenet", "lenet-bn", "lenet-bn-scratch")}
+networks = ("lenet", "lenet-bn", "lenet-bn-scratch")
+trained = {name: cnnlab.train("digits", model=name, data=DATA, limit=6000, epochs=15) for name in networks}
 for model, result in trained.items():
     s = result.summary
     print(f"{model}: loss {s['loss']:.4f}, val acc {s['val_acc']:.3f}, {s['images_per_second']:,.0f} images/s")
@@ -159,15 +153,15 @@ show.results("lenet", "lenet-bn-scratch", "lenet-bn")
 # %% tags=["answer"]
 
 # %% tags=["solution"]
-rate = recipe.learning_rate
+recipe = trained["lenet"].run.recipe
 tries = {
-    "a tenth of the rate": recipe.changed(learning_rate=rate / 10),
-    "three times the rate": recipe.changed(learning_rate=rate * 3),
-    "Adam, smaller batches": recipe.changed(
-        optimizer="adamw", learning_rate=0.01, momentum=0.0, nesterov=False, batch_size=32
-    ),
-}
-show.compare({name: cnnlab.train(changed.changed(model="lenet")) for name, changed in tries.items()})
+    "a tenth of the rate": {"learning_rate": recipe.learning_rate / 10},
+    "three times the rate": {"learning_rate": recipe.learning_rate * 3},
+    "Adam, smaller batches": {
+        "optimizer": "adamw", "learning_rate": 0.01, "momentum": 0.0, "nesterov": False, "batch_size": 32
+    },
+}  # fmt: skip
+show.compare({name: cnnlab.train(recipe, **settings) for name, settings in tries.items()})
 
 # %% [markdown] lang="en" tags=["solution"]
 # It is not only the step size. Adam divides each weight's step by the size of its gradients, so small gradients do no

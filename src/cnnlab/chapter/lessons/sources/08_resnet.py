@@ -5,9 +5,6 @@
 # But that is hard to learn, so deeper networks often end up worse. A *residual block* (2015) makes it easy. It computes
 # $g(x) = f(x) + x$: where the layers $f$ have nothing to contribute, they only need to output 0. On the way back, the
 # gradient has a path that no layer weakens.
-#
-# The cells run on the handwritten digits that come with cnnlab. Set `DATA = "fashion-mnist"` to use the chapter's own
-# images (30 MB, downloaded once). The recipe's `limit` takes at most 6,000 of them; 0 takes all.
 
 # %% [markdown] lang="zh"
 # # 1.5 ResNet：做加法的块
@@ -15,9 +12,6 @@
 # 更深的网络至少应该一样好：多出来的层只要把输入原样传下去就行。可是这件事很难学，所以更深的网络训练出来常常更
 # 差。**残差块**（2015）把它变容易了：它计算 $g(x) = f(x) + x$，如果 $f$ 没有什么可贡献，输出 0 就行。反向传播时，梯度
 # 有一条不会被任何层减弱的路。
-#
-# 下面的单元格使用 cnnlab 自带的手写数字。改成 `DATA = "fashion-mnist"`，就换成本章的图像（30 MB，只下载一次）；配方中
-# 的 `limit` 规定最多用 6,000 张，设为 0 则全部使用。
 
 # %%
 from functools import partial
@@ -30,7 +24,7 @@ import cnnlab
 from cnnlab.chapter.lessons import show
 from cnnlab.models.resnet import Residual
 
-DATA = "digits"
+DATA = "digits"  # or "fashion-mnist": the chapter's own images, 30 MB, downloaded once
 
 
 def gradient(depth, shortcut):
@@ -81,10 +75,8 @@ print(show.shapes("resnet18-manual"))
 # `resnet18-small` 的第一层是步幅为 1 的 3x3 卷积，通道数是四分之一。
 
 # %%
-recipe = cnnlab.RECIPES["digits"].changed(
-    data=DATA, limit=6000, model="resnet18-small", shift=0, learning_rate=0.02, batch_size=32, epochs=4
-)
-result = cnnlab.train(recipe)
+settings = {"data": DATA, "limit": 6000, "shift": 0, "learning_rate": 0.02, "batch_size": 32}
+result = cnnlab.train("digits", model="resnet18-small", epochs=4, **settings)
 print(result)
 
 # %% [markdown] lang="en"
@@ -164,7 +156,7 @@ for block in (Plain, Residual):
     for count in (4, 16):
         name = f"{block.__name__.lower()}-{count}"
         cnnlab.MODELS[name] = partial(chain, block, count)
-        trained[name] = cnnlab.train(recipe.changed(model=name, image_size=16, epochs=6))
+        trained[name] = cnnlab.train("digits", model=name, image_size=16, epochs=6, **settings)
 for name, other in trained.items():
     print(f"{name}: train acc {other.summary['train_acc']:.3f}, val acc {other.summary['val_acc']:.3f}")
 show.compare(trained)

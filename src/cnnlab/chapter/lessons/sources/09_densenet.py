@@ -5,9 +5,6 @@
 # block's input and the results of all layers before it, and adds a few channels of its own, the *growth rate*. Nothing
 # is overwritten, so each layer can be narrow. Between the blocks a *transition* halves channels and side; otherwise the
 # channels would keep growing.
-#
-# The cells run on the handwritten digits that come with cnnlab. Set `DATA = "fashion-mnist"` to use the chapter's own
-# images (30 MB, downloaded once). The recipe's `limit` takes at most 6,000 of them; 0 takes all.
 
 # %% [markdown] lang="zh"
 # # ResNet 之后：DenseNet
@@ -15,9 +12,6 @@
 # ResNet 把一层的结果加到输入上，DenseNet（2017）则把两者拼接起来：**稠密块**中的每一层都能看到块的输入和前面各层的全
 # 部结果，自己再添上几个通道，即**增长率**。什么都不会被覆盖，所以每一层可以很窄。块与块之间的**过渡层**把通道数和边长
 # 减半，否则通道会越来越多。
-#
-# 下面的单元格使用 cnnlab 自带的手写数字。改成 `DATA = "fashion-mnist"`，就换成本章的图像（30 MB，只下载一次）；配方中
-# 的 `limit` 规定最多用 6,000 张，设为 0 则全部使用。
 
 # %%
 import torch
@@ -26,7 +20,7 @@ import cnnlab
 from cnnlab.chapter.lessons import show
 from cnnlab.models.densenet import DenseBlock, densenet, transition
 
-DATA = "digits"
+DATA = "digits"  # or "fashion-mnist": the chapter's own images, 30 MB, downloaded once
 x = torch.rand(4, 3, 8, 8)
 block = DenseBlock(2, in_channels=3, growth=10)
 y = block(x)
@@ -57,10 +51,8 @@ print(show.shapes("densenet"))
 # 就是 d2l 原书所用的网络，图像用 32 像素而不是 96：计算量是九分之一。
 
 # %%
-recipe = cnnlab.RECIPES["digits"].changed(
-    data=DATA, limit=6000, model="densenet", image_size=32, shift=0, learning_rate=0.02, batch_size=32, epochs=4
-)
-result = cnnlab.train(recipe)
+settings = {"image_size": 32, "shift": 0, "learning_rate": 0.02, "batch_size": 32, "epochs": 4}
+result = cnnlab.train("digits", data=DATA, limit=6000, model="densenet", **settings)
 print(result)
 
 # %% [markdown] lang="en"
@@ -133,7 +125,7 @@ def narrow(**sizes):
 
 
 cnnlab.MODELS["densenet-narrow"] = narrow
-other = cnnlab.train(recipe.changed(model="densenet-narrow"))
+other = cnnlab.train(result.run.recipe, model="densenet-narrow")
 for name, trained in (("growth 32", result), ("growth 8", other)):
     print(f"{name}: {trained.summary['parameters']:,} parameters, val acc {trained.summary['val_acc']:.3f}")
 show.compare({"growth 32": result, "growth 8": other})

@@ -17,6 +17,7 @@
 
 # %%
 import zipfile
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -72,7 +73,7 @@ store = work.images()
 print(tuple(store.train.images.shape), store.train.ids[:3], tuple(store.test_images.shape), store.test_ids[:3])
 overview = competition.show(work)
 print(overview.counts)
-show.Picture(overview.figure.read_bytes())
+Image.open(overview.figure)
 
 # %% [markdown] lang="en"
 # ## 3. Augment
@@ -128,7 +129,7 @@ for epoch in range(3):
 # 共六个视图。
 
 # %%
-trained = competition.train(work, cnnlab.RECIPES["digits"].changed(epochs=15))
+trained = competition.train(work, replace(cnnlab.RECIPES["digits"], epochs=15))
 print(trained.result)
 print({views: round(accuracy, 3) for views, accuracy in trained.views.items()})
 
