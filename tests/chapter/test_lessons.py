@@ -296,7 +296,7 @@ def test_pictures(quick: Recipe) -> None:
         show.compare({"a": result, "b": result}),
         show.filters(result),
         show.maps(result, "0"),
-        show.maps(result, "3", image=5, count=4),
+        show.maps(result, "0", "3", image=5, count=4),
         show.hardest(result, 5),
         show.grid(torch.zeros(3, 8, 8), ["$a$", "b", "c"]),  # all of one value
         show.grid(torch.rand(11, 3, 8, 8), together=True, columns=4),

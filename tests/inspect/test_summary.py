@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -32,19 +33,19 @@ def test_receptive_fields_are_the_published_ones(name: str, pixels: int) -> None
 
 
 @pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", "timm:convnext_atto", "torchvision:shufflenet_v2_x0_5"])
-def test_a_receptive_field_that_is_not_known_is_not_told(name: str, cnnlab: Command) -> None:
+def test_an_unknown_receptive_field_is_left_empty(name: str, cnnlab: Command) -> None:
     summary = summarize(name)
     assert summary.receptive_field is None
     assert cnnlab("show", name).stdout.splitlines()[-3].split()[-1] == f"{summary.multiply_adds:,}"
 
 
-def test_flattening_mixes_nothing_and_the_linear_layer_all() -> None:
+def test_flattening_keeps_the_receptive_field_and_a_linear_layer_widens_it() -> None:
     fields = {row.type: row.receptive_field for row in summarize("lenet").layers[5:8]}
     assert fields == {"AvgPool2d": 16, "Flatten": 16, "Linear": 16 + 4 * 4}  # 5x5 positions, 4 pixels apart
 
 
 def dependence(model: nn.Module, size: int, layer: str) -> int:
-    """How many rows of pixels the middle value of a layer really depends on: a NaN in one of them reaches it."""
+    """Return the rows of pixels that the middle value of a layer depends on: a NaN in one of them reaches it."""
     found: dict[str, torch.Tensor] = {}
     model.get_submodule(layer).register_forward_hook(lambda _m, _i, output: found.update(y=output))
     assert isinstance(model, nn.Sequential)
@@ -64,7 +65,7 @@ def dependence(model: nn.Module, size: int, layer: str) -> int:
         ("alexnet", 96, ["0", "2", "3"]),
         ("nin", 96, ["0", "1", "2"]),
         ("googlenet", 80, ["0", "1", "2.0"]),
-        ("resnet18", 96, ["0", "1.0", "1.1", "2.0"]),
+        ("resnet18", 64, ["0", "1.0", "1.1", "2.0"]),
         ("resnet50", 64, ["1.0", "1.2"]),
         ("densenet", 64, ["0", "1"]),
     ],
@@ -77,8 +78,9 @@ def test_receptive_fields_are_what_a_value_depends_on(name: str, size: int, laye
         assert dependence(model, size, layer) == min(rows[layer].receptive_field, size), layer
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_network_has_its_table(name: str) -> None:
+# The names left out differ from these in depth and width only.
+@pytest.mark.parametrize("name", [n for n in MODELS if not re.search("34|101|152|169|201|vgg1[36]|vgg19", n)])
+def test_networks_have_their_table(name: str) -> None:
     summary = summarize(name)
     _, size, _ = summary.input
     with torch.device("meta"):
@@ -95,7 +97,7 @@ def test_every_network_has_its_table(name: str) -> None:
     assert fields == sorted(fields)
 
 
-def test_a_module_of_ones_own_is_left_as_it_was() -> None:
+def test_an_own_module_is_not_changed() -> None:
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3, dilation=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
     )

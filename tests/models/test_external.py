@@ -149,7 +149,7 @@ def test_weights_for_another_image_size_are_refused_with_the_size(downloaded: Do
     build("torchvision:vit_b_32.IMAGENET1K_V1", channels=3, size=224, published=True)
 
 
-def test_a_failed_download_begins_no_run(quick: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_starts_no_run(quick: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(CnnlabError, match="cannot be loaded"):
@@ -157,7 +157,7 @@ def test_a_failed_download_begins_no_run(quick: Recipe, tmp_path: Path, monkeypa
     assert not (tmp_path / "runs").exists()
 
 
-def test_training_starts_from_published_weights_and_reading_the_run_needs_none(hub: Path, quick: Recipe) -> None:
+def test_training_starts_from_published_weights_and_loading_the_run_needs_none(hub: Path, quick: Recipe) -> None:
     recipe = quick.changed(
         model="torchvision:resnet18.IMAGENET1K_V1",
         image_size=32,

@@ -1,4 +1,4 @@
-"""Each network against the manual's numbers and against an independent computation."""
+"""Each network beside the manual's numbers and an independent computation."""
 
 from __future__ import annotations
 
@@ -45,12 +45,13 @@ MANUAL = {
 }
 GOLDEN = Path(__file__).parents[1] / "golden"
 every_model = pytest.mark.parametrize("name", MODELS)
-# One name for each way of computing: layers, blocks, shortcuts. The names beside them differ in depth, width or size.
-FAMILIES = [
-    "lenet", "lenet-bn", "lenet-bn-scratch", "alexnet", "vgg11-quarter", "nin", "nin-linear", "googlenet", "resnet18",
-    "resnet50", "resnet18-manual", "resnet50-manual", "resnet18-cifar", "resnet18-small", "airbench-small",
-    "airbench96", "densenet", "densenet121",
-]  # fmt: skip
+# Networks that differ from another one in depth, width or image size only.
+VARIANTS = {
+    "vgg11", "vgg13", "vgg16", "vgg19", "resnet34", "resnet101", "resnet152", "resnet34-manual", "resnet101-manual",
+    "resnet152-manual", "resnet18-manual-cifar", "resnet34-cifar", "resnet50-cifar", "alexnet-small", "vgg11-small",
+    "nin-small", "googlenet-small", "airbench94", "airbench95", "densenet169", "densenet201",
+}  # fmt: skip
+FAMILIES = [name for name in MODELS if name not in VARIANTS]
 every_family = pytest.mark.parametrize("name", FAMILIES)
 
 
@@ -232,7 +233,7 @@ def test_batch_norm_from_scratch_takes_low_precision() -> None:
     assert x.grad.dtype == torch.bfloat16
 
 
-def test_batch_norm_refuses_what_has_no_variance() -> None:
+def test_batch_norm_refuses_single_values() -> None:
     for theirs, shape in ((nn.BatchNorm1d(3), (1, 3)), (nn.BatchNorm2d(3), (1, 3, 1, 1))):
         ours = BatchNorm(3)
         for layer in (ours, theirs):
@@ -243,7 +244,7 @@ def test_batch_norm_refuses_what_has_no_variance() -> None:
         BatchNorm(3)(torch.randn(2, 3, 4))
 
 
-def test_batch_norm_statistics_travel_with_the_layer() -> None:
+def test_batch_norm_statistics_are_saved() -> None:
     layer = BatchNorm(4)
     layer(torch.randn(8, 4) + 3)
     assert layer.state_dict().keys() == {"gamma", "beta", "moving_mean", "moving_var"}
@@ -359,7 +360,7 @@ def test_a_network_consists_of_torchs_own_layers(name: str) -> None:
     assert all(type(m).__module__.startswith("torch.nn.modules") for m in leaves)
 
 
-@every_model
+@every_family
 @pytest.mark.parametrize(("channels", "classes", "size"), [(3, 2, 45), (4, 7, 0)])
 def test_other_inputs(name: str, channels: int, classes: int, size: int) -> None:
     size = max(size, small(name))
@@ -385,7 +386,7 @@ def test_smallest_image_is_named_and_works(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg16", "nin", "lenet", "densenet", "densenet121"])
-def test_side_is_what_the_layers_make_of_it(name: str) -> None:
+def test_side_after_is_the_side_of_the_output(name: str) -> None:
     with torch.device("meta"):
         model = make(name, size=224)
         assert isinstance(model, nn.Sequential)
@@ -395,7 +396,7 @@ def test_side_is_what_the_layers_make_of_it(name: str) -> None:
             assert side_after(features, size) == features(torch.zeros(1, 1, size, size)).shape[-1]
 
 
-@every_model
+@every_family
 def test_a_gradient_reaches_every_parameter(name: str) -> None:
     model, size = make(name, size=small(name)), small(name)
     # A bias before batch norm has no effect: its gradient is zero but for rounding.
@@ -427,7 +428,7 @@ def test_overfits_two_batches(name: str) -> None:
     initialize(model, scheme)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
-            module.p = 0.0  # made to hinder just this
+            module.p = 0.0  # dropout is meant to prevent this
         if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)  # random ones drown an image of noise in the deeper networks
     if name == "nin":  # a class whose last ReLU begins at zero, by rounding here and not there, would stay there
@@ -565,7 +566,7 @@ def test_unknown_model_names_its_neighbours() -> None:
 
 
 @every_model
-def test_no_operation_lacks_a_deterministic_version_on_a_gpu(name: str) -> None:
+def test_every_operation_is_deterministic_on_a_gpu(name: str) -> None:
     """Those of torch.use_deterministic_algorithms' list that a network could meet; training would stop on one."""
     seen: set[str] = set()
 
@@ -588,7 +589,7 @@ def test_no_operation_lacks_a_deterministic_version_on_a_gpu(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("name", ["lenet-bn-scratch", "nin", "resnet18-manual"])
+@pytest.mark.parametrize("name", ["lenet-bn-scratch", "nin-small", "airbench96"])
 def test_trains_compiled_by_the_default_compiler(name: str) -> None:
     """Three steps, real machine code: the same losses as without."""
     size = small(name)
@@ -598,7 +599,7 @@ def test_trains_compiled_by_the_default_compiler(name: str) -> None:
         model = make(name, size=size)
         torch._dynamo.reset()
         forward = torch.compile(model) if compiled else model
-        # Larger updates carry a rounding of the first step to a hundredth of the third's loss, on some processors.
+        # Larger updates carry a rounding of the first step to a hundredth of the third's loss, on some CPUs.
         optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
         losses.append([])
         for _ in range(3):
@@ -614,7 +615,7 @@ def test_trains_compiled_by_the_default_compiler(name: str) -> None:
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
-def test_airbenchs_head_compiled_takes_one_of_the_largest_places() -> None:
+def test_compiled_head_of_airbench_takes_one_maximum() -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 3, 2, 3, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(_first_largest(x), x.amax((2, 3)))

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from cnnlab.io.errors import CnnlabError, reason, unknown
 
 _IMAGENET = 1000  # classes of the published heads
+# Makes torch.load read tensors only, whoever calls it: a downloaded file must not run code.
+_TENSORS_ONLY = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}
 
 
 def build_external(
@@ -98,7 +100,7 @@ def _timm(
         options["img_size"] = image_size
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its warnings about retries
     try:
-        with _no_pickled_code():
+        with patch.dict(os.environ, _TENSORS_ONLY):
             model: nn.Module = timm.create_model(full, pretrained=bool(tag) and published, **options)
     except Exception as error:  # the hub's client raises many kinds
         raise _not_built(name, published, error) from error
@@ -125,7 +127,7 @@ def _torchvision(
         model: nn.Module = models.get_model(base, weights=None, **options)
         _take_channels(model, in_channels)
         if tag and published:
-            with _no_pickled_code():
+            with patch.dict(os.environ, _TENSORS_ONLY):
                 source = models.get_model(base, weights=weights[tag], progress=False)
             _copy(source, model, name)
     except CnnlabError:
@@ -133,20 +135,6 @@ def _torchvision(
     except Exception as error:
         raise _not_built(name, published, error) from error
     return model
-
-
-@contextmanager
-def _no_pickled_code() -> Iterator[None]:
-    """Make torch.load read tensors only, whoever calls it: a downloaded file must not run code."""
-    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
-        else:
-            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
 
 
 def _take_channels(model: nn.Module, in_channels: int) -> None:

@@ -92,27 +92,33 @@ def held_out(result: Result, count: int) -> tuple[Tensor, Tensor]:
     return Preprocessing.from_dict(result.run.info["preprocessing"])(images.images[:count]), images.labels[:count]
 
 
-def maps(result: Result, layer: str, *, image: int = 0, count: int = 15) -> Image:
-    """Draw a validation image and the first `count` feature maps of a layer.
+def maps(result: Result, *layers: str, image: int = 0, count: int = 15) -> Image:
+    """Draw a validation image and the first `count` feature maps of each layer. 7 or 15 of them fill the rows.
 
-    layer: its path, as in the table of `shapes`. image: index of the validation image. Raises: CnnlabError if there is
-    no such layer, or its output has no maps.
+    layers: their paths, as in the table of `shapes`. image: index of the validation image. Raises: CnnlabError if there
+    is no such layer, or its output has no maps.
     """
     run = result.run
     model = load_network(run)
     pixels = validation_images(run).images[image : image + 1]
-    outputs: list[Tensor] = []
-    try:
-        part = model.get_submodule(layer)
-    except AttributeError as error:
-        names = ", ".join(name for name, _ in model.named_children())
-        raise CnnlabError(f"{run.recipe.model} has no layer {layer!r}; its layers are {names}") from error
-    with part.register_forward_hook(lambda _module, _input, output: outputs.append(output)), torch.inference_mode():
-        model(Preprocessing.from_dict(run.info["preprocessing"])(pixels))
-    if not outputs or outputs[0].ndim != 4:
-        raise CnnlabError(f"layer {layer!r} of {run.recipe.model} has no feature maps; choose an earlier one")
-    shown = outputs[0][0, :count]
-    return grid([pixels[0], *shown], ["image", *(str(i) for i in range(len(shown)))])
+    x = Preprocessing.from_dict(run.info["preprocessing"])(pixels)
+    tiles: list[Tensor] = []
+    titles: list[str] = []
+    for layer in layers:
+        outputs: list[Tensor] = []
+        try:
+            part = model.get_submodule(layer)
+        except AttributeError as error:
+            names = ", ".join(name for name, _ in model.named_children())
+            raise CnnlabError(f"{run.recipe.model} has no layer {layer!r}; its layers are {names}") from error
+        with part.register_forward_hook(lambda _m, _i, output, to=outputs: to.append(output)), torch.inference_mode():
+            model(x)
+        if not outputs or outputs[0].ndim != 4:
+            raise CnnlabError(f"layer {layer!r} of {run.recipe.model} has no feature maps; choose an earlier one")
+        features = outputs[0][0, :count]
+        tiles += [pixels[0], *features]
+        titles += [f"layer {layer}", *map(str, range(len(features)))]
+    return grid(tiles, titles)
 
 
 def hardest(result: Result, count: int = 16) -> Image:

@@ -73,13 +73,7 @@ print(result)
 # 同一张图像经过第一、第二、第三个块之后：特征图越来越小，也越来越不像原图。全黑的地方，是 ReLU 把负值置成了 0。
 
 # %%
-show.maps(result, "0")
-
-# %%
-show.maps(result, "1")
-
-# %%
-show.maps(result, "2")
+show.maps(result, "0", "1", "2")
 
 # %%
 show.hardest(result)

@@ -84,16 +84,7 @@ print(result)
 # 第一个块的四条路径从同一张图像得到的特征图。1x1 路径只看单个像素，紧贴轮廓；最后一条以汇聚开头，轮廓变粗了。
 
 # %%
-show.maps(result, "1.path1", count=7)
-
-# %%
-show.maps(result, "1.path2", count=7)
-
-# %%
-show.maps(result, "1.path3", count=7)
-
-# %%
-show.maps(result, "1.path4", count=7)
+show.maps(result, "1.path1", "1.path2", "1.path3", "1.path4", count=7)
 
 # %% [markdown] lang="en"
 # Which part of the image makes a 6 a 6? The last layers average each map, then compute a weighted sum of the averages.

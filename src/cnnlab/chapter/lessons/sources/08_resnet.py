@@ -93,13 +93,7 @@ print(result)
 show.filters(result)
 
 # %%
-show.maps(result, "0")
-
-# %%
-show.maps(result, "1")
-
-# %%
-show.maps(result, "2")
+show.maps(result, "0", "1", "2")
 
 # %%
 show.hardest(result)

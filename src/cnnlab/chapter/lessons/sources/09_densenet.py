@@ -67,13 +67,7 @@ print(result)
 # 主干从一张图像得到的七张特征图，第一个块会原样保留它们；然后是这个块的第一层和最后一层各自添上的特征图，也各取七张。
 
 # %%
-show.maps(result, "0", count=7)
-
-# %%
-show.maps(result, "1.layers.0", count=7)
-
-# %%
-show.maps(result, "1.layers.3", count=7)
+show.maps(result, "0", "1.layers.0", "1.layers.3", count=7)
 
 # %%
 show.hardest(result)
