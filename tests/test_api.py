@@ -42,7 +42,7 @@ def test_an_unknown_keyword_names_its_near_neighbours(keyword: str, near: str) -
         assert near in str(error.value)
 
 
-def test_the_loader_gives_what_a_training_sees() -> None:
+def test_the_loader_yields_the_batches_of_a_training() -> None:
     batches = cnnlab.loader("digits", batch_size=100)
     assert len(batches) == 12
     assert batches.classes == list("0123456789")
@@ -194,7 +194,7 @@ def test_seeds_of_a_builder_are_resumed(digits: cnnlab.ImageSet) -> None:
         assert torch.equal(one.model.head.weight, other.model.head.weight)  # type: ignore[union-attr, arg-type]
 
 
-def test_a_run_of_an_own_network_asks_for_it(digits: cnnlab.ImageSet, request: pytest.FixtureRequest) -> None:
+def test_a_run_of_an_own_network_needs_that_network(digits: cnnlab.ImageSet, request: pytest.FixtureRequest) -> None:
     command: Command = request.getfixturevalue("cnnlab")  # whose name the package has here
     run = cnnlab.train(Net, data=digits, epochs=1, name="mine", progress="none").run
     calls: list[Callable[..., object]] = [
@@ -293,7 +293,7 @@ def test_wrong_calls_are_refused_in_one_line(digits: cnnlab.ImageSet) -> None:
         assert "\n" not in str(error.value)
 
 
-def test_plans_of_two_networks_of_one_name_are_not_mixed_up() -> None:
+def test_networks_of_one_name_have_separate_plans() -> None:
     def work(hidden: int) -> Workload:
         def build() -> torch.nn.Module:
             return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, hidden), torch.nn.Linear(hidden, 10))

@@ -35,7 +35,7 @@ def test_tables_are_those_of_the_committed_results(tables: Any, name: str) -> No
     assert tables.page(name) == (ROOT / name).read_text(encoding="utf-8")
 
 
-def test_a_result_of_ones_own_changes_no_table(tables: Any, tmp_path: Path) -> None:
+def test_an_own_result_changes_no_table(tables: Any, tmp_path: Path) -> None:
     folder = tmp_path / "benchmarks" / "results"
     folder.mkdir(parents=True)
     for name in ("vs-d2l_a.json", "vs-d2l_own.json"):
@@ -47,7 +47,7 @@ def test_a_result_of_ones_own_changes_no_table(tables: Any, tmp_path: Path) -> N
     assert tables.published(tmp_path) == [folder / "vs-d2l_a.json"]
 
 
-def test_recipes_are_commented_with_what_was_measured_last(tables: Any) -> None:
+def test_comments_of_recipes_state_the_newest_measurement(tables: Any) -> None:
     measured: dict[str, dict[str, Any]] = {}
     for path in tables.published():
         found = json.loads(path.read_text())

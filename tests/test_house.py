@@ -85,7 +85,7 @@ def test_public_names() -> None:
     assert dir(cnnlab) == sorted(cnnlab.__all__)
 
 
-def test_public_functions_and_classes_say_what_they_do() -> None:
+def test_public_functions_and_classes_have_docstrings() -> None:
     for name in cnnlab.__all__:
         thing = getattr(cnnlab, name)
         if callable(thing):

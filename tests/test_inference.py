@@ -62,7 +62,9 @@ def test_predict_answers_as_the_command_does(grey_run: Run, cnnlab: Command, tmp
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_every_form_of_an_image_gets_the_same_answer(grey_run: Run, shapes: Path, tmp_path: Path, mode: str) -> None:
+def test_every_form_of_an_image_gives_the_same_prediction(
+    grey_run: Run, shapes: Path, tmp_path: Path, mode: str
+) -> None:
     run = grey_run if mode == "L" else colour_run(shapes, "pad")
     model = load_model(run)
     for size in [(8, 8), (28, 28), (30, 20)]:
@@ -139,7 +141,7 @@ def test_predict_leaves_the_image_and_the_mode_as_they_were(grey_run: Run) -> No
     ],
     ids=str,
 )
-def test_what_is_no_image_is_refused_in_one_line(grey_run: Run, image: object) -> None:
+def test_invalid_images_are_refused(grey_run: Run, image: object) -> None:
     with pytest.raises(CnnlabError):
         load_model(grey_run).predict(image)
 
@@ -150,7 +152,7 @@ def test_the_network_inside_is_the_one_that_was_trained(grey_run: Run) -> None:
         assert torch.equal(load_model(grey_run)(x), load_network(grey_run)(x))
 
 
-def test_a_classifier_of_ones_own() -> None:
+def test_an_own_classifier() -> None:
     preprocessing = cnnlab.data.loader.Preprocessing(
         channels=2, native_size=4, image_size=4, fit="pad", mean=(0.0, 0.0), std=(1.0, 1.0)
     )

@@ -118,7 +118,7 @@ def script(name: str) -> ModuleType:
     return module
 
 
-def test_the_menu_takes_in_new_pages_and_leaves_out_missing_ones(tmp_path: Path) -> None:
+def test_the_menu_adds_new_pages_and_omits_missing_ones(tmp_path: Path) -> None:
     for name in ("README.md", "docs/a.md", "docs/new.md", "docs/a.zh.md", "docs/new.zh.md", "lessons/02.md",
                  "lessons/01.md", "lessons/01.zh.md", "lessons/picture.png"):  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -139,8 +139,8 @@ def test_chinese_lines_are_joined_and_figures_kept_together() -> None:
     hooks = script("site_hooks")
     page = SimpleNamespace(file=SimpleNamespace(src_uri="a.zh.md"))
     text = "- 一行，\n  第二行 a\n第三行。\n\n# 标题\n| 0.5 ± 0.1 | 1 to 2 | a to b |\n0.5 ± 0.1"
-    kept = "- 一行，第二行 a\n第三行。\n\n# 标题\n| 0.5\u00a0±\u00a00.1 | 1\u00a0to\u00a02 | a to b |\n0.5 ± 0.1"
-    assert hooks.on_page_markdown(text, page=page) == kept
+    expected = "- 一行，第二行 a\n第三行。\n\n# 标题\n| 0.5\u00a0±\u00a00.1 | 1\u00a0to\u00a02 | a to b |\n0.5 ± 0.1"
+    assert hooks.on_page_markdown(text, page=page) == expected
     page.file.src_uri = "a.md"
     assert hooks.on_page_markdown("一\n二", page=page) == "一\n二"
 
@@ -231,7 +231,7 @@ def test_lessons_have_their_pages(site: Path) -> None:
             assert (site / "lessons" / f"{path.stem}{ending}").is_file()
 
 
-def test_pages_say_their_language(site: Path) -> None:
+def test_pages_state_their_language(site: Path) -> None:
     for path in site.rglob("*.html"):
         wanted = "zh" if path.name.endswith(".zh.html") else "en"
         assert re.search(r'<html lang="(\w+)"', path.read_text(encoding="utf-8"))[1] == wanted, path
@@ -241,7 +241,7 @@ def test_nothing_comes_from_another_host(site: Path, pages: dict[str, Page]) -> 
     assert len(pages) > 10
     for name, page in pages.items():
         assert outside(page.fetches) == [], name
-        # scripts could ask at run time: the browser is told to refuse
+        # scripts could ask at run time: the policy forbids it
         assert page.policy.startswith("default-src 'self' "), name
         assert not re.search(r"https?:|\*", page.policy), name
         assert page.fetches, name

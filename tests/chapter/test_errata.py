@@ -117,7 +117,7 @@ def test_a_class_whose_logit_is_cut_off_learns_nothing() -> None:
 
 
 class NaiveBatchNorm(nn.Module):
-    """Plain tensors for the running statistics, gradient mode as the switch, the batch's own variance kept."""
+    """Plain tensors for the running statistics, gradient mode as the switch, the biased variance."""
 
     def __init__(self, features: int) -> None:
         super().__init__()

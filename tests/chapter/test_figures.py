@@ -138,7 +138,7 @@ def test_the_shortcut_with_and_without_its_convolution(drawn: Path) -> None:
 
 
 @needs_dot
-def test_resnet18_whole(drawn: Path) -> None:
+def test_resnet18(drawn: Path) -> None:
     lines = words(drawn / "figure-1.7.svg")
     model = meta("resnet18-manual")
     assert Counter(convs_in(lines)) == Counter(convs(model))
@@ -236,7 +236,7 @@ def test_a_network_that_cannot_be_traced_is_named() -> None:
 
 @needs_dot
 @pytest.mark.parametrize("name", DIAGRAMS)
-def test_pictures_are_whole_and_of_a_size_to_print(drawn: Path, name: str) -> None:
+def test_figures_fit_a_page(drawn: Path, name: str) -> None:
     with Image.open(drawn / f"figure-{name}.png") as image:
         image.load()
         width, height = image.size
@@ -382,7 +382,7 @@ def test_the_same_networks_give_the_same_files(tmp_path: Path, drawn: Path) -> N
     assert again.read_bytes() == (drawn / "figure-1.7.svg").read_bytes()
 
 
-def test_errors_say_the_remedy(tmp_path: Path) -> None:
+def test_errors_name_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(CnnlabError, match="unknown figure '1.9'"):
         figures(["1.9"])
     with pytest.raises(CnnlabError, match=r"unknown format 'pdf'; known: png, svg"):

@@ -327,7 +327,7 @@ def test_the_hardest_are_mistakes_first(quick: Recipe, monkeypatch: pytest.Monke
     assert sure == sorted(sure)
 
 
-def test_held_out_images_are_as_the_network_gets_them(quick: Recipe) -> None:
+def test_held_out_images_are_preprocessed(quick: Recipe) -> None:
     result = train(quick)
     images, labels = show.held_out(result, 1000)  # all of them
     model = load_network(result.run)

@@ -3,10 +3,9 @@
     git clone https://github.com/d2l-ai/d2l-zh            # or: git clone --branch v0.17.6 .../d2l-ai/d2l-en
     CNNLAB_SECTIONS=d2l-zh pytest tests/chapter/test_manual_sections.py
 
-Nothing of them is kept here. Their PyTorch listings are taken from the folder, in order, and run as a program and as a
-notebook. So that this takes minutes on a processor, and not days, each training is cut to one epoch of few images at the
-listing's own size (`Section.images`), and the competition's small set is replaced by made images unless its zip is
-in the data folder. CNNLAB_SECTIONS_WHOLE=1 cuts nothing.
+The repository contains none of them. Their PyTorch listings are read from the folder and run in order, as a program and
+as a notebook. To take minutes on a CPU, each training is cut to one epoch of few images at the listing's own size
+(`Section.images`), and the competition's small set is replaced by generated images unless its zip is in the data folder. CNNLAB_SECTIONS_WHOLE=1 cuts nothing.
 """
 
 from __future__ import annotations
@@ -64,17 +63,17 @@ SECTIONS = {
 BEFORE = """
 import importlib.util, json, sys
 from pathlib import Path
-told = json.loads(Path("section.json").read_text())
+options = json.loads(Path("section.json").read_text())
 if importlib.util.find_spec("pandas") is None:  # the competition's section writes its answers with it
-    sys.path.append(told["peers"])
-if told["images"]:
+    sys.path.append(options["peers"])
+if options["images"]:
     import torch
     from cnnlab.d2l import data
     everything = data.load_images
-    data.load_images = lambda *args: everything(*args).take(torch.arange(told["images"]))
-if told["competition"]:
+    data.load_images = lambda *args: everything(*args).take(torch.arange(options["images"]))
+if options["competition"]:
     from cnnlab import d2l
-    d2l.download_extract = lambda name, folder=None: told["competition"]
+    d2l.download_extract = lambda name, folder=None: options["competition"]
 """
 
 
@@ -101,7 +100,7 @@ class _OneEpoch(ast.NodeTransformer):
         return node
 
 
-def made_ready(cells: list[str], whole: bool = WHOLE) -> list[str]:
+def adapt(cells: list[str], whole: bool = WHOLE) -> list[str]:
     """The cells with the one line changed; unless they are to run whole, with one epoch for many."""
     changed = [cell.replace(*IMPORT) for cell in cells]
     return changed if whole else [ast.unparse(_OneEpoch().visit(ast.parse(cell))) for cell in changed]
@@ -132,10 +131,10 @@ def prepare(name: str, section: Section, text: str, tmp_path: Path) -> list[str]
     assert cells, f"{section.path} has no PyTorch listings"
     assert sum(IMPORT[0] in cell for cell in cells) >= 1
     zipped = any((folder / "kaggle_cifar10_tiny.zip").exists() for folder in (data_folder(), Path("../data")))
-    made = "" if name != "kaggle-cifar10" or zipped or WHOLE else str(competition(tmp_path / "tiny"))
-    told = {"images": 0 if WHOLE else section.images, "competition": made, "peers": str(PEERS / "d2l")}
-    (tmp_path / "section.json").write_text(json.dumps(told | {"section": asdict(section)}))
-    return [BEFORE, *made_ready(cells)]
+    generated = "" if name != "kaggle-cifar10" or zipped or WHOLE else str(competition(tmp_path / "tiny"))
+    options = {"images": 0 if WHOLE else section.images, "competition": generated, "peers": str(PEERS / "d2l")}
+    (tmp_path / "section.json").write_text(json.dumps(options | {"section": asdict(section)}))
+    return [BEFORE, *adapt(cells)]
 
 
 def run_as_program(cells: list[str], tmp_path: Path) -> str:
@@ -192,13 +191,13 @@ raise NotImplementedError
 """
 
 
-def test_listings_are_taken_and_only_the_one_line_is_changed() -> None:
+def test_only_the_import_of_a_listing_is_changed() -> None:
     cells = cells_of(OWN)
     assert [cell.splitlines()[0] for cell in cells] == [
         IMPORT[0], "net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))", "lr, num_epochs, batch_size = 0.1, 20, 32",
     ]  # fmt: skip
-    assert made_ready(cells, whole=True) == ["\n".join([IMPORT[1], *cells[0].splitlines()[1:], ""]), *cells[1:]]
-    assert "(0.1, 1, 32)" in made_ready(cells, whole=False)[2]
+    assert adapt(cells, whole=True) == ["\n".join([IMPORT[1], *cells[0].splitlines()[1:], ""]), *cells[1:]]
+    assert "(0.1, 1, 32)" in adapt(cells, whole=False)[2]
     assert cells_of("```{.python .input}\n%%tab pytorch\nx = 1\n```\n") == ["x = 1\n"]
 
 

@@ -212,7 +212,7 @@ def test_bad_input_is_one_line(cnnlab: Command, arguments: list[str], says: str)
     assert says in one_line_error(cnnlab("reproduce", *arguments))
 
 
-def test_a_damaged_plan_is_named(cnnlab: Command, tmp_path: Path) -> None:
+def test_a_damaged_plan_is_reported(cnnlab: Command, tmp_path: Path) -> None:
     for content in (
         "{",
         "{}",

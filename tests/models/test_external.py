@@ -68,7 +68,7 @@ def test_unknown_names_in_one_line(cnnlab: Command, name: str, says: str) -> Non
     assert says in one_line_error(cnnlab("show", name))
 
 
-def test_without_timm_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_timm_the_error_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def without(name: str, *args: object, **kwargs: object) -> object:
@@ -125,7 +125,7 @@ def test_published_weights_are_loaded_where_they_fit(hub: Path) -> None:
         assert not torch.equal(build(name, channels=3, published=published).conv1.weight, state["conv1.weight"])  # type: ignore[arg-type]
 
 
-def test_an_older_layout_of_weights_is_loaded_whole(downloaded: Downloaded) -> None:
+def test_an_older_layout_of_weights_is_loaded_completely(downloaded: Downloaded) -> None:
     """torchvision's file of DenseNet-121 is from before batch norm counted batches, and has other names for layers."""
     torch.manual_seed(7)
     theirs = torchvision.models.densenet121(weights=None)

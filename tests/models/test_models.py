@@ -565,7 +565,7 @@ def test_unknown_model_names_its_neighbours() -> None:
         make("tim:resnet18")
 
 
-@every_model
+@every_family
 def test_every_operation_is_deterministic_on_a_gpu(name: str) -> None:
     """Those of torch.use_deterministic_algorithms' list that a network could meet; training would stop on one."""
     seen: set[str] = set()

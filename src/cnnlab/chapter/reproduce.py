@@ -193,7 +193,7 @@ def _run(path: Path, plan: Plan, common: dict[str, Any]) -> Reproduction:
                 row = _row(name, plan.recipes[name], _train(path, name, plan, common))
         except KeyboardInterrupt as error:
             stopped = TrainingInterrupted(
-                f"stopped at {name}, {number} of {len(names)} experiments; finished ones are kept; continue with: "
+                f"stopped at {name}, {number} of {len(names)} experiments; finished ones are saved; continue with: "
                 f"cnnlab reproduce --resume {path}"
             )
             stopped.code = getattr(error, "code", stopped.code)
