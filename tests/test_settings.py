@@ -15,7 +15,7 @@ from torch import nn
 from cnnlab import Recipe, resume, train
 from cnnlab.data.augment import Augmentation
 from cnnlab.device import hardware, precision
-from cnnlab.io.errors import CnnlabError, TrainingInterrupted
+from cnnlab.io.errors import TrainingInterrupted
 from cnnlab.recipe import SETTINGS
 from cnnlab.training import checkpoint
 from cnnlab.training import loop as training
@@ -181,15 +181,6 @@ def test_the_memory_format_changes_only_rounding(shapes: Path) -> None:
         for layout in ("contiguous", "channels_last")
     ]
     assert found[0] == pytest.approx(found[1], rel=1e-3)
-
-
-def test_contradicting_settings_are_refused() -> None:
-    with pytest.raises(CnnlabError, match="alternating_flip=True needs flip"):
-        Recipe(alternating_flip=True)
-    with pytest.raises(CnnlabError, match="crop_scale=0"):
-        Recipe(crop_scale=0.0)
-    with pytest.raises(CnnlabError, match="did you mean cutout"):
-        Recipe().with_settings(["cutou=3"])
 
 
 def test_a_shift_that_cannot_reflect_is_refused_before_training(shapes: Path, cnnlab: Command) -> None:

@@ -70,7 +70,8 @@ def test_the_nine_experiments_are_the_manuals() -> None:
         recipe = RECIPES[experiment.recipe]
         assert (recipe.learning_rate, recipe.batch_size, recipe.image_size) == printed[name]
         assert (recipe.epochs, recipe.optimizer, recipe.momentum, recipe.schedule) == (10, "sgd", 0, "constant")
-        assert (recipe.init, recipe.normalize) == ("xavier-uniform", False)
+        assert (recipe.init, recipe.normalize, recipe.label_smoothing) == ("xavier-uniform", False, 0)
+        assert (recipe.weight_decay, recipe.flip, recipe.shift) == (0, False, 0)
         assert (recipe.eval_split, recipe.val_fraction) == ("test", 0)
 
 
