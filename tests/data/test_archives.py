@@ -1,4 +1,4 @@
-"""Archives as people have them, and as an enemy would make them."""
+"""Archives of ordinary users and of attackers."""
 
 from __future__ import annotations
 
@@ -133,14 +133,10 @@ def test_directories_are_passed_over_quietly(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "name",
-    ["/etc/1.png", "../1.png", "train/../../1.png", "C:/1.png", "c:1.png", "train\\1.png", "..\\1.png", "/x.txt"],
-)
-def test_names_that_lead_out_are_refused(tmp_path: Path, kind: str, name: str) -> None:
-    if kind == ".7z" and name == "train\\1.png":  # py7zr reads it as train/1.png
-        return
-    assert "leads outside" in refusal(pack(tmp_path / f"a{kind}", [("0.png", png()), (name, png())]))
+def test_paths_that_lead_outside_are_refused(tmp_path: Path, kind: str) -> None:
+    names = ["/etc/1.png", "../1.png", "train/../../1.png", "C:/1.png", "c:1.png", "..\\1.png", "/x.txt"]
+    for name in [*names, "train\\1.png"] if kind == ".zip" else names:  # py7zr reads the last as train/1.png
+        assert "leads outside" in refusal(pack(tmp_path / f"a{kind}", [("0.png", png()), (name, png())]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -245,7 +241,7 @@ def test_flipped_bits_never_give_another_error_than_ours(tmp_path: Path, kind: s
     files = [(f"{i}.png", rng.randbytes(500)) for i in range(3)]
     path = pack(tmp_path / f"a{kind}", files)
     good = path.read_bytes()
-    for _ in range(300):
+    for _ in range(100):
         bad = bytearray(good)
         bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
         path.write_bytes(bad)

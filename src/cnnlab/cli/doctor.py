@@ -67,11 +67,11 @@ def duplicates(
 
     display = make_display()
     try:
-        found = find(source, least=None if exact else likeness, data_dir=data_dir, image_size=image_size,
+        found = find(source, threshold=None if exact else likeness, data_dir=data_dir, image_size=image_size,
                      skip_bad=skip_bad, picture=plot, report=display.read)  # fmt: skip
     finally:
         display.end()
-    echo(to_json(found.to_dict()) if as_json else found.told(most))
+    echo(to_json(found.to_dict()) if as_json else found.to_text(most))
 
 
 @data.command()

@@ -61,7 +61,7 @@ def grade(
         )  # fmt: skip
     finally:
         display.end()
-    for text in found.left_out:
+    for text in found.skipped:
         echo(f"skipped: {text}", error=True)
     folder = found.save(out)
     echo(to_json(found.to_dict()) if as_json else grades_text(found))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +29,6 @@ from cnnlab.io.text import echo
 
 if TYPE_CHECKING:
     from cnnlab.competition import Competition, Overview, Submitted, Trained
-    from cnnlab.competition.layout import Layout
     from cnnlab.competition.submission import Score
 
 kaggle = typer.Typer(
@@ -37,13 +37,6 @@ kaggle = typer.Typer(
     "All steps in one: `cnnlab kaggle all FOLDER`. Finished steps are not repeated.",
 )
 
-Folder = Annotated[
-    Path | None,
-    typer.Argument(
-        help="Folder or zip of the competition's files. Default: NAME in the data folder.",
-        show_default=False,
-    ),
-]
 Name = Annotated[str, typer.Option(help="Name of the work folder in --runs-dir.")]
 Recipe = Annotated[
     str | None, typer.Option(help="See `cnnlab list recipes`. Default: cifar/10min.", show_default=False)
@@ -72,25 +65,23 @@ To = Annotated[
     ),
 ]
 Message = Annotated[str, typer.Option(help="Description of the submission.")]
-Train = Annotated[str, typer.Option(help="Archive or folder of the training images.", rich_help_panel="Layout")]
-Test = Annotated[str, typer.Option(help="Archive or folder of the test images.", rich_help_panel="Layout")]
-Labels = Annotated[str, typer.Option(help="CSV of the training labels.", rich_help_panel="Layout")]
-Sample = Annotated[str, typer.Option(help="CSV of the sample submission.", rich_help_panel="Layout")]
-ImageSize = Annotated[int, typer.Option(help="Pixels a side; 0: the images' own size.", rich_help_panel="Layout")]
-Fit = Annotated[str, typer.Option(help="pad, crop or stretch.", rich_help_panel="Layout")]
-StorePath = Annotated[
-    Path | None, typer.Option("--store", help="Folder of the store. Default: in the cache folder.", show_default=False)
-]
-Workers = Annotated[int | None, typer.Option(help="Decoding processes. Default: one per core.", show_default=False)]
-
 _AGAIN = "Finished steps are saved: run the same command again to continue"
 
 
-def _layout(*values: Any) -> Layout:
-    from cnnlab.competition.layout import Layout
+def _with_options_of(*steps: Callable[..., None], without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of the commands `steps` as keyword arguments, besides its own."""
 
-    names = ("train", "test", "labels", "sample", "id_column", "label_column", "image_size", "fit")
-    return Layout(**dict(zip(names, values, strict=True)))
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters: dict[str, inspect.Parameter] = {}
+        for function in (*steps, command):
+            for parameter in inspect.signature(function, eval_str=True).parameters.values():
+                if parameter.kind is not inspect.Parameter.VAR_KEYWORD and parameter.name != without:
+                    parameters.setdefault(parameter.name, parameter)
+        command.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
+        command.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
+        return command
+
+    return decorate
 
 
 @kaggle.command()
@@ -114,18 +105,35 @@ def get(
 
 @kaggle.command()
 def prepare(
-    folder: Folder = None,
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder or zip of the competition's files. Default: NAME in the data folder.", show_default=False
+        ),
+    ] = None,
     name: Name = "cifar-10",
-    train: Train = "train",
-    test: Test = "test",
-    labels: Labels = "trainLabels.csv",
-    sample: Sample = "sampleSubmission.csv",
+    train: Annotated[
+        str, typer.Option(help="Archive or folder of the training images.", rich_help_panel="Layout")
+    ] = "train",
+    test: Annotated[str, typer.Option(help="Archive or folder of the test images.", rich_help_panel="Layout")] = "test",
+    labels: Annotated[
+        str, typer.Option(help="CSV of the training labels.", rich_help_panel="Layout")
+    ] = "trainLabels.csv",
+    sample: Annotated[
+        str, typer.Option(help="CSV of the sample submission.", rich_help_panel="Layout")
+    ] = "sampleSubmission.csv",
     id_column: IdColumn = "id",
     label_column: LabelColumn = "label",
-    image_size: ImageSize = 0,
-    fit: Fit = "pad",
-    store: StorePath = None,
-    workers: Workers = None,
+    image_size: Annotated[
+        int, typer.Option(help="Pixels a side; 0: the images' own size.", rich_help_panel="Layout")
+    ] = 0,
+    fit: Annotated[str, typer.Option(help="pad, crop or stretch.", rich_help_panel="Layout")] = "pad",
+    store: Annotated[
+        Path | None, typer.Option(help="Folder of the store. Default: in the cache folder.", show_default=False)
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Decoding processes. Default: one per core.", show_default=False)
+    ] = None,
     data_dir: DataDir = None,
     runs_dir: RunsDir = Path("runs"),
     skip_bad: SkipBad = False,
@@ -134,11 +142,15 @@ def prepare(
     """Decode the archives into a store of images, ids and labels."""
     from cnnlab import competition as steps
 
-    found = steps.prepare(
-        folder, name=name, runs_dir=runs_dir, data_dir=data_dir, store=store, workers=workers, skip_bad=skip_bad,
-        layout=_layout(train, test, labels, sample, id_column, label_column, image_size, fit), progress=progress,
+    layout = steps.Layout(
+        train=train, test=test, labels=labels, sample=sample, id_column=id_column, label_column=label_column,
+        image_size=image_size, fit=fit,
     )  # fmt: skip
-    echo(prepared_text(found))
+    work = steps.prepare(
+        folder, name=name, runs_dir=runs_dir, data_dir=data_dir, store=store, workers=workers, skip_bad=skip_bad,
+        layout=layout, progress=progress,
+    )  # fmt: skip
+    echo(prepared_text(work), flush=True)
 
 
 @kaggle.command()
@@ -147,7 +159,7 @@ def show(name: Name = "cifar-10", runs_dir: RunsDir = Path("runs"), as_json: AsJ
     from cnnlab import competition as steps
 
     found = steps.show(steps.open_competition(name, runs_dir))
-    echo(to_json(found.to_dict()) if as_json else overview_text(found))
+    echo(to_json(found.to_dict()) if as_json else overview_text(found), flush=True)
 
 
 @kaggle.command()
@@ -165,8 +177,8 @@ def train(
     from cnnlab import competition as steps
 
     work = steps.open_competition(name, runs_dir)
-    on: dict[str, Any] = {"device": device, "threads": threads, "progress": progress}
-    print_training(lambda: trained_text(steps.train(work, recipe, settings=set_ or (), seeds=seeds, **on)), _AGAIN)
+    options: dict[str, Any] = {"seeds": seeds, "device": device, "threads": threads, "progress": progress}
+    print_training(lambda: trained_text(steps.train(work, recipe, settings=set_ or (), **options)), _AGAIN)
 
 
 @kaggle.command()
@@ -209,11 +221,14 @@ def submit(
     from cnnlab import competition as steps
 
     work = steps.open_competition(name, runs_dir)
-    found = steps.submit(
-        work, chosen=run or (), views=views, out=out, message=message,
-        upload_to=_upload_to(work, competition) if upload else None, device=device, threads=threads, progress=progress,
-    )  # fmt: skip
-    echo(submitted_text(found))
+    options: dict[str, Any] = {"device": device, "threads": threads, "progress": progress}
+    to = _upload_to(work, competition) if upload else None
+    print_training(
+        lambda: submitted_text(
+            steps.submit(work, chosen=run or (), views=views, out=out, message=message, upload_to=to, **options)
+        ),
+        _AGAIN,
+    )
 
 
 def _upload_to(work: Competition, competition: str | None) -> str:
@@ -240,34 +255,10 @@ def score(
 
 
 @kaggle.command("all")
+@_with_options_of(prepare, train, submit, without="run")
 def all_(
-    folder: Folder = None,
-    name: Name = "cifar-10",
-    recipe: Recipe = None,
-    set_: Settings = None,
-    seeds: Seeds = None,
     again: Annotated[bool, typer.Option("--retrain/--no-retrain", help="Also train on all labelled images.")] = True,
-    views: Views = None,
-    out: Out = None,
-    upload: Upload = False,
-    competition: To = None,
-    message: Message = "cnnlab",
-    train: Train = "train",
-    test: Test = "test",
-    labels: Labels = "trainLabels.csv",
-    sample: Sample = "sampleSubmission.csv",
-    id_column: IdColumn = "id",
-    label_column: LabelColumn = "label",
-    image_size: ImageSize = 0,
-    fit: Fit = "pad",
-    store: StorePath = None,
-    workers: Workers = None,
-    device: DeviceName = "auto",
-    threads: Threads = None,
-    data_dir: DataDir = None,
-    runs_dir: RunsDir = Path("runs"),
-    skip_bad: SkipBad = False,
-    progress: Progress = "auto",
+    **options: Any,
 ) -> None:
     """All steps: prepare, show, train, retrain, submit.
 
@@ -275,21 +266,15 @@ def all_(
     """
     from cnnlab import competition as steps
 
-    on: dict[str, Any] = {"device": device, "threads": threads, "progress": progress}
-    work = steps.prepare(
-        folder, name=name, runs_dir=runs_dir, data_dir=data_dir, store=store, workers=workers, skip_bad=skip_bad,
-        layout=_layout(train, test, labels, sample, id_column, label_column, image_size, fit), progress=progress,
-    )  # fmt: skip
-    echo(prepared_text(work), flush=True)
-    to = _upload_to(work, competition) if upload else None
+    def run(command: Callable[..., None]) -> None:
+        command(**{name: value for name, value in options.items() if name in inspect.signature(command).parameters})
+
+    run(prepare)
+    work = steps.open_competition(options["name"], options["runs_dir"])
+    to = _upload_to(work, options["competition"]) if options["upload"] else None
     steps.check_submittable(work, to)  # before an hour of training, not after it
-    echo(overview_text(steps.show(work)), flush=True)
-    print_training(lambda: trained_text(steps.train(work, recipe, settings=set_ or (), seeds=seeds, **on)), _AGAIN)
-    if again:
-        print_training(lambda: steps.retrain(work, seeds=seeds, **on), _AGAIN)
-    print_training(
-        lambda: submitted_text(steps.submit(work, views=views, out=out, message=message, upload_to=to, **on)), _AGAIN
-    )
+    for command in (show, train, *([retrain] if again else []), submit):
+        run(command)
 
 
 def prepared_text(found: Competition) -> str:

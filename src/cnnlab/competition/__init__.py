@@ -1,17 +1,17 @@
-"""An image competition, from its archives to a submission: one function a step, each of which can be repeated.
+"""An image competition, from its archives to a submission: one function per step, each of which can be repeated.
 
-A competition has a work folder, RUNS/NAME, where the steps leave what they make:
+A competition has a work folder, RUNS/NAME:
 
-    competition.json     which files it is about, and where their store is
+    competition.json     the competition's files and their store
     figure-1.8.png       sample images
-    train/               the run (or the runs of several seeds) with images held out
-    retrain/             the same on every labelled image
-    report.json          training and validation figures, confusion matrix
-    submission.csv       what to hand in
+    train/               the run (or the runs of several seeds) with a validation split
+    retrain/             the same on all labelled images
+    report.json          evaluation on both splits, confusion matrices
+    submission.csv       the file to hand in
     uploads.jsonl        what was handed in
 
-A step that is finished is not done again; one that was interrupted goes on where it stopped, a submission with the runs
-whose answers are not yet there (`answers-*.npy` in each run's folder).
+A finished step is not repeated, and an interrupted one continues where it stopped. The probabilities of the test images
+are saved as `answers-*.npy` in each run's folder.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def get(
 ) -> list[Path]:
     """Download the competition's files with the official client, unless they are there.
 
-    folder: unsaid, that of the datasets. Raises: CnnlabError, which says what to download by hand, and where to put
-    it, where the client or its token is missing.
+    folder: Default: `competition` in the folder of the datasets. Raises: CnnlabError that says what to download by hand
+    if the client or its token is missing.
     """
     display = make_display(progress)
     try:

@@ -1,4 +1,4 @@
-"""Answering a competition: every test image named by the finished runs, the submission written and handed in."""
+"""Classify a competition's test images with the finished runs, write the submission and hand it in."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from cnnlab.training.runs import Run
 
 @dataclass(frozen=True)
 class Submitted:
-    """A submission: the file, the runs whose probabilities were averaged, and Kaggle's answer, if it was uploaded."""
+    """A submission: the file, the runs whose probabilities were averaged, and Kaggle's answer if it was uploaded."""
 
     written: Written
     runs: list[Run]
@@ -41,12 +41,12 @@ class Submitted:
 
 
 def check_submittable(competition: Competition, upload_to: str | None = None) -> None:
-    """Before hours of training: could a submission be written, and handed in? Raises: CnnlabError where not."""
+    """Check before a training that a submission can be written and handed in. Raises: CnnlabError."""
     store = competition.images()
     if not store.test_ids:
         raise CnnlabError(
-            f"{competition.folder} has no test images ({competition.layout.test}) to answer; put them there, or name "
-            "them with --test"
+            f"{competition.folder} has no test images ({competition.layout.test}); put them there, or name them with "
+            "--test"
         )
     if lost := store.info["sample_without_image"]:
         raise CnnlabError(
@@ -70,12 +70,12 @@ def submit(
     batch_size: int = 0,
     progress: str = "auto",
 ) -> Submitted:
-    """Name every test image and write the submission, in the order of the competition's sample.
+    """Classify the test images and write the submission in the order of the competition's sample.
 
-    chosen: runs; unsaid, all that are finished. Their probabilities are averaged, over `views` of each image (unsaid:
-    those that were best on the validation images, in report.json). out: the file, unsaid submission.csv in the work
-    folder; one that is there and differs is kept under another name. upload_to: hand it in to that competition with
-    the official client, unless just that was handed in before. Raises: CnnlabError.
+    chosen: runs whose probabilities are averaged. Default: all finished ones. views: test-time augmentation. Default:
+    the best on the validation split, from report.json. out: the file. Default: submission.csv in the work folder; an
+    existing file with other content is renamed. upload_to: hand it in to that competition with the official client,
+    unless the same file was handed in before. Raises: CnnlabError.
     """
     check_threads(threads)
     check_submittable(competition, upload_to)
@@ -87,17 +87,17 @@ def submit(
         )
     for run in models:
         if run.classes != store.train.classes:
-            raise CnnlabError(f"{run.path} tells other classes apart than {competition.folder} has")
+            raise CnnlabError(f"{run.path} has other classes than {competition.folder}")
     views = views or _best_views(competition, models)
     total = sum(
-        _answers(competition, run, store, views, device=device, threads=threads, batch_size=batch_size,
+        _probabilities(competition, run, store, views, device=device, threads=threads, batch_size=batch_size,
                  progress=progress)
         for run in models
     )  # (M, K)  # fmt: skip
     assert isinstance(total, Tensor)
     answers = dict(zip(store.test_ids, total.argmax(1).tolist(), strict=True))
     classes, layout = store.train.classes, competition.layout
-    # Test images that the sample does not name are no part of a submission.
+    # Test images that are not in the sample are left out of a submission.
     ids = store.test_ids if store.sample_ids is None else store.sample_ids
     written = write_submission(
         expand(out) if out else competition.path / "submission.csv",
@@ -113,26 +113,26 @@ def submit(
 
 
 def _best_views(competition: Competition, models: list[Run]) -> str:
-    """The views with the best validation accuracy; where that was not measured, six if all learned mirrored ones."""
+    """Return the views with the best validation accuracy; if unknown, six if all runs trained with mirrored images."""
     try:
         measured = read_json(competition.path / "report.json")["validation_accuracy_by_views"]
-        return max(VIEWS, key=lambda name: float(measured[name]))  # of equal ones the fewest looks
+        return max(VIEWS, key=lambda name: float(measured[name]))  # the fewest views among equals
     except (CnnlabError, KeyError, TypeError, ValueError):
         return "shift" if all(run.recipe.flip for run in models) else "none"
 
 
-def _answers(
+def _probabilities(
     competition: Competition, run: Run, store: Store, views: str, *, device: str, threads: int | None, batch_size: int,
     progress: str,
 ) -> Tensor:  # fmt: skip
-    """The run's probabilities of the test images (M, K), kept in its folder for the next time."""
+    """Return the run's probabilities of the test images (M, K); they are saved in its folder for the next call."""
     key = hashlib.blake2b(f"{weights_hash(run)} {competition.fingerprint}".encode(), digest_size=8).hexdigest()
     path = run.path / f"answers-{views}-{key}.npy"
     shape = (len(store.test_ids), len(store.train.classes))
     with contextlib.suppress(OSError, ValueError):
-        kept = mapped(path, shape, "<f4")
-        if np.isfinite(kept).all():
-            return torch.from_numpy(kept)
+        saved = mapped(path, shape, "<f4")
+        if np.isfinite(saved).all():
+            return torch.from_numpy(saved)
     display = make_display(progress)
     try:
         p = inference.probabilities(
@@ -143,13 +143,13 @@ def _answers(
         display.end()
     buffer = io.BytesIO()
     np.save(buffer, p.numpy())
-    with contextlib.suppress(OSError):  # a run in a read-only place answers all the same
+    with contextlib.suppress(OSError):  # the run may be read-only
         write_atomic(path, buffer.getvalue())
     return p
 
 
 def _upload(competition: Competition, path: Path, to: str, message: str) -> str:
-    """Hand `path` in, unless just that was handed in before: submissions a day are few."""
+    """Hand in `path`, unless the same file was handed in before: the number of submissions per day is limited."""
     record = competition.path / "uploads.jsonl"
     content = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
     lines = read_limited(record).decode(errors="replace").splitlines() if record.exists() else []
@@ -157,7 +157,7 @@ def _upload(competition: Competition, path: Path, to: str, message: str) -> str:
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             earlier = json.loads(line)
             if (earlier["competition"], earlier["content"]) == (to, content):
-                return f"not handed in again: {to} got just this on {earlier['date']}"
+                return f"not handed in again: {to} got the same file on {earlier['date']}"
     answer = client.upload(to, path, message)
     date = datetime.now(UTC).isoformat(timespec="seconds")
     entry = {"date": date, "competition": to, "content": content, "message": message, "answer": answer}

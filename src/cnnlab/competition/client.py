@@ -1,6 +1,7 @@
-"""Kaggle's official command line client (`pip install kaggle`), run as a program of its own: download and hand in.
+"""Run Kaggle's official command line client (`pip install kaggle`): download a competition, hand in a submission.
 
-It is given arguments, never a shell's line, and what it says is shown without the user's token.
+It is run as a program with a list of arguments, never through a shell, and its output is shown without the user's
+token.
 """
 
 from __future__ import annotations
@@ -11,32 +12,43 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 from cnnlab.data.archives import ARCHIVES
+from cnnlab.data.imageset import Report, no_report
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.lock import file_lock
 
-# Files that one downloads by hand, where we know them.
-_FILES = {"cifar-10": ("train.7z", "test.7z", "trainLabels.csv", "sampleSubmission.csv")}
+_FILES = {"cifar-10": ("train.7z", "test.7z", "trainLabels.csv", "sampleSubmission.csv")}  # for a download by hand
 _TOKENS = "https://www.kaggle.com/settings/api"
-_UNFINISHED = ".kaggle-partial"  # the client's mark beside a file that it has begun
-_PERCENT = re.compile(r"(\d{1,3})%\|")  # of the client's progress bar
-_STOPPED = "User cancelled operation"  # it says so, and exits with 0
-
-Report = Callable[[str, int, int], None]
+_UNFINISHED = ".kaggle-partial"  # the ending of the client's mark beside an unfinished file
+_STOPPED = "User cancelled operation"  # printed after Ctrl-C, with exit code 0
+# What the client prints, and what it means: {page} and {competition} are filled in.
+_FAILURES = {
+    r"401\b.*(Client Error|Unauthor)|Unauthorized|Authentication required|Invalid credentials": (
+        f"Kaggle does not accept your token (401); create a new one at {_TOKENS}"
+    ),
+    r"must accept|accept its rules|\b403\b.*(Client Error|Forbidden)": (
+        "Kaggle refuses (403): log in, open {page}/rules, accept the rules, and run again"
+    ),
+    r"\b404\b.*(Client Error|Not Found)|Could not find competition": (
+        "Kaggle has no competition {competition!r} (404), or it is closed; look for its name at {page}"
+    ),
+    r"Max retries exceeded|ConnectionError|NewConnection|NameResolution|ProxyError|timed out": (
+        "the kaggle client cannot reach Kaggle; check the network and run again"
+    ),
+}
 
 
 def find_client() -> str | None:
-    """The `kaggle` program: that on the PATH, else the one beside this Python; None without either."""
+    """Return the `kaggle` program on the PATH, or else beside this Python; None if there is none."""
     return shutil.which("kaggle") or shutil.which("kaggle", path=str(Path(sys.executable).parent))
 
 
 def has_token() -> bool:
-    """Is there something the client may log in with? Whether it is valid, only Kaggle knows."""
+    """Return whether the client finds a token, valid or not."""
     env = os.environ
     if env.get("KAGGLE_API_TOKEN") or (env.get("KAGGLE_USERNAME") and env.get("KAGGLE_KEY")):
         return True
@@ -44,121 +56,115 @@ def has_token() -> bool:
 
 
 def present(competition: str, folder: Path) -> list[Path]:
-    """The competition's files in `folder`, if that is all one needs; else none.
+    """Return the competition's files in `folder` if they are complete, else an empty list.
 
-    That is the zip NAME.zip, or the training and the test images, as folders or archives, and a CSV of labels.
+    Complete is the zip NAME.zip, or training images, test images (folders or archives) and a CSV of labels.
     """
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     whole = [path for path in entries if path.name == f"{competition}.zip" and path.is_file()]
     if whole:
         return whole
-    parts = [[p for p in entries if _images(p, part)] for part in ("train", "test")]
+    train, test = ([path for path in entries if _holds_images(path, part)] for part in ("train", "test"))
     tables = [path for path in entries if path.suffix.lower() == ".csv"]
     labels = [path for path in tables if "label" in path.stem.lower() or path.stem.lower() == "train"]
-    return sorted({*parts[0], *parts[1], *tables}) if all((*parts, labels)) else []
+    return sorted({*train, *test, *tables}) if train and test and labels else []
 
 
-def get(competition: str, folder: Path, *, report: Report = lambda *_: None) -> list[Path]:
-    """The competition's files in `folder`: those that are there, else downloaded with the official client.
+def get(competition: str, folder: Path, *, report: Report = no_report) -> list[Path]:
+    """Return the competition's files in `folder`; download them if they are missing.
 
-    The client writes into a hidden folder inside; only what is complete moves out, and replaces nothing. What an
-    interrupted download left in there, the client continues next time. report: progress, as (what, done, total).
+    The client writes into a hidden folder inside; only complete files move out, and they replace nothing. The next
+    call continues an interrupted download.
 
-    Raises: CnnlabError that says what to do, or which files to fetch by hand where the client or a token is missing.
+    Raises: CnnlabError that says what to do, or which files to download by hand without the client or a token.
     """
     _check_name(competition)
     folder = folder.absolute()
     try:
-        if found := present(competition, folder):
+        if files := present(competition, folder):
             report(f"{folder} has the files already", 1, 1)
-            return found
-        client = find_client()
-        if client is None or not has_token():
-            raise CnnlabError(_by_hand(competition, folder, client))
+            return files
+        client = _ready(lambda lacking: f"{_by_hand(competition, folder)}; or, for a download by cnnlab, {lacking}")
         folder.mkdir(parents=True, exist_ok=True)
         with file_lock(folder / f".{competition}", report):
-            # Another process may have done it while we waited.
+            # Another process may have downloaded them in the meantime.
             return present(competition, folder) or _download(client, competition, folder, report)
     except OSError as error:
         raise CnnlabError(f"cannot use {folder}: {reason(error)}; free some space or name another folder") from error
 
 
-def check_ready(competition: str) -> None:
-    """Could a submission be handed in to `competition`? Raises: CnnlabError for its name, without client or token."""
+def check_ready(competition: str) -> str:
+    """Return the client. Raises: CnnlabError if nothing can be handed in: for a bad name, without client or token."""
     _check_name(competition)
-    client = find_client()
-    if client is None or not has_token():
-        raise CnnlabError(
-            f"{_lacking(client)}; or leave --upload out and upload the file at {_page(competition)}/submit"
-        )
+    return _ready(lambda lacking: f"{lacking}; or upload the submission by hand at {_page(competition)}/submit")
 
 
 def upload(competition: str, path: Path, message: str) -> str:
-    """Hand in the submission `path`; the client's own answer, one line.
+    """Hand in the submission `path`. Return the client's answer, one line.
 
-    Raises: CnnlabError where the file, the client or a token is missing, and where Kaggle refuses.
+    Raises: CnnlabError if the file, the client or a token is missing, or if Kaggle refuses.
     """
-    _check_name(competition)
+    client = check_ready(competition)
     if not path.is_file() or not path.stat().st_size:
-        raise CnnlabError(f"{path} is no file with a submission; write one with cnnlab kaggle submit first")
-    client = find_client()
-    if client is None or not has_token():
-        raise CnnlabError(f"{_lacking(client)}; or upload {path.absolute()} at {_page(competition)}/submit")
-    # One line without control characters; as --message=..., since a text may begin with a dash.
+        raise CnnlabError(f"{path} is not a submission; write one with cnnlab kaggle submit")
+    # One line, and as --message=..., since it may start with a dash.
     note = " ".join("".join(c if c.isprintable() else " " for c in message).split()) or path.stem
-    said = _run(client, ["submit", "-c", competition, "-f", str(path.absolute()), f"--message={note}"], competition)
-    lines = [line for line in said if not line.startswith("Warning:")]
+    output = _run(client, ["submit", "-c", competition, "-f", str(path.absolute()), f"--message={note}"], competition)
+    lines = [line for line in output if not line.startswith("Warning:")]
     return lines[-1] if lines else f"{path} was handed in to {competition}"
 
 
+def _ready(message: Callable[[str], str]) -> str:
+    """Return the client. Raises: CnnlabError with `message` of what is lacking: the client, or a token."""
+    client = find_client()
+    lacking = [] if client else ["pip install kaggle"]
+    if not has_token():
+        lacking.append(f"create a token at {_TOKENS} and save it as {Path.home() / '.kaggle' / 'access_token'}")
+    if client is None or lacking:
+        raise CnnlabError(message(" and ".join(lacking)))
+    return client
+
+
 def _download(client: str, competition: str, folder: Path, report: Report) -> list[Path]:
-    # Inside the folder: a mounted one often allows nothing beside it, and renaming stays on one disk.
+    # Inside the folder: it may be mounted, and renaming must stay on one disk.
     parts = folder / f".{competition}.download"
     parts.mkdir(exist_ok=True)
-    what = f"downloading {competition}"
-
-    def progress(percent: int) -> None:
-        report(what, percent, 100)
-
     try:
-        report(what, 0, 100)
-        _run(client, ["download", "-c", competition, "-p", str(parts)], competition, progress)
-        moved = []
-        for path in sorted(parts.iterdir()):
-            if path.with_name(path.name + _UNFINISHED).exists() or path.name.endswith(_UNFINISHED):
-                raise CnnlabError(f"the download of {competition} is not complete; run again to go on with it")
+        report(f"downloading {competition}", 0, 100)
+        _run(
+            client, ["download", "-c", competition, "-p", str(parts)], competition,
+            lambda percent: report(f"downloading {competition}", percent, 100),
+        )  # fmt: skip
+        paths = sorted(parts.iterdir())
+        if any(path.name.endswith(_UNFINISHED) for path in paths):
+            raise CnnlabError(f"the download of {competition} is incomplete; run again to continue it")
+        for path in paths:
             if path.suffix == ".zip" and not zipfile.is_zipfile(path):
                 path.unlink()
-                raise CnnlabError(f"the download of {path.name} was damaged, and is removed; run again")
-        for path in sorted(parts.iterdir()):
-            moved.append(_move(path, folder / path.name))
-        if not moved:
-            raise CnnlabError(f"the kaggle client brought no file; {_by_hand(competition, folder, client)}")
-        return moved
+                raise CnnlabError(f"the download of {path.name} was damaged and has been removed; run again")
+        if not paths:
+            raise CnnlabError(f"the kaggle client downloaded no file; {_by_hand(competition, folder)}")
+        for path in paths:
+            if (folder / path.name).exists():
+                path.unlink()
+            else:
+                path.rename(folder / path.name)
+        return [folder / path.name for path in paths]
     finally:
-        with suppress(OSError):  # not empty: to be continued
+        with suppress(OSError):  # not empty: it will be continued
             parts.rmdir()
-
-
-def _move(path: Path, target: Path) -> Path:
-    """Rename `path`, unless there is a `target`: that one stays."""
-    if target.exists():
-        path.unlink()
-    else:
-        path.rename(target)
-    return target
 
 
 def _run(
     client: str, arguments: list[str], competition: str, progress: Callable[[int], None] = lambda _: None
 ) -> list[str]:
-    """Run `kaggle competitions ARGUMENTS`; the lines that it says. Raises CnnlabError where it fails."""
-    # Unbuffered, so that what it prints and its errors come in their order.
+    """Run `kaggle competitions ARGUMENTS` and return its last lines. Raises: CnnlabError if it fails."""
+    # Unbuffered, so that its output and its errors come in order.
     env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
     try:
         process = subprocess.Popen(  # noqa: S603 - a list of arguments, with a checked name
-            [client, "competitions", *arguments],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env,
+            [client, "competitions", *arguments], env=env, encoding="utf-8", errors="replace",
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
     except OSError as error:
         raise CnnlabError(f"cannot run {client}: {reason(error)}; install it again: pip install kaggle") from error
@@ -166,37 +172,23 @@ def _run(
     assert process.stdout is not None
     with process.stdout:
         try:
-            for text in _said(process.stdout):
-                if match := _PERCENT.search(text):
+            for line in process.stdout:  # a progress bar's carriage returns end lines, too
+                text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).strip()
+                if match := re.search(r"(\d{1,3})%\|", text):
                     progress(min(int(match[1]), 100))
                 elif text:
                     lines = [*lines[-99:], text]
             code = process.wait()
-        finally:  # Ctrl-C and whatever else: the client does not outlive us
+        finally:  # after Ctrl-C or an error the client must not outlive this process
             _stop(process)
     lines = [_without_secrets(line) for line in lines]
-    failed = any(line.startswith(("Could not submit", "Could not find")) for line in lines)  # old ones exit with 0
+    failed = any(line.startswith(("Could not submit", "Could not find")) for line in lines)  # with exit code 0
     if code or failed or _STOPPED in lines:
         raise CnnlabError(_explain(competition, code, lines))
     return lines
 
 
-def _said(stream: IO[bytes]) -> Iterator[str]:
-    """What comes out of `stream`, line by line; a progress bar ends its lines with a carriage return."""
-    rest = b""
-    while piece := os.read(stream.fileno(), 1 << 16):
-        *whole, rest = re.split(rb"[\r\n]", rest + piece)
-        yield from (_clean(line) for line in whole)
-        rest = rest[-(1 << 16) :]
-    yield _clean(rest)
-
-
-def _clean(line: bytes) -> str:
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line.decode(errors="replace"))
-    return "".join(c if c.isprintable() else " " for c in text).strip()
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[str]) -> None:
     if process.poll() is None:
         process.terminate()
         try:
@@ -207,33 +199,23 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _explain(competition: str, code: int, lines: list[str]) -> str:
-    """The client's failure in a line: what is wrong and what to do."""
+    """Return the client's failure in one line, with the remedy."""
     page, text = _page(competition), "\n".join(lines)
     if code < 0 or _STOPPED in lines:
-        return "the kaggle client was stopped; run again (a download goes on where it was)"
-    if re.search(r"401\b.*(Client Error|Unauthor)|Unauthorized|Authentication required|Invalid credentials", text):
-        return f"Kaggle does not know your token (401); make a new one at {_TOKENS}"
-    if re.search(r"must accept|accept its rules|\b403\b.*(Client Error|Forbidden)", text):
-        return f"Kaggle refuses (403): log in, open {page}/rules, accept the rules, and run again"
-    if re.search(r"\b404\b.*(Client Error|Not Found)|Could not find competition", text):
-        return f"Kaggle has no competition {competition!r} (404), or it is closed; look at {page} for the name"
-    if re.search(r"Max retries exceeded|ConnectionError|NewConnection|NameResolution|ProxyError|timed out", text):
-        return "the kaggle client cannot reach Kaggle; check the network and run again"
-    # From "If this is unexpected" on, the client speaks of itself.
+        return "the kaggle client was stopped; run again (a download continues where it stopped)"
+    for pattern, meaning in _FAILURES.items():
+        if re.search(pattern, text):
+            return meaning.format(page=page, competition=competition)
+    # From "If this is unexpected" on, the client prints advice on debugging.
     own = [line for line in re.split(r"(?m)^If this is unexpected", text)[0].splitlines() if line]
-    return f"the kaggle client failed: {own[-1][:300] if own else f'it said nothing (exit code {code})'}; see {page}"
+    return f"the kaggle client failed: {own[-1][:300] if own else f'no output (exit code {code})'}; see {page}"
 
 
-def _by_hand(competition: str, folder: Path, client: str | None) -> str:
+def _by_hand(competition: str, folder: Path) -> str:
     there = {path.stem for path in folder.iterdir()} if folder.is_dir() else set()  # train.7z, or unpacked
     files = [name for name in _FILES.get(competition, ()) if Path(name).stem not in there]
     what = f"{', '.join(files)} (or all as {competition}.zip)" if files else f"{competition}.zip (Download All)"
-    return f"download {what} from {_page(competition)}/data into {folder}; or, to let me do it, {_lacking(client)}"
-
-
-def _lacking(client: str | None) -> str:
-    token = f"make a token at {_TOKENS} and save it as {Path.home() / '.kaggle' / 'access_token'}"
-    return token if client else f"pip install kaggle{'' if has_token() else ' and ' + token}"
+    return f"download {what} from {_page(competition)}/data into {folder}"
 
 
 def _page(competition: str) -> str:
@@ -242,15 +224,15 @@ def _page(competition: str) -> str:
 
 def _check_name(competition: str) -> None:
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,99}", competition):
-        raise CnnlabError(f"{competition!r} is no competition's name; take it from its address: kaggle.com/c/NAME")
+        raise CnnlabError(f"{competition!r} is not a competition's name; take it from its address: kaggle.com/c/NAME")
 
 
-def _images(path: Path, part: str) -> bool:
+def _holds_images(path: Path, part: str) -> bool:
     return (path.name == part and path.is_dir()) or path.name in [part + ending for ending in ARCHIVES]
 
 
 def _token_files() -> list[Path]:
-    """Where the client looks for tokens and keys."""
+    """Return the paths where the client looks for tokens and keys."""
     home = Path.home() / ".kaggle"
     shared = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kaggle"
     folders = [Path(os.environ["KAGGLE_CONFIG_DIR"])] if os.environ.get("KAGGLE_CONFIG_DIR") else [home, shared]
@@ -259,7 +241,6 @@ def _token_files() -> list[Path]:
 
 
 def _without_secrets(text: str) -> str:
-    """`text` without what the user logs in with, wherever that is kept."""
     secrets = {os.environ.get(name, "") for name in ("KAGGLE_API_TOKEN", "KAGGLE_KEY")}
     for path in _token_files():
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""A table of labels against the images that it labels: what is missing, too much, there twice, or spelt in two ways."""
+"""Compare a table of labels with the images that it labels."""
 
 from __future__ import annotations
 
@@ -14,48 +14,25 @@ from cnnlab.data.archives import open_archive
 from cnnlab.io.csv import first, read_table
 from cnnlab.io.errors import CnnlabError, expand, reason
 
-_FEW = 3
-# What may be wrong, in the order of telling.
-_SAME, _OTHER, _EMPTY, _LOST, _AGAIN, _SPARE, _UNKNOWN, _UNUSED, _SPELT = _FAULTS = (
-    "ids are there again, with the same label",
-    "ids are there again, with another label",
-    "ids have no label",
-    "ids have no image",
-    "ids mean an image that has a row already",
-    "images have no row",
-    "labels are no class",
-    "classes have no row",
-    "labels differ from another by case or spaces alone",
-)
-
 
 @dataclass(frozen=True)
 class LabelCheck:
-    """A table of labels against images: lines that say what is wrong, and all that each is about.
+    """The result. rows, images: their numbers; classes: label -> rows; faults: description -> ids or names."""
 
-    rows, images: how many there are; faults: what -> the ids or names.
-    """
-
-    table: Path
+    table: str
     rows: int
     images: int
     classes: dict[str, int]
     faults: dict[str, list[str]]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
-        return {
-            "table": str(self.table),
-            "rows": self.rows,
-            "images": self.images,
-            "classes": self.classes,
-            "faults": self.faults,
-        }
+        """Return plain values."""
+        return dict(vars(self))
 
     def __str__(self) -> str:
         lines = [f"{self.table}: {self.rows:,} rows, {len(self.classes)} classes; {self.images:,} images"]
-        lines += [f"{len(names):,} {what}: {first(names, _FEW)}" for what, names in self.faults.items()]
-        return "\n".join(lines if self.faults else [*lines, "each image has one label, each label an image"])
+        lines += [f"{len(names):,} {what}: {first(names)}" for what, names in self.faults.items()]
+        return "\n".join(lines if self.faults else [*lines, "every image has one label, every label an image"])
 
 
 def check_labels(
@@ -68,40 +45,48 @@ def check_labels(
 ) -> LabelCheck:
     """Compare a CSV of ids and labels with a folder or an archive of images, of which only the names are read.
 
-    classes: those that there should be; unsaid, only labels that differ from another by case or spaces alone are
-    suspicious. Raises: CnnlabError for a table or an archive that cannot be read.
+    classes: the expected ones. Without them, only labels that differ from another by case or spaces are suspicious.
+    Raises: CnnlabError for a table or an archive that cannot be read.
     """
     path = expand(table)
     try:
         with path.open("rb") as file:
-            found = read_table(file, str(path), id_column, label_column, repeats=True)
+            rows = read_table(file, str(path), id_column, label_column, repeats=True)
     except OSError as error:
-        raise CnnlabError(f"cannot read {path}: {reason(error)}; name a CSV file that is there") from error
+        raise CnnlabError(f"cannot read {path}: {reason(error)}; name a CSV file") from error
     with closing(open_archive(expand(images))) as archive:
         ids = member_ids(archive)
         names = [member.name for member in archive.members]
     labels: dict[str, str] = {}
-    owner: dict[int, str] = {}  # of each image, the id that means it
-    faults: dict[str, list[str]] = {what: [] for what in _FAULTS}
-    for text, label in zip(found.ids, found.values, strict=True):
+    repeated = []
+    for text, label in zip(rows.ids, rows.values, strict=True):
         if text in labels:
-            faults[_SAME if labels[text] == label else _OTHER].append(text)
-            continue
-        labels[text] = label
-        if not label.strip():
-            faults[_EMPTY].append(text)
+            repeated.append((text, label))
+        labels.setdefault(text, label)
+    owner: dict[int, str] = {}  # of each image, the id that means it
+    lost, again = [], []
+    for text in labels:
         index = match(text, ids)
         if index is None:
-            faults[_LOST].append(text)
+            lost.append(text)
         elif owner.setdefault(index, text) != text:
-            faults[_AGAIN].append(text)
-    faults[_SPARE] = [name for i, name in enumerate(names) if i not in owner]
+            again.append(text)
     counts = Counter(label for label in labels.values() if label.strip())
-    faults[_UNKNOWN] = sorted(set(counts) - set(classes)) if classes else []
-    faults[_UNUSED] = sorted(set(classes) - set(counts))
-    alike_names: dict[str, list[str]] = {}
+    spellings: dict[str, list[str]] = {}
     for name in counts:
-        alike_names.setdefault(" ".join(name.split()).casefold(), []).append(name)
-    faults[_SPELT] = [name for group in alike_names.values() if len(group) > 1 for name in group]
-    told = {what: list_ for what, list_ in faults.items() if list_}
-    return LabelCheck(path, len(found.ids), len(names), dict(counts.most_common()), told)
+        spellings.setdefault(" ".join(name.split()).casefold(), []).append(name)
+    faults = {
+        "ids are repeated with the same label": [text for text, label in repeated if labels[text] == label],
+        "ids are repeated with another label": [text for text, label in repeated if labels[text] != label],
+        "ids have no label": [text for text, label in labels.items() if not label.strip()],
+        "ids have no image": lost,
+        "ids mean an image that has a row already": again,
+        "images have no row": [name for i, name in enumerate(names) if i not in owner],
+        "labels are not among the classes": sorted(set(counts) - set(classes)) if classes else [],
+        "classes have no row": sorted(set(classes) - set(counts)),
+        "labels differ from another by case or spaces only": [
+            name for group in spellings.values() if len(group) > 1 for name in group
+        ],
+    }
+    faults = {what: found for what, found in faults.items() if found}
+    return LabelCheck(str(path), len(rows.ids), len(names), dict(counts.most_common()), faults)

@@ -58,10 +58,6 @@ def prepare_store(
             # Before taking the lock: the store may be in a read-only place.
             if found := _existing(path, key, place.path):
                 return found
-            if Path.cwd().is_relative_to(path):
-                raise CnnlabError(
-                    f"{path} holds the folder you are in; name a folder to be made: --store {path / 'store'}"
-                )
             path.parent.mkdir(parents=True, exist_ok=True)
             with file_lock(path, report):
                 found = _existing(path, key, place.path)

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from cnnlab.recipe import LARGEST_SIDE
 
 _VERSION = 3  # increment when the same files would give another store
 _FEW_IMAGES = 2000  # decoded before a second process has started
-_MIN_FREE = 64 << 20  # bytes that must stay free on the disk
 _SKIP = "repair it, or leave such images out with --skip-bad"
 
 
@@ -93,7 +91,7 @@ class StoreWriter:
             with parts.place.images(parts.train, self.work) as archive:
                 rows = self._rows(archive, labels)
                 order = [index for _, _, index in rows]
-                self._probe(archive, set(order), len(sample or ()))
+                self._probe(archive, set(order))
                 faults = self._decode(decoders, archive, order, "train")
                 if any(kind == "colour" for _, kind, _ in faults):  # the first images were grey, this one is not
                     self.channels = 3
@@ -106,7 +104,7 @@ class StoreWriter:
             if label not in classes:
                 raise CnnlabError(f"no image of class {label} could be read; the first: {min(bad.items())[1]}")
         if bad:
-            self._drop_rows(set(bad), len(rows))
+            self._drop_rows(set(bad))
         number = {label: k for k, label in enumerate(classes)}
         train_ids, numbers = [text for text, _, _ in good], [number[label] for _, label, _ in good]
         write_json(
@@ -235,7 +233,7 @@ class StoreWriter:
             faults = self._decode(decoders, archive, list(rows), "test")
         return list(rows.values()), [text for _, _, text in faults]
 
-    def _probe(self, archive: Archive, wanted: set[int], tests: int) -> None:
+    def _probe(self, archive: Archive, wanted: set[int]) -> None:
         """Set `channels` and `side` from the first image that can be decoded."""
         size = self.parts.layout.image_size
         first = None
@@ -251,24 +249,13 @@ class StoreWriter:
             self.channels = 1 if grey else 3
             self.pattern = f"{archive.member_label(index)} is {width} x {height} pixels"
             if not size and width != height:
-                raise CnnlabError(f"{self.pattern}, not square; say with --image-size how large all should become")
+                raise CnnlabError(f"{self.pattern}, not square; set --image-size to the size for all")
             self.side = size or width
             if self.side > LARGEST_SIDE:
-                raise CnnlabError(
-                    f"{self.pattern}; say with --image-size what all should become: {LARGEST_SIDE} at most"
-                )
+                raise CnnlabError(f"{self.pattern}; set --image-size to the size for all, {LARGEST_SIDE} at most")
             break
         if not self.side:
             raise CnnlabError(f"no image of {archive.label} could be read; the first: {first}")
-        self._check_space(len(wanted) + tests)
-
-    def _check_space(self, images: int) -> None:
-        need, free = images * self.channels * self.side**2 + _MIN_FREE, shutil.disk_usage(self.work).free
-        if need > free:
-            raise CnnlabError(
-                f"the store needs {need >> 20:,} MiB and {self.work.parent} has {free >> 20:,} free; free some space, "
-                "or name another folder with --store"
-            )
 
     def _decode(self, decoders: Decoders, archive: Archive, order: list[int], part: str) -> list[Fault]:
         """Write the images `order` of the archive to the rows 0, 1, .. of PART.npy.
@@ -297,7 +284,7 @@ class StoreWriter:
             return faults
         for _, kind, text in faults:
             if kind == "size":
-                raise CnnlabError(f"{self.pattern}, but {text}; say with --image-size how large all should become")
+                raise CnnlabError(f"{self.pattern}, but {text}; set --image-size to the size for all")
             if not self.skip_bad:
                 raise CnnlabError(f"{text}; {_SKIP}")
         self.report(activity, done + count, len(order))
@@ -306,7 +293,6 @@ class StoreWriter:
 
     def _new_file(self, part: str, count: int) -> int:
         """Create a .npy file of black images. Return the offset of the pixels in bytes."""
-        self._check_space(count)  # again for the test part, which may have more images than the sample submission
         shape = (count, self.channels, self.side, self.side)
         with (self.work / f"{part}.npy").open("wb") as file:
             head = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -315,20 +301,12 @@ class StoreWriter:
             file.truncate(offset + int(np.prod(shape)))
         return offset
 
-    def _drop_rows(self, bad: set[int], count: int) -> None:
+    def _drop_rows(self, bad: set[int]) -> None:
         """Rewrite train.npy without the rows `bad`."""
-        old, new = self.work / "train.npy", self.work / "old.npy"
-        old.replace(new)
-        offset = self._new_file("train", count - len(bad))
-        rows = np.load(new, mmap_mode="r", allow_pickle=False)
-        with old.open("r+b") as file:
-            file.seek(offset)
-            for row in range(count):
-                if row not in bad:
-                    file.write(rows[row].tobytes())
-        del rows  # Windows cannot remove a mapped file
-        new.unlink()
-        _flush(old)
+        path = self.work / "train.npy"
+        images = np.delete(np.load(path, allow_pickle=False), list(bad), axis=0)
+        np.save(path, images, allow_pickle=False)
+        _flush(path)
 
     def _note_archive(self, archive: Archive, name: str) -> None:
         if archive.ignored:

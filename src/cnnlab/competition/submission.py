@@ -1,7 +1,7 @@
-"""CSV files of a competition: reading labels, writing a submission, scoring one.
+"""A competition's CSV files: read labels, write and score a submission.
 
-Ids and labels are data and stay as they are: a label `=cmd()` is written as those six characters, since the reader is
-Kaggle's program. A spreadsheet would take it for a formula; open such a file there as text.
+Ids and labels stay exactly as they are: a label `=cmd()` is written as these six characters, since Kaggle's program
+reads them. A spreadsheet would take it for a formula; import such a file as text there.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ _MOST_CLASSES = 2000  # the confusion matrix has the square of it
 
 @dataclass(frozen=True)
 class Written:
-    """What `write_submission` did. kept: the name that the earlier file has now; changed: False if it was identical."""
+    """A written submission. backup: new name of an earlier file; changed: False if an identical file was there."""
 
     path: Path
     rows: int
-    kept: Path | None = None
+    backup: Path | None = None
     changed: bool = True
 
     def __str__(self) -> str:
-        note = f"; the earlier one is now {self.kept}" if self.kept else "" if self.changed else ", as it was"
+        note = f"; the earlier one is now {self.backup}" if self.backup else "" if self.changed else ", unchanged"
         return f"{self.path}: {self.rows} rows{note}"
 
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """A submission measured against labels.
+    """A submission scored against the true labels.
 
-    classes: the K labels of the labels file, sorted; confusion: (K, K) int64, row = true class, column = predicted
-    class; other: (K,) int64, images of each true class whose submitted label is no class: they count as wrong, and
-    `no_class` tells how often each such label was given; unscored: ids of the submission that the labels lack.
+    classes: the K labels, sorted; confusion: (K, K) int64, row = true class, column = predicted class; other: (K,)
+    int64, images of each true class whose submitted label is no class, which count as wrong; no_class: how often each
+    such label was given; unscored: number of the submission's ids without a true label.
     """
 
     path: Path
@@ -56,26 +56,26 @@ class Score:
 
     @property
     def count(self) -> int:
-        """Images scored."""
+        """Number of scored images."""
         return int(self.confusion.sum() + self.other.sum())
 
     @property
     def correct(self) -> int:
-        """Images whose label is right."""
+        """Number of correct labels."""
         return int(self.confusion.trace())
 
     @property
     def accuracy(self) -> float:
-        """Share of the scored images whose label is right."""
+        """Fraction of the scored images with the correct label."""
         return self.correct / self.count
 
     @property
     def class_accuracy(self) -> list[float]:
-        """Of each class, the share of its images whose label is right. (Every class has an image.)"""
+        """Fraction of each class's images with the correct label. (Every class has an image.)"""
         return [float(s) for s in self.confusion.diagonal() / (self.confusion.sum(1) + self.other)]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """Return plain values for JSON."""
         names = "accuracy", "correct", "count", "classes", "class_accuracy", "no_class", "unscored"
         arrays = {"path": str(self.path), "confusion": self.confusion.tolist(), "other": self.other.tolist()}
         return {name: getattr(self, name) for name in names} | arrays
@@ -97,7 +97,7 @@ class Truth:
 
 
 def read_pairs(path: str | Path, id_column: str = "id", value_column: str = "label") -> tuple[list[str], list[str]]:
-    """Two columns of a CSV file: (ids, values), each of N texts, in the file's order. See `cnnlab.io.csv.read_table`.
+    """Read two columns of a CSV file: ids and values, N texts each, in the file's order. See `read_table`.
 
     Ids are unique and not empty; values may be empty. Raises: CnnlabError naming the file, the line, and the remedy.
     """
@@ -111,13 +111,12 @@ def write_submission(
 ) -> Written:  # fmt: skip
     """Write `ids` (N) with their `labels` (N) as a submission, atomically.
 
-    sample: the competition's sample submission: its ids must be ours, and its order of rows and of the two columns is
-    kept; None: in the order given. classes: the labels there are. A file that is there already, with other content,
-    is kept as submission-1.csv, -2, ...
-    Raises: CnnlabError for ids or labels that do not belong, and where the file cannot be written.
+    sample: the competition's sample submission, which has the same ids and sets the order of rows and columns; None:
+    the order given. classes: the possible labels. An existing file with other content is renamed to submission-1.csv,
+    -2, ... Raises: CnnlabError for missing, extra and unknown ids or labels, and if the file cannot be written.
     """
     if len(ids) != len(labels):
-        raise ValueError(f"want a label for each id, not {len(ids)} ids and {len(labels)} labels")
+        raise ValueError(f"expected a label per id, got {len(ids)} ids and {len(labels)} labels")
     path = expand(path)
     wanted = Table(True, list(ids), []) if sample is None else _read(sample, id_column, label_column)
     id_first, order = wanted.id_first, wanted.ids
@@ -134,25 +133,25 @@ def write_submission(
         if old == content:
             return Written(path, len(order), changed=False)
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = None if old is None else _keep(path, old)
+        backup = None if old is None else _back_up(path, old)
         write_atomic(path, content)
     except OSError as error:
         raise CnnlabError(f"cannot write {path}: {reason(error)}; name another file, or free some space") from error
-    return Written(path, len(order), kept)
+    return Written(path, len(order), backup)
 
 
 def score(path: str | Path, labels_path: str | Path, *, id_column: str = "id", label_column: str = "label") -> Score:
-    """Measure the submission `path` against the true labels in `labels_path`; both have the two columns.
+    """Score the submission `path` against the true labels in `labels_path`, which have the same two columns.
 
-    The labels may be fewer than the answers (Kaggle scores 10,000 of 300,000): other ids are counted, not scored.
-    Raises: CnnlabError where an image of the labels has no answer, and where a file cannot be read.
+    The labels may be of fewer images (Kaggle scores 10,000 of 300,000): other ids are counted, not scored. Raises:
+    CnnlabError if a labelled image has no answer, or if a file cannot be read.
     """
     given = _read(path, id_column, label_column)
     return measure(given, read_truth(labels_path, id_column, label_column), expand(path))
 
 
 def read_truth(path: str | Path, id_column: str = "id", label_column: str = "label") -> Truth:
-    """The true labels in a CSV file. Raises: CnnlabError where a row has none, and for no class or too many."""
+    """Read the true labels of a CSV file. Raises: CnnlabError for empty labels, and for no class or too many."""
     table = _read(path, id_column, label_column)
     numeric = all(map(str.isdecimal, table.values))  # then 2 comes before 10
     classes = sorted(set(table.values), key=lambda c: (len(c) if numeric else 0, c))
@@ -163,10 +162,7 @@ def read_truth(path: str | Path, id_column: str = "id", label_column: str = "lab
 
 
 def measure(given: Table, truth: Truth, path: str | Path) -> Score:
-    """Measure a submission's rows `given` against the true labels; `path`: what the submission is called.
-
-    Raises: CnnlabError where an image of the labels has no answer.
-    """
+    """Score the rows of a submission, whose name is `path`. Raises: CnnlabError if a labelled image has no answer."""
     answers = dict(zip(given.ids, given.values, strict=True))
     if missing := [i for i in truth.ids if i not in answers]:
         raise CnnlabError(f"{path} lacks {len(missing)} ids of {truth.path} ({first(missing)}); answer every image")
@@ -184,7 +180,7 @@ def _read(path: str | Path, id_column: str, value_column: str) -> Table:
         with expand(path).open("rb") as file:
             return read_table(file, str(path), id_column, value_column)
     except OSError as error:
-        raise CnnlabError(f"cannot read {path}: {reason(error)}; name a CSV file that is there") from error
+        raise CnnlabError(f"cannot read {path}: {reason(error)}; name a CSV file") from error
 
 
 def _same_ids(ids: Sequence[str], wanted: Sequence[str], sample: str | Path | None) -> None:
@@ -192,7 +188,7 @@ def _same_ids(ids: Sequence[str], wanted: Sequence[str], sample: str | Path | No
     faults = {
         f"ids of {sample} are missing": [i for i in wanted if i not in have],
         f"ids are not in {sample}": [i for i in have if i not in need],
-        "ids are there more than once": [i for i, n in have.items() if n > 1],
+        "ids occur more than once": [i for i, n in have.items() if n > 1],
     }
     texts = [f"{len(found)} {what} ({first(found)})" for what, found in faults.items() if found]
     if texts or not ids:
@@ -207,19 +203,19 @@ def _known_labels(labels: Sequence[str], classes: Collection[str]) -> None:
         raise CnnlabError(f"the predictions: {bad.total()} labels are no class ({first(bad)}); {hint}")
 
 
-def _keep(path: Path, content: bytes) -> Path:
+def _back_up(path: Path, content: bytes) -> Path:
     names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(1))
-    kept = next(name for name in names if not name.exists())  # the first free one
-    kept.touch(exist_ok=False)  # claims the name: fails where another process was quicker
+    backup = next(name for name in names if not name.exists())
+    backup.touch(exist_ok=False)  # fails if another process has taken the name
     try:
-        write_atomic(kept, content)
+        write_atomic(backup, content)
     except BaseException:
-        kept.unlink()
+        backup.unlink()
         raise
-    return kept
+    return backup
 
 
 def _plain(field: str) -> str:
     if not field.strip() or UNFIT.search(field):
-        raise CnnlabError(f"{quoted(field)} cannot stand in a submission; ids and labels are a line of text, not empty")
+        raise CnnlabError(f"{quoted(field)} cannot be in a submission; ids and labels are one line of text, not empty")
     return field

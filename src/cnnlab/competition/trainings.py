@@ -1,4 +1,4 @@
-"""Training for a competition: with images held out, then on every labelled image."""
+"""Train for a competition: with a validation split, then on every labelled image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from cnnlab import inference
-from cnnlab.competition.work import Competition, begun
+from cnnlab.competition.work import Competition, has_started
 from cnnlab.device.hardware import check_threads
 from cnnlab.inference import RunEvaluation
 from cnnlab.io.errors import CnnlabError, reason
@@ -30,10 +30,10 @@ from cnnlab.training.runs import Run
 
 @dataclass(frozen=True)
 class Trained:
-    """A training of `train` with its figures on every image.
+    """A training of `train`, evaluated on all images.
 
-    validation, train: of each seed's run; views: validation accuracy of all runs together, by the number of views of
-    each image (see `cnnlab.training.evaluate.VIEWS`).
+    validation, train: the evaluation of each seed's run; views: validation accuracy of all runs together, by the kind
+    of test-time augmentation (see `cnnlab.training.evaluate.VIEWS`).
     """
 
     result: Result | SeedsResult
@@ -42,7 +42,7 @@ class Trained:
     views: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return plain values."""
         return {
             "recipe": self.validation[0].run.recipe.to_dict(),
             "runs": [
@@ -63,27 +63,28 @@ def train(
     threads: int | None = None,
     progress: str = "auto",
 ) -> Trained:
-    """Train with images held out, by a recipe (unsaid: `cifar/10min`), and measure every image of both parts.
+    """Train with a validation split and evaluate on all images of both splits.
 
-    settings: `key=value` texts that change the recipe; seeds: train that many networks, unsaid one. What is finished
-    already is left as it is; what was interrupted goes on. Raises: CnnlabError, also where another recipe was begun.
+    recipe: Default: `cifar/10min`. settings: `key=value` texts that change the recipe. seeds: number of networks.
+    Default: 1. A finished training is not repeated, an interrupted one continues. Raises: CnnlabError, also if a
+    training with another recipe has started.
     """
     check_threads(threads)
     competition.images()
     chosen = None
-    if recipe is not None or settings or not begun(competition.path / "train"):
+    if recipe is not None or settings or not has_started(competition.path / "train"):
         source = f"store:{competition.store}"
         if isinstance(recipe, Recipe):
             chosen = replace(recipe, data=source).with_settings(settings)
         else:
             chosen = choose_recipe(data=source, recipe=recipe, settings=settings)
         if chosen.eval_split != "validation":
-            raise CnnlabError(f"eval_split={chosen.eval_split}: this step holds images out; set eval_split=validation")
+            raise CnnlabError(f"eval_split={chosen.eval_split}: this step trains with eval_split=validation")
         if chosen.data != source:
             raise CnnlabError(f"data={chosen.data}: this step trains on {source}; leave data out")
-    result = _train_or_go_on(competition.path / "train", chosen, seeds, device, threads, progress)
+    result = _train_or_resume(competition.path / "train", chosen, seeds, device, threads, progress)
     models = [r.run for r in (result.results if isinstance(result, SeedsResult) else [result])]
-    trained = _reported(competition, result, models)
+    trained = _read_report(competition, result, models)
     if trained is None:
         on: dict[str, Any] = {"device": device, "threads": threads}
         measured = {
@@ -105,46 +106,45 @@ def retrain(
     threads: int | None = None,
     progress: str = "auto",
 ) -> Result | SeedsResult:
-    """Train on every labelled image with the settings of `train`, once that is finished.
+    """Train on all labelled images with the settings of `train`, which must have finished.
 
-    seeds: several make an ensemble; unsaid, one. A `limit` among the settings holds here too. Raises: CnnlabError.
+    seeds: number of networks in the ensemble. Default: 1. A `limit` in the settings applies here too. Raises:
+    CnnlabError.
     """
     check_threads(threads)
     competition.images()
     path = competition.path / "train"
-    if not begun(path):
+    if not has_started(path):
         raise CnnlabError(
-            f"{path} does not exist: its settings are those to train with; first: cnnlab kaggle train --name "
+            f"{path} does not exist, and retraining uses its settings; first: cnnlab kaggle train --name "
             f"{competition.path.name}"
         )
     if not (path / "summary.json").exists():
         raise CnnlabError(
-            f"{path} is not finished, so its settings have not been tried; go on with it first: cnnlab kaggle train "
+            f"{path} is not finished, and retraining uses its settings; continue it first: cnnlab kaggle train "
             f"--name {competition.path.name}"
         )
     recipe = runs.open_seeds(path)[0] if (path / "seeds.json").exists() else runs.open_run(path).recipe
     everything = recipe.changed(eval_split="train", val_fraction=0.0)
-    return _train_or_go_on(competition.path / "retrain", everything, seeds, device, threads, progress)
+    return _train_or_resume(competition.path / "retrain", everything, seeds, device, threads, progress)
 
 
-def _train_or_go_on(
+def _train_or_resume(
     path: Path, recipe: Recipe | None, seeds: int | None, device: str, threads: int | None, progress: str
 ) -> Result | SeedsResult:
-    """Train into the folder `path`, or go on with what it holds, if that is of the same recipe and number of seeds."""
+    """Train into the folder `path`, or resume the training in it if it has the same recipe and number of seeds."""
     if seeds is not None and seeds < 1:
         raise CnnlabError(f"seeds={seeds}: must be at least 1")
     common: dict[str, Any] = {"device": device, "threads": threads, "progress": progress}
-    if begun(path):
+    if has_started(path):
         several = (path / "seeds.json").exists()
         there, numbers = runs.open_seeds(path) if several else (runs.open_run(path).recipe, [0])
         if recipe is not None and there != recipe:
-            raise CnnlabError(
-                f"{path} was begun by {there.name} and is kept; choose another --name for another training"
-            )
+            raise CnnlabError(f"{path} holds a training of another recipe, {there.name}; choose another --name")
         if seeds is not None and len(numbers) != seeds:
             raise CnnlabError(
-                f"{path} was begun with {len(numbers)} seed{'s' * (len(numbers) > 1)}, not {seeds}, and is kept; leave "
-                "--seeds out to go on with it, or choose another --name"
+                f"{path} was started with {len(numbers)} seed{'s' * (len(numbers) > 1)}, not {seeds}; leave "
+                "--seeds out to continue it, or choose another --name"
             )
         summary = None if several else runs.open_run(path).summary()
         if summary is not None:
@@ -152,22 +152,22 @@ def _train_or_go_on(
         return training.resume(path, **common)
     assert recipe is not None
     with contextlib.suppress(OSError):
-        path.rmdir()  # of a process that was killed before there was anything in it
+        path.rmdir()  # an empty folder of a process that was killed
     if seeds is None or seeds == 1:
         return training.train(recipe, runs_dir=path.parent, name=path.name, **common)
     return training.train_seeds(recipe, seeds, runs_dir=path.parent, name=path.name, **common)
 
 
 def weights_hash(run: Run) -> str:
-    """Of the weights that a run predicts with."""
+    """Return a hash of the weights that a run predicts with."""
     try:
         return hashlib.blake2b(run.weights().read_bytes(), digest_size=16).hexdigest()
     except OSError as error:
         raise CnnlabError(f"cannot read {run.weights()}: {reason(error)}; train again") from error
 
 
-def _reported(competition: Competition, result: Result | SeedsResult, models: list[Run]) -> Trained | None:
-    """What report.json says of just these weights; None where it is of others, or damaged."""
+def _read_report(competition: Competition, result: Result | SeedsResult, models: list[Run]) -> Trained | None:
+    """Return the evaluations in report.json; None if they are of other weights, or damaged."""
     try:
         report = read_json(competition.path / "report.json")
         if report["weights"] != [weights_hash(run) for run in models]:
@@ -190,7 +190,7 @@ def _reported(competition: Competition, result: Result | SeedsResult, models: li
 
 
 def _by_views(models: list[Run], device: str, threads: int | None, progress: str) -> dict[str, float]:
-    """Accuracy of the averaged probabilities on the validation images, for each kind of views."""
+    """Return the validation accuracy of the averaged probabilities for each kind of test-time augmentation."""
     images = inference.validation_images(models[0])
     found = {}
     display = make_display(progress)

@@ -1,4 +1,4 @@
-"""Where images come from. A source is one file with a `load` and one line in DATASETS."""
+"""Data sources. A source is one file with a function `load`, and one line in DATASETS."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ STORE = "store:"
 
 
 def load_images(source: str, split: str, options: SourceOptions | None = None) -> ImageSet | None:
-    """The `train`, `validation` or `test` part of `source`; None where it has no such part of its own.
+    """Return the `train`, `validation` or `test` split of `source`; None if it has no such split.
 
-    source: a name in DATASETS, `folder:PATH`, or `store:PATH` for what `cnnlab kaggle prepare` made. Raises:
-    CnnlabError, in one line, for anything that is wrong with the name or the files.
+    source: a name in DATASETS, `folder:PATH`, or `store:PATH` of a store by `cnnlab kaggle prepare`. Raises:
+    CnnlabError for anything that is wrong with the name or the files.
     """
     if split not in ("train", "validation", "test"):
         raise unknown("split", split, ("train", "validation", "test"))
@@ -55,10 +55,10 @@ def load_images(source: str, split: str, options: SourceOptions | None = None) -
 
 
 def copies_in_test(source: str, train: ImageSet, options: SourceOptions) -> int | None:
-    """How many images of the test part of `source` are among the training images `train`; None where there is no such.
+    """Return how many test images of `source` are also in `train`; None if there is no test split.
 
-    The test images' pixels are compared, their labels not looked at. Of a folder, whose test images would first have to
-    be decoded, the bytes of the files are. Nothing is downloaded.
+    Pixels are compared, labels are not read. For a folder, files are compared instead, since its test images are not
+    decoded. Nothing is downloaded.
     """
     if source.startswith(FOLDER):
         return folder.copies(expand(source.removeprefix(FOLDER)), train.ids)
@@ -72,5 +72,5 @@ def copies_in_test(source: str, train: ImageSet, options: SourceOptions) -> int 
 
 
 def data_folder(named: str | Path | None = None) -> Path:
-    """Where datasets lie: the folder that was named, else CNNLAB_DATA, else the user's cache folder."""
+    """Return the folder of the datasets: `named`, else CNNLAB_DATA, else the user's cache folder."""
     return expand(named or os.environ.get("CNNLAB_DATA") or user_cache_dir("cnnlab"))

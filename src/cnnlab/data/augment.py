@@ -1,8 +1,8 @@
-"""Random changes of a batch on its device, as pure tensor -> tensor functions: a draw of its own for each image.
+"""Random augmentation of a batch on its device, as pure functions of tensors, with a separate draw for each image.
 
-Everywhere: images (B, C, H, W) float32 scaled 0..1, not yet normalised, are left untouched and come back as a new
-tensor of the same shape and range; the generator lives on the images' device, and its state alone decides the draws.
-Nothing waits for the device, with one exception: `rand_augment`.
+All functions take images (B, C, H, W) float32 in 0..1, not yet normalized, and return a new tensor of the same shape
+and range. The generator is on the images' device, and its state alone determines the draws. Only `rand_augment` waits
+for the device.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def alternating_flip(images: Tensor, index: Tensor, epoch: int, seed: int, count: int) -> Tensor:
-    """Mirror each image in every other epoch, so that two successive epochs show both its sides.
+    """Mirror each image in every other epoch, so that two successive epochs show both sides.
 
-    index: (B,) int64, the images' numbers in their set; whether number i begins mirrored depends on (seed, i) alone,
-    never on the batch. count: images in the set, whose sides are found once. K. Jordan, "94% on CIFAR-10 in 3.29
-    Seconds on a Single GPU", arXiv:2404.00498, section 3.6.
+    index: (B,) int64, the images' indices in the set; whether image i starts mirrored depends on (seed, i) only, not
+    on the batch. count: images in the set. K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU",
+    arXiv:2404.00498, section 3.6.
     """
     mirrored = _sides(count, seed, images.device)[index] ^ (epoch % 2 == 1)
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
@@ -38,7 +38,7 @@ def alternating_flip(images: Tensor, index: Tensor, epoch: int, seed: int, count
 def random_shift(images: Tensor, pixels: int, generator: torch.Generator, fill: str = "zeros") -> Tensor:
     """Move each image by -pixels..pixels in both directions: (B, C, H, W), same shape out.
 
-    fill: what comes in: "zeros" (black) or "reflect", the image mirrored about its outermost row or column.
+    fill: "zeros" (black) or "reflect", which mirrors the image about its outermost row or column.
     """
     b, _, h, w = images.shape
     if fill not in ("zeros", "reflect"):
@@ -50,19 +50,19 @@ def random_shift(images: Tensor, pixels: int, generator: torch.Generator, fill: 
 
 
 def _shifted(images: Tensor, pixels: int, offset: Tensor, mode: str) -> Tensor:
-    """The window (H, W) of each padded image that begins at its offset (2, B, 1): row, column."""
+    """Return the window (H, W) of each padded image that starts at its offset (2, B, 1): row, column."""
     b, c, h, w = images.shape
     padded = F.pad(images, (pixels,) * 4, mode=mode).contiguous()
-    # Each row of the result is w neighbours in memory: copied whole, seven times as fast as pixel by pixel.
+    # Each row of the result is contiguous in the source: copying rows is seven times as fast as copying pixels.
     firsts = torch.arange(b * c, device=images.device).view(b, c, 1) * (h + 2 * pixels)
-    firsts = firsts + offset[0][:, None] + torch.arange(h, device=images.device)  # (B, C, H), number of the row
+    firsts = firsts + offset[0][:, None] + torch.arange(h, device=images.device)  # (B, C, H), index of the row
     firsts = firsts * (w + 2 * pixels) + offset[1][:, None]
     windows = padded.as_strided((padded.numel() - w + 1, w), (1, 1))
     return windows.index_select(0, firsts.flatten()).view(b, c, h, w)
 
 
 def cutout(images: Tensor, pixels: int, generator: torch.Generator, fill: float | Tensor = 0.0) -> Tensor:
-    """Blot out a square of `pixels` a side in each image with `fill`, a number or one for each channel (C,).
+    """Fill a square of `pixels` a side in each image with `fill`, a number or one for each channel (C,).
 
     The square's centre is uniform over the pixels, so it may hang over the edge: T. DeVries and G. Taylor,
     arXiv:1708.04552.
@@ -74,12 +74,11 @@ def cutout(images: Tensor, pixels: int, generator: torch.Generator, fill: float 
 def random_resized_crop(
     images: Tensor, scale: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
 ) -> Tensor:
-    """Cut a box out of each image and enlarge it to the whole (H, W), bilinearly.
+    """Crop a box from each image and enlarge it to (H, W), bilinearly.
 
-    scale: the box's share of the area, uniform from low to high; ratio: its width over height, log-uniform. As
-    torchvision's RandomResizedCrop with antialias, which is idle where nothing shrinks, except that the box is not
-    rounded to whole pixels, and that a box too long for the image is cut to its side (not below one pixel) where
-    torchvision draws anew up to ten times.
+    scale: the box's fraction of the area, uniform from low to high; ratio: its width over height, log-uniform. As
+    torchvision's RandomResizedCrop, except that the box is not rounded to whole pixels, and that a box too long for the
+    image is cut to its side (at least one pixel), where torchvision draws again up to ten times.
     """
     return _cropped(images, *_draw_boxes(images, scale, ratio, generator))
 
@@ -87,7 +86,7 @@ def random_resized_crop(
 def _draw_boxes(
     images: Tensor, scale: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Top, left, height and width in pixels, each (B,)."""
+    """Return top, left, height and width in pixels, each (B,)."""
     b, _, h, w = images.shape
     draw = torch.rand(4, b, generator=generator, device=images.device)
     area = draw[0].mul(scale[1] - scale[0]).add(scale[0]).mul(h * w)
@@ -97,7 +96,7 @@ def _draw_boxes(
 
 
 def _cropped(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
-    """The boxes (each number (B,), in pixels), enlarged to (H, W). Nothing outside a box is looked at."""
+    """Return the boxes (B,), in pixels, enlarged to (H, W). Nothing outside a box is read."""
     b, _, h, w = images.shape
     rows, columns = _sampled(top, height, h), _sampled(left, width, w)
     grid = torch.stack((columns[:, None, :].expand(b, h, w), rows[:, :, None].expand(b, h, w)), dim=3)
@@ -106,7 +105,7 @@ def _cropped(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: T
 
 
 def _sampled(start: Tensor, size: Tensor, length: int) -> Tensor:
-    """Where `length` pixels that share size (B,) from start (B,) have their centres: (B, length), -1..1."""
+    """Return the centres of `length` pixels that cover size (B,) from start (B,): (B, length), -1..1."""
     centres = (torch.arange(length, device=start.device) + 0.5) / length * size[:, None] + start[:, None]
     inside = centres.clamp((start + 0.5)[:, None], (start + size - 0.5)[:, None])
     return inside * (2 / length) - 1
@@ -115,10 +114,10 @@ def _sampled(start: Tensor, size: Tensor, length: int) -> Tensor:
 def color_jitter(
     images: Tensor, brightness: float, contrast: float, saturation: float, generator: torch.Generator
 ) -> Tensor:
-    """Scale brightness, contrast and saturation of each image, in an order of its own.
+    """Scale brightness, contrast and saturation of each image, in a random order.
 
-    Each factor is uniform in max(0, 1 - x)..1 + x of its argument x; formulas of torchvision's ColorJitter (no hue),
-    which draws one order and one set of factors for a whole batch. Only images of 3 channels have a saturation.
+    Each factor is uniform in max(0, 1 - x)..1 + x for its argument x. As torchvision's ColorJitter without hue, which
+    draws one order and one set of factors for the whole batch. Only images with 3 channels have a saturation.
     """
     return _recolored(images, *_draw_colors(images, (brightness, contrast, saturation), generator))
 
@@ -126,7 +125,7 @@ def color_jitter(
 def _draw_colors(
     images: Tensor, reach: tuple[float, float, float], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Factors (B, 3) of brightness, contrast and saturation, and the order (B, 3) of these three."""
+    """Return factors (B, 3) of brightness, contrast and saturation, and the order (B, 3) of the three."""
     draw = torch.rand(2, len(images), 3, generator=generator, device=images.device)
     lows = [max(0.0, 1 - x) for x in reach]
     factors = [draw[0, :, i] * (1 + x - low) + low for i, (x, low) in enumerate(zip(reach, lows, strict=True))]
@@ -134,39 +133,39 @@ def _draw_colors(
 
 
 def _recolored(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-    """With the adjustments 0, 1, 2 (brightness, contrast, saturation) in each image's order."""
+    """Apply the adjustments 0, 1, 2 (brightness, contrast, saturation) in each image's order."""
     colors = images.shape[1] == 3
     for kind in order.T[:, :, None, None, None]:
         grey = images.mean(1, keepdim=True)
         if colors:
             grey = images[:, :1] * 0.2989 + images[:, 1:2] * 0.587 + images[:, 2:] * 0.114
-        # Each is a blend with an image that lacks the quality: black, its mean grey, or the grey image.
+        # Each is a blend with an image without that quality: black, its mean grey, or the grey image.
         flat = torch.where(kind == 0, 0.0, grey.mean((2, 3), keepdim=True))
         lacking = torch.where(kind == 2, grey if colors else images, flat)
         images = torch.lerp(lacking, images, factors.gather(1, kind.view(-1, 1))[:, :, None, None]).clamp_(0, 1)
     return images
 
 
-# What rand_augment draws from. Some have a sign; the others look the same with either.
+# The operations of rand_augment. Some have a sign, which the others ignore.
 _OPERATIONS = (
     *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Contrast", "Sharpness"),
-    *("Posterize", "Solarize", "AutoContrast", "Equalize", "Color"),  # Color last: greys go without it
+    *("Posterize", "Solarize", "AutoContrast", "Equalize", "Color"),  # Color is last: grey images do without it
 )
 
 
 def rand_augment(
     images: Tensor, operations: int, magnitude: int, generator: torch.Generator, fill: float | Tensor = 0.0
 ) -> Tensor:
-    """Apply `operations` randomly drawn operations of strength `magnitude`, 0..30, one after the other, to each image.
+    """Apply `operations` random operations of strength `magnitude`, 0..30, to each image, one after the other.
 
     E. Cubuk et al., arXiv:1909.13719, with torchvision's operations and magnitudes (31 bins), but drawn for each
-    image where torchvision draws once for a batch. C is 1 or 3; fill, a number or (C,), comes in from outside.
-    Operations work on 0..1; Posterize and Equalize on 256 levels, rounded to.
+    image, while torchvision draws once per batch. C is 1 or 3; fill, a number or (C,), is the colour outside the image.
+    Posterize and Equalize round to 256 levels.
     """
     kinds = len(_OPERATIONS) - (images.shape[1] != 3)
-    # One draw for an operation and its sign; sorted by it, the images of a group are neighbours.
+    # One draw for an operation and its sign; sorting by it makes each group contiguous.
     codes = torch.randint(2 * kinds, (operations, len(images)), generator=generator, device=images.device)
-    # How large the groups are the host must know: the only transfer, once for all rounds.
+    # The host must know the sizes of the groups: the only transfer, once for all rounds.
     sizes = (codes[:, :, None] == torch.arange(2 * kinds, device=images.device)).sum(1).tolist()
     for code, size in zip(codes, sizes, strict=True):
         order = code.argsort(stable=True)
@@ -180,17 +179,17 @@ def rand_augment(
 
 
 def _operated(images: Tensor, name: str, magnitude: int, sign: int, fill: float | Tensor) -> Tensor:
-    """One operation, by its name in torchvision, on all images alike."""
+    """Apply one operation, named as in torchvision, to all images."""
     from torchvision.transforms.v2 import functional as tv  # slow to import
 
-    def at(zero: float, most: float) -> float:  # in float32, so that the numbers are torchvision's to the last bit
+    def at(zero: float, most: float) -> float:  # in float32, as torchvision does
         return float(torch.linspace(zero, most, 31)[magnitude])
 
-    def moved(**how: Any) -> Tensor:
-        # To the nearest pixel. One more channel says what came from outside, because tv takes no fill from a device.
+    def moved(**options: Any) -> Tensor:
+        # To the nearest pixel. One more channel marks what lies outside, since tv takes no fill on a device.
         rest = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
         marked = torch.cat((images, torch.ones_like(images[:, :1])), dim=1)
-        marked = tv.rotate(marked, **how) if name == "Rotate" else tv.affine(marked, **(rest | how))
+        marked = tv.rotate(marked, **options) if name == "Rotate" else tv.affine(marked, **(rest | options))
         return _filled(marked[:, :-1], marked[:, -1:] < 0.5, fill)
 
     h, w = images.shape[2:]
@@ -219,10 +218,10 @@ def _operated(images: Tensor, name: str, magnitude: int, sign: int, fill: float 
 def mixup(
     images: Tensor, labels: Tensor, alpha: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Blend each image with another of the batch: (images, labels, other labels, share of `labels` (B,) float32).
+    """Blend each image with another of the batch: (images, labels, other labels, weight of `labels` (B,) float32).
 
-    H. Zhang et al., arXiv:1710.09412, with a share ~ Beta(alpha, alpha) of its own for each image. The others are a
-    random permutation of the batch, so now and then an image meets itself.
+    H. Zhang et al., arXiv:1710.09412, with a separate weight ~ Beta(alpha, alpha) for each image. The others are a
+    random permutation of the batch, so an image may be blended with itself.
     """
     share = _draw_shares(len(images), alpha, images.device, generator)
     other = torch.randperm(len(images), generator=generator, device=images.device)
@@ -232,10 +231,10 @@ def mixup(
 def cutmix(
     images: Tensor, labels: Tensor, alpha: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Paste a box of another image of the batch into each: (images, labels, other labels, share of `labels` (B,)).
+    """Paste a box of another image of the batch into each: (images, labels, other labels, weight of `labels` (B,)).
 
     S. Yun et al., arXiv:1905.04899: area ~ 1 - Beta(alpha, alpha) with the image's proportions, centre uniform over
-    the pixels, drawn for each image. The share is counted, after the box has been clipped to the image.
+    the pixels, drawn for each image. The weight is that of the box after it has been clipped to the image.
     """
     side = (1 - _draw_shares(len(images), alpha, images.device, generator)).sqrt()[:, None]
     other = torch.randperm(len(images), generator=generator, device=images.device)
@@ -247,13 +246,13 @@ def cutmix(
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Which changes are made, and how strongly; the defaults change nothing.
+    """The settings of the augmentation; the defaults change nothing.
 
-    shift: pixels; shift_fill: zeros or reflect; flip: mirror at random, or in every other epoch where
-    alternating_flip (which means nothing without flip); crop_scale: smallest share of the area, 1 for no crop;
-    crop_ratio: largest aspect r of 1/r..r; brightness, contrast, saturation: see `color_jitter`; cutout: pixels a
-    side; randaugment: operations for each image, of strength magnitude, 0..30; mixup, cutmix: their alphas, where
-    both are on each batch gets one of them.
+    shift: pixels; shift_fill: zeros or reflect; flip: mirror at random, or in every other epoch with
+    alternating_flip (which requires flip); crop_scale: smallest fraction of the area, 1 for no crop; crop_ratio:
+    largest aspect ratio r of 1/r..r; brightness, contrast, saturation: see `color_jitter`; cutout: pixels a side;
+    randaugment: operations per image, of strength magnitude, 0..30; mixup, cutmix: their alphas; if both are set, each
+    batch gets one of them.
     """
 
     shift: int = 0
@@ -275,10 +274,10 @@ class Augmentation:
         self, images: Tensor, index: Tensor, count: int, epoch: int, seed: int, generator: torch.Generator,
         fill: float | Tensor,
     ) -> Tensor:  # fmt: skip
-        """The changes that leave labels alone; the input itself where all are off.
+        """Apply the changes that keep the labels; return the input itself if all are off.
 
-        index: (B,) int64, the images' numbers in their set, and count: images in that; fill: a number or (C,), for
-        cutout and randaugment.
+        index: (B,) int64, the images' indices in the set; count: images in the set; fill: a number or (C,), for cutout
+        and randaugment.
         """
         if self.crop_scale < 1 or self.crop_ratio > 1:
             ratio = (1 / self.crop_ratio, self.crop_ratio)
@@ -300,9 +299,9 @@ class Augmentation:
     def mixes(
         self, images: Tensor, labels: Tensor, generator: torch.Generator, host: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """The changes that mix labels: as `mixup` and `cutmix`, or (images, labels, None, None).
+        """Apply `mixup` or `cutmix`; return (images, labels, None, None) if both are off.
 
-        host: a generator on the CPU, which picks where both are on, so that nobody waits for the device.
+        host: a generator on the CPU that chooses if both are on, so that nothing waits for the device.
         """
         both = bool(self.mixup and self.cutmix)
         if self.mixup and not (both and torch.rand((), generator=host).item() < 0.5):
@@ -314,12 +313,12 @@ class Augmentation:
 
 @lru_cache(maxsize=4)
 def _sides(count: int, seed: int, device: torch.device) -> Tensor:
-    """Which of the numbers 0, 1, ..., count - 1 begin mirrored: (count,) bool. Of each batch it would be 40 kernels."""
+    """Return which of the images start mirrored: (count,) bool. Cached: for each batch it would be 40 kernels."""
     return _hashed(torch.arange(count, device=device), seed) % 2 == 1
 
 
 def _hashed(numbers: Tensor, seed: int) -> Tensor:
-    """Well-mixed 32-bit values of int64 numbers (B,) and a seed of up to 64 bits; no product leaves int64."""
+    """Hash int64 numbers (B,) and a seed of up to 64 bits to 32 bits; no product overflows int64."""
     state = numbers
     for word in (0, seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF):
         state = (state ^ word) & 0xFFFFFFFF
@@ -330,13 +329,13 @@ def _hashed(numbers: Tensor, seed: int) -> Tensor:
 
 
 def _draw_shares(b: int, alpha: float, device: torch.device, generator: torch.Generator) -> Tensor:
-    """b shares ~ Beta(alpha, alpha), by the inverse distribution function: one uniform draw each, on any device.
+    """Draw b weights ~ Beta(alpha, alpha) by the inverse distribution function, one uniform draw each, on any device.
 
-    (torch's own gamma draws take a generator only under a private name, and not on every device.)
+    (PyTorch's gamma draws take a generator only under a private name, and not on every device.)
     """
     table, power = _beta_table(alpha, device), 1 / min(alpha, 1.0)
     draw = torch.rand(b, generator=generator, device=device)
-    chance = 1 - (2 * draw - 1).abs()  # both halves are alike: chance of the lower half, 0..1
+    chance = 1 - (2 * draw - 1).abs()  # by symmetry: chance within the lower half, 0..1
     after = torch.searchsorted(table, chance).clamp_(1, len(table) - 1)
     low, high = table[after - 1], table[after]
     within = ((chance - low) / (high - low).clamp(min=1e-30)).clamp_(0, 1)
@@ -346,7 +345,7 @@ def _draw_shares(b: int, alpha: float, device: torch.device, generator: torch.Ge
 
 @lru_cache(maxsize=8)
 def _beta_table(alpha: float, device: torch.device) -> Tensor:
-    """Distribution function of t, 0..1 in 4096 steps, where x = t ** (1 / min(alpha, 1)) / 2 is Beta's lower half.
+    """Return the distribution function of t in 4096 steps, where x = t ** (1 / min(alpha, 1)) / 2 is Beta's lower half.
 
     In t the density has no pole at 0: it is t ** (alpha / min(alpha, 1) - 1) * (1 - x) ** (alpha - 1).
     """
@@ -358,14 +357,14 @@ def _beta_table(alpha: float, device: torch.device) -> Tensor:
 
 
 def _draw_pixels(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A pixel, uniform over each image: row and column, each (B, 1)."""
+    """Draw a pixel uniformly from each image: row and column, each (B, 1)."""
     b, _, h, w = images.shape
     row = torch.randint(h, (b, 1), generator=generator, device=images.device)
     return row, torch.randint(w, (b, 1), generator=generator, device=images.device)
 
 
 def _box(row: Tensor, column: Tensor, height: int | Tensor, width: int | Tensor, shape: torch.Size) -> Tensor:
-    """Where boxes of a size around (row, column) lie in images of a shape, all but it (B, 1): (B, 1, H, W) bool."""
+    """Return the mask (B, 1, H, W) of boxes around (row, column) in images of a shape; sizes and places are (B, 1)."""
     y = torch.arange(shape[2], device=row.device) - (row - height // 2)
     x = torch.arange(shape[3], device=row.device) - (column - width // 2)
     return ((y >= 0) & (y < height))[:, None, :, None] & ((x >= 0) & (x < width))[:, None, None, :]
@@ -376,5 +375,5 @@ def _filled(images: Tensor, where: Tensor, fill: float | Tensor) -> Tensor:
 
 
 def _levels(images: Tensor) -> Tensor:
-    """0..1 to 0..255, uint8."""
+    """Convert 0..1 to 0..255, uint8."""
     return (images * 255).round().to(torch.uint8)

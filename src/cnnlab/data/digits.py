@@ -16,7 +16,7 @@ _TEST_FRACTION, _TEST_SEED = 0.2, 1998
 
 
 def load(split: str, options: SourceOptions) -> ImageSet | None:  # noqa: ARG001 - nothing to choose here
-    """The `train` (1,438) or `test` (359) part: (N, 1, 8, 8) uint8; there is no `validation` part of its own."""
+    """Return the `train` (1,438) or `test` (359) split: (N, 1, 8, 8) uint8; there is no `validation` split."""
     if split == "validation":
         return None
     from sklearn.datasets import load_digits  # slow to import, so only here

@@ -1,4 +1,4 @@
-"""`fashion-mnist`: 70,000 grey 28x28 pictures of clothes, as the publisher's four files.
+"""`fashion-mnist`: 70,000 grey 28x28 images of clothes, from the publisher's four files.
 
 Source: H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST, arXiv:1708.07747, 2017. Names, addresses and checksums of the
 files are torchvision's, and so is their place: DATA/FashionMNIST/raw.
@@ -27,10 +27,10 @@ _COUNT = {"train": 60_000, "test": 10_000}
 
 
 def load(split: str, options: SourceOptions) -> ImageSet | None:
-    """The `train` (60,000) or `test` (10,000) part: (N, 1, 28, 28) uint8; no `validation` part of its own.
+    """Return the `train` (60,000) or `test` (10,000) split: (N, 1, 28, 28) uint8; there is no `validation` split.
 
-    The files are taken from `options.data_dir`, or downloaded into it. Raises: CnnlabError for a file whose
-    checksum is wrong, and where nothing can be downloaded.
+    Missing files are downloaded into `options.data_dir`. Raises: CnnlabError for a file with a wrong checksum, and if
+    nothing can be downloaded.
     """
     if split == "validation":
         return None
@@ -50,12 +50,12 @@ def load(split: str, options: SourceOptions) -> ImageSet | None:
 
 
 def is_there(data_dir: Path) -> bool:
-    """Are all four files in that folder of datasets, so that nothing would be downloaded?"""
+    """Return whether all four files are in that folder of datasets, so that nothing would be downloaded."""
     return all(path.exists() for path in _paths(data_dir))
 
 
 def files(data_dir: Path) -> dict[Path, str]:
-    """The four files in that folder of datasets, and what is wrong with each; empty where nothing is."""
+    """Return the four files in that folder of datasets, each with what is wrong with it, or ""."""
     from torchvision.datasets import FashionMNIST
     from torchvision.datasets.utils import check_integrity
 
@@ -81,7 +81,7 @@ def _find(folder: Path, name: str, options: SourceOptions) -> Path:
     checksums = dict(FashionMNIST.resources)
     path = folder / name
     if not path.exists():
-        # A school without internet can put the four files on a server of its own.
+        # A school without internet access can put the four files on a server of its own.
         own = os.environ.get("CNNLAB_FASHION_MNIST_URL")
         mirrors = [own] if own else list(FashionMNIST.mirrors)
         urls = [mirror.rstrip("/") + "/" + name for mirror in mirrors]
@@ -95,11 +95,11 @@ def _find(folder: Path, name: str, options: SourceOptions) -> Path:
 
 
 def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """An IDX file of bytes: 2 zero bytes, type 8, number of dimensions, each dimension as big-endian int32, data."""
+    """Read an IDX file: 2 zero bytes, type 8, number of dimensions, each dimension as big-endian int32, data."""
     header = bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)
     try:
         with gzip.open(path) as file:
-            content = file.read(len(header) + math.prod(shape) + 1)  # one byte more shows that there is more
+            content = file.read(len(header) + math.prod(shape) + 1)  # one byte more, to see the end
     except (OSError, EOFError, zlib.error) as error:
         raise CnnlabError(f"cannot read {path}: {reason(error)}; delete it, and the next run downloads it") from error
     if not content.startswith(header) or len(content) != len(header) + math.prod(shape):

@@ -1,6 +1,6 @@
-"""`folder:PATH`: a person's own images, one sub-folder per class.
+"""`folder:PATH`: your own images, one sub-folder per class.
 
-PATH/cats/1.jpg, PATH/dogs/7.png              one set; validation is carved from it, and there is no test set
+PATH/cats/1.jpg, PATH/dogs/7.png              one set; a part of it is held out for validation, no test set
 PATH/train/cats/.., PATH/test/cats/..         a `train` folder makes the others (`val` or `validation`, `test`) splits
 """
 
@@ -21,19 +21,19 @@ from cnnlab.io.decode import BadImage, bombs_refused, decode, image_files, probe
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.recipe import LARGEST_SIDE
 
-# Where the images differ in size and the recipe names none: large enough to see a thing, small enough for a laptop.
+# For images of different sizes: large enough to recognise objects, small enough for a laptop.
 _DEFAULT_SIZE = 64
 _SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 
 
 def load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
-    """The images of one split: (N, C, H, W) uint8, H = W; None where the folder has no such split.
+    """Return the images of one split: (N, C, H, W) uint8, H = W; None if the folder has no such split.
 
-    C is 1 if every image of the training part is grey, else 3. The side is `options.image_size`, or that of the
-    images where all are square and alike, else 64 pixels.
+    C is 1 if all training images are grey, else 3. The side is `options.image_size`, or that of the images if all are
+    square and of one size, else 64 pixels.
 
-    Raises: CnnlabError for a folder without images, with a single class, or with a damaged image, which it names;
-    with `options.skip_bad` damaged images are left out and listed in `ImageSet.skipped`.
+    Raises: CnnlabError for a folder without images, with a single class or with a damaged image; with
+    `options.skip_bad`, damaged images are skipped and listed in `ImageSet.skipped`.
     """
     with bombs_refused():
         return _load(path, split, options)
@@ -64,7 +64,7 @@ def _load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
             return error
         return None
 
-    # Pillow lets go of the interpreter while it decodes and resizes, so threads serve both cores.
+    # Pillow releases the interpreter's lock while it decodes and resizes, so threads use all cores.
     with ThreadPoolExecutor(available_cores()) as pool:
         for i, bad in enumerate(pool.map(read, range(len(files)))):
             if bad is None:
@@ -93,9 +93,9 @@ def _load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
 
 
 def copies(path: Path, trained: Sequence[str]) -> int | None:
-    """How many files of the test part are, byte for byte, those of `trained` images, by their ids; None without such.
+    """Return how many files of the test split are identical to files of the images `trained`, given by their ids.
 
-    Only files of equal size are read.
+    Return None if there is no test split. Only files of equal size are read.
     """
     root = _split_folder(path, "test")
     if root is None:
@@ -156,7 +156,7 @@ def _listing(root: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
 def _shape(train_root: Path, classes: list[str], options: SourceOptions) -> tuple[int, int]:
     if len(classes) < 2:
         raise CnnlabError(
-            f"{train_root} has one class ({classes[0]}); telling classes apart needs at least two sub-folders of images"
+            f"{train_root} has one class ({classes[0]}); classification needs at least two sub-folders of images"
         )
     sizes, grey = set(), True
     for file in _listing(train_root, classes)[0]:

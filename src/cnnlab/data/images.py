@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from cnnlab.data.own import as_uint8
 from cnnlab.io.decode import decode, image_files, square_pixels
 from cnnlab.io.errors import CnnlabError
 
@@ -51,36 +52,10 @@ def pixels(image: Any, channels: int, size: int, fit: str, *, invert: bool = Fal
         return decode(image, channels, size, fit, invert=invert)
     if isinstance(image, Image.Image):
         return square_pixels(image.copy(), "the PIL image", channels, size, fit, invert)
-    array = _channels_first(image)
+    array = as_uint8(image[None])[0].numpy()
     if array.shape == (channels, size, size):
         return 255 - array if invert else array
     if len(array) not in (1, 3, 4):
         raise CnnlabError(f"an image has {len(array)} channels, this network takes {channels}")
     picture = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
     return square_pixels(picture, "the array", channels, size, fit, invert)
-
-
-def _channels_first(image: np.ndarray | Tensor) -> np.ndarray:
-    """Return an array or tensor of one image as (C, H, W) uint8."""
-    shape = tuple(image.shape)
-    if isinstance(image, Tensor):
-        array = (image.float() if image.is_floating_point() else image).detach().cpu().numpy()
-    else:
-        array = image
-    if array.ndim == 2:
-        array = array[None]
-    elif isinstance(image, np.ndarray) and shape[2] in (1, 3, 4):
-        array = array.transpose(2, 0, 1)
-    if array.ndim != 3 or 0 in shape:
-        raise CnnlabError(f"an image of shape {shape}: expected (C, H, W)")
-    if array.dtype == np.uint8:
-        return array
-    if not np.issubdtype(array.dtype, np.floating):
-        raise CnnlabError(f"an image of {array.dtype}: expected uint8 in 0..255 or floating point in 0..1")
-    if not (array.min() >= 0 and array.max() <= 1):  # NaN fails, too
-        raise CnnlabError(
-            f"an image with values from {array.min():g} to {array.max():g}: floating point must lie in 0..1; give "
-            "images as they are, not normalized, or scaled to 0..1"
-        )
-    rounded: np.ndarray = np.rint(array * 255).astype(np.uint8)
-    return rounded

@@ -1,4 +1,4 @@
-"""What every source gives: all its images in memory as uint8, with labels, ids and class names."""
+"""What every source returns: all images in memory as uint8, with labels, ids and class names."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Report = Callable[[str, int, int], None]
 
 
 def no_report(what: str, done: int, total: int) -> None:
-    """Say nothing."""
+    """Ignore the progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """What a source may need to know. A source takes what concerns it and leaves the rest."""
+    """Options for all sources; each uses those that concern it."""
 
     data_dir: Path
     image_size: int = 0
@@ -32,10 +32,10 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images that were decoded once.
+    """Decoded images.
 
-    images: (N, C, H, W) uint8; labels: (N,) int64 in 0..K-1; ids: N texts, which travel with the images;
-    classes: K names; skipped: files that could not be read, each with the reason.
+    images: (N, C, H, W) uint8; labels: (N,) int64 in 0..K-1; ids: N texts; classes: K names; skipped: errors of the
+    files that could not be read.
     """
 
     images: Tensor
@@ -47,19 +47,19 @@ class ImageSet:
     def __post_init__(self) -> None:
         n = len(self.images)
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise ValueError(f"images: want (N, C, H, W) uint8, not {self.images.dtype} {tuple(self.images.shape)}")
+            raise ValueError(f"images: expected (N, C, H, W) uint8, got {self.images.dtype} {tuple(self.images.shape)}")
         if self.labels.shape != (n,) or self.labels.dtype != torch.int64 or len(self.ids) != n:
-            raise ValueError(f"want {n} int64 labels and ids, not {tuple(self.labels.shape)} and {len(self.ids)}")
+            raise ValueError(f"expected {n} int64 labels and ids, got {tuple(self.labels.shape)} and {len(self.ids)}")
 
     def __len__(self) -> int:
         return len(self.images)
 
     def take(self, index: Tensor) -> ImageSet:
-        """The images at `index` (M,) int64, in that order."""
+        """Return the images at `index` (M,) int64, in that order."""
         return ImageSet(self.images[index], self.labels[index], [self.ids[i] for i in index.tolist()], self.classes)
 
     def fingerprint(self) -> str:
-        """A hash of pixels, labels and class names: the same text means the same data, in the same order."""
+        """Return a hash of pixels, labels and class names, in order."""
         digest = hashlib.blake2b(digest_size=16)
         digest.update("\0".join([str(tuple(self.images.shape)), *self.classes]).encode())
         digest.update(self.images.contiguous().numpy().data)
@@ -68,7 +68,7 @@ class ImageSet:
 
 
 def sample_rows(images: Tensor, labels: Tensor, num_classes: int, each: int = 8) -> list[list[np.ndarray]]:
-    """The first `each` images of each class, as arrays (H, W, C) uint8, a row a class."""
+    """Return the first `each` images of each class as arrays (H, W, C) uint8, one row per class."""
     rows = []
     for k in range(num_classes):
         index = (labels == k).nonzero().flatten()[:each]
@@ -77,9 +77,9 @@ def sample_rows(images: Tensor, labels: Tensor, num_classes: int, each: int = 8)
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Carve a validation split out of `labels` (N,): (training index, validation index), each sorted.
+    """Split `labels` (N,) into (training index, validation index), each sorted.
 
-    Of each class the same share is held out, rounded, at least one image and never the last one; a class of one
+    The same fraction of each class is held out, rounded, at least one image and never all of them: a class of one
     image stays in training. The same labels, fraction and seed give the same split on every machine.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -93,11 +93,11 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
 
 
 def stratified_subset(labels: Tensor, count: int, seed: int) -> Tensor:
-    """An index (count,) of `labels` (N,), sorted: of each class the same share, as nearly as whole images allow."""
+    """Return a sorted index (count,) of `labels` (N,) with the same fraction of each class, up to rounding."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
     totals = torch.bincount(labels)
-    rank = torch.zeros(len(labels), dtype=torch.float64)  # of each image, how far down its own class it stands, 0..1
+    rank = torch.zeros(len(labels), dtype=torch.float64)  # of each image within its class, 0..1
     for k in range(len(totals)):
         members = order[labels[order] == k]
         rank[members] = (torch.arange(len(members)) + 0.5).double() / max(1, len(members))

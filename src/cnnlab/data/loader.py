@@ -1,4 +1,4 @@
-"""Batches made on the device from a uint8 set that lies there, if it fits: no worker processes, nothing to wait for."""
+"""Batches built on the device from a uint8 set that lies there, if it fits; no worker processes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from cnnlab.io.errors import CnnlabError, reason
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """From uint8 images to what the network sees. Training, evaluation and prediction all go through this one.
+    """From uint8 images to the network's input, in training, evaluation and prediction.
 
-    channels, native_size: the source's images; image_size: side that the network sees; mean, std: per channel, of
+    channels, native_size: of the source's images; image_size: side of the network's input; mean, std: per channel, of
     pixels scaled to 0..1.
     """
 
@@ -34,7 +34,7 @@ class Preprocessing:
 
     @classmethod
     def of(cls, images: Tensor, *, image_size: int, fit: str, normalize: bool) -> Preprocessing:
-        """What suits the training `images` (N, C, H, W) uint8: their mean and deviation, or 0 and 1."""
+        """Return the preprocessing for training `images` (N, C, H, W) uint8: with their mean and std, or 0 and 1."""
         channels, height = images.shape[1], images.shape[2]
         mean, std = [0.0] * channels, [1.0] * channels
         if normalize:
@@ -59,7 +59,7 @@ class Preprocessing:
 
     def resized(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> (B, C, image_size, image_size) float32, still scaled to 0..1."""
-        # On a processor the first form takes thirty times as long; on a GPU it is one kernel in place of two.
+        # On a CPU the first form takes thirty times as long; on a GPU it is one kernel instead of two.
         x = images.div(255) if images.is_cuda else images.float().div_(255)
         if x.shape[2] == self.image_size:
             return x
@@ -76,23 +76,23 @@ class Preprocessing:
         return x.sub_(mean).div_(std)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, for a run's folder."""
+        """Return plain values for a run's folder."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
-        """What `to_dict` gave."""
+        """Restore from `to_dict`."""
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
 
 def enlarged(x: Tensor, side: int, as_channels: bool = False) -> Tensor:
     """(B, C, H, W) -> (B, C, side, side), bilinear.
 
-    as_channels: all images as the channels of one, of which a GPU computes each value by a thread of its own; else a
-    thread goes through all images of the batch, at one place.
+    as_channels: treat all images as channels of one image, for which a GPU uses a thread per value; otherwise one
+    thread loops over all images of the batch.
     """
-    # By its own name: for the sake of a backward pass that is not needed here, F.interpolate would take, on a GPU whose
-    # arithmetic shall be repeatable, some 35 kernels in place of this one.
+    # Called directly: with deterministic algorithms on a GPU, F.interpolate takes some 35 kernels instead of one, for
+    # the sake of a backward pass that is not needed here.
     larger = torch.ops.aten.upsample_bilinear2d
     b, c, h, w = x.shape
     if not as_channels or b * c * side**2 >= 2**31:
@@ -102,7 +102,7 @@ def enlarged(x: Tensor, side: int, as_channels: bool = False) -> Tensor:
 
 
 def laid_out(x: Tensor, layout: torch.memory_format) -> Tensor:
-    """(B, C, H, W), the same values in that layout; of one channel it is another name for the same memory."""
+    """(B, C, H, W) -> the same values in that layout; with one channel, a view of the same memory."""
     b, c, h, w = x.shape
     if layout == torch.channels_last and c == 1 and x.is_contiguous():
         return x.as_strided((b, c, h, w), (h * w, 1, w, 1))  # else torch would copy it
@@ -110,12 +110,11 @@ def laid_out(x: Tensor, layout: torch.memory_format) -> Tensor:
 
 
 class Loader:
-    """An image set, on the device where it fits, and the way to its batches.
+    """Batches of an image set.
 
-    Iterating gives the whole set in order; `shuffled` gives it in an order, and with augmentation, that depend on
-    the seed and the epoch alone, so that any epoch can be repeated. No image is dropped: the last batch may be
-    smaller, or larger by one. resident: does the set lie on the device? Unsaid: where it fits. Either way the
-    batches are the same.
+    Iterating gives the whole set in order. `shuffled` gives it in random order with augmentation, which depend on the
+    seed and the epoch only, so that any epoch can be repeated. No image is dropped: the last batch may be smaller, or
+    larger by one. resident: whether the set lies on the device. Default: if it fits. The batches are the same.
     """
 
     def __init__(
@@ -149,16 +148,16 @@ class Loader:
         return len(self._sizes)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each batch in order: images (B, C, H, W) float32, labels (B,)."""
+        """Yield the batches in order: images (B, C, H, W) float32, labels (B,)."""
         for images, labels, _ in self.feeder(torch.arange(self.count), self._sizes):
             yield laid_out(self.preprocessing(images), self._layout), labels
 
     def shuffled(self, seed: int, epoch: int, size: int = 0, start: dict[str, Any] | None = None) -> Batches:
-        """Each batch of epoch number `epoch`, in random order and augmented.
+        """Return the batches of an epoch, in random order and augmented.
 
-        size: pixels a side in place of the preprocessing's, made smaller at the very end; 0: those. start: what
-        `Batches.state` gave, to go on from there. Where images are mixed, the labels are (B, K) shares of the classes
-        in place of (B,) numbers.
+        size: pixels a side to reduce the images to at the very end; 0: the preprocessing's. start: a state of
+        `Batches.state` to continue from. If images are mixed, the labels are (B, K) class weights instead of (B,)
+        numbers.
         """
         # The order is drawn on the host, so it is the same on every device.
         host = torch.Generator().manual_seed(_mix(seed, epoch, 0))
@@ -171,20 +170,20 @@ class Loader:
                 host.set_state(_state(start["host"]))
                 if start["kind"] == self.device.type:
                     here.set_state(_state(start["here"]))
-                else:  # another device draws other numbers: from here on its own
+                else:  # another device draws other numbers
                     here.manual_seed(_mix(seed, epoch, 1, done))
             except (ValueError, RuntimeError) as error:
                 raise CnnlabError(f"the batches' place in the checkpoint is damaged: {reason(error)[:100]}") from error
-        return Batches(self._made(order, done, seed, epoch, size, host, here), host, here, done)
+        return Batches(self._batches(order, done, seed, epoch, size, host, here), host, here, done)
 
-    def _made(
+    def _batches(
         self, order: Tensor, done: int, seed: int, epoch: int, size: int, host: torch.Generator, here: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
         sizes = self._sizes[done:]
         if not sizes:
             return
         grey, _ = _moments(self.preprocessing.mean, self.preprocessing.std, self.device)
-        grey = grey.flatten()  # what a hole is filled with: the mean colour
+        grey = grey.flatten()  # holes are filled with the mean colour
         for images, labels, index in self.feeder(order[sum(self._sizes[:done]) :], sizes):
             x = self.preprocessing.resized(images)
             x = self._augmentation.changes(x, index, self.count, epoch, seed, here, grey)
@@ -199,7 +198,7 @@ class Loader:
 
 
 class Batches(Iterator[tuple[Tensor, Tensor]]):
-    """The batches of one epoch, one after the other: images (B, C, H, W) float32, labels. Made by `Loader.shuffled`."""
+    """The batches of one epoch, from `Loader.shuffled`: images (B, C, H, W) float32, labels."""
 
     def __init__(
         self, batches: Iterator[tuple[Tensor, Tensor]], host: torch.Generator, here: torch.Generator, done: int
@@ -212,9 +211,9 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
         return batch
 
     def state(self) -> dict[str, Any]:
-        """Where this stands, as plain values: batches given out, and both generators' states.
+        """Return the position as plain values: number of batches yielded, and both generators' states.
 
-        The order of the images is no part of it: it is drawn from the seed and the epoch's number.
+        The order of the images is not included: it is drawn from the seed and the epoch's number.
         """
         kind = self._here.device.type
         host, here = (bytes(g.get_state().tolist()).hex() for g in (self._host, self._here))
@@ -227,12 +226,12 @@ def _state(text: str) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _moments(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (C, 1, 1) on the device, copied there once: a copy for each batch would stop a GPU."""
+    """Return mean and deviation (C, 1, 1) on the device, copied once: a copy per batch would stall a GPU."""
     return torch.tensor(mean, device=device)[:, None, None], torch.tensor(std, device=device)[:, None, None]
 
 
 def _mix(*numbers: int) -> int:
-    """One well-spread 63-bit seed from several small numbers (steps of splitmix64)."""
+    """Mix several small numbers into a 63-bit seed (steps of splitmix64)."""
     state = 0
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF

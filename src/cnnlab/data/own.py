@@ -64,7 +64,7 @@ def _read(data: Any) -> ImageSet:
             raise CnnlabError("the ImageSet holds no images")
         return replace(data, images=data.images.cpu(), labels=data.labels.cpu())
     if isinstance(data, tuple) and len(data) == 2 and _is_array(data[0]):
-        images = _as_uint8(data[0])
+        images = as_uint8(data[0])
         labels, classes = _labels(data[1], len(images)), list[str]()
     elif _is_array(data):
         raise CnnlabError(f"an array of shape {tuple(data.shape)} without labels: pass a tuple (X, y)")
@@ -81,8 +81,8 @@ def _read(data: Any) -> ImageSet:
     return ImageSet(images, labels, [str(i) for i in range(len(images))], classes)
 
 
-def _as_uint8(images: Any) -> Tensor:
-    """Return an array or tensor of N images as (N, C, H, W) uint8."""
+def as_uint8(images: Any) -> Tensor:
+    """Return an array or tensor of N images as (N, C, H, W) uint8. Raises: CnnlabError."""
     shape = tuple(images.shape)
     if isinstance(images, np.ndarray):
         if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
@@ -155,7 +155,7 @@ def _read_items(dataset: Any) -> tuple[Tensor, Tensor, list[str]]:
                 f"image {i} of the {type(dataset).__name__} is {type(image).__name__}: expected a PIL image, an array "
                 "or a tensor"
             )
-        pixels = _as_uint8(image[None])[0]
+        pixels = as_uint8(image[None])[0]
         if i == 0:
             images = torch.empty((count, *pixels.shape), dtype=torch.uint8)
         if pixels.shape != images.shape[1:]:

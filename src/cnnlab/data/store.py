@@ -1,8 +1,8 @@
-"""A competition's images, decoded once into one folder of plain arrays that every later step maps into memory.
+"""A prepared competition: its decoded images in one folder of plain arrays, which are mapped into memory.
 
 PATH/train.npy, PATH/test.npy    (N, C, H, W) uint8
-PATH/sample.csv                  the sample submission as it was, if there is one
-PATH/store.json                  ids, labels, classes, and what was noticed on the way
+PATH/sample.csv                  the sample submission, if there is one
+PATH/store.json                  ids, labels, classes, and notes on the files
 """
 
 from __future__ import annotations
@@ -43,10 +43,9 @@ _INFO = {
 class Store:
     """A prepared competition.
 
-    info: what store.json holds; train: images (N, C, H, W) mapped from the disk, in the order of the labels file;
-    test_images: (M, C, H, W), in the order of the sample submission, those that it does not name behind; M may be 0;
-    test_ids: M texts, as the sample submission writes them; sample_ids: all of the sample submission's; sample: its
-    file, in the store; both are None where there was none.
+    info: the content of store.json; train: images (N, C, H, W) mapped from the disk, in the order of the labels file;
+    test_images: (M, C, H, W), in the order of the sample submission, then the others; M may be 0; test_ids: M texts, as
+    in the sample submission; sample_ids, sample: ids and file of the sample submission, None if there is none.
     """
 
     path: Path
@@ -59,19 +58,19 @@ class Store:
 
 
 def load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:  # noqa: ARG001 - as every source
-    """The source `store:PATH`: its training images; None for the other parts, as the test images have no labels."""
+    """Return the training images of `store:PATH`; None for the other splits: the test images have no labels."""
     return open_store(path).train if split == "train" else None
 
 
 def open_store(path: Path) -> Store:
-    """Map a prepared store into memory. Raises CnnlabError where `path` is none, or an incomplete one."""
+    """Map a prepared store into memory. Raises: CnnlabError if `path` is not a complete store."""
     path = expand(path)
     if not (path / "store.json").is_file():
-        raise CnnlabError(f"{path} is no prepared store: it has no store.json; make one with cnnlab kaggle prepare")
+        raise CnnlabError(f"{path} is no prepared store: it has no store.json; create one with cnnlab kaggle prepare")
     info = read_info(path)
     if info.get("format") != FORMAT:
-        told = truncate(repr(info.get("format")), 60)
-        raise CnnlabError(f"{path / 'store.json'} says format {told}, not {FORMAT!r}; prepare it again")
+        format_ = truncate(repr(info.get("format")), 60)
+        raise CnnlabError(f"{path / 'store.json'} has format {format_}, not {FORMAT!r}; prepare it again")
     check(path / "store.json", info, _INFO, "delete it and prepare it again")
     try:
         ids, labels = info["train_ids"], torch.tensor(info["labels"], dtype=torch.int64)
@@ -91,14 +90,14 @@ def open_store(path: Path) -> Store:
 
 
 def intact(store: Store) -> bool:
-    """Are its images, ids and labels those that were prepared? Reads all of them."""
+    """Return whether images, ids and labels are unchanged since the preparation. Reads all of them."""
     info = store.info
     about = [info["train_ids"], info["labels"], info["classes"], info["test_ids"]]
     return fingerprint(store.path, about) == info.get("fingerprint")
 
 
 def fingerprint(folder: Path, about: list[Any]) -> str:
-    """A hash of the pixels of both parts in the store's `folder` and of what is known `about` them."""
+    """Return a hash of the pixels of both parts in the store's `folder`, and of the values `about` them."""
     digest = hashlib.blake2b(json.dumps(about).encode(), digest_size=16)
     for part in ("train", "test"):
         with (folder / f"{part}.npy").open("rb") as file:
@@ -111,23 +110,23 @@ def read_info(path: Path) -> dict[str, Any]:
 
 
 def mapped(path: Path, shape: tuple[int, ...], kind: str = "|u1") -> NDArray[Any]:
-    """The array of just that shape and kind that the file `path` holds, in .npy format, mapped from the disk.
+    """Map the array in a .npy file of exactly that shape and type.
 
-    What is written to it does not reach the file. The header is compared, not read: numpy's way to read one is Python's
-    own for source code. Raises: ValueError, OSError.
+    Changes do not reach the file. The header is compared, not parsed, since NumPy parses it as Python source. Raises:
+    ValueError, OSError.
     """
     head = io.BytesIO()
     np.lib.format.write_array_header_1_0(head, {"descr": kind, "fortran_order": False, "shape": shape})
     wanted = head.getvalue()
     with path.open("rb") as file:
         if file.read(len(wanted)) != wanted:
-            raise ValueError(f"{path.name} does not hold {' x '.join(map(str, shape))} numbers of the kind {kind}")
+            raise ValueError(f"{path.name} does not hold {' x '.join(map(str, shape))} numbers of type {kind}")
     dtype = np.dtype(kind)
     if path.stat().st_size != len(wanted) + math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{path.name} is not whole")
+        raise ValueError(f"{path.name} is incomplete")
     if math.prod(shape) == 0:  # nothing to map
         return np.empty(shape, dtype)
-    # Copy-on-write: torch knows no arrays that cannot be written.
+    # Copy-on-write: PyTorch has no read-only tensors.
     return np.memmap(path, dtype, "c", len(wanted), shape)
 
 

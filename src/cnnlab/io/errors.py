@@ -1,4 +1,4 @@
-"""The errors that cnnlab means a person to read: one line that names the value and says the remedy."""
+"""Errors for people: one line that names the value and the remedy."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from cnnlab.io.text import escape, truncate
 
 
 class CnnlabError(Exception):
-    """Bad input or a bad state outside the program. The command prints it as one line and exits with 2.
+    """Bad input, or a bad state outside the program. The command prints it as one line and exits with 2.
 
-    Whatever names, labels or damaged bytes the text holds, it is one line that does no harm to a terminal.
+    The text is escaped: whatever names, labels or damaged bytes it holds, it is one harmless line.
     """
 
     def __init__(self, text: str) -> None:
@@ -20,31 +20,31 @@ class CnnlabError(Exception):
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C, or a signal like it, stopped a training. The text says what is saved and how to go on.
+    """Ctrl-C or a similar signal stopped a training. The text says what is saved and how to continue.
 
-    code: what the command exits with.
+    code: the command's exit code.
     """
 
-    code = 130  # as a shell tells Ctrl-C
+    code = 130  # the shell's code for Ctrl-C
 
     def __init__(self, text: str = "") -> None:
         super().__init__(escape(text))
 
 
 def reason(error: BaseException) -> str:
-    """The operating system's or a library's own words for `error`, on one line."""
+    """Return the operating system's or a library's message, on one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()) or type(error).__name__
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Did the system or the device have no memory left?"""
+    """Return whether the system or the device had no memory left."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def expand(path: str | Path) -> Path:
-    """`path` with `~` and `~user` replaced by that folder. Raises: CnnlabError where there is no such user."""
+    """Replace `~` and `~user` in `path`. Raises: CnnlabError if there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -52,7 +52,7 @@ def expand(path: str | Path) -> Path:
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> CnnlabError:
-    """An error for a `name` that is none of `known`: it names the near ones, or all where none is near."""
+    """Return the error for an unknown `name`: it suggests similar ones, or else lists the known ones."""
     names = sorted(known)
     near = difflib.get_close_matches(name[:200], names, n=3, cutoff=0.5)
     # lr -> learning_rate, bs -> batch_size

@@ -1,10 +1,13 @@
-"""What a file of plain values should hold, said as a value of the same form; and, of one that does not, where.
+"""Check plain values from JSON files against a schema.
 
     {"epoch": COUNT, "loss": NUMBER, "best": (None, [NUMBER]), "name": str}
 
-A dict wants these keys (others may be there; one that ends with `?` may be missing), a list any number of the one form
-in it, a tuple one of several; a type wants an instance, a text, null or a plain number itself. Numbers are finite and
-not enormous, so that what is computed from them is, too; `true` is no number.
+A dict requires its keys (a key that ends with `?` is optional, other keys are ignored), a list any number of items of
+its one schema, a tuple one of several; a type requires an instance, a text, null or a plain number that value. Numbers
+are finite and bounded, so that results computed from them are finite, too; `true` is no number.
+
+Written by hand because msgspec and pydantic need a class per file, cannot check a million integers by their extremes,
+and word their errors for programmers.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ _NAMES: dict[Any, str] = {str: "a text", bool: "true or false", dict: "an object
 
 @dataclass(frozen=True)
 class Number:
-    """A number between two bounds, or a whole one."""
+    """A number between two bounds, perhaps a whole one."""
 
     low: float = -1e100
     high: float = 1e100
@@ -37,14 +40,14 @@ POSITIVE = Number(1e-100)
 COUNT = Number(0, 2**53, whole=True)
 
 
-def check(path: Path, value: Any, want: Any, remedy: str = "bring it back from a copy") -> None:
-    """Raises: CnnlabError, naming the file and the place in it, where `value`, which it holds, is not as wanted."""
+def check(path: Path, value: Any, want: Any, remedy: str = "restore it from a copy") -> None:
+    """Raise CnnlabError, naming the file and the place in it, if its `value` does not match the schema `want`."""
     if fault := validation_error(value, want):
         raise CnnlabError(f"{path} is damaged: {fault}; {remedy}")
 
 
 def validation_error(value: Any, want: Any, place: str = "") -> str:
-    """Where `value` is not as wanted, in words; nothing where it is."""
+    """Return where and how `value` differs from the schema `want`; "" if it matches."""
     if isinstance(want, tuple):
         if any(not validation_error(value, one) for one in want):
             return ""
@@ -55,12 +58,12 @@ def validation_error(value: Any, want: Any, place: str = "") -> str:
             inside = f" in its {place}" if place else ""
             return f"it lacks {', '.join(missing)}{inside}"
         pairs = ((key.removesuffix("?"), form) for key, form in want.items())
-        found = (
+        errors = (
             validation_error(value[key], form, f"{place}.{key}" if place else key)
             for key, form in pairs
             if key in value
         )
-        return next(filter(None, found), "")
+        return next(filter(None, errors), "")
     if isinstance(want, list) and isinstance(value, list):
         one = want[0]
         if one is str and all(type(v) is str for v in value):  # there may be millions

@@ -13,7 +13,7 @@ from cnnlab.io.text import escape
 
 
 def to_json(value: Any) -> str:
-    """`value` as indented JSON."""
+    """Return `value` as indented JSON."""
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
@@ -23,10 +23,10 @@ def number(value: float | None, form: str = ".3f") -> str:
 
 
 class Table(rich_table.Table):
-    """A table whose cells are a line each, whatever a file's name or a label holds."""
+    """A table whose cells are one line each, whatever a file name or a label holds."""
 
     def add_row(self, *cells: str) -> None:  # type: ignore[override]
-        """Add a row; escape what a terminal would read as a command."""
+        """Add a row of escaped cells."""
         super().add_row(*map(escape, cells))
 
 
@@ -39,8 +39,8 @@ def new_table(*columns: str) -> Table:
 
 
 def as_text(table: Table) -> str:
-    """The table as text, as wide as it needs to be: a name that is broken in two cannot be copied."""
-    # Unless it is told not to, a Console in a notebook shows its text there in place of writing it, with bold type.
+    """Return the table as text, as wide as needed: a name broken in two cannot be copied."""
+    # In a notebook, a Console would display the text instead of writing it, unless force_jupyter is False.
     console = Console(
         file=io.StringIO(),
         markup=False,

@@ -1,4 +1,4 @@
-"""Text from elsewhere (names of files, labels, what a damaged file holds) made fit for a terminal, a page, a table."""
+"""Escape text from elsewhere (file names, labels, content of damaged files) for terminals, tables and pages."""
 
 from __future__ import annotations
 
@@ -6,46 +6,46 @@ import re
 import sys
 import unicodedata
 
-# A spreadsheet takes a cell that begins so for a formula, and where it separates cells by semicolons, a part of one.
+# A spreadsheet takes a cell that starts so for a formula, and a part of one if it separates cells by semicolons.
 _FORMULA = re.compile(r"(^|;)(?=[\s'\"]*[=+\-@＝＋－＠])")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def escape(text: str) -> str:
-    """`text` as it may stand in a line: line ends, a terminal's commands, invisible and reversing signs are escaped.
+    """Return `text` as one harmless line: escape line ends, a terminal's commands, invisible and reversing characters.
 
-    They are written as JSON writes them, so that a text that is JSON stays it.
+    Escapes are JSON's, so that JSON stays JSON.
     """
     return text if text.isprintable() else "".join(c if _fit(c) else _escape(c) for c in text)
 
 
 def escape_lines(text: str) -> str:
-    """`shown` line by line: for a text of our own with line ends of our own."""
+    """Escape each line of a text whose line ends are our own."""
     return text if text.isprintable() else "\n".join(map(escape, text.split("\n")))
 
 
 def echo(text: object, *, error: bool = False, flush: bool = False) -> None:
-    """Print a `page`; error: on standard error."""
+    """Print a text, escaped line by line; error: to standard error."""
     print(escape_lines(str(text)), file=sys.stderr if error else sys.stdout, flush=flush)
 
 
 def truncate(text: str, most: int = 200) -> str:
-    """`text`, or its beginning where it is longer than a person wants to read in a line."""
+    """Return `text`, cut to `most` characters."""
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def cell(text: str) -> str:
-    """`text`, `shown`, as it may stand in a table that a person opens: what a spreadsheet took for a formula is quoted.
+    """Escape `text` for a CSV cell: put an apostrophe before what a spreadsheet would take for a formula.
 
-    By an apostrophe in front, which spreadsheets take for "this is text". A number stays as it is.
+    Numbers stay as they are.
     """
     text = escape(text)
     return text if _NUMBER.fullmatch(text) else _FORMULA.sub(r"\1'", text)
 
 
 def markdown(text: str) -> str:
-    """`text` as it may stand in a cell of a Markdown table: neither a new cell nor HTML, a link or a picture."""
-    return re.sub(r"[&<>|`\[\]]", lambda found: f"&#{ord(found[0])};", escape(text))
+    """Escape `text` for a cell of a Markdown table: no new cell, HTML, link or picture."""
+    return re.sub(r"[&<>|`\[\]]", lambda match: f"&#{ord(match[0])};", escape(text))
 
 
 def _fit(c: str) -> bool:

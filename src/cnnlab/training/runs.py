@@ -61,7 +61,7 @@ _SUMMARY = {
     "seed": COUNT, "eval_split": str, "loss": NUMBER, "train_acc": _SHARE, "best": NUMBER, "best_epoch": COUNT,
     "examples_per_second": NUMBER, "images_per_second": NUMBER, "total_seconds": NUMBER, "device": str,
     "skipped": COUNT, "skipped_updates": COUNT, "images": {"train": COUNT},
-    "shared": {"validation?": COUNT, "test?": COUNT}, "epochs": COUNT, "stopped": bool,
+    "data": str, "shared": {"validation?": COUNT, "test?": COUNT}, "epochs": COUNT, "stopped": bool,
 }  # fmt: skip
 _SECONDS = Number(1e-9, 1e12)
 _ROW = {"epoch": COUNT, "loss": NUMBER, "train_acc": _SHARE, "images": Number(1, 2**53, whole=True),
