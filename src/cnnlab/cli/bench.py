@@ -57,18 +57,15 @@ def bench(
     """
     from cnnlab.machine.bench import bench as measure
     from cnnlab.machine.bench import bench_folder
-    from cnnlab.training.display import make_display
+    from cnnlab.training.display import reporting
 
-    display = make_display()
     with bench_folder(out) as folder:
-        try:
+        with reporting() as report:
             result = measure(
                 models or (), image_size=image_size, batch_size=batch_size, device=device, threads=threads,
                 precision=precision, memory_format=memory_format, compile=compile, seconds=seconds,
-                accuracy=not no_accuracy, data_dir=data_dir, report=display.read,
+                accuracy=not no_accuracy, data_dir=data_dir, report=report,
             )  # fmt: skip
-        finally:
-            display.end()
         result.save(folder)
     echo(to_json(result.to_dict()) if as_json else bench_text(result))
     echo(f"saved in {folder} (bench.json, bench.png)", error=True)

@@ -128,16 +128,13 @@ def classical(
     approximated Gaussian kernel. Features are cached.
     """
     from cnnlab.chapter.classical import classical as train_classical
-    from cnnlab.training.display import make_display
+    from cnnlab.training.display import reporting
 
-    display = make_display()
-    try:
+    with reporting() as report:
         found = train_classical(
             data, methods or None, data_dir=data_dir, limit=limit, seed=seed, threads=threads, skip_bad=skip_bad,
-            report=display.read,
+            report=report,
         )  # fmt: skip
-    finally:
-        display.end()
     echo(to_json([r.to_dict() for r in found]) if as_json else "\n".join(map(str, found)))
 
 

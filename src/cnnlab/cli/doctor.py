@@ -63,14 +63,11 @@ def duplicates(
     """Find exact and near-duplicates within and across the splits of a data source."""
     from cnnlab.data.duplicates import duplicates as find
     from cnnlab.io.tables import to_json
-    from cnnlab.training.display import make_display
+    from cnnlab.training.display import reporting
 
-    display = make_display()
-    try:
+    with reporting() as report:
         found = find(source, threshold=None if exact else likeness, data_dir=data_dir, image_size=image_size,
-                     skip_bad=skip_bad, picture=plot, report=display.read)  # fmt: skip
-    finally:
-        display.end()
+                     skip_bad=skip_bad, picture=plot, report=report)  # fmt: skip
     echo(to_json(found.to_dict()) if as_json else found.to_text(most))
 
 

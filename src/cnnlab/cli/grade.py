@@ -50,17 +50,14 @@ def grade(
     """
     from cnnlab.competition.grade import check_out
     from cnnlab.competition.grade import grade as measure
-    from cnnlab.training.display import make_display
+    from cnnlab.training.display import reporting
 
     check_out(out)
-    display = make_display()
-    try:
+    with reporting() as report:
         found = measure(
             submissions, labels, roster=roster, id_column=id_column, label_column=label_column, out=out,
-            report=display.read,
+            report=report,
         )  # fmt: skip
-    finally:
-        display.end()
     for text in found.skipped:
         echo(f"skipped: {text}", error=True)
     folder = found.save(out)

@@ -273,8 +273,11 @@ def all_(
     work = steps.open_competition(options["name"], options["runs_dir"])
     to = _upload_to(work, options["competition"]) if options["upload"] else None
     steps.check_submittable(work, to)  # before an hour of training, not after it
-    for command in (show, train, *([retrain] if again else []), submit):
-        run(command)
+    run(show)
+    run(train)
+    if again:
+        run(retrain)
+    run(submit)
 
 
 def prepared_text(found: Competition) -> str:

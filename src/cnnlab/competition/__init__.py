@@ -26,7 +26,7 @@ from cnnlab.competition.trainings import Trained, retrain, train
 from cnnlab.competition.work import NAME, Competition, Overview, open_competition, prepare, show
 from cnnlab.data import data_folder
 from cnnlab.io.errors import expand
-from cnnlab.training.display import make_display
+from cnnlab.training.display import reporting
 
 __all__ = [
     "Competition",
@@ -60,10 +60,5 @@ def get(
     folder: Default: `competition` in the folder of the datasets. Raises: CnnlabError that says what to download by hand
     if the client or its token is missing.
     """
-    display = make_display(progress)
-    try:
-        return client.get(
-            competition, expand(folder) if folder else data_folder(data_dir) / competition, report=display.read
-        )
-    finally:
-        display.end()
+    with reporting(progress) as report:
+        return client.get(competition, expand(folder) if folder else data_folder(data_dir) / competition, report=report)

@@ -25,7 +25,7 @@ from cnnlab.device.hardware import check_threads
 from cnnlab.io.errors import CnnlabError, expand
 from cnnlab.io.files import read_json, read_limited, write_atomic
 from cnnlab.training import runs
-from cnnlab.training.display import make_display
+from cnnlab.training.display import reporting
 from cnnlab.training.evaluate import VIEWS
 from cnnlab.training.runs import Run
 
@@ -133,14 +133,11 @@ def _probabilities(
         saved = mapped(path, shape, "<f4")
         if np.isfinite(saved).all():
             return torch.from_numpy(saved)
-    display = make_display(progress)
-    try:
+    with reporting(progress) as report:
         p = inference.probabilities(
             [run], store.test_images, views=views, device=device, threads=threads, batch_size=batch_size,
-            report=display.read,
+            report=report,
         )  # fmt: skip
-    finally:
-        display.end()
     buffer = io.BytesIO()
     np.save(buffer, p.numpy())
     with contextlib.suppress(OSError):  # the run may be read-only

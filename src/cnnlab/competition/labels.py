@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnnlab.competition.layout import match, member_ids
+from cnnlab.competition.layout import match_all, member_ids
 from cnnlab.data.archives import open_archive
 from cnnlab.io.csv import first, read_table
 from cnnlab.io.errors import CnnlabError, expand, reason
@@ -63,14 +63,7 @@ def check_labels(
         if text in labels:
             repeated.append((text, label))
         labels.setdefault(text, label)
-    owner: dict[int, str] = {}  # of each image, the id that means it
-    lost, again = [], []
-    for text in labels:
-        index = match(text, ids)
-        if index is None:
-            lost.append(text)
-        elif owner.setdefault(index, text) != text:
-            again.append(text)
+    matched, lost, again = match_all(labels, ids)
     counts = Counter(label for label in labels.values() if label.strip())
     spellings: dict[str, list[str]] = {}
     for name in counts:
@@ -80,8 +73,8 @@ def check_labels(
         "ids are repeated with another label": [text for text, label in repeated if labels[text] != label],
         "ids have no label": [text for text, label in labels.items() if not label.strip()],
         "ids have no image": lost,
-        "ids mean an image that has a row already": again,
-        "images have no row": [name for i, name in enumerate(names) if i not in owner],
+        "ids mean an image that has a row already": [text for _, text in again],
+        "images have no row": [name for i, name in enumerate(names) if i not in matched],
         "labels are not among the classes": sorted(set(counts) - set(classes)) if classes else [],
         "classes have no row": sorted(set(classes) - set(counts)),
         "labels differ from another by case or spaces only": [

@@ -177,6 +177,22 @@ def match(text: str, ids: dict[str, int]) -> int | None:
     return next((index for index in found if index is not None), None)
 
 
+def match_all(texts: Iterable[str], ids: dict[str, int]) -> tuple[dict[int, str], list[str], list[tuple[str, str]]]:
+    """Match the ids of a table, `texts`, with images.
+
+    Return {index of the image: its id in the table}, the ids without an image, and (first id, other id) of one image.
+    """
+    rows: dict[int, str] = {}
+    lost, again = [], []
+    for text in texts:
+        index = match(text, ids)
+        if index is None:
+            lost.append(text)
+        elif (first := rows.setdefault(index, text)) != text:
+            again.append((first, text))
+    return rows, lost, again
+
+
 def natural(text: str) -> list[tuple[int, int, str]]:
     """Return a sort key that puts img9 before img10."""
     key = []

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cnnlab.competition.decoders import Decoders
-from cnnlab.competition.layout import Layout, Place, match, member_ids, natural
+from cnnlab.competition.layout import Layout, Place, match_all, member_ids, natural
 from cnnlab.data.archives import Archive
 from cnnlab.data.imageset import Report
 from cnnlab.data.store import FORMAT, fingerprint
@@ -176,31 +176,22 @@ class StoreWriter:
         self._note_archive(archive, self.parts.train)
         if not ids:
             raise CnnlabError(f"{archive.label} holds no images ({archive.ignored} other files)")
-        rows: list[tuple[str, str, int]] = []
-        lost, again = [], []
-        by_index: dict[int, tuple[str, str]] = {}
-        for text, label in labels.items():
-            index = match(text, ids)
-            if index is None:
-                lost.append(text)
-                continue
-            other = by_index.setdefault(index, (text, label))
-            if other == (text, label):
-                rows.append((text, label, index))
-            elif other[1] != label:
+        matched, lost, again = match_all(labels, ids)
+        for first, text in again:
+            if labels[first] != labels[text]:
                 raise CnnlabError(
-                    f"{table} gives {other[0]} and {text}, one image, the labels {other[1]} and {label}; correct it"
+                    f"{table} gives {first} and {text}, one image, the labels {labels[first]} and {labels[text]}; "
+                    "correct it"
                 )
-            else:
-                again.append(text)
+        rows = [(text, labels[text], index) for index, text in matched.items()]
         if not rows:
             raise CnnlabError(
                 f"no id in {table} matches an image of {archive.label}: the table begins with {lost[0]!r}, the images "
                 f"with {archive.members[0].name!r}; is the id column the right one?"
             )
-        self._note(again, f"rows of {table} mean an image that has a row already")
+        self._note([text for _, text in again], f"rows of {table} mean an image that has a row already")
         self._note(lost, f"ids in {table} have no image in {self.parts.train}")
-        spare = [m.name for i, m in enumerate(archive.members) if i not in by_index]
+        spare = [m.name for i, m in enumerate(archive.members) if i not in matched]
         self._note(spare, f"images of {self.parts.train} have no label in {table} and are left out")
         if len({label for _, label, _ in rows}) < 2:
             raise CnnlabError(f"all images of {archive.label} are of one class, {rows[0][1]}; at least two are needed")
@@ -216,15 +207,9 @@ class StoreWriter:
         with self.parts.place.images(name, self.work) as archive:
             ids = member_ids(archive)
             self._note_archive(archive, name)
-            rows: dict[int, str] = {}
-            for text in sample or ():
-                index = match(text, ids)
-                if index is None:
-                    self.without_image.append(text)
-                elif index in rows:
-                    raise CnnlabError(f"{self.parts.sample} means one image by {rows[index]} and {text}; correct it")
-                else:
-                    rows[index] = text
+            rows, self.without_image, again = match_all(sample or (), ids)
+            for first, text in again:
+                raise CnnlabError(f"{self.parts.sample} means one image by {first} and {text}; correct it")
             spare = sorted(((t, i) for t, i in ids.items() if i not in rows), key=lambda pair: natural(pair[0]))
             if sample is not None:
                 self._note(self.without_image, f"ids in {self.parts.sample} have no image in {name}")

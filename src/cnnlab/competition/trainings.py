@@ -22,7 +22,7 @@ from cnnlab.recipe import Recipe
 from cnnlab.recipes import choose_recipe
 from cnnlab.training import runs
 from cnnlab.training import train as training
-from cnnlab.training.display import make_display
+from cnnlab.training.display import reporting
 from cnnlab.training.evaluate import VIEWS, Evaluation
 from cnnlab.training.results import Result, SeedsResult
 from cnnlab.training.runs import Run
@@ -193,13 +193,10 @@ def _by_views(models: list[Run], device: str, threads: int | None, progress: str
     """Return the validation accuracy of the averaged probabilities for each kind of test-time augmentation."""
     images = inference.validation_images(models[0])
     found = {}
-    display = make_display(progress)
-    try:
+    with reporting(progress) as report:
         for views in VIEWS:
             p = inference.probabilities(
-                models, images.images, views=views, device=device, threads=threads, report=display.read
+                models, images.images, views=views, device=device, threads=threads, report=report
             )
             found[views] = float((p.argmax(1) == images.labels).double().mean())
-    finally:
-        display.end()
     return found

@@ -20,7 +20,7 @@ from cnnlab.io.errors import CnnlabError, expand, reason
 from cnnlab.io.files import read_json, write_atomic, write_json
 from cnnlab.io.schema import check
 from cnnlab.training import runs
-from cnnlab.training.display import make_display
+from cnnlab.training.display import reporting
 from cnnlab.training.folders import check_name
 from cnnlab.training.runs import Run
 
@@ -115,18 +115,15 @@ def prepare(
     """
     check_name(name)
     place = _files((expand(folder) if folder else data_folder(data_dir) / name).absolute(), name, layout)
-    display = make_display(progress)
-    try:
+    with reporting(progress) as report:
         prepared = prepare_store(
             place,
             store=expand(store) if store else None,
             layout=layout,
             workers=workers,
             skip_bad=skip_bad,
-            report=display.read,
+            report=report,
         )
-    finally:
-        display.end()
     path = Path(runs_dir) / name
     found = Competition(path, place, prepared.path.absolute(), layout, prepared.info["fingerprint"])
     if (path / "competition.json").exists():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -19,6 +21,7 @@ from cnnlab.io.text import echo, escape, escape_lines
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cnnlab.data.imageset import Report
     from cnnlab.data.loader import Loader
     from cnnlab.recipe import Recipe
 
@@ -242,6 +245,16 @@ def make_display(kind: str = "auto") -> Display:
         "bar": Bar, "lines": Lines, "notebook": Notebook, "notes": Notes, "none": Display
     }  # fmt: skip
     return displays[kind]()
+
+
+@contextmanager
+def reporting(kind: str = "auto") -> Iterator[Report]:
+    """Yield a function that displays how far a long read is; clean up afterwards. kind: see `make_display`."""
+    display = make_display(kind)
+    try:
+        yield display.read
+    finally:
+        display.end()
 
 
 def in_notebook() -> bool:
