@@ -5,7 +5,7 @@ what most images share counts little, what tells them apart counts much. The lik
 these vectors. All images are compared with all others: 70,000 take half a minute on one core. (Candidates from hashes
 took 7 s, but 85 more lines, and missed one pair in 500.)
 
-imagehash is no replacement: its hashes of 64 bits are not whitened, so on Fashion-MNIST most trousers are alike.
+imagehash is no replacement: it hashes each image by itself, without the whitening by the set.
 """
 
 from __future__ import annotations
