@@ -93,15 +93,15 @@ def reproduce(
         if resume is not None:
             if names or name or epochs or limit or seeds != 1:
                 raise CnnlabError("--resume uses the saved plan; leave out names, --seeds, --epochs, --limit, --name")
-            found: Reproduction | None = reproduction.resume_reproduction(resume, **common)
+            done: Reproduction | None = reproduction.resume_reproduction(resume, **common)
         else:
-            found = reproduction.reproduce(
+            done = reproduction.reproduce(
                 names or (), seeds=seeds, epochs=epochs, limit=limit, name=name, confirm=confirm, **common
             )
-        if found is None:
+        if done is None:
             return "nothing was trained"
-        failed.extend(row for row in found.rows if "failed" in row)
-        return to_json(found.to_dict()) if as_json else reproduction_text(found)
+        failed.extend(row for row in done.rows if "failed" in row)
+        return to_json(done.to_dict()) if as_json else reproduction_text(done)
 
     failed: list[dict[str, Any]] = []
     print_training(call)
@@ -131,11 +131,11 @@ def classical(
     from cnnlab.training.display import reporting
 
     with reporting() as report:
-        found = train_classical(
+        results = train_classical(
             data, methods or None, data_dir=data_dir, limit=limit, seed=seed, threads=threads, skip_bad=skip_bad,
             report=report,
         )  # fmt: skip
-    echo(to_json([r.to_dict() for r in found]) if as_json else "\n".join(map(str, found)))
+    echo(to_json([r.to_dict() for r in results]) if as_json else "\n".join(map(str, results)))
 
 
 def plan_text(planned: Plan) -> str:
@@ -163,13 +163,13 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def reproduction_text(found: Reproduction) -> str:
+def reproduction_text(reproduction: Reproduction) -> str:
     """Return a table with a row for our figures and a row for the manual's, then notes."""
     from cnnlab.chapter.experiments import CLASSICAL, cells, printed_cells
 
     table = new_table("experiment", "", "loss", "train acc", "test acc", "examples/s", "images/s with data")
     notes = []
-    for row in found.rows:
+    for row in reproduction.rows:
         if "failed" in row:
             table.add_row(row["title"], "failed", *[""] * 5)
             notes.append(f"{row['title']} failed: {row['failed']}")
@@ -181,17 +181,17 @@ def reproduction_text(found: Reproduction) -> str:
         printed = printed_cells(row)
         if any(printed):
             table.add_row("", "published" if row["name"] in CLASSICAL else "printed", *printed, "")
-    whole = [row["title"] for row in found.rows if "failed" not in row and not row["limited"]]
-    if whole:
-        notes.append(f"in full: {', '.join(whole)}")
-    for row in found.rows:
+    full = [row["title"] for row in reproduction.rows if "failed" not in row and not row["limited"]]
+    if full:
+        notes.append(f"in full: {', '.join(full)}")
+    for row in reproduction.rows:
         if "val_acc" in row:
             accuracy = row["val_acc"]["mean"]
             notes.append(f"{row['title']}: settings selected on validation images, val acc {accuracy:.4f}")
-        for what in ("gamma", "beta"):
-            if what in row:
-                values = ", ".join(f"{v:.3f}" for v in row[what])
-                notes.append(f"{row['title']}, seed {row['seeds'][0]}, first layer's {what}: {values}")
-    if any("failed" not in row and row["name"] not in CLASSICAL for row in found.rows):
+        for name in ("gamma", "beta"):
+            if name in row:
+                values = ", ".join(f"{v:.3f}" for v in row[name])
+                notes.append(f"{row['title']}, seed {row['seeds'][0]}, first layer's {name}: {values}")
+    if any("failed" not in row and row["name"] not in CLASSICAL for row in reproduction.rows):
         notes.append("the manual's recipes evaluate on the test set after each epoch; do not select models by it")
-    return "\n".join([as_text(table), "", *notes, f"saved in {found.path} (results.json, table.md, every run)"])
+    return "\n".join([as_text(table), "", *notes, f"saved in {reproduction.path} (results.json, table.md, every run)"])

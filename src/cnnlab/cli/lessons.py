@@ -21,11 +21,11 @@ def _root(context: typer.Context) -> None:
 @lessons.command("list")
 def list_(language: Language = "en") -> None:
     """List the lessons."""
-    from cnnlab.chapter import lessons as found
+    from cnnlab.chapter import lessons as sources
     from cnnlab.io.text import echo
 
-    for name in found.lessons():
-        echo(f"{name:<14}  {found.title(name, language)}")
+    for name in sources.lessons():
+        echo(f"{name:<14}  {sources.title(name, language)}")
 
 
 @lessons.command()
@@ -37,8 +37,8 @@ def copy(
     ] = True,
 ) -> None:
     """Copy the notebooks into a folder. Nothing is overwritten."""
-    from cnnlab.chapter import lessons as found
+    from cnnlab.chapter import lessons as sources
     from cnnlab.io.text import echo
 
-    for path in found.copy(folder, language=language, solutions=solutions):
+    for path in sources.copy(folder, language=language, solutions=solutions):
         echo(path)

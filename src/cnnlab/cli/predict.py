@@ -41,7 +41,7 @@ def evaluate(
     """
     from cnnlab.inference import evaluate_run
 
-    found = evaluate_run(
+    evaluation = evaluate_run(
         run,
         split=split,
         weights=weights,
@@ -51,7 +51,7 @@ def evaluate(
         skip_bad=skip_bad,
         views=views,
     )
-    echo(to_json(found.to_dict()) if as_json else evaluation_text(found))
+    echo(to_json(evaluation.to_dict()) if as_json else evaluation_text(evaluation))
 
 
 def predict(
@@ -72,7 +72,7 @@ def predict(
     from cnnlab.inference import predict as predict_images
 
     show = prediction_format(format_)
-    found, skipped = predict_images(
+    predictions, skipped = predict_images(
         run,
         images,
         top=top,
@@ -84,34 +84,34 @@ def predict(
     )
     for text in skipped:
         echo(f"skipped: {text}", error=True)
-    echo(show(found))
+    echo(show(predictions))
 
 
-def evaluation_text(found: RunEvaluation) -> str:
+def evaluation_text(evaluation: RunEvaluation) -> str:
     """Return accuracy and loss in one line, then the confusion matrix with the accuracy of each class."""
     from cnnlab.training.evaluate import VIEWS
 
-    e, classes = found.result, found.run.classes
-    views = f", {VIEWS[found.views]} views of each" if VIEWS[found.views] > 1 else ""
+    e, classes = evaluation.result, evaluation.run.classes
+    views = f", {VIEWS[evaluation.views]} views of each" if VIEWS[evaluation.views] > 1 else ""
     lines = [
-        f"{found.split} acc {e.accuracy:.4f} ({e.correct} of {e.count} images{views}), loss {e.loss:.4f}; "
-        f"{found.run.path}, {found.weights.name}"
+        f"{evaluation.split} acc {e.accuracy:.4f} ({e.correct} of {e.count} images{views}), loss {e.loss:.4f}; "
+        f"{evaluation.run.path}, {evaluation.weights.name}"
     ]
     lines.append(confusion(classes, e.confusion.tolist(), e.class_accuracy))
-    if found.skipped:
-        lines.append(f"{len(found.skipped)} damaged images were skipped; the first: {found.skipped[0]}")
-    if found.split == "test":
-        recipe = found.run.recipe
+    if evaluation.skipped:
+        lines.append(f"{len(evaluation.skipped)} damaged images were skipped; the first: {evaluation.skipped[0]}")
+    if evaluation.split == "test":
+        recipe = evaluation.run.recipe
         if recipe.eval_split == "test":
             lines.append(
                 f"its recipe evaluated on the test set after each of {recipe.epochs} epochs; do not select models by it"
             )
             return "\n".join(lines)
-        times = sum(1 for row in found.run.evaluations() if row.get("split") == "test")
+        times = sum(1 for row in evaluation.run.evaluations() if row.get("split") == "test")
         lines.append(
             f"this run has been evaluated on the test set {times} time{'s' if times != 1 else ''}; select models on "
             "validation"
-            if found.recorded
+            if evaluation.recorded
             else "this evaluation could not be recorded: the run's folder cannot be written to"
         )
     return "\n".join(lines)
@@ -149,25 +149,27 @@ def prediction_format(name: str) -> Callable[[Sequence[Prediction]], str]:
     return formats[name]
 
 
-def _prediction_table(found: Sequence[Prediction]) -> str:
-    table = new_table("image", *(f"{i + 1}." for i in range(len(found[0].top) if found else 1)))
-    for p in found:
-        table.add_row(str(p.path), *(f"{label} {share:.1%}" for label, share in p.top))
+def _prediction_table(predictions: Sequence[Prediction]) -> str:
+    table = new_table("image", *(f"{i + 1}." for i in range(len(predictions[0].top))))
+    for p in predictions:
+        table.add_row(str(p.path), *(f"{label} {probability:.1%}" for label, probability in p.top))
     return as_text(table)
 
 
-def _prediction_csv(found: Sequence[Prediction]) -> str:
+def _prediction_csv(predictions: Sequence[Prediction]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    ranks = range(1, (len(found[0].top) if found else 1) + 1)
-    writer.writerow(["image", *(column for i in ranks for column in (f"label_{i}", f"probability_{i}"))])
-    for p in found:
-        named = (field for label, share in p.top for field in (cell(label), f"{share:.6f}"))
-        writer.writerow([cell(str(p.path)), *named])
+    columns = ["image"]
+    for i in range(1, len(predictions[0].top) + 1):
+        columns += [f"label_{i}", f"probability_{i}"]
+    writer.writerow(columns)
+    for p in predictions:
+        top = (field for label, probability in p.top for field in (cell(label), f"{probability:.6f}"))
+        writer.writerow([cell(str(p.path)), *top])
     return out.getvalue().rstrip("\n")
 
 
-def _prediction_json(found: Sequence[Prediction]) -> str:
+def _prediction_json(predictions: Sequence[Prediction]) -> str:
     return to_json(
-        [{"image": str(p.path), "top": [{"label": label, "probability": v} for label, v in p.top]} for p in found]
+        [{"image": str(p.path), "top": [{"label": label, "probability": v} for label, v in p.top]} for p in predictions]
     )
