@@ -372,14 +372,14 @@ def main() -> None:
     args = parser.parse_args()
     args.peaks = None  # of the GPU, once they are measured
     found: dict[str, Any] = {}
-    began, share = time.perf_counter(), 0.0
+    begin, share = time.perf_counter(), 0.0
     for part in PARTS:
         if part not in args.parts:
             continue
         share += PARTS[part] / sum(PARTS[p] for p in args.parts)
         start = time.perf_counter()
         try:
-            answer = LATE if start - began > args.seconds else globals()[part](args, began + share * args.seconds)
+            answer = LATE if start - begin > args.seconds else globals()[part](args, begin + share * args.seconds)
         except Exception as error:  # the other parts' figures must not be lost with this one
             answer = failed(error)
             if args.tiny:

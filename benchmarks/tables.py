@@ -109,9 +109,9 @@ def every(name: str) -> list[dict[str, Any]]:
 
 def by_machine(name: str) -> list[dict[str, Any]]:
     """The newest result of a benchmark on each machine, with its file's name, the newest first."""
-    found = every(name)
-    kept = {tuple(result["environment"][k] for k in MACHINE): result for result in reversed(found)}
-    return [result for result in found if result in kept.values()]
+    results = every(name)
+    newest = {tuple(result["environment"][k] for k in MACHINE): result for result in reversed(results)}
+    return [result for result in results if result in newest.values()]
 
 
 MACHINE = ("device", "device_name", "cpu_capability", "cores")

@@ -25,20 +25,13 @@ from cnnlab.models import build_model
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import RECIPES
 from cnnlab.training.autotune import fastest_plan
-from cnnlab.training.plan import Plan, Workload, operations
+from cnnlab.training.plan import Plan, Workload
 from conftest import Command, one_line_error
 
 CPU = torch.device("cpu")
 # Multiply-adds of LeNet for one image of 28 pixels: two convolutions, three linear layers.
 LENET = 6 * 25 * 28 * 28 + 16 * 6 * 25 * 10 * 10 + 400 * 120 + 120 * 84 + 84 * 10
 THREADS = min(2, available_cores())
-
-
-def test_operations_match_a_count_by_hand() -> None:
-    def build() -> torch.nn.Module:
-        return build_model("lenet", image_size=28)
-
-    assert operations(build, (1, 28, 28)) == 3 * 2 * LENET  # forward, and two products as large backward
 
 
 @pytest.fixture
@@ -168,7 +161,7 @@ def test_fastest_plan_is_always_measured_and_not_cached(monkeypatch: pytest.Monk
 
     seconds = {torch.contiguous_format: 2.0, torch.channels_last: 1.0}
     monkeypatch.setattr(autotune, "time_step", lambda work, plan, *a, **k: seconds[plan.memory_format])
-    monkeypatch.setattr(autotune._Cache, "write", lambda *a: pytest.fail("kept"))
+    monkeypatch.setattr(autotune._Cache, "write", lambda *a: pytest.fail("cached"))
     recipe = RECIPES["manual/lenet"].changed(epochs=1, batch_size=8)
     work = Workload(recipe, lambda: build_model("lenet"), (1, 28, 28), 10, CPU, threads=1)
     plan, step = fastest_plan(work)

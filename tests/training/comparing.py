@@ -57,8 +57,10 @@ class Interrupt:
             yield
 
 
-def interrupted(recipe: Recipe, turn: int, name: str = "run", module: Any = loop, function: str = "train_step") -> Path:
+def interrupted(
+    recipe: Recipe, turn: int, name: str = "run", module: Any = loop, function: str = "train_step", **options: Any
+) -> Path:
     """Train until call number `turn` of `module.function`, by default of an update; return the run's folder."""
     with Interrupt(turn).patched(module, function), pytest.raises(TrainingInterrupted, match="--resume"):
-        train(recipe, name=name, threads=1)
+        train(recipe, name=name, threads=1, **options)
     return Path("runs") / name

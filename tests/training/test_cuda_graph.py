@@ -47,15 +47,15 @@ class Graph:
     """A fake torch.cuda.CUDAGraph: steps inside it are not run but run by `replay`."""
 
     current: Graph | None = None
-    made: list[Graph] = []  # noqa: RUF012
+    created: list[Graph] = []  # noqa: RUF012
 
     def __init__(self) -> None:
         self.calls: list[Callable[[], None]] = []
-        self.played, self.failed = 0, False
-        Graph.made.append(self)
+        self.replayed, self.failed = 0, False
+        Graph.created.append(self)
 
     def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
-        assert capture_error_mode == "thread_local"  # a checkpoint may be on its way in another thread
+        assert capture_error_mode == "thread_local"  # another thread may be writing a checkpoint
         self.pool, self.stream = pool, Stream.entered[-1]
         Graph.current = self
 
@@ -63,7 +63,7 @@ class Graph:
         Graph.current = None
 
     def replay(self) -> None:
-        self.played += 1
+        self.replayed += 1
         for call in self.calls:
             call()
 
@@ -106,7 +106,7 @@ def stand_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     def emptied() -> None:
         Memory.emptied += 1
 
-    Graph.made, Stream.entered = [], []
+    Graph.created, Stream.entered = [], []
     Memory.taken, Memory.free, Memory.reserved, Memory.emptied = 5, 20, 5, 0
     for name, stand_in in {
         "CUDAGraph": Graph, "Stream": Stream, "current_stream": Stream, "stream": inside, "empty_cache": emptied,
@@ -126,18 +126,18 @@ SCHEDULED = {
 
 
 def trained(
-    how: str, played: bool, sizes: list[int], rate: float = 0.05, stands_still_from: int = 10**9
+    how: str, replayed: bool, sizes: list[int], rate: float = 0.05, frozen_from: int = 10**9
 ) -> tuple[list[float], dict[str, Tensor], Any]:
     recipe = Recipe(model="airbench-small", schedule="one-cycle", learning_rate=rate, **SCHEDULED[how])
     torch.manual_seed(0)
     model = build_model("airbench-small", num_classes=10, in_channels=1, image_size=28).train()
     optimizer = make_optimizer(model, recipe)
-    step: Any = RecordedStep(recordable, CPU) if played else train_step
+    step: Any = RecordedStep(recordable, CPU) if replayed else train_step
     losses = []
     for number, size in enumerate(sizes):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, number, len(sizes))
-        if number == stands_still_from:
+        if number == frozen_from:
             step._send = lambda values: step._scalars
         x, y = torch.rand(size, 1, 28, 28), torch.randint(10, (size,))
         loss, correct = step(model, optimizer, x, y, 0.1)
@@ -154,28 +154,30 @@ def trained(
 def test_replayed_steps_match_normal_ones(how: str) -> None:
     sizes = [8, 8, 8, 5, 8, 8, 8, 5, 8, 8, 8, 5]
     losses, weights, _ = trained(how, False, sizes)
-    again, played, _ = trained(how, True, sizes)
-    assert [g.played for g in Graph.made] == [6]  # of nine; the smaller batch came three times and was not recorded
+    again, replayed, _ = trained(how, True, sizes)
+    assert [g.replayed for g in Graph.created] == [
+        6
+    ]  # of nine; the smaller batch came three times and was not recorded
     # The numbers on the device are float32, so what is computed from them is not the same to the last bit.
     torch.testing.assert_close(torch.tensor(again), torch.tensor(losses), rtol=1e-3, atol=1e-3)
     for name in weights:
-        torch.testing.assert_close(played[name], weights[name], rtol=1e-2, atol=1e-3, msg=name)
-    assert len({id(g.stream) for g in Graph.made} | {id(g.pool) for g in Graph.made}) == 2
-    stale, _, _ = trained(how, True, sizes, stands_still_from=5)
-    assert max(abs(a - b) for a, b in zip(losses, stale, strict=True)) > 5e-3  # numbers that stand still are noticed
+        torch.testing.assert_close(replayed[name], weights[name], rtol=1e-2, atol=1e-3, msg=name)
+    assert len({id(g.stream) for g in Graph.created} | {id(g.pool) for g in Graph.created}) == 2
+    stale, _, _ = trained(how, True, sizes, frozen_from=5)
+    assert max(abs(a - b) for a, b in zip(losses, stale, strict=True)) > 5e-3  # frozen numbers are noticed
 
 
 def test_recordings_share_a_pool_and_the_oldest_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graph, "_MAX_RECORDINGS", 2)
     *_, step = trained("sgd", True, [8] * 5 + [6] * 5 + [4] * 5 + [8] * 3 + [4])
-    assert [g.played for g in Graph.made] == [2, 2, 3]  # the eights that came again were computed
+    assert [g.replayed for g in Graph.created] == [2, 2, 3]  # the later batches of eight ran normally
     # Else the memory of one could not be used by the next.
-    assert len({id(g.stream) for g in Graph.made}) == len({id(g.pool) for g in Graph.made}) == 1
+    assert len({id(g.stream) for g in Graph.created}) == len({id(g.pool) for g in Graph.created}) == 1
     assert sum(isinstance(kind, cuda_graph._Recording) for kind in step._kinds.values()) == 2
 
 
 def run_unrecordable(step_function: Any, sizes: list[int]) -> tuple[list[str], RecordedStep]:
-    """Run steps that cannot all be recorded. Return the notes and the step; every update is made."""
+    """Run steps that cannot all be recorded. Return the notes and the step; every update is created."""
     notes: list[str] = []
     model = build_model("lenet", num_classes=10, in_channels=1, image_size=28)
     optimizer = make_optimizer(model, Recipe(model="lenet"))
@@ -205,16 +207,16 @@ def test_unrecordable_step_runs_normally_with_one_note(monkeypatch: pytest.Monke
     monkeypatch.setattr(cuda_graph, "_replace_generator", lambda device, state: fresh.append(state))
     monkeypatch.setattr(Graph, "capture_end", failing_too)
     (line,), step = run_unrecordable(waits, [4] * 6 + [3] * 5 + [4])
-    # The one that was recorded before is let go: its random numbers would no longer be those that are saved.
-    assert [g.played for g in Graph.made] == [3, 0]
+    # The earlier recording is dropped: its random numbers would differ from the saved state.
+    assert [g.replayed for g in Graph.created] == [3, 0]
     assert not any(isinstance(kind, cuda_graph._Recording) for kind in step._kinds.values())
-    assert ended == [Graph.made[1].pool]
+    assert ended == [Graph.created[1].pool]
     assert "CUDA graph: operation not permitted" in line  # the first error, not what followed from it
-    assert len(fresh) == 1  # of 2.11's generator, which else would think that it is recorded
+    assert len(fresh) == 1  # the generator of 2.11 would believe that it is being recorded
 
 
 class Rebinding(torch.nn.Linear):
-    """As some batch norms do: each forward pass puts another tensor in the place of a buffer."""
+    """Replaces a buffer in each forward pass, as some batch norms do."""
 
     def __init__(self) -> None:
         super().__init__(4, 2)
@@ -256,10 +258,10 @@ def test_step_that_needs_much_memory_is_not_recorded() -> None:
     Memory.taken, Memory.free, Memory.reserved = 11, 10, 15
     (line,), _ = run_unrecordable(recordable, [4] * 6)
     assert "too much of the memory" in line
-    assert not Graph.made
-    Memory.free, Memory.reserved = 5, 25  # enough, once what is kept is given back
+    assert not Graph.created
+    Memory.free, Memory.reserved = 5, 25  # enough, once cached memory is returned
     assert run_unrecordable(recordable, [4] * 6)[0] == []
-    assert len(Graph.made) == Memory.emptied == 1
+    assert len(Graph.created) == Memory.emptied == 1
 
 
 def test_which_plans_are_recorded() -> None:

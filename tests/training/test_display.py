@@ -1,4 +1,4 @@
-"""What a person sees while a network trains."""
+"""The display of a training's progress."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def test_bar_shows_epoch_loss_accuracy_speed_and_time_left(quick: Recipe, monkey
     monkeypatch.setattr(display, "_INTERVAL", 0.0)
     monkeypatch.setattr("cnnlab.training.session.make_display", lambda _: bar)
     row = train(quick).run.metrics()[-1]
-    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    output = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
     last = (
         f"epoch 2/2  loss {row['loss']:.3f}  acc {row['train_acc']:.3f}  val acc {row['val_acc']:.3f}  "
         f"{row['images_per_second']:,.0f} images/s"
     )
-    assert last in shown
-    assert "epoch 1/2" in shown
-    assert re.search(r"\d:\d\d left", shown)
+    assert last in output
+    assert "epoch 1/2" in output
+    assert re.search(r"\d:\d\d left", output)
 
 
 def test_in_a_terminal_of_80_columns(tmp_path: Path) -> None:
@@ -94,11 +94,11 @@ def test_short_epochs_do_not_redraw_the_curve(
     between: float, drawn: list[int], quick: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first and the last are always seen: drawing the others would cost more than the epochs."""
-    shown: list[int] = []
+    frames: list[int] = []
 
     def curves(rows: list[dict[str, Any]], eval_split: str, title: str) -> Figure:
         if title.startswith("epoch"):  # the other one is the run's own, curves.png
-            shown.append(len(rows))
+            frames.append(len(rows))
         return Figure()
 
     monkeypatch.setattr(display, "_DRAW_INTERVAL", between)
@@ -106,7 +106,7 @@ def test_short_epochs_do_not_redraw_the_curve(
     monkeypatch.setattr("IPython.display.display", lambda image, display_id: MagicMock())
     monkeypatch.setattr("cnnlab.training.session.make_display", lambda _: display.Notebook())
     train(quick.changed(epochs=5))
-    assert shown == drawn
+    assert frames == drawn
 
 
 def test_unknown_display() -> None:

@@ -59,7 +59,7 @@ KINDS = {
         *SMALL, "optimizer=muon", "learning_rate=0.1", "momentum=0.6", "average=lookahead", "average_decay=0.5", "average_every=3",
         "memory_format=channels_last", "flip=true", "cutout=4", "model=airbench-small", "limit=64", "batch_size=16", "start_size=20",
     ],
-    "dropout": [*SMALL, "model=nin-small", "limit=64", "batch_size=16", "brightness=0.3", "schedule=cosine"],
+    "dropout": [*SMALL, "model=nin-small", "image_size=20", "limit=64", "batch_size=16", "brightness=0.3", "schedule=cosine"],
 }  # fmt: skip
 COMMAND = ["train", "--threads", "1", *(word for s in SMALL for word in ("--set", s))]
 

@@ -1,4 +1,4 @@
-"""Optimisers and schedules against torch's own and against plain arithmetic."""
+"""Optimizers and schedules against torch's own and against plain arithmetic."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_batched_orthogonalize_matches_single(many: int, rows: int, columns: int
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_muon_matches_a_loop_over_filters(layout: torch.memory_format) -> None:
-    """Filters of one shape are turned together; here each by itself, as written in the source."""
+    """Filters of one shape are updated together; the loop updates each alone, as in the source."""
     torch.manual_seed(0)
     shapes = [(8, 3, 3, 3), (6, 8, 3, 3), (8, 3, 3, 3), (6, 8, 1, 1), (8, 3, 3, 3), (2, 2, 2, 2)]
     ours = [nn.Parameter(torch.randn(shape).double().to(memory_format=layout)) for shape in shapes]
@@ -201,7 +201,7 @@ def test_precision_of_muons_products(kind: str, products: torch.dtype | None, mo
         return real(matrix, precision=precision)
 
     monkeypatch.setattr(muon, "orthogonalize", seen)
-    if kind == "float16":  # in which no processor trains
+    if kind == "float16":  # not trained on a CPU
         model = build_model("lenet-bn")
         optimizer = make_optimizer(model, recipe, PRECISIONS[kind])
         model(torch.rand(2, 1, 28, 28)).sum().backward()

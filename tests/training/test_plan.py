@@ -61,9 +61,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Pace], Clock]:
     monkeypatch.setattr(hardware, "has_bfloat16", lambda device: False)
 
     def fake(pace: Pace) -> Clock:
-        found = Clock(pace)
-        monkeypatch.setattr(autotune, "time_step", found)
-        return found
+        clock = Clock(pace)
+        monkeypatch.setattr(autotune, "time_step", clock)
+        return clock
 
     return fake
 
@@ -87,14 +87,14 @@ def slow_unless(fast: Callable[[Plan], bool], gain: float = 2.0) -> Pace:
 
 
 def test_fastest_plan_is_chosen(clock: Callable[[Pace], Clock]) -> None:
-    said: list[str] = []
+    log: list[str] = []
     clock(slow_unless(lambda c: c.memory_format == LAST and c.threads == 2))
-    found = plan(log=said.append)
-    assert (found.memory_format, found.threads, found.precision, found.compile) == (LAST, 2, torch.float32, "off")
-    assert len(said) == 2
-    assert "channels_last, 2 threads: 6,400" in said[1]
-    assert "contiguous, 4 threads: 3,200" in said[1]
-    assert found.why.startswith("measured, images/s of ")
+    chosen = plan(log=log.append)
+    assert (chosen.memory_format, chosen.threads, chosen.precision, chosen.compile) == (LAST, 2, torch.float32, "off")
+    assert len(log) == 2
+    assert "channels_last, 2 threads: 6,400" in log[1]
+    assert "contiguous, 4 threads: 3,200" in log[1]
+    assert chosen.why.startswith("measured, images/s of ")
 
 
 @pytest.mark.parametrize(("gain", "layout"), [(1.0, FIRST), (1.099, FIRST), (1.101, LAST)])
@@ -129,32 +129,32 @@ def test_choice_is_allowed_and_near_the_fastest(
         patch.setattr(hardware, "has_bfloat16", lambda device: units)
         patch.setattr(autotune, "time_step", timed)
         patch.setattr(autotune, "user_cache_dir", lambda name: folder)
-        found = plan(threads, precision=precision, memory_format=layout)
+        chosen = plan(threads, precision=precision, memory_format=layout)
         again = plan(threads, precision=precision, memory_format=layout)
-    assert again.values == found.values
-    assert found.threads == threads if threads else found.threads in (cores, physical)
-    assert found.compile == "off"
+    assert again.values == chosen.values
+    assert chosen.threads == threads if threads else chosen.threads in (cores, physical)
+    assert chosen.compile == "off"
     if precision != "auto":
-        assert found.values["dtype"] == precision
+        assert chosen.values["dtype"] == precision
     elif not units:
-        assert found.precision == torch.float32
+        assert chosen.precision == torch.float32
     if layout != "auto":
-        assert found.values["memory_format"] == layout
+        assert chosen.values["memory_format"] == layout
     allowed = [
         timed(None, Plan(threads=n, precision=p, memory_format=f))
-        for p in ([torch.float32, torch.bfloat16] if precision == "auto" and units else [found.precision])
-        for f in (FORMATS.values() if layout == "auto" else [found.memory_format])
+        for p in ([torch.float32, torch.bfloat16] if precision == "auto" and units else [chosen.precision])
+        for f in (FORMATS.values() if layout == "auto" else [chosen.memory_format])
         for n in ([threads] if threads else [cores, physical])
     ]
-    assert timed(None, found) < 1.1 * min(allowed) * (1 + 1e-9)
+    assert timed(None, chosen) < 1.1 * min(allowed) * (1 + 1e-9)
 
 
 def test_plan_out_of_memory_is_not_chosen(clock: Callable[[Pace], Clock]) -> None:
     clock(lambda c: float("inf") if c.memory_format == FIRST else 0.01)
     assert plan().memory_format == LAST
     clock(lambda c: float("inf"))
-    found = plan(batch_size=65)  # nothing fits: the run itself will say so, and the next one measures again
-    assert found.memory_format == FIRST
+    chosen = plan(batch_size=65)  # nothing fits: the run itself will say so, and the next one measures again
+    assert chosen.memory_format == FIRST
     again = clock(lambda c: 0.01)
     plan(batch_size=65)
     assert again.tried
@@ -183,8 +183,8 @@ def test_time_step_is_inf_without_memory_or_compiler_and_raises_other_errors(
 def test_single_candidate_is_not_measured(clock: Callable[[Pace], Clock]) -> None:
     trial = clock(lambda c: 0.01)
     for mode in ("off", "auto"):
-        found = plan(threads=3, memory_format="channels_last", compile=mode)
-        assert found == Plan(threads=3, memory_format=LAST, why="as the recipe says")
+        chosen = plan(threads=3, memory_format="channels_last", compile=mode)
+        assert chosen == Plan(threads=3, memory_format=LAST, why="as the recipe says")
     assert not trial.tried
 
 
@@ -202,8 +202,8 @@ def test_short_runs_are_not_measured(clock: Callable[[Pace], Clock], monkeypatch
     monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": work * 1.01})
     assert plan().why == "too short to measure"
     monkeypatch.setattr(hardware, "has_bfloat16", lambda device: True)
-    found = plan(precision="auto")  # where there are units for it, and they take channels_last
-    assert (found.precision, found.memory_format) == (torch.bfloat16, LAST)
+    chosen = plan(precision="auto")  # where there are units for it, and they take channels_last
+    assert (chosen.precision, chosen.memory_format) == (torch.bfloat16, LAST)
     assert plan(precision="auto", memory_format="contiguous").memory_format == FIRST
     assert plan(precision="float32").precision == torch.float32
     assert not trial.tried
@@ -268,13 +268,13 @@ def test_operations_are_counted_by_hand() -> None:
 
 def test_measured_plan_is_cached(clock: Callable[[Pace], Clock]) -> None:
     first = clock(slow_unless(lambda c: c.memory_format == LAST))
-    found = plan()
+    chosen = plan()
     assert first.tried
     again = clock(slow_unless(lambda c: c.memory_format == FIRST))  # a busy moment must not change the run
-    kept = plan(epochs=20)
+    cached = plan(epochs=20)
     assert not again.tried
-    assert kept.values == found.values
-    assert kept.why == "measured before on this machine"
+    assert cached.values == chosen.values
+    assert cached.why == "measured before on this machine"
     plan(batch_size=128)  # another step
     assert again.tried
 
@@ -294,13 +294,13 @@ def test_measured_plan_is_cached(clock: Callable[[Pace], Clock]) -> None:
 )
 def test_damaged_or_impossible_cache_is_measured_again(clock: Callable[[Pace], Clock], damage: str) -> None:
     first = clock(slow_unless(lambda c: c.memory_format == LAST))
-    found = plan()
+    chosen = plan()
     (file,) = Path(autotune.user_cache_dir("cnnlab")).rglob("*.json")
     file.write_text(damage)
     first.tried.clear()
-    assert plan().values == found.values
+    assert plan().values == chosen.values
     assert first.tried
-    assert json.loads(file.read_text())["plan"] == found.values  # and repaired
+    assert json.loads(file.read_text())["plan"] == chosen.values  # and repaired
 
 
 def test_unwritable_cache_is_no_error(
@@ -320,15 +320,15 @@ def test_unwritable_cache_is_no_error(
 
 def test_resumed_run_keeps_its_plan_where_possible(clock: Callable[[Pace], Clock]) -> None:
     trial = clock(slow_unless(lambda c: c.memory_format == LAST and c.threads == 2))
-    began = plan()
+    first = plan()
     trial.tried.clear()
-    found = plan(earlier=began.values)
-    assert found.values == began.values
-    assert found.why == "as the run started"
-    assert plan(threads=3, earlier=began.values).threads == 3  # an explicit number wins
-    assert plan(earlier={**began.values, "threads": 64}).threads == 4  # never more than the cores
+    chosen = plan(earlier=first.values)
+    assert chosen.values == first.values
+    assert chosen.why == "as the run started"
+    assert plan(threads=3, earlier=first.values).threads == 3  # an explicit number wins
+    assert plan(earlier={**first.values, "threads": 64}).threads == 4  # never more than the cores
     # Missing values are the recipe's.
-    assert plan(earlier={"threads": 2}, memory_format="channels_last").values == began.values
+    assert plan(earlier={"threads": 2}, memory_format="channels_last").values == first.values
     assert not trial.tried
 
 
@@ -354,11 +354,11 @@ def test_compilation_is_tried_for_long_runs(
     plan()
     assert all(c.compile == "off" for c in trial.tried)  # too short
     monkeypatch.setattr(autotune, "COMPILE_FROM", {"cpu": 0.0})
-    found = plan()
-    assert found.compile == mode
+    chosen = plan()
+    assert chosen.compile == mode
     assert [c.compile for c in trial.tried].count("default") == 1
     trial.tried.clear()
-    assert plan().values == found.values
+    assert plan().values == chosen.values
     assert not trial.tried
     # It is tried even if everything else is set; not if it is off or there is no compiler.
     assert plan(threads=1, memory_format="contiguous").compile == mode
@@ -399,8 +399,8 @@ def test_measuring_restores_random_states(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": 0.0})
     torch.manual_seed(3)
     before = states()
-    found = plan(batch_size=16, threads=1)
-    assert found.why.startswith("measured")
+    chosen = plan(batch_size=16, threads=1)
+    assert chosen.why.startswith("measured")
     assert states() == before
 
 

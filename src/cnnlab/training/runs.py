@@ -122,12 +122,8 @@ class Run:
             summary = read_checked(path)
         except CnnlabError as error:
             raise CnnlabError(f"{error}; or delete it: cnnlab train --resume {self.path} writes it again") from error
-        key = self.recipe.key
-        check(
-            path,
-            summary,
-            {**_SUMMARY, "eval_split": (self.recipe.eval_split,), f"{key}_loss": NUMBER, f"{key}_acc": _SHARE},
-        )
+        key, split = self.recipe.key, self.recipe.eval_split
+        check(path, summary, {**_SUMMARY, "eval_split": (split,), f"{key}_loss": NUMBER, f"{key}_acc": _SHARE})
         return summary
 
     def evaluations(self) -> list[dict[str, Any]]:
@@ -236,15 +232,12 @@ def check_own(path: Path, recipe: Recipe, **given: object) -> None:
     Raise CnnlabError unless each is given exactly if the run at `path` was trained with the caller's own.
     """
     for keyword, value in given.items():
-        kind, name, own = (
-            ("a network", recipe.model, is_own(recipe.model))
-            if keyword == "model"
-            else ("images", recipe.data, recipe.data.startswith(MEMORY))
-        )
+        name = recipe.model if keyword == "model" else recipe.data
+        own = is_own(name) if keyword == "model" else name.startswith(MEMORY)
         if own and value is None:
-            raise CnnlabError(f"{path} needs {kind} of your own, {name}: pass it again, from Python, as {keyword}=...")
+            raise CnnlabError(f"{path} was trained with your own {name}: pass it again, from Python, as {keyword}=...")
         if value is not None and not own:
-            raise CnnlabError(f"{path} was trained with {name}, not {kind} of your own; leave out {keyword}=")
+            raise CnnlabError(f"{path} was trained with {name}, not with your own; leave out {keyword}=")
 
 
 def resume_call(path: Path, recipe: Recipe) -> str:
