@@ -87,7 +87,7 @@ def test_images_of_other_sizes_share_nothing() -> None:
     )
 
 
-@pytest.mark.parametrize("count", [10, 300, 3000])
+@pytest.mark.parametrize("count", [10, 1000])
 def test_changed_copies_are_found_and_nothing_else(count: int) -> None:
     images = scenes(count)
     copies = [change(images[i].numpy()) for i, change in enumerate(CHANGES.values())]
