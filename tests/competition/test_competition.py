@@ -432,10 +432,10 @@ def test_probabilities_of_a_wide_network_depend_on_the_image_alone(finished: Com
     """Random images, on which no answer is sure."""
     recipe = replace(RECIPES["cifar/10min"], data=f"store:{finished.store}", epochs=1, batch_size=40)
     run = train(recipe, runs_dir=tmp_path / "runs", threads=1).run
-    images = torch.randint(0, 256, (300, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(0, 256, (60, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = probabilities([run], images, views="shift")
-    order = torch.randperm(300, generator=torch.Generator().manual_seed(1))
-    for batch_size in (1, 16, 300):
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(1))
+    for batch_size in (1, 16, 60):
         found = torch.empty_like(expected)
         found[order] = probabilities([run], images[order], views="shift", batch_size=batch_size)
         assert torch.equal(found.argmax(1), expected.argmax(1))
@@ -551,13 +551,13 @@ def test_the_lesson_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.
     rng = np.random.default_rng(0)
     folder = tmp_path / "data" / "cifar-10"
     folder.mkdir(parents=True)
-    for part, count in (("train", 400), ("test", 20)):
+    for part, count in (("train", 140), ("test", 20)):
         with zipfile.ZipFile(folder / f"{part}.zip", "w") as archive:
             for i in range(count):
                 buffer = BytesIO()
                 Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(buffer, "PNG")
                 archive.writestr(f"{part}/{i + 1}.png", buffer.getvalue())
-    (folder / "trainLabels.csv").write_text("id,label\n" + "".join(f"{i + 1},class{i % 10}\n" for i in range(400)))
+    (folder / "trainLabels.csv").write_text("id,label\n" + "".join(f"{i + 1},class{i % 10}\n" for i in range(140)))
     (folder / "sampleSubmission.csv").write_text("id,label\n" + "".join(f"{i + 1},class3\n" for i in range(20)))
     monkeypatch.setenv("CNNLAB_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
