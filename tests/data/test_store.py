@@ -15,6 +15,7 @@ import threading
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -694,6 +695,11 @@ def test_sizes_that_differ(leaves: Leaves) -> None:
     assert "leaf-0a.png is 25 x 20 pixels, not square" in error(leaves)
     fixed = Layout(**{**SPECIES.__dict__, "image_size": 8, "fit": "crop"})
     assert run(leaves, layout=fixed).test_images.shape == (12, 1, 8, 8)
+
+
+def test_a_full_disk_is_refused_before_decoding(leaves: Leaves, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnlab.competition.store_writer.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert "MiB" in error(leaves)
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc on this system")

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from cnnlab.recipe import LARGEST_SIDE
 
 _VERSION = 3  # increment when the same files would give another store
 _FEW_IMAGES = 2000  # decoded before a second process has started
+_MIN_FREE = 64 << 20  # bytes that must stay free on the disk
 _SKIP = "repair it, or leave such images out with --skip-bad"
 
 
@@ -278,6 +280,12 @@ class StoreWriter:
 
     def _new_file(self, part: str, count: int) -> int:
         """Create a .npy file of black images. Return the offset of the pixels in bytes."""
+        need, free = count * self.channels * self.side**2 + _MIN_FREE, shutil.disk_usage(self.work).free
+        if need > free:  # now, not after minutes of decoding
+            raise CnnlabError(
+                f"{part}.npy needs {need >> 20:,} MiB and {self.work.parent} has {free >> 20:,} free; free some space, "
+                "or name another folder with --store"
+            )
         shape = (count, self.channels, self.side, self.side)
         with (self.work / f"{part}.npy").open("wb") as file:
             head = {"descr": "|u1", "fortran_order": False, "shape": shape}
