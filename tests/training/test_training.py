@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 import signal
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from comparing import Interrupt, assert_same_run, interrupted
-from faults import Lab
 from torch import Tensor, nn
 
 from cnnlab import Recipe, resume, train, train_seeds
@@ -31,6 +28,7 @@ from cnnlab.training import autotune, checkpoint, folders, loop, runs
 from cnnlab.training.optim import make_optimizer
 from cnnlab.training.progress import Progress
 from cnnlab.training.step import train_step
+from conftest import Command
 
 
 def weights(folder: Path, which: str = "last") -> dict[str, Tensor]:
@@ -214,11 +212,13 @@ def test_absent_and_unknown_devices_are_errors() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("every_core")
-def test_two_processes_give_the_same_weights(forks: Any, tmp_path: Path) -> None:
-    lab = Lab(forks, tmp_path, ["epochs=2", "limit=128"], random.Random(0))
+def test_two_processes_give_the_same_weights(installed: Command, tmp_path: Path) -> None:
+    threads = str(min(2, available_cores()))
     for name in ("a", "b"):
-        code, output = lab.call([*lab.train(name), "--threads", str(min(2, available_cores()))])
-        assert code == 0, output
+        answer = installed(
+            "train", "--name", name, "--set", "epochs=2", "--set", "limit=128", "--threads", threads, cwd=tmp_path
+        )
+        assert answer.returncode == 0, answer.stderr
     assert_same_run(tmp_path / "runs/a", tmp_path / "runs/b")
 
 
