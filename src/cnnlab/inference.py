@@ -354,7 +354,7 @@ def probabilities(
         for number, run in enumerate(models):
             preprocessing = _preprocessing(run)
             if tuple(images.shape[1:]) != (preprocessing.channels, *[preprocessing.native_size] * 2):
-                raise CnnlabError(f"{run.path} takes images of other channels or another size than these")
+                raise CnnlabError(f"{run.path} expects images of a different size or number of channels")
             layout = _layout(run)
             model = load_network(run).to(here).to(memory_format=layout)
             parts = []

@@ -61,7 +61,9 @@ class Recipe:
     decay_every: int = _setting(30, "step: epochs between two decays", 1, 100_000)
     label_smoothing: float = _setting(0.0, "label smoothing", 0, 0.9999)
     init: str = _setting(
-        "pytorch", "initial weights; pytorch: those of PyTorch", choices=("pytorch", "xavier-uniform", "he-normal")
+        "pytorch",
+        "weight initialization; pytorch: PyTorch's defaults",
+        choices=("pytorch", "xavier-uniform", "he-normal"),
     )
 
     image_size: int = _setting(0, "input size of the network, pixels a side; 0: the source's own", 0, 4096)

@@ -290,7 +290,7 @@ def test_a_submission_is_handed_in_once(finished: Competition, tmp_path: Path, m
     assert steps.submit(work, upload_to="forest", message="first").answer == "Successfully submitted"
     again = steps.submit(work, upload_to="forest").answer
     assert again is not None
-    assert "not handed in again" in again
+    assert "not submitted again" in again
     assert calls == [("forest", work.path / "submission.csv", "first")]
     steps.submit(work, upload_to="forest", chosen=["train"], out=work.path / "two.csv")
     answers = [read_pairs(path, "file", "species")[1] for path in (work.path / "submission.csv", work.path / "two.csv")]
@@ -530,7 +530,7 @@ def test_a_store_is_a_source_like_any_other(finished: Competition, cnnlab: Comma
     assert answer.returncode == 0, answer.stderr
     line = one_line_error(cnnlab("train", "--recipe", "cifar/1h"))
     assert "needs --data store:PATH" in line
-    assert "no prepared store" in one_line_error(cnnlab("train", "--data", "store:nowhere"))
+    assert "not a prepared store" in one_line_error(cnnlab("train", "--data", "store:nowhere"))
 
 
 def test_images_of_another_size_are_refused(finished: Competition) -> None:

@@ -102,7 +102,7 @@ def test_each_bad_file_is_refused_and_stops_no_other(room: Path, labels: Path) -
     good = rows["good"]
     assert good.score is not None
     assert good.score.accuracy == 0.5  # labels that are no class count as wrong
-    assert good.note == "2 labels are no class: '=1+1', 'Cat'"
+    assert good.note == "2 labels are not among the classes: '=1+1', 'Cat'"
 
 
 def test_files_that_are_no_submission(room: Path, labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:

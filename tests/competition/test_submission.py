@@ -163,7 +163,7 @@ def test_the_samples_order_of_rows_and_columns(tmp_path: Path) -> None:
         (["1", "2", "3", "4"], ["cat"] * 4, ["1 ids are not in", "('4')"]),
         (["1", "2", "3", "1"], ["cat"] * 4, ["1 ids occur more than once ('1')"]),
         (["1", "5", "6", "7", "8"], ["cat"] * 5, ["2 ids of", "('3', '2')", "4 ids are not in", "('5', '6', '7', ...)"]),
-        (["1", "2", "3"], ["cat", "dgo", "dgo"], ["2 labels are no class ('dgo')", "did you mean 'dog'?"]),
+        (["1", "2", "3"], ["cat", "dgo", "dgo"], ["2 labels are not among the classes ('dgo')", "did you mean 'dog'?"]),
         ([], [], ["3 ids of"]),
     ],
 )  # fmt: skip
@@ -282,7 +282,7 @@ def test_labels_that_are_no_class_count_as_wrong(tmp_path: Path) -> None:
     assert found.count == 3
     assert found.class_accuracy == [0.0, 0.5]
     assert str(found) == (
-        "accuracy 0.3333 (1 of 3 images); 2 labels are no class: 'Cat'; 1 ids have no label and were not scored"
+        "accuracy 0.3333 (1 of 3 images); 2 labels are not among the classes: 'Cat'; 1 ids have no label and were not scored"
     )
 
 

@@ -237,7 +237,7 @@ def test_what_is_wrong_with_labels_is_named(table: Path, cnnlab: Command) -> Non
         "ids are repeated with another label": ["2"],
         "ids have no label": ["3"],
         "ids have no image": ["4", "=x"],
-        "ids mean an image that has a row already": ["2.png"],
+        "ids refer to an image that already has a row": ["2.png"],
         "images have no row": ["x.png"],
         "labels are not among the classes": ["dgo"],
         "classes have no row": ["owl"],

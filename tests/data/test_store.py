@@ -282,7 +282,7 @@ def test_an_incomplete_store_is_refused_and_prepared_again(leaves: Leaves, spoil
 
 
 def test_other_folders_are_neither_opened_nor_overwritten(leaves: Leaves, tmp_path: Path) -> None:
-    with pytest.raises(CnnlabError, match="no prepared store"):
+    with pytest.raises(CnnlabError, match="not a prepared store"):
         open_store(tmp_path)
     (tmp_path / "mine").mkdir()
     for name, text in (("thesis.txt", "x"), ("store.json", '{"format": "mine"}')):
@@ -434,7 +434,7 @@ def test_samples_that_cannot_be_used(leaves: Leaves) -> None:
     leaves.sample[3] = leaves.sample[0]
     assert "sample.csv, line 5: 'x0' is also on line 2" in error(leaves)
     leaves.sample[3] = "x0.png"
-    assert "means one image by x0 and x0.png" in error(leaves)
+    assert "lists one image twice, as x0 and x0.png" in error(leaves)
     folder = leaves.write()
     (folder / "sample.csv").write_text("file\nx0\n")
     assert "sample.csv: no column 'species'" in error(folder)

@@ -196,7 +196,7 @@ def test_schema() -> None:
     for changes, told in (
         ({"a": -1}, "its a should be"), ({"a": 1.0}, "its a should be a whole number"), ({"a": True}, "its a should be"),
         ({"b": [1, "2"]}, "its b[1] should be a number"), ({"b": [float("nan")]}, "its b[0]"), ({"b": {}}, "its b should be a list"),
-        ({"c": {}}, "it lacks d in its c"), ({"c": {"d": 3}}, "its c.d should be null or a text"), ({"e": 1}, "its e should be true"),
+        ({"c": {}}, "it lacks d in its c"), ({"c": {"d": 3}}, "its c.d should be null or a string"), ({"e": 1}, "its e should be true"),
         ({"f": "z"}, "its f should be 'x' or 'y'"), ({"g": 2}, "its g should be 1 or 3"), ({"g": True}, "its g should be"),
         ({"a": 10**400}, "its a should be"), ({"b": [10**400]}, "its b"), ({"b": [5, 10**300]}, "its b"),
     ):  # fmt: skip
@@ -447,7 +447,7 @@ def test_tables_that_would_fill_the_memory(content: bytes, message: str, monkeyp
         ({"learning_rate": float("inf")}, "must be a finite number"),
         ({"epochs": 10**400}, "must lie between 1 and"),
         ({"epochs": float("nan")}, "expected a whole number"),
-        ({"model": ["x"] * 100_000}, "expected a text"),
+        ({"model": ["x"] * 100_000}, "expected a string"),
         ({"model": "x" * 100_000}, "at most 8,192 characters"),
         ({"\x1b[2J" * 50_000: 1}, "unknown setting"),
         ({"optimizer": "x" * 100_000}, "choose one of"),

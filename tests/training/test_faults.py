@@ -299,7 +299,7 @@ def test_folder_in_place_of_a_checkpoint_is_an_error(stopped_copy: Path) -> None
     path = stopped_copy / "checkpoint.safetensors"
     path.unlink()
     path.mkdir()
-    with pytest.raises(CnnlabError, match="is not a regular file; remove it to continue from the save before it"):
+    with pytest.raises(CnnlabError, match="is not a regular file; remove it to continue from the previous checkpoint"):
         resume("runs/run")
 
 
@@ -607,7 +607,7 @@ def test_damaged_file_of_an_unfinished_run_never_changes_the_weights(
                     assert_same_run(Path("runs/run"), whole)
                 outcome = "the same weights, to the bit" + (", and a line that says so" if answer.stderr else "")
             if name == "checkpoint.safetensors":
-                assert "continuing from the save before it" in answer.stderr
+                assert "continuing from the previous checkpoint" in answer.stderr
             tally(f"{kind}, unfinished run: {name}", outcome)
 
 
@@ -643,12 +643,12 @@ def test_intact_checkpoint_of_two_is_used(
     resume(path, threads=1)
     output = capsys.readouterr().err
     assert "note: runs/run/checkpoint.safetensors is damaged" in output
-    assert output.strip().endswith("continuing from the save before it")
+    assert output.strip().endswith("continuing from the previous checkpoint")
     assert_same_run(path, whole)
     path = copy()
     (path / newest).unlink()
     resume(path, threads=1)
-    assert "checkpoint.safetensors is gone; continuing from the save before it" in capsys.readouterr().err
+    assert "checkpoint.safetensors is gone; continuing from the previous checkpoint" in capsys.readouterr().err
     assert_same_run(path, whole)
     path = copy()
     for name in (newest, before):

@@ -47,9 +47,7 @@ def verify(
 @data.command()
 def duplicates(
     source: Annotated[str, typer.Argument(help="digits, fashion-mnist, folder:PATH or store:PATH.")],
-    likeness: Annotated[
-        float, typer.Option(help="Similarity from which images count as near-duplicates, up to 1.")
-    ] = 0.96,
+    likeness: Annotated[float, typer.Option(help="Minimum similarity of near-duplicates, at most 1.")] = 0.96,
     exact: Annotated[bool, typer.Option("--exact", help="Find exact duplicates only.")] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Also draw the first 60 pairs to this PNG file.", show_default=False)

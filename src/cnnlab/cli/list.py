@@ -1,4 +1,4 @@
-"""`cnnlab list` and `cnnlab show`: what there is, and a network layer by layer."""
+"""`cnnlab list` and `cnnlab show`: the available models, data, recipes and settings; a network layer by layer."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def predict(
     top: Annotated[int, typer.Option(help="Number of classes per image.")] = 3,
     format_: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
     weights: Weights = None,
-    invert: Annotated[bool, typer.Option("--invert", help="Exchange black and white first.")] = False,
+    invert: Annotated[bool, typer.Option("--invert", help="Invert the images (swap black and white) first.")] = False,
     device: DeviceName = "auto",
     runs_dir: RunsDir = Path("runs"),
     skip_bad: SkipBad = False,

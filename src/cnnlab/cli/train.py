@@ -25,7 +25,7 @@ def train(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="See `cnnlab list recipes`. Default: the one for the data.", show_default=False),
+        typer.Option(help="See `cnnlab list recipes`. Default: the recipe for the data source.", show_default=False),
     ] = None,
     set_: Settings = None,
     seeds: Annotated[

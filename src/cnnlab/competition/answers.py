@@ -146,7 +146,7 @@ def _probabilities(
 
 
 def _upload(competition: Competition, path: Path, to: str, message: str) -> str:
-    """Hand in `path`, unless the same file was handed in before: the number of submissions per day is limited."""
+    """Submit `path`, unless the same file was submitted before: the number of submissions per day is limited."""
     record = competition.path / "uploads.jsonl"
     content = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
     lines = read_limited(record).decode(errors="replace").splitlines() if record.exists() else []
@@ -154,7 +154,7 @@ def _upload(competition: Competition, path: Path, to: str, message: str) -> str:
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             earlier = json.loads(line)
             if (earlier["competition"], earlier["content"]) == (to, content):
-                return f"not handed in again: {to} got the same file on {earlier['date']}"
+                return f"not submitted again: {to} received the same file on {earlier['date']}"
     answer = client.upload(to, path, message)
     date = datetime.now(UTC).isoformat(timespec="seconds")
     entry = {"date": date, "competition": to, "content": content, "message": message, "answer": answer}

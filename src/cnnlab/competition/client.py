@@ -224,7 +224,7 @@ def _page(competition: str) -> str:
 
 def _check_name(competition: str) -> None:
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,99}", competition):
-        raise CnnlabError(f"{competition!r} is not a competition's name; take it from its address: kaggle.com/c/NAME")
+        raise CnnlabError(f"{competition!r} is not a competition's name; take it from its URL: kaggle.com/c/NAME")
 
 
 def _holds_images(path: Path, part: str) -> bool:

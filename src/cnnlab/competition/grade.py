@@ -227,7 +227,7 @@ def _graded(
         score = measure(read_table(io.BytesIO(content), name, id_column, label_column), truth, name)
     except CnnlabError as error:
         return Grade(student.name, "refused", name, note=str(error)), None
-    note = f"{score.other.sum()} labels are no class: {first(score.no_class)}" if score.no_class else ""
+    note = f"{score.other.sum()} labels are not among the classes: {first(score.no_class)}" if score.no_class else ""
     return Grade(student.name, "scored", name, score, note), hashlib.blake2b(content).digest()
 
 
@@ -301,7 +301,7 @@ def _add(student: _Student, path: Path, top: Path, files: dict[str, Path]) -> No
     if path.is_symlink():
         student.faults.append(f"{name} is a link, which is not followed; hand in the file itself")
     elif not _is_csv(path.name):
-        student.faults.append(f"{name} is no CSV file; save the table as CSV")
+        student.faults.append(f"{name} is not a CSV file; save the table as CSV")
     else:
         files[name] = path
 

@@ -73,7 +73,7 @@ def check_labels(
         "ids are repeated with another label": [text for text, label in repeated if labels[text] != label],
         "ids have no label": [text for text, label in labels.items() if not label.strip()],
         "ids have no image": lost,
-        "ids mean an image that has a row already": [text for _, text in again],
+        "ids refer to an image that already has a row": [text for _, text in again],
         "images have no row": [name for i, name in enumerate(names) if i not in matched],
         "labels are not among the classes": sorted(set(counts) - set(classes)) if classes else [],
         "classes have no row": sorted(set(classes) - set(counts)),

@@ -1,4 +1,4 @@
-"""Prepare a competition's archives as a store, which `cnnlab.data.store` maps. A store is complete or not there."""
+"""Prepare a competition's archives as a store, which `cnnlab.data.store` maps. A store is either complete or absent."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ class StoreWriter:
                 f"no id in {table} matches an image of {archive.label}: the table begins with {lost[0]!r}, the images "
                 f"with {archive.members[0].name!r}; is the id column the right one?"
             )
-        self._note([text for _, text in again], f"rows of {table} mean an image that has a row already")
+        self._note([text for _, text in again], f"rows of {table} refer to an image that already has a row")
         self._note(lost, f"ids in {table} have no image in {self.parts.train}")
         spare = [m.name for i, m in enumerate(archive.members) if i not in matched]
         self._note(spare, f"images of {self.parts.train} have no label in {table} and are left out")
@@ -211,7 +211,7 @@ class StoreWriter:
             self._note_archive(archive, name)
             rows, self.without_image, again = match_all(sample or (), ids)
             for first, text in again:
-                raise CnnlabError(f"{self.parts.sample} means one image by {first} and {text}; correct it")
+                raise CnnlabError(f"{self.parts.sample} lists one image twice, as {first} and {text}; remove one")
             spare = sorted(((t, i) for t, i in ids.items() if i not in rows), key=lambda pair: natural(pair[0]))
             if sample is not None:
                 self._note(self.without_image, f"ids in {self.parts.sample} have no image in {name}")

@@ -81,7 +81,7 @@ class Score:
         return {name: getattr(self, name) for name in names} | arrays
 
     def __str__(self) -> str:
-        bad = f"; {self.other.sum()} labels are no class: {first(self.no_class)}" if self.no_class else ""
+        bad = f"; {self.other.sum()} labels are not among the classes: {first(self.no_class)}" if self.no_class else ""
         rest = f"; {self.unscored} ids have no label and were not scored" if self.unscored else ""
         return f"accuracy {self.accuracy:.4f} ({self.correct} of {self.count} images){bad}{rest}"
 
@@ -200,7 +200,7 @@ def _known_labels(labels: Sequence[str], classes: Collection[str]) -> None:
     bad = Counter(label for label in labels if label not in known)
     if bad:
         hint = near(next(iter(bad)), sorted(known))
-        raise CnnlabError(f"the predictions: {bad.total()} labels are no class ({first(bad)}); {hint}")
+        raise CnnlabError(f"the predictions: {bad.total()} labels are not among the classes ({first(bad)}); {hint}")
 
 
 def _back_up(path: Path, content: bytes) -> Path:

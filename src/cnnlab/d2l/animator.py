@@ -66,7 +66,7 @@ def _widened(limits: Sequence[float] | None) -> Sequence[float] | None:
 class Animator:
     """Lines that grow point by point: `add(x, (y, y, ...))`, one value for each line, None for no point.
 
-    In a notebook there is one figure, redrawn in place; the cell's other output stays. Elsewhere each whole x prints
+    In a notebook there is one figure, redrawn in place; the cell's other output stays. Elsewhere each integer x prints
     a line of values to stderr, and the figure is saved once, as figures/curve-N.png. The figure is complete when all
     lines have reached the end of `xlim`, and after `finish`. Without `xlim` a notebook draws every point, and other
     programs save the figure in `finish`.

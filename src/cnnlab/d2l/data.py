@@ -36,7 +36,7 @@ def load_data_fashion_mnist(batch_size: int, resize: int | Sequence[int] | None 
     batch size, and if the files cannot be downloaded or read.
     """
     if not isinstance(batch_size, int) or batch_size < 1:
-        raise CnnlabError(f"batch_size={batch_size!r}: choose an integer from 1")
+        raise CnnlabError(f"batch_size={batch_size!r}: choose an integer of at least 1")
     size = _size(resize)
     ours = data_folder()
     folder = OLD_FOLDER if fashion_mnist.is_there(OLD_FOLDER) and not fashion_mnist.is_there(ours) else ours

@@ -47,7 +47,7 @@ def download(name: str, cache_dir: str | Path | None = None) -> str:
     url, sha1 = entry
     file_name = url.rpartition("/")[2]
     if not file_name:
-        raise CnnlabError(f"DATA_HUB[{name!r}]: the address {quoted(url)} names no file")
+        raise CnnlabError(f"DATA_HUB[{name!r}]: the URL {quoted(url)} does not name a file")
     folder = data_folder(cache_dir)
     if cache_dir is None and (OLD_FOLDER / file_name).is_file():
         folder = OLD_FOLDER

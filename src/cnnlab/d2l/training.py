@@ -32,7 +32,7 @@ _LEGEND = ("train loss", "train acc", "test acc")
 
 @dataclass(repr=False)
 class History:
-    """The course of a training. The original's functions return None.
+    """The history of a training run. The original functions return None.
 
     rows: one dict for each epoch, with epoch (from 1), loss and train_acc (averages over the epoch), test_acc (after
     it), images, train_seconds and images_per_second (wall-clock, with data loading), compute_seconds and

@@ -22,7 +22,7 @@ class Feeder:
         self._device = device
 
     def __call__(self, order: Tensor, sizes: list[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """order: (N,) int64 on the host -> each batch: images (B, C, H, W) uint8, labels (B,), numbers (B,)."""
+        """order: (N,) int64 on the host -> each batch: images (B, C, H, W) uint8, labels (B,), indices (B,)."""
         # A copy from pinned memory does not make the host wait.
         cuda = self._device.type == "cuda"
         pinned = order.pin_memory() if cuda else order

@@ -39,7 +39,7 @@ def flatten(images: Any) -> list[Any]:
         raise CnnlabError(f"images of shape {tuple(images.shape)}: expected (C, H, W) or (B, C, H, W)")
     if isinstance(images, list | tuple):
         return [image for item in images for image in flatten(item)]
-    raise CnnlabError(f"{type(images).__name__} is no image: give a path, a PIL image, an array, a tensor or a list")
+    raise CnnlabError(f"{type(images).__name__} is not an image: give a path, PIL image, array, tensor or list")
 
 
 def pixels(image: Any, channels: int, size: int, fit: str, *, invert: bool = False) -> np.ndarray:

@@ -155,7 +155,7 @@ class Loader:
     def shuffled(self, seed: int, epoch: int, size: int = 0, start: dict[str, Any] | None = None) -> Batches:
         """Return the batches of an epoch, in random order and augmented.
 
-        size: pixels a side to reduce the images to at the very end; 0: the preprocessing's. start: a state of
+        size: side in pixels to which the images are downscaled at the end; 0: the preprocessing's. start: a state of
         `Batches.state` to continue from. If images are mixed, the labels are (B, K) class weights instead of (B,)
         numbers.
         """

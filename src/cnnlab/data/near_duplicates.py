@@ -68,7 +68,7 @@ def near(images: Tensor, threshold: float = NEAR) -> tuple[Tensor, Tensor, Tenso
 
 
 def describe(images: Tensor) -> Tensor:
-    """(N, C, H, W) uint8 -> (N, D) float32 of length 1, whose products say how alike two images are."""
+    """(N, C, H, W) uint8 -> (N, D) float32 unit vectors; their dot products are the similarities."""
     side = min(_SIDE, images.shape[2])
     frequencies = min(_FREQUENCIES, side)
     waves = _cosines(side)[:frequencies]

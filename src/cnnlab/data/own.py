@@ -146,7 +146,7 @@ def _read_items(dataset: Any) -> tuple[Tensor, Tensor, list[str]]:
             labels[i] = operator.index(label)
         except (TypeError, ValueError, KeyError) as error:
             raise CnnlabError(
-                f"item {i} of the {type(dataset).__name__} is no pair of an image and a whole number, its label"
+                f"item {i} of the {type(dataset).__name__} is not a pair (image, integer label)"
             ) from error
         if isinstance(image, Image.Image):
             image = np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))

@@ -66,7 +66,7 @@ def open_store(path: Path) -> Store:
     """Map a prepared store into memory. Raises: CnnlabError if `path` is not a complete store."""
     path = expand(path)
     if not (path / "store.json").is_file():
-        raise CnnlabError(f"{path} is no prepared store: it has no store.json; create one with cnnlab kaggle prepare")
+        raise CnnlabError(f"{path} is not a prepared store: no store.json; create one with cnnlab kaggle prepare")
     info = read_info(path)
     if info.get("format") != FORMAT:
         format_ = truncate(repr(info.get("format")), 60)
@@ -79,7 +79,7 @@ def open_store(path: Path) -> Store:
             for part in ("train", "test")
         )
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(info["classes"]):
-            raise ValueError("a label is no class")
+            raise ValueError("a label is not among the classes")
         images = ImageSet(train, labels, ids, info["classes"], tuple(info["skipped"]))
         sample = None if info["sample_ids"] is None else path / "sample.csv"
         if sample and not sample.is_file():

@@ -102,9 +102,9 @@ def _has_slow_mkl() -> bool:
 class FoldedConv2d(nn.Conv2d):
     """nn.Conv2d for images of few channels in 16 bits on a GPU: (B, C, H, W) -> (B, K, H', W').
 
-    Tensor cores take channels in eights and fill up with zeros, for a grey image seven eighths. So a stride of s is
-    folded into the channels, s s of them for each: AlexNet's first layer, of stride 4, sees 16. What is still missing
-    is filled up here, once, in the layout that tensor cores take.
+    Tensor cores process channels in groups of eight, padded with zeros: seven of eight for grey. So a stride of s is
+    folded into the channels, s s of them for each: AlexNet's first layer, of stride 4, sees 16. The remaining zeros
+    are added here, once, in the layout that tensor cores expect.
     """
 
     def forward(self, x: Tensor) -> Tensor:

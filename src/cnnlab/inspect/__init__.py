@@ -1,1 +1,1 @@
-"""Looking at networks: their layers in numbers, and the chapter's figures."""
+"""Inspect networks: output shapes, parameters and multiply-adds of each layer."""

@@ -1,1 +1,1 @@
-"""Text, files and figures that cross the program's border; every other room may use these."""
+"""Text, files and figures that enter or leave the program; every other package may import these."""

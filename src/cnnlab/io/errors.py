@@ -1,4 +1,4 @@
-"""Errors for people: one line that names the value and the remedy."""
+"""Errors for users: one line that names the value and the remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A lock file between processes that says whom it waits for, and does not wait forever."""
+"""A lock file between processes that reports what it waits for, and gives up on a stalled holder."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from cnnlab.io.errors import CnnlabError
 
-_NAMES: dict[Any, str] = {str: "a text", bool: "true or false", dict: "an object", list: "a list", None: "null"}
+_NAMES: dict[Any, str] = {str: "a string", bool: "true or false", dict: "an object", list: "a list", None: "null"}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import re
 import sys
 import unicodedata
 
-# A spreadsheet takes a cell that starts so for a formula, and a part of one if it separates cells by semicolons.
+# A spreadsheet treats a cell that starts like this as a formula; if semicolons separate cells, a part of one too.
 _FORMULA = re.compile(r"(^|;)(?=[\s'\"]*[=+\-@＝＋－＠])")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 

@@ -199,7 +199,7 @@ def _convolution(name: str, x: torch.Tensor, weight: torch.Tensor, device: torch
     relative = float((answer - exact).abs().max() / exact.abs().max())
     text = f"the largest error of a convolution is {relative:.0e} of its largest value"
     state = "ok" if relative < _TOLERANCE[name] else "failed"
-    return Check(what, state, text + "; this device has no units for it, so it is slow" * slow)
+    return Check(what, state, text + "; this device lacks hardware support for it, so it is slow" * slow)
 
 
 def _lenet() -> torch.nn.Module:

@@ -34,7 +34,7 @@ class DenseBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x and the outputs of all layers, joined along the channels."""
+        """Return x and the outputs of all layers, concatenated along the channels."""
         for layer in self.layers:
             x = torch.cat((x, layer(x)), dim=1)
         return x

@@ -40,7 +40,7 @@ class Inception(nn.Module):
         self.path4 = nn.Sequential(nn.MaxPool2d(kernel_size=3, stride=1, padding=1), *_conv(in_channels, c4, 1, bn))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the four paths' outputs, joined along the channels."""
+        """Return the four paths' outputs, concatenated along the channels."""
         return torch.cat((self.path1(x), self.path2(x), self.path3(x), self.path4(x)), dim=1)
 
 

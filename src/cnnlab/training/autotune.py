@@ -1,6 +1,6 @@
 """Choosing a plan by timing real training steps, where the run is long enough to gain from it.
 
-Whether to measure is decided by counting work, never by the clock, and results are kept in the user's cache for this
+Whether to measure depends on operation counts, never on elapsed time, and results are kept in the user's cache for this
 machine, network and batch. So the same seed gives the same bits again although no two measurements are equal.
 """
 
@@ -77,7 +77,7 @@ def choose_plan(
     recipe, plans = work.recipe, candidates(work)
     if len(plans) == 1 and (recipe.compile != "auto" or work.device.type not in COMPILE_FROM):
         return plans[0]
-    # Steps of one timing: warm-up and two that count.
+    # Steps per timing: the warm-up and two measured steps.
     min_steps = 2 + warmup_steps(default_plan(work), work.device)
     budget = work.steps * MAX_SHARE
     if budget < min_steps * len(plans):
@@ -232,7 +232,7 @@ class _Cache:
     def __init__(self, work: Workload, plans: list[Plan], tries_compile: bool) -> None:
         recipe, device = work.recipe, work.device
         self._default, self._plans, self._tries_compile = default_plan(work), plans, tries_compile
-        # Two networks of your own may have one name.
+        # Two custom networks may share a name.
         with torch.device("meta"):
             model = work.build()
         architecture = [str(model), *(f"{name} {tuple(p.shape)}" for name, p in model.named_parameters())]

@@ -148,7 +148,7 @@ def load_checkpoint(
         set_random_state(device, random_tensors, values["random"])
         progress: dict[str, Any] = values["progress"]
         if type(progress) is not dict:
-            raise ValueError("its progress is no object")
+            raise ValueError("its progress is not an object")
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, OverflowError) as error:
         raise CnnlabError(f"{path} is damaged or of another version: {reason(error)[:200]}; train again") from error
     return progress
@@ -197,7 +197,7 @@ def _newest(path: Path, log: Callable[[str], None]) -> tuple[dict[str, Tensor], 
     if not before.exists():
         return _read(path)
     if path.exists() and not path.is_file():
-        raise Damaged(f"{path} is not a regular file; remove it to continue from the save before it")
+        raise Damaged(f"{path} is not a regular file; remove it to continue from the previous checkpoint")
     try:
         if path.exists():
             return _read(path)
@@ -209,7 +209,7 @@ def _newest(path: Path, log: Callable[[str], None]) -> tuple[dict[str, Tensor], 
     except Damaged as error:
         raise CnnlabError(f"{problem}, and {error}") from error
     os.replace(before, path)  # noqa: PTH105 - else the next save would put the damaged one in its place
-    log(f"note: {problem}; continuing from the save before it")
+    log(f"note: {problem}; continuing from the previous checkpoint")
     return content
 
 

@@ -99,19 +99,19 @@ class SaveSchedule:
 
     def __init__(self, recipe: Recipe) -> None:
         self._steps, self._seconds = recipe.save_steps, recipe.save_seconds
-        self._next = time.monotonic() + self._seconds  # a clock that nobody can set
+        self._next = time.monotonic() + self._seconds  # monotonic: unaffected by changes to the system clock
 
     def __call__(self, step: int) -> bool:
         """Return whether to save after update number `step` (from 1)."""
         return (self._steps > 0 and step % self._steps == 0) or (self._seconds > 0 and time.monotonic() >= self._next)
 
     def saved(self, seconds: float) -> None:
-        """Note a save that held up the steps for so long."""
+        """Record that a save blocked training for that many seconds."""
         self._next = time.monotonic() + max(self._seconds, 20 * seconds)
 
 
 class BackgroundWriter:
-    """Runs jobs in a thread beside the steps: writing a file is mostly waiting."""
+    """Runs jobs in a background thread: writing a file is mostly waiting."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None

@@ -24,7 +24,7 @@ WARM_UP = 3
 # Kinds of steps whose recordings are kept. The last batch of an epoch is smaller; growing images never shrink again.
 _MAX_RECORDINGS = 4
 # A step that uses a larger fraction of the available memory is not recorded: everything beside it needs memory, too,
-# and of so large a step the host's share is small.
+# and launch overhead is a small fraction of such a large step.
 _MAX_MEMORY_FRACTION = 0.4
 
 Step = Callable[..., tuple[Tensor, Tensor]]

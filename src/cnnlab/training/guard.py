@@ -17,7 +17,7 @@ from cnnlab.training.optim import learning_rate
 
 # Seconds between two reads of the losses on a GPU. MPS has no asynchronous copy.
 _INTERVAL = {"cuda": 0.02, "mps": 1.0}
-# After so many skipped updates in a row, the next would be skipped, too.
+# After this many consecutive skipped updates, the next would be skipped too.
 _MAX_SKIPPED = 20
 
 
@@ -35,7 +35,7 @@ class NonFinite(Exception):
 class NonFiniteMonitor:
     """Watches losses and weights for NaN and Inf.
 
-    On the CPU each loss is checked at once. On a GPU the losses since the last check are copied beside its work, some
+    On the CPU each loss is checked at once. On a GPU the losses since the last check are copied asynchronously, several
     times a second, and checked once they have arrived: the host waits for nothing, and still learns which step it was.
     skips: the steps skip such updates themselves (see `GuardedStep`).
     """

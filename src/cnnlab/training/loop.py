@@ -172,7 +172,7 @@ def finish_epoch(
                 trainer.model, trainer.eval_loader, trainer.num_classes, session.ctrl_c.check, trainer.plan.precision
             )
     except KeyboardInterrupt:
-        if not session.ctrl_c.forced:  # else averaged weights may be half exchanged
+        if not session.ctrl_c.forced:  # else the averaged weights may be only partly swapped in
             checkpointer.save(_at(progress, trainer, meter.position(batches)), wait=True)
         raise
     for name, value in (("training", loss), (recipe.eval_split, measured.loss)):

@@ -61,7 +61,7 @@ class Plan:
         )
 
     def possible(self) -> Plan:
-        """Return the plan without what excludes itself: steps in float16 are not recorded."""
+        """Return the plan without incompatible settings: float16 steps cannot be recorded."""
         return replace(self, compile="off") if self.compile == "record" and self.precision == torch.float16 else self
 
     def environment(self, device: torch.device) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class Workload:
 def default_plan(work: Workload) -> Plan:
     """Return what the recipe and the caller have set, and for the rest what needs no measurement."""
     recipe = work.recipe
-    # Recording takes no longer than a few steps. Python code of an own network would run only while recording.
+    # Recording takes no longer than a few steps. The Python code of a custom network would run only while recording.
     records = work.device.type == "cuda" and recipe.on_nan != "skip" and not is_own(recipe.model)
     return Plan(
         threads=work.threads or hardware.available_cores(),

@@ -20,14 +20,14 @@ from cnnlab.training.runs import Run, check_own
 
 
 def _notes(run: Run, s: dict[str, Any]) -> list[str]:
-    """Return what a reader of the summary `s` must know."""
+    """Return the caveats that go with the summary `s`."""
     notes = []
     if s["stopped"]:
         notes.append(f"stopped early, after epoch {s['epochs']} of {run.recipe.epochs}")
     if s["skipped_updates"]:
         notes.append(f"{s['skipped_updates']} updates were skipped, because their loss or a gradient was NaN or Inf")
     if s["eval_split"] == "test":
-        notes.append("this recipe evaluates on the test set after each epoch, as the manual does; do not select by it")
+        notes.append("this recipe evaluates on the test set each epoch, as the manual does; do not select models by it")
     if s["skipped"]:
         images = "1 damaged image was" if s["skipped"] == 1 else f"{s['skipped']} damaged images were"
         notes.append(f"{images} skipped; see {run.path / 'run.json'}")

@@ -239,7 +239,7 @@ class Session:
             if recipe.eval_split != "test" and self.images is None:
                 try:
                     count = copies_in_test(recipe.data, self.train_set, SourceOptions(data_dir=self._data_dir))
-                except (CnnlabError, OSError) as error:  # the training must not be lost for that
+                except (CnnlabError, OSError) as error:  # this must not abort the training
                     count = None
                     self.display.message(f"note: the test images were not searched for duplicates: {reason(error)}")
                 self._shared |= {} if count is None else {"test": count}
@@ -250,7 +250,7 @@ class Session:
         started = time.perf_counter()
         for layer in model.modules():
             if isinstance(layer, Whitening):
-                # As many as have the patches of 5,000 images of 32 pixels.
+                # Enough images for as many patches as 5,000 images of 32 pixels have.
                 count = max(100, 5000 * 32**2 // self.preprocessing.image_size**2)
                 some = stratified_subset(self.train_set.labels, min(count, 5000), 0)
                 # In float64, which CUDA has and MPS lacks.

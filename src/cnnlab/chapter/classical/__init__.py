@@ -1,4 +1,4 @@
-"""The classical baseline: hand-made features and a support vector machine."""
+"""The classical baseline: hand-crafted features and a support vector machine."""
 
 from __future__ import annotations
 
