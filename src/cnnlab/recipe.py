@@ -233,7 +233,7 @@ _EXPECTED: dict[type, str] = {
     bool: "expected true or false",
     int: "expected a whole number",
     float: "expected a number",
-    str: "expected a text",
+    str: "expected a string",
 }
 SETTINGS = {f.name: f for f in fields(Recipe)}
 # Changes of these are not listed in the name: they change no weight, or are reported on their own, as the seed.

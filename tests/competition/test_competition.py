@@ -534,7 +534,7 @@ def test_a_store_is_a_source_like_any_other(finished: Competition, cnnlab: Comma
 
 
 def test_images_of_another_size_are_refused(finished: Competition) -> None:
-    with pytest.raises(CnnlabError, match="another size"):
+    with pytest.raises(CnnlabError, match="different size"):
         probabilities(finished.runs(), torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
 
 
