@@ -3,7 +3,7 @@
 Exact copies have the same hash. For near copies, each image becomes the low frequencies of its grey values, whitened:
 what most images share counts little, what tells them apart counts much. The likeness of two images is the cosine of
 these vectors. All images are compared with all others: 70,000 take half a minute on one core. (Candidates from hashes
-took 7 s, but 85 more lines, and missed one pair in 500.)
+took 7 s, but 85 more lines, and could miss one pair in 500.)
 
 imagehash is no replacement: it hashes each image by itself, without the whitening by the set.
 """
