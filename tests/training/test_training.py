@@ -145,7 +145,7 @@ def test_tensorboard_events_match_the_metrics(quick: Recipe) -> None:
 
 def test_evaluating_on_the_test_set_is_noted(quick: Recipe) -> None:
     result = train(quick.changed(eval_split="test", val_fraction=0.0))
-    assert "evaluates on the test set after each epoch" in str(result)
+    assert "evaluates on the test set each epoch" in str(result)
     assert "test acc" in str(result).splitlines()[0]
     assert "evaluates on the test set" not in str(train(quick))
     # nothing is chosen by it: the best epoch is that of the training loss
