@@ -47,7 +47,7 @@ from cnnlab.data.store import intact, open_store
 from cnnlab.device.hardware import pick_device
 from cnnlab.io import text
 from cnnlab.io.csv import quoted, read_header, read_table
-from cnnlab.io.decode import bombs_refused, decode, probe
+from cnnlab.io.decode import Decoding, bombs_refused, decode, probe
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.files import digest, write_checked
 from cnnlab.io.schema import check
@@ -192,7 +192,7 @@ def images() -> dict[str, bytes]:
 def test_images(trial: Trials, tmp_path: Path) -> None:
     good = images()
     for content in good.values():  # all are images, and what decodes them is loaded
-        assert decode("a", 3, 8, "pad", content).shape == (3, 8, 8)
+        assert decode("a", Decoding(3, 8, "pad"), content).shape == (3, 8, 8)
     fits = st.sampled_from(["pad", "crop", "stretch"])
 
     @fuzz(600, st.sampled_from(sorted(good)), changes, st.booleans(), st.sampled_from([1, 3]), fits)
@@ -201,7 +201,7 @@ def test_images(trial: Trials, tmp_path: Path) -> None:
         content = right_png(content) if correct and name.startswith("png") else content
         with trial(f"image, {name.split()[0]}", tmp_path), bombs_refused():
             probe("a", content)
-            pixels = decode("a", channels, 16, fit, content)
+            pixels = decode("a", Decoding(channels, 16, fit), content)
             assert (pixels.shape, pixels.dtype) == ((channels, 16, 16), np.uint8)
 
 

@@ -135,9 +135,7 @@ class Classifier(nn.Module):
         step = _batch_size(p)
         with bombs_refused():
             parts = [
-                self.probabilities(
-                    np.stack([pixels(i, p.channels, p.native_size, p.fit, invert=invert) for i in flat[at : at + step]])
-                )
+                self.probabilities(np.stack([pixels(i, p.decoding, invert=invert) for i in flat[at : at + step]]))
                 for at in range(0, len(flat), step)
             ]
         return Predictions(torch.cat(parts), self.classes)
@@ -219,8 +217,7 @@ def evaluate_run(
     preprocessing = _preprocessing(run)
     options = SourceOptions(
         data_dir=data_folder(data_dir or runs.data_dir(run)),
-        image_size=preprocessing.native_size if run.recipe.data.startswith("folder:") else 0,
-        fit=preprocessing.fit,
+        decoding=preprocessing.decoding,
         skip_bad=skip_bad,
     )
     own = own_images(data, run.classes) if data is not None else None
@@ -314,7 +311,7 @@ def predict(
             good, batch = [], []
             for file in files[at : at + step]:
                 try:
-                    batch.append(decode(file, p.channels, p.native_size, p.fit, invert=invert))
+                    batch.append(decode(file, p.decoding, invert=invert))
                     good.append(file)
                 except BadImage as error:
                     if not skip_bad:

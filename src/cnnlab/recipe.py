@@ -69,6 +69,9 @@ class Recipe:
     image_size: int = _setting(0, "input size of the network, pixels a side; 0: the source's own", 0, 4096)
     start_size: int = _setting(0, "progressive resizing: pixels a side in the first epoch; 0: off", 0, 4096)
     fit: str = _setting("pad", "how an image is made square", choices=("pad", "crop", "stretch"))
+    background: str = _setting(
+        "auto", "colour behind transparent pixels; auto: white behind dark drawings", choices=("auto", "black", "white")
+    )
     normalize: bool = _setting(True, "subtract the training images' mean and divide by their standard deviation")
     shift: int = _setting(0, "augmentation: largest random translation, in pixels of the network's input", 0, 512)
     shift_fill: str = _setting("zeros", "shift: padding", choices=("zeros", "reflect"))

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from cnnlab.data.archives import Archive, archive_ending, base, open_archive
-from cnnlab.io.decode import image_files
 from cnnlab.io.errors import CnnlabError
+from cnnlab.io.walk import image_files
 
 py7zr = pytest.importorskip("py7zr")
 

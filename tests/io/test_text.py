@@ -35,7 +35,7 @@ from cnnlab.data.imageset import SourceOptions
 from cnnlab.device.determinism import random_state, set_random_state
 from cnnlab.device.hardware import pick_device
 from cnnlab.io.csv import read_table
-from cnnlab.io.decode import ENDINGS, BadImage, bombs_refused, decode
+from cnnlab.io.decode import ENDINGS, BadImage, Decoding, bombs_refused, decode
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.files import digest, read_checked, read_json, write_checked, write_json
 from cnnlab.io.schema import COUNT, NUMBER, Number, validation_error
@@ -288,7 +288,7 @@ def test_no_image_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "was-run").unlink()
     for content in (None, eps):
         with pytest.raises(BadImage, match="not an image of a known format"):
-            decode(tmp_path / "1.png", 3, 8, "pad", content)
+            decode(tmp_path / "1.png", Decoding(3, 8, "pad"), content)
     assert not (tmp_path / "was-run").exists()
 
 
@@ -296,7 +296,7 @@ def test_no_image_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_other_formats_are_refused(kind: str) -> None:
     content = image(kind, {"PALM": "P", "SPIDER": "F", "MSP": "1", "XBM": "1"}.get(kind, "RGB"), (32, 32))
     with pytest.raises(BadImage, match="not an image of a known format"):
-        decode("a.png", 3, 8, "pad", content)
+        decode("a.png", Decoding(3, 8, "pad"), content)
     assert f".{kind.lower()}" not in ENDINGS
 
 
@@ -307,7 +307,7 @@ def test_other_formats_are_refused(kind: str) -> None:
 )  # fmt: skip
 def test_common_formats(kind: str, mode: str) -> None:
     options = {"sizes": [(8, 6)]} if kind == "ICO" else {}
-    assert decode("a", 3, 8, "pad", image(kind, mode, **options)).shape == (3, 8, 8)
+    assert decode("a", Decoding(3, 8, "pad"), image(kind, mode, **options)).shape == (3, 8, 8)
 
 
 def test_the_first_frame_of_an_animation_is_decoded() -> None:
@@ -316,7 +316,7 @@ def test_the_first_frame_of_an_animation_is_decoded() -> None:
         frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
         options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
         frames[0].save(out, kind, save_all=True, append_images=frames[1:], **options)
-        assert (decode("a", 3, 8, "pad", out.getvalue())[:, 4, 4] == [255, 0, 0]).all(), kind
+        assert (decode("a", Decoding(3, 8, "pad"), out.getvalue())[:, 4, 4] == [255, 0, 0]).all(), kind
 
 
 def test_huge_dimensions_are_refused_from_the_header() -> None:
@@ -327,7 +327,7 @@ def test_huge_dimensions_are_refused_from_the_header() -> None:
     gif[6:10] = struct.pack("<HH", 65535, 65535)
     for content in (bytes(huge), ppm, bytes(gif)):
         with bombs_refused(), pytest.raises(BadImage, match="a.png is"):
-            decode("a.png", 3, 8, "pad", content)
+            decode("a.png", Decoding(3, 8, "pad"), content)
 
 
 CHILD = """
@@ -365,14 +365,14 @@ def test_the_largest_image_that_is_decoded_takes_bounded_memory(tmp_path: Path) 
     (tmp_path / "a.png").write_bytes(image("PNG", "P", (9400, 9400)))
     assert (tmp_path / "a.png").stat().st_size < 100_000
     told, mib = in_a_process(
-        tmp_path, "from cnnlab.io.decode import bombs_refused, decode",
-        "with bombs_refused(): decode('a.png', 3, 64, 'pad')",
+        tmp_path, "from cnnlab.io.decode import Decoding, bombs_refused, decode",
+        "with bombs_refused(): decode('a.png', Decoding(3, 64, 'pad'))",
     )  # fmt: skip
     assert told == "accepted"
     assert mib < 800
     (tmp_path / "a.png").write_bytes(image("PNG", "1", (9500, 9500)))
     with bombs_refused(), pytest.raises(BadImage, match="too large to be decoded safely"):
-        decode(tmp_path / "a.png", 3, 64, "pad")
+        decode(tmp_path / "a.png", Decoding(3, 64, "pad"))
 
 
 def test_a_file_that_is_too_large_for_an_image_is_not_read(tmp_path: Path) -> None:
@@ -380,7 +380,7 @@ def test_a_file_that_is_too_large_for_an_image_is_not_read(tmp_path: Path) -> No
         file.write(image("PNG"))
         file.truncate((1 << 29) + 1)
     with pytest.raises(BadImage, match="536,870,913 bytes"):
-        decode(tmp_path / "a.png", 3, 8, "pad")
+        decode(tmp_path / "a.png", Decoding(3, 8, "pad"))
 
 
 def test_enormous_images_of_a_folder_need_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

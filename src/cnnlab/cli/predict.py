@@ -13,7 +13,7 @@ import typer
 from cnnlab.cli.options import AsJson, DataDir, DeviceName, RunName, RunsDir, SkipBad, Weights
 from cnnlab.io.errors import unknown
 from cnnlab.io.tables import as_text, new_table, to_json
-from cnnlab.io.text import cell, echo
+from cnnlab.io.text import cell, echo, echo_csv
 
 if TYPE_CHECKING:
     from cnnlab.inference import Prediction, RunEvaluation
@@ -84,7 +84,7 @@ def predict(
     )
     for text in skipped:
         echo(f"skipped: {text}", error=True)
-    echo(show(predictions))
+    (echo_csv if format_ == "csv" else echo)(show(predictions))
 
 
 def evaluation_text(evaluation: RunEvaluation) -> str:

@@ -19,7 +19,7 @@ from cnnlab.data.imageset import Report
 from cnnlab.data.store import FORMAT, fingerprint
 from cnnlab.device.hardware import available_cores
 from cnnlab.io.csv import Table, read_table
-from cnnlab.io.decode import BadImage, Fault, Job, bombs_refused, decode, probe
+from cnnlab.io.decode import BadImage, Decoding, Fault, Job, bombs_refused, decode, probe
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.files import write_atomic, write_json
 from cnnlab.io.text import escape
@@ -226,14 +226,15 @@ class StoreWriter:
         first = None
         for index, content in archive.read(wanted):
             try:
-                (width, height), grey = probe(archive.member_label(index), content)
-                decode(archive.member_label(index), 1, 1, "stretch", content)
+                header = probe(archive.member_label(index), content)
+                decode(archive.member_label(index), Decoding(1, 1, "stretch"), content)
             except BadImage as error:
                 first = first or error
                 if not self.skip_bad:
                     raise CnnlabError(f"{error}; {_SKIP}") from error
                 continue
-            self.channels = 1 if grey else 3
+            self.channels = 1 if header.grey else 3
+            width, height = header.size
             self.pattern = f"{archive.member_label(index)} is {width} x {height} pixels"
             if not size and width != height:
                 raise CnnlabError(f"{self.pattern}, not square; set --image-size to the size for all")

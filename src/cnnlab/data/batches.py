@@ -67,8 +67,9 @@ def loader(
     if split == "validation" and recipe.eval_split != "validation":
         raise CnnlabError(f"eval_split={recipe.eval_split}: no images are held out for validation")
     options = SourceOptions(
-        data_dir=data_folder(data_dir), image_size=recipe.image_size, fit=recipe.fit, skip_bad=skip_bad
-    )
+        data_dir=data_folder(data_dir), image_size=recipe.image_size, fit=recipe.fit, background=recipe.background,
+        skip_bad=skip_bad,
+    )  # fmt: skip
     train_set, eval_set = load_splits(recipe, options, own)
     images: ImageSet | None = eval_set
     if split == "test" and recipe.eval_split != "test":

@@ -22,13 +22,21 @@ _FILES = {
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
 }
 _COUNT = {"train": 60_000, "test": 10_000}
+# MD5 of the files as other programs leave them, unpacked and without `.gz`.
+_UNPACKED = {
+    "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+    "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+    "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+    "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+}
 
 
 def load(split: str, options: SourceOptions) -> ImageSet | None:
     """Return the `train` (60,000) or `test` (10,000) split: (N, 1, 28, 28) uint8; there is no `validation` split.
 
-    Missing files are downloaded into `options.data_dir`. Raises: CnnlabError for a file with a wrong checksum, and if
-    nothing can be downloaded.
+    The files may be unpacked. Missing ones are downloaded into `options.data_dir`.
+
+    Raises: CnnlabError for a file with a wrong checksum, and if nothing can be downloaded.
     """
     if split == "validation":
         return None
@@ -49,7 +57,7 @@ def load(split: str, options: SourceOptions) -> ImageSet | None:
 
 def is_there(data_dir: Path) -> bool:
     """Return whether all four files are in that folder of datasets, so that nothing would be downloaded."""
-    return all(path.exists() for path in _paths(data_dir))
+    return all(_on_disk(path) for path in _paths(data_dir))
 
 
 def files(data_dir: Path) -> dict[Path, str]:
@@ -57,9 +65,10 @@ def files(data_dir: Path) -> dict[Path, str]:
     from torchvision.datasets import FashionMNIST
     from torchvision.datasets.utils import check_integrity
 
-    checksums = dict(FashionMNIST.resources)
+    checksums = dict(FashionMNIST.resources) | _UNPACKED
     found = {}
-    for path in _paths(data_dir):
+    for packed in _paths(data_dir):
+        path = _on_disk(packed) or packed
         if not path.exists():
             found[path] = "is not there; cnnlab train --data fashion-mnist downloads it"
         else:
@@ -72,27 +81,32 @@ def _paths(data_dir: Path) -> list[Path]:
     return [data_dir / "FashionMNIST" / "raw" / name for pair in _FILES.values() for name in pair]
 
 
+def _on_disk(packed: Path) -> Path | None:
+    """Return the file as downloaded, else unpacked; None if neither exists."""
+    return next((path for path in (packed, packed.with_suffix("")) if path.exists()), None)
+
+
 def _find(folder: Path, name: str, options: SourceOptions) -> Path:
     from torchvision.datasets import FashionMNIST
     from torchvision.datasets.utils import check_integrity
 
-    checksums = dict(FashionMNIST.resources)
-    path = folder / name
+    checksums = dict(FashionMNIST.resources) | _UNPACKED
+    path = _on_disk(folder / name) or folder / name
     if not path.exists():
         # A school without internet access can put the four files on a server of its own.
         own = os.environ.get("CNNLAB_FASHION_MNIST_URL")
         mirrors = [own] if own else list(FashionMNIST.mirrors)
         urls = [mirror.rstrip("/") + "/" + name for mirror in mirrors]
         download(urls, path, md5=checksums[name], report=options.report)
-    elif not check_integrity(str(path), checksums[name]):
+    elif not check_integrity(str(path), checksums[path.name]):
         raise CnnlabError(
-            f"{path} ({path.stat().st_size} bytes) is not the official file: its MD5 sum is not {checksums[name]}. "
-            "It is truncated or damaged; delete it, and the next run downloads it again"
+            f"{path} ({path.stat().st_size} bytes) is not the official file: its MD5 sum is not "
+            f"{checksums[path.name]}. It is truncated or damaged; delete it, and the next run downloads it again"
         )
     return path
 
 
 def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Read a file whose checksum is right: four bytes, each dimension as an int32, then one byte per value."""
-    content = bytearray(gzip.decompress(path.read_bytes()))
+    content = bytearray(path.read_bytes() if path.suffix != ".gz" else gzip.decompress(path.read_bytes()))
     return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)

@@ -1,14 +1,11 @@
-"""`folder:PATH`: your own images, one sub-folder per class.
-
-PATH/cats/1.jpg, PATH/dogs/7.png              one set; a part of it is held out for validation, no test set
-PATH/train/cats/.., PATH/test/cats/..         a `train` folder makes the others (`val` or `validation`, `test`) splits
-"""
+"""`folder:PATH`: your own images, one sub-folder per class; `cnnlab.data.scan` finds them."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,14 +13,16 @@ import numpy as np
 import torch
 
 from cnnlab.data.imageset import ImageSet, SourceOptions
+from cnnlab.data.scan import Scan, scan
 from cnnlab.device.hardware import available_cores
-from cnnlab.io.decode import BadImage, bombs_refused, decode, image_files, probe
-from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.decode import BadImage, Decoding, Header, bombs_refused, decode_checked, ink, probe, value_range
+from cnnlab.io.errors import CnnlabError
+from cnnlab.io.text import escape
 from cnnlab.recipe import LARGEST_SIDE
 
 # For images of different sizes: large enough to recognise objects, small enough for a laptop.
 _DEFAULT_SIZE = 64
-_SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
+_UNIFORM = 0.1  # share of a class's images without any contrast from which something is wrong
 
 
 def load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
@@ -40,56 +39,67 @@ def load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
 
 
 def _load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
-    root = _split_folder(path, split)
-    if root is None:
+    found = scan(path)
+    if split not in found.files:
         return None
-    train_root = _split_folder(path, "train")
-    assert train_root is not None
-    classes = _classes(train_root)
-    channels, size = _shape(train_root, classes, options)
-    if root != train_root:
-        extra = set(_classes(root)) - set(classes)
-        if extra:
-            raise CnnlabError(
-                f"{root / min(extra)} is a class that {train_root} does not have; add it there or remove it"
-            )
-    files, labels = _listing(root, classes)
-    images = np.empty((len(files), channels, size, size), np.uint8)
-    good, skipped = [], []
+    how = options.decoding or _decoding(found, options)
+    files, labels = found.listing(split)
+    images = np.empty((len(files), how.channels, how.size, how.size), np.uint8)
+    good, skipped, cut = [], [], []
 
-    def read(i: int) -> BadImage | None:
+    def read(i: int) -> BadImage | bool:
         try:
-            images[i] = decode(files[i], channels, size, options.fit)
+            images[i], looks_cut = decode_checked(files[i], how)
         except BadImage as error:
             return error
-        return None
+        return looks_cut
 
     # Pillow releases the interpreter's lock while it decodes and resizes, so threads use all cores.
     with ThreadPoolExecutor(available_cores()) as pool:
         for i, bad in enumerate(pool.map(read, range(len(files)))):
-            if bad is None:
+            if isinstance(bad, bool):
                 good.append(i)
+                cut += [files[i]] * bad
             elif options.skip_bad:
                 skipped.append(str(bad))
             else:
                 pool.shutdown(cancel_futures=True)
                 raise CnnlabError(f"{bad}; repair or remove it, or leave such files out with --skip-bad")
-            options.report(f"reading {root.name}", i + 1, len(files))
-    if not good:
-        raise CnnlabError(f"none of the {len(files)} images in {root} could be read; the first: {skipped[0]}")
+            options.report(f"reading {path.name}, {split}", i + 1, len(files))
     index = torch.tensor(good)
     emptied = sorted(set(labels) - {labels[i] for i in good})
     if emptied:
-        raise CnnlabError(
-            f"none of the images of class {classes[emptied[0]]} in {root} could be read; the first: {skipped[0]}"
-        )
+        name = found.classes[emptied[0]]
+        raise CnnlabError(f"no {split} image of class {name} in {path} could be read; the first: {skipped[0]}")
+    pixels = torch.from_numpy(images)
     return ImageSet(
-        torch.from_numpy(images)[index] if skipped else torch.from_numpy(images),
+        pixels[index] if skipped else pixels,
         torch.tensor(labels)[index],
         [files[i].relative_to(path).as_posix() for i in good],
-        classes,
+        found.classes,
         tuple(skipped),
+        dict(found.passed_over),
+        how,
+        tuple(_warnings(found, split, images[good], np.array(labels)[good], cut)),
     )
+
+
+def _warnings(found: Scan, split: str, images: np.ndarray, labels: np.ndarray, cut: list[Path]) -> Iterator[str]:
+    """Say what looks wrong about decoded images."""
+    if cut:
+        yield f"{len(cut):,} {split} images look cut off, with a grey lower part; the first: {escape(str(cut[0]))}"
+    rows = images.reshape(len(images), -1)
+    classes = len(found.classes)
+    uniform = np.bincount(labels[rows.min(1) == rows.max(1)], minlength=classes)
+    for name, count, total in zip(found.classes, uniform, np.bincount(labels, minlength=classes), strict=True):
+        if count >= max(2, _UNIFORM * total):
+            yield f"{count:,} of {total:,} {split} images of class {escape(name)} have one colour only after decoding"
+    if found.unlabelled and split == "train":
+        folder = escape(str(found.unlabelled[0].parent))
+        yield (
+            f"{len(found.unlabelled):,} images in {folder} have no class folder, so nothing can be measured on them; "
+            "cnnlab predict classifies them"
+        )
 
 
 def copies(path: Path, trained: Sequence[str]) -> int | None:
@@ -97,8 +107,8 @@ def copies(path: Path, trained: Sequence[str]) -> int | None:
 
     Return None if there is no test split. Only files of equal size are read.
     """
-    root = _split_folder(path, "test")
-    if root is None:
+    test = scan(path).files.get("test")
+    if test is None:
         return None
     sizes: dict[int, list[Path]] = {}
     for name in trained:
@@ -113,65 +123,60 @@ def copies(path: Path, trained: Sequence[str]) -> int | None:
         return digests[file]
 
     count = 0
-    for file in image_files(root):
+    for file in itertools.chain(*test.values()):
         with contextlib.suppress(OSError):
             count += any(digest(file) == digest(other) for other in sizes.get(file.stat().st_size, ()))
     return count
 
 
-def _split_folder(path: Path, split: str) -> Path | None:
-    if not path.is_dir():
-        what = "is a file, not a folder" if path.exists() else "does not exist"
-        raise CnnlabError(f"folder:{path} {what}; give a folder that holds one sub-folder per class")
-    folders = {p.name.lower(): p for p in sorted(path.iterdir(), reverse=True) if p.is_dir()}
-    # A class may be called train, too: then its folder holds the images themselves.
-    if "train" not in folders or not any(p.is_dir() for p in folders["train"].iterdir()):
-        return path if split == "train" else None
-    return next((folders[name] for name in _SPLITS[split] if name in folders), None)
-
-
-def _classes(root: Path) -> list[str]:
-    try:
-        names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    except OSError as error:
-        raise CnnlabError(f"cannot read {root}: {reason(error)}") from error
-    names = [name for name in names if next(image_files(root / name), None)]
-    if not names:
-        raise CnnlabError(f"{root} holds no images in sub-folders; make one sub-folder per class and put images in it")
-    for name in names:
-        if name != name.encode("utf-8", "replace").decode():
-            raise CnnlabError(f"{root}: the folder name {name!a} is not UTF-8; rename it")
-    return names
-
-
-def _listing(root: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
-    files, labels = [], []
-    for k, name in enumerate(classes):
-        found = sorted(image_files(root / name)) if (root / name).is_dir() else []
-        files += found
-        labels += [k] * len(found)
-    return files, labels
-
-
-def _shape(train_root: Path, classes: list[str], options: SourceOptions) -> tuple[int, int]:
-    if len(classes) < 2:
-        raise CnnlabError(
-            f"{train_root} has one class ({classes[0]}); classification needs at least two sub-folders of images"
-        )
-    sizes, grey = set(), True
-    for file in _listing(train_root, classes)[0]:
-        try:
-            size, is_grey = probe(file)
-        except BadImage:
-            continue  # decoding will name it
-        sizes.add(size)
-        grey = grey and is_grey
+def _decoding(found: Scan, options: SourceOptions) -> Decoding:
+    """Choose channels, size, background and range of values from the training images."""
+    headers: dict[Path, Header] = {}
+    for file in found.listing("train")[0]:
+        with contextlib.suppress(BadImage):  # decoding will name it
+            headers[file] = probe(file)
+    sizes = {header.size for header in headers.values()}
     if options.image_size:
         side = options.image_size
     elif len(sizes) == 1 and len(set(next(iter(sizes)))) == 1:
         side = next(iter(sizes))[0]
         if side > LARGEST_SIDE:
-            raise CnnlabError(f"the images of {train_root} are {side} pixels a side; set image_size to a smaller one")
+            raise CnnlabError(f"the images of {found.root} are {side} pixels a side; set image_size to a smaller one")
     else:
         side = _DEFAULT_SIZE
-    return 1 if grey else 3, side
+    grey = all(header.grey for header in headers.values())
+    transparent = [file for file, header in headers.items() if header.transparent]
+    background = options.background if options.background != "auto" else _background(transparent)
+    low, high = _range([file for file, header in headers.items() if header.deep])
+    return Decoding(1 if grey else 3, side, options.fit, background, low, high)
+
+
+def _background(files: list[Path]) -> str:
+    """Return white for dark drawings on a transparent ground, else black."""
+    levels = []
+    for file in files[:: max(1, len(files) // 256)]:
+        with contextlib.suppress(BadImage):
+            if (level := ink(file)) is not None:
+                levels.append(level)
+    return "white" if levels and sum(levels) < 96 * len(levels) else "black"
+
+
+def _range(files: list[Path]) -> tuple[float, float]:
+    """Return the one range of values that all deep images are scaled by; (0, 0) if there are none."""
+
+    def extremes(file: Path) -> tuple[float, float] | None:
+        try:
+            return value_range(file)
+        except BadImage:  # decoding will name it
+            return None
+
+    with ThreadPoolExecutor(available_cores()) as pool:
+        ranges = [found for found in pool.map(extremes, files) if found is not None]
+    if not ranges:
+        return 0.0, 0.0
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+    if low < 0:
+        return low, max(high, low + 1)
+    # The full scale of 0..1, 8, 10, 12, 14 or 16 bits, unless the values use a small part of it.
+    full = next((full for full in (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0) if high <= full), high)
+    return 0.0, full if high > full / 4 else max(high, 1e-6)

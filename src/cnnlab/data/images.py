@@ -10,8 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from cnnlab.data.own import as_uint8
-from cnnlab.io.decode import decode, image_files, square_pixels
+from cnnlab.io.decode import Decoding, decode, square_pixels
 from cnnlab.io.errors import CnnlabError
+from cnnlab.io.walk import image_files
 
 
 def flatten(images: Any) -> list[Any]:
@@ -42,20 +43,20 @@ def flatten(images: Any) -> list[Any]:
     raise CnnlabError(f"{type(images).__name__} is not an image: give a path, PIL image, array, tensor or list")
 
 
-def pixels(image: Any, channels: int, size: int, fit: str, *, invert: bool = False) -> np.ndarray:
+def pixels(image: Any, how: Decoding, *, invert: bool = False) -> np.ndarray:
     """Return one image, see `flatten`, as (channels, size, size) uint8, as `decode` does with a file.
 
     Arrays and tensors hold uint8 in 0..255 or floating point in 0..1. A tensor is (C, H, W); an array may also be
     (H, W, C), as PIL gives it, or (H, W). Raises: CnnlabError.
     """
     if isinstance(image, str | Path):
-        return decode(image, channels, size, fit, invert=invert)
+        return decode(image, how, invert=invert)
     if isinstance(image, Image.Image):
-        return square_pixels(image.copy(), "the PIL image", channels, size, fit, invert)
+        return square_pixels(image.copy(), "the PIL image", how, invert)
     array = as_uint8(image[None])[0].numpy()
-    if array.shape == (channels, size, size):
+    if array.shape == (how.channels, how.size, how.size):
         return 255 - array if invert else array
     if len(array) not in (1, 3, 4):
-        raise CnnlabError(f"an image has {len(array)} channels, this network takes {channels}")
+        raise CnnlabError(f"an image has {len(array)} channels, this network takes {how.channels}")
     picture = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
-    return square_pixels(picture, "the array", channels, size, fit, invert)
+    return square_pixels(picture, "the array", how, invert)

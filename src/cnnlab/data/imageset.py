@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from cnnlab.io.decode import Decoding
 
 Report = Callable[[str, int, int], None]
 """Progress of a long read: (what, done, total); total 0 means unknown."""
@@ -21,11 +23,16 @@ def no_report(what: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """Options for all sources; each uses those that concern it."""
+    """Options for all sources; each uses those that concern it.
+
+    decoding: that of a finished run. Default: chosen from the training images by the other options.
+    """
 
     data_dir: Path
     image_size: int = 0
     fit: str = "pad"
+    background: str = "auto"
+    decoding: Decoding | None = None
     skip_bad: bool = False
     report: Report = no_report
 
@@ -35,7 +42,8 @@ class ImageSet:
     """Decoded images.
 
     images: (N, C, H, W) uint8; labels: (N,) int64 in 0..K-1; ids: N texts; classes: K names; skipped: errors of the
-    files that could not be read.
+    files that could not be read; passed_over: files and folders that are not data, by kind, such as `.heic` or `empty
+    folder`; decoding: how the files were decoded; warnings: what looks wrong about the images.
     """
 
     images: Tensor
@@ -43,6 +51,9 @@ class ImageSet:
     ids: list[str]
     classes: list[str]
     skipped: tuple[str, ...] = ()
+    passed_over: Mapping[str, list[str]] = field(default_factory=dict)
+    decoding: Decoding | None = None
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.images)
@@ -56,7 +67,8 @@ class ImageSet:
 
     def take(self, index: Tensor) -> ImageSet:
         """Return the images at `index` (M,) int64, in that order."""
-        return ImageSet(self.images[index], self.labels[index], [self.ids[i] for i in index.tolist()], self.classes)
+        ids = [self.ids[i] for i in index.tolist()]
+        return replace(self, images=self.images[index], labels=self.labels[index], ids=ids)
 
     def fingerprint(self) -> str:
         """Return a hash of pixels, labels and class names, in order."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from cnnlab.data.augment import Augmentation
 from cnnlab.data.feeder import Feeder
 from cnnlab.data.imageset import ImageSet
+from cnnlab.io.decode import Decoding
 from cnnlab.io.errors import CnnlabError, reason
 
 
@@ -22,7 +23,7 @@ class Preprocessing:
     """From uint8 images to the network's input, in training, evaluation and prediction.
 
     channels, native_size: of the source's images; image_size: side of the network's input; mean, std: per channel, of
-    pixels scaled to 0..1.
+    pixels scaled to 0..1; background, low, high: see `Decoding`.
     """
 
     channels: int
@@ -31,11 +32,17 @@ class Preprocessing:
     fit: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    background: str = "black"
+    low: float = 0.0
+    high: float = 0.0
 
     @classmethod
-    def of(cls, images: Tensor, *, image_size: int, fit: str, normalize: bool) -> Preprocessing:
+    def of(
+        cls, images: Tensor, *, image_size: int, fit: str, normalize: bool, decoding: Decoding | None = None
+    ) -> Preprocessing:
         """Return the preprocessing for training `images` (N, C, H, W) uint8: with their mean and std, or 0 and 1."""
         channels, height = images.shape[1], images.shape[2]
+        decoding = decoding or Decoding(channels, height)
         mean, std = [0.0] * channels, [1.0] * channels
         if normalize:
             for c in range(channels):
@@ -51,7 +58,15 @@ class Preprocessing:
             fit=fit,
             mean=tuple(mean),
             std=tuple(std),
+            background=decoding.background,
+            low=decoding.low,
+            high=decoding.high,
         )
+
+    @property
+    def decoding(self) -> Decoding:
+        """How an image file is decoded before anything else."""
+        return Decoding(self.channels, self.native_size, self.fit, self.background, self.low, self.high)
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> (B, C, image_size, image_size) float32 on the same device."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from cnnlab.data import SourceOptions, load_images, stratified_split, stratified_subset
 from cnnlab.data.imageset import ImageSet
@@ -30,7 +29,7 @@ def limited(images: ImageSet, recipe: Recipe) -> ImageSet:
     if recipe.limit == 0 or len(images) <= recipe.limit:
         return images
     index = stratified_subset(images.labels, recipe.limit, recipe.split_seed)
-    return replace(images.take(index), skipped=images.skipped)
+    return images.take(index)
 
 
 def _whole_splits(recipe: Recipe, load: Callable[[str], ImageSet | None]) -> tuple[ImageSet, ImageSet]:
@@ -51,4 +50,4 @@ def _whole_splits(recipe: Recipe, load: Callable[[str], ImageSet | None]) -> tup
     train_index, held_out = stratified_split(train_set.labels, recipe.val_fraction, recipe.split_seed)
     if len(held_out) == 0:
         raise CnnlabError(f"{recipe.data} has one image per class: none can be held out for validation; add images")
-    return replace(train_set.take(train_index), skipped=train_set.skipped), train_set.take(held_out)
+    return train_set.take(train_index), train_set.take(held_out)

@@ -12,16 +12,18 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.strip import without_metadata
 
 # The formats that we decode, the most frequent first. Pillow knows more, and goes by a file's first bytes, not its
 # name: a file called 1.png could be PostScript, which Pillow passes to another program, or a format that is decoded in
@@ -34,33 +36,100 @@ _LARGEST_FILE = 1 << 29  # bytes
 _LARGE = 1 << 24  # pixels: larger images are decoded one at a time, to bound the memory of the threads
 _one_large = threading.Lock()
 FITS = ("pad", "crop", "stretch")
-_GREY = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+_DEEP = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+_GREY = {"1", "L", "LA", "La", *_DEEP}
+T = TypeVar("T")
 
 
 class BadImage(CnnlabError):
     """An image file that cannot be decoded. The text names it."""
 
 
-def probe(source: Path | str, content: bytes | None = None) -> tuple[tuple[int, int], bool]:
-    """Return ((width, height) as stored, whether it is grey) from the header alone. Raises: BadImage.
+class TooLarge(BadImage):
+    """An image file beyond a limit, which need not be damaged."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the images of one source are decoded: the same for training, evaluation and prediction.
+
+    fit: `pad` keeps the whole image and adds bars, `crop` fills the square and cuts off the rest, `stretch` changes the
+    proportions. background: black or white, behind transparent pixels. low, high: the values of 16-bit, 32-bit and
+    floating-point greys that become 0 and 255; both 0: the range of the type, for each image by itself.
+    """
+
+    channels: int
+    size: int
+    fit: str = "pad"
+    background: str = "black"
+    low: float = 0.0
+    high: float = 0.0
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its pixels. size: (width, height) as stored; deep: more than eight bits."""
+
+    size: tuple[int, int]
+    grey: bool
+    deep: bool
+    transparent: bool
+
+
+def probe(source: Path | str, content: bytes | None = None) -> Header:
+    """Read the header of an image. Raises: BadImage.
 
     source: the file; or, with its bytes as `content`, its name in error messages.
     """
-    with _open(source, content) as image:
-        return image.size, image.mode in _GREY
+    return _read(
+        source, content, lambda i: Header(i.size, i.mode in _GREY, i.mode in _DEEP, bool(i.has_transparency_data))
+    )
 
 
-def decode(
-    source: Path | str, channels: int, size: int, fit: str, content: bytes | None = None, *, invert: bool = False
-) -> np.ndarray:
-    """Decode an image as (channels, size, size) uint8; transparent pixels become black.
+def decode(source: Path | str, how: Decoding, content: bytes | None = None, *, invert: bool = False) -> np.ndarray:
+    """Decode an image as (channels, size, size) uint8.
 
-    fit: `pad` keeps the whole image and adds black bars, `crop` fills the square and cuts off the rest, `stretch`
-    changes the proportions. invert: exchange black and white before the image is fitted, so that bars stay black.
-    content: see `probe`. Raises: BadImage.
+    invert: exchange black and white before the image is fitted, so that bars stay black. content: see `probe`.
+    Raises: BadImage.
     """
-    with _open(source, content) as image:
-        return square_pixels(image, source, channels, size, fit, invert)
+    return _read(source, content, lambda image: square_pixels(image, source, how, invert))
+
+
+def decode_checked(source: Path | str, how: Decoding) -> tuple[np.ndarray, bool]:
+    """Decode an image file; also return whether it looks cut off: a JPEG whose lower part is mid-grey.
+
+    The decoder fills what is missing so, and reports nothing. Raises: BadImage.
+    """
+
+    def use(image: Image.Image) -> tuple[np.ndarray, bool]:
+        jpeg, rows = image.format in ("JPEG", "MPO"), max(8, image.size[1] // 8)
+        image.load()
+        strip = np.asarray(image.crop((0, max(0, image.size[1] - rows), *image.size))) if jpeg else None
+        cut = strip is not None and strip.min() == strip.max() == 128 and image.mode in ("L", "RGB")
+        return square_pixels(image, source, how), bool(cut)
+
+    return _read(source, None, use)
+
+
+def value_range(source: Path | str) -> tuple[float, float]:
+    """Return the smallest and the largest finite value of an image of deep greys. Raises: BadImage."""
+
+    def extremes(image: Image.Image) -> tuple[float, float]:
+        values = np.asarray(image)
+        finite = values[np.isfinite(values)]
+        return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+
+    return _read(source, None, extremes)
+
+
+def ink(source: Path | str) -> float | None:
+    """Return the mean grey level, 0 to 255, of the opaque parts of an image; None if it has none. Raises: BadImage."""
+
+    def mean(image: Image.Image) -> float | None:
+        grey, alpha = (np.asarray(band, np.float64) for band in image.convert("RGBA").convert("LA").split())
+        return float((grey * alpha).sum() / alpha.sum()) if alpha.any() else None
+
+    return _read(source, None, mean)
 
 
 @contextmanager
@@ -75,42 +144,13 @@ def bombs_refused() -> Iterator[None]:
         yield
 
 
-def image_files(folder: Path, *, follow_outside: bool = True) -> Iterator[Path]:
-    """Yield every file under `folder` with the ending of an image, except hidden ones, in no particular order.
-
-    follow_outside: follow links that lead outside `folder`; if False, such a link raises CnnlabError.
-    """
-    visited: set[str] = set()
-    root = os.path.realpath(folder)
-
-    def check(path: str | Path) -> None:
-        if not Path(os.path.realpath(path)).is_relative_to(root):
-            raise CnnlabError(f"{str(path)!r} is a link that leads outside {folder}; put the images themselves there")
-
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in visited:  # a link to a folder further up
-            folders.clear()
-            continue
-        visited.add(real)
-        if not follow_outside:
-            check(parent)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in ENDINGS:  # noqa: PTH122 - called often
-                path = Path(parent, name)
-                if path.is_file():  # not a pipe, which would block
-                    if not follow_outside and path.is_symlink():
-                        check(path)
-                    yield path
-
-
 @dataclass(frozen=True)
 class Job:
     """Where decoded images go and what they must look like.
 
-    file: a .npy of (N, channels, size, size) uint8 whose pixels begin at byte `offset`; same_size: report an image of
-    another size instead of fitting it; grey_only: report a colour image instead of converting it.
+    file: a .npy of (N, channels, size, size) uint8 whose pixels begin at byte `offset`; channels, size, fit: see
+    `Decoding`; same_size: report an image of another size instead of fitting it; grey_only: report a colour image
+    instead of converting it.
     """
 
     file: str
@@ -136,20 +176,25 @@ def decode_into(job: Job, rows: Sequence[int], names: Sequence[str], contents: S
     with open(job.file, "r+b") as file, bombs_refused():  # noqa: PTH123 - a text
         for row, name, content in zip(rows, names, contents, strict=True):
             try:
-                with _open(name, content) as image:
-                    if job.same_size and image.size != (job.size, job.size):
-                        faults.append((row, "size", f"{name} is {image.size[0]} x {image.size[1]}"))
-                        continue
-                    if job.grey_only and image.mode not in _GREY:
-                        faults.append((row, "colour", f"{name} is a colour image"))
-                        continue
-                    pixels = square_pixels(image, name, job.channels, job.size, job.fit)
+                found = _read(name, content, partial(_stored, job, name))
             except BadImage as error:
                 faults.append((row, "bad", str(error)))
                 continue
-            file.seek(job.offset + row * pixels.size)
-            file.write(pixels.tobytes())
+            if isinstance(found, tuple):
+                faults.append((row, *found))
+                continue
+            file.seek(job.offset + row * found.size)
+            file.write(found.tobytes())
     return faults
+
+
+def _stored(job: Job, name: str, image: Image.Image) -> np.ndarray | tuple[str, str]:
+    """Return the pixels to store, or kind and text of a fault."""
+    if job.same_size and image.size != (job.size, job.size):
+        return "size", f"{name} is {image.size[0]} x {image.size[1]}"
+    if job.grey_only and image.mode not in _GREY:
+        return "colour", f"{name} is a colour image"
+    return square_pixels(image, name, Decoding(job.channels, job.size, job.fit))
 
 
 def write_batch(
@@ -176,15 +221,42 @@ def serve(source: IO[bytes], sink: IO[bytes]) -> None:
         sink.flush()
 
 
+def _read(source: Path | str, content: bytes | None, use: Callable[[Image.Image], T]) -> T:
+    """Open an image and call `use`; if that fails, try again without the file's metadata. Raises: BadImage."""
+
+    def attempt(content: bytes | None) -> T:
+        with _open(source, content) as image:
+            try:
+                return use(image)
+            except BadImage:
+                raise
+            except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file
+                raise BadImage(f"{source} is damaged: {reason(error)}") from error
+
+    try:
+        return attempt(content)
+    except TooLarge:
+        raise
+    except BadImage:
+        whole = b""
+        with suppress(OSError):
+            whole = Path(source).read_bytes() if content is None else content
+        for keep_exif in (True, False):
+            if pixels_only := without_metadata(whole, keep_exif=keep_exif):
+                with suppress(BadImage):
+                    return attempt(pixels_only)
+        raise
+
+
 def _open(source: Path | str, content: bytes | None) -> Image.Image:
     try:
         if content is None and (size := os.stat(source).st_size) > _LARGEST_FILE:  # noqa: PTH116 - a text or a path
-            raise BadImage(f"{source} is {size:,} bytes; the limit for an image is {_LARGEST_FILE:,}")
+            raise TooLarge(f"{source} is {size:,} bytes; the limit for an image is {_LARGEST_FILE:,}")
         return Image.open(source if content is None else io.BytesIO(content), formats=_KNOWN)
     except BadImage:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise BadImage(f"{source} is too large to be decoded safely: {reason(error)}") from error
+        raise TooLarge(f"{source} is too large to be decoded safely: {reason(error)}") from error
     except FileNotFoundError as error:
         raise BadImage(f"{source} does not exist") from error
     except Exception as error:
@@ -192,9 +264,7 @@ def _open(source: Path | str, content: bytes | None) -> Image.Image:
         raise BadImage(f"{source} is damaged: {why}") from error
 
 
-def square_pixels(
-    image: Image.Image, source: Path | str, channels: int, size: int, fit: str, invert: bool = False
-) -> np.ndarray:
+def square_pixels(image: Image.Image, source: Path | str, how: Decoding, invert: bool = False) -> np.ndarray:
     """Return an opened image as (channels, size, size) uint8, as `decode` does; `source` names it in errors.
 
     The image may be changed in place. Raises: BadImage.
@@ -202,52 +272,47 @@ def square_pixels(
     large = image.size[0] * image.size[1] > _LARGE
     try:
         with _one_large if large else nullcontext():
-            image = _fitted(image, "L" if channels == 1 else "RGB", (size, size), fit, invert)
+            image = _fitted(image, how, invert)
     except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file
         raise BadImage(f"{source} is damaged: {reason(error)}") from error
     pixels = np.asarray(image)
-    return pixels.reshape(1, size, size) if channels == 1 else pixels.transpose(2, 0, 1)
+    return pixels.reshape(1, how.size, how.size) if how.channels == 1 else pixels.transpose(2, 0, 1)
 
 
-def _fitted(image: Image.Image, mode: str, target: tuple[int, int], fit: str, invert: bool) -> Image.Image:
+def _fitted(image: Image.Image, how: Decoding, invert: bool) -> Image.Image:
     """Return `image` upright, in eight bits, without transparency, as a square; copy only if needed."""
     ImageOps.exif_transpose(image, in_place=True)
-    image = _eight_bits(image)
+    image = _eight_bits(image, how)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, how.background), image)
+    mode, target = "L" if how.channels == 1 else "RGB", (how.size, how.size)
     if image.mode != mode:
         image = image.convert(mode)
     if invert:
         image = ImageOps.invert(image)
     if image.size == target:
         return image
-    if fit == "stretch":
+    if how.fit == "stretch":
         return image.resize(target, Image.Resampling.BILINEAR)
-    if fit == "crop":
+    if how.fit == "crop":
         return ImageOps.fit(image, target, Image.Resampling.BILINEAR)
     return ImageOps.pad(image, target, Image.Resampling.BILINEAR)
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale sixteen-bit and floating-point greys to eight bits; Pillow's own conversion would clip them at 255.
-
-    Works in strips to save memory.
-    """
-    wide = image.mode.startswith("I;16")
-    if not wide and image.mode not in ("I", "F"):
+def _eight_bits(image: Image.Image, how: Decoding) -> Image.Image:
+    """Scale deep greys to eight bits, in strips to save memory; Pillow's own conversion would clip them at 255."""
+    if image.mode not in _DEEP:
         return image
     whole = np.asarray(image)
+    low, high = how.low, how.high
+    if high <= low:  # no range was measured
+        most = np.fmax.reduce(whole, axis=None, initial=0)  # ignores NaN
+        low, high = 0.0, 65535 if image.mode.startswith("I;16") or most > 255 else 255 if most > 1 else 1
     pixels = np.empty(whole.shape, np.uint8)
-    most = 0 if wide else np.fmax.reduce(whole, axis=None, initial=0)  # ignores NaN
-    high = 65535 if most > 255 else 255 if most > 1 else 1
     for top in range(0, len(whole), 256):
-        strip = whole[top : top + 256]
-        if wide:
-            pixels[top : top + 256] = strip >> 8
-        else:
-            values = np.nan_to_num(strip.astype(np.float64) * (255 / high))
-            pixels[top : top + 256] = np.clip(values, 0, 255)
+        values = np.nan_to_num((whole[top : top + 256].astype(np.float64) - low) * (255 / (high - low)))
+        pixels[top : top + 256] = np.clip(values + 0.5, 0, 255)
     return Image.fromarray(pixels)
 
 

@@ -13,8 +13,8 @@ from cnnlab.io.text import escape
 
 
 def to_json(value: Any) -> str:
-    """Return `value` as indented JSON."""
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    """Return `value` as indented JSON in ASCII, which every terminal and code page leaves as it is."""
+    return json.dumps(value, indent=2)
 
 
 def number(value: float | None, form: str = ".3f") -> str:

@@ -29,6 +29,17 @@ def echo(text: object, *, error: bool = False, flush: bool = False) -> None:
     print(escape_lines(str(text)), file=sys.stderr if error else sys.stdout, flush=flush)
 
 
+def echo_csv(text: str) -> None:
+    """Print a CSV table to standard output in UTF-8, whatever the terminal's encoding: programs read it."""
+    stream = getattr(sys.stdout, "buffer", None)
+    if stream is None:  # a notebook, a test
+        print(text)
+        return
+    sys.stdout.flush()
+    stream.write(f"{text}\n".encode())
+    stream.flush()
+
+
 def truncate(text: str, most: int = 200) -> str:
     """Return `text`, cut to `most` characters."""
     return text if len(text) <= most else f"{text[:most]}..."

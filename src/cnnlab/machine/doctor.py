@@ -29,6 +29,7 @@ from cnnlab.models import build_model
 from cnnlab.recipe import Recipe
 from cnnlab.training import runs
 from cnnlab.training.autotune import time_step
+from cnnlab.training.header import class_counts, passed_over_text
 from cnnlab.training.optim import make_optimizer
 from cnnlab.training.plan import Plan, Workload, check_compile
 from cnnlab.training.step import train_step
@@ -101,6 +102,10 @@ def verify(source: str, *, data_dir: str | Path | None = None) -> Iterator[Check
             continue
         for problem in images.skipped:
             yield Check(source, "failed", problem)
+        for text in images.warnings:
+            yield Check(source, "note", text)
+        if train is None and images.passed_over:
+            yield Check(source, "note", f"passed over: {passed_over_text(images.passed_over)}")
         train = train or images
         if images is not train and (copies := len(shared(train.images, images.images))):
             yield Check(
@@ -109,7 +114,7 @@ def verify(source: str, *, data_dir: str | Path | None = None) -> Iterator[Check
                 f"{copies:,} {split} images are exact copies of training images; cnnlab data duplicates {source} "
                 "lists them",
             )
-        counts = torch.bincount(images.labels, minlength=len(images.classes)).tolist()
+        counts = class_counts(images)
         shape = " x ".join(map(str, images.images.shape[1:]))
         yield Check(
             source,

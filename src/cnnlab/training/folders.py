@@ -54,6 +54,14 @@ def check_name(name: str) -> None:
         raise CnnlabError(f"run name {name!r} is reserved for a device on Windows; choose another")
 
 
+def check_free(runs_dir: Path, name: str | None) -> None:
+    """Raise CnnlabError if `name` is invalid or taken: before minutes of reading data, not after."""
+    if name is not None:
+        check_name(name)
+        if (runs_dir / name).exists():
+            make_folder(runs_dir / name)
+
+
 def named_folder(runs_dir: Path, name: str | None, stem: str) -> Path:
     """Create the new folder `runs_dir`/`name`. Default name: `stem` and a free number. Raise CnnlabError."""
     if name is not None:

@@ -52,9 +52,10 @@ _INFO = {
     "model": {"name": str, "num_classes": Number(1, 1e6, whole=True), "in_channels": _CHANNELS, "image_size": _SIDE,
               "parameters": COUNT},
     "data": {"source": str, "classes": [str], "fingerprint": str, "skipped": [str], "data_dir?": str,
-             "skip_bad?": bool},
+             "skip_bad?": bool, "counts": {"train": [COUNT]}, "passed_over": dict, "warnings": [str]},
     "preprocessing": {"channels": _CHANNELS, "native_size": _SIDE, "image_size": _SIDE,
-                      "fit": ("pad", "crop", "stretch"), "mean": [NUMBER], "std": [POSITIVE]},
+                      "fit": ("pad", "crop", "stretch"), "mean": [NUMBER], "std": [POSITIVE],
+                      "background": ("black", "white"), "low": NUMBER, "high": NUMBER},
     "recipes": [str],
 }  # fmt: skip
 _SUMMARY = {

@@ -29,6 +29,7 @@ from cnnlab.recipes import choose_recipe, find_recipe, own_recipe
 from cnnlab.training import runs
 from cnnlab.training.autotune import choose_plan, find_batch_size
 from cnnlab.training.display import Display, make_display
+from cnnlab.training.header import class_counts, data_lines
 from cnnlab.training.optim import size_in_epoch
 from cnnlab.training.plan import Plan, Workload, check_compile
 from cnnlab.training.runs import Run
@@ -142,19 +143,27 @@ class Session:
             data_dir=self._data_dir,
             image_size=recipe.image_size,
             fit=recipe.fit,
+            background=recipe.background,
             skip_bad=self._skip_bad,
             report=self.display.read,
         )
         self.train_set, self.eval_set = load_splits(recipe, options, self.images)
         self.fingerprint = self.train_set.fingerprint()
         self.preprocessing = Preprocessing.of(
-            self.train_set.images, image_size=recipe.image_size, fit=recipe.fit, normalize=recipe.normalize
+            self.train_set.images,
+            image_size=recipe.image_size,
+            fit=recipe.fit,
+            normalize=recipe.normalize,
+            decoding=self.train_set.decoding,
         )
         if recipe.shift >= self.preprocessing.image_size:
             size = self.preprocessing.image_size
             raise CnnlabError(f"shift={recipe.shift} is at least the images' {size} pixels; choose a smaller one")
         self._check_batches(recipe)
         self.display.end()
+        if not again:
+            for line in data_lines(self.train_set, self.eval_set, recipe.eval_split):
+                self.display.message(line)
         self._plan = self._shared = None
         return recipe
 
@@ -173,8 +182,11 @@ class Session:
                 "classes": self.train_set.classes,
                 "train": len(self.train_set),
                 recipe.eval_split: len(self.eval_set),
+                "counts": {recipe.eval_split: class_counts(self.eval_set), "train": class_counts(self.train_set)},
+                "passed_over": {kind: len(paths) for kind, paths in self.train_set.passed_over.items()},
+                "warnings": list(dict.fromkeys([*self.train_set.warnings, *self.eval_set.warnings])),
                 "fingerprint": self.fingerprint,
-                "skipped": [*self.train_set.skipped, *self.eval_set.skipped],
+                "skipped": list(dict.fromkeys([*self.train_set.skipped, *self.eval_set.skipped])),
                 "data_dir": str(self._data_dir.absolute()),
                 "skip_bad": self._skip_bad,
             },

@@ -31,7 +31,7 @@ from cnnlab.training.checkpoint import (
 )
 from cnnlab.training.checkpointer import Checkpointer, explained_write_errors
 from cnnlab.training.events import Events
-from cnnlab.training.folders import new_folder, removed_if_empty
+from cnnlab.training.folders import check_free, new_folder, removed_if_empty
 from cnnlab.training.guard import NonFinite, divergence_error, is_nondeterministic, memory_error, nondeterminism_error
 from cnnlab.training.loop import Trainer, train_epochs
 from cnnlab.training.optim import initialize, make_optimizer
@@ -78,6 +78,7 @@ def train(
     """
     recipe, network, images = choose(recipe, model, data, settings)
     with Session(device, threads, data_dir, skip_bad, progress, on_epoch, network, images) as session:
+        check_free(Path(runs_dir), name)
         recipe = session.load_data(recipe)
         recipe = session.find_batch_size(recipe) if auto_batch else recipe
         with session.ctrl_c, removed_if_empty(new_folder(Path(runs_dir), name, recipe)) as path:
@@ -112,6 +113,7 @@ def train_seeds(
     _check_builder(network)
     with Session(device, threads, data_dir, skip_bad, progress, on_epoch, network, images) as session:
         replace(recipe, seed=recipe.seed + count - 1)  # raises if the last one is no valid seed
+        check_free(Path(runs_dir), name)
         recipe = session.load_data(recipe)
         recipe = session.find_batch_size(recipe) if auto_batch else recipe
         with session.ctrl_c, removed_if_empty(new_folder(Path(runs_dir), name, recipe)) as path:

@@ -6,8 +6,8 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 
 from cnnlab.data.archives.base import MEMBER_LIMIT, Archive, Member
-from cnnlab.io.decode import image_files
 from cnnlab.io.errors import CnnlabError
+from cnnlab.io.walk import image_files
 
 
 class FolderArchive(Archive):

@@ -1,0 +1,199 @@
+"""What a folder of images holds: the files of each class and split, and what was passed over.
+
+PATH/cats/1.jpg, PATH/dogs/7.png            one set; the validation split is taken from it, and there is no test set
+PATH/train/cats/.., PATH/test/cats/..       splits, by the usual names in any letter case: see `SPLITS`
+
+A wrong list of classes is the worst that can happen here, and nobody sees it. So what does not fit one of the two
+layouts is an error, and what is no image is counted.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnnlab.io.decode import ENDINGS
+from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.walk import IMAGE, LINK, RUN, is_system, walk
+
+SPLITS = {
+    "train": ("train", "training", "train_set", "trainset", "training_set"),
+    "validation": ("validation", "val", "valid", "dev", "validation_set", "val_set", "valset", "dev_set"),
+    "test": ("test", "testing", "test_set", "testset"),
+}
+_SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
+# Images of other programs: a class of nothing else is a class that was lost, not a folder of something else.
+_UNREAD_IMAGES = frozenset(
+    (".heic", ".heif", ".hif", ".jxl", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".raw",
+     ".psd", ".xcf", ".svg", ".eps", ".ai", ".exr", ".hdr", ".dcm", ".nii", ".npy", ".npz", ".mat", ".fits", ".svs",
+     ".pdf")
+)  # fmt: skip
+_LOOSE = "loose image"
+_EMPTY = "empty folder"
+_OTHER = "other folder"
+_RUNS = "folder of runs"
+_NO_ENDING = "file without an ending"
+
+
+PassedOver = dict[str, list[str]]
+"""Files and folders that are not data, by kind: `.heic`, `empty folder`, `loose image`, ..."""
+
+
+@dataclass
+class Scan:
+    """The files of each split and class.
+
+    classes: sorted names; files: split -> class -> sorted files, `train` always; unlabelled: images of the test folder
+    outside any class folder, which nothing can be measured on.
+    """
+
+    root: Path
+    classes: list[str]
+    files: dict[str, dict[str, list[Path]]]
+    unlabelled: list[Path]
+    passed_over: PassedOver
+
+    def listing(self, split: str) -> tuple[list[Path], list[int]]:
+        """Return the files of a split, class by class, and the number of the class of each."""
+        found = [(file, k) for k, name in enumerate(self.classes) for file in self.files[split].get(name, [])]
+        return [file for file, _ in found], [k for _, k in found]
+
+
+def scan(root: Path) -> Scan:
+    """Find the classes, splits and files of a folder.
+
+    Raises: CnnlabError if it is no folder, follows neither layout, has fewer than two classes, has a class without a
+    single readable image, or a class in another split that the training split lacks.
+    """
+    if not root.is_dir():
+        what = "is a file, not a folder" if root.exists() else "does not exist"
+        raise CnnlabError(f"folder:{root} {what}; give a folder that holds one sub-folder per class")
+    passed_over: PassedOver = defaultdict(list)
+    tops = _split_folders(root, passed_over)
+    spellings: dict[str, str] = {}
+    files = {split: _classes(tops[split], passed_over, spellings) for split in SPLITS if split in tops}
+    _need_two(tops["train"], files["train"])
+    unlabelled: list[Path] = []
+    for split in ("validation", "test"):
+        if split in tops and not files[split]:
+            loose = _images(tops[split])
+            if split == "validation" or not loose:
+                raise CnnlabError(f"{tops[split]} holds no class folders; make one sub-folder per class, or remove it")
+            unlabelled = loose
+            del files["test"], passed_over[_LOOSE]
+    for split, classes in files.items():
+        for name in classes:
+            if name not in files["train"]:
+                same = next((c for c in files["train"] if c.casefold() == name.casefold()), None)
+                remedy = f"rename it to {same}" if same else "add it there or remove it"
+                raise CnnlabError(f"{tops[split] / name} is a class that {tops['train']} does not have; {remedy}")
+    return Scan(root, sorted(files["train"]), files, unlabelled, passed_over)
+
+
+def _split_folders(root: Path, passed_over: PassedOver) -> dict[str, Path]:
+    """Return the folder of each split; `root` itself for `train` if there are no splits."""
+    folders = _folders(root)
+    splits = {folder: _SPLIT_OF.get(re.sub(r"[ -]", "_", folder.name.casefold())) for folder in folders}
+    named = [folder for folder, split in splits.items() if split]
+    if not named or (len(named) < len(folders) and not any(_folders(folder) for folder in named)):
+        return {"train": root}  # a class may be called train, too: then its folder holds the images themselves
+    tops: dict[str, Path] = {}
+    for folder in named:
+        split = splits[folder]
+        assert split is not None
+        if split in tops:
+            raise CnnlabError(f"{tops[split]} and {folder}: both names mean {split}; merge them or rename one")
+        tops[split] = folder
+    if "train" not in tops:
+        names = " and ".join(folder.name for folder in named)
+        raise CnnlabError(f"{root} has {names}, but no folder train; call the one with the training images train")
+    for folder in folders:
+        if folder not in named and next(walk(folder), None):
+            passed_over[_OTHER].append(str(folder))
+    _add_files(root, passed_over)
+    return tops
+
+
+def _classes(top: Path, passed_over: PassedOver, spellings: dict[str, str]) -> dict[str, list[Path]]:
+    """Return the sorted files of each class of one split.
+
+    spellings: the name used for each name in normal form: macOS and Linux encode é differently, as one class.
+    """
+    classes: dict[str, list[Path]] = {}
+    for folder in _folders(top):
+        found: dict[str, list[Path]] = defaultdict(list)
+        for kind, path in walk(folder):
+            found[kind].append(path)
+        if any(folder in (path, path.parent) for path in found[RUN]):
+            passed_over[_RUNS].append(str(folder))
+            continue
+        images = found.pop(IMAGE, [])
+        unread = sorted(kind for kind in found if kind in _UNREAD_IMAGES or kind == LINK)
+        if unread and not images:
+            count = sum(len(found[kind]) for kind in unread)
+            raise CnnlabError(
+                f"{folder}: none of its {count:,} images can be read ({', '.join(unread)}); convert them to PNG or "
+                "JPEG, or remove the folder"
+            )
+        for kind, paths in found.items():
+            for path in paths:
+                passed_over[kind or _NO_ENDING].append(str(path))
+        if images:
+            name = spellings.setdefault(unicodedata.normalize("NFC", folder.name), folder.name)
+            if name != name.encode("utf-8", "replace").decode():
+                raise CnnlabError(f"{top}: the folder name {name!a} is not UTF-8; rename it")
+            classes[name] = sorted(classes.get(name, []) + images)
+        elif not any(found.values()):
+            passed_over[_EMPTY].append(str(folder))
+    _add_files(top, passed_over)
+    return classes
+
+
+def _need_two(top: Path, classes: dict[str, list[Path]]) -> None:
+    if not classes and (loose := _images(top)):
+        names = sorted({match[0] for path in loose if (match := re.match(r"[^\W\d_]+", path.name))})
+        by_name = 1 < len(names) < len(loose)
+        hint = f": the names of the files seem to begin with the class ({', '.join(names[:3])})" if by_name else ""
+        raise CnnlabError(f"{top} holds images, but no sub-folders{hint}; put each class in a sub-folder of its own")
+    if not classes:
+        raise CnnlabError(f"{top} holds no images in sub-folders; make one sub-folder per class and put images in it")
+    if len(classes) == 1:
+        only = top / next(iter(classes))
+        inside = [folder for folder in _folders(only) if any(kind == IMAGE for kind, _ in walk(folder))]
+        remedy = (
+            f"if its sub-folders are the classes, give folder:{only}"
+            if len(inside) > 1 and not _images(only)
+            else "telling classes apart needs at least two sub-folders of images"
+        )
+        raise CnnlabError(f"{top} has one class ({only.name}); {remedy}")
+
+
+def _folders(top: Path) -> list[Path]:
+    return [path for path in _entries(top) if path.is_dir() and not is_system(path.name)]
+
+
+def _files(top: Path) -> list[Path]:
+    return [path for path in _entries(top) if path.is_file() and not is_system(path.name)]
+
+
+def _images(top: Path) -> list[Path]:
+    return [
+        path for path in _entries(top) if path.is_file() and path.suffix.lower() in ENDINGS and not is_system(path.name)
+    ]
+
+
+def _add_files(top: Path, passed_over: PassedOver) -> None:
+    """Count the files beside the class folders."""
+    for path in _files(top):
+        ending = path.suffix.lower()
+        passed_over[_LOOSE if ending in ENDINGS else ending or _NO_ENDING].append(str(path))
+
+
+def _entries(top: Path) -> list[Path]:
+    try:
+        return sorted(top.iterdir())
+    except OSError as error:
+        raise CnnlabError(f"cannot read {top}: {reason(error)}") from error

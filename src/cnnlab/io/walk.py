@@ -1,0 +1,71 @@
+"""The files of a folder of images, one by one, with what keeps a file from being an image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from cnnlab.io.decode import ENDINGS
+from cnnlab.io.errors import CnnlabError
+
+IMAGE = "image"
+LINK = "dangling link"
+RUN = "run"
+# Folders that systems make: thumbnails of a NAS, recycle bins, what a Mac's zip adds. In lower case.
+_SYSTEM_FOLDERS = frozenset(
+    ("@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "recycler", "system volume information",
+     "__macosx", "lost+found", "thumbnails", "thumbs")
+)  # fmt: skip
+_SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini", "ehthumbs.db"))
+
+
+def is_system(name: str) -> bool:
+    """Return whether a file or folder of this name is hidden, or made by the operating system."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS | _SYSTEM_FILES
+
+
+def walk(folder: Path, *, follow_outside: bool = True) -> Iterator[tuple[str, Path]]:
+    """Yield (kind, path) of each file under `folder`, except hidden ones and the system's, in no particular order.
+
+    kind: `IMAGE`; `LINK` for one that leads nowhere; `RUN` for the folder of a training, which is not entered; for any
+    other file its ending in lower case, `.heic`, or an empty text. Pipes and devices are left out. A link to a folder
+    further up is not followed.
+
+    follow_outside: follow links that lead outside `folder`; if False, such a link raises CnnlabError.
+    """
+    visited: set[str] = set()
+    root = os.path.realpath(folder)
+
+    def check(path: str | Path) -> None:
+        if not follow_outside and not Path(os.path.realpath(path)).is_relative_to(root):
+            raise CnnlabError(f"{str(path)!r} is a link that leads outside {folder}; put the images themselves there")
+
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in visited or (real != root and Path(root).is_relative_to(real)):
+            folders.clear()  # a link to a folder seen before, or to one that holds this one
+            continue
+        visited.add(real)
+        check(parent)
+        if "run.json" in names or "seeds.json" in names:
+            folders.clear()
+            yield RUN, Path(parent)
+            continue
+        folders[:] = [name for name in folders if not is_system(name)]
+        for name in names:
+            if is_system(name):
+                continue
+            path = Path(parent, name)
+            if path.is_file():  # not a pipe, which would block
+                ending = os.path.splitext(name)[1].lower()  # noqa: PTH122 - called often
+                if ending in ENDINGS and path.is_symlink():
+                    check(path)
+                yield IMAGE if ending in ENDINGS else ending, path
+            elif path.is_symlink() and not path.exists():
+                yield LINK, path
+
+
+def image_files(folder: Path, *, follow_outside: bool = True) -> Iterator[Path]:
+    """Yield the images that `walk` finds."""
+    return (path for kind, path in walk(folder, follow_outside=follow_outside) if kind == IMAGE)

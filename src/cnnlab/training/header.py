@@ -1,0 +1,59 @@
+"""The lines that a training prints first: what it found in the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from cnnlab.data.imageset import ImageSet
+from cnnlab.io.text import escape, truncate
+
+_LISTED = 12  # classes that are listed one by one
+
+
+def class_counts(images: ImageSet) -> list[int]:
+    """Return the number of images of each class, (K,)."""
+    return torch.bincount(images.labels, minlength=len(images.classes)).tolist()
+
+
+def passed_over_text(passed_over: Mapping[str, list[str]]) -> str:
+    """Return what is not data by number and kind: `2 .heic, 1 empty folder "birds", 3 loose images`."""
+    parts = []
+    for kind, paths in sorted(passed_over.items(), key=lambda item: (-len(item[1]), item[0])):
+        if len(paths) == 1:
+            parts.append(f'1 {kind} "{escape(Path(paths[0]).name)}"')
+        else:
+            head, _, tail = kind.partition(" ")  # folder of runs, folders of runs
+            plural = kind if kind.startswith(".") else f"{head}s {tail}" if tail.startswith("o") else f"{kind}s"
+            parts.append(f"{len(paths):,} {plural}")
+    return ", ".join(parts)
+
+
+def data_lines(train_set: ImageSet, eval_set: ImageSet, eval_split: str) -> Iterator[str]:
+    """Yield the lines on the images: classes with counts, what was passed over, how values were scaled, warnings."""
+    splits = {"train": class_counts(train_set)}
+    if eval_split != "train":
+        splits[eval_split] = class_counts(eval_set)
+    sums = ", ".join(f"{sum(counts):,} {split}" for split, counts in splits.items())
+    shape = " x ".join(map(str, train_set.images.shape[1:]))
+    each = list(zip(*splits.values(), strict=True))
+    if len(each) <= _LISTED:
+        names = [truncate(escape(name), 40) for name in train_set.classes]
+        numbers = [" + ".join(f"{n:,}" for n in counts) for counts in each]
+        classes = ", ".join(map(" ".join, zip(names, numbers, strict=True)))
+    else:
+        totals = [sum(counts) for counts in each]
+        classes = f"{len(each)} classes of {min(totals):,} to {max(totals):,} images"
+    yield f"data: {sums}; images {shape}"
+    yield f"classes ({' + '.join(splits)}): {classes}"
+    if train_set.passed_over:
+        yield f"passed over: {passed_over_text(train_set.passed_over)}"
+    how = train_set.decoding
+    if how is not None and how.high > how.low:
+        yield f"values: {how.low:g} to {how.high:g} became 0 to 255"
+    if how is not None and how.background == "white":
+        yield "background: white behind transparent pixels; --set background=black changes it"
+    for warning in dict.fromkeys([*train_set.warnings, *eval_set.warnings]):
+        yield f"warning: {warning}"

@@ -1,0 +1,211 @@
+"""Pixels of unusual files: deep greys, transparency, broken metadata, files cut short."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnnlab.data import ImageSet, SourceOptions, load_images
+from cnnlab.io.decode import BadImage, Decoding, TooLarge, bombs_refused, decode, decode_checked
+
+
+def load(path: Path, split: str = "train", **options: object) -> ImageSet:
+    found = load_images(f"folder:{path}", split, SourceOptions(data_dir=Path(), **options))  # type: ignore[arg-type]
+    assert found is not None
+    return found
+
+
+def save(array: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+# Deep greys
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "low", "high"),
+    [
+        (np.uint16, (0, 4095), 0, 4095),  # 12 bits, as cameras and scanners write them
+        (np.uint16, (0, 1000), 0, 1023),
+        (np.uint16, (3, 65000), 0, 65535),
+        (np.uint16, (0, 200), 0, 255),
+        (np.int32, (-1000, 3000), -1000, 3000),  # Hounsfield units
+        (np.int32, (0, 100_000), 0, 100_000),
+        (np.float32, (0.0, 1.0), 0, 1),
+        (np.float32, (0.0, 1.01), 0, 1.01),
+        (np.uint16, (0, 17), 0, 17),
+        (np.float32, (-1.0, 1.0), -1, 1),
+    ],
+)
+def test_one_range_for_the_whole_source(
+    tmp_path: Path, dtype: type, values: tuple[float, float], low: float, high: float
+) -> None:
+    ramp = np.linspace(*values, 64).astype(dtype).reshape(8, 8)
+    dark = np.linspace(values[0], values[0] + (values[1] - values[0]) / 8, 64).astype(dtype).reshape(8, 8)
+    save(ramp, tmp_path / "a/1.tif")
+    save(dark, tmp_path / "b/1.tif")
+    found = load(tmp_path)
+    assert found.decoding is not None
+    assert (found.decoding.low, found.decoding.high) == pytest.approx((low, high))
+    low, high = found.decoding.low, found.decoding.high
+    for image, array in zip(found.images, (ramp, dark), strict=True):
+        wanted = np.clip((array.astype(np.float64) - low) * 255 / (high - low) + 0.5, 0, 255).astype(np.uint8)
+        assert np.array_equal(image[0].numpy(), wanted)
+
+
+def test_other_splits_are_scaled_by_the_training_range(tmp_path: Path) -> None:
+    for name in "ab":
+        save(np.full((8, 8), 2047, np.uint16), tmp_path / "train" / name / "1.png")
+        save(np.full((8, 8), 4000, np.uint16), tmp_path / "train" / name / "2.png")
+        save(np.full((8, 8), 60000, np.uint16), tmp_path / "test" / name / "1.png")
+        save(np.full((8, 8), 1024, np.uint16), tmp_path / "test" / name / "2.png")
+    assert load(tmp_path, "test").images[:2, 0, 0, 0].tolist() == [255, 64]
+    assert load(tmp_path, "test").decoding == load(tmp_path).decoding
+
+
+# Transparency
+
+
+def drawing(ink: int, path: Path) -> None:
+    """Save a disc of grey level `ink` on a transparent ground."""
+    y, x = np.mgrid[:16, :16]
+    alpha = np.where((y - 8) ** 2 + (x - 8) ** 2 < 25, 255, 0)
+    save(np.stack([np.full((16, 16), ink)] * 3 + [alpha], 2).astype(np.uint8), path)
+
+
+@pytest.mark.parametrize(("ink", "background"), [(0, 255), (40, 255), (220, 0), (255, 0)])
+def test_the_background_of_drawings_is_chosen_by_measurement(tmp_path: Path, ink: int, background: int) -> None:
+    for name in "ab":
+        drawing(ink, tmp_path / name / "1.png")
+    images = load(tmp_path).images
+    assert (images[:, :, 0, 0] == background).all()
+    assert (images[:, :, 8, 8] == ink).all()
+    assert load(tmp_path).warnings == ()
+
+
+def test_a_background_may_be_set(tmp_path: Path) -> None:
+    for name in "ab":
+        drawing(0, tmp_path / name / "1.png")
+        drawing(0, tmp_path / name / "2.png")
+    found = load(tmp_path, background="black")
+    assert (found.images == 0).all()
+    assert len(found.warnings) == 2  # each class has one colour only
+    assert "2 of 2" in found.warnings[0]
+
+
+# Metadata
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def segment(marker: int, data: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
+
+
+def exif(tag: int, text: str) -> bytes:
+    """EXIF with a text where a number belongs."""
+    value = text.encode() + b"\0"
+    return (
+        b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", 1) + struct.pack("<HHII", tag, 2, len(value), 26)
+        + bytes(4) + value
+    )  # fmt: skip
+
+
+LARGE = zlib.compress(bytes(3_000_000))
+PNG_CHUNKS = {
+    "junk EXIF": [chunk(b"eXIf", b"\xff" * 50)],
+    "EXIF cut short": [chunk(b"eXIf", b"II*\0\x08\0\0\0\xff\xff" + b"\x11" * 40)],
+    "orientation as text": [chunk(b"eXIf", exif(0x0112, "upside down"))],
+    "large text": [chunk(b"zTXt", b"Comment\0\0" + LARGE)],
+    "large colour profile": [chunk(b"iCCP", b"x\0\0" + LARGE)],
+    "many texts": [chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1_000_000)))] * 80,
+}
+JPEG_SEGMENTS = {
+    "junk EXIF": segment(0xE1, b"Exif\0\0" + b"\xff" * 60),
+    "resolution as text": segment(0xE1, b"Exif\0\0" + exif(0x011A, "seventy two")),
+    "orientation as text": segment(0xE1, b"Exif\0\0" + exif(0x0112, "upside down")),
+    "junk multi-picture index": segment(0xE2, b"MPF\0" + b"\xff" * 60),
+    "junk colour profile": segment(0xE2, b"ICC_PROFILE\0\x01\x05" + b"\xff" * 60),
+    "junk Photoshop block": segment(0xED, b"Photoshop 3.0\0" + b"8BIM\x03\xed\0\0\0\0\0\x02ab"),
+    "zero-sized density": segment(0xE0, b"JFIF\0\1\2\1\0\0\0\0\0\0"),
+}
+HOW = Decoding(3, 16)
+
+
+def picture(kind: str, **options: object) -> tuple[np.ndarray, bytes]:
+    array = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(array).save(out, kind, **options)
+    return array.transpose(2, 0, 1), out.getvalue()
+
+
+@pytest.mark.parametrize("case", PNG_CHUNKS)
+def test_png_pixels_survive_broken_metadata(case: str) -> None:
+    array, content = picture("PNG")
+    with bombs_refused():
+        assert np.array_equal(decode("a", HOW, content[:33] + b"".join(PNG_CHUNKS[case]) + content[33:]), array)
+
+
+@pytest.mark.parametrize("case", JPEG_SEGMENTS)
+def test_jpeg_pixels_survive_broken_metadata(case: str) -> None:
+    content = picture("JPEG", quality=95)[1]
+    with bombs_refused():
+        found = decode("a", HOW, content[:2] + JPEG_SEGMENTS[case] + content[2:])
+        assert np.array_equal(found, decode("a", HOW, content))
+
+
+@pytest.mark.parametrize("metadata", [{"exif": b"Exif\0\0" + b"\xff" * 50}, {"icc_profile": b"junk" * 5}])
+def test_webp_pixels_survive_broken_metadata(metadata: dict[str, bytes]) -> None:
+    array, content = picture("WEBP", lossless=True, **metadata)
+    with bombs_refused():
+        assert np.array_equal(decode("a", HOW, content), array)
+
+
+def test_orientation_survives_other_broken_metadata() -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 3  # by 180 degrees
+    array, content = picture("PNG", exif=turned)
+    with bombs_refused():
+        found = decode("a", HOW, content[:33] + chunk(b"iCCP", b"x\0\0" + LARGE) + content[33:])
+    assert np.array_equal(found, array[:, ::-1, ::-1])
+
+
+def test_damaged_pixels_stay_damaged_and_a_limit_is_no_damage(tmp_path: Path) -> None:
+    content = bytearray(picture("PNG")[1])
+    content[60] ^= 0xFF
+    with bombs_refused(), pytest.raises(BadImage, match="damaged"):
+        decode("a", HOW, bytes(content))
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "bomb.png")
+    with bombs_refused(), pytest.raises(TooLarge):
+        decode(tmp_path / "bomb.png", HOW)
+
+
+# Cut short
+
+
+def test_a_jpeg_cut_short_with_an_end_marker_is_noticed(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        Image.effect_mandelbrot((120, 90), (-2, -1.5, 1, 1.5), 30).save(tmp_path / name / "1.jpg", quality=90)
+    assert load(tmp_path).warnings == ()
+    whole = (tmp_path / "a/1.jpg").read_bytes()
+    (tmp_path / "a/1.jpg").write_bytes(whole[: len(whole) // 2] + b"\xff\xd9")
+    assert decode_checked(tmp_path / "a/1.jpg", HOW)[1]
+    assert "1.jpg" in load(tmp_path).warnings[0]
+
+
+def test_a_strip_that_vanishes_when_it_is_padded_is_noticed(tmp_path: Path) -> None:
+    for name in "ab":
+        for i in range(2):
+            save(np.full((4, 4096), 200, np.uint8), tmp_path / name / f"{i}.png")
+    assert len(load(tmp_path).warnings) == 2
+    assert len(load(tmp_path, fit="stretch").warnings) == 2  # of one grey indeed

@@ -1,0 +1,161 @@
+"""Folders of images as people have them: what is found, what is passed over, what is refused."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from cnnlab.data.scan import Scan, scan
+from cnnlab.io.errors import CnnlabError
+
+
+def tree(root: Path, *files: str) -> Path:
+    """Create empty files; a name that ends in a slash is an empty folder."""
+    for name in files:
+        path = root / name
+        if name.endswith("/"):
+            path.mkdir(parents=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    return root
+
+
+def counts(found: Scan) -> dict[str, dict[str, int]]:
+    return {split: {name: len(files) for name, files in classes.items()} for split, classes in found.files.items()}
+
+
+def passed_over(found: Scan) -> dict[str, int]:
+    return {kind: len(paths) for kind, paths in found.passed_over.items()}
+
+
+TWO = ("cats/1.jpg", "cats/2.png", "dogs/1.jpg")
+
+
+def test_classes(tmp_path: Path) -> None:
+    found = scan(tree(tmp_path, *TWO, "cats/deep/er/3.JPEG", "birds/1.webp"))
+    assert found.classes == ["birds", "cats", "dogs"]
+    assert counts(found) == {"train": {"birds": 1, "cats": 3, "dogs": 1}}
+    files, labels = found.listing("train")
+    assert labels == [0, 1, 1, 1, 2]
+    assert files == sorted(files)
+    assert passed_over(found) == {}
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "test"),
+    [("train", "val", "test"), ("Training", "", "Testing"), ("TRAIN", "Validation", ""), ("train", "dev", "Test"),
+     ("training set", "valid", "test-set"), ("train_set", "val_set", "test_set")],
+)  # fmt: skip
+def test_usual_names_of_splits_in_any_letter_case(tmp_path: Path, train: str, validation: str, test: str) -> None:
+    wanted = {"train": train, "validation": validation, "test": test}
+    for top in wanted.values():
+        if top:
+            tree(tmp_path / top, *TWO)
+    found = scan(tmp_path)
+    assert found.classes == ["cats", "dogs"]
+    assert counts(found) == {split: {"cats": 2, "dogs": 1} for split, top in wanted.items() if top}
+
+
+@pytest.mark.parametrize(
+    ("files", "in_message"),
+    [
+        (("valid/cats/1.jpg", "valid/dogs/1.jpg", "test/cats/1.jpg"), "no folder train"),
+        (("train/cats/1.jpg", "train/dogs/1.jpg", "val/cats/1.jpg", "dev/cats/1.jpg"), "dev"),
+        (("train/cat.0.jpg", "train/dog.0.jpg", "train/dog.1.jpg", "test/1.jpg"), "cat, dog"),
+        (("train/0.jpg", "train/1.jpg"), "sub-folder"),
+        (("cat_1.jpg", "cat_2.jpg", "dog_1.jpg"), "cat, dog"),
+        (("train/cats/1.jpg", "train/dogs/1.jpg", "val/1.jpg"), "val"),
+        (("train/cats/1.jpg", "train/dogs/1.jpg", "test/birds/1.jpg"), "birds"),
+        (("train/cats/1.jpg", "train/dogs/1.jpg", "test/Cats/1.jpg"), "rename it to cats"),
+        (("cats/1.jpg", "cats/2.jpg"), "one class"),
+        (("pets/cats/1.jpg", "pets/dogs/1.jpg"), "pets"),
+        (("cats/1.jpg", "dogs/1.heic", "dogs/2.heic"), "dogs.*2 images.*heic"),
+        (("cats/1.jpg", "dogs/1.jpg", "birds/a.NEF", "birds/notes.txt"), "birds"),
+        (("cats/", "dogs/"), "no images"),
+        ((), "no images"),
+    ],
+)
+def test_refused(tmp_path: Path, files: tuple[str, ...], in_message: str) -> None:
+    with pytest.raises(CnnlabError, match=in_message) as refusal:
+        scan(tree(tmp_path, *files))
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_is_passed_over_is_counted_and_named(tmp_path: Path) -> None:
+    found = scan(
+        tree(
+            tmp_path, *TWO, "cats/3.heic", "cats/4.HEIC", "birds/", "1.jpg", "2.jpg", "3.png", "labels.csv", "dogs/a/"
+        )
+    )  # fmt: skip
+    (tmp_path / "dogs/gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    found = scan(tmp_path)
+    assert found.classes == ["cats", "dogs"]
+    assert passed_over(found) == {
+        "loose image": 3, ".heic": 2, ".csv": 1, "dangling link": 1, "empty folder": 1,
+    }  # fmt: skip
+    assert found.passed_over["empty folder"] == [str(tmp_path / "birds")]
+
+
+def test_a_class_of_dangling_links_is_refused(tmp_path: Path) -> None:
+    tree(tmp_path, *TWO, "birds/")
+    (tmp_path / "birds/1.jpg").symlink_to(tmp_path / "unmounted/1.jpg")
+    with pytest.raises(CnnlabError, match="birds.*dangling link"):
+        scan(tmp_path)
+
+
+def test_folders_of_the_system_are_no_classes(tmp_path: Path) -> None:
+    found = scan(
+        tree(
+            tmp_path, *TWO, "@eaDir/cats/1.jpg", "cats/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "#recycle/1.jpg",
+            "$RECYCLE.BIN/1.jpg", "__MACOSX/cats/1.jpg", ".thumbnails/1.png", "cats/._1.jpg", "dogs/Thumbs.db",
+            "lost+found/", "cats/.DS_Store", "System Volume Information/x.dat",
+        )
+    )  # fmt: skip
+    assert counts(found) == {"train": {"cats": 2, "dogs": 1}}
+    assert passed_over(found) == {}
+
+
+def test_runs_inside_the_data_are_no_class(tmp_path: Path) -> None:
+    plain = scan(tree(tmp_path, *TWO))
+    run = ("run.json", "curves.png", "checkpoint.safetensors")
+    tree(tmp_path / "runs/mine-001", *run)
+    tree(tmp_path / "runs/mine-002/seed-0", *run)
+    tree(tmp_path / "runs/mine-002", "seeds.json", "compare.png")
+    tree(tmp_path / "cats/runs/other", *run)
+    tree(tmp_path / "single-run", *run)
+    found = scan(tmp_path)
+    assert found.files == plain.files
+    assert passed_over(found) == {"folder of runs": 2, "run": 1}
+
+
+def test_one_name_in_two_unicode_forms_is_one_class(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    tree(tmp_path, f"train/{composed}/1.jpg", f"train/{decomposed}/2.jpg", "train/bar/1.jpg")
+    tree(tmp_path, f"test/{decomposed}/3.jpg", "test/bar/1.jpg")
+    if len(list((tmp_path / "train").iterdir())) == 2:
+        pytest.skip("this file system has one form only")
+    found = scan(tmp_path)
+    assert len(found.classes) == 2
+    name = found.classes[1]
+    assert (tmp_path / "train" / name).is_dir()  # as it is on the disk
+    assert counts(found) == {"train": {"bar": 1, name: 2}, "test": {"bar": 1, name: 1}}
+
+
+def test_unlabelled_test_images_are_found_at_the_start(tmp_path: Path) -> None:
+    found = scan(tree(tmp_path, "train/cats/1.jpg", "train/dogs/1.jpg", "test/1.jpg", "test/2.jpg"))
+    assert set(found.files) == {"train"}
+    assert [path.name for path in found.unlabelled] == ["1.jpg", "2.jpg"]
+
+
+def test_a_link_to_a_folder_further_up_brings_no_image_into_a_class(tmp_path: Path) -> None:
+    tree(tmp_path, *TWO)
+    (tmp_path / "cats/up").symlink_to(tmp_path, target_is_directory=True)
+    assert counts(scan(tmp_path)) == {"train": {"cats": 2, "dogs": 1}}
+
+
+def test_folders_beside_the_splits_are_counted(tmp_path: Path) -> None:
+    found = scan(tree(tmp_path, "train/cats/1.jpg", "train/dogs/1.jpg", "unlabelled/1.jpg", "readme.md", "docs/"))
+    assert passed_over(found) == {".md": 1, "other folder": 1}
