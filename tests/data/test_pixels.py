@@ -207,5 +207,31 @@ def test_a_strip_that_vanishes_when_it_is_padded_is_noticed(tmp_path: Path) -> N
     for name in "ab":
         for i in range(2):
             save(np.full((4, 4096), 200, np.uint8), tmp_path / name / f"{i}.png")
-    assert len(load(tmp_path).warnings) == 2
+    assert len(load(tmp_path).warnings) == 3  # that they are strips, and for each class that nothing is left
     assert len(load(tmp_path, fit="stretch").warnings) == 2  # of one grey indeed
+
+
+def test_pages_beyond_the_first_are_mentioned(tmp_path: Path) -> None:
+    pages = [Image.effect_noise((16, 16), sigma) for sigma in (20, 40, 60)]
+    for name, more in (("a/1.tif", pages[1:]), ("a/2.gif", pages[1:]), ("b/1.tif", []), ("b/2.png", [])):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pages[0].save(tmp_path / name, save_all=bool(more), append_images=more)
+    found = load(tmp_path)
+    assert [warning.split()[0] for warning in found.warnings] == ["2"]
+    assert np.array_equal(found.images[0, 0].numpy(), np.asarray(pages[0]))
+
+
+def test_twelve_bits_of_colour_are_mentioned(tmp_path: Path) -> None:
+    # Pillow reads 16 bits of colour as their upper eight, which are nearly empty here.
+    for name in "ab":
+        save((np.random.default_rng(0).integers(0, 4096, (16, 16, 3)) >> 8).astype(np.uint8), tmp_path / name / "1.png")
+    assert ["0 to 15" in warning for warning in load(tmp_path).warnings] == [True]
+
+
+def test_names_of_classes_that_look_alike(tmp_path: Path) -> None:
+    for name in ("Red panda", "red_panda", "zebra"):
+        (tmp_path / name).mkdir()
+        Image.effect_noise((16, 16), 50).save(tmp_path / name / "1.png")
+    found = load(tmp_path)
+    assert len(found.classes) == 3
+    assert ["Red panda" in warning and "red_panda" in warning for warning in found.warnings] == [True]

@@ -47,7 +47,8 @@ def test_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("train", "validation", "test"),
     [("train", "val", "test"), ("Training", "", "Testing"), ("TRAIN", "Validation", ""), ("train", "dev", "Test"),
-     ("training set", "valid", "test-set"), ("train_set", "val_set", "test_set")],
+     ("training set", "valid", "test-set"), ("train_set", "val_set", "test_set"), ("seg_train", "", "seg_test"),
+     ("images.Train", "images.Val", "images.Test"), ("train2017", "val2017", "")],
 )  # fmt: skip
 def test_usual_names_of_splits_in_any_letter_case(tmp_path: Path, train: str, validation: str, test: str) -> None:
     wanted = {"train": train, "validation": validation, "test": test}
@@ -75,6 +76,11 @@ def test_usual_names_of_splits_in_any_letter_case(tmp_path: Path, train: str, va
         (("cats/1.jpg", "dogs/1.heic", "dogs/2.heic"), "dogs.*2 images.*heic"),
         (("cats/1.jpg", "dogs/1.jpg", "birds/a.NEF", "birds/notes.txt"), "birds"),
         (("cats/", "dogs/"), "no images"),
+        (("train/cats/1.jpg", "train/dogs/1.jpg", "holdout/cats/1.jpg", "holdout/dogs/1.jpg"), "holdout"),
+        (("a_train/cats/1.jpg", "a_train/dogs/1.jpg", "a_test/birds/1.jpg"), "birds"),
+        (("cats/1.jpg", "dogs/8c1f", "dogs/8c20"), "dogs.*no ending"),
+        (("images/1.jpg", "images/2.jpg", "labels.csv"), "labels.csv"),
+        (("1.jpg", "2.jpg", "patients.xlsx"), "patients.xlsx"),
         ((), "no images"),
     ],
 )
@@ -97,6 +103,22 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path: Path) -> None:
         "loose image": 3, ".heic": 2, ".csv": 1, "dangling link": 1, "empty folder": 1,
     }  # fmt: skip
     assert found.passed_over["empty folder"] == [str(tmp_path / "birds")]
+
+
+def test_a_folder_without_any_image_is_named(tmp_path: Path) -> None:
+    found = scan(tree(tmp_path, *TWO, "videos/1.mp4", "videos/2.mp4"))
+    assert found.classes == ["cats", "dogs"]
+    assert found.passed_over == {
+        ".mp4": [str(tmp_path / "videos/1.mp4"), str(tmp_path / "videos/2.mp4")],
+        "folder without images": [str(tmp_path / "videos")],
+    }
+
+
+def test_classes_whose_names_hold_a_splits_word(tmp_path: Path) -> None:
+    found = scan(tree(tmp_path, "train station/1.jpg", "test tube/1.jpg", "dev board/1.jpg", "validation/1.jpg"))
+    assert found.classes == ["dev board", "test tube", "train station", "validation"]
+    found = scan(tree(tmp_path / "2", "train station/2019/1.jpg", "bus stop/2019/1.jpg"))
+    assert found.classes == ["bus stop", "train station"]
 
 
 def test_a_class_of_dangling_links_is_refused(tmp_path: Path) -> None:

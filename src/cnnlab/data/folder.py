@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ from cnnlab.recipe import LARGEST_SIDE
 
 # For images of different sizes: large enough to recognise objects, small enough for a laptop.
 _DEFAULT_SIZE = 64
+_FEW_LEVELS = 32  # of 256: 12 bits of colour in a file of 16 leave 16
 _UNIFORM = 0.1  # share of a class's images without any contrast from which something is wrong
 
 
@@ -45,21 +47,23 @@ def _load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
     how = options.decoding or _decoding(found, options)
     files, labels = found.listing(split)
     images = np.empty((len(files), how.channels, how.size, how.size), np.uint8)
-    good, skipped, cut = [], [], []
+    good, skipped = [], []
+    odd: dict[str, list[Path]] = defaultdict(list)
 
-    def read(i: int) -> BadImage | bool:
+    def read(i: int) -> BadImage | list[str]:
         try:
-            images[i], looks_cut = decode_checked(files[i], how)
+            images[i], remarks = decode_checked(files[i], how)
         except BadImage as error:
             return error
-        return looks_cut
+        return remarks
 
     # Pillow releases the interpreter's lock while it decodes and resizes, so threads use all cores.
     with ThreadPoolExecutor(available_cores()) as pool:
         for i, bad in enumerate(pool.map(read, range(len(files)))):
-            if isinstance(bad, bool):
+            if isinstance(bad, list):
                 good.append(i)
-                cut += [files[i]] * bad
+                for remark in bad:
+                    odd[remark].append(files[i])
             elif options.skip_bad:
                 skipped.append(str(bad))
             else:
@@ -80,26 +84,39 @@ def _load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
         tuple(skipped),
         dict(found.passed_over),
         how,
-        tuple(_warnings(found, split, images[good], np.array(labels)[good], cut)),
+        tuple(_warnings(found, split, images[good], np.array(labels)[good], odd)),
     )
 
 
-def _warnings(found: Scan, split: str, images: np.ndarray, labels: np.ndarray, cut: list[Path]) -> Iterator[str]:
-    """Say what looks wrong about decoded images."""
-    if cut:
-        yield f"{len(cut):,} {split} images look cut off, with a grey lower part; the first: {escape(str(cut[0]))}"
+def _warnings(
+    found: Scan, split: str, images: np.ndarray, labels: np.ndarray, odd: dict[str, list[Path]]
+) -> Iterator[str]:
+    """Say what looks wrong about decoded images. odd: the files of each remark of `decode_checked`."""
+    for remark, files in odd.items():
+        yield f"{len(files):,} {split} images {remark}; the first: {escape(str(files[0]))}"
+    if 0 < images.max() - images.min() < _FEW_LEVELS:
+        yield f"the {split} images use only the values {images.min()} to {images.max()} of 0 to 255"
     rows = images.reshape(len(images), -1)
     classes = len(found.classes)
     uniform = np.bincount(labels[rows.min(1) == rows.max(1)], minlength=classes)
     for name, count, total in zip(found.classes, uniform, np.bincount(labels, minlength=classes), strict=True):
         if count >= max(2, _UNIFORM * total):
             yield f"{count:,} of {total:,} {split} images of class {escape(name)} have one colour only after decoding"
-    if found.unlabelled and split == "train":
+    if split != "train":
+        return
+    for one, other in itertools.pairwise(sorted(found.classes, key=_loosely)):
+        if _loosely(one) == _loosely(other):
+            yield f"classes {escape(one)!r} and {escape(other)!r} differ in letter case or spaces only: are they one?"
+    if found.unlabelled:
         folder = escape(str(found.unlabelled[0].parent))
         yield (
             f"{len(found.unlabelled):,} images in {folder} have no class folder, so nothing can be measured on them; "
             "cnnlab predict classifies them"
         )
+
+
+def _loosely(name: str) -> str:
+    return "".join(c for c in name.casefold() if c.isalnum())
 
 
 def copies(path: Path, trained: Sequence[str]) -> int | None:

@@ -25,14 +25,17 @@ SPLITS = {
     "test": ("test", "testing", "test_set", "testset"),
 }
 _SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
+_SPLIT_WORDS = {word: split for word, split in _SPLIT_OF.items() if "_" not in word and not word.endswith("set")}
 # Images of other programs: a class of nothing else is a class that was lost, not a folder of something else.
 _UNREAD_IMAGES = frozenset(
     (".heic", ".heif", ".hif", ".jxl", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".raw",
      ".psd", ".xcf", ".svg", ".eps", ".ai", ".exr", ".hdr", ".dcm", ".nii", ".npy", ".npz", ".mat", ".fits", ".svs",
      ".pdf")
 )  # fmt: skip
+_TABLES = frozenset((".csv", ".tsv", ".xlsx", ".xls", ".ods", ".json", ".txt", ".parquet"))
 _LOOSE = "loose image"
 _EMPTY = "empty folder"
+_NO_IMAGES = "folder without images"
 _OTHER = "other folder"
 _RUNS = "folder of runs"
 _NO_ENDING = "file without an ending"
@@ -97,6 +100,8 @@ def _split_folders(root: Path, passed_over: PassedOver) -> dict[str, Path]:
     """Return the folder of each split; `root` itself for `train` if there are no splits."""
     folders = _folders(root)
     splits = {folder: _SPLIT_OF.get(re.sub(r"[ -]", "_", folder.name.casefold())) for folder in folders}
+    if not any(splits.values()):
+        splits = _splits_by_a_word(folders)
     named = [folder for folder, split in splits.items() if split]
     if not named or (len(named) < len(folders) and not any(_folders(folder) for folder in named)):
         return {"train": root}  # a class may be called train, too: then its folder holds the images themselves
@@ -110,11 +115,28 @@ def _split_folders(root: Path, passed_over: PassedOver) -> dict[str, Path]:
     if "train" not in tops:
         names = " and ".join(folder.name for folder in named)
         raise CnnlabError(f"{root} has {names}, but no folder train; call the one with the training images train")
+    classes = {folder.name for folder in _folders(tops["train"])}
     for folder in folders:
-        if folder not in named and next(walk(folder), None):
-            passed_over[_OTHER].append(str(folder))
+        if folder in named or not next(walk(folder), None):
+            continue
+        if any(inside.name in classes for inside in _folders(folder)):
+            raise CnnlabError(
+                f"{folder} holds classes of {tops['train'].name}, but its name is that of no split; "
+                "rename it to validation or test, or move it elsewhere"
+            )
+        passed_over[_OTHER].append(str(folder))
     _add_files(root, passed_over)
     return tops
+
+
+def _splits_by_a_word(folders: list[Path]) -> dict[Path, str | None]:
+    """Return the split of folders such as seg_train and seg_test; none if these may be the names of classes."""
+    found: dict[Path, str | None] = {}
+    for folder in folders:
+        words = {_SPLIT_WORDS.get(word) for word in re.split(r"[\W\d_]+", folder.name.casefold())} - {None}
+        found[folder] = words.pop() if len(words) == 1 and _folders(folder) and not _images(folder) else None
+    # A single one of them could be a class: train stations beside bus stops.
+    return found if len({split for split in found.values() if split}) > 1 else dict.fromkeys(folders)
 
 
 def _classes(top: Path, passed_over: PassedOver, spellings: dict[str, str]) -> dict[str, list[Path]]:
@@ -131,12 +153,13 @@ def _classes(top: Path, passed_over: PassedOver, spellings: dict[str, str]) -> d
             passed_over[_RUNS].append(str(folder))
             continue
         images = found.pop(IMAGE, [])
-        unread = sorted(kind for kind in found if kind in _UNREAD_IMAGES or kind == LINK)
+        unread = sorted(kind for kind in found if kind in _UNREAD_IMAGES or kind in (LINK, ""))
         if unread and not images:
             count = sum(len(found[kind]) for kind in unread)
+            kinds = ", ".join(kind or "no ending" for kind in unread)
+            remedy = "add .png or .jpg to their names" if unread == [""] else "convert them to PNG or JPEG"
             raise CnnlabError(
-                f"{folder}: none of its {count:,} images can be read ({', '.join(unread)}); convert them to PNG or "
-                "JPEG, or remove the folder"
+                f"{folder}: none of its {count:,} images can be read ({kinds}); {remedy}, or remove the folder"
             )
         for kind, paths in found.items():
             for path in paths:
@@ -146,8 +169,8 @@ def _classes(top: Path, passed_over: PassedOver, spellings: dict[str, str]) -> d
             if name != name.encode("utf-8", "replace").decode():
                 raise CnnlabError(f"{top}: the folder name {name!a} is not UTF-8; rename it")
             classes[name] = sorted(classes.get(name, []) + images)
-        elif not any(found.values()):
-            passed_over[_EMPTY].append(str(folder))
+        else:
+            passed_over[_NO_IMAGES if any(found.values()) else _EMPTY].append(str(folder))
     _add_files(top, passed_over)
     return classes
 
@@ -157,6 +180,7 @@ def _need_two(top: Path, classes: dict[str, list[Path]]) -> None:
         names = sorted({match[0] for path in loose if (match := re.match(r"[^\W\d_]+", path.name))})
         by_name = 1 < len(names) < len(loose)
         hint = f": the names of the files seem to begin with the class ({', '.join(names[:3])})" if by_name else ""
+        hint = hint or _label_table(top)
         raise CnnlabError(f"{top} holds images, but no sub-folders{hint}; put each class in a sub-folder of its own")
     if not classes:
         raise CnnlabError(f"{top} holds no images in sub-folders; make one sub-folder per class and put images in it")
@@ -166,9 +190,15 @@ def _need_two(top: Path, classes: dict[str, list[Path]]) -> None:
         remedy = (
             f"if its sub-folders are the classes, give folder:{only}"
             if len(inside) > 1 and not _images(only)
-            else "telling classes apart needs at least two sub-folders of images"
+            else "put each class in a sub-folder of its own, at least two"
         )
-        raise CnnlabError(f"{top} has one class ({only.name}); {remedy}")
+        raise CnnlabError(f"{top} has one class ({only.name}){_label_table(top)}; {remedy}")
+
+
+def _label_table(top: Path) -> str:
+    """Return a remark on a table beside the images, which may hold their labels."""
+    tables = [path.name for path in _files(top) if path.suffix.lower() in _TABLES]
+    return f": {tables[0]} may hold the labels, but only folders name classes" if tables else ""
 
 
 def _folders(top: Path) -> list[Path]:

@@ -95,18 +95,26 @@ def decode(source: Path | str, how: Decoding, content: bytes | None = None, *, i
     return _read(source, content, lambda image: square_pixels(image, source, how, invert))
 
 
-def decode_checked(source: Path | str, how: Decoding) -> tuple[np.ndarray, bool]:
-    """Decode an image file; also return whether it looks cut off: a JPEG whose lower part is mid-grey.
+CUT = "look cut off, with a grey lower part"
+STRIP = "are so long and narrow that less than two rows of pixels are left"
+PAGES = "hold several pages or frames; only the first is used"
 
-    The decoder fills what is missing so, and reports nothing. Raises: BadImage.
+
+def decode_checked(source: Path | str, how: Decoding) -> tuple[np.ndarray, list[str]]:
+    """Decode an image file; also return what is odd about it: `CUT`, `STRIP` or `PAGES`. Raises: BadImage.
+
+    A decoder fills the missing part of a JPEG with mid-grey and reports nothing.
     """
 
-    def use(image: Image.Image) -> tuple[np.ndarray, bool]:
-        jpeg, rows = image.format in ("JPEG", "MPO"), max(8, image.size[1] // 8)
-        image.load()
-        strip = np.asarray(image.crop((0, max(0, image.size[1] - rows), *image.size))) if jpeg else None
-        cut = strip is not None and strip.min() == strip.max() == 128 and image.mode in ("L", "RGB")
-        return square_pixels(image, source, how), bool(cut)
+    def use(image: Image.Image) -> tuple[np.ndarray, list[str]]:
+        odd = [PAGES] if image.format != "MPO" and getattr(image, "n_frames", 1) > 1 else []
+        if how.fit == "pad" and min(image.size) * how.size < 2 * max(image.size) and how.size > 2:
+            odd.append(STRIP)
+        if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
+            image.load()
+            bottom = np.asarray(image.crop((0, max(0, image.size[1] - max(8, image.size[1] // 8)), *image.size)))
+            odd += [CUT] if bottom.min() == bottom.max() == 128 else []
+        return square_pixels(image, source, how), odd
 
     return _read(source, None, use)
 
