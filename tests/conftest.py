@@ -44,8 +44,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for name, page, tests in (
         ("fuzz", "security", "test_fuzz.py"),
         ("fault", "reliability", "training/test_faults.py"),
+        ("data", "data", "data/test_data_page.py"),
     ):
-        text = f"docs/{page}.md, to write the counts of tests/{tests} into its table"
+        text = f"docs/{page}.md, to write what tests/{tests} finds into its tables"
         parser.addoption(f"--{name}-table", type=lambda path: Path(path).absolute(), help=text)
 
 

@@ -1,0 +1,192 @@
+"""The tables of docs/data.md: each row is a folder that is made here and read.
+
+`pytest tests/data/test_data_page.py --data-table docs/data.md` writes them; without the option they are compared.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from cnnlab.data import SourceOptions, load_images
+from cnnlab.io.errors import CnnlabError
+from cnnlab.training.header import class_counts, passed_over_text
+
+PAGE = Path(__file__).parents[2] / "docs/data.md"
+ACCEPTED, REFUSED = "accepted", "refused"
+
+# files (an ending slash: an empty folder), and what becomes of them
+LAYOUTS: list[tuple[str, str]] = [
+    ("cats/1.jpg cats/2.png dogs/1.jpg", ACCEPTED),
+    ("cats/2024/may/1.jpg cats/2.jpg dogs/1.jpg", ACCEPTED),
+    ("train/cats/1.jpg train/dogs/1.jpg val/cats/2.jpg val/dogs/2.jpg test/cats/3.jpg test/dogs/3.jpg", ACCEPTED),
+    ("Training/cats/1.jpg Training/dogs/1.jpg Testing/cats/1.jpg Testing/dogs/1.jpg", ACCEPTED),
+    ("seg_train/cats/1.jpg seg_train/dogs/1.jpg seg_test/cats/1.jpg", ACCEPTED),
+    ("train/cats/1.jpg train/dogs/1.jpg test/1.jpg test/2.jpg", ACCEPTED),
+    ("cats/1.jpg dogs/1.jpg runs/digits-001/run.json runs/digits-001/curves.png", ACCEPTED),
+    ("cats/1.jpg dogs/1.jpg birds/ 7.jpg 8.jpg labels.csv", ACCEPTED),
+    ("cats/1.jpg cats/IMG_1.heic cats/IMG_2.MOV dogs/1.jpg", ACCEPTED),
+    ("cats/1.jpg cats/@eaDir/1.jpg dogs/1.jpg dogs/._1.jpg __MACOSX/cats/1.jpg #recycle/old.jpg", ACCEPTED),
+    ("train/cats/1.jpg train/dogs/1.jpg unlabelled/1.jpg", ACCEPTED),
+    ("Red_Panda/1.jpg red-panda/1.jpg zebra/1.jpg", ACCEPTED),
+    ("1.jpg 2.jpg", REFUSED),
+    ("cat.0.jpg cat.1.jpg dog.0.jpg", REFUSED),
+    ("images/1.jpg images/2.jpg labels.csv", REFUSED),
+    ("pets/cats/1.jpg pets/dogs/1.jpg", REFUSED),
+    ("cats/1.jpg cats/2.jpg", REFUSED),
+    ("cats/1.jpg dogs/1.heic dogs/2.heic", REFUSED),
+    ("cats/1.jpg dogs/0a1b dogs/0a1c", REFUSED),
+    ("valid/cats/1.jpg valid/dogs/1.jpg test/cats/1.jpg", REFUSED),
+    ("train/cats/1.jpg train/dogs/1.jpg val/cats/1.jpg dev/cats/1.jpg", REFUSED),
+    ("train/cats/1.jpg train/dogs/1.jpg holdout/cats/1.jpg", REFUSED),
+    ("train/cats/1.jpg train/dogs/1.jpg test/Cats/1.jpg", REFUSED),
+    ("train/cats/1.jpg train/dogs/1.jpg val/1.jpg", REFUSED),
+]
+
+NOISE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+RGB, GREY = Image.fromarray(NOISE), Image.fromarray(NOISE[..., 0])
+
+
+def written(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.copy().save(out, kind, **options)  # a copy, for Pillow leaves a JPEG's settings in the image
+    return out.getvalue()
+
+
+def grey(dtype: type, low: float, high: float) -> bytes:
+    return written(Image.fromarray(np.linspace(low, high, 256).astype(dtype).reshape(16, 16)), "TIFF")
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return written(RGB, "JPEG", exif=exif)
+
+
+def drawing() -> bytes:
+    """Return a black shape on a transparent ground."""
+    pixels = np.zeros((16, 16, 4), np.uint8)
+    pixels[4:12, 4:12, 3] = 255
+    return written(Image.fromarray(pixels), "PNG")
+
+
+def cut_off() -> bytes:
+    whole = written(Image.effect_mandelbrot((120, 90), (-2, -1.5, 1, 1.5), 30), "JPEG")
+    return whole[: len(whole) // 2] + b"\xff\xd9"
+
+
+# what, file name, content of the file, what becomes of it
+FILES: list[tuple[str, str, Callable[[], bytes], str]] = [
+    ("PNG, RGB", "1.png", lambda: written(RGB, "PNG"), ACCEPTED),
+    ("PNG, grey", "1.png", lambda: written(GREY, "PNG"), ACCEPTED),
+    ("PNG, palette", "1.png", lambda: written(RGB.convert("P"), "PNG"), ACCEPTED),
+    ("PNG, black and white", "1.png", lambda: written(GREY.convert("1"), "PNG"), ACCEPTED),
+    ("PNG, dark drawing on a transparent ground", "1.png", drawing, ACCEPTED),
+    ("JPEG, RGB", "1.jpg", lambda: written(RGB, "JPEG"), ACCEPTED),
+    ("JPEG, grey", "1.jpeg", lambda: written(GREY, "JPEG"), ACCEPTED),
+    ("JPEG, CMYK", "1.jpg", lambda: written(RGB.convert("CMYK"), "JPEG"), ACCEPTED),
+    ("JPEG, turned by its EXIF orientation", "1.jpg", turned, ACCEPTED),
+    ("JPEG, cut off but closed", "1.jpg", cut_off, ACCEPTED),
+    ("WebP", "1.webp", lambda: written(RGB, "WEBP"), ACCEPTED),
+    ("AVIF", "1.avif", lambda: written(RGB, "AVIF"), ACCEPTED),
+    ("JPEG 2000", "1.jp2", lambda: written(RGB, "JPEG2000"), ACCEPTED),
+    ("GIF", "1.gif", lambda: written(RGB, "GIF"), ACCEPTED),
+    ("GIF, animated", "1.gif", lambda: written(RGB, "GIF", save_all=True, append_images=[GREY]), ACCEPTED),
+    ("BMP", "1.bmp", lambda: written(RGB, "BMP"), ACCEPTED),
+    ("TIFF, RGB", "1.tif", lambda: written(RGB, "TIFF"), ACCEPTED),
+    ("TIFF, several pages", "1.tiff", lambda: written(RGB, "TIFF", save_all=True, append_images=[GREY]), ACCEPTED),
+    ("TIFF, grey, 16 bits of which 12 are used", "1.tif", lambda: grey(np.uint16, 0, 4095), ACCEPTED),
+    ("TIFF, floating point, 0 to 1.01", "1.tif", lambda: grey(np.float32, 0, 1.01), ACCEPTED),
+    ("TIFF, 32-bit integers, -1000 to 3000", "1.tif", lambda: grey(np.int32, -1000, 3000), ACCEPTED),
+    ("PNM", "1.ppm", lambda: written(RGB, "PPM"), ACCEPTED),
+    ("TGA", "1.tga", lambda: written(RGB, "TGA"), ACCEPTED),
+    ("ICO", "1.ico", lambda: written(RGB, "ICO", sizes=[(16, 16)]), ACCEPTED),
+    ("PCX", "1.pcx", lambda: written(RGB, "PCX"), ACCEPTED),
+    ("SGI", "1.sgi", lambda: written(RGB, "SGI"), ACCEPTED),
+    ("WebP whose name ends in .jpg", "1.jpg", lambda: written(RGB, "WEBP"), ACCEPTED),
+    ("JPEG that stops in the middle", "1.jpg", lambda: written(RGB.resize((99, 99)), "JPEG")[:900], REFUSED),
+    ("A web page whose name ends in .jpg", "1.jpg", lambda: b"<!DOCTYPE html><html></html>", REFUSED),
+    ("An empty file", "1.png", lambda: b"", REFUSED),
+    ("PNG of 10,000 x 10,000 pixels", "1.png", lambda: written(Image.new("1", (10_000, 10_000)), "PNG"), REFUSED),
+]
+
+
+def outcome(folder: Path) -> tuple[str, str]:
+    """Return whether a folder is accepted, and what is found or refused, for a table of the page."""
+    parts: list[str] = []
+    try:
+        for split in ("train", "validation", "test"):
+            images = load_images(f"folder:{folder}", split, SourceOptions(data_dir=Path()))
+            if images is None:
+                continue
+            found = zip(images.classes, class_counts(images), strict=True)
+            parts.append(f"{split}: " + ", ".join(f"{name} {count}" for name, count in found))
+            if split == "train" and images.passed_over:
+                parts.append(f"passed over: {passed_over_text(images.passed_over)}")
+            parts += [f"warning: {text}" for text in images.warnings]
+    except CnnlabError as error:
+        return REFUSED, str(error).replace(str(folder), "PATH")
+    return ACCEPTED, "; ".join(parts).replace(str(folder), "PATH")
+
+
+def row(first: str, kind: str, text: str) -> str:
+    return f"| {first} | {text if kind == ACCEPTED else f'**refused**: {text}'} |\n".replace("\\", "/")
+
+
+def table(name: str, head: str, rows: list[str], request: pytest.FixtureRequest) -> None:
+    """Compare a table with the page's, or write it."""
+    made = f"| {head} |\n| --- | --- |\n{''.join(rows)}"
+    file = request.config.getoption("--data-table")
+    text = (file or PAGE).read_text(encoding="utf-8")
+    before, mark, rest = text.partition(f"<!-- {name} -->\n")
+    old, end, after = rest.partition(f"<!-- end of {name} -->")
+    assert mark, f"no mark for the table of {name}"
+    assert end, f"no end of the table of {name}"
+    if file:
+        file.write_text(before + mark + made + end + after, encoding="utf-8")
+    else:
+        assert old == made
+
+
+def test_layouts(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    rows = []
+    for number, (files, wanted) in enumerate(LAYOUTS):
+        root = tmp_path / f"{number}"
+        for i, name in enumerate(files.split()):
+            path = root / name
+            (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+            if not name.endswith("/"):
+                Image.fromarray(np.roll(NOISE, i)).save(path, "PNG")
+        kind, text = outcome(root)
+        assert kind == wanted, (files, text)
+        rows.append(row("<br>".join(f"`{name}`" for name in files.split()), kind, text))
+    table("layouts", "In the folder PATH | Read as", rows, request)
+
+
+@pytest.mark.skipif(not features.check("avif") or not features.check("jpg_2000"), reason="this Pillow lacks a format")
+def test_kinds_of_files(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    rows = []
+    for number, (what, name, content, wanted) in enumerate(FILES):
+        root = tmp_path / f"{number}"
+        for folder in ("a", "b"):
+            (root / folder).mkdir(parents=True)
+            (root / folder / name).write_bytes(content())
+        kind, text = outcome(root)
+        assert kind == wanted, (what, text)
+        if kind == ACCEPTED:
+            images = load_images(f"folder:{root}", "train", SourceOptions(data_dir=Path()))
+            assert images is not None
+            assert images.decoding is not None
+            text = "grey" if images.decoding.channels == 1 else "colour"
+            if images.decoding.high:
+                text += f"; {images.decoding.low:g} to {images.decoding.high:g} become 0 to 255"
+            if images.decoding.background == "white":
+                text += "; on white"
+            text += "".join(f"; warning: {warning}".replace(str(root), "PATH") for warning in images.warnings)
+        rows.append(row(what, kind, text))
+    table("files", "File | Read as", rows, request)
