@@ -158,13 +158,15 @@ def installed() -> Command:
 
 
 def one_line_error(answer: subprocess.CompletedProcess[str]) -> str:
-    """Return the one line of an error message; fail unless there is exactly one, and exit code 2."""
+    """Return the one line of an error message, the last; fail unless there is exactly one, and exit code 2.
+
+    Lines before it are what a training says of its data and progress.
+    """
     assert answer.returncode == 2, (answer.returncode, answer.stdout, answer.stderr)
-    lines = answer.stderr.strip().splitlines()
-    assert len(lines) == 1, answer.stderr
-    assert lines[0].startswith("error: ")
-    assert "Traceback" not in answer.stderr
-    return lines[0]
+    *before, last = answer.stderr.strip().splitlines()
+    assert last.startswith("error: ")
+    assert not [line for line in before if line.startswith(("error", "Traceback", " "))], answer.stderr
+    return last
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,8 @@ from typing import Any
 
 # All that a training imports lazily, once, in the server.
 import sklearn.datasets  # noqa: F401
-import torch._inductor.config
-import torch.utils.tensorboard  # noqa: F401
+import tensorboard.compat.proto.event_pb2
+import tensorboard.summary.writer.record_writer  # noqa: F401
 
 from cnnlab.cli import app as cli
 from cnnlab.io import files

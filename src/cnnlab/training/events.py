@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -12,14 +13,19 @@ from cnnlab.training.runs import Run
 
 
 class Events:
-    """Writes rows into the run's folder `tensorboard`. rows: of the epochs that are already finished."""
+    """Writes rows into the run's folder `tensorboard`. rows: of the epochs that are already finished.
+
+    Records are written here and now. SummaryWriter writes in a thread, which prints a traceback if the disk is full.
+    """
 
     def __init__(self, run: Run, rows: Sequence[dict[str, Any]]) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
+        from tensorboard.compat.proto.event_pb2 import SessionLog  # slow to import
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._eval_split, self._key = run.recipe.eval_split, run.recipe.key
         folder = run.path / "tensorboard"
         with explained_write_errors(run.path):
+            folder.mkdir(exist_ok=True)
             # TensorBoard reads the files in the order of their names, which begin with the clock's seconds. If the
             # clock went back or stood still, a new file may come before the old ones: then write everything again.
             now = f"{int(time.time()):010d}"
@@ -27,13 +33,22 @@ class Events:
             if rewrite:
                 for file in folder.glob("events.out.tfevents.*"):
                     file.unlink()
-            # TensorBoard drops events that a killed process wrote after its last checkpoint.
-            self._writer = SummaryWriter(str(folder), purge_step=len(rows) + 1)
-            for row in rows if rewrite else ():
-                self.add(row)
+            self._file = (folder / f"events.out.tfevents.{now}.{os.getpid()}").open("wb")
+            self._records = RecordWriter(self._file)
+            try:
+                self._write(file_version="brain.Event:2")
+                # TensorBoard drops events that a killed process wrote after its last checkpoint.
+                self._write(session_log=SessionLog(status=SessionLog.START), step=len(rows) + 1)
+                for row in rows if rewrite else ():
+                    self.add(row)
+            except OSError:
+                self.close()
+                raise
 
     def add(self, row: dict[str, Any]) -> None:
         """Write the row of a finished epoch."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
         key = self._key
         scalars = {
             "loss/train": row["loss"],
@@ -43,11 +58,16 @@ class Events:
             "learning_rate": row["learning_rate"],
             "images_per_second": row["images_per_second"],
         }
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, row["epoch"])
-        self._writer.flush()
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        self._write(summary=Summary(value=values), step=row["epoch"])
 
     def close(self) -> None:
-        """Write what is left."""
+        """Close the file."""
         with contextlib.suppress(OSError):  # disk full: the error that matters is already on its way
-            self._writer.close()
+            self._file.close()
+
+    def _write(self, **fields: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._records.write(Event(wall_time=time.time(), **fields).SerializeToString())
+        self._file.flush()
