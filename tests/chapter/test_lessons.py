@@ -77,7 +77,7 @@ def test_a_lesson_runs_from_top_to_bottom(name: str, tmp_path: Path, kernel: Ker
     pictures = [o for c in ran for o in c.outputs if "image/png" in o.get("data", {})]
     assert len(pictures) >= 3
     tables = [o.data["text/markdown"] for c in ran for o in c.outputs if "text/markdown" in o.get("data", {})]
-    assert len(tables) == 1  # the committed results
+    assert tables  # the committed results
     for cell in ran:
         if tag_of(cell) == "solution":
             assert cell.outputs, cell.source
@@ -149,7 +149,7 @@ def test_every_exercise_has_a_solution(name: str) -> None:
     exercises = " ".join(tags[first:]).split("exercise")[1:]
     assert len(exercises) >= 2
     for number, rest in enumerate(exercises, 1):
-        assert re.fullmatch(r" answer solution( solution)? ?", rest), (number, rest)
+        assert re.fullmatch(r" answer( solution)+ ?", rest), (number, rest)
     numbered = [c["source"][0] for c in book["cells"] if tag_of(c) == "exercise"]
     assert [re.findall(r"\d+", text)[0] for text in numbered] == [str(i) for i in range(1, len(numbered) + 1)]
 

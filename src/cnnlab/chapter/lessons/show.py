@@ -160,6 +160,19 @@ def results(*names: str) -> Markdown:
     return Markdown(table)
 
 
+def seeds(lesson: str, figure: str = "val_acc") -> Markdown:
+    """Return the committed trainings of a lesson, solutions included: a figure of the last epoch, for each seed.
+
+    figure: "loss", "train_acc" or "val_acc". Written by `benchmarks/lesson_seeds.py`.
+    """
+    name = {"loss": "loss", "train_acc": "training accuracy", "val_acc": "validation accuracy"}[figure]
+    lines = [f"| training | {name}, seeds 0, 1, 2, ... |", "|---|---|"]
+    for result in _all_results(f"lesson-{lesson.replace('_', '-')}")[:1]:
+        for training, figures in result["trainings"].items():
+            lines.append(f"| {training} | {', '.join(f'{epochs[-1]:.3f}' for epochs in figures[figure])} |")
+    return Markdown("\n".join(lines) + "\n")
+
+
 def competition() -> Markdown:
     """Return the committed results of `cnnlab kaggle all` on CIFAR-10."""
     lines = ["| command | minutes | val acc, 1 view | 6 views |", "|---|---|---|---|"]

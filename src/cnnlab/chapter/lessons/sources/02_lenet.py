@@ -19,6 +19,8 @@
 # 的 `limit` 规定最多用 6,000 张，设为 0 则全部使用。
 
 # %%
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -52,14 +54,14 @@ print(show.shapes("lenet"))
 # ## Training
 #
 # A recipe, here `fast/lenet`, holds all settings of a training as data; keywords replace some of them. Part of the
-# training images is held out and evaluated after each epoch: the dashed line. Sigmoids start slowly, so at first little
-# happens.
+# training images is held out and evaluated after each epoch: the dashed line. With sigmoids and PyTorch's default
+# weights little happens at first (exercise 2).
 
 # %% [markdown] lang="zh"
 # ## 训练
 #
 # 配方（recipe，这里是 `fast/lenet`）以数据的形式记下一次训练的全部设置，关键字参数改动其中几项。一部分训练图像留作验
-# 证，每个迭代周期之后评估一次，即图中的虚线。sigmoid 起步很慢：一开始几乎没有进展。
+# 证，每个迭代周期之后评估一次，即图中的虚线。用 sigmoid 和 PyTorch 的默认权重，一开始几乎没有进展（练习 2）。
 
 # %%
 result = cnnlab.train("fast/lenet", data=DATA, limit=6000, image_size=28, batch_size=32, epochs=15)
@@ -117,37 +119,43 @@ for layer, expected in ((lenet[3], 16 * (6 * 5 * 5 + 1)), (lenet[7], 120 * (16 *
     print(layer, expected, sum(p.numel() for p in layer.parameters()))
 
 # %% [markdown] lang="en" tags=["exercise"]
-# **Exercise 2.** Replace each sigmoid by a ReLU and average pooling by max pooling, and compare. Your own network is a
-# function of `num_classes`, `in_channels` and `image_size`; add it to `cnnlab.MODELS` under a name and train it like
-# any other. Keep the recipe.
+# **Exercise 2.** Replace each sigmoid by a ReLU, then average pooling by max pooling, then both. Also keep LeNet as it
+# is and change its initial weights (`init="xavier-uniform"`). Which change makes learning start early? Your own network
+# is a function of `num_classes`, `in_channels` and `image_size`; add it to `cnnlab.MODELS` under a name and train it
+# like any other. Keep the rest of the recipe.
 
 # %% [markdown] lang="zh" tags=["exercise"]
-# **练习 2.** 把每个 sigmoid 换成 ReLU，把平均汇聚换成最大汇聚，与原来的比较。自己的网络写成一个函数，参数是
-# `num_classes`、`in_channels` 和 `image_size`；在 `cnnlab.MODELS` 里给它起个名字，就能像其他网络一样训练。配方不变。
+# **练习 2.** 先把每个 sigmoid 换成 ReLU，再把平均汇聚换成最大汇聚，再两样都换。另外，LeNet 不变，只换初始权重
+# （`init="xavier-uniform"`）。哪一项改动使学习早早开始？自己的网络写成一个函数，参数是 `num_classes`、`in_channels` 和
+# `image_size`；在 `cnnlab.MODELS` 里给它起个名字，就能像其他网络一样训练。配方的其余设置不变。
 
 # %% tags=["answer"]
 
 # %% tags=["solution"]
 
 
-def lenet_relu(*, num_classes=10, in_channels=1, image_size=28):
-    net = cnnlab.build_model("lenet", num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+def changed(relu, maximum, **sizes):
+    net = cnnlab.build_model("lenet", **sizes)
     for i, layer in enumerate(net):
-        if isinstance(layer, nn.Sigmoid):
+        if relu and isinstance(layer, nn.Sigmoid):
             net[i] = nn.ReLU()
-        elif isinstance(layer, nn.AvgPool2d):
+        elif maximum and isinstance(layer, nn.AvgPool2d):
             net[i] = nn.MaxPool2d(kernel_size=2, stride=2)
     return net
 
 
-cnnlab.MODELS["lenet-relu"] = lenet_relu
-other = cnnlab.train(result.run.recipe, model="lenet-relu")
-show.compare({"sigmoid, average": result, "ReLU, max": other})
+cnnlab.MODELS["lenet-relu"] = partial(changed, True, False)
+cnnlab.MODELS["lenet-max"] = partial(changed, False, True)
+cnnlab.MODELS["lenet-relu-max"] = partial(changed, True, True)
+recipe = result.run.recipe
+tries = {name: cnnlab.train(recipe, model=name) for name in ("lenet-relu", "lenet-max", "lenet-relu-max")}
+show.compare({"lenet": result, **tries, "lenet, Xavier": cnnlab.train(recipe, init="xavier-uniform")})
+
+# %% tags=["solution"]
+show.seeds("02_lenet")
 
 # %% [markdown] lang="en" tags=["solution"]
-# The slope of a sigmoid is at most 1/4, so each layer weakens the gradient on its way back. The slope of a ReLU is 1 or
-# 0. Compare how early the curves rise: the ReLU's is nearly at the top when the other one starts.
+# SOLUTION-EN
 
 # %% [markdown] lang="zh" tags=["solution"]
-# sigmoid 的斜率最大只有 1/4，梯度每往回经过一层就减弱一次；ReLU 的斜率是 1 或 0。比较两条曲线何时开始上升：sigmoid 的
-# 刚起步，ReLU 的已经快到顶了。
+# 解答

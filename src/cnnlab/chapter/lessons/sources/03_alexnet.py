@@ -2,16 +2,22 @@
 # # 1.1 AlexNet
 #
 # AlexNet (2012) is LeNet on another scale: five convolutions instead of two, hundreds of channels instead of 16, and
-# hundreds of times the weights. Three ideas made it trainable: *ReLU* instead of the sigmoid, so that gradients survive
-# many layers; *dropout*, so that millions of weights do not memorize the images; and *augmentation*, which shows each
-# image slightly changed every time.
+# hundreds of times the weights. Three ideas made it work: *ReLU* instead of sigmoid or tanh, which trains several times
+# faster according to the paper; *dropout* and *augmentation*, which shows each image slightly changed every time, both
+# against overfitting.
+#
+# A sigmoid's slope is at most 1/4, a ReLU's is 1 or 0. What this does to gradients depends on the weights between the
+# activations: here are eight layers of 64 units with weights of several sizes.
 
 # %% [markdown] lang="zh"
 # # 1.1 AlexNet
 #
-# AlexNet（2012）是放大了许多的 LeNet：卷积层从两个变成五个，通道从 16 个变成几百个，权重多了几百倍。它之所以能训练，
-# 靠的是三个想法：用 **ReLU** 代替 sigmoid，梯度才能穿过许多层；用**暂退法**（dropout），几百万个权重才不至于把图像背
-# 下来；用**增广**，让每张图像每次出现时都稍有不同。
+# AlexNet（2012）是放大了许多的 LeNet：卷积层从两个变成五个，通道从 16 个变成几百个，权重多了几百倍。它靠的是三个想法：
+# 用 **ReLU** 代替 sigmoid 或 tanh，论文说训练快了几倍；用**暂退法**（dropout），以及让每张图像每次出现时都稍有不同的
+# **图像增广**，两者都用来减轻过拟合。
+#
+# sigmoid 的斜率最大只有 1/4，ReLU 的斜率是 1 或 0。梯度会怎样，还要看激活函数之间的权重：下面是八层、每层 64 个单元的网
+# 络，权重有几种大小。
 
 # %%
 import torch
@@ -21,13 +27,36 @@ import cnnlab
 from cnnlab.chapter.lessons import show
 
 DATA = "digits"  # or "fashion-mnist": the chapter's own images, 30 MB, downloaded once
+
+
+def gradient(activation, gain):
+    """Return the norm of the gradient at the input of eight layers, relative to that at their output."""
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(64, 64), activation) for _ in range(8)]
+    for linear, _ in layers:
+        nn.init.xavier_uniform_(linear.weight, gain)
+    x = torch.randn(16, 64, requires_grad=True)
+    y = nn.Sequential(*layers)(x)
+    towards = torch.randn_like(y)
+    (y * towards).sum().backward()
+    return (x.grad.norm() / towards.norm()).item()
+
+
 for activation in (nn.Sigmoid(), nn.ReLU()):
-    x = torch.full((1,), 2.0, requires_grad=True)
-    y = x
-    for _ in range(8):
-        y = activation(y)
-    y.backward()
-    print(f"{activation}: the gradient after 8 layers is {x.grad.item():.7f}")
+    for gain in (1, 2**0.5, 4):
+        print(f"{activation}, Xavier's weights times {gain:.1f}: {gradient(activation, gain):.1e}")
+
+# %% [markdown] lang="en"
+# With the weights that suit it, Xavier's times √2 (He's), ReLU keeps the gradient's size. The sigmoid would need weights
+# at least four times as large as Xavier's, and then many units lie where it is flat.
+#
+# Dropout sets half of the values to 0 at random in training and doubles the others; in evaluation it does nothing.
+
+# %% [markdown] lang="zh"
+# 用适合 ReLU 的权重，即 Xavier 的 √2 倍（He 初始化），梯度保持大小。sigmoid 至少需要四倍于 Xavier 的权重，但那时许多单元又
+# 落在它平坦的地方。
+#
+# 暂退法在训练时随机把一半的值置为 0，其余加倍；评估时不起作用。
 
 # %%
 dropout, ones = nn.Dropout(p=0.5), torch.ones(8)
@@ -61,13 +90,13 @@ print(f"{hidden:,} parameters of 4 bytes: {hidden * 4 / 1e6:.0f} MB")
 # %% [markdown] lang="en"
 # ## Training
 #
-# Enlarging images from 28 to 224 pixels makes the work 64 times larger and adds no information. So we train
+# Enlarging images from 28 to 224 pixels makes a layer's work 64 times larger and adds no information. So we train
 # `alexnet-small`: the same layers with fewer channels, and a first window of 5x5 with stride 1.
 
 # %% [markdown] lang="zh"
 # ## 训练
 #
-# 把 28 像素的图像放大到 224，计算量变成 64 倍，信息一点没多。这里训练 `alexnet-small`：层数相同，通道更少，第一个窗口
+# 把 28 像素的图像放大到 224，每一层的计算量变成 64 倍，信息一点没多。这里训练 `alexnet-small`：层数相同，通道更少，第一个窗口
 # 是 5x5、步幅为 1。
 
 # %%
@@ -81,21 +110,30 @@ print(result)
 #
 # The manual's figure 1.1 shows the 96 learned filters of 11x11 pixels in AlexNet's first layer: edges and colours. Here
 # are the filters of the network above, and the maps that they compute from one image. After so short a training most
-# filters still look like noise, but the maps show that they already respond to edges. (For a figure like the manual's,
+# filters still look like noise. That their maps show edges is no proof of learning: those of random filters do, too.
+# They are in the last two rows, before any training. (For a figure like the manual's,
 # train `--recipe manual/alexnet` on a GPU, then run `cnnlab figures 1.1 --run RUN`.)
 
 # %% [markdown] lang="zh"
 # ## 网络内部
 #
 # 教材的图 1.1 是 AlexNet 第一层学到的 96 个 11x11 滤波器：边缘和颜色。下面是刚训练好的网络的滤波器，以及它们从一张图
-# 像得到的特征图。训练时间这么短，大多数滤波器看上去还像噪声；但从特征图可以看出，它们已经对边缘有反应了。（要得到图
-# 1.1 那样的图，先在 GPU 上用 `--recipe manual/alexnet` 训练，再运行 `cnnlab figures 1.1 --run RUN`。）
+# 像得到的特征图。训练时间这么短，大多数滤波器看上去还像噪声。特征图里能看到边缘，并不说明学到了什么：随机的滤波器也有这样
+# 的特征图，最后两行就是训练之前的。（要得到图 1.1 那样的图，先在 GPU 上用 `--recipe manual/alexnet` 训练，再运行 `cnnlab figures 1.1 --run RUN`。）
 
 # %%
 show.filters(result)
 
 # %%
 show.maps(result, "1")
+
+# %%
+torch.manual_seed(0)
+untrained = cnnlab.build_model("alexnet-small", image_size=28)
+image, _ = show.held_out(result, 1)
+with torch.no_grad():
+    maps = untrained[:2](image)[0, :15]
+show.grid([image[0], *maps], ["untrained", *map(str, range(15))])
 
 # %%
 show.hardest(result)
@@ -155,11 +193,11 @@ for name, trained in (("without", result), ("shift=2", shifted)):
     print(f"{name}: loss {s['loss']:.3f}, train acc {s['train_acc']:.3f}, val acc {s['val_acc']:.3f}")
 show.compare({"without": result, "shift=2": shifted})
 
+# %% tags=["solution"]
+show.seeds("03_alexnet")
+
 # %% [markdown] lang="en" tags=["solution"]
-# Training becomes harder: the loss is higher and the training accuracy lower, since an image rarely appears twice in
-# the same position. The validation images are not shifted. Whether their accuracy rises depends on the data: here all
-# images are centred, so shifting them teaches little, and within few epochs it only slows learning.
+# SOLUTION-EN
 
 # %% [markdown] lang="zh" tags=["solution"]
-# 训练变难了：损失更高，训练精度更低，因为同一张图像很少两次出现在同一位置。验证图像则不移动，它们的精度是否上升取决于
-# 数据：这里的图像都已居中，移动教不了多少东西，周期又少，只会让学习变慢。
+# 解答

@@ -146,8 +146,11 @@ for name, trained in (("vgg11-small", result), ("vgg-mine", mine)):
     print(f"{name}: {trained.summary['parameters']:,} parameters, val acc {trained.summary['val_acc']:.3f}")
 show.compare({"vgg11-small": result, "vgg-mine": mine})
 
+# %% tags=["solution"]
+show.seeds("04_vgg")
+
 # %% [markdown] lang="en" tags=["solution"]
-# Hardly any: such simple images, and so few, do not need a large network. The two lines above are from one run each.
+# SOLUTION-EN
 
 # %% [markdown] lang="zh" tags=["solution"]
-# 几乎没有损失：图像这么少、这么简单，用不着大网络。上面两行各来自一次运行。
+# 解答

@@ -1,16 +1,17 @@
 # %% [markdown] lang="en"
 # # 1.3 NiN: networks in the network
 #
-# AlexNet and VGG end in linear layers, which hold most of the weights and discard all positions. NiN (2013) has none. A
-# *1x1 convolution* is a linear layer over the channels of each pixel: a small network that is applied everywhere. The
-# last block has one channel per class, and the *global average* of a channel is that class's score.
+# AlexNet and VGG end in linear layers. The first of them has a weight for every position of every channel, so most of
+# the weights are there. NiN (2013) has no linear layers. A *1x1 convolution* is a linear layer over the channels of each
+# pixel: a small network that is applied everywhere. The last block has one channel per class, and the *global average*
+# of a channel is that class's score. Averaging needs no weights; it also forgets where in the map something was.
 
 # %% [markdown] lang="zh"
 # # 1.3 NiN：网络中的网络
 #
-# AlexNet 和 VGG 以线性层结尾：大部分权重在那里，位置信息也在那里丢失。NiN（2013）不用线性层。**1x1 卷积**相当于在每个
-# 像素上，对它的各个通道做一次线性变换：一个处处使用的小网络。最后一个块给每个类别一个通道，该通道的**全局平均**就是这
-# 个类别的得分。
+# AlexNet 和 VGG 以全连接层结尾。其中第一层对每个通道的每个位置都有一个权重，所以大部分权重在那里。NiN（2013）不用全连接
+# 层。**1x1 卷积**相当于在每个像素上，对它的各个通道使用一个全连接层：一个处处使用的小网络。最后一个块给每个类别一个通道，
+# 该通道的**全局平均**就是这个类别的得分。求平均不需要权重，同时也忘掉了特征出现在图中何处。
 
 # %%
 import torch
@@ -49,14 +50,13 @@ print(show.shapes("nin"))
 # ## Training
 #
 # `nin-small` has the same structure for images of 28 pixels, with a third of the channels. It also omits the last ReLU,
-# for a reason explained below. Twelve layers start slowly, so the optimizer here is Muon, which was designed for
-# matrices and filters.
+# for a reason explained below. The optimizer is Muon, which was designed for matrices and filters.
 
 # %% [markdown] lang="zh"
 # ## 训练
 #
-# `nin-small` 结构相同，用于 28 像素的图像，通道数是三分之一。它还去掉了最后一个 ReLU，原因见下文。十二个卷积层起步很
-# 慢，所以这里的优化器用 Muon，它是专为矩阵和滤波器设计的。
+# `nin-small` 结构相同，用于 28 像素的图像，通道数是三分之一。它还去掉了最后一个 ReLU，原因见下文。优化器用 Muon，它是专为
+# 矩阵和滤波器设计的。
 
 # %%
 muon = {"optimizer": "muon", "learning_rate": 0.05, "momentum": 0.6}
@@ -175,11 +175,11 @@ for name, trained in (("with", result), ("without", without)):
     print(f"{name}: {trained.summary['parameters']:,} parameters, val acc {trained.summary['val_acc']:.3f}")
 show.compare({"with 1x1": result, "without 1x1": without})
 
+# %% tags=["solution"]
+show.seeds("05_nin")
+
 # %% [markdown] lang="en" tags=["solution"]
-# With so few images, nothing: four layers learn sooner than twelve, and end no worse. 1x1 convolutions mix the channels
-# of a pixel nonlinearly, and that has to be worth the additional depth. As a cheap way to change the number of channels
-# they are used to this day: see the next lessons.
+# SOLUTION-EN
 
 # %% [markdown] lang="zh" tags=["solution"]
-# 图像这么少时没有贡献：四层比十二层学得快，最后也不差。1x1 卷积能把一个像素的各个通道非线性地混合起来，但要抵得上它增
-# 加的深度才划算。作为改变通道数的廉价办法，它一直沿用至今：见后面几课。
+# 解答

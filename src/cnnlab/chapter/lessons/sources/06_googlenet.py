@@ -44,14 +44,13 @@ print(show.shapes("googlenet"))
 # ## Training
 #
 # For images of 28 pixels two blocks suffice. Here they become a network, which gets a name under which it can be
-# trained. Each convolution is followed by batch normalisation, the subject of the next lesson: without it, as printed,
-# the network makes no progress for hundreds of steps.
+# trained. Each convolution is followed by batch normalisation, the subject of the next lesson.
 
 # %% [markdown] lang="zh"
 # ## 训练
 #
 # 对 28 像素的图像，两个块就够了。下面用它们搭一个网络，再给它起个名字，就可以训练。每个卷积之后都有批量规范化，那是下
-# 一课的内容：书上的网络没有它，前几百步毫无进展。
+# 一课的内容。
 
 
 # %%
@@ -75,25 +74,27 @@ print(result)
 # %% [markdown] lang="en"
 # ## Looking inside
 #
-# The maps that the four paths of the first block compute from one image. The 1x1 path sees single pixels and follows
-# the outlines; the last path starts with a pooling, which makes them broader.
+# The maps that the four paths of the first block compute from one image. The 1x1 path sees single pixels of the block's
+# input and follows the outlines; the last path starts with a pooling, which makes them broader.
 
 # %% [markdown] lang="zh"
 # ## 网络内部
 #
-# 第一个块的四条路径从同一张图像得到的特征图。1x1 路径只看单个像素，紧贴轮廓；最后一条以汇聚开头，轮廓变粗了。
+# 第一个块的四条路径从同一张图像得到的特征图。1x1 路径只看块的输入中的单个像素，紧贴轮廓；最后一条以汇聚开头，轮廓变粗了。
 
 # %%
 show.maps(result, "1.path1", "1.path2", "1.path3", "1.path4", count=7)
 
 # %% [markdown] lang="en"
 # Which part of the image makes a 6 a 6? The last layers average each map, then compute a weighted sum of the averages.
-# Weighting first and averaging afterwards gives the same logits, and in between a map of evidence for each class: its
-# *class activation map*. Below each image is the map of the predicted class.
+# Weighting first and averaging afterwards gives the same logits, and in between a map of what each position adds to the
+# logit of a class: its *class activation map*. Below each image is the map of the predicted class. A position of the map
+# sees more of the image than the pixels that it is drawn over.
 
 # %% [markdown] lang="zh"
 # 图像中的哪一处使 6 成为 6？最后几层先对每张特征图求平均，再加权求和。反过来先加权、再平均，得到的 logits 相同，而中
-# 间就出现了每个类别的证据图，即**类激活图**。每张图像的下面，是预测类别的类激活图。
+# 间就出现了一张图，表示每个位置给某个类别的 logit 加了多少，即**类激活图**。每张图像的下面，是预测类别的类激活图。图中的一
+# 个位置所看到的范围，比它盖住的那些像素大。
 
 # %%
 net = cnnlab.load_model(result.run).network
@@ -112,14 +113,14 @@ show.hardest(result)
 # %% [markdown] lang="en"
 # ## Full experiment
 #
-# The d2l book trains GoogLeNet at 96 pixels without batch normalisation. A row marked as limited cannot be compared
-# with the printed one: that run ended before the network began to learn. `fast/googlenet` is the whole network with
+# The d2l book trains GoogLeNet at 96 pixels without batch normalisation, from Xavier's weights. A row marked as limited
+# cannot be compared with the printed one: that run ended before the network began to learn. `fast/googlenet` is the whole network with
 # half the channels and batch normalisation, on all images at 28 pixels.
 
 # %% [markdown] lang="zh"
 # ## 完整实验
 #
-# d2l 原书在 96 像素上训练 GoogLeNet，不用批量规范化。注明了限制条件的行不能与书上的数字相比：运行结束时网络还没开始学
+# d2l 原书在 96 像素上训练 GoogLeNet，用 Xavier 初始化，不用批量规范化。注明了限制条件的行不能与书上的数字相比：运行结束时网络还没开始学
 # 习。`fast/googlenet` 是通道减半、加了批量规范化的整个网络，在全部 28 像素的图像上训练。
 
 # %%

@@ -3,15 +3,15 @@
 #
 # ResNet adds a layer's result to its input. DenseNet (2017) concatenates them: each layer of a *dense block* sees the
 # block's input and the results of all layers before it, and adds a few channels of its own, the *growth rate*. Nothing
-# is overwritten, so each layer can be narrow. Between the blocks a *transition* halves channels and side; otherwise the
-# channels would keep growing.
+# is overwritten, so each layer can be narrow. Within a block the side stays and the channels grow. Between the blocks a
+# *transition* halves the channels, which would otherwise keep growing, and the side, as pooling does elsewhere.
 
 # %% [markdown] lang="zh"
 # # ResNet 之后：DenseNet
 #
 # ResNet 把一层的结果加到输入上，DenseNet（2017）则把两者拼接起来：**稠密块**中的每一层都能看到块的输入和前面各层的全
-# 部结果，自己再添上几个通道，即**增长率**。什么都不会被覆盖，所以每一层可以很窄。块与块之间的**过渡层**把通道数和边长
-# 减半，否则通道会越来越多。
+# 部结果，自己再添上几个通道，通道数就是**增长率**。什么都不会被覆盖，所以每一层可以很窄。在块内，边长不变，通道越来越多。块与
+# 块之间的**过渡层**把通道数减半，否则通道会一直增加下去；它也把边长减半，作用与别处的汇聚层相同。
 
 # %%
 import torch
@@ -124,11 +124,14 @@ for name, trained in (("growth 32", result), ("growth 8", other)):
     print(f"{name}: {trained.summary['parameters']:,} parameters, val acc {trained.summary['val_acc']:.3f}")
 show.compare({"growth 32": result, "growth 8": other})
 
+# %% tags=["solution"]
+show.seeds("09_densenet")
+
 # %% [markdown] lang="en" tags=["solution"]
-# A ninth of the parameters is left. With so few images that costs little. The two lines above are from one run each.
+# SOLUTION-EN
 
 # %% [markdown] lang="zh" tags=["solution"]
-# 只剩下九分之一的参数。图像这么少时，代价很小。上面两行各来自一次运行。
+# 解答
 
 # %% [markdown] lang="en" tags=["exercise"]
 # **Exercise 3.** Training stores the input of each convolution for the backward pass. Count the input channels of all
@@ -146,7 +149,8 @@ dense = [layer[2].in_channels for layer in DenseBlock(4, in_channels=64, growth=
 print("dense:", dense, sum(dense), "residual:", [64] * 4, 4 * 64)
 
 # %% [markdown] lang="en" tags=["solution"]
-# Dense blocks save weights but need much memory: each layer's input contains all earlier results once more.
+# Dense blocks save weights but need much memory: each layer's input contains all earlier results once more. Other
+# implementations share that memory or compute the concatenations again in the backward pass.
 
 # %% [markdown] lang="zh" tags=["solution"]
-# 稠密块省权重，费内存：每一层的输入都把前面的全部结果又存一遍。
+# 稠密块省权重，费内存：每一层的输入都把前面的全部结果又存一遍。别的实现会共用这些内存，或在反向传播时重新拼接。
