@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
+import io
 import tempfile
 from typing import Any
 from unittest.mock import patch
@@ -31,9 +31,13 @@ def run(name: str, seed: int) -> list[cnnlab.Result]:
         return result
 
     code = "\n\n".join(cell.text for cell in lessons.read(name) if not cell.language)
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), patch.object(cnnlab, "train", seeded):
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            exec(compile(code, name, "exec"), {"__name__": name})
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(io.StringIO()),
+        patch.object(cnnlab, "train", seeded),
+    ):
+        exec(compile(code, name, "exec"), {"__name__": name})
     return found
 
 

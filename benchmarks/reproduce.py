@@ -19,7 +19,7 @@ from cnnlab.data import data_folder
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("label", help="full, limited, classical, gpu, ...")
+    parser.add_argument("label", help="as-printed, limited, classical, gpu, ...")
     parser.add_argument("names", nargs="+")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int)

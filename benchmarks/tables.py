@@ -7,6 +7,7 @@ count, so `git add` a new one first. A copy without git takes all files of bench
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -24,6 +25,8 @@ END = "<!-- end of results -->"
 
 WORDS = {
     "README.md": {
+        "test": "test",
+        "validation": "validation",
         "seeds": "The named recipes, {n} seeds each, last epoch, mean ± std. The book's recipes evaluate on the test set after each epoch, "
         "as the book does; ours use a validation split only. {hardware}.",
         "columns": "| recipe | | loss | train acc | acc, split | images/s, wall-clock including data | compute only | seconds in total |",
@@ -38,7 +41,7 @@ WORDS = {
         "speed": "Time to accuracy on Fashion-MNIST, {seeds}. Settings were chosen on a validation split (one exception: the number of epochs of `speed/fashion-95`, see speed.md, The clocks); the test set was evaluated once, at the end. {hardware}.",
         "speed_columns": "| recipe | network | epochs | val acc, 1 view | test acc | views | training, s | model built to result, s |",
         "gpu": "On one GPU: CIFAR-10 to {acc} on {images:,} held-out images (six views each), {n} seeds, in **{seconds:.2f} s** of whitening, training and evaluation (`{recipe}`, "
-        "{epochs} epochs; without compilation). The chapter's networks there: [speed.md](docs/speed.md). {hardware}.",
+        "{epochs} epochs; compilation not counted). The chapter's networks there: [speed.md](docs/speed.md). {hardware}.",
         "kaggle": "The competition, from Kaggle's archives to a valid `submission.csv`, one seed each. Accuracy is on 5,000 held-out labelled images; "
         "the test labels are secret. {hardware}.",
         "kaggle_columns": "| command | minutes in total | val acc, 1 view | 6 views | submission |",
@@ -46,20 +49,22 @@ WORDS = {
         "{ratio:.1f} times as fast as `7z x` and a loop with Pillow ({theirs:.0f} s; median of {n} alternating pairs, {min:.1f} to {max:.1f}). {hardware}.",
     },
     "README.zh.md": {
-        "seeds": "各训练配方，每个 {n} 个种子，取最后一个周期，均值 ± 标准差。教材的配方每个周期在测试集上评估（与教材一致）；我们的配方只用验证集。{hardware}。",
-        "columns": "| 配方 | | 损失 | 训练精度 | 精度（数据划分） | 图像/秒（含数据的实际时间） | 仅计算 | 总秒数 |",
+        "test": "测试集",
+        "validation": "验证集",
+        "seeds": "各训练配方，每个 {n} 个种子，取最后一个迭代周期，均值 ± 标准差。教材的配方每个迭代周期都在测试集上评估（与教材一致）；我们的配方只用验证集。{hardware}。",
+        "columns": "| 配方 | | 损失 | 训练精度 | 精度（数据划分） | 图像/秒（含数据读取的实际时间） | 图像/秒（只算计算） | 总秒数 |",
         "ours": "cnnlab",
         "printed": "教材",
         "one": "一个种子",
         "several": "每个 {n} 个种子，均值 ± 标准差",
-        "peer": "与 {peer} 比较：同样的网络、批量、图像尺寸和数据，双方交替各运行 {n} 次；训练的图像/秒（含数据的实际时间），中位数（比值的范围）。"
-        "比较的内容与其他数字见 [speed.md](docs/speed.md)。{hardware}。",
+        "peer": "与 {peer} 比较：同样的网络、批量大小、图像尺寸和数据，双方交替各运行 {n} 次；训练的图像/秒（含数据读取的实际时间），中位数（比值的范围）。"
+        "比较的方法和其他数字见 [speed.md](docs/speed.md)。{hardware}。",
         "peer_columns": "| 网络 | 像素 | d2l，图像/秒 | cnnlab，float32 | | cnnlab，`precision=auto` | |",
         "times": "**{median:.1f} 倍**（{min:.1f} 到 {max:.1f}）",
-        "speed": "Fashion-MNIST 上达到某精度所需的时间，{seeds}：设置只凭验证集选定（唯一的例外是 `speed/fashion-95` 的周期数，见 speed.md 的 The clocks），测试集只在最后评估一次。{hardware}。",
-        "speed_columns": "| 配方 | 网络 | 周期 | 验证精度（1 个视图） | 测试精度 | 视图数 | 训练秒数 | 从建网到得出结果的秒数 |",
-        "gpu": "单个 GPU：CIFAR-10 上，在预留的 {images:,} 张图像上（每张六个视图）精度 {acc}，{n} 个种子，白化、训练和评估共 **{seconds:.2f} 秒**（`{recipe}`，{epochs} 个周期；编译另计）。"
-        "该 GPU 上本章各网络的数字见 [speed.md](docs/speed.md)。{hardware}。",
+        "speed": "在 Fashion-MNIST 上达到某个精度所需的时间，{seeds}：设置只凭验证集选定（唯一的例外是 `speed/fashion-95` 的迭代周期数，见 speed.md 的 The clocks），测试集只在最后评估一次。{hardware}。",
+        "speed_columns": "| 配方 | 网络 | 迭代周期 | 验证精度（1 个视图） | 测试精度 | 视图数 | 训练秒数 | 从建网到得出结果的秒数 |",
+        "gpu": "单个 GPU：CIFAR-10 上，在预留的 {images:,} 张图像上（每张六个视图）精度 {acc}，{n} 个种子，白化、训练和评估共 **{seconds:.2f} 秒**（`{recipe}`，{epochs} 个迭代周期；编译时间不计入）。"
+        "该 GPU 上教材各网络的数字见 [speed.md](docs/speed.md)。{hardware}。",
         "kaggle": "竞赛：从 Kaggle 的压缩包到有效的 `submission.csv`，各一个种子。精度取自预留的 5,000 张有标签图像；测试标签不公开。{hardware}。",
         "kaggle_columns": "| 命令 | 总分钟数 | 验证精度（1 个视图） | 6 个视图 | 提交文件 |",
         "prepare": "读取 {images:,} 张测试图像的压缩包：{ours:.0f} 秒（每秒 {rate:,.0f} 张，除映射文件外内存至多 {memory:,.0f} MiB），"
@@ -132,6 +137,11 @@ def hardware(result: dict[str, Any], up: str = "") -> str:
 CAPABILITY = {"AVX512": "AVX-512"}
 
 
+def chinese(text: str) -> str:
+    """Translate what `hardware` writes."""
+    return re.sub(r"\b(\d+) cores?\b", r"\1 核", text).replace("One NVIDIA", "一块 NVIDIA")
+
+
 def spread(value: dict[str, Any], form: str = ".3f") -> str:
     """Mean and deviation; of a single seed no deviation."""
     return f"{value['mean']:{form}}" + ("" if value["std"] is None else f" ± {value['std']:{form}}")
@@ -144,12 +154,12 @@ def table(words: dict[str, str]) -> str:
         key, printed = ("test_acc" if r["eval_split"] == "test" else "val_acc"), r["printed_by_the_manual"]
         total = mean(s["total_seconds"] for s in r["per_seed"])
         lines.append(
-            f"| `{name}` | {words['ours']} | {spread(r['loss'])} | {spread(r['train_acc'])} | {spread(r[key])}, {r['eval_split']} | "
+            f"| `{name}` | {words['ours']} | {spread(r['loss'])} | {spread(r['train_acc'])} | {spread(r[key])}, {words[r['eval_split']]} | "
             f"{r['images_per_second']['mean']:,.0f} | {r['examples_per_second']['mean']:,.0f} | {total:.0f} |"
         )
         if printed:
             lines.append(
-                f"| | {words['printed']} | {printed['loss']:.3f} | {printed['train_acc']:.3f} | {printed['test_acc']:.3f}, test | | | |"
+                f"| | {words['printed']} | {printed['loss']:.3f} | {printed['train_acc']:.3f} | {printed['test_acc']:.3f}, {words['test']} | | | |"
             )
     lines += ["", *time_to_accuracy(words)]
     for peer in by_machine("vs-d2l"):
@@ -418,13 +428,17 @@ def chapter() -> str:
     """The chapter's table, from the newest result of each label of benchmarks/reproduce.py."""
     labels = sorted({p.name.partition("_")[0] for p in labelled("reproduce-*.json")})
     results = [newest(label) for label in labels]
-    # A row in full is not hidden by a limited one; else the later label's (a GPU's is later than full).
+    # A row as printed is not hidden by a limited one; else the later label's (a GPU's is later than as-printed).
     rows: dict[str, dict[str, Any]] = {}
     for row in (row for result in results for row in result["rows"]):
         if row["name"] not in rows or not row["limited"] or rows[row["name"]]["limited"]:
             rows[row["name"]] = row
     order = [*CLASSICAL, *EXPERIMENTS]
-    lines = [markdown(sorted(rows.values(), key=lambda row: order.index(row["name"])))]
+    printed = [name for name in EXPERIMENTS if name in rows and not rows[name]["limited"]]
+    absent = [EXPERIMENTS[name].title for name in EXPERIMENTS if name not in rows]
+    text = f"{len(printed)} of the chapter's {len(EXPERIMENTS)} networks have run as printed so far."
+    text += f" No row yet: {'; '.join(absent)}." if absent else ""
+    lines = [text, "", markdown(sorted(rows.values(), key=lambda row: order.index(row["name"])))]
     for result in results:
         names = "; ".join(row["title"] for row in result["rows"] if rows[row["name"]] is row)
         if not names:
@@ -447,7 +461,8 @@ def chapter() -> str:
 
 
 PAGES: dict[str, Callable[[], str]] = {
-    **{name: partial(table, words) for name, words in WORDS.items()},
+    "README.md": partial(table, WORDS["README.md"]),
+    "README.zh.md": lambda: chinese(table(WORDS["README.zh.md"])),
     "docs/reproduction.md": chapter,
     "docs/speed.md": speed,
     "docs/reliability.md": saving,

@@ -244,10 +244,10 @@ def test_results_are_the_committed_ones() -> None:
     inside = Path(show.__file__).parent.relative_to(ROOT / "src") / "results"
     assert wheel["force-include"] == {"benchmarks/results": inside.as_posix()}
 
-    newest = max(folder.glob("reproduce-full_*.json"), key=lambda p: p.stem[-10:])
+    newest = max(folder.glob("reproduce-as-printed_*.json"), key=lambda p: p.stem[-10:])
     (row,) = [r for r in json.loads(newest.read_text())["rows"] if r["name"] == "lenet"]
     table = show.results("lenet").data
-    assert f"| in full, 5 seeds | {' | '.join(cells(row))} |" in table
+    assert f"| as printed, 5 seeds | {' | '.join(cells(row))} |" in table
     assert "| printed | 0.469 | 0.823 | 0.779 |" in table
     with pytest.raises(CnnlabError, match="did you mean lenet"):
         show.results("lenett")
@@ -273,21 +273,21 @@ def newest_of(recipe: str) -> dict[str, Any]:
 def test_experiments_that_were_not_run_are_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(show, "results_folder", lambda: tmp_path)
     table = show.results("alexnet", "hog-linear").data
-    assert "| 1.1 | AlexNet | not run in full here |" in table
+    assert "| 1.1 | AlexNet | not run here |" in table
     assert "| printed | 0.326 | 0.881 | 0.879 | 4,188 |" in table
-    assert "| start | HOG, linear SVM | not run in full here |" in table
+    assert "| start | HOG, linear SVM | not run here |" in table
     rows = [line for line in show.competition().data.splitlines() if not line.startswith("|--")]
     assert len(rows) == 1
-    # A row in full is not hidden by a limited one, whatever its label.
+    # A row as printed is not hidden by a limited one, whatever its label.
     row = {"name": "nin", "section": "1.3", "title": "NiN", "printed": dict.fromkeys(("loss", "train_acc", "test_acc", "examples_per_second")),
            **dict.fromkeys(("loss", "train_acc", "examples_per_second", "images_per_second"))}  # fmt: skip
-    for label, accuracy, limited in (("full", 0.9, ""), ("limited", 0.2, "1 of 10 epochs")):
+    for label, accuracy, limited in (("as-printed", 0.9, ""), ("limited", 0.2, "1 of 10 epochs")):
         content = {
             "environment": {"date": "2026-01-01"},
             "rows": [{**row, "limited": limited, "test_acc": {"n": 1, "mean": accuracy, "std": None}}],
         }
         (tmp_path / f"reproduce-{label}_here_2026-01-01.json").write_text(json.dumps(content))
-    assert "| 1.3 | NiN | in full, 1 seed |  |  | 0.900 |  |  |" in show.results("nin").data
+    assert "| 1.3 | NiN | as printed, 1 seed |  |  | 0.900 |  |  |" in show.results("nin").data
 
 
 def test_pictures(quick: Recipe) -> None:

@@ -171,7 +171,7 @@ def test_the_command(cnnlab: Command, monkeypatch: pytest.MonkeyPatch, tmp_path:
     for text in ("in all on this machine", "not estimated", "[y/N]"):
         assert text in answer.stderr
     assert "LeNet + batch norm, framework layer was limited: 1 of 10 epochs" in answer.stdout
-    assert "in full" not in answer.stdout
+    assert "as printed" not in answer.stdout
     assert "first layer's gamma" in answer.stdout
     lines = answer.stdout.splitlines()
     assert ["printed", "0.263", "0.902", "0.862", "71,481"] in [line.split() for line in lines]

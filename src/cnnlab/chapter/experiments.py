@@ -75,9 +75,9 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         if "test_acc" in row:
             n = row["test_acc"]["n"]
-            run, figures = f"{row['limited'] or 'in full'}, {n} seed{'s' if n > 1 else ''}", cells(row)
+            run, figures = f"{how(row)}, {n} seed{'s' if n > 1 else ''}", cells(row)
         else:
-            run = f"failed: {escaped(row['failed'])}" if "failed" in row else "not run in full here"
+            run = f"failed: {escaped(row['failed'])}" if "failed" in row else "not run here"
             figures = [""] * 5
         lines.append(f"| {row['section']} | {row['title']} | {run} | {' | '.join(figures)} |")
         printed = printed_cells(row)
@@ -85,6 +85,11 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             source = "published" if row["name"] in CLASSICAL else "printed"
             lines.append(f"| | | {source} | {' | '.join(printed)} | |")
     return "\n".join(lines) + "\n"
+
+
+def how(row: dict[str, Any]) -> str:
+    """Return a row's limits, else "as printed", or "all images" for a classical method, which is not printed."""
+    return str(row["limited"]) or ("all images" if row["name"] in CLASSICAL else "as printed")
 
 
 def cells(row: dict[str, Any]) -> list[str]:

@@ -165,7 +165,7 @@ def duration(seconds: float) -> str:
 
 def reproduction_text(reproduction: Reproduction) -> str:
     """Return a table with a row for our figures and a row for the manual's, then notes."""
-    from cnnlab.chapter.experiments import CLASSICAL, cells, printed_cells
+    from cnnlab.chapter.experiments import CLASSICAL, cells, how, printed_cells
 
     table = new_table("experiment", "", "loss", "train acc", "test acc", "examples/s", "images/s with data")
     notes = []
@@ -181,9 +181,9 @@ def reproduction_text(reproduction: Reproduction) -> str:
         printed = printed_cells(row)
         if any(printed):
             table.add_row("", "published" if row["name"] in CLASSICAL else "printed", *printed, "")
-    full = [row["title"] for row in reproduction.rows if "failed" not in row and not row["limited"]]
-    if full:
-        notes.append(f"in full: {', '.join(full)}")
+    whole = [row for row in reproduction.rows if "failed" not in row and not row["limited"]]
+    for text in dict.fromkeys(how(row) for row in whole):
+        notes.append(f"{text}: {', '.join(row['title'] for row in whole if how(row) == text)}")
     for row in reproduction.rows:
         if "val_acc" in row:
             accuracy = row["val_acc"]["mean"]

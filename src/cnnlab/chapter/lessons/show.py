@@ -168,8 +168,8 @@ def seeds(lesson: str, figure: str = "val_acc") -> Markdown:
     name = {"loss": "loss", "train_acc": "training accuracy", "val_acc": "validation accuracy"}[figure]
     lines = [f"| training | {name}, seeds 0, 1, 2, ... |", "|---|---|"]
     for result in _all_results(f"lesson-{lesson.replace('_', '-')}")[:1]:
-        for training, figures in result["trainings"].items():
-            lines.append(f"| {training} | {', '.join(f'{epochs[-1]:.3f}' for epochs in figures[figure])} |")
+        for training, found in result["trainings"].items():
+            lines.append(f"| {training} | {', '.join(f'{epochs[-1]:.3f}' for epochs in found[figure])} |")
     return Markdown("\n".join(lines) + "\n")
 
 

@@ -110,13 +110,13 @@ weights = torch.from_numpy(model.coef_).reshape(len(classes), rows, rows, HOG_BI
 show.grid(weights, classes, columns=5)
 
 # %% [markdown] lang="en"
-# ## Full experiment
+# ## Results on Fashion-MNIST
 #
 # All images of Fashion-MNIST; settings chosen on validation images, test set used once. The last rows are LeNet, which
 # learns its features. `cnnlab reproduce classical` repeats the first rows.
 
 # %% [markdown] lang="zh"
-# ## 完整实验
+# ## 在 Fashion-MNIST 上的结果
 #
 # 使用 Fashion-MNIST 的全部图像：设置只凭验证集选定，测试集只用一次。最后几行是 LeNet，它的特征是学出来
 # 的。`cnnlab reproduce classical` 可以重做前几行。

@@ -13,7 +13,7 @@
 # # 本章之前：LeNet
 #
 # LeNet（1998）把特征和分类器一起学出来。**卷积**让一个小窗口滑过图像，在每个位置做同样的加权求和：权重很少，而且在一
-# 处能认出的东西，在别处也能认出。**汇聚**再把特征图变粗，小的平移影响就小了。这样做两轮，后面接三个线性层。
+# 处能认出的东西，在别处也能认出。**汇聚**再把特征图变粗，小的平移影响就小了。这样做两轮，后面接三个全连接层。
 #
 # 下面的单元格使用 cnnlab 自带的手写数字。改成 `DATA = "fashion-mnist"`，就换成本章的图像（30 MB，只下载一次）；配方中
 # 的 `limit` 规定最多用 6,000 张，设为 0 则全部使用。
@@ -44,8 +44,8 @@ print(f"weights of the convolution: {conv.weight.numel():,}; of a linear layer i
 # %% [markdown] lang="zh"
 # ## 形状
 #
-# **multiply-adds**（乘加次数）是处理一张图像的计算量；**receptive field**（感受野）是一个输出值所依赖的那块输入像素的
-# 边长。计算量大多在卷积层，权重大多在线性层。
+# **乘加次数**（multiply-adds）是处理一张图像的计算量；**感受野**（receptive field）是一个输出值所依赖的那块输入像素的
+# 边长。计算量大多在卷积层，权重大多在全连接层。
 
 # %%
 print(show.shapes("lenet"))
@@ -89,16 +89,16 @@ show.maps(result, "0")
 show.hardest(result)
 
 # %% [markdown] lang="en"
-# ## Full experiment
+# ## Results on Fashion-MNIST
 #
 # The manual's recipe on all of Fashion-MNIST: plain SGD for ten epochs. The printed figures come from one run without a
 # fixed seed; ours are mean ± standard deviation over several seeds. The last row is our own recipe for the same
 # network.
 
 # %% [markdown] lang="zh"
-# ## 完整实验
+# ## 在 Fashion-MNIST 上的结果
 #
-# 教材的配方，用在整个 Fashion-MNIST 上：普通的 SGD，十个周期。书上的数字来自一次没有固定种子的运行；我们的是多个种子
+# 教材的配方，用在整个 Fashion-MNIST 上：普通的 SGD，十个迭代周期。书上的数字来自一次没有固定种子的运行；我们的是多个种子
 # 的均值 ± 标准差。最后一行是我们自己的配方，网络相同。
 
 # %%
@@ -109,7 +109,7 @@ show.results("lenet")
 # check.
 
 # %% [markdown] lang="zh" tags=["exercise"]
-# **练习 1.** 先手算第二个卷积层和第一个线性层各有多少参数，再用代码验证。
+# **练习 1.** 先手算第二个卷积层和第一个全连接层各有多少参数，再用代码验证。
 
 # %% tags=["answer"]
 

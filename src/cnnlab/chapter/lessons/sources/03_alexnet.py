@@ -10,7 +10,7 @@
 # activations: here are eight layers of 64 units with weights of several sizes.
 
 # %% [markdown] lang="zh"
-# # 1.1 AlexNet
+# # 1.1 深度卷积神经网络（AlexNet）
 #
 # AlexNet（2012）是放大了许多的 LeNet：卷积层从两个变成五个，通道从 16 个变成几百个，权重多了几百倍。它靠的是三个想法：
 # 用 **ReLU** 代替 sigmoid 或 tanh，论文说训练快了几倍；用**暂退法**（dropout），以及让每张图像每次出现时都稍有不同的
@@ -81,7 +81,7 @@ print(show.shapes("alexnet"))
 # The manual says that the two hidden linear layers need nearly 1 GB. They do not:
 
 # %% [markdown] lang="zh"
-# 教材说，两个隐藏的线性层要占将近 1 GB。其实没有这么多：
+# 教材说，两个隐藏的全连接层要占将近 1 GB。其实没有这么多：
 
 # %%
 hidden = (6400 + 1) * 4096 + (4096 + 1) * 4096
@@ -117,8 +117,8 @@ print(result)
 # %% [markdown] lang="zh"
 # ## 网络内部
 #
-# 教材的图 1.1 是 AlexNet 第一层学到的 96 个 11x11 滤波器：边缘和颜色。下面是刚训练好的网络的滤波器，以及它们从一张图
-# 像得到的特征图。训练时间这么短，大多数滤波器看上去还像噪声。特征图里能看到边缘，并不说明学到了什么：随机的滤波器也有这样
+# 教材的图 1.1 是 AlexNet 第一层学到的 96 个 11x11 卷积核：边缘和颜色。下面是刚训练好的网络的卷积核，以及它们从一张图
+# 像得到的特征图。训练时间这么短，大多数卷积核看上去还像噪声。特征图里能看到边缘，并不说明学到了什么：随机的卷积核也有这样
 # 的特征图，最后两行就是训练之前的。（要得到图 1.1 那样的图，先在 GPU 上用 `--recipe manual/alexnet` 训练，再运行 `cnnlab figures 1.1 --run RUN`。）
 
 # %%
@@ -139,13 +139,13 @@ show.grid([image[0], *maps], ["untrained", *map(str, range(15))])
 show.hardest(result)
 
 # %% [markdown] lang="en"
-# ## Full experiment
+# ## Results on Fashion-MNIST
 #
 # The manual's results on Fashion-MNIST beside those of cnnlab's committed runs. `fast/alexnet` is the small network
 # above, trained on all images at 28 pixels.
 
 # %% [markdown] lang="zh"
-# ## 完整实验
+# ## 在 Fashion-MNIST 上的结果
 #
 # 教材给出的 Fashion-MNIST 结果，以及随 cnnlab 提交的运行结果。`fast/alexnet` 就是上面的小网络，在全部 28 像素的图像上
 # 训练。
@@ -173,7 +173,7 @@ print("work:   ", max(layers, key=lambda layer: layer.multiply_adds))
 # each of its weights at every position of the map: few weights, much work.
 
 # %% [markdown] lang="zh" tags=["solution"]
-# 第一个线性层占了全部权重的一半以上，处理一张图像时每个权重只用一次。卷积层在特征图的每个位置都要用到它的每个权重：权
+# 第一个全连接层占了全部权重的一半以上，处理一张图像时每个权重只用一次。卷积层在特征图的每个位置都要用到它的每个权重：权
 # 重少，计算多。
 
 # %% [markdown] lang="en" tags=["exercise"]

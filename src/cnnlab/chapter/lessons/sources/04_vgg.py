@@ -8,7 +8,7 @@
 # Why 3x3? Two of them in a row see 5x5 pixels, with fewer weights than one 5x5 convolution and one more ReLU.
 
 # %% [markdown] lang="zh"
-# # 1.2 VGG：使用块
+# # 1.2 使用块的网络（VGG）
 #
 # AlexNet 没有告诉人们下一个网络该怎样设计。VGG（2014）给出了办法：重复同一种**块**，即若干个保持边长的 3x3 卷积，再加
 # 一个把边长减半的汇聚。块里的卷积多一些，网络就深一些；一串数字就描述了整个网络。
@@ -38,7 +38,7 @@ for net in (two, one):
 # %% [markdown] lang="zh"
 # ## 形状
 #
-# 一个块，以及 VGG-11：五个块中共八个卷积层，再加三个线性层。
+# 一个块，以及 VGG-11：五个块中共八个卷积层，再加三个全连接层。
 
 # %%
 print(vgg_block(2, 128, 256))
@@ -54,7 +54,7 @@ print(show.shapes("vgg11"))
 # %% [markdown] lang="zh"
 # ## 训练
 #
-# 教材把所有通道数除以四，并把图像放大到 224 像素。`vgg11-small` 的通道数与此相同，末尾的线性层更小，图像是 32 像素：
+# 教材把所有通道数除以四，并把图像放大到 224 像素。`vgg11-small` 的通道数与此相同，末尾的全连接层更小，图像是 32 像素：
 # 减半五次正好剩 1。
 
 # %%
@@ -79,12 +79,12 @@ show.maps(result, "0", "1", "2")
 show.hardest(result)
 
 # %% [markdown] lang="en"
-# ## Full experiment
+# ## Results on Fashion-MNIST
 #
 # The manual's results on Fashion-MNIST, and `fast/vgg11`: the small network above on all images.
 
 # %% [markdown] lang="zh"
-# ## 完整实验
+# ## 在 Fashion-MNIST 上的结果
 #
 # 教材给出的 Fashion-MNIST 结果，以及 `fast/vgg11`：上面的小网络，在全部图像上训练。
 
@@ -126,7 +126,7 @@ print(max(large.layers, key=lambda layer: layer.parameters))
 # inputs.
 
 # %% [markdown] lang="zh" tags=["solution"]
-# 卷积层用同样的权重做 (224/32)² = 49 倍的计算；总的比值略低，因为有两个线性层没有变。多出来的权重全在第一个线性层，它
+# 卷积层用同样的权重做 (224/32)² = 49 倍的计算；总的比值略低，因为有两个全连接层没有变。多出来的权重全在第一个全连接层，它
 # 的输入变成了 49 倍。
 
 # %% [markdown] lang="en" tags=["exercise"]

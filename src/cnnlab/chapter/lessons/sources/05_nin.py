@@ -7,7 +7,7 @@
 # of a channel is that class's score. Averaging needs no weights; it also forgets where in the map something was.
 
 # %% [markdown] lang="zh"
-# # 1.3 NiN：网络中的网络
+# # 1.3 网络中的网络（NiN）
 #
 # AlexNet 和 VGG 以全连接层结尾。其中第一层对每个通道的每个位置都有一个权重，所以大部分权重在那里。NiN（2013）不用全连接
 # 层。**1x1 卷积**相当于在每个像素上，对它的各个通道使用一个全连接层：一个处处使用的小网络。最后一个块给每个类别一个通道，
@@ -40,7 +40,7 @@ print(tuple(conv(x).shape), torch.allclose(conv(x), per_pixel, atol=1e-6))
 # %% [markdown] lang="zh"
 # ## 形状
 #
-# 一个块，和整个网络：没有线性层，权重数量与图像大小无关。
+# 一个块，和整个网络：没有全连接层，权重数量与图像大小无关。
 
 # %%
 print(nin_block(1, 96, 11, 4, 0))
@@ -56,7 +56,7 @@ print(show.shapes("nin"))
 # ## 训练
 #
 # `nin-small` 结构相同，用于 28 像素的图像，通道数是三分之一。它还去掉了最后一个 ReLU，原因见下文。优化器用 Muon，它是专为
-# 矩阵和滤波器设计的。
+# 矩阵和卷积核设计的。
 
 # %%
 muon = {"optimizer": "muon", "learning_rate": 0.05, "momentum": 0.6}
@@ -76,7 +76,7 @@ print(result)
 # %% [markdown] lang="zh"
 # ## 网络内部
 #
-# 先是第一个块从一张图像得到的特征图。再看最后一个块，它给每个类别一张特征图，平均值就是 logits。没有线性层固定尺寸，
+# 先是第一个块从一张图像得到的特征图。再看最后一个块，它给每个类别一张特征图，平均值就是 logits。没有全连接层固定尺寸，
 # 所以网络可以直接接受更大的图像。下面把六张验证图像拼成一张，画出每个位置属于每个类别的概率。网络从没同时见过两个目
 # 标，却仍能在正确的位置上找到其中几个。
 
@@ -105,7 +105,7 @@ show.hardest(result)
 # ## 会出什么错
 #
 # 教材的 NiN 以 ReLU 结尾，所以任何 logit 都不会是负的。假设某个类别对所有图像都被压到零以下：它的 logit 就是 0，梯度
-# 传不到它的滤波器，它自己再也恢复不过来。
+# 传不到它的卷积核，它自己再也恢复不过来。
 
 # %%
 x, y = torch.rand(20, 1, 28, 28), torch.arange(20) % 10
@@ -120,14 +120,14 @@ for last_relu in (True, False):
 # This is a plausible cause of bad runs: the d2l book has printed .790 and .867 for the same recipe. But nobody has
 # shown that it is the cause.
 #
-# ## Full experiment
+# ## Results on Fashion-MNIST
 #
 # The manual's results on Fashion-MNIST, and the small networks on all images at 28 pixels (VGG: 32).
 
 # %% [markdown] lang="zh"
 # 这可能就是有时结果很差的原因：同一个配方，d2l 原书印出过 .790 和 .867。是否真是如此，还没有证明。
 #
-# ## 完整实验
+# ## 在 Fashion-MNIST 上的结果
 #
 # 教材给出的 Fashion-MNIST 结果，以及各个小网络在全部 28 像素（VGG 为 32）图像上的结果。
 

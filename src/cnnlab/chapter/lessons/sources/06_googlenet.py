@@ -6,10 +6,10 @@
 # the number of channels with a 1x1 convolution; otherwise the larger windows would be too expensive.
 
 # %% [markdown] lang="zh"
-# # NiN 之后：GoogLeNet
+# # NiN 之后：含并行连结的网络（GoogLeNet）
 #
 # 1x1、3x3、5x5，哪种窗口最好？GoogLeNet（2014）不做选择。**Inception** 块让四条窗口不同的路径并排处理同一个输入，再把
-# 各自的结果沿通道拼起来。其中两条路径先用 1x1 卷积减少通道，否则大窗口的代价太高。
+# 各自的结果在通道维度上连结。其中两条路径先用 1x1 卷积减少通道，否则大窗口的代价太高。
 
 # %%
 import torch
@@ -35,7 +35,7 @@ print("concatenated:", tuple(block(x).shape))
 # %% [markdown] lang="zh"
 # ## 形状
 #
-# 整个网络：前两行是主干，中间三行共九个块，全局平均之后只有一个线性层。
+# 整个网络：前两行是起始层，中间三行共九个块，全局平均之后只有一个全连接层。
 
 # %%
 print(show.shapes("googlenet"))
@@ -111,14 +111,14 @@ show.grid([*images, *maps], [""] * 8 + [result.run.classes[k] for k in predicted
 show.hardest(result)
 
 # %% [markdown] lang="en"
-# ## Full experiment
+# ## Results on Fashion-MNIST
 #
 # The d2l book trains GoogLeNet at 96 pixels without batch normalisation, from Xavier's weights. A row marked as limited
 # cannot be compared with the printed one: that run ended before the network began to learn. `fast/googlenet` is the whole network with
 # half the channels and batch normalisation, on all images at 28 pixels.
 
 # %% [markdown] lang="zh"
-# ## 完整实验
+# ## 在 Fashion-MNIST 上的结果
 #
 # d2l 原书在 96 像素上训练 GoogLeNet，用 Xavier 初始化，不用批量规范化。注明了限制条件的行不能与书上的数字相比：运行结束时网络还没开始学
 # 习。`fast/googlenet` 是通道减半、加了批量规范化的整个网络，在全部 28 像素的图像上训练。

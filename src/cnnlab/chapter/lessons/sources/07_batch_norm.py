@@ -156,14 +156,14 @@ show.maps(result, "2")
 show.hardest(result)
 
 # %% [markdown] lang="en"
-# ## Full experiment
+# ## Results on Fashion-MNIST
 #
 # The manual's recipe on all of Fashion-MNIST. The test accuracy varies a lot between seeds, while the training figures
 # hardly do: after large steps the running averages may not fit the weights. A figure from a single run says little
 # here. `fast/lenet-bn` ends with small steps.
 
 # %% [markdown] lang="zh"
-# ## 完整实验
+# ## 在 Fashion-MNIST 上的结果
 #
 # 教材的配方，用在整个 Fashion-MNIST 上。各个种子的测试精度相差很大，训练的数字却很接近：步长大时，移动平均可能跟不上
 # 权重。所以单次运行的数字说明不了什么。`fast/lenet-bn` 在结尾用小步长。
@@ -246,7 +246,7 @@ print(torch.allclose(layer(x), x, atol=1e-4))
 # much do they differ for batches of 256, and of 4? What happens with a batch of one?
 
 # %% [markdown] lang="zh" tags=["exercise"]
-# **练习 4.** 批量的方差除以 $n$，移动平均用的方差除以 $n - 1$。在线性层之后，批量大小为 256 和 4 时，两者相差多少？批量大小为 1 时会怎样？
+# **练习 4.** 批量的方差除以 $n$，移动平均用的方差除以 $n - 1$。在全连接层之后，批量大小为 256 和 4 时，两者相差多少？批量大小为 1 时会怎样？
 
 # %% tags=["answer"]
 

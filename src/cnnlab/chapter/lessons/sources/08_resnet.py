@@ -13,15 +13,15 @@
 # initial weights: here is the norm of the gradient at the input of 1, 10 and 30 layers with ReLU and no shortcuts.
 
 # %% [markdown] lang="zh"
-# # 1.5 ResNet：做加法的块
+# # 1.5 残差网络（ResNet）
 #
-# 更深的网络至少应该与浅的一样好：多出来的层只要把输入原样传下去就行。可是深到一定程度以后，没有捷径的网络反而变差，而
+# 更深的网络至少应该与浅的一样好：多出来的层只要把输入原样传下去就行。可是深到一定程度以后，没有跨层连接的网络反而变差，而
 # 且在训练图像上也变差，这叫作**退化**（degradation，见练习 1）。**残差块**（2015）计算 $f(x) = g(x) + x$：块里的层只需
 # 学习希望得到的映射 $f$ 与输入之差 $g(x) = f(x) - x$。如果输入应当原样通过，它们只要输出 0 就行。
 #
 # ## 问题不在梯度消失
 #
-# 常有人说，捷径解决的是梯度消失。在没有批量规范化的网络里，梯度是否消失取决于初始权重：下面是没有捷径、使用 ReLU 的 1、
+# 常有人说，跨层连接解决的是梯度消失。在没有批量规范化的网络里，梯度是否消失取决于初始权重：下面是没有跨层连接、使用 ReLU 的 1、
 # 10、30 层网络，在输入处的梯度范数。
 
 # %%
@@ -70,11 +70,11 @@ for depth in (1, 10, 30):
 # %% [markdown] lang="zh"
 # PyTorch 的默认权重对这么多 ReLU 来说太小：过了三十层，梯度几乎消失。ReLU 会挡掉一半信号，He 初始化就把权重的方差加倍，
 # 梯度于是保持大小；每个块里的批量规范化也有这个作用。所以 ResNet 的作者认为，退化不太可能是梯度消失造成的（论文 4.1 节），
-# 只是猜测没有捷径的深网络收敛极慢。真正的原因至今仍有讨论，现象却很容易看到：见练习 1。
+# 只是猜测没有跨层连接的深网络收敛极慢。真正的原因至今仍有讨论，现象却很容易看到：见练习 1。
 #
 # ## 形状
 #
-# 教材的两个演示：一个保持形状的块，一个把边长减半、通道加倍的块。后者的捷径需要一个 1x1 卷积，因为形状不同就无法相
+# 教材的两个演示：一个保持形状的块，一个把边长减半、通道加倍的块。后者的跨层连接需要一个 1x1 卷积，因为形状不同就无法相
 # 加。
 
 # %%
@@ -105,7 +105,7 @@ print(result)
 # %% [markdown] lang="zh"
 # ## 网络内部
 #
-# 第一层的滤波器；然后是一张图像经过主干、第一个模块和第二个模块之后的特征图。
+# 第一层的卷积核；然后是一张图像经过起始层、第一个模块和第二个模块之后的特征图。
 
 # %%
 show.filters(result)
@@ -117,14 +117,14 @@ show.maps(result, "0", "1", "2")
 show.hardest(result)
 
 # %% [markdown] lang="en"
-# ## Full experiment
+# ## Results on Fashion-MNIST
 #
 # In the printed row the training accuracy is almost 1 and the test accuracy far below: the network overfits its 60,000
 # images. A row marked as limited cannot be compared with it. `fast/resnet18` is the small network above on all
 # images at 28 pixels.
 
 # %% [markdown] lang="zh"
-# ## 完整实验
+# ## 在 Fashion-MNIST 上的结果
 #
 # 书上那一行的训练精度几乎是 1，测试精度却低得多：网络对 60,000 张训练图像过拟合了。注明了限制条件的行不能与它相
 # 比。`fast/resnet18` 就是上面的小网络，在全部 28 像素的图像上训练。
@@ -137,7 +137,7 @@ show.results("lenet-bn", "resnet18")
 # images of 16 pixels, from He's weights. Plot the *training* accuracy: is the deeper network worse because it overfits?
 
 # %% [markdown] lang="zh" tags=["exercise"]
-# **练习 1.** 把 4 个和 16 个 16 通道的残差块连成一串，分别保留和去掉捷径，用 He 初始化，在 16 像素的图像上训练。画出
+# **练习 1.** 把 4 个和 16 个 16 通道的残差块连成一串，分别保留和去掉跨层连接，用 He 初始化，在 16 像素的图像上训练。画出
 # **训练**精度：更深的网络更差，是因为过拟合吗？
 
 # %% tags=["answer"]
@@ -182,15 +182,15 @@ show.seeds("08_resnet", "train_acc")
 # with three seeds.
 
 # %% [markdown] lang="zh" tags=["solution"]
-# 不是：没有捷径的深网络在训练图像上也更差，用同样的时间，连浅网络学得会的都没学会。有了捷径，16 个块与 4 个块一样好。两种
-# 网络的初始权重相同，也都有批量规范化，所以差别不能归因于这两者。表中是三个种子下最后一个周期的训练精度。
+# 不是：没有跨层连接的深网络在训练图像上也更差，用同样的时间，连浅网络学得会的都没学会。有了跨层连接，16 个块与 4 个块一样好。两种
+# 网络的初始权重相同，也都有批量规范化，所以差别不能归因于这两者。表中是三个种子下最后一个迭代周期的训练精度。
 
 # %% [markdown] lang="en" tags=["exercise"]
 # **Exercise 2.** Where do the names ResNet-18, 34, 50, 101 and 152 come from? Count the layers with weights, except
 # those on the shortcuts.
 
 # %% [markdown] lang="zh" tags=["exercise"]
-# **练习 2.** ResNet-18、34、50、101、152 这些名字从哪里来？数一数带权重的层，捷径上的不算。
+# **练习 2.** ResNet-18、34、50、101、152 这些名字从哪里来？数一数带权重的层，跨层连接上的不算。
 
 # %% tags=["answer"]
 
@@ -206,7 +206,7 @@ for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"):
 # the paper's, `resnet18`, it is the other way round. Which has more parameters, and how many more?
 
 # %% [markdown] lang="zh" tags=["exercise"]
-# **练习 3.** 教材的 ResNet-18，卷积有偏置，捷径上没有批量规范化；论文的（`resnet18`）正好相反。哪个参数多，多多少？
+# **练习 3.** 教材的 ResNet-18，卷积有偏置，跨层连接上没有批量规范化；论文的（`resnet18`）正好相反。哪个参数多，多多少？
 
 # %% tags=["answer"]
 

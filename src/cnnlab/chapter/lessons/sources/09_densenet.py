@@ -7,9 +7,9 @@
 # *transition* halves the channels, which would otherwise keep growing, and the side, as pooling does elsewhere.
 
 # %% [markdown] lang="zh"
-# # ResNet 之后：DenseNet
+# # ResNet 之后：稠密连接网络（DenseNet）
 #
-# ResNet 把一层的结果加到输入上，DenseNet（2017）则把两者拼接起来：**稠密块**中的每一层都能看到块的输入和前面各层的全
+# ResNet 把一层的结果加到输入上，DenseNet（2017）则把两者连结起来：**稠密块**中的每一层都能看到块的输入和前面各层的全
 # 部结果，自己再添上几个通道，通道数就是**增长率**。什么都不会被覆盖，所以每一层可以很窄。在块内，边长不变，通道越来越多。块与
 # 块之间的**过渡层**把通道数减半，否则通道会一直增加下去；它也把边长减半，作用与别处的汇聚层相同。
 
@@ -35,7 +35,7 @@ print("the input is still there:", torch.equal(y[:, :3], x))
 # %% [markdown] lang="zh"
 # ## 形状
 #
-# 先是主干，然后稠密块与过渡层交替：通道数增长，再减半。
+# 先是起始层，然后稠密块与过渡层交替：通道数增长，再减半。
 
 # %%
 print(show.shapes("densenet"))
@@ -64,7 +64,7 @@ print(result)
 # %% [markdown] lang="zh"
 # ## 网络内部
 #
-# 主干从一张图像得到的七张特征图，第一个块会原样保留它们；然后是这个块的第一层和最后一层各自添上的特征图，也各取七张。
+# 起始层从一张图像得到的七张特征图，第一个块会原样保留它们；然后是这个块的第一层和最后一层各自添上的特征图，也各取七张。
 
 # %%
 show.maps(result, "0", "1.layers.0", "1.layers.3", count=7)
@@ -73,13 +73,13 @@ show.maps(result, "0", "1.layers.0", "1.layers.3", count=7)
 show.hardest(result)
 
 # %% [markdown] lang="en"
-# ## Full experiment
+# ## Results on Fashion-MNIST
 #
 # A row marked as limited cannot be compared with the printed one. `fast/densenet` is the network above on all images at
 # 32 pixels.
 
 # %% [markdown] lang="zh"
-# ## 完整实验
+# ## 在 Fashion-MNIST 上的结果
 #
 # 注明了限制条件的行不能与书上的数字相比。`fast/densenet` 就是上面的网络，在全部图像上以 32 像素训练。
 
@@ -153,4 +153,4 @@ print("dense:", dense, sum(dense), "residual:", [64] * 4, 4 * 64)
 # implementations share that memory or compute the concatenations again in the backward pass.
 
 # %% [markdown] lang="zh" tags=["solution"]
-# 稠密块省权重，费内存：每一层的输入都把前面的全部结果又存一遍。别的实现会共用这些内存，或在反向传播时重新拼接。
+# 稠密块省权重，费内存：每一层的输入都把前面的全部结果又存一遍。别的实现会共用这些内存，或在反向传播时重新连结。

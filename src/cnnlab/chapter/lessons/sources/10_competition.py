@@ -164,12 +164,12 @@ print(submitted.written.path.read_text()[:40])
 print(competition.score(submitted.written.path, place / "answers.csv"))
 
 # %% [markdown] lang="en"
-# ## Full experiment
+# ## Results on Kaggle's files
 #
 # The same steps on Kaggle's files. Accuracy is on 5,000 held-out labelled images.
 
 # %% [markdown] lang="zh"
-# ## 完整实验
+# ## 在 Kaggle 文件上的结果
 #
 # 同样的步骤用在 Kaggle 的文件上。精度来自留出的 5,000 张有标签的图像。
 
