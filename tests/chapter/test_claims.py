@@ -10,9 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+import cnnlab
+from cnnlab import load_images
 from cnnlab.chapter import lessons
 from cnnlab.chapter.figures import normal_residual
 from cnnlab.chapter.lessons import show
+from cnnlab.inspect.summary import summarize
+from cnnlab.models.densenet import DenseBlock, densenet, transition
 from cnnlab.training.optim import initialize
 
 
@@ -40,6 +44,61 @@ def test_a_table_of_seeds_has_every_network_of_its_lesson(lesson: str) -> None:
             assert f"| {', '.join(f'{v:.3f}' for v in values)} |" in table
 
 
+# AlexNet
+
+
+def relative_gradient(activation: nn.Module, depth: int, start: Callable[[nn.Module], object]) -> float:
+    """Return the norm of the gradient at the input of layers of 64 units, relative to that at their output."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(*[nn.Sequential(nn.Linear(64, 64), activation) for _ in range(depth)])
+    start(layers)
+    x = torch.randn(16, 64, requires_grad=True)
+    y = layers(x)
+    towards = torch.randn_like(y)
+    (y * towards).sum().backward()
+    assert x.grad is not None
+    return (x.grad.norm() / towards.norm()).item()
+
+
+def test_what_an_activation_does_to_gradients_depends_on_the_weights() -> None:
+    def xavier(gain: float) -> Callable[[nn.Module], object]:
+        return lambda net: [nn.init.xavier_uniform_(m.weight, gain) for m in net.modules() if isinstance(m, nn.Linear)]
+
+    sigmoid, relu = ([relative_gradient(a, 8, xavier(g)) for g in (1, 2**0.5, 4)] for a in (nn.Sigmoid(), nn.ReLU()))
+    assert 0.5 < relu[1] < 2  # keeps the gradient's size with the weights that suit it
+    assert sigmoid[1] < 1e-3
+    assert sigmoid[2] > 1000 * sigmoid[0]  # larger weights help
+    assert sigmoid[2] < 0.1  # but many units are then where a sigmoid is flat
+
+
+# Batch normalisation
+
+
+def differences(name: str, scheme: str) -> list[float]:
+    """Return how much 64 images differ at the input of each sigmoid of an untrained network, as the lesson measures."""
+    source = load_images("digits", "train")
+    assert source is not None
+    y = nn.functional.interpolate(source.images[:64] / 255, size=28)
+    torch.manual_seed(0)
+    net = cnnlab.build_model(name)
+    initialize(net, scheme)
+    found = []
+    for layer in net.children():
+        if isinstance(layer, nn.Sigmoid):
+            found.append(y.std(0).mean().item())
+        y = layer(y)
+    return found
+
+
+def test_batch_norm_keeps_images_apart_from_any_initial_weights() -> None:
+    default, xavier = (differences("lenet", scheme) for scheme in ("pytorch", "xavier-uniform"))
+    assert default[-1] < default[0] / 100
+    assert 3 * default[-1] < xavier[-1] < 10 * default[-1]
+    for scheme in ("pytorch", "xavier-uniform", "he-normal"):
+        norm = differences("lenet-bn", scheme)
+        assert norm[-1] >= norm[0]
+
+
 # ResNet
 
 
@@ -55,21 +114,13 @@ def test_plain_deep_networks_are_worse_on_their_training_images_and_residual_one
         assert "init=he-normal" in name or name.startswith("resnet18-small")
 
 
-def relative_gradient(scheme: str, depth: int = 30) -> float:
-    torch.manual_seed(0)
-    layers = nn.Sequential(*[nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in range(depth)])
-    initialize(layers, scheme)
-    x = torch.randn(16, 64, requires_grad=True)
-    y = layers(x)
-    towards = torch.randn_like(y)
-    (y * towards).sum().backward()
-    assert x.grad is not None
-    return (x.grad.norm() / towards.norm()).item()
-
-
 def test_whether_gradients_vanish_depends_on_the_initial_weights() -> None:
-    assert relative_gradient("pytorch") < 1e-10
-    assert 0.1 < relative_gradient("he-normal") < 10
+    default, he = (
+        relative_gradient(nn.ReLU(), 30, lambda net, scheme=scheme: initialize(net, scheme))  # type: ignore[misc]
+        for scheme in ("pytorch", "he-normal")
+    )
+    assert default < 1e-10
+    assert 0.1 < he < 10
 
 
 def test_the_residual_is_named_as_in_the_figure() -> None:
@@ -83,7 +134,7 @@ def test_the_residual_is_named_as_in_the_figure() -> None:
         assert "g(x) = f(x) + x" not in text
 
 
-# NiN, GoogLeNet: what an average forgets
+# NiN: what an average forgets
 
 
 def test_linear_layers_know_positions_and_averages_do_not() -> None:
@@ -95,3 +146,23 @@ def test_linear_layers_know_positions_and_averages_do_not() -> None:
     torch.manual_seed(0)
     assert moved(nn.Sequential(nn.Flatten(), nn.Linear(100, 10))) > 0.1
     assert moved(nn.AdaptiveAvgPool2d(1)) == 0
+
+
+# DenseNet
+
+
+def test_within_a_block_channels_grow_and_the_side_stays() -> None:
+    x = torch.rand(2, 8, 6, 6)
+    y = DenseBlock(4, in_channels=8, growth=5)(x)
+    assert y.shape == (2, 28, 6, 6)
+    assert transition(28, 14, bias=True)(y).shape == (2, 14, 3, 3)
+
+
+def test_the_smaller_images_take_a_ninth_of_the_work() -> None:
+    large, small = (summarize("densenet", image_size=side).multiply_adds for side in (96, 32))
+    assert f"{large / small:.1f}" == "9.0"
+
+
+def test_a_growth_rate_of_8_leaves_a_ninth_of_the_parameters() -> None:
+    wide, narrow = (sum(p.numel() for p in densenet((4, 4, 4, 4), growth=growth).parameters()) for growth in (32, 8))
+    assert round(wide / narrow) == 9

@@ -23,8 +23,8 @@
 #
 # 评估时可能没有批量，就用均值和方差的移动平均代替。
 #
-# 它为什么有用？提出者的解释是**内部协变量偏移**：前面的层在学习，后面各层输入的分布就一直在变。这个解释有争议：
-# S. Santurkar 等人（*How does batch normalization help optimization?*，2018）在规范化之后故意加上这样的偏移，网络照样训练
+# 它为什么有用？提出者的解释是**内部协变量偏移**：前面的层在学习，后面各层输入的分布就一直在变。这个解释有
+# 争议：S. Santurkar 等人（*How does batch normalization help optimization?*，2018）在规范化之后故意加上这样的偏移，网络照样训练
 # 得一样好；他们的解释是损失函数变得更平滑。本课只展示在 LeNet 上能测量到的东西。
 
 # %%
@@ -88,8 +88,9 @@ for name, scheme in (("lenet", "pytorch"), ("lenet", "xavier-uniform"), ("lenet-
 
 # %% [markdown] lang="en"
 # From PyTorch's default weights the images are nearly identical by the last sigmoid, so the output hardly depends on
-# them. Xavier's weights are larger, and more of the differences survives. With batch normalisation the images differ as
-# much at the last sigmoid as at the first, whatever the initial weights: it divides their scale out.
+# them. Xavier's weights are larger, and several times as much of the differences is left, though still little. With
+# batch normalisation the images differ at the last sigmoid no less than at the first, whatever the scale of the initial
+# weights, which it divides out.
 #
 # ## Training
 #
@@ -99,7 +100,8 @@ for name, scheme in (("lenet", "pytorch"), ("lenet", "xavier-uniform"), ("lenet-
 
 # %% [markdown] lang="zh"
 # 从 PyTorch 的默认权重出发，各张图像到最后一个 sigmoid 时已经几乎一样，输出也就几乎与图像无关。Xavier 初始化的权重大一些，
-# 差异保留得多一些。有了批量规范化，各张图像到最后一个 sigmoid 时仍与开头相差得一样多，与初始权重无关：权重的尺度被除掉了。
+# 留下的差异是前者的几倍，但仍然很小。有了批量规范化，各张图像到最后一个 sigmoid 时的差异不比开头小，与初始权重的尺度无关：
+# 这个尺度被除掉了。
 #
 # ## 训练
 #

@@ -21,8 +21,8 @@
 #
 # ## 问题不在梯度消失
 #
-# 常有人说，跨层连接解决的是梯度消失。在没有批量规范化的网络里，梯度是否消失取决于初始权重：下面是没有跨层连接、使用 ReLU 的 1、
-# 10、30 层网络，在输入处的梯度范数。
+# 常有人说，跨层连接解决的是梯度消失。在没有批量规范化的网络里，梯度是否消失取决于初始权重：下面是没有跨层连接、使用 ReLU 的网
+# 络（1、10、30 层），在输入处的梯度范数。
 
 # %%
 from functools import partial
@@ -137,8 +137,8 @@ show.results("lenet-bn", "resnet18")
 # images of 16 pixels, from He's weights. Plot the *training* accuracy: is the deeper network worse because it overfits?
 
 # %% [markdown] lang="zh" tags=["exercise"]
-# **练习 1.** 把 4 个和 16 个 16 通道的残差块连成一串，分别保留和去掉跨层连接，用 He 初始化，在 16 像素的图像上训练。画出
-# **训练**精度：更深的网络更差，是因为过拟合吗？
+# **练习 1.** 把 4 个和 16 个 16 通道的残差块连成一串，分别保留和去掉跨层连接，用 He 初始化，在 16 像素的图像上训练。画
+# 出**训练**精度：更深的网络更差，是因为过拟合吗？
 
 # %% tags=["answer"]
 
