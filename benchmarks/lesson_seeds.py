@@ -44,7 +44,11 @@ def run(name: str, seed: int) -> list[cnnlab.Result]:
 def label(result: cnnlab.Result, first: cnnlab.Result) -> str:
     """Return the network, and the settings that differ from the lesson's first training."""
     settings, usual = result.run.recipe.to_dict(), first.run.recipe.to_dict()
-    changes = [f"{k}={v}" for k, v in settings.items() if k not in ("name", "model") and v != usual[k]]
+    changes = [
+        f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}"
+        for k, v in settings.items()
+        if k not in ("name", "model") and v != usual[k]
+    ]
     return ", ".join([result.run.recipe.model, *changes])
 
 

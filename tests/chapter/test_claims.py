@@ -74,6 +74,35 @@ def test_what_an_activation_does_to_gradients_depends_on_the_weights() -> None:
 # Batch normalisation
 
 
+CHANCE = 0.13
+
+
+def test_without_batch_norm_it_is_the_start_and_the_optimizer_that_decide() -> None:
+    val = last("07_batch_norm", "val_acc")
+    xavier, default = val["lenet"], val["lenet, init=pytorch"]
+    assert max(default) < CHANCE  # an artefact of PyTorch's default weights ...
+    assert max(val["lenet, batch_size=32, init=pytorch"]) < CHANCE
+    assert max(xavier) > 0.8  # ... since from Xavier's, as in the manual, some seeds learn
+    assert min(xavier) < 0.2
+    assert max(val["without-bn"]) < 0.6
+    assert max(val["lenet, learning_rate=0.02"]) < CHANCE
+    for name in ("lenet, learning_rate=0.6", "lenet, batch_size=32"):
+        assert max(val[name]) > max(xavier)
+        assert min(val[name]) < CHANCE
+    adam = [values for name, values in val.items() if "optimizer=adamw" in name]
+    assert len(adam) == 2
+    assert min(map(min, adam)) > 0.9
+    assert min(val["lenet-bn"]) > 0.95
+    assert val["lenet-bn"] == pytest.approx(val["lenet-bn-scratch"], abs=1e-3)
+
+
+def test_with_batch_norm_every_seed_learns_from_the_first_epoch_on() -> None:
+    (file,) = show.results_folder().glob("lesson-07-batch-norm_*.json")
+    trainings = json.loads(file.read_text())["trainings"]
+    assert all(epochs[0] > 0.3 for epochs in trainings["lenet-bn"]["val_acc"])
+    assert all(epochs[2] < CHANCE for epochs in trainings["lenet"]["val_acc"])
+
+
 def differences(name: str, scheme: str) -> list[float]:
     """Return how much 64 images differ at the input of each sigmoid of an untrained network, as the lesson measures."""
     source = load_images("digits", "train")

@@ -127,12 +127,14 @@ show.compare(trained)
 
 # %% [markdown] lang="en"
 # Our layer and PyTorch's differ only by rounding: one line hides the other. Without batch normalisation learning starts
-# late, and how late depends on the seed. So one run is not enough. These are the accuracies of several seeds, measured
-# on the digits; the last rows belong to exercise 1.
+# late, and how late depends on the seed: some runs have hardly begun after 15 epochs. So one run is not enough. With it
+# every run learns from the first epoch on. These are the accuracies of three seeds, measured on the digits; from
+# `lenet, init=pytorch` on the rows belong to exercise 1.
 
 # %% [markdown] lang="zh"
-# 我们的层与 PyTorch 的层只有舍入上的差别：两条曲线重合在一起。没有批量规范化时，学习开始得晚，晚多少取决于种子，所以只运
-# 行一次是不够的。下面是在手写数字上用几个种子测得的精度，最后几行属于练习 1。
+# 我们的层与 PyTorch 的层只有舍入上的差别：两条曲线重合在一起。没有批量规范化时，学习开始得晚，晚多少取决于种子：
+# 有的训练到第 15 个迭代周期还几乎没有开始，所以只运行一次是不够的。有了批量规范化，每次训练从第一个迭代周期起就在学习。下
+# 面是在手写数字上用三个种子测得的精度；从 `lenet, init=pytorch` 起各行属于练习 1。
 
 # %%
 show.seeds("07_batch_norm")
@@ -161,14 +163,14 @@ show.hardest(result)
 # ## Results on Fashion-MNIST
 #
 # The manual's recipe on all of Fashion-MNIST. The test accuracy varies a lot between seeds, while the training figures
-# hardly do: after large steps the running averages may not fit the weights. A figure from a single run says little
-# here. `fast/lenet-bn` ends with small steps.
+# hardly do. Perhaps the running averages do not fit the weights after large steps; this has not been measured. A figure
+# from a single run says little here. `fast/lenet-bn` ends with small steps.
 
 # %% [markdown] lang="zh"
 # ## 在 Fashion-MNIST 上的结果
 #
-# 教材的配方，用在整个 Fashion-MNIST 上。各个种子的测试精度相差很大，训练的数字却很接近：步长大时，移动平均可能跟不上
-# 权重。所以单次运行的数字说明不了什么。`fast/lenet-bn` 在结尾用小步长。
+# 教材的配方，用在整个 Fashion-MNIST 上。各个种子的测试精度相差很大，训练的数字却很接近。也许是步长大时，移动平均跟
+# 不上权重；这一点没有测量过。总之，单次运行的数字说明不了什么。`fast/lenet-bn` 在结尾用小步长。
 
 # %%
 show.results("lenet", "lenet-bn-scratch", "lenet-bn")
@@ -197,10 +199,17 @@ tries = {
 show.compare({name: cnnlab.train(recipe, **settings) for name, settings in tries.items()})
 
 # %% [markdown] lang="en" tags=["solution"]
-# SOLUTION-EN
+# The table above has three seeds of each. With SGD the initial weights decide: from PyTorch's the network stays at chance
+# with either batch size, from Xavier's it learns in some runs. Larger steps or smaller batches, which are more steps,
+# bring it further with some seeds and nowhere with others; smaller steps bring it nowhere. Adam learns with every seed,
+# from either weights: it divides each weight's step by the size of that weight's gradients, so small gradients do no
+# harm. Batch normalisation makes SGD learn with every seed.
 
 # %% [markdown] lang="zh" tags=["solution"]
-# 解答
+# 上面的表对每种设置各有三个种子。使用 SGD 时，起决定作用的是初始权重：从 PyTorch 的默认权重出发，无论批量大小，都停留在随
+# 机猜测的水平；从 Xavier 初始化出发，有几次学得会。加大步长或减小批量（步数更多），有的种子更好，有的毫无进展；减小步长则
+# 学不会。Adam 在每个种子下都学得会，与初始权重无关：它把每个权重的步长除以该权重的梯度大小，所以梯度小也没关系。批量规范化
+# 则使 SGD 在每个种子下都学得会。
 
 # %% [markdown] lang="en" tags=["exercise"]
 # **Exercise 2.** Classify an image with the trained network in training mode, once in a batch with 15 others and once
