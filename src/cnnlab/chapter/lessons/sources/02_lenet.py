@@ -151,11 +151,11 @@ recipe = result.run.recipe
 tries = {name: cnnlab.train(recipe, model=name) for name in ("lenet-relu", "lenet-max", "lenet-relu-max")}
 show.compare({"lenet": result, **tries, "lenet, Xavier": cnnlab.train(recipe, init="xavier-uniform")})
 
-# %% tags=["solution"]
-show.seeds("02_lenet")
-
 # %% [markdown] lang="en" tags=["solution"]
-# SOLUTION-EN
+# Compare how early the curves rise. The slope of a sigmoid is at most 1/4, so each layer weakens the gradient on its way
+# back unless the weights make up for it, and PyTorch's default ones are small. The slope of a ReLU is 1 or 0. Each curve
+# is from one run: repeat them with `seed=1` and `seed=2`.
 
 # %% [markdown] lang="zh" tags=["solution"]
-# 解答
+# 比较各条曲线何时开始上升。sigmoid 的斜率最大只有 1/4，梯度每往回经过一层就减弱一次，除非权重能弥补，而 PyTorch 的默认权重
+# 很小；ReLU 的斜率是 1 或 0。每条曲线只来自一次运行：请用 `seed=1` 和 `seed=2` 各重复一次。
