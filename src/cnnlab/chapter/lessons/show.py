@@ -160,16 +160,18 @@ def results(*names: str) -> Markdown:
     return Markdown(table)
 
 
-def seeds(lesson: str, figure: str = "val_acc") -> Markdown:
-    """Return the committed trainings of a lesson, solutions included: a figure of the last epoch, for each seed.
+def seeds(lesson: str, figure: str = "val_acc", *, epoch: int = 0) -> Markdown:
+    """Return the committed trainings of a lesson, solutions included: a figure of each seed.
 
-    figure: "loss", "train_acc" or "val_acc". Written by `benchmarks/lesson_seeds.py`.
+    figure: "loss", "train_acc" or "val_acc". epoch: counted from 1; 0: the last. Written by
+    `benchmarks/lesson_seeds.py`.
     """
     name = {"loss": "loss", "train_acc": "training accuracy", "val_acc": "validation accuracy"}[figure]
-    lines = [f"| training | {name}, seeds 0, 1, 2, ... |", "|---|---|"]
+    when = f"after epoch {epoch}" if epoch else "in the last epoch"
+    lines = [f"| training | {name} {when}, seeds 0, 1, 2, ... |", "|---|---|"]
     for result in _all_results(f"lesson-{lesson.replace('_', '-')}")[:1]:
         for training, found in result["trainings"].items():
-            lines.append(f"| {training} | {', '.join(f'{epochs[-1]:.3f}' for epochs in found[figure])} |")
+            lines.append(f"| {training} | {', '.join(f'{epochs[epoch - 1]:.3f}' for epochs in found[figure])} |")
     return Markdown("\n".join(lines) + "\n")
 
 
