@@ -97,7 +97,7 @@ def test_short_epochs_do_not_redraw_the_curve(
     """The first and the last are always seen: drawing the others would cost more than the epochs."""
     frames: list[int] = []
 
-    def curves(rows: list[dict[str, Any]], eval_split: str, title: str) -> Figure:
+    def curves(rows: list[dict[str, Any]], recipe: Recipe, title: str) -> Figure:
         if title.startswith("epoch"):  # the other one is the run's own, curves.png
             frames.append(len(rows))
         return Figure()

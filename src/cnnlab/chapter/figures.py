@@ -6,8 +6,6 @@ change of a network shows in its figure.
 
 from __future__ import annotations
 
-import io
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,9 @@ from cnnlab.inference import load_network
 from cnnlab.io import figures as plots
 from cnnlab.io.errors import CnnlabError, expand, reason, unknown
 from cnnlab.io.files import write_atomic
+from cnnlab.io.fonts import drawable, wrap
 from cnnlab.models import build_model
+from cnnlab.models.airbench import Whitening
 from cnnlab.models.nin import nin_block
 from cnnlab.models.resnet import Residual
 from cnnlab.models.vgg import vgg_block
@@ -60,8 +60,8 @@ def figures(
     names: keys of FIGURES. Default: all, but 1.1 only with `run`, whose filters it shows, and 1.8 only with `data`, a
     source of images. Existing files are replaced.
 
-    Raises: CnnlabError for an unknown name or format, for a missing `run` or `data`, if Graphviz is not installed, and
-    if the folder cannot be written.
+    Raises: CnnlabError for an unknown name or format, for a missing `run` or `data`, and if the folder
+    cannot be written.
     """
     given = {"": True, "run": run is not None, "data": data is not None}
     chosen = list(names) if names else [n for n, f in FIGURES.items() if given[f.needs]]
@@ -106,8 +106,8 @@ def _draw(
     figure = FIGURES[name]
     title = f"Figure {name}: {figure.title}"
     if figure.draw is not None:
-        dot = drawing(figure.draw(), title)
-        return [(suffix, render(dot, suffix)) for suffix in formats]
+        page = drawing(figure.draw(), title)
+        return [(suffix, render(page, suffix)) for suffix in formats]
     if figure.needs == "data":
         assert data is not None
         images = load_images(data, "train")
@@ -126,7 +126,8 @@ def filters(run: Run, weights: str | None = None) -> Any:
     """Draw the filters of the first convolution of a trained run, row by row, as a matplotlib figure.
 
     weights: "best" or "last". Default: as `cnnlab predict`. Each filter is scaled on its own, as in `filter_pixels`;
-    for other than one or three channels the mean over the channels is drawn. Raises: CnnlabError if the network has no
+    for other than one or three channels the mean over the channels is drawn. The caption says so if the filters are not
+    learned but whiten the images. Raises: CnnlabError if the network has no
     convolution.
     """
     from matplotlib.figure import Figure as Picture
@@ -142,21 +143,22 @@ def filters(run: Run, weights: str | None = None) -> Any:
     columns = filter_columns(len(pixels))
     channels = {1: "", 3: ", in colour"}.get(first.in_channels, f", mean over {first.in_channels} channels")
     caption = [
-        f"{len(pixels)} filters {height}×{width}{channels}: {network}, layer {layer}",
-        f"{run.path.name}, {_epoch(run, file)}",
+        f"{len(pixels)} filters {height}×{width}{channels}: {drawable(network)}, layer {layer}",
+        f"{drawable(run.path.name)}, {_epoch(run, file)}",
         "each scaled on its own: black −a, grey 0, white a, where a is its largest absolute weight",
     ]
+    if isinstance(first, Whitening):
+        caption.insert(1, "whitening: computed from the training images before the first epoch, not learned")
     grid = plots.mosaic([pixels[i : i + columns] for i in range(0, len(pixels), columns)], white=1)
     page = max(columns * (0.42 if columns > 8 else 0.7), 4.6)  # inches
-    lines = [part for line in caption for part in textwrap.wrap(line, int(page * 15), break_long_words=True)]
+    lines = "\n".join(wrap(line, page - 0.1, 8) for line in caption).split("\n")
     head, tall = 0.15 * len(lines) + 0.12, page * grid.shape[0] / grid.shape[1]
     picture = Picture(figsize=(page, head + tall + 0.05))
     total = picture.get_figheight()
     axes = picture.add_axes((0.01, 0.04 / total, 0.98, tall / total))
     axes.imshow(grid, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_axis_off()
-    text = "\n".join(lines).replace("$", r"\$")
-    picture.text(0.5, 1 - 0.06 / total, text, ha="center", va="top", fontsize=8, linespacing=1.25)
+    picture.text(0.5, 1 - 0.06 / total, "\n".join(lines), ha="center", va="top", fontsize=8, linespacing=1.25)
     return picture
 
 
@@ -193,12 +195,10 @@ def _epoch(run: Run, file: Path) -> str:
 def _save(picture: Any, format: str, title: str) -> bytes:
     from matplotlib import rc_context
 
-    buffer = io.BytesIO()
     # Without the date and with a fixed salt, so that the same weights give the same file.
     metadata = {"Title": title, **({"Date": None} if format == "svg" else {})}
     with rc_context({"svg.hashsalt": "cnnlab"}):
-        picture.savefig(buffer, format=format, dpi=DPI, metadata=metadata)
-    return buffer.getvalue()
+        return plots.file(picture, format=format, dpi=DPI, metadata=metadata)
 
 
 # 1.2 to 1.7
@@ -216,7 +216,7 @@ def alexnet_vgg() -> list[Panel]:
     """Return AlexNet layer by layer, the inside of a VGG block, and VGG-11 block by block."""
     return [
         Panel("AlexNet", merged(_network("alexnet", 224)), short=True),
-        Panel("VGG block", _block(lambda: vgg_block(2, 256, 512), (256, 28, 28)), short=True, output=" "),
+        Panel("VGG block", _block(lambda: vgg_block(2, 256, 512), (256, 28, 28)), short=True, output="output"),
         Panel("VGG-11", _blocks("vgg11", 224), short=True),
     ]
 
@@ -224,9 +224,9 @@ def alexnet_vgg() -> list[Panel]:
 def vgg_nin() -> list[Panel]:
     """Return the inside of a block of each, and both networks block by block."""
     return [
-        Panel("VGG block", _block(lambda: vgg_block(2, 256, 512), (256, 28, 28)), short=True, output=" "),
+        Panel("VGG block", _block(lambda: vgg_block(2, 256, 512), (256, 28, 28)), short=True, output="output"),
         Panel("VGG-11", _blocks("vgg11", 224), short=True),
-        Panel("NiN block", _block(lambda: nin_block(1, 96, 11, 4, 0), (1, 224, 224)), short=True, output=" "),
+        Panel("NiN block", _block(lambda: nin_block(1, 96, 11, 4, 0), (1, 224, 224)), short=True, output="output"),
         Panel("NiN", _blocks("nin", 224), short=True),
     ]
 
@@ -258,7 +258,7 @@ def resnet18() -> list[Panel]:
     """Return the whole network in two halves, with a background behind each module."""
     graph = merged(_network("resnet18-manual", 224))
     third = next(name for name, box in graph.boxes.items() if box.scope[:1] == ("3",))
-    halves = graph.split(third, "from the second module")
+    halves = graph.split(third, "after module 2")
     titles = ("the manual's ResNet-18", "continued")
     return [Panel(title, half, short=True, frame_blocks=True) for title, half in zip(titles, halves, strict=True)]
 

@@ -124,7 +124,7 @@ def trace(model: nn.Module, image: tuple[int, int, int], *, name: str = "image")
             label, kind = f"{name}, {shape_text(shape)}", "text"
         else:
             label, kind = layer_label(layer) if layer is not None else _operation(node)
-        short = "BN" if label == "batch norm" else label.split(", pad")[0].replace("stride ", "/")
+        short = "BN" if label == "batch norm" else label.replace("stride ", "/")
         boxes[node.name] = Box((label,), kind, shape, short, scope=tracer.scopes[node.name])
         arrows += [(i, node.name) for i in inputs]
     return Graph(boxes, tuple(arrows))

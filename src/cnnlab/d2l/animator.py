@@ -5,10 +5,8 @@ Figures are created without pyplot, so matplotlib's backend is left alone.
 
 from __future__ import annotations
 
-import io
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from importlib import import_module
@@ -157,7 +155,8 @@ class Animator:
         axes = self.axes[0]
         axes.cla()
         for xs, ys, style in zip(self.X, self.Y, cycle(self.fmts), strict=False):
-            axes.plot(xs, ys, style)
+            # A line through a single point would be invisible.
+            axes.plot(xs, ys, style, **({"marker": "o"} if len(xs) == 1 else {}))
         set_axes(axes, *self._style, self.names if self._legend else [])
         return self.fig
 
@@ -184,11 +183,9 @@ class Animator:
     def _show(self) -> None:
         from IPython.display import display
 
-        svg = io.StringIO()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # else one warning per letter
-            self.plot().savefig(svg, format="svg")
-        data = {"image/svg+xml": svg.getvalue(), "text/plain": repr(self.fig)}
+        from cnnlab.io import figures  # imports matplotlib, which is slow
+
+        data = {"image/svg+xml": figures.svg(self.plot()), "text/plain": repr(self.fig)}
         if self._handle is None:
             self._handle = display(data, raw=True, display_id=True)
         else:

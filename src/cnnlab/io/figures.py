@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import math
 import statistics
-import textwrap
-import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.files import write_atomic
-from cnnlab.io.text import escape, truncate
+from cnnlab.io.fonts import drawable, report_numbers, shorten, use_fonts, width, wrap
 
 # Distinct for colour-blind readers and, with the dashes, in greyscale print.
 TRAIN_COLOR, EVAL_COLOR = "#3b6fb6", "#d1495b"
@@ -38,11 +37,11 @@ def speeds(rows: Sequence[dict[str, Any]], peaks: dict[str, dict[str, Any]], whe
         widths = [100 * row["fraction_of_peak"] for row in bars]
         label = f"{precision}: peak {best['flops_per_second'] / 1e9:,.0f} GFLOP/s"
         axes.barh(places, widths, height * 0.92, color=(TRAIN_COLOR, EVAL_COLOR)[i % 2], label=label)
-        for place, width, row in zip(places, widths, bars, strict=True):
-            axes.annotate(f"{row['images_per_second']:,.0f} images/s", (width, place), (4, 0),
+        for place, end, row in zip(places, widths, bars, strict=True):
+            axes.annotate(f"{row['images_per_second']:,.0f} images/s", (end, place), (4, 0),
                           textcoords="offset points", va="center", fontsize=8)  # fmt: skip
     axes.set_yticks(range(len(names)), [
-        plain(f"{name}\n{row['image_size']} px, batch {row['batch_size']}")
+        f"{shorten(drawable(name), 1.7, 8)}\n{row['image_size']} px, batch {row['batch_size']}"
         for name in names for row in [next(r for r in rows if r["model"] == name)]
     ], fontsize=8)  # fmt: skip
     axes.invert_yaxis()
@@ -51,22 +50,32 @@ def speeds(rows: Sequence[dict[str, Any]], peaks: dict[str, dict[str, Any]], whe
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=len(peaks), frameon=False, fontsize=8)
+    add_legend(figure)
     add_title(figure, f"Training steps including data; {where}")
     return figure
 
 
 def samples(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> Figure:
-    """Draw sample images, a row of (H, W, C) uint8 arrays per class, of at most 30 classes: the manual's figure 1.8."""
-    rows, columns = rows[:30], max(map(len, rows))
-    labels = [plain(truncate(name, 32)) for name in names[: len(rows)]]
-    width = 0.4 + 0.085 * max(map(len, labels)) + 0.62 * columns  # inches
-    figure = Figure(figsize=(width, 0.62 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(mosaic(rows), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    """Draw sample images, a row of (H, W, C) uint8 arrays per class, of at most 30 classes: the manual's figure 1.8.
+
+    A note says how many classes are left out.
+    """
+    count, rows = len(rows), rows[:30]
+    labels = [shorten(drawable(name), 2.6, 9) for name in names[: len(rows)]]
+    grid = mosaic(rows)
+    left, below = max(width(label, 9) for label in labels) + 0.15, 0.25 if count > len(rows) else 0.05  # inches
+    tall = 0.62 * len(rows)
+    wide = tall * grid.shape[1] / grid.shape[0]
+    note = f"the first {len(rows)} of {count:,} classes" if count > len(rows) else ""
+    page = max(left + wide + 0.05, width(note, 8) + 0.2), tall + below + 0.05
+    figure = Figure(figsize=page)
+    axes = figure.add_axes((left / page[0], below / page[1], wide / page[0], tall / page[1]))
+    axes.imshow(grid, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     step = axes.get_ylim()[0] / len(rows)  # the y axis points down
     axes.set_yticks([(i + 0.5) * step for i in range(len(rows))], labels, fontsize=9)
     axes.set_xticks([])
+    if note:
+        figure.text(0.5, 0.06 / page[1], note, ha="center", fontsize=8)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure
@@ -88,6 +97,7 @@ def mosaic(rows: Sequence[Sequence[Any]], white: float = 255) -> np.ndarray:
 def pairs(titled: Sequence[tuple[str, Sequence[Any]]], columns: int = 6) -> Figure:
     """Draw pairs of images side by side. titled: (title, two (H, W, C) uint8 arrays)."""
     rows = -(-len(titled) // columns)
+    columns = -(-len(titled) // rows)  # rows that are equally full
     figure = Figure(figsize=(1.75 * columns, 1.05 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for place in grid:
@@ -95,7 +105,7 @@ def pairs(titled: Sequence[tuple[str, Sequence[Any]]], columns: int = 6) -> Figu
     for place, (title, (left, right)) in zip(grid, titled, strict=False):
         gap = np.full((left.shape[0], max(1, left.shape[1] // 14), left.shape[2]), 255, np.uint8)
         place.imshow(np.concatenate((left, gap, right), axis=1), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        place.set_title(plain(title), fontsize=6, pad=1)
+        place.set_title(shorten(drawable(title), 1.65, 7), fontsize=7, pad=2)
     return figure
 
 
@@ -145,20 +155,85 @@ def grades(accuracies: Sequence[float], title: str = "") -> Figure:
 def add_title(figure: Figure, text: str) -> None:
     """Set the figure's title, wrapped to its width; "" sets none."""
     if text:
-        lines = textwrap.wrap(plain(text), int(12 * figure.get_figwidth()))  # characters per inch at this size
-        figure.suptitle("\n".join(lines), fontsize=10)
+        figure.suptitle(wrap(drawable(text), figure.get_figwidth() - 0.3, 10), fontsize=10)
+
+
+def add_legend(figure: Figure, columns: int = 3, size: float = 8) -> None:
+    """Put the legend of all lines and bars below the axes, in as many columns as fit. The figure grows by its lines.
+
+    Names are shortened to the width of a column.
+    """
+    handles, labels = [], []
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.append(handle)
+            labels.append(label)
+    beside = 0.55  # inches: the line before a name, and the gap after it
+    page = figure.get_figwidth() - 0.3
+    widest = max((width(label, size) for label in labels), default=0) + beside
+    columns = max(1, min(columns, len(labels), int(page / widest)))
+    labels = [shorten(label, page / columns - beside, size) for label in labels]
+    figure.set_figheight(figure.get_figheight() + 0.17 * (-(-len(labels) // columns) - 1))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=size,
+                  columnspacing=1.5)  # fmt: skip
+
+
+def lines(axes: Any, named: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> None:
+    """Draw (name, x, y) as lines. Where several are equal, the earlier ones are broader and show at the sides."""
+    marked = max((len(x) for _, x, _ in named), default=0) <= 20
+    steps = [_steps(x, y) for _, x, y in named]
+    for i, (name, x, y) in enumerate(named):
+        covering = min(sum(bool(steps[i] & other) for other in steps[i + 1 :]), 5)
+        # Ten colours, then the same ones dashed.
+        axes.plot(x, y, label=name, ls=("-", "--", ":", "-.")[i // 10 % 4], lw=1.5 + 2.2 * covering,
+                  marker="o" if marked or len(x) == 1 else "", markersize=3 + 2.8 * covering)  # fmt: skip
+
+
+def _steps(x: Sequence[float], y: Sequence[float]) -> set[tuple[float, ...]]:
+    """Return the line's straight pieces, as (x, y, next x, next y); of a single point (x, y)."""
+    points = list(zip(x, y, strict=True))
+    return {a + b for a, b in pairwise(points)} or set(points)
+
+
+def epoch_axis(axes: Any, epochs: Sequence[int]) -> None:
+    """Label the x axis with whole epochs, none before the first or after the last one, with a margin on both sides."""
+    first, last = min(epochs, default=1), max(epochs, default=1)
+    ticks = (
+        MaxNLocator(8, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]).tick_values(first, last)
+        if last > first
+        else [first]
+    )
+    inside = [tick for tick in ticks if first < tick <= last]
+    if not inside or inside[0] - first >= (last - first) / 12:
+        inside = [first, *inside]
+    axes.set_xticks(inside)
+    margin = max(0.5 if last == first else 0.0, 0.04 * (last - first))
+    axes.set_xlim(first - margin, last + margin)
+    axes.set_xlabel("epoch")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def share_axis(axes: Any) -> None:
+    """Let the y axis show 0 to 1 and a margin, so that a line at either end is not on the frame."""
+    axes.set_ylim(-0.04, 1.04)
+    axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
 
 
 def png(figure: Figure, dpi: int = 144) -> bytes:
     """Return the figure as a PNG file."""
+    return file(figure, format="png", dpi=dpi)
+
+
+def svg(figure: Figure) -> str:
+    """Return the figure as the text of an SVG file."""
+    return file(figure, format="svg").decode()
+
+
+def file(figure: Figure, **options: Any) -> bytes:
+    """Return the figure as a file, with fonts for all its letters. options: those of `Figure.savefig`."""
+    use_fonts(figure)
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # Letters that the font lacks become boxes; a warning for each would only fill the screen.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.savefig(buffer, format="png", dpi=dpi)
+    figure.savefig(buffer, **options)
+    report_numbers()
     return buffer.getvalue()
-
-
-def plain(text: str) -> str:
-    """Return a user's text for a figure: escaped, without mathematics, each line at most 150 characters long."""
-    return "\n".join(truncate(escape(line), 150) for line in text.split("\n")).replace("$", r"\$")

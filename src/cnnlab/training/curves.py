@@ -2,75 +2,116 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from cnnlab.io.figures import EVAL_COLOR, TRAIN_COLOR, add_title, plain, png
+from cnnlab.io.figures import (
+    EVAL_COLOR,
+    TRAIN_COLOR,
+    add_legend,
+    add_title,
+    epoch_axis,
+    lines,
+    png,
+    share_axis,
+)
 from cnnlab.io.files import write_atomic
-from cnnlab.recipe import KEYS
+from cnnlab.io.fonts import drawable
+from cnnlab.recipe import KEYS, Recipe
+from cnnlab.training.progress import ranking
 from cnnlab.training.runs import Run
 
 _LABELS = {"train": "training images, not augmented"}
+# A loss is off the scale if it is this many times the next smaller one, which counts as at least 0.6: the usual fall
+# in the first epochs is not. At most a tenth of the points, or two, may be.
+_OFF_SCALE, _LEAST = 4, 0.6
 
 
-def curves(rows: Sequence[dict[str, Any]], eval_split: str, title: str = "") -> Figure:
-    """Draw loss and accuracy of training and of the evaluation split over the epochs. rows: of metrics.jsonl."""
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
+def curves(rows: Sequence[dict[str, Any]], recipe: Recipe, title: str = "") -> Figure:
+    """Draw loss and accuracy of training and of the evaluation split over the epochs. rows: of metrics.jsonl.
+
+    With validation images a ring marks the best epoch. Single losses far above the others are off the scale; a note
+    says where they are and how large.
+    """
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    epochs, key = [row["epoch"] for row in rows], KEYS[eval_split]
+    epochs, key = [row["epoch"] for row in rows], KEYS[recipe.eval_split]
+    split = _LABELS.get(recipe.eval_split, recipe.eval_split)
+    changed = _changed_labels(recipe)
+    train_label, eval_label = "training", split
+    if changed:
+        train_label, eval_label = f"training (loss with {changed})", f"{split} (loss without)"
+    best = max(rows, key=lambda row: ranking(row, recipe)) if rows and recipe.eval_split == "validation" else None
+    marker = "o" if len(rows) <= 20 else ""
     for axes, train_key, eval_key in ((left, "loss", f"{key}_loss"), (right, "train_acc", f"{key}_acc")):
-        marker = {"marker": "o" if len(rows) <= 20 else "", "markersize": 3}
-        axes.plot(epochs, [row[train_key] for row in rows], color=TRAIN_COLOR, label="training", **marker)
-        label = _LABELS.get(eval_split, eval_split)
-        axes.plot(epochs, [row[eval_key] for row in rows], color=EVAL_COLOR, ls="--", label=label, **marker)
-        _style(axes)
-    left.set_ylabel("loss (mean cross-entropy)")
+        # Where both are equal, the broad line shows between the dashes of the other.
+        axes.plot(epochs, [row[train_key] for row in rows], color=TRAIN_COLOR, lw=2.4, marker=marker, markersize=5,
+                  label=train_label if axes is left else "")  # fmt: skip
+        axes.plot(epochs, [row[eval_key] for row in rows], color=EVAL_COLOR, ls="--", lw=1.4, marker=marker,
+                  markersize=2.5, label=eval_label if axes is left else "")  # fmt: skip
+        if best is not None:
+            label = f"best epoch: {best['epoch']}, val acc {best['val_acc']:.3f}" if axes is right else ""
+            axes.plot(best["epoch"], best[eval_key], "o", color=EVAL_COLOR, fillstyle="none", markersize=9, label=label)
+        epoch_axis(axes, epochs)
+    _loss_axis(left, rows, ("loss", f"{key}_loss"))
+    left.set_ylabel("loss" if changed else "loss (mean cross-entropy)")
+    share_axis(right)
     right.set_ylabel("accuracy")
     if rows:
-        left.update_datalim([(epochs[0], 0)])
-        left.autoscale_view()
         last = rows[-1][f"{key}_acc"]
-        right.annotate(f"{last:.3f}", (epochs[-1], last), (4, 0), textcoords="offset points", color=EVAL_COLOR,
+        right.annotate(f"{last:.3f}", (epochs[-1], last), (7, 0), textcoords="offset points", color=EVAL_COLOR,
                        va="center", fontsize=9)  # fmt: skip
-    left.set_ylim(bottom=0)
-    left.legend(frameon=False)
+    add_legend(figure)
     add_title(figure, title)
     return figure
 
 
 def comparison(runs: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) -> Figure:
     """Draw accuracy on the evaluation split over the epochs, a line per run. runs: (name, evaluation split, rows)."""
-    below = len(runs) > 6  # inside the axes so many names would hide the lines
-    figure = Figure(figsize=(8, 4 + (0.1 * len(runs) if below else 0)), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    for i, (name, eval_split, rows) in enumerate(runs):
-        key = f"{KEYS[eval_split]}_acc"
-        marker = "." if len(rows) <= 20 else ""
-        # Ten colours, then the same ones dashed.
-        style = ("-", "--", ":", "-.")[i // 10 % 4]
-        label = plain(f"{name} ({eval_split})")
-        axes.plot([r["epoch"] for r in rows], [r[key] for r in rows], label=label, marker=marker, ls=style)
+    drawn = []
+    for name, eval_split, rows in runs:
+        y = [row[f"{KEYS[eval_split]}_acc"] for row in rows]
+        drawn.append((drawable(f"{name} ({eval_split}{f', last {y[-1]:.3f}' if y else ''})"),
+                      [row["epoch"] for row in rows], y))  # fmt: skip
+    lines(axes, drawn)
+    share_axis(axes)
     axes.set_ylabel("accuracy")
-    _style(axes)
-    if below:
-        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    else:
-        axes.legend(frameon=False, fontsize=8)
+    epoch_axis(axes, [x for _, xs, _ in drawn for x in xs])
+    add_legend(figure, columns=2)
     return figure
 
 
-def _style(axes: Any) -> None:
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+def _changed_labels(recipe: Recipe) -> str:
+    """Return how the labels of the training loss differ from those of the evaluation, or ""."""
+    names = [f"label smoothing {recipe.label_smoothing:g}"] if recipe.label_smoothing else []
+    names += [name for name, alpha in (("mixup", recipe.mixup), ("CutMix", recipe.cutmix)) if alpha]
+    return " and ".join(names)
+
+
+def _loss_axis(axes: Any, rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:
+    """Show 0 to the largest loss, with a margin; name those that are off the scale."""
+    values = {(row["epoch"], key): row[key] for row in rows for key in keys if math.isfinite(row[key])}
+    falling = sorted(values.values(), reverse=True)
+    outliers = 0
+    for k in range(1, min(max(2, len(falling) // 10), len(falling) - 2) + 1):
+        if falling[k - 1] > _OFF_SCALE * max(falling[k], _LEAST):
+            outliers = k
+    top = (falling[outliers] if falling else 0) or 1.0
+    axes.set_ylim(-0.04 * top, 1.08 * top)
+    if outliers:
+        above = sorted(((epoch, value) for (epoch, _), value in values.items() if value > top), key=lambda e: -e[1])
+        named = dict(reversed(above[:3]))  # the larger one of an epoch
+        text = ", ".join(f"{value:.3g} in epoch {epoch}" for epoch, value in sorted(named.items()))
+        axes.set_title(f"off the scale: {text}{', ...' if len(above) > 3 else ''}", fontsize=8)
 
 
 def save_curves(run: Run, rows: Sequence[dict[str, Any]]) -> None:
     """Save loss and accuracy of a run as curves.png in its folder. Raise OSError."""
     recipe = run.recipe
     title = f"{recipe.model} on {recipe.data.split('/')[-1]}, recipe {recipe.name}, seed {recipe.seed}"
-    write_atomic(run.path / "curves.png", png(curves(rows, recipe.eval_split, title)))
+    write_atomic(run.path / "curves.png", png(curves(rows, recipe, title)))

@@ -227,7 +227,7 @@ class Notebook(Display):
             f"epoch {row['epoch']}: loss {row['loss']:.3f}, train acc {row['train_acc']:.3f}, "
             f"{key} acc {row[f'{key}_acc']:.3f}, {row['images_per_second']:,.0f} images/s"
         )
-        image = Image(data=plots.png(curves(self._rows, self._recipe.eval_split, title), dpi=100), format="png")
+        image = Image(data=plots.png(curves(self._rows, self._recipe, title), dpi=100), format="png")
         if self._handle is None:
             self._handle = display(image, display_id=True)
         else:

@@ -20,6 +20,7 @@ from cnnlab.inference import load_network, probabilities, validation_images
 from cnnlab.inspect.summary import summarize, summary_format
 from cnnlab.io import figures as plots
 from cnnlab.io.errors import CnnlabError
+from cnnlab.io.fonts import drawable, shorten
 from cnnlab.training.curves import comparison
 from cnnlab.training.results import Result
 
@@ -42,12 +43,12 @@ def plot(x: Sequence[float], curves: Mapping[str, Sequence[float]], xlabel: str,
     """Draw a line over `x` for each of the named `curves`."""
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
-    for name, y in curves.items():
-        axes.plot(x, y, marker=".", label=name)
+    plots.lines(axes, [(drawable(name), x, y) for name, y in curves.items()])
     axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.margins(y=0.08)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    plots.add_legend(figure)
     return _picture(figure)
 
 
@@ -75,9 +76,8 @@ def grid(
     for place, tile, (low, high) in zip(places, tiles, ends, strict=False):
         pixels = tile if tile.ndim == 2 else tile.permute(1, 2, 0)
         place.imshow((pixels - low).numpy() / ((high - low) or 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    size = min(8.0, 150 / max([1, *map(len, titles)]))  # or long ones would run into each other
     for place, text in zip(places, titles, strict=False):
-        place.set_title(text.replace("$", r"\$"), fontsize=size)
+        place.set_title(shorten(drawable(text), 1.0, 7), fontsize=7)
     return _picture(figure)
 
 
