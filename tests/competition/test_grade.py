@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import os
 import re
 import tempfile
 import unicodedata
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -86,7 +88,7 @@ def test_one_submission(room: Path, labels: Path) -> None:
 
 def test_each_bad_file_is_refused_and_stops_no_other(room: Path, labels: Path) -> None:
     bad = [
-        b"", b"id;label\n", b"id,lable\n1,cat\n", TRUE.encode("utf-16"), b"id,label\n1,cat\n", b"id,label\n1,cat\n1,dog\n",
+        b"", b"id;label\n", b"id,lable\n1,cat\n", TRUE.encode("utf-32"), b"id,label\n1,cat\n", b"id,label\n1,cat\n1,dog\n",
         b'id,label\n1,"cat\n', b"id,label\n1,c\x1b[2Jat\n", b"PK\x03\x04" + bytes(range(256)), gzip.compress(TRUE.encode()),
         b"%PDF-1.7\n", b"x" * (2 << 20),
     ]  # fmt: skip
@@ -335,6 +337,172 @@ def test_faults_of_the_teacher_are_errors(cnnlab: Command, room: Path, labels: P
                       [room, "--labels", labels, "--label-column", "truth"], [room]):  # fmt: skip
         one_line_error(cnnlab("grade", *arguments))
     assert not Path("runs").exists()
+
+
+CANVAS = """Student,ID,SIS User ID,SIS Login ID,Section,HW 1 (77)
+    Points Possible,,,,,10
+"Smith, John",4211,U001001,jsmith,A,
+"Lee, Ann",4212,U001002,alee,A,
+"Müller, Zoë",4213,U001003,zmueller,A,
+"Student, Test",4299,,abc,A,
+"""
+BLACKBOARD = (
+    '"Last Name","First Name","Username","Student ID"\n"Smith","John","jsmith","1001"\n"Lee","Ann","alee","1002"\n'
+)
+MOODLE = "First name,Surname,ID number,Email address\nJohn,Smith,1001,j@x.edu\nAnn,Lee,1002,a@x.edu\n"
+WORKSHEET = (
+    "Identifier,Full name,Email address,Status\nParticipant 77,John Smith,j@x.edu,-\nParticipant 78,Ann Lee,,-\n"
+)
+CHINESE = "学号,姓名,班级\n3210101234,张三,一班\n3210101235,李四,一班\n3210101236,欧阳娜娜,一班\n"
+
+
+@pytest.mark.parametrize(
+    ("roster", "hand_ins", "wanted"),
+    [
+        (CANVAS, {"smithjohn_4211_90001_submission.csv": "Smith, John", "leeann_LATE_4212_90002_my-1.csv": "Lee, Ann",
+                  "müllerzoë_4213_90003_a.csv": "Müller, Zoë"}, ""),
+        (CANVAS, {"leeann_90_4211_a.csv": "Lee, Ann", "U001001.csv": "Smith, John"}, "Müller, Zoë"),
+        (BLACKBOARD, {"Homework 1_jsmith_attempt_2026-03-01-12-30-00_submission.csv": "John Smith"}, "Ann Lee"),
+        (BLACKBOARD.replace(",", "\t").encode("utf-16"), {"HW_alee_attempt_2026-03-01-12-30-00_a.csv": "Ann Lee"},
+         "John Smith"),
+        (MOODLE, {"John Smith_778899_assignsubmission_file_/a.csv": "John Smith",
+                  "Ann Lee_778_assignsubmission_file_submission.csv": "Ann Lee"}, ""),
+        (WORKSHEET, {"J. Smith_77_assignsubmission_file_/a.csv": "John Smith", "LEE Ann.csv": "Ann Lee"}, ""),
+        (MOODLE.replace(",", ";"), {"hw2_1002.csv": "Ann Lee"}, "John Smith"),
+        ("\ufeff" + CHINESE, {"3210101234_张三_submission.csv": "张三", "李四3210101235.csv": "李四",
+                              "欧阳娜娜-作业2.csv": "欧阳娜娜"}, ""),
+        (CHINESE.encode("gbk"), {"作业1-3210101234-张三.csv": "张三", "HW1_李四.csv": "李四"}, "欧阳娜娜"),
+        (CHINESE.encode("utf-16"), {os.fsdecode("3210101234张三.csv".encode("gbk")): "张三",
+                                    "李四.csv".encode("gbk").decode("cp437"): "李四"}, "欧阳娜娜"),
+        ("3210101234 name\n3210101235 other one\n", {"3210101234_name_submission.csv": "3210101234 name",
+                                                     "other one.csv": "3210101235 other one"}, ""),
+        ("姓,名,邮箱\n张,三,zs@zju.edu.cn\n李,四,ls01@zju.edu.cn\n", {"ls01.csv": "李四", "张三.csv": "张三"}, ""),
+        (" STUDENT ID , Full_Name\n12345,Ann\n23456,Bo\n", {"12345.csv": "Ann"}, "Bo"),
+    ],
+)  # fmt: skip
+def test_rosters_as_exported(
+    room: Path, labels: Path, tmp_path: Path, roster: str | bytes, hand_ins: dict[str, str], wanted: str
+) -> None:
+    for name in hand_ins:
+        put(room, name)
+    grades = grade(room, labels, roster=put(tmp_path, "roster.csv", roster))
+    found = by_name(grades)
+    assert {name: row.status for name, row in found.items()} == dict.fromkeys(hand_ins.values(), "scored") | (
+        {wanted: "missing"} if wanted else {}
+    )
+    assert not any("roster" in row.note for row in grades.rows)
+
+
+def test_a_hand_in_that_fits_two_students_is_nobodys(room: Path, labels: Path, tmp_path: Path) -> None:
+    put(room, "li wei.csv")
+    put(room, "3210101234_李四.csv")  # the number of one, the name of another
+    put(room, "Ann Brown.csv", HALF)  # not Ann
+    put(room, "Li Wei_20002.csv", NONE)
+    roster = put(tmp_path, "r.csv", CHINESE + "20001,Li Wei,\n20002,Li Wei,\n20003,Ann,\n")
+    rows = by_name(grade(room, labels, roster=roster))
+    assert "'Li Wei (20001)', 'Li Wei (20002)'" in rows["li wei"].note
+    assert "'张三', '李四'" in rows["3210101234_李四"].note
+    assert rows["Ann Brown"].note.startswith("not on the roster")
+    assert rows["Li Wei (20002)"].status == "scored"
+    assert {name for name, row in rows.items() if row.status == "missing"} == {
+        "Li Wei (20001)", "张三", "李四", "欧阳娜娜", "Ann",
+    }  # fmt: skip
+
+
+def test_rosters_that_are_no_table_of_students(room: Path, labels: Path, tmp_path: Path) -> None:
+    for name, content, why in (
+        ("a.csv", "Alumno;Curso\nAna;1\n", "no column of names"), ("a.xlsx", workbook("xlsx"), "Excel workbook"),
+        ("a.csv", workbook("ods"), "OpenDocument spreadsheet"), ("a.csv", "<!DOCTYPE html>\n<html>", "web page"),
+        ("a.xls", "Müller\n".encode("latin-1"), "not UTF-8"), ("a.csv", "Name\n", "0 students"),
+    ):  # fmt: skip
+        with pytest.raises(CnnlabError, match=why):
+            grade(room, labels, roster=put(tmp_path, name, content))
+
+
+def workbook(kind: str) -> bytes:
+    """A file that has the members by which a workbook is known."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as zipped:
+        if kind == "ods":
+            zipped.writestr("mimetype", "application/vnd.oasis.opendocument.spreadsheet", zipfile.ZIP_STORED)
+        for name in {"xlsx": ["[Content_Types].xml", "xl/workbook.xml"], "numbers": ["Index/Document.iwa"]}.get(
+            kind, ["a"]
+        ):
+            zipped.writestr(name, b"x" * 2000)
+    return buffer.getvalue()
+
+
+def test_encodings_of_spreadsheets(room: Path, labels: Path) -> None:
+    content = "编号,标签\n1,猫\n2,狗\n3,狗\n4,猫\n"
+    truth = put(room.parent, "truth.csv", content.encode("gb18030"))
+    codecs = ("utf-8", "utf-8-sig", "gbk", "utf-16", "utf-16-le", "utf-16-be")
+    for codec in codecs:
+        put(room, f"{codec}.csv", content.encode(codec))
+    put(room, "tabs.csv", content.replace(",", "\t").encode("utf-16"))
+    grades = grade(room, truth, id_column="编号", label_column="标签")
+    assert [row.score and row.score.accuracy for row in grades.rows] == [1.0] * 7
+    assert status(grade(put(room, "x.csv", "id,label\n1,Müller\n".encode("latin-1")), labels)) == {"x": "refused"}
+
+
+def test_headers_in_any_case(room: Path, labels: Path) -> None:
+    for name, header in (
+        ("a", "Id,Label"),
+        ("b", " ID , LABEL "),
+        ("c", "\u00a0Id,ｌabel"),
+        ("d", "Id,id,label,Label"),
+    ):
+        body = TRUE.partition("\n")[2]
+        put(room, f"{name}.csv", f"{header}\n" + (body if name != "d" else "x,1,cat,y\n"))
+    rows = by_name(grade(room, labels))
+    assert [rows[n].status for n in "abc"] == ["scored"] * 3
+    assert "lacks 3 ids" in rows["d"].note  # its columns are those of exactly that name
+    assert status(grade(put(room, "e.csv", "Id,iD,label\n1,1,cat\n"), labels)) == {"e": "refused"}
+
+
+def test_a_hand_in_without_any_known_label_is_refused(room: Path, labels: Path) -> None:
+    put(room, "numbers.csv", "id,label\n1,0\n2,1\n3,1\n4,0\n")
+    put(room, "case.csv", TRUE.replace("cat", "Cat").replace("dog", "Dog"))
+    rows = by_name(grade(room, labels))
+    assert {row.status for row in rows.values()} == {"refused"}
+    assert "known: 'cat', 'dog'" in rows["numbers"].note
+    assert "did you mean 'cat'?" in rows["case"].note
+    with pytest.raises(CnnlabError, match="none of its labels is a class"):
+        score(room / "case.csv", labels)
+
+
+def test_what_is_handed_in_instead_of_a_table(room: Path, labels: Path) -> None:
+    kinds = {
+        "xlsx": (workbook("xlsx"), "Excel workbook"), "numbers": (workbook("numbers"), "Numbers"),
+        "zip": (workbook("zip"), "zip archive; |zip archive, not"), "xls": (bytes.fromhex("d0cf11e0a1b11ae1"), "Office file"),
+        "rar": (b"Rar!\x1a\x07\1\0", "RAR"), "gz": (gzip.compress(b"x"), "gzip"), "html": (b"\n<!doctype HTML><p>Log in", "web page"),
+        "pdf": (b"%PDF-1.7", "PDF"), "lfs": (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        "json": (b'[{"id": 1}]', "JSON"), "zeros": (bytes(5000), "zero bytes"),
+    }  # fmt: skip
+    for name, (content, _) in kinds.items():
+        put(room, f"{name}.csv", content)
+        put(room, f"{name}2.{name}", content)
+    rows = by_name(grade(room, labels))
+    for name, (content, why) in kinds.items():
+        assert re.search(why, rows[name].note), name
+        assert re.search(why, rows[f"{name}2"].note), name
+        assert rows[name].status == rows[f"{name}2"].status == "refused"
+        with pytest.raises(CnnlabError, match=why):
+            score(labels, put(room, "labels.csv", content))
+    with pytest.raises(CnnlabError, match="unpack it and name the folder"):
+        grade(put(room.parent, "all.zip", workbook("zip")), labels)
+
+
+def test_one_zero_does_not_stretch_the_histogram() -> None:
+    for outliers in ([0.0], [0.1, 0.0]):
+        accuracies = [0.9 + i / 400 for i in range(20)] + outliers
+        (axes,) = plots.grades(accuracies, "").axes
+        heights = [p.get_height() for p in axes.patches]
+        assert sum(heights) == len(accuracies)
+        assert min(p.get_x() for p in axes.patches) > 0.8
+        assert axes.get_xlim()[0] > 0.8
+        assert heights[-1] == len(outliers)
+    (axes,) = plots.grades([0.1] * 8 + [0.9] * 12, "").axes  # many at chance are no outliers
+    assert min(p.get_x() for p in axes.patches) < 0.11
 
 
 def test_an_empty_class(room: Path, labels: Path, tmp_path: Path) -> None:

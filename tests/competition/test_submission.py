@@ -53,6 +53,9 @@ def refused(call: object, *args: object, **kwargs: object) -> str:
         b'"id","label"\n"1","cat"\n"2","dog"\n',
         b"label,usage,id\ncat,Public,1\ndog,Private,2\n",
         b"\n  \n id , label\n\n1,cat\n   \n2,dog\n\n\n",
+        "id,label\n1,cat\n2,dog\n".encode("utf-16"),
+        "ID\tLabel\r\n1\tcat\r\n2\tdog\r\n".encode("utf-16"),
+        b"ID,LABEL\n1,cat\n2,dog\n",
     ],
 )
 def test_shapes_of_csv(tmp_path: Path, content: bytes) -> None:
@@ -89,7 +92,7 @@ def test_only_a_header_gives_nothing(tmp_path: Path) -> None:
         ("id,label\n1,c\u2028at\n".encode(), ["line 2", "'c\\u2028at' has"]),
         (b"id,label\n1,c\0at\n", ["line 2", "not UTF-8 text"]),
         (b"id,label\n1,cat\n2,\xff\n", ["line 3", "not UTF-8 text"]),
-        (codecs.BOM_UTF16_LE + "id,label\n".encode("utf-16-le"), ["line 1", "not UTF-8 text"]),
+        ("id,label\n".encode("utf-32"), ["line 1", "not UTF-8 text"]),
         (b'id,label\n1,cat\n2,"dog\n3,cat\n', ["line 3", "quotes"]),
         (b'id,label\n1,"cat"x\n', ["line 2", "quotes"]),
         (b"id,label\n1,cat\n2," + b"x" * 200_000 + b"\n", ["line 3", "field limit"]),
@@ -149,6 +152,11 @@ def test_the_samples_order_of_rows_and_columns(tmp_path: Path) -> None:
     assert (found.rows, found.backup, found.changed) == (3, None, True)
     assert str(found) == f"{path}: 3 rows"
     sample = file(tmp_path, "usage,what,name\nx,cat,3\nx,cat,1\n", "other.csv")
+    path = tmp_path / "cased.csv"
+    write_submission(
+        path, ["1"], ["dog"], sample=file(tmp_path, "Label,Id\ncat,1\n", "cased-sample.csv"), classes=CLASSES
+    )
+    assert path.read_text() == "Label,Id\ndog,1\n"
     path = tmp_path / "other-submission.csv"
     write_submission(
         path, ["1", "3"], ["dog", "cat"], sample=sample, classes=CLASSES, id_column="name", label_column="what"

@@ -6,6 +6,7 @@ file stops the others. Links are reported, not followed, and text from students 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -13,18 +14,20 @@ import os
 import re
 import stat
 import statistics
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cnnlab.competition.roster import MOST_STUDENTS, Roster, key, of_names, read_roster
 from cnnlab.competition.submission import Score, Truth, measure, read_truth
 from cnnlab.data.imageset import Report, no_report
 from cnnlab.io import figures as plots
 from cnnlab.io.csv import first, read_table
+from cnnlab.io.encodings import readable_name
 from cnnlab.io.errors import CnnlabError, expand, reason
 from cnnlab.io.files import write_atomic
+from cnnlab.io.kinds import file_kind
 from cnnlab.io.text import cell, escape
 from cnnlab.training.folders import named_folder
 
@@ -33,7 +36,7 @@ TABLE, PICTURE = "grades.csv", "grades.png"
 COLUMNS = ("student", "status", "accuracy", "correct", "images", "file", "note")
 
 _LARGEST = 32 << 20  # bytes of a submission; one for 300,000 images takes 4 MB
-_MOST_ENTRIES = 10_000  # files and folders of the class, and of each student
+_MOST_ENTRIES = MOST_STUDENTS  # files and folders of the class, and of each student
 _LITTER = ("__macosx", "thumbs.db", "desktop.ini")  # what macOS and Windows leave in archives, besides hidden files
 
 
@@ -153,8 +156,9 @@ def grade(
 
     submissions: a CSV file, or a folder with a CSV file or a folder per student, named after the student. In a
     student's folder the only CSV file counts; of several, the one named submission.csv.
-    roster: the students, each of whom gets a line: a folder with a file or a folder per student, or a text file with a
-    name per line. Unless `submissions` is a folder, a roster's folder holds the submissions.
+    roster: the students, each of whom gets a line: a folder with a file or a folder per student, a text file with a
+    name per line, or a table as Canvas, Moodle and Blackboard export it (see `cnnlab.competition.roster`). Unless
+    `submissions` is a folder, a roster's folder holds the submissions.
     out: the folder where grades will be saved; grades in it are no submission.
     Raises: CnnlabError for labels, a roster or a folder that cannot be read.
     """
@@ -166,10 +170,12 @@ def grade(
     students, listed, skipped = _find(submissions, roster, own_paths)
     rows: list[Grade] = []
     same_file: dict[bytes, list[int]] = {}  # hash of a scored file -> its rows
-    for number, key in enumerate(sorted(students, key=_natural)):
+    for number, name in enumerate(sorted(students, key=_natural)):
         report("grading", number, len(students))
-        row, digest = _graded(students[key], truth, limit, id_column, label_column)
-        rows.append(row.with_note("not on the roster") if roster is not None and key not in listed else row)
+        row, digest = _graded(students[name], truth, limit, id_column, label_column)
+        if roster is not None and name not in listed:
+            row = row.with_note(students[name].doubt or "not on the roster")
+        rows.append(row)
         if digest:
             same_file.setdefault(digest, []).append(number)
     for group in same_file.values():
@@ -180,11 +186,15 @@ def grade(
 
 @dataclass
 class _Student:
-    """name: escaped; files: CSV files by their escaped names; faults: why other files do not count."""
+    """name: escaped; files: CSV files by their escaped names; faults: why other files do not count.
+
+    doubt: on whom of the roster the name of the hand-in fits, if it fits several.
+    """
 
     name: str
     files: dict[str, Path] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
+    doubt: str = ""
 
 
 def _find(
@@ -196,18 +206,42 @@ def _find(
     if place is None and (names is None or not names.is_dir()):
         raise CnnlabError("nothing to grade; name a submission, or a folder of them")
     skipped: list[str] = []
-    listed: dict[str, _Student] = {}
-    if names is not None:
-        listed = _students(names, own, skipped) if names.is_dir() else _read_roster(names)
-    students = dict(listed)
-    if place is not None and place.is_dir():
-        students = {key: _Student(student.name) for key, student in listed.items()}
-        students |= _students(place, own, skipped)
-    elif place is not None and place.is_file():
-        students[_key(place.stem)] = _Student(escape(place.stem), {escape(place.name): place.resolve()})
-    elif place is not None:
+    people = Roster([], [])
+    students: dict[str, _Student] = {}
+    if names is not None and names.is_dir():
+        students = _students(names, people, own, skipped)
+        people = of_names(student.name for student in students.values())
+    elif names is not None:
+        people = read_roster(names)
+        skipped += people.passed
+    listed = {key(person.name): _Student(escape(person.name)) for person in people.people}
+    if place is None:
+        return students, set(students), list(dict.fromkeys(skipped))
+    if place.is_dir():
+        found = _students(place, people, own, skipped)
+    elif place.is_file():
+        if (kind := file_kind(place)) and kind.group == "archive":
+            raise CnnlabError(f"{submissions} is {kind.what}; unpack it and name the folder of submissions")
+        found = {}
+        _owner(place.stem, people, found).files[escape(place.name)] = place.resolve()
+        if names is not None and names.is_dir():
+            found = students | found
+    else:
         raise CnnlabError(f"{submissions} does not exist; name a submission, or a folder of them")
-    return students, set(listed), list(dict.fromkeys(skipped))
+    return listed | found, set(listed), list(dict.fromkeys(skipped))
+
+
+def _owner(hand_in: str, people: Roster, students: dict[str, _Student]) -> _Student:
+    """Return the entry of `students` for the student whose name or number is in the name of a hand-in."""
+    hand_in = readable_name(hand_in)
+    owners = people.owners(hand_in)
+    if len(owners) == 1:
+        name = owners[0].name
+        return students.setdefault(key(name), _Student(escape(hand_in if key(hand_in) == key(name) else name)))
+    student = students.setdefault(key(hand_in), _Student(escape(hand_in)))
+    if owners:
+        student.doubt = f"fits several on the roster: {first([person.name for person in owners])}; rename it"
+    return student
 
 
 def _graded(
@@ -247,7 +281,7 @@ def _read(path: Path, name: str, limit: int) -> bytes:
     return content
 
 
-def _students(folder: Path, own: list[Path], skipped: list[str]) -> dict[str, _Student]:
+def _students(folder: Path, people: Roster, own: list[Path], skipped: list[str]) -> dict[str, _Student]:
     """Return the students of a folder by key. own: resolved paths of the teacher's files, which are skipped."""
     students: dict[str, _Student] = {}
     try:
@@ -263,8 +297,7 @@ def _students(folder: Path, own: list[Path], skipped: list[str]) -> dict[str, _S
             continue
         is_folder = path.is_dir() and not path.is_symlink()
         is_file = not is_folder and (not path.is_symlink() or _is_csv(name))
-        student_name = Path(name).stem if is_file else name
-        student = students.setdefault(_key(student_name), _Student(escape(student_name)))
+        student = _owner(Path(name).stem if is_file else name, people, students)
         if is_folder:
             _search(student, path, folder)
         else:
@@ -301,7 +334,12 @@ def _add(student: _Student, path: Path, top: Path, files: dict[str, Path]) -> No
     if path.is_symlink():
         student.faults.append(f"{name} is a link, which is not followed; hand in the file itself")
     elif not _is_csv(path.name):
-        student.faults.append(f"{name} is not a CSV file; save the table as CSV")
+        kind = None
+        with contextlib.suppress(OSError):
+            kind = file_kind(path)
+        student.faults.append(
+            f"{name} {kind.in_place_of_table() if kind else 'is not a CSV file; save the table as CSV'}"
+        )
     else:
         files[name] = path
 
@@ -313,26 +351,6 @@ def _visible(names: Iterable[str]) -> list[str]:
 def _check_count(count: int, folder: Path) -> None:
     if count > _MOST_ENTRIES:
         raise CnnlabError(f"{folder.name} holds over {_MOST_ENTRIES:,} files; give or name the right folder")
-
-
-def _read_roster(path: Path) -> dict[str, _Student]:
-    """Return the students in a text file with a name per line."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(_LARGEST)
-        names = [line.strip() for line in content.decode("utf-8-sig").splitlines() if line.strip()]
-    except OSError as error:
-        raise CnnlabError(f"cannot read the roster {path}: {reason(error)}; name a folder or a text file") from error
-    except ValueError as error:
-        raise CnnlabError(f"the roster {path} is not UTF-8 text; save it as UTF-8 with a name per line") from error
-    if not 0 < len(names) <= _MOST_ENTRIES:
-        raise CnnlabError(f"the roster {path} has {len(names):,} lines; give it a name per line")
-    return {_key(name): _Student(escape(name)) for name in names}
-
-
-def _key(name: str) -> str:
-    """Return a student's name without differences of case, surrounding spaces and the encoding of accents."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name.strip()).casefold())
 
 
 def _natural(name: str) -> list[str | int]:

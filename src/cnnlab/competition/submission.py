@@ -118,14 +118,16 @@ def write_submission(
     if len(ids) != len(labels):
         raise ValueError(f"expected a label per id, got {len(ids)} ids and {len(labels)} labels")
     path = expand(path)
-    wanted = Table(True, list(ids), []) if sample is None else _read(sample, id_column, label_column)
+    wanted = Table(True, list(ids), [], (id_column, label_column))
+    if sample is not None:
+        wanted = _read(sample, id_column, label_column)
     id_first, order = wanted.id_first, wanted.ids
     _same_ids(ids, order, sample)
     _known_labels(labels, classes)
     answers = dict(zip(ids, labels, strict=True))
     text = io.StringIO()
     write = csv.writer(text, lineterminator="\n")
-    for row in ((id_column, label_column), *((i, answers[i]) for i in order)):
+    for row in (wanted.columns, *((i, answers[i]) for i in order)):
         write.writerow([_plain(field) for field in (row if id_first else row[::-1])])
     content = text.getvalue().encode()
     try:
@@ -171,6 +173,9 @@ def measure(given: Table, truth: Truth, path: str | Path) -> Score:
     for i, c in zip(truth.ids, truth.labels, strict=True):
         confusion[number[c], number.get(answers[i], k)] += 1
     no_class = dict(Counter(answers[i] for i in truth.ids if answers[i] not in number).most_common())
+    if sum(no_class.values()) == len(truth.ids):
+        hint = near(next(iter(no_class)), truth.classes)
+        raise CnnlabError(f"{path}: none of its labels is a class ({first(no_class)}); {hint}")
     unscored = len(given.ids) - len(truth.ids)
     return Score(Path(path), truth.classes, confusion[:, :k], confusion[:, k], no_class, unscored)
 

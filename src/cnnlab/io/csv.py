@@ -1,6 +1,7 @@
 """Read two columns of a CSV file, ids and values: labels, sample submissions and submissions.
 
-Ids and values stay exactly as they are in the file, with their spaces.
+Ids and values stay exactly as they are in the file, with their spaces. Files are UTF-8, UTF-16 or GBK, as spreadsheets
+save them; columns are found whatever the case and the spaces of their names.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ import csv
 import difflib
 import io
 import re
+import unicodedata
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import IO
+from typing import IO, Any
 
+from cnnlab.io.encodings import text_encoding
 from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.kinds import HEAD, kind_of
 
 _MOST_ROWS = 5_000_000
 # Characters of a line, of a row of several lines, and of a file. They bound the memory: "a,a,a,..." takes thirty times
@@ -27,11 +31,15 @@ UNFIT = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Table:
-    """ids, values: N texts each, in the file's order; id_first: whether the column of ids comes first."""
+    """ids, values: N texts each, in the file's order; id_first: whether the column of ids comes first.
+
+    columns: the names of both columns, as in the file but without spaces around them.
+    """
 
     id_first: bool
     ids: list[str]
     values: list[str]
+    columns: tuple[str, str] = ("id", "label")
 
 
 def read_table(
@@ -40,17 +48,17 @@ def read_table(
 ) -> Table:  # fmt: skip
     """Read two columns of a CSV file with a header, and close the file.
 
-    The file is UTF-8 with or without a byte order mark, with any line ends and quoted fields; other columns and blank
-    lines are ignored. Ids must not be empty, nor repeat unless `repeats`; values may be empty unless `blanks` is False.
+    The file has any line ends and quoted fields, and commas or tabs between them; other columns and blank lines are
+    ignored. Ids must not be empty, nor repeat unless `repeats`; values may be empty unless `blanks` is False.
     name: the file's name in errors. Raises: CnnlabError that names the file, usually the line, and the remedy.
     """
-    id_column, value_column = id_column.strip(), value_column.strip()
+    names = ("", "")
     width, place, other, line = 0, 0, 0, 1  # number of columns, those of id and value, and the row's first line
     lines: dict[str, int] = {}  # id -> its line
     ids: list[str] = []
     values: list[str] = []
-    with _text(file) as text:
-        reader = csv.reader(_lines(text, name), strict=True)
+    with open_text(file, name) as text:
+        reader = table_reader(text, name)
         try:
             for row in reader:
                 start, line = line, reader.line_num + 1
@@ -58,6 +66,7 @@ def read_table(
                     continue
                 if not width:
                     width, place, other = len(row), _column(name, row, id_column), _column(name, row, value_column)
+                    names = (row[place].strip(), row[other].strip())
                     continue
                 if len(row) != width:
                     fault = f"{len(row)} fields, but the header has {width}; correct that line"
@@ -80,20 +89,38 @@ def read_table(
             raise CnnlabError(f"{name}, line {line}: {reason(error)}; correct the quotes from there on") from error
     if not width:
         raise CnnlabError(f"{name} is empty; it should start with a header that names its columns")
-    return Table(place <= other, ids, values)
+    return Table(place <= other, ids, values, names)
 
 
 def read_header(file: IO[bytes], name: str) -> list[str]:
     """Read the first row that is not blank, and close the file. Return [] for an empty file. Raises: CnnlabError."""
     try:
-        with _text(file) as text:
-            return next((row for row in csv.reader(_lines(text, name), strict=True) if row), [])
+        with open_text(file, name) as text:
+            return next((row for row in table_reader(text, name) if row), [])
     except csv.Error as error:
         raise CnnlabError(f"{name}, line 1: {reason(error)}; save the table as CSV in UTF-8") from error
 
 
-def _text(file: IO[bytes]) -> io.TextIOWrapper:
-    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+def open_text(file: IO[bytes], name: str) -> io.TextIOWrapper:
+    """Read a file of text whose encoding is found from its bytes, and close it.
+
+    Bytes that fit no encoding become surrogates. Raise CnnlabError for what is no text (see `kinds`) or too large.
+    """
+    with file:
+        content = file.read(HEAD)
+        if kind := kind_of(content):
+            raise CnnlabError(f"{name} {kind.in_place_of_table()}")
+        content += file.read(_LARGEST + 1 - len(content))
+    if len(content) > _LARGEST:
+        raise CnnlabError(f"{name} is over {_LARGEST:,} bytes; name the right file")
+    return io.TextIOWrapper(io.BytesIO(content), text_encoding(content), errors="surrogateescape", newline="")
+
+
+def table_reader(text: io.TextIOWrapper, name: str) -> Any:
+    """Return a reader of the rows. Tabs separate columns if the first line has some and no comma, as in Excel's."""
+    head = text.readline(_LONGEST_LINE)
+    text.seek(0)
+    return csv.reader(_lines(text, name), delimiter="\t" if "\t" in head and "," not in head else ",", strict=True)
 
 
 def _lines(text: io.TextIOWrapper, name: str) -> Iterator[str]:
@@ -121,12 +148,21 @@ def _lines(text: io.TextIOWrapper, name: str) -> Iterator[str]:
 
 def _column(name: str, header: list[str], column: str) -> int:
     columns = [h.strip() for h in header]
-    if columns.count(column) == 1:
-        return columns.index(column)
-    if column in columns:
-        raise CnnlabError(f"{name}: its header has {columns.count(column)} columns {column!r}; rename all but one")
+    wanted = column.strip()
+    if wanted not in columns:
+        columns = list(map(plain_header, columns))
+        wanted = plain_header(wanted)
+    if columns.count(wanted) == 1:
+        return columns.index(wanted)
+    if wanted in columns:
+        raise CnnlabError(f"{name}: its header has {columns.count(wanted)} columns {column!r}; rename all but one")
     hint = "; separate columns by commas" if len(header) == 1 and {";", "\t"} & set(header[0]) else ""
-    raise CnnlabError(f"{name}: no column {column!r}; {near(column, columns[:1000])}{hint}")
+    raise CnnlabError(f"{name}: no column {column!r}; {near(column, [h.strip() for h in header[:1000]])}{hint}")
+
+
+def plain_header(text: str) -> str:
+    """Return a column's name without differences of case, width and spaces: `Student ID`, `student id`, `ｉｄ`."""
+    return " ".join(unicodedata.normalize("NFKC", text).replace("_", " ").split()).casefold()
 
 
 def quoted(text: str) -> str:

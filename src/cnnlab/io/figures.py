@@ -126,9 +126,14 @@ def save(path: Path, figure: Figure) -> None:
 
 
 def grades(accuracies: Sequence[float], title: str = "") -> Figure:
-    """Draw a histogram of the submissions' accuracies and their median; `accuracies` may be empty."""
+    """Draw a histogram of the submissions' accuracies and their median; `accuracies` may be empty.
+
+    A few submissions far below the others share one grey bar at the left, so that the others keep their scale.
+    """
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     axes = figure.subplots()
+    below = _far_below(accuracies)
+    accuracies, everybody = sorted(accuracies)[len(below) :], accuracies
     lowest = min(accuracies, default=0.0)
     # The narrowest bins that make at most 24 bars; the last one ends at 1.
     width = next((w for w in (0.0025, 0.005, 0.01, 0.02) if (1 - lowest) / w <= 24), 0.05)
@@ -136,10 +141,16 @@ def grades(accuracies: Sequence[float], title: str = "") -> Figure:
     # Both are rounded, so that 0.85 falls into the bin that starts there in spite of rounding errors.
     edges = [round(1 - (bars - i) * width, 9) for i in range(bars + 1)]
     axes.hist([max(edges[0], round(a, 9)) for a in accuracies], edges, color=TRAIN_COLOR, edgecolor="white")
-    if accuracies:
-        middle = statistics.median(accuracies)
+    if below:
+        place = edges[0] - 1.5 * width
+        label = f"{len(below)} below {edges[0]:.4g}, the lowest {min(below):.4f}"
+        axes.bar(place, len(below), width, color="#8a8a8a", edgecolor="white", label=label)
+        ticks = [tick for tick in axes.get_xticks() if edges[0] - 1e-9 <= tick <= 1 + 1e-9]
+        axes.set_xticks([place, *ticks], [f"<{edges[0]:.4g}", *(f"{tick:.4g}" for tick in ticks)])
+    if everybody:
+        middle = statistics.median(everybody)
         axes.axvline(middle, color=EVAL_COLOR, ls="--", label=f"median {middle:.4f}")
-        axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)  # above the axes
+        axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=2)  # above the axes
     else:
         axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.set_xlabel("accuracy")
@@ -150,6 +161,16 @@ def grades(accuracies: Sequence[float], title: str = "") -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     add_title(figure, title)
     return figure
+
+
+def _far_below(accuracies: Sequence[float]) -> list[float]:
+    """Return the outliers at the lower end: at most a tenth of all values, or one."""
+    if not accuracies:
+        return []
+    middle = statistics.median(accuracies)
+    spread = statistics.median(abs(a - middle) for a in accuracies)
+    below = sorted(a for a in accuracies if a < middle - max(0.1, 8 * spread))
+    return below if len(below) <= max(1, len(accuracies) // 10) else []
 
 
 def add_title(figure: Figure, text: str) -> None:
