@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from cnnlab.competition.prepare_store import prepare_store
+from cnnlab.competition.submission import read_pairs
+from cnnlab.data import load_images
 from cnnlab.data.archives import Archive, archive_ending, base, open_archive
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.walk import image_files
@@ -367,9 +370,73 @@ def test_other_files(tmp_path: Path) -> None:
     assert ".7z or .zip" in refusal(tmp_path / "a.rar")
     for kind in KINDS:
         (tmp_path / f"a{kind}").write_bytes(b"<html>Sign in</html>" * 100)
-        assert "damaged or incomplete" in refusal(tmp_path / f"a{kind}")
+        assert "web page (HTML); log in" in refusal(tmp_path / f"a{kind}")
+        (tmp_path / f"a{kind}").write_bytes(b"")
+        assert "it is empty" in refusal(tmp_path / f"a{kind}")
         with pytest.raises(CnnlabError, match="cannot read .*No such file"):
             open_archive(tmp_path / f"none{kind}")
+
+
+def workbook(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as zipped:
+        zipped.writestr("[Content_Types].xml", "x")
+        zipped.writestr("xl/workbook.xml", "x")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("a.rar", b"Rar!\x1a\x07\1\0", "a RAR archive"),
+        ("a.tar.gz", b"\x1f\x8b\x08\0", "a gzip file"), ("a.tgz", b"\x1f\x8b\x08\0", "a gzip file"),
+        ("a.tar", bytes(257) + b"ustar\x0000", "a tar archive"), ("a.tar.xz", b"\xfd7zXZ\0\0", "an xz file"),
+        ("a.zst", b"\x28\xb5\x2f\xfd", "a zstd file"), ("a.bz2", b"BZh91AY&SY", "a bzip2 file"),
+        ("a.7z.001", b"7z\xbc\xaf\x27\x1c\0\4", "a part of a split archive"), ("a.7z.002", b"\3\2\1", "a part of a split"),
+        ("a.z01", b"PK\7\x08", "a part of a split archive"), ("a.part1.rar", b"Rar!\x1a\x07\0", "a part of a split archive"),
+        ("a.zip", b"\x1f\x8b\x08\0", "a gzip file"), ("a.7z", b"Rar!\x1a\x07\0", "a RAR archive"),
+        ("a.zip", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        ("a.7z", bytes(9999), "zero bytes"), ("a.zip", b"<?xml version='1.0'?><Error><Code>AccessDenied", "XML document"),
+        ("a.zip", b"\xef\xbb\xbf<!DOCTYPE html>", "a web page"), ("a.zip", b'{"message": "Forbidden"}', "JSON"),
+    ],
+)  # fmt: skip
+def test_what_is_given_instead_of_an_archive(tmp_path: Path, name: str, content: bytes, what: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert what in refusal(path)
+    with pytest.raises(CnnlabError, match=what):
+        load_images(f"folder:{path}", "train")
+    with pytest.raises(CnnlabError, match=what):
+        load_images(str(path), "train")
+    with pytest.raises(CnnlabError, match=what):
+        prepare_store(path, store=tmp_path / "store")
+    with pytest.raises(CnnlabError):
+        read_pairs(path)
+
+
+def test_a_workbook_is_no_archive_of_images(tmp_path: Path) -> None:
+    for name in ("a.xlsx", "a.zip"):
+        assert "an Excel workbook; give the folder or archive" in refusal(workbook(tmp_path / name))
+
+
+def test_archives_by_their_content(tmp_path: Path) -> None:
+    for kind, name in ((".zip", "a.7z"), (".7z", "a.zip"), (".zip", "a")):
+        path = pack(tmp_path / f"b{kind}", [("1.png", png())]).rename(tmp_path / name)
+        assert contents(path) == [("1.png", png())]
+
+
+@pytest.mark.parametrize("codec", ["gbk", "utf-8", "cp437"])
+def test_names_in_a_zip_without_a_mark_of_their_encoding(tmp_path: Path, codec: str) -> None:
+    names = ["Müller.png", "Ärger/ö.png"] if codec == "cp437" else ["猫/张三.png", "狗/李四.png"]
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as zipped:
+        for i, name in enumerate(names):
+            zipped.writestr(f"{i}" * len(name.encode(codec)), png(i))
+    content = path.read_bytes()
+    for i, name in enumerate(names):
+        raw = name.encode(codec)
+        content = content.replace(f"{i}".encode() * len(raw), raw)
+    path.write_bytes(content)
+    assert contents(path) == [(name, png(i)) for i, name in enumerate(names)]
 
 
 def test_without_py7zr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

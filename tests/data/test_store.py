@@ -501,6 +501,25 @@ def test_hostile_archives_are_refused(leaves: Leaves) -> None:
     assert "holds no images" in error(leaves)
 
 
+def test_names_in_another_case_and_files_of_another_kind(leaves: Leaves, tmp_path: Path) -> None:
+    folder = leaves.write()
+    (folder / "train.zip").rename(folder / "TRAIN.zip")
+    (folder / "species.csv").rename(folder / "Species.CSV")
+    assert len(run(folder, tmp_path / "elsewhere" / "store").train) == len(leaves.labels)
+    (folder / "TRAIN.zip").rename(folder / "train.rar")
+    (folder / "train.rar").write_bytes(b"Rar!\x1a\x07\1\0")
+    assert "train.rar is a RAR archive; unpack it" in error(folder)
+    (folder / "train.rar").unlink()
+    (folder / "train").mkdir()
+    with zipfile.ZipFile(folder / "Species.xlsx", "w") as zipped:
+        zipped.writestr("xl/workbook.xml", "x")
+    (folder / "Species.CSV").unlink()
+    assert "Species.xlsx is an Excel workbook, not a CSV file" in error(folder)
+    (tmp_path / "outer").mkdir()
+    folder.rename(tmp_path / "outer" / "inner")
+    assert "but inner in it has: give that folder" in error(tmp_path / "outer")
+
+
 def test_a_damaged_zip(leaves: Leaves) -> None:
     whole = leaves.write(nested=".")
     whole.write_bytes(whole.read_bytes()[:-30])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import shutil
@@ -16,6 +17,7 @@ from cnnlab.data.archives import ARCHIVES, Archive, archive_ending, open_archive
 from cnnlab.data.archives.zip import ZIP_ERRORS, check_compression, is_folder, open_zip
 from cnnlab.io.decode import ENDINGS
 from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.kinds import HEAD, Kind, file_kind, kind_of
 
 _CSV_LIMIT = 256 << 20  # bytes; 300,000 rows are four million
 
@@ -51,11 +53,15 @@ class Place:
         elif not path.exists():
             raise CnnlabError(f"{path} does not exist; give the folder with the competition's files, or its zip")
         elif archive_ending(path.name) != ".zip":
-            raise CnnlabError(f"{path} is neither a folder nor a zip; give the folder that holds it")
+            kind = file_kind(path)
+            raise CnnlabError(
+                f"{path} {kind.in_place_of_archive()}" if kind
+                else f"{path} is neither a folder nor a zip; give the folder that holds it"
+            )  # fmt: skip
         else:
             self._zip = open_zip(path, str(path))
             files = [(PurePosixPath(info.filename), info) for info in self._zip.infolist() if not is_folder(info)]
-            homes = [file.parent for file, _ in files if file.name == layout.labels]
+            homes = [file.parent for file, _ in files if file.name.casefold() == layout.labels.casefold()]
             home = min(homes, key=lambda p: len(p.parts), default=PurePosixPath())
             self._inside = "" if home == PurePosixPath() else f"{home}/"
             depth = len(home.parts)
@@ -74,19 +80,41 @@ class Place:
         """Return the archive or folder that `name` means, or None. An archive takes precedence over its folder."""
         for candidate in [name] * bool(archive_ending(name)) + [name + ending for ending in ARCHIVES] + [name]:
             # In a zip, a folder may be named like an archive.
-            if candidate in self._names and (not self._zip or self.has(candidate) == bool(archive_ending(candidate))):
-                return candidate
+            there = self._actual(candidate)
+            if there in self._names and (not self._zip or self.has(there) == bool(archive_ending(there))):
+                return there
         return None
+
+    def _actual(self, name: str) -> str:
+        """Return the name as it is there, if only the case differs: `Train` for `train`."""
+        other = [n for n in self._names if n.casefold() == name.casefold()]
+        return other[0] if name not in self._names and len(other) == 1 else name
 
     def missing(self, name: str, what: str) -> CnnlabError:
         """Return the error for a file that does not exist."""
+        stem = name.casefold().split(".")[0]
+        for other in self._names:  # train.rar, train.tar.gz, trainLabels.xlsx
+            if other.casefold().split(".")[0] == stem and "." in other and (kind := self._kind(other)):
+                why = kind.in_place_of_table() if name.lower().endswith(".csv") else kind.in_place_of_archive()
+                return CnnlabError(f"{self.path} has no {name} ({what}): {other} {why}")
         there = ", ".join(self._names[:12]) or "nothing"
+        inside = [n for n in self._names if not self._zip and (self.path / n / name).exists()]
+        if len(inside) == 1:
+            return CnnlabError(f"{self.path} has no {name} ({what}), but {inside[0]} in it has: give that folder")
         zips = [n for n in self._names if n.endswith(".zip")]
         hint = f"; if {zips[0]} is the competition's zip, give {self.path / zips[0]} itself" if zips else ""
         return CnnlabError(f"{self.path} has no {name} ({what}); it has {there}{hint}")
 
+    def _kind(self, name: str) -> Kind | None:
+        if self._zip is None:
+            return file_kind(self.path / name)
+        with contextlib.suppress(OSError, CnnlabError, *ZIP_ERRORS), self._open(name) as file:
+            return kind_of(file.read(HEAD))
+        return None
+
     def has(self, name: str) -> bool:
-        """Return whether there is a file of that name."""
+        """Return whether there is a file of that name, in any letter case."""
+        name = self._actual(name)
         return name in self._files if self._zip else (self.path / name).is_file()
 
     def table(self, name: str) -> bytes:
@@ -130,6 +158,7 @@ class Place:
             raise CnnlabError(f"{self.path.name}: {name} is damaged: {reason(error)}; download it again") from error
 
     def _open(self, name: str) -> IO[bytes]:
+        name = self._actual(name)
         if self._zip is None:
             return (self.path / name).open("rb")
         check_compression(self._files[name], f"{self.path.name}: {name}", str(self.path))
@@ -138,7 +167,7 @@ class Place:
     def digest(self, names: Iterable[str], digest: Any) -> None:
         """Update `digest` with the content of files, and with the names, sizes and times of the images in folders."""
         for name in [self.path.name] if self._zip else names:
-            path = self.path if self._zip else self.path / name
+            path = self.path if self._zip else self.path / self._actual(name)
             digest.update(f"{name}\0".encode("utf-8", "backslashreplace"))
             if path.is_dir():
                 with closing(open_archive(path)) as folder:

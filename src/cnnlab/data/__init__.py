@@ -12,6 +12,7 @@ from cnnlab.data import digits, fashion_mnist, folder, store
 from cnnlab.data.imageset import ImageSet, SourceOptions, stratified_split, stratified_subset
 from cnnlab.data.near_duplicates import shared
 from cnnlab.io.errors import CnnlabError, expand, unknown
+from cnnlab.io.kinds import file_kind
 
 __all__ = [
     "DATASETS",
@@ -50,6 +51,8 @@ def load_images(source: str, split: str, options: SourceOptions | None = None) -
     if source not in DATASETS:
         if Path(source).is_dir():
             raise CnnlabError(f"unknown source {source!r}; for a folder of images write folder:{source}")
+        if kind := file_kind(expand(source)):
+            raise CnnlabError(f"{source} {kind.in_place_of_folder()}, as folder:PATH")
         raise unknown("source", source, [*DATASETS, "folder:PATH", "store:PATH"])
     return DATASETS[source](split, options)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cnnlab.io.decode import ENDINGS
 from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.kinds import file_kind
 from cnnlab.io.walk import IMAGE, LINK, RUN, is_system, walk
 
 SPLITS = {
@@ -72,6 +73,8 @@ def scan(root: Path) -> Scan:
     single readable image, or a class in another split that the training split lacks.
     """
     if not root.is_dir():
+        if kind := file_kind(root):
+            raise CnnlabError(f"folder:{root} {kind.in_place_of_folder()}")
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise CnnlabError(f"folder:{root} {what}; give a folder that holds one sub-folder per class")
     passed_over: PassedOver = defaultdict(list)

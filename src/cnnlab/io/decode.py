@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.kinds import file_kind, kind_of
 from cnnlab.io.strip import without_metadata
 
 # The formats that we decode, the most frequent first. Pillow knows more, and goes by a file's first bytes, not its
@@ -269,6 +270,11 @@ def _open(source: Path | str, content: bytes | None) -> Image.Image:
         raise BadImage(f"{source} does not exist") from error
     except Exception as error:
         why = "not an image of a known format" if isinstance(error, UnidentifiedImageError) else reason(error)
+        with suppress(OSError):
+            if kind := file_kind(Path(source)) if content is None else kind_of(content):
+                raise BadImage(f"{source} {kind.in_place_of_image()}") from error
+            if content == b"" or (content is None and not Path(source).stat().st_size):
+                why = "it is empty"
         raise BadImage(f"{source} is damaged: {why}") from error
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HEAD = 1 << 16  # bytes that suffice
+ZIP, SEVEN_ZIP = "a zip archive", "a 7z archive"  # those that are read
 
 _ARCHIVE, _WORKBOOK, _PAGE, _LFS, _OTHER = "archive", "workbook", "page", "lfs", "other"
 _DOWNLOAD = "log in with a browser and download the file again"
@@ -53,7 +54,7 @@ class Kind:
 _MAGIC = (
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Excel workbook of the old kind, or another Office file", _WORKBOOK),
     (b"Rar!\x1a\x07", "a RAR archive", _ARCHIVE),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _ARCHIVE),
+    (b"7z\xbc\xaf\x27\x1c", SEVEN_ZIP, _ARCHIVE),
     (b"\x1f\x8b", "a gzip file (.gz, .tar.gz)", _ARCHIVE),
     (b"BZh91AY&SY", "a bzip2 file (.bz2, .tar.bz2)", _ARCHIVE),
     (b"\xfd7zXZ\0", "an xz file (.xz, .tar.xz)", _ARCHIVE),
@@ -91,7 +92,7 @@ def kind_of(head: bytes, tail: bytes = b"") -> Kind | None:
     if head[:4] in (b"PK\3\4", b"PK\5\6", b"PK\7\x08"):
         # The names of a zip's members stand before each of them, and once more at its end.
         office = next((Kind(*rest) for mark, *rest in _IN_ZIP if mark in head or mark in tail), None)
-        return office or Kind("a zip archive", _ARCHIVE)
+        return office or Kind(ZIP, _ARCHIVE)
     for magic, what, group in _MAGIC:
         if head.startswith(magic):
             return Kind(what, group)

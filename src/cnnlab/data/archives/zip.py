@@ -9,7 +9,9 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 
 from cnnlab.data.archives.base import MEMBER_LIMIT, Archive, damaged, encrypted, unsupported
+from cnnlab.io.encodings import name_encoding
 from cnnlab.io.errors import CnnlabError
+from cnnlab.io.kinds import ZIP, file_kind
 
 _LIST_LIMIT = 96 << 20  # bytes of the list of members, which zipfile reads as a whole
 # What zipfile raises for a damaged zip, besides OSError.
@@ -36,7 +38,8 @@ class ZipArchive(Archive):
                 continue
             if kind not in (0, stat.S_IFREG):
                 raise self._not_a_file(info.filename, "a link" if kind == stat.S_IFLNK else "a device")
-            if info.orig_filename.startswith(prefix) and self._add(info.orig_filename, info.file_size):
+            name = info.filename if _unmarked(info) else info.orig_filename  # the latter still has its zero bytes
+            if name.startswith(prefix) and self._add(name, info.file_size):
                 self._infos.append(info)
                 check_compression(info, self.member_label(-1), self.label)
 
@@ -59,7 +62,14 @@ class ZipArchive(Archive):
 
 
 def open_zip(path: Path, label: str) -> zipfile.ZipFile:
-    """Open a zip and read its list of members. Raises: CnnlabError if it is damaged; OSError if it is unreadable."""
+    """Open a zip and read its list of members, with the names as their author wrote them.
+
+    Raises: CnnlabError if it is damaged or no zip; OSError if it is unreadable.
+    """
+    if (kind := file_kind(path)) and kind.what != ZIP:
+        raise CnnlabError(f"{label} {kind.in_place_of_archive()}")
+    if not path.stat().st_size:
+        raise damaged(label, "it is empty")
     try:
         with path.open("rb") as file:
             end = zipfile._EndRecData(file)  # type: ignore[attr-defined] # what ZipFile itself reads first
@@ -68,9 +78,25 @@ def open_zip(path: Path, label: str) -> zipfile.ZipFile:
                 f"{label}: its list of members has {end[5]:,} bytes, over the limit; if you trust it, unpack it and "
                 "give the folder"
             )
-        return zipfile.ZipFile(path)
+        zipped = zipfile.ZipFile(path)
     except ZIP_ERRORS as error:
         raise damaged(label, error) from error
+
+    _correct_names(zipped)
+    return zipped
+
+
+def _correct_names(zipped: zipfile.ZipFile) -> None:
+    """Decode names without a mark of their encoding: macOS writes UTF-8, Windows in China GBK, DOS code page 437."""
+    infos = [info for info in zipped.infolist() if _unmarked(info)]
+    raw = [info.orig_filename.encode("cp437") for info in infos]
+    codec = name_encoding(raw) or "cp437"
+    for info, name in zip(infos, raw, strict=True):
+        info.filename = name.decode(codec)
+
+
+def _unmarked(info: zipfile.ZipInfo) -> bool:
+    return not info.flag_bits & 0x800 and not info.orig_filename.isascii()
 
 
 def is_folder(info: zipfile.ZipInfo) -> bool:
