@@ -11,11 +11,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import log_loss
 
 from cnnlab import competition as steps
 from cnnlab import inference, train
@@ -200,6 +202,44 @@ def test_a_submission_has_the_samples_order(finished: Competition, forest: Path)
     assert labels == [SPECIES[by_id[i]] for i in ids]
     with (forest / "example.csv").open() as file:
         assert ids == [row["file"] for row in csv.DictReader(file)]
+
+
+def test_probabilities_are_submitted_and_scored(
+    finished: Competition, forest: Path, tmp_path: Path, cnnlab: Command
+) -> None:
+    options: dict[str, Any] = {"chosen": ["train"], "views": "none", "threads": 1}
+    found = steps.submit(finished, out=tmp_path / "p.csv", probabilities=True, **options)
+    with found.written.path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["file", *SPECIES]
+    assert [row["file"] for row in rows] == read_pairs(forest / "example.csv", "file", "species")[0]
+    p = probabilities(found.runs, finished.images().test_images, threads=1)
+    by_id = dict(zip(finished.images().test_ids, p.tolist(), strict=True))
+    np.testing.assert_allclose([[float(r[s]) for s in SPECIES] for r in rows], [by_id[r["file"]] for r in rows], 1e-5)
+    told = cnnlab("kaggle", "score", found.written.path, "--labels", forest / "answers.csv", *OPTIONS[8:], "--json")
+    scored = json.loads(told.stdout)
+    true = dict(zip(*read_pairs(forest / "answers.csv", "file", "species"), strict=True))
+    exact = np.array([by_id[r["file"]] for r in rows], np.float64)
+    expected = log_loss([true[r["file"]] for r in rows], exact / exact.sum(1, keepdims=True), labels=SPECIES)
+    assert scored["log_loss"] == pytest.approx(expected, rel=1e-4)
+    labels = steps.submit(finished, out=tmp_path / "l.csv", **options)
+    as_labels = cnnlab(
+        "kaggle", "score", labels.written.path, "--labels", forest / "answers.csv", *OPTIONS[8:], "--json"
+    )
+    assert json.loads(as_labels.stdout)["accuracy"] == scored["accuracy"]
+
+
+def test_a_sample_of_probabilities_is_followed(finished: Competition, forest: Path, tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    shutil.copytree(forest, files)
+    ids = read_pairs(files / "example.csv", "file", "species")[0]
+    (files / "example.csv").write_text("file,oak,ash,birch\n" + "".join(f"{i},0,0,1\n" for i in ids))
+    work = steps.prepare(files, name="w", store=tmp_path / "store", layout=LAYOUT, workers=1)
+    shutil.copytree(finished.path / "train", work.path / "train")
+    found = steps.submit(work, views="none", threads=1)
+    lines = found.written.path.read_text().splitlines()
+    assert lines[0] == "file,oak,ash,birch"
+    assert [line.split(",")[0] for line in lines[1:]] == ids
 
 
 def test_an_earlier_submission_is_renamed(finished: Competition) -> None:

@@ -13,6 +13,7 @@ import unicodedata
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -281,7 +282,7 @@ def test_grades_csv_and_json(room: Path, labels: Path, tmp_path: Path) -> None:
     with (folder / "grades.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows[0] == {
-        "student": "ann", "status": "scored", "accuracy": "0.500000", "correct": "2", "images": "4",
+        "student": "ann", "status": "scored", "accuracy": "0.500000", "log_loss": "", "correct": "2", "images": "4",
         "file": "ann.csv", "note": "",
     }  # fmt: skip
     assert [(r["status"], r["accuracy"]) for r in rows[1:]] == [("refused", ""), ("missing", "")]
@@ -490,6 +491,24 @@ def test_what_is_handed_in_instead_of_a_table(room: Path, labels: Path) -> None:
             score(labels, put(room, "labels.csv", content))
     with pytest.raises(CnnlabError, match="unpack it and name the folder"):
         grade(put(room.parent, "all.zip", workbook("zip")), labels)
+
+
+def test_probabilities_are_scored_by_log_loss_too(room: Path, labels: Path, tmp_path: Path) -> None:
+    put(room, "ann.csv", "id,dog,Cat\n1,0.2,0.8\n2,.5,.5\n3,1,0\n4,0.1,0.9\n")
+    put(room, "bob.csv", HALF)
+    put(room, "cleo.csv", "id,cat\n1,1\n")
+    put(room, "dan.csv", "id,cat,dog\n1,0.5,0.9\n")
+    rows = by_name(grade(room, labels))
+    ann = rows["ann"].score
+    assert ann is not None
+    assert ann.log_loss == pytest.approx(-np.log([0.8, 0.5, 1, 0.9]).mean())
+    assert ann.accuracy == 0.75  # a tie is the first class
+    assert rows["bob"].to_dict()["log_loss"] is None
+    assert "no column 'dog'" in rows["cleo"].note
+    assert "line 2: the probabilities add up to 1.4" in rows["dan"].note
+    grades = grade(room, labels)
+    assert f"{ann.log_loss:.4f}" in grades_text(grades)
+    assert f'"{ann.log_loss:.6f}"' in grades.to_csv()
 
 
 def test_one_zero_does_not_stretch_the_histogram() -> None:

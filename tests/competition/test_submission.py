@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
+from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, recall_score
 
 from cnnlab.competition import submission
-from cnnlab.competition.submission import read_pairs, score, write_submission
+from cnnlab.competition.submission import read_pairs, score, write_probabilities, write_submission
 from cnnlab.data import data_folder
 from cnnlab.io import csv as csvs
 from cnnlab.io.errors import CnnlabError
@@ -270,6 +270,49 @@ def test_score_as_sklearn(tmp_path: Path, seed: int) -> None:
     told = json.loads(json.dumps(found.to_dict()))
     assert told["accuracy"] == found.accuracy
     assert told["confusion"] == found.confusion.tolist()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_probabilities_as_sklearn(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n, k = 50, int(rng.integers(2, 12))
+    names = [f"class {i:02d}" for i in range(k)]
+    true = [*names, *map(str, rng.choice(names, n - k))]
+    p = rng.dirichlet(np.full(k, 0.3), n)
+    p[0] = np.eye(k)[1]  # certain, and wrong
+    ids = [f"img-{i}" for i in rng.permutation(n)]
+    write_submission(tmp_path / "true.csv", ids, true, sample=None, classes=names)
+    header = ",".join(["id", *names[::-1]])
+    sample = tmp_path / "sample.csv"
+    sample.write_text("\n".join([header, *(",".join([i, *["0.1"] * k]) for i in ids[::-1])]) + "\n")
+    found = write_probabilities(tmp_path / "p.csv", ids, p, sample=sample, classes=names)
+    assert found.rows == n
+    lines = (tmp_path / "p.csv").read_text().splitlines()
+    assert lines[0] == header
+    assert [line.split(",")[0] for line in lines[1:]] == ids[::-1]
+    scored = score(tmp_path / "p.csv", tmp_path / "true.csv")
+    assert scored.log_loss == pytest.approx(log_loss(true, p, labels=names), rel=1e-5)
+    assert scored.accuracy == accuracy_score(true, [names[j] for j in p.argmax(1)])
+    assert f"log loss {scored.log_loss:.4f}" in str(scored)
+    assert scored.to_dict()["log_loss"] == scored.log_loss
+
+
+def test_probabilities_without_a_sample_and_refused(tmp_path: Path) -> None:
+    p, path = np.array([[0.25, 0.75], [1, 0]]), tmp_path / "p.csv"
+    write_probabilities(path, ["a", "b"], p, sample=None, classes=["cat", "dog"], id_column="image")
+    assert path.read_text() == "image,cat,dog\na,0.25,0.75\nb,1,0\n"
+    labels_sample = file(tmp_path, "label,id\ncat,b\ncat,a\n", "s.csv")  # of labels: it sets the order of rows
+    write_probabilities(path, ["a", "b"], p, sample=labels_sample, classes=["cat", "dog"])
+    assert path.read_text() == "id,cat,dog\nb,1,0\na,0.25,0.75\n"
+    more = file(tmp_path, "id,cat,dog,fox\na,0,0,0\nb,0,0,0\n", "more.csv")
+    fewer = file(tmp_path, "id,cat\na,0\nb,0\n", "fewer.csv")
+    other = file(tmp_path, "id,cat,dog\na,0,0\nc,0,0\n", "other.csv")
+    for sample, why in ((more, "'fox'"), (fewer, "no column 'dog'"), (other, "'c'")):
+        assert why in refused(write_probabilities, path, ["a", "b"], p, sample=sample, classes=["cat", "dog"])
+    true = file(tmp_path, "id,label\na,cat\nb,dog\n", "true.csv")
+    for row, why in (("a,nan,1", "between 0 and 1"), ("a,-1,2", "between"), ("a,x,1", "between"), ("a,.2,.2", "add up to 0.4"),
+                     ("b,1,0", "also on line 2"), ("c,1,0", "lacks 1 ids")):  # fmt: skip
+        assert why in refused(score, file(tmp_path, f"id,cat,dog\nb,1,0\n{row}\n"), true)
 
 
 def test_score_as_text(tmp_path: Path) -> None:

@@ -67,13 +67,15 @@ def grade(
 
 def grades_text(found: Grades) -> str:
     """Return one line per student, then the totals."""
-    table = new_table("student", "accuracy", "right", "note")
+    losses = any(row.score and row.score.log_loss is not None for row in found.rows)
+    table = new_table("student", "accuracy", *["log loss"] * losses, "right", "note")
     table.columns[-1].justify = "left"
     for row in found.rows:
         score = row.score
         table.add_row(
             row.student,
             f"{score.accuracy:.4f}" if score else row.status,
+            *[f"{score.log_loss:.4f}" if score and score.log_loss is not None else ""] * losses,
             f"{score.correct:,} of {score.count:,}" if score else "",
             row.note,
         )

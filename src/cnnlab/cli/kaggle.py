@@ -55,6 +55,9 @@ Views = Annotated[
 Out = Annotated[
     Path | None, typer.Option(help="The file. Default: submission.csv in the work folder.", show_default=False)
 ]
+Probabilities = Annotated[
+    bool, typer.Option("--probabilities", help="Write one column a class. Default: if the sample submission does.")
+]
 Upload = Annotated[bool, typer.Option("--upload", help="Submit it with the official kaggle client.")]
 To = Annotated[
     str | None,
@@ -206,6 +209,7 @@ def submit(
     ] = None,
     views: Views = None,
     out: Out = None,
+    probabilities: Probabilities = False,
     upload: Upload = False,
     competition: To = None,
     message: Message = "cnnlab",
@@ -225,7 +229,16 @@ def submit(
     to = _upload_to(work, competition) if upload else None
     print_training(
         lambda: submitted_text(
-            steps.submit(work, chosen=run or (), views=views, out=out, message=message, upload_to=to, **options)
+            steps.submit(
+                work,
+                chosen=run or (),
+                views=views,
+                out=out,
+                probabilities=probabilities,
+                message=message,
+                upload_to=to,
+                **options,
+            )
         ),
         _AGAIN,
     )
@@ -247,7 +260,10 @@ def score(
     label_column: LabelColumn = "label",
     as_json: AsJson = False,
 ) -> None:
-    """Score a submission against the true labels."""
+    """Score a submission against the true labels.
+
+    One with a probability for each class is also scored by its log loss.
+    """
     from cnnlab.competition.submission import score as measure
 
     found = measure(file, labels, id_column=id_column, label_column=label_column)

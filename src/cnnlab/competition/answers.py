@@ -17,11 +17,12 @@ from torch import Tensor
 
 from cnnlab import inference
 from cnnlab.competition import client
-from cnnlab.competition.submission import Written, write_submission
+from cnnlab.competition.submission import Written, has_class_columns, write_probabilities, write_submission
 from cnnlab.competition.trainings import weights_hash
 from cnnlab.competition.work import Competition
 from cnnlab.data.store import Store, mapped
 from cnnlab.device.hardware import check_threads
+from cnnlab.io.csv import read_header
 from cnnlab.io.errors import CnnlabError, expand
 from cnnlab.io.files import read_json, read_limited, write_atomic
 from cnnlab.training import runs
@@ -63,6 +64,7 @@ def submit(
     chosen: Sequence[str | Path] = (),
     views: str | None = None,
     out: str | Path | None = None,
+    probabilities: bool = False,
     upload_to: str | None = None,
     message: str = "cnnlab",
     device: str = "auto",
@@ -74,7 +76,8 @@ def submit(
 
     chosen: runs whose probabilities are averaged. Default: all finished ones. views: test-time augmentation. Default:
     the best on the validation split, from report.json. out: the file. Default: submission.csv in the work folder; an
-    existing file with other content is renamed. upload_to: hand it in to that competition with the official client,
+    existing file with other content is renamed. probabilities: write one column a class instead of the labels; done
+    anyway if the sample has such columns. upload_to: hand it in to that competition with the official client,
     unless the same file was handed in before. Raises: CnnlabError.
     """
     check_threads(threads)
@@ -95,19 +98,22 @@ def submit(
         for run in models
     )  # (M, K)  # fmt: skip
     assert isinstance(total, Tensor)
-    answers = dict(zip(store.test_ids, total.argmax(1).tolist(), strict=True))
+    p = (total / len(models)).numpy()
+    row_of = {i: n for n, i in enumerate(store.test_ids)}
     classes, layout = store.train.classes, competition.layout
     # Test images that are not in the sample are left out of a submission.
     ids = store.test_ids if store.sample_ids is None else store.sample_ids
-    written = write_submission(
-        expand(out) if out else competition.path / "submission.csv",
-        ids,
-        [classes[answers[i]] for i in ids],
-        sample=store.sample,
-        classes=classes,
-        id_column=layout.id_column,
-        label_column=layout.label_column,
-    )
+    p = p[[row_of[i] for i in ids]]
+    path = expand(out) if out else competition.path / "submission.csv"
+    columns = {"id_column": layout.id_column, "label_column": layout.label_column}
+    if store.sample is not None and not probabilities:
+        header = read_header(store.sample.open("rb"), str(store.sample))
+        probabilities = has_class_columns(header, classes, layout.label_column)
+    if probabilities:
+        written = write_probabilities(path, ids, p, sample=store.sample, classes=classes, **columns)
+    else:
+        labels = [classes[k] for k in p.argmax(1)]
+        written = write_submission(path, ids, labels, sample=store.sample, classes=classes, **columns)
     answer = _upload(competition, written.path, upload_to, message) if upload_to else None
     return Submitted(written, models, views, answer)
 

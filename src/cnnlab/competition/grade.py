@@ -23,7 +23,7 @@ from cnnlab.competition.roster import MOST_STUDENTS, Roster, key, of_names, read
 from cnnlab.competition.submission import Score, Truth, measure, read_truth
 from cnnlab.data.imageset import Report, no_report
 from cnnlab.io import figures as plots
-from cnnlab.io.csv import first, read_table
+from cnnlab.io.csv import first
 from cnnlab.io.encodings import readable_name
 from cnnlab.io.errors import CnnlabError, expand, reason
 from cnnlab.io.files import write_atomic
@@ -33,7 +33,7 @@ from cnnlab.training.folders import named_folder
 
 STATUS = ("scored", "refused", "missing")
 TABLE, PICTURE = "grades.csv", "grades.png"
-COLUMNS = ("student", "status", "accuracy", "correct", "images", "file", "note")
+COLUMNS = ("student", "status", "accuracy", "log_loss", "correct", "images", "file", "note")
 
 _LARGEST = 32 << 20  # bytes of a submission; one for 300,000 images takes 4 MB
 _MOST_ENTRIES = MOST_STUDENTS  # files and folders of the class, and of each student
@@ -54,12 +54,13 @@ class Grade:
     note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values; accuracy, correct and images are None without a score."""
+        """Return plain values; what is unknown is None: without probabilities the log_loss."""
         score = self.score
         return {
             "student": self.student,
             "status": self.status,
             "accuracy": score.accuracy if score else None,
+            "log_loss": score.log_loss if score else None,
             "correct": score.correct if score else None,
             "images": score.count if score else None,
             "file": self.file,
@@ -115,6 +116,7 @@ class Grades:
             values = row.to_dict()
             if row.score:
                 values["accuracy"] = f"{row.score.accuracy:.6f}"
+                values["log_loss"] = None if row.score.log_loss is None else f"{row.score.log_loss:.6f}"
             writer.writerow(["" if values[c] is None else cell(str(values[c])) for c in COLUMNS])
         return "\ufeff" + text.getvalue()
 
@@ -258,7 +260,7 @@ def _graded(
     ((name, path),) = student.files.items()
     try:
         content = _read(path, name, limit)
-        score = measure(read_table(io.BytesIO(content), name, id_column, label_column), truth, name)
+        score = measure(io.BytesIO(content), truth, name, id_column, label_column)
     except CnnlabError as error:
         return Grade(student.name, "refused", name, note=str(error)), None
     note = f"{score.other.sum()} labels are not among the classes: {first(score.no_class)}" if score.no_class else ""

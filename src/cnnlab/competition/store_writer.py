@@ -7,18 +7,19 @@ import io
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from cnnlab.competition.decoders import Decoders
 from cnnlab.competition.layout import Layout, Place, match_all, member_ids, natural
+from cnnlab.competition.submission import has_class_columns
 from cnnlab.data.archives import Archive
 from cnnlab.data.imageset import Report
 from cnnlab.data.store import FORMAT, fingerprint
 from cnnlab.device.hardware import available_cores
-from cnnlab.io.csv import Table, read_table
+from cnnlab.io.csv import Table, read_header, read_table
 from cnnlab.io.decode import BadImage, Decoding, Fault, Job, bombs_refused, decode, probe
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.files import write_atomic, write_json
@@ -85,7 +86,7 @@ class StoreWriter:
         """Write the store. key: see Parts.key. Raises: CnnlabError, OSError."""
         parts, layout = self.parts, self.parts.layout
         labels = self._labels()
-        sample = self._sample()
+        sample = self._sample(set(labels.values()))
         processes = self.processes
         if processes is None:
             processes = available_cores() if len(labels) + len(sample or ()) >= _FEW_IMAGES else 1
@@ -134,9 +135,9 @@ class StoreWriter:
             },
         )
 
-    def _table(self, content: bytes, name: str, *, labelled: bool) -> Table:
+    def _table(self, content: bytes, name: str, *, labelled: bool, layout: Layout | None = None) -> Table:
         """Read ids and labels from a CSV file; if `labelled`, every row needs a label and ids may repeat."""
-        layout = self.parts.layout
+        layout = layout or self.parts.layout
         table = read_table(
             io.BytesIO(content), name, layout.id_column, layout.label_column, repeats=labelled, blanks=not labelled
         )
@@ -160,14 +161,17 @@ class StoreWriter:
             raise CnnlabError(f"{name} has one class, {label}; classification needs at least two")
         return labels
 
-    def _sample(self) -> list[str] | None:
+    def _sample(self, classes: set[str]) -> list[str] | None:
         """Return the ids of the sample submission and copy the file into the store; None if there is none."""
         name = self.parts.sample
         if name is None:
             self.notes.append(f"there is no {self.parts.layout.sample}: the test images are in the order of their ids")
             return None
         content = self.parts.place.table(name)
-        table = self._table(content, name, labelled=False)
+        layout = self.parts.layout
+        if has_class_columns(read_header(io.BytesIO(content), name), classes, layout.label_column):
+            layout = replace(layout, label_column=layout.id_column)  # probabilities: only the ids are read
+        table = self._table(content, name, labelled=False, layout=layout)
         write_atomic(self.work / "sample.csv", content)
         return table.ids
 

@@ -8,19 +8,34 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+from array import array
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
-from cnnlab.io.csv import UNFIT, Table, first, near, quoted, read_table
+from cnnlab.io.csv import (
+    UNFIT,
+    Table,
+    column_index,
+    first,
+    near,
+    plain_header,
+    quoted,
+    read_table,
+    table_of,
+    table_rows,
+)
 from cnnlab.io.errors import CnnlabError, expand, reason
 from cnnlab.io.files import write_atomic
 
+_ROUNDING = 0.02  # by which a row's probabilities may miss 1
 _MOST_CLASSES = 2000  # the confusion matrix has the square of it
 
 
@@ -44,7 +59,8 @@ class Score:
 
     classes: the K labels, sorted; confusion: (K, K) int64, row = true class, column = predicted class; other: (K,)
     int64, images of each true class whose submitted label is no class, which count as wrong; no_class: how often each
-    such label was given; unscored: number of the submission's ids without a true label.
+    such label was given; unscored: number of the submission's ids without a true label; log_loss: of a submission with
+    a probability for each class, in nats; None for one with labels.
     """
 
     path: Path
@@ -53,6 +69,7 @@ class Score:
     other: np.ndarray[Any, np.dtype[np.int64]]
     no_class: dict[str, int]
     unscored: int
+    log_loss: float | None = None
 
     @property
     def count(self) -> int:
@@ -76,14 +93,15 @@ class Score:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        names = "accuracy", "correct", "count", "classes", "class_accuracy", "no_class", "unscored"
+        names = "accuracy", "correct", "count", "classes", "class_accuracy", "no_class", "unscored", "log_loss"
         arrays = {"path": str(self.path), "confusion": self.confusion.tolist(), "other": self.other.tolist()}
         return {name: getattr(self, name) for name in names} | arrays
 
     def __str__(self) -> str:
         bad = f"; {self.other.sum()} labels are not among the classes: {first(self.no_class)}" if self.no_class else ""
         rest = f"; {self.unscored} ids have no label and were not scored" if self.unscored else ""
-        return f"accuracy {self.accuracy:.4f} ({self.correct} of {self.count} images){bad}{rest}"
+        loss = "" if self.log_loss is None else f", log loss {self.log_loss:.4f}"
+        return f"accuracy {self.accuracy:.4f} ({self.correct} of {self.count} images){loss}{bad}{rest}"
 
 
 @dataclass(frozen=True)
@@ -125,21 +143,68 @@ def write_submission(
     _same_ids(ids, order, sample)
     _known_labels(labels, classes)
     answers = dict(zip(ids, labels, strict=True))
+    rows = (wanted.columns, *((i, answers[i]) for i in order))
+    return _write(path, [row if id_first else row[::-1] for row in rows])
+
+
+def write_probabilities(
+    path: str | Path, ids: Sequence[str], probabilities: np.ndarray[Any, Any], *, sample: str | Path | None,
+    classes: Sequence[str], id_column: str = "id", label_column: str = "label",
+) -> Written:  # fmt: skip
+    """Write `ids` (N) with their `probabilities` (N, K), one column a class, as a submission, atomically.
+
+    sample: as for `write_submission`; if it has a column for each class, it sets the order of columns, too. Raises:
+    CnnlabError as `write_submission`.
+    """
+    columns, order = [id_column, *classes], list(ids)
+    if sample is not None:
+        with _reading(sample) as file:
+            rows = table_rows(file, str(sample))
+            _, header = next(rows)
+            place = column_index(str(sample), header, id_column)
+            order = [row[place] for _, row in rows]
+        if has_class_columns(header, classes, label_column):
+            where = {column_index(str(sample), header, c): c for c in classes}
+            if other := [h for i, h in enumerate(header) if i != place and i not in where]:
+                raise CnnlabError(f"{sample} has columns that are no class: {first(other)}; its classes are others")
+            columns = [header[place].strip(), *(where[i] for i in range(len(header)) if i != place)]
+            if place:
+                raise CnnlabError(f"{sample}: the column {id_column!r} must be the first one")
+        else:
+            columns[0] = header[place].strip()
+    _same_ids(ids, order, sample)
+    if columns[0] in classes:
+        raise CnnlabError(f"the column of ids and a class are both called {columns[0]!r}; rename the class")
+    row_of, number = {i: n for n, i in enumerate(ids)}, [list(classes).index(c) for c in columns[1:]]
+    body = ([i, *(f"{p:.7g}" for p in probabilities[row_of[i], number])] for i in order)
+    return _write(expand(path), [columns, *body])
+
+
+def has_class_columns(header: Sequence[str], classes: Collection[str], label_column: str = "label") -> bool:
+    """Return whether a table has a column for some class, and none of labels."""
+    columns = set(map(plain_header, header))
+    return plain_header(label_column) not in columns and any(plain_header(c) in columns for c in classes)
+
+
+def _write(path: Path, rows: Iterable[Sequence[str]]) -> Written:
+    """Write the rows of a submission, the header first. An existing file with other content is renamed."""
     text = io.StringIO()
     write = csv.writer(text, lineterminator="\n")
-    for row in (wanted.columns, *((i, answers[i]) for i in order)):
-        write.writerow([_plain(field) for field in (row if id_first else row[::-1])])
+    total = -1
+    for row in rows:
+        write.writerow(map(_plain, row))
+        total += 1
     content = text.getvalue().encode()
     try:
         old = path.read_bytes() if path.exists() else None
         if old == content:
-            return Written(path, len(order), changed=False)
+            return Written(path, total, changed=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         backup = None if old is None else _back_up(path, old)
         write_atomic(path, content)
     except OSError as error:
         raise CnnlabError(f"cannot write {path}: {reason(error)}; name another file, or free some space") from error
-    return Written(path, len(order), backup)
+    return Written(path, total, backup)
 
 
 def score(path: str | Path, labels_path: str | Path, *, id_column: str = "id", label_column: str = "label") -> Score:
@@ -148,8 +213,9 @@ def score(path: str | Path, labels_path: str | Path, *, id_column: str = "id", l
     The labels may be of fewer images (Kaggle scores 10,000 of 300,000): other ids are counted, not scored. Raises:
     CnnlabError if a labelled image has no answer, or if a file cannot be read.
     """
-    given = _read(path, id_column, label_column)
-    return measure(given, read_truth(labels_path, id_column, label_column), expand(path))
+    truth = read_truth(labels_path, id_column, label_column)
+    with _reading(path) as file:
+        return measure(file, truth, str(expand(path)), id_column, label_column)
 
 
 def read_truth(path: str | Path, id_column: str = "id", label_column: str = "label") -> Truth:
@@ -163,29 +229,91 @@ def read_truth(path: str | Path, id_column: str = "id", label_column: str = "lab
     return Truth(str(path), table.ids, table.values, classes)
 
 
-def measure(given: Table, truth: Truth, path: str | Path) -> Score:
-    """Score the rows of a submission, whose name is `path`. Raises: CnnlabError if a labelled image has no answer."""
-    answers = dict(zip(given.ids, given.values, strict=True))
-    if missing := [i for i in truth.ids if i not in answers]:
-        raise CnnlabError(f"{path} lacks {len(missing)} ids of {truth.path} ({first(missing)}); answer every image")
+def measure(
+    file: IO[bytes], truth: Truth, name: str, id_column: str = "id", label_column: str = "label"
+) -> Score:  # fmt: skip
+    """Score a submission whose name is `name`, with labels or with a probability for each class, and close the file.
+
+    With probabilities, the most probable class is the label; equal ones mean the first in the order of the classes.
+    Raises: CnnlabError if a labelled image has no answer, no label is a class, or the file cannot be read.
+    """
     k, number = len(truth.classes), {c: i for i, c in enumerate(truth.classes)}
+    rows = table_rows(file, name)
+    _, header = next(rows)
+    loss = None
+    whole = chain([(1, header)], rows)
+    if has_class_columns(header, truth.classes, label_column):
+        ids, p = _probabilities(whole, name, id_column, truth.classes)
+        where = _answers(ids, range(len(ids)), truth, name)
+        p = p[[where[i] for i in truth.ids]]
+        true = np.array([number[c] for c in truth.labels])
+        eps = np.finfo(p.dtype).eps  # as scikit-learn's log_loss, so that a certain error costs 36, not infinity
+        loss = float(-np.log(np.clip(p[np.arange(len(p)), true], eps, 1 - eps)).mean())
+        given = [truth.classes[j] for j in p.argmax(1)]
+    else:
+        table = table_of(whole, name, id_column, label_column)
+        ids, answers = table.ids, _answers(table.ids, table.values, truth, name)
+        given = [answers[i] for i in truth.ids]
     confusion = np.zeros((k, k + 1), np.int64)
-    for i, c in zip(truth.ids, truth.labels, strict=True):
-        confusion[number[c], number.get(answers[i], k)] += 1
-    no_class = dict(Counter(answers[i] for i in truth.ids if answers[i] not in number).most_common())
+    for c, answer in zip(truth.labels, given, strict=True):
+        confusion[number[c], number.get(answer, k)] += 1
+    no_class = dict(Counter(answer for answer in given if answer not in number).most_common())
     if sum(no_class.values()) == len(truth.ids):
         hint = near(next(iter(no_class)), truth.classes)
-        raise CnnlabError(f"{path}: none of its labels is a class ({first(no_class)}); {hint}")
-    unscored = len(given.ids) - len(truth.ids)
-    return Score(Path(path), truth.classes, confusion[:, :k], confusion[:, k], no_class, unscored)
+        raise CnnlabError(f"{name}: none of its labels is a class ({first(no_class)}); {hint}")
+    unscored = len(ids) - len(truth.ids)
+    return Score(Path(name), truth.classes, confusion[:, :k], confusion[:, k], no_class, unscored, loss)
+
+
+T = TypeVar("T")
+
+
+def _answers(ids: Sequence[str], values: Sequence[T], truth: Truth, name: str) -> dict[str, T]:
+    """Return {id: value}. Raises: CnnlabError if a labelled image is not among the ids."""
+    answers = dict(zip(ids, values, strict=True))
+    if missing := [i for i in truth.ids if i not in answers]:
+        raise CnnlabError(f"{name} lacks {len(missing)} ids of {truth.path} ({first(missing)}); answer every image")
+    return answers
+
+
+def _probabilities(
+    rows: Iterator[tuple[int, list[str]]], name: str, id_column: str, classes: Sequence[str]
+) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float64]]]:
+    """Return N ids and (N, K) probabilities, each row divided by its sum. Raises: CnnlabError."""
+    _, header = next(rows)
+    place, columns = column_index(name, header, id_column), [column_index(name, header, c) for c in classes]
+    lines: dict[str, int] = {}
+    values = array("d")
+    for line, row in rows:
+        try:
+            p = [float(row[i]) for i in columns]
+        except ValueError:
+            p = [math.nan]
+        if lines.setdefault(row[place], line) != line:
+            fault = f"{quoted(row[place])} is also on line {lines[row[place]]}; remove one of them"
+        elif not all(0 <= value <= 1 for value in p):
+            fault = f"the columns of the classes must hold probabilities between 0 and 1, not {first(row, 4)}"
+        elif abs(sum(p) - 1) > _ROUNDING:
+            fault = f"the probabilities add up to {sum(p):.4g}; they must add up to 1"
+        else:
+            values.extend(value / sum(p) for value in p)
+            continue
+        raise CnnlabError(f"{name}, line {line}: {fault}")
+    return list(lines), np.array(values).reshape(-1, len(classes))
+
+
+@contextmanager
+def _reading(path: str | Path) -> Iterator[IO[bytes]]:
+    try:
+        with expand(path).open("rb") as file:
+            yield file
+    except OSError as error:
+        raise CnnlabError(f"cannot read {path}: {reason(error)}; name a CSV file") from error
 
 
 def _read(path: str | Path, id_column: str, value_column: str) -> Table:
-    try:
-        with expand(path).open("rb") as file:
-            return read_table(file, str(path), id_column, value_column)
-    except OSError as error:
-        raise CnnlabError(f"cannot read {path}: {reason(error)}; name a CSV file") from error
+    with _reading(path) as file:
+        return read_table(file, str(path), id_column, value_column)
 
 
 def _same_ids(ids: Sequence[str], wanted: Sequence[str], sample: str | Path | None) -> None:

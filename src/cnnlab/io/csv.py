@@ -52,44 +52,64 @@ def read_table(
     ignored. Ids must not be empty, nor repeat unless `repeats`; values may be empty unless `blanks` is False.
     name: the file's name in errors. Raises: CnnlabError that names the file, usually the line, and the remedy.
     """
-    names = ("", "")
-    width, place, other, line = 0, 0, 0, 1  # number of columns, those of id and value, and the row's first line
+    return table_of(table_rows(file, name), name, id_column, value_column, repeats=repeats, blanks=blanks)
+
+
+def table_of(
+    rows: Iterator[tuple[int, list[str]]], name: str, id_column: str = "id", value_column: str = "label", *,
+    repeats: bool = False, blanks: bool = True,
+) -> Table:  # fmt: skip
+    """Return two columns of the rows of `table_rows`, the header first. See `read_table`."""
+    _, header = next(rows)
+    place, other = column_index(name, header, id_column), column_index(name, header, value_column)
     lines: dict[str, int] = {}  # id -> its line
     ids: list[str] = []
     values: list[str] = []
+    for start, row in rows:
+        if not row[place].strip():
+            fault = f"the {id_column!r} is empty; fill it in or remove the line"
+        elif not blanks and not row[other].strip():
+            fault = f"the {value_column!r} is empty; fill it in or remove the line"
+        elif bad := [cell for cell in (row[place], row[other]) if UNFIT.search(cell)]:
+            fault = f"{quoted(bad[0])} has a control character or a line end; remove it"
+        elif lines.setdefault(row[place], start) != start and not repeats:
+            fault = f"{quoted(row[place])} is also on line {lines[row[place]]}; remove one of them"
+        else:
+            ids.append(row[place])
+            values.append(row[other])
+            continue
+        raise CnnlabError(f"{name}, line {start}: {fault}")
+    return Table(place <= other, ids, values, (header[place].strip(), header[other].strip()))
+
+
+def table_rows(file: IO[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line, fields) of each row that is not blank, the header first, and close the file.
+
+    All rows have as many fields as the header. Raises: CnnlabError, also if there is no header.
+    """
+    width, line = 0, 1
     with open_text(file, name) as text:
         reader = table_reader(text, name)
+        number = 0
         try:
             for row in reader:
                 start, line = line, reader.line_num + 1
                 if not row or (len(row) == 1 and not row[0].strip()):
                     continue
-                if not width:
-                    width, place, other = len(row), _column(name, row, id_column), _column(name, row, value_column)
-                    names = (row[place].strip(), row[other].strip())
-                    continue
+                width = width or len(row)
                 if len(row) != width:
                     fault = f"{len(row)} fields, but the header has {width}; correct that line"
-                elif not row[place].strip():
-                    fault = f"the {id_column!r} is empty; fill it in or remove the line"
-                elif not blanks and not row[other].strip():
-                    fault = f"the {value_column!r} is empty; fill it in or remove the line"
-                elif bad := [cell for cell in (row[place], row[other]) if UNFIT.search(cell)]:
-                    fault = f"{quoted(bad[0])} has a control character or a line end; remove it"
-                elif lines.setdefault(row[place], start) != start and not repeats:
-                    fault = f"{quoted(row[place])} is also on line {lines[row[place]]}; remove one of them"
-                elif len(ids) == _MOST_ROWS:
+                elif number > _MOST_ROWS:
                     fault = f"over {_MOST_ROWS:,} rows; name the right file"
                 else:
-                    ids.append(row[place])
-                    values.append(row[other])
+                    number += 1
+                    yield start, row
                     continue
                 raise CnnlabError(f"{name}, line {start}: {fault}")
         except csv.Error as error:
             raise CnnlabError(f"{name}, line {line}: {reason(error)}; correct the quotes from there on") from error
     if not width:
         raise CnnlabError(f"{name} is empty; it should start with a header that names its columns")
-    return Table(place <= other, ids, values, names)
 
 
 def read_header(file: IO[bytes], name: str) -> list[str]:
@@ -146,7 +166,8 @@ def _lines(text: io.TextIOWrapper, name: str) -> Iterator[str]:
         raise CnnlabError(f"{name}, line {number}: {fault}; save the table as CSV in UTF-8")
 
 
-def _column(name: str, header: list[str], column: str) -> int:
+def column_index(name: str, header: list[str], column: str) -> int:
+    """Return where a column is; its name may differ in case and spaces. Raises: CnnlabError if it is not there once."""
     columns = [h.strip() for h in header]
     wanted = column.strip()
     if wanted not in columns:
