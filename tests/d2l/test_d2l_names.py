@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nbformat
@@ -423,6 +423,96 @@ def test_bad_input_is_one_line(changes: dict[str, object]) -> None:
     with pytest.raises(CnnlabError) as caught:
         d2l.train_ch6(small_net(), **arguments)
     assert "\n" not in str(caught.value)
+
+
+def tiny(outputs: int = 3, *more: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), *more, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, outputs))
+
+
+X4, Y4 = torch.arange(4 * 36.0).view(4, 1, 6, 6) / 144, torch.tensor([0, 1, 2, 1])
+BAD_BATCHES: dict[str, tuple[object, str]] = {
+    "beyond": ((X4, torch.tensor([0, 1, 2, 7])), "from 0 to 7; the network has 3 outputs"),
+    "negative": ((X4, torch.tensor([0, 1, -1, 2])), "a label is -1"),
+    "ignored": ((X4, torch.tensor([0, 1, -100, 2])), "a label is -100"),
+    "float": ((X4, Y4.float()), r"labels are float32; .* y.long()"),
+    "channels": ((X4.expand(4, 3, 6, 6), Y4), "have 3 channels, but the network takes 1"),
+    "flat": ((X4.flatten(1), Y4), "does not take images of shape"),
+    "small": ((X4[:, :, :2, :2], Y4), "does not take images of shape"),
+    "uint8": (((X4 * 255).byte(), Y4), r"images are uint8; convert them"),
+    "float64": ((X4.double(), Y4), "float64|double"),
+    "nan": ((X4.masked_fill(X4 > 0.9, torch.nan), Y4), "NaN or Inf"),
+    "inf": ((X4.masked_fill(X4 > 0.9, torch.inf), Y4), "NaN or Inf"),
+    "fewer labels": ((X4, Y4[:3]), "labels of shape"),
+    "scalar": ((X4, torch.tensor(1)), "labels of shape"),
+    "wide labels": ((X4, torch.ones(4, 2, dtype=torch.long)), "labels of shape"),
+    "dict": ({"image": X4, "label": Y4}, "batch 1 is a dict"),
+    "numpy": ((X4.numpy(), Y4), "its images are a ndarray"),
+    "list of labels": ((X4, [0, 1, 2, 1]), "its labels are a list"),
+    "images only": (X4, "batch 1 is a Tensor"),
+    "no labels": ((X4, None), "its labels are a NoneType"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_BATCHES)
+@pytest.mark.parametrize("way", ["train_ch6", "train_ch13", "evaluate"])
+def test_bad_batches_are_one_line(case: str, way: str) -> None:
+    batch, why = BAD_BATCHES[case]
+    net = tiny()
+    if case == "float" and way == "evaluate":
+        return  # predictions are compared with them as numbers
+    good, cpu = [(X4, Y4)], [torch.device("cpu")]
+    loss, trainer = nn.CrossEntropyLoss(reduction="none"), torch.optim.Adam(net.parameters())
+    calls: dict[str, Callable[[], object]] = {
+        "evaluate": lambda: d2l.evaluate_accuracy_gpu(net, [batch], "cpu"),
+        "train_ch6": lambda: d2l.train_ch6(net, [batch], good, 1, 0.1, "cpu"),
+        "train_ch13": lambda: d2l.train_ch13(net, [batch], good, loss, trainer, 1, cpu),
+    }
+    with pytest.raises(CnnlabError, match=why) as caught:
+        calls[way]()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("column", [False, True])
+def test_labels_of_any_integer_type(dtype: torch.dtype, column: bool) -> None:
+    y = Y4.to(dtype)
+    histories = []
+    for labels in (Y4, y[:, None] if column else y):
+        torch.manual_seed(0)
+        net = tiny()
+        histories.append(d2l.train_ch6(net, [(X4, labels)], [(X4, labels)], 2, 0.1, "cpu"))
+        assert d2l.evaluate_accuracy(net, [(X4, labels)]) == d2l.accuracy(net(X4), Y4) / 4
+    assert histories[0].batch_losses == histories[1].batch_losses
+    assert [row["test_acc"] for row in histories[0].rows] == [row["test_acc"] for row in histories[1].rows]
+    net = tiny()
+    trainer = torch.optim.Adam(net.parameters())
+    d2l.train_batch_ch13(net, X4, y[:, None] if column else y, nn.CrossEntropyLoss(reduction="none"), trainer,
+                         [torch.device("cpu")])  # fmt: skip
+
+
+def test_predictions_in_a_column_are_compared_one_by_one() -> None:
+    assert d2l.accuracy(torch.tensor([[0], [1], [1]]), torch.tensor([0, 1, 2])) == 2
+    assert d2l.accuracy(torch.eye(3), torch.tensor([[0], [1], [0]])) == 2
+    with pytest.raises(CnnlabError, match="predictions of shape"):
+        d2l.accuracy(torch.eye(3), torch.tensor([0, 1]))
+
+
+def test_a_last_batch_of_one_with_batch_norm() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.BatchNorm1d(3))
+    with pytest.raises(CnnlabError, match="batch 2 of train_iter: batch norm .*drop_last=True"):
+        d2l.train_ch6(net, [(X4, Y4), (X4[:1], Y4[:1])], [(X4, Y4)], 1, 0.1, "cpu")
+    trainer = torch.optim.Adam(net.parameters())
+    with pytest.raises(CnnlabError, match="the batch: batch norm"):
+        d2l.train_batch_ch13(net, X4[:1], Y4[:1], nn.CrossEntropyLoss(), trainer, [torch.device("cpu")])
+    d2l.evaluate_accuracy(net, [(X4[:1], Y4[:1])])  # works, in eval mode
+    late = [(X4, Y4), (X4 * torch.nan, Y4)]
+    with pytest.raises(CnnlabError, match="batch 2 of train_iter has images with NaN"):
+        d2l.train_ch6(tiny(), late, [(X4, Y4)], 1, 0.1, "cpu")
+    with pytest.raises(CnnlabError, match="has no batches"):
+        d2l.train_ch6(tiny(), None, [(X4, Y4)], 1, 0.1, "cpu")  # type: ignore[arg-type]
+    lazy = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.LazyLinear(3))
+    with pytest.raises(CnnlabError, match="the first batch of train_iter: the images have 3"):
+        d2l.train_ch6(lazy, [(X4.expand(4, 3, 6, 6), Y4)], [(X4, Y4)], 1, 0.1, "cpu")
 
 
 @pytest.mark.gpu

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cnnlab.d2l.checks import as_labels, check_finite, check_labels, explained, pixel_sum
 from cnnlab.d2l.data import Batches
 from cnnlab.device.hardware import pick_device
 from cnnlab.io.errors import CnnlabError, reason
@@ -124,15 +125,20 @@ def as_device(device: torch.device | str | None) -> torch.device:
 def accuracy(y_hat: Tensor, y: Tensor) -> float:
     """Return the number of correct predictions: a count such as 3.0, not a fraction.
 
-    y_hat: (B, K) scores, or (B,) predicted classes; y: (B,) true classes.
+    y_hat: (B, K) scores, or (B,) predicted classes; y: (B,) or (B, 1) true classes.
     """
     return float(count_correct(y_hat, y))
 
 
 def count_correct(y_hat: Tensor, y: Tensor) -> Tensor:
     """Return the number of correct predictions as a scalar tensor on its device."""
+    y = as_labels(y)
     if y_hat.ndim > 1 and y_hat.shape[1] > 1:
         y_hat = y_hat.argmax(1)
+    if y_hat.shape != y.shape:  # (B, 1) and (B,) would be compared each with each
+        if y_hat.numel() != y.numel():
+            raise CnnlabError(f"predictions of shape {tuple(y_hat.shape)} for labels of shape {tuple(y.shape)}")
+        y_hat = y_hat.reshape(y.shape)
     return (y_hat.type(y.dtype) == y).sum()
 
 
@@ -158,13 +164,23 @@ def evaluate_accuracy_gpu(net: Any, data_iter: Iterable[Any], device: torch.devi
             device = None if first is None else first.device
     where = None if device is None else as_device(device)
     correct: Tensor | None = None
-    count = 0
+    count, outputs = 0, 0
+    pixel_sums: list[Tensor] = []
+    bounds: list[Tensor] = []
     with torch.no_grad():
-        for x, y in pairs(data_iter, where):
-            x, y = moved(x, where), moved(y, where)
-            batch_correct = count_correct(net(x), y)
+        for number, (x, y) in enumerate(pairs(data_iter, where), 1):
+            with explained(net, x, y, f"batch {number} of data_iter"):
+                x, y = moved(x, where), moved(y, where)
+                predicted = net(x)
+                batch_correct = count_correct(predicted, y)
             correct = batch_correct if correct is None else correct + batch_correct  # a tensor: one synchronization
             count += y.numel()
+            if not isinstance(data_iter, Batches):
+                pixel_sums += [total for total in [pixel_sum(x)] if total is not None]
+                outputs = predicted.shape[1] if predicted.ndim > 1 else 0
+                bounds += [torch.stack(y.aminmax())] if outputs > 1 and y.numel() and not y.is_floating_point() else []
+    check_finite(pixel_sums, "data_iter")
+    check_labels(bounds, outputs, "data_iter")
     if correct is None or not count:
         raise CnnlabError(
             "data_iter yielded no images; create it again if it can be iterated only once, and remove drop_last=True "
@@ -181,11 +197,20 @@ def pairs(data_iter: Iterable[Any], device: torch.device | None) -> Iterator[tup
     if isinstance(data_iter, Batches):
         yield from data_iter.on(device or torch.device("cpu"))
         return
+    if not isinstance(data_iter, Iterable):
+        raise CnnlabError(f"a {type(data_iter).__name__} has no batches; pass a DataLoader or a list of pairs (X, y)")
     for number, batch in enumerate(data_iter, 1):
-        if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[1], Tensor):
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
             kind = type(batch).__name__ + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
             raise CnnlabError(f"batch {number} is a {kind}; yield pairs (X, y) of images and classes")
-        yield batch[0], batch[1]
+        for what, part in (("images", batch[0]), ("labels", batch[1])):
+            fits = isinstance(part, Tensor) or (
+                what == "images" and (device is None or (isinstance(part, list) and len(part) > 0))
+            )
+            if not fits:
+                kind = type(part).__name__
+                raise CnnlabError(f"batch {number}: its {what} are a {kind}; yield pairs (X, y) of tensors")
+        yield batch[0], as_labels(batch[1])
 
 
 def moved(x: Any, device: torch.device | None) -> Any:

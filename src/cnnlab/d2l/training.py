@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from cnnlab.d2l.animator import Animator
+from cnnlab.d2l.checks import as_labels, check_finite, explained, pixel_sum
 from cnnlab.d2l.measuring import (
+    Batches,
     as_device,
     count_correct,
     evaluate_accuracy_gpu,
@@ -114,7 +116,9 @@ def train_batch_ch13(
     """
     if not devices:
         raise CnnlabError("devices is empty; pass try_all_gpus()")
-    total, correct = _batch(net, X, y, loss, trainer, torch.device(devices[0]), mean)
+    y = as_labels(y)
+    with explained(net, X, y, "the batch"):
+        total, correct = _batch(net, X, y, loss, trainer, torch.device(devices[0]), mean)
     return total, float(correct)
 
 
@@ -203,7 +207,7 @@ def _train(
         with keep_freed_memory():
             for epoch in range(num_epochs):
                 net.train()
-                row, losses = _train_epoch(step, train_iter, epoch, device, animator)
+                row, losses = _train_epoch(net, step, train_iter, epoch, device, animator)
                 history.batch_losses += losses
                 row["test_acc"] = evaluate_accuracy_gpu(net, test_iter, device)
                 history.rows.append(row)
@@ -218,20 +222,26 @@ def _train(
 
 
 def _train_epoch(
-    step: _Step, train_iter: Iterable[Any], epoch: int, device: torch.device, animator: Animator
+    net: nn.Module, step: _Step, train_iter: Iterable[Any], epoch: int, device: torch.device, animator: Animator
 ) -> tuple[dict[str, Any], list[float]]:
     """Return the epoch's row of the history, without test_acc, and the mean loss of each batch."""
     stopwatch, start = Stopwatch(device), time.perf_counter()
     batches = len(train_iter) if isinstance(train_iter, Sized) else 0  # 0: unknown, so no points within the epoch
     sums = torch.zeros(2, device=device)
     losses: list[Tensor] = []
+    pixel_sums: list[Tensor] = []
     images, labels = 0, 0
     interval = max(1, batches // 5)
     for i, (x, y) in enumerate(pairs(train_iter, device), 1):
         stopwatch.start()
-        x, y = moved(x, device), moved(y, device)
-        step_sums, loss = step(x, y)
+        with explained(net, x, y, f"batch {i} of train_iter"):
+            x, y = moved(x, device), moved(y, device)
+            step_sums, loss = step(x, y)
         sums += step_sums
+        if not isinstance(train_iter, Batches) and (total_pixels := pixel_sum(x)) is not None:
+            pixel_sums.append(total_pixels)
+            if i == 1 and epoch == 0:
+                check_finite(pixel_sums, "train_iter")
         stopwatch.stop()
         losses.append(loss)
         images, labels = images + len(y), labels + y.numel()
@@ -243,6 +253,7 @@ def _train_epoch(
             f"train_iter yielded no batches in epoch {epoch + 1}; pass one that can be iterated in every epoch, "
             "such as a DataLoader or a list"
         )
+    check_finite(pixel_sums, "train_iter")
     synchronize(device)
     train_seconds = time.perf_counter() - start
     total, correct = sums.tolist()
@@ -282,7 +293,7 @@ def _initialize_lazy(net: nn.Module, train_iter: Iterable[Any]) -> Iterable[Any]
     first = next(batches, None)
     if first is not None:
         net.eval()
-        with torch.no_grad():
+        with torch.no_grad(), explained(net, *first, "the first batch of train_iter"):
             net(moved(first[0], device))
         if isinstance(train_iter, Iterator):  # it yields each batch only once
             return chain([first], batches)
