@@ -108,6 +108,8 @@ class Place:
     def _kind(self, name: str) -> Kind | None:
         if self._zip is None:
             return file_kind(self.path / name)
+        if name not in self._files:  # a folder
+            return None
         with contextlib.suppress(OSError, CnnlabError, *ZIP_ERRORS), self._open(name) as file:
             return kind_of(file.read(HEAD))
         return None

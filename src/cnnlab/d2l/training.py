@@ -15,8 +15,8 @@ from torch.nn.parameter import is_lazy
 
 from cnnlab.d2l.animator import Animator
 from cnnlab.d2l.checks import as_labels, check_finite, explained, pixel_sum
+from cnnlab.d2l.data import Batches
 from cnnlab.d2l.measuring import (
-    Batches,
     as_device,
     count_correct,
     evaluate_accuracy_gpu,
