@@ -175,7 +175,13 @@ def test_the_residual_is_named_as_in_the_figure() -> None:
         assert "g(x) = f(x) + x" not in text
 
 
-# NiN: what an average forgets
+# NiN
+
+
+def test_the_small_network_without_1x1_convolutions_learns_sooner_and_ends_no_worse() -> None:
+    first, last = (figures_of("05_nin", "val_acc", epoch) for epoch in (1, 0))
+    assert min(first["nin-without"]) > max(first["nin-small"]) + 0.3
+    assert sum(last["nin-without"]) >= sum(last["nin-small"]) - 0.01
 
 
 def test_linear_layers_know_positions_and_averages_do_not() -> None:
