@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from cnnlab.chapter import lessons
 from cnnlab.models import MODELS
 from cnnlab.recipes import RECIPES, choose_recipe
 
@@ -126,3 +127,13 @@ def test_every_dependency_has_its_line() -> None:
     for requirement in [*project["project"]["dependencies"], *extras, *developing]:
         name = re.split(r"[><=\[]", requirement)[0]
         assert re.search(rf"\b{re.escape(name)}\b", text), name
+
+
+def test_chinese_pages_use_the_terms_of_d2l_zh() -> None:
+    """The words of the Chinese edition of the book: 汇聚, 小批量, 迭代周期, 全连接层, 卷积核, 精度, 增广, 索引."""
+    other = r"处理器|池化|批次|捷径|主干|滤波器|线性层|准确率|测试时增强|下标|做加法|(?<!迭代)周期"
+    pages = {p.name: p.read_text(encoding="utf-8") for p in (*ROOT.glob("*.zh.md"), *ROOT.glob("docs/*.zh.md"))}
+    for name in lessons.lessons():
+        pages[name] = "\n".join(cell.text for cell in lessons.read(name) if cell.language == "zh")
+    assert len(pages) >= 15
+    assert {name: found for name, text in pages.items() if (found := re.findall(other, text))} == {}
