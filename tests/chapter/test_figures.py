@@ -381,6 +381,19 @@ def test_pixels_are_the_weights_in_order(tmp_path: Path, channels: int) -> None:
     assert ("mean over 2 channels" in caption) == (channels == 2)
 
 
+def test_filters_that_are_not_learned_are_called_so(tmp_path: Path) -> None:
+    run, _ = saved_run(tmp_path / "whitened", "airbench94", 3, 32)
+    assert "not learned" in filters(run).texts[0].get_text()
+    run, _ = saved_run(tmp_path / "learned", "lenet", 1, 28)
+    assert "not learned" not in filters(run).texts[0].get_text()
+
+
+@pytest.mark.parametrize("name", DIAGRAMS)
+def test_the_documentation_has_these_figures(drawn: Path, name: str) -> None:
+    committed = Path(__file__).parents[2] / "docs" / "images" / f"figure-{name}.svg"
+    assert panels(committed) == panels(drawn / f"figure-{name}.svg")
+
+
 def test_zero_is_grey_and_the_largest_weight_black_or_white() -> None:
     weight = torch.tensor([[-2.0, 0.0, 1.0], [0.0, 0.0, 0.0]]).reshape(2, 1, 1, 3)
     assert filter_pixels(weight).flatten().tolist() == [0.0, 0.5, 0.75, 0.5, 0.5, 0.5]
