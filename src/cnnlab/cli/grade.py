@@ -28,8 +28,9 @@ def grade(
     roster: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR",
-            help="The students: a folder with one file or folder per student, or a text file with one name per line.",
+            metavar="PATH",
+            help="The students: a CSV from Canvas, Moodle or Blackboard, a text file with one name per line, or "
+            "a folder with one file or folder per student.",
             show_default=False,
         ),
     ] = None,
