@@ -1,7 +1,6 @@
 """Diagrams of networks, side by side, from top to bottom, with right angles.
 
-`drawing` lays several graphs out as shapes, `render` writes them as SVG or PNG. An SVG has no background, and follows
-the reader's light or dark colours. Lengths are points.
+`drawing` lays several graphs out as shapes, `render` writes them as SVG, in light or dark colours, or PNG. In points.
 """
 
 from __future__ import annotations
@@ -164,8 +163,7 @@ class _Layout:
 
     def draw(self, x: float, gap: float) -> float:
         """Draw the panel from `x` on, boxes `gap` apart. Return its right end."""
-        texts: list[float] = []
-        boxes: list[float] = []
+        texts, boxes = list[float](), list[float]()
         for name in self.main:
             box = self.graph.boxes[name]
             (texts if box.kind == "text" else boxes).append(_width(box, self.labels[name]))
