@@ -16,9 +16,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def collect(pages: Path, executed: Path | None) -> None:
+def collect(pages: Path, run_lessons: bool) -> None:
     """Copy all pages of the repository into the folder `pages`; generate reference/ and lessons/."""
-    import site_pages  # takes a second
+    import site_lessons  # they take a second
+    import site_pages
 
     for path in ROOT.glob("*.md"):
         shutil.copyfile(path, pages / path.name)
@@ -28,21 +29,27 @@ def collect(pages: Path, executed: Path | None) -> None:
         (pages / name).mkdir()
     for write in (site_pages.commands, site_pages.recipes, site_pages.python):
         (pages / "reference" / f"{write.__name__}.md").write_text(write(), encoding="utf-8")
-    site_pages.write_lessons(pages / "lessons", executed)
+    site_lessons.write(pages / "lessons", ROOT / "build" / "lessons" if run_lessons else None)
 
 
 def main() -> int:
-    """Build the site into --out, warnings being errors. Return MkDocs' exit code."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "site", help="folder of the site; replaced")
-    parser.add_argument("--lessons", type=Path, help="folder of the lessons' notebooks after they have run")
+    """Build the documentation as a site. Warnings are errors. Return MkDocs' exit code."""
+    parser = argparse.ArgumentParser(prog="scripts/docs", description=(main.__doc__ or "").partition(" Return")[0])
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "build" / "site", help="folder of the site; replaced. Default: build/site"
+    )
+    parser.add_argument(
+        "--run-lessons", action="store_true",
+        help="run the lessons, so that their pages show the outputs. Takes some minutes. Outputs are kept in "
+        "build/lessons; a lesson runs again when its source or the package has changed. Default: pages without outputs",
+    )  # fmt: skip
     arguments = parser.parse_args()
     out = arguments.out.absolute()
     # MkDocs empties the folder first.
     if out.exists() and not (out / "search" / "search_index.json").exists() and any(out.iterdir()):
         parser.error(f"{out} is not empty and not a site; name another folder")
     with tempfile.TemporaryDirectory() as folder:
-        collect(Path(folder), arguments.lessons)
+        collect(Path(folder), arguments.run_lessons)
         # The theme prints a long notice about a later MkDocs unless this variable is set; ours is below 2.
         env = {**os.environ, "CNNLAB_PAGES": folder, "NO_MKDOCS_2_WARNING": "1"}
         command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(ROOT / "mkdocs.yml")]

@@ -1,10 +1,12 @@
 """Hooks of MkDocs, named in mkdocs.yml.
 
-They add new pages to the menu, mark the language of Chinese pages, and write a search index for pages opened from disk.
+They add new pages to the menu, set the language of Chinese pages, turn formulas into MathML, and write a search index
+for pages opened from disk.
 """
 
 from __future__ import annotations
 
+import html
 import logging
 import re
 from collections.abc import Iterator
@@ -13,8 +15,12 @@ from typing import Any
 
 LOG = logging.getLogger("mkdocs.hooks.cnnlab")
 CHINESE = ".zh.md"
-# A line break inside a Chinese sentence, where a browser would insert a space.
-_WRAPPED = re.compile("(?<=[\u3000-\u9fff\uff00-\uffef”])\n *(?=[\u3000-\u9fff\uff00-\uffef“])")
+# A line break inside a Chinese sentence, where a browser would insert a space. Asterisks may stand there, too.
+_WRAPPED = re.compile("(?<=[\u3000-\u9fff\uff00-\uffef”])(\\**)\n *(\\**)(?=[\u3000-\u9fff\uff00-\uffef“])")
+# What pymdownx.arithmatex makes of a formula.
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.+?)\\[)\]]</\1>', re.DOTALL)
+# Pages that name everything come late in the search.
+_BOOSTS = {"docs/log.md": 0.3, "CHANGELOG.md": 0.3, "docs/errata.md": 0.5, "reference/": 0.7}
 
 # A figure and its deviation, or the ends of a range, in a table row: narrow columns would break the line there.
 _ROW = re.compile(r"^\|.*", re.MULTILINE)
@@ -62,13 +68,26 @@ def on_config(config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Return a page's Markdown with corrected line breaks."""
+    page.meta["search"] = {"boost": next((b for start, b in _BOOSTS.items() if page.file.src_uri.startswith(start)), 1)}
     markdown = _ROW.sub(lambda row: _PAIR.sub("\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", row[0]), markdown)
-    return _WRAPPED.sub("", markdown) if page.file.src_uri.endswith(CHINESE) else markdown
+    return _WRAPPED.sub(r"\1\2", markdown) if page.file.src_uri.endswith(CHINESE) else markdown
 
 
-def on_post_page(output: str, page: Any, **_: Any) -> str:
-    """Return a page's HTML with its language, by which a browser chooses the shape of the characters."""
-    return output.replace('<html lang="en"', '<html lang="zh"', 1) if page.file.src_uri.endswith(CHINESE) else output
+def on_page_content(output: str, **_: Any) -> str:
+    """Return a page's content with its formulas as MathML, which a browser renders without a script."""
+    from latex2mathml import converter
+
+    def mathml(match: re.Match[str]) -> str:
+        kind = "block" if match[1] == "div" else "inline"
+        return converter.convert(" ".join(html.unescape(match[2]).split()), display=kind)
+
+    return _FORMULA.sub(mathml, output)
+
+
+def on_page_context(context: Any, page: Any, config: Any, **_: Any) -> Any:
+    """Set the language of the page and of the theme's own words. A browser chooses the shape of characters by it."""
+    config.theme["language"] = "zh" if page.file.src_uri.endswith(CHINESE) else "en"
+    return context
 
 
 def on_post_build(config: Any) -> None:

@@ -1,31 +1,19 @@
-"""Pages of the site that are generated from the code: commands, recipes, Python, and the lessons."""
+"""Pages of the site that are generated from the code: commands, recipes, Python."""
 
 from __future__ import annotations
 
-import base64
-import json
-import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import typer
-from latex2mathml import converter
 
 import cnnlab
 from cnnlab import competition
-from cnnlab.chapter import lessons
 from cnnlab.cli import app as cli
 from cnnlab.cli.list import known_things
 from cnnlab.recipe import SETTINGS, TYPES, Recipe
 from cnnlab.recipes import RECIPES
 
-# Code in backticks, a display formula, or an inline formula.
-_FORMULA = re.compile(r"(?P<code>`[^`]*`)|\$\$(?P<block>.+?)\$\$|\$(?P<line>[^$\n]+)\$", re.DOTALL)
-_NOTEBOOKS = {
-    "en": "`cnnlab lessons copy FOLDER` gives all lessons as notebooks. [中文]({}.zh.md)",
-    "zh": "`cnnlab lessons copy FOLDER --language zh` 把全部课程复制为笔记本。[English]({}.md)",
-}
 # A recipe has some fifty settings, which have a page of their own.
 _MORE = {
     "Recipe": (
@@ -35,7 +23,6 @@ _MORE = {
         "The settings: [recipes](recipes.md#settings).",
     )
 }
-_SOLUTION = {"en": "Solution", "zh": "答案"}
 
 
 def commands() -> str:
@@ -91,67 +78,6 @@ def python() -> str:
     for name in ("grade", "Grades", "Grade"):
         lines += [f"::: cnnlab.competition.grade.{name}", ""]
     return "\n".join(lines)
-
-
-def write_lessons(folder: Path, executed: Path | None) -> None:
-    """Write all lessons into `folder`: NN_name.md and NN_name.zh.md.
-
-    executed: a folder with their executed notebooks of any language, for the outputs of the cells.
-    """
-    for name in lessons.lessons():
-        outputs: list[Any] = []
-        if executed is not None:
-            cells = json.loads((executed / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
-            outputs = [cell["outputs"] for cell in cells if cell["cell_type"] == "code"]
-        for language, ending in (("en", ".md"), ("zh", ".zh.md")):
-            text = lesson(lessons.read(name), language, _NOTEBOOKS[language].format(name), outputs)
-            (folder / f"{name}{ending}").write_text(text, encoding="utf-8")
-
-
-def lesson(cells: list[Any], language: str, note: str, outputs: list[Any]) -> str:
-    """Return a lesson as a page. cells: of `lessons.read`; note: a line below the title.
-
-    outputs: of each code cell in order, or empty. The code is the same in every language.
-    """
-    rest_of_outputs = iter(outputs)
-    blocks: list[str] = []
-    for cell in cells:
-        if cell.language not in ("", language):
-            continue
-        lines = [_formulas(cell.text)]
-        if not cell.language:
-            lines = [f"~~~~python\n{cell.text}\n~~~~"] if cell.text.strip() else []
-            lines += (_output(output) for output in next(rest_of_outputs, []))
-        text = "\n\n".join(lines)
-        if cell.tag == "solution":
-            text = f'??? note "{_SOLUTION[language]}"\n\n' + "\n".join(f"    {line}" for line in text.splitlines())
-        blocks += [text] if text else []
-    title, _, rest = blocks[0].partition("\n")
-    return "\n\n".join([title, note, rest.strip(), *blocks[1:]]) + "\n"
-
-
-def _output(output: dict[str, Any]) -> str:
-    """Return a cell's output in the richest form that the page can show."""
-    data = {kind: "".join(text) for kind, text in output.get("data", {}).items()}
-    if "image/png" in data:
-        picture = base64.b64encode(base64.b64decode(data["image/png"])).decode()
-        return f"![](data:image/png;base64,{picture})"
-    if "text/markdown" in data:
-        return data["text/markdown"]
-    text = "".join(output.get("text", data.get("text/plain", "")))
-    return f"~~~~text\n{text.rstrip()}\n~~~~" if text.strip() else ""
-
-
-def _formulas(text: str) -> str:
-    """Return `text` with its formulas as MathML, which a browser renders without a script."""
-
-    def replace(match: re.Match[str]) -> str:
-        if match["code"]:
-            return match["code"]
-        kind = "block" if match["block"] else "inline"
-        return converter.convert(" ".join((match["block"] or match["line"]).split()), display=kind)
-
-    return _FORMULA.sub(replace, text)
 
 
 def _plain(text: str) -> str:

@@ -33,9 +33,9 @@ class Tab:
         self.errors.clear()
         self.page.goto(url, wait_until="load")
 
-    def value(self, script: str) -> Any:
-        """Evaluate a script in the page."""
-        return self.page.evaluate(script)
+    def value(self, script: str, argument: Any = None) -> Any:
+        """Evaluate a script in the page. argument: passed to it, if it is a function."""
+        return self.page.evaluate(script, argument)
 
 
 @contextmanager

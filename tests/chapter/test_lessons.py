@@ -19,6 +19,7 @@ import torch
 from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 
+import browser
 from cnnlab import Recipe, train
 from cnnlab.chapter import lessons
 from cnnlab.chapter.experiments import cells
@@ -53,8 +54,12 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelManager]:
 def test_a_lesson_runs_from_top_to_bottom(name: str, tmp_path: Path, kernel: KernelManager) -> None:
     """In a real kernel, solutions included, whose own trainings are cut to one epoch."""
     # The code is the same in both languages (below): each lesson is run in one of them.
-    lessons.copy(tmp_path, language=LANGUAGES[NAMES.index(name) % 2])
-    book = nbformat.read(tmp_path / f"{name}.ipynb", as_version=4)
+    language = LANGUAGES[NAMES.index(name) % 2]
+    book = nbformat.v4.new_notebook()
+    for cell in lessons.read(name):
+        if cell.language in ("", language):
+            new = nbformat.v4.new_markdown_cell if cell.language else nbformat.v4.new_code_cell
+            book.cells.append(new(cell.text, metadata={"tags": [cell.tag]}))
     start = "%reset -f\nimport os, cnnlab.training.train\ncnnlab.train = cnnlab.training.train.train\nos.chdir({!r})"
     cut = "cnnlab.train = lambda *args, **kw: cnnlab.training.train.train(*args, **{**kw, 'epochs': 1})"
     exercises = next(i for i, cell in enumerate(book.cells) if tag_of(cell) == "exercise")
@@ -81,6 +86,8 @@ def test_a_lesson_runs_from_top_to_bottom(name: str, tmp_path: Path, kernel: Ker
     for cell in ran:
         if tag_of(cell) == "solution":
             assert cell.outputs, cell.source
+    # Readers who do not see a picture are told what it shows.
+    assert all(o.metadata["image/png"]["alt"] for o in pictures if o.output_type == "execute_result")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -164,11 +171,34 @@ def test_copies_are_valid_notebooks_and_their_solutions_are_hidden(language: str
         nbformat.validate(nbformat.from_dict(book))
         assert all(not c.get("outputs") for c in book["cells"])
         for cell in book["cells"]:
-            if tag_of(cell) == "solution" and cell["cell_type"] == "code":
-                assert cell["metadata"]["jupyter"]["source_hidden"]
-            elif tag_of(cell) == "solution":
+            if tag_of(cell) == "solution":
+                assert cell["cell_type"] == "markdown"
                 assert cell["source"][0].startswith("<details>")
                 assert cell["source"][-1] == "</details>"
+        text = "".join("".join(cell["source"]) for cell in book["cells"])
+        for cell in lessons.read(file.stem):
+            if cell.tag == "solution" and cell.language in ("", language):
+                assert cell.text.strip() in text
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_an_exported_page_shows_a_solution_once_it_is_opened(language: str, tmp_path: Path) -> None:
+    nbconvert = pytest.importorskip("nbconvert", reason="nbconvert is not installed: pip install --group dev")
+    book = nbformat.from_dict(lessons.notebook("02_lenet", language))
+    for cell in book.cells:
+        cell.source = "".join(cell.source)
+    for template in ("lab", "basic"):
+        exporter = nbconvert.HTMLExporter(template_name=template, mathjax_url="", require_js_url="")
+        page = tmp_path / f"{template}.html"
+        page.write_text(exporter.from_notebook_node(book)[0], encoding="utf-8")
+        with browser.chromium() as tab:
+            tab.go(page.as_uri())
+            code = tab.page.locator("details pre").filter(has_text="def lenet_relu")
+            assert code.count() == 1
+            assert "lenet_relu" not in tab.page.inner_text("body")
+            tab.page.locator("summary").nth(1).click()
+            assert code.is_visible()
+            assert "lenet_relu" in tab.page.inner_text("body")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

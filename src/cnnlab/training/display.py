@@ -227,7 +227,8 @@ class Notebook(Display):
             f"epoch {row['epoch']}: loss {row['loss']:.3f}, train acc {row['train_acc']:.3f}, "
             f"{key} acc {row[f'{key}_acc']:.3f}, {row['images_per_second']:,.0f} images/s"
         )
-        image = Image(data=plots.png(curves(self._rows, self._recipe, title), dpi=100), format="png")
+        png = plots.png(curves(self._rows, self._recipe, title), dpi=100)
+        image = Image(data=png, format="png", alt=f"Loss and accuracy over the epochs; {title}")
         if self._handle is None:
             self._handle = display(image, display_id=True)
         else:

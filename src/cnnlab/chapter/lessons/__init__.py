@@ -5,7 +5,7 @@ A lesson is one file, `sources/NN_name.py`, in jupytext's percent format. Code i
 the code of the two languages cannot differ. Jupyter with jupytext opens a source as it is.
 
 Tags mark the parts of an exercise: `exercise` the question, `answer` a cell to write in, `solution` cells that a copy
-has collapsed, or leaves out.
+shows once they are opened, or leaves out.
 
 Notebooks are written by the twenty lines at the end of this file, without nbformat or jupytext: two packages less for
 every user. The tests check the result with nbformat.
@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +101,10 @@ def copy(folder: str | Path, *, language: str = "en", solutions: bool = True) ->
 
 
 def notebook(name: str, language: str = "en", *, solutions: bool = True) -> dict[str, Any]:
-    """Return a lesson as a notebook of format 4.5, in plain values."""
+    """Return a lesson as a notebook of format 4.5, in plain values. A solution is one Markdown cell, collapsed."""
     chosen = [c for c in read(name) if c.language in ("", _checked(language)) and (solutions or c.tag != "solution")]
     return {
-        "cells": [_as_json(cell, f"{name}-{number}") for number, cell in enumerate(chosen, 1)],
+        "cells": [_as_json(cell, f"{name}-{number}") for number, cell in enumerate(_collapsed(chosen, language), 1)],
         "metadata": {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python"},
@@ -112,18 +114,26 @@ def notebook(name: str, language: str = "en", *, solutions: bool = True) -> dict
     }
 
 
+def _collapsed(cells: list[Cell], language: str) -> Iterator[Cell]:
+    """Yield the cells, with all cells of a solution as one of Markdown.
+
+    A hidden code cell is shown in full by an export to HTML, and by most other programs than Jupyter.
+    """
+    for is_solution, group in groupby(cells, key=lambda cell: cell.tag == "solution"):
+        if is_solution:
+            text = "\n\n".join(c.text if c.language else f"```python\n{c.text.strip()}\n```" for c in group)
+            text = f"<details><summary>{_SOLUTION[language]}</summary>\n\n{text}\n\n</details>"
+            yield Cell(text, language, "solution")
+        else:
+            yield from group
+
+
 def _as_json(cell: Cell, number: str) -> dict[str, Any]:
-    text, metadata = cell.text, dict[str, Any]()
-    if cell.tag:
-        metadata["tags"] = [cell.tag]
-    if cell.tag == "solution" and cell.language:  # Markdown cells cannot be collapsed, HTML details can
-        text = f"<details><summary>{_SOLUTION[cell.language]}</summary>\n\n{text}\n\n</details>"
-    elif cell.tag == "solution":
-        metadata["jupyter"] = {"source_hidden": True, "outputs_hidden": True}
     kind: dict[str, Any] = {"cell_type": "markdown"}
     if not cell.language:
         kind = {"cell_type": "code", "execution_count": None, "outputs": []}
-    return {"id": number, "metadata": metadata, "source": text.splitlines(keepends=True), **kind}
+    metadata = {"tags": [cell.tag]} if cell.tag else {}
+    return {"id": number, "metadata": metadata, "source": cell.text.splitlines(keepends=True), **kind}
 
 
 def _checked(language: str) -> str:

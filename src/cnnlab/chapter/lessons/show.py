@@ -36,7 +36,7 @@ def shapes(model: str | nn.Module, *, image_size: int | None = None, in_channels
 def compare(trained: Mapping[str, Result]) -> Image:
     """Draw accuracy on the evaluation split over the epochs, a line per named training."""
     lines = [(name, result.run.recipe.eval_split, result.run.metrics()) for name, result in trained.items()]
-    return _picture(comparison(lines))
+    return _picture(comparison(lines), f"Accuracy over the epochs: {', '.join(trained)}")
 
 
 def plot(x: Sequence[float], curves: Mapping[str, Sequence[float]], xlabel: str, ylabel: str) -> Image:
@@ -49,16 +49,21 @@ def plot(x: Sequence[float], curves: Mapping[str, Sequence[float]], xlabel: str,
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     plots.add_legend(figure)
-    return _picture(figure)
+    return _picture(figure, f"{ylabel} over {xlabel}: {', '.join(curves)}")
 
 
 def grid(
-    images: Tensor | Sequence[Tensor], titles: Sequence[str] = (), *, together: bool = False, columns: int = 8
+    images: Tensor | Sequence[Tensor],
+    titles: Sequence[str] = (),
+    *,
+    together: bool = False,
+    columns: int = 8,
+    alt: str = "",
 ) -> Image:
     """Draw small images in rows: (H, W), or (C, H, W) of one or three channels, with values of any range.
 
     Each is scaled from its own minimum to its own maximum; together: from those of all images, so that they can be
-    compared.
+    compared. alt: what they show, for readers who do not see them. Default: their number and titles.
     """
     tiles = [image.detach().float().cpu() for image in images]
     if not tiles:
@@ -78,12 +83,12 @@ def grid(
         place.imshow((pixels - low).numpy() / ((high - low) or 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     for place, text in zip(places, titles, strict=False):
         place.set_title(shorten(drawable(text), 1.0, 7), fontsize=7)
-    return _picture(figure)
+    return _picture(figure, alt or f"{len(tiles)} images: {', '.join(filter(None, titles)) or 'without titles'}")
 
 
 def filters(result: Result) -> Image:
     """Draw the filters of the first convolution, as in the manual's figure 1.1."""
-    return _picture(figures.filters(result.run))
+    return _picture(figures.filters(result.run), f"Filters of the first convolution of {result.run.recipe.model}")
 
 
 def held_out(result: Result, count: int) -> tuple[Tensor, Tensor]:
@@ -118,7 +123,7 @@ def maps(result: Result, *layers: str, image: int = 0, count: int = 15) -> Image
         features = outputs[0][0, :count]
         tiles += [pixels[0], *features]
         titles += [f"layer {layer}", *map(str, range(len(features)))]
-    return grid(tiles, titles)
+    return grid(tiles, titles, alt=f"An input image and its feature maps, layer {', '.join(layers)}")
 
 
 def hardest(result: Result, count: int = 16) -> Image:
@@ -211,5 +216,6 @@ def _all_results(label: str) -> list[dict[str, Any]]:
     return sorted(results, key=lambda result: str(result["environment"]["date"]), reverse=True)
 
 
-def _picture(figure: Figure) -> Image:
-    return Image(plots.png(figure, dpi=110))
+def _picture(figure: Figure, alt: str) -> Image:
+    """Return the figure as an image of a notebook. alt: what it shows, for readers who do not see it."""
+    return Image(plots.png(figure, dpi=110), alt=alt)
