@@ -96,6 +96,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if os.environ.get("CNNLAB_DATA"):
         monkeypatch.setenv("CNNLAB_DATA", str(Path(os.environ["CNNLAB_DATA"]).absolute()))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
     # Measured plans are cached: not in the cache of the person who runs the tests.
     monkeypatch.setattr(autotune, "user_cache_dir", lambda name: str(tmp_path / ".cache" / name))
 

@@ -555,7 +555,7 @@ def test_bad_input_is_one_line(arguments: list[str], told: str, cnnlab: Command)
 def test_bad_choices_are_one_line(finished: Competition, cnnlab: Command) -> None:
     at = ["--name", "forest", "--runs-dir", str(finished.path.parent)]
     for arguments, told in (
-        (["submit", *at, "--views", "many"], "known: flip, none, shift"),
+        (["submit", *at, "--tta", "many"], "known: flip, none, shift"),
         (["submit", *at, "--run", "lost"], "lost"),
         (["submit", *at, "--threads", "99"], "threads=99"),
         (["train", *at, "--seeds", "0"], "seeds=0"),

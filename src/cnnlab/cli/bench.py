@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cnnlab.cli.options import AsJson, DataDir, DeviceName, Threads
-from cnnlab.io.tables import as_text, new_table, to_json
-from cnnlab.io.text import echo
+from cnnlab.io.tables import Table, to_json, wrap
+from cnnlab.io.text import echo, plural
 
 if TYPE_CHECKING:
     from cnnlab.machine.bench import BenchResult
@@ -76,8 +76,11 @@ def bench_text(result: BenchResult) -> str:
     about, lines = result.environment, []
     memory = f", {about['memory_gib']} GiB" if about["memory_gib"] else ""
     lines.append(
-        f"{about['device_name']}, {about['cores']} cores{memory}, torch {about['versions']['torch']}; "
-        f"images: {result.images}"
+        wrap(
+            f"{about['device_name']}, {about['cores']} cores{memory}, torch {about['versions']['torch']}; "
+            f"images: {result.images}",
+            2,
+        )
     )
     for precision, best in result.peaks.items():
         way = "torch.mm" if best["by"] == "mm" else "1x1 convolution"
@@ -87,28 +90,33 @@ def bench_text(result: BenchResult) -> str:
             f"threads {best['threads']})"
         )
     compiled = any(row.get("compile", "off") != "off" for row in result.rows)
-    table = new_table("network", "pixels", "batch", "precision", "memory format", "threads", "images/s with data",
-                   "compute only", "of the peak", "peak memory", *(["compiled in"] if compiled else []))  # fmt: skip
+    table = Table("network", "pixels", "batch", "precision", "images/s", "compute", "of peak", "memory",
+                  *(["compiled"] if compiled else []))  # fmt: skip
+    failed = []
     for row in result.rows:
         columns = [row["model"], str(row["image_size"]), str(row["batch_size"]), row["precision"]]
         if "failed" in row:
-            table.add_row(*columns, row["failed"])
+            table.add_row(*columns, "failed")
+            failed.append(f"{row['model']}, {row['precision']}: {row['failed']}")
             continue
         memory_bytes = row["peak_memory_bytes"]
         table.add_row(
             *columns,
-            row["memory_format"],
-            str(row["threads"]),
             f"{row['images_per_second']:,.0f}",
             f"{row['examples_per_second']:,.0f}",
             f"{row['fraction_of_peak']:.1%}",
             "" if memory_bytes is None else f"{memory_bytes / 2**20:,.0f} MiB",
             *([f"{row['first_step_seconds']:.0f} s"] if compiled else []),
         )
-    lines += ["", as_text(table), ""]
+    lines += ["", str(table), ""]
+    lines += [
+        wrap("images/s: with loading; compute: images/s without it; bench.json has memory format and threads"),
+        "",
+    ]
+    lines += [wrap(text, 2) for text in failed]
     for row in result.to_accuracy:
         lines.append(
-            f"recipe {row['recipe']}, {row['epochs']} epochs: {row['split']} acc {row['accuracy']:.4f} after "
+            f"recipe {row['recipe']}, {plural(row['epochs'], 'epoch')}: {row['split']} acc {row['accuracy']:.4f} after "
             f"{row['seconds']:.1f} s"
         )
-    return "\n".join([*lines, *(f"skipped: {text}" for text in result.left_out)]).rstrip()
+    return "\n".join([*lines, *(wrap(f"skipped: {text}", 2) for text in result.left_out)]).rstrip()

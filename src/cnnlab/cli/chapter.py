@@ -10,8 +10,8 @@ import typer
 
 from cnnlab.cli.options import AsJson, DataDir, DeviceName, Progress, RunsDir, SkipBad, Threads, print_training
 from cnnlab.io.errors import CnnlabError
-from cnnlab.io.tables import as_text, new_table, to_json
-from cnnlab.io.text import echo
+from cnnlab.io.tables import Table, to_json, wrap
+from cnnlab.io.text import echo, plural
 
 if TYPE_CHECKING:
     from cnnlab.chapter.reproduce import Plan, Reproduction
@@ -140,7 +140,7 @@ def classical(
 
 def plan_text(planned: Plan) -> str:
     """Return what a reproduction is going to train and the estimated time."""
-    table = new_table("experiment", "recipe", "epochs", "seeds", "images", "estimated time")
+    table = Table("experiment", "recipe", "epochs", "seeds", "images", "estimated time")
     for name, recipe in planned.recipes.items():
         images = f"at most {recipe.limit:,}" if recipe.limit else "all"
         seconds = planned.seconds[name]
@@ -149,9 +149,9 @@ def plan_text(planned: Plan) -> str:
         images = f"at most {planned.limit:,}" if planned.limit else "all"
         table.add_row(name, "", "", "1", images, "not estimated")
     if not planned.recipes:
-        return as_text(table)
+        return str(table)
     besides = ", without the classical baseline" if planned.methods else ""
-    return f"{as_text(table)}\nabout {duration(planned.total)} in all on this machine{besides}"
+    return f"{table}\nabout {duration(planned.total)} in all on this machine{besides}"
 
 
 def duration(seconds: float) -> str:
@@ -167,7 +167,7 @@ def reproduction_text(reproduction: Reproduction) -> str:
     """Return a table with a row for our figures and a row for the manual's, then notes."""
     from cnnlab.chapter.experiments import CLASSICAL, cells, how, printed_cells
 
-    table = new_table("experiment", "", "loss", "train acc", "test acc", "examples/s", "images/s with data")
+    table = Table("experiment", "", "loss", "train acc", "test acc", "examples/s", "images/s")
     notes = []
     for row in reproduction.rows:
         if "failed" in row:
@@ -175,7 +175,7 @@ def reproduction_text(reproduction: Reproduction) -> str:
             notes.append(f"{row['title']} failed: {row['failed']}")
         else:
             n = row["test_acc"]["n"]
-            table.add_row(row["title"], f"{n} seed{'s' if n > 1 else ''}", *cells(row))
+            table.add_row(row["title"], plural(n, "seed"), *cells(row))
             if row["limited"]:
                 notes.append(f"{row['title']} was limited: {row['limited']}; not comparable with the printed figures")
         printed = printed_cells(row)
@@ -194,4 +194,5 @@ def reproduction_text(reproduction: Reproduction) -> str:
                 notes.append(f"{row['title']}, seed {row['seeds'][0]}, first layer's {name}: {values}")
     if any("failed" not in row and row["name"] not in CLASSICAL for row in reproduction.rows):
         notes.append("the manual's recipes evaluate on the test set after each epoch; do not select models by it")
-    return "\n".join([as_text(table), "", *notes, f"saved in {reproduction.path} (results.json, table.md, every run)"])
+    notes.append(f"saved in {reproduction.path} (results.json, table.md, every run)")
+    return "\n".join([str(table), "", *(wrap(note, 2) for note in notes)])

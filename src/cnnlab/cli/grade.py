@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cnnlab.cli.options import AsJson, IdColumn, LabelColumn
-from cnnlab.io.tables import as_text, new_table, to_json
+from cnnlab.io.tables import Table, to_json
 from cnnlab.io.text import echo
 
 if TYPE_CHECKING:
@@ -69,8 +69,7 @@ def grade(
 def grades_text(found: Grades) -> str:
     """Return one line per student, then the totals."""
     losses = any(row.score and row.score.log_loss is not None for row in found.rows)
-    table = new_table("student", "accuracy", *["log loss"] * losses, "right", "note")
-    table.columns[-1].justify = "left"
+    table = Table("student", "accuracy", *["log loss"] * losses, "right", "note", left=(3 + losses,))
     for row in found.rows:
         score = row.score
         table.add_row(
@@ -80,4 +79,4 @@ def grades_text(found: Grades) -> str:
             f"{score.correct:,} of {score.count:,}" if score else "",
             row.note,
         )
-    return f"{as_text(table)}\n\n{found}"
+    return f"{table}\n\n{found}"

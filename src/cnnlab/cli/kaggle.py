@@ -25,7 +25,7 @@ from cnnlab.cli.options import (
 from cnnlab.cli.predict import confusion, evaluation_text
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.tables import to_json
-from cnnlab.io.text import echo
+from cnnlab.io.text import echo, plural
 
 if TYPE_CHECKING:
     from cnnlab.competition import Competition, Overview, Submitted, Trained
@@ -48,6 +48,7 @@ Seeds = Annotated[
 Views = Annotated[
     str | None,
     typer.Option(
+        "--tta",
         help="Test-time augmentation: none, flip (2 views) or shift (6 views). Default: the best on validation.",
         show_default=False,
     ),
@@ -330,7 +331,7 @@ def trained_text(found: Trained) -> str:
     for validation, train in zip(found.validation, found.train, strict=True):
         lines += [evaluation_text(train).splitlines()[0], evaluation_text(validation)]
     several = f" of {len(found.validation)} networks together" if len(found.validation) > 1 else ""
-    accuracies = ", ".join(f"{found.views[views]:.4f} with {_view_count(count)}" for views, count in VIEWS.items())
+    accuracies = ", ".join(f"{found.views[views]:.4f} with {plural(count, 'view')}" for views, count in VIEWS.items())
     lines.append(f"validation acc{several}, by views of each image: {accuracies}")
     return "\n".join(lines)
 
@@ -340,7 +341,7 @@ def submitted_text(found: Submitted) -> str:
     from cnnlab.training.evaluate import VIEWS
 
     names = ", ".join(str(run.path) for run in found.runs)
-    views = _view_count(VIEWS[found.views])
+    views = plural(VIEWS[found.views], "view")
     lines = [str(found.written), f"from {names}; {views} of each image"]
     return "\n".join([*lines, *([found.answer] if found.answer else [])])
 
@@ -349,7 +350,3 @@ def scored_text(found: Score) -> str:
     """Return accuracy and confusion matrix. Labels that are no class are in the last column."""
     extra: Sequence[int] = found.other.tolist() if found.no_class else ()
     return f"{found}\n{confusion(found.classes, found.confusion.tolist(), found.class_accuracy, extra)}"
-
-
-def _view_count(count: int) -> str:
-    return "1 view" if count == 1 else f"{count} views"

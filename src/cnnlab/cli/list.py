@@ -9,8 +9,8 @@ import typer
 
 from cnnlab.cli.options import AsJson
 from cnnlab.io.errors import unknown
-from cnnlab.io.tables import to_json
-from cnnlab.io.text import echo
+from cnnlab.io.tables import definitions, to_json
+from cnnlab.io.text import echo, plural
 
 
 def list_(
@@ -81,8 +81,7 @@ def known_list(known: dict[str, dict[str, str]]) -> str:
     """Return the result of `known_things` as text."""
     parts = []
     for kind, things in known.items():
-        width = max(map(len, things))
-        parts.append("\n".join([f"{kind}:", *(f"  {name:<{width}}  {line}" for name, line in things.items())]))
+        parts.append(f"{kind}:\n{definitions(things)}")
     return "\n\n".join(parts)
 
 
@@ -91,7 +90,7 @@ def _recipe_line(name: str) -> str:
 
     r = RECIPES[name]
     splits = {"test": "evaluated on the test set", "validation": "selected on validation", "train": "on all images"}
-    settings = f"{r.epochs} epochs, batch {r.batch_size}, {r.optimizer} {r.learning_rate:g}"
+    settings = f"{plural(r.epochs, 'epoch')}, batch {r.batch_size}, {r.optimizer} {r.learning_rate:g}"
     return f"{r.model} on {r.data}, {settings}; {splits[r.eval_split]}"
 
 

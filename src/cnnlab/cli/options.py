@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cnnlab.io import interrupt
 from cnnlab.io.errors import TrainingInterrupted
 from cnnlab.io.text import echo
+
+if TYPE_CHECKING:
+    from cnnlab.models import Builder
 
 RunsDir = Annotated[Path, typer.Option(help="Folder of the runs.")]
 DataDir = Annotated[
@@ -24,8 +27,17 @@ SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip damaged images i
 Weights = Annotated[
     str | None, typer.Option(help="best or last. Default: best if chosen on validation, else last.", show_default=False)
 ]
+Tta = Annotated[str, typer.Option(help="Test-time augmentation: none, flip (2 views) or shift (6 views).")]
+OwnModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE.py:BUILDER",
+        help="The network of your own that was trained: a module class or function in a Python file, which is run.",
+        show_default=False,
+    ),
+]
 Progress = Annotated[
-    str, typer.Option(help="auto, bar, lines, notebook or none. auto: a bar in a terminal, else none.")
+    str, typer.Option(help="auto, bar, lines, notebook or none. auto: a bar in a terminal, else lines.")
 ]
 Settings = Annotated[
     list[str] | None,
@@ -35,6 +47,15 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, or
 IdColumn = Annotated[str, typer.Option(help="Column of the ids.", rich_help_panel="Layout")]
 LabelColumn = Annotated[str, typer.Option(help="Column of the labels.", rich_help_panel="Layout")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def own_model(name: str | None) -> Builder | None:
+    """Return the builder `FILE.py:BUILDER`, or None without a name. Raise CnnlabError."""
+    if name is None:
+        return None
+    from cnnlab.models.own import load_builder
+
+    return load_builder(name)
 
 
 def print_training(call: Callable[[], object], stopped: str = "") -> None:

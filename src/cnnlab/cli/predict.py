@@ -10,26 +10,54 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnnlab.cli.options import AsJson, DataDir, DeviceName, RunName, RunsDir, SkipBad, Weights
+from cnnlab.cli.options import (
+    AsJson,
+    DataDir,
+    DeviceName,
+    OwnModel,
+    RunName,
+    RunsDir,
+    SkipBad,
+    Threads,
+    Tta,
+    Weights,
+    own_model,
+)
 from cnnlab.io.errors import unknown
-from cnnlab.io.tables import as_text, new_table, to_json
-from cnnlab.io.text import cell, echo, echo_csv
+from cnnlab.io.tables import Table, to_json
+from cnnlab.io.text import cell, echo, echo_csv, plural
 
 if TYPE_CHECKING:
     from cnnlab.inference import Prediction, RunEvaluation
+    from cnnlab.training.evaluate import Evaluation
 
 
 def evaluate(
     run: RunName,
     split: Annotated[
         str | None,
-        typer.Option(help="test, validation or train. Default: test if the data has one.", show_default=False),
+        typer.Option(help="test, val or train. Default: test if the data has one.", show_default=False),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="The run's images where they are now, or others of its classes. Default: the run's.",
+            show_default=False,
+        ),
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also save each image's prediction to this CSV file.", show_default=False),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also plot the confusion matrix to this PNG file.", show_default=False),
     ] = None,
     weights: Weights = None,
-    views: Annotated[
-        str, typer.Option(help="Test-time augmentation: none, flip (2 views) or shift (6 views).")
-    ] = "none",
+    tta: Tta = "none",
+    model: OwnModel = None,
     device: DeviceName = "auto",
+    threads: Threads = None,
     data_dir: DataDir = None,
     runs_dir: RunsDir = Path("runs"),
     skip_bad: SkipBad = False,
@@ -37,20 +65,33 @@ def evaluate(
 ) -> None:
     """Evaluate a run on a split.
 
-    Print accuracy, loss, accuracy per class and the confusion matrix.
+    Print accuracy, loss, precision and recall per class, and the confusion matrix.
     """
     from cnnlab.inference import evaluate_run
+    from cnnlab.inference.evaluation import check_new_csv
+    from cnnlab.io.figures import check_png
 
+    if predictions is not None:
+        check_new_csv(predictions)
+    if plot is not None:
+        check_png(plot)
     evaluation = evaluate_run(
         run,
+        model=own_model(model),
+        data=data,
         split=split,
         weights=weights,
         runs_dir=runs_dir,
         device=device,
+        threads=threads,
         data_dir=data_dir,
         skip_bad=skip_bad,
-        views=views,
+        views=tta,
     )
+    if predictions is not None:
+        evaluation.save_predictions(predictions)
+    if plot is not None:
+        evaluation.save_plot(plot)
     echo(to_json(evaluation.to_dict()) if as_json else evaluation_text(evaluation))
 
 
@@ -60,8 +101,11 @@ def predict(
     top: Annotated[int, typer.Option(help="Number of classes per image.")] = 3,
     format_: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
     weights: Weights = None,
+    tta: Tta = "none",
     invert: Annotated[bool, typer.Option("--invert", help="Invert the images (swap black and white) first.")] = False,
+    model: OwnModel = None,
     device: DeviceName = "auto",
+    threads: Threads = None,
     runs_dir: RunsDir = Path("runs"),
     skip_bad: SkipBad = False,
 ) -> None:
@@ -75,12 +119,15 @@ def predict(
     predictions, skipped = predict_images(
         run,
         images,
+        model=own_model(model),
         top=top,
         weights=weights,
         runs_dir=runs_dir,
         device=device,
         skip_bad=skip_bad,
         invert=invert,
+        views=tta,
+        threads=threads,
     )
     for text in skipped:
         echo(f"skipped: {text}", error=True)
@@ -88,57 +135,79 @@ def predict(
 
 
 def evaluation_text(evaluation: RunEvaluation) -> str:
-    """Return accuracy and loss in one line, then the confusion matrix with the accuracy of each class."""
+    """Return accuracy and loss in one line, then the figures of each class, the confusion matrix and notes."""
     from cnnlab.training.evaluate import VIEWS
 
-    e, classes = evaluation.result, evaluation.run.classes
-    views = f", {VIEWS[evaluation.views]} views of each" if VIEWS[evaluation.views] > 1 else ""
+    e, classes, run = evaluation.result, evaluation.run.classes, evaluation.run
+    views = f", {plural(VIEWS[evaluation.views], 'view')} of each" if VIEWS[evaluation.views] > 1 else ""
+    where = f" of {evaluation.data}" if evaluation.other else ""
     lines = [
-        f"{evaluation.split} acc {e.accuracy:.4f} ({e.correct} of {e.count} images{views}), loss {e.loss:.4f}; "
-        f"{evaluation.run.path}, {evaluation.weights.name}"
+        f"{evaluation.split} acc {e.accuracy:.4f} ({e.correct:,} of {plural(e.count, 'image')}{where}{views}), "
+        f"balanced acc {e.balanced_accuracy:.4f}, loss {e.loss:.4f}",
+        f"{run.path}, {evaluation.weights.name}",
     ]
-    lines.append(confusion(classes, e.confusion.tolist(), e.class_accuracy))
-    if evaluation.skipped:
-        lines.append(f"{len(evaluation.skipped)} damaged images were skipped; the first: {evaluation.skipped[0]}")
-    if evaluation.split == "test":
-        recipe = evaluation.run.recipe
-        if recipe.eval_split == "test":
-            lines.append(
-                f"its recipe evaluated on the test set after each of {recipe.epochs} epochs; do not select models by it"
-            )
-            return "\n".join(lines)
-        times = sum(1 for row in evaluation.run.evaluations() if row.get("split") == "test")
-        lines.append(
-            f"this run has been evaluated on the test set {times} time{'s' if times != 1 else ''}; select models on "
-            "validation"
-            if evaluation.recorded
-            else "this evaluation could not be recorded: the run's folder cannot be written to"
+    table = Table("class", "precision", "recall", "F1", "images")
+    for name, c in zip(classes, e.per_class, strict=True):
+        table.add_row(
+            name, *("-" if v is None else f"{v:.3f}" for v in (c.precision, c.recall, c.f1)), f"{c.support:,}"
         )
-    return "\n".join(lines)
+    lines += ["", str(table), "", confusion(classes, e.confusion.tolist()), ""]
+    lines += [never_predicted(classes, e)] * bool(e.never_predicted)
+    skipped = evaluation.skipped
+    if skipped:
+        lines.append(f"{plural(len(skipped), 'damaged image')} skipped; the first: {skipped[0]}")
+    if evaluation.split == "test" and not evaluation.other:
+        lines.append(_test_note(evaluation))
+    elif not evaluation.recorded:
+        lines.append("this evaluation could not be recorded: the run's folder cannot be written to")
+    return "\n".join(lines).rstrip()
+
+
+def _test_note(evaluation: RunEvaluation) -> str:
+    recipe = evaluation.run.recipe
+    if recipe.eval_split == "test":
+        epochs = "its last epoch" if recipe.epochs == 1 else f"each of {recipe.epochs} epochs"
+        return f"its recipe evaluated on the test set after {epochs}; do not select models by it"
+    if not evaluation.recorded:
+        return "this evaluation could not be recorded: the run's folder cannot be written to"
+    rows = evaluation.run.evaluations()
+    times = sum(1 for row in rows if row.get("split") == "test" and not row.get("other_data"))
+    return f"this run has been evaluated on the test set {plural(times, 'time')}; select models on validation"
+
+
+def never_predicted(classes: Sequence[str], found: Evaluation) -> str:
+    """Return the warning that some classes are predicted for no image."""
+    named = [f"{classes[k]} ({plural(int(found.confusion[k].sum()), 'image')})" for k in found.never_predicted]
+    more = f" and {len(named) - 5} more" if len(named) > 5 else ""
+    return f"warning: never predicted: {', '.join(named[:5])}{more}"
 
 
 def confusion(
     classes: Sequence[str],
     rows: Sequence[Sequence[int]],
-    class_accuracy: Sequence[float | None],
+    recall: Sequence[float] = (),
     others: Sequence[int] = (),
 ) -> str:
-    """Return the confusion matrix, one row per class. For more than 20 classes: the ten most frequent mistakes.
+    """Return the confusion matrix, one row per class. For more than 20 classes: the most frequent mistakes.
 
-    others: for each class, the images whose predicted label is no class; they get a column of their own.
+    recall: of each class. others: for each class, the images whose predicted label is no class. Each gets a column.
     """
     if len(classes) <= 20:
-        table = new_table("true \\ predicted", *(str(k) for k in range(len(classes))), *["other"] * bool(others), "acc")
-        for k, (row, accuracy) in enumerate(zip(rows, class_accuracy, strict=True)):
+        table = Table("true \\ predicted", *(str(k) for k in range(len(classes))), *["other"] * bool(others),
+                      *["recall"] * bool(recall))  # fmt: skip
+        for k, row in enumerate(rows):
             cells = [str(n) if n else "." for n in [*row, *others[k : k + 1]]]
-            name = classes[k] if classes[k] == str(k) else f"{k} {classes[k]}"
-            table.add_row(name, *cells, "-" if accuracy is None else f"{accuracy:.3f}")
-    else:  # a matrix would be too wide
-        table = new_table("true", "predicted", "images")
-        pairs = [(n, i, j) for i, row in enumerate(rows) for j, n in enumerate(row) if n and i != j]
-        for n, i, j in sorted(pairs, reverse=True)[:10]:
-            table.add_row(classes[i], classes[j], str(n))
-    return as_text(table)
+            cells += [f"{r:.3f}" for r in recall[k : k + 1]]
+            table.add_row(classes[k] if classes[k] == str(k) else f"{k} {classes[k]}", *cells)
+        return str(table)
+    # A matrix would be too wide.
+    pairs = [(n, i, j) for i, row in enumerate(rows) for j, n in enumerate(row) if n and i != j]
+    if not pairs:
+        return "no mistakes"
+    table = Table("most frequent mistakes: true", "predicted", "images", left=(1,))
+    for n, i, j in sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:10]:
+        table.add_row(classes[i], classes[j], str(n))
+    return str(table)
 
 
 def prediction_format(name: str) -> Callable[[Sequence[Prediction]], str]:
@@ -150,10 +219,10 @@ def prediction_format(name: str) -> Callable[[Sequence[Prediction]], str]:
 
 
 def _prediction_table(predictions: Sequence[Prediction]) -> str:
-    table = new_table("image", *(f"{i + 1}." for i in range(len(predictions[0].top))))
+    table = Table("image", *(f"{i + 1}." for i in range(len(predictions[0].top))))
     for p in predictions:
         table.add_row(str(p.path), *(f"{label} {probability:.1%}" for label, probability in p.top))
-    return as_text(table)
+    return str(table)
 
 
 def _prediction_csv(predictions: Sequence[Prediction]) -> str:

@@ -10,8 +10,8 @@ import typer
 
 from cnnlab.cli.options import AsJson, RunsDir
 from cnnlab.io.errors import CnnlabError
-from cnnlab.io.tables import as_text, new_table, number, to_json
-from cnnlab.io.text import echo
+from cnnlab.io.tables import Table, number, to_json
+from cnnlab.io.text import echo, plural
 
 if TYPE_CHECKING:
     from cnnlab.training.runs import Run
@@ -62,7 +62,7 @@ def _run_row(run: Run) -> dict[str, Any]:
         "loss": last.get("loss"),
         "train_acc": last.get("train_acc"),
         "val_acc": last.get("val_acc"),
-        "test_acc": last.get("test_acc"),
+        "test_acc": last.get("test_acc", _evaluated_on_test(run)),
         "images_per_second": sum(r["images"] for r in rows) / sum(r["train_seconds"] for r in rows) if rows else None,
         "seconds": sum(r["seconds"] for r in rows),
     }
@@ -72,23 +72,54 @@ def run_list(chosen: Sequence[Run], runs_dir: Path, compare: bool) -> str:
     """Return the runs as a table. compare: add the settings that differ."""
     if not chosen:
         return f"no runs in {runs_dir}; train a network with: cnnlab train"
-    table = new_table(
-        "run", "model", "recipe", "seed", "epochs", "loss", "train acc", "val acc", "test acc", "images/s"
-    )
-    for r in run_rows(chosen):
-        epochs = str(r["epochs"]) if r["finished"] else f"{r['epochs']} of {r['of']}"
-        table.add_row(r["run"], r["model"], r["recipe"], str(r["seed"]), epochs,
-                      *(number(r[k]) for k in ("loss", "train_acc", "val_acc", "test_acc")),
-                      number(r["images_per_second"], ",.0f"))  # fmt: skip
-    text = as_text(table)
-    if compare and len(chosen) > 1:
-        table = new_table("setting that differs", *(str(run.path) for run in chosen))
-        for key in chosen[0].recipe.to_dict():
-            values = [str(getattr(run.recipe, key)) for run in chosen]
-            if len(set(values)) > 1:
-                table.add_row(key, *values)
-        text += "\n\n" + (as_text(table) if table.row_count else "all settings are the same")
-    return text
+    names = [_short_path(run, runs_dir) for run in chosen]
+    return _comparison(chosen, names) if compare else _list(chosen, names)
+
+
+def _list(chosen: Sequence[Run], names: Sequence[str]) -> str:
+    table = Table("run", "model", "recipe", "seed", "epochs", "val acc", "test acc")
+    for name, r in zip(names, run_rows(chosen), strict=True):
+        recipe, *changes = r["recipe"].split(", ")
+        short = f"{recipe}, +{plural(len(changes), 'change')}" if changes else recipe
+        table.add_row(name, r["model"], short, str(r["seed"]), _epochs(r), number(r["val_acc"]), number(r["test_acc"]))
+    return str(table)
+
+
+def _comparison(chosen: Sequence[Run], names: Sequence[str]) -> str:
+    """Return a column of figures for each run, then the settings that differ."""
+    table, rows = Table("", *names), run_rows(chosen)
+    table.add_row("model", *(r["model"] for r in rows))
+    table.add_row("recipe", *(r["recipe"].partition(", ")[0] for r in rows))
+    table.add_row("seed", *(str(r["seed"]) for r in rows))
+    table.add_row("epochs", *map(_epochs, rows))
+    for key in ("loss", "train_acc", "val_acc", "test_acc"):
+        table.add_row(key.replace("_", " "), *(number(r[key]) for r in rows))
+    table.add_row("images/s", *(number(r["images_per_second"], ",.0f") for r in rows))
+    if len(chosen) == 1:
+        changes = chosen[0].recipe.name.split(", ")[1:]
+        return f"{table}\n\n" + ("changes: " + "\n  ".join(changes) if changes else "no setting was changed")
+    settings = Table("setting that differs", *names)
+    for key in chosen[0].recipe.to_dict():
+        values = [str(getattr(run.recipe, key)) for run in chosen]
+        if key != "name" and len(set(values)) > 1:
+            settings.add_row(key, *values)
+    return f"{table}\n\n{settings if settings.rows else 'all settings are the same'}"
+
+
+def _epochs(row: dict[str, Any]) -> str:
+    return str(row["epochs"]) if row["finished"] else f"{row['epochs']} of {row['of']}"
+
+
+def _short_path(run: Run, runs_dir: Path) -> str:
+    """Return the run's name in the folder of the runs, as every command takes it, or else its path."""
+    inside = run.path.is_relative_to(runs_dir)
+    return str(run.path.relative_to(runs_dir)) if inside and run.path != runs_dir else str(run.path)
+
+
+def _evaluated_on_test(run: Run) -> float | None:
+    """Return the test accuracy that the last `cnnlab eval` of the run measured, or None."""
+    accuracies = [row.get("accuracy") for row in run.evaluations() if row.get("split") == "test"]
+    return next((float(a) for a in reversed(accuracies) if isinstance(a, int | float) and 0 <= a <= 1), None)
 
 
 def save_comparison(path: Path, chosen: Sequence[Run]) -> None:

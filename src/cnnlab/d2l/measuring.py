@@ -118,7 +118,7 @@ def as_device(device: torch.device | str | None) -> torch.device:
     try:
         parsed = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise CnnlabError(f"unknown device {device!r} ({reason(error)[:80]}); use try_gpu()") from error
+        raise CnnlabError(f"unknown device {device!r} ({reason(error, 80)}); use try_gpu()") from error
     return pick_device(str(parsed)) if parsed.type in ("cuda", "mps") else parsed
 
 

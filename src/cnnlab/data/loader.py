@@ -188,7 +188,7 @@ class Loader:
                 else:  # another device draws other numbers
                     here.manual_seed(_mix(seed, epoch, 1, done))
             except (ValueError, RuntimeError) as error:
-                raise CnnlabError(f"the batches' place in the checkpoint is damaged: {reason(error)[:100]}") from error
+                raise CnnlabError(f"the batches' place in the checkpoint is damaged: {reason(error, 100)}") from error
         return Batches(self._batches(order, done, seed, epoch, size, host, here), host, here, done)
 
     def _batches(

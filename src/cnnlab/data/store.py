@@ -86,7 +86,7 @@ def open_store(path: Path) -> Store:
             raise ValueError("it has no sample.csv")
         return Store(path, info, images, test, info["test_ids"], info["sample_ids"], sample)
     except (KeyError, TypeError, ValueError, OSError, OverflowError, RuntimeError) as error:
-        raise CnnlabError(f"{path} is damaged: {reason(error)[:200]}; delete it and prepare it again") from error
+        raise CnnlabError(f"{path} is damaged: {reason(error, 200)}; delete it and prepare it again") from error
 
 
 def intact(store: Store) -> bool:

@@ -31,10 +31,18 @@ class TrainingInterrupted(KeyboardInterrupt):
         super().__init__(escape(text))
 
 
-def reason(error: BaseException) -> str:
-    """Return the operating system's or a library's message, on one line."""
+def reason(error: BaseException, most: int = 0) -> str:
+    """Return the operating system's or a library's message, on one line, without the full stop.
+
+    most: its length in characters. A longer one ends with its last whole sentence, or else after a word, with `...`.
+    """
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split()) or type(error).__name__
+    text = " ".join(text.split()) or type(error).__name__
+    if most and len(text) > most:
+        text = text[: most + 1]
+        end = max(text.rfind(mark) for mark in (". ", "; ", "! ", "? "))
+        text = text[: end + 1] if end > most // 4 else f"{text.rpartition(' ')[0] or text[:most]}..."
+    return text if text.endswith("..") else text.rstrip(".;")
 
 
 def out_of_memory(error: BaseException) -> bool:

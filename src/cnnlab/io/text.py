@@ -45,6 +45,12 @@ def truncate(text: str, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
+def plural(count: int, noun: str) -> str:
+    """Return the count with its noun: `1 epoch`, `1,200 images`."""
+    ending = "" if count == 1 else "es" if noun.endswith(("s", "ch", "x")) else "s"
+    return f"{count:,} {noun}{ending}"
+
+
 def cell(text: str) -> str:
     """Escape `text` for a CSV cell: put an apostrophe before what a spreadsheet would take for a formula.
 

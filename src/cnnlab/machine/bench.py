@@ -257,7 +257,7 @@ def _row(recipe: Recipe, images: ImageSet, device: torch.device, threads: int | 
             count, wall, compute, first = _timed(recipe, plan, images, device, max(2, math.ceil(seconds / step)))
         except Exception as error:
             if is_compile_error(error):
-                return {**row, "failed": f"cannot be compiled here: {reason(error)[:200]}"}
+                return {**row, "failed": f"cannot be compiled here: {reason(error, 200)}"}
             if not out_of_memory(error):
                 raise
             return no_memory

@@ -25,6 +25,7 @@ from cnnlab.device.hardware import available_cores, environment, has_bfloat16, p
 from cnnlab.device.precision import PRECISIONS, autocast
 from cnnlab.io.errors import CnnlabError, expand, reason
 from cnnlab.io.files import write_atomic
+from cnnlab.io.tables import wrap
 from cnnlab.models import build_model
 from cnnlab.recipe import Recipe
 from cnnlab.training import runs
@@ -48,7 +49,7 @@ class Check:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.state:<6}  {self.what}: {self.text}"
+        return wrap(f"{self.state:<6}  {self.what}: {self.text}", 8)
 
     def to_dict(self) -> dict[str, str]:
         """Return the fields as a dictionary."""
@@ -199,7 +200,7 @@ def _convolution(name: str, x: torch.Tensor, weight: torch.Tensor, device: torch
         with reproducible(0, available_cores()), autocast(device, PRECISIONS[name]):
             answer = F.conv2d(x.to(device), weight.to(device)).double().cpu()
     except RuntimeError as error:
-        return Check(what, "note", f"not on this device: {reason(error)[:100]}")
+        return Check(what, "note", f"not on this device: {reason(error, 100)}")
     slow = name == "bfloat16" and not has_bfloat16(device)
     relative = float((answer - exact).abs().max() / exact.abs().max())
     text = f"the largest error of a convolution is {relative:.0e} of its largest value"

@@ -174,9 +174,9 @@ def _copy(source: nn.Module, target: nn.Module, name: str) -> None:
 def _not_built(name: str, published: bool, error: Exception) -> CnnlabError:
     if not published:
         size = external_size(name)
-        return CnnlabError(f"{name} cannot be built: {reason(error)[:200]}; it is designed for image_size={size}")
+        return CnnlabError(f"{name} cannot be built: {reason(error, 200)}; it is designed for image_size={size}")
     return CnnlabError(
-        f"the weights of {name} cannot be loaded: {reason(error)[:200]}; they are downloaded once, which needs the "
+        f"the weights of {name} cannot be loaded: {reason(error, 200)}; they are downloaded once, which needs the "
         f"internet; leave the tag out to start from random weights"
     )
 

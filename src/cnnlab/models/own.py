@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib.util
 import inspect
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.errors import CnnlabError, reason, unknown
 from cnnlab.models.external import LIBRARIES
 
 Network = nn.Module | Callable[..., nn.Module]
@@ -29,6 +32,56 @@ def own_name(network: Any) -> str:
         network = network.func
     named = network if hasattr(network, "__qualname__") else type(network)
     return f"{named.__module__}:{named.__qualname__}"
+
+
+def load_builder(name: str) -> Callable[..., nn.Module]:
+    """Return the class or function `FILE.py:BUILDER`. The file is run, as Python would run it.
+
+    Raise CnnlabError for a file that is missing or fails, and for a name that it does not define.
+    """
+    file, _, attribute = name.rpartition(":")
+    if not is_file(name) or not attribute:
+        raise CnnlabError(f"model {name!r}: write FILE.py:BUILDER, such as net.py:Net")
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise CnnlabError(f"model {name!r}: {path} does not exist")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(path.stem)
+    sys.modules[path.stem] = module  # dataclasses and pickle look it up
+    sys.path.insert(0, str(path.parent.absolute()))  # for what it imports from beside it
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a user's file may raise anything
+        raise CnnlabError(f"{path} cannot be run: {type(error).__name__}: {reason(error, 200)}") from error
+    finally:
+        sys.path.pop(0)
+        if before is not None:
+            sys.modules[path.stem] = before
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        near = [n for n, value in vars(module).items() if callable(value) and value.__module__ == path.stem]
+        raise unknown(f"builder in {path}", attribute, near or ["none"])
+    builder: Callable[..., nn.Module] = found
+    return builder
+
+
+def is_file(name: str) -> bool:
+    """Return whether a network's name is one for `load_builder`."""
+    return name.rpartition(":")[0].lower().endswith(".py")
+
+
+def source_file(network: Any) -> str:
+    """Return the Python file that defines a network, or an empty string, as for one typed into a console."""
+    while isinstance(network, functools.partial):
+        network = network.func
+    try:
+        file = inspect.getsourcefile(type(network) if isinstance(network, nn.Module) else network)
+    except TypeError:  # built in
+        return ""
+    return str(Path(file).absolute()) if file and Path(file).is_file() else ""
 
 
 def is_own(name: str) -> bool:
@@ -62,7 +115,7 @@ def _copy(network: nn.Module, name: str) -> nn.Module:
     try:
         model = copy.deepcopy(network)
     except (RuntimeError, TypeError) as error:
-        raise CnnlabError(f"{name} cannot be copied: {reason(error)[:200]}; pass a function that builds it") from error
+        raise CnnlabError(f"{name} cannot be copied: {reason(error, 200)}; pass a function that builds it") from error
     if not all(p.is_leaf for p in model.parameters()):
         raise CnnlabError(f"{name} cannot be copied, as a scripted module cannot; pass a function that builds it")
     return model
@@ -78,7 +131,7 @@ def check_output(model: nn.Module, name: str, *, num_classes: int, in_channels: 
         with torch.no_grad(), torch.device("cpu"):
             logits = model.eval()(torch.zeros(shape))
     except Exception as error:  # a user's forward may raise anything
-        raise CnnlabError(f"{name} does not take images of shape {shape}: {reason(error)[:200]}") from error
+        raise CnnlabError(f"{name} does not take images of shape {shape}: {reason(error, 200)}") from error
     if not isinstance(logits, Tensor):
         raise CnnlabError(f"{name} returns {type(logits).__name__}; expected one tensor of logits (B, {num_classes})")
     if logits.shape != (2, num_classes):

@@ -150,7 +150,7 @@ def load_checkpoint(
         if type(progress) is not dict:
             raise ValueError("its progress is not an object")
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, OverflowError) as error:
-        raise CnnlabError(f"{path} is damaged or of another version: {reason(error)[:200]}; train again") from error
+        raise CnnlabError(f"{path} is damaged or of another version: {reason(error, 200)}; train again") from error
     return progress
 
 
@@ -315,5 +315,5 @@ def _fill(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise CnnlabError(
-            f"{path} holds the weights of another network: {reason(error)[:200]}; use those that the run was saved with"
+            f"{path} holds the weights of another network: {reason(error, 200)}; use those that the run was saved with"
         ) from error

@@ -126,7 +126,7 @@ class RecordedStep:
             # Earlier recordings hold the generator that is replaced here.
             self._kinds = dict.fromkeys(self._kinds)
             _replace_generator(self._device, random)
-            self._disable(reason(error)[:200])
+            self._disable(reason(error, 200))
             return None
 
     def _disable(self, why: str) -> None:

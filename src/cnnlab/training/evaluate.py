@@ -14,11 +14,26 @@ from cnnlab.device.precision import autocast, upcast
 
 
 @dataclass(frozen=True)
+class ClassFigures:
+    """Figures of one class. None where a figure is undefined: no image of the class, or none predicted as it."""
+
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    support: int
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """loss: mean cross-entropy per image; confusion: (K, K) int64, row = true class, column = predicted class."""
+    """loss: mean cross-entropy per image; confusion: (K, K) int64, row = true class, column = predicted class.
+
+    predicted: (N,) int64, and probability: (N,) float32 of that class, in the order of the images; None if not kept.
+    """
 
     loss: float
     confusion: Tensor
+    predicted: Tensor | None = None
+    probability: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -36,11 +51,32 @@ class Evaluation:
         return self.correct / self.count
 
     @property
-    def class_accuracy(self) -> list[float | None]:
-        """The recall of each class; None for a class without images."""
-        totals = self.confusion.sum(1).tolist()
-        correct = self.confusion.diagonal().tolist()
-        return [c / n if n else None for c, n in zip(correct, totals, strict=True)]
+    def per_class(self) -> list[ClassFigures]:
+        """Precision, recall, F1 and number of images of each of the K classes."""
+        counts = zip(
+            self.confusion.diagonal().tolist(), self.confusion.sum(1).tolist(), self.confusion.sum(0).tolist(),
+            strict=True,
+        )  # fmt: skip
+        return [
+            ClassFigures(
+                correct / predicted if predicted else None,
+                correct / support if support else None,
+                2 * correct / (support + predicted) if support + predicted else None,
+                support,
+            )
+            for correct, support, predicted in counts
+        ]
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """The mean recall of the classes that have images."""
+        recalls = [c.recall for c in self.per_class if c.recall is not None]
+        return sum(recalls) / len(recalls)
+
+    @property
+    def never_predicted(self) -> list[int]:
+        """The classes that have images, but are predicted for none."""
+        return ((self.confusion.sum(0) == 0) & (self.confusion.sum(1) > 0)).nonzero().flatten().tolist()
 
 
 # Test-time augmentation, views per image: the image; also mirrored; both also shifted by a pixel each way.
@@ -76,24 +112,33 @@ def evaluate(
     between: Callable[[], None] = lambda: None,
     precision: torch.dtype = torch.float32,
     views: str = "none",
+    keep: bool = False,
 ) -> Evaluation:
     """Evaluate `model` on every image of `loader` in eval mode, then restore its mode.
 
-    between: called after each batch; may raise to stop early. views: see `logits`.
+    between: called after each batch; may raise to stop early. views: see `logits`. keep: also the prediction for each
+    image.
     """
     was_training = model.training
     model.eval()
     loss_sum = torch.zeros((), device=loader.device)
     cells: list[Tensor] = []  # (B,) each: true class * K + predicted class
+    kept: list[Tensor] = []  # (B,) each: probability of the predicted class
     try:
         for x, y in loader:
             with autocast(loader.device, precision):
                 output = upcast(logits(model, x, views))  # (B, K)
             loss_sum += F.cross_entropy(output, y, reduction="sum")
             cells.append(y * num_classes + output.argmax(1))
+            if keep:
+                kept.append(output.softmax(1).amax(1))
             between()
     finally:
         model.train(was_training)
     # Once for all batches: after each batch the host would wait for the GPU.
-    confusion = torch.bincount(torch.cat(cells), minlength=num_classes * num_classes)
-    return Evaluation(loss_sum.item() / loader.count, confusion.view(num_classes, num_classes).cpu())
+    cell = torch.cat(cells)
+    confusion = torch.bincount(cell, minlength=num_classes * num_classes).view(num_classes, num_classes).cpu()
+    loss = loss_sum.item() / loader.count
+    if not keep:
+        return Evaluation(loss, confusion)
+    return Evaluation(loss, confusion, (cell % num_classes).cpu(), torch.cat(kept).cpu())

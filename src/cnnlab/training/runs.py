@@ -391,7 +391,7 @@ def _read_lines(path: Path, *, torn_lines: bool = False) -> list[dict[str, Any]]
                 rows.append(_row(line))
             except (ValueError, RecursionError) as error:
                 if not torn_lines:
-                    raise ValueError(reason(error)[:200]) from error
+                    raise ValueError(reason(error, 200)) from error
     except FileNotFoundError:
         return []
     except ValueError as error:

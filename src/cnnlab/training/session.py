@@ -299,6 +299,6 @@ class Session:
                 except (RuntimeError, ValueError, AssertionError) as error:
                     raise CnnlabError(
                         f"start_size={recipe.start_size}: {recipe.model} made for {whole} pixels does not take images "
-                        f"of {size} ({reason(error)[:100]}); set start_size=0, or choose a network that does, such as "
+                        f"of {size} ({reason(error, 100)}); set start_size=0, or choose a network that does, such as "
                         "resnet18-small"
                     ) from error

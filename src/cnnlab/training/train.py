@@ -224,7 +224,7 @@ def _explained_errors(session: Session, recipe: Recipe) -> Iterator[None]:
     except Exception as error:
         if is_compile_error(error):
             raise CnnlabError(
-                f"{recipe.model} cannot be compiled here: {reason(error)[:200]}; set compile=off"
+                f"{recipe.model} cannot be compiled here: {reason(error, 200)}; set compile=off"
             ) from error
         if is_nondeterministic(error):
             raise nondeterminism_error(error, recipe, session.device) from error

@@ -1,0 +1,25 @@
+"""Use a finished run: evaluate it on a split, classify images, load its network."""
+
+from cnnlab.inference.classifier import (
+    Classifier,
+    Prediction,
+    Predictions,
+    load_model,
+    load_network,
+    predict,
+    probabilities,
+)
+from cnnlab.inference.evaluation import RunEvaluation, evaluate_run, validation_images
+
+__all__ = [
+    "Classifier",
+    "Prediction",
+    "Predictions",
+    "RunEvaluation",
+    "evaluate_run",
+    "load_model",
+    "load_network",
+    "predict",
+    "probabilities",
+    "validation_images",
+]
