@@ -118,7 +118,8 @@ def _short_path(run: Run, runs_dir: Path) -> str:
 
 def _evaluated_on_test(run: Run) -> float | None:
     """Return the test accuracy that the last `cnnlab eval` of the run measured, or None."""
-    accuracies = [row.get("accuracy") for row in run.evaluations() if row.get("split") == "test"]
+    rows = [row for row in run.evaluations() if row.get("split") == "test" and not row.get("other_data")]
+    accuracies = [row.get("accuracy") for row in rows]
     return next((float(a) for a in reversed(accuracies) if isinstance(a, int | float) and 0 <= a <= 1), None)
 
 

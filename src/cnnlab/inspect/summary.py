@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from cnnlab.io.errors import CnnlabError, unknown
-from cnnlab.io.tables import Table, number, to_json
+from cnnlab.io.tables import Table, number, to_json, wrap
 from cnnlab.io.text import markdown as escaped
 from cnnlab.models import build_model, default_image_size
 
@@ -231,7 +231,7 @@ def _table(summary: Summary) -> str:
     for row in _rows(summary):
         table.add_row(*row)
     note = "receptive field: side in pixels, including padding if larger than the image"
-    return f"{_title(summary)}\n\n{table}\n\n{note}"
+    return f"{wrap(_title(summary))}\n\n{table}\n\n{note}"
 
 
 def _markdown(summary: Summary) -> str:

@@ -47,7 +47,7 @@ def truncate(text: str, most: int = 200) -> str:
 
 def plural(count: int, noun: str) -> str:
     """Return the count with its noun: `1 epoch`, `1,200 images`."""
-    ending = "" if count == 1 else "es" if noun.endswith(("s", "ch", "x")) else "s"
+    ending = "" if count == 1 else "es" if noun.endswith(("s", "x", "tch")) else "s"
     return f"{count:,} {noun}{ending}"
 
 
