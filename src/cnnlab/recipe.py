@@ -179,16 +179,7 @@ class Recipe:
 
         Raise CnnlabError for a text without `=`, an unknown key, which names its near neighbours, or a bad value.
         """
-        changes: dict[str, Any] = {}
-        for text in settings:
-            key, equals, value = text.partition("=")
-            key = key.strip().replace("-", "_")
-            if not equals:
-                raise CnnlabError(f"setting {text!r} has no value; write key=value")
-            if key not in SETTINGS:
-                raise unknown("setting", key, SETTINGS)
-            changes[key] = _parse(key, value.strip())
-        return self.changed(**changes)
+        return self.changed(**parse_settings(settings))
 
     def changed(self, **changes: Any) -> Recipe:
         """Return a copy with `changes`. Its name lists those that differ, so that a report cannot hide them.
@@ -203,6 +194,20 @@ class Recipe:
         listed = [f"{k}={v}" for k, v in changes.items() if k not in _UNLISTED and getattr(self, k) != v]
         name = changes.pop("name", self.name)
         return replace(self, **changes, name=", ".join([name, *listed]))
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Return the values of `key=value` texts. Raise as `Recipe.with_settings`."""
+    changes: dict[str, Any] = {}
+    for text in settings:
+        key, equals, value = text.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals:
+            raise CnnlabError(f"setting {text!r} has no value; write key=value")
+        if key not in SETTINGS:
+            raise unknown("setting", key, SETTINGS)
+        changes[key] = _parse(key, value.strip())
+    return changes
 
 
 def _short(value: object) -> str:

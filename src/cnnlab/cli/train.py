@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from cnnlab.cli.options import DataDir, DeviceName, Progress, RunsDir, Settings, SkipBad, Threads, print_training
+from cnnlab.cli.options import (
+    DataDir,
+    DeviceName,
+    Progress,
+    RunsDir,
+    Settings,
+    SkipBad,
+    Threads,
+    own_model,
+    print_training,
+)
 from cnnlab.io.errors import CnnlabError
 
 
@@ -15,6 +25,10 @@ def train(
     model: Annotated[
         str | None,
         typer.Argument(help="Network, see `cnnlab list models`. Default: the recipe's.", show_default=False),
+    ] = None,
+    model_option: Annotated[
+        str | None,
+        typer.Option("--model", help="The same; or your own: FILE.py:BUILDER, a file to run.", show_default=False),
     ] = None,
     data: Annotated[
         str | None,
@@ -27,12 +41,26 @@ def train(
         str | None,
         typer.Option(help="See `cnnlab list recipes`. Default: the recipe for the data source.", show_default=False),
     ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.", show_default=False)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step.", show_default=False)] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default=False)] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd, adamw or muon.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.", show_default=False)] = None,
     set_: Settings = None,
     seeds: Annotated[
         int | None, typer.Option(help="Train with this many seeds; print mean and std.", show_default=False)
     ] = None,
     resume: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Resume an interrupted run.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Resume an interrupted run; with --epochs, train a finished one for more epochs.",
+            show_default=False,
+        ),
+    ] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Start from the weights of this run, as far as they fit.", show_default=False),
     ] = None,
     name: Annotated[
         str | None,
@@ -59,32 +87,52 @@ def train(
 
     Without arguments: handwritten digits, in under a minute.
     """
-    from cnnlab.recipes import choose_recipe
+    from cnnlab.recipe import parse_settings
+    from cnnlab.recipes import choose_recipe, own_recipe
     from cnnlab.training import train as training
+    from cnnlab.training.runs import open_run
 
+    if model is not None and model_option is not None:
+        raise CnnlabError(f"two networks, {model} and {model_option}; name one")
+    model = model or model_option
+    short = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "optimizer": optimizer, "seed": seed}
+    settings = {key: value for key, value in short.items() if value is not None} | parse_settings(set_ or ())
     common: dict[str, Any] = {
         "runs_dir": runs_dir, "device": device, "threads": threads, "data_dir": data_dir, "skip_bad": skip_bad,
-        "progress": progress,
+        "progress": progress, "name": name,
     }  # fmt: skip
     if resume is not None:
         given = {
-            "MODEL": model,
-            "--data": data,
+            "MODEL": None if _is_file(model) else model,
             "--recipe": recipe,
-            "--set": set_,
             "--seeds": seeds,
-            "--name": name,
+            "--init-from": init_from,
+            "--name": name if not settings else None,
             "--auto-batch": auto_batch or None,
         }
-        extra = [option for option, value in given.items() if value not in (None, [])]
+        extra = [option for option, value in given.items() if value is not None]
         if extra:
             raise CnnlabError(f"--resume uses the run's own recipe; leave out {', '.join(extra)}")
-        print_training(lambda: training.resume(resume, on_nan=on_nan, **common))
+        print_training(
+            lambda: training.resume(resume, model=own_model(model), data=data, on_nan=on_nan, **common, **settings)
+        )
         return
-    settings = [*(set_ or ()), *([f"on_nan={on_nan}"] if on_nan is not None else ())]
-    chosen = choose_recipe(model=model, data=data, recipe=recipe, settings=settings)
-    common["auto_batch"] = auto_batch
-    if seeds is None:
-        print_training(lambda: training.train(chosen, name=name, **common))
+    settings |= {"on_nan": on_nan} if on_nan is not None else {}
+    if init_from is not None and model is None and recipe is None:  # the same network and size, so that most fits
+        like = open_run(init_from, runs_dir)
+        model, settings = like.recipe.model, {"image_size": like.info["model"]["image_size"], **settings}
+    network = own_model(model) if _is_file(model) else None
+    if network is not None and recipe is None:
+        chosen = own_recipe(data or "digits")
     else:
-        print_training(lambda: training.train_seeds(chosen, seeds, name=name, **common))
+        chosen = choose_recipe(model=model if network is None else None, data=data, recipe=recipe)
+    chosen = chosen.changed(**settings)
+    common |= {"auto_batch": auto_batch, "init_from": init_from, "model": network}
+    if seeds is None:
+        print_training(lambda: training.train(chosen, **common))
+    else:
+        print_training(lambda: training.train_seeds(chosen, seeds, **common))
+
+
+def _is_file(model: str | None) -> bool:
+    return model is not None and model.rpartition(":")[0].lower().endswith(".py")

@@ -34,6 +34,7 @@ from cnnlab.io.text import cell, truncate
 from cnnlab.models.own import Network
 from cnnlab.training import runs
 from cnnlab.training.evaluate import Evaluation, evaluate
+from cnnlab.training.own import check_own
 from cnnlab.training.runs import Run
 
 SPLITS = ("test", "validation", "train")
@@ -208,7 +209,7 @@ def _find_images(run: Run, split: str | None, options: SourceOptions, data: Any)
     in_memory = run.recipe.data.startswith(MEMORY)
     if data is None:
         if in_memory:
-            runs.check_own(run.path, run.recipe, data=None)
+            check_own(run.path, run.recipe, data=None)
         return (*_run_images(run, split, options, run.recipe.data), False)
     if not isinstance(data, str):
         own = own_images(data, run.classes)

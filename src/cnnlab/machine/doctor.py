@@ -32,6 +32,7 @@ from cnnlab.training import runs
 from cnnlab.training.autotune import time_step
 from cnnlab.training.header import class_counts, passed_over_text
 from cnnlab.training.optim import make_optimizer
+from cnnlab.training.own import resume_call
 from cnnlab.training.plan import Plan, Workload, check_compile
 from cnnlab.training.step import train_step
 
@@ -250,5 +251,5 @@ def _runs(runs_dir: Path) -> Iterator[Check]:
     yield Check("runs", "ok", f"{len(finished)} finished in {runs_dir}")
     for run in found:
         if run not in finished:
-            call = runs.resume_call(run.path, run.recipe)
+            call = resume_call(run.path, run.recipe, run.builder)
             yield Check("runs", "note", f"{run.path} is not finished; continue with: {call}")

@@ -73,15 +73,17 @@ def is_file(name: str) -> bool:
     return name.rpartition(":")[0].lower().endswith(".py")
 
 
-def source_file(network: Any) -> str:
-    """Return the Python file that defines a network, or an empty string, as for one typed into a console."""
+def builder_source(network: Any) -> str:
+    """Return `FILE.py:BUILDER` of a network, for `load_builder`, or an empty string, as for one from a console."""
     while isinstance(network, functools.partial):
         network = network.func
     try:
-        file = inspect.getsourcefile(type(network) if isinstance(network, nn.Module) else network)
+        named = type(network) if isinstance(network, nn.Module) else network
+        file = inspect.getsourcefile(named)
     except TypeError:  # built in
         return ""
-    return str(Path(file).absolute()) if file and Path(file).is_file() else ""
+    name = getattr(named, "__qualname__", "")
+    return f"{Path(file).absolute()}:{name}" if file and Path(file).is_file() and name.isidentifier() else ""
 
 
 def is_own(name: str) -> bool:

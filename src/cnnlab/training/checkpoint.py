@@ -39,6 +39,11 @@ def load_weights(path: Path, model: nn.Module) -> None:
     _fill(path, model, tensors)
 
 
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors by name that `save_weights` wrote. Raise as `load_weights`."""
+    return _read(path)[0]
+
+
 def check_weights(path: Path, model: nn.Module) -> None:
     """Check that the file has tensors of the names and shapes of `model`, which may be on the meta device.
 

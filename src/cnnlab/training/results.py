@@ -15,8 +15,9 @@ from cnnlab.models import build_model
 from cnnlab.models.own import Network, build_own
 from cnnlab.recipe import KEYS
 from cnnlab.training.checkpoint import check_weights, load_weights
+from cnnlab.training.own import check_own
 from cnnlab.training.progress import Progress
-from cnnlab.training.runs import Run, check_own
+from cnnlab.training.runs import Run
 
 
 def _notes(run: Run, s: dict[str, Any]) -> list[str]:
@@ -48,10 +49,10 @@ def trained_model(run: Run, weights: Path, network: Network | None = None) -> nn
 
     network: the module or builder that was trained, if it was the caller's own. Raise CnnlabError.
     """
-    check_own(run.path, run.recipe, model=network)
+    check_own(run.path, run.recipe, builder=run.builder, model=network)
     info = {k: run.info["model"][k] for k in ("num_classes", "in_channels", "image_size")}
     name = run.info["model"]["name"]
-    if ":" not in name:
+    if ":" not in name and network is None:
         # run.json may ask for a network of any size: compare it with the weights before it takes memory.
         with torch.device("meta"):
             check_weights(weights, build_model(name, **info))

@@ -33,11 +33,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cnnlab.data.own import MEMORY
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.files import LINES_LIMIT, digest, read_checked, read_json, read_limited, write_atomic, write_checked
 from cnnlab.io.schema import COUNT, NUMBER, POSITIVE, Number, check
-from cnnlab.models.own import is_own
 from cnnlab.recipe import LARGEST_SIDE, Recipe, recipe_json
 
 _FORMAT = "cnnlab run 1"
@@ -50,13 +48,15 @@ _SHARE = Number(0, 1)
 # Schemas of the files: a folder may come from anyone.
 _INFO = {
     "model": {"name": str, "num_classes": Number(1, 1e6, whole=True), "in_channels": _CHANNELS, "image_size": _SIDE,
-              "parameters": COUNT},
+              "parameters": COUNT, "builder?": str},
     "data": {"source": str, "classes": [str], "fingerprint": str, "skipped": [str], "data_dir?": str,
              "skip_bad?": bool, "counts": {"train": [COUNT]}, "passed_over": dict, "warnings": [str]},
     "preprocessing": {"channels": _CHANNELS, "native_size": _SIDE, "image_size": _SIDE,
                       "fit": ("pad", "crop", "stretch"), "mean": [NUMBER], "std": [POSITIVE],
                       "background": ("black", "white"), "low": NUMBER, "high": NUMBER},
     "recipes": [str],
+    "from?": {"kind": ("continued", "weights"), "run": str, "epochs?": COUNT, "weights?": ("best.safetensors",
+              "last.safetensors")},
 }  # fmt: skip
 _SUMMARY = {
     "seed": COUNT, "eval_split": str, "loss": NUMBER, "train_acc": _SHARE, "best": NUMBER, "best_epoch": COUNT,
@@ -94,6 +94,11 @@ class Run:
     def classes(self) -> list[str]:
         """The names of the K classes."""
         return list(self.info["data"]["classes"])
+
+    @property
+    def builder(self) -> str:
+        """`FILE.py:BUILDER` of a network of the caller's own, or an empty string."""
+        return str(self.info["model"].get("builder", ""))
 
     def weights(self, which: str | None = None) -> Path:
         """Return the file of the `best` or `last` weights.
@@ -222,29 +227,6 @@ def _folders_of_runs(path: Path) -> list[Path]:
     elif (path / "seeds.json").exists():
         inside = seed_folders(path)
     return [folder for folder in inside or [path] if (folder / "run.json").exists()]
-
-
-# Networks and images of the caller's own, which are not in a run's folder
-
-
-def check_own(path: Path, recipe: Recipe, **given: object) -> None:
-    """Check what is given in place of the recipe's network (`model=`) and images (`data=`).
-
-    Raise CnnlabError unless each is given exactly if the run at `path` was trained with the caller's own.
-    """
-    for keyword, value in given.items():
-        name = recipe.model if keyword == "model" else recipe.data
-        own = is_own(name) if keyword == "model" else name.startswith(MEMORY)
-        if own and value is None:
-            raise CnnlabError(f"{path} was trained with your own {name}: pass it again, from Python, as {keyword}=...")
-        if value is not None and not own:
-            raise CnnlabError(f"{path} was trained with {name}, not with your own; leave out {keyword}=")
-
-
-def resume_call(path: Path, recipe: Recipe) -> str:
-    """Return how to resume: the command, or the call if a network or images must be passed again."""
-    own = ["model=..."] * is_own(recipe.model) + ["data=..."] * recipe.data.startswith(MEMORY)
-    return f"cnnlab.resume({', '.join([repr(str(path)), *own])})" if own else f"cnnlab train --resume {path}"
 
 
 # Several seeds of one recipe

@@ -20,10 +20,10 @@ from cnnlab.data.splits import load_splits
 from cnnlab.device.hardware import available_cores, check_threads, pick_device
 from cnnlab.io.errors import CnnlabError, expand, reason
 from cnnlab.io.interrupt import CtrlC
-from cnnlab.models import MODELS, build_model
+from cnnlab.models import DESCRIPTIONS, MODELS, build_model
 from cnnlab.models.airbench import Whitening
 from cnnlab.models.external import published_tag
-from cnnlab.models.own import Network, build_own, check_output, is_own, own_name
+from cnnlab.models.own import Network, build_own, builder_source, check_output, is_own, own_name
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import choose_recipe, find_recipe, own_recipe
 from cnnlab.training import runs
@@ -100,6 +100,7 @@ class Session:
         self.ctrl_c = CtrlC()
         self._named_data_dir, self._data_dir = data_dir, data_folder(data_dir)
         self._skip_bad = skip_bad
+        self.origin: dict[str, Any] | None = None  # the run that new ones start from
         self._plan: Plan | None = None
         self._shared: dict[str, int] | None = None
 
@@ -176,6 +177,7 @@ class Session:
                 "name": recipe.model,
                 **self._sizes,
                 "parameters": parameters,
+                **({"builder": self._builder(recipe)} if self._builder(recipe) else {}),
             },
             "data": {
                 "source": recipe.data,
@@ -191,14 +193,29 @@ class Session:
                 "skip_bad": self._skip_bad,
             },
             "preprocessing": self.preprocessing.to_dict(),
+            **({"from": self.origin} if self.origin else {}),
         }
         return runs.create_run(path, recipe, info)
 
-    def build(self, recipe: Recipe, *, published: bool = False) -> nn.Module:
-        """Return the recipe's network for these images, with PyTorch's initial weights, or `published` ones."""
+    def build(self, recipe: Recipe, *, published: bool = False, classes: int = 0) -> nn.Module:
+        """Return the recipe's network for these images, with PyTorch's initial weights, or `published` ones.
+
+        classes: Default: those of the images.
+        """
+        sizes = {**self._sizes, "num_classes": classes or len(self.train_set.classes)}
         if self.network is not None:
-            return build_own(self.network, **self._sizes)
-        return build_model(recipe.model, **self._sizes, published=published)
+            return build_own(self.network, **sizes)
+        return build_model(recipe.model, **sizes, published=published)
+
+    def _builder(self, recipe: Recipe) -> str:
+        """Return `FILE.py:BUILDER` of a network that is not one of ours, or an empty string."""
+        added = MODELS.get(recipe.model) if recipe.model not in DESCRIPTIONS else None
+        return builder_source(self.network or added) if self.network is not None or added is not None else ""
+
+    def check_images(self, run: Run, data: str) -> None:
+        """Raise CnnlabError unless the images of `data`, which are loaded, are those that `run` started with."""
+        if run.info["data"]["fingerprint"] != self.fingerprint:
+            raise CnnlabError(f"the images of {data} are not those that {run.path} started with; train a new run")
 
     @property
     def _sizes(self) -> dict[str, int]:

@@ -9,25 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from cnnlab.data.own import own_images
 from cnnlab.device.determinism import reproducible
-from cnnlab.device.hardware import has_bfloat16
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted, out_of_memory, reason
 from cnnlab.io.files import remove_torn, write_checked
-from cnnlab.io.schema import COUNT, NUMBER, check
 from cnnlab.models.own import Network, own_name
 from cnnlab.recipe import Recipe
 from cnnlab.training import checkpoint, runs
 from cnnlab.training.average import Average
 from cnnlab.training.checkpoint import (
-    Damaged,
     has_checkpoint,
     load_checkpoint,
     previous_checkpoint,
-    weights_metadata,
 )
 from cnnlab.training.checkpointer import Checkpointer, explained_write_errors
 from cnnlab.training.events import Events
@@ -35,11 +30,20 @@ from cnnlab.training.folders import check_free, new_folder, removed_if_empty
 from cnnlab.training.guard import NonFinite, divergence_error, is_nondeterministic, memory_error, nondeterminism_error
 from cnnlab.training.loop import Trainer, train_epochs
 from cnnlab.training.optim import initialize, make_optimizer
+from cnnlab.training.own import check_own, resume_call
 from cnnlab.training.plan import Plan, is_compile_error
-from cnnlab.training.progress import Progress, ranking_size
+from cnnlab.training.progress import Progress
 from cnnlab.training.results import Result, SeedsResult, summarize
 from cnnlab.training.runs import Run
 from cnnlab.training.session import OnEpoch, Session, choose
+from cnnlab.training.start import (
+    continue_from,
+    continued_recipe,
+    initialize_from,
+    note_differences,
+    weights_of,
+    with_best_on_disk,
+)
 
 
 def train(
@@ -54,6 +58,7 @@ def train(
     data_dir: str | Path | None = None,
     skip_bad: bool = False,
     auto_batch: bool = False,
+    init_from: Run | str | Path | None = None,
     progress: str = "auto",
     on_epoch: OnEpoch | None = None,
     **settings: Any,
@@ -69,15 +74,23 @@ def train(
     these, to train on and to evaluate on. Images hold uint8 in 0..255 or floating point in 0..1. Default: the recipe's.
     settings: any setting of the recipe in place of its own, as epochs=5 (`cnnlab list settings`).
     device: auto, cpu, cuda or mps. threads: of the CPU. Default: all available cores. data_dir: the folder of the
-    datasets. skip_bad: skip damaged images. auto_batch: halve the batch size until a step fits in memory. progress:
-    auto, bar, lines, notebook or none (prints nothing). on_epoch: called with the row of figures after each epoch is
-    saved; if it returns False, the training ends there and counts as finished.
+    datasets. skip_bad: skip damaged images. auto_batch: halve the batch size until a step fits in memory. init_from: a
+    run whose weights to start from, as far as they fit: for other classes, all but the last layer. Without a recipe or
+    a model, also its network and image size. progress: auto, bar, lines, notebook or none (prints nothing). on_epoch:
+    called with the row of figures after each epoch is saved; if it returns False, the training ends there and counts as
+    finished.
 
     Raise CnnlabError for wrong input or a disk that fails, TrainingInterrupted on Ctrl-C, SIGTERM or SIGHUP. In all
     cases `resume` continues from what is saved.
     """
+    origin = None
+    if init_from is not None:
+        origin, like = weights_of(init_from, runs_dir)
+        if recipe is None and model is None:
+            model, settings = like.recipe.model, {"image_size": like.info["model"]["image_size"], **settings}
     recipe, network, images = choose(recipe, model, data, settings)
     with Session(device, threads, data_dir, skip_bad, progress, on_epoch, network, images) as session:
+        session.origin = origin
         check_free(Path(runs_dir), name)
         recipe = session.load_data(recipe)
         recipe = session.find_batch_size(recipe) if auto_batch else recipe
@@ -98,6 +111,7 @@ def train_seeds(
     data_dir: str | Path | None = None,
     skip_bad: bool = False,
     auto_batch: bool = False,
+    init_from: Run | str | Path | None = None,
     progress: str = "auto",
     on_epoch: OnEpoch | None = None,
     **settings: Any,
@@ -112,6 +126,7 @@ def train_seeds(
     recipe, network, images = choose(recipe, model, data, settings)
     _check_builder(network)
     with Session(device, threads, data_dir, skip_bad, progress, on_epoch, network, images) as session:
+        session.origin = weights_of(init_from, runs_dir)[0] if init_from is not None else None
         replace(recipe, seed=recipe.seed + count - 1)  # raises if the last one is no valid seed
         check_free(Path(runs_dir), name)
         recipe = session.load_data(recipe)
@@ -132,23 +147,28 @@ def resume(
     data_dir: str | Path | None = None,
     skip_bad: bool = False,
     on_nan: str | None = None,
+    name: str | None = None,
     progress: str = "auto",
     on_epoch: OnEpoch | None = None,
+    **settings: Any,
 ) -> Result | SeedsResult:
     """Continue an interrupted run, or a folder of several seeds, to the same weights, bit for bit.
 
-    model, data: the network and the images of your own that the run was started with; its folder has neither.
-    Default for device, threads, data_dir and skip_bad: what the run started with. on_nan: stop or skip, from here on,
-    instead of the recipe's, which is changed. A finished run is left as it is. Raise as `train`; also if the data have
-    changed, or another process trains this run.
+    model, data: the network and the images of your own that the run was started with; its folder has neither. data may
+    also name where the source's images are now. Default for device, threads, data_dir and skip_bad: what the run
+    started with. on_nan: stop or skip, from here on, instead of the recipe's, which is changed.
+    settings: epochs=40 trains a finished run for more epochs, in the new folder `runs_dir`/`name`; the learning rate
+    follows the schedule over all of them. Without settings, a finished run is left as it is.
+    Raise as `train`; also if the data have changed, or another process trains this run.
     """
     folder = runs.find_folder(path, Path(runs_dir))
     several = (folder / "seeds.json").exists()
-    if several and on_nan is not None:
-        raise CnnlabError(f"{folder} holds several seeds; on_nan is changed for one of its runs: name that")
+    if several and (on_nan is not None or settings):
+        raise CnnlabError(f"{folder} holds several seeds; settings are changed for one of its runs: name that")
     if several:
         _check_builder(model)
-    images = own_images(data) if data is not None else None
+    moved = data if isinstance(data, str) else None
+    images = own_images(data) if data is not None and moved is None else None
     session = Session(device, threads, data_dir, skip_bad, progress, on_epoch, model, images)
     if several:
         recipe = runs.open_seeds(folder)[0]
@@ -156,20 +176,45 @@ def resume(
     else:
         first = run = runs.open_run(folder)
         summary = run.summary()
-        if summary is not None:
-            session.display.message(f"{run.path} is finished: nothing to resume")
+        if settings:
+            recipe = continued_recipe(run, {**settings, **({"on_nan": on_nan} if on_nan is not None else {})})
+            if summary is None:
+                raise CnnlabError(f"{folder} is not finished; resume it without settings first")
+        elif summary is not None:
+            session.display.message(f"{run.path} is finished: nothing to resume; --epochs N trains it for more epochs")
             return Result(run, summary, network=model)
-        if on_nan is not None and on_nan != run.recipe.on_nan:
+        elif on_nan is not None and on_nan != run.recipe.on_nan:
             with runs.locked(run.path), explained_write_errors(run.path):
                 first = run = runs.change_recipe(run, run.recipe.changed(on_nan=on_nan))
-        recipe = run.recipe
-    runs.check_own(folder, recipe, model=model, data=data)
+        recipe = recipe if settings else run.recipe
+    check_own(folder, recipe, builder=first.builder if first else "", model=model, data=images)
     if first is not None:
         session.continue_as(first)
     with session:
-        session.load_data(recipe, again=first is not None)
+        recipe = session.load_data(recipe if moved is None else replace(recipe, data=moved), again=first is not None)
+        if first is not None:
+            session.check_images(first, recipe.data)
         with session.ctrl_c:
-            return _train_seeds(session, folder) if several else _train(session, run)
+            if settings:
+                session.origin = {"kind": "continued", "run": str(run.path.absolute()), "epochs": len(run.metrics())}
+                check_free(Path(runs_dir), name)
+                with removed_if_empty(new_folder(Path(runs_dir), name, recipe)) as path:
+                    return _train(session, session.create(path, recipe), runs.first_session(run))
+            if moved is not None:
+                _move(folder, recipe.data)
+            return _train_seeds(session, folder) if several else _train(session, runs.open_run(folder))
+
+
+def _move(folder: Path, data: str) -> None:
+    """Record that the images of a run, or of several seeds, are at `data` now."""
+    with explained_write_errors(folder):
+        if (folder / "seeds.json").exists():
+            recipe, seeds = runs.open_seeds(folder)
+            with runs.locked(folder):
+                runs.create_seeds(folder, replace(recipe, data=data), seeds)
+        for run in _started_seeds(folder) or [runs.open_run(folder)] * (folder / "run.json").exists():
+            with runs.locked(run.path):
+                runs.change_recipe(run, replace(run.recipe, data=data))
 
 
 def _check_builder(network: Network | None) -> None:
@@ -184,34 +229,20 @@ def _train(session: Session, run: Run, like: dict[str, Any] | None = None) -> Re
     like: the first session of a run whose plan a new one shares.
     """
     recipe, started = run.recipe, time.perf_counter()
-    if run.info["data"]["fingerprint"] != session.fingerprint:
-        raise CnnlabError(f"the images of {recipe.data} are not those that {run.path} started with; train a new run")
+    session.check_images(run, recipe.data)
     first = runs.first_session(run)
     try:
         plan = session.plan(recipe, first or like or {})
     except KeyboardInterrupt:
         raise _interrupted_early(run) from None
     here = plan.environment(session.device)
-    _note_differences(session, run, plan, first, here)
+    note_differences(session, run, plan, first, here)
     with runs.locked(run.path), reproducible(recipe.seed, plan.threads), _explained_errors(session, recipe):
         try:
             trainer, checkpointer = _prepare(session, run, plan, here)
         except KeyboardInterrupt as error:
             raise error if isinstance(error, TrainingInterrupted) else _interrupted_early(run) from None
         return _run_to_end(session, trainer, checkpointer, started)
-
-
-def _note_differences(session: Session, run: Run, plan: Plan, first: dict[str, Any], here: dict[str, Any]) -> None:
-    """Note what may change the last bits of a resumed run."""
-    log = session.display.message
-    if plan.precision == torch.bfloat16 and first and not has_bfloat16(session.device):
-        log(f"note: {run.path} started in bfloat16, which this device computes slowly")
-    for key in ("device_name", "threads", "versions", "compile"):
-        if first.get(key, here[key]) != here[key]:
-            log(
-                f"note: {run.path} started with {key} {first[key]} and continues with {here[key]}: the weights may "
-                "differ in their last bits from those of an uninterrupted run"
-            )
 
 
 @contextlib.contextmanager
@@ -236,12 +267,15 @@ def _explained_errors(session: Session, recipe: Recipe) -> Iterator[None]:
 def _prepare(session: Session, run: Run, plan: Plan, here: dict[str, Any]) -> tuple[Trainer, Checkpointer]:
     """Build the model and what trains it, new or as the checkpoint has them, and save that. here: the environment."""
     recipe, device = run.recipe, session.device
+    with explained_write_errors(run.path):
+        continue_from(run)
     resumed = has_checkpoint(run.checkpoint)
     # On the CPU: the same starting weights on every device.
     model = session.build(recipe, published=not resumed)
     initialize(model, recipe.init)
     if not resumed:
         session.whiten(model)
+        initialize_from(model, run, lambda classes: session.build(recipe, classes=classes), session.display.message)
     model.to(device).to(memory_format=plan.memory_format)
     optimizer = make_optimizer(model, recipe, plan.precision)
     average = Average(model, recipe) if recipe.average != "none" else None
@@ -251,7 +285,9 @@ def _prepare(session: Session, run: Run, plan: Plan, here: dict[str, Any]) -> tu
         if resumed or run.metrics():
             values = load_checkpoint(run.checkpoint, model, optimizer, device, average, session.display.message)
             progress = Progress.from_dict(values, recipe, len(session.train_set), run.checkpoint)
-            progress = _with_best_on_disk(session, run, progress)
+            progress = with_best_on_disk(session, run, progress)
+            if len(progress.rows) == run.info.get("from", {}).get("epochs"):  # the run before may have ended early
+                progress = replace(progress, stopped=False)
     with explained_write_errors(run.path, str(progress)):
         runs.add_session(run, here)
         if not resumed:
@@ -259,32 +295,6 @@ def _prepare(session: Session, run: Run, plan: Plan, here: dict[str, Any]) -> tu
         runs.write_metrics(run, progress.rows)  # drops what a killed process wrote after its checkpoint
     trainer = Trainer(session, run, plan, model, optimizer, average, progress)
     return trainer, Checkpointer(run, model, optimizer, average, device, progress)
-
-
-def _with_best_on_disk(session: Session, run: Run, progress: Progress) -> Progress:
-    """Return `progress` with the best figures of best.safetensors: a worse epoch must not replace those weights.
-
-    A killed process may have saved them after its last checkpoint.
-    """
-    path = run.path / "best.safetensors"
-    try:
-        metadata = weights_metadata(path) if path.exists() or progress.best is not None else {}
-    except CnnlabError as error:
-        if not isinstance(error, Damaged) and path.exists():
-            return progress
-        left = len(progress.rows) < run.recipe.epochs and not progress.stopped
-        instead = "the best of the epochs to come replaces it" if left else "last.safetensors is there"
-        session.display.message(f"note: {str(error).partition('; ')[0]}; {instead}")
-        return replace(progress, best=None, best_epoch=0) if left else progress
-    if not metadata:
-        return progress
-    remedy = "remove it: another replaces it"
-    check(path, metadata, {"figure": [NUMBER], "epoch": COUNT}, remedy)
-    if len(metadata["figure"]) != ranking_size(run.recipe):
-        raise CnnlabError(f"{path} is damaged: its figures do not fit the recipe; {remedy}")
-    if progress.best is None or metadata["figure"] > progress.best:
-        return replace(progress, best=metadata["figure"], best_epoch=metadata["epoch"])
-    return progress
 
 
 def _run_to_end(session: Session, trainer: Trainer, checkpointer: Checkpointer, started: float) -> Result:
@@ -305,7 +315,7 @@ def _run_to_end(session: Session, trainer: Trainer, checkpointer: Checkpointer, 
                     _save_curves(run, rows)
             raise TrainingInterrupted(
                 f"stopped in epoch {min(len(rows) + 1, recipe.epochs)} of {recipe.epochs}; {checkpointer.saved}. "
-                f"Continue with: {runs.resume_call(run.path, recipe)}"
+                f"Continue with: {resume_call(run.path, recipe, run.builder)}"
             ) from None
         finally:
             display.end()
@@ -338,7 +348,9 @@ def _save_curves(run: Run, rows: Any) -> None:
 
 
 def _interrupted_early(run: Run) -> TrainingInterrupted:
-    return TrainingInterrupted(f"stopped before an epoch. Continue with: {runs.resume_call(run.path, run.recipe)}")
+    return TrainingInterrupted(
+        f"stopped before an epoch. Continue with: {resume_call(run.path, run.recipe, run.builder)}"
+    )
 
 
 def _started_seeds(path: Path) -> list[Run]:
@@ -365,7 +377,7 @@ def _train_seeds(session: Session, path: Path) -> SeedsResult:
             except KeyboardInterrupt:
                 raise TrainingInterrupted(
                     f"stopped at seed {seed}; {len(results)} of {len(seeds)} seeds are finished. Continue with: "
-                    f"{runs.resume_call(path, recipe)}"
+                    f"{resume_call(path, recipe)}"
                 ) from None
         figures = ["loss", "train_acc", f"{recipe.key}_loss", f"{recipe.key}_acc"]
         figures += ["images_per_second", "examples_per_second"]

@@ -1,0 +1,144 @@
+"""What a training starts from besides its recipe: its own checkpoint, a finished run, or the weights of another run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cnnlab.device.hardware import has_bfloat16
+from cnnlab.io.errors import CnnlabError
+from cnnlab.io.files import write_atomic
+from cnnlab.io.schema import COUNT, NUMBER, check
+from cnnlab.io.text import plural, truncate
+from cnnlab.recipe import Recipe
+from cnnlab.training import runs
+from cnnlab.training.checkpoint import Damaged, has_checkpoint, read_weights, weights_metadata
+from cnnlab.training.plan import Plan
+from cnnlab.training.progress import Progress, ranking_size
+from cnnlab.training.runs import Run
+from cnnlab.training.session import Session
+
+# What may change when a finished run is trained for more epochs: nothing that the saved state depends on.
+CONTINUABLE = {
+    "epochs", "learning_rate", "other_learning_rate", "momentum", "weight_decay", "schedule", "warmup", "cooldown",
+    "decay", "decay_every", "label_smoothing", "on_nan", "save_seconds", "save_steps", "shift", "shift_fill", "flip",
+    "alternating_flip", "crop_scale", "crop_ratio", "brightness", "contrast", "saturation", "randaugment", "magnitude",
+    "cutout", "mixup", "cutmix",
+}  # fmt: skip
+
+
+def continued_recipe(run: Run, settings: dict[str, Any]) -> Recipe:
+    """Return the recipe of a run that continues the finished one `run`. Raise CnnlabError for a change that cannot be.
+
+    settings: those that change, epochs among them.
+    """
+    recipe = run.recipe.changed(**settings)
+    fixed = [key for key, value in settings.items() if getattr(run.recipe, key) != value and key not in CONTINUABLE]
+    if fixed:
+        raise CnnlabError(
+            f"{', '.join(fixed)} cannot change when {run.path} is continued; --init-from {run.path} starts a new "
+            "training from its weights"
+        )
+    done = len(run.metrics())
+    if recipe.epochs <= done:
+        raise CnnlabError(f"{run.path} has {plural(done, 'epoch')} already; set epochs above {done}")
+    return recipe
+
+
+def continue_from(run: Run) -> None:
+    """Copy the state of the finished run that `run` continues, unless it has a state of its own.
+
+    Raise OSError, and CnnlabError if the finished run is gone.
+    """
+    origin = run.info.get("from", {})
+    if origin.get("kind") != "continued" or has_checkpoint(run.checkpoint):
+        return
+    before = runs.open_run(origin["run"])
+    runs.write_metrics(run, before.metrics()[: origin["epochs"]])
+    for name in ("best.safetensors", "last.safetensors", "checkpoint.safetensors"):  # the one that counts is the last
+        if (before.path / name).exists():
+            write_atomic(run.path / name, (before.path / name).read_bytes())
+
+
+def weights_of(name: Run | str | Path, runs_dir: str | Path) -> tuple[dict[str, Any], Run]:
+    """Return what a new run records about the run whose weights it starts from, and that run. Raise CnnlabError."""
+    run = name if isinstance(name, Run) else runs.open_run(name, runs_dir)
+    if not run.weights().exists():
+        raise CnnlabError(f"{run.weights()} does not exist: {run.path} has not finished an epoch")
+    return {"kind": "weights", "run": str(run.path.absolute()), "weights": run.weights().name}, run
+
+
+def initialize_from(model: nn.Module, run: Run, build: Callable[[int], nn.Module], log: Callable[[str], None]) -> None:
+    """Copy into `model` what fits of the weights that the new `run` starts from, and say what was copied.
+
+    The layers whose shape depends on the number of classes stay new, unless the classes are the same. build: returns
+    the network for a number of classes. Raise CnnlabError if nothing fits.
+    """
+    origin = run.info.get("from", {})
+    if origin.get("kind") != "weights":
+        return
+    before = runs.open_run(origin["run"])
+    tensors = read_weights(before.path / origin["weights"])
+    own = model.state_dict()
+    head: set[str] = set()
+    if before.classes != run.classes:
+        other = build(len(run.classes) + 1).state_dict()
+        head = {name for name, tensor in own.items() if other[name].shape != tensor.shape}
+    copied = {n: t for n, t in tensors.items() if n in own and n not in head and t.shape == own[n].shape}
+    weights, total = _count(copied.values()), _count(own.values())
+    if weights == 0:
+        raise CnnlabError(
+            f"no weight of {before.path}, a {before.recipe.model}, fits {run.recipe.model}; train the same network"
+        )
+    model.load_state_dict(copied, strict=False)
+    new = [name for name in own if name not in copied and own[name].is_floating_point()]
+    rest = f"; new: {truncate(', '.join(new), 120)}" if new else ""
+    log(f"init: {weights:,} of {total:,} weights copied from {before.path}, {origin['weights']}{rest}")
+
+
+def _count(tensors: Any) -> int:
+    return sum(t.numel() for t in tensors if t.is_floating_point())
+
+
+def note_differences(session: Session, run: Run, plan: Plan, first: dict[str, Any], here: dict[str, Any]) -> None:
+    """Note what may change the last bits of a resumed run. first, here: its first environment, and this one."""
+    log = session.display.message
+    if plan.precision == torch.bfloat16 and first and not has_bfloat16(session.device):
+        log(f"note: {run.path} started in bfloat16, which this device computes slowly")
+    for key in ("device_name", "threads", "versions", "compile"):
+        if first.get(key, here[key]) != here[key]:
+            log(
+                f"note: {run.path} started with {key} {first[key]} and continues with {here[key]}: the weights may "
+                "differ in their last bits from those of an uninterrupted run"
+            )
+
+
+def with_best_on_disk(session: Session, run: Run, progress: Progress) -> Progress:
+    """Return `progress` with the best figures of best.safetensors: a worse epoch must not replace those weights.
+
+    A killed process may have saved them after its last checkpoint.
+    """
+    path = run.path / "best.safetensors"
+    try:
+        metadata = weights_metadata(path) if path.exists() or progress.best is not None else {}
+    except CnnlabError as error:
+        if not isinstance(error, Damaged) and path.exists():
+            return progress
+        left = len(progress.rows) < run.recipe.epochs and not progress.stopped
+        instead = "the best of the epochs to come replaces it" if left else "last.safetensors is there"
+        session.display.message(f"note: {str(error).partition('; ')[0]}; {instead}")
+        return replace(progress, best=None, best_epoch=0) if left else progress
+    if not metadata:
+        return progress
+    remedy = "remove it: another replaces it"
+    check(path, metadata, {"figure": [NUMBER], "epoch": COUNT}, remedy)
+    if len(metadata["figure"]) != ranking_size(run.recipe):
+        raise CnnlabError(f"{path} is damaged: its figures do not fit the recipe; {remedy}")
+    if progress.best is None or metadata["figure"] > progress.best:
+        return replace(progress, best=metadata["figure"], best_epoch=metadata["epoch"])
+    return progress

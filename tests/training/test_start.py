@@ -1,0 +1,176 @@
+"""What a training starts from: a finished run with more epochs, another run's weights, a network in a Python file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import cnnlab
+from cnnlab import CnnlabError, Recipe, Run, resume, train
+from cnnlab.models import MODELS, build_model
+from cnnlab.recipes import RECIPES
+from conftest import Command, one_line_error
+
+NET = '''
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes, in_channels, width=4):
+        super().__init__(nn.Conv2d(in_channels, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(width, num_classes))
+'''
+QUICK = {"epochs": 1, "limit": 64, "save_seconds": 0.0, "schedule": "constant"}
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One epoch on digits. No test may change it."""
+    folder = tmp_path_factory.mktemp("start")
+    return train(model="lenet-bn", runs_dir=folder, name="short", progress="none", **QUICK).run
+
+
+def test_more_epochs_are_those_of_one_longer_training(short: Run) -> None:
+    whole = train(model="lenet-bn", runs_dir="runs", name="whole", progress="none", **{**QUICK, "epochs": 2})
+    before = {p: p.read_bytes() for p in short.path.rglob("*") if p.is_file()}
+    more = resume(short.path, runs_dir="runs", name="more", progress="none", epochs=2)
+    assert {p: p.read_bytes() for p in short.path.rglob("*") if p.is_file()} == before
+    for name in ("last", "best"):
+        a, b = (load_file(r.run.path / f"{name}.safetensors") for r in (whole, more))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    assert more.run.info["from"] == {"kind": "continued", "run": str(short.path.absolute()), "epochs": 1}
+    assert [row["epoch"] for row in more.history] == [1, 2]
+    assert "epochs=2" in more.run.recipe.name
+    assert resume(more.run.path, progress="none").summary == more.summary  # finished: left as it is
+
+
+def test_a_continued_run_whose_start_was_killed_starts_from_the_same_state(short: Run, tmp_path: Path) -> None:
+    more = resume(short.path, runs_dir="runs", name="more", progress="none", epochs=2)
+    killed = tmp_path / "runs" / "killed"
+    killed.mkdir()
+    for name in ("run.json", "recipe.json"):  # all that was there
+        shutil.copy(more.run.path / name, killed / name)
+    again = resume(killed, progress="none")
+    a, b = (load_file(r.run.path / "last.safetensors") for r in (more, again))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_the_command_trains_a_finished_run_for_more_epochs(short: Run, cnnlab: Command) -> None:
+    line = one_line_error(cnnlab("train", "--resume", short.path, "--epochs", 1))
+    assert "set epochs above 1" in line
+    line = one_line_error(cnnlab("train", "--resume", short.path, "--epochs", 3, "--batch-size", 8))
+    assert "batch_size" in line
+    assert "--init-from" in line
+    answer = cnnlab("train", "--resume", short.path, "--set", "epochs=2", "--lr", 0.01, "--name", "longer")
+    assert answer.returncode == 0, answer.stderr
+    rows = json.loads(cnnlab("runs", "longer", "--json").stdout)
+    assert rows[0]["epochs"] == 2
+
+
+def test_a_run_that_stopped_early_can_be_trained_on(tmp_path: Path) -> None:
+    settings = {**QUICK, "epochs": 3}
+    early = train(model="lenet-bn", name="early", progress="none", on_epoch=lambda row: False, **settings)
+    assert early.summary["stopped"]
+    more = resume("early", name="more", progress="none", epochs=4)
+    assert more.summary["epochs"] == 4
+    assert not more.summary["stopped"]
+
+
+# Weights of another run
+
+
+def test_init_from_copies_all_but_the_head_for_other_classes(short: Run, shapes: Path) -> None:
+    lines: list[str] = []
+    result = train(
+        data=f"folder:{shapes}", init_from=short.path, name="tuned", progress="lines", **{**QUICK, "learning_rate": 0.0}
+    )
+    assert result.run.recipe.model == "lenet-bn"
+    before, after = load_file(short.weights()), load_file(result.run.path / "last.safetensors")
+    same = {key for key in before if before[key].shape == after[key].shape and torch.equal(before[key], after[key])}
+    weights = {key for key in before if key.endswith("weight") and before[key].ndim > 1}
+    first, *others = [key for key in before if key in weights]
+    assert first not in same  # the images have three channels
+    assert set(others[:-1]) <= same
+    assert others[-1] not in same
+    assert result.run.info["from"]["weights"] == "best.safetensors"
+    assert not lines
+
+
+def test_init_from_copies_everything_for_the_same_classes(short: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    result = train(init_from=short, name="again", progress="lines", **{**QUICK, "learning_rate": 0.0})
+    before, after = load_file(short.weights()), load_file(result.run.path / "last.safetensors")
+    assert all(torch.equal(before[k], after[k]) for k in before if "running" not in k and "num_batches" not in k)
+    said = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("init: "))
+    assert "new" not in said
+
+
+def test_init_from_says_what_was_copied_and_refuses_what_fits_nowhere(short: Run, cnnlab: Command, shapes: Path) -> None:
+    quick = ("--epochs", 1, "--set", "limit=32")
+    answer = cnnlab("train", "--init-from", short.path, "--data", f"folder:{shapes}", *quick, "--progress", "lines")
+    assert answer.returncode == 0, answer.stderr
+    said = next(line for line in answer.stderr.splitlines() if line.startswith("init: "))
+    assert str(short.path) in said
+    assert "new: " in said
+    answer = cnnlab("train", "airbench-small", "--init-from", short.path, *quick)
+    assert answer.returncode == 2
+    assert "no weight" in answer.stderr
+    assert "nowhere" in one_line_error(cnnlab("train", "--init-from", "nowhere"))
+
+
+# Networks in a Python file
+
+
+def test_a_network_in_a_file_is_trained_evaluated_resumed_and_used(cnnlab: Command, shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    data, quick = f"folder:{shapes}", ("--epochs", 1, "--batch-size", 8, "--optimizer", "adamw", "--seed", 3)
+    answer = cnnlab("train", "--model", "net.py:Net", "--data", data, "--name", "mine", *quick)
+    assert answer.returncode == 0, answer.stderr
+    run = cnnlab_run("mine")
+    assert (run.recipe.batch_size, run.recipe.optimizer, run.recipe.seed) == (8, "adamw", 3)
+    assert cnnlab("eval", "mine", "--model", "net.py:Net").returncode == 0
+    line = one_line_error(cnnlab("eval", "mine"))
+    assert f"--model {tmp_path / 'net.py'}:Net" in line
+    assert cnnlab("predict", "mine", shapes / "dark", "--model", "net.py:Net").returncode == 0
+    assert cnnlab("train", "--resume", "mine", "--model", "net.py:Net").returncode == 0
+    assert cnnlab("train", "net.py:Net", "--data", data, *quick, "--seeds", 2).returncode == 0
+
+
+def cnnlab_run(name: str) -> Run:
+    return cnnlab.open_run(name)
+
+
+def test_a_network_added_to_models_says_where_it_came_from(
+    cnnlab: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "zoo.py").write_text("from cnnlab.models import build_model\ndef mine(**k): return build_model('lenet', **k)\n")
+    from cnnlab.models.own import load_builder
+
+    with monkeypatch.context() as patch:
+        patch.setitem(MODELS, "mine", load_builder("zoo.py:mine"))
+        train(Recipe(**{**RECIPES["digits"].to_dict(), **QUICK, "model": "mine"}), name="added", progress="none")
+    line = one_line_error(cnnlab("eval", "added"))
+    assert f"--model {tmp_path / 'zoo.py'}:mine" in line
+    assert cnnlab("eval", "added", "--model", "zoo.py:mine").returncode == 0
+    assert cnnlab("eval", "added", "--model", "zoo.py:mine", "--split", "val").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        (NET, "net.py:Nett", "did you mean Net"),
+        (NET, "other.py:Net", "does not exist"),
+        (NET, "net.py:", "FILE.py:BUILDER"),
+        ("1 / 0", "net.py:Net", "ZeroDivisionError"),
+        ("def Net(: pass", "net.py:Net", "SyntaxError"),
+        ("Net = 3", "net.py:Net", "Net"),
+    ],
+)
+def test_a_bad_file_is_one_line(cnnlab: Command, tmp_path: Path, content: str, name: str, message: str) -> None:
+    (tmp_path / "net.py").write_text(content)
+    assert message in one_line_error(cnnlab("train", "--model", name))
+    with pytest.raises(CnnlabError):
+        build_model(name)
