@@ -420,7 +420,8 @@ def test_the_caption_has_the_epoch_of_the_weights(tmp_path: Path) -> None:
     run, _ = saved_run(tmp_path / "run", "lenet", 1, 28)
     seconds = dict.fromkeys(("train_seconds", "compute_seconds", "evaluation_seconds", "seconds"), 1.0)
     speeds = dict.fromkeys(("images_per_second", "examples_per_second"), 1.0)
-    row = {"loss": 1.0, "train_acc": 0.5, "val_loss": 1.0, "learning_rate": 0.1, "images": 1, **seconds, **speeds}
+    row = {"loss": 1.0, "train_acc": 0.5, "val_loss": 1.0, "learning_rate": 0.1, "images": 1, "never_predicted": [],
+           "val_balanced_acc": 0.5, **seconds, **speeds}  # fmt: skip
     rows = [{"epoch": i + 1, "val_acc": acc, **row} for i, acc in enumerate((0.3, 0.6, 0.6))]
     write_metrics(run, rows)
     assert "best.safetensors (epoch 2)" in filters(run).texts[0].get_text()

@@ -44,6 +44,10 @@ def copy(run: Path, tmp_path: Path) -> Path:
 def test_train_without_arguments(installed: Command, cnnlab: Command, tmp_path: Path) -> None:
     answer = installed("train")
     assert answer.returncode == 0, answer.stderr
+    said = answer.stderr.splitlines()  # lines, since this is no terminal
+    for start in ("data: 1,150 train, 288 validation", "classes", "network: lenet-bn, ", "recipe: digits; ", "run: "):
+        assert any(line.startswith(start) for line in said), start
+    assert [line.split()[1] for line in said if line.startswith("epoch")] == [f"{i}/30" for i in range(1, 31)]
     lines = answer.stdout.splitlines()
     assert lines[0].startswith("loss ")
     assert float(lines[0].split("val acc ")[1]) > 0.98
@@ -123,10 +127,10 @@ def test_runs_lists_and_compares(cnnlab: Command, tmp_path: Path) -> None:
     lines = cnnlab("runs").stdout.splitlines()
     assert [line.split()[0] for line in lines] == [
         "run",
-        "runs/many/seed-0",
-        "runs/many/seed-1",
-        "runs/one",
-        "runs/two",
+        "many/seed-0",
+        "many/seed-1",
+        "one",
+        "two",
     ]
     text = cnnlab("runs", "one", "two", "--plot", "both.png").stdout
     for word in ("setting that differs", "model", "lenet", "learning_rate", "0.1", "0.2"):
@@ -170,7 +174,12 @@ def test_an_own_folder_end_to_end(cnnlab: Command, shapes: Path) -> None:
         (["train", "--device", "cpu:7"], "unknown device 'cpu:7'"),
         (["train", "--progress", "dots"], "unknown progress display 'dots'"),
         (["train", "--name", "../x"], "run name '../x'"),
-        (["train", "--epochs", "3"], "--epochs"),
+        (["train", "--epochs", "x"], "--epochs"),
+        (["train", "--epochs", "0"], "epochs=0"),
+        (["train", "--batch-size", "0"], "batch_size=0"),
+        (["train", "--lr", "-1"], "learning_rate=-1"),
+        (["train", "--optimizer", "adam"], "optimizer='adam'"),
+        (["train", "--seed", "-1"], "seed=-1"),
         (["train", "--data", "folder:nowhere"], "nowhere does not exist"),
         (["train", "--resume", "nowhere"], "nowhere does not exist"),
         (["train", "lenet", "--resume", "x"], "leave out MODEL"),
@@ -287,7 +296,7 @@ def test_one_damaged_run_does_not_hide_the_others(cnnlab: Command, run: Path, tm
     (tmp_path / "runs" / "bad" / "run.json").write_text("{")
     answer = cnnlab("runs")
     assert answer.returncode == 0
-    assert "runs/good" in answer.stdout
+    assert "good" in answer.stdout
     assert "skipped: runs/bad/run.json is damaged" in answer.stderr
     # a folder of the same name in the working directory does not hide a run
     (tmp_path / "good").mkdir()

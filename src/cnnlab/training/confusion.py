@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from cnnlab.io.figures import add_title, plain
@@ -24,8 +25,9 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str], title: str) -> 
     side = max(cell * k, 2.6)
     figure = Figure(figsize=(side + margin + 1.0, side + margin + 0.6), layout="constrained")
     axes = figure.subplots()
+    # The square root in the colours shows a single mistake beside many hits.
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    drawn = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+    drawn = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest", aspect="equal")
     axes.set_xticks(range(k), names, rotation=90, fontsize=font)
     axes.set_yticks(range(k), names, fontsize=font)
     axes.tick_params(length=0, pad=2)
@@ -35,7 +37,7 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str], title: str) -> 
         digits = len(str(matrix.max()))
         for i, j in zip(*matrix.nonzero(), strict=True):
             axes.text(j, i, str(matrix[i, j]), ha="center", va="center", fontsize=min(8, 26 / digits),
-                      color="white" if share[i, j] > 0.6 else "black")  # fmt: skip
+                      color="white" if share[i, j] > 0.3 else "black")  # fmt: skip
     else:  # lines help to follow a row through a large matrix
         axes.set_xticks(np.arange(9.5, k - 1, 10), minor=True)
         axes.set_yticks(np.arange(9.5, k - 1, 10), minor=True)

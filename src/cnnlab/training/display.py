@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 KINDS = ("auto", "bar", "lines", "notebook", "none")
 _INTERVAL = 0.1  # seconds between two updates of the numbers
+_LINE_INTERVAL = 30.0  # seconds between two lines in a log
+_FIRST_LINE = 5.0  # seconds of training after which its time can be told
 _DRAW_INTERVAL = 1.0  # seconds between two drawings of the curve; each takes about 0.2 s of one core
 
 
@@ -52,30 +54,72 @@ class Display:
         """Clean up after the training, however it ended. May be called twice."""
 
 
-class Notes(Display):
-    """Prints notes only."""
+class Lines(Display):
+    """Prints a plain line for each epoch, and every half minute within long ones: for log files."""
+
+    def __init__(self) -> None:
+        self._due = time.perf_counter() + _LINE_INTERVAL  # of the next line on something long
 
     def message(self, text: str) -> None:
         """Print the note."""
         echo(text, error=True, flush=True)
 
+    def read(self, what: str, done: int, total: int) -> None:
+        """Print how far a long read is."""
+        if time.perf_counter() >= self._due:
+            self.message(f"{what}: {done:,}{f' of {total:,}' if total else ''}")
+            self._due = time.perf_counter() + _LINE_INTERVAL
 
-class Lines(Notes):
-    """Prints a plain line for each epoch: for log files."""
-
-    def start(self, recipe: Recipe, loader: Loader, rows: list[dict[str, Any]]) -> None:  # noqa: ARG002
-        """Store what the lines need."""
+    def start(self, recipe: Recipe, loader: Loader, rows: list[dict[str, Any]]) -> None:
+        """Store what the lines need. The first line tells the expected time after a few seconds."""
         self._epochs, self._key = recipe.epochs, recipe.key
+        self._reader, self._count = AsyncScalarReader(loader.device), loader.count
+        self._due, self._epoch = time.perf_counter() + _FIRST_LINE, -1
+        self._seconds = [row["seconds"] for row in rows[-1:]]
+
+    def step(self, epoch: int, images: int, sums: Tensor) -> None:
+        """Print a line within a long epoch; otherwise do nothing."""
+        now = time.perf_counter()
+        if epoch != self._epoch:
+            self._epoch, self._began, self._before = epoch, now, images  # a resumed epoch begins later
+        if now < self._due or images <= self._before:
+            return
+        values = self._reader(sums, images)
+        if values is None:
+            return
+        self._due = now + _LINE_INTERVAL
+        speed = (images - self._before) / (now - self._began)
+        left = self._time_left(epoch, (self._count - images) / speed, self._count / speed)
+        self.message(
+            f"epoch {epoch + 1}/{self._epochs}  {images / self._count:.0%}  loss {values[0]:.3f}  acc {values[1]:.3f}  "
+            f"{speed:,.0f} images/s{left}"
+        )
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Print the line."""
         key = self._key
-        print(
+        self._seconds.append(row["seconds"])
+        self._due = time.perf_counter() + _LINE_INTERVAL
+        self.message(
             f"epoch {row['epoch']}/{self._epochs}  loss {row['loss']:.3f}  train acc {row['train_acc']:.3f}  "
-            f"{key} acc {row[f'{key}_acc']:.3f}  {row['images_per_second']:,.0f} images/s",
-            file=sys.stderr,
-            flush=True,
+            f"{key} acc {row[f'{key}_acc']:.3f}  {row['images_per_second']:,.0f} images/s"
+            f"{self._time_left(row['epoch'], 0, self._seconds[-1])}"
         )
+
+    def _time_left(self, done: int, seconds: float, whole: float) -> str:
+        """Return the expected time after `done` whole epochs, if it is worth a word.
+
+        seconds: left of the epoch that has begun, 0 if none has. whole: of an epoch, if none was measured.
+        """
+        each = self._seconds[-1] if self._seconds else whole
+        left = seconds + each * (self._epochs - done - (seconds > 0))
+        return f"  about {clock(left)} left" if left >= 5 else ""
+
+
+def clock(seconds: float) -> str:
+    """Return a time as `m:ss` or `h:mm:ss`."""
+    minutes, whole = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{whole:02d}" if minutes >= 60 else f"{minutes}:{whole:02d}"
 
 
 class _Numbers(ProgressColumn):
@@ -98,8 +142,7 @@ class _TimeLeft(ProgressColumn):
         seconds = task.finished_time if task.finished else task.time_remaining
         if seconds is None:
             return Text("")
-        minutes, seconds = divmod(round(seconds), 60)
-        text = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
+        text = clock(seconds)
         return Text(text if task.finished else f"{text} left")
 
 
@@ -237,13 +280,13 @@ class Notebook(Display):
 
 
 def make_display(kind: str = "auto") -> Display:
-    """Return the display called `kind`. auto: the curve in a notebook, the bar in a terminal, notes elsewhere."""
+    """Return the display called `kind`. auto: the curve in a notebook, the bar in a terminal, lines elsewhere."""
     if kind not in KINDS:
         raise unknown("progress display", kind, KINDS)
     if kind == "auto":
-        kind = "notebook" if in_notebook() else "bar" if sys.stderr.isatty() else "notes"
+        kind = "notebook" if in_notebook() else "bar" if sys.stderr.isatty() else "lines"
     displays: dict[str, type[Display]] = {
-        "bar": Bar, "lines": Lines, "notebook": Notebook, "notes": Notes, "none": Display
+        "bar": Bar, "lines": Lines, "notebook": Notebook, "none": Display
     }  # fmt: skip
     return displays[kind]()
 

@@ -29,9 +29,10 @@ class Events:
             # TensorBoard reads the files in the order of their names, which begin with the clock's seconds. If the
             # clock went back or stood still, a new file may come before the old ones: then write everything again.
             now = f"{int(time.time()):010d}"
-            rewrite = any(f.name.split(".")[3:4] >= [now] for f in folder.glob("events.out.tfevents.*"))
+            files = list(folder.glob("events.out.tfevents.*"))
+            rewrite = any(f.name.split(".")[3:4] >= [now] for f in files) or not files
             if rewrite:
-                for file in folder.glob("events.out.tfevents.*"):
+                for file in files:
                     file.unlink()
             self._file = (folder / f"events.out.tfevents.{now}.{os.getpid()}").open("wb")
             self._records = RecordWriter(self._file)

@@ -1,4 +1,4 @@
-"""The lines that a training prints first: what it found in the data."""
+"""The lines that a training prints first: what it found in the data, and what it trains."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from cnnlab.data.imageset import ImageSet
-from cnnlab.io.text import escape, truncate
+from cnnlab.io.text import escape, plural, truncate
+from cnnlab.training.runs import Run
 
 _LISTED = 12  # classes that are listed one by one
 
@@ -29,6 +30,27 @@ def passed_over_text(passed_over: Mapping[str, list[str]]) -> str:
             plural = kind if kind.startswith(".") else f"{head}s {tail}" if tail.startswith("o") else f"{kind}s"
             parts.append(f"{len(paths):,} {plural}")
     return ", ".join(parts)
+
+
+def network_lines(run: Run) -> Iterator[str]:
+    """Yield the lines on a new run: its network with the input, its recipe, its folder."""
+    recipe, model, images = run.recipe, run.info["model"], run.info["preprocessing"]
+    size, native = model["image_size"], images["native_size"]
+    resized = f", resized from {native}" if size != native else ""
+    fit = f"; fit={images['fit']}" if recipe.data.startswith("folder:") else ""
+    yield (
+        f"network: {model['name']}, {plural(model['parameters'], 'parameter')}; "
+        f"input {model['in_channels']} x {size} x {size}{resized}{fit}"
+    )
+    yield (
+        f"recipe: {recipe.name}; {plural(recipe.epochs, 'epoch')}, batch {recipe.batch_size}, {recipe.optimizer}, "
+        f"learning rate {recipe.learning_rate:g}, {recipe.schedule}"
+    )
+    before = run.info.get("from")
+    if before is not None:
+        done = f" after {plural(before['epochs'], 'epoch')}" if before["kind"] == "continued" else ", its weights"
+        yield f"from: {before['run']}{done}"
+    yield f"run: {run.path}"
 
 
 def data_lines(train_set: ImageSet, eval_set: ImageSet, eval_split: str) -> Iterator[str]:

@@ -186,6 +186,8 @@ def finish_epoch(
         "train_acc": accuracy,
         f"{key}_loss": measured.loss,
         f"{key}_acc": measured.accuracy,
+        f"{key}_balanced_acc": measured.balanced_accuracy,
+        "never_predicted": measured.never_predicted,
         "images": meter.images,
         **({"skipped_updates": meter.skipped} if recipe.on_nan == "skip" else {}),
         "train_seconds": meter.train_seconds,

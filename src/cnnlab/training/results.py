@@ -12,7 +12,7 @@ from torch import nn
 
 from cnnlab.data.own import MEMORY
 from cnnlab.models import build_model
-from cnnlab.models.own import Network, build_own
+from cnnlab.models.own import Network, build_own, is_own
 from cnnlab.recipe import KEYS
 from cnnlab.training.checkpoint import check_weights, load_weights
 from cnnlab.training.own import check_own
@@ -29,6 +29,10 @@ def _notes(run: Run, s: dict[str, Any]) -> list[str]:
         notes.append(f"{s['skipped_updates']} updates were skipped, because their loss or a gradient was NaN or Inf")
     if s["eval_split"] == "test":
         notes.append("this recipe evaluates on the test set each epoch, as the manual does; do not select models by it")
+    if s["never_predicted"]:
+        names, more = s["never_predicted"][:5], len(s["never_predicted"]) - 5
+        rest = f" and {more} more" if more > 0 else ""
+        notes.append(f"in the last epoch no {s['eval_split']} image was predicted as {', '.join(names)}{rest}")
     if s["skipped"]:
         images = "1 damaged image was" if s["skipped"] == 1 else f"{s['skipped']} damaged images were"
         notes.append(f"{images} skipped; see {run.path / 'run.json'}")
@@ -42,6 +46,16 @@ def _notes(run: Run, s: dict[str, Any]) -> list[str]:
     if s["eval_split"] == "train":
         notes.append(f"trained on {s['images']['train']} labelled images; train_subset acc is measured on some of them")
     return [f"note: {note}" for note in notes]
+
+
+def _next_command(run: Run) -> list[str]:
+    """Return the line with what to do next: evaluate once on the test set, or classify images."""
+    recipe = run.recipe
+    model = f" --model {run.builder}" if run.builder else ""
+    if is_own(recipe.model) and not model:  # from a console or a notebook: the command does not know it
+        return []
+    measured = recipe.eval_split == "test" or recipe.data.startswith(MEMORY)
+    return [f"next: cnnlab {f'predict {run.path} IMAGE' if measured else f'eval {run.path}'}{model}"]
 
 
 def trained_model(run: Run, weights: Path, network: Network | None = None) -> nn.Module:
@@ -90,12 +104,12 @@ class Result:
         lines = [
             f"loss {s['loss']:.3f}, train acc {s['train_acc']:.3f}, {key} acc {s[f'{key}_acc']:.3f}",
             f"{s['examples_per_second']:.1f} examples/sec on {s['device']}",
-            f"{s['images_per_second']:.1f} images/s wall-clock including data; {s['total_seconds']:.1f} s in all, with "
-            f"evaluation and saving",
+            f"{key} balanced acc {s[f'{key}_balanced_acc']:.3f}; {s['total_seconds']:.1f} s in all, evaluation included",
         ]
         lines += _notes(self.run, s)
         best = "" if s["eval_split"] != "validation" else f", best epoch {s['best_epoch']} with val acc {s['best']:.3f}"
         lines.append(f"run: {self.run.path} (curve: curves.png{best})")
+        lines += _next_command(self.run)
         return "\n".join(lines)
 
 
@@ -158,6 +172,8 @@ def summarize(
         "train_acc": last["train_acc"],
         f"{key}_loss": last[f"{key}_loss"],
         f"{key}_acc": last[f"{key}_acc"],
+        f"{key}_balanced_acc": last[f"{key}_balanced_acc"],
+        "never_predicted": [run.classes[k] for k in last["never_predicted"]],
         "best_epoch": progress.best_epoch,
         "best_by": "val_acc" if by_validation else "loss",
         "best": progress.best[0] if by_validation else -progress.best[0],

@@ -63,9 +63,11 @@ _SUMMARY = {
     "examples_per_second": NUMBER, "images_per_second": NUMBER, "total_seconds": NUMBER, "device": str,
     "skipped": COUNT, "skipped_updates": COUNT, "images": {"train": COUNT},
     "data": str, "shared": {"validation?": COUNT, "test?": COUNT}, "epochs": COUNT, "stopped": bool,
+    "never_predicted": [str],
 }  # fmt: skip
 _SECONDS = Number(1e-9, 1e12)
 _ROW = {"epoch": COUNT, "loss": NUMBER, "train_acc": _SHARE, "images": Number(1, 2**53, whole=True),
+        "never_predicted": [COUNT],
         "skipped_updates?": COUNT, "learning_rate": NUMBER, "train_seconds": _SECONDS, "compute_seconds": _SECONDS,
         "evaluation_seconds": NUMBER, "seconds": NUMBER, "images_per_second": NUMBER,
         "examples_per_second": NUMBER}  # fmt: skip
@@ -129,7 +131,8 @@ class Run:
         except CnnlabError as error:
             raise CnnlabError(f"{error}; or delete it: cnnlab train --resume {self.path} writes it again") from error
         key, split = self.recipe.key, self.recipe.eval_split
-        check(path, summary, {**_SUMMARY, "eval_split": (split,), f"{key}_loss": NUMBER, f"{key}_acc": _SHARE})
+        figures = {f"{key}_loss": NUMBER, f"{key}_acc": _SHARE, f"{key}_balanced_acc": _SHARE}
+        check(path, summary, {**_SUMMARY, "eval_split": (split,), **figures})
         return summary
 
     def evaluations(self) -> list[dict[str, Any]]:
@@ -349,7 +352,8 @@ def _sessions(path: Path) -> list[dict[str, Any]]:
 
 def row_schema(recipe: Recipe) -> dict[str, Any]:
     """Return what a row of metrics.jsonl holds."""
-    return {**_ROW, f"{recipe.key}_acc": _SHARE, f"{recipe.key}_loss": NUMBER}
+    key = recipe.key
+    return {**_ROW, f"{key}_acc": _SHARE, f"{key}_balanced_acc": _SHARE, f"{key}_loss": NUMBER}
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ from cnnlab.recipes import choose_recipe, find_recipe, own_recipe
 from cnnlab.training import runs
 from cnnlab.training.autotune import choose_plan, find_batch_size
 from cnnlab.training.display import Display, make_display
-from cnnlab.training.header import class_counts, data_lines
+from cnnlab.training.header import class_counts, data_lines, network_lines
 from cnnlab.training.optim import size_in_epoch
 from cnnlab.training.plan import Plan, Workload, check_compile
 from cnnlab.training.runs import Run
@@ -101,6 +101,7 @@ class Session:
         self._named_data_dir, self._data_dir = data_dir, data_folder(data_dir)
         self._skip_bad = skip_bad
         self.origin: dict[str, Any] | None = None  # the run that new ones start from
+        self._introduced = False
         self._plan: Plan | None = None
         self._shared: dict[str, int] | None = None
 
@@ -195,7 +196,12 @@ class Session:
             "preprocessing": self.preprocessing.to_dict(),
             **({"from": self.origin} if self.origin else {}),
         }
-        return runs.create_run(path, recipe, info)
+        run = runs.create_run(path, recipe, info)
+        if not self._introduced:
+            for line in network_lines(run):
+                self.display.message(line)
+            self._introduced = True
+        return run
 
     def build(self, recipe: Recipe, *, published: bool = False, classes: int = 0) -> nn.Module:
         """Return the recipe's network for these images, with PyTorch's initial weights, or `published` ones.
