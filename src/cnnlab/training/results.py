@@ -104,7 +104,7 @@ class Result:
         lines = [
             f"loss {s['loss']:.3f}, train acc {s['train_acc']:.3f}, {key} acc {s[f'{key}_acc']:.3f}",
             f"{s['examples_per_second']:.1f} examples/sec on {s['device']}",
-            f"{key} balanced acc {s[f'{key}_balanced_acc']:.3f}; {s['total_seconds']:.1f} s in all, evaluation included",
+            f"{key} balanced acc {s[f'{key}_balanced_acc']:.3f}; {s['total_seconds']:.1f} s in all",
         ]
         lines += _notes(self.run, s)
         best = "" if s["eval_split"] != "validation" else f", best epoch {s['best_epoch']} with val acc {s['best']:.3f}"
