@@ -106,7 +106,7 @@ def test_predict(cnnlab: Command, run: Path, tmp_path: Path) -> None:
         Image.new("L", (30, 20), 80 * i).save(folder / f"{i}.png")
     table = cnnlab("predict", run, folder).stdout.splitlines()
     assert table[0].split() == ["image", "1.", "2.", "3."]
-    assert table[1].startswith(str(folder / "0.png"))
+    assert "/0.png  " in table[1]
     rows = list(csv.DictReader(io.StringIO(cnnlab("predict", run, folder, "--format", "csv", "--top", 1).stdout)))
     assert [row["image"] for row in rows] == [str(folder / f"{i}.png") for i in range(3)]
     data = json.loads(cnnlab("predict", run, folder / "1.png", folder, "--format", "json", "--top", 99).stdout)

@@ -127,7 +127,8 @@ def test_run_folder_and_printed_lines(quick: Recipe) -> None:
     lines = str(result).splitlines()
     assert lines[0] == f"loss {s['loss']:.3f}, train acc {s['train_acc']:.3f}, val acc {s['val_acc']:.3f}"
     assert lines[1] == f"{s['examples_per_second']:.1f} examples/sec on cpu"
-    assert "wall-clock including data" in lines[2]
+    assert lines[2].startswith(f"val balanced acc {s['val_balanced_acc']:.3f}; ")
+    assert lines[-1] == f"next: cnnlab eval {path}"
     best = max(range(2), key=lambda i: (rows[i]["val_acc"], -rows[i]["val_loss"]))
     assert (s["best_epoch"], s["best"]) == (best + 1, rows[best]["val_acc"])
 
