@@ -173,7 +173,7 @@ def summarize(
         f"{key}_loss": last[f"{key}_loss"],
         f"{key}_acc": last[f"{key}_acc"],
         f"{key}_balanced_acc": last[f"{key}_balanced_acc"],
-        "never_predicted": [run.classes[k] for k in last["never_predicted"]],
+        "never_predicted": [run.classes[k] for k in last["never_predicted"] if k < len(run.classes)],
         "best_epoch": progress.best_epoch,
         "best_by": "val_acc" if by_validation else "loss",
         "best": progress.best[0] if by_validation else -progress.best[0],
