@@ -8,20 +8,20 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from cnnlab.io.figures import add_title, plain
-from cnnlab.io.text import truncate
+from cnnlab.io.figures import add_title
+from cnnlab.io.fonts import drawable, shorten, width
 
 _NAMED_CELLS = 40  # classes up to which a cell shows its count
-_LONGEST = 28  # characters of a class name on an axis
+_LONGEST = 2.2  # inches of a class name on an axis
 
 
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str], title: str) -> Figure:
     """Draw a confusion matrix (K, K): a row per true class, coloured by the fraction of its images."""
     k = len(classes)
-    names = [plain(truncate(name, _LONGEST)) for name in classes]
     font = 8 if k <= 40 else 6
+    names = [shorten(drawable(name), _LONGEST, font) for name in classes]
     cell = 0.42 if k <= _NAMED_CELLS else 0.115  # inches; a line of the font fits
-    margin = 0.6 + max(map(len, names)) * font * 0.0095
+    margin = 0.6 + max(width(name, font) for name in names)
     side = max(cell * k, 2.6)
     figure = Figure(figsize=(side + margin + 1.0, side + margin + 0.6), layout="constrained")
     axes = figure.subplots()
