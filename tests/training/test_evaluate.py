@@ -35,7 +35,7 @@ def test_evaluation_matches_scikit_learn(quick: Recipe) -> None:
         assert measured.count == 359
         assert measured.accuracy == accuracy_score(true, predicted)
         assert measured.loss == pytest.approx(log_loss(true, probabilities), rel=1e-5)
-        for k, accuracy in enumerate(measured.class_accuracy):
+        for k, accuracy in enumerate(c.recall for c in measured.per_class):
             assert accuracy == np.mean(predicted[true == k] == k)
     assert not model.training
 
