@@ -15,6 +15,7 @@ from rich.cells import cell_len
 from sklearn.metrics import balanced_accuracy_score, precision_recall_fscore_support
 
 from cnnlab.io.errors import reason
+from cnnlab.io.figures import png
 from cnnlab.io.tables import Table, shorten, wrap
 from cnnlab.io.text import plural
 from cnnlab.training.confusion import confusion_figure
@@ -84,7 +85,10 @@ def test_the_list_of_runs_is_short_and_shows_the_test_accuracy(cnnlab: Command, 
     write_images(tmp_path / "parts" / "test", CLASSES, each=1)
     assert cnnlab("eval", "b", "--data", f"folder:{tmp_path / 'parts'}").returncode == 0
     row = json.loads(cnnlab("runs", "--json").stdout)[0]
-    assert row["test_acc"] is None  # other images than the run's
+    assert row["test_acc"] is not None  # the run's images, now with a test set beside them
+    write_images(tmp_path / "others" / "test", CLASSES[:2])
+    assert cnnlab("eval", "b", "--data", f"folder:{tmp_path / 'others' / 'test'}").returncode == 0
+    assert json.loads(cnnlab("runs", "--json").stdout)[0]["test_acc"] == row["test_acc"]  # those are others
     text = cnnlab("runs").stdout
     assert "+4 changes" in text or "+3 changes" in text
     assert text.splitlines()[1].split()[0] == "b"
@@ -164,7 +168,7 @@ def test_eval_prints_all_classes_and_saves_predictions_and_a_plot(cnnlab: Comman
 def test_the_confusion_matrix_as_a_picture_names_every_class(count: int) -> None:
     names = [f"{k} a class with a rather long name" for k in range(count)]
     figure = confusion_figure(np.eye(count, dtype=int) * 12345, names, "title")
-    figure.canvas.draw()
+    png(figure)  # which lays it out
     labels = figure.axes[0].get_yticklabels()
     assert len(labels) == count
     boxes = [label.get_window_extent() for label in labels]
