@@ -168,7 +168,7 @@ def test_eval_prints_all_classes_and_saves_predictions_and_a_plot(cnnlab: Comman
 def test_the_confusion_matrix_as_a_picture_names_every_class(count: int) -> None:
     names = [f"{k} a class with a rather long name" for k in range(count)]
     figure = confusion_figure(np.eye(count, dtype=int) * 12345, names, "title")
-    png(figure)  # which lays it out
+    png(figure, dpi=100)  # which lays it out
     labels = figure.axes[0].get_yticklabels()
     assert len(labels) == count
     boxes = [label.get_window_extent() for label in labels]
