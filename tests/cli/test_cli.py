@@ -51,7 +51,7 @@ def test_train_without_arguments(installed: Command, cnnlab: Command, tmp_path: 
     lines = answer.stdout.splitlines()
     assert lines[0].startswith("loss ")
     assert float(lines[0].split("val acc ")[1]) > 0.98
-    assert lines[1].endswith("examples/sec on cpu")
+    assert lines[1].endswith(" images/s on cpu, wall-clock including data")
     assert (tmp_path / "runs/digits-lenet-bn-001/curves.png").exists()
     answer = cnnlab("eval", "digits-lenet-bn-001")
     assert float(answer.stdout.split()[2]) > 0.97

@@ -126,7 +126,7 @@ def test_run_folder_and_printed_lines(quick: Recipe) -> None:
     assert s["images_per_second"] == pytest.approx(2 * 256 / sum(row["train_seconds"] for row in rows))
     lines = str(result).splitlines()
     assert lines[0] == f"loss {s['loss']:.3f}, train acc {s['train_acc']:.3f}, val acc {s['val_acc']:.3f}"
-    assert lines[1] == f"{s['examples_per_second']:.1f} examples/sec on cpu"
+    assert lines[1] == f"{s['images_per_second']:.1f} images/s on cpu, wall-clock including data"
     assert lines[2].startswith(f"val balanced acc {s['val_balanced_acc']:.3f}; ")
     assert lines[-1] == f"next: cnnlab eval {path}"
     best = max(range(2), key=lambda i: (rows[i]["val_acc"], -rows[i]["val_loss"]))

@@ -27,8 +27,8 @@ def passed_over_text(passed_over: Mapping[str, list[str]]) -> str:
             parts.append(f'1 {kind} "{escape(Path(paths[0]).name)}"')
         else:
             head, _, tail = kind.partition(" ")  # folder of runs, folders of runs
-            plural = kind if kind.startswith(".") else f"{head}s {tail}" if tail.startswith("o") else f"{kind}s"
-            parts.append(f"{len(paths):,} {plural}")
+            many = kind if kind.startswith(".") else f"{head}s {tail}" if tail.startswith("o") else f"{kind}s"
+            parts.append(f"{len(paths):,} {many}")
     return ", ".join(parts)
 
 
