@@ -45,7 +45,7 @@ def test_train_without_arguments(installed: Command, cnnlab: Command, tmp_path: 
     answer = installed("train")
     assert answer.returncode == 0, answer.stderr
     said = answer.stderr.splitlines()  # lines, since this is no terminal
-    for start in ("data: 1,150 train, 288 validation", "classes", "network: lenet-bn, ", "recipe: digits; ", "run: "):
+    for start in ("data: 1,151 train, 287 validation", "classes", "network: lenet-bn, ", "recipe: digits; ", "run: "):
         assert any(line.startswith(start) for line in said), start
     assert [line.split()[1] for line in said if line.startswith("epoch")] == [f"{i}/30" for i in range(1, 31)]
     lines = answer.stdout.splitlines()

@@ -27,6 +27,7 @@ from cnnlab.competition.answers import _best_views
 from cnnlab.competition.layout import Layout
 from cnnlab.competition.submission import read_pairs
 from cnnlab.data.imageset import ImageSet, sample_rows
+from cnnlab.data.loader import Preprocessing
 from cnnlab.data.store import open_store
 from cnnlab.inference import probabilities
 from cnnlab.io.errors import CnnlabError
@@ -179,7 +180,7 @@ def test_predictions_depend_on_the_image_alone(finished: Competition) -> None:
 
 def test_views_and_ensembles_are_plain_averages(finished: Competition) -> None:
     models, images = finished.runs(), finished.images().test_images
-    x = torch.stack([inference.Preprocessing.from_dict(m.info["preprocessing"])(images) for m in models])
+    x = torch.stack([Preprocessing.from_dict(m.info["preprocessing"])(images) for m in models])
     expected = torch.zeros(TEST, 3)
     for run, inputs in zip(models, x, strict=True):
         model = inference.load_network(run)

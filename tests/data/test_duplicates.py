@@ -158,7 +158,7 @@ def test_duplicates_of_a_folder(split_folder: Path, cnnlab: Command) -> None:
     assert "near copies" in cnnlab("data", "duplicates", f"folder:{split_folder}", "--image-size", 1).stdout
     answer = cnnlab("data", "verify", f"folder:{split_folder}")
     assert answer.returncode == 0
-    assert "2 test images are exact copies of training images; cnnlab data duplicates" in answer.stdout
+    assert "2 test images are exact copies of training images" in " ".join(answer.stdout.split())
 
 
 def test_a_leak_is_told_by_the_run(split_folder: Path, quick: Recipe, cnnlab: Command) -> None:
@@ -210,7 +210,7 @@ def test_copies_in_the_test_part(split_folder: Path, tmp_path: Path) -> None:
     assert copies_in_test(source, images, options) == 2
     assert copies_in_test(source, images.take(torch.tensor([0, 1])), options) == 0
     assert copies_in_test("fashion-mnist", images, options) is None  # nothing is downloaded
-    (split_folder / "test").rename(split_folder / "other")
+    (split_folder / "test").rename(tmp_path / "other")
     assert copies_in_test(source, images, options) is None
 
 

@@ -295,7 +295,7 @@ def test_no_image_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("kind", ["PDF", "EPS", "ICNS", "MSP", "SPIDER", "XBM", "DDS", "PALM"])
 def test_other_formats_are_refused(kind: str) -> None:
     content = image(kind, {"PALM": "P", "SPIDER": "F", "MSP": "1", "XBM": "1"}.get(kind, "RGB"), (32, 32))
-    with pytest.raises(BadImage, match="not an image of a known format"):
+    with pytest.raises(BadImage, match="not an image"):
         decode("a.png", Decoding(3, 8, "pad"), content)
     assert f".{kind.lower()}" not in ENDINGS
 
@@ -427,7 +427,7 @@ def test_archives_of_too_many_files(tmp_path: Path, kind: str, monkeypatch: pyte
         (b"id,label\n" + b",".join([b"x"] * 1_000_000) + b"\n", "line 2: over 1,048,576 characters"),
         (b"id,label\n1," + b"a" * 200_000 + b"\n", "field larger than field limit"),
         (b'id,label\n' + b'"a\n",' * 900_000, "a row of over 4,194,304 characters"),
-        (b"id,label\n" + b"".join(b"%d,cat\n" % i for i in range(400_000)), "over 3,000,000 characters in all"),
+        (b"id,label\n" + b"".join(b"%d,cat\n" % i for i in range(400_000)), "over 3,000,000"),
     ],
 )  # fmt: skip
 def test_tables_that_would_fill_the_memory(content: bytes, message: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -213,8 +213,8 @@ def score(path: str | Path, labels_path: str | Path, *, id_column: str = "id", l
     The labels may be of fewer images (Kaggle scores 10,000 of 300,000): other ids are counted, not scored. Raises:
     CnnlabError if a labelled image has no answer, or if a file cannot be read.
     """
-    truth = read_truth(labels_path, id_column, label_column)
     with _reading(path) as file:
+        truth = read_truth(labels_path, id_column, label_column)
         return measure(file, truth, str(expand(path)), id_column, label_column)
 
 

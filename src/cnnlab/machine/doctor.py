@@ -50,7 +50,7 @@ class Check:
     text: str
 
     def __str__(self) -> str:
-        return wrap(f"{self.state:<6}  {self.what}: {self.text}", 8)
+        return f"{self.state:<6}  {wrap(f'{self.what}: {self.text}', 8)}"
 
     def to_dict(self) -> dict[str, str]:
         """Return the fields as a dictionary."""

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from cnnlab.data.own import MEMORY
+from cnnlab.io.text import escape
 from cnnlab.models import build_model
 from cnnlab.models.own import Network, build_own, is_own
 from cnnlab.recipe import KEYS
@@ -30,7 +31,7 @@ def _notes(run: Run, s: dict[str, Any]) -> list[str]:
     if s["eval_split"] == "test":
         notes.append("this recipe evaluates on the test set each epoch, as the manual does; do not select models by it")
     if s["never_predicted"]:
-        names, more = s["never_predicted"][:5], len(s["never_predicted"]) - 5
+        names, more = [*map(escape, s["never_predicted"][:5])], len(s["never_predicted"]) - 5
         rest = f" and {more} more" if more > 0 else ""
         notes.append(f"in the last epoch no {s['eval_split']} image was predicted as {', '.join(names)}{rest}")
     if s["skipped"]:
