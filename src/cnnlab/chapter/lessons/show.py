@@ -216,6 +216,11 @@ def _all_results(label: str) -> list[dict[str, Any]]:
     return sorted(results, key=lambda result: str(result["environment"]["date"]), reverse=True)
 
 
+def picture(file: str | Path, alt: str) -> Image:
+    """Return an image file as an image of a notebook. alt: what it shows, for readers who do not see it."""
+    return Image(filename=str(file), alt=alt)
+
+
 def _picture(figure: Figure, alt: str) -> Image:
     """Return the figure as an image of a notebook. alt: what it shows, for readers who do not see it."""
     return Image(plots.png(figure, dpi=110), alt=alt)

@@ -73,7 +73,7 @@ store = work.images()
 print(tuple(store.train.images.shape), store.train.ids[:3], tuple(store.test_images.shape), store.test_ids[:3])
 overview = competition.show(work)
 print(overview.counts)
-Image.open(overview.figure)
+show.picture(overview.figure, "Sample images of the training set")
 
 # %% [markdown] lang="en"
 # ## 3. Augment
