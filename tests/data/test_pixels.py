@@ -235,3 +235,13 @@ def test_names_of_classes_that_look_alike(tmp_path: Path) -> None:
     found = load(tmp_path)
     assert len(found.classes) == 3
     assert ["Red panda" in warning and "red_panda" in warning for warning in found.warnings] == [True]
+
+
+def test_test_images_that_cannot_be_read_are_mentioned_before_the_training(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in "ab":
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.effect_noise((16, 16), 50).save(tmp_path / split / name / "1.png")
+    assert load(tmp_path).warnings == ()
+    (tmp_path / "test/b/2.png").write_bytes(b"no image")
+    assert ["1 test images" in warning and "2.png" in warning for warning in load(tmp_path).warnings] == [True]

@@ -638,3 +638,18 @@ def test_a_hostile_recipe_is_refused(finished: Path, cnnlab: Command) -> None:
         (finished / "recipe.json").write_text(json.dumps({**values, **changes}))
         write_checked(finished / "run.json", {**info, "recipes": [digest({**values, **changes})]})
         one_line_error(cnnlab("eval", finished, "--split", "validation"))
+
+
+@pytest.mark.parametrize("address", ["https://example.org/cats.zip", "s3://bucket/cats"])
+def test_an_address_in_place_of_a_file(address: str, cnnlab: Command) -> None:
+    for words in (
+        ["train", "--data", f"folder:{address}"],
+        ["data", "verify", f"store:{address}"],
+        ["kaggle", "score", address, "--labels", "x.csv"],
+        ["kaggle", "prepare", address],
+        ["figures", "--out", address],
+    ):
+        answer = cnnlab(*words)
+        assert answer.returncode in (1, 2), words  # 1: a report with a failed check
+        assert address in answer.stdout + answer.stderr, words
+    assert not Path("https:").exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from comparing import interrupted
 from safetensors.torch import load_file
 
 import cnnlab
@@ -180,3 +181,20 @@ def test_a_bad_file_is_one_line(cnnlab: Command, tmp_path: Path, content: str, n
     assert message in one_line_error(cnnlab("train", "--model", name))
     with pytest.raises(CnnlabError):
         build_model(name)
+
+
+def test_an_interrupted_run_goes_on_where_its_images_are_now(shapes: Path, cnnlab: Command) -> None:
+    recipe = RECIPES["digits"].changed(data=f"folder:{shapes}", model="lenet", image_size=28, epochs=2, batch_size=8,
+                                       save_seconds=0.0)  # fmt: skip
+    whole = train(recipe, name="whole", threads=1, progress="none").run
+    path = interrupted(recipe, 6, progress="none")
+    moved = shapes.rename(shapes.parent / "moved")
+    assert "--data" in one_line_error(cnnlab("train", "--resume", path))
+    shutil.copytree(moved, "other")
+    (Path("other") / "dark" / "00.png").unlink()
+    assert cnnlab("train", "--resume", path, "--data", "folder:other").returncode == 2  # other images
+    answer = cnnlab("train", "--resume", path, "--data", f"folder:{moved}", "--threads", 1)
+    assert answer.returncode == 0, answer.stderr
+    for name in ("last", "best"):
+        assert (path / f"{name}.safetensors").read_bytes() == (whole.path / f"{name}.safetensors").read_bytes()
+    assert json.loads(cnnlab("eval", path, "--split", "val", "--json").stdout)["data"] == f"folder:{moved}"

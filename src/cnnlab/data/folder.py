@@ -107,12 +107,23 @@ def _warnings(
     for one, other in itertools.pairwise(sorted(found.classes, key=_loosely)):
         if _loosely(one) == _loosely(other):
             yield f"classes {escape(one)!r} and {escape(other)!r} differ in letter case or spaces only: are they one?"
+    if faults := [bad for bad in map(_fault, found.listing("test")[0] if "test" in found.files else ()) if bad]:
+        yield f"{len(faults):,} test images cannot be read, and would stop an evaluation; the first: {faults[0]}"
     if found.unlabelled:
         folder = escape(str(found.unlabelled[0].parent))
         yield (
             f"{len(found.unlabelled):,} images in {folder} have no class folder, so nothing can be measured on them; "
             "cnnlab predict classifies them"
         )
+
+
+def _fault(file: Path) -> str:
+    """Return what is wrong with the header of an image file; an empty text for a good one."""
+    try:
+        probe(file)
+    except BadImage as error:
+        return str(error)
+    return ""
 
 
 def _loosely(name: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cnnlab.data.own import as_uint8
 from cnnlab.io.decode import Decoding, decode, square_pixels
-from cnnlab.io.errors import CnnlabError
+from cnnlab.io.errors import CnnlabError, expand
 from cnnlab.io.walk import image_files
 
 
@@ -22,7 +22,7 @@ def flatten(images: Any) -> list[Any]:
     folder come sorted by name. Raises: CnnlabError for a missing path, an empty folder and anything else.
     """
     if isinstance(images, str | Path):
-        path = Path(images)
+        path = expand(images)
         if path.is_dir():
             if files := sorted(image_files(path)):
                 return list(files)

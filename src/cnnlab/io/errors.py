@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -52,7 +53,10 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def expand(path: str | Path) -> Path:
-    """Replace `~` and `~user` in `path`. Raises: CnnlabError if there is no such user."""
+    """Replace `~` and `~user` in `path`. Raises: CnnlabError if there is no such user, and for a URL."""
+    if address := re.match(r"(https?|ftp|s3|gs):/+", str(path), re.IGNORECASE):  # a Path has one slash left of two
+        rest = str(path)[address.end() :]
+        raise CnnlabError(f"{address[1]}://{rest} is an address, not a file; download it, and give the file's name")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
