@@ -14,7 +14,7 @@ import cnnlab
 from cnnlab import load_images
 from cnnlab.chapter import lessons
 from cnnlab.chapter.figures import normal_residual
-from cnnlab.chapter.lessons import show
+from cnnlab.chapter.lessons import committed, show
 from cnnlab.inspect.summary import summarize
 from cnnlab.models.densenet import DenseBlock, densenet, transition
 from cnnlab.training.optim import initialize
@@ -22,7 +22,9 @@ from cnnlab.training.optim import initialize
 
 def figures_of(lesson: str, figure: str, epoch: int = 0) -> dict[str, list[float]]:
     """Return a figure after an epoch, or the last, for each training of a lesson: a value for each seed."""
-    newest = max(show.results_folder().glob(f"lesson-{lesson.replace('_', '-')}_*.json"), key=lambda p: p.stem[-10:])
+    newest = max(
+        committed.results_folder().glob(f"lesson-{lesson.replace('_', '-')}_*.json"), key=lambda p: p.stem[-10:]
+    )
     found = json.loads(newest.read_text())
     assert found["n"] >= 3
     return {name: [epochs[epoch - 1] for epochs in figures[figure]] for name, figures in found["trainings"].items()}

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from comparing import interrupted
+from comparing import Interrupt, interrupted
 from safetensors.torch import load_file
+from torch import nn
 
 import cnnlab
-from cnnlab import CnnlabError, Recipe, Run, resume, train
+from cnnlab import CnnlabError, Recipe, Run, open_run, resume, train
 from cnnlab.models import MODELS, build_model
+from cnnlab.models.own import builder_source
 from cnnlab.recipes import RECIPES
+from cnnlab.training import loop
 from conftest import Command, one_line_error
 
 NET = """
@@ -198,3 +202,46 @@ def test_an_interrupted_run_goes_on_where_its_images_are_now(shapes: Path, cnnla
     for name in ("last", "best"):
         assert (path / f"{name}.safetensors").read_bytes() == (whole.path / f"{name}.safetensors").read_bytes()
     assert json.loads(cnnlab("eval", path, "--split", "val", "--json").stdout)["data"] == f"folder:{moved}"
+
+
+def test_interrupted_seeds_all_start_from_the_same_weights(short: Run) -> None:
+    options = {**QUICK, "epochs": 2, "init_from": short.path, "count": 2, "progress": "none", "threads": 1}
+    whole = cnnlab.train_seeds(name="whole", **options)
+    with Interrupt(3).patched(loop, "train_step"), pytest.raises(cnnlab.TrainingInterrupted):
+        cnnlab.train_seeds(name="cut", **options)
+    again = resume("cut", progress="none")
+    assert isinstance(again, cnnlab.SeedsResult)
+    for a, b in zip(whole.results, again.results, strict=True):
+        assert b.run.info["from"]["run"] == str(short.path.absolute())
+        assert (a.run.path / "last.safetensors").read_bytes() == (b.run.path / "last.safetensors").read_bytes()
+
+
+def test_weights_of_a_run_come_with_its_network_and_data(short: Run, cnnlab: Command, shapes: Path) -> None:
+    first = train(RECIPES["digits"].changed(data=f"folder:{shapes}", model="lenet", image_size=28, epochs=1),
+                  name="first", progress="none").run  # fmt: skip
+    answer = cnnlab("train", "--init-from", first.path, "--epochs", 1, "--name", "second", "--lr", 0.01)
+    assert answer.returncode == 0, answer.stderr
+    second = open_run("second")
+    for key in ("model", "data", "image_size"):
+        assert getattr(second.recipe, key) == getattr(first.recipe, key)
+    assert "fits" in one_line_error(cnnlab("train", "nin", "--init-from", first.path, "--name", "none",
+                                           "--set", "image_size=64"))  # fmt: skip
+    assert not Path("runs/none").exists()
+
+
+def test_networks_that_a_file_would_not_build_alike_name_no_file() -> None:
+    class Net(nn.Linear):
+        pass
+
+    assert builder_source(Net(1, 1)) == ""
+    assert builder_source(partial(build_model, "lenet")) == ""
+    Net.__module__ = "__main__"  # a script, a console or a notebook
+    assert builder_source(Net) == ""
+    assert builder_source(build_model).endswith(":build_model")
+
+
+def test_files_that_build_nothing_are_one_line(cnnlab: Command, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET.replace("width=4", "width"))
+    assert "FILE.py:BUILDER" in one_line_error(cnnlab("train", "--model", "net.py"))
+    assert "width" in one_line_error(cnnlab("train", "--model", "net.py:Net", "--set", "limit=32"))
+    assert "twice" in one_line_error(cnnlab("train", "--epochs", 3, "--set", "epochs=5"))

@@ -57,7 +57,7 @@ Out = Annotated[
     Path | None, typer.Option(help="The file. Default: submission.csv in the work folder.", show_default=False)
 ]
 Probabilities = Annotated[
-    bool, typer.Option("--probabilities", help="Write one column a class. Default: if the sample submission does.")
+    bool, typer.Option("--probabilities", help="Write one column per class. Default: if the sample submission does.")
 ]
 Upload = Annotated[bool, typer.Option("--upload", help="Submit it with the official kaggle client.")]
 To = Annotated[

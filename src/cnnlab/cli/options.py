@@ -32,7 +32,7 @@ OwnModel = Annotated[
     str | None,
     typer.Option(
         metavar="FILE.py:BUILDER",
-        help="The network of your own that was trained: a module class or function in a Python file, which is run.",
+        help="Your own network, if the run trained one: a class or function in a Python file. Runs the file.",
         show_default=False,
     ),
 ]

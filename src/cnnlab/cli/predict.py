@@ -41,7 +41,7 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            help="The run's images where they are now, or others of its classes. Default: the run's.",
+            help="Where the run's images are now, or other images of the same classes. Default: the run's.",
             show_default=False,
         ),
     ] = None,
@@ -88,11 +88,11 @@ def evaluate(
         skip_bad=skip_bad,
         views=tta,
     )
+    echo(to_json(evaluation.to_dict()) if as_json else evaluation_text(evaluation))
     if predictions is not None:
         evaluation.save_predictions(predictions)
     if plot is not None:
         evaluation.save_plot(plot)
-    echo(to_json(evaluation.to_dict()) if as_json else evaluation_text(evaluation))
 
 
 def predict(

@@ -62,7 +62,7 @@ def _run_row(run: Run) -> dict[str, Any]:
         "loss": last.get("loss"),
         "train_acc": last.get("train_acc"),
         "val_acc": last.get("val_acc"),
-        "test_acc": last.get("test_acc", _evaluated_on_test(run)),
+        "test_acc": last["test_acc"] if "test_acc" in last else _evaluated_on_test(run),
         "images_per_second": sum(r["images"] for r in rows) / sum(r["train_seconds"] for r in rows) if rows else None,
         "seconds": sum(r["seconds"] for r in rows),
     }
@@ -117,8 +117,9 @@ def _short_path(run: Run, runs_dir: Path) -> str:
 
 
 def _evaluated_on_test(run: Run) -> float | None:
-    """Return the test accuracy that the last `cnnlab eval` of the run measured, or None."""
-    rows = [row for row in run.evaluations() if row.get("split") == "test" and not row.get("other_data")]
+    """Return the test accuracy that the last plain `cnnlab eval` of the run measured, or None."""
+    plain = {"split": "test", "other_data": False, "views": "none", "weights": run.weights().name}
+    rows = [row for row in run.evaluations() if all(row.get(key) == value for key, value in plain.items())]
     accuracies = [row.get("accuracy") for row in rows]
     return next((float(a) for a in reversed(accuracies) if isinstance(a, int | float) and 0 <= a <= 1), None)
 

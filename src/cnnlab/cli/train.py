@@ -28,7 +28,7 @@ def train(
     ] = None,
     model_option: Annotated[
         str | None,
-        typer.Option("--model", help="The same; or your own: FILE.py:BUILDER, a file to run.", show_default=False),
+        typer.Option("--model", help="As MODEL, or your own as FILE.py:BUILDER (runs the file).", show_default=False),
     ] = None,
     data: Annotated[
         str | None,
@@ -60,7 +60,9 @@ def train(
     ] = None,
     init_from: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="Start from the weights of this run, as far as they fit.", show_default=False),
+        typer.Option(
+            metavar="RUN", help="Start from this run's weights. Default network and data: its own.", show_default=False
+        ),
     ] = None,
     name: Annotated[
         str | None,
@@ -87,23 +89,28 @@ def train(
 
     Without arguments: handwritten digits, in under a minute.
     """
+    from cnnlab.models.own import is_file
     from cnnlab.recipe import parse_settings
     from cnnlab.recipes import choose_recipe, own_recipe
     from cnnlab.training import train as training
-    from cnnlab.training.runs import open_run
+    from cnnlab.training.start import like_origin
 
     if model is not None and model_option is not None:
         raise CnnlabError(f"two networks, {model} and {model_option}; name one")
     model = model or model_option
     short = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "optimizer": optimizer, "seed": seed}
-    settings = {key: value for key, value in short.items() if value is not None} | parse_settings(set_ or ())
+    settings = {key: value for key, value in short.items() if value is not None}
+    more = parse_settings(set_ or ())
+    if twice := sorted(settings.keys() & more.keys()):
+        raise CnnlabError(f"{twice[0]} is given twice, as an option and by --set; leave one out")
+    settings |= more
     common: dict[str, Any] = {
         "runs_dir": runs_dir, "device": device, "threads": threads, "data_dir": data_dir, "skip_bad": skip_bad,
         "progress": progress, "name": name,
     }  # fmt: skip
     if resume is not None:
         given = {
-            "MODEL": None if _is_file(model) else model,
+            "MODEL": None if model is not None and is_file(model) else model,
             "--recipe": recipe,
             "--seeds": seeds,
             "--init-from": init_from,
@@ -118,10 +125,9 @@ def train(
         )
         return
     settings |= {"on_nan": on_nan} if on_nan is not None else {}
-    if init_from is not None and model is None and recipe is None:  # the same network and size, so that most fits
-        like = open_run(init_from, runs_dir)
-        model, settings = like.recipe.model, {"image_size": like.info["model"]["image_size"], **settings}
-    network = own_model(model) if _is_file(model) else None
+    if init_from is not None and recipe is None:
+        model, data, settings = like_origin(init_from, runs_dir, model, data, settings)
+    network = own_model(model) if model is not None and is_file(model) else None
     if network is not None and recipe is None:
         chosen = own_recipe(data or "digits")
     else:
@@ -132,7 +138,3 @@ def train(
         print_training(lambda: training.train(chosen, **common))
     else:
         print_training(lambda: training.train_seeds(chosen, seeds, **common))
-
-
-def _is_file(model: str | None) -> bool:
-    return model is not None and model.rpartition(":")[0].lower().endswith(".py")

@@ -76,7 +76,7 @@ def submit(
 
     chosen: runs whose probabilities are averaged. Default: all finished ones. views: test-time augmentation. Default:
     the best on the validation split, from report.json. out: the file. Default: submission.csv in the work folder; an
-    existing file with other content is renamed. probabilities: write one column a class instead of the labels; done
+    existing file with other content is renamed. probabilities: write one column per class instead of the labels; done
     anyway if the sample has such columns. upload_to: hand it in to that competition with the official client,
     unless the same file was handed in before. Raises: CnnlabError.
     """

@@ -151,7 +151,7 @@ def write_probabilities(
     path: str | Path, ids: Sequence[str], probabilities: np.ndarray[Any, Any], *, sample: str | Path | None,
     classes: Sequence[str], id_column: str = "id", label_column: str = "label",
 ) -> Written:  # fmt: skip
-    """Write `ids` (N) with their `probabilities` (N, K), one column a class, as a submission, atomically.
+    """Write `ids` (N) with their `probabilities` (N, K), one column per class, as a submission, atomically.
 
     sample: as for `write_submission`; if it has a column for each class, it sets the order of columns, too. Raises:
     CnnlabError as `write_submission`.

@@ -38,6 +38,7 @@ from cnnlab.training.own import check_own
 from cnnlab.training.runs import Run
 
 SPLITS = ("test", "validation", "train")
+_RECORDED = 100  # classes up to which the confusion matrix is recorded in the run
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,8 @@ def check_new_csv(path: str | Path) -> None:
         raise CnnlabError(f"{path}: the table is saved as CSV; name a file that ends with .csv")
     if Path(path).exists():
         raise CnnlabError(f"{path} exists; name another file, or remove it first")
+    if not Path(path).parent.is_dir():
+        raise CnnlabError(f"the folder {Path(path).parent} does not exist; create it first")
 
 
 def evaluate_run(
@@ -189,7 +192,9 @@ def evaluate_run(
     evaluation = RunEvaluation(
         run, split, file, result, False, images, source, other, views=views, precision=precision, seconds=seconds
     )
-    record = {k: v for k, v in evaluation.to_dict().items() if k not in ("run", "classes")}
+    large = len(run.classes) > _RECORDED  # megabytes a line
+    left_out = ("run", "classes", *["confusion"] * large)
+    record = {k: v for k, v in evaluation.to_dict().items() if k not in left_out}
     return replace(evaluation, recorded=runs.record_evaluation(run, record))
 
 
@@ -213,9 +218,10 @@ def _find_images(run: Run, split: str | None, options: SourceOptions, data: Any)
         return (*_run_images(run, split, options, run.recipe.data), False)
     if not isinstance(data, str):
         own = own_images(data, run.classes)
-        if in_memory and split != "test":
+        default = "validation" if run.recipe.eval_split == "validation" else "test"
+        if in_memory and (split or default) != "test":
             try:
-                return (*_run_images(run, split or "validation", options, run.recipe.data, own), False)
+                return (*_run_images(run, split or default, options, run.recipe.data, own), False)
             except _OtherImages:
                 if split is not None:
                     raise

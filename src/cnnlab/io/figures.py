@@ -115,6 +115,8 @@ def check_png(path: Path) -> None:
         raise CnnlabError(f"{path}: plots are saved as PNG; name a file that ends with .png")
     if path.exists():
         raise CnnlabError(f"{path} exists; name another file, or remove it first")
+    if not path.parent.is_dir():
+        raise CnnlabError(f"the folder {path.parent} does not exist; create it first")
 
 
 def save(path: Path, figure: Figure) -> None:

@@ -40,7 +40,7 @@ def load_builder(name: str) -> Callable[..., nn.Module]:
     Raise CnnlabError for a file that is missing or fails, and for a name that it does not define.
     """
     file, _, attribute = name.rpartition(":")
-    if not is_file(name) or not attribute:
+    if not file or not attribute or not is_file(name):
         raise CnnlabError(f"model {name!r}: write FILE.py:BUILDER, such as net.py:Net")
     path = Path(file).expanduser()
     if not path.is_file():
@@ -70,19 +70,21 @@ def load_builder(name: str) -> Callable[..., nn.Module]:
 
 def is_file(name: str) -> bool:
     """Return whether a network's name is one for `load_builder`."""
-    return name.rpartition(":")[0].lower().endswith(".py")
+    return name.lower().endswith(".py") or name.rpartition(":")[0].lower().endswith(".py")
 
 
 def builder_source(network: Any) -> str:
-    """Return `FILE.py:BUILDER` of a network, for `load_builder`, or an empty string, as for one from a console."""
-    while isinstance(network, functools.partial):
-        network = network.func
-    try:
-        named = type(network) if isinstance(network, nn.Module) else network
-        file = inspect.getsourcefile(named)
-    except TypeError:  # built in
+    """Return `FILE.py:BUILDER` of a network, for `load_builder`; an empty string if that would not build the same.
+
+    A module or a partial may have been given other arguments, a console has no file, and a script would run again.
+    """
+    name = getattr(network, "__qualname__", "")
+    if isinstance(network, nn.Module) or not name or network.__module__ == "__main__":
         return ""
-    name = getattr(named, "__qualname__", "")
+    try:
+        file = inspect.getsourcefile(network)
+    except (TypeError, OSError):  # built in, or from a console
+        return ""
     return f"{Path(file).absolute()}:{name}" if file and Path(file).is_file() and name.isidentifier() else ""
 
 
@@ -94,7 +96,7 @@ def is_own(name: str) -> bool:
 def build_own(network: Network, *, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     """Return a copy of the module on the CPU, or what the builder returns for these keywords, as far as it takes them.
 
-    Raise CnnlabError for a result that cannot be trained. Exceptions of the builder pass through.
+    Raise CnnlabError for a builder that fails, whose exception is the cause, and for a result that cannot be trained.
     """
     name = own_name(network)
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
@@ -103,7 +105,12 @@ def build_own(network: Network, *, num_classes: int, in_channels: int, image_siz
             model = _copy(network, name)
         else:
             parameters = inspect.signature(network).parameters
-            model = network(**{key: value for key, value in sizes.items() if key in parameters})
+            try:
+                model = network(**{key: value for key, value in sizes.items() if key in parameters})
+            except CnnlabError:
+                raise
+            except Exception as error:  # a user's code may raise anything
+                raise CnnlabError(f"{name} cannot be built: {type(error).__name__}: {reason(error, 200)}") from error
     if not isinstance(model, nn.Module):
         raise CnnlabError(f"{name} returned {type(model).__name__}, not an nn.Module")
     if any(isinstance(p, UninitializedParameter) for p in model.parameters()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from cnnlab.data.own import MEMORY
@@ -37,5 +38,5 @@ def resume_call(path: Path, recipe: Recipe, builder: str = "") -> str:
     """Return how to resume: the command, or the call if a network or images must be passed again."""
     own = ["model=..."] * _is_own(recipe.model) + ["data=..."] * recipe.data.startswith(MEMORY)
     if not own or (own == ["model=..."] and ".py:" in builder):
-        return f"cnnlab train --resume {path}{f' --model {builder}' * bool(own)}"
+        return f"cnnlab train --resume {shlex.quote(str(path))}{f' --model {shlex.quote(builder)}' * bool(own)}"
     return f"cnnlab.resume({', '.join([repr(str(path)), *own])})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cnnlab.data import STORE
 from cnnlab.data.own import MEMORY
 from cnnlab.io.text import escape
 from cnnlab.models import build_model
@@ -31,9 +33,7 @@ def _notes(run: Run, s: dict[str, Any]) -> list[str]:
     if s["eval_split"] == "test":
         notes.append("this recipe evaluates on the test set each epoch, as the manual does; do not select models by it")
     if s["never_predicted"]:
-        names, more = [*map(escape, s["never_predicted"][:5])], len(s["never_predicted"]) - 5
-        rest = f" and {more} more" if more > 0 else ""
-        notes.append(f"in the last epoch no {s['eval_split']} image was predicted as {', '.join(names)}{rest}")
+        notes.append(_never_predicted(s))
     if s["skipped"]:
         images = "1 damaged image was" if s["skipped"] == 1 else f"{s['skipped']} damaged images were"
         notes.append(f"{images} skipped; see {run.path / 'run.json'}")
@@ -49,6 +49,12 @@ def _notes(run: Run, s: dict[str, Any]) -> list[str]:
     return [f"note: {note}" for note in notes]
 
 
+def _never_predicted(s: dict[str, Any]) -> str:
+    names, more = [*map(escape, s["never_predicted"][:5])], len(s["never_predicted"]) - 5
+    rest = f" and {more} more" if more > 0 else ""
+    return f"in the last epoch no {s['eval_split']} image was predicted as {', '.join(names)}{rest}"
+
+
 def _speed(recipe: str, s: dict[str, Any]) -> str:
     """Return the line on the throughput; the book's recipes have the book's line, which leaves loading data out."""
     if recipe.startswith("manual/"):
@@ -62,8 +68,9 @@ def _next_command(run: Run) -> list[str]:
     model = f" --model {run.builder}" if run.builder else ""
     if is_own(recipe.model) and not model:  # from a console or a notebook: the command does not know it
         return []
-    measured = recipe.eval_split == "test" or recipe.data.startswith(MEMORY)
-    return [f"next: cnnlab {f'predict {run.path} IMAGE' if measured else f'eval {run.path}'}{model}"]
+    path = shlex.quote(str(run.path))
+    measurable = recipe.eval_split == "validation" and not recipe.data.startswith((MEMORY, STORE))
+    return [f"next: cnnlab {f'eval {path}' if measurable else f'predict {path} IMAGE'}{model}"]
 
 
 def trained_model(run: Run, weights: Path, network: Network | None = None) -> nn.Module:
@@ -139,17 +146,20 @@ class SeedsResult:
                 f"seed {row['seed']}: loss {row['loss']:.3f}, train acc {row['train_acc']:.3f}, "
                 f"{key} acc {row[f'{key}_acc']:.3f}, {row['images_per_second']:.0f} images/s"
             )
+            if row["never_predicted"]:
+                lines.append(f"note: seed {row['seed']}: {_never_predicted(row)}")
 
         def mean_std(name: str) -> str:
             value = s[name]
             return f"{value['mean']:.4f} ± {value['std']:.4f}" if value["std"] is not None else f"{value['mean']:.4f}"
 
+        acc, balanced = mean_std(f"{key}_acc"), mean_std(f"{key}_balanced_acc")
         lines.append(
             f"mean ± std of {s['loss']['n']} seeds, last epoch: loss {mean_std('loss')}, train acc "
-            f"{mean_std('train_acc')}, {key} acc {mean_std(f'{key}_acc')} ({s['eval_split']} split)"
+            f"{mean_std('train_acc')}, {key} acc {acc}, balanced {balanced} ({s['eval_split']} split)"
         )
         first = self.results[0]
-        lines += _notes(first.run, {**first.summary, "stopped": False, "skipped_updates": 0})  # those differ by seed
+        lines += _notes(first.run, {**first.summary, "stopped": False, "skipped_updates": 0, "never_predicted": []})
         lines.append(f"runs: {self.path}")
         return "\n".join(lines)
 

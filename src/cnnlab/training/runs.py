@@ -46,6 +46,8 @@ _SIDE = Number(1, LARGEST_SIDE, whole=True)
 _CHANNELS = Number(1, 64, whole=True)
 _SHARE = Number(0, 1)
 # Schemas of the files: a folder may come from anyone.
+_FROM = {"kind": ("continued", "weights"), "run": str, "epochs?": COUNT,
+         "weights?": ("best.safetensors", "last.safetensors")}  # fmt: skip
 _INFO = {
     "model": {"name": str, "num_classes": Number(1, 1e6, whole=True), "in_channels": _CHANNELS, "image_size": _SIDE,
               "parameters": COUNT, "builder?": str},
@@ -55,8 +57,7 @@ _INFO = {
                       "fit": ("pad", "crop", "stretch"), "mean": [NUMBER], "std": [POSITIVE],
                       "background": ("black", "white"), "low": NUMBER, "high": NUMBER},
     "recipes": [str],
-    "from?": {"kind": ("continued", "weights"), "run": str, "epochs?": COUNT, "weights?": ("best.safetensors",
-              "last.safetensors")},
+    "from?": _FROM,
 }  # fmt: skip
 _SUMMARY = {
     "seed": COUNT, "eval_split": str, "loss": NUMBER, "train_acc": _SHARE, "best": NUMBER, "best_epoch": COUNT,
@@ -216,6 +217,7 @@ def list_runs(runs_dir: str | Path = "runs", damaged: Callable[[str], None] = la
                 run = open_run(folder)
                 run.metrics()
                 run.summary()
+                run.evaluations()
                 runs.append(run)
             except CnnlabError as error:
                 damaged(str(error))
@@ -235,9 +237,13 @@ def _folders_of_runs(path: Path) -> list[Path]:
 # Several seeds of one recipe
 
 
-def create_seeds(path: Path, recipe: Recipe, seeds: Sequence[int]) -> None:
-    """Make the new, empty folder `path` one for several seeds of a recipe. Raise CnnlabError."""
+def create_seeds(path: Path, recipe: Recipe, seeds: Sequence[int], origin: dict[str, Any] | None = None) -> None:
+    """Make the new, empty folder `path` one for several seeds of a recipe. Raise CnnlabError.
+
+    origin: the run whose weights they start from, as in run.json.
+    """
     content = {"format": _SEEDS_FORMAT, "recipe": recipe.to_dict(), "seeds": list(seeds)}
+    content |= {"from": origin} if origin else {}
     try:
         write_checked(path / "seeds.json", content)
     except OSError as error:
@@ -249,13 +255,19 @@ def open_seeds(path: Path) -> tuple[Recipe, list[int]]:
     content = read_checked(path / "seeds.json")
     if content.get("format") != _SEEDS_FORMAT:
         raise CnnlabError(f"{path / 'seeds.json'} has format {content.get('format')!r}, not {_SEEDS_FORMAT!r}")
-    check(path / "seeds.json", content, {"recipe": dict, "seeds": [COUNT]})
+    check(path / "seeds.json", content, {"recipe": dict, "seeds": [COUNT], "from?": _FROM})
     if not 0 < len(content["seeds"]) <= MOST_SEEDS:
         raise CnnlabError(f"{path / 'seeds.json'} is damaged: {len(content['seeds']):,} seeds")
     try:
         return Recipe.from_dict(content["recipe"]), list(content["seeds"])
     except CnnlabError as error:
         raise CnnlabError(f"{path / 'seeds.json'} is damaged: {reason(error)}") from error
+
+
+def seeds_origin(path: Path) -> dict[str, Any] | None:
+    """Return the run whose weights the seeds of such a folder start from, as in run.json. Raise CnnlabError."""
+    open_seeds(path)
+    return read_checked(path / "seeds.json").get("from")
 
 
 def seed_folders(path: Path) -> list[Path]:

@@ -178,7 +178,7 @@ class Session:
                 "name": recipe.model,
                 **self._sizes,
                 "parameters": parameters,
-                **({"builder": self._builder(recipe)} if self._builder(recipe) else {}),
+                **({"builder": self.builder(recipe)} if self.builder(recipe) else {}),
             },
             "data": {
                 "source": recipe.data,
@@ -213,7 +213,7 @@ class Session:
             return build_own(self.network, **sizes)
         return build_model(recipe.model, **sizes, published=published)
 
-    def _builder(self, recipe: Recipe) -> str:
+    def builder(self, recipe: Recipe) -> str:
         """Return `FILE.py:BUILDER` of a network that is not one of ours, or an empty string."""
         added = MODELS.get(recipe.model) if recipe.model not in DESCRIPTIONS else None
         return builder_source(self.network or added) if self.network is not None or added is not None else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cnnlab.device.hardware import has_bfloat16
 from cnnlab.io.errors import CnnlabError
@@ -18,6 +18,7 @@ from cnnlab.io.text import plural, truncate
 from cnnlab.recipe import Recipe
 from cnnlab.training import runs
 from cnnlab.training.checkpoint import Damaged, has_checkpoint, read_weights, weights_metadata
+from cnnlab.training.own import check_own
 from cnnlab.training.plan import Plan
 from cnnlab.training.progress import Progress, ranking_size
 from cnnlab.training.runs import Run
@@ -65,40 +66,64 @@ def continue_from(run: Run) -> None:
             write_atomic(run.path / name, (before.path / name).read_bytes())
 
 
-def weights_of(name: Run | str | Path, runs_dir: str | Path) -> tuple[dict[str, Any], Run]:
-    """Return what a new run records about the run whose weights it starts from, and that run. Raise CnnlabError."""
+def weights_of(name: Run | str | Path, runs_dir: str | Path) -> dict[str, Any]:
+    """Return what a new run records about the run whose weights it starts from. Raise CnnlabError."""
     run = name if isinstance(name, Run) else runs.open_run(name, runs_dir)
     if not run.weights().exists():
         raise CnnlabError(f"{run.weights()} does not exist: {run.path} has not finished an epoch")
-    return {"kind": "weights", "run": str(run.path.absolute()), "weights": run.weights().name}, run
+    return {"kind": "weights", "run": str(run.path.absolute()), "weights": run.weights().name}
 
 
-def initialize_from(model: nn.Module, run: Run, build: Callable[[int], nn.Module], log: Callable[[str], None]) -> None:
-    """Copy into `model` what fits of the weights that the new `run` starts from, and say what was copied.
+def like_origin(
+    name: Run | str | Path, runs_dir: str | Path, model: Any, data: Any, settings: dict[str, Any]
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Return model, data and settings of a training that starts from a run's weights: where not given, that run's.
 
-    The layers whose shape depends on the number of classes stay new, unless the classes are the same. build: returns
+    The image size comes with the network. Raise CnnlabError for a network or images of the caller's own.
+    """
+    run = name if isinstance(name, Run) else runs.open_run(name, runs_dir)
+    given = {"model": model, "data": data}
+    needed = {key: value for key, value in given.items() if value is None}
+    check_own(run.path, run.recipe, builder=run.builder, **needed)
+    if model is None:
+        model, settings = run.recipe.model, {"image_size": run.info["model"]["image_size"], **settings}
+    return model, run.recipe.data if data is None else data, settings
+
+
+def fitting_weights(
+    origin: dict[str, Any], model: nn.Module, name: str, classes: list[str], build: Callable[[int], nn.Module]
+) -> dict[str, Tensor]:
+    """Return the weights of a run that fit `model`, the network `name`, which may be on the meta device.
+
+    Layers whose shape depends on the number of classes are left out, unless the classes are the same. build: returns
     the network for a number of classes. Raise CnnlabError if nothing fits.
     """
-    origin = run.info.get("from", {})
-    if origin.get("kind") != "weights":
-        return
     before = runs.open_run(origin["run"])
     tensors = read_weights(before.path / origin["weights"])
     own = model.state_dict()
     head: set[str] = set()
-    if before.classes != run.classes:
-        other = build(len(run.classes) + 1).state_dict()
-        head = {name for name, tensor in own.items() if other[name].shape != tensor.shape}
-    copied = {n: t for n, t in tensors.items() if n in own and n not in head and t.shape == own[n].shape}
-    weights, total = _count(copied.values()), _count(own.values())
-    if weights == 0:
-        raise CnnlabError(
-            f"no weight of {before.path}, a {before.recipe.model}, fits {run.recipe.model}; train the same network"
-        )
+    if before.classes != classes:
+        other = build(len(classes) + 1).state_dict()
+        head = {key for key, tensor in own.items() if other[key].shape != tensor.shape}
+    fitting = {n: t for n, t in tensors.items() if n in own and n not in head and t.shape == own[n].shape}
+    if not _count(fitting.values()):
+        raise CnnlabError(f"no weight of {before.path}, a {before.recipe.model}, fits {name}; train the same network")
+    return fitting
+
+
+def initialize_from(model: nn.Module, run: Run, build: Callable[[int], nn.Module], log: Callable[[str], None]) -> None:
+    """Copy the `fitting_weights` that the new `run` starts from into `model`, and say what was copied."""
+    origin = run.info.get("from", {})
+    if origin.get("kind") != "weights":
+        return
+    copied, own = fitting_weights(origin, model, run.recipe.model, run.classes, build), model.state_dict()
     model.load_state_dict(copied, strict=False)
     new = [name for name in own if name not in copied and own[name].is_floating_point()]
     rest = f"; new: {truncate(', '.join(new), 120)}" if new else ""
-    log(f"init: {weights:,} of {total:,} weights copied from {before.path}, {origin['weights']}{rest}")
+    log(
+        f"init: {_count(copied.values()):,} of {_count(own.values()):,} weights copied from {origin['run']}, "
+        f"{origin['weights']}{rest}"
+    )
 
 
 def _count(tensors: Any) -> int:

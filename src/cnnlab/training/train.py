@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from cnnlab.data.own import own_images
@@ -39,7 +40,9 @@ from cnnlab.training.session import OnEpoch, Session, choose
 from cnnlab.training.start import (
     continue_from,
     continued_recipe,
+    fitting_weights,
     initialize_from,
+    like_origin,
     note_differences,
     weights_of,
     with_best_on_disk,
@@ -75,24 +78,22 @@ def train(
     settings: any setting of the recipe in place of its own, as epochs=5 (`cnnlab list settings`).
     device: auto, cpu, cuda or mps. threads: of the CPU. Default: all available cores. data_dir: the folder of the
     datasets. skip_bad: skip damaged images. auto_batch: halve the batch size until a step fits in memory. init_from: a
-    run whose weights to start from, as far as they fit: for other classes, all but the last layer. Without a recipe or
-    a model, also its network and image size. progress: auto, bar, lines, notebook or none (prints nothing). on_epoch:
-    called with the row of figures after each epoch is saved; if it returns False, the training ends there and counts as
-    finished.
+    run whose weights to start from, as far as they fit: for other classes, all but the last layer. Without a recipe,
+    its network, image size and data are the defaults. progress: auto, bar, lines, notebook or none (prints nothing).
+    on_epoch: called with the row of figures after each epoch is saved; if it returns False, the training ends there and
+    counts as finished.
 
     Raise CnnlabError for wrong input or a disk that fails, TrainingInterrupted on Ctrl-C, SIGTERM or SIGHUP. In all
     cases `resume` continues from what is saved.
     """
-    origin = None
-    if init_from is not None:
-        origin, like = weights_of(init_from, runs_dir)
-        if recipe is None and model is None:
-            model, settings = like.recipe.model, {"image_size": like.info["model"]["image_size"], **settings}
+    if init_from is not None and recipe is None:
+        model, data, settings = like_origin(init_from, runs_dir, model, data, settings)
     recipe, network, images = choose(recipe, model, data, settings)
     with Session(device, threads, data_dir, skip_bad, progress, on_epoch, network, images) as session:
-        session.origin = origin
+        session.origin = weights_of(init_from, runs_dir) if init_from is not None else None
         check_free(Path(runs_dir), name)
         recipe = session.load_data(recipe)
+        _check_origin(session, recipe)
         recipe = session.find_batch_size(recipe) if auto_batch else recipe
         with session.ctrl_c, removed_if_empty(new_folder(Path(runs_dir), name, recipe)) as path:
             return _train(session, session.create(path, recipe))
@@ -123,16 +124,19 @@ def train_seeds(
     """
     if not 1 <= count <= runs.MOST_SEEDS:
         raise CnnlabError(f"seeds={count}: must lie between 1 and {runs.MOST_SEEDS:,}")
+    if init_from is not None and recipe is None:
+        model, data, settings = like_origin(init_from, runs_dir, model, data, settings)
     recipe, network, images = choose(recipe, model, data, settings)
     _check_builder(network)
     with Session(device, threads, data_dir, skip_bad, progress, on_epoch, network, images) as session:
-        session.origin = weights_of(init_from, runs_dir)[0] if init_from is not None else None
+        session.origin = weights_of(init_from, runs_dir) if init_from is not None else None
         replace(recipe, seed=recipe.seed + count - 1)  # raises if the last one is no valid seed
         check_free(Path(runs_dir), name)
         recipe = session.load_data(recipe)
+        _check_origin(session, recipe)
         recipe = session.find_batch_size(recipe) if auto_batch else recipe
         with session.ctrl_c, removed_if_empty(new_folder(Path(runs_dir), name, recipe)) as path:
-            runs.create_seeds(path, recipe, range(recipe.seed, recipe.seed + count))
+            runs.create_seeds(path, recipe, range(recipe.seed, recipe.seed + count), session.origin)
             return _train_seeds(session, path)
 
 
@@ -190,6 +194,10 @@ def resume(
     check_own(folder, recipe, builder=first.builder if first else "", model=model, data=images)
     if first is not None:
         session.continue_as(first)
+    if several:
+        session.origin = runs.seeds_origin(folder)
+    if settings:
+        check_free(Path(runs_dir), name)
     with session:
         recipe = session.load_data(recipe if moved is None else replace(recipe, data=moved), again=first is not None)
         if first is not None:
@@ -197,7 +205,6 @@ def resume(
         with session.ctrl_c:
             if settings:
                 session.origin = {"kind": "continued", "run": str(run.path.absolute()), "epochs": len(run.metrics())}
-                check_free(Path(runs_dir), name)
                 with removed_if_empty(new_folder(Path(runs_dir), name, recipe)) as path:
                     return _train(session, session.create(path, recipe), runs.first_session(run))
             if moved is not None:
@@ -211,10 +218,21 @@ def _move(folder: Path, data: str) -> None:
         if (folder / "seeds.json").exists():
             recipe, seeds = runs.open_seeds(folder)
             with runs.locked(folder):
-                runs.create_seeds(folder, replace(recipe, data=data), seeds)
+                runs.create_seeds(folder, replace(recipe, data=data), seeds, runs.seeds_origin(folder))
         for run in _started_seeds(folder) or [runs.open_run(folder)] * (folder / "run.json").exists():
             with runs.locked(run.path):
                 runs.change_recipe(run, replace(run.recipe, data=data))
+
+
+def _check_origin(session: Session, recipe: Recipe) -> None:
+    """Raise CnnlabError if no weight of the run to start from fits, before a folder is created."""
+    if session.origin is not None:
+        with torch.device("meta"):  # shapes without memory
+            model = session.build(recipe)
+            fitting_weights(
+                session.origin, model, recipe.model, session.train_set.classes,
+                lambda classes: session.build(recipe, classes=classes),
+            )  # fmt: skip
 
 
 def _check_builder(network: Network | None) -> None:
@@ -377,9 +395,9 @@ def _train_seeds(session: Session, path: Path) -> SeedsResult:
             except KeyboardInterrupt:
                 raise TrainingInterrupted(
                     f"stopped at seed {seed}; {len(results)} of {len(seeds)} seeds are finished. Continue with: "
-                    f"{resume_call(path, recipe)}"
+                    f"{resume_call(path, recipe, session.builder(recipe))}"
                 ) from None
-        figures = ["loss", "train_acc", f"{recipe.key}_loss", f"{recipe.key}_acc"]
+        figures = ["loss", "train_acc", *(f"{recipe.key}_{name}" for name in ("loss", "acc", "balanced_acc"))]
         figures += ["images_per_second", "examples_per_second"]
         summary = {
             "recipe": recipe.name,

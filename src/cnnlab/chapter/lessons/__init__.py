@@ -13,6 +13,7 @@ every user. The tests check the result with nbformat.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from cnnlab.chapter.lessons.committed import seeds_table
 from cnnlab.io.errors import CnnlabError, expand, reason, unknown
 from cnnlab.io.files import write_atomic
 
@@ -121,11 +123,25 @@ def _collapsed(cells: list[Cell], language: str) -> Iterator[Cell]:
     """
     for is_solution, group in groupby(cells, key=lambda cell: cell.tag == "solution"):
         if is_solution:
-            text = "\n\n".join(c.text if c.language else f"```python\n{c.text.strip()}\n```" for c in group)
+            text = "\n\n".join(map(_shown, group))
             text = f"<details><summary>{_SOLUTION[language]}</summary>\n\n{text}\n\n</details>"
             yield Cell(text, language, "solution")
         else:
             yield from group
+
+
+def _shown(cell: Cell) -> str:
+    """Return a cell of a solution as Markdown; one that shows committed results becomes these."""
+    if cell.language:
+        return cell.text
+    code = cell.text.strip()
+    if not re.fullmatch(r"show\.seeds\(.*\)", code):
+        return f"```python\n{code}\n```"
+    call = ast.parse(code, mode="eval").body
+    assert isinstance(call, ast.Call)
+    return seeds_table(
+        *map(ast.literal_eval, call.args), **{str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    )  # fmt: skip
 
 
 def _as_json(cell: Cell, number: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 
 from cnnlab.chapter import figures
 from cnnlab.chapter.experiments import heading, markdown, printed_figures
+from cnnlab.chapter.lessons import committed
+from cnnlab.chapter.lessons.committed import all_results, seeds_table
 from cnnlab.data.loader import Preprocessing
 from cnnlab.inference import load_network, probabilities, validation_images
 from cnnlab.inspect.summary import summarize, summary_format
@@ -150,7 +151,7 @@ def results(*names: str) -> Markdown:
 
     names: keys of EXPERIMENTS or CLASSICAL.
     """
-    rows, measured = _reproduced(), _all_results("fashion-speed*")
+    rows, measured = _reproduced(), all_results("fashion-speed*")
     table = markdown([])  # the head
     for name in names:
         section, title = heading(name)
@@ -166,54 +167,32 @@ def results(*names: str) -> Markdown:
 
 
 def seeds(lesson: str, figure: str = "val_acc", *, epoch: int = 0) -> Markdown:
-    """Return the committed trainings of a lesson, solutions included: a figure of each seed.
-
-    figure: "loss", "train_acc" or "val_acc". epoch: counted from 1; 0: the last. Written by
-    `benchmarks/lesson_seeds.py`.
-    """
-    name = {"loss": "loss", "train_acc": "training accuracy", "val_acc": "validation accuracy"}[figure]
-    when = f"after epoch {epoch}" if epoch else "in the last epoch"
-    lines = [f"| training | {name} {when}, seeds 0, 1, 2, ... |", "|---|---|"]
-    for result in _all_results(f"lesson-{lesson.replace('_', '-')}")[:1]:
-        for training, found in result["trainings"].items():
-            lines.append(f"| {training} | {', '.join(f'{epochs[epoch - 1]:.3f}' for epochs in found[figure])} |")
-    return Markdown("\n".join(lines) + "\n")
+    """Return the `seeds_table` of a lesson."""
+    return Markdown(seeds_table(lesson, figure, epoch=epoch))
 
 
 def competition() -> Markdown:
     """Return the committed results of `cnnlab kaggle all` on CIFAR-10."""
     lines = ["| command | minutes | val acc, 1 view | 6 views |", "|---|---|---|---|"]
     for label in ("10min", "1h"):
-        for result in _all_results(f"competition-{label}")[:1]:
+        for result in all_results(f"competition-{label}")[:1]:
             views = result["validation_accuracy_by_views"]
             command, minutes = result["shown_command"], result["seconds"] / 60
             lines.append(f"| `{command}` | {minutes:.1f} | {views['none']:.4f} | {views['shift']:.4f} |")
     return Markdown("\n".join(lines) + "\n")
 
 
-def results_folder() -> Path:
-    """Return the folder of the committed results: beside this file in a built package, else in the checkout."""
-    inside = Path(__file__).parent / "results"
-    return inside if inside.is_dir() else Path(__file__).parents[4] / "benchmarks" / "results"
-
-
 def _reproduced() -> dict[str, dict[str, Any]]:
     """Return the row of each experiment: full ones before limited ones, then that of the last label."""
-    labels = sorted({path.name.partition("_")[0] for path in results_folder().glob("reproduce-*.json")})
+    labels = sorted({path.name.partition("_")[0] for path in committed.results_folder().glob("reproduce-*.json")})
     rows: dict[str, dict[str, Any]] = {}
     for label in labels:
-        for row in _all_results(label)[0]["rows"]:
+        for row in all_results(label)[0]["rows"]:
             if "failed" in row:
                 continue
             if row["name"] not in rows or not row["limited"] or rows[row["name"]]["limited"]:
                 rows[row["name"]] = row
     return rows
-
-
-def _all_results(label: str) -> list[dict[str, Any]]:
-    """Return all results with that label, the newest first."""
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in results_folder().glob(f"{label}_*.json")]
-    return sorted(results, key=lambda result: str(result["environment"]["date"]), reverse=True)
 
 
 def picture(file: str | Path, alt: str) -> Image:

@@ -1,7 +1,7 @@
 # %% [markdown] lang="en"
 # # 1.2 VGG: blocks
 #
-# AlexNet does not tell how to design the next network. VGG (2014) does: repeat one kind of *block*, some 3x3
+# AlexNet does not tell us how to design the next network. VGG (2014) does: repeat one kind of *block*, some 3x3
 # convolutions that keep the side, then a pooling that halves it. More convolutions per block make a deeper network; a
 # list of numbers describes the whole architecture.
 #
@@ -147,9 +147,9 @@ for name, trained in (("vgg11-small", result), ("vgg-mine", mine)):
 show.compare({"vgg11-small": result, "vgg-mine": mine})
 
 # %% [markdown] lang="en" tags=["solution"]
-# On images so simple, and so few, a small network can do nearly as well. The two lines above are from one run each, and
-# a difference of some thousandths between two runs shows nothing: repeat both with `seed=1` and `seed=2`.
+# On images so simple, and so few, a small network can do nearly as well. The two trainings are one run each, and a
+# difference of some thousandths between two runs shows nothing: repeat both with `seed=1` and `seed=2`.
 
 # %% [markdown] lang="zh" tags=["solution"]
-# 图像这么少、这么简单，小网络也能做得差不多。上面两行各来自一次运行，相差千分之几说明不了什么：请用 `seed=1` 和 `seed=2`
+# 图像这么少、这么简单，小网络也能做得差不多。这两次训练各只运行了一次，相差千分之几说明不了什么：请用 `seed=1` 和 `seed=2`
 # 各重复一次。

@@ -126,15 +126,15 @@ for model, result in trained.items():
 show.compare(trained)
 
 # %% [markdown] lang="en"
-# Our layer and PyTorch's differ only by rounding: one line hides the other. Without batch normalisation learning starts
-# late, and how late depends on the seed: some runs have hardly begun after 15 epochs. So one run is not enough. With it
-# every run learns from the first epoch on. These are the accuracies of three seeds, measured on the digits; from
-# `lenet, init=pytorch` on the rows belong to exercise 1.
+# Our layer and PyTorch's differ only by rounding: their lines coincide, and the broader one shows behind the other.
+# Without batch normalisation learning starts late, and how late depends on the seed: some runs have hardly begun after
+# 15 epochs. So one run is not enough. With it every run learns from the first epoch on. These are the accuracies of
+# three seeds, measured on the digits; from `lenet, init=pytorch` on the rows belong to exercise 1.
 
 # %% [markdown] lang="zh"
-# 我们的层与 PyTorch 的层只有舍入上的差别：两条曲线重合在一起。没有批量规范化时，学习开始得晚，晚多少取决于种子：
-# 有的训练到第 15 个迭代周期还几乎没有开始，所以只运行一次是不够的。有了批量规范化，每次训练从第一个迭代周期起就在学习。下
-# 面是在手写数字上用三个种子测得的精度；从 `lenet, init=pytorch` 起各行属于练习 1。
+# 我们的层与 PyTorch 的层只有舍入上的差别：两条曲线重合，后面较粗的一条从边上露出来。没有批量规范化时，学习开始得晚，晚
+# 多少取决于种子：有的训练到第 15 个迭代周期还几乎没有开始，所以只运行一次是不够的。有了批量规范化，每次训练从第一个迭代周
+# 期起就在学习。下面是在手写数字上用三个种子测得的精度；从 `lenet, init=pytorch` 起各行属于练习 1。
 
 # %%
 show.seeds("07_batch_norm")

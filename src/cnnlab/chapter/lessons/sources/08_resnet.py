@@ -57,10 +57,11 @@ for depth in (1, 10, 30):
 
 # %% [markdown] lang="en"
 # PyTorch's default weights are too small for so many ReLUs: almost nothing is left after thirty layers. He
-# initialisation doubles the variance of the weights, because a ReLU stops half of the signal, and the gradient keeps
-# its size. Batch normalisation, which every block has, keeps it too. So the authors of ResNet hold vanishing gradients
-# to be an unlikely cause of degradation (section 4.1 of their paper), and only conjecture another one: that plain deep
-# networks converge very slowly. The cause is still discussed. The effect is easy to see: exercise 1.
+# initialisation gives a layer with n inputs weights of variance 2/n, six times PyTorch's default: a ReLU stops half of
+# the signal, and this makes up for it, so the gradient keeps its size. The authors of ResNet checked that the gradients
+# of their plain networks, which have batch normalisation, do not vanish. So they hold vanishing gradients to be an
+# unlikely cause of degradation (section 4.1 of their paper), and only conjecture another one: that plain deep networks
+# converge very slowly. The cause is still discussed. The effect is easy to see: exercise 1.
 #
 # ## Shapes
 #
@@ -68,9 +69,9 @@ for depth in (1, 10, 30):
 # The shortcut of the second one needs a 1x1 convolution, since different shapes cannot be added.
 
 # %% [markdown] lang="zh"
-# PyTorch 的默认权重对这么多 ReLU 来说太小：过了三十层，梯度几乎消失。ReLU 会挡掉一半信号，He 初始化就把权重的方差加倍，
-# 梯度于是保持大小；每个块里的批量规范化也有这个作用。所以 ResNet 的作者认为，退化不太可能是梯度消失造成的（论文 4.1 节），
-# 只是猜测没有跨层连接的深网络收敛极慢。真正的原因至今仍有讨论，现象却很容易看到：见练习 1。
+# PyTorch 的默认权重对这么多 ReLU 来说太小：过了三十层，梯度几乎消失。有 n 个输入时，He 初始化的权重方差是 2/n，
+# 为 PyTorch 默认值的六倍：ReLU 会挡掉一半信号，这样正好补上，梯度于是保持大小。ResNet 的作者检查过，他们不带跨层连接的网络有批
+# 量规范化，梯度并没有消失。所以他们认为，退化不太可能是梯度消失造成的（论文 4.1 节），只是猜测没有跨层连接的深网络收敛极慢。真正的原因至今仍有讨论，现象却很容易看到：见练习 1。
 #
 # ## 形状
 #
