@@ -13,6 +13,7 @@ from PIL import Image
 
 from cnnlab.data import ImageSet, SourceOptions, load_images
 from cnnlab.io.decode import BadImage, Decoding, TooLarge, bombs_refused, decode, decode_checked
+from cnnlab.io.errors import CnnlabError
 
 
 def load(path: Path, split: str = "train", **options: object) -> ImageSet:
@@ -245,3 +246,43 @@ def test_test_images_that_cannot_be_read_are_mentioned_before_the_training(tmp_p
     assert load(tmp_path).warnings == ()
     (tmp_path / "test/b/2.png").write_bytes(b"no image")
     assert ["1 test images" in warning and "2.png" in warning for warning in load(tmp_path).warnings] == [True]
+
+
+def test_one_outlier_does_not_set_the_range(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 4095, 64 * 64).astype(np.uint16).reshape(64, 64)
+    marked = ramp.copy()
+    marked[0, 0] = 65535  # a dead pixel
+    save(ramp, tmp_path / "a/1.tif")
+    save(marked, tmp_path / "b/1.tif")
+    found = load(tmp_path)
+    assert found.decoding is not None
+    assert found.decoding.high == 4095
+    assert len(found.warnings) == 1
+    missing = ramp.astype(np.float32)
+    missing[:2] = -3.4e38  # GeoTIFF's missing data
+    for name in "ab":
+        save(missing, tmp_path / "2" / name / "1.tif")
+    found = load(tmp_path / "2")
+    assert found.decoding is not None
+    assert (found.decoding.low, found.decoding.high) == (0, 4095)
+    assert found.images.max() == 255
+    assert len(found.images.unique()) > 200
+
+
+def test_copies_of_a_class_and_names_that_differ(tmp_path: Path) -> None:
+    for name in ("dogs", "dogs - Copy", "C", "C++", "-1", "1"):
+        (tmp_path / name).mkdir()
+        Image.effect_noise((16, 16), 50).save(tmp_path / name / "1.png")
+    assert ["dogs - Copy" in warning for warning in load(tmp_path).warnings] == [True]
+
+
+def test_some_classes_or_a_test_part_alone_are_enough_for_an_evaluation(tmp_path: Path) -> None:
+    for name in ("one/cats", "two/test/cats", "two/test/dogs"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.effect_noise((16, 16), 50).save(tmp_path / name / "1.png")
+    how = Decoding(1, 16)
+    assert load(tmp_path / "one", decoding=how).classes == ["cats"]
+    assert load(tmp_path / "two", "test", decoding=how).classes == ["cats", "dogs"]
+    for name in ("one", "two"):
+        with pytest.raises(CnnlabError):
+            load(tmp_path / name)

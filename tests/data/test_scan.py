@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from cnnlab.data.scan import Scan, scan
 from cnnlab.io.errors import CnnlabError
@@ -78,7 +80,12 @@ def test_usual_names_of_splits_in_any_letter_case(tmp_path: Path, train: str, va
         (("cats/", "dogs/"), "no images"),
         (("train/cats/1.jpg", "train/dogs/1.jpg", "holdout/cats/1.jpg", "holdout/dogs/1.jpg"), "holdout"),
         (("a_train/cats/1.jpg", "a_train/dogs/1.jpg", "a_test/birds/1.jpg"), "birds"),
-        (("cats/1.jpg", "dogs/8c1f", "dogs/8c20"), "dogs.*no ending"),
+        (("train/1.jpg", "test1/2.jpg"), "sub-folders"),
+        (("train_images/1.jpg", "test_images/2.jpg", "models/"), "sub-folders"),
+        (("cats/train/1.jpg", "cats/test/1.jpg", "dogs/train/1.jpg", "dogs/test/1.jpg"), "holds splits"),
+        (("data/train/cats/1.jpg", "data/test/cats/1.jpg", "docs/1.png"), "holds splits"),
+        (("A/1.jpg", "B/1.jpg", "set/A/1.jpg", "set/B/1.jpg"), "copy"),
+        (("train/cats/1.jpg", "train/dogs/1.jpg", "val/images/1.jpg"), "no labels"),
         (("images/1.jpg", "images/2.jpg", "labels.csv"), "labels.csv"),
         (("1.jpg", "2.jpg", "patients.xlsx"), "patients.xlsx"),
         ((), "no images"),
@@ -119,6 +126,50 @@ def test_classes_whose_names_hold_a_splits_word(tmp_path: Path) -> None:
     assert found.classes == ["dev board", "test tube", "train station", "validation"]
     found = scan(tree(tmp_path / "2", "train station/2019/1.jpg", "bus stop/2019/1.jpg"))
     assert found.classes == ["bus stop", "train station"]
+
+
+def test_more_names_of_splits(tmp_path: Path) -> None:
+    nested = tree(tmp_path / "a", *(f"seg_{s}/seg_{s}/{n}/1.jpg" for s in ("train", "test") for n in ("cats", "dogs")))
+    assert counts(scan(nested)) == {split: {"cats": 1, "dogs": 1} for split in ("train", "test")}
+    chinese = tree(tmp_path / "b", "训练集/猫/1.jpg", "训练集/狗/1.jpg", "测试集/猫/1.jpg")
+    assert counts(scan(chinese)) == {"train": {"狗": 1, "猫": 1}, "test": {"猫": 1}}
+    keras = tree(tmp_path / "c", "train/cats/1.jpg", "train/dogs/1.jpg", "test/unknown/1.jpg", "0.jpg", "train/9.jpg")
+    assert [path.name for path in scan(keras).unlabelled] == ["1.jpg"]
+    assert passed_over(scan(keras)) == {"loose image": 2}
+
+
+def test_files_with_odd_endings(tmp_path: Path) -> None:
+    found = scan(tree(tmp_path, *TWO, "cats/3.jpg?x=1", "cats/1.2.840.3", "cats/4.c!w6", "code/LICENSE"))
+    assert passed_over(found) == {"file without an ending": 4, "folder without images": 1}
+    Image.new("L", (4, 4)).save(tmp_path / "birds.png")
+    (tmp_path / "birds").mkdir()
+    (tmp_path / "birds.png").rename(tmp_path / "birds/8c1f")
+    with pytest.raises(CnnlabError, match="birds"):
+        scan(tmp_path)
+    (tmp_path / "birds/8c1f").write_bytes(bytes(128) + b"DICM")
+    with pytest.raises(CnnlabError, match="birds"):
+        scan(tmp_path)
+
+
+def test_a_class_or_split_that_is_not_mounted_is_refused(tmp_path: Path) -> None:
+    tree(tmp_path, *TWO)
+    (tmp_path / "birds").symlink_to(tmp_path / "usb/birds")
+    with pytest.raises(CnnlabError, match="birds.*not there"):
+        scan(tmp_path)
+
+
+@pytest.mark.skipif(getattr(os, "geteuid", lambda: 0)() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
+    tree(tmp_path, *TWO, "cats/more/3.jpg")
+    (tmp_path / "cats/more").chmod(0)
+    with pytest.raises(CnnlabError, match="permissions"):
+        scan(tmp_path)
+    (tmp_path / "cats/more").chmod(0o700)
+
+
+def test_folders_of_our_commands_are_no_classes(tmp_path: Path) -> None:
+    runs = ("runs/cifar-10/competition.json", "runs/cifar-10/figure-1.8.png", "runs/cifar-10/train/run.json")
+    assert counts(scan(tree(tmp_path, *TWO, *runs))) == {"train": {"cats": 2, "dogs": 1}}
 
 
 def test_a_class_of_dangling_links_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +19,13 @@ from cnnlab.data.scan import Scan, scan
 from cnnlab.device.hardware import available_cores
 from cnnlab.io.decode import BadImage, Decoding, Header, bombs_refused, decode_checked, ink, probe, value_range
 from cnnlab.io.errors import CnnlabError
-from cnnlab.io.text import escape
+from cnnlab.io.text import escape, plural
 from cnnlab.recipe import LARGEST_SIDE
 
 # For images of different sizes: large enough to recognise objects, small enough for a laptop.
 _DEFAULT_SIZE = 64
 _FEW_LEVELS = 32  # of 256: 12 bits of colour in a file of 16 leave 16
+_FAR = 4  # spans beyond the middle 99.8% from which a value is a dead pixel, a mark or missing data
 _UNIFORM = 0.1  # share of a class's images without any contrast from which something is wrong
 
 
@@ -41,10 +43,10 @@ def load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
 
 
 def _load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
-    found = scan(path)
+    found = scan(path, complete=options.decoding is None)
     if split not in found.files:
         return None
-    how = options.decoding or _decoding(found, options)
+    how, notes = (options.decoding, []) if options.decoding else _decoding(found, options)
     files, labels = found.listing(split)
     images = np.empty((len(files), how.channels, how.size, how.size), np.uint8)
     good, skipped = [], []
@@ -68,7 +70,8 @@ def _load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
                 skipped.append(str(bad))
             else:
                 pool.shutdown(cancel_futures=True)
-                raise CnnlabError(f"{bad}; repair or remove it, or leave such files out with --skip-bad")
+                remedy = "" if ";" in str(bad) else "repair or remove it, or "
+                raise CnnlabError(f"{bad}; {remedy}leave such files out with --skip-bad")
             options.report(f"reading {path.name}, {split}", i + 1, len(files))
     index = torch.tensor(good)
     emptied = sorted(set(labels) - {labels[i] for i in good})
@@ -84,7 +87,7 @@ def _load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
         tuple(skipped),
         dict(found.passed_over),
         how,
-        tuple(_warnings(found, split, images[good], np.array(labels)[good], odd)),
+        (*notes, *_warnings(found, split, images[good] if skipped else images, np.array(labels)[good], odd)),
     )
 
 
@@ -95,18 +98,24 @@ def _warnings(
     for remark, files in odd.items():
         yield f"{len(files):,} {split} images {remark}; the first: {escape(str(files[0]))}"
     if 0 < images.max() - images.min() < _FEW_LEVELS:
-        yield f"the {split} images use only the values {images.min()} to {images.max()} of 0 to 255"
+        yield (
+            f"the {split} images use only the values {images.min()} to {images.max()} of 0 to 255; if their files hold "
+            "more bits, save them as grey images of 16 bits, which are scaled"
+        )
     rows = images.reshape(len(images), -1)
     classes = len(found.classes)
     uniform = np.bincount(labels[rows.min(1) == rows.max(1)], minlength=classes)
     for name, count, total in zip(found.classes, uniform, np.bincount(labels, minlength=classes), strict=True):
         if count >= max(2, _UNIFORM * total):
-            yield f"{count:,} of {total:,} {split} images of class {escape(name)} have one colour only after decoding"
+            yield f"{count:,} of {total:,} {split} images of class {escape(name)} are a single colour after decoding"
     if split != "train":
         return
-    for one, other in itertools.pairwise(sorted(found.classes, key=_loosely)):
-        if _loosely(one) == _loosely(other):
-            yield f"classes {escape(one)!r} and {escape(other)!r} differ in letter case or spaces only: are they one?"
+    same = defaultdict(list)
+    for name in found.classes:
+        same[_loosely(name)].append(name)
+    if alike := [names for names in same.values() if len(names) > 1]:
+        more = f" ({plural(len(alike) - 1, 'more such case')})" if len(alike) > 1 else ""
+        yield f"classes {', '.join(map(escape, alike[0]))} have nearly the same name{more}: are they the same class?"
     if faults := [bad for bad in map(_fault, found.listing("test")[0] if "test" in found.files else ()) if bad]:
         yield f"{len(faults):,} test images cannot be read, and would stop an evaluation; the first: {faults[0]}"
     if found.unlabelled:
@@ -127,7 +136,9 @@ def _fault(file: Path) -> str:
 
 
 def _loosely(name: str) -> str:
-    return "".join(c for c in name.casefold() if c.isalnum())
+    """Return a class's name without letter case, spaces between words, and what a file manager adds to a copy."""
+    name = re.sub(r"( - | )(copy|kopie|copie|copia|副本)( ?\(?\d+\)?)?$|\s*\(\d+\)$", "", name.casefold().strip())
+    return re.sub(r"(?<=\w)[\s_-]+(?=\w)", "", name)
 
 
 def copies(path: Path, trained: Sequence[str]) -> int | None:
@@ -157,8 +168,8 @@ def copies(path: Path, trained: Sequence[str]) -> int | None:
     return count
 
 
-def _decoding(found: Scan, options: SourceOptions) -> Decoding:
-    """Choose channels, size, background and range of values from the training images."""
+def _decoding(found: Scan, options: SourceOptions) -> tuple[Decoding, list[str]]:
+    """Choose channels, size, background and range of values from the training images; return these, and warnings."""
     headers: dict[Path, Header] = {}
     for file in found.listing("train")[0]:
         with contextlib.suppress(BadImage):  # decoding will name it
@@ -175,8 +186,8 @@ def _decoding(found: Scan, options: SourceOptions) -> Decoding:
     grey = all(header.grey for header in headers.values())
     transparent = [file for file, header in headers.items() if header.transparent]
     background = options.background if options.background != "auto" else _background(transparent)
-    low, high = _range([file for file, header in headers.items() if header.deep])
-    return Decoding(1 if grey else 3, side, options.fit, background, low, high)
+    low, high, notes = _range([file for file, header in headers.items() if header.deep])
+    return Decoding(1 if grey else 3, side, options.fit, background, low, high), notes
 
 
 def _background(files: list[Path]) -> str:
@@ -189,10 +200,10 @@ def _background(files: list[Path]) -> str:
     return "white" if levels and sum(levels) < 96 * len(levels) else "black"
 
 
-def _range(files: list[Path]) -> tuple[float, float]:
-    """Return the one range of values that all deep images are scaled by; (0, 0) if there are none."""
+def _range(files: list[Path]) -> tuple[float, float, list[str]]:
+    """Return the one range of values that all deep images are scaled by, (0, 0) if there are none; and warnings."""
 
-    def extremes(file: Path) -> tuple[float, float] | None:
+    def extremes(file: Path) -> tuple[float, float, float, float] | None:
         try:
             return value_range(file)
         except BadImage:  # decoding will name it
@@ -201,10 +212,18 @@ def _range(files: list[Path]) -> tuple[float, float]:
     with ThreadPoolExecutor(available_cores()) as pool:
         ranges = [found for found in pool.map(extremes, files) if found is not None]
     if not ranges:
-        return 0.0, 0.0
-    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+        return 0.0, 0.0, []
+    lows, highs, inner_lows, inner_highs = zip(*ranges, strict=True)
+    low, high, inner_low, inner_high = min(lows), max(highs), min(inner_lows), max(inner_highs)
+    notes, span = [], inner_high - inner_low
+    if span > 0 and (high > inner_high + _FAR * span or low < inner_low - _FAR * span):
+        notes.append(
+            f"values range from {low:g} to {high:g}, but 99.8% of each image lies within {inner_low:g} to "
+            f"{inner_high:g}, so that range is used"
+        )
+        low, high = inner_low, inner_high
     if low < 0:
-        return low, max(high, low + 1)
+        return low, max(high, low + 1), notes
     # The full scale of 0..1, 8, 10, 12, 14 or 16 bits, unless the values use a small part of it.
     full = next((full for full in (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0) if high <= full), high)
-    return 0.0, full if high > full / 4 else max(high, 1e-6)
+    return 0.0, full if high > full / 4 else max(high, 1e-6), notes

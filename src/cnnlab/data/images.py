@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from cnnlab.data.own import as_uint8
 from cnnlab.io.decode import Decoding, decode, square_pixels
 from cnnlab.io.errors import CnnlabError, expand
-from cnnlab.io.walk import image_files
+from cnnlab.io.walk import IMAGE, image_files, walk
 
 
 def flatten(images: Any) -> list[Any]:
@@ -26,7 +27,8 @@ def flatten(images: Any) -> list[Any]:
         if path.is_dir():
             if files := sorted(image_files(path)):
                 return list(files)
-            raise CnnlabError(f"{path} holds no images")
+            kinds = ", ".join(passed_over(path))
+            raise CnnlabError(f"{path} holds no images that can be read{f' ({kinds})' if kinds else ''}")
         if path.is_file():
             return [path]
         raise CnnlabError(f"{path} does not exist; give image files or folders of images")
@@ -41,6 +43,12 @@ def flatten(images: Any) -> list[Any]:
     if isinstance(images, list | tuple):
         return [image for item in images for image in flatten(item)]
     raise CnnlabError(f"{type(images).__name__} is not an image: give a path, PIL image, array, tensor or list")
+
+
+def passed_over(folder: Path) -> list[str]:
+    """Return what else is in a folder of images, by kind: `40 .heic`."""
+    counts = Counter(kind or "without a usual ending" for kind, _ in walk(folder) if kind != IMAGE)
+    return [f"{count:,} {kind}" for kind, count in counts.most_common()]
 
 
 def pixels(image: Any, how: Decoding, *, invert: bool = False) -> np.ndarray:

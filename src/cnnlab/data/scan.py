@@ -15,18 +15,21 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnlab.io.decode import ENDINGS
+from cnnlab.io.decode import ENDINGS, BadImage, probe
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.kinds import file_kind
-from cnnlab.io.walk import IMAGE, LINK, RUN, is_system, walk
+from cnnlab.io.walk import IMAGE, LINK, RUN, is_system, kind_of_name, walk
 
 SPLITS = {
-    "train": ("train", "training", "train_set", "trainset", "training_set"),
-    "validation": ("validation", "val", "valid", "dev", "validation_set", "val_set", "valset", "dev_set"),
-    "test": ("test", "testing", "test_set", "testset"),
+    "train": ("train", "training", "trainset", "训练", "训练集"),
+    "validation": ("validation", "val", "valid", "dev", "valset", "devset", "验证", "验证集"),
+    "test": ("test", "testing", "testset", "测试", "测试集"),
 }
 _SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
-_SPLIT_WORDS = {word: split for word, split in _SPLIT_OF.items() if "_" not in word and not word.endswith("set")}
+# What stands beside such a word in train_images, test1 or val2017.
+_FILLERS = frozenset(("image", "images", "img", "imgs", "photo", "photos", "picture", "pictures", "data", "set"))
+# The only folder of a test part whose images have no labels.
+_UNLABELLED = frozenset((*_FILLERS, "test", "unknown", "unlabelled", "unlabeled", "none"))
 # Images of other programs: a class of nothing else is a class that was lost, not a folder of something else.
 _UNREAD_IMAGES = frozenset(
     (".heic", ".heif", ".hif", ".jxl", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".raw",
@@ -66,9 +69,10 @@ class Scan:
         return [file for file, _ in found], [k for _, k in found]
 
 
-def scan(root: Path) -> Scan:
+def scan(root: Path, *, complete: bool = True) -> Scan:
     """Find the classes, splits and files of a folder.
 
+    complete: it is to be trained on. If not, a model is evaluated on it: one class, or no training split, suffice.
     Raises: CnnlabError if it is no folder, follows neither layout, has fewer than two classes, has a class without a
     single readable image, or a class in another split that the training split lacks.
     """
@@ -78,36 +82,53 @@ def scan(root: Path) -> Scan:
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise CnnlabError(f"folder:{root} {what}; give a folder that holds one sub-folder per class")
     passed_over: PassedOver = defaultdict(list)
-    tops = _split_folders(root, passed_over)
+    tops = _split_folders(root, passed_over, complete)
     spellings: dict[str, str] = {}
     files = {split: _classes(tops[split], passed_over, spellings) for split in SPLITS if split in tops}
+    if not complete:
+        files = {split: classes for split, classes in files.items() if classes}
+        return Scan(root, sorted(set().union(*files.values())), files, [], passed_over)
     _need_two(tops["train"], files["train"])
     unlabelled: list[Path] = []
     for split in ("validation", "test"):
-        if split in tops and not files[split]:
-            loose = _images(tops[split])
-            if split == "validation" or not loose:
-                raise CnnlabError(f"{tops[split]} holds no class folders; make one sub-folder per class, or remove it")
-            unlabelled = loose
-            del files["test"], passed_over[_LOOSE]
+        if split not in tops or files[split].keys() & files["train"].keys():
+            continue
+        loose = _images(tops[split]) + [image for images in files[split].values() for image in images]
+        if not loose or any(name.casefold() not in _UNLABELLED for name in files[split]):
+            continue  # each class is checked below
+        if split == "validation":
+            raise CnnlabError(f"{tops[split]}: its images have no labels; make a sub-folder per class, or remove it")
+        unlabelled = loose
+        del files["test"]
+        passed_over[_LOOSE] = [path for path in passed_over[_LOOSE] if Path(path).parent != tops["test"]]
     for split, classes in files.items():
+        if not classes:
+            raise CnnlabError(f"{tops[split]} holds no class folders; make one sub-folder per class, or remove it")
         for name in classes:
             if name not in files["train"]:
                 same = next((c for c in files["train"] if c.casefold() == name.casefold()), None)
                 remedy = f"rename it to {same}" if same else "add it there or remove it"
                 raise CnnlabError(f"{tops[split] / name} is a class that {tops['train']} does not have; {remedy}")
+    passed_over = {kind: paths for kind, paths in passed_over.items() if paths}
     return Scan(root, sorted(files["train"]), files, unlabelled, passed_over)
 
 
-def _split_folders(root: Path, passed_over: PassedOver) -> dict[str, Path]:
-    """Return the folder of each split; `root` itself for `train` if there are no splits."""
+def split_of(name: str) -> str | None:
+    """Return the split that a folder's name means, if it holds no other word: `Train`, `test_images`, `val2017`."""
+    words = [word for word in re.split(r"[\W\d_]+", name.casefold()) if word and word not in _FILLERS]
+    return _SPLIT_OF.get(words[0]) if len(words) == 1 else None
+
+
+def _split_folders(root: Path, passed_over: PassedOver, complete: bool) -> dict[str, Path]:
+    """Return the folder of each split; `root` itself for `train` if there are no splits. complete: see `scan`."""
     folders = _folders(root)
-    splits = {folder: _SPLIT_OF.get(re.sub(r"[ -]", "_", folder.name.casefold())) for folder in folders}
+    splits = {folder: split_of(folder.name) for folder in folders}
     if not any(splits.values()):
         splits = _splits_by_a_word(folders)
     named = [folder for folder, split in splits.items() if split]
-    if not named or (len(named) < len(folders) and not any(_folders(folder) for folder in named)):
-        return {"train": root}  # a class may be called train, too: then its folder holds the images themselves
+    alone = len({splits[folder] for folder in named}) == 1  # a class may be called train: it holds the images itself
+    if not named or (alone and len(named) < len(folders) and not any(map(_folders, named))):
+        return {"train": root}
     tops: dict[str, Path] = {}
     for folder in named:
         split = splits[folder]
@@ -115,16 +136,17 @@ def _split_folders(root: Path, passed_over: PassedOver) -> dict[str, Path]:
         if split in tops:
             raise CnnlabError(f"{tops[split]} and {folder}: both names mean {split}; merge them or rename one")
         tops[split] = folder
-    if "train" not in tops:
+    if "train" not in tops and complete:
         names = " and ".join(folder.name for folder in named)
         raise CnnlabError(f"{root} has {names}, but no folder train; call the one with the training images train")
-    classes = {folder.name for folder in _folders(tops["train"])}
+    tops = {split: _descend(top) for split, top in tops.items()}
+    classes = {folder.name for folder in _folders(tops["train"])} if complete else set()
     for folder in folders:
         if folder in named or not next(walk(folder), None):
             continue
         if any(inside.name in classes for inside in _folders(folder)):
             raise CnnlabError(
-                f"{folder} holds classes of {tops['train'].name}, but its name is that of no split; "
+                f"{folder} holds classes of {tops['train'].name}, but its name is not that of a split; "
                 "rename it to validation or test, or move it elsewhere"
             )
         passed_over[_OTHER].append(str(folder))
@@ -132,11 +154,19 @@ def _split_folders(root: Path, passed_over: PassedOver) -> dict[str, Path]:
     return tops
 
 
+def _descend(top: Path) -> Path:
+    """Return the folder of the classes: unpacked archives repeat names, as in seg_train/seg_train/cats."""
+    inside = _folders(top)
+    while len(inside) == 1 and not _images(top) and len(_folders(inside[0])) > 1:
+        top, inside = inside[0], _folders(inside[0])
+    return top
+
+
 def _splits_by_a_word(folders: list[Path]) -> dict[Path, str | None]:
     """Return the split of folders such as seg_train and seg_test; none if these may be the names of classes."""
     found: dict[Path, str | None] = {}
     for folder in folders:
-        words = {_SPLIT_WORDS.get(word) for word in re.split(r"[\W\d_]+", folder.name.casefold())} - {None}
+        words = {_SPLIT_OF.get(word) for word in re.split(r"[\W\d_]+", folder.name.casefold())} - {None}
         found[folder] = words.pop() if len(words) == 1 and _folders(folder) and not _images(folder) else None
     # A single one of them could be a class: train stations beside bus stops.
     return found if len({split for split in found.values() if split}) > 1 else dict.fromkeys(folders)
@@ -148,18 +178,22 @@ def _classes(top: Path, passed_over: PassedOver, spellings: dict[str, str]) -> d
     spellings: the name used for each name in normal form: macOS and Linux encode é differently, as one class.
     """
     classes: dict[str, list[Path]] = {}
-    for folder in _folders(top):
+    folders = _folders(top)
+    names = {folder.name for folder in folders}
+    for folder in folders:
+        _refuse_nested(folder, names)
         found: dict[str, list[Path]] = defaultdict(list)
         for kind, path in walk(folder):
             found[kind].append(path)
-        if any(folder in (path, path.parent) for path in found[RUN]):
+        images = found.pop(IMAGE, [])
+        if found[RUN] and (not images or any(folder in (path, path.parent) for path in found[RUN])):
             passed_over[_RUNS].append(str(folder))
             continue
-        images = found.pop(IMAGE, [])
-        unread = sorted(kind for kind in found if kind in _UNREAD_IMAGES or kind in (LINK, ""))
+        unread = [kind for kind in found if kind in _UNREAD_IMAGES or kind == LINK]
+        unread += [""] if found[""] and not images and _is_image(found[""][0]) else []
         if unread and not images:
             count = sum(len(found[kind]) for kind in unread)
-            kinds = ", ".join(kind or "no ending" for kind in unread)
+            kinds = ", ".join(kind or "no usual ending" for kind in sorted(unread))
             remedy = "add .png or .jpg to their names" if unread == [""] else "convert them to PNG or JPEG"
             raise CnnlabError(
                 f"{folder}: none of its {count:,} images can be read ({kinds}); {remedy}, or remove the folder"
@@ -176,6 +210,28 @@ def _classes(top: Path, passed_over: PassedOver, spellings: dict[str, str]) -> d
             passed_over[_NO_IMAGES if any(found.values()) else _EMPTY].append(str(folder))
     _add_files(top, passed_over)
     return classes
+
+
+def _is_image(path: Path) -> bool:
+    """Return whether a file without a usual ending is an image, or one of a device's (DICOM)."""
+    try:
+        probe(path)
+    except BadImage:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    return True
+
+
+def _refuse_nested(folder: Path, names: set[str]) -> None:
+    """Raise CnnlabError for a class folder that holds splits, or the classes beside it once more."""
+    inside = {path.name for path in _folders(folder)}
+    if len({split_of(name) for name in inside} - {None}) > 1:
+        raise CnnlabError(
+            f"{folder} holds splits ({', '.join(sorted(inside)[:3])}), which must be above the classes; "
+            f"give folder:{folder}, or move them up"
+        )
+    if len(inside & names) > 1:
+        raise CnnlabError(f"{folder} holds folders named like those beside it; if it is a copy of them, remove it")
 
 
 def _need_two(top: Path, classes: dict[str, list[Path]]) -> None:
@@ -220,13 +276,20 @@ def _images(top: Path) -> list[Path]:
 
 def _add_files(top: Path, passed_over: PassedOver) -> None:
     """Count the files beside the class folders."""
-    for path in _files(top):
-        ending = path.suffix.lower()
-        passed_over[_LOOSE if ending in ENDINGS else ending or _NO_ENDING].append(str(path))
+    for path in _entries(top):
+        kind = kind_of_name(path.name)
+        if path.is_file() and not is_system(path.name):
+            passed_over[_LOOSE if kind == IMAGE else kind or _NO_ENDING].append(str(path))
+        elif path.is_symlink() and not path.exists():
+            passed_over[LINK].append(str(path))
 
 
 def _entries(top: Path) -> list[Path]:
     try:
-        return sorted(top.iterdir())
+        entries = sorted(top.iterdir())
     except OSError as error:
-        raise CnnlabError(f"cannot read {top}: {reason(error)}") from error
+        raise CnnlabError(f"cannot read {top}: {reason(error)}; correct its permissions, or move it") from error
+    for path in entries:  # a class or a split that would be lost
+        if path.is_symlink() and not path.exists() and path.suffix.lower() not in ENDINGS:
+            raise CnnlabError(f"{path} is a link to {path.readlink()}, which is not there; mount it or remove the link")
+    return entries

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cnnlab.data.images import flatten, pixels
+from cnnlab.data.images import flatten, passed_over, pixels
 from cnnlab.data.imageset import Report, no_report
 from cnnlab.data.loader import Preprocessing, laid_out
 from cnnlab.device.determinism import reproducible
@@ -163,7 +163,8 @@ def predict(
     The images go through the same steps as in training. model: see `load_model`. invert: exchange black and white
     first, for dark writing on light paper where the network learned light on dark. views: test-time augmentation, a
     key of VIEWS. threads: of the CPU. Default: all available cores. Returns: predictions in the order
-    of the paths, and one line for each damaged image that `skip_bad` left out. Raise CnnlabError.
+    of the paths, and one line for each damaged image that `skip_bad` left out and on other files of a folder. Raise
+    CnnlabError.
     """
     if top < 1:
         raise CnnlabError(f"top={top}: must be at least 1")
@@ -174,7 +175,8 @@ def predict(
     p = classifier.preprocessing
     files: list[Path] = flatten([paths] if isinstance(paths, str | Path) else list(paths))
     predictions: list[Prediction] = []
-    skipped: list[str] = []
+    folders = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths) if Path(path).is_dir()]
+    skipped = [f"{', '.join(kinds)} in {folder}" for folder in folders if (kinds := passed_over(folder))]
     step = batch_size_of(p)
     with bombs_refused():
         for at in range(0, len(files), step):

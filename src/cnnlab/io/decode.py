@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 import threading
 import warnings
@@ -108,7 +109,7 @@ def decode_checked(source: Path | str, how: Decoding) -> tuple[np.ndarray, list[
     """
 
     def use(image: Image.Image) -> tuple[np.ndarray, list[str]]:
-        odd = [PAGES] if image.format != "MPO" and getattr(image, "n_frames", 1) > 1 else []
+        odd = [PAGES] if _frames(image) > 1 else []
         if how.fit == "pad" and min(image.size) * how.size < 2 * max(image.size) and how.size > 2:
             odd.append(STRIP)
         if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
@@ -120,13 +121,26 @@ def decode_checked(source: Path | str, how: Decoding) -> tuple[np.ndarray, list[
     return _read(source, None, use)
 
 
-def value_range(source: Path | str) -> tuple[float, float]:
-    """Return the smallest and the largest finite value of an image of deep greys. Raises: BadImage."""
+def _frames(image: Image.Image) -> int:
+    """Return the number of pages or frames; 1 for a photograph with a preview, and if only the first can be read."""
+    with suppress(Exception):  # a damaged directory of a TIFF
+        return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+    return 1
 
-    def extremes(image: Image.Image) -> tuple[float, float]:
-        values = np.asarray(image)
-        finite = values[np.isfinite(values)]
-        return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+
+def value_range(source: Path | str) -> tuple[float, float, float, float]:
+    """Return the extremes of an image of deep greys, and those of the middle 99.8% of its pixels. Raises: BadImage.
+
+    NaN, Inf and the huge values that stand for missing data are left out.
+    """
+
+    def extremes(image: Image.Image) -> tuple[float, float, float, float]:
+        values = np.asarray(image).astype(np.float64)
+        values = values[np.abs(values) < 1e30]
+        if not values.size:
+            return 0.0, 0.0, 0.0, 0.0
+        low, high = np.percentile(values, (0.1, 99.9))
+        return float(values.min()), float(values.max()), float(low), float(high)
 
     return _read(source, None, extremes)
 
@@ -237,7 +251,7 @@ def _read(source: Path | str, content: bytes | None, use: Callable[[Image.Image]
         with _open(source, content) as image:
             try:
                 return use(image)
-            except BadImage:
+            except (BadImage, MemoryError):
                 raise
             except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file
                 raise BadImage(f"{source} is damaged: {reason(error)}") from error
@@ -265,7 +279,9 @@ def _open(source: Path | str, content: bytes | None) -> Image.Image:
     except BadImage:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise TooLarge(f"{source} is too large to be decoded safely: {reason(error)}") from error
+        pixels = re.search(r"\((\d+) pixels", str(error))
+        count = f"{int(pixels[1]):,} pixels" if pixels else "too many pixels"
+        raise TooLarge(f"{source} has {count}, the limit is {Image.MAX_IMAGE_PIXELS:,}; make it smaller") from error
     except FileNotFoundError as error:
         raise BadImage(f"{source} does not exist") from error
     except Exception as error:

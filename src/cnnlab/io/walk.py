@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from cnnlab.io.decode import ENDINGS
-from cnnlab.io.errors import CnnlabError
+from cnnlab.io.errors import CnnlabError, reason
 
 IMAGE = "image"
 LINK = "dangling link"
@@ -15,9 +16,24 @@ RUN = "run"
 # Folders that systems make: thumbnails of a NAS, recycle bins, what a Mac's zip adds. In lower case.
 _SYSTEM_FOLDERS = frozenset(
     ("@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "recycler", "system volume information",
-     "__macosx", "lost+found", "thumbnails", "thumbs")
+     "__macosx", "lost+found", "network trash folder", "temporary items", "recycled", "@recently-snapshot", "@tmp")
 )  # fmt: skip
 _SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini", "ehthumbs.db"))
+
+
+# Files of a folder that a command of ours wrote.
+_RUN_FILES = frozenset(("run.json", "seeds.json", "competition.json", "reproduction.json", "bench.json", "grades.csv"))
+
+
+def kind_of_name(name: str) -> str:
+    """Return `IMAGE`, or the ending of a file's name in lower case; an empty text if it has no usual one.
+
+    Names from the web and from devices end in anything: `a.jpg?x=1`, `b.jpg_large`, `1.2.840.113619.3`.
+    """
+    ending = os.path.splitext(name)[1].lower()  # noqa: PTH122 - called often
+    if ending in ENDINGS:
+        return IMAGE
+    return ending if re.fullmatch(r"\.(?=\w*[a-z])\w{1,9}", ending) else ""
 
 
 def is_system(name: str) -> bool:
@@ -41,14 +57,17 @@ def walk(folder: Path, *, follow_outside: bool = True) -> Iterator[tuple[str, Pa
         if not follow_outside and not Path(os.path.realpath(path)).is_relative_to(root):
             raise CnnlabError(f"{str(path)!r} is a link that leads outside {folder}; put the images themselves there")
 
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    def stop(error: OSError) -> None:
+        raise CnnlabError(f"cannot read {error.filename}: {reason(error)}; correct its permissions, or move it")
+
+    for parent, folders, names in os.walk(folder, onerror=stop, followlinks=True):
         real = os.path.realpath(parent)
         if real in visited or (real != root and Path(root).is_relative_to(real)):
             folders.clear()  # a link to a folder seen before, or to one that holds this one
             continue
         visited.add(real)
         check(parent)
-        if "run.json" in names or "seeds.json" in names:
+        if not _RUN_FILES.isdisjoint(names):
             folders.clear()
             yield RUN, Path(parent)
             continue
@@ -58,10 +77,10 @@ def walk(folder: Path, *, follow_outside: bool = True) -> Iterator[tuple[str, Pa
                 continue
             path = Path(parent, name)
             if path.is_file():  # not a pipe, which would block
-                ending = os.path.splitext(name)[1].lower()  # noqa: PTH122 - called often
-                if ending in ENDINGS and path.is_symlink():
+                kind = kind_of_name(name)
+                if kind == IMAGE and path.is_symlink():
                     check(path)
-                yield IMAGE if ending in ENDINGS else ending, path
+                yield kind, path
             elif path.is_symlink() and not path.exists():
                 yield LINK, path
 

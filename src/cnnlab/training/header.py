@@ -27,7 +27,7 @@ def passed_over_text(passed_over: Mapping[str, list[str]]) -> str:
             parts.append(f'1 {kind} "{escape(Path(paths[0]).name)}"')
         else:
             head, _, tail = kind.partition(" ")  # folder of runs, folders of runs
-            many = kind if kind.startswith(".") else f"{head}s {tail}" if tail.startswith("o") else f"{kind}s"
+            many = kind if kind.startswith(".") else f"{head}s {tail}" if tail[:3] in ("of ", "wit") else f"{kind}s"
             parts.append(f"{len(paths):,} {many}")
     return ", ".join(parts)
 
@@ -74,7 +74,7 @@ def data_lines(train_set: ImageSet, eval_set: ImageSet, eval_split: str) -> Iter
         yield f"passed over: {passed_over_text(train_set.passed_over)}"
     how = train_set.decoding
     if how is not None and how.high > how.low:
-        yield f"values: {how.low:g} to {how.high:g} became 0 to 255"
+        yield f"values: {how.low:g} to {how.high:g} were scaled to 0 to 255"
     if how is not None and how.background == "white":
         yield "background: white behind transparent pixels; --set background=black changes it"
     for warning in dict.fromkeys([*train_set.warnings, *eval_set.warnings]):

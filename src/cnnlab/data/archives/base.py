@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from cnnlab.io.decode import ENDINGS
 from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.walk import is_system
 
 MEMBER_LIMIT = 64 << 20  # bytes of one image file
 TOTAL_LIMIT, TOTAL_RATIO = 1 << 30, 100  # bytes of all members: images hardly compress, so 100 times is a bomb
@@ -73,7 +74,7 @@ class Archive:
         self._files += 1
         if self._files > FILE_COUNT_LIMIT:
             raise CnnlabError(f"{self.label} contains over {FILE_COUNT_LIMIT:,} files; unpack it and give the folder")
-        hidden = any(part == "__MACOSX" or (part[:1] == "." and part != ".") for part in parts)
+        hidden = any(part != "." and is_system(part) for part in parts)
         if hidden or os.path.splitext(parts[-1])[1].lower() not in ENDINGS:  # noqa: PTH122 - called for every file
             self.ignored += 1
             return False
