@@ -28,6 +28,7 @@ LAYOUTS: list[tuple[str, str]] = [
     ("Training/cats/1.jpg Training/dogs/1.jpg Testing/cats/1.jpg Testing/dogs/1.jpg", ACCEPTED),
     ("seg_train/cats/1.jpg seg_train/dogs/1.jpg seg_test/cats/1.jpg", ACCEPTED),
     ("train/cats/1.jpg train/dogs/1.jpg test/1.jpg test/2.jpg", ACCEPTED),
+    ("train_images/cats/1.jpg train_images/dogs/1.jpg test_images/cats/1.jpg", ACCEPTED),
     ("cats/1.jpg dogs/1.jpg runs/digits-001/run.json runs/digits-001/curves.png", ACCEPTED),
     ("cats/1.jpg dogs/1.jpg birds/ 7.jpg 8.jpg labels.csv", ACCEPTED),
     ("cats/1.jpg cats/IMG_1.heic cats/IMG_2.MOV dogs/1.jpg", ACCEPTED),
@@ -46,6 +47,9 @@ LAYOUTS: list[tuple[str, str]] = [
     ("train/cats/1.jpg train/dogs/1.jpg holdout/cats/1.jpg", REFUSED),
     ("train/cats/1.jpg train/dogs/1.jpg test/Cats/1.jpg", REFUSED),
     ("train/cats/1.jpg train/dogs/1.jpg val/1.jpg", REFUSED),
+    ("train/1.jpg test1/2.jpg", REFUSED),
+    ("cats/train/1.jpg cats/test/1.jpg dogs/train/1.jpg dogs/test/1.jpg", REFUSED),
+    ("cats/1.jpg dogs/1.jpg pets/cats/1.jpg pets/dogs/1.jpg", REFUSED),
 ]
 
 NOISE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)

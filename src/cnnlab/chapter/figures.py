@@ -26,6 +26,7 @@ from cnnlab.io.fonts import drawable, wrap
 from cnnlab.models import build_model
 from cnnlab.models.airbench import Whitening
 from cnnlab.models.nin import nin_block
+from cnnlab.models.own import Network
 from cnnlab.models.resnet import Residual
 from cnnlab.models.vgg import vgg_block
 from cnnlab.training.runs import Run, open_run
@@ -52,13 +53,14 @@ def figures(
     out_dir: str | Path = "figures",
     run: str | Path | None = None,
     data: str | None = None,
+    model: Network | None = None,
     runs_dir: str | Path = "runs",
     formats: Sequence[str] = FORMATS,
 ) -> list[Path]:
     """Draw figures into `out_dir`, as figure-1.2.svg, figure-1.2.png, ... Return the files, in the chapter's order.
 
     names: keys of FIGURES. Default: all, but 1.1 only with `run`, whose filters it shows, and 1.8 only with `data`, a
-    source of images. Existing files are replaced.
+    source of images. model: your own network, if the run trained one. Existing files are replaced.
 
     Raises: CnnlabError for an unknown name or format, for a missing `run` or `data`, and if the folder
     cannot be written.
@@ -79,7 +81,7 @@ def figures(
         folder / f"figure-{name}.{suffix}": content
         for name in FIGURES
         if name in chosen
-        for suffix, content in _draw(name, run, data, runs_dir, formats)
+        for suffix, content in _draw(name, run, data, model, runs_dir, formats)
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +102,12 @@ def left_out(names: Sequence[str] | None = None, run: str | Path | None = None, 
 
 
 def _draw(
-    name: str, run: str | Path | None, data: str | None, runs_dir: str | Path, formats: Sequence[str]
+    name: str,
+    run: str | Path | None,
+    data: str | None,
+    model: Network | None,
+    runs_dir: str | Path,
+    formats: Sequence[str],
 ) -> list[tuple[str, bytes]]:
     """Return (format, content of the file) for each format."""
     figure = FIGURES[name]
@@ -115,14 +122,14 @@ def _draw(
         picture = plots.samples(sample_rows(images.images, images.labels, len(images.classes)), images.classes)
     else:
         assert run is not None
-        picture = filters(open_run(run, runs_dir))
+        picture = filters(open_run(run, runs_dir), model=model)
     return [(suffix, _save(picture, suffix, title)) for suffix in formats]
 
 
 # 1.1
 
 
-def filters(run: Run, weights: str | None = None) -> Any:
+def filters(run: Run, weights: str | None = None, model: Network | None = None) -> Any:
     """Draw the filters of the first convolution of a trained run, row by row, as a matplotlib figure.
 
     weights: "best" or "last". Default: as `cnnlab predict`. Each filter is scaled on its own, as in `filter_pixels`;
@@ -133,17 +140,17 @@ def filters(run: Run, weights: str | None = None) -> Any:
     from matplotlib.figure import Figure as Picture
 
     file = run.weights(weights)
-    model = load_network(run, file)
-    layer, first = next(((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)), ("", None))
-    network = run.info["model"]["name"]
+    network = load_network(run, file, model)
+    layer, first = next(((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d)), ("", None))
+    name = run.info["model"]["name"]
     if first is None:
-        raise CnnlabError(f"{run.path}: {network} has no convolution, so no filters to draw")
+        raise CnnlabError(f"{run.path}: {name} has no convolution, so no filters to draw")
     pixels = list(filter_pixels(first.weight.detach()).numpy())
     height, width, _ = pixels[0].shape
     columns = filter_columns(len(pixels))
     channels = {1: "", 3: ", in colour"}.get(first.in_channels, f", mean over {first.in_channels} channels")
     caption = [
-        f"{len(pixels)} filters {height}×{width}{channels}: {drawable(network)}, layer {layer}",
+        f"{len(pixels)} filters {height}×{width}{channels}: {drawable(name)}, layer {layer}",
         f"{drawable(run.path.name)}, {_epoch(run, file)}",
         "each scaled on its own: black −a, grey 0, white a, where a is its largest absolute weight",
     ]

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnlab.cli.options import AsJson, DataDir, DeviceName, Progress, RunsDir, SkipBad, Threads, print_training
+from cnnlab.cli.options import (
+    AsJson,
+    DataDir,
+    DeviceName,
+    OwnModel,
+    Progress,
+    RunsDir,
+    SkipBad,
+    Threads,
+    own_model,
+    print_training,
+)
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.tables import Table, to_json, wrap
 from cnnlab.io.text import echo, plural
@@ -29,6 +40,7 @@ def figures(
     formats: Annotated[
         list[str] | None, typer.Option("--format", help="svg or png. May be repeated. Default: both.")
     ] = None,
+    model: OwnModel = None,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Draw the chapter's figures from the real networks."""
@@ -38,7 +50,13 @@ def figures(
     if left_out:
         echo(left_out, error=True)
     for path in drawn.figures(
-        names, out_dir=out, run=run, data=data, runs_dir=runs_dir, formats=formats or drawn.FORMATS
+        names,
+        out_dir=out,
+        run=run,
+        data=data,
+        model=own_model(model),
+        runs_dir=runs_dir,
+        formats=formats or drawn.FORMATS,
     ):
         echo(path)
 
