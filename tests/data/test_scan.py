@@ -87,6 +87,7 @@ def test_usual_names_of_splits_in_any_letter_case(tmp_path: Path, train: str, va
         (("A/1.jpg", "B/1.jpg", "set/A/1.jpg", "set/B/1.jpg"), "copy"),
         (("train/cats/1.jpg", "train/dogs/1.jpg", "val/images/1.jpg"), "no labels"),
         (("images/1.jpg", "images/2.jpg", "labels.csv"), "labels.csv"),
+        (("images/cat_1.jpg", "images/cat_2.jpg", "images/dog_1.jpg"), "cat, dog"),
         (("1.jpg", "2.jpg", "patients.xlsx"), "patients.xlsx"),
         ((), "no images"),
     ],

@@ -236,10 +236,7 @@ def _refuse_nested(folder: Path, names: set[str]) -> None:
 
 def _need_two(top: Path, classes: dict[str, list[Path]]) -> None:
     if not classes and (loose := _images(top)):
-        names = sorted({match[0] for path in loose if (match := re.match(r"[^\W\d_]+", path.name))})
-        by_name = 1 < len(names) < len(loose)
-        hint = f": the names of the files seem to begin with the class ({', '.join(names[:3])})" if by_name else ""
-        hint = hint or _label_table(top)
+        hint = _classes_in_names(loose) or _label_table(top)
         raise CnnlabError(f"{top} holds images, but no sub-folders{hint}; put each class in a sub-folder of its own")
     if not classes:
         raise CnnlabError(f"{top} holds no images in sub-folders; make one sub-folder per class and put images in it")
@@ -251,7 +248,16 @@ def _need_two(top: Path, classes: dict[str, list[Path]]) -> None:
             if len(inside) > 1 and not _images(only)
             else "put each class in a sub-folder of its own, at least two"
         )
-        raise CnnlabError(f"{top} has one class ({only.name}){_label_table(top)}; {remedy}")
+        hint = _classes_in_names(_images(only)) or _label_table(top)
+        raise CnnlabError(f"{top} has one class ({only.name}){hint}; {remedy}")
+
+
+def _classes_in_names(images: list[Path]) -> str:
+    """Return a remark on files such as cat.0.jpg and dog.0.jpg, whose names begin with a few words."""
+    names = sorted({match[0] for path in images if (match := re.match(r"[^\W\d_]{2,}", path.name))})
+    if not 1 < len(names) < len(images):
+        return ""
+    return f": the names of the files seem to begin with the class ({', '.join(names[:3])})"
 
 
 def _label_table(top: Path) -> str:
@@ -290,6 +296,7 @@ def _entries(top: Path) -> list[Path]:
     except OSError as error:
         raise CnnlabError(f"cannot read {top}: {reason(error)}; correct its permissions, or move it") from error
     for path in entries:  # a class or a split that would be lost
-        if path.is_symlink() and not path.exists() and path.suffix.lower() not in ENDINGS:
+        lost = path.is_symlink() and not path.exists() and path.suffix.lower() not in ENDINGS
+        if lost and not is_system(path.name):
             raise CnnlabError(f"{path} is a link to {path.readlink()}, which is not there; mount it or remove the link")
     return entries
