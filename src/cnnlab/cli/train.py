@@ -99,7 +99,7 @@ def train(
         raise CnnlabError(f"two networks, {model} and {model_option}; name one")
     model = model or model_option
     short = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "optimizer": optimizer, "seed": seed}
-    settings = {key: value for key, value in short.items() if value is not None}
+    settings: dict[str, Any] = {key: value for key, value in short.items() if value is not None}
     more = parse_settings(set_ or ())
     if twice := sorted(settings.keys() & more.keys()):
         raise CnnlabError(f"{twice[0]} is given twice, as an option and by --set; leave one out")

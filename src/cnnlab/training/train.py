@@ -199,7 +199,13 @@ def resume(
     if settings:
         check_free(Path(runs_dir), name)
     with session:
-        recipe = session.load_data(recipe if moved is None else replace(recipe, data=moved), again=first is not None)
+        recipe = replace(recipe, data=moved) if moved is not None else recipe
+        try:
+            recipe = session.load_data(recipe, again=first is not None)
+        except CnnlabError as error:
+            if moved is None and "does not exist" in str(error):
+                raise CnnlabError(f"{error}; if its images are elsewhere now, name the place with --data") from error
+            raise
         if first is not None:
             session.check_images(first, recipe.data)
         with session.ctrl_c:
