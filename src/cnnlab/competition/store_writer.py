@@ -26,7 +26,7 @@ from cnnlab.io.files import write_atomic, write_json
 from cnnlab.io.text import escape
 from cnnlab.recipe import LARGEST_SIDE
 
-_VERSION = 3  # increment when the same files would give another store
+_VERSION = 4  # increment when the same files would give another store
 _FEW_IMAGES = 2000  # decoded before a second process has started
 _MIN_FREE = 64 << 20  # bytes that must stay free on the disk
 _SKIP = "repair it, or leave such images out with --skip-bad"
