@@ -18,6 +18,7 @@ from cnnlab.io.text import plural, truncate
 from cnnlab.recipe import Recipe
 from cnnlab.training import runs
 from cnnlab.training.checkpoint import Damaged, has_checkpoint, read_weights, weights_metadata
+from cnnlab.training.checkpointer import explained_write_errors
 from cnnlab.training.own import check_own
 from cnnlab.training.plan import Plan
 from cnnlab.training.progress import Progress, ranking_size
@@ -111,6 +112,17 @@ def fitting_weights(
     return fitting
 
 
+def check_origin(session: Session, recipe: Recipe) -> None:
+    """Raise CnnlabError if no weight of the run to start from fits, before a folder is created."""
+    if session.origin is not None:
+        with torch.device("meta"):  # shapes without memory
+            model = session.build(recipe)
+            fitting_weights(
+                session.origin, model, recipe.model, session.train_set.classes,
+                lambda classes: session.build(recipe, classes=classes),
+            )  # fmt: skip
+
+
 def initialize_from(model: nn.Module, run: Run, build: Callable[[int], nn.Module], log: Callable[[str], None]) -> None:
     """Copy the `fitting_weights` that the new `run` starts from into `model`, and say what was copied."""
     origin = run.info.get("from", {})
@@ -167,3 +179,20 @@ def with_best_on_disk(session: Session, run: Run, progress: Progress) -> Progres
     if progress.best is None or metadata["figure"] > progress.best:
         return replace(progress, best=metadata["figure"], best_epoch=metadata["epoch"])
     return progress
+
+
+def started_seeds(path: Path) -> list[Run]:
+    """Return the runs in a folder of several seeds, in the order of their seeds."""
+    return [runs.open_run(folder) for folder in runs.seed_folders(path) if (folder / "run.json").exists()]
+
+
+def record_move(folder: Path, data: str) -> None:
+    """Record that the images of a run, or of several seeds, are at `data` now."""
+    with explained_write_errors(folder):
+        if (folder / "seeds.json").exists():
+            recipe, seeds = runs.open_seeds(folder)
+            with runs.locked(folder):
+                runs.create_seeds(folder, replace(recipe, data=data), seeds, runs.seeds_origin(folder))
+        for run in started_seeds(folder) or [runs.open_run(folder)] * (folder / "run.json").exists():
+            with runs.locked(run.path):
+                runs.change_recipe(run, replace(run.recipe, data=data))

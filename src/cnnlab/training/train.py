@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from cnnlab.data.own import own_images
@@ -38,12 +37,14 @@ from cnnlab.training.results import Result, SeedsResult, summarize
 from cnnlab.training.runs import Run
 from cnnlab.training.session import OnEpoch, Session, choose
 from cnnlab.training.start import (
+    check_origin,
     continue_from,
     continued_recipe,
-    fitting_weights,
     initialize_from,
     like_origin,
     note_differences,
+    record_move,
+    started_seeds,
     weights_of,
     with_best_on_disk,
 )
@@ -93,7 +94,7 @@ def train(
         session.origin = weights_of(init_from, runs_dir) if init_from is not None else None
         check_free(Path(runs_dir), name)
         recipe = session.load_data(recipe)
-        _check_origin(session, recipe)
+        check_origin(session, recipe)
         recipe = session.find_batch_size(recipe) if auto_batch else recipe
         with session.ctrl_c, removed_if_empty(new_folder(Path(runs_dir), name, recipe)) as path:
             return _train(session, session.create(path, recipe))
@@ -133,7 +134,7 @@ def train_seeds(
         replace(recipe, seed=recipe.seed + count - 1)  # raises if the last one is no valid seed
         check_free(Path(runs_dir), name)
         recipe = session.load_data(recipe)
-        _check_origin(session, recipe)
+        check_origin(session, recipe)
         recipe = session.find_batch_size(recipe) if auto_batch else recipe
         with session.ctrl_c, removed_if_empty(new_folder(Path(runs_dir), name, recipe)) as path:
             runs.create_seeds(path, recipe, range(recipe.seed, recipe.seed + count), session.origin)
@@ -176,7 +177,7 @@ def resume(
     session = Session(device, threads, data_dir, skip_bad, progress, on_epoch, model, images)
     if several:
         recipe = runs.open_seeds(folder)[0]
-        first = next(iter(_started_seeds(folder)), None)
+        first = next(iter(started_seeds(folder)), None)
     else:
         first = run = runs.open_run(folder)
         summary = run.summary()
@@ -199,46 +200,28 @@ def resume(
     if settings:
         check_free(Path(runs_dir), name)
     with session:
-        recipe = replace(recipe, data=moved) if moved is not None else recipe
-        try:
-            recipe = session.load_data(recipe, again=first is not None)
-        except CnnlabError as error:
-            if moved is None and "does not exist" in str(error):
-                raise CnnlabError(f"{error}; if its images are elsewhere now, name the place with --data") from error
-            raise
-        if first is not None:
-            session.check_images(first, recipe.data)
+        recipe = _load_again(session, recipe, moved, first)
         with session.ctrl_c:
             if settings:
                 session.origin = {"kind": "continued", "run": str(run.path.absolute()), "epochs": len(run.metrics())}
                 with removed_if_empty(new_folder(Path(runs_dir), name, recipe)) as path:
                     return _train(session, session.create(path, recipe), runs.first_session(run))
             if moved is not None:
-                _move(folder, recipe.data)
+                record_move(folder, recipe.data)
             return _train_seeds(session, folder) if several else _train(session, runs.open_run(folder))
 
 
-def _move(folder: Path, data: str) -> None:
-    """Record that the images of a run, or of several seeds, are at `data` now."""
-    with explained_write_errors(folder):
-        if (folder / "seeds.json").exists():
-            recipe, seeds = runs.open_seeds(folder)
-            with runs.locked(folder):
-                runs.create_seeds(folder, replace(recipe, data=data), seeds, runs.seeds_origin(folder))
-        for run in _started_seeds(folder) or [runs.open_run(folder)] * (folder / "run.json").exists():
-            with runs.locked(run.path):
-                runs.change_recipe(run, replace(run.recipe, data=data))
-
-
-def _check_origin(session: Session, recipe: Recipe) -> None:
-    """Raise CnnlabError if no weight of the run to start from fits, before a folder is created."""
-    if session.origin is not None:
-        with torch.device("meta"):  # shapes without memory
-            model = session.build(recipe)
-            fitting_weights(
-                session.origin, model, recipe.model, session.train_set.classes,
-                lambda classes: session.build(recipe, classes=classes),
-            )  # fmt: skip
+def _load_again(session: Session, recipe: Recipe, moved: str | None, first: Run | None) -> Recipe:
+    """Load the images of a run, or of the `first` of several seeds, again; moved: where they are now."""
+    try:
+        recipe = session.load_data(recipe if moved is None else replace(recipe, data=moved), again=first is not None)
+    except CnnlabError as error:
+        if moved is None and "does not exist" in str(error):
+            raise CnnlabError(f"{error}; if its images are elsewhere now, name the place with --data") from error
+        raise
+    if first is not None:
+        session.check_images(first, recipe.data)
+    return recipe
 
 
 def _check_builder(network: Network | None) -> None:
@@ -377,13 +360,9 @@ def _interrupted_early(run: Run) -> TrainingInterrupted:
     )
 
 
-def _started_seeds(path: Path) -> list[Run]:
-    return [runs.open_run(folder) for folder in runs.seed_folders(path) if (folder / "run.json").exists()]
-
-
 def _train_seeds(session: Session, path: Path) -> SeedsResult:
     recipe, seeds = runs.open_seeds(path)
-    like = next(filter(None, map(runs.first_session, _started_seeds(path))), None)  # all seeds share a plan
+    like = next(filter(None, map(runs.first_session, started_seeds(path))), None)  # all seeds share a plan
     results: list[Result] = []
     with runs.locked(path):
         for seed in seeds:
