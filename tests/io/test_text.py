@@ -326,7 +326,7 @@ def test_huge_dimensions_are_refused_from_the_header() -> None:
     gif = bytearray(image("GIF", "P"))
     gif[6:10] = struct.pack("<HH", 65535, 65535)
     for content in (bytes(huge), ppm, bytes(gif)):
-        with bombs_refused(), pytest.raises(BadImage, match="a.png is"):
+        with bombs_refused(), pytest.raises(BadImage, match="a.png (is|has)"):
             decode("a.png", Decoding(3, 8, "pad"), content)
 
 
@@ -371,7 +371,7 @@ def test_the_largest_image_that_is_decoded_takes_bounded_memory(tmp_path: Path) 
     assert told == "accepted"
     assert mib < 800
     (tmp_path / "a.png").write_bytes(image("PNG", "1", (9500, 9500)))
-    with bombs_refused(), pytest.raises(BadImage, match="too large to be decoded safely"):
+    with bombs_refused(), pytest.raises(BadImage, match="90,250,000 pixels"):
         decode(tmp_path / "a.png", Decoding(3, 64, "pad"))
 
 
