@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from cnnlab.cli.grade import grades_text
 from cnnlab.competition import grade as module
 from cnnlab.competition.grade import COLUMNS, Grade, Grades, check_out, grade
+from cnnlab.competition.roster import read_roster
 from cnnlab.competition.submission import score
 from cnnlab.io import figures as plots
 from cnnlab.io.errors import CnnlabError
@@ -235,6 +236,15 @@ def test_identical_files_are_noted(room: Path, labels: Path) -> None:
     assert rows["cleo"].note == "same file as 'ann', 'bob'"
     assert rows["dan"].note == ""
     assert "same" not in rows["eve"].note
+    for i in range(6):
+        put(room, f"g{i}.csv", NONE)
+    rows = by_name(grade(room, labels))
+    assert rows["g5"].note == "same file as 'g0', 'g1', 'g2', 'g3', 'g4'"
+    put(room, "g6.csv", NONE)
+    put(room, "g7.csv", NONE)
+    rows = by_name(grade(room, labels))
+    assert rows["g7"].note == "same file as 'g0', 'g1', 'g2', 'g3', 'g4', ..."
+    assert rows["g2"].note == "same file as 'g0', 'g1', 'g3', 'g4', 'g5', ..."
 
 
 NAMES = ["=1+1", "+1", "-1", "@SUM(A1)", "＝1", " =1", "'=1", "a;=1", 'b";+1', "tab\t=1", "line\n=1", "a\r=1", "[red]x"]
@@ -379,6 +389,19 @@ CHINESE = "学号,姓名,班级\n3210101234,张三,一班\n3210101235,李四,一
                                                      "other one.csv": "3210101235 other one"}, ""),
         ("姓,名,邮箱\n张,三,zs@zju.edu.cn\n李,四,ls01@zju.edu.cn\n", {"ls01.csv": "李四", "张三.csv": "张三"}, ""),
         (" STUDENT ID , Full_Name\n12345,Ann\n23456,Bo\n", {"12345.csv": "Ann"}, "Bo"),
+        ("学 号,姓 名\n3210101234,张三\n", {"3210101234.csv": "张三"}, ""),
+        ("学号/工号,姓名（必填）\n3210101234,张三\n", {"3210101234.csv": "张三"}, ""),
+        ("姓/名\n张三\n", {"张三.csv": "张三"}, ""),
+        ("学期,2024-2025\n学号,姓名\n3210101234,张三\n", {"hw_3210101234.csv": "张三"}, ""),
+        ("深度学习\n\n姓名,班级\n张三,一班\n李四,一班\n", {"李四.csv": "李四"}, "张三"),
+        ("1. Ann Lee\n2. Bo\n", {"ann_lee.csv": "Ann Lee", "2. Bo.csv": "Bo"}, ""),
+        ("1\t张三\n2\t李四\n", {"张三.csv": "张三"}, "李四"),
+        ("3210101234,张三,计科1班\n", {"张三.csv": "3210101234,张三,计科1班"}, ""),
+        ("学号,姓名\n3210101234.0,张三\n", {"3210101234.csv": "张三"}, ""),
+        ("学号,姓名\n012,张三\n013,李四\n", {"012.csv": "张三"}, "李四"),
+        ("Username,Name\njd1,Jo Doe\n", {"HW_jd1_attempt_2026-03-01-12-30-00_a.csv": "Jo Doe"}, ""),
+        ("编号,学号,姓名\n1,3210101234,张三\n2,3210101235,李四\n", {"实验课_2_1_张三_3210101234.csv": "张三"}, "李四"),
+        ("Name\nLi Wei\nLi Wei Ming\n", {"li_wei_ming.csv": "Li Wei Ming"}, "Li Wei"),
     ],
 )  # fmt: skip
 def test_rosters_as_exported(
@@ -410,11 +433,48 @@ def test_a_hand_in_that_fits_two_students_is_nobodys(room: Path, labels: Path, t
     }  # fmt: skip
 
 
+def test_students_of_one_name_are_kept_apart(room: Path, labels: Path, tmp_path: Path) -> None:
+    put(room, "Li Wei.csv")
+    for rows, names, noted in (
+        ("学号,姓名\n12,Li Wei\n13,Li Wei\n", {"Li Wei (12)", "Li Wei (13)"}, False),
+        ("姓名,班级\nLi Wei,1\nli wei,2\n", {"Li Wei (#1)", "li wei (#2)"}, True),
+        ("1. Li Wei\n2. Li Wei\n", {"Li Wei (#1)", "Li Wei (#2)"}, True),
+        ("学号,姓名\n12,Li Wei\n,Li Wei\n", {"Li Wei (12)", "Li Wei (#1)"}, True),
+    ):
+        grades = grade(room, labels, roster=put(tmp_path, "r.csv", rows))
+        assert by_name(grades).keys() == names | {"Li Wei"}
+        assert "fits several" in by_name(grades)["Li Wei"].note
+        assert any("2 students" in text for text in grades.skipped) == noted
+    grades = grade(room, labels, roster=put(tmp_path, "r.txt", "Li Wei\nli wei \n"))
+    assert status(grades) == {"Li Wei": "scored"}
+    assert len(grades.skipped) == 1
+
+
+def test_a_large_class(tmp_path: Path) -> None:
+    lines = [f"{3210100000 + i},Student {chr(97 + i % 26) * (i // 26 + 1)}" for i in range(4000)]
+    roster = read_roster(put(tmp_path, "r.csv", "\n".join(["ID,Name", *lines])))
+    for i in range(4000):  # comparing each with each would take minutes
+        assert [person.name for person in roster.owners(f"hw_{3210100000 + i}_x")] == [lines[i].split(",")[1]]
+
+
+def test_tables_of_unknown_columns_are_refused_and_lists_are_not(tmp_path: Path) -> None:
+    for name, content in (
+        ("a.tsv", "Alumno\tCurso\nAna\tB\n"), ("a.txt", "Alumno;Curso\nAna;B\n"), ("a.xls", "Alumno\tCurso\nAna\t1\n"),
+        ("a.txt", "Alumno,Curso,Año\nAna,B,C\n"), ("a.txt", "Alumno\tCurso\nAna\t1\n"), ("a.csv", "Alumno,Rol\nAna,student\nBo,student\n"),
+    ):  # fmt: skip
+        with pytest.raises(CnnlabError, match="no column of names"):
+            read_roster(put(tmp_path, name, content))
+    for content in ("Lee, Ann\nDoe, Jo\n", "Lee\tAnn\nDoe\tJo\n", "3210101234,Ann Lee\n3210101235,Jo Doe\n"):
+        roster = read_roster(put(tmp_path, "a.txt", content))
+        assert [len(roster.owners(name)) for name in ("ann lee", "jo doe")] == [1, 1]
+
+
 def test_rosters_that_are_no_table_of_students(room: Path, labels: Path, tmp_path: Path) -> None:
     for name, content, why in (
         ("a.csv", "Alumno;Curso\nAna;1\n", "no column of names"), ("a.xlsx", workbook("xlsx"), "Excel workbook"),
         ("a.csv", workbook("ods"), "OpenDocument spreadsheet"), ("a.csv", "<!DOCTYPE html>\n<html>", "web page"),
         ("a.xls", "Müller\n".encode("latin-1"), "not UTF-8"), ("a.csv", "Name\n", "0 students"),
+        ("a.csv", ",,\n", "0 students"), ("a.csv", '"",""\n ; \n', "0 students"),
     ):  # fmt: skip
         with pytest.raises(CnnlabError, match=why):
             grade(room, labels, roster=put(tmp_path, name, content))

@@ -56,6 +56,11 @@ def refused(call: object, *args: object, **kwargs: object) -> str:
         "id,label\n1,cat\n2,dog\n".encode("utf-16"),
         "ID\tLabel\r\n1\tcat\r\n2\tdog\r\n".encode("utf-16"),
         b"ID,LABEL\n1,cat\n2,dog\n",
+        b"id;label\r\n1;cat\r\n2;dog\r\n",  # as German and French Excel writes
+        b'"id";"label";"what, who"\n1;cat;a,b,c\n2;dog;\n',
+        b"\n;\nid;label\n1;cat\n2;dog\n",
+        b"id,label\r\n1,cat\r\n2,dog\r\n,\r\n , \r\n",  # Excel's blank last rows
+        b"id,label\n1,cat\n,,\n2,dog\n",
     ],
 )
 def test_shapes_of_csv(tmp_path: Path, content: bytes) -> None:
@@ -80,7 +85,7 @@ def test_only_a_header_gives_nothing(tmp_path: Path) -> None:
         (b"id,lable\n1,cat\n", ["no column 'label'", "did you mean 'lable'?"]),
         (b"x,y\n1,cat\n", ["no column 'id'", "known: 'x', 'y'"]),
         (b"__x,,y\n1,cat,\n", ["no column 'id'", "known: '__x', '', 'y'"]),
-        (b"id;label\n1;cat\n", ["no column", "separate columns by commas"]),
+        (b"id|label\n1|cat\n", ["no column", "separate columns by commas"]),
         (b"id,label,id\n1,cat,2\n", ["2 columns 'id'"]),
         (b"id,label\n1,cat\n2\n", ["line 3", "1 fields", "2"]),
         (b"id,label\n\n1,cat,x\n", ["line 3", "3 fields"]),
@@ -313,6 +318,24 @@ def test_probabilities_without_a_sample_and_refused(tmp_path: Path) -> None:
     for row, why in (("a,nan,1", "between 0 and 1"), ("a,-1,2", "between"), ("a,x,1", "between"), ("a,.2,.2", "add up to 0.4"),
                      ("b,1,0", "also on line 2"), ("c,1,0", "lacks 1 ids")):  # fmt: skip
         assert why in refused(score, file(tmp_path, f"id,cat,dog\nb,1,0\n{row}\n"), true)
+
+
+def test_probabilities_of_classes_that_no_true_label_has(tmp_path: Path) -> None:
+    true = file(tmp_path, "id,label\na,cat\nb,frog\nc,cat\n", "true.csv")
+    rows = "id,dog,frog,cat\na,0.1,0.1,0.8\nb,0.9,0.1,0\nc,.5,0,.5\n"
+    found = score(file(tmp_path, rows), true)
+    assert found.classes == ["cat", "frog"]
+    assert found.confusion.tolist() == [[2, 0], [0, 0]]  # a tie is the class that a true label has
+    assert found.other.tolist() == [0, 1]
+    assert found.no_class == {"dog": 1}
+    assert found.log_loss == pytest.approx(-np.log([0.8, 0.1, 0.5]).mean())
+    german = rows.replace(",", ";").replace(".", ",")
+    assert score(file(tmp_path, german), true).log_loss == found.log_loss
+    unnamed = ",id,dog,frog,cat\n" + "".join(f"{i},{row}\n" for i, row in enumerate(rows.split()[1:]))
+    assert score(file(tmp_path, unnamed), true).log_loss == found.log_loss  # a table of pandas's with its index
+    assert "between 0 and 1" in refused(score, file(tmp_path, "id,cat,frog,usage\na,1,0,x\nb,1,0,x\nc,1,0,x\n"), true)
+    many = ",".join(["id,cat,frog", *map(str, range(3000))]) + "\n"
+    assert "3002 columns" in refused(score, file(tmp_path, many), true)
 
 
 def test_score_as_text(tmp_path: Path) -> None:

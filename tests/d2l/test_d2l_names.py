@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from cnnlab import build_model, d2l
+from cnnlab.d2l.checks import explained
 from cnnlab.d2l.data import Batches
 from cnnlab.data.imageset import ImageSet
 from cnnlab.io.errors import CnnlabError
@@ -432,9 +433,11 @@ def tiny(outputs: int = 3, *more: nn.Module) -> nn.Sequential:
 X4, Y4 = torch.arange(4 * 36.0).view(4, 1, 6, 6) / 144, torch.tensor([0, 1, 2, 1])
 BAD_BATCHES: dict[str, tuple[object, str]] = {
     "beyond": ((X4, torch.tensor([0, 1, 2, 7])), "from 0 to 7; the network has 3 outputs"),
-    "negative": ((X4, torch.tensor([0, 1, -1, 2])), "a label is -1"),
+    "negative": ((X4, torch.tensor([0, 1, -1, 2])), "batch 1: a label is -1"),
     "ignored": ((X4, torch.tensor([0, 1, -100, 2])), "a label is -100"),
     "float": ((X4, Y4.float()), r"labels are float32; .* y.long()"),
+    "float column": ((X4, Y4.float()[:, None]), r"labels are float32; .* y.long()"),
+    "one-hot": ((X4, F.one_hot(Y4, 3)), r"one-hot; pass y.argmax\(1\)"),
     "channels": ((X4.expand(4, 3, 6, 6), Y4), "have 3 channels, but the network takes 1"),
     "flat": ((X4.flatten(1), Y4), "does not take images of shape"),
     "small": ((X4[:, :, :2, :2], Y4), "does not take images of shape"),
@@ -458,7 +461,7 @@ BAD_BATCHES: dict[str, tuple[object, str]] = {
 def test_bad_batches_are_one_line(case: str, way: str) -> None:
     batch, why = BAD_BATCHES[case]
     net = tiny()
-    if case == "float" and way == "evaluate":
+    if case.startswith("float") and case != "float64" and way == "evaluate":
         return  # predictions are compared with them as numbers
     good, cpu = [(X4, Y4)], [torch.device("cpu")]
     loss, trainer = nn.CrossEntropyLoss(reduction="none"), torch.optim.Adam(net.parameters())
@@ -470,6 +473,19 @@ def test_bad_batches_are_one_line(case: str, way: str) -> None:
     with pytest.raises(CnnlabError, match=why) as caught:
         calls[way]()
     assert "\n" not in str(caught.value)
+
+
+def test_after_a_device_side_assert_nothing_is_read_from_the_gpu() -> None:
+    class Lost(Tensor):
+        def min(self, *args: object, **kwargs: object) -> Tensor:  # type: ignore[override]
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    for y, why in (
+        (Y4.as_subclass(Lost), "labels beyond the network's outputs; number"),
+        (Y4, "labels from 0 to 2; number"),
+    ):
+        with pytest.raises(CnnlabError, match=why), explained(tiny(), X4, y, "batch 1"):
+            raise RuntimeError("CUDA error: device-side assert triggered")
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])

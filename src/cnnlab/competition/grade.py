@@ -182,7 +182,8 @@ def grade(
             same_file.setdefault(digest, []).append(number)
     for group in same_file.values():
         for i in group if len(group) > 1 else ():
-            rows[i] = rows[i].with_note(f"same file as {first([rows[j].student for j in group if j != i], 5)}")
+            others = [rows[j].student for j in group[:7] if j != i]  # enough to name five and to know of more
+            rows[i] = rows[i].with_note(f"same file as {first(others, 5)}")
     return Grades(str(labels), len(truth.ids), rows, skipped)
 
 
@@ -190,7 +191,7 @@ def grade(
 class _Student:
     """name: escaped; files: CSV files by their escaped names; faults: why other files do not count.
 
-    doubt: on whom of the roster the name of the hand-in fits, if it fits several.
+    doubt: students on the roster whom the name of the hand-in fits, if several.
     """
 
     name: str

@@ -10,8 +10,10 @@ import csv
 import io
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
@@ -25,7 +27,7 @@ _LARGEST = 32 << 20  # bytes
 
 # Columns of exported rosters, as `plain_header` gives them, separated by bars.
 _NAMES, _FIRST, _LAST, _IDS = (
-    frozenset(text.split("|"))
+    frozenset(text.replace(" ", "").split("|"))
     for text in (
         "student|students|student name|name|names|full name|fullname|display name|sortable name|learner|participant|"
         "姓名|学生|学生姓名|真实姓名|名称|vollständiger name|nom complet|nombre completo",
@@ -50,6 +52,9 @@ _SCRIPTS = f"[{_CHINESE}·]+|[^{_CHINESE}·]+"
 _TASK = re.compile(r"(的|第[一二三四五六七八九十\d]+次)*(作业|大作业|实验|提交|报告|结果|预测).*")
 _CANVAS = re.compile(r"([^\d_]+)(?:_late)?_(\d+)_\d+(?:_.*)?", re.I)
 _MOODLE = re.compile(r"(.+)_(\d+)_assignsubmission_(?:file|onlinetext)(?:_.*)?", re.I)
+_NUMBERED = re.compile(r"\d{1,3}[.)、,，;\s]+(?=\S)")  # before a line of a numbered list
+_SHORT = 3  # characters of a number that is in the name of any file, such as homework 12
+_MOST_HEAD, _MOST_COLUMNS = 10, 1000  # the first rows, among which the header is; columns that are looked at
 _BLACKBOARD = re.compile(r".+_([^_]+)_attempt_\d{4}(?:-\d\d){2,5}(?:_.*)?", re.I)
 
 
@@ -64,23 +69,39 @@ class Person:
 
 @dataclass(frozen=True)
 class Roster:
-    """people: the students; passed: rows that are none, such as Canvas's row of the points possible."""
+    """people: the students; passed: notes on skipped rows that are not students, and on students of one name."""
 
     people: list[Person]
     passed: list[str]
 
     def owners(self, hand_in: str) -> list[Person]:
         """Return the students whom the name of a hand-in, without its ending, fits: one if it is clear whose it is."""
-        whole = key(hand_in)
-        if exact := [person for person in self.people if key(person.name) == whole]:
-            return exact
-        names, ids = _parts(hand_in)
-        by_id = [person for person in self.people if person.ids & ids]
-        by_name = [person for person in self.people if person.names & names]
-        both = [person for person in by_id if person in by_name]
-        if both:
-            return both
-        return by_id + by_name if by_id and by_name else by_id or by_name
+        if exact := self._by_key.get(key(hand_in)):
+            return [self.people[i] for i in exact]
+        return next(filter(None, (self._fitting(names, ids) for names, ids in _readings(hand_in))), [])
+
+    def _fitting(self, names: Iterable[str], ids: Iterable[str]) -> list[Person]:
+        """Return the students with one of the numbers and of the names, or else those with one of either."""
+        by_id = {i for word in ids for i in self._by_id.get(word, ())}
+        found = {name: self._by_name[name] for name in names if name in self._by_name}
+        by_name = {i for fitting in found.values() for i in fitting}
+        chosen = sorted(by_id & by_name) or [*sorted(by_id), *sorted(by_name)]
+        if len(chosen) > 1 and not by_id:  # Li Wei is not meant where Li Wei Ming fits
+            longest = [name for name in found if not any(name != other and name in other for other in found)]
+            chosen = sorted({i for name in longest for i in found[name]})
+        return [self.people[i] for i in chosen]
+
+    @cached_property
+    def _by_key(self) -> dict[str, list[int]]:
+        return _index([key(person.name)] for person in self.people)
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[int]]:
+        return _index(person.names for person in self.people)
+
+    @cached_property
+    def _by_id(self) -> dict[str, list[int]]:
+        return _index(person.ids for person in self.people)
 
 
 def read_roster(path: Path) -> Roster:
@@ -97,9 +118,10 @@ def read_roster(path: Path) -> Roster:
             f"the roster {path} is not UTF-8 text; save it as UTF-8 with a name per line, or as CSV UTF-8"
         )
     content = re.sub(r"\A\s*sep=.\s*?\n", "", content, flags=re.I)  # a mark of Excel's
-    lines = [line for line in content.splitlines() if line.strip()]
-    roster = (_table(path, content, lines[0]) if lines else None) or of_names(lines)
-    roster = Roster(list({key(person.name): person for person in _named_apart(roster.people)}.values()), roster.passed)
+    lines = [line for line in content.splitlines() if re.sub(r'[\s,;"]', "", line)]
+    roster = (_table(path, content, lines) if lines else None) or _of_lines(lines)
+    people = {key(person.name): person for person in _named_apart(roster.people)}
+    roster = Roster(list(people.values()), roster.passed + _namesakes(roster.people))
     if not 0 < len(roster.people) <= MOST_STUDENTS:
         raise CnnlabError(f"the roster {path} has {len(roster.people):,} students; give it a name per line")
     return roster
@@ -110,14 +132,42 @@ def of_names(names: Iterable[str]) -> Roster:
     return Roster([_from_line(name) for name in names], [])
 
 
+def _of_lines(lines: list[str]) -> Roster:
+    """Return the roster of a list of names, maybe numbered. A line that is there twice is one student."""
+    counts = Counter(map(key, lines))
+    notes = [f"the roster has the line {escape(line)!r} {n} times: one student" for line, n in counts.items() if n > 1]
+    different: dict[str, str] = {}
+    for line in lines:
+        different.setdefault(key(line), line.strip())
+    return Roster([_from_line(_without_number(line)) for line in different.values()], notes)
+
+
+def _index(words: Iterable[Iterable[str]]) -> dict[str, list[int]]:
+    """Return for each word the places at which it is."""
+    places: dict[str, list[int]] = {}
+    for i, some in enumerate(words):
+        for word in some:
+            places.setdefault(word, []).append(i)
+    return places
+
+
 def key(name: str) -> str:
     """Return a student's name without differences of case, surrounding spaces and the encoding of accents."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name.strip()).casefold())
 
 
-def _table(path: Path, content: str, head: str) -> Roster | None:
-    """Return the students of a table whose header names a column of names or numbers; None if there is no header."""
-    separator = max("\t;,", key=head.count)
+def _table(path: Path, content: str, lines: list[str]) -> Roster | None:
+    """Return the students of a table whose header names a column of names or numbers; None if there is no header.
+
+    The header is the first row, or below a title.
+    """
+    separators = [(line, max("\t;,", key=line.count)) for line in lines[:_MOST_HEAD]]
+    known_columns = (
+        (line, separator)
+        for line, separator in separators
+        if any(_columns(line.replace('"', "").split(separator)).values())
+    )
+    head, separator = next(known_columns, separators[0])
     try:
         reader = csv.reader(io.StringIO(content, newline=""), delimiter=separator, strict=True)
         rows = [row for row in reader if any(cell.strip() for cell in row)]
@@ -125,62 +175,120 @@ def _table(path: Path, content: str, head: str) -> Roster | None:
         if separator not in head:
             return None
         raise CnnlabError(f"the roster {path}: {reason(error)}; correct the quotes") from error
-    header = list(map(plain_header, rows[0]))
-    columns = {
-        what: [i for i, name in enumerate(header) if name in known]
-        for what, known in (("name", _NAMES), ("first", _FIRST), ("last", _LAST), ("id", _IDS))
-    }
-    if not any(columns.values()):
+    if not rows:
+        return None
+    place = next((i for i in range(min(len(rows), _MOST_HEAD)) if _is_header(rows, i)), None)
+    if place is None:
         # A table of unknown columns read as names would be a class of nobody.
-        if len(header) > 1 and path.suffix.lower() == ".csv" and not any(map(_is_number, rows[0])):
+        if _has_unknown_columns(path, rows, separator):
             raise CnnlabError(
                 f"the roster {path} has no column of names; call one Name or 姓名 (it has {first(rows[0], 8)})"
             )
         return None
-    people, passed = [], []
-    for row in rows[1:]:
-        cells = [cell.strip() for cell in row] + [""] * (len(header) - len(row))
+    columns = _columns(rows[place])
+    people: list[Person] = []
+    passed = [_not_a_student(next(filter(str.strip, row)).strip()) for row in rows[:place]]
+    for row in rows[place + 1 :]:
+        cells = [cell.strip() for cell in row] + [""] * (len(rows[place]) - len(row))
         full = next((cells[i] for i in columns["name"] if cells[i]), "")
         parts = [next((cells[i] for i in columns[what] if cells[i]), "") for what in ("first", "last")]
         chinese = all(re.search(f"[{_CHINESE}]", part) for part in parts)
         name = full or ("".join(parts[::-1]) if chinese else " ".join(filter(None, parts)))
-        ids = [cells[i] for i in columns["id"] if cells[i]]
-        if plain_header(name) in ("points possible", "student, test", "test student", "manual posting") or not (
-            name or ids
-        ):
-            if any(cells):
-                passed.append(f"the roster's row {escape(name or next(filter(None, cells)))!r}: not a student")
+        ids = [re.sub(r"^(\d+)\.0$", r"\1", cells[i]) for i in columns["id"] if cells[i]]
+        if plain_header(name) in _NOBODY or not (name or ids):
+            passed.append(_not_a_student(name or next(filter(None, cells))))
             continue
         people.append(_person(name or ids[0], [name], ids))
     return Roster(people, passed)
 
 
+def _columns(header: list[str]) -> dict[str, list[int]]:
+    """Return where a table has names and numbers. `学 号`, `学号/工号` and `ID (SIS)` are known by a part."""
+    parts = []
+    for cell in header[:_MOST_COLUMNS]:
+        name = re.sub(r"\s", "", plain_header(cell))
+        names = {name, *re.split(r"[/(]", name)}
+        parts.append(names | {"name"} if names & _FIRST and names & _LAST else names)
+    return {
+        what: [i for i, names in enumerate(parts) if names & known]
+        for what, known in (("name", _NAMES), ("first", _FIRST), ("last", _LAST), ("id", _IDS))
+    }
+
+
+def _is_header(rows: list[list[str]], place: int) -> bool:
+    """Return whether a row names a known column, which no other row does: a role, such as Student, is in many rows."""
+    where = {i for found in _columns(rows[place]).values() for i in found}
+    if place == 0:
+        return bool(where)
+    others = rows[:place] + rows[place + 1 :]
+    return any(not any(i < len(row) and row[i].strip() == rows[place][i].strip() for row in others) for i in where)
+
+
+def _has_unknown_columns(path: Path, rows: list[list[str]], separator: str) -> bool:
+    """Return whether rows without a known column are a table with a header, and not a list of names."""
+    if len(rows[0]) < 2 or any(map(_is_data, rows[0])):
+        return False
+    if path.suffix.lower() in (".csv", ".tsv", ".xls", ".xlsx") or len(rows[0]) > 2 or separator == ";":
+        return True  # other files may hold lines such as `Lee, Ann`
+    return len(rows) > 1 and all(any(map(_is_data, row)) for row in rows[1:])
+
+
+def _is_data(cell: str) -> bool:
+    """Return whether a cell is a number, and so in no header."""
+    return _is_number(cell.strip()) or re.fullmatch(r"\d+[.)、]?", cell.strip()) is not None
+
+
+def _not_a_student(text: str) -> str:
+    return f"the roster's row {escape(text)!r}: not a student"
+
+
 def _from_line(line: str) -> Person:
-    """Return the student of a line such as `张三`, `3210101234 name`, `Ann Lee <ann@uni.edu>`."""
+    """Return the student of a line such as `张三`, `1. 张三`, `3210101234,张三,计科1班`, `Ann Lee <ann@uni.edu>`."""
     line = line.strip()
-    words = [w for word in re.split(r"[\s,;<>()（），；]+", line) for w in re.findall(_SCRIPTS, word)]
+    whole_numbers = re.sub(r"\b(\d{5,})\.0\b", r"\1", line)  # pandas writes 3210101234.0
+    words = [w for word in re.split(r"[\s,;<>()（），；]+", whole_numbers) for w in re.findall(_SCRIPTS, word)]
     ids = [word for word in words if _is_number(word)]
-    return _person(line, [line, " ".join(word for word in words if word not in ids) if ids else ""], ids)
+    names = [line, _without_number(line)]
+    if ids:
+        names.append(" ".join(word for word in words if word not in ids))
+    names += [word for word in words if re.fullmatch(f"[{_CHINESE}·]{{2,}}", word)][:1]
+    return _person(line, names, ids)
+
+
+def _without_number(line: str) -> str:
+    """Return a line of a numbered list without its number."""
+    match = _NUMBERED.match(line)
+    return line[match.end() :] if match else line
 
 
 def _person(name: str, names: Iterable[str], ids: Iterable[str]) -> Person:
     logins = [i.partition("@")[0] for i in ids if "@" in i]
-    # Two or three characters are in the name of any file, such as homework 12.
-    usable = {_plain(i) for i in [*ids, *logins]}
-    return Person(name, frozenset(filter(None, _orders(names))), frozenset(i for i in usable if len(i) > 3))
+    plain_ids = frozenset(filter(None, map(_plain, [*ids, *logins])))
+    return Person(name, frozenset(filter(None, _orders(names))), plain_ids)
 
 
 def _named_apart(people: list[Person]) -> Iterator[Person]:
-    """Give students of one name a name with their number."""
-    counts: dict[str, int] = {}
+    """Give students of one name a name with their number, or with #1, #2, ... if they have none."""
+    counts, seen = Counter(key(person.name) for person in people), Counter[str]()
     for person in people:
-        counts[key(person.name)] = counts.get(key(person.name), 0) + 1
-    for person in people:
-        if counts[key(person.name)] > 1 and person.ids:
-            number = min(person.ids, key=lambda i: (not i.isdigit(), i))
-            yield Person(f"{person.name} ({number})", person.names, person.ids)
+        name = key(person.name)
+        seen[name] += not person.ids
+        if counts[name] > 1:
+            numbers = sorted(person.ids, key=lambda i: (not i.isdigit(), len(i) <= _SHORT, i))
+            yield replace(person, name=f"{person.name} ({[*numbers, f'#{seen[name]}'][0]})")
         else:
             yield person
+
+
+def _namesakes(people: list[Person]) -> list[str]:
+    """Return a note on each name that several students have without a number to tell them apart."""
+    counts = Counter(key(person.name) for person in people)
+    without = {key(person.name): person.name for person in people if not person.ids}
+    return [
+        f"the roster has {counts[k]} students {escape(name)!r}; give each a number"
+        for k, name in without.items()
+        if counts[k] > 1
+    ]
 
 
 def _orders(names: Iterable[str]) -> Iterator[str]:
@@ -193,26 +301,33 @@ def _orders(names: Iterable[str]) -> Iterator[str]:
             yield _without_accents(turned)
 
 
-def _parts(hand_in: str) -> tuple[frozenset[str], frozenset[str]]:
-    """Return what may be a name, and what may be a number or a login, in the name of a hand-in."""
+def _readings(hand_in: str) -> Iterator[tuple[Iterable[str], Iterable[str]]]:
+    """Yield what may be names, and what may be numbers or logins, in the name of a hand-in, the likeliest first."""
     text = readable_name(hand_in)
     if match := _BLACKBOARD.fullmatch(text):
-        return frozenset(), frozenset({_plain(match[1])})
+        yield (), {_plain(match[1])}
+        return
     if match := _MOODLE.fullmatch(text):
-        return frozenset(_orders([match[1]])), frozenset({f"participant{match[2]}"})
-    if (match := _CANVAS.fullmatch(text)) and not _NOISE.fullmatch(match[1].casefold()):
-        return frozenset(_orders([match[1]])), frozenset({match[2]})
+        yield _orders([match[1]]), {f"participant{match[2]}"}
+    elif (match := _CANVAS.fullmatch(text)) and not _NOISE.fullmatch(match[1].casefold()):
+        # Others write names of this form, too; in theirs a short number is the homework's.
+        yield _orders([match[1]]), {match[2]} if len(match[2]) > _SHORT else ()
+    yield _anywhere(text)
+
+
+def _anywhere(text: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Return what may be names, and what may be numbers or logins, in any part of a text."""
     segments = []
     for segment in re.split(r"[_()（）\[\]【】+,，;&#]+|\s-\s", text):
         segments += [_TASK.sub("", part) for part in re.findall(_SCRIPTS, segment)]
     words = [word for segment in segments for word in re.split(r"[\W_]+", segment)]
-    ids = frozenset(filter(None, map(_plain, [*words, *segments])))
+    ids = {word for word in map(_plain, [*words, *segments]) if len(word) > _SHORT} | {_plain(text)}
     kept = ["".join(w for w in re.split(r"[\W_]+", s) if not _NOISE.fullmatch(w.casefold())) for s in segments]
     runs: set[str] = set()
     for parts in (kept, segments):
         pieces = list(filter(None, map(_plain, parts)))
         runs |= {run for i in range(len(pieces)) for run in accumulate(pieces[i : i + 6])}
-    return frozenset(runs | set(map(_without_accents, runs))), ids
+    return frozenset(runs | set(map(_without_accents, runs))), frozenset(ids)
 
 
 def _is_number(word: str) -> bool:

@@ -234,24 +234,31 @@ def measure(
 ) -> Score:  # fmt: skip
     """Score a submission whose name is `name`, with labels or with a probability for each class, and close the file.
 
-    With probabilities, the most probable class is the label; equal ones mean the first in the order of the classes.
+    With probabilities, every column but the id is a class, and the most probable class is the label; equal ones mean
+    the first in the order of the classes, before those that no true label has.
     Raises: CnnlabError if a labelled image has no answer, no label is a class, or the file cannot be read.
     """
     k, number = len(truth.classes), {c: i for i, c in enumerate(truth.classes)}
     rows = table_rows(file, name)
     _, header = next(rows)
     loss = None
-    whole = chain([(1, header)], rows)
     if has_class_columns(header, truth.classes, label_column):
-        ids, p = _probabilities(whole, name, id_column, truth.classes)
+        # The truth of a few images may lack a class.
+        place, known = column_index(name, header, id_column), [column_index(name, header, c) for c in truth.classes]
+        taken = {place, *known}
+        unknown = [i for i, h in enumerate(header) if h.strip() and i not in taken]
+        if len(known + unknown) > _MOST_CLASSES:
+            raise CnnlabError(f"{name} has {len(known + unknown)} columns of classes; hand in one for each class")
+        names = [*truth.classes, *(header[i].strip() for i in unknown)]
+        ids, p = _probabilities(rows, name, place, [*known, *unknown])
         where = _answers(ids, range(len(ids)), truth, name)
         p = p[[where[i] for i in truth.ids]]
         true = np.array([number[c] for c in truth.labels])
         eps = np.finfo(p.dtype).eps  # as scikit-learn's log_loss, so that a certain error costs 36, not infinity
         loss = float(-np.log(np.clip(p[np.arange(len(p)), true], eps, 1 - eps)).mean())
-        given = [truth.classes[j] for j in p.argmax(1)]
+        given = [names[j] for j in p.argmax(1)]
     else:
-        table = table_of(whole, name, id_column, label_column)
+        table = table_of(chain([(1, header)], rows), name, id_column, label_column)
         ids, answers = table.ids, _answers(table.ids, table.values, truth, name)
         given = [answers[i] for i in truth.ids]
     confusion = np.zeros((k, k + 1), np.int64)
@@ -277,16 +284,17 @@ def _answers(ids: Sequence[str], values: Sequence[T], truth: Truth, name: str) -
 
 
 def _probabilities(
-    rows: Iterator[tuple[int, list[str]]], name: str, id_column: str, classes: Sequence[str]
+    rows: Iterator[tuple[int, list[str]]], name: str, place: int, columns: Sequence[int]
 ) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float64]]]:
-    """Return N ids and (N, K) probabilities, each row divided by its sum. Raises: CnnlabError."""
-    _, header = next(rows)
-    place, columns = column_index(name, header, id_column), [column_index(name, header, c) for c in classes]
+    """Return N ids and (N, K) probabilities, each row divided by its sum. Raises: CnnlabError.
+
+    rows: without the header; place: the column of ids; columns: those of the K classes. 0,25 is 0.25.
+    """
     lines: dict[str, int] = {}
     values = array("d")
     for line, row in rows:
         try:
-            p = [float(row[i]) for i in columns]
+            p = [float(row[i].replace(",", ".")) for i in columns]
         except ValueError:
             p = [math.nan]
         if lines.setdefault(row[place], line) != line:
@@ -299,7 +307,7 @@ def _probabilities(
             values.extend(value / sum(p) for value in p)
             continue
         raise CnnlabError(f"{name}, line {line}: {fault}")
-    return list(lines), np.array(values).reshape(-1, len(classes))
+    return list(lines), np.array(values).reshape(-1, len(columns))
 
 
 @contextmanager

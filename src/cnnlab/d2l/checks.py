@@ -16,17 +16,19 @@ from torch import Tensor
 from cnnlab.io.errors import CnnlabError, out_of_memory, reason
 from cnnlab.io.text import truncate
 
+ONE_HOT = "the labels are one-hot; pass y.argmax(1)"
 
-def as_labels(y: Tensor) -> Tensor:
+
+def as_labels(y: Tensor, batch: str = "") -> Tensor:
     """Return integer labels as (B,) int64, whatever their type, also if they are (B, 1); others unchanged.
 
-    Raise CnnlabError for negative ones on the CPU: the cross-entropy would ignore -100.
+    batch: names it in errors. Raise CnnlabError for negative ones on the CPU: the cross-entropy would ignore -100.
     """
     if y.is_floating_point() or y.is_complex():
         return y
     y = (y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y).long()
     if y.device.type == "cpu" and y.numel() and (lowest := int(y.amin())) < 0:
-        raise CnnlabError(f"a label is {lowest}; number the classes from 0")
+        raise CnnlabError(f"{batch and batch + ': '}a label is {lowest}; number the classes from 0")
     return y
 
 
@@ -82,17 +84,27 @@ def _fault(net: Any, x: Any, y: Tensor, error: Exception) -> str:
             "size"
         )
     if "device-side assert" in text:  # nothing can be computed on this GPU any more
-        return f"labels from {int(y.min())} to {int(y.max())}; number them from 0, and give the network as many outputs"
+        return f"{_extent(y)}; number them from 0, and give the network as many outputs"
     outputs = _outputs(net, x)
     if outputs is None:  # the images do not fit the network
         if match := re.search(r"to have (\d+) channels, but got (\d+) channels", text):
             return f"the images have {match[2]} channels, but the network takes {match[1]} ({_described(x)})"
         return f"the network does not take {_described(x)}: {truncate(text, 150)}"
-    if y.is_floating_point() and y.ndim == 1:
+    if y.ndim == 2 and y.shape[1] == outputs and not y.is_floating_point():
+        return ONE_HOT
+    if y.is_floating_point() and y.numel() == len(y):
         return f"the labels are {_type(y)}; class numbers are integers: y.long()"
     if not y.is_floating_point() and y.numel() and (int(y.min()) < 0 or int(y.max()) >= outputs):
         return f"the labels go from {int(y.min())} to {int(y.max())}; {_range(outputs)}"
     return f"labels of shape {tuple(y.shape)} and type {_type(y)} for {outputs} outputs: {truncate(text, 150)}"
+
+
+def _extent(y: Tensor) -> str:
+    """Return the smallest and the largest label, which a GPU cannot tell after its assertion."""
+    try:
+        return f"labels from {int(y.min())} to {int(y.max())}"
+    except RuntimeError:
+        return "labels beyond the network's outputs"
 
 
 def _range(outputs: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnlab.d2l.checks import as_labels, check_finite, check_labels, explained, pixel_sum
+from cnnlab.d2l.checks import ONE_HOT, as_labels, check_finite, check_labels, explained, pixel_sum
 from cnnlab.d2l.data import Batches
 from cnnlab.device.hardware import pick_device
 from cnnlab.io.errors import CnnlabError, reason
@@ -133,6 +133,8 @@ def accuracy(y_hat: Tensor, y: Tensor) -> float:
 def count_correct(y_hat: Tensor, y: Tensor) -> Tensor:
     """Return the number of correct predictions as a scalar tensor on its device."""
     y = as_labels(y)
+    if y.ndim == 2 and y.shape == y_hat.shape and not y.is_floating_point():
+        raise CnnlabError(ONE_HOT)
     if y_hat.ndim > 1 and y_hat.shape[1] > 1:
         y_hat = y_hat.argmax(1)
     if y_hat.shape != y.shape:  # (B, 1) and (B,) would be compared each with each
@@ -210,7 +212,7 @@ def pairs(data_iter: Iterable[Any], device: torch.device | None) -> Iterator[tup
             if not fits:
                 kind = type(part).__name__
                 raise CnnlabError(f"batch {number}: its {what} are a {kind}; yield pairs (X, y) of tensors")
-        yield batch[0], as_labels(batch[1])
+        yield batch[0], as_labels(batch[1], f"batch {number}")
 
 
 def moved(x: Any, device: torch.device | None) -> Any:

@@ -116,7 +116,7 @@ def train_batch_ch13(
     """
     if not devices:
         raise CnnlabError("devices is empty; pass try_all_gpus()")
-    y = as_labels(y)
+    y = as_labels(y, "the batch")
     with explained(net, X, y, "the batch"):
         total, correct = _batch(net, X, y, loss, trainer, torch.device(devices[0]), mean)
     return total, float(correct)

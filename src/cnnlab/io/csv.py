@@ -48,8 +48,8 @@ def read_table(
 ) -> Table:  # fmt: skip
     """Read two columns of a CSV file with a header, and close the file.
 
-    The file has any line ends and quoted fields, and commas or tabs between them; other columns and blank lines are
-    ignored. Ids must not be empty, nor repeat unless `repeats`; values may be empty unless `blanks` is False.
+    The file has any line ends and quoted fields, and commas, semicolons or tabs between them; other columns and blank
+    rows are ignored. Ids must not be empty, nor repeat unless `repeats`; values may be empty unless `blanks` is False.
     name: the file's name in errors. Raises: CnnlabError that names the file, usually the line, and the remedy.
     """
     return table_of(table_rows(file, name), name, id_column, value_column, repeats=repeats, blanks=blanks)
@@ -94,7 +94,7 @@ def table_rows(file: IO[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
         try:
             for row in reader:
                 start, line = line, reader.line_num + 1
-                if not row or (len(row) == 1 and not row[0].strip()):
+                if not any(map(str.strip, row)):  # a blank line, or Excel's blank last rows, `,`
                     continue
                 width = width or len(row)
                 if len(row) != width:
@@ -116,7 +116,7 @@ def read_header(file: IO[bytes], name: str) -> list[str]:
     """Read the first row that is not blank, and close the file. Return [] for an empty file. Raises: CnnlabError."""
     try:
         with open_text(file, name) as text:
-            return next((row for row in table_reader(text, name) if row), [])
+            return next((row for row in table_reader(text, name) if any(map(str.strip, row))), [])
     except csv.Error as error:
         raise CnnlabError(f"{name}, line 1: {reason(error)}; save the table as CSV in UTF-8") from error
 
@@ -137,10 +137,14 @@ def open_text(file: IO[bytes], name: str) -> io.TextIOWrapper:
 
 
 def table_reader(text: io.TextIOWrapper, name: str) -> Any:
-    """Return a reader of the rows. Tabs separate columns if the first line has some and no comma, as in Excel's."""
-    head = text.readline(_LONGEST_LINE)
+    """Return a reader of the rows. Columns are separated by the comma, semicolon or tab that the header has most of.
+
+    Excel writes semicolons where the comma is the decimal point, and tabs in UTF-16.
+    """
+    head = next((line for line in iter(lambda: text.readline(_LONGEST_LINE), "") if line.strip()), "")
     text.seek(0)
-    return csv.reader(_lines(text, name), delimiter="\t" if "\t" in head and "," not in head else ",", strict=True)
+    unquoted = re.sub('"[^"]*"', "", head)
+    return csv.reader(_lines(text, name), delimiter=max(",;\t", key=unquoted.count), strict=True)
 
 
 def _lines(text: io.TextIOWrapper, name: str) -> Iterator[str]:
@@ -177,7 +181,7 @@ def column_index(name: str, header: list[str], column: str) -> int:
         return columns.index(wanted)
     if wanted in columns:
         raise CnnlabError(f"{name}: its header has {columns.count(wanted)} columns {column!r}; rename all but one")
-    hint = "; separate columns by commas" if len(header) == 1 and {";", "\t"} & set(header[0]) else ""
+    hint = "; separate columns by commas" if len(header) == 1 and set("|;\t") & set(header[0]) else ""
     raise CnnlabError(f"{name}: no column {column!r}; {near(column, [h.strip() for h in header[:1000]])}{hint}")
 
 

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import codecs
 import os
+from collections import Counter
 from collections.abc import Iterable
 
 _PIECE = 1 << 20
 _EVERYDAY = 0.75  # share of characters in GB 2312, which has nearly all of a Chinese text; Big5 read as GBK has half
+
+# First bytes in GBK. 40% of Chinese characters have one after those of Hangul. Different characters are counted, as a
+# table of two labels repeats them.
+_FIRST_HANZI, _AFTER_HANGUL, _ENOUGH = 0xB0, 0xC9, 20
 
 
 def text_encoding(content: bytes) -> str:
@@ -28,18 +33,27 @@ def text_encoding(content: bytes) -> str:
 
 
 def is_gbk(content: bytes) -> bool:
-    """Return whether `content` is GBK (GB 18030): it decodes, and mostly to everyday Chinese."""
-    total, everyday = 0, 0
+    """Return whether `content` is GBK (GB 18030): it decodes, and mostly to everyday Chinese.
+
+    Japanese (EUC-JP) and Korean (CP949) have the same bytes: kana stand at the same place, and Hangul at that of the
+    Chinese characters whose pinyin begins with A to R.
+    """
+    counts: Counter[str] = Counter()
     decoder = codecs.getincrementaldecoder("gb18030")()
     try:
         for at in range(0, len(content), _PIECE):
             text = decoder.decode(content[at : at + _PIECE], at + _PIECE >= len(content))
-            wide = [c for c in text if not c.isascii()]
-            total += len(wide)
-            everyday += sum(map(_is_everyday, wide))
+            counts.update(c for c in text if not c.isascii())
     except UnicodeDecodeError:
         return False
-    return total > 0 and everyday >= _EVERYDAY * total
+    # Chinese texts use の as well.
+    if any("\u3040" <= c <= "\u30ff" and c != "の" for c in counts):
+        return False
+    first_bytes = [first for c in counts if (first := c.encode("gb18030")[0]) >= _FIRST_HANZI]
+    if len(first_bytes) >= _ENOUGH and max(first_bytes) < _AFTER_HANGUL:
+        return False
+    total = counts.total()
+    return total > 0 and sum(n for c, n in counts.items() if _is_everyday(c)) >= _EVERYDAY * total
 
 
 def name_encoding(names: Iterable[bytes]) -> str | None:

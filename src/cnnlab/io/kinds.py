@@ -12,7 +12,9 @@ from pathlib import Path
 HEAD = 1 << 16  # bytes that suffice
 ZIP, SEVEN_ZIP = "a zip archive", "a 7z archive"  # those that are read
 
-_ARCHIVE, _WORKBOOK, _PAGE, _LFS, _OTHER = "archive", "workbook", "page", "lfs", "other"
+_ARCHIVE, _WORKBOOK, _PAGE, _PICTURE, _ZEROS, _LFS, _OTHER = (
+    "archive", "workbook", "page", "picture", "zeros", "lfs", "other",
+)  # fmt: skip
 _DOWNLOAD = "log in with a browser and download the file again"
 
 
@@ -44,11 +46,14 @@ class Kind:
 
     def in_place_of_image(self) -> str:
         """Return what the file is, and how to get the image."""
+        if self.group == _PICTURE:
+            return f"is {self.what}, which cannot be read; convert it to JPEG or PNG"
         remedy = {_ARCHIVE: "unpack it", _PAGE: _DOWNLOAD}
         return f"is {self.what}, not an image; {remedy.get(self.group) or self._same('remove it')}"
 
     def _same(self, default: str) -> str:
-        return "get the file itself with `git lfs pull`" if self.group == _LFS else default
+        """Return the remedy that is the same whatever the file is for, or else `default`."""
+        return {_LFS: "get the file itself with `git lfs pull`", _ZEROS: "download it again"}.get(self.group, default)
 
 
 _MAGIC = (
@@ -68,6 +73,7 @@ _MAGIC = (
     (b"SQLite format 3\0", "a SQLite database", _OTHER),
     (b"\x89PNG\r\n\x1a\n", "a PNG image", _OTHER),
     (b"\xff\xd8\xff", "a JPEG image", _OTHER),
+    (b"8BPS", "a Photoshop file", _PICTURE),
     (b"version https://git-lfs", "a Git LFS pointer, a note of where the file is", _LFS),
     (b"version https://hawser", "a Git LFS pointer, a note of where the file is", _LFS),
 )
@@ -82,8 +88,15 @@ _IN_ZIP = (
     (b"word/document", "a Word document", _OTHER),
     (b"ppt/presentation", "a PowerPoint file", _OTHER),
 )
+_HEIC = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
+# The first member of an Office file, by which it differs from an archive that holds one.
+_FIRST_IN_OFFICE = (
+    b"[Content_Types]", b"_rels/", b"docProps/", b"xl/", b"word/", b"ppt/", b"mimetype", b"Index/", b"Data/",
+    b"Metadata/", b"preview",
+)  # fmt: skip
+# Atomic (?>...): n comments that nothing follows would otherwise be tried in 2^n ways.
 _HTML = re.compile(
-    rb"\s*(<!--.*?-->\s*)*(<\?xml[^>]*>\s*)?(<!doctype\s+html|<html|<head|<body|<script|<table)", re.I | re.S
+    rb"\s*(?>(?:<!--.*?-->\s*)*)(<\?xml[^>]*>\s*)?(<!doctype\s+html|<html|<head|<body|<script|<table)", re.I | re.S
 )
 
 
@@ -91,15 +104,21 @@ def kind_of(head: bytes, tail: bytes = b"") -> Kind | None:
     """Return the kind of a file that starts with `head` and ends with `tail`; None for text and what is unknown."""
     if head[:4] in (b"PK\3\4", b"PK\5\6", b"PK\7\x08"):
         # The names of a zip's members stand before each of them, and once more at its end.
-        office = next((Kind(*rest) for mark, *rest in _IN_ZIP if mark in head or mark in tail), None)
-        return office or Kind(ZIP, _ARCHIVE)
+        if head[30 : 30 + int.from_bytes(head[26:28], "little")].startswith(_FIRST_IN_OFFICE):
+            office = next((Kind(*rest) for mark, *rest in _IN_ZIP if mark in head or mark in tail), None)
+            return office or Kind(ZIP, _ARCHIVE)
+        return Kind(ZIP, _ARCHIVE)
     for magic, what, group in _MAGIC:
         if head.startswith(magic):
             return Kind(what, group)
     if head[257:262] == b"ustar":
         return Kind("a tar archive", _ARCHIVE)
     if len(head) >= 16 and not head.strip(b"\0"):
-        return Kind("nothing but zero bytes, as an unfinished download is", _PAGE)
+        return Kind("nothing but zero bytes, as an unfinished download is", _ZEROS)
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIC:
+        return Kind("a HEIC photo", _PICTURE)
+    if head[128:132] == b"DICM":
+        return Kind("a DICOM file", _PICTURE)
     text = head.removeprefix(b"\xef\xbb\xbf")
     if text[:2] in (b"\xff\xfe", b"\xfe\xff"):  # UTF-16
         text = text.replace(b"\0", b"")[2:]
