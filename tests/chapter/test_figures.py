@@ -430,7 +430,7 @@ def test_the_caption_has_the_epoch_of_the_weights(tmp_path: Path) -> None:
 
 def test_a_network_without_convolutions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, _ = saved_run(tmp_path / "run", "lenet", 1, 28)
-    monkeypatch.setattr(module, "load_network", lambda run, file: nn.Linear(3, 3))
+    monkeypatch.setattr(module, "load_network", lambda run, file, model: nn.Linear(3, 3))
     with pytest.raises(CnnlabError, match="has no convolution"):
         filters(run)
 
