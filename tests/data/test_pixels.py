@@ -286,3 +286,13 @@ def test_some_classes_or_a_test_part_alone_are_enough_for_an_evaluation(tmp_path
     for name in ("one", "two"):
         with pytest.raises(CnnlabError):
             load(tmp_path / name)
+
+
+def test_a_test_part_without_labels_changes_no_label_of_the_others(tmp_path: Path) -> None:
+    for name in ("train/cats", "train/zebras", "val/zebras", "test/images"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.effect_noise((16, 16), 50).save(tmp_path / name / "1.png")
+    train = load(tmp_path)
+    held_out = load(tmp_path, "validation", decoding=train.decoding)
+    assert train.classes == held_out.classes == ["cats", "zebras"]
+    assert held_out.labels.tolist() == [1]

@@ -43,7 +43,12 @@ def load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
 
 
 def _load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
-    found = scan(path, complete=options.decoding is None)
+    try:
+        found = scan(path)
+    except CnnlabError:
+        if options.decoding is None:
+            raise
+        found = scan(path, complete=False)  # to be evaluated: some of the classes suffice
     if split not in found.files:
         return None
     how, notes = (options.decoding, []) if options.decoding else _decoding(found, options)
