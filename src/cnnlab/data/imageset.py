@@ -43,7 +43,9 @@ class ImageSet:
 
     images: (N, C, H, W) uint8; labels: (N,) int64 in 0..K-1; ids: N texts; classes: K names; skipped: errors of the
     files that could not be read; passed_over: files and folders that are not data, by kind, such as `.heic` or `empty
-    folder`; decoding: how the files were decoded; warnings: what looks wrong about the images.
+    folder`; decoding: how the files were decoded; warnings: what looks wrong about the images. groups: N names of what
+    the images belong to, such as a patient or a video, or None; weights: (N,) float32, of each image in the training
+    loss, or None for 1.
     """
 
     images: Tensor
@@ -54,6 +56,8 @@ class ImageSet:
     passed_over: Mapping[str, list[str]] = field(default_factory=dict)
     decoding: Decoding | None = None
     warnings: tuple[str, ...] = ()
+    groups: list[str] | None = None
+    weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         n = len(self.images)
@@ -61,21 +65,34 @@ class ImageSet:
             raise ValueError(f"images: expected (N, C, H, W) uint8, got {self.images.dtype} {tuple(self.images.shape)}")
         if self.labels.shape != (n,) or self.labels.dtype != torch.int64 or len(self.ids) != n:
             raise ValueError(f"expected {n} int64 labels and ids, got {tuple(self.labels.shape)} and {len(self.ids)}")
+        if self.groups is not None and len(self.groups) != n:
+            raise ValueError(f"expected {n} groups, got {len(self.groups)}")
+        if self.weights is not None and (self.weights.shape != (n,) or self.weights.dtype != torch.float32):
+            raise ValueError(f"expected {n} float32 weights, got {self.weights.dtype} {tuple(self.weights.shape)}")
 
     def __len__(self) -> int:
         return len(self.images)
 
     def take(self, index: Tensor) -> ImageSet:
         """Return the images at `index` (M,) int64, in that order."""
-        ids = [self.ids[i] for i in index.tolist()]
-        return replace(self, images=self.images[index], labels=self.labels[index], ids=ids)
+        places = index.tolist()
+        return replace(
+            self,
+            images=self.images[index],
+            labels=self.labels[index],
+            ids=[self.ids[i] for i in places],
+            groups=None if self.groups is None else [self.groups[i] for i in places],
+            weights=None if self.weights is None else self.weights[index],
+        )
 
     def fingerprint(self) -> str:
-        """Return a hash of pixels, labels and class names, in order."""
+        """Return a hash of pixels, labels, class names and weights, in order."""
         digest = hashlib.blake2b(digest_size=16)
         digest.update("\0".join([str(tuple(self.images.shape)), *self.classes]).encode())
         digest.update(self.images.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().data)
+        if self.weights is not None:
+            digest.update(self.weights.contiguous().numpy().data)
         return digest.hexdigest()
 
 
