@@ -24,7 +24,7 @@ from typing import Any
 from _common import add_out
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import RECIPES
-from cnnlab.training.runs import spread
+from cnnlab.training.series import spread
 
 KEYS = ("val_acc", "final_acc", "train_seconds", "race_seconds", "clock_seconds", "images_per_second")
 

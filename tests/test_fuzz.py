@@ -60,7 +60,8 @@ from cnnlab.training.folders import check_name
 from cnnlab.training.optim import make_optimizer
 from cnnlab.training.progress import SCHEMA
 from cnnlab.training.results import Result
-from cnnlab.training.runs import list_runs, open_run, open_seeds
+from cnnlab.training.runs import list_runs, open_run
+from cnnlab.training.series import open_series
 from cnnlab.training.step import train_step
 from fuzzing import Trials, changed, changes, edited, edits, plain, right_7z, right_png, right_tar
 
@@ -382,7 +383,7 @@ def test_folders_of_seeds_reproductions_and_competitions(trial: Trials, tmp_path
                               "data_dir": "x", "device": "cpu", "threads": 1, "estimated_seconds": {}},
     }  # fmt: skip
     openers: dict[str, Callable[[], Any]] = {
-        "seeds.json": lambda: open_seeds(place),
+        "seeds.json": lambda: open_series(place),
         "competition.json": lambda: work.open_competition("work", tmp_path),
         "reproduction.json": lambda: resume_reproduction(place, progress="none"),
     }

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from cnnlab.recipes import RECIPES
     from cnnlab.training.evaluate import Evaluation
     from cnnlab.training.results import Result, SeedsResult
+    from cnnlab.training.resume import resume
     from cnnlab.training.runs import Run, list_runs, open_run
     from cnnlab.training.step import train_step
-    from cnnlab.training.train import resume, train, train_seeds
+    from cnnlab.training.train import train
+    from cnnlab.training.train_series import train_seeds
 
 __all__ = [
     "DATASETS",
@@ -68,7 +70,9 @@ _HOMES = {
     "training.results": ("Result", "SeedsResult"),
     "training.runs": ("Run", "list_runs", "open_run"),
     "training.step": ("train_step",),
-    "training.train": ("resume", "train", "train_seeds"),
+    "training.resume": ("resume",),
+    "training.train": ("train",),
+    "training.train_series": ("train_seeds",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

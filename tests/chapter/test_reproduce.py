@@ -21,7 +21,7 @@ from cnnlab.data.splits import load_splits
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted
 from cnnlab.recipes import RECIPES
 from cnnlab.training import loop
-from cnnlab.training import train as training
+from cnnlab.training import train_series as training
 from cnnlab.training.runs import open_run
 from conftest import Command, one_line_error
 

@@ -25,14 +25,15 @@ from cnnlab.models import build_model
 from cnnlab.models.batch_norm import BatchNorm
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import find_recipe
-from cnnlab.training import runs
-from cnnlab.training import train as training
+from cnnlab.training import runs, train_series
 from cnnlab.training.autotune import time_step
 from cnnlab.training.display import make_display
 from cnnlab.training.folders import check_name, make_folder, named_folder
 from cnnlab.training.plan import Plan as StepPlan
 from cnnlab.training.plan import Workload
 from cnnlab.training.results import SeedsResult
+from cnnlab.training.resume import resume
+from cnnlab.training.series import is_series, spread
 from cnnlab.training.session import same_device
 
 _FORMAT = "cnnlab reproduction 1"
@@ -226,10 +227,10 @@ def _train(path: Path, name: str, plan: Plan, common: dict[str, Any]) -> SeedsRe
     """Train the seeds of an experiment that are not finished."""
     with contextlib.suppress(OSError):
         (path / name).rmdir()  # empty if the process was killed before it wrote anything
-    if (path / name / "seeds.json").exists():
-        result = training.resume(path / name, **common)
+    if is_series(path / name):
+        result = resume(path / name, **common)
     else:
-        result = training.train_seeds(plan.recipes[name], plan.seeds, runs_dir=path, name=name, **common)
+        result = train_series.train_seeds(plan.recipes[name], plan.seeds, runs_dir=path, name=name, **common)
     assert isinstance(result, SeedsResult)
     return result
 
@@ -245,12 +246,12 @@ def _classical_row(name: str, limit: int, common: dict[str, Any]) -> dict[str, A
         "images": {"train": result.counts["train"], "test": result.counts["test"]},
         "seeds": [result.seed],
         "loss": None,
-        "train_acc": runs.spread([result.train_acc]),
-        "test_acc": runs.spread([result.test_acc]),
-        "val_acc": runs.spread([result.val_acc]),
+        "train_acc": spread([result.train_acc]),
+        "test_acc": spread([result.test_acc]),
+        "val_acc": spread([result.val_acc]),
         "settings": result.settings,
         "examples_per_second": None,
-        "images_per_second": runs.spread([result.images_per_second]),
+        "images_per_second": spread([result.images_per_second]),
         "seconds": result.seconds["all"],
         "seconds_of": result.seconds,
         "cached": result.cached,

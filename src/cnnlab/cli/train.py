@@ -92,8 +92,10 @@ def train(
     from cnnlab.models.own import is_file
     from cnnlab.recipe import parse_settings
     from cnnlab.recipes import choose_recipe, own_recipe
-    from cnnlab.training import train as training
+    from cnnlab.training.resume import resume as resume_training
     from cnnlab.training.start import like_origin
+    from cnnlab.training.train import train as train_once
+    from cnnlab.training.train_series import train_seeds
 
     if model is not None and model_option is not None:
         raise CnnlabError(f"two networks, {model} and {model_option}; name one")
@@ -121,7 +123,7 @@ def train(
         if extra:
             raise CnnlabError(f"--resume uses the run's own recipe; leave out {', '.join(extra)}")
         print_training(
-            lambda: training.resume(resume, model=own_model(model), data=data, on_nan=on_nan, **common, **settings)
+            lambda: resume_training(resume, model=own_model(model), data=data, on_nan=on_nan, **common, **settings)
         )
         return
     settings |= {"on_nan": on_nan} if on_nan is not None else {}
@@ -135,6 +137,6 @@ def train(
     chosen = chosen.changed(**settings)
     common |= {"auto_batch": auto_batch, "init_from": init_from, "model": network}
     if seeds is None:
-        print_training(lambda: training.train(chosen, **common))
+        print_training(lambda: train_once(chosen, **common))
     else:
-        print_training(lambda: training.train_seeds(chosen, seeds, **common))
+        print_training(lambda: train_seeds(chosen, seeds, **common))

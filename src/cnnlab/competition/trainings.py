@@ -25,7 +25,10 @@ from cnnlab.training import train as training
 from cnnlab.training.display import reporting
 from cnnlab.training.evaluate import VIEWS, Evaluation
 from cnnlab.training.results import Result, SeedsResult
+from cnnlab.training.resume import resume
 from cnnlab.training.runs import Run
+from cnnlab.training.series import is_series, open_series
+from cnnlab.training.train_series import train_seeds
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def retrain(
             f"{path} is not finished, and retraining uses its settings; continue it first: cnnlab kaggle train "
             f"--name {competition.path.name}"
         )
-    recipe = runs.open_seeds(path)[0] if (path / "seeds.json").exists() else runs.open_run(path).recipe
+    recipe = open_series(path).recipe if is_series(path) else runs.open_run(path).recipe
     everything = recipe.changed(eval_split="train", val_fraction=0.0)
     return _train_or_resume(competition.path / "retrain", everything, seeds, device, threads, progress)
 
@@ -137,8 +140,9 @@ def _train_or_resume(
         raise CnnlabError(f"seeds={seeds}: must be at least 1")
     common: dict[str, Any] = {"device": device, "threads": threads, "progress": progress}
     if has_started(path):
-        several = (path / "seeds.json").exists()
-        there, numbers = runs.open_seeds(path) if several else (runs.open_run(path).recipe, [0])
+        several = is_series(path)
+        there = open_series(path).recipe if several else runs.open_run(path).recipe
+        numbers = open_series(path).numbers if several else [0]
         if recipe is not None and there != recipe:
             raise CnnlabError(f"{path} holds a training of another recipe, {there.name}; choose another --name")
         if seeds is not None and len(numbers) != seeds:
@@ -149,13 +153,13 @@ def _train_or_resume(
         summary = None if several else runs.open_run(path).summary()
         if summary is not None:
             return Result(runs.open_run(path), summary)
-        return training.resume(path, **common)
+        return resume(path, **common)
     assert recipe is not None
     with contextlib.suppress(OSError):
         path.rmdir()  # an empty folder of a process that was killed
     if seeds is None or seeds == 1:
         return training.train(recipe, runs_dir=path.parent, name=path.name, **common)
-    return training.train_seeds(recipe, seeds, runs_dir=path.parent, name=path.name, **common)
+    return train_seeds(recipe, seeds, runs_dir=path.parent, name=path.name, **common)
 
 
 def weights_hash(run: Run) -> str:

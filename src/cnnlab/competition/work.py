@@ -23,6 +23,7 @@ from cnnlab.training import runs
 from cnnlab.training.display import reporting
 from cnnlab.training.folders import check_name
 from cnnlab.training.runs import Run
+from cnnlab.training.series import is_series, member_folders
 
 _FORMAT = "cnnlab competition 1"
 _SCHEMA = {
@@ -65,7 +66,7 @@ class Competition:
         found = []
         for part in ("retrain", "train"):
             path = self.path / part
-            folders = runs.seed_folders(path) if (path / "seeds.json").exists() else [path]
+            folders = member_folders(path) if is_series(path) else [path]
             found += [runs.open_run(f) for f in folders if (f / "summary.json").exists()]
         return found
 
@@ -193,4 +194,4 @@ def _files(place: Path, name: str, layout: Layout) -> Path:
 
 def has_started(path: Path) -> bool:
     """Return whether a training has started in the folder `path`."""
-    return (path / "recipe.json").exists() or (path / "seeds.json").exists()
+    return (path / "recipe.json").exists() or is_series(path)

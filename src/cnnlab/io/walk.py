@@ -22,7 +22,9 @@ _SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini", "ehthumbs.db"))
 
 
 # Files of a folder that a command of ours wrote.
-_RUN_FILES = frozenset(("run.json", "seeds.json", "competition.json", "reproduction.json", "bench.json", "grades.csv"))
+_RUN_FILES = frozenset(
+    ("run.json", "seeds.json", "folds.json", "competition.json", "reproduction.json", "bench.json", "grades.csv")
+)
 
 
 def kind_of_name(name: str) -> str:

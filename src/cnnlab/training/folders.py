@@ -10,6 +10,7 @@ from pathlib import Path
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.text import truncate
 from cnnlab.recipe import Recipe
+from cnnlab.training.series import is_series
 
 
 def make_folder(path: Path) -> Path:
@@ -21,7 +22,7 @@ def make_folder(path: Path) -> Path:
         where = path if path.exists() else path.parent
         if (path / "reproduction.json").exists():
             remedy = f"choose another --name, or continue it: cnnlab reproduce --resume {path}"
-        elif (path / "run.json").exists() or (path / "seeds.json").exists():
+        elif (path / "run.json").exists() or is_series(path):
             remedy = f"choose another --name, or continue it: cnnlab train --resume {path}"
         elif where.is_dir():
             remedy = "choose another --name"

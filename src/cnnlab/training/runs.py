@@ -13,8 +13,7 @@
     evaluations.jsonl        each explicit evaluation, so that every use of the test set is on record
 
 run.json, environment.json and summary.json hold a checksum of themselves, run.json also one of recipe.json: a file that
-was damaged or changed by hand is not used. Several seeds of one recipe are a folder with seeds.json and a run's folder
-for each seed.
+was damaged or changed by hand is not used. Several runs of one recipe are a series: series.py.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -37,17 +35,14 @@ from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.files import LINES_LIMIT, digest, read_checked, read_json, read_limited, write_atomic, write_checked
 from cnnlab.io.schema import COUNT, NUMBER, POSITIVE, Number, check
 from cnnlab.recipe import LARGEST_SIDE, Recipe, recipe_json
+from cnnlab.training.series import FROM, is_series, member_folders, open_series
 
 _FORMAT = "cnnlab run 1"
-_SEEDS_FORMAT = "cnnlab seeds 1"
 WEIGHTS = ("best", "last")
-MOST_SEEDS = 100_000
 _SIDE = Number(1, LARGEST_SIDE, whole=True)
 _CHANNELS = Number(1, 64, whole=True)
 _SHARE = Number(0, 1)
 # Schemas of the files: a folder may come from anyone.
-_FROM = {"kind": ("continued", "weights"), "run": str, "epochs?": COUNT,
-         "weights?": ("best.safetensors", "last.safetensors")}  # fmt: skip
 _INFO = {
     "model": {"name": str, "num_classes": Number(1, 1e6, whole=True), "in_channels": _CHANNELS, "image_size": _SIDE,
               "parameters": COUNT, "builder?": str},
@@ -57,7 +52,7 @@ _INFO = {
                       "fit": ("pad", "crop", "stretch"), "mean": [NUMBER], "std": [POSITIVE],
                       "background": ("black", "white"), "low": NUMBER, "high": NUMBER},
     "recipes": [str],
-    "from?": _FROM,
+    "from?": FROM,
 }  # fmt: skip
 _SUMMARY = {
     "seed": COUNT, "eval_split": str, "loss": NUMBER, "train_acc": _SHARE, "best": NUMBER, "best_epoch": COUNT,
@@ -165,9 +160,10 @@ def change_recipe(run: Run, recipe: Recipe) -> Run:
 def open_run(name: str | Path, runs_dir: str | Path = "runs") -> Run:
     """Return the run in the folder `name`, or in `runs_dir`/`name`. Raise CnnlabError if there is none."""
     path = find_folder(name, runs_dir)
-    if (path / "seeds.json").exists():
-        inside = ", ".join(str(p) for p in seed_folders(path))
-        raise CnnlabError(f"{path} holds several seeds; name one of its runs: {inside or 'none was started'}")
+    if is_series(path):
+        inside = ", ".join(str(p) for p in member_folders(path))
+        kind = open_series(path).kind
+        raise CnnlabError(f"{path} holds several {kind}; name one of its runs: {inside or 'none was started'}")
     for name in ("run.json", "recipe.json"):
         if not (path / name).is_file():
             raise CnnlabError(f"{path} is not a run's folder (no {name}); `cnnlab runs` lists all runs")
@@ -196,14 +192,14 @@ def find_folder(name: str | Path, runs_dir: str | Path = "runs") -> Path:
     """Return the folder `name`, else `runs_dir`/`name`. Raise CnnlabError if there is neither."""
     places = [path for path in (Path(name), Path(runs_dir) / name) if path.is_dir()]
     # A folder of images may have the name of a run.
-    for path in (*(p for p in places if (p / "run.json").exists() or (p / "seeds.json").exists()), *places):
+    for path in (*(p for p in places if (p / "run.json").exists() or is_series(p)), *places):
         return path
     what = "is a file, not a run's folder" if Path(name).exists() else "does not exist"
     raise CnnlabError(f"{name} {what}; `cnnlab runs` lists all runs")
 
 
 def list_runs(runs_dir: str | Path = "runs", damaged: Callable[[str], None] = lambda _: None) -> list[Run]:
-    """Return all runs under `runs_dir`, sorted by name, with each seed as a run. Other folders are ignored.
+    """Return all runs under `runs_dir`, sorted by name, with each run of a series. Other folders are ignored.
 
     damaged: called with one line for each run that cannot be read; such runs are skipped.
     """
@@ -225,59 +221,13 @@ def list_runs(runs_dir: str | Path = "runs", damaged: Callable[[str], None] = la
 
 
 def _folders_of_runs(path: Path) -> list[Path]:
-    """Return `path` if it is a run's folder, or those inside it: seeds, or the runs of a reproduction."""
+    """Return `path` if it is a run's folder, or those inside it: a series, or the runs of a reproduction."""
     inside: list[Path] = []
     if any((path / f"{kind}.json").exists() for kind in ("reproduction", "competition")):
         inside = [folder for p in sorted(path.iterdir()) if p.is_dir() for folder in _folders_of_runs(p)]
-    elif (path / "seeds.json").exists():
-        inside = seed_folders(path)
+    elif is_series(path):
+        inside = member_folders(path)
     return [folder for folder in inside or [path] if (folder / "run.json").exists()]
-
-
-# Several seeds of one recipe
-
-
-def create_seeds(path: Path, recipe: Recipe, seeds: Sequence[int], origin: dict[str, Any] | None = None) -> None:
-    """Make the new, empty folder `path` one for several seeds of a recipe. Raise CnnlabError.
-
-    origin: the run whose weights they start from, as in run.json.
-    """
-    content = {"format": _SEEDS_FORMAT, "recipe": recipe.to_dict(), "seeds": list(seeds)}
-    content |= {"from": origin} if origin else {}
-    try:
-        write_checked(path / "seeds.json", content)
-    except OSError as error:
-        raise CnnlabError(f"cannot write into {path}: {reason(error)}; name another folder with --runs-dir") from error
-
-
-def open_seeds(path: Path) -> tuple[Recipe, list[int]]:
-    """Return the recipe and the seeds of such a folder. Raise CnnlabError."""
-    content = read_checked(path / "seeds.json")
-    if content.get("format") != _SEEDS_FORMAT:
-        raise CnnlabError(f"{path / 'seeds.json'} has format {content.get('format')!r}, not {_SEEDS_FORMAT!r}")
-    check(path / "seeds.json", content, {"recipe": dict, "seeds": [COUNT], "from?": _FROM})
-    if not 0 < len(content["seeds"]) <= MOST_SEEDS:
-        raise CnnlabError(f"{path / 'seeds.json'} is damaged: {len(content['seeds']):,} seeds")
-    try:
-        return Recipe.from_dict(content["recipe"]), list(content["seeds"])
-    except CnnlabError as error:
-        raise CnnlabError(f"{path / 'seeds.json'} is damaged: {reason(error)}") from error
-
-
-def seeds_origin(path: Path) -> dict[str, Any] | None:
-    """Return the run whose weights the seeds of such a folder start from, as in run.json. Raise CnnlabError."""
-    open_seeds(path)
-    return read_checked(path / "seeds.json").get("from")
-
-
-def seed_folders(path: Path) -> list[Path]:
-    """Return the runs' folders inside, in the order of their seeds."""
-    return sorted(path.glob("seed-*"), key=lambda p: (len(p.name), p.name))
-
-
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Return n, mean and sample standard deviation (None for a single value)."""
-    return {"n": len(values), "mean": mean(values), "std": stdev(values) if len(values) > 1 else None}
 
 
 # Rows

@@ -23,6 +23,7 @@ from cnnlab.training.own import check_own
 from cnnlab.training.plan import Plan
 from cnnlab.training.progress import Progress, ranking_size
 from cnnlab.training.runs import Run
+from cnnlab.training.series import is_series, member_folders, open_series
 from cnnlab.training.session import Session
 
 # What may change when a finished run is trained for more epochs: nothing that the saved state depends on.
@@ -181,18 +182,18 @@ def with_best_on_disk(session: Session, run: Run, progress: Progress) -> Progres
     return progress
 
 
-def started_seeds(path: Path) -> list[Run]:
-    """Return the runs in a folder of several seeds, in the order of their seeds."""
-    return [runs.open_run(folder) for folder in runs.seed_folders(path) if (folder / "run.json").exists()]
+def started_members(path: Path) -> list[Run]:
+    """Return the runs in the folder of a series, in the order of their seeds or folds."""
+    return [runs.open_run(folder) for folder in member_folders(path) if (folder / "run.json").exists()]
 
 
 def record_move(folder: Path, data: str) -> None:
-    """Record that the images of a run, or of several seeds, are at `data` now."""
+    """Record that the images of a run, or of a series, are at `data` now."""
     with explained_write_errors(folder):
-        if (folder / "seeds.json").exists():
-            recipe, seeds = runs.open_seeds(folder)
+        if is_series(folder):
+            series = open_series(folder)
             with runs.locked(folder):
-                runs.create_seeds(folder, replace(recipe, data=data), seeds, runs.seeds_origin(folder))
-        for run in started_seeds(folder) or [runs.open_run(folder)] * (folder / "run.json").exists():
+                replace(series, recipe=replace(series.recipe, data=data)).save()
+        for run in started_members(folder) or [runs.open_run(folder)] * (folder / "run.json").exists():
             with runs.locked(run.path):
                 runs.change_recipe(run, replace(run.recipe, data=data))

@@ -1,4 +1,7 @@
-"""Entry points: `train`, `train_seeds` and `resume`. The loop itself is in loop.py, the update in step.py."""
+"""The entry point `train`, and a run from start to end. The loop itself is in loop.py, the update in step.py.
+
+Several runs of one recipe: train_series.py. An interrupted run: resume.py.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from cnnlab.data.own import own_images
 from cnnlab.device.determinism import reproducible
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted, out_of_memory, reason
 from cnnlab.io.files import remove_torn, write_checked
-from cnnlab.models.own import Network, own_name
+from cnnlab.models.own import Network
 from cnnlab.recipe import Recipe
 from cnnlab.training import checkpoint, runs
 from cnnlab.training.average import Average
@@ -30,21 +30,18 @@ from cnnlab.training.folders import check_free, new_folder, removed_if_empty
 from cnnlab.training.guard import NonFinite, divergence_error, is_nondeterministic, memory_error, nondeterminism_error
 from cnnlab.training.loop import Trainer, train_epochs
 from cnnlab.training.optim import initialize, make_optimizer
-from cnnlab.training.own import check_own, resume_call
+from cnnlab.training.own import resume_call
 from cnnlab.training.plan import Plan, is_compile_error
 from cnnlab.training.progress import Progress
-from cnnlab.training.results import Result, SeedsResult, summarize
+from cnnlab.training.results import Result, summarize
 from cnnlab.training.runs import Run
 from cnnlab.training.session import OnEpoch, Session, choose
 from cnnlab.training.start import (
     check_origin,
     continue_from,
-    continued_recipe,
     initialize_from,
     like_origin,
     note_differences,
-    record_move,
-    started_seeds,
     weights_of,
     with_best_on_disk,
 )
@@ -97,140 +94,10 @@ def train(
         check_origin(session, recipe)
         recipe = session.find_batch_size(recipe) if auto_batch else recipe
         with session.ctrl_c, removed_if_empty(new_folder(Path(runs_dir), name, recipe)) as path:
-            return _train(session, session.create(path, recipe))
+            return train_run(session, session.create(path, recipe))
 
 
-def train_seeds(
-    recipe: Recipe | str | Network | None = None,
-    count: int = 5,
-    *,
-    model: str | Network | None = None,
-    data: Any = None,
-    runs_dir: str | Path = "runs",
-    name: str | None = None,
-    device: str = "auto",
-    threads: int | None = None,
-    data_dir: str | Path | None = None,
-    skip_bad: bool = False,
-    auto_batch: bool = False,
-    init_from: Run | str | Path | None = None,
-    progress: str = "auto",
-    on_epoch: OnEpoch | None = None,
-    **settings: Any,
-) -> SeedsResult:
-    """Train `count` times, from seeds recipe.seed, recipe.seed + 1, ..., into one folder.
-
-    on_epoch: as for `train`; False ends the training of that seed. A network of your own must be a builder, since a
-    module has one set of starting weights. Other arguments and errors: as for `train`.
-    """
-    if not 1 <= count <= runs.MOST_SEEDS:
-        raise CnnlabError(f"seeds={count}: must lie between 1 and {runs.MOST_SEEDS:,}")
-    if init_from is not None and recipe is None:
-        model, data, settings = like_origin(init_from, runs_dir, model, data, settings)
-    recipe, network, images = choose(recipe, model, data, settings)
-    _check_builder(network)
-    with Session(device, threads, data_dir, skip_bad, progress, on_epoch, network, images) as session:
-        session.origin = weights_of(init_from, runs_dir) if init_from is not None else None
-        replace(recipe, seed=recipe.seed + count - 1)  # raises if the last one is no valid seed
-        check_free(Path(runs_dir), name)
-        recipe = session.load_data(recipe)
-        check_origin(session, recipe)
-        recipe = session.find_batch_size(recipe) if auto_batch else recipe
-        with session.ctrl_c, removed_if_empty(new_folder(Path(runs_dir), name, recipe)) as path:
-            runs.create_seeds(path, recipe, range(recipe.seed, recipe.seed + count), session.origin)
-            return _train_seeds(session, path)
-
-
-def resume(
-    path: str | Path,
-    *,
-    model: Network | None = None,
-    data: Any = None,
-    runs_dir: str | Path = "runs",
-    device: str = "auto",
-    threads: int | None = None,
-    data_dir: str | Path | None = None,
-    skip_bad: bool = False,
-    on_nan: str | None = None,
-    name: str | None = None,
-    progress: str = "auto",
-    on_epoch: OnEpoch | None = None,
-    **settings: Any,
-) -> Result | SeedsResult:
-    """Continue an interrupted run, or a folder of several seeds, to the same weights, bit for bit.
-
-    model, data: the network and the images of your own that the run was started with; its folder has neither. data may
-    also name where the source's images are now. Default for device, threads, data_dir and skip_bad: what the run
-    started with. on_nan: stop or skip, from here on, instead of the recipe's, which is changed.
-    settings: epochs=40 trains a finished run for more epochs, in the new folder `runs_dir`/`name`; the learning rate
-    follows the schedule over all of them. Without settings, a finished run is left as it is.
-    Raise as `train`; also if the data have changed, or another process trains this run.
-    """
-    folder = runs.find_folder(path, Path(runs_dir))
-    several = (folder / "seeds.json").exists()
-    if several and (on_nan is not None or settings):
-        raise CnnlabError(f"{folder} holds several seeds; settings are changed for one of its runs: name that")
-    if several:
-        _check_builder(model)
-    moved = data if isinstance(data, str) else None
-    images = own_images(data) if data is not None and moved is None else None
-    session = Session(device, threads, data_dir, skip_bad, progress, on_epoch, model, images)
-    if several:
-        recipe = runs.open_seeds(folder)[0]
-        first = next(iter(started_seeds(folder)), None)
-    else:
-        first = run = runs.open_run(folder)
-        summary = run.summary()
-        if settings:
-            recipe = continued_recipe(run, {**settings, **({"on_nan": on_nan} if on_nan is not None else {})})
-            if summary is None:
-                raise CnnlabError(f"{folder} is not finished; resume it without settings first")
-        elif summary is not None:
-            session.display.message(f"{run.path} is finished: nothing to resume; --epochs N trains it for more epochs")
-            return Result(run, summary, network=model)
-        elif on_nan is not None and on_nan != run.recipe.on_nan:
-            with runs.locked(run.path), explained_write_errors(run.path):
-                first = run = runs.change_recipe(run, run.recipe.changed(on_nan=on_nan))
-        recipe = recipe if settings else run.recipe
-    check_own(folder, recipe, builder=first.builder if first else "", model=model, data=images)
-    if first is not None:
-        session.continue_as(first)
-    if several:
-        session.origin = runs.seeds_origin(folder)
-    if settings:
-        check_free(Path(runs_dir), name)
-    with session:
-        recipe = _load_again(session, recipe, moved, first)
-        with session.ctrl_c:
-            if settings:
-                session.origin = {"kind": "continued", "run": str(run.path.absolute()), "epochs": len(run.metrics())}
-                with removed_if_empty(new_folder(Path(runs_dir), name, recipe)) as path:
-                    return _train(session, session.create(path, recipe), runs.first_session(run))
-            if moved is not None:
-                record_move(folder, recipe.data)
-            return _train_seeds(session, folder) if several else _train(session, runs.open_run(folder))
-
-
-def _load_again(session: Session, recipe: Recipe, moved: str | None, first: Run | None) -> Recipe:
-    """Load the images of a run, or of the `first` of several seeds, again; moved: where they are now."""
-    try:
-        recipe = session.load_data(recipe if moved is None else replace(recipe, data=moved), again=first is not None)
-    except CnnlabError as error:
-        if moved is None and "does not exist" in str(error):
-            raise CnnlabError(f"{error}; if its images are elsewhere now, name the place with --data") from error
-        raise
-    if first is not None:
-        session.check_images(first, recipe.data)
-    return recipe
-
-
-def _check_builder(network: Network | None) -> None:
-    """Raise CnnlabError for a module in place of a builder: all seeds would start from the same weights."""
-    if isinstance(network, nn.Module):
-        raise CnnlabError(f"{own_name(network)} is a module with one set of starting weights; pass its class")
-
-
-def _train(session: Session, run: Run, like: dict[str, Any] | None = None) -> Result:
+def train_run(session: Session, run: Run, like: dict[str, Any] | None = None) -> Result:
     """Train a run to its end, from its checkpoint if it has one, while no other process may.
 
     like: the first session of a run whose plan a new one shares.
@@ -358,39 +225,3 @@ def _interrupted_early(run: Run) -> TrainingInterrupted:
     return TrainingInterrupted(
         f"stopped before an epoch. Continue with: {resume_call(run.path, run.recipe, run.builder)}"
     )
-
-
-def _train_seeds(session: Session, path: Path) -> SeedsResult:
-    recipe, seeds = runs.open_seeds(path)
-    like = next(filter(None, map(runs.first_session, started_seeds(path))), None)  # all seeds share a plan
-    results: list[Result] = []
-    with runs.locked(path):
-        for seed in seeds:
-            folder = path / f"seed-{seed}"
-            try:
-                session.ctrl_c.check()
-                if (folder / "run.json").exists():
-                    run = runs.open_run(folder)
-                else:
-                    folder.mkdir(exist_ok=True)
-                    run = session.create(folder, replace(recipe, seed=seed))
-                summary = run.summary()
-                done = summary and Result(run, summary, network=session.network)
-                results.append(done or _train(session, run, like))
-            except KeyboardInterrupt:
-                raise TrainingInterrupted(
-                    f"stopped at seed {seed}; {len(results)} of {len(seeds)} seeds are finished. Continue with: "
-                    f"{resume_call(path, recipe, session.builder(recipe))}"
-                ) from None
-        figures = ["loss", "train_acc", *(f"{recipe.key}_{name}" for name in ("loss", "acc", "balanced_acc"))]
-        figures += ["images_per_second", "examples_per_second"]
-        summary = {
-            "recipe": recipe.name,
-            "eval_split": recipe.eval_split,
-            "epoch": "last",
-            "seeds": list(seeds),
-            **{name: runs.spread([r.summary[name] for r in results]) for name in figures},
-        }
-        with explained_write_errors(path):
-            write_checked(path / "summary.json", summary)
-    return SeedsResult(path, results, summary)

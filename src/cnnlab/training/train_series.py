@@ -1,0 +1,109 @@
+"""Train a recipe several times into one folder: `train_seeds`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cnnlab.io.errors import CnnlabError, TrainingInterrupted
+from cnnlab.io.files import write_checked
+from cnnlab.models.own import Network, own_name
+from cnnlab.recipe import Recipe
+from cnnlab.training import runs
+from cnnlab.training.checkpointer import explained_write_errors
+from cnnlab.training.folders import check_free, new_folder, removed_if_empty
+from cnnlab.training.own import resume_call
+from cnnlab.training.results import Result, SeedsResult
+from cnnlab.training.runs import Run
+from cnnlab.training.series import MOST_RUNS, Series, spread
+from cnnlab.training.session import OnEpoch, Session, choose
+from cnnlab.training.start import check_origin, like_origin, started_members, weights_of
+from cnnlab.training.train import train_run
+
+
+def train_seeds(
+    recipe: Recipe | str | Network | None = None,
+    count: int = 5,
+    *,
+    model: str | Network | None = None,
+    data: Any = None,
+    runs_dir: str | Path = "runs",
+    name: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    data_dir: str | Path | None = None,
+    skip_bad: bool = False,
+    auto_batch: bool = False,
+    init_from: Run | str | Path | None = None,
+    progress: str = "auto",
+    on_epoch: OnEpoch | None = None,
+    **settings: Any,
+) -> SeedsResult:
+    """Train `count` times, from seeds recipe.seed, recipe.seed + 1, ..., into one folder.
+
+    on_epoch: as for `train`; False ends the training of that seed. A network of your own must be a builder, since a
+    module has one set of starting weights. Other arguments and errors: as for `train`.
+    """
+    if not 1 <= count <= MOST_RUNS:
+        raise CnnlabError(f"seeds={count}: must lie between 1 and {MOST_RUNS:,}")
+    if init_from is not None and recipe is None:
+        model, data, settings = like_origin(init_from, runs_dir, model, data, settings)
+    recipe, network, images = choose(recipe, model, data, settings)
+    check_builder(network)
+    with Session(device, threads, data_dir, skip_bad, progress, on_epoch, network, images) as session:
+        session.origin = weights_of(init_from, runs_dir) if init_from is not None else None
+        replace(recipe, seed=recipe.seed + count - 1)  # raises if the last one is no valid seed
+        check_free(Path(runs_dir), name)
+        recipe = session.load_data(recipe)
+        check_origin(session, recipe)
+        recipe = session.find_batch_size(recipe) if auto_batch else recipe
+        with session.ctrl_c, removed_if_empty(new_folder(Path(runs_dir), name, recipe)) as path:
+            series = Series(path, "seeds", recipe, range(recipe.seed, recipe.seed + count), session.origin)
+            series.save()
+            return train_members(session, series)
+
+
+def check_builder(network: Network | None) -> None:
+    """Raise CnnlabError for a module in place of a builder: all seeds would start from the same weights."""
+    if isinstance(network, nn.Module):
+        raise CnnlabError(f"{own_name(network)} is a module with one set of starting weights; pass its class")
+
+
+def train_members(session: Session, series: Series) -> SeedsResult:
+    """Train the runs of a series that are not finished, while no other process may. Return all results."""
+    recipe, numbers, word = series.recipe, series.numbers, series.setting
+    like = next(filter(None, map(runs.first_session, started_members(series.path))), None)  # all share a plan
+    results: list[Result] = []
+    with runs.locked(series.path):
+        for number in numbers:
+            folder = series.folder(number)
+            try:
+                session.ctrl_c.check()
+                if (folder / "run.json").exists():
+                    run = runs.open_run(folder)
+                else:
+                    folder.mkdir(exist_ok=True)
+                    run = session.create(folder, series.recipe_of(number))
+                summary = run.summary()
+                done = summary and Result(run, summary, network=session.network)
+                results.append(done or train_run(session, run, like))
+            except KeyboardInterrupt:
+                raise TrainingInterrupted(
+                    f"stopped at {word} {number}; {len(results)} of {len(numbers)} {series.kind} are finished. "
+                    f"Continue with: {resume_call(series.path, recipe, session.builder(recipe))}"
+                ) from None
+        figures = ["loss", "train_acc", *(f"{recipe.key}_{name}" for name in ("loss", "acc", "balanced_acc"))]
+        figures += ["images_per_second", "examples_per_second"]
+        summary = {
+            "recipe": recipe.name,
+            "eval_split": recipe.eval_split,
+            "epoch": "last",
+            series.kind: list(numbers),
+            **{name: spread([r.summary[name] for r in results]) for name in figures},
+        }
+        with explained_write_errors(series.path):
+            write_checked(series.path / "summary.json", summary)
+    return SeedsResult(series.path, results, summary)
