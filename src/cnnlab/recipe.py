@@ -43,6 +43,7 @@ class Recipe:
     name: str = _setting("custom", "name of the recipe")
     model: str = _setting("lenet-bn", "network: `cnnlab list models`")
     data: str = _setting("digits", "images: `cnnlab list data`")
+    columns: str = _setting("", "csv: names of columns: path=file,label=species,split=set,group=patient,weight=w")
 
     epochs: int = _setting(10, "passes over the training images", 1, 100_000)
     batch_size: int = _setting(256, "images per step", 1, 1_000_000)
@@ -244,8 +245,8 @@ _EXPECTED: dict[type, str] = {
     str: "expected a string",
 }
 SETTINGS = {f.name: f for f in fields(Recipe)}
-# Changes of these are not listed in the name: they change no weight, or are reported on their own, as the seed.
-_UNLISTED = {"name", "seed", "save_seconds", "save_steps"}
+# Changes of these are not listed in the name: they change no weight, or are reported on their own, as seed and data.
+_UNLISTED = {"name", "columns", "seed", "save_seconds", "save_steps"}
 TYPES: dict[str, type] = get_type_hints(Recipe)
 
 

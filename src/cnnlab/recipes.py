@@ -248,6 +248,7 @@ def choose_recipe(
     """
     source = data or "digits"
     kind = source.partition(":")[0]
+    kind = "folder" if kind in ("csv",) else kind
     defaults = {"folder": "folder", "store": "cifar/10min", "memory": "own"}
     default = defaults.get(kind, source if source in RECIPES else "digits")
     chosen = find_recipe(recipe or default)

@@ -29,8 +29,8 @@ from cnnlab import Recipe, train
 from cnnlab.chapter.experiments import markdown
 from cnnlab.competition.layout import Layout, Place
 from cnnlab.competition.prepare_store import prepare_store
+from cnnlab.data import load_images
 from cnnlab.data.archives import open_archive
-from cnnlab.data.folder import load as load_folder
 from cnnlab.data.imageset import SourceOptions
 from cnnlab.device.determinism import random_state, set_random_state
 from cnnlab.device.hardware import pick_device
@@ -384,12 +384,12 @@ def test_a_file_that_is_too_large_for_an_image_is_not_read(tmp_path: Path) -> No
 
 
 def test_enormous_images_of_a_folder_need_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnnlab.data.folder.LARGEST_SIDE", 20)
+    monkeypatch.setattr("cnnlab.data.files.LARGEST_SIDE", 20)
     for name in "ab":
         (tmp_path / "mine" / name).mkdir(parents=True)
         Image.new("L", (21, 21)).save(tmp_path / "mine" / name / "1.png")
     with pytest.raises(CnnlabError, match="21 pixels a side; set image_size"):
-        load_folder(tmp_path / "mine", "train", SourceOptions(data_dir=tmp_path))
+        load_images(f"folder:{tmp_path / 'mine'}", "train", SourceOptions(data_dir=tmp_path))
 
 
 # Archives: what the general tests of them do not have

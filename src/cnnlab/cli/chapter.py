@@ -132,7 +132,7 @@ def classical(
         list[str] | None,
         typer.Argument(metavar="[METHOD...]", help="hog-linear, hog-kernel, sift-linear or sift-kernel. Default: all."),
     ] = None,
-    data: Annotated[str, typer.Option(help="digits, fashion-mnist, folder:PATH or store:PATH.")] = "digits",
+    data: Annotated[str, typer.Option(help="digits, fashion-mnist, folder:PATH or another.")] = "digits",
     limit: Annotated[int, typer.Option(help="Largest number of images per split; 0: all.")] = 0,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     threads: Threads = None,

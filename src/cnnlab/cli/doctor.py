@@ -14,6 +14,9 @@ from cnnlab.io.text import echo
 if TYPE_CHECKING:
     from cnnlab.machine.doctor import Check
 
+Source = Annotated[str, typer.Argument(help="A source of images: `cnnlab list data`.")]
+Columns = Annotated[str, typer.Option(help="Of csv: names of its columns, as path=file,label=species.")]
+
 data = typer.Typer(no_args_is_help=True, help="Check the images and labels of a data source.")
 
 
@@ -34,19 +37,20 @@ def doctor(
 
 @data.command()
 def verify(
-    source: Annotated[str, typer.Argument(help="digits, fashion-mnist, folder:PATH or store:PATH.")],
+    source: Source,
+    columns: Columns = "",
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Check every file of a data source. Exit with 1 if one is damaged."""
     from cnnlab.machine.doctor import verify as verify_source
 
-    _print_checks(verify_source(source, data_dir=data_dir), as_json)
+    _print_checks(verify_source(source, data_dir=data_dir, columns=columns), as_json)
 
 
 @data.command()
 def duplicates(
-    source: Annotated[str, typer.Argument(help="digits, fashion-mnist, folder:PATH or store:PATH.")],
+    source: Source,
     likeness: Annotated[float, typer.Option(help="Minimum similarity of near-duplicates, at most 1.")] = 0.96,
     exact: Annotated[bool, typer.Option("--exact", help="Find exact duplicates only.")] = False,
     plot: Annotated[
@@ -54,6 +58,7 @@ def duplicates(
     ] = None,
     most: Annotated[int, typer.Option(min=0, help="Number of pairs of each kind to print.")] = 20,
     image_size: Annotated[int, typer.Option(help="For a folder: pixels a side; 0: as in training.")] = 0,
+    columns: Columns = "",
     data_dir: DataDir = None,
     skip_bad: SkipBad = False,
     as_json: AsJson = False,
@@ -65,7 +70,7 @@ def duplicates(
 
     with reporting() as report:
         found = find(source, threshold=None if exact else likeness, data_dir=data_dir, image_size=image_size,
-                     skip_bad=skip_bad, picture=plot, report=report)  # fmt: skip
+                     columns=columns, skip_bad=skip_bad, picture=plot, report=report)  # fmt: skip
     echo(to_json(found.to_dict()) if as_json else found.to_text(most))
 
 

@@ -61,6 +61,7 @@ def known_things(what: str | None) -> dict[str, dict[str, str]]:
         "data": {
             **{name: _description(load) for name, load in DATASETS.items()},
             "folder:PATH": "your own images, one sub-folder per class",
+            "csv:FILE": "your own images, named with their labels in a table",
             "store:PATH": "a competition's images, written by `cnnlab kaggle prepare`",
         },
         "recipes": {name: _recipe_line(name) for name in RECIPES},

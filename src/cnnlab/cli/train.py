@@ -33,7 +33,7 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help="digits, fashion-mnist, folder:PATH or store:PATH. Default: the recipe's.",
+            help="digits, fashion-mnist, folder:PATH, csv:FILE or another: `cnnlab list data`. Default: the recipe's.",
             show_default=False,
         ),
     ] = None,

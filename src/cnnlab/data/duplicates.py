@@ -84,6 +84,7 @@ def duplicates(
     threshold: float | None = near_duplicates.NEAR,
     data_dir: str | Path | None = None,
     image_size: int = 0,
+    columns: str = "",
     skip_bad: bool = False,
     picture: Path | None = None,
     report: Report = no_report,
@@ -91,7 +92,8 @@ def duplicates(
     """Find images of `source` that occur twice, within its parts and across them.
 
     threshold: the likeness from which images count as near copies, 0.5 to 1; None: find exact copies only.
-    image_size: of a folder's images, as for a training. picture: a PNG file to draw the first pairs into.
+    image_size: of a folder's images, as for a training; columns: of a table, see `Recipe`.
+    picture: a PNG file to draw the first pairs into.
     Raises: CnnlabError.
     """
     if threshold is not None and not 0.5 <= threshold <= 1:
@@ -100,7 +102,9 @@ def duplicates(
         raise CnnlabError(f"image_size={image_size}: choose 1 to {LARGEST_SIDE} pixels, or 0 for the usual")
     if picture is not None:
         plots.check_png(picture)
-    options = SourceOptions(data_dir=data_folder(data_dir), image_size=image_size, skip_bad=skip_bad, report=report)
+    options = SourceOptions(
+        data_dir=data_folder(data_dir), image_size=image_size, columns=columns, skip_bad=skip_bad, report=report
+    )
     images, places = _load(source, options)
     first = near_duplicates.same(images)
     unique = (first == torch.arange(len(images))).nonzero().flatten()

@@ -2,233 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import itertools
-import re
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from cnnlab.data.imageset import ImageSet, SourceOptions
-from cnnlab.data.scan import Scan, scan
-from cnnlab.device.hardware import available_cores
-from cnnlab.io.decode import BadImage, Decoding, Header, bombs_refused, decode_checked, ink, probe, value_range
+from cnnlab.data.files import Listing, Part
+from cnnlab.data.scan import scan
 from cnnlab.io.errors import CnnlabError
-from cnnlab.io.text import escape, plural
-from cnnlab.recipe import LARGEST_SIDE
-
-# For images of different sizes: large enough to recognise objects, small enough for a laptop.
-_DEFAULT_SIZE = 64
-_FEW_LEVELS = 32  # of 256: 12 bits of colour in a file of 16 leave 16
-_FAR = 4  # spans beyond the middle 99.8% from which a value is a dead pixel, a mark or missing data
-_UNIFORM = 0.1  # share of a class's images without any contrast from which something is wrong
+from cnnlab.io.text import escape
 
 
-def load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
-    """Return the images of one split: (N, C, H, W) uint8, H = W; None if the folder has no such split.
+def listing(path: Path, *, complete: bool = True) -> Listing:
+    """Return the image files of a folder.
 
-    C is 1 if all training images are grey, else 3. The side is `options.image_size`, or that of the images if all are
-    square and of one size, else 64 pixels.
-
-    Raises: CnnlabError for a folder without images, with a single class or with a damaged image; with
-    `options.skip_bad`, damaged images are skipped and listed in `ImageSet.skipped`.
+    complete: see `scan`. Raises: CnnlabError for a folder without images or with a single class.
     """
-    with bombs_refused():
-        return _load(path, split, options)
-
-
-def _load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
     try:
         found = scan(path)
     except CnnlabError:
-        if options.decoding is None:
+        if complete:
             raise
-        found = scan(path, complete=False)  # to be evaluated: some of the classes suffice
-    if split not in found.files:
-        return None
-    how, notes = (options.decoding, []) if options.decoding else _decoding(found, options)
-    files, labels = found.listing(split)
-    images = np.empty((len(files), how.channels, how.size, how.size), np.uint8)
-    good, skipped = [], []
-    odd: dict[str, list[Path]] = defaultdict(list)
-
-    def read(i: int) -> BadImage | list[str]:
-        try:
-            images[i], remarks = decode_checked(files[i], how)
-        except BadImage as error:
-            return error
-        return remarks
-
-    # Pillow releases the interpreter's lock while it decodes and resizes, so threads use all cores.
-    with ThreadPoolExecutor(available_cores()) as pool:
-        for i, bad in enumerate(pool.map(read, range(len(files)))):
-            if isinstance(bad, list):
-                good.append(i)
-                for remark in bad:
-                    odd[remark].append(files[i])
-            elif options.skip_bad:
-                skipped.append(str(bad))
-            else:
-                pool.shutdown(cancel_futures=True)
-                remedy = "" if ";" in str(bad) else "repair or remove it, or "
-                raise CnnlabError(f"{bad}; {remedy}leave such files out with --skip-bad")
-            options.report(f"reading {path.name}, {split}", i + 1, len(files))
-    index = torch.tensor(good)
-    emptied = sorted(set(labels) - {labels[i] for i in good})
-    if emptied:
-        name = found.classes[emptied[0]]
-        raise CnnlabError(f"no {split} image of class {name} in {path} could be read; the first: {skipped[0]}")
-    pixels = torch.from_numpy(images)
-    return ImageSet(
-        pixels[index] if skipped else pixels,
-        torch.tensor(labels)[index],
-        [files[i].relative_to(path).as_posix() for i in good],
-        found.classes,
-        tuple(skipped),
-        dict(found.passed_over),
-        how,
-        (*notes, *_warnings(found, split, images[good] if skipped else images, np.array(labels)[good], odd)),
-    )
-
-
-def _warnings(
-    found: Scan, split: str, images: np.ndarray, labels: np.ndarray, odd: dict[str, list[Path]]
-) -> Iterator[str]:
-    """Say what looks wrong about decoded images. odd: the files of each remark of `decode_checked`."""
-    for remark, files in odd.items():
-        yield f"{len(files):,} {split} images {remark}; the first: {escape(str(files[0]))}"
-    if 0 < images.max() - images.min() < _FEW_LEVELS:
-        yield (
-            f"the {split} images use only the values {images.min()} to {images.max()} of 0 to 255; if their files hold "
-            "more bits, save them as grey images of 16 bits, which are scaled"
-        )
-    rows = images.reshape(len(images), -1)
-    classes = len(found.classes)
-    uniform = np.bincount(labels[rows.min(1) == rows.max(1)], minlength=classes)
-    for name, count, total in zip(found.classes, uniform, np.bincount(labels, minlength=classes), strict=True):
-        if count >= max(2, _UNIFORM * total):
-            yield f"{count:,} of {total:,} {split} images of class {escape(name)} are a single colour after decoding"
-    if split != "train":
-        return
-    same = defaultdict(list)
-    for name in found.classes:
-        same[_loosely(name)].append(name)
-    if alike := [names for names in same.values() if len(names) > 1]:
-        more = f" ({plural(len(alike) - 1, 'more such case')})" if len(alike) > 1 else ""
-        yield f"classes {', '.join(map(escape, alike[0]))} have nearly the same name{more}: are they the same class?"
-    if faults := [bad for bad in map(_fault, found.listing("test")[0] if "test" in found.files else ()) if bad]:
-        yield f"{len(faults):,} test images cannot be read, and would stop an evaluation; the first: {faults[0]}"
+        found = scan(path, complete=False)
+    warnings: tuple[str, ...] = ()
     if found.unlabelled:
-        folder = escape(str(found.unlabelled[0].parent))
-        yield (
-            f"{len(found.unlabelled):,} images in {folder} have no class folder, so nothing can be measured on them; "
-            "cnnlab predict classifies them"
+        warnings = (
+            f"{len(found.unlabelled):,} images in {escape(str(found.unlabelled[0].parent))} have no class folder, so "
+            "nothing can be measured on them; cnnlab predict classifies them",
         )
-
-
-def _fault(file: Path) -> str:
-    """Return what is wrong with the header of an image file; an empty text for a good one."""
-    try:
-        probe(file)
-    except BadImage as error:
-        return str(error)
-    return ""
-
-
-def _loosely(name: str) -> str:
-    """Return a class's name without letter case, spaces between words, and what a file manager adds to a copy."""
-    name = re.sub(r"( - | )(copy|kopie|copie|copia|副本)( ?\(?\d+\)?)?$|\s*\(\d+\)$", "", name.casefold().strip())
-    return re.sub(r"(?<=\w)[\s_-]+(?=\w)", "", name)
-
-
-def copies(path: Path, trained: Sequence[str]) -> int | None:
-    """Return how many files of the test split are identical to files of the images `trained`, given by their ids.
-
-    Return None if there is no test split. Only files of equal size are read.
-    """
-    test = scan(path).files.get("test")
-    if test is None:
-        return None
-    sizes: dict[int, list[Path]] = {}
-    for name in trained:
-        with contextlib.suppress(OSError):  # it may be gone by now
-            sizes.setdefault((path / name).stat().st_size, []).append(path / name)
-    digests: dict[Path, bytes] = {}
-
-    def digest(file: Path) -> bytes:
-        if file not in digests:
-            with file.open("rb") as stream:
-                digests[file] = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).digest()
-        return digests[file]
-
-    count = 0
-    for file in itertools.chain(*test.values()):
-        with contextlib.suppress(OSError):
-            count += any(digest(file) == digest(other) for other in sizes.get(file.stat().st_size, ()))
-    return count
-
-
-def _decoding(found: Scan, options: SourceOptions) -> tuple[Decoding, list[str]]:
-    """Choose channels, size, background and range of values from the training images; return these, and warnings."""
-    headers: dict[Path, Header] = {}
-    for file in found.listing("train")[0]:
-        with contextlib.suppress(BadImage):  # decoding will name it
-            headers[file] = probe(file)
-    sizes = {header.size for header in headers.values()}
-    if options.image_size:
-        side = options.image_size
-    elif len(sizes) == 1 and len(set(next(iter(sizes)))) == 1:
-        side = next(iter(sizes))[0]
-        if side > LARGEST_SIDE:
-            raise CnnlabError(f"the images of {found.root} are {side} pixels a side; set image_size to a smaller one")
-    else:
-        side = _DEFAULT_SIZE
-    grey = all(header.grey for header in headers.values())
-    transparent = [file for file, header in headers.items() if header.transparent]
-    background = options.background if options.background != "auto" else _background(transparent)
-    low, high, notes = _range([file for file, header in headers.items() if header.deep])
-    return Decoding(1 if grey else 3, side, options.fit, background, low, high), notes
-
-
-def _background(files: list[Path]) -> str:
-    """Return white for dark drawings on a transparent ground, else black."""
-    levels = []
-    for file in files[:: max(1, len(files) // 256)]:
-        with contextlib.suppress(BadImage):
-            if (level := ink(file)) is not None:
-                levels.append(level)
-    return "white" if levels and sum(levels) < 96 * len(levels) else "black"
-
-
-def _range(files: list[Path]) -> tuple[float, float, list[str]]:
-    """Return the one range of values that all deep images are scaled by, (0, 0) if there are none; and warnings."""
-
-    def extremes(file: Path) -> tuple[float, float, float, float] | None:
-        try:
-            return value_range(file)
-        except BadImage:  # decoding will name it
-            return None
-
-    with ThreadPoolExecutor(available_cores()) as pool:
-        ranges = [found for found in pool.map(extremes, files) if found is not None]
-    if not ranges:
-        return 0.0, 0.0, []
-    lows, highs, inner_lows, inner_highs = zip(*ranges, strict=True)
-    low, high, inner_low, inner_high = min(lows), max(highs), min(inner_lows), max(inner_highs)
-    notes, span = [], inner_high - inner_low
-    if span > 0 and (high > inner_high + _FAR * span or low < inner_low - _FAR * span):
-        notes.append(
-            f"values range from {low:g} to {high:g}, but 99.8% of each image lies within {inner_low:g} to "
-            f"{inner_high:g}, so that range is used"
-        )
-        low, high = inner_low, inner_high
-    if low < 0:
-        return low, max(high, low + 1), notes
-    # The full scale of 0..1, 8, 10, 12, 14 or 16 bits, unless the values use a small part of it.
-    full = next((full for full in (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0) if high <= full), high)
-    return 0.0, full if high > full / 4 else max(high, 1e-6), notes
+    parts = {split: Part(*found.listing(split)) for split in found.files}
+    return Listing(path, str(path), found.classes, parts, dict(found.passed_over), warnings=warnings)

@@ -25,7 +25,8 @@ def no_report(what: str, done: int, total: int) -> None:
 class SourceOptions:
     """Options for all sources; each uses those that concern it.
 
-    decoding: that of a finished run. Default: chosen from the training images by the other options.
+    decoding: that of a finished run. Default: chosen from the training images by the other options. columns: names of
+    a table's columns, see `Recipe`.
     """
 
     data_dir: Path
@@ -33,6 +34,7 @@ class SourceOptions:
     fit: str = "pad"
     background: str = "auto"
     decoding: Decoding | None = None
+    columns: str = ""
     skip_bad: bool = False
     report: Report = no_report
 
@@ -45,7 +47,7 @@ class ImageSet:
     files that could not be read; passed_over: files and folders that are not data, by kind, such as `.heic` or `empty
     folder`; decoding: how the files were decoded; warnings: what looks wrong about the images. groups: N names of what
     the images belong to, such as a patient or a video, or None; weights: (N,) float32, of each image in the training
-    loss, or None for 1.
+    loss, or None for 1; notes: how the source was read, where that was chosen.
     """
 
     images: Tensor
@@ -58,6 +60,7 @@ class ImageSet:
     warnings: tuple[str, ...] = ()
     groups: list[str] | None = None
     weights: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.images)

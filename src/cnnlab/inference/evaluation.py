@@ -174,6 +174,7 @@ def evaluate_run(
     options = SourceOptions(
         data_dir=data_folder(data_dir or runs.data_dir(run)),
         decoding=preprocessing.decoding,
+        columns=run.recipe.columns,
         skip_bad=skip_bad,
     )
     images, split, other = _find_images(run, split, options, data)
@@ -318,5 +319,5 @@ def _same_classes(run: Run, images: ImageSet, data: str) -> ImageSet:
 
 def validation_images(run: Run) -> ImageSet:
     """Return the run's validation images. Raise CnnlabError if it has none, or the data have changed."""
-    options = SourceOptions(data_dir=data_folder(runs.data_dir(run)))
+    options = SourceOptions(data_dir=data_folder(runs.data_dir(run)), columns=run.recipe.columns)
     return _run_images(run, "validation", options, run.recipe.data)[0]

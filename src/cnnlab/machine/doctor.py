@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from packaging.requirements import Requirement
 from platformdirs import user_cache_dir
 
-from cnnlab.data import DATASETS, FOLDER, STORE, ImageSet, SourceOptions, data_folder, fashion_mnist, load_images
+from cnnlab.data import CSV, DATASETS, FOLDER, STORE, ImageSet, SourceOptions, data_folder, fashion_mnist, load_images
 from cnnlab.data.near_duplicates import shared
 from cnnlab.data.store import intact, open_store
 from cnnlab.device import memory
@@ -77,13 +77,13 @@ def examine(
             yield from verify(source, data_dir=data_dir)
 
 
-def verify(source: str, *, data_dir: str | Path | None = None) -> Iterator[Check]:
-    """Check every file of a data source, also of `folder:PATH` and `store:PATH`. Nothing is downloaded.
+def verify(source: str, *, data_dir: str | Path | None = None, columns: str = "") -> Iterator[Check]:
+    """Check every file of a data source, also of `folder:PATH`, `csv:FILE` and `store:PATH`. Nothing is downloaded.
 
-    Raise CnnlabError for an unknown source.
+    columns: of a table, see `Recipe`. Raise CnnlabError for an unknown source.
     """
     folder = data_folder(data_dir)
-    if source not in DATASETS and not source.startswith((FOLDER, STORE)):
+    if source not in DATASETS and not source.startswith((FOLDER, CSV, STORE)):
         load_images(source, "train")  # raises the error
     if source == "fashion-mnist":
         found = fashion_mnist.files(folder)
@@ -92,9 +92,10 @@ def verify(source: str, *, data_dir: str | Path | None = None) -> Iterator[Check
         if any(found.values()):
             return
     train: ImageSet | None = None
+    options = SourceOptions(data_dir=folder, columns=columns, skip_bad=True)
     for split in ("train", "validation", "test"):
         try:
-            images = load_images(source, split, SourceOptions(data_dir=folder, skip_bad=True))
+            images = load_images(source, split, options)
         except CnnlabError as error:
             yield Check(source, "failed", str(error))
             if split == "train":
@@ -104,7 +105,7 @@ def verify(source: str, *, data_dir: str | Path | None = None) -> Iterator[Check
             continue
         for problem in images.skipped:
             yield Check(source, "failed", problem)
-        for text in images.warnings:
+        for text in images.notes + images.warnings:
             yield Check(source, "note", text)
         if train is None and images.passed_over:
             yield Check(source, "note", f"passed over: {passed_over_text(images.passed_over)}")

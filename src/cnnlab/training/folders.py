@@ -39,8 +39,8 @@ def new_folder(runs_dir: Path, name: str | None, recipe: Recipe) -> Path:
 
     Raise CnnlabError if the name is taken or invalid.
     """
-    is_folder = recipe.data.startswith("folder:")
-    source = f"folder-{Path(recipe.data.removeprefix('folder:')).name}" if is_folder else recipe.data
+    kind, _, path = recipe.data.partition(":")
+    source = f"{kind}-{Path(path).stem}" if kind in ("folder", "csv") else recipe.data
     return named_folder(runs_dir, name, f"{source}-{recipe.model}")
 
 

@@ -37,7 +37,7 @@ def network_lines(run: Run) -> Iterator[str]:
     recipe, model, images = run.recipe, run.info["model"], run.info["preprocessing"]
     size, native = model["image_size"], images["native_size"]
     resized = f", resized from {native}" if size != native else ""
-    fit = f"; fit={images['fit']}" if recipe.data.startswith("folder:") else ""
+    fit = f"; fit={images['fit']}" if recipe.data.startswith(("folder:", "csv:")) else ""
     yield (
         f"network: {model['name']}, {plural(model['parameters'], 'parameter')}; "
         f"input {model['in_channels']} x {size} x {size}{resized}{fit}"
@@ -70,6 +70,8 @@ def data_lines(train_set: ImageSet, eval_set: ImageSet, eval_split: str) -> Iter
         classes = f"{len(each)} classes of {min(totals):,} to {max(totals):,} images"
     yield f"data: {sums}; images {shape}"
     yield f"classes ({' + '.join(splits)}): {classes}"
+    for note in train_set.notes:
+        yield f"note: {note}"
     if train_set.passed_over:
         yield f"passed over: {passed_over_text(train_set.passed_over)}"
     how = train_set.decoding

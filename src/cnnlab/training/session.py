@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cnnlab.data import FOLDER, STORE, SourceOptions, copies_in_test, data_folder, stratified_subset
+from cnnlab.data import CSV, FOLDER, STORE, SourceOptions, copies_in_test, data_folder, stratified_subset
 from cnnlab.data.loader import Preprocessing
 from cnnlab.data.near_duplicates import shared
 from cnnlab.data.own import MEMORY, OwnImages, own_images
@@ -128,7 +128,7 @@ class Session:
 
         again: a run is resumed, maybe on a machine that cannot compile. Return the recipe with an absolute data folder.
         """
-        for kind in (FOLDER, STORE):
+        for kind in (FOLDER, CSV, STORE):
             if recipe.data.startswith(kind) and recipe.data != kind:
                 # The run may be resumed or evaluated from another folder.
                 where = expand(recipe.data.removeprefix(kind)).absolute()
@@ -146,6 +146,7 @@ class Session:
             image_size=recipe.image_size,
             fit=recipe.fit,
             background=recipe.background,
+            columns=recipe.columns,
             skip_bad=self._skip_bad,
             report=self.display.read,
         )
@@ -272,8 +273,9 @@ class Session:
             if recipe.eval_split != "train":  # which is a part of the training images
                 self._shared[recipe.eval_split] = len(shared(self.train_set.images, self.eval_set.images))
             if recipe.eval_split != "test" and self.images is None:
+                options = SourceOptions(data_dir=self._data_dir, columns=recipe.columns)
                 try:
-                    count = copies_in_test(recipe.data, self.train_set, SourceOptions(data_dir=self._data_dir))
+                    count = copies_in_test(recipe.data, self.train_set, options)
                 except (CnnlabError, OSError) as error:  # this must not abort the training
                     count = None
                     self.display.message(f"note: the test images were not searched for duplicates: {reason(error)}")

@@ -1,0 +1,255 @@
+"""From image files with labels to an ImageSet: the same decoding, checks and warnings for every source of files."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cnnlab.data.imageset import ImageSet, SourceOptions
+from cnnlab.device.hardware import available_cores
+from cnnlab.io.decode import BadImage, Decoding, Header, bombs_refused, decode_checked, ink, probe, value_range
+from cnnlab.io.errors import CnnlabError
+from cnnlab.io.text import escape, plural
+from cnnlab.recipe import LARGEST_SIDE
+
+# For images of different sizes: large enough to recognise objects, small enough for a laptop.
+_DEFAULT_SIZE = 64
+_FEW_LEVELS = 32  # of 256: 12 bits of colour in a file of 16 leave 16
+_FAR = 4  # spans beyond the middle 99.8% from which a value is a dead pixel, a mark or missing data
+_UNIFORM = 0.1  # share of a class's images without any contrast from which something is wrong
+
+
+@dataclass(frozen=True)
+class Part:
+    """The files of one split, N of each. labels: numbers of classes; groups, weights: see `ImageSet`."""
+
+    files: Sequence[Path]
+    labels: Sequence[int]
+    groups: Sequence[str] | None = None
+    weights: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source holds, before any file is decoded.
+
+    root: the folder that ids are relative to. name: the source in messages. classes: K names. parts: split -> files.
+    notes: how the source was read; warnings: what looks wrong with it, both told with the training images.
+    """
+
+    root: Path
+    name: str
+    classes: list[str]
+    parts: Mapping[str, Part]
+    passed_over: Mapping[str, list[str]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def id_of(self, file: Path) -> str:
+        """Return a file's path relative to the root, or all of it for a file elsewhere."""
+        return (file.relative_to(self.root) if file.is_relative_to(self.root) else file).as_posix()
+
+
+def read_images(listing: Listing, split: str, options: SourceOptions) -> ImageSet | None:
+    """Return the images of one split: (N, C, H, W) uint8, H = W; None if the source has no such split.
+
+    C is 1 if all training images are grey, else 3. The side is `options.image_size`, or that of the images if all are
+    square and of one size, else 64 pixels.
+
+    Raises: CnnlabError for a damaged image; with `options.skip_bad`, damaged images are skipped and listed in
+    `ImageSet.skipped`.
+    """
+    if split not in listing.parts:
+        return None
+    with bombs_refused():
+        return _read(listing, listing.parts[split], split, options)
+
+
+def _read(listing: Listing, part: Part, split: str, options: SourceOptions) -> ImageSet:
+    how, notes = (options.decoding, []) if options.decoding else _decoding(listing, options)
+    files, labels = part.files, np.array(part.labels, np.int64)
+    images = np.empty((len(files), how.channels, how.size, how.size), np.uint8)
+    good, skipped = [], []
+    odd: dict[str, list[Path]] = defaultdict(list)
+
+    def read(i: int) -> BadImage | list[str]:
+        try:
+            images[i], remarks = decode_checked(files[i], how)
+        except BadImage as error:
+            return error
+        return remarks
+
+    # Pillow releases the interpreter's lock while it decodes and resizes, so threads use all cores.
+    with ThreadPoolExecutor(available_cores()) as pool:
+        for i, bad in enumerate(pool.map(read, range(len(files)))):
+            if isinstance(bad, list):
+                good.append(i)
+                for remark in bad:
+                    odd[remark].append(files[i])
+            elif options.skip_bad:
+                skipped.append(str(bad))
+            else:
+                pool.shutdown(cancel_futures=True)
+                absent = str(bad).endswith("does not exist")
+                remedy = "" if ";" in str(bad) else "correct its path, or " if absent else "repair or remove it, or "
+                raise CnnlabError(f"{bad}; {remedy}leave such files out with --skip-bad")
+            options.report(f"reading {Path(listing.name).name}, {split}", i + 1, len(files))
+    emptied = sorted(set(part.labels) - set(labels[good].tolist()))
+    if emptied:
+        name = listing.classes[emptied[0]]
+        raise CnnlabError(f"no {split} image of class {name} in {listing.name} could be read; the first: {skipped[0]}")
+    images = images[good] if skipped else images
+    return ImageSet(
+        torch.from_numpy(images),
+        torch.from_numpy(labels[good]),
+        [listing.id_of(files[i]) for i in good],
+        list(listing.classes),
+        tuple(skipped),
+        dict(listing.passed_over),
+        how,
+        (*notes, *_warnings(listing, split, images, labels[good], odd)),
+        None if part.groups is None else [part.groups[i] for i in good],
+        None if part.weights is None else torch.tensor([part.weights[i] for i in good], dtype=torch.float32),
+        listing.notes,
+    )
+
+
+def _warnings(
+    listing: Listing, split: str, images: np.ndarray, labels: np.ndarray, odd: dict[str, list[Path]]
+) -> Iterator[str]:
+    """Say what looks wrong about decoded images. odd: the files of each remark of `decode_checked`."""
+    for remark, files in odd.items():
+        yield f"{len(files):,} {split} images {remark}; the first: {escape(str(files[0]))}"
+    if 0 < images.max() - images.min() < _FEW_LEVELS:
+        yield (
+            f"the {split} images use only the values {images.min()} to {images.max()} of 0 to 255; if their files hold "
+            "more bits, save them as grey images of 16 bits, which are scaled"
+        )
+    rows = images.reshape(len(images), -1)
+    classes = len(listing.classes)
+    uniform = np.bincount(labels[rows.min(1) == rows.max(1)], minlength=classes)
+    for name, count, total in zip(listing.classes, uniform, np.bincount(labels, minlength=classes), strict=True):
+        if count >= max(2, _UNIFORM * total):
+            yield f"{count:,} of {total:,} {split} images of class {escape(name)} are a single colour after decoding"
+    if split != "train":
+        return
+    same = defaultdict(list)
+    for name in listing.classes:
+        same[_loosely(name)].append(name)
+    if alike := [names for names in same.values() if len(names) > 1]:
+        more = f" ({plural(len(alike) - 1, 'more such case')})" if len(alike) > 1 else ""
+        yield f"classes {', '.join(map(escape, alike[0]))} have nearly the same name{more}: are they the same class?"
+    if faults := [bad for bad in map(_fault, listing.parts["test"].files if "test" in listing.parts else ()) if bad]:
+        yield f"{len(faults):,} test images cannot be read, and would stop an evaluation; the first: {faults[0]}"
+    yield from listing.warnings
+
+
+def _fault(file: Path) -> str:
+    """Return what is wrong with the header of an image file; an empty text for a good one."""
+    try:
+        probe(file)
+    except BadImage as error:
+        return str(error)
+    return ""
+
+
+def _loosely(name: str) -> str:
+    """Return a class's name without letter case, spaces between words, and what a file manager adds to a copy."""
+    name = re.sub(r"( - | )(copy|kopie|copie|copia|副本)( ?\(?\d+\)?)?$|\s*\(\d+\)$", "", name.casefold().strip())
+    return re.sub(r"(?<=\w)[\s_-]+(?=\w)", "", name)
+
+
+def copies(listing: Listing, trained: Sequence[str]) -> int | None:
+    """Return how many files of the test split are identical to files of the images `trained`, given by their ids.
+
+    Return None if there is no test split. Only files of equal size are read.
+    """
+    if "test" not in listing.parts:
+        return None
+    sizes: dict[int, list[Path]] = {}
+    for name in trained:
+        with contextlib.suppress(OSError):  # it may be gone by now
+            sizes.setdefault((listing.root / name).stat().st_size, []).append(listing.root / name)
+    digests: dict[Path, bytes] = {}
+
+    def digest(file: Path) -> bytes:
+        if file not in digests:
+            with file.open("rb") as stream:
+                digests[file] = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).digest()
+        return digests[file]
+
+    count = 0
+    for file in listing.parts["test"].files:
+        with contextlib.suppress(OSError):
+            count += any(digest(file) == digest(other) for other in sizes.get(file.stat().st_size, ()))
+    return count
+
+
+def _decoding(listing: Listing, options: SourceOptions) -> tuple[Decoding, list[str]]:
+    """Choose channels, size, background and range of values from the training images; return these, and warnings."""
+    headers: dict[Path, Header] = {}
+    for file in listing.parts["train"].files:
+        with contextlib.suppress(BadImage):  # decoding will name it
+            headers[file] = probe(file)
+    sizes = {header.size for header in headers.values()}
+    if options.image_size:
+        side = options.image_size
+    elif len(sizes) == 1 and len(set(next(iter(sizes)))) == 1:
+        side = next(iter(sizes))[0]
+        if side > LARGEST_SIDE:
+            raise CnnlabError(f"the images of {listing.name} are {side} pixels a side; set image_size to a smaller one")
+    else:
+        side = _DEFAULT_SIZE
+    grey = all(header.grey for header in headers.values())
+    transparent = [file for file, header in headers.items() if header.transparent]
+    background = options.background if options.background != "auto" else _background(transparent)
+    low, high, notes = _range([file for file, header in headers.items() if header.deep])
+    return Decoding(1 if grey else 3, side, options.fit, background, low, high), notes
+
+
+def _background(files: list[Path]) -> str:
+    """Return white for dark drawings on a transparent ground, else black."""
+    levels = []
+    for file in files[:: max(1, len(files) // 256)]:
+        with contextlib.suppress(BadImage):
+            if (level := ink(file)) is not None:
+                levels.append(level)
+    return "white" if levels and sum(levels) < 96 * len(levels) else "black"
+
+
+def _range(files: list[Path]) -> tuple[float, float, list[str]]:
+    """Return the one range of values that all deep images are scaled by, (0, 0) if there are none; and warnings."""
+
+    def extremes(file: Path) -> tuple[float, float, float, float] | None:
+        try:
+            return value_range(file)
+        except BadImage:  # decoding will name it
+            return None
+
+    with ThreadPoolExecutor(available_cores()) as pool:
+        ranges = [found for found in pool.map(extremes, files) if found is not None]
+    if not ranges:
+        return 0.0, 0.0, []
+    lows, highs, inner_lows, inner_highs = zip(*ranges, strict=True)
+    low, high, inner_low, inner_high = min(lows), max(highs), min(inner_lows), max(inner_highs)
+    notes, span = [], inner_high - inner_low
+    if span > 0 and (high > inner_high + _FAR * span or low < inner_low - _FAR * span):
+        notes.append(
+            f"values range from {low:g} to {high:g}, but 99.8% of each image lies within {inner_low:g} to "
+            f"{inner_high:g}, so that range is used"
+        )
+        low, high = inner_low, inner_high
+    if low < 0:
+        return low, max(high, low + 1), notes
+    # The full scale of 0..1, 8, 10, 12, 14 or 16 bits, unless the values use a small part of it.
+    full = next((full for full in (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0) if high <= full), high)
+    return 0.0, full if high > full / 4 else max(high, 1e-6), notes
