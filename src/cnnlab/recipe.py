@@ -60,6 +60,7 @@ class Recipe:
     cooldown: float = _setting(0.25, "trapezoid: fraction of the steps in which the learning rate falls", 0, 1)
     decay: float = _setting(0.1, "step: factor of the learning rate", 0, 1)
     decay_every: int = _setting(30, "step: epochs between two decays", 1, 100_000)
+    clip_norm: float = _setting(0.0, "largest norm of the gradient, which is scaled down to it; 0: off", 0, 1e9)
     label_smoothing: float = _setting(0.0, "label smoothing", 0, 0.9999)
     init: str = _setting(
         "pytorch",
@@ -78,6 +79,15 @@ class Recipe:
     shift_fill: str = _setting("zeros", "shift: padding", choices=("zeros", "reflect"))
     flip: bool = _setting(False, "augmentation: random horizontal flip")
     alternating_flip: bool = _setting(False, "flip: flip each image every other epoch, not at random")
+    vertical_flip: bool = _setting(False, "augmentation: random vertical flip")
+    rotation: float = _setting(0.0, "augmentation: largest random rotation either way, in degrees", 0, 180)
+    zoom: float = _setting(0.0, "augmentation: largest random change of scale either way, as a fraction", 0, 10)
+    shear: float = _setting(0.0, "augmentation: largest random shear either way, in degrees", 0, 75)
+    fill: str = _setting(
+        "mean",
+        "rotation, zoom, shear: what lies outside the image; mean: the mean colour",
+        choices=("mean", "zeros", "reflect"),
+    )
     crop_scale: float = _setting(1.0, "augmentation: smallest area of a random crop, as a fraction", 0.01, 1)
     crop_ratio: float = _setting(1.0, "augmentation: largest aspect ratio of a random crop, either way", 1, 10)
     brightness: float = _setting(0.0, "augmentation: largest relative change", 0, 10)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from augmenting import drawn, pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
@@ -17,34 +17,14 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from cnnlab.data import augment
-from cnnlab.data.augment import (
-    Augmentation,
-    alternating_flip,
-    color_jitter,
-    cutmix,
-    cutout,
-    mixup,
-    rand_augment,
-    random_flip,
-    random_resized_crop,
-    random_shift,
-)
-
-
-def drawn(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def pictures(b: int, c: int, h: int, w: int, seed: int = 0) -> Tensor:
-    """Random smooth images on 256 levels, 0..1, as the loader's come from uint8."""
-    coarse = torch.rand(b, c, 4, 4, generator=drawn(seed))
-    smooth = torch.nn.functional.interpolate(coarse, size=(h, w), mode="bilinear")
-    noise = torch.rand(b, c, h, w, generator=drawn(seed + 1)) * 0.2
-    return ((smooth * 0.8 + noise) * 255).round() / 255
-
+from cnnlab.data.augment import Augmentation, color_jitter, cutmix, cutout, mixup, rand_augment
+from cnnlab.data.geometry import alternating_flip, random_affine, random_flip, random_resized_crop, random_shift
 
 ALL: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "flip": random_flip,
+    "vertical flip": lambda x, g: random_flip(x, g, dim=2),
+    "affine": lambda x, g: random_affine(x, 90, 0.5, 30, g, torch.full((x.shape[1],), 0.4)),
+    "reflected affine": lambda x, g: random_affine(x, 90, 0.5, 30, g, None),
     "alternating": lambda x, g: alternating_flip(
         x, torch.arange(len(x)), 0, int(torch.randint(99, (), generator=g)), len(x)
     ),
@@ -94,68 +74,6 @@ def test_the_layout_in_memory_changes_nothing(name: str) -> None:
     torch.testing.assert_close(ALL[name](last, drawn(3)), ALL[name](x, drawn(3)), rtol=0, atol=1e-6)
 
 
-# Flip
-
-
-def test_successive_epochs_show_both_sides_whatever_the_batch() -> None:
-    x = pictures(200, 3, 5, 6)
-    index = torch.arange(1000, 1200)
-    epochs = [alternating_flip(x, index, epoch, 7, 1200) for epoch in range(4)]
-    assert torch.equal(epochs[1], epochs[0].flip(3))
-    assert torch.equal(epochs[2], epochs[0])
-    assert torch.equal(epochs[3], epochs[1])
-    order = torch.randperm(200, generator=drawn())[:31]
-    assert torch.equal(alternating_flip(x[order], index[order], 2, 7, 1200), epochs[2][order])
-    assert not torch.equal(alternating_flip(x, index, 0, 8, 1200), epochs[0])
-    assert torch.equal(alternating_flip(x, index, 2, 7, 5000), epochs[2])  # however many there are
-
-
-def test_the_hash_is_what_python_computes_and_its_bits_are_fair() -> None:
-    def reference(number: int, seed: int) -> int:
-        state = number
-        for word in (0, seed % 2**32, seed // 2**32 % 2**32):
-            state = (state ^ word) % 2**32
-            for factor in (0x7FEB352D, 0x21F0AAAD):
-                state = (state ^ state // 2**16) * factor % 2**32
-                state ^= state // 2**15
-        return state
-
-    numbers = [0, 1, 2, 59_999, 2**31, 2**32 - 1]
-    for seed in (0, 1, 2**31 + 5, 2**63 - 1):
-        assert augment._hashed(torch.tensor(numbers), seed).tolist() == [reference(i, seed) for i in numbers]
-    # The bit that is used, of 20000 neighbours and 20 seeds: fair, and unlike that of the next image and the next seed.
-    bits = torch.stack([augment._hashed(torch.arange(20_000), seed) % 2 for seed in range(20)]).double()
-    assert (bits.mean(1) - 0.5).abs().max() < 0.02  # 5 sigma
-    assert ((bits[:, 1:] == bits[:, :-1]).double().mean(1) - 0.5).abs().max() < 0.02
-    assert ((bits[1:] == bits[:-1]).double().mean(1) - 0.5).abs().max() < 0.02
-
-
-# Shift
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 5), st.integers(1, 3), st.integers(2, 9), st.integers(2, 9), st.data(), st.booleans())
-def test_shift_is_a_window_of_numpys_padding(
-    b: int, c: int, h: int, w: int, data: st.DataObject, reflect: bool
-) -> None:
-    pixels = data.draw(st.integers(0, min(h, w) - 1 if reflect else 12))
-    x = torch.rand(b, c, h, w, generator=drawn())
-    y = random_shift(x, pixels, drawn(5), "reflect" if reflect else "zeros")
-    # These draws are what a run's curve rests on.
-    offsets = torch.randint(0, 2 * pixels + 1, (2, b, 1), generator=drawn(5))[:, :, 0].T.tolist()
-    for image, shifted, (row, column) in zip(x, y, offsets, strict=True):
-        around = ((0, 0), (pixels, pixels), (pixels, pixels))
-        padded = np.pad(image.numpy(), around, mode="reflect" if reflect else "constant")
-        np.testing.assert_array_equal(shifted.numpy(), padded[:, row : row + h, column : column + w])
-
-
-def test_shift_refuses_what_it_cannot_do() -> None:
-    with pytest.raises(ValueError, match="larger than 8x5"):
-        random_shift(torch.zeros(2, 1, 8, 5), 5, drawn(), "reflect")
-    with pytest.raises(ValueError, match="'wrap'"):
-        random_shift(torch.zeros(2, 1, 8, 5), 1, drawn(), "wrap")
-
-
 # Cutout
 
 
@@ -179,63 +97,6 @@ def test_cutouts_centre_is_uniform() -> None:
     y = cutout(torch.ones(20_000, 1, 4, 5), 1, drawn())
     assert (y.sum((1, 2, 3)) == 19).all()
     assert stats.chisquare((1 - y).sum((0, 1)).flatten().numpy()).pvalue > 1e-4
-
-
-# Crop
-
-
-@pytest.mark.parametrize(("c", "h", "w"), [(3, 16, 16), (1, 9, 14)])
-def test_a_box_of_whole_pixels_is_torchvisions_resized_crop(c: int, h: int, w: int) -> None:
-    x = pictures(40, c, h, w)
-    boxes = []
-    for i in range(40):
-        rng = np.random.default_rng(i)
-        height, width = int(rng.integers(1, h + 1)), int(rng.integers(1, w + 1))
-        boxes.append((int(rng.integers(0, h - height + 1)), int(rng.integers(0, w - width + 1)), height, width))
-    y = augment._cropped(x, *torch.tensor(boxes, dtype=torch.float32).T)
-    for image, cropped, box in zip(x, y, boxes, strict=True):
-        expected = tv.resized_crop(image, *box, size=[h, w], antialias=True)
-        torch.testing.assert_close(cropped, expected, rtol=0, atol=5e-6)
-
-
-def test_a_box_between_pixels_is_bilinear_within_itself() -> None:
-    x = pictures(20, 3, 7, 10)
-    draws = augment._draw_boxes(x, (0.1, 1.0), (0.4, 2.5), drawn(1))
-    y = augment._cropped(x, *draws)
-    for image, cropped, (top, left, height, width) in zip(
-        x.double().numpy(), y.numpy(), torch.stack(draws, 1).double().tolist(), strict=True
-    ):
-        for row in range(7):
-            for column in range(10):
-                v = min(max(top + (row + 0.5) * height / 7, top + 0.5), top + height - 0.5) - 0.5
-                u = min(max(left + (column + 0.5) * width / 10, left + 0.5), left + width - 0.5) - 0.5
-                i, j = min(int(v), 5), min(int(u), 8)
-                upper = image[:, i, j] * (1 - (u - j)) + image[:, i, j + 1] * (u - j)
-                lower = image[:, i + 1, j] * (1 - (u - j)) + image[:, i + 1, j + 1] * (u - j)
-                expected = upper * (1 - (v - i)) + lower * (v - i)
-                np.testing.assert_allclose(cropped[:, row, column], expected, rtol=0, atol=2e-5)
-
-
-def test_boxes_have_the_asked_areas_and_aspects_and_lie_anywhere_inside() -> None:
-    x = torch.empty(20_000, 1, 40, 50)
-    top, left, height, width = augment._draw_boxes(x, (0.1, 0.4), (0.5, 2.0), drawn())
-    for value, low, high in (
-        (height * width / 2000, 0.1, 0.4),
-        ((width / height).log(), -math.log(2), math.log(2)),
-        (top / (40 - height), 0, 1),
-        (left / (50 - width), 0, 1),
-    ):
-        assert stats.kstest(value.numpy(), stats.uniform(low, high - low).cdf).pvalue > 1e-4
-    top, left, height, width = augment._draw_boxes(x, (0.5, 1.0), (0.1, 10.0), drawn())
-    assert (top >= 0).all()
-    assert (left >= 0).all()
-    assert (top + height).max() <= 40 + 1e-4
-    assert (left + width).max() <= 50 + 1e-4
-
-
-def test_a_crop_of_white_is_not_whiter() -> None:
-    y = random_resized_crop(torch.ones(500, 1, 31, 33), (0.1, 1.0), (0.5, 2.0), drawn())
-    assert y.max() <= 1  # unclamped, rounding makes some 1 + 1e-7
 
 
 # Colours
@@ -450,6 +311,10 @@ def test_changes_come_in_the_documented_order() -> None:
         shift_fill="reflect",
         flip=True,
         alternating_flip=True,
+        vertical_flip=True,
+        rotation=30.0,
+        zoom=0.2,
+        shear=10.0,
         crop_scale=0.5,
         crop_ratio=1.5,
         brightness=0.2,
@@ -462,6 +327,8 @@ def test_changes_come_in_the_documented_order() -> None:
     g = drawn(6)
     expected = random_resized_crop(x, (0.5, 1.0), (1 / 1.5, 1.5), g)
     expected = alternating_flip(expected, index, 2, 11, 30)
+    expected = random_flip(expected, g, dim=2)
+    expected = random_affine(expected, 30, 0.2, 10, g, fill)
     expected = random_shift(expected, 2, g, "reflect")
     expected = color_jitter(expected, 0.2, 0.3, 0.4, g)
     expected = rand_augment(expected, 1, 7, g, fill)

@@ -20,6 +20,7 @@ from cnnlab.recipe import SCHEDULES, Recipe
 from cnnlab.training import muon
 from cnnlab.training.muon import Muon, orthogonalize
 from cnnlab.training.optim import learning_rate, make_optimizer
+from cnnlab.training.step import GuardedStep, train_step
 
 
 @settings(deadline=None, max_examples=30)
@@ -285,3 +286,39 @@ def test_whitening_layer_whitens(channels: int) -> None:
     assert (strength.diff() > 0).all()  # the strongest component first, so its filter is the smallest
     assert "weight" in dict(layer.named_buffers())
     assert [name for name, _ in layer.named_parameters()] == ["bias"]
+
+
+@pytest.mark.parametrize("how", ["sgd", "adamw", "muon"])
+@pytest.mark.parametrize(
+    "step", [train_step, GuardedStep(skip_nonfinite=True), GuardedStep(torch.amp.GradScaler("cpu"))]
+)
+def test_gradients_are_clipped_as_by_torch(how: str, step: Any) -> None:
+    recipe = Recipe(optimizer=how, learning_rate=0.1, momentum=0.0 if how == "adamw" else 0.9, clip_norm=0.05)
+    nets = []
+    for clipped in (True, False):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(64, 3))
+        optimizer = make_optimizer(net, recipe if clipped else recipe.changed(clip_norm=0.0))
+        for _ in range(3):
+            x, y = torch.randn(8, 2, 6, 6), torch.arange(8) % 3
+            if clipped:
+                step(net, optimizer, x, y)
+                gradients = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+                assert gradients.norm().item() == pytest.approx(0.05, rel=1e-4)
+            else:
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(net(x), y).backward()
+                assert nn.utils.clip_grad_norm_(net.parameters(), 0.05) > 0.1  # there was something to clip
+                optimizer.step()
+        nets.append(net)
+    for one, other in zip(*(net.parameters() for net in nets), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_small_gradients_are_left_alone() -> None:
+    net = nn.Linear(5, 3)
+    before = [p.detach().clone() for p in net.parameters()]
+    optimizer = make_optimizer(net, Recipe(learning_rate=1.0, clip_norm=100.0))
+    train_step(net, optimizer, torch.randn(4, 5), torch.arange(4) % 3)
+    for p, old in zip(net.parameters(), before, strict=True):
+        assert torch.equal(p, old - p.grad)  # type: ignore[operator]

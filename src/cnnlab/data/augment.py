@@ -1,5 +1,7 @@
 """Random augmentation of a batch on its device, as pure functions of tensors, with a separate draw for each image.
 
+Flips, shifts, crops and affine changes are in geometry.py; here are colours, RandAugment, cutout and mixing.
+
 All functions take images (B, C, H, W) float32 in 0..1, not yet normalized, and return a new tensor of the same shape
 and range. The generator is on the images' device, and its state alone determines the draws. Only `rand_augment` waits
 for the device.
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
@@ -17,48 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Flip each image horizontally with probability 1/2: (B, C, H, W) -> (B, C, H, W)."""
-    mirrored = torch.rand(len(images), generator=generator, device=images.device) < 0.5
-    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
-
-
-def alternating_flip(images: Tensor, index: Tensor, epoch: int, seed: int, count: int) -> Tensor:
-    """Flip each image horizontally in every other epoch, so that two successive epochs show both orientations.
-
-    index: (B,) int64, the images' indices in the set; whether image i starts mirrored depends on (seed, i) only, not
-    on the batch. count: images in the set. K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU",
-    arXiv:2404.00498, section 3.6.
-    """
-    mirrored = _sides(count, seed, images.device)[index] ^ (epoch % 2 == 1)
-    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
-
-
-def random_shift(images: Tensor, pixels: int, generator: torch.Generator, fill: str = "zeros") -> Tensor:
-    """Move each image by -pixels..pixels in both directions: (B, C, H, W), same shape out.
-
-    fill: "zeros" (black) or "reflect", which mirrors the image about its outermost row or column.
-    """
-    b, _, h, w = images.shape
-    if fill not in ("zeros", "reflect"):
-        raise ValueError(f"fill={fill!r}: a shift fills with zeros or reflect")
-    if fill == "reflect" and pixels >= min(h, w):
-        raise ValueError(f"fill='reflect' with a shift of {pixels} pixels needs images larger than {h}x{w}")
-    offset = torch.randint(0, 2 * pixels + 1, (2, b, 1), generator=generator, device=images.device)
-    return _shifted(images, pixels, offset, "constant" if fill == "zeros" else fill)
-
-
-def _shifted(images: Tensor, pixels: int, offset: Tensor, mode: str) -> Tensor:
-    """Return the window (H, W) of each padded image that starts at its offset (2, B, 1): row, column."""
-    b, c, h, w = images.shape
-    padded = F.pad(images, (pixels,) * 4, mode=mode).contiguous()
-    # Each row of the result is contiguous in the source: copying rows is seven times as fast as copying pixels.
-    firsts = torch.arange(b * c, device=images.device).view(b, c, 1) * (h + 2 * pixels)
-    firsts = firsts + offset[0][:, None] + torch.arange(h, device=images.device)  # (B, C, H), index of the row
-    firsts = firsts * (w + 2 * pixels) + offset[1][:, None]
-    windows = padded.as_strided((padded.numel() - w + 1, w), (1, 1))
-    return windows.index_select(0, firsts.flatten()).view(b, c, h, w)
+from cnnlab.data.geometry import alternating_flip, random_affine, random_flip, random_resized_crop, random_shift
+from cnnlab.recipe import Recipe
 
 
 def cutout(images: Tensor, pixels: int, generator: torch.Generator, fill: float | Tensor = 0.0) -> Tensor:
@@ -69,46 +31,6 @@ def cutout(images: Tensor, pixels: int, generator: torch.Generator, fill: float 
     """
     row, column = _draw_pixels(images, generator)
     return _filled(images, _box(row, column, pixels, pixels, images.shape), fill)
-
-
-def random_resized_crop(
-    images: Tensor, scale: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
-) -> Tensor:
-    """Crop a box from each image and enlarge it to (H, W), bilinearly.
-
-    scale: the box's fraction of the area, uniform from low to high; ratio: its width over height, log-uniform. As
-    torchvision's RandomResizedCrop, except that the box is not rounded to whole pixels, and that a box too long for the
-    image is cut to its side (at least one pixel), where torchvision draws again up to ten times.
-    """
-    return _cropped(images, *_draw_boxes(images, scale, ratio, generator))
-
-
-def _draw_boxes(
-    images: Tensor, scale: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return top, left, height and width in pixels, each (B,)."""
-    b, _, h, w = images.shape
-    draw = torch.rand(4, b, generator=generator, device=images.device)
-    area = draw[0].mul(scale[1] - scale[0]).add(scale[0]).mul(h * w)
-    aspect = draw[1].mul(math.log(ratio[1] / ratio[0])).add(math.log(ratio[0])).exp()
-    height, width = (area / aspect).sqrt().clamp(1, h), (area * aspect).sqrt().clamp(1, w)
-    return draw[2] * (h - height), draw[3] * (w - width), height, width
-
-
-def _cropped(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
-    """Return the boxes (B,), in pixels, enlarged to (H, W). Nothing outside a box is read."""
-    b, _, h, w = images.shape
-    rows, columns = _sampled(top, height, h), _sampled(left, width, w)
-    grid = torch.stack((columns[:, None, :].expand(b, h, w), rows[:, :, None].expand(b, h, w)), dim=3)
-    taken = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return taken.clamp_(0, 1)  # the four weights' sum is 1 up to rounding
-
-
-def _sampled(start: Tensor, size: Tensor, length: int) -> Tensor:
-    """Return the centres of `length` pixels that cover size (B,) from start (B,): (B, length), -1..1."""
-    centres = (torch.arange(length, device=start.device) + 0.5) / length * size[:, None] + start[:, None]
-    inside = centres.clamp((start + 0.5)[:, None], (start + size - 0.5)[:, None])
-    return inside * (2 / length) - 1
 
 
 def color_jitter(
@@ -249,16 +171,22 @@ class Augmentation:
     """The settings of the augmentation; the defaults change nothing.
 
     shift: pixels; shift_fill: zeros or reflect; flip: mirror at random, or in every other epoch with
-    alternating_flip (which requires flip); crop_scale: smallest fraction of the area, 1 for no crop; crop_ratio:
-    largest aspect ratio r of 1/r..r; brightness, contrast, saturation: see `color_jitter`; cutout: pixels a side;
-    randaugment: operations per image, of strength magnitude, 0..30; mixup, cutmix: their alphas; if both are set, each
-    batch gets one of them.
+    alternating_flip (which requires flip); vertical_flip: also upside down; rotation, zoom, shear: see `random_affine`;
+    fill: what lies outside an image that was changed by these, mean (its mean colour), zeros or reflect; crop_scale:
+    smallest fraction of the area, 1 for no crop; crop_ratio: largest aspect ratio r of 1/r..r; brightness, contrast,
+    saturation: see `color_jitter`; cutout: pixels a side; randaugment: operations per image, of strength magnitude,
+    0..30; mixup, cutmix: their alphas; if both are set, each batch gets one of them.
     """
 
     shift: int = 0
     shift_fill: str = "zeros"
     flip: bool = False
     alternating_flip: bool = False
+    vertical_flip: bool = False
+    rotation: float = 0.0
+    zoom: float = 0.0
+    shear: float = 0.0
+    fill: str = "mean"
     crop_scale: float = 1.0
     crop_ratio: float = 1.0
     brightness: float = 0.0
@@ -270,14 +198,20 @@ class Augmentation:
     mixup: float = 0.0
     cutmix: float = 0.0
 
+    @classmethod
+    def of(cls, recipe: Recipe) -> Augmentation:
+        """Return the recipe's augmentation."""
+        return cls(**{f.name: getattr(recipe, f.name) for f in fields(cls)})
+
     def changes(
         self, images: Tensor, index: Tensor, count: int, epoch: int, seed: int, generator: torch.Generator,
         fill: float | Tensor,
     ) -> Tensor:  # fmt: skip
         """Apply the changes that keep the labels; return the input itself if all are off.
 
-        index: (B,) int64, the images' indices in the set; count: images in the set; fill: a number or (C,), for cutout
-        and randaugment.
+        In this order: crop, flips, the affine change, shift, colours, RandAugment, cutout. index: (B,) int64, the
+        images' indices in the set; count: images in the set; fill: their mean colour, a number or (C,), for what lies
+        outside an image and for cutout.
         """
         if self.crop_scale < 1 or self.crop_ratio > 1:
             ratio = (1 / self.crop_ratio, self.crop_ratio)
@@ -286,6 +220,11 @@ class Augmentation:
             images = alternating_flip(images, index, epoch, seed, count)
         elif self.flip:
             images = random_flip(images, generator)
+        if self.vertical_flip:
+            images = random_flip(images, generator, dim=2)
+        if self.rotation or self.zoom or self.shear:
+            outside = {"mean": fill, "zeros": 0.0, "reflect": None}[self.fill]
+            images = random_affine(images, self.rotation, self.zoom, self.shear, generator, outside)
         if self.shift:
             images = random_shift(images, self.shift, generator, self.shift_fill)
         if self.brightness or self.contrast or self.saturation:
@@ -309,23 +248,6 @@ class Augmentation:
         if self.cutmix:
             return cutmix(images, labels, self.cutmix, generator)
         return images, labels, None, None
-
-
-@lru_cache(maxsize=4)
-def _sides(count: int, seed: int, device: torch.device) -> Tensor:
-    """Return which of the images start mirrored: (count,) bool. Cached: for each batch it would be 40 kernels."""
-    return _hashed(torch.arange(count, device=device), seed) % 2 == 1
-
-
-def _hashed(numbers: Tensor, seed: int) -> Tensor:
-    """Hash int64 numbers (B,) and a seed of up to 64 bits to 32 bits; no product overflows int64."""
-    state = numbers
-    for word in (0, seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF):
-        state = (state ^ word) & 0xFFFFFFFF
-        for factor in (0x7FEB352D, 0x21F0AAAD):
-            state = (state ^ (state >> 16)) * factor & 0xFFFFFFFF
-            state = state ^ (state >> 15)
-    return state
 
 
 def _draw_shares(b: int, alpha: float, device: torch.device, generator: torch.Generator) -> Tensor:

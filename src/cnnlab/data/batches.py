@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +79,8 @@ def loader(
         train_set.images, image_size=recipe.image_size, fit=recipe.fit, normalize=recipe.normalize
     )
     if split == "train":
-        augmentation = Augmentation(**{f.name: getattr(recipe, f.name) for f in fields(Augmentation)})
-        batches = Loader(train_set, preprocessing, recipe.batch_size, torch.device("cpu"), augmentation=augmentation)
+        batches = Loader(
+            train_set, preprocessing, recipe.batch_size, torch.device("cpu"), augmentation=Augmentation.of(recipe)
+        )
         return SplitLoader(batches, train_set.classes, recipe.seed)
     return SplitLoader(Loader(images, preprocessing, recipe.batch_size, torch.device("cpu")), images.classes, seed=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ class Trainer:
             session.preprocessing,
             recipe.batch_size,
             device,
-            augmentation=Augmentation(**{f.name: getattr(recipe, f.name) for f in fields(Augmentation)}),
+            augmentation=Augmentation.of(recipe),
             memory_format=plan.memory_format,
         )
         # An evaluation keeps nothing for a backward pass, so small images fit in larger batches.

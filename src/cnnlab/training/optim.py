@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,9 +25,22 @@ STATE = {
 def make_optimizer(model: nn.Module, recipe: Recipe, precision: torch.dtype = torch.float32) -> torch.optim.Optimizer:
     """Return the recipe's optimizer. Biases and the parameters of norms get no weight decay.
 
-    muon: updates the filters of convolutions; AdamW updates all others, at `other_learning_rate`. precision: of the
-    training steps; parameters and optimizer state keep their own dtype.
+    muon: updates the filters of convolutions; AdamW updates all others, at `other_learning_rate`. clip_norm: its `step`
+    first scales the gradients down to that norm. precision: of the training steps; parameters and optimizer state keep
+    their own dtype.
     """
+    optimizer = _make_optimizer(model, recipe, precision)
+    if recipe.clip_norm:
+        optimizer.register_step_pre_hook(partial(_clip_gradients, recipe.clip_norm))
+    return optimizer
+
+
+def _clip_gradients(norm: float, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Scale all gradients so that their norm, over all parameters together, is at most `norm`."""
+    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], norm)
+
+
+def _make_optimizer(model: nn.Module, recipe: Recipe, precision: torch.dtype) -> torch.optim.Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]  # a network of your own may have frozen layers
     decayed = [p for p in trained if p.ndim > 1]
     others = [p for p in trained if p.ndim <= 1]

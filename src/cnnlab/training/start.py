@@ -29,8 +29,9 @@ from cnnlab.training.session import Session
 # What may change when a finished run is trained for more epochs: nothing that the saved state depends on.
 CONTINUABLE = {
     "epochs", "learning_rate", "other_learning_rate", "momentum", "weight_decay", "schedule", "warmup", "cooldown",
-    "decay", "decay_every", "label_smoothing", "on_nan", "save_seconds", "save_steps", "shift", "shift_fill", "flip",
-    "alternating_flip", "crop_scale", "crop_ratio", "brightness", "contrast", "saturation", "randaugment", "magnitude",
+    "decay", "decay_every", "clip_norm", "label_smoothing", "on_nan", "save_seconds", "save_steps", "shift",
+    "shift_fill", "flip", "alternating_flip", "vertical_flip", "rotation", "zoom", "shear", "fill", "crop_scale",
+    "crop_ratio", "brightness", "contrast", "saturation", "randaugment", "magnitude",
     "cutout", "mixup", "cutmix",
 }  # fmt: skip
 

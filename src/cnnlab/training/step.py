@@ -126,6 +126,7 @@ class GuardedStep:
                 for p in group["params"] if group["momentum"] else ():
                     optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
         scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)  # a fused optimizer would only do so inside its step, after clipping
         scaler.step(optimizer)
         scale = scaler.get_scale()
         scaler.update()

@@ -1,0 +1,18 @@
+"""Random generators and images for the tests of the augmentation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def drawn(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def pictures(b: int, c: int, h: int, w: int, seed: int = 0) -> Tensor:
+    """Random smooth images on 256 levels, 0..1, as the loader's come from uint8."""
+    coarse = torch.rand(b, c, 4, 4, generator=drawn(seed))
+    smooth = torch.nn.functional.interpolate(coarse, size=(h, w), mode="bilinear")
+    noise = torch.rand(b, c, h, w, generator=drawn(seed + 1)) * 0.2
+    return ((smooth * 0.8 + noise) * 255).round() / 255
