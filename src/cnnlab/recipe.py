@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_type_hints
@@ -126,6 +127,15 @@ class Recipe:
     eval_split: str = _setting("validation", "split evaluated after each epoch", choices=tuple(KEYS))
     seed: int = _setting(0, "random seed of the weights, the order of images, dropout and augmentation", 0, 2**31 - 1)
     split_seed: int = _setting(0, "random seed of the validation split", 0, 2**31 - 1)
+    group: str = _setting(
+        "auto",
+        "images of a group stay on one side of the validation split; auto: the source's groups, if it has some; none; "
+        "parent: the folder below the class's; or a regular expression, searched in the file's name below the source's "
+        "folder: its first parenthesis, or all of it, is the group",
+    )
+    group_duplicates: bool = _setting(False, "keep near duplicates on one side of the validation split, too")
+    folds: int = _setting(0, "parts of the images for cross-validation, in place of val_fraction; 0: off", 0, 1000)
+    fold: int = _setting(0, "folds: the part to evaluate on, from 1; 0: each in a run of its own", 0, 1000)
 
     def __post_init__(self) -> None:
         for name, kind in TYPES.items():
@@ -144,11 +154,22 @@ class Recipe:
                 raise CnnlabError(f"{name}={_short(value)}: must lie between {rule['low']} and {rule['high']}")
             if isinstance(value, str) and len(value) > LONGEST:
                 raise CnnlabError(f"{name}={_short(value)}: at most {LONGEST:,} characters")
-        if self.eval_split == "validation" and self.val_fraction == 0:
+        if self.eval_split == "validation" and self.val_fraction == 0 and not self.folds:
             raise CnnlabError(
                 "val_fraction=0.0 leaves nothing to evaluate on; hold some images out, or set eval_split=test to "
                 "evaluate on the test set after each epoch"
             )
+        try:
+            re.compile(self.group)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise CnnlabError(
+                f"group={_short(self.group)}: choose auto, none or parent, or correct the expression: {error}"
+            ) from error
+        if self.folds == 1 or self.fold > self.folds:
+            wrong = "folds=1" if self.folds == 1 else f"fold={self.fold}"
+            raise CnnlabError(f"{wrong}: set folds to at least 2, and fold to one of them")
+        if self.folds and self.eval_split != "validation":
+            raise CnnlabError(f"folds={self.folds} needs eval_split=validation, not {self.eval_split}; leave one out")
         if self.optimizer == "muon" and self.learning_rate == 0:
             raise CnnlabError("learning_rate=0.0: muon needs one above 0")
         if self.alternating_flip and not self.flip:
@@ -256,7 +277,7 @@ _EXPECTED: dict[type, str] = {
 }
 SETTINGS = {f.name: f for f in fields(Recipe)}
 # Changes of these are not listed in the name: they change no weight, or are reported on their own, as seed and data.
-_UNLISTED = {"name", "columns", "seed", "save_seconds", "save_steps"}
+_UNLISTED = {"name", "columns", "seed", "fold", "save_seconds", "save_steps"}
 TYPES: dict[str, type] = get_type_hints(Recipe)
 
 

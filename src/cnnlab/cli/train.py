@@ -50,6 +50,13 @@ def train(
     seeds: Annotated[
         int | None, typer.Option(help="Train with this many seeds; print mean and std.", show_default=False)
     ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(help="Cross-validation: train with this many folds; print mean and std.", show_default=False),
+    ] = None,
+    group_duplicates: Annotated[
+        bool, typer.Option("--group-duplicates", help="Keep near duplicates on one side of the validation split.")
+    ] = False,
     resume: Annotated[
         str | None,
         typer.Option(
@@ -100,7 +107,8 @@ def train(
     if model is not None and model_option is not None:
         raise CnnlabError(f"two networks, {model} and {model_option}; name one")
     model = model or model_option
-    short = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "optimizer": optimizer, "seed": seed}
+    short = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "optimizer": optimizer, "seed": seed,
+             "folds": folds, "group_duplicates": group_duplicates or None}  # fmt: skip
     settings: dict[str, Any] = {key: value for key, value in short.items() if value is not None}
     more = parse_settings(set_ or ())
     if twice := sorted(settings.keys() & more.keys()):

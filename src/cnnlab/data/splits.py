@@ -2,26 +2,98 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from cnnlab.data import SourceOptions, load_images, stratified_split, stratified_subset
+from cnnlab.data.grouping import Grouping, deal, group_names, grouping_of, share_difference, stratified_folds
 from cnnlab.data.imageset import ImageSet
 from cnnlab.data.own import MEMORY, OwnImages
+from cnnlab.io.csv import first, quoted
 from cnnlab.io.errors import CnnlabError
+from cnnlab.io.text import escape, plural
 from cnnlab.recipe import Recipe
 
 
-def load_splits(recipe: Recipe, options: SourceOptions, own: OwnImages | None = None) -> tuple[ImageSet, ImageSet]:
-    """Return the images to train on and those to evaluate on, by `eval_split`, `val_fraction` and `limit`.
+@dataclass(frozen=True)
+class Pool:
+    """The images of a source before they are divided.
 
-    own: images in place of the source `recipe.data`. The test set is read only for `eval_split=test`. Raise CnnlabError
-    if the source lacks the split.
+    train: those that validation images are taken from, unless the source has some: evaluated. grouping: of `train`.
     """
+
+    train: ImageSet
+    evaluated: ImageSet | None
+    grouping: Grouping | None
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The images to train on and those to evaluate on.
+
+    notes: how they were divided by group, for the first lines of a training. info: the same for run.json; empty if not.
+    """
+
+    train: ImageSet
+    evaluated: ImageSet
+    notes: tuple[str, ...] = ()
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def load_splits(recipe: Recipe, options: SourceOptions, own: OwnImages | None = None) -> tuple[ImageSet, ImageSet]:
+    """Return the images to train on and those to evaluate on. Arguments and errors: see `load_pool` and `divide`."""
+    splits = divide(load_pool(recipe, options, own), recipe)
+    return splits.train, splits.evaluated
+
+
+def load_pool(recipe: Recipe, options: SourceOptions, own: OwnImages | None = None) -> Pool:
+    """Return the images of `recipe.data`, or `own` in their place, and their groups.
+
+    The test set is read only for `eval_split=test`. Raise CnnlabError if the source lacks the split, or an image has no
+    group.
+    """
+    load: Callable[[str], ImageSet | None]
     if own is None:
-        train_set, eval_set = _whole_splits(recipe, lambda split: load_images(recipe.data, split, options))
+        load = lambda split: load_images(recipe.data, split, options)  # noqa: E731
     else:
-        train_set, eval_set = _whole_splits(recipe, {recipe.eval_split: own.held_out, "train": own.train}.get)
-    return limited(train_set, recipe), limited(eval_set, recipe)
+        load = {recipe.eval_split: own.held_out, "train": own.train}.get
+    train_set = load("train")
+    assert train_set is not None
+    evaluated = load(recipe.eval_split) if recipe.eval_split != "train" else None
+    if recipe.eval_split == "test" and evaluated is None:
+        pair = ", or pass data=(train, test)" if recipe.data.startswith(MEMORY) else ""
+        raise CnnlabError(f"{recipe.data} has no test set; set eval_split=validation and a val_fraction{pair}")
+    if recipe.folds and evaluated is not None:
+        raise CnnlabError(
+            f"folds={recipe.folds}: {recipe.data} has validation images of its own; put them among the training "
+            "images, or set folds=0"
+        )
+    drawn = recipe.eval_split == "validation" and evaluated is None
+    grouping = grouping_of(train_set, recipe.group, recipe.group_duplicates and drawn)
+    return Pool(train_set, evaluated, grouping)
+
+
+def divide(pool: Pool, recipe: Recipe) -> Splits:
+    """Divide the images by `eval_split`, `val_fraction` or `fold`, by group if there are groups, and `limit`.
+
+    Raise CnnlabError if nothing can be held out, or if a class would be among the validation images only.
+    """
+    if pool.evaluated is not None:
+        splits = Splits(pool.train, pool.evaluated, _leaks(pool, recipe))
+    elif recipe.eval_split == "train":
+        # Enough to see whether the training works, and few enough to cost little of an epoch.
+        some = stratified_subset(pool.train.labels, 5000, recipe.split_seed)
+        splits = Splits(pool.train, pool.train.take(some))
+    elif recipe.folds:
+        splits = _fold(pool, recipe)
+    else:
+        splits = _held_out(pool, recipe)
+    return replace(splits, train=limited(splits.train, recipe), evaluated=limited(splits.evaluated, recipe))
 
 
 def limited(images: ImageSet, recipe: Recipe) -> ImageSet:
@@ -32,22 +104,104 @@ def limited(images: ImageSet, recipe: Recipe) -> ImageSet:
     return images.take(index)
 
 
-def _whole_splits(recipe: Recipe, load: Callable[[str], ImageSet | None]) -> tuple[ImageSet, ImageSet]:
-    train_set = load("train")
-    assert train_set is not None
-    if recipe.eval_split == "test":
-        test_set = load("test")
-        if test_set is None:
-            pair = ", or pass data=(train, test)" if recipe.data.startswith(MEMORY) else ""
-            raise CnnlabError(f"{recipe.data} has no test set; set eval_split=validation and a val_fraction{pair}")
-        return train_set, test_set
-    if recipe.eval_split == "train":
-        # Enough to see whether the training works, and few enough to cost little of an epoch.
-        return train_set, train_set.take(stratified_subset(train_set.labels, 5000, recipe.split_seed))
-    own = load("validation")
-    if own is not None:
-        return train_set, own
-    train_index, held_out = stratified_split(train_set.labels, recipe.val_fraction, recipe.split_seed)
-    if len(held_out) == 0:
-        raise CnnlabError(f"{recipe.data} has one image per class: none can be held out for validation; add images")
-    return train_set.take(train_index), train_set.take(held_out)
+def _held_out(pool: Pool, recipe: Recipe) -> Splits:
+    """Hold out `val_fraction` of the images."""
+    images, grouping = pool.train, pool.grouping
+    if grouping is None:
+        train_index, held_out = stratified_split(images.labels, recipe.val_fraction, recipe.split_seed)
+        if len(held_out) == 0:
+            raise CnnlabError(f"{recipe.data} has one image per class: none can be held out for validation; add images")
+        return Splits(images.take(train_index), images.take(held_out))
+    shares = [1 - recipe.val_fraction, recipe.val_fraction]
+    part = deal(images.labels, grouping.units, shares, recipe.split_seed)
+    return _divided(images, grouping, part == 1, "validation", {})
+
+
+def fold_of(pool: Pool, recipe: Recipe) -> Tensor:
+    """Return the fold of each of the N images of `pool`, (N,) int64 in 1..folds: the one that evaluates on it.
+
+    Raise CnnlabError for more folds than groups, and for a class of one image or of one group.
+    """
+    images, grouping, folds = pool.train, pool.grouping, recipe.folds
+    units = torch.arange(len(images)) if grouping is None else grouping.units
+    what, number = ("image", len(images)) if grouping is None else ("group", grouping.count)
+    if folds > number:
+        raise CnnlabError(f"folds={folds}: more than the {plural(number, what)}; choose less")
+    each, why = _units_of_classes(images, units), f"a single {what}"
+    if 1 not in each:
+        if grouping is None:
+            return stratified_folds(images.labels, folds, recipe.split_seed) + 1
+        fold = deal(images.labels, units, [1 / folds] * folds, recipe.split_seed) + 1
+        each, why = _units_of_classes(images, fold), "all its groups in one fold"
+        if 1 not in each:
+            return fold
+    raise CnnlabError(
+        f"folds={folds}: class {quoted(images.classes[each.index(1)])} has {why}, so a network would be evaluated on a "
+        "class that it never saw; add images, or remove the class"
+    )
+
+
+def _fold(pool: Pool, recipe: Recipe) -> Splits:
+    if not recipe.fold:
+        raise CnnlabError(
+            f"folds={recipe.folds} without a fold: train all with --folds {recipe.folds} or cnnlab.train_folds, or set "
+            f"fold=1 to {recipe.folds} for one"
+        )
+    fold = fold_of(pool, recipe)
+    info = {"folds": recipe.folds, "fold": recipe.fold}
+    what = f"fold {recipe.fold} of {recipe.folds}"
+    if pool.grouping is not None:
+        return _divided(pool.train, pool.grouping, fold == recipe.fold, what, info)
+    held_out = fold == recipe.fold
+    train, evaluated = (pool.train.take(part.nonzero().flatten()) for part in (~held_out, held_out))
+    return Splits(train, evaluated, (f"{what}: {plural(len(evaluated), 'image')} held out",), info)
+
+
+def _divided(images: ImageSet, grouping: Grouping, held_out: Tensor, what: str, info: dict[str, Any]) -> Splits:
+    """Divide `images` by the mask `held_out` (N,). what: named in the note. Raise CnnlabError if it is empty."""
+    if not held_out.any():
+        example = f"; the group of {quoted(images.ids[0])} is {quoted(grouping.names[0])}" if grouping.by else ""
+        raise CnnlabError(
+            f"no image can be held out for validation: by {grouping.by or 'near duplicates'}, all images of a "
+            f"class are in one group{example}; set group to smaller groups, or group=none"
+        )
+    train, evaluated = (images.take(part.nonzero().flatten()) for part in (~held_out, held_out))
+    difference = share_difference(images.labels, evaluated.labels)
+    counts = [len(grouping.units[part].unique()) for part in (held_out, torch.ones_like(held_out))]
+    info = {**info, "by": grouping.by or "near duplicates", "groups": counts[1], "held_out": counts[0],
+            "class_shares_within": difference, "tied": grouping.tied}  # fmt: skip
+    points = math.ceil(1000 * difference) / 10
+    within = f"class shares within {points:g} {'point' if points == 1 else 'points'}"
+    duplicates = f"near duplicates on one side: {grouping.tied:,} of {plural(len(images), 'image')}"
+    if grouping.by:
+        what = f"{what} by group: {counts[0]:,} of {plural(counts[1], 'group')} ({grouping.by})"
+        duplicates = duplicates if grouping.tied else ""
+    notes = [f"{what}, {within}", *filter(None, [duplicates])]
+    missing = [name for k, name in enumerate(images.classes) if not (evaluated.labels == k).any()]
+    if missing:
+        one = _units_of_classes(images, grouping.units)
+        single = [name for name in missing if one[images.classes.index(name)] == 1]
+        why = ": all its images are of one group" if single else ""
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        notes.append(f"warning: no image of class {escape((single or missing)[0])}{more} is held out{why}")
+    return Splits(train, evaluated, tuple(notes), info)
+
+
+def _units_of_classes(images: ImageSet, units: Tensor) -> list[int]:
+    """Return the number of units with images of each of the K classes."""
+    pairs = torch.stack([images.labels, units]).unique(dim=1)
+    return torch.bincount(pairs[0], minlength=len(images.classes)).tolist()
+
+
+def _leaks(pool: Pool, recipe: Recipe) -> tuple[str, ...]:
+    """Return a warning if images of a group are on both sides of a division that the source brought along."""
+    if pool.grouping is None or pool.evaluated is None:
+        return ()
+    named = group_names(pool.evaluated, recipe.group)
+    shared = set(pool.grouping.names) & set(named[0]) if named else set()
+    if not shared:
+        return ()
+    return (
+        f"warning: {plural(len(shared), 'group')} ({first(sorted(shared))}) are among the training and the "
+        f"{recipe.eval_split} images, which inflates the accuracy",
+    )

@@ -16,7 +16,7 @@ from cnnlab.data import CSV, FOLDER, STORE, SourceOptions, copies_in_test, data_
 from cnnlab.data.loader import Preprocessing
 from cnnlab.data.near_duplicates import shared
 from cnnlab.data.own import MEMORY, OwnImages, own_images
-from cnnlab.data.splits import load_splits
+from cnnlab.data.splits import divide, load_pool
 from cnnlab.device.hardware import available_cores, check_threads, pick_device
 from cnnlab.io.errors import CnnlabError, expand, reason
 from cnnlab.io.interrupt import CtrlC
@@ -150,7 +150,23 @@ class Session:
             skip_bad=self._skip_bad,
             report=self.display.read,
         )
-        self.train_set, self.eval_set = load_splits(recipe, options, self.images)
+        self._pool = load_pool(recipe, options, self.images)
+        self.divide(replace(recipe, fold=1) if recipe.folds and not recipe.fold else recipe)
+        if recipe.shift >= self.preprocessing.image_size:
+            size = self.preprocessing.image_size
+            raise CnnlabError(f"shift={recipe.shift} is at least the images' {size} pixels; choose a smaller one")
+        self._check_batches(recipe)
+        self.display.end()
+        if not again:
+            for line in (*data_lines(self.train_set, self.eval_set, recipe.eval_split), *self.splits.notes):
+                self.display.message(line)
+        self._plan = None
+        return recipe
+
+    def divide(self, recipe: Recipe) -> None:
+        """Divide the images that are loaded into those to train on and those to evaluate on, by the recipe."""
+        self.splits = divide(self._pool, recipe)
+        self.train_set, self.eval_set = self.splits.train, self.splits.evaluated
         self.fingerprint = self.train_set.fingerprint()
         self.preprocessing = Preprocessing.of(
             self.train_set.images,
@@ -159,16 +175,7 @@ class Session:
             normalize=recipe.normalize,
             decoding=self.train_set.decoding,
         )
-        if recipe.shift >= self.preprocessing.image_size:
-            size = self.preprocessing.image_size
-            raise CnnlabError(f"shift={recipe.shift} is at least the images' {size} pixels; choose a smaller one")
-        self._check_batches(recipe)
-        self.display.end()
-        if not again:
-            for line in data_lines(self.train_set, self.eval_set, recipe.eval_split):
-                self.display.message(line)
-        self._plan = self._shared = None
-        return recipe
+        self._shared = None
 
     def create(self, path: Path, recipe: Recipe) -> Run:
         """Create a run in the new, empty folder `path`; from here on it can be resumed."""
@@ -193,6 +200,7 @@ class Session:
                 "skipped": list(dict.fromkeys([*self.train_set.skipped, *self.eval_set.skipped])),
                 "data_dir": str(self._data_dir.absolute()),
                 "skip_bad": self._skip_bad,
+                **({"split": self.splits.info} if self.splits.info else {}),
             },
             "preprocessing": self.preprocessing.to_dict(),
             **({"from": self.origin} if self.origin else {}),

@@ -1,0 +1,216 @@
+"""Divide labelled images by group: all images of a patient, a video or a camera stay on one side.
+
+Groups are dealt out one after the other, large ones first, each to the part that is furthest from its share of the
+group's classes (as scikit-learn's StratifiedGroupKFold does for equal parts). The best of several random orders is
+taken. No class is left in a single part if two groups have it.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import torch
+from torch import Tensor
+
+from cnnlab.data import near_duplicates
+from cnnlab.data.imageset import ImageSet
+from cnnlab.io.csv import quoted
+from cnnlab.io.errors import CnnlabError
+from cnnlab.io.text import plural, truncate
+
+_TRIES = 20  # random orders at most
+_WORK = 100_000  # placements of a group that are weighed in all orders together, at least one order's
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """units: (N,) int64 in 0..G-1, images of one unit stay together; names: of the group of each of the N images.
+
+    by: what the groups are; tied: images that are kept together with near duplicates of theirs.
+    """
+
+    units: Tensor
+    names: list[str]
+    by: str
+    tied: int = 0
+
+    @property
+    def count(self) -> int:
+        """The number of units, G."""
+        return int(self.units.max()) + 1
+
+
+def group_names(images: ImageSet, group: str) -> tuple[list[str], str] | None:
+    """Return the N names of the images' groups, and what the groups are; None without groups.
+
+    group: see `Recipe`. Raise CnnlabError that names the first image without a group.
+    """
+    if group == "none" or (group == "auto" and images.groups is None):
+        return None
+    if group == "auto":
+        assert images.groups is not None
+        names, by = [name or "" for name in images.groups], "the source's groups"
+        remedy = "fill in the column of groups, or set group=none"
+    elif group == "parent":
+        folders = zip(images.ids, images.labels.tolist(), strict=True)
+        names, by = [_folder(id_, images.classes[k]) for id_, k in folders], "the parent folder"
+        remedy = "each class needs a folder per group, as in class/patient7/1.png; or set group to an expression"
+    else:
+        pattern = re.compile(group)
+        names, by = [_matched(pattern, id_) for id_ in images.ids], f"the expression {quoted(group)}"
+        remedy = "correct the expression, which is searched in each of these names, or set group=none"
+    if without := [id_ for id_, name in zip(images.ids, names, strict=True) if not name.strip()]:
+        raise CnnlabError(
+            f"group={truncate(group, 60)}: {len(without):,} of {plural(len(names), 'image')} have no group; the first: "
+            f"{quoted(without[0])}; {remedy}"
+        )
+    return names, by
+
+
+def _folder(id_: str, class_name: str) -> str:
+    """Return the folders between the class's and the file; without a class's folder, all of the file's folders."""
+    parts = PurePosixPath(id_).parts[:-1]
+    depth = next((i + 1 for i, part in enumerate(parts) if _plain(part) == _plain(class_name)), 0)
+    return "/".join(parts[depth:])
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+def _matched(pattern: re.Pattern[str], id_: str) -> str:
+    found = pattern.search(id_)
+    return "" if found is None else (found[1] if pattern.groups else found[0]) or ""
+
+
+def grouping_of(images: ImageSet, group: str, duplicates: bool) -> Grouping | None:
+    """Return the groups of `images`, joined where they share near duplicates if `duplicates`; None without either."""
+    named = group_names(images, group)
+    if named is None and not duplicates:
+        return None
+    names, by = named or ([""] * len(images), "")
+    first: dict[str, int] = {}
+    parent = [first.setdefault(name, i) for i, name in enumerate(names)] if named else [*range(len(images))]
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    pairs = _duplicates(images.images) if duplicates else []
+    for a, b in pairs:
+        low, high = sorted((root(a), root(b)))
+        parent[high] = low
+    units = torch.tensor([root(i) for i in range(len(images))]).unique(return_inverse=True)[1]
+    return Grouping(units, names, by, len({i for pair in pairs for i in pair}))
+
+
+def _duplicates(images: Tensor) -> list[tuple[int, int]]:
+    """Return pairs of images that are exact or near copies."""
+    first = near_duplicates.same(images)
+    unique = (first == torch.arange(len(images))).nonzero().flatten()
+    pairs = [(a, b) for b, a in enumerate(first.tolist()) if a != b]
+    if images.shape[2] > 1:  # a single pixel has no frequencies
+        a, b, _ = near_duplicates.near(images[unique])
+        pairs += zip(unique[a].tolist(), unique[b].tolist(), strict=True)
+    return pairs
+
+
+def deal(labels: Tensor, units: Tensor, shares: Sequence[float], seed: int) -> Tensor:
+    """Return the part of each image, (N,) int64; parts have the given shares of each class as far as units allow.
+
+    labels, units: (N,) int64. Units that hold the whole of a class go to part 0, the training images, if there are two
+    parts. The same arguments give the same parts on every machine.
+    """
+    classes, number = int(labels.max()) + 1, int(units.max()) + 1
+    pairs, counts = (units * classes + labels).unique(return_counts=True)
+    members: list[list[tuple[int, int]]] = [[] for _ in range(number)]  # of each unit: class, images
+    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
+        members[pair // classes].append((pair % classes, count))
+    dealer = _Dealer(members, torch.bincount(labels, minlength=classes).tolist(), shares, pin=len(shares) == 2)
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [sum(count for _, count in unit) for unit in members]
+    tries = max(1, min(_TRIES, _WORK // (number * len(shares))))
+    orders = [torch.randperm(number, generator=generator).tolist() for _ in range(tries)]
+    dealt = [dealer.deal(sorted(order, key=lambda unit: -sizes[unit].bit_length())) for order in orders]
+    best = min(range(tries), key=lambda i: dealt[i][0])
+    return torch.tensor(dealt[best][1])[units]
+
+
+class _Dealer:
+    """Deals units out. members: (class, images) of each; totals: images of each class; pin: see `deal`."""
+
+    def __init__(
+        self, members: list[list[tuple[int, int]]], totals: list[int], shares: Sequence[float], *, pin: bool
+    ) -> None:
+        # All images together count as one more class.
+        self._all = len(totals)
+        self._members = [[*unit, (self._all, sum(count for _, count in unit))] for unit in members]
+        self._totals, self._shares, self._pin = [*totals, sum(totals)], shares, pin
+        self._units = Counter(k for unit in members for k, _ in unit)
+
+    def deal(self, order: Sequence[int]) -> tuple[tuple[int, float], list[int]]:
+        """Return how bad it is, as (classes in a single part, distance from the shares), and the part of each unit."""
+        parts, totals = range(len(self._shares)), self._totals
+        # Distance of each part from its share of each class, in images.
+        off = [[-share * total for total in totals] for share in self._shares]
+        weight = [[1 / (share * total**2) if total else 0.0 for total in totals] for share in self._shares]
+        seen: list[set[int]] = [set() for _ in totals]
+        left, place = dict(self._units), [0] * len(self._members)
+
+        def pinned(unit: int) -> bool:
+            return self._pin and any(self._units[k] == 1 for k, _ in self._members[unit][:-1])
+
+        def cost(part: int, unit: int) -> float:
+            return sum(n * (n + 2 * off[part][k]) * weight[part][k] for k, n in self._members[unit])
+
+        for unit in sorted(order, key=lambda unit: not pinned(unit)):
+            last = [k for k, _ in self._members[unit][:-1] if left[k] == 1 < self._units[k] and len(seen[k]) == 1]
+            banned = set().union(*(seen[k] for k in last))
+            free = [part for part in parts if part not in banned]
+            part = 0 if pinned(unit) or not free else min(free, key=lambda part: cost(part, unit))
+            place[unit] = part
+            for k, n in self._members[unit]:
+                off[part][k] += n
+                seen[k].add(part)
+                left[k] = left.get(k, 0) - 1
+        single = sum(len(seen[k]) == 1 < units for k, units in self._units.items())
+        distance = sum(x * x * w for row, ws in zip(off, weight, strict=True) for x, w in zip(row, ws, strict=True))
+        return (single, distance + self._unlikeness(off)), place
+
+    def _unlikeness(self, off: list[list[float]]) -> float:
+        """Return how much the classes' shares differ between the parts and the whole."""
+        whole, unlike = self._totals[-1], 0.0
+        for share, row in zip(self._shares, off, strict=True):
+            held = max(row[-1] + share * whole, 1.0)
+            for x, total in zip(row[:-1], self._totals[:-1], strict=True):
+                unlike += ((x + share * total) / held - total / whole) ** 2
+        return unlike
+
+
+def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
+    """Return the fold of each of the `labels` (N,), (N,) int64 in 0..folds-1.
+
+    The folds differ by at most one image, in all and in each class.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    fold, dealt = torch.empty(len(labels), dtype=torch.int64), 0
+    for k in labels.unique(sorted=True).tolist():
+        members = (labels == k).nonzero().flatten()
+        order = torch.randperm(len(members), generator=generator)
+        fold[members[order]] = (torch.arange(len(members)) + dealt) % folds
+        dealt += len(members)
+    return fold
+
+
+def share_difference(labels: Tensor, part: Tensor) -> float:
+    """Return the largest difference between a class's share of `part` (M,) and of all `labels` (N,), 0 to 1."""
+    classes = int(labels.max()) + 1
+    whole, some = (torch.bincount(t, minlength=classes).double() / max(1, len(t)) for t in (labels, part))
+    return float((whole - some).abs().max())

@@ -1,0 +1,219 @@
+"""Splits by group: no group on both sides, each image in one fold, the shares of the classes kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+from torch import Tensor
+
+from cnnlab import CnnlabError, ImageSet, Recipe, load_images
+from cnnlab.data import SourceOptions, stratified_split
+from cnnlab.data.grouping import deal, group_names, grouping_of, share_difference, stratified_folds
+from cnnlab.data.own import OwnImages
+from cnnlab.data.splits import divide, fold_of, load_pool, load_splits
+
+OPTIONS = SourceOptions(data_dir=Path())
+
+
+def image_set(labels: list[int], groups: list[str] | None = None, ids: list[str] | None = None) -> ImageSet:
+    """Images of noise."""
+    noise = torch.randint(0, 256, (len(labels), 1, 16, 16), generator=torch.Generator().manual_seed(0))
+    classes = [f"class {k}" for k in range(max(labels) + 1)]
+    ids = ids or [f"{i}.png" for i in range(len(labels))]
+    return ImageSet(noise.to(torch.uint8), torch.tensor(labels), ids, classes, groups=groups)
+
+
+def split(images: ImageSet, **changes: Any) -> Any:
+    """The division of the images by a recipe with these settings."""
+    recipe = Recipe(data="memory:x", **changes)
+    return divide(load_pool(recipe, OPTIONS, OwnImages("memory:x", images)), recipe)
+
+
+def folds(images: ImageSet, count: int, **changes: Any) -> Tensor:
+    """The fold of each image."""
+    recipe = Recipe(data="memory:x", folds=count, **changes)
+    return fold_of(load_pool(recipe, OPTIONS, OwnImages("memory:x", images)), recipe)
+
+
+@st.composite
+def labelled(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    """Labels and the unit of each image, of any distribution."""
+    pairs = draw(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 11)), min_size=2, max_size=60))
+    labels, units = torch.tensor(pairs).unbind(1)
+    return labels.unique(return_inverse=True)[1], units.unique(return_inverse=True)[1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(labelled(), st.floats(0.05, 0.9), st.integers(0, 100))
+def test_no_group_is_on_both_sides(data: tuple[Tensor, Tensor], fraction: float, seed: int) -> None:
+    labels, units = data
+    held_out = deal(labels, units, [1 - fraction, fraction], seed) == 1
+    assert not set(units[held_out].tolist()) & set(units[~held_out].tolist())
+    assert set(labels[~held_out].tolist()) == set(labels.tolist())  # no class in validation only
+    for k in labels.unique().tolist():
+        if len(units[labels == k].unique()) == 1:
+            assert not held_out[labels == k].any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(labelled(), st.integers(2, 6), st.integers(0, 100))
+def test_folds_cover_each_image_once_and_split_no_group(data: tuple[Tensor, Tensor], count: int, seed: int) -> None:
+    labels, units = data
+    images = image_set(labels.tolist(), [str(u) for u in units.tolist()])
+    each = [len(units[labels == k].unique()) for k in range(int(labels.max()) + 1)]
+    try:
+        fold = folds(images, count, split_seed=seed)
+    except CnnlabError:
+        # More folds than groups, a class of one group, or groups that share classes so that none can be divided.
+        assert count > len(units.unique()) or min(each) < count
+        return
+    assert fold.shape == labels.shape
+    assert set(fold.tolist()) <= set(range(1, count + 1))
+    for unit in units.unique():
+        assert len(fold[units == unit].unique()) == 1
+    for f in range(1, count + 1):
+        divided = split(images, folds=count, fold=f, split_seed=seed) if (fold == f).any() else None
+        assert divided is None or divided.evaluated.ids == [f"{i}.png" for i in (fold == f).nonzero().flatten()]
+        assert set(labels[fold != f].tolist()) == set(labels.tolist())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=60), st.integers(2, 6), st.integers(0, 100))
+def test_ungrouped_folds_differ_by_one_image_in_all_and_in_each_class(
+    numbers: list[int], count: int, seed: int
+) -> None:
+    labels = torch.tensor(numbers)
+    fold = stratified_folds(labels, count, seed)
+    for part in (fold, *(fold[labels == k] for k in labels.unique())):
+        sizes = torch.bincount(part, minlength=count)
+        assert sizes.sum() == len(part)
+        assert sizes.max() - sizes.min() <= 1
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_folds_are_as_even_as_those_of_scikit_learn(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    units = np.repeat(np.arange(40), draw.integers(1, 40, 40))
+    labels = np.where(draw.random(len(units)) < 0.7, units % 3, draw.integers(0, 3, len(units)))
+    ours = deal(torch.tensor(labels), torch.tensor(units), [0.2] * 5, seed)
+
+    def uneven(parts: list[np.ndarray]) -> float:
+        counts = np.stack([np.bincount(labels[part], minlength=3) for part in parts])
+        return float((counts / counts.sum(0)).std(0).mean())
+
+    mine = [np.flatnonzero(ours.numpy() == f) for f in range(5)]
+    peer = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
+    assert uneven(mine) <= uneven([test for _, test in peer.split(labels, labels, units)])
+    assert uneven(mine) <= uneven([test for _, test in GroupKFold(5).split(labels, labels, units)])
+
+
+def test_validation_by_group_keeps_the_shares_of_the_classes() -> None:
+    labels = [k for unit in range(60) for k in [unit % 5] * (5 + unit % 7)]
+    groups = [f"patient {unit}" for unit in range(60) for _ in range(5 + unit % 7)]
+    images = image_set(labels, groups)
+    divided = split(images, val_fraction=0.2)
+    assert 0.17 < len(divided.evaluated) / len(images) < 0.23
+    assert share_difference(images.labels, divided.evaluated.labels) < 0.03
+    assert set(divided.evaluated.groups or ()).isdisjoint(divided.train.groups or ())
+    assert divided.info["groups"] == 60
+    assert f"validation by group: {divided.info['held_out']} of 60 groups (the source's groups)" in divided.notes[0]
+    assert split(images, val_fraction=0.2).evaluated.ids == divided.evaluated.ids
+    assert split(images, val_fraction=0.2, split_seed=1).evaluated.ids != divided.evaluated.ids
+    assert set(split(images, val_fraction=0.2, group="none").evaluated.groups or ()) & set(divided.train.groups or ())
+
+
+def test_ungrouped_images_are_divided_as_ever() -> None:
+    digits = load_images("digits", "train")
+    assert digits is not None
+    train, held_out = load_splits(Recipe(), OPTIONS)
+    indices = stratified_split(digits.labels, 0.1, 0)
+    assert [train.ids, held_out.ids] == [digits.take(index).ids for index in indices]
+    assert divide(load_pool(Recipe(), OPTIONS), Recipe()).info == {}
+
+
+def test_parent_is_the_folder_below_the_class() -> None:
+    ids = ["train/class 0/a/1.png", "class 0/b/left/2.png", "CLASS 1/a/3.png", "scans/a/4.png"]
+    images = image_set([0, 0, 1, 1], ids=ids)
+    assert group_names(images, "parent") == (["a", "b/left", "a", "scans/a"], "the parent folder")
+
+
+def test_an_expression_names_the_group_by_its_first_parenthesis_or_as_a_whole() -> None:
+    images = image_set([0, 1], ids=["x/patient7_2.png", "y/patient12_1.png"])
+    for expression, names in ((r"(patient\d+)_", ["patient7", "patient12"]), (r"\d+", ["7", "12"])):
+        assert (group_names(images, expression) or ())[0] == names
+
+
+@pytest.mark.parametrize(
+    ("groups", "changes", "words"),
+    [
+        (["a", "", "b", "c"], {}, "group=auto: 1 of 4 images have no group; the first: '1.png'"),
+        (None, {"group": "parent"}, "group=parent: 4 of 4 images have no group; the first: '0.png'"),
+        (None, {"group": r"patient(\d*)"}, "4 of 4 images have no group"),
+        (None, {"group": "x*"}, "4 of 4 images have no group"),  # an empty match is no name
+        (["a", "a", "b", "b"], {}, "no image can be held out"),
+        (["a"] * 4, {}, "no image can be held out"),
+        (["a", "b", "a", "b"], {"folds": 3, "fold": 1}, "folds=3: more than the 2 groups"),
+        (None, {"folds": 5, "fold": 1}, "folds=5: more than the 4 images"),
+        (["a", "a", "b", "c"], {"folds": 2, "fold": 1}, "class 'class 0' has a single group"),
+        (None, {"folds": 2}, "folds=2 without a fold"),
+    ],
+)
+def test_a_split_that_cannot_be_is_one_line(groups: list[str] | None, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(CnnlabError) as caught:
+        split(image_set([0, 0, 1, 1], groups), **changes)
+    assert words in str(caught.value)
+
+
+def test_a_class_of_one_image_is_not_cross_validated() -> None:
+    with pytest.raises(CnnlabError, match="class 'class 2' has a single image"):
+        folds(image_set([0, 0, 1, 1, 2]), 2)
+
+
+def test_a_class_of_one_group_stays_in_training() -> None:
+    images = image_set([0] * 12 + [1] * 12 + [2] * 3, [*"aabbccddeeff" * 2, *"ggg"])
+    divided = split(images, val_fraction=0.3)
+    assert 2 not in divided.evaluated.labels
+    assert any("class 2 is held out: all its images are of one group" in note for note in divided.notes)
+
+
+def test_a_group_on_both_sides_of_the_sources_own_split_is_said() -> None:
+    train, held_out = image_set([0, 1], ["a", "b"]), image_set([0, 1], ["b", "c"])
+    recipe = Recipe(data="memory:x")
+    pool = load_pool(recipe, OPTIONS, OwnImages("memory:x", train, held_out))
+    assert "1 group ('b') " in divide(pool, recipe).notes[0]
+    with pytest.raises(CnnlabError, match="has validation images of its own"):
+        load_pool(replace(recipe, folds=2), OPTIONS, OwnImages("memory:x", train, held_out))
+
+
+def test_near_duplicates_stay_on_one_side() -> None:
+    images = image_set([i % 2 for i in range(40)], [str(i // 2) for i in range(40)])
+    copies = images.images.clone()
+    copies[0] = copies[39]  # exact
+    copies[4] = (copies[20].int() + 3).clamp(max=255).to(torch.uint8)  # nearly
+    images = replace(images, images=copies)
+    for group, units in (("auto", 18), ("none", 38)):
+        found = grouping_of(images, group, duplicates=True)
+        assert found is not None
+        assert found.count == units
+        assert found.tied == 4
+        assert found.units[0] == found.units[39]
+        assert found.units[4] == found.units[20]
+        notes = split(images, group=group, group_duplicates=True).notes
+        assert any("near duplicates on one side: 4 of 40 images" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"folds": 1}, {"fold": 1}, {"folds": 3, "fold": 4}, {"folds": 2, "eval_split": "test"}, {"group": "("}],
+)
+def test_settings_that_do_not_fit(changes: dict[str, Any]) -> None:
+    with pytest.raises(CnnlabError):
+        Recipe(**changes)
