@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from cnnlab.competition.decoders import Decoders
-from cnnlab.io.decode import Job
+from cnnlab.io.decode import Decoding, Job
 from cnnlab.io.errors import CnnlabError
 
 
@@ -25,7 +25,7 @@ def png() -> bytes:
 
 @pytest.mark.parametrize("processes", [0, 1])
 def test_a_file_that_cannot_be_written(tmp_path: Path, processes: int) -> None:
-    job = Job(str(tmp_path / "none.npy"), 0, 1, 20, "pad", True, True)
+    job = Job(str(tmp_path / "none.npy"), 0, Decoding(1, 20), True, False)
     with Decoders(processes) as decoders:
         decoders.add(job, 0, "a", png())
         with pytest.raises(CnnlabError, match=r"none\.npy"):
@@ -34,7 +34,7 @@ def test_a_file_that_cannot_be_written(tmp_path: Path, processes: int) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="exit codes of signals")
 def test_a_decoding_process_that_dies(tmp_path: Path) -> None:
-    job = Job(str(tmp_path / "a.npy"), 0, 1, 20, "pad", True, True)
+    job = Job(str(tmp_path / "a.npy"), 0, Decoding(1, 20), True, False)
     with Decoders(1) as decoders:
         decoders._processes[0].kill()
         decoders.add(job, 0, "a", png())

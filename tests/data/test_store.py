@@ -29,7 +29,7 @@ from PIL import Image
 from cnnlab.competition.layout import Layout, match, natural, plain_id
 from cnnlab.competition.prepare_store import prepare_store
 from cnnlab.data import SourceOptions, data_folder
-from cnnlab.data.store import Store, load, open_store
+from cnnlab.data.store import FORMAT, Store, load, open_store
 from cnnlab.io.csv import read_table
 from cnnlab.io.errors import CnnlabError
 
@@ -624,10 +624,10 @@ def test_a_store_of_an_older_format_is_prepared_again(leaves: Leaves) -> None:
     folder = leaves.write()
     first = run(folder)
     text = (first.path / "store.json").read_text()
-    (first.path / "store.json").write_text(text.replace("cnnlab store 2", "cnnlab store 1"))
+    (first.path / "store.json").write_text(text.replace(FORMAT, "cnnlab store 1"))
     with pytest.raises(CnnlabError, match="prepare it again"):
         open_store(first.path)
-    assert run(folder).info["format"] == "cnnlab store 2"
+    assert run(folder).info["format"] == FORMAT
 
 
 def spoiled(content: bytes) -> bytes:

@@ -132,6 +132,9 @@ def prepare(
         int, typer.Option(help="Pixels a side; 0: the images' own size.", rich_help_panel="Layout")
     ] = 0,
     fit: Annotated[str, typer.Option(help="pad, crop or stretch.", rich_help_panel="Layout")] = "pad",
+    background: Annotated[
+        str, typer.Option(help="Behind transparency: auto, black, white.", rich_help_panel="Layout")
+    ] = "auto",
     store: Annotated[
         Path | None, typer.Option(help="Folder of the store. Default: in the cache folder.", show_default=False)
     ] = None,
@@ -148,7 +151,7 @@ def prepare(
 
     layout = steps.Layout(
         train=train, test=test, labels=labels, sample=sample, id_column=id_column, label_column=label_column,
-        image_size=image_size, fit=fit,
+        image_size=image_size, fit=fit, background=background,
     )  # fmt: skip
     work = steps.prepare(
         folder, name=name, runs_dir=runs_dir, data_dir=data_dir, store=store, workers=workers, skip_bad=skip_bad,

@@ -27,7 +27,8 @@ class Layout:
     """The names of a competition's files and columns. Default: those of Kaggle's CIFAR-10.
 
     train, test: the name of a folder or an archive, with or without its ending; labels, sample: CSV files; image_size:
-    side in pixels, 0 for that of the images if all are square and of one size; fit: see `decode`.
+    side in pixels, 0 for that of the images if all are square and of one size; fit: see `Decoding`; background: black
+    or white, behind transparent pixels, or auto for white behind dark drawings.
     """
 
     train: str = "train"
@@ -38,6 +39,7 @@ class Layout:
     label_column: str = "label"
     image_size: int = 0
     fit: str = "pad"
+    background: str = "auto"
 
 
 class Place:

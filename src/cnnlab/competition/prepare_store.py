@@ -16,7 +16,7 @@ from cnnlab.competition.store_writer import Parts, StoreWriter
 from cnnlab.data.imageset import Report, no_report
 from cnnlab.data.store import Store, open_store, read_info
 from cnnlab.device.hardware import available_cores
-from cnnlab.io.decode import FITS
+from cnnlab.io.decode import BACKGROUNDS, FITS
 from cnnlab.io.errors import CnnlabError, expand, reason
 from cnnlab.io.lock import file_lock
 
@@ -47,6 +47,8 @@ def prepare_store(
         raise CnnlabError(f"workers={workers}: choose at least 1, the number of processes")
     if layout.fit not in FITS:
         raise CnnlabError(f"fit={layout.fit!r}: choose {', '.join(FITS)}")
+    if layout.background not in BACKGROUNDS:
+        raise CnnlabError(f"background={layout.background!r}: choose {', '.join(BACKGROUNDS)}")
     if layout.image_size < 0:
         raise CnnlabError(f"image_size={layout.image_size}: choose the pixels of a side, or 0 for that of the images")
     try:

@@ -7,8 +7,12 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,6 +21,7 @@ from cnnlab.competition.layout import Layout, Place, match_all, member_ids, natu
 from cnnlab.competition.submission import has_class_columns
 from cnnlab.data.archives import Archive
 from cnnlab.data.imageset import Report
+from cnnlab.data.measure import background_sample, common_background, common_range, ink_level, survey
 from cnnlab.data.store import FORMAT, fingerprint
 from cnnlab.device.hardware import available_cores
 from cnnlab.io.csv import Table, read_header, read_table
@@ -26,9 +31,11 @@ from cnnlab.io.files import write_atomic, write_json
 from cnnlab.io.text import escape
 from cnnlab.recipe import LARGEST_SIDE
 
-_VERSION = 4  # increment when the same files would give another store
+T = TypeVar("T")
+_VERSION = 5  # increment when the same files would give another store
 _FEW_IMAGES = 2000  # decoded before a second process has started
 _MIN_FREE = 64 << 20  # bytes that must stay free on the disk
+_BATCH, _BATCH_BYTES = 256, 4 << 20  # images and bytes that are measured at a time
 _SKIP = "repair it, or leave such images out with --skip-bad"
 
 
@@ -66,8 +73,8 @@ class StoreWriter:
 
     processes: number of processes that decode, this one included; None for one per core if there are enough images.
     notes: lines about what is unusual in the files; lists: the ids or names that each note is about, in full;
-    without_image: ids of the sample submission without a test image; pattern: describes the first image, whose size the
-    others must have.
+    without_image: ids of the sample submission without a test image; how: of all images; measured: on all training
+    images, not only on the first; pattern: describes the first image, whose size the others must have.
     """
 
     parts: Parts
@@ -78,8 +85,8 @@ class StoreWriter:
     notes: list[str] = field(default_factory=list)
     lists: dict[str, list[str]] = field(default_factory=dict)
     without_image: list[str] = field(default_factory=list)
-    channels: int = 0
-    side: int = 0
+    how: Decoding = Decoding(1, 0)  # noqa: RUF009 - frozen
+    measured: bool = False
     pattern: str = ""
 
     def write(self, key: str) -> None:
@@ -96,8 +103,8 @@ class StoreWriter:
                 order = [index for _, _, index in rows]
                 self._probe(archive, set(order))
                 faults = self._decode(decoders, archive, order, "train")
-                if any(kind == "colour" for _, kind, _ in faults):  # the first images were grey, this one is not
-                    self.channels = 3
+                if any(kind == "unmeasured" for _, kind, _ in faults):
+                    self._measure(archive, order)
                     faults = self._decode(decoders, archive, order, "train")
             bad = {row: text for row, _, text in faults}
             test_ids, unreadable = self._test(decoders, sample)
@@ -119,8 +126,12 @@ class StoreWriter:
                 "files": {"train": parts.train, "test": parts.test, "labels": layout.labels, "sample": parts.sample},
                 "layout": asdict(layout),
                 "counts": {"train": len(good), "test": len(test_ids), "classes": len(classes)},
-                "channels": self.channels,
-                "image_size": self.side,
+                "channels": self.how.channels,
+                "image_size": self.how.size,
+                "fit": self.how.fit if layout.image_size else None,
+                "background": self.how.background,
+                "low": self.how.low,
+                "high": self.how.high,
                 "classes": classes,
                 "skipped": [bad[row] for row in sorted(bad)],
                 "unreadable_test": unreadable,
@@ -225,8 +236,9 @@ class StoreWriter:
         return list(rows.values()), [text for _, _, text in faults]
 
     def _probe(self, archive: Archive, wanted: set[int]) -> None:
-        """Set `channels` and `side` from the first image that can be decoded."""
-        size = self.parts.layout.image_size
+        """Set `how` from the first image that can be decoded, as if the others were like it."""
+        layout = self.parts.layout
+        background = "white" if layout.background == "white" else "black"
         first = None
         for index, content in archive.read(wanted):
             try:
@@ -237,28 +249,61 @@ class StoreWriter:
                 if not self.skip_bad:
                     raise CnnlabError(f"{error}; {_SKIP}") from error
                 continue
-            self.channels = 1 if header.grey else 3
             width, height = header.size
             self.pattern = f"{archive.member_label(index)} is {width} x {height} pixels"
-            if not size and width != height:
+            if not layout.image_size and width != height:
                 raise CnnlabError(f"{self.pattern}, not square; set --image-size to the size for all")
-            self.side = size or width
-            if self.side > LARGEST_SIDE:
+            side = layout.image_size or width
+            if side > LARGEST_SIDE:
                 raise CnnlabError(f"{self.pattern}; set --image-size to the size for all, {LARGEST_SIDE} at most")
-            break
-        if not self.side:
-            raise CnnlabError(f"no image of {archive.label} could be read; the first: {first}")
+            self.how = Decoding(1 if header.grey else 3, side, layout.fit, background)
+            return
+        raise CnnlabError(f"no image of {archive.label} could be read; the first: {first}")
+
+    def _measure(self, archive: Archive, order: list[int]) -> None:
+        """Set channels, background and range of values of `how` from all training images, as `folder:` does."""
+        found = dict(self._each(archive, set(order), survey))
+        headers = {index: result[0] for index in order if (result := found[index])}
+        extremes = [result[1] for result in found.values() if result and result[1]]
+        low, high, warnings = common_range(extremes)
+        background = self.parts.layout.background
+        transparent = [index for index, header in headers.items() if header.transparent]
+        if background == "auto":
+            sample = set(background_sample(transparent))
+            background = common_background(level for _, level in self._each(archive, sample, ink_level))
+        channels = 1 if all(header.grey for header in headers.values()) else 3
+        self.how = replace(self.how, channels=channels, background=background, low=low, high=high)
+        self.measured = True
+        self.notes += warnings
+        if extremes:
+            self.notes.append(f"the values {low:g} to {high:g} of {len(extremes):,} images become 0 to 255")
+        if background == "white" and transparent:
+            self.notes.append(
+                f"{len(transparent):,} images have transparency, on white now; --background black changes it"
+            )
+
+    def _each(self, archive: Archive, wanted: set[int], use: Callable[[str, bytes], T]) -> Iterator[tuple[int, T]]:
+        """Yield the images `wanted` of the archive and `use` of their names and contents, a few MiB at a time."""
+        with ThreadPoolExecutor(self.processes or available_cores()) as pool:
+            images = archive.read(wanted)
+            done = 0
+            while batch := list(_batch(images)):
+                names = [archive.member_label(index) for index, _ in batch]
+                results = pool.map(use, names, [content for _, content in batch])
+                yield from zip([index for index, _ in batch], results, strict=True)
+                done += len(batch)
+                self.report(f"measuring {self.parts.train}", done, len(wanted))
 
     def _decode(self, decoders: Decoders, archive: Archive, order: list[int], part: str) -> list[Fault]:
         """Write the images `order` of the archive to the rows 0, 1, .. of PART.npy.
 
         Return the images that could not be decoded and may be skipped; their rows stay black. Stop early, and return
-        its fault among others, at a colour image where grey ones are expected. Raises: CnnlabError.
+        its fault among others, at an image for which `how` has not been measured. Raises: CnnlabError.
         """
         path = self.work / f"{part}.npy"
         offset = self._new_file(part, len(order))
-        same_size, grey_only = self.parts.layout.image_size == 0, part == "train" and self.channels == 1
-        job = Job(str(path), offset, self.channels, self.side, self.parts.layout.fit, same_size, grey_only)
+        same_size, measured = self.parts.layout.image_size == 0, self.measured or part == "test"
+        job = Job(str(path), offset, self.how, same_size, measured)
         row_of = {index: row for row, index in enumerate(order)}
         activity = f"decoding {self.parts.train if part == 'train' else self.parts.test}"
         done, faults = 0, []
@@ -272,7 +317,7 @@ class StoreWriter:
                 break
         count, more = decoders.finish(job)
         faults = sorted(faults + more, key=lambda fault: order[fault[0]])
-        if any(kind == "colour" for _, kind, _ in faults):
+        if any(kind == "unmeasured" for _, kind, _ in faults):
             return faults
         for _, kind, text in faults:
             if kind == "size":
@@ -285,13 +330,13 @@ class StoreWriter:
 
     def _new_file(self, part: str, count: int) -> int:
         """Create a .npy file of black images. Return the offset of the pixels in bytes."""
-        need, free = count * self.channels * self.side**2 + _MIN_FREE, shutil.disk_usage(self.work).free
+        need, free = count * self.how.channels * self.how.size**2 + _MIN_FREE, shutil.disk_usage(self.work).free
         if need > free:  # now, not after minutes of decoding
             raise CnnlabError(
                 f"{part}.npy needs {need >> 20:,} MiB and {self.work.parent} has {free >> 20:,} free; free some space, "
                 "or name another folder with --store"
             )
-        shape = (count, self.channels, self.side, self.side)
+        shape = (count, self.how.channels, self.how.size, self.how.size)
         with (self.work / f"{part}.npy").open("wb") as file:
             head = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, head)
@@ -315,6 +360,16 @@ class StoreWriter:
             few = ", ".join(map(escape, names[:3])) + (", ..." if len(names) > 3 else "")
             self.notes.append(f"{len(names)} {what}: {few}")
             self.lists[what] = names
+
+
+def _batch(images: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """Yield the next images, at most a few MiB of them."""
+    size = 0
+    for index, content in islice(images, _BATCH):
+        yield index, content
+        size += len(content)
+        if size >= _BATCH_BYTES:
+            return
 
 
 def _flush(path: Path) -> None:

@@ -72,11 +72,15 @@ def loader(
     train_set, eval_set = load_splits(recipe, options, own)
     images: ImageSet | None = eval_set
     if split == "test" and recipe.eval_split != "test":
-        images = None if own else load_images(recipe.data, "test", options)
+        images = None if own else load_images(recipe.data, "test", options.like(train_set))
     if images is None:
         raise CnnlabError(f"{recipe.data} has no test set")
     preprocessing = Preprocessing.of(
-        train_set.images, image_size=recipe.image_size, fit=recipe.fit, normalize=recipe.normalize
+        train_set.images,
+        image_size=recipe.image_size,
+        fit=recipe.fit,
+        normalize=recipe.normalize,
+        decoding=train_set.decoding,
     )
     if split == "train":
         batches = Loader(

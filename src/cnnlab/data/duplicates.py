@@ -141,6 +141,7 @@ def _load(source: str, options: SourceOptions) -> tuple[Tensor, list[tuple[str, 
     for part in ("train", "validation", "test"):
         image_set = load_images(source, part, options)
         if image_set is not None:
+            options = options.like(image_set)
             images.append(image_set.images)
             labels = [image_set.classes[k] for k in image_set.labels.tolist()]
             places += [(part, id_, label) for id_, label in zip(image_set.ids, labels, strict=True)]

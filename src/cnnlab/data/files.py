@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from cnnlab.data.imageset import ImageSet, SourceOptions
+from cnnlab.data.measure import background_sample, common_background, common_range, ink_level, survey
 from cnnlab.device.hardware import available_cores
-from cnnlab.io.decode import BadImage, Decoding, Header, bombs_refused, decode_checked, ink, probe, value_range
+from cnnlab.io.decode import BadImage, Decoding, bombs_refused, decode_checked, probe
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.text import escape, plural
 from cnnlab.recipe import LARGEST_SIDE
@@ -24,7 +25,6 @@ from cnnlab.recipe import LARGEST_SIDE
 # For images of different sizes: large enough to recognise objects, small enough for a laptop.
 _DEFAULT_SIZE = 64
 _FEW_LEVELS = 32  # of 256: 12 bits of colour in a file of 16 leave 16
-_FAR = 4  # spans beyond the middle 99.8% from which a value is a dead pixel, a mark or missing data
 _UNIFORM = 0.1  # share of a class's images without any contrast from which something is wrong
 
 
@@ -196,11 +196,14 @@ def copies(listing: Listing, trained: Sequence[str]) -> int | None:
 
 def _decoding(listing: Listing, options: SourceOptions) -> tuple[Decoding, list[str]]:
     """Choose channels, size, background and range of values from the training images; return these, and warnings."""
-    headers: dict[Path, Header] = {}
-    for file in listing.parts["train"].files:
-        with contextlib.suppress(BadImage):  # decoding will name it
-            headers[file] = probe(file)
-    sizes = {header.size for header in headers.values()}
+    files = listing.parts["train"].files
+    with ThreadPoolExecutor(available_cores()) as pool:
+        surveyed = {file: result for file, result in zip(files, pool.map(survey, files), strict=True) if result}
+        transparent = [file for file, (header, _) in surveyed.items() if header.transparent]
+        background = options.background
+        if background == "auto":
+            background = common_background(pool.map(ink_level, background_sample(transparent)))
+    sizes = {header.size for header, _ in surveyed.values()}
     if options.image_size:
         side = options.image_size
     elif len(sizes) == 1 and len(set(next(iter(sizes)))) == 1:
@@ -209,47 +212,6 @@ def _decoding(listing: Listing, options: SourceOptions) -> tuple[Decoding, list[
             raise CnnlabError(f"the images of {listing.name} are {side} pixels a side; set image_size to a smaller one")
     else:
         side = _DEFAULT_SIZE
-    grey = all(header.grey for header in headers.values())
-    transparent = [file for file, header in headers.items() if header.transparent]
-    background = options.background if options.background != "auto" else _background(transparent)
-    low, high, notes = _range([file for file, header in headers.items() if header.deep])
+    grey = all(header.grey for header, _ in surveyed.values())
+    low, high, notes = common_range(extremes for _, extremes in surveyed.values() if extremes)
     return Decoding(1 if grey else 3, side, options.fit, background, low, high), notes
-
-
-def _background(files: list[Path]) -> str:
-    """Return white for dark drawings on a transparent ground, else black."""
-    levels = []
-    for file in files[:: max(1, len(files) // 256)]:
-        with contextlib.suppress(BadImage):
-            if (level := ink(file)) is not None:
-                levels.append(level)
-    return "white" if levels and sum(levels) < 96 * len(levels) else "black"
-
-
-def _range(files: list[Path]) -> tuple[float, float, list[str]]:
-    """Return the one range of values that all deep images are scaled by, (0, 0) if there are none; and warnings."""
-
-    def extremes(file: Path) -> tuple[float, float, float, float] | None:
-        try:
-            return value_range(file)
-        except BadImage:  # decoding will name it
-            return None
-
-    with ThreadPoolExecutor(available_cores()) as pool:
-        ranges = [found for found in pool.map(extremes, files) if found is not None]
-    if not ranges:
-        return 0.0, 0.0, []
-    lows, highs, inner_lows, inner_highs = zip(*ranges, strict=True)
-    low, high, inner_low, inner_high = min(lows), max(highs), min(inner_lows), max(inner_highs)
-    notes, span = [], inner_high - inner_low
-    if span > 0 and (high > inner_high + _FAR * span or low < inner_low - _FAR * span):
-        notes.append(
-            f"values range from {low:g} to {high:g}, but 99.8% of each image lies within {inner_low:g} to "
-            f"{inner_high:g}, so that range is used"
-        )
-        low, high = inner_low, inner_high
-    if low < 0:
-        return low, max(high, low + 1), notes
-    # The full scale of 0..1, 8, 10, 12, 14 or 16 bits, unless the values use a small part of it.
-    full = next((full for full in (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0) if high <= full), high)
-    return 0.0, full if high > full / 4 else max(high, 1e-6), notes

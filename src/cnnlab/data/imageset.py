@@ -25,8 +25,8 @@ def no_report(what: str, done: int, total: int) -> None:
 class SourceOptions:
     """Options for all sources; each uses those that concern it.
 
-    decoding: that of a finished run. Default: chosen from the training images by the other options. columns: names of
-    a table's columns, see `Recipe`.
+    decoding: that of a finished run, or of the training images. Default: chosen from these by the other options.
+    columns: names of a table's columns, see `Recipe`.
     """
 
     data_dir: Path
@@ -37,6 +37,10 @@ class SourceOptions:
     columns: str = ""
     skip_bad: bool = False
     report: Report = no_report
+
+    def like(self, train: ImageSet) -> SourceOptions:
+        """Return the options for the other splits of the source of `train`: decoded as these images were."""
+        return replace(self, decoding=self.decoding or train.decoding)
 
 
 @dataclass(frozen=True)

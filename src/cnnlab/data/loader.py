@@ -40,9 +40,12 @@ class Preprocessing:
     def of(
         cls, images: Tensor, *, image_size: int, fit: str, normalize: bool, decoding: Decoding | None = None
     ) -> Preprocessing:
-        """Return the preprocessing for training `images` (N, C, H, W) uint8: with their mean and std, or 0 and 1."""
+        """Return the preprocessing for training `images` (N, C, H, W) uint8: with their mean and std, or 0 and 1.
+
+        decoding: how the images' files were decoded, if they were. Default: without a range of values, by `fit`.
+        """
         channels, height = images.shape[1], images.shape[2]
-        decoding = decoding or Decoding(channels, height)
+        decoding = decoding or Decoding(channels, height, fit)
         mean, std = [0.0] * channels, [1.0] * channels
         if normalize:
             for c in range(channels):
@@ -55,7 +58,7 @@ class Preprocessing:
             channels=channels,
             native_size=height,
             image_size=image_size or height,
-            fit=fit,
+            fit=decoding.fit,
             mean=tuple(mean),
             std=tuple(std),
             background=decoding.background,

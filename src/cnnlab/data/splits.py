@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -57,14 +56,14 @@ def load_pool(recipe: Recipe, options: SourceOptions, own: OwnImages | None = No
     The test set is read only for `eval_split=test`. Raise CnnlabError if the source lacks the split, or an image has no
     group.
     """
-    load: Callable[[str], ImageSet | None]
-    if own is None:
-        load = lambda split: load_images(recipe.data, split, options)  # noqa: E731
+    separate = recipe.eval_split != "train"
+    if own is not None:
+        train_set, evaluated = own.train, own.held_out if separate else None
     else:
-        load = {recipe.eval_split: own.held_out, "train": own.train}.get
-    train_set = load("train")
-    assert train_set is not None
-    evaluated = load(recipe.eval_split) if recipe.eval_split != "train" else None
+        loaded = load_images(recipe.data, "train", options)
+        assert loaded is not None
+        train_set = loaded
+        evaluated = load_images(recipe.data, recipe.eval_split, options.like(train_set)) if separate else None
     if recipe.eval_split == "test" and evaluated is None:
         pair = ", or pass data=(train, test)" if recipe.data.startswith(MEMORY) else ""
         raise CnnlabError(f"{recipe.data} has no test set; set eval_split=validation and a val_fraction{pair}")

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnlab.data.imageset import ImageSet, SourceOptions
+from cnnlab.io.decode import FITS, Decoding
 from cnnlab.io.errors import CnnlabError, expand, reason
 from cnnlab.io.files import read_json
-from cnnlab.io.schema import COUNT, Number, check
+from cnnlab.io.schema import COUNT, NUMBER, Number, check
 from cnnlab.io.text import truncate
 from cnnlab.recipe import LARGEST_SIDE
 
 __all__ = ["Store", "intact", "load", "open_store"]
 
-FORMAT = "cnnlab store 2"
+FORMAT = "cnnlab store 3"
 
 STORE_LIMIT = 1 << 28  # bytes of store.json: five million images have less
 _INFO = {
     "key": str, "fingerprint": str, "channels": (1, 3), "image_size": Number(1, LARGEST_SIDE, whole=True),
+    "fit": (None, *FITS), "background": ("black", "white"), "low": NUMBER, "high": NUMBER,
     "classes": [str], "labels": [COUNT], "train_ids": [str], "test_ids": [str], "sample_ids": (None, [str]),
     "skipped": [str], "unreadable_test": [str], "sample_without_image": [str], "report": [str], "lists?": dict,
 }  # fmt: skip
@@ -57,9 +59,31 @@ class Store:
     sample: Path | None
 
 
-def load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:  # noqa: ARG001 - as every source
-    """Return the training images of `store:PATH`; None for the other splits: the test images have no labels."""
-    return open_store(path).train if split == "train" else None
+def load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
+    """Return the training images of `store:PATH`; None for the other splits: the test images have no labels.
+
+    Its files were decoded by `ImageSet.decoding` when it was prepared. Raises: CnnlabError if `options` ask for others
+    values of their pixels.
+    """
+    store = open_store(path)
+    how = store.train.decoding
+    assert how is not None
+    if options.background not in ("auto", how.background):
+        raise CnnlabError(
+            f"{path} has {how.background} behind transparent pixels, not {options.background}; prepare it again: "
+            f"cnnlab kaggle prepare --background {options.background}"
+        )
+    if other := options.decoding:
+        ranges = [f"{d.low:g} to {d.high:g}" for d in (how, other)]
+        if how.high > how.low and other.high > other.low and ranges[0] != ranges[1]:
+            raise CnnlabError(
+                f"{path}: its values {ranges[0]} became 0 to 255, but the run was trained with {ranges[1]}; give the "
+                "image files themselves, as folder:PATH"
+            )
+    if split != "train":
+        return None
+    # Images that all had their size needed no fitting: how other files are fitted is for the training to say.
+    return replace(store.train, decoding=how if store.info["fit"] else replace(how, fit=options.fit))
 
 
 def open_store(path: Path) -> Store:
@@ -80,7 +104,9 @@ def open_store(path: Path) -> Store:
         )
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(info["classes"]):
             raise ValueError("a label is not among the classes")
-        images = ImageSet(train, labels, ids, info["classes"], tuple(info["skipped"]))
+        fit = info["fit"] or "pad"
+        how = Decoding(info["channels"], info["image_size"], fit, info["background"], info["low"], info["high"])
+        images = ImageSet(train, labels, ids, info["classes"], tuple(info["skipped"]), decoding=how)
         sample = None if info["sample_ids"] is None else path / "sample.csv"
         if sample and not sample.is_file():
             raise ValueError("it has no sample.csv")

@@ -319,5 +319,10 @@ def _same_classes(run: Run, images: ImageSet, data: str) -> ImageSet:
 
 def validation_images(run: Run) -> ImageSet:
     """Return the run's validation images. Raise CnnlabError if it has none, or the data have changed."""
-    options = SourceOptions(data_dir=data_folder(runs.data_dir(run)), columns=run.recipe.columns)
+    options = SourceOptions(
+        data_dir=data_folder(runs.data_dir(run)),
+        decoding=preprocessing_of(run).decoding,
+        columns=run.recipe.columns,
+        skip_bad=run.info["data"].get("skip_bad", False),
+    )
     return _run_images(run, "validation", options, run.recipe.data)[0]

@@ -38,6 +38,7 @@ _LARGEST_FILE = 1 << 29  # bytes
 _LARGE = 1 << 24  # pixels: larger images are decoded one at a time, to bound the memory of the threads
 _one_large = threading.Lock()
 FITS = ("pad", "crop", "stretch")
+BACKGROUNDS = ("auto", "black", "white")
 _DEEP = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 _GREY = {"1", "L", "LA", "La", *_DEEP}
 T = TypeVar("T")
@@ -128,31 +129,40 @@ def _frames(image: Image.Image) -> int:
     return 1
 
 
-def value_range(source: Path | str) -> tuple[float, float, float, float]:
-    """Return the extremes of an image of deep greys, and those of the middle 99.8% of its pixels. Raises: BadImage.
+Extremes = tuple[float, float, float, float]
+"""Lowest and highest value of an image's pixels, and those of the middle 99.8% of them."""
+
+
+def value_range(source: Path | str, content: bytes | None = None) -> Extremes:
+    """Return the extremes of an image of deep greys. content: see `probe`. Raises: BadImage.
 
     NaN, Inf and the huge values that stand for missing data are left out.
     """
 
-    def extremes(image: Image.Image) -> tuple[float, float, float, float]:
-        values = np.asarray(image).astype(np.float64)
-        values = values[np.abs(values) < 1e30]
-        if not values.size:
-            return 0.0, 0.0, 0.0, 0.0
-        low, high = np.percentile(values, (0.1, 99.9))
-        return float(values.min()), float(values.max()), float(low), float(high)
+    def extremes(image: Image.Image) -> Extremes:
+        with _one_large if image.size[0] * image.size[1] > _LARGE else nullcontext():
+            values = np.asarray(image).astype(np.float64)
+            values = values[np.abs(values) < 1e30]
+            if not values.size:
+                return 0.0, 0.0, 0.0, 0.0
+            low, high = np.percentile(values, (0.1, 99.9), overwrite_input=True)
+            return float(values.min()), float(values.max()), float(low), float(high)
 
-    return _read(source, None, extremes)
+    return _read(source, content, extremes)
 
 
-def ink(source: Path | str) -> float | None:
-    """Return the mean grey level, 0 to 255, of the opaque parts of an image; None if it has none. Raises: BadImage."""
+def ink(source: Path | str, content: bytes | None = None) -> float | None:
+    """Return the mean grey level, 0 to 255, of the opaque parts of an image; None if it has none.
+
+    content: see `probe`. Raises: BadImage.
+    """
 
     def mean(image: Image.Image) -> float | None:
-        grey, alpha = (np.asarray(band, np.float64) for band in image.convert("RGBA").convert("LA").split())
-        return float((grey * alpha).sum() / alpha.sum()) if alpha.any() else None
+        with _one_large if image.size[0] * image.size[1] > _LARGE else nullcontext():
+            grey, alpha = (np.asarray(band, np.float64) for band in image.convert("RGBA").convert("LA").split())
+            return float((grey * alpha).sum() / alpha.sum()) if alpha.any() else None
 
-    return _read(source, None, mean)
+    return _read(source, content, mean)
 
 
 @contextmanager
@@ -169,24 +179,25 @@ def bombs_refused() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Job:
-    """Where decoded images go and what they must look like.
+    """Where decoded images go and how they are decoded.
 
-    file: a .npy of (N, channels, size, size) uint8 whose pixels begin at byte `offset`; channels, size, fit: see
-    `Decoding`; same_size: report an image of another size instead of fitting it; grey_only: report a colour image
-    instead of converting it.
+    file: a .npy of (N, channels, size, size) uint8 whose pixels begin at byte `offset`; same_size: report an image of
+    another size instead of fitting it; measured: `how` holds for all images. Otherwise it is that of plain images, and
+    others are reported: colours where grey ones are expected, deep greys and transparency.
     """
 
     file: str
     offset: int
-    channels: int
-    size: int
-    fit: str
+    how: Decoding
     same_size: bool
-    grey_only: bool
+    measured: bool
 
 
 Fault = tuple[int, str, str]
-"""(row, kind, text) of an image that was not stored. kind: `bad`, `size` or `colour`; text: an error message for it."""
+"""(row, kind, text) of an image that was not stored; text: an error message for it.
+
+kind: `bad`; `size`, see `Job.same_size`; or `unmeasured`, see `Job.measured`.
+"""
 
 
 def decode_into(job: Job, rows: Sequence[int], names: Sequence[str], contents: Sequence[bytes]) -> list[Fault]:
@@ -213,11 +224,14 @@ def decode_into(job: Job, rows: Sequence[int], names: Sequence[str], contents: S
 
 def _stored(job: Job, name: str, image: Image.Image) -> np.ndarray | tuple[str, str]:
     """Return the pixels to store, or kind and text of a fault."""
-    if job.same_size and image.size != (job.size, job.size):
+    how = job.how
+    if job.same_size and image.size != (how.size, how.size):
         return "size", f"{name} is {image.size[0]} x {image.size[1]}"
-    if job.grey_only and image.mode not in _GREY:
-        return "colour", f"{name} is a colour image"
-    return square_pixels(image, name, Decoding(job.channels, job.size, job.fit))
+    if not job.measured:
+        colour = how.channels == 1 and image.mode not in _GREY
+        if colour or image.mode in _DEEP or image.has_transparency_data:
+            return "unmeasured", f"{name} is not like the images before it"
+    return square_pixels(image, name, how)
 
 
 def write_batch(
@@ -237,7 +251,8 @@ def serve(source: IO[bytes], sink: IO[bytes]) -> None:
         contents = [source.read(size) for size in head["sizes"]]
         answer: dict[str, Any]
         try:
-            answer = {"faults": decode_into(Job(**head["job"]), head["rows"], head["names"], contents)}
+            job = Job(**{**head["job"], "how": Decoding(**head["job"]["how"])})
+            answer = {"faults": decode_into(job, head["rows"], head["names"], contents)}
         except OSError as error:
             answer = {"failed": reason(error)}
         sink.write(json.dumps(answer).encode() + b"\n")

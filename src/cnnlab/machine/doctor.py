@@ -95,7 +95,7 @@ def verify(source: str, *, data_dir: str | Path | None = None, columns: str = ""
     options = SourceOptions(data_dir=folder, columns=columns, skip_bad=True)
     for split in ("train", "validation", "test"):
         try:
-            images = load_images(source, split, options)
+            images = load_images(source, split, options.like(train) if train else options)
         except CnnlabError as error:
             yield Check(source, "failed", str(error))
             if split == "train":

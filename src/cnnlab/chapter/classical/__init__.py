@@ -167,6 +167,7 @@ class _Work:
         if split not in self.sets:
             images = load_images(self.data, split, self.options)
             if images is not None:
+                self.options = self.options.like(images)  # the training images come first
                 self.notes += [f"skipped: {text}" for text in images.skipped]
                 if 0 < self.limit < len(images):
                     images = images.take(stratified_subset(images.labels, self.limit, self.seed))
