@@ -152,9 +152,9 @@ def answered(children: Mapping[str, Callable[[Task], Task]]) -> bool:
 
 def present() -> bool:
     """Return whether Fashion-MNIST is here, so that nothing is downloaded."""
-    from cnnlab.data import data_folder, fashion_mnist
+    from cnnlab.data import data_folder, named
 
-    return fashion_mnist.is_there(data_folder())
+    return named.is_there("fashion-mnist", data_folder())
 
 
 def matrix_peak() -> dict[str, float]:

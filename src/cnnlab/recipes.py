@@ -80,6 +80,12 @@ _FAST_LENET = replace(
     precision="float32", memory_format="contiguous",
 )  # fmt: skip
 
+# Sources whose default recipe is that of another kind.
+_LIKE = {
+    "csv": "folder", "cifar10": "folder", "cifar100": "folder", "stl10": "folder",
+    "mnist": "fashion-mnist", "kmnist": "fashion-mnist", "emnist": "fashion-mnist", "svhn": "fashion-mnist",
+}  # fmt: skip
+
 RECIPES: dict[str, Recipe] = {
     r.name: r
     for r in (
@@ -248,9 +254,9 @@ def choose_recipe(
     """
     source = data or "digits"
     kind = source.partition(":")[0]
-    kind = "folder" if kind in ("csv",) else kind
+    kind = _LIKE.get(kind, kind)
     defaults = {"folder": "folder", "store": "cifar/10min", "memory": "own"}
-    default = defaults.get(kind, source if source in RECIPES else "digits")
+    default = defaults.get(kind, kind if kind in RECIPES else "digits")
     chosen = find_recipe(recipe or default)
     if data is None and chosen.data.endswith(":PATH"):
         more = ", a competition's prepared images; see cnnlab kaggle" if chosen.data.startswith("store:") else ""

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cnnlab.cli.bench import bench_text
-from cnnlab.data import fashion_mnist
+from cnnlab.data import named
 from cnnlab.data.imageset import ImageSet
 from cnnlab.device import memory as host_memory
 from cnnlab.device.hardware import available_cores
@@ -275,9 +275,9 @@ def test_fashion_mnist_needs_all_four_files(tmp_path: Path) -> None:
     folder = tmp_path / "FashionMNIST" / "raw"
     folder.mkdir(parents=True)
     for kind in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
-        assert not fashion_mnist.is_there(tmp_path)
+        assert not named.is_there("fashion-mnist", tmp_path)
         (folder / f"{kind}-ubyte.gz").touch()
-    assert fashion_mnist.is_there(tmp_path)
+    assert named.is_there("fashion-mnist", tmp_path)
 
 
 @pytest.mark.parametrize("n", [64, 512])

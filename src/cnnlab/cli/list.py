@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -47,7 +46,7 @@ def known_things(what: str | None) -> dict[str, dict[str, str]]:
 
     Raises: CnnlabError for an unknown kind.
     """
-    from cnnlab.data import DATASETS
+    from cnnlab.data import DESCRIPTIONS as SOURCES
     from cnnlab.models import DESCRIPTIONS
     from cnnlab.recipe import SETTINGS, TYPES
     from cnnlab.recipes import RECIPES
@@ -59,7 +58,7 @@ def known_things(what: str | None) -> dict[str, dict[str, str]]:
             "torchvision:NAME": "any network of torchvision; torchvision:NAME.TAG starts from pretrained weights",
         },
         "data": {
-            **{name: _description(load) for name, load in DATASETS.items()},
+            **SOURCES,
             "folder:PATH": "your own images, one sub-folder per class",
             "csv:FILE": "your own images, named with their labels in a table",
             "store:PATH": "a competition's images, written by `cnnlab kaggle prepare`",
@@ -93,8 +92,3 @@ def _recipe_line(name: str) -> str:
     splits = {"test": "evaluated on the test set", "validation": "selected on validation", "train": "on all images"}
     settings = f"{plural(r.epochs, 'epoch')}, batch {r.batch_size}, {r.optimizer} {r.learning_rate:g}"
     return f"{r.model} on {r.data}, {settings}; {splits[r.eval_split]}"
-
-
-def _description(load: Any) -> str:
-    """Return what follows the name in the first line of the module of a data source."""
-    return (sys.modules[load.__module__].__doc__ or "").partition("\n")[0].partition(": ")[2].rstrip(".")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cnnlab.data import SourceOptions, data_folder, fashion_mnist, load_images
+from cnnlab.data import SourceOptions, data_folder, load_images, named
 from cnnlab.data.imageset import ImageSet
 from cnnlab.device.hardware import available_cores
 from cnnlab.io.errors import CnnlabError
@@ -38,8 +39,8 @@ def load_data_fashion_mnist(batch_size: int, resize: int | Sequence[int] | None 
     if not isinstance(batch_size, int) or batch_size < 1:
         raise CnnlabError(f"batch_size={batch_size!r}: choose an integer of at least 1")
     size = _size(resize)
-    ours = data_folder()
-    folder = OLD_FOLDER if fashion_mnist.is_there(OLD_FOLDER) and not fashion_mnist.is_there(ours) else ours
+    ours, there = data_folder(), partial(named.is_there, "fashion-mnist")
+    folder = OLD_FOLDER if there(OLD_FOLDER) and not there(ours) else ours
     parts = []
     for split in ("train", "test"):
         images = load_images("fashion-mnist", split, SourceOptions(data_dir=folder))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from platformdirs import user_cache_dir
 
-from cnnlab.data import digits, fashion_mnist, folder, store, table
+from cnnlab.data import digits, folder, named, store, table
 from cnnlab.data.files import Listing, copies, read_images
 from cnnlab.data.imageset import ImageSet, SourceOptions, stratified_split, stratified_subset
 from cnnlab.data.near_duplicates import shared
@@ -28,7 +29,15 @@ __all__ = [
 
 DATASETS: dict[str, Callable[[str, SourceOptions], ImageSet | None]] = {
     "digits": digits.load,
-    "fashion-mnist": fashion_mnist.load,
+    **{name: partial(named.load, name) for name in named.NAMED},
+}
+DESCRIPTIONS = {
+    "digits": "handwritten digits that come with scikit-learn, so that a first training needs no download",
+    **{
+        name.replace("balanced", "SPLIT"): found.description
+        for name, found in named.NAMED.items()
+        if name == "emnist:balanced" or not name.startswith("emnist:")
+    },
 }
 FOLDER, CSV, STORE = "folder:", "csv:", "store:"
 
@@ -55,6 +64,8 @@ def load_images(source: str, split: str, options: SourceOptions | None = None) -
             raise CnnlabError(f"unknown source {source!r}; for a table of images and labels write csv:{source}")
         if kind := file_kind(expand(source)):
             raise CnnlabError(f"{source} {kind.in_place_of_folder()}, as folder:PATH")
+        if parts := [name for name in DATASETS if name.startswith(f"{source}:")]:
+            raise CnnlabError(f"{source} has several splits; choose one of {', '.join(parts)}")
         raise unknown("source", source, [*DATASETS, "folder:PATH", "csv:FILE", "store:PATH"])
     return DATASETS[source](split, options)
 
@@ -70,7 +81,7 @@ def copies_in_test(source: str, train: ImageSet, options: SourceOptions) -> int 
     if source.startswith(STORE):
         images = store.open_store(expand(source.removeprefix(STORE))).test_images
         return len(shared(train.images, images)) if len(images) else None
-    if source == "fashion-mnist" and not fashion_mnist.is_there(options.data_dir):
+    if source in named.NAMED and not named.is_there(source, options.data_dir):
         return None
     test = load_images(source, "test", options)
     return None if test is None else len(shared(train.images, test.images))

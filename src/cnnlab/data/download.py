@@ -16,7 +16,7 @@ from cnnlab.io.lock import file_lock
 
 _CHUNK = 1 << 18
 _TIMEOUT = 30  # seconds without a byte
-_LIMIT = 1 << 30  # bytes: an endless response must not fill the disk
+_LIMIT = 1 << 32  # bytes: an endless response must not fill the disk
 _STALLED = 120.0  # seconds that the process we wait for may write nothing: several timeouts
 
 

@@ -66,7 +66,8 @@ def expand(path: str | Path) -> Path:
 def unknown(what: str, name: str, known: Iterable[str]) -> CnnlabError:
     """Return the error for an unknown `name`: it suggests similar ones, or else lists the known ones."""
     names = sorted(known)
-    near = difflib.get_close_matches(name[:200], names, n=3, cutoff=0.5)
+    plain = {known.casefold(): known for known in names}
+    near = [plain[text] for text in difflib.get_close_matches(name[:200].casefold(), plain, n=3, cutoff=0.5)]
     # lr -> learning_rate, bs -> batch_size
     near += [n for n in names if "".join(w[:1] for w in n.split("_")) == name and n not in near]
     more = f" and {len(names) - 40} more" if len(names) > 40 else ""

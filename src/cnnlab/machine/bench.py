@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from cnnlab.chapter.experiments import EXPERIMENTS
-from cnnlab.data import SourceOptions, data_folder, fashion_mnist, load_images
+from cnnlab.data import SourceOptions, data_folder, load_images, named
 from cnnlab.data.imageset import ImageSet, Report, no_report
 from cnnlab.data.loader import Loader, Preprocessing
 from cnnlab.device.determinism import reproducible
@@ -224,7 +224,7 @@ def _build(recipe: Recipe) -> nn.Module:
 
 def _images(folder: Path, report: Report) -> tuple[str, ImageSet]:
     """Return Fashion-MNIST's training images if they are there, otherwise random ones. Nothing is downloaded."""
-    if fashion_mnist.is_there(folder):
+    if named.is_there("fashion-mnist", folder):
         images = load_images("fashion-mnist", "train", SourceOptions(data_dir=folder, report=report))
         assert images is not None
         return "fashion-mnist", images
@@ -325,7 +325,7 @@ def _to_accuracy(
     rows, left_out = [], []
     for name in TO_ACCURACY:
         recipe = RECIPES[name]
-        if recipe.data == "fashion-mnist" and not fashion_mnist.is_there(folder):
+        if recipe.data == "fashion-mnist" and not named.is_there("fashion-mnist", folder):
             left_out.append(f"{name}: Fashion-MNIST is not in {folder}; cnnlab train --data fashion-mnist downloads it")
             continue
         report(f"training {name}", 0, 0)

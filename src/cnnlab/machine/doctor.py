@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from packaging.requirements import Requirement
 from platformdirs import user_cache_dir
 
-from cnnlab.data import CSV, DATASETS, FOLDER, STORE, ImageSet, SourceOptions, data_folder, fashion_mnist, load_images
+from cnnlab.data import CSV, DATASETS, FOLDER, STORE, ImageSet, SourceOptions, data_folder, load_images, named
 from cnnlab.data.near_duplicates import shared
 from cnnlab.data.store import intact, open_store
 from cnnlab.device import memory
@@ -73,7 +73,7 @@ def examine(
     for source in DATASETS:
         if source == "fashion-mnist" and not (folders["data"] / "FashionMNIST").is_dir():
             yield Check(source, "note", f"not in {folders['data']}; a first training downloads it")
-        else:
+        elif source in ("digits", "fashion-mnist") or named.is_there(source, folders["data"]):
             yield from verify(source, data_dir=data_dir)
 
 
@@ -85,8 +85,8 @@ def verify(source: str, *, data_dir: str | Path | None = None, columns: str = ""
     folder = data_folder(data_dir)
     if source not in DATASETS and not source.startswith((FOLDER, CSV, STORE)):
         load_images(source, "train")  # raises the error
-    if source == "fashion-mnist":
-        found = fashion_mnist.files(folder)
+    if source in named.NAMED:
+        found = named.files(source, folder)
         for path, problem in found.items():
             yield Check(source, "failed" if problem else "ok", f"{path}: {problem or 'the official file'}")
         if any(found.values()):
