@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from cnnlab.recipe import Recipe
     from cnnlab.recipes import RECIPES
     from cnnlab.training.evaluate import Evaluation
-    from cnnlab.training.results import Result, SeedsResult
+    from cnnlab.training.results import FoldsResult, Result, SeedsResult
     from cnnlab.training.resume import resume
     from cnnlab.training.runs import Run, list_runs, open_run
     from cnnlab.training.step import train_step
     from cnnlab.training.train import train
-    from cnnlab.training.train_series import train_seeds
+    from cnnlab.training.train_series import train_folds, train_seeds
 
 __all__ = [
     "DATASETS",
@@ -34,6 +34,7 @@ __all__ = [
     "Classifier",
     "CnnlabError",
     "Evaluation",
+    "FoldsResult",
     "ImageSet",
     "Prediction",
     "Predictions",
@@ -54,6 +55,7 @@ __all__ = [
     "predict",
     "resume",
     "train",
+    "train_folds",
     "train_seeds",
     "train_step",
 ]
@@ -67,12 +69,12 @@ _HOMES = {
     "recipe": ("Recipe",),
     "recipes": ("RECIPES",),
     "training.evaluate": ("Evaluation",),
-    "training.results": ("Result", "SeedsResult"),
+    "training.results": ("FoldsResult", "Result", "SeedsResult"),
     "training.runs": ("Run", "list_runs", "open_run"),
     "training.step": ("train_step",),
     "training.resume": ("resume",),
     "training.train": ("train",),
-    "training.train_series": ("train_seeds",),
+    "training.train_series": ("train_folds", "train_seeds"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

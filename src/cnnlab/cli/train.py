@@ -102,7 +102,7 @@ def train(
     from cnnlab.training.resume import resume as resume_training
     from cnnlab.training.start import like_origin
     from cnnlab.training.train import train as train_once
-    from cnnlab.training.train_series import train_seeds
+    from cnnlab.training.train_series import train_folds, train_seeds
 
     if model is not None and model_option is not None:
         raise CnnlabError(f"two networks, {model} and {model_option}; name one")
@@ -123,6 +123,8 @@ def train(
             "MODEL": None if model is not None and is_file(model) else model,
             "--recipe": recipe,
             "--seeds": seeds,
+            "--folds": folds,
+            "--group-duplicates": group_duplicates or None,
             "--init-from": init_from,
             "--name": name if not settings else None,
             "--auto-batch": auto_batch or None,
@@ -144,7 +146,9 @@ def train(
         chosen = choose_recipe(model=model if network is None else None, data=data, recipe=recipe)
     chosen = chosen.changed(**settings)
     common |= {"auto_batch": auto_batch, "init_from": init_from, "model": network}
-    if seeds is None:
-        print_training(lambda: train_once(chosen, **common))
-    else:
+    if seeds is not None:
         print_training(lambda: train_seeds(chosen, seeds, **common))
+    elif not chosen.fold and (chosen.folds or folds is not None):
+        print_training(lambda: train_folds(chosen, chosen.folds, **common))
+    else:
+        print_training(lambda: train_once(chosen, **common))

@@ -143,8 +143,8 @@ def fold_of(pool: Pool, recipe: Recipe) -> Tensor:
 def _fold(pool: Pool, recipe: Recipe) -> Splits:
     if not recipe.fold:
         raise CnnlabError(
-            f"folds={recipe.folds} without a fold: train all with --folds {recipe.folds} or cnnlab.train_folds, or set "
-            f"fold=1 to {recipe.folds} for one"
+            f"folds={recipe.folds} without a fold: --folds {recipe.folds} or cnnlab.train_folds trains all; fold=1 to "
+            f"{recipe.folds} is one"
         )
     fold = fold_of(pool, recipe)
     info = {"folds": recipe.folds, "fold": recipe.fold}

@@ -22,8 +22,7 @@ from cnnlab.io.errors import CnnlabError, reason, unknown
 from cnnlab.models.own import Network
 from cnnlab.training import runs
 from cnnlab.training.evaluate import VIEWS, logits
-from cnnlab.training.plan import FORMATS
-from cnnlab.training.results import trained_model
+from cnnlab.training.results import layout_of, trained_model
 from cnnlab.training.runs import Run
 
 _MOST_VALUES = 1 << 26  # in a batch of large images
@@ -241,12 +240,6 @@ def check_views(views: str) -> None:
     """Raise CnnlabError unless `views` is a key of VIEWS."""
     if views not in VIEWS:
         raise unknown("test-time augmentation", views, VIEWS)
-
-
-def layout_of(run: Run) -> torch.memory_format:
-    """Return the memory format in which the run was trained."""
-    trained: str = runs.first_session(run).get("memory_format", run.recipe.memory_format)
-    return FORMATS.get(trained, torch.contiguous_format)
 
 
 def preprocessing_of(run: Run) -> Preprocessing:

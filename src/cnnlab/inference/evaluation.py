@@ -23,7 +23,6 @@ from cnnlab.device.timing import synchronize
 from cnnlab.inference.classifier import (
     batch_size_of,
     check_views,
-    layout_of,
     load_network,
     preprocessing_of,
     weights_file,
@@ -35,6 +34,7 @@ from cnnlab.models.own import Network
 from cnnlab.training import runs
 from cnnlab.training.evaluate import Evaluation, evaluate
 from cnnlab.training.own import check_own
+from cnnlab.training.results import layout_of
 from cnnlab.training.runs import Run
 
 SPLITS = ("test", "validation", "train")

@@ -6,19 +6,21 @@ import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from cnnlab.data import STORE
 from cnnlab.data.own import MEMORY
-from cnnlab.io.text import escape
+from cnnlab.io.text import escape, plural
 from cnnlab.models import build_model
 from cnnlab.models.own import Network, build_own, is_own
 from cnnlab.recipe import KEYS
+from cnnlab.training import runs
 from cnnlab.training.checkpoint import check_weights, load_weights
 from cnnlab.training.own import check_own
+from cnnlab.training.plan import FORMATS
 from cnnlab.training.progress import Progress
 from cnnlab.training.runs import Run
 
@@ -90,6 +92,12 @@ def trained_model(run: Run, weights: Path, network: Network | None = None) -> nn
     return model.eval()
 
 
+def layout_of(run: Run) -> torch.memory_format:
+    """Return the memory format in which the run was trained."""
+    trained: str = runs.first_session(run).get("memory_format", run.recipe.memory_format)
+    return FORMATS.get(trained, torch.contiguous_format)
+
+
 @dataclass(frozen=True)
 class Result:
     """A finished training. Its text is the lines that the command prints.
@@ -130,38 +138,69 @@ class Result:
 
 @dataclass(frozen=True)
 class SeedsResult:
-    """The same recipe trained from several seeds. summary: mean and spread over the seeds, as in summary.json."""
+    """The same recipe trained several times. summary: mean and spread over the runs, as in summary.json."""
 
     path: Path
     results: list[Result]
     summary: dict[str, Any]
+    kind: ClassVar[str] = "seeds"
 
     def __str__(self) -> str:
         s = self.summary
         key = KEYS[s["eval_split"]]
         lines = []
-        for r in self.results:
-            row = r.summary
+        for number, r in zip(s[self.kind], self.results, strict=True):
+            row, name = r.summary, f"{self.kind.removesuffix('s')} {number}"
             lines.append(
-                f"seed {row['seed']}: loss {row['loss']:.3f}, train acc {row['train_acc']:.3f}, "
+                f"{name}: loss {row['loss']:.3f}, train acc {row['train_acc']:.3f}, "
                 f"{key} acc {row[f'{key}_acc']:.3f}, {row['images_per_second']:.0f} images/s"
             )
             if row["never_predicted"]:
-                lines.append(f"note: seed {row['seed']}: {_never_predicted(row)}")
+                lines.append(f"note: {name}: {_never_predicted(row)}")
 
-        def mean_std(name: str) -> str:
-            value = s[name]
-            return f"{value['mean']:.4f} ± {value['std']:.4f}" if value["std"] is not None else f"{value['mean']:.4f}"
-
-        acc, balanced = mean_std(f"{key}_acc"), mean_std(f"{key}_balanced_acc")
+        acc, balanced = _mean_std(s[f"{key}_acc"]), _mean_std(s[f"{key}_balanced_acc"])
         lines.append(
-            f"mean ± std of {s['loss']['n']} seeds, last epoch: loss {mean_std('loss')}, train acc "
-            f"{mean_std('train_acc')}, {key} acc {acc}, balanced {balanced} ({s['eval_split']} split)"
+            f"mean ± std of {s['loss']['n']} {self.kind}, last epoch: loss {_mean_std(s['loss'])}, train acc "
+            f"{_mean_std(s['train_acc'])}, {key} acc {acc}, balanced {balanced} ({s['eval_split']} split)"
         )
+        lines += self._more()
         first = self.results[0]
         lines += _notes(first.run, {**first.summary, "stopped": False, "skipped_updates": 0, "never_predicted": []})
         lines.append(f"runs: {self.path}")
         return "\n".join(lines)
+
+    def _more(self) -> list[str]:
+        """Return the lines that other series have not."""
+        return []
+
+
+@dataclass(frozen=True)
+class FoldsResult(SeedsResult):
+    """The same recipe trained on all folds but one, for each fold. summary: also the figures `out_of_fold`.
+
+    These are of all images, each predicted by the network that was not trained on it.
+    """
+
+    kind: ClassVar[str] = "folds"
+
+    @property
+    def predictions(self) -> Path:
+        """The table of all images: path, label, predicted, the probability of each class, fold."""
+        return self.path / "out_of_fold.csv"
+
+    def _more(self) -> list[str]:
+        s = self.summary["out_of_fold"]
+        return [
+            f"out of fold, {s['weights']} of each: acc {s['accuracy']:.4f} ({s['correct']:,} of "
+            f"{plural(s['images'], 'image')}), balanced acc {s['balanced_accuracy']:.4f}; mean ± std of the folds "
+            f"{_mean_std(s['per_fold'])}",
+            "note: each fold chose its best epoch by the images that it is measured on, which flatters it a little",
+            f"predictions: {self.predictions}",
+        ]
+
+
+def _mean_std(value: dict[str, Any]) -> str:
+    return f"{value['mean']:.4f} ± {value['std']:.4f}" if value["std"] is not None else f"{value['mean']:.4f}"
 
 
 def summarize(

@@ -55,12 +55,12 @@ def resume(
             raise CnnlabError(
                 f"{folder} holds several {series.kind}; settings are changed for one of its runs: name that"
             )
-        check_builder(model)
+        check_builder(model, series.kind)
     moved = data if isinstance(data, str) else None
     images = own_images(data) if data is not None and moved is None else None
     session = Session(device, threads, data_dir, skip_bad, progress, on_epoch, model, images)
     if series is not None:
-        recipe = series.recipe
+        recipe = series.recipe_of(series.numbers[0])
         first = next(iter(started_members(folder)), None)
     else:
         first = run = runs.open_run(folder)

@@ -151,7 +151,7 @@ class Session:
             report=self.display.read,
         )
         self._pool = load_pool(recipe, options, self.images)
-        self.divide(replace(recipe, fold=1) if recipe.folds and not recipe.fold else recipe)
+        self.divide(recipe)
         if recipe.shift >= self.preprocessing.image_size:
             size = self.preprocessing.image_size
             raise CnnlabError(f"shift={recipe.shift} is at least the images' {size} pixels; choose a smaller one")

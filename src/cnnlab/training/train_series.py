@@ -1,4 +1,4 @@
-"""Train a recipe several times into one folder: `train_seeds`."""
+"""Train a recipe several times into one folder: `train_seeds` and `train_folds`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from cnnlab.recipe import Recipe
 from cnnlab.training import runs
 from cnnlab.training.checkpointer import explained_write_errors
 from cnnlab.training.folders import check_free, new_folder, removed_if_empty
+from cnnlab.training.out_of_fold import write_out_of_fold
 from cnnlab.training.own import resume_call
-from cnnlab.training.results import Result, SeedsResult
+from cnnlab.training.results import FoldsResult, Result, SeedsResult
 from cnnlab.training.runs import Run
 from cnnlab.training.series import MOST_RUNS, Series, spread
 from cnnlab.training.session import OnEpoch, Session, choose
@@ -49,26 +50,81 @@ def train_seeds(
     """
     if not 1 <= count <= MOST_RUNS:
         raise CnnlabError(f"seeds={count}: must lie between 1 and {MOST_RUNS:,}")
+    machine = {"device": device, "threads": threads, "data_dir": data_dir, "skip_bad": skip_bad, "progress": progress,
+               "on_epoch": on_epoch}  # fmt: skip
+    return _train_new("seeds", count, recipe, model, data, settings, runs_dir, name, auto_batch, init_from, machine)
+
+
+def train_folds(
+    recipe: Recipe | str | Network | None = None,
+    count: int = 5,
+    *,
+    model: str | Network | None = None,
+    data: Any = None,
+    runs_dir: str | Path = "runs",
+    name: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    data_dir: str | Path | None = None,
+    skip_bad: bool = False,
+    auto_batch: bool = False,
+    init_from: Run | str | Path | None = None,
+    progress: str = "auto",
+    on_epoch: OnEpoch | None = None,
+    **settings: Any,
+) -> FoldsResult:
+    """Train `count` times into one folder, each time on all images but one fold, which is held out: cross-validation.
+
+    Each image is in one fold. Folds keep the shares of the classes, and groups together (see the setting `group`). The
+    result pools the predictions of all images by the network that did not see them. Other arguments and errors: as for
+    `train`.
+    """
+    if count < 2:
+        raise CnnlabError(f"folds={count}: must be at least 2")
+    machine = {"device": device, "threads": threads, "data_dir": data_dir, "skip_bad": skip_bad, "progress": progress,
+               "on_epoch": on_epoch}  # fmt: skip
+    settings |= {"folds": count, "fold": 0}
+    result = _train_new("folds", count, recipe, model, data, settings, runs_dir, name, auto_batch, init_from, machine)
+    assert isinstance(result, FoldsResult)
+    return result
+
+
+def _train_new(
+    kind: str,
+    count: int,
+    recipe: Recipe | str | Network | None,
+    model: str | Network | None,
+    data: Any,
+    settings: dict[str, Any],
+    runs_dir: str | Path,
+    name: str | None,
+    auto_batch: bool,
+    init_from: Run | str | Path | None,
+    machine: dict[str, Any],
+) -> SeedsResult:
+    """Train a new series. machine: arguments of Session; others: see `train`."""
     if init_from is not None and recipe is None:
         model, data, settings = like_origin(init_from, runs_dir, model, data, settings)
     recipe, network, images = choose(recipe, model, data, settings)
-    check_builder(network)
-    with Session(device, threads, data_dir, skip_bad, progress, on_epoch, network, images) as session:
+    first = recipe.seed if kind == "seeds" else 1
+    check_builder(network, kind)
+    with Session(**machine, network=network, images=images) as session:
         session.origin = weights_of(init_from, runs_dir) if init_from is not None else None
-        replace(recipe, seed=recipe.seed + count - 1)  # raises if the last one is no valid seed
+        series = Series(Path(runs_dir), kind, recipe, range(first, first + count), session.origin)
+        series.recipe_of(series.numbers[-1])  # raises if the last one is no valid seed
         check_free(Path(runs_dir), name)
-        recipe = session.load_data(recipe)
+        recipe = session.load_data(series.recipe_of(first))
         check_origin(session, recipe)
         recipe = session.find_batch_size(recipe) if auto_batch else recipe
         with session.ctrl_c, removed_if_empty(new_folder(Path(runs_dir), name, recipe)) as path:
-            series = Series(path, "seeds", recipe, range(recipe.seed, recipe.seed + count), session.origin)
+            series = replace(series, path=path, recipe=recipe)
             series.save()
             return train_members(session, series)
 
 
-def check_builder(network: Network | None) -> None:
+def check_builder(network: Network | None, kind: str) -> None:
     """Raise CnnlabError for a module in place of a builder: all seeds would start from the same weights."""
-    if isinstance(network, nn.Module):
+    if kind == "seeds" and isinstance(network, nn.Module):
         raise CnnlabError(f"{own_name(network)} is a module with one set of starting weights; pass its class")
 
 
@@ -82,6 +138,10 @@ def train_members(session: Session, series: Series) -> SeedsResult:
             folder = series.folder(number)
             try:
                 session.ctrl_c.check()
+                if series.kind == "folds":
+                    session.divide(series.recipe_of(number))
+                    for note in session.splits.notes if number != numbers[0] else ():
+                        session.display.message(note)
                 if (folder / "run.json").exists():
                     run = runs.open_run(folder)
                 else:
@@ -105,5 +165,7 @@ def train_members(session: Session, series: Series) -> SeedsResult:
             **{name: spread([r.summary[name] for r in results]) for name in figures},
         }
         with explained_write_errors(series.path):
+            if series.kind == "folds":
+                summary["out_of_fold"] = write_out_of_fold(session, series, results)
             write_checked(series.path / "summary.json", summary)
-    return SeedsResult(series.path, results, summary)
+    return (FoldsResult if series.kind == "folds" else SeedsResult)(series.path, results, summary)

@@ -1,0 +1,81 @@
+"""Predictions of cross-validation: each image by the network of the fold that held it out."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cnnlab.data import ImageSet
+from cnnlab.data.loader import Loader
+from cnnlab.device.determinism import reproducible
+from cnnlab.device.hardware import available_cores
+from cnnlab.device.precision import exact_float32
+from cnnlab.io.files import write_atomic
+from cnnlab.io.text import cell
+from cnnlab.training.evaluate import Evaluation, logits
+from cnnlab.training.results import Result, layout_of, trained_model
+from cnnlab.training.series import Series, spread
+from cnnlab.training.session import Session
+
+FILE = "out_of_fold.csv"
+
+
+def write_out_of_fold(session: Session, series: Series, results: Sequence[Result]) -> dict[str, Any]:
+    """Write out_of_fold.csv into the folder of finished folds. Return the figures for its summary.
+
+    A row per image: path, label, predicted, the probability of each of the K classes, fold. Raise OSError.
+    """
+    folds = [_predicted(session, result) for result in results]
+    classes = results[0].run.classes
+    total = sum((_confusion(images, p) for images, p in folds), torch.zeros(len(classes), len(classes)))
+    pooled = Evaluation(0.0, total.long())
+    write_atomic(series.path / FILE, _table(classes, series.numbers, folds))
+    accuracies = [Evaluation(0.0, _confusion(images, p)).accuracy for images, p in folds]
+    return {
+        "images": pooled.count,
+        "correct": pooled.correct,
+        "accuracy": pooled.accuracy,
+        "balanced_accuracy": pooled.balanced_accuracy,
+        "per_fold": spread(accuracies),
+        "weights": results[0].run.weights().name,
+    }
+
+
+def _predicted(session: Session, result: Result) -> tuple[ImageSet, Tensor]:
+    """Return the images that a fold held out and the probabilities (N, K) float32 by its chosen weights."""
+    run = result.run
+    session.divide(run.recipe)
+    session.check_images(run, run.recipe.data)
+    layout, device, size = layout_of(run), session.device, session.preprocessing.image_size
+    with reproducible(0, session.threads or available_cores()), exact_float32(), torch.inference_mode():
+        model = trained_model(run, run.weights(), session.network).to(device).to(memory_format=layout)
+        batch = 1000 if size <= 64 else run.recipe.batch_size
+        loader = Loader(session.eval_set, session.preprocessing, batch, device, memory_format=layout)
+        return session.eval_set, torch.cat([logits(model, x).softmax(1).cpu() for x, _ in loader])
+
+
+def _confusion(images: ImageSet, probabilities: Tensor) -> Tensor:
+    """Return the confusion matrix, (K, K) int64."""
+    k = probabilities.shape[1]
+    return torch.bincount(images.labels * k + probabilities.argmax(1), minlength=k * k).view(k, k)
+
+
+def _table(classes: Sequence[str], numbers: Sequence[int], folds: Sequence[tuple[ImageSet, Tensor]]) -> str:
+    names = [cell(name) for name in classes]
+
+    def rows() -> Iterator[list[str]]:
+        yield ["path", "label", "predicted", *(cell(f"p_{name}") for name in classes), "fold"]
+        for number, (images, probabilities) in zip(numbers, folds, strict=True):
+            predicted = probabilities.argmax(1).tolist()
+            parts = zip(images.ids, images.labels.tolist(), predicted, probabilities.tolist(), strict=True)
+            for id_, label, guess, ps in parts:
+                yield [cell(id_), names[label], names[guess], *(f"{p:.6f}" for p in ps), str(number)]
+
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows())
+    return out.getvalue()
