@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,22 @@ _NOTEBOOKS = {
     "zh": "`cnnlab lessons copy FOLDER --language zh` 把全部课程复制为笔记本。[English]({}.md)",
 }
 _SOLUTION = {"en": "Solution", "zh": "答案"}
+_PICTURE = {"en": "Picture drawn by the cell above", "zh": "上方单元格绘制的图"}
+# The outputs are the same in both languages. The texts that describe their pictures (cnnlab.chapter.lessons.show, the
+# curve of a training, lesson 10), and the words in them that are no names:
+_CHINESE = {
+    r"Accuracy over the epochs: (.*)": r"各迭代周期的精度：\1",
+    r"Loss and accuracy over the epochs; epoch (\d+): loss (\S+), train acc (\S+), (\S+) acc (\S+), (\S+) images/s":
+        r"各迭代周期的损失与精度；第 \1 个迭代周期：损失 \2，训练精度 \3，\4精度 \5，每秒 \6 幅图像",
+    r"(\d+) images: without titles": r"\1 幅图像",
+    r"(\d+) images: (.*)": r"\1 幅图像：\2",
+    r"Filters of the first convolution of (\S+)": r"\1 第一个卷积层的卷积核",
+    r"An input image and its feature maps, layer (.*)": r"一幅输入图像及其特征图，层 \1",
+    r"Sample images of the training set": "训练集的样本图像",
+    r"(.+) over (.+): (.*)": r"\1随\2的变化：\3",
+}  # fmt: skip
+_WORDS = {"epoch": "迭代周期", "training images": "训练图像数", "accuracy": "精度", "training accuracy": "训练精度",
+          "val": "验证", "test": "测试", "train_subset": "训练子集"}  # fmt: skip
 
 
 def write(folder: Path, cache: Path | None) -> None:
@@ -101,7 +118,7 @@ def page(cells: list[lessons.Cell], language: str, note: str, outputs: Outputs, 
             [cell.text] if cell.language else [f"~~~~python\n{cell.text.strip()}\n~~~~"] if cell.text.strip() else []
         )
         if not cell.language:
-            lines += filter(None, (_output(output, pictures) for output in next(rest_of_outputs, [])))
+            lines += filter(None, (_output(output, pictures, language) for output in next(rest_of_outputs, [])))
         if cell.tag == "solution":
             solution += lines
             continue
@@ -118,11 +135,22 @@ def _opened(solution: list[str], language: str) -> list[str]:
     return ["\n".join([f'??? note "{_SOLUTION[language]}"', "", *(f"    {line}" for line in lines)])] if lines else []
 
 
-def _output(output: dict[str, Any], pictures: dict[int, str]) -> str:
+def chinese(alt: str) -> str | None:
+    """Return the Chinese for a picture's description; names in it stay. None if it is not known."""
+    for pattern, text in _CHINESE.items():
+        if match := re.fullmatch(pattern, alt, re.DOTALL):
+            for i, word in enumerate(match.groups(), 1):
+                text = text.replace(f"\\{i}", _WORDS.get(word, word))
+            return text.replace(", ", "、")
+    return None
+
+
+def _output(output: dict[str, Any], pictures: dict[int, str], language: str) -> str:
     """Return a cell's output in the richest form that the page can show."""
     data = {kind: "".join(text) for kind, text in output.get("data", {}).items()}
     if id(output) in pictures:
-        alt = output.get("metadata", {}).get("image/png", {}).get("alt") or "Picture drawn by the cell above"
+        alt = output.get("metadata", {}).get("image/png", {}).get("alt", "")
+        alt = (chinese(alt) if language == "zh" else alt) or _PICTURE[language]
         return f"![{alt}]({pictures[id(output)]})"
     if "text/markdown" in data:
         return data["text/markdown"].strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import signal
@@ -10,12 +11,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.cells import cell_len
 
 from cnnlab.data import data_folder
 from cnnlab.device.hardware import available_cores
@@ -156,6 +159,24 @@ def installed() -> Command:
         )
 
     return run
+
+
+def script(name: str) -> ModuleType:
+    """Return the module scripts/NAME.py."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent.parent / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def within_80(text: str) -> list[str]:
+    """Return the lines; fail if one takes more than 80 columns."""
+    lines = text.splitlines()
+    assert lines
+    assert [line for line in lines if cell_len(line) > 80] == []
+    return lines
 
 
 def one_line_error(answer: subprocess.CompletedProcess[str]) -> str:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -25,6 +25,7 @@ import browser
 import cnnlab as package
 from cnnlab.recipe import SETTINGS
 from cnnlab.recipes import RECIPES
+from conftest import script
 
 ROOT = Path(__file__).resolve().parent.parent
 MAKE = ROOT / "scripts" / "make_site.py"
@@ -106,15 +107,6 @@ def test_the_check_ignores_the_rest() -> None:
         '<link rel="canonical" href="https://a.example"><style>p { background: url("data:image/png;base64,//8=") }</style>'
     )
     assert outside(page.fetches) == []
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_menu_adds_new_pages_and_omits_missing_ones(tmp_path: Path) -> None:
@@ -199,6 +191,17 @@ def test_a_lesson_becomes_a_page(tmp_path: Path) -> None:
     assert "<Figure>" not in text
     assert text.endswith("\n    Since.\n")
     assert pages.page(cells, "zh", "怎样。", [], {}).startswith("# 标题\n\n怎样。")
+    assert pages.page(cells, "zh", "怎样。", shown, pictures).count("![上方单元格绘制的图]") == 2
+
+
+def test_a_picture_is_described_in_the_language_of_its_page() -> None:
+    chinese = script("site_lessons").chinese
+    assert chinese("accuracy over training images: pixels, HOG") == "精度随训练图像数的变化：pixels、HOG"
+    assert chinese("3 images: without titles") == "3 幅图像"
+    assert chinese("Two lines") is None
+    assert chinese(
+        "Loss and accuracy over the epochs; epoch 3: loss 0.500, train acc 0.800, val acc 0.700, 1,200 images/s"
+    ) == "各迭代周期的损失与精度；第 3 个迭代周期：损失 0.500，训练精度 0.800，验证精度 0.700，每秒 1,200 幅图像"  # fmt: skip
 
 
 def test_a_lesson_runs_once_for_the_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from cnnlab.chapter.experiments import cells
 from cnnlab.chapter.lessons import LANGUAGES, committed, show
 from cnnlab.inference import load_network
 from cnnlab.io.errors import CnnlabError
-from conftest import Command, one_line_error
+from conftest import Command, one_line_error, script
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = lessons.lessons()
@@ -87,7 +87,7 @@ def test_a_lesson_runs_from_top_to_bottom(name: str, tmp_path: Path, kernel: Ker
         if tag_of(cell) == "solution":
             assert cell.outputs, cell.source
     # Readers who do not see a picture are told what it shows.
-    assert all(o.metadata["image/png"]["alt"] for o in pictures if o.output_type == "execute_result")
+    assert all(script("site_lessons").chinese(o.metadata["image/png"]["alt"]) for o in pictures)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -334,6 +334,7 @@ def test_pictures(quick: Recipe) -> None:
         show.plot([1, 2, 4], {"a": [0.1, 0.2, 0.3], "b": [0.3, 0.2, 0.1]}, "x", "y"),
     ):
         assert picture.data.startswith(b"\x89PNG")
+        assert script("site_lessons").chinese(picture.alt), picture.alt
     with pytest.raises(CnnlabError, match="has no layer 'x'; its layers are 0, 1"):
         show.maps(result, "x")
     with pytest.raises(CnnlabError, match="has no feature maps"):

@@ -6,21 +6,28 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.cells import cell_len
 from sklearn.metrics import balanced_accuracy_score, precision_recall_fscore_support
 
+from cnnlab.chapter.reproduce import Plan
+from cnnlab.cli.bench import bench_text
+from cnnlab.cli.chapter import plan_text
+from cnnlab.cli.kaggle import overview_text
+from cnnlab.competition import Overview
 from cnnlab.io.errors import reason
 from cnnlab.io.figures import png
 from cnnlab.io.tables import Table, shorten, wrap
 from cnnlab.io.text import plural
+from cnnlab.machine.bench import BenchResult
+from cnnlab.recipes import RECIPES
 from cnnlab.training.confusion import confusion_figure
 from cnnlab.training.evaluate import Evaluation
-from conftest import Command, one_line_error
+from conftest import Command, one_line_error, within_80
 
 CLASSES = [f"{k:02d} a class with a very long name, as people give them to folders, 猫猫" for k in range(24)]
 
@@ -45,15 +52,13 @@ def place(cnnlab: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("a-run-with-a-very-long-name-that-somebody-gave-it-and-that-never-ends-or-so-it-seems", "b"):
         answer = cnnlab("train", "--data", "folder:images", "--name", name, *settings, cwd=folder)
         assert answer.returncode == 0, answer.stderr
+    handed_in = folder / "handed-in"
+    handed_in.mkdir()
+    table = "id,label\n" + "".join(f'{i},"{name}"\n' for i, name in enumerate(CLASSES))
+    for file in ("labels.csv", "handed-in/a.csv", f"handed-in/{CLASSES[0]}.csv"):
+        (folder / file).write_text(table, encoding="utf-8")
+    (handed_in / "a student with a long name, Ödön von 猫, final version.csv").write_text("number,species\n1,2\n")
     return folder
-
-
-def within_80(text: str) -> list[str]:
-    """Return the lines; fail if one takes more than 80 columns."""
-    lines = text.splitlines()
-    assert lines
-    assert [line for line in lines if cell_len(line) > 80] == []
-    return lines
 
 
 @pytest.mark.parametrize(
@@ -69,12 +74,45 @@ def within_80(text: str) -> list[str]:
         "show googlenet --depth 2",
         "predict b images --top 5",
         "data verify folder:images",
+        "lessons list",
+        "lessons list --language zh",
+        "grade handed-in --labels labels.csv",
+        "kaggle score handed-in/a.csv --labels labels.csv",
+        "eval b --split val",
     ],
 )
 def test_a_table_fits_80_columns(cnnlab: Command, place: Path, command: str) -> None:
     answer = cnnlab(*command.split(), cwd=place)
     assert answer.returncode == 0, answer.stderr
     within_80(answer.stdout)
+
+
+def test_a_refused_hand_in_has_its_whole_reason(cnnlab: Command, place: Path) -> None:
+    answer = cnnlab("grade", "handed-in", "--labels", "labels.csv", cwd=place)
+    assert "no column 'id'; known: 'number', 'species'" in " ".join(answer.stdout.split())
+
+
+def test_texts_of_results_fit_80_columns() -> None:
+    """Of commands that take too long here, with what they print at its longest."""
+    within_80(overview_text(Overview(Any, dict.fromkeys(CLASSES, 5000), (0.5,) * 3, (0.25,) * 3, Path("1.8.png"))))
+    row = {"model": "resnet18-manual", "image_size": 224, "batch_size": 1024, "precision": "bfloat16",
+           "peak_memory_bytes": 2**37, "images_per_second": 1e6, "examples_per_second": 1e6, "fraction_of_peak": 0.5,
+           "compile": "max-autotune-no-cudagraphs", "first_step_seconds": 100}  # fmt: skip
+    peak = {"by": "conv", "flops_per_second": 1e15, "size": 16384, "threads": 128}
+    reached = {"recipe": "speed/fashion-94", "epochs": 12, "split": "validation", "accuracy": 0.9, "seconds": 1234.5}
+    about = {"device_name": "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "cores": 128,
+             "memory_gib": 1000, "versions": {"torch": "2.14.1+cu130"}}  # fmt: skip
+    failed = {**row, "failed": "out of memory with batches of 1024; a long reason " * 3}
+    found = BenchResult(
+        about, "random", {"bfloat16": peak}, [row, failed], [reached], ["fashion-mnist: " + "why " * 40]
+    )
+    within_80(bench_text(found))
+    recipes = {name: RECIPES["manual/lenet-bn-scratch"].changed(limit=1000) for name in ("lenet-bn-scratch", "vgg11")}
+    within_80(plan_text(Plan(recipes, 3, dict.fromkeys(recipes, 5e4), ("sift-kernel",), 1000)))
+
+
+def test_a_line_keeps_the_spaces_at_its_start() -> None:
+    assert wrap("  note: " + "word " * 20, 4, 40).startswith("  note: word")
 
 
 def test_the_list_of_runs_is_short_and_shows_the_test_accuracy(cnnlab: Command, place: Path, tmp_path: Path) -> None:

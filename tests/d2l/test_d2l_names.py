@@ -192,6 +192,8 @@ def test_class_names_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     assert axes[0].images[0].get_array().shape == (28, 28)
     one = d2l.show_images([x[0].requires_grad_(), Image.new("L", (5, 5))], 1, 1)  # (1, 28, 28); more than fit
     assert len(one) == 1
+    (chinese,) = d2l.show_images([x[0]], 1, 1, titles=["猫"])
+    assert chinese.title.get_fontfamily()[-1] != "sans-serif" or "[" in chinese.get_title()  # never an empty box
     d2l.plt.close("all")
 
 

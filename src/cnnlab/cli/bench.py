@@ -85,10 +85,8 @@ def bench_text(result: BenchResult) -> str:
     for precision, best in result.peaks.items():
         way = "torch.mm" if best["by"] == "mm" else "1x1 convolution"
         n = best["size"]
-        lines.append(
-            f"peak, {precision}: {best['flops_per_second'] / 1e9:,.0f} GFLOP/s ({way}, {n} x {n}, "
-            f"threads {best['threads']})"
-        )
+        rate = f"{best['flops_per_second'] / 1e9:,.0f} GFLOP/s"
+        lines.append(wrap(f"peak, {precision}: {rate} ({way}, {n} x {n}, threads {best['threads']})", 2))
     compiled = any(row.get("compile", "off") != "off" for row in result.rows)
     table = Table("network", "pixels", "batch", "precision", "images/s", "compute", "of peak", "memory",
                   *(["compiled"] if compiled else []))  # fmt: skip
@@ -115,8 +113,6 @@ def bench_text(result: BenchResult) -> str:
     ]
     lines += [wrap(text, 2) for text in failed]
     for row in result.to_accuracy:
-        lines.append(
-            f"recipe {row['recipe']}, {plural(row['epochs'], 'epoch')}: {row['split']} acc {row['accuracy']:.4f} after "
-            f"{row['seconds']:.1f} s"
-        )
+        took = f"{row['split']} acc {row['accuracy']:.4f} after {row['seconds']:.1f} s"
+        lines.append(wrap(f"recipe {row['recipe']}, {plural(row['epochs'], 'epoch')}: {took}", 2))
     return "\n".join([*lines, *(wrap(f"skipped: {text}", 2) for text in result.left_out)]).rstrip()

@@ -153,7 +153,8 @@ def classical(
             data, methods or None, data_dir=data_dir, limit=limit, seed=seed, threads=threads, skip_bad=skip_bad,
             report=report,
         )  # fmt: skip
-    echo(to_json([r.to_dict() for r in results]) if as_json else "\n".join(map(str, results)))
+    lines = (wrap(line, 4) for r in results for line in str(r).split("\n"))
+    echo(to_json([r.to_dict() for r in results]) if as_json else "\n".join(lines))
 
 
 def plan_text(planned: Plan) -> str:

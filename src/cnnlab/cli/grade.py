@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cnnlab.cli.options import AsJson, IdColumn, LabelColumn
-from cnnlab.io.tables import Table, to_json
-from cnnlab.io.text import echo
+from cnnlab.io.tables import Table, to_json, wrap
+from cnnlab.io.text import echo, escape
 
 if TYPE_CHECKING:
     from cnnlab.competition.grade import Grades
@@ -47,7 +47,7 @@ def grade(
 ) -> None:  # fmt: skip
     """Score submissions against the true labels.
 
-    Every student gets a line: a score, or the reason why there is none.
+    Every student gets a line: a score, or `refused` or `missing`. The reasons follow.
     """
     from cnnlab.competition.grade import check_out
     from cnnlab.competition.grade import grade as measure
@@ -67,9 +67,9 @@ def grade(
 
 
 def grades_text(found: Grades) -> str:
-    """Return one line per student, then the totals."""
+    """Return one line per student, then the notes on some of them, then the totals."""
     losses = any(row.score and row.score.log_loss is not None for row in found.rows)
-    table = Table("student", "accuracy", *["log loss"] * losses, "right", "note", left=(3 + losses,))
+    table = Table("student", "accuracy", *["log loss"] * losses, "right")
     for row in found.rows:
         score = row.score
         table.add_row(
@@ -77,6 +77,6 @@ def grades_text(found: Grades) -> str:
             f"{score.accuracy:.4f}" if score else row.status,
             *[f"{score.log_loss:.4f}" if score and score.log_loss is not None else ""] * losses,
             f"{score.correct:,} of {score.count:,}" if score else "",
-            row.note,
         )
-    return f"{table}\n\n{found}"
+    notes = [wrap(escape(f"{row.student}: {row.note}"), 2) for row in found.rows if row.note]
+    return "\n".join([str(table), "", *notes, *[""] * bool(notes), str(found)])

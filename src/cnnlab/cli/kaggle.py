@@ -24,8 +24,8 @@ from cnnlab.cli.options import (
 )
 from cnnlab.cli.predict import confusion, evaluation_text
 from cnnlab.io.errors import CnnlabError
-from cnnlab.io.tables import to_json
-from cnnlab.io.text import echo, plural
+from cnnlab.io.tables import Table, to_json, wrap
+from cnnlab.io.text import echo, escape, plural
 
 if TYPE_CHECKING:
     from cnnlab.competition import Competition, Overview, Submitted, Trained
@@ -306,24 +306,23 @@ def prepared_text(found: Competition) -> str:
     train, test = len(store.train), len(store.test_ids)
     c, h, w = store.train.images.shape[1:]
     lines = [
-        f"{train} labelled images of {len(store.train.classes)} classes, {test} test images, {c} x {h} x {w}; store: "
-        f"{store.path}"
+        f"{train} labelled images of {len(store.train.classes)} classes, {test} test images, {c} x {h} x {w}",
+        f"store: {store.path}",
     ]
     for what, names in (("labelled images were skipped", "skipped"), ("test images are black", "unreadable_test")):
         if damaged := store.info[names]:
             more = f"; {store.path / 'store.json'} names all" if len(damaged) > 1 else ""
-            lines.append(f"note: damaged: {len(damaged)} {what}; the first: {damaged[0]}{more}")
-    return "\n".join([*lines, *(f"note: {line}" for line in store.info["report"])])
+            lines.append(wrap(escape(f"note: damaged: {len(damaged)} {what}; the first: {damaged[0]}{more}"), 2))
+    return "\n".join([*lines, *(wrap(escape(f"note: {line}"), 2) for line in store.info["report"])])
 
 
 def overview_text(found: Overview) -> str:
     """Return the class counts, and mean and standard deviation of the pixels."""
-    width = max(map(len, found.counts))
-    lines = [f"  {name:<{width}}  {count}" for name, count in found.counts.items()]
+    table = Table("class", "labelled images")
+    for name, count in found.counts.items():
+        table.add_row(name, f"{count:,}")
     mean, std = (" ".join(f"{v:.4f}" for v in values) for values in (found.mean, found.std))
-    return "\n".join(
-        ["labelled images of each class:", *lines, f"pixel mean {mean}, std {std}", f"figure: {found.figure}"]
-    )
+    return f"{table}\npixel mean {mean}, std {std}\nfigure: {found.figure}"
 
 
 def trained_text(found: Trained) -> str:
@@ -335,7 +334,7 @@ def trained_text(found: Trained) -> str:
         lines += [evaluation_text(train).splitlines()[0], evaluation_text(validation)]
     several = f" of {len(found.validation)} networks together" if len(found.validation) > 1 else ""
     accuracies = ", ".join(f"{found.views[views]:.4f} with {plural(count, 'view')}" for views, count in VIEWS.items())
-    lines.append(f"validation acc{several}, by views of each image: {accuracies}")
+    lines.append(wrap(f"validation acc{several}, by views of each image: {accuracies}", 2))
     return "\n".join(lines)
 
 
@@ -345,7 +344,7 @@ def submitted_text(found: Submitted) -> str:
 
     names = ", ".join(str(run.path) for run in found.runs)
     views = plural(VIEWS[found.views], "view")
-    lines = [str(found.written), f"from {names}; {views} of each image"]
+    lines = [str(found.written), wrap(escape(f"from {names}; {views} of each image"), 2)]
     return "\n".join([*lines, *([found.answer] if found.answer else [])])
 
 

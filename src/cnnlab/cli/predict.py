@@ -24,8 +24,8 @@ from cnnlab.cli.options import (
     own_model,
 )
 from cnnlab.io.errors import unknown
-from cnnlab.io.tables import Table, to_json
-from cnnlab.io.text import cell, echo, echo_csv, escape, plural
+from cnnlab.io.tables import Table, to_json, wrap
+from cnnlab.io.text import cell, echo, echo_csv, escape, plural, truncate
 
 if TYPE_CHECKING:
     from cnnlab.inference import Prediction, RunEvaluation
@@ -177,9 +177,12 @@ def _test_note(evaluation: RunEvaluation) -> str:
 
 def never_predicted(classes: Sequence[str], found: Evaluation) -> str:
     """Return the warning that some classes are predicted for no image."""
-    named = [f"{escape(classes[k])} ({plural(int(found.confusion[k].sum()), 'image')})" for k in found.never_predicted]
+    named = [
+        f"{truncate(escape(classes[k]), 40)} ({plural(int(found.confusion[k].sum()), 'image')})"
+        for k in found.never_predicted
+    ]
     more = f" and {len(named) - 5} more" if len(named) > 5 else ""
-    return f"warning: never predicted: {', '.join(named[:5])}{more}"
+    return wrap(f"warning: never predicted: {', '.join(named[:5])}{more}", 2)
 
 
 def confusion(

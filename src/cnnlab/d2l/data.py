@@ -135,7 +135,9 @@ def show_images(
     """
     from matplotlib import pyplot as plt  # slow to import
 
-    _, grid = plt.subplots(num_rows, num_cols, figsize=(num_cols * scale, num_rows * scale), squeeze=False)
+    from cnnlab.io.fonts import report_numbers, use_fonts
+
+    figure, grid = plt.subplots(num_rows, num_cols, figsize=(num_cols * scale, num_rows * scale), squeeze=False)
     axes = grid.flatten()
     for place in axes:
         place.set_axis_off()
@@ -146,4 +148,6 @@ def show_images(
         place.imshow(image)
         if titles and i < len(titles):
             place.set_title(titles[i])
+    use_fonts(figure)  # titles in Chinese, for one
+    report_numbers()
     return axes

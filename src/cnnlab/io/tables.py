@@ -43,14 +43,15 @@ def shorten(text: str, width: int) -> str:
 def wrap(text: str, indent: int = 0, width: int | None = None) -> str:
     """Return `text` in lines of at most `width` columns, all but the first indented. Default: the terminal's.
 
-    A path stays whole, so that it can be copied.
+    A path stays whole, so that it can be copied. Spaces at the start stay.
     """
     width = (width or terminal_width()) - indent
-    lines = [""]
-    for word in text.split(" "):
-        if lines[-1] and cell_len(lines[-1]) + 1 + cell_len(word) > width:
+    words = text.lstrip(" ")
+    lines = [" " * (len(text) - len(words))]
+    for word in words.split(" "):
+        if lines[-1].strip() and cell_len(lines[-1]) + 1 + cell_len(word) > width:
             lines.append("")
-        lines[-1] += (" " if lines[-1] else "") + word
+        lines[-1] += (" " if lines[-1].strip() else "") + word
         while cell_len(lines[-1]) > width and "/" not in lines[-1]:  # a language without spaces
             fits = len(set_cell_size(lines[-1], width).rstrip())
             lines[-1:] = [lines[-1][:fits], lines[-1][fits:]]

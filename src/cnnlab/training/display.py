@@ -16,6 +16,7 @@ from rich.text import Text
 
 from cnnlab.device.timing import AsyncScalarReader
 from cnnlab.io.errors import unknown
+from cnnlab.io.tables import wrap
 from cnnlab.io.text import echo, escape, escape_lines
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ KINDS = ("auto", "bar", "lines", "notebook", "none")
 _INTERVAL = 0.1  # seconds between two updates of the numbers
 _LINE_INTERVAL = 30.0  # seconds between two lines in a log
 _FIRST_LINE = 5.0  # seconds of training after which its time can be told
+_TIME = 14  # columns of the time left beside the numbers
 _DRAW_INTERVAL = 1.0  # seconds between two drawings of the curve; each takes about 0.2 s of one core
 
 
@@ -155,8 +157,9 @@ class Bar(Display):
         self._reading: Any = None
 
     def message(self, text: str) -> None:
-        """Print it above the bar."""
-        self._console.print(escape_lines(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
+        """Print it above the bar, long lines broken at words."""
+        text = "\n".join(wrap(line, 2) for line in escape_lines(text).split("\n"))
+        self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def read(self, what: str, done: int, total: int) -> None:
         """Show a bar for each thing that is read or downloaded."""
@@ -216,7 +219,10 @@ class Bar(Display):
     def _show(self, epoch: int, loss: float, accuracy: float, speed: float) -> None:
         assert self._progress is not None
         parts = f"epoch {epoch + 1}/{self._epochs}", f"loss {loss:.3f}", f"acc {accuracy:.3f}{self._evaluated}"
-        self._progress.update(self._task, numbers="  ".join((*parts, f"{speed:,.0f} images/s")))
+        text = "  ".join((*parts, f"{speed:,.0f} images/s"))
+        if len(text) > self._console.width - _TIME:  # rich would cut it off
+            text = "  ".join(parts)
+        self._progress.update(self._task, numbers=text)
 
     def end(self) -> None:
         """Leave the bar where it is."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from cnnlab.data import STORE
 from cnnlab.data.own import MEMORY
-from cnnlab.io.text import escape, plural
+from cnnlab.io.text import escape, plural, truncate
 from cnnlab.models import build_model
 from cnnlab.models.own import Network, build_own, is_own
 from cnnlab.recipe import KEYS
@@ -52,7 +52,7 @@ def _notes(run: Run, s: dict[str, Any]) -> list[str]:
 
 
 def _never_predicted(s: dict[str, Any]) -> str:
-    names, more = [*map(escape, s["never_predicted"][:5])], len(s["never_predicted"]) - 5
+    names, more = [truncate(escape(name), 40) for name in s["never_predicted"][:5]], len(s["never_predicted"]) - 5
     rest = f" and {more} more" if more > 0 else ""
     return f"in the last epoch no {s['eval_split']} image was predicted as {', '.join(names)}{rest}"
 
