@@ -61,6 +61,33 @@ def test_runs_in_small_and_writes_its_result(
     assert sorted((BENCHMARKS / "results").iterdir()) == published
 
 
+def test_lesson_seeds_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a lesson of two short trainings: those of the real ones take minutes."""
+    from cnnlab.chapter import lessons
+
+    source = """# %% [markdown] lang="en"
+# # One
+
+# %%
+import cnnlab
+
+results = [cnnlab.train("digits", epochs=1, limit=32, **more) for more in ({}, {"learning_rate": 0.02})]
+print(results[0])
+"""
+    (tmp_path / "01_one.py").write_text(source)
+    monkeypatch.setattr(lessons, "_SOURCES", tmp_path)
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["lesson_seeds.py", "01_one", "--seeds", "2", "--out", str(out)])
+    importlib.import_module("lesson_seeds").main()
+    (file,) = out.glob("lesson-01-one_*.json")
+    found = json.loads(file.read_text())
+    assert found["n"] == 2
+    assert list(found["trainings"]) == ["lenet-bn", "lenet-bn, learning_rate=0.02"]
+    for figures in found["trainings"].values():
+        assert [len(epochs) for epochs in figures["val_acc"]] == [1, 1]
+        assert figures["loss"][0] != figures["loss"][1]  # each seed has its own
+
+
 @pytest.mark.slow
 def test_gpu_suite_in_small(fashion_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CNNLAB_DATA", str(fashion_folder))

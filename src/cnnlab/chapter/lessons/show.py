@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from IPython.display import Image, Markdown
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from cnnlab.chapter import figures
@@ -46,6 +47,7 @@ def plot(x: Sequence[float], curves: Mapping[str, Sequence[float]], xlabel: str,
     axes = figure.subplots()
     plots.lines(axes, [(drawable(name), x, y) for name, y in curves.items()])
     axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=all(float(value).is_integer() for value in x)))
     axes.margins(y=0.08)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -83,7 +85,7 @@ def grid(
         pixels = tile if tile.ndim == 2 else tile.permute(1, 2, 0)
         place.imshow((pixels - low).numpy() / ((high - low) or 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     for place, text in zip(places, titles, strict=False):
-        place.set_title(shorten(drawable(text), 1.0, 7), fontsize=7)
+        place.set_title(shorten(drawable(text), 0.88, 7), fontsize=7)
     return _picture(figure, alt or f"{len(tiles)} images: {', '.join(filter(None, titles)) or 'without titles'}")
 
 
