@@ -50,7 +50,8 @@ def test_classes(tmp_path: Path) -> None:
     ("train", "validation", "test"),
     [("train", "val", "test"), ("Training", "", "Testing"), ("TRAIN", "Validation", ""), ("train", "dev", "Test"),
      ("training set", "valid", "test-set"), ("train_set", "val_set", "test_set"), ("seg_train", "", "seg_test"),
-     ("images.Train", "images.Val", "images.Test"), ("train2017", "val2017", "")],
+     ("images.Train", "images.Val", "images.Test"), ("train2017", "val2017", ""),
+     ("trn", "", "tst"), ("train", "", "eval")],
 )  # fmt: skip
 def test_usual_names_of_splits_in_any_letter_case(tmp_path: Path, train: str, validation: str, test: str) -> None:
     wanted = {"train": train, "validation": validation, "test": test}
@@ -89,6 +90,14 @@ def test_usual_names_of_splits_in_any_letter_case(tmp_path: Path, train: str, va
         (("images/1.jpg", "images/2.jpg", "labels.csv"), "labels.csv"),
         (("images/cat_1.jpg", "images/cat_2.jpg", "images/dog_1.jpg"), "cat, dog"),
         (("1.jpg", "2.jpg", "patients.xlsx"), "patients.xlsx"),
+        (("cats/1.jpg", "dogs/1.jpg", "test/1.jpg", "test/2.jpg"), "name of a split"),
+        (("cats/1.jpg", "dogs/1.jpg", "val/1.jpg"), "name of a split"),
+        (("fold1/cats/1.jpg", "fold1/dogs/1.jpg", "fold2/cats/2.jpg", "fold2/dogs/2.jpg"), "fold1, fold2"),
+        (("support/cats/1.jpg", "query/cats/1.jpg"), "query, support"),
+        (("cats/1.jpg", "dogs/1.mp4"), "save their pictures"),
+        (("cats/1.jpg", "dogs/all.zip"), "unpack"),
+        (("cats/1.jpg", "dogs/.1.jpg.icloud"), "iCloud"),
+        (("cats/1.jpg", "dogs/1.jpg_large", "dogs/2.jif"), "jif"),
         ((), "no images"),
     ],
 )
@@ -114,17 +123,17 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_any_image_is_named(tmp_path: Path) -> None:
-    found = scan(tree(tmp_path, *TWO, "videos/1.mp4", "videos/2.mp4"))
+    found = scan(tree(tmp_path, *TWO, "notes/1.txt", "notes/2.txt"))
     assert found.classes == ["cats", "dogs"]
     assert found.passed_over == {
-        ".mp4": [str(tmp_path / "videos/1.mp4"), str(tmp_path / "videos/2.mp4")],
-        "folder without images": [str(tmp_path / "videos")],
+        ".txt": [str(tmp_path / "notes/1.txt"), str(tmp_path / "notes/2.txt")],
+        "folder without images": [str(tmp_path / "notes")],
     }
 
 
 def test_classes_whose_names_hold_a_splits_word(tmp_path: Path) -> None:
-    found = scan(tree(tmp_path, "train station/1.jpg", "test tube/1.jpg", "dev board/1.jpg", "validation/1.jpg"))
-    assert found.classes == ["dev board", "test tube", "train station", "validation"]
+    found = scan(tree(tmp_path, "train station/1.jpg", "test tube/1.jpg", "dev board/1.jpg"))
+    assert found.classes == ["dev board", "test tube", "train station"]
     found = scan(tree(tmp_path / "2", "train station/2019/1.jpg", "bus stop/2019/1.jpg"))
     assert found.classes == ["bus stop", "train station"]
 
@@ -185,7 +194,8 @@ def test_folders_of_the_system_are_no_classes(tmp_path: Path) -> None:
         tree(
             tmp_path, *TWO, "@eaDir/cats/1.jpg", "cats/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "#recycle/1.jpg",
             "$RECYCLE.BIN/1.jpg", "__MACOSX/cats/1.jpg", ".thumbnails/1.png", "cats/._1.jpg", "dogs/Thumbs.db",
-            "lost+found/", "cats/.DS_Store", "System Volume Information/x.dat",
+            "lost+found/", "cats/.DS_Store", "System Volume Information/x.dat", "@__thumb/1.jpg", "FOUND.000/1.jpg",
+            "Trash/1.jpg", "Thumbnails/cats/1.jpg", "Lightroom.lrdata/1.jpg", "~snapshot/daily/1.jpg", "LOST.DIR/1.jpg",
         )
     )  # fmt: skip
     assert counts(found) == {"train": {"cats": 2, "dogs": 1}}
@@ -233,3 +243,13 @@ def test_a_link_to_a_folder_further_up_brings_no_image_into_a_class(tmp_path: Pa
 def test_folders_beside_the_splits_are_counted(tmp_path: Path) -> None:
     found = scan(tree(tmp_path, "train/cats/1.jpg", "train/dogs/1.jpg", "unlabelled/1.jpg", "readme.md", "docs/"))
     assert passed_over(found) == {".md": 1, "other folder": 1}
+
+
+def test_sub_folders_that_every_class_has_may_be_the_classes(tmp_path: Path) -> None:
+    tree(tmp_path / "color", *TWO)
+    tree(tmp_path / "grayscale", *TWO)
+    found = scan(tmp_path)
+    assert found.classes == ["color", "grayscale"]
+    assert found.repeated == ("cats", "dogs")
+    tree(tmp_path, "segmented/1.jpg")  # a class that holds images itself
+    assert scan(tmp_path).repeated == ()

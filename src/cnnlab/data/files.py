@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from cnnlab.recipe import LARGEST_SIDE
 
 # For images of different sizes: large enough to recognise objects, small enough for a laptop.
 _DEFAULT_SIZE = 64
+_QUOTES = str.maketrans("\u2018\u2019\u201c\u201d\u2010\u2011\u2013", "''\"\"---")
 _FEW_LEVELS = 32  # of 256: 12 bits of colour in a file of 16 leave 16
 _UNIFORM = 0.1  # share of a class's images without any contrast from which something is wrong
 
@@ -134,9 +136,9 @@ def _warnings(
             f"the {split} images use only the values {images.min()} to {images.max()} of 0 to 255; if their files hold "
             "more bits, save them as grey images of 16 bits, which are scaled"
         )
-    rows = images.reshape(len(images), -1)
+    rows = images.reshape(*images.shape[:2], -1)
     classes = len(listing.classes)
-    uniform = np.bincount(labels[rows.min(1) == rows.max(1)], minlength=classes)
+    uniform = np.bincount(labels[(rows.min(2) == rows.max(2)).all(1)], minlength=classes)
     for name, count, total in zip(listing.classes, uniform, np.bincount(labels, minlength=classes), strict=True):
         if count >= max(2, _UNIFORM * total):
             yield f"{count:,} of {total:,} {split} images of class {escape(name)} are a single colour after decoding"
@@ -163,7 +165,12 @@ def _fault(file: Path) -> str:
 
 
 def _loosely(name: str) -> str:
-    """Return a class's name without letter case, spaces between words, and what a file manager adds to a copy."""
+    """Return a class's name without letter case, spaces between words, and what a file manager adds to a copy.
+
+    Full-width letters, curved quotes and invisible characters count as the plain ones, or as none.
+    """
+    name = unicodedata.normalize("NFKC", name).translate(_QUOTES)
+    name = "".join(c for c in name if unicodedata.category(c) != "Cf")
     name = re.sub(r"( - | )(copy|kopie|copie|copia|副本)( ?\(?\d+\)?)?$|\s*\(\d+\)$", "", name.casefold().strip())
     return re.sub(r"(?<=\w)[\s_-]+(?=\w)", "", name)
 

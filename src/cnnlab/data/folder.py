@@ -21,11 +21,17 @@ def listing(path: Path, *, complete: bool = True) -> Listing:
         if complete:
             raise
         found = scan(path, complete=False)
-    warnings: tuple[str, ...] = ()
+    warnings = []
+    if found.repeated:
+        inside, first = ", ".join(map(escape, found.repeated[:3])), escape(str(path / found.classes[0]))
+        warnings.append(
+            f"every class folder holds the sub-folders {inside}; if these are the classes, merge them into folders of "
+            f"their own, or give one part, as folder:{first}"
+        )
     if found.unlabelled:
-        warnings = (
+        warnings.append(
             f"{len(found.unlabelled):,} images in {escape(str(found.unlabelled[0].parent))} have no class folder, so "
-            "nothing can be measured on them; cnnlab predict classifies them",
+            "nothing can be measured on them; cnnlab predict classifies them"
         )
     parts = {split: Part(*found.listing(split)) for split in found.files}
-    return Listing(path, str(path), found.classes, parts, dict(found.passed_over), warnings=warnings)
+    return Listing(path, str(path), found.classes, parts, dict(found.passed_over), warnings=tuple(warnings))

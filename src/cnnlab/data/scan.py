@@ -12,31 +12,39 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cnnlab.io.decode import ENDINGS, BadImage, probe
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.kinds import file_kind
-from cnnlab.io.walk import IMAGE, LINK, RUN, is_system, kind_of_name, walk
+from cnnlab.io.text import plural
+from cnnlab.io.walk import CLOUD, IMAGE, LINK, RUN, is_system, kind_of_name, walk
 
 SPLITS = {
-    "train": ("train", "training", "trainset", "训练", "训练集"),
+    "train": ("train", "training", "trainset", "trn", "训练", "训练集"),
     "validation": ("validation", "val", "valid", "dev", "valset", "devset", "验证", "验证集"),
-    "test": ("test", "testing", "testset", "测试", "测试集"),
+    "test": ("test", "testing", "testset", "tst", "eval", "evaluation", "测试", "测试集"),
 }
 _SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
+# Parts of a data set that are neither classes nor one of the splits above.
+_PARTS = re.compile(r"(fold|split|part|batch|round|cv|subset|unlabell?ed|holdout|support|query|gallery|probe)[\W_]*\d*")
 # What stands beside such a word in train_images, test1 or val2017.
 _FILLERS = frozenset(("image", "images", "img", "imgs", "photo", "photos", "picture", "pictures", "data", "set"))
 # The only folder of a test part whose images have no labels.
 _UNLABELLED = frozenset((*_FILLERS, "test", "unknown", "unlabelled", "unlabeled", "none"))
-# Images of other programs: a class of nothing else is a class that was lost, not a folder of something else.
-_UNREAD_IMAGES = frozenset(
-    (".heic", ".heif", ".hif", ".jxl", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".raw",
-     ".psd", ".xcf", ".svg", ".eps", ".ai", ".exr", ".hdr", ".dcm", ".nii", ".npy", ".npz", ".mat", ".fits", ".svs",
-     ".pdf")
+# Files beside images. A class folder of anything else, such as camera raws, films or archives, was a class.
+_DOCUMENTS = frozenset(
+    (".csv", ".tsv", ".xlsx", ".xls", ".ods", ".json", ".jsonl", ".txt", ".parquet", ".md", ".rst", ".html", ".htm",
+     ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".log", ".py", ".ipynb", ".sh", ".bat", ".r", ".m", ".c", ".cpp",
+     ".js", ".css", ".doc", ".docx", ".odt", ".ppt", ".pptx", ".bib", ".tex", ".db", ".sqlite", ".url", ".lnk",
+     ".webloc", ".xmp", ".aae", ".pp3", ".thm", ".md5", ".sha256", ".torrent", ".pt", ".pth", ".safetensors", ".onnx",
+     ".h5", ".pkl", ".tfevents", ".wav", ".mp3")
 )  # fmt: skip
 _TABLES = frozenset((".csv", ".tsv", ".xlsx", ".xls", ".ods", ".json", ".txt", ".parquet"))
+_ARCHIVES = frozenset((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst"))
+_FILMS = frozenset((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".wmv", ".mpg", ".mpeg", ".3gp"))
 _LOOSE = "loose image"
 _EMPTY = "empty folder"
 _NO_IMAGES = "folder without images"
@@ -54,7 +62,8 @@ class Scan:
     """The files of each split and class.
 
     classes: sorted names; files: split -> class -> sorted files, `train` always; unlabelled: images of the test folder
-    outside any class folder, which nothing can be measured on.
+    outside any class folder, which nothing can be measured on; repeated: names of sub-folders that every class has,
+    which may be the real classes.
     """
 
     root: Path
@@ -62,6 +71,7 @@ class Scan:
     files: dict[str, dict[str, list[Path]]]
     unlabelled: list[Path]
     passed_over: PassedOver
+    repeated: tuple[str, ...] = ()
 
     def listing(self, split: str) -> tuple[list[Path], list[int]]:
         """Return the files of a split, class by class, and the number of the class of each."""
@@ -110,7 +120,20 @@ def scan(root: Path, *, complete: bool = True) -> Scan:
                 remedy = f"rename it to {same}" if same else "add it there or remove it"
                 raise CnnlabError(f"{tops[split] / name} is a class that {tops['train']} does not have; {remedy}")
     passed_over = {kind: paths for kind, paths in passed_over.items() if paths}
-    return Scan(root, sorted(files["train"]), files, unlabelled, passed_over)
+    return Scan(root, sorted(files["train"]), files, unlabelled, passed_over, _repeated(tops["train"], files["train"]))
+
+
+def _repeated(top: Path, classes: Mapping[str, list[Path]]) -> tuple[str, ...]:
+    """Return the sub-folders that each class has, if there are several and they hold all of its images."""
+    shared: set[str] | None = None
+    for name, files in classes.items():
+        inside = {file.relative_to(top / name).parts[0] for file in files if file.is_relative_to(top / name)}
+        if any((top / name / part).is_file() for part in inside):
+            return ()
+        shared = inside if shared is None else shared & inside
+        if len(shared) < 2:
+            return ()
+    return tuple(sorted(shared or ()))
 
 
 def split_of(name: str) -> str | None:
@@ -128,6 +151,15 @@ def _split_folders(root: Path, passed_over: PassedOver, complete: bool) -> dict[
     named = [folder for folder, split in splits.items() if split]
     alone = len({splits[folder] for folder in named}) == 1  # a class may be called train: it holds the images itself
     if not named or (alone and len(named) < len(folders) and not any(map(_folders, named))):
+        for folder in named if complete else ():
+            # Nobody calls a class test. One called train holds trains.
+            if splits[folder] != "train" and (loose := len(_images(folder))):
+                raise CnnlabError(
+                    f"{folder}: its {plural(loose, 'image')} have no class folder, and {folder.name} is the name of a "
+                    "split; move it elsewhere (cnnlab predict classifies images without labels)"
+                )
+        if complete:
+            _refuse_parts(folders)
         return {"train": root}
     tops: dict[str, Path] = {}
     for folder in named:
@@ -152,6 +184,17 @@ def _split_folders(root: Path, passed_over: PassedOver, complete: bool) -> dict[
         passed_over[_OTHER].append(str(folder))
     _add_files(root, passed_over)
     return tops
+
+
+def _refuse_parts(folders: list[Path]) -> None:
+    """Raise CnnlabError for folders that are parts of a set by their names, each with the classes inside."""
+    parts = [folder for folder in folders if _PARTS.fullmatch(folder.name.casefold()) and _folders(folder)]
+    if len(parts) > 1 and not any(map(_images, parts)):
+        names = ", ".join(folder.name for folder in parts[:3])
+        raise CnnlabError(
+            f"{parts[0].parent} holds parts of a set ({names}), not classes; call them train, validation and test, or "
+            f"give one of them, as folder:{parts[0]}"
+        )
 
 
 def _descend(top: Path) -> Path:
@@ -189,14 +232,13 @@ def _classes(top: Path, passed_over: PassedOver, spellings: dict[str, str]) -> d
         if found[RUN] and (not images or any(folder in (path, path.parent) for path in found[RUN])):
             passed_over[_RUNS].append(str(folder))
             continue
-        unread = [kind for kind in found if kind in _UNREAD_IMAGES or kind == LINK]
+        unread = [kind for kind in found if kind and kind not in _DOCUMENTS and kind != RUN]
         unread += [""] if found[""] and not images and _is_image(found[""][0]) else []
         if unread and not images:
             count = sum(len(found[kind]) for kind in unread)
             kinds = ", ".join(kind or "no usual ending" for kind in sorted(unread))
-            remedy = "add .png or .jpg to their names" if unread == [""] else "convert them to PNG or JPEG"
             raise CnnlabError(
-                f"{folder}: none of its {count:,} images can be read ({kinds}); {remedy}, or remove the folder"
+                f"{folder}: its {plural(count, 'image')} cannot be read ({kinds}); {_remedy(unread)}, or remove the folder"
             )
         for kind, paths in found.items():
             for path in paths:
@@ -210,6 +252,19 @@ def _classes(top: Path, passed_over: PassedOver, spellings: dict[str, str]) -> d
             passed_over[_NO_IMAGES if any(found.values()) else _EMPTY].append(str(folder))
     _add_files(top, passed_over)
     return classes
+
+
+def _remedy(kinds: list[str]) -> str:
+    """Return what to do about a class of files of these kinds."""
+    if kinds == [""]:
+        return "add .png or .jpg to their names"
+    if kinds == [CLOUD]:
+        return "download them from iCloud first"
+    if all(kind in _ARCHIVES for kind in kinds):
+        return "unpack them"
+    if all(kind in _FILMS for kind in kinds):
+        return "save their pictures as PNG or JPEG"
+    return "convert them to PNG or JPEG"
 
 
 def _is_image(path: Path) -> bool:

@@ -61,7 +61,8 @@ def load_pool(recipe: Recipe, options: SourceOptions, own: OwnImages | None = No
         train_set, evaluated = own.train, own.held_out if separate else None
     else:
         loaded = load_images(recipe.data, "train", options)
-        assert loaded is not None
+        if loaded is None:
+            raise CnnlabError(f"{recipe.data} has no training images")
         train_set = loaded
         evaluated = load_images(recipe.data, recipe.eval_split, options.like(train_set)) if separate else None
     if recipe.eval_split == "test" and evaluated is None:

@@ -13,11 +13,17 @@ from cnnlab.io.errors import CnnlabError, reason
 IMAGE = "image"
 LINK = "dangling link"
 RUN = "run"
+CLOUD = ".icloud"  # .photo.jpg.icloud stands for a photo that was not downloaded
 # Folders that systems make: thumbnails of a NAS, recycle bins, what a Mac's zip adds. In lower case.
 _SYSTEM_FOLDERS = frozenset(
     ("@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "recycler", "system volume information",
-     "__macosx", "lost+found", "network trash folder", "temporary items", "recycled", "@recently-snapshot", "@tmp")
+     "__macosx", "lost+found", "network trash folder", "temporary items", "recycled", "@recently-snapshot", "@tmp",
+     "@__thumb", "@synoresource", "@sharebin", "~snapshot", "recycle bin", "trash", "papierkorb", "回收站",
+     "thumbnails", "thumbs", "_thumbs", "_thumbnails", "ipod photo cache", "lost.dir", "_vti_cnf", "_vti_pvt",
+     "_gsdata_", "dfsrprivate", "__pycache__", "desktop folder db", "thevolumesettingsfolder")
 )  # fmt: skip
+# FOUND.000 of chkdsk; the catalogues and libraries of photo programs, which keep previews.
+_SYSTEM_PATTERN = re.compile(r"found\.\d{3}|.+\.(lrdata|photoslibrary|photolibrary|aplibrary|cocatalog|fcpbundle)")
 _SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini", "ehthumbs.db"))
 
 
@@ -40,7 +46,13 @@ def kind_of_name(name: str) -> str:
 
 def is_system(name: str) -> bool:
     """Return whether a file or folder of this name is hidden, or made by the operating system."""
-    return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS | _SYSTEM_FILES
+    lower = name.lower()
+    return (
+        name.startswith(".")
+        or lower in _SYSTEM_FOLDERS
+        or lower in _SYSTEM_FILES
+        or _SYSTEM_PATTERN.fullmatch(lower) is not None
+    )
 
 
 def walk(folder: Path, *, follow_outside: bool = True) -> Iterator[tuple[str, Path]]:
@@ -75,6 +87,8 @@ def walk(folder: Path, *, follow_outside: bool = True) -> Iterator[tuple[str, Pa
             continue
         folders[:] = [name for name in folders if not is_system(name)]
         for name in names:
+            if name.endswith(CLOUD):
+                yield CLOUD, Path(parent, name)
             if is_system(name):
                 continue
             path = Path(parent, name)

@@ -30,7 +30,7 @@ from cnnlab.models import build_model
 from cnnlab.recipe import Recipe
 from cnnlab.training import runs
 from cnnlab.training.autotune import time_step
-from cnnlab.training.header import class_counts, passed_over_text
+from cnnlab.training.header import class_counts, classes_text, passed_over_text
 from cnnlab.training.optim import make_optimizer
 from cnnlab.training.own import resume_call
 from cnnlab.training.plan import Plan, Workload, check_compile
@@ -125,6 +125,7 @@ def verify(source: str, *, data_dir: str | Path | None = None, columns: str = ""
             f"{split}: {len(images):,} images, {shape}, {len(images.classes)} classes of {min(counts):,} to "
             f"{max(counts):,}; fingerprint {images.fingerprint()}",
         )
+        yield Check(source, "ok", f"{split} classes: {classes_text(images.classes, counts)}")
     if source.startswith(STORE):
         if intact(open_store(expand(source.removeprefix(STORE)))):
             yield Check(source, "ok", "its images, ids and labels are as prepared")

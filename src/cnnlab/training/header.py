@@ -53,6 +53,20 @@ def network_lines(run: Run) -> Iterator[str]:
     yield f"run: {run.path}"
 
 
+def classes_text(classes: list[str], *splits: list[int]) -> str:
+    """Return the names with the numbers of images, as `cats 90 + 10`; of many classes, the range of numbers.
+
+    splits: the numbers (K,) of each split.
+    """
+    each = list(zip(*splits, strict=True))
+    if len(each) > _LISTED:
+        totals = [sum(counts) for counts in each]
+        return f"{len(each)} classes of {min(totals):,} to {max(totals):,} images"
+    names = [truncate(escape(name), 40) for name in classes]
+    numbers = [" + ".join(f"{n:,}" for n in counts) for counts in each]
+    return ", ".join(map(" ".join, zip(names, numbers, strict=True)))
+
+
 def data_lines(train_set: ImageSet, eval_set: ImageSet, eval_split: str) -> Iterator[str]:
     """Yield the lines on the images: classes with counts, what was passed over, how values were scaled, warnings."""
     splits = {"train": class_counts(train_set)}
@@ -60,16 +74,8 @@ def data_lines(train_set: ImageSet, eval_set: ImageSet, eval_split: str) -> Iter
         splits[eval_split] = class_counts(eval_set)
     sums = ", ".join(f"{sum(counts):,} {split}" for split, counts in splits.items())
     shape = " x ".join(map(str, train_set.images.shape[1:]))
-    each = list(zip(*splits.values(), strict=True))
-    if len(each) <= _LISTED:
-        names = [truncate(escape(name), 40) for name in train_set.classes]
-        numbers = [" + ".join(f"{n:,}" for n in counts) for counts in each]
-        classes = ", ".join(map(" ".join, zip(names, numbers, strict=True)))
-    else:
-        totals = [sum(counts) for counts in each]
-        classes = f"{len(each)} classes of {min(totals):,} to {max(totals):,} images"
     yield f"data: {sums}; images {shape}"
-    yield f"classes ({' + '.join(splits)}): {classes}"
+    yield f"classes ({' + '.join(splits)}): {classes_text(train_set.classes, *splits.values())}"
     for note in train_set.notes:
         yield f"note: {note}"
     if train_set.passed_over:
