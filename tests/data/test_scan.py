@@ -51,7 +51,7 @@ def test_classes(tmp_path: Path) -> None:
     [("train", "val", "test"), ("Training", "", "Testing"), ("TRAIN", "Validation", ""), ("train", "dev", "Test"),
      ("training set", "valid", "test-set"), ("train_set", "val_set", "test_set"), ("seg_train", "", "seg_test"),
      ("images.Train", "images.Val", "images.Test"), ("train2017", "val2017", ""),
-     ("trn", "", "tst"), ("train", "", "eval")],
+     ("trn", "", "tst"), ("train", "", "eval"), ("entrenamiento", "Validación", "prueba")],
 )  # fmt: skip
 def test_usual_names_of_splits_in_any_letter_case(tmp_path: Path, train: str, validation: str, test: str) -> None:
     wanted = {"train": train, "validation": validation, "test": test}

@@ -27,9 +27,18 @@ SPLITS = {
     "validation": ("validation", "val", "valid", "dev", "valset", "devset", "验证", "验证集"),
     "test": ("test", "testing", "testset", "tst", "eval", "evaluation", "测试", "测试集"),
 }
-_SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
+# The same in other languages: Spanish, French, Portuguese, Italian, German, Russian, Japanese, Korean.
+_TRANSLATED = {
+    "train": "entrenamiento entrainement entraînement apprentissage treino treinamento addestramento обучение 学習 "
+    "訓練 훈련 학습",
+    "validation": "validación validacion validação validacao validazione validierung валидация 検証 검증",
+    "test": "prueba pruebas teste тест テスト 評価 테스트 시험",
+}
+_SPLIT_OF = {name: split for split in SPLITS for name in (*SPLITS[split], *_TRANSLATED[split].split())}
 # Parts of a data set that are neither classes nor one of the splits above.
-_PARTS = re.compile(r"(fold|split|part|batch|round|cv|subset|unlabell?ed|holdout|support|query|gallery|probe)[\W_]*\d*")
+_PARTS = re.compile(
+    r"(fold|split|part|batch|round|cv|subset|(un)?labell?ed|holdout|support|query|gallery|probe)[\W_]*\d*"
+)
 # What stands beside such a word in train_images, test1 or val2017.
 _FILLERS = frozenset(("image", "images", "img", "imgs", "photo", "photos", "picture", "pictures", "data", "set"))
 # The only folder of a test part whose images have no labels.
@@ -238,7 +247,8 @@ def _classes(top: Path, passed_over: PassedOver, spellings: dict[str, str]) -> d
             count = sum(len(found[kind]) for kind in unread)
             kinds = ", ".join(kind or "no usual ending" for kind in sorted(unread))
             raise CnnlabError(
-                f"{folder}: its {plural(count, 'image')} cannot be read ({kinds}); {_remedy(unread)}, or remove the folder"
+                f"{folder}: its {plural(count, 'image')} cannot be read ({kinds}); {_remedy(unread)}, or remove the "
+                "folder"
             )
         for kind, paths in found.items():
             for path in paths:
@@ -258,6 +268,8 @@ def _remedy(kinds: list[str]) -> str:
     """Return what to do about a class of files of these kinds."""
     if kinds == [""]:
         return "add .png or .jpg to their names"
+    if kinds == [LINK]:
+        return "mount the disk that they lead to"
     if kinds == [CLOUD]:
         return "download them from iCloud first"
     if all(kind in _ARCHIVES for kind in kinds):

@@ -20,10 +20,13 @@ _SYSTEM_FOLDERS = frozenset(
      "__macosx", "lost+found", "network trash folder", "temporary items", "recycled", "@recently-snapshot", "@tmp",
      "@__thumb", "@synoresource", "@sharebin", "~snapshot", "recycle bin", "trash", "papierkorb", "回收站",
      "thumbnails", "thumbs", "_thumbs", "_thumbnails", "ipod photo cache", "lost.dir", "_vti_cnf", "_vti_pvt",
-     "_gsdata_", "dfsrprivate", "__pycache__", "desktop folder db", "thevolumesettingsfolder")
+     "_gsdata_", "dfsrprivate", "__pycache__", "desktop folder db", "thevolumesettingsfolder",
+     "corbeille", "lightning_logs", "wandb", "mlruns")
 )  # fmt: skip
 # FOUND.000 of chkdsk; the catalogues and libraries of photo programs, which keep previews.
-_SYSTEM_PATTERN = re.compile(r"found\.\d{3}|.+\.(lrdata|photoslibrary|photolibrary|aplibrary|cocatalog|fcpbundle)")
+_SYSTEM_PATTERN = re.compile(
+    r"found\.\d{3}|\.?trash-\d+|.+\.(lrdata|photoslibrary|photolibrary|aplibrary|cocatalog|fcpbundle)"
+)
 _SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini", "ehthumbs.db"))
 
 
