@@ -14,6 +14,7 @@ from cnnlab.data.augment import Augmentation
 from cnnlab.data.imageset import ImageSet
 from cnnlab.data.loader import Loader, Preprocessing
 from cnnlab.data.own import own_images
+from cnnlab.data.own_augment import Augment, OwnAugmentation
 from cnnlab.data.splits import load_splits
 from cnnlab.io.errors import CnnlabError, unknown
 from cnnlab.recipe import Recipe
@@ -50,13 +51,15 @@ def loader(
     *,
     data_dir: str | Path | None = None,
     skip_bad: bool = False,
+    augment: Augment | None = None,
     **settings: Any,
 ) -> SplitLoader:
     """Return the batches that a network sees in a training, on the CPU.
 
     data: a data source, trained by its default recipe, a recipe, or images of your own, see `train`. split: train
     (shuffled and augmented as in the training), validation or test (in order). data_dir: folder of the datasets.
-    skip_bad: skip damaged images. settings: any of the recipe, as batch_size=128. Raises: CnnlabError.
+    skip_bad: skip damaged images. augment: augmentation of your own, see `train`. settings: any of the recipe, as
+    batch_size=128. Raises: CnnlabError.
     """
     own = None if isinstance(data, Recipe | str) else own_images(data)
     recipe = data if isinstance(data, Recipe) else choose_recipe(data=own.name if own else data)
@@ -84,7 +87,12 @@ def loader(
     )
     if split == "train":
         batches = Loader(
-            train_set, preprocessing, recipe.batch_size, torch.device("cpu"), augmentation=Augmentation.of(recipe)
+            train_set,
+            preprocessing,
+            recipe.batch_size,
+            torch.device("cpu"),
+            augmentation=Augmentation.of(recipe),
+            own=OwnAugmentation(augment) if augment is not None else None,
         )
         return SplitLoader(batches, train_set.classes, recipe.seed)
     return SplitLoader(Loader(images, preprocessing, recipe.batch_size, torch.device("cpu")), images.classes, seed=None)

@@ -14,6 +14,7 @@ from torch import Tensor
 from cnnlab.data.augment import Augmentation
 from cnnlab.data.feeder import Feeder
 from cnnlab.data.imageset import ImageSet
+from cnnlab.data.own_augment import OwnAugmentation
 from cnnlab.io.decode import Decoding
 from cnnlab.io.errors import CnnlabError, reason
 
@@ -132,7 +133,8 @@ class Loader:
 
     Iterating gives the whole set in order. `shuffled` gives it in random order with augmentation, which depend on the
     seed and the epoch only, so that any epoch can be repeated. No image is dropped: the last batch may be smaller, or
-    larger by one. resident: whether the set lies on the device. Default: if it fits. The batches are the same.
+    larger by one. own: applied after `augmentation`, and before images are mixed. resident: whether the set lies on the
+    device. Default: if it fits. The batches are the same.
     """
 
     def __init__(
@@ -143,6 +145,7 @@ class Loader:
         device: torch.device,
         *,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 - it is frozen
+        own: OwnAugmentation | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
         resident: bool | None = None,
     ) -> None:
@@ -151,7 +154,7 @@ class Loader:
         self.preprocessing = preprocessing
         self.device = device
         self._num_classes = len(images.classes)
-        self._augmentation = augmentation
+        self._augmentation, self._own = augmentation, own
         self._layout = memory_format
         sizes = [batch_size] * (self.count // batch_size)
         rest = self.count % batch_size
@@ -202,9 +205,11 @@ class Loader:
             return
         grey, _ = _moments(self.preprocessing.mean, self.preprocessing.std, self.device)
         grey = grey.flatten()  # holes are filled with the mean colour
-        for images, labels, index in self.feeder(order[sum(self._sizes[:done]) :], sizes):
+        batches = self.feeder(order[sum(self._sizes[:done]) :], sizes)
+        for number, (images, labels, index) in enumerate(batches, done):
             x = self.preprocessing.resized(images)
             x = self._augmentation.changes(x, index, self.count, epoch, seed, here, grey)
+            x = self._own(x, _mix(seed, epoch, 2, number)) if self._own else x
             x, y, other, share = self._augmentation.mixes(x, labels, here, host)
             if other is not None and share is not None:
                 weights = F.one_hot(y, self._num_classes), F.one_hot(other, self._num_classes)

@@ -46,6 +46,8 @@ def network_lines(run: Run) -> Iterator[str]:
         f"recipe: {recipe.name}; {plural(recipe.epochs, 'epoch')}, batch {recipe.batch_size}, {recipe.optimizer}, "
         f"learning rate {recipe.learning_rate:g}, {recipe.schedule}"
     )
+    if run.augment:
+        yield f"augment: your own {run.augment}, after the recipe's augmentation"
     before = run.info.get("from")
     if before is not None:
         done = f" after {plural(before['epochs'], 'epoch')}" if before["kind"] == "continued" else ", its weights"

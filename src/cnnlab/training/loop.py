@@ -54,6 +54,7 @@ class Trainer:
             recipe.batch_size,
             device,
             augmentation=Augmentation.of(recipe),
+            own=session.augment,
             memory_format=plan.memory_format,
         )
         # An evaluation keeps nothing for a backward pass, so small images fit in larger batches.

@@ -1,4 +1,4 @@
-"""Networks and images of the caller's own, which are not in a run's folder: passed again to use the run."""
+"""Networks, images and augmentation of the caller's own, which are not in a run's folder: passed again to use it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from cnnlab.models.own import is_own
 from cnnlab.recipe import Recipe
 
 
-def check_own(path: Path, recipe: Recipe, *, builder: str = "", **given: object) -> None:
-    """Check what is given in place of the recipe's network (`model=`) and images (`data=`).
+def check_own(path: Path, recipe: Recipe, *, builder: str = "", augmented: str = "", **given: object) -> None:
+    """Check what is given in place of the recipe's network (`model=`) and images (`data=`), and `augment=`.
 
-    builder: where the network came from, if that is known. Raise CnnlabError unless each is given exactly if the run at
-    `path` was trained with the caller's own.
+    builder: where the network came from, if that is known. augmented: the name of the augmentation. Raise CnnlabError
+    unless each is given exactly if the run at `path` was trained with the caller's own.
     """
+    names = {"model": recipe.model, "data": recipe.data, "augment": augmented or "the recipe's augmentation"}
+    owned = {"model": _is_own(recipe.model), "data": recipe.data.startswith(MEMORY), "augment": bool(augmented)}
     for keyword, value in given.items():
-        name = recipe.model if keyword == "model" else recipe.data
-        own = _is_own(name) if keyword == "model" else name.startswith(MEMORY)
+        name, own = names[keyword], owned[keyword]
         if own and value is None:
             command = " or --model FILE.py:BUILDER" if keyword == "model" else ""
             command = f" or --model {builder}" if keyword == "model" and builder else command
@@ -34,9 +35,10 @@ def _is_own(model: str) -> bool:
     return is_own(model) or (":" not in model and model not in MODELS)
 
 
-def resume_call(path: Path, recipe: Recipe, builder: str = "") -> str:
-    """Return how to resume: the command, or the call if a network or images must be passed again."""
+def resume_call(path: Path, recipe: Recipe, builder: str = "", augment: str = "") -> str:
+    """Return how to resume: the command, or the call if a network, images or augmentation must be passed again."""
     own = ["model=..."] * _is_own(recipe.model) + ["data=..."] * recipe.data.startswith(MEMORY)
+    own += ["augment=..."] * bool(augment)
     if not own or (own == ["model=..."] and ".py:" in builder):
         return f"cnnlab train --resume {shlex.quote(str(path))}{f' --model {shlex.quote(builder)}' * bool(own)}"
     return f"cnnlab.resume({', '.join([repr(str(path)), *own])})"

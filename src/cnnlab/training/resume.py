@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnlab.data.own import own_images
+from cnnlab.data.own_augment import Augment
 from cnnlab.io.errors import CnnlabError
 from cnnlab.models.own import Network
 from cnnlab.recipe import Recipe
@@ -37,13 +38,14 @@ def resume(
     name: str | None = None,
     progress: str = "auto",
     on_epoch: OnEpoch | None = None,
+    augment: Augment | None = None,
     **settings: Any,
 ) -> Result | SeedsResult:
     """Continue an interrupted run, or a series of several seeds or folds, to the same weights, bit for bit.
 
-    model, data: the network and the images of your own that the run was started with; its folder has neither. data may
-    also name where the source's images are now. Default for device, threads, data_dir and skip_bad: what the run
-    started with. on_nan: stop or skip, from here on, instead of the recipe's, which is changed.
+    model, data, augment: the network, images and augmentation of your own that the run was started with; its folder has
+    none of them. data may also name where the source's images are now. Default for device, threads, data_dir and
+    skip_bad: what the run started with. on_nan: stop or skip, from here on, instead of the recipe's, which is changed.
     settings: epochs=40 trains a finished run for more epochs, in the new folder `runs_dir`/`name`; the learning rate
     follows the schedule over all of them. Without settings, a finished run is left as it is.
     Raise as `train`; also if the data have changed, or another process trains this run.
@@ -58,7 +60,7 @@ def resume(
         check_builder(model, series.kind)
     moved = data if isinstance(data, str) else None
     images = own_images(data) if data is not None and moved is None else None
-    session = Session(device, threads, data_dir, skip_bad, progress, on_epoch, model, images)
+    session = Session(device, threads, data_dir, skip_bad, progress, on_epoch, model, images, augment)
     if series is not None:
         recipe = series.recipe_of(series.numbers[0])
         first = next(iter(started_members(folder)), None)
@@ -76,7 +78,9 @@ def resume(
             with runs.locked(run.path), explained_write_errors(run.path):
                 first = run = runs.change_recipe(run, run.recipe.changed(on_nan=on_nan))
         recipe = recipe if settings else run.recipe
-    check_own(folder, recipe, builder=first.builder if first else "", model=model, data=images)
+    augmented = series.augment if series is not None else run.augment
+    builder = first.builder if first else ""
+    check_own(folder, recipe, builder=builder, augmented=augmented, model=model, data=images, augment=augment)
     if first is not None:
         session.continue_as(first)
     if series is not None:

@@ -52,6 +52,7 @@ _INFO = {
                       "fit": ("pad", "crop", "stretch"), "mean": [NUMBER], "std": [POSITIVE],
                       "background": ("black", "white"), "low": NUMBER, "high": NUMBER},
     "recipes": [str],
+    "augment?": str,
     "from?": FROM,
 }  # fmt: skip
 _SUMMARY = {
@@ -97,6 +98,11 @@ class Run:
     def builder(self) -> str:
         """`FILE.py:BUILDER` of a network of the caller's own, or an empty string."""
         return str(self.info["model"].get("builder", ""))
+
+    @property
+    def augment(self) -> str:
+        """The name of an augmentation of the caller's own, or an empty string."""
+        return str(self.info.get("augment", ""))
 
     def weights(self, which: str | None = None) -> Path:
         """Return the file of the `best` or `last` weights.

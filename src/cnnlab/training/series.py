@@ -28,7 +28,7 @@ class Series:
     """A folder of several runs.
 
     kind: seeds or folds; recipe: of all runs, but for the setting `seed` or `fold`, which takes the `numbers`; origin:
-    the run whose weights they start from, as in run.json.
+    the run whose weights they start from, as in run.json; augment: the name of an augmentation of the caller's own.
     """
 
     path: Path
@@ -36,6 +36,7 @@ class Series:
     recipe: Recipe
     numbers: Sequence[int]
     origin: dict[str, Any] | None = None
+    augment: str = ""
 
     @property
     def setting(self) -> str:
@@ -55,6 +56,7 @@ class Series:
         """Write seeds.json or folds.json. Raise CnnlabError."""
         content = {"format": f"cnnlab {self.kind} 1", "recipe": self.recipe.to_dict(), self.kind: list(self.numbers)}
         content |= {"from": self.origin} if self.origin else {}
+        content |= {"augment": self.augment} if self.augment else {}
         try:
             write_checked(self.path / f"{self.kind}.json", content)
         except OSError as error:
@@ -75,11 +77,12 @@ def open_series(path: Path) -> Series:
     content = read_checked(file)
     if content.get("format") != f"cnnlab {kind} 1":
         raise CnnlabError(f"{file} has format {content.get('format')!r}, not {f'cnnlab {kind} 1'!r}")
-    check(file, content, {"recipe": dict, kind: [COUNT], "from?": FROM})
+    check(file, content, {"recipe": dict, kind: [COUNT], "from?": FROM, "augment?": str})
     if not 0 < len(content[kind]) <= MOST_RUNS:
         raise CnnlabError(f"{file} is damaged: {len(content[kind]):,} {kind}")
     try:
-        series = Series(path, kind, Recipe.from_dict(content["recipe"]), content[kind], content.get("from"))
+        series = Series(path, kind, Recipe.from_dict(content["recipe"]), content[kind], content.get("from"),
+                        content.get("augment", ""))  # fmt: skip
         for number in series.numbers if kind == "folds" else ():
             series.recipe_of(number)
     except CnnlabError as error:

@@ -16,6 +16,7 @@ from cnnlab.data import CSV, FOLDER, STORE, SourceOptions, copies_in_test, data_
 from cnnlab.data.loader import Preprocessing
 from cnnlab.data.near_duplicates import shared
 from cnnlab.data.own import MEMORY, OwnImages, own_images
+from cnnlab.data.own_augment import Augment, OwnAugmentation
 from cnnlab.data.splits import divide, load_pool
 from cnnlab.device.hardware import available_cores, check_threads, pick_device
 from cnnlab.io.errors import CnnlabError, expand, reason
@@ -75,7 +76,7 @@ def same_device(name: str | None) -> str:
 class Session:
     """The device, display, images and plan of one call. Arguments: see `train`. Raise CnnlabError.
 
-    network, images: the caller's own, in place of what the recipe names.
+    network, images: the caller's own, in place of what the recipe names. augment: the caller's, after the recipe's.
     """
 
     def __init__(
@@ -88,11 +89,13 @@ class Session:
         on_epoch: OnEpoch | None = None,
         network: Network | None = None,
         images: OwnImages | None = None,
+        augment: Augment | None = None,
     ) -> None:
         check_threads(threads)
         self.device = pick_device(device)
         self.on_epoch = on_epoch
         self.network, self.images = network, images
+        self.augment = OwnAugmentation(augment) if augment is not None else None
         self.whitening_seconds = 0.0
         self._auto_device = device == "auto"
         self.threads = threads
@@ -203,6 +206,7 @@ class Session:
                 **({"split": self.splits.info} if self.splits.info else {}),
             },
             "preprocessing": self.preprocessing.to_dict(),
+            **({"augment": self.augment.name} if self.augment else {}),
             **({"from": self.origin} if self.origin else {}),
         }
         run = runs.create_run(path, recipe, info)
@@ -308,6 +312,8 @@ class Session:
 
         Shapes alone are computed, except for a network of the caller's own, which may read values.
         """
+        if self.augment is not None:
+            self.augment(self.preprocessing.resized(self.train_set.images[:2].to(self.device)), recipe.seed)
         if published_tag(recipe.model):
             self.build(recipe, published=True)  # downloaded now, so that no run is created that cannot continue
         where = "meta" if self.network is None else "cpu"

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cnnlab.data.own_augment import Augment
 from cnnlab.device.determinism import reproducible
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted, out_of_memory, reason
 from cnnlab.io.files import remove_torn, write_checked
@@ -62,6 +63,7 @@ def train(
     init_from: Run | str | Path | None = None,
     progress: str = "auto",
     on_epoch: OnEpoch | None = None,
+    augment: Augment | None = None,
     **settings: Any,
 ) -> Result:
     """Train a network into the new folder `runs_dir`/`name`.
@@ -80,6 +82,9 @@ def train(
     its network, image size and data are the defaults. progress: auto, bar, lines, notebook or none (prints nothing).
     on_epoch: called with the row of figures after each epoch is saved; if it returns False, the training ends there and
     counts as finished.
+    augment: augmentation of your own, after the recipe's: a function of a batch of images (B, C, H, W) float32 in 0..1
+    and a torch.Generator on their device, or of the images alone, that returns the same shape; or a transform of
+    torchvision.transforms.v2, which draws once for the whole batch. `resume` needs it again.
 
     Raise CnnlabError for wrong input or a disk that fails, TrainingInterrupted on Ctrl-C, SIGTERM or SIGHUP. In all
     cases `resume` continues from what is saved.
@@ -87,7 +92,7 @@ def train(
     if init_from is not None and recipe is None:
         model, data, settings = like_origin(init_from, runs_dir, model, data, settings)
     recipe, network, images = choose(recipe, model, data, settings)
-    with Session(device, threads, data_dir, skip_bad, progress, on_epoch, network, images) as session:
+    with Session(device, threads, data_dir, skip_bad, progress, on_epoch, network, images, augment) as session:
         session.origin = weights_of(init_from, runs_dir) if init_from is not None else None
         check_free(Path(runs_dir), name)
         recipe = session.load_data(recipe)
@@ -189,7 +194,7 @@ def _run_to_end(session: Session, trainer: Trainer, checkpointer: Checkpointer, 
                     _save_curves(run, rows)
             raise TrainingInterrupted(
                 f"stopped in epoch {min(len(rows) + 1, recipe.epochs)} of {recipe.epochs}; {checkpointer.saved}. "
-                f"Continue with: {resume_call(run.path, recipe, run.builder)}"
+                f"Continue with: {resume_call(run.path, recipe, run.builder, run.augment)}"
             ) from None
         finally:
             display.end()
@@ -223,5 +228,5 @@ def _save_curves(run: Run, rows: Any) -> None:
 
 def _interrupted_early(run: Run) -> TrainingInterrupted:
     return TrainingInterrupted(
-        f"stopped before an epoch. Continue with: {resume_call(run.path, run.recipe, run.builder)}"
+        f"stopped before an epoch. Continue with: {resume_call(run.path, run.recipe, run.builder, run.augment)}"
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from cnnlab.data.own_augment import Augment
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted
 from cnnlab.io.files import write_checked
 from cnnlab.models.own import Network, own_name
@@ -41,6 +42,7 @@ def train_seeds(
     init_from: Run | str | Path | None = None,
     progress: str = "auto",
     on_epoch: OnEpoch | None = None,
+    augment: Augment | None = None,
     **settings: Any,
 ) -> SeedsResult:
     """Train `count` times, from seeds recipe.seed, recipe.seed + 1, ..., into one folder.
@@ -51,7 +53,7 @@ def train_seeds(
     if not 1 <= count <= MOST_RUNS:
         raise CnnlabError(f"seeds={count}: must lie between 1 and {MOST_RUNS:,}")
     machine = {"device": device, "threads": threads, "data_dir": data_dir, "skip_bad": skip_bad, "progress": progress,
-               "on_epoch": on_epoch}  # fmt: skip
+               "on_epoch": on_epoch, "augment": augment}  # fmt: skip
     return _train_new("seeds", count, recipe, model, data, settings, runs_dir, name, auto_batch, init_from, machine)
 
 
@@ -71,6 +73,7 @@ def train_folds(
     init_from: Run | str | Path | None = None,
     progress: str = "auto",
     on_epoch: OnEpoch | None = None,
+    augment: Augment | None = None,
     **settings: Any,
 ) -> FoldsResult:
     """Train `count` times into one folder, each time on all images but one fold, which is held out: cross-validation.
@@ -82,7 +85,7 @@ def train_folds(
     if count < 2:
         raise CnnlabError(f"folds={count}: must be at least 2")
     machine = {"device": device, "threads": threads, "data_dir": data_dir, "skip_bad": skip_bad, "progress": progress,
-               "on_epoch": on_epoch}  # fmt: skip
+               "on_epoch": on_epoch, "augment": augment}  # fmt: skip
     settings |= {"folds": count, "fold": 0}
     result = _train_new("folds", count, recipe, model, data, settings, runs_dir, name, auto_batch, init_from, machine)
     assert isinstance(result, FoldsResult)
@@ -110,7 +113,8 @@ def _train_new(
     check_builder(network, kind)
     with Session(**machine, network=network, images=images) as session:
         session.origin = weights_of(init_from, runs_dir) if init_from is not None else None
-        series = Series(Path(runs_dir), kind, recipe, range(first, first + count), session.origin)
+        own = session.augment.name if session.augment is not None else ""
+        series = Series(Path(runs_dir), kind, recipe, range(first, first + count), session.origin, own)
         series.recipe_of(series.numbers[-1])  # raises if the last one is no valid seed
         check_free(Path(runs_dir), name)
         recipe = session.load_data(series.recipe_of(first))
@@ -153,7 +157,7 @@ def train_members(session: Session, series: Series) -> SeedsResult:
             except KeyboardInterrupt:
                 raise TrainingInterrupted(
                     f"stopped at {word} {number}; {len(results)} of {len(numbers)} {series.kind} are finished. "
-                    f"Continue with: {resume_call(series.path, recipe, session.builder(recipe))}"
+                    f"Continue with: {resume_call(series.path, recipe, session.builder(recipe), series.augment)}"
                 ) from None
         figures = ["loss", "train_acc", *(f"{recipe.key}_{name}" for name in ("loss", "acc", "balanced_acc"))]
         figures += ["images_per_second", "examples_per_second"]
