@@ -23,6 +23,7 @@ LONGEST = 8192  # characters of a text: a source may be a long path, a name list
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")
 # off: eager; record: eager, captured as a CUDA graph; else a mode of torch.compile.
 COMPILE = ("off", "record", *COMPILE_MODES)
+_OVERFIT_UPDATES = 200  # the recipes' networks learn a batch by heart in fewer
 SCHEDULES = ("constant", "cosine", "one-cycle", "step", "trapezoid")
 
 
@@ -122,6 +123,13 @@ class Recipe:
     save_seconds: float = _setting(60.0, "seconds between two checkpoints within an epoch; 0: none", 0, 1e9)
     save_steps: int = _setting(0, "steps between two checkpoints within an epoch; 0: none", 0, 2**31 - 1)
 
+    overfit: int = _setting(
+        0,
+        "train on so many batches only, without augmentation, and evaluate on the same images: can the network learn "
+        "them?; 0: off",
+        0,
+        1000,
+    )
     limit: int = _setting(0, "largest number of images of each split, stratified; 0: all", 0, 2**31 - 1)
     val_fraction: float = _setting(0.1, "fraction of the training images held out for validation, stratified", 0, 0.9)
     eval_split: str = _setting("validation", "split evaluated after each epoch", choices=tuple(KEYS))
@@ -154,6 +162,8 @@ class Recipe:
                 raise CnnlabError(f"{name}={_short(value)}: must lie between {rule['low']} and {rule['high']}")
             if isinstance(value, str) and len(value) > LONGEST:
                 raise CnnlabError(f"{name}={_short(value)}: at most {LONGEST:,} characters")
+        if self.overfit:
+            object.__setattr__(self, "eval_split", "train")
         if self.eval_split == "validation" and self.val_fraction == 0 and not self.folds:
             raise CnnlabError(
                 "val_fraction=0.0 leaves nothing to evaluate on; hold some images out, or set eval_split=test to "
@@ -190,6 +200,11 @@ class Recipe:
     def key(self) -> str:
         """The prefix of the evaluated split's figures: `val`, `test` or `train_subset`."""
         return KEYS[self.eval_split]
+
+    @property
+    def passes(self) -> int:
+        """Passes over the training images in an epoch: 1; with `overfit`, enough for 200 updates in all epochs."""
+        return max(1, math.ceil(_OVERFIT_UPDATES / (self.epochs * self.overfit))) if self.overfit else 1
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values, in their order."""

@@ -66,6 +66,22 @@ def test_mixed_sizes_get_a_default_and_the_recipe_may_name_another(tmp_path: Pat
     assert load(tmp_path, image_size=32).images.shape[2:] == (32, 32)
 
 
+@pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
+def test_a_note_says_which_sizes_were_fitted_and_how(tmp_path: Path, fit: str) -> None:
+    for i, size in enumerate([(40, 30), (300, 200), (9, 70), (64, 64)]):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        Image.new("RGB", size, (i, 9 * i, 200)).save(tmp_path / "ab"[i % 2] / f"{i}.png")
+    (note,) = load(tmp_path, fit=fit).notes
+    assert "9x70 to 300x200 pixels become 64x64" in note
+    assert f"fit={fit}" in note
+
+
+def test_square_images_of_one_size_need_no_note_on_how_they_fit(shapes: Path) -> None:
+    assert load(shapes).notes == ()
+    (note,) = load(shapes, image_size=32).notes
+    assert note == "images of 20x20 pixels become 32x32"
+
+
 def test_a_picture_lying_on_its_side_is_turned(tmp_path: Path) -> None:
     pixels = np.zeros((10, 10), np.uint8)
     pixels[:, 0] = 255

@@ -200,7 +200,9 @@ class Augmentation:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Augmentation:
-        """Return the recipe's augmentation."""
+        """Return the recipe's augmentation: none with `overfit`."""
+        if recipe.overfit:
+            return cls()
         return cls(**{f.name: getattr(recipe, f.name) for f in fields(cls)})
 
     def changes(

@@ -77,7 +77,7 @@ def read_images(listing: Listing, split: str, options: SourceOptions) -> ImageSe
 
 
 def _read(listing: Listing, part: Part, split: str, options: SourceOptions) -> ImageSet:
-    how, notes = (options.decoding, []) if options.decoding else _decoding(listing, options)
+    how, notes, warnings = (options.decoding, [], []) if options.decoding else _decoding(listing, options)
     files, labels = part.files, np.array(part.labels, np.int64)
     images = np.empty((len(files), how.channels, how.size, how.size), np.uint8)
     good, skipped = [], []
@@ -118,10 +118,10 @@ def _read(listing: Listing, part: Part, split: str, options: SourceOptions) -> I
         tuple(skipped),
         dict(listing.passed_over),
         how,
-        (*notes, *_warnings(listing, split, images, labels[good], odd)),
+        (*warnings, *_warnings(listing, split, images, labels[good], odd)),
         None if part.groups is None else [part.groups[i] for i in good],
         None if part.weights is None else torch.tensor([part.weights[i] for i in good], dtype=torch.float32),
-        listing.notes,
+        (*listing.notes, *notes),
     )
 
 
@@ -201,8 +201,11 @@ def copies(listing: Listing, trained: Sequence[str]) -> int | None:
     return count
 
 
-def _decoding(listing: Listing, options: SourceOptions) -> tuple[Decoding, list[str]]:
-    """Choose channels, size, background and range of values from the training images; return these, and warnings."""
+def _decoding(listing: Listing, options: SourceOptions) -> tuple[Decoding, list[str], list[str]]:
+    """Choose channels, size, background and range of values from the training images.
+
+    Return these, notes on how the images were made to fit, and warnings.
+    """
     files = listing.parts["train"].files
     with ThreadPoolExecutor(available_cores()) as pool:
         surveyed = {file: result for file, result in zip(files, pool.map(survey, files), strict=True) if result}
@@ -220,5 +223,18 @@ def _decoding(listing: Listing, options: SourceOptions) -> tuple[Decoding, list[
     else:
         side = _DEFAULT_SIZE
     grey = all(header.grey for header, _ in surveyed.values())
-    low, high, notes = common_range(extremes for _, extremes in surveyed.values() if extremes)
-    return Decoding(1 if grey else 3, side, options.fit, background, low, high), notes
+    low, high, warnings = common_range(extremes for _, extremes in surveyed.values() if extremes)
+    how = Decoding(1 if grey else 3, side, options.fit, background, low, high)
+    return how, list(_fitting(sizes, how)), warnings
+
+
+def _fitting(sizes: set[tuple[int, int]], how: Decoding) -> Iterator[str]:
+    """Say how images of other sizes, (width, height), become squares of `how.size`."""
+    if not sizes - {(how.size, how.size)}:
+        return
+    ends = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    span = " to ".join(f"{w}x{h}" for w, h in dict.fromkeys((ends[0], ends[-1])))
+    ways = {"pad": "whole, with bars", "crop": "their middle square", "stretch": "with other proportions"}
+    square = all(w == h for w, h in sizes)
+    fit = "" if square else f", {ways[how.fit]} (fit={how.fit}; --set fit=pad, crop or stretch)"
+    yield f"images of {span} pixels become {how.size}x{how.size}{fit}"

@@ -133,8 +133,8 @@ class Loader:
 
     Iterating gives the whole set in order. `shuffled` gives it in random order with augmentation, which depend on the
     seed and the epoch only, so that any epoch can be repeated. No image is dropped: the last batch may be smaller, or
-    larger by one. own: applied after `augmentation`, and before images are mixed. resident: whether the set lies on the
-    device. Default: if it fits. The batches are the same.
+    larger by one. own: applied after `augmentation`, and before images are mixed. passes: how often a shuffled epoch
+    goes over the set. resident: whether the set lies on the device. Default: if it fits. The batches are the same.
     """
 
     def __init__(
@@ -146,23 +146,25 @@ class Loader:
         *,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 - it is frozen
         own: OwnAugmentation | None = None,
+        passes: int = 1,
         memory_format: torch.memory_format = torch.contiguous_format,
         resident: bool | None = None,
     ) -> None:
         self.feeder = Feeder(images.images, images.labels, device, resident)
-        self.count = len(images)  # images in an epoch
+        self.count = len(images) * passes  # images in an epoch
         self.preprocessing = preprocessing
         self.device = device
         self._num_classes = len(images.classes)
         self._augmentation, self._own = augmentation, own
         self._layout = memory_format
-        sizes = [batch_size] * (self.count // batch_size)
-        rest = self.count % batch_size
+        self._passes = passes
+        sizes = [batch_size] * (len(images) // batch_size)
+        rest = len(images) % batch_size
         if rest == 1 and sizes:
             sizes[-1] += 1  # batch norm cannot train on a single image, and none is dropped
         elif rest:
             sizes.append(rest)
-        self._sizes = sizes
+        self._sizes = sizes * passes
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -183,7 +185,7 @@ class Loader:
         # The order is drawn on the host, so it is the same on every device.
         host = torch.Generator().manual_seed(_mix(seed, epoch, 0))
         here = torch.Generator(self.device).manual_seed(_mix(seed, epoch, 1))
-        order = torch.randperm(self.count, generator=host)
+        order = torch.cat([torch.randperm(self.count // self._passes, generator=host) for _ in range(self._passes)])
         done = 0
         if start is not None:
             done = start["done"]

@@ -81,8 +81,11 @@ def load_pool(recipe: Recipe, options: SourceOptions, own: OwnImages | None = No
 def divide(pool: Pool, recipe: Recipe) -> Splits:
     """Divide the images by `eval_split`, `val_fraction` or `fold`, by group if there are groups, and `limit`.
 
-    Raise CnnlabError if nothing can be held out, or if a class would be among the validation images only.
+    With `overfit` both parts are the same images. Raise CnnlabError if nothing can be held out, or if a class would be among the validation images only.
     """
+    if recipe.overfit:
+        few = few_batches(limited(pool.train, recipe), recipe)
+        return Splits(few, few)
     if pool.evaluated is not None:
         splits = Splits(pool.train, pool.evaluated, _leaks(pool, recipe))
     elif recipe.eval_split == "train":
@@ -102,6 +105,17 @@ def limited(images: ImageSet, recipe: Recipe) -> ImageSet:
         return images
     index = stratified_subset(images.labels, recipe.limit, recipe.split_seed)
     return images.take(index)
+
+
+def few_batches(images: ImageSet, recipe: Recipe) -> ImageSet:
+    """Return the images of `overfit` batches, the same share of each class. Raise CnnlabError if there are too few."""
+    batches = math.ceil(len(images) / recipe.batch_size)
+    if recipe.overfit > batches:
+        raise CnnlabError(
+            f"overfit={recipe.overfit}: {len(images):,} images make {plural(batches, 'batch')} of "
+            f"{recipe.batch_size}; set overfit={batches}, or a smaller batch_size"
+        )
+    return images.take(stratified_subset(images.labels, recipe.overfit * recipe.batch_size, recipe.split_seed))
 
 
 def _held_out(pool: Pool, recipe: Recipe) -> Splits:

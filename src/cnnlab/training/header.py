@@ -46,7 +46,12 @@ def network_lines(run: Run) -> Iterator[str]:
         f"recipe: {recipe.name}; {plural(recipe.epochs, 'epoch')}, batch {recipe.batch_size}, {recipe.optimizer}, "
         f"learning rate {recipe.learning_rate:g}, {recipe.schedule}"
     )
-    if run.augment:
+    if recipe.overfit:
+        yield (
+            f"overfit: the same {plural(run.info['data']['train'], 'image')} are trained on and evaluated, "
+            f"{plural(recipe.passes, 'pass')} an epoch, without augmentation"
+        )
+    elif run.augment:
         yield f"augment: your own {run.augment}, after the recipe's augmentation"
     before = run.info.get("from")
     if before is not None:

@@ -54,7 +54,8 @@ class Trainer:
             recipe.batch_size,
             device,
             augmentation=Augmentation.of(recipe),
-            own=session.augment,
+            own=None if recipe.overfit else session.augment,
+            passes=recipe.passes,
             memory_format=plan.memory_format,
         )
         # An evaluation keeps nothing for a backward pass, so small images fit in larger batches.
@@ -82,11 +83,15 @@ class Trainer:
         self.model.train()
         self._fast_model.train()
 
+    def rate(self, step: int) -> float:
+        """Return the learning rate of update number `step` (from 0)."""
+        return learning_rate(self.recipe, step, self.steps)
+
     def update(self, x: Tensor, y: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Make update number `step` (from 0). Return the mean loss and the number of correct predictions."""
         recipe = self.recipe
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, step, self.steps)
+            group["lr"] = self.rate(step)
         # Other shapes would be compiled again: the last batch of an epoch, and images that still grow.
         usual = len(y) == recipe.batch_size and x.shape[2] == self.image_size
         model = self._fast_model if usual else self.model
@@ -182,7 +187,7 @@ def finish_epoch(
     compute_seconds = meter.compute.seconds()
     return {
         "epoch": epoch + 1,
-        "learning_rate": learning_rate(recipe, last, trainer.steps),  # of the last update
+        "learning_rate": trainer.rate(last),  # of the last update
         "loss": loss,
         "train_acc": accuracy,
         f"{key}_loss": measured.loss,

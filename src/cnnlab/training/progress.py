@@ -81,7 +81,7 @@ class Progress:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], recipe: Recipe, images: int, path: Path) -> Progress:
-        """Return what `to_dict` saved. images: in an epoch. path: named in errors.
+        """Return what `to_dict` saved. images: those that are trained on. path: named in errors.
 
         Raise CnnlabError if no training by this recipe can produce these values: the file may come from anyone.
         """
@@ -103,9 +103,9 @@ class Progress:
         if at_end and (not self.rows or self.best is None or position is not None):
             return "it is at the end of the training, but incomplete"
         if position is not None:
-            most = -(-images // recipe.batch_size)
+            most = recipe.passes * -(-images // recipe.batch_size)
             consistent = position.skipped <= position.steps == position.batches["done"] <= most
-            if not consistent or position.images > images or len(position.sums) != 2:
+            if not consistent or position.images > recipe.passes * images or len(position.sums) != 2:
                 return "its position in the epoch is impossible"
         return ""
 

@@ -24,6 +24,8 @@ from cnnlab.training.plan import FORMATS
 from cnnlab.training.progress import Progress
 from cnnlab.training.runs import Run
 
+_LEARNED = 0.99  # accuracy on the images of `overfit` from which the network counts as having learned them
+
 
 def _notes(run: Run, s: dict[str, Any]) -> list[str]:
     """Return the caveats that go with the summary `s`."""
@@ -46,7 +48,7 @@ def _notes(run: Run, s: dict[str, Any]) -> list[str]:
         for split, count in s["shared"].items()
         if count
     ]
-    if s["eval_split"] == "train":
+    if s["eval_split"] == "train" and not run.recipe.overfit:
         notes.append(f"trained on {s['images']['train']} labelled images; train_subset acc is measured on some of them")
     return [f"note: {note}" for note in notes]
 
@@ -55,6 +57,19 @@ def _never_predicted(s: dict[str, Any]) -> str:
     names, more = [truncate(escape(name), 40) for name in s["never_predicted"][:5]], len(s["never_predicted"]) - 5
     rest = f" and {more} more" if more > 0 else ""
     return f"in the last epoch no {s['eval_split']} image was predicted as {', '.join(names)}{rest}"
+
+
+def _verdict(run: Run, s: dict[str, Any]) -> list[str]:
+    """Return the line that says whether the network learned the few images of `overfit`; none without it."""
+    if not run.recipe.overfit:
+        return []
+    accuracy, images = s[f"{run.recipe.key}_acc"], plural(s["images"]["train"], "image")
+    if accuracy >= _LEARNED:
+        return [f"overfit: yes, {run.recipe.model} learned the {images}: accuracy {accuracy:.3f} on them"]
+    return [
+        f"overfit: no, {run.recipe.model} did not learn the {images}: accuracy {accuracy:.3f} on them. Try another "
+        "learning_rate (cnnlab lr-find), more epochs, weight_decay=0 or another network, and look at the labels"
+    ]
 
 
 def _speed(recipe: str, s: dict[str, Any]) -> str:
@@ -68,6 +83,8 @@ def _next_command(run: Run) -> list[str]:
     """Return the line with what to do next: evaluate once on the test set, or classify images."""
     recipe = run.recipe
     model = f" --model {run.builder}" if run.builder else ""
+    if recipe.overfit:
+        return []
     if is_own(recipe.model) and not model:  # from a console or a notebook: the command does not know it
         return []
     path = shlex.quote(str(run.path))
@@ -129,7 +146,7 @@ class Result:
             _speed(self.run.recipe.name, s),
             f"{key} balanced acc {s[f'{key}_balanced_acc']:.3f}; {s['total_seconds']:.1f} s in all",
         ]
-        lines += _notes(self.run, s)
+        lines += _notes(self.run, s) + _verdict(self.run, s)
         best = "" if s["eval_split"] != "validation" else f", best epoch {s['best_epoch']} with val acc {s['best']:.3f}"
         lines.append(f"run: {self.run.path} (curve: curves.png{best})")
         lines += _next_command(self.run)

@@ -182,9 +182,18 @@ class Session:
 
     def create(self, path: Path, recipe: Recipe) -> Run:
         """Create a run in the new, empty folder `path`; from here on it can be resumed."""
+        run = runs.create_run(path, recipe, self.run_info(recipe))
+        if not self._introduced:
+            for line in network_lines(run):
+                self.display.message(line)
+            self._introduced = True
+        return run
+
+    def run_info(self, recipe: Recipe) -> dict[str, Any]:
+        """Return what run.json holds of network, images and preprocessing."""
         with torch.device("meta"):
             parameters = sum(p.numel() for p in self.build(recipe).parameters())
-        info = {
+        return {
             "model": {
                 "name": recipe.model,
                 **self._sizes,
@@ -209,12 +218,6 @@ class Session:
             **({"augment": self.augment.name} if self.augment else {}),
             **({"from": self.origin} if self.origin else {}),
         }
-        run = runs.create_run(path, recipe, info)
-        if not self._introduced:
-            for line in network_lines(run):
-                self.display.message(line)
-            self._introduced = True
-        return run
 
     def build(self, recipe: Recipe, *, published: bool = False, classes: int = 0) -> nn.Module:
         """Return the recipe's network for these images, with PyTorch's initial weights, or `published` ones.
@@ -280,6 +283,8 @@ class Session:
 
     def shared(self, recipe: Recipe) -> dict[str, int]:
         """Return how many images of each other split are, pixel for pixel, among the training images."""
+        if recipe.overfit:  # it says nothing about other images
+            return {}
         if self._shared is None:
             self._shared = {}
             if recipe.eval_split != "train":  # which is a part of the training images

@@ -19,6 +19,7 @@ from cnnlab.recipe import Recipe
 from cnnlab.training import runs
 from cnnlab.training.checkpoint import Damaged, has_checkpoint, read_weights, weights_metadata
 from cnnlab.training.checkpointer import explained_write_errors
+from cnnlab.training.optim import initialize
 from cnnlab.training.own import check_own
 from cnnlab.training.plan import Plan
 from cnnlab.training.progress import Progress, ranking_size
@@ -123,6 +124,20 @@ def check_origin(session: Session, recipe: Recipe) -> None:
                 session.origin, model, recipe.model, session.train_set.classes,
                 lambda classes: session.build(recipe, classes=classes),
             )  # fmt: skip
+
+
+def new_model(session: Session, run: Run, *, published: bool = True) -> nn.Module:
+    """Return the run's network on the CPU with its starting weights, the same on every device.
+
+    published: False leaves out what a checkpoint replaces: published weights, whitening and another run's weights.
+    """
+    recipe = run.recipe
+    model = session.build(recipe, published=published)
+    initialize(model, recipe.init)
+    if published:
+        session.whiten(model)
+        initialize_from(model, run, lambda classes: session.build(recipe, classes=classes), session.display.message)
+    return model
 
 
 def initialize_from(model: nn.Module, run: Run, build: Callable[[int], nn.Module], log: Callable[[str], None]) -> None:

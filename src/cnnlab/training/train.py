@@ -30,7 +30,7 @@ from cnnlab.training.events import Events
 from cnnlab.training.folders import check_free, new_folder, removed_if_empty
 from cnnlab.training.guard import NonFinite, divergence_error, is_nondeterministic, memory_error, nondeterminism_error
 from cnnlab.training.loop import Trainer, train_epochs
-from cnnlab.training.optim import initialize, make_optimizer
+from cnnlab.training.optim import make_optimizer
 from cnnlab.training.own import resume_call
 from cnnlab.training.plan import Plan, is_compile_error
 from cnnlab.training.progress import Progress
@@ -40,8 +40,8 @@ from cnnlab.training.session import OnEpoch, Session, choose
 from cnnlab.training.start import (
     check_origin,
     continue_from,
-    initialize_from,
     like_origin,
+    new_model,
     note_differences,
     weights_of,
     with_best_on_disk,
@@ -116,7 +116,7 @@ def train_run(session: Session, run: Run, like: dict[str, Any] | None = None) ->
         raise _interrupted_early(run) from None
     here = plan.environment(session.device)
     note_differences(session, run, plan, first, here)
-    with runs.locked(run.path), reproducible(recipe.seed, plan.threads), _explained_errors(session, recipe):
+    with runs.locked(run.path), reproducible(recipe.seed, plan.threads), explained_errors(session, recipe):
         try:
             trainer, checkpointer = _prepare(session, run, plan, here)
         except KeyboardInterrupt as error:
@@ -125,7 +125,7 @@ def train_run(session: Session, run: Run, like: dict[str, Any] | None = None) ->
 
 
 @contextlib.contextmanager
-def _explained_errors(session: Session, recipe: Recipe) -> Iterator[None]:
+def explained_errors(session: Session, recipe: Recipe) -> Iterator[None]:
     """Turn what PyTorch raises for steps that cannot be computed here into one line."""
     try:
         yield
@@ -149,13 +149,7 @@ def _prepare(session: Session, run: Run, plan: Plan, here: dict[str, Any]) -> tu
     with explained_write_errors(run.path):
         continue_from(run)
     resumed = has_checkpoint(run.checkpoint)
-    # On the CPU: the same starting weights on every device.
-    model = session.build(recipe, published=not resumed)
-    initialize(model, recipe.init)
-    if not resumed:
-        session.whiten(model)
-        initialize_from(model, run, lambda classes: session.build(recipe, classes=classes), session.display.message)
-    model.to(device).to(memory_format=plan.memory_format)
+    model = new_model(session, run, published=not resumed).to(device).to(memory_format=plan.memory_format)
     optimizer = make_optimizer(model, recipe, plan.precision)
     average = Average(model, recipe) if recipe.average != "none" else None
     progress = Progress()
