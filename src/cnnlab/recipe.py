@@ -162,7 +162,9 @@ class Recipe:
                 raise CnnlabError(f"{name}={_short(value)}: must lie between {rule['low']} and {rule['high']}")
             if isinstance(value, str) and len(value) > LONGEST:
                 raise CnnlabError(f"{name}={_short(value)}: at most {LONGEST:,} characters")
-        if self.overfit:
+        if self.overfit:  # the same images are trained on and evaluated
+            if self.folds:
+                raise CnnlabError(f"folds={self.folds} and overfit={self.overfit}: leave one out")
             object.__setattr__(self, "eval_split", "train")
         if self.eval_split == "validation" and self.val_fraction == 0 and not self.folds:
             raise CnnlabError(

@@ -43,7 +43,7 @@ def test_a_network_that_cannot_learn_is_told_with_remedies() -> None:
 
 
 def test_an_interrupted_one_is_resumed_to_the_same_bits() -> None:
-    recipe = RECIPE.changed(save_steps=1)
+    recipe = RECIPE.changed(save_steps=30)
     whole = train(recipe, name="whole", threads=1, progress="none")
     stopped = interrupted(recipe, 70, progress="none")
     resume(stopped, progress="none")

@@ -81,7 +81,8 @@ def load_pool(recipe: Recipe, options: SourceOptions, own: OwnImages | None = No
 def divide(pool: Pool, recipe: Recipe) -> Splits:
     """Divide the images by `eval_split`, `val_fraction` or `fold`, by group if there are groups, and `limit`.
 
-    With `overfit` both parts are the same images. Raise CnnlabError if nothing can be held out, or if a class would be among the validation images only.
+    With `overfit` both parts are the same images. Raise CnnlabError if nothing can be held out, or if a class would be
+    among the validation images only.
     """
     if recipe.overfit:
         few = few_batches(limited(pool.train, recipe), recipe)

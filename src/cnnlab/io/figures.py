@@ -1,4 +1,4 @@
-"""Figures of samples, speeds and grades, saved as PNG. Drawn without pyplot: no window, no global state."""
+"""Figures of samples, speeds, learning rates and grades, saved as PNG. Drawn without pyplot: no window, no global state."""
 
 from __future__ import annotations
 
@@ -52,6 +52,26 @@ def speeds(rows: Sequence[dict[str, Any]], peaks: dict[str, dict[str, Any]], whe
     axes.spines[["top", "right"]].set_visible(False)
     add_legend(figure)
     add_title(figure, f"Training steps including data; {where}")
+    return figure
+
+
+def range_test(found: dict[str, Any], title: str = "") -> Figure:
+    """Draw the loss over the learning rate, and mark the suggestion. found: the values of a RangeTest."""
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(found["rates"], found["losses"], color=TRAIN_COLOR, alpha=0.35, lw=1, label="loss of a step")
+    axes.plot(found["rates"], found["smoothed"], color=TRAIN_COLOR, lw=2, label="smoothed")
+    if found["suggestion"] is not None:
+        axes.axvline(found["suggestion"], color=EVAL_COLOR, ls="--", label=f"suggestion: {found['suggestion']:.2g}")
+    top = 1.3 * max(found["smoothed"][0], min(found["smoothed"]))  # where it diverges does not matter
+    axes.set_ylim(-0.04 * top, top)
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("training loss")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    add_legend(figure)
+    add_title(figure, title)
     return figure
 
 

@@ -87,7 +87,7 @@ def like_origin(
     """
     run = name if isinstance(name, Run) else runs.open_run(name, runs_dir)
     given = {"model": model, "data": data}
-    needed = {key: value for key, value in given.items() if value is None}
+    needed: dict[str, Any] = {key: value for key, value in given.items() if value is None}
     check_own(run.path, run.recipe, builder=run.builder, **needed)
     if model is None:
         model, settings = run.recipe.model, {"image_size": run.info["model"]["image_size"], **settings}
