@@ -1,4 +1,4 @@
-"""Figures of samples, speeds, learning rates and grades, saved as PNG. Drawn without pyplot: no window, no global state."""
+"""Figures of samples, speeds, rates and grades, saved as PNG. Drawn without pyplot: no window, no global state."""
 
 from __future__ import annotations
 
