@@ -82,7 +82,8 @@ _FAST_LENET = replace(
 
 # Sources whose default recipe is that of another kind.
 _LIKE = {
-    "csv": "folder", "cifar10": "folder", "cifar100": "folder", "stl10": "folder",
+    "csv": "folder", "hf": "folder", "torchvision": "folder",
+    "cifar10": "folder", "cifar100": "folder", "stl10": "folder",
     "mnist": "fashion-mnist", "kmnist": "fashion-mnist", "emnist": "fashion-mnist", "svhn": "fashion-mnist",
 }  # fmt: skip
 

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from cnnlab.competition.decoders import Decoders
-from cnnlab.io.decode import Decoding, Job
+from cnnlab.io.decode import Decoding
+from cnnlab.io.decode_jobs import Job
 from cnnlab.io.errors import CnnlabError
 
 
@@ -43,7 +44,7 @@ def test_a_decoding_process_that_dies(tmp_path: Path) -> None:
 
 
 def test_decoding_imports_no_torch() -> None:
-    code = "import sys, cnnlab.io.decode; assert not {'torch', 'matplotlib', 'scipy'} & sys.modules.keys()"
+    code = "import sys, cnnlab.io.decode_jobs; assert not {'torch', 'matplotlib', 'scipy'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

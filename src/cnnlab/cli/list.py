@@ -47,6 +47,7 @@ def known_things(what: str | None) -> dict[str, dict[str, str]]:
     Raises: CnnlabError for an unknown kind.
     """
     from cnnlab.data import DESCRIPTIONS as SOURCES
+    from cnnlab.data import FORMS
     from cnnlab.models import DESCRIPTIONS
     from cnnlab.recipe import SETTINGS, TYPES
     from cnnlab.recipes import RECIPES
@@ -59,9 +60,7 @@ def known_things(what: str | None) -> dict[str, dict[str, str]]:
         },
         "data": {
             **SOURCES,
-            "folder:PATH": "your own images, one sub-folder per class",
-            "csv:FILE": "your own images, named with their labels in a table",
-            "store:PATH": "a competition's images, written by `cnnlab kaggle prepare`",
+            **FORMS,
         },
         "recipes": {name: _recipe_line(name) for name in RECIPES},
         "settings": {

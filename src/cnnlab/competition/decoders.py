@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from cnnlab.io.decode import Fault, Job, decode_into, write_batch
+from cnnlab.io.decode_jobs import Fault, Job, decode_into, write_batch
 from cnnlab.io.errors import CnnlabError, reason
 
 _BATCH, _BATCH_BYTES = 256, 4 << 20  # images and bytes that a process gets at a time
@@ -132,7 +132,7 @@ def _start() -> subprocess.Popen[bytes]:
     paths = [source, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     # A process group of its own: Ctrl-C is for this process; the others end with the pipe.
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "cnnlab.io.decode"],
+        [sys.executable, "-P", "-m", "cnnlab.io.decode_jobs"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},

@@ -25,7 +25,8 @@ from cnnlab.data.measure import background_sample, common_background, common_ran
 from cnnlab.data.store import FORMAT, fingerprint
 from cnnlab.device.hardware import available_cores
 from cnnlab.io.csv import Table, read_header, read_table
-from cnnlab.io.decode import BadImage, Decoding, Fault, Job, bombs_refused, decode, probe
+from cnnlab.io.decode import BadImage, Decoding, bombs_refused, decode, probe
+from cnnlab.io.decode_jobs import Fault, Job
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.files import write_atomic, write_json
 from cnnlab.io.text import escape

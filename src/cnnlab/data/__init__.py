@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from platformdirs import user_cache_dir
 
-from cnnlab.data import digits, folder, named, store, table
+from cnnlab.data import digits, folder, hub, named, store, table, torchvision_sets
 from cnnlab.data.files import Listing, copies, read_images
 from cnnlab.data.imageset import ImageSet, SourceOptions, stratified_split, stratified_subset
 from cnnlab.data.near_duplicates import shared
@@ -39,7 +40,21 @@ DESCRIPTIONS = {
         if name == "emnist:balanced" or not name.startswith("emnist:")
     },
 }
-FOLDER, CSV, STORE = "folder:", "csv:", "store:"
+FOLDER, CSV, STORE, HUB, TORCHVISION = "folder:", "csv:", "store:", "hf:", "torchvision:"
+_LISTED = {
+    FOLDER: "folder; write folder:PATH",
+    CSV: "file; write csv:FILE",
+    HUB: "data set; write hf:NAME",
+    TORCHVISION: "data set; write torchvision:NAME",
+}
+FORMS = {
+    "folder:PATH": "your own images, one sub-folder per class",
+    "csv:FILE": "your own images, named with their labels in a table",
+    "torchvision:NAME": "a set of labelled images of torchvision, such as Flowers102",
+    "hf:NAME": "an image set of the Hugging Face hub, or the path of a local one; needs the extra hf",
+    "store:PATH": "a competition's images, written by `cnnlab kaggle prepare`",
+}
+LISTED = tuple(_LISTED)  # sources of image files, which are decoded
 
 
 def load_images(source: str, split: str, options: SourceOptions | None = None) -> ImageSet | None:
@@ -51,9 +66,11 @@ def load_images(source: str, split: str, options: SourceOptions | None = None) -
     if split not in ("train", "validation", "test"):
         raise unknown("split", split, ("train", "validation", "test"))
     options = options or SourceOptions(data_dir=data_folder())
-    if options.columns and not source.startswith(CSV) and options.decoding is None:
-        raise CnnlabError(f"columns={options.columns}: {source} has no columns, only csv:FILE has; leave it out")
-    if source.startswith((FOLDER, CSV)):
+    if options.columns and not source.startswith((CSV, HUB)) and options.decoding is None:
+        raise CnnlabError(f"columns={options.columns}: only csv:FILE and hf:NAME have columns; leave it out")
+    if alike := torchvision_sets.named_alike(source.removeprefix(TORCHVISION)) * source.startswith(TORCHVISION):
+        source = alike
+    if source.startswith(LISTED):
         return read_images(_listing(source, options), split, options)
     if source.startswith(STORE):
         return store.load(expand(source.removeprefix(STORE)), split, options)
@@ -66,7 +83,7 @@ def load_images(source: str, split: str, options: SourceOptions | None = None) -
             raise CnnlabError(f"{source} {kind.in_place_of_folder()}, as folder:PATH")
         if parts := [name for name in DATASETS if name.startswith(f"{source}:")]:
             raise CnnlabError(f"{source} has several splits; choose one of {', '.join(parts)}")
-        raise unknown("source", source, [*DATASETS, "folder:PATH", "csv:FILE", "store:PATH"])
+        raise unknown("source", source, [*DATASETS, *FORMS])
     return DATASETS[source](split, options)
 
 
@@ -78,6 +95,7 @@ def copies_in_test(source: str, train: ImageSet, options: SourceOptions) -> int 
     """
     if source.startswith((FOLDER, CSV)):
         return copies(_listing(source, options), train.ids)
+    options = replace(options, decoding=train.decoding)
     if source.startswith(STORE):
         images = store.open_store(expand(source.removeprefix(STORE))).test_images
         return len(shared(train.images, images)) if len(images) else None
@@ -88,15 +106,25 @@ def copies_in_test(source: str, train: ImageSet, options: SourceOptions) -> int 
 
 
 def _listing(source: str, options: SourceOptions) -> Listing:
-    """Return the files of `folder:PATH` or `csv:FILE`. A finished run may be evaluated on some of its classes only."""
-    kind, _, name = source.partition(":")
+    """Return the files of a source in LISTED. A finished run may be evaluated on some of its classes only."""
+    kind = next(kind for kind in LISTED if source.startswith(kind))
+    name = source.removeprefix(kind)
     if not name:
-        what = "folder; write folder:PATH" if kind == "folder" else "file; write csv:FILE"
-        raise CnnlabError(f"{kind}: names no {what}")
+        raise CnnlabError(f"{kind} names no {_LISTED[kind]}")
     complete = options.decoding is None
-    if kind == "folder":
+    if kind == FOLDER:
         return folder.listing(expand(name), complete=complete)
-    return table.listing(expand(name), options.columns, complete=complete)
+    if kind == CSV:
+        return table.listing(expand(name), options.columns, complete=complete)
+    return hub.listing(name, options) if kind == HUB else torchvision_sets.listing(name, options)
+
+
+def absolute(source: str) -> str:
+    """Return a source whose path, if it names one, is absolute: a run may be resumed or evaluated from elsewhere."""
+    kind, colon, name = source.partition(":")
+    if not name or (kind not in ("folder", "csv", "store") and (kind != "hf" or not hub.local(name))):
+        return source
+    return f"{kind}{colon}{expand(name).absolute()}"
 
 
 def data_folder(named: str | Path | None = None) -> Path:

@@ -21,7 +21,7 @@ _STALLED = 120.0  # seconds that the process we wait for may write nothing: seve
 
 
 def download(urls: Sequence[str], path: Path, *, md5: str = "", sha1: str = "", report: Report = no_report) -> None:
-    """Download `path` from the first of `urls` that has a file with the right `md5` or `sha1`.
+    """Download `path` from the first of `urls` that has a file with the right `md5` or `sha1`, if either is given.
 
     The bytes go to `path`.part, which a later call continues; only a verified file gets the name `path`. If several
     processes ask for the same file, one downloads it and the others wait; they report this, and give up if nothing
@@ -55,7 +55,7 @@ def _fetch_any(urls: Sequence[str], path: Path, kind: str, wanted: str, report: 
                     part.unlink(missing_ok=True)
                 continued = part.exists() and part.stat().st_size > 0
                 _fetch(url, part, report)
-                if checksum(part, kind) == wanted:
+                if not wanted or checksum(part, kind) == wanted:
                     os.replace(part, path)  # noqa: PTH105
                     return
                 if not continued:
@@ -66,9 +66,10 @@ def _fetch_any(urls: Sequence[str], path: Path, kind: str, wanted: str, report: 
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
             why = error.reason if isinstance(error, urllib.error.URLError) else error
             failures.append(f"{url}: {reason(why) if isinstance(why, BaseException) else why}")
+    whole = f" ({kind.upper()} {wanted})" if wanted else ""
     raise CnnlabError(
         f"cannot download {path.name} ({'; '.join(failures)}); check the network and run again (the "
-        f"download continues where it stopped), or put the file ({kind.upper()} {wanted}) into {path.parent} by hand"
+        f"download continues where it stopped), or put the file{whole} into {path.parent} by hand"
     )
 
 

@@ -18,7 +18,7 @@ import torch
 from cnnlab.data.imageset import ImageSet, SourceOptions
 from cnnlab.data.measure import background_sample, common_background, common_range, ink_level, survey
 from cnnlab.device.hardware import available_cores
-from cnnlab.io.decode import BadImage, Decoding, bombs_refused, decode_checked, probe
+from cnnlab.io.decode import BadImage, Decoding, Item, bombs_refused, decode_checked, probe
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.text import escape, plural
 from cnnlab.recipe import LARGEST_SIDE
@@ -26,6 +26,7 @@ from cnnlab.recipe import LARGEST_SIDE
 # For images of different sizes: large enough to recognise objects, small enough for a laptop.
 _DEFAULT_SIZE = 64
 _QUOTES = str.maketrans("\u2018\u2019\u201c\u201d\u2010\u2011\u2013", "''\"\"---")
+_SAMPLE = 1000  # images of a data set that decide how all are decoded, at least
 _FEW_LEVELS = 32  # of 256: 12 bits of colour in a file of 16 leave 16
 _UNIFORM = 0.1  # share of a class's images without any contrast from which something is wrong
 
@@ -34,7 +35,7 @@ _UNIFORM = 0.1  # share of a class's images without any contrast from which some
 class Part:
     """The files of one split, N of each. labels: numbers of classes; groups, weights: see `ImageSet`."""
 
-    files: Sequence[Path]
+    files: Sequence[Path | Item]
     labels: Sequence[int]
     groups: Sequence[str] | None = None
     weights: Sequence[float] | None = None
@@ -56,8 +57,10 @@ class Listing:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
-    def id_of(self, file: Path) -> str:
-        """Return a file's path relative to the root, or all of it for a file elsewhere."""
+    def id_of(self, file: Path | Item) -> str:
+        """Return a file's path relative to the root, or all of it for a file elsewhere; the name of an item."""
+        if isinstance(file, Item):
+            return file.name
         return (file.relative_to(self.root) if file.is_relative_to(self.root) else file).as_posix()
 
 
@@ -81,7 +84,7 @@ def _read(listing: Listing, part: Part, split: str, options: SourceOptions) -> I
     files, labels = part.files, np.array(part.labels, np.int64)
     images = np.empty((len(files), how.channels, how.size, how.size), np.uint8)
     good, skipped = [], []
-    odd: dict[str, list[Path]] = defaultdict(list)
+    odd: dict[str, list[Path | Item]] = defaultdict(list)
 
     def read(i: int) -> BadImage | list[str]:
         try:
@@ -126,7 +129,7 @@ def _read(listing: Listing, part: Part, split: str, options: SourceOptions) -> I
 
 
 def _warnings(
-    listing: Listing, split: str, images: np.ndarray, labels: np.ndarray, odd: dict[str, list[Path]]
+    listing: Listing, split: str, images: np.ndarray, labels: np.ndarray, odd: dict[str, list[Path | Item]]
 ) -> Iterator[str]:
     """Say what looks wrong about decoded images. odd: the files of each remark of `decode_checked`."""
     for remark, files in odd.items():
@@ -155,8 +158,10 @@ def _warnings(
     yield from listing.warnings
 
 
-def _fault(file: Path) -> str:
+def _fault(file: Path | Item) -> str:
     """Return what is wrong with the header of an image file; an empty text for a good one."""
+    if isinstance(file, Item):
+        return ""
     try:
         probe(file)
     except BadImage as error:
@@ -182,6 +187,7 @@ def copies(listing: Listing, trained: Sequence[str]) -> int | None:
     """
     if "test" not in listing.parts:
         return None
+    files = [file for file in listing.parts["test"].files if isinstance(file, Path)]
     sizes: dict[int, list[Path]] = {}
     for name in trained:
         with contextlib.suppress(OSError):  # it may be gone by now
@@ -195,7 +201,7 @@ def copies(listing: Listing, trained: Sequence[str]) -> int | None:
         return digests[file]
 
     count = 0
-    for file in listing.parts["test"].files:
+    for file in files:
         with contextlib.suppress(OSError):
             count += any(digest(file) == digest(other) for other in sizes.get(file.stat().st_size, ()))
     return count
@@ -207,6 +213,8 @@ def _decoding(listing: Listing, options: SourceOptions) -> tuple[Decoding, list[
     Return these, notes on how the images were made to fit, and warnings.
     """
     files = listing.parts["train"].files
+    if isinstance(files[0], Item):  # opening one may be decoding it
+        files = files[:: max(1, len(files) // _SAMPLE)]
     with ThreadPoolExecutor(available_cores()) as pool:
         surveyed = {file: result for file, result in zip(files, pool.map(survey, files), strict=True) if result}
         transparent = [file for file, (header, _) in surveyed.items() if header.transparent]

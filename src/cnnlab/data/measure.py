@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TypeVar
 
-from cnnlab.io.decode import BadImage, Extremes, Header, ink, probe, value_range
+from cnnlab.io.decode import BadImage, Extremes, Header, Source, ink, probe, value_range
 
 _FAR = 4  # spans beyond the middle 99.8% from which a value is a dead pixel, a mark or missing data
 _SAMPLE = 256  # transparent images that decide the background, at least
@@ -20,7 +19,7 @@ _FULL_SCALES = (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0)  # of 0..1, 8, 10,
 T = TypeVar("T")
 
 
-def survey(source: Path | str, content: bytes | None = None) -> tuple[Header, Extremes | None] | None:
+def survey(source: Source, content: bytes | None = None) -> tuple[Header, Extremes | None] | None:
     """Return an image's header and, for deep greys, its extremes; None for a file without a header.
 
     source, content: see `probe`. What is damaged is left out, since decoding will name it.
@@ -62,7 +61,7 @@ def background_sample(transparent: Sequence[T]) -> Sequence[T]:
     return transparent[:: max(1, len(transparent) // _SAMPLE)]
 
 
-def ink_level(source: Path | str, content: bytes | None = None) -> float | None:
+def ink_level(source: Source, content: bytes | None = None) -> float | None:
     """Return the mean grey level of an image's opaque parts; None if it has none, or is damaged."""
     with contextlib.suppress(BadImage):
         return ink(source, content)

@@ -9,7 +9,7 @@ import math
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -207,15 +207,28 @@ def _rows(path: Path, rows: Iterator[tuple[int, list[str]]], places: dict[str, i
         if re.match(r"\w{2,}://", cells["path"]):
             fault = f"{quoted(cells['path'])} is an address, not a file; download the images"
         if "weight" in cells:
-            try:
-                weight = float(cells["weight"].replace(",", "."))  # Excel's decimal comma
-            except ValueError:
-                weight = math.nan
-            if not (math.isfinite(weight) and weight >= 0):
-                fault = f"the weight is {quoted(cells['weight'])}; write a number of at least 0"
+            weight = check_weight(f"{path}, line {line}", cells["weight"])
         if fault:
             raise CnnlabError(f"{path}, line {line}: {fault}")
         yield _Row(line, cells["path"], cells["label"], split or "", cells.get("group", ""), weight)
+
+
+def check_weight(where: str, value: object) -> float:
+    """Return the weight of an image in the loss. Raises: CnnlabError unless it is a number of at least 0."""
+    try:
+        weight = float(str(value).replace(",", "."))  # Excel's decimal comma
+    except ValueError:
+        weight = math.nan
+    if not (math.isfinite(weight) and weight >= 0):
+        raise CnnlabError(f"{where}: the weight is {quoted(str(value))}; write a number of at least 0")
+    return weight
+
+
+def class_names(names: Collection[str]) -> list[str]:
+    """Return the names of classes sorted; numbers as numbers, 2 before 10."""
+    if all(re.fullmatch(r"-?\d{1,18}", name) for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
 
 
 def _classes(path: Path, rows: Sequence[_Row], complete: bool) -> list[str]:
@@ -235,9 +248,7 @@ def _classes(path: Path, rows: Sequence[_Row], complete: bool) -> list[str]:
     names = train if complete else {row.label for row in labelled}
     if complete and len(names) == 1:
         raise CnnlabError(f"{path} has one class ({next(iter(names))}); name the label's column, or add a second class")
-    if all(re.fullmatch(r"-?\d{1,18}", name) for name in names):
-        return sorted(names, key=lambda name: (int(name), name))  # 2 before 10
-    return sorted(names)
+    return class_names(names)
 
 
 def _find_files(table: Path, names: Sequence[str]) -> tuple[list[Path], str]:

@@ -1,24 +1,20 @@
 """Decode one image file into (C, H, W) uint8, in the same way for training and for prediction.
 
-This module does not import torch, so that a decoding process starts quickly: `python -m cnnlab.io.decode` is one, see
-cnnlab.competition.decoders.
+This module does not import torch, so that a decoding process starts quickly: see cnnlab.io.decode_jobs.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
-import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -39,9 +35,24 @@ _LARGE = 1 << 24  # pixels: larger images are decoded one at a time, to bound th
 _one_large = threading.Lock()
 FITS = ("pad", "crop", "stretch")
 BACKGROUNDS = ("auto", "black", "white")
-_DEEP = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
-_GREY = {"1", "L", "LA", "La", *_DEEP}
+DEEP = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+GREY = {"1", "L", "LA", "La", *DEEP}
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image that is no file of its own. name: in messages, and its id; read: return its file's bytes, or open it."""
+
+    name: str
+    read: Callable[[], bytes | Image.Image]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Source = Path | str | Item
+"""An image file, the name of one whose bytes are at hand, or an item."""
 
 
 class BadImage(CnnlabError):
@@ -79,23 +90,23 @@ class Header:
     transparent: bool
 
 
-def probe(source: Path | str, content: bytes | None = None) -> Header:
+def probe(source: Source, content: bytes | None = None) -> Header:
     """Read the header of an image. Raises: BadImage.
 
     source: the file; or, with its bytes as `content`, its name in error messages.
     """
-    return _read(
-        source, content, lambda i: Header(i.size, i.mode in _GREY, i.mode in _DEEP, bool(i.has_transparency_data))
+    return read_image(
+        source, content, lambda i: Header(i.size, i.mode in GREY, i.mode in DEEP, bool(i.has_transparency_data))
     )
 
 
-def decode(source: Path | str, how: Decoding, content: bytes | None = None, *, invert: bool = False) -> np.ndarray:
+def decode(source: Source, how: Decoding, content: bytes | None = None, *, invert: bool = False) -> np.ndarray:
     """Decode an image as (channels, size, size) uint8.
 
     invert: exchange black and white before the image is fitted, so that bars stay black. content: see `probe`.
     Raises: BadImage.
     """
-    return _read(source, content, lambda image: square_pixels(image, source, how, invert))
+    return read_image(source, content, lambda image: square_pixels(image, source, how, invert))
 
 
 CUT = "look cut off, with a grey lower part"
@@ -103,7 +114,7 @@ STRIP = "are so long and narrow that less than two rows of pixels are left"
 PAGES = "hold several pages or frames; only the first is used"
 
 
-def decode_checked(source: Path | str, how: Decoding) -> tuple[np.ndarray, list[str]]:
+def decode_checked(source: Source, how: Decoding) -> tuple[np.ndarray, list[str]]:
     """Decode an image file; also return what is odd about it: `CUT`, `STRIP` or `PAGES`. Raises: BadImage.
 
     A decoder fills the missing part of a JPEG with mid-grey and reports nothing.
@@ -119,7 +130,7 @@ def decode_checked(source: Path | str, how: Decoding) -> tuple[np.ndarray, list[
             odd += [CUT] if bottom.min() == bottom.max() == 128 else []
         return square_pixels(image, source, how), odd
 
-    return _read(source, None, use)
+    return read_image(source, None, use)
 
 
 def _frames(image: Image.Image) -> int:
@@ -133,7 +144,7 @@ Extremes = tuple[float, float, float, float]
 """Lowest and highest value of an image's pixels, and those of the middle 99.8% of them."""
 
 
-def value_range(source: Path | str, content: bytes | None = None) -> Extremes:
+def value_range(source: Source, content: bytes | None = None) -> Extremes:
     """Return the extremes of an image of deep greys. content: see `probe`. Raises: BadImage.
 
     NaN, Inf and the huge values that stand for missing data are left out.
@@ -148,10 +159,10 @@ def value_range(source: Path | str, content: bytes | None = None) -> Extremes:
             low, high = np.percentile(values, (0.1, 99.9), overwrite_input=True)
             return float(values.min()), float(values.max()), float(low), float(high)
 
-    return _read(source, content, extremes)
+    return read_image(source, content, extremes)
 
 
-def ink(source: Path | str, content: bytes | None = None) -> float | None:
+def ink(source: Source, content: bytes | None = None) -> float | None:
     """Return the mean grey level, 0 to 255, of the opaque parts of an image; None if it has none.
 
     content: see `probe`. Raises: BadImage.
@@ -162,7 +173,7 @@ def ink(source: Path | str, content: bytes | None = None) -> float | None:
             grey, alpha = (np.asarray(band, np.float64) for band in image.convert("RGBA").convert("LA").split())
             return float((grey * alpha).sum() / alpha.sum()) if alpha.any() else None
 
-    return _read(source, content, mean)
+    return read_image(source, content, mean)
 
 
 @contextmanager
@@ -177,99 +188,21 @@ def bombs_refused() -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class Job:
-    """Where decoded images go and how they are decoded.
-
-    file: a .npy of (N, channels, size, size) uint8 whose pixels begin at byte `offset`; same_size: report an image of
-    another size instead of fitting it; measured: `how` holds for all images. Otherwise it is that of plain images, and
-    others are reported: colours where grey ones are expected, deep greys and transparency.
-    """
-
-    file: str
-    offset: int
-    how: Decoding
-    same_size: bool
-    measured: bool
-
-
-Fault = tuple[int, str, str]
-"""(row, kind, text) of an image that was not stored; text: an error message for it.
-
-kind: `bad`; `size`, see `Job.same_size`; or `unmeasured`, see `Job.measured`.
-"""
-
-
-def decode_into(job: Job, rows: Sequence[int], names: Sequence[str], contents: Sequence[bytes]) -> list[Fault]:
-    """Write each image to its row of the file. The rows of faulty images stay as they are, which is black.
-
-    Raises: OSError if the file cannot be written.
-    """
-    faults: list[Fault] = []
-    # Plain writes: with a memory map, a full disk would be a fatal signal, and the pages would count as memory.
-    with open(job.file, "r+b") as file, bombs_refused():  # noqa: PTH123 - a text
-        for row, name, content in zip(rows, names, contents, strict=True):
-            try:
-                found = _read(name, content, partial(_stored, job, name))
-            except BadImage as error:
-                faults.append((row, "bad", str(error)))
-                continue
-            if isinstance(found, tuple):
-                faults.append((row, *found))
-                continue
-            file.seek(job.offset + row * found.size)
-            file.write(found.tobytes())
-    return faults
-
-
-def _stored(job: Job, name: str, image: Image.Image) -> np.ndarray | tuple[str, str]:
-    """Return the pixels to store, or kind and text of a fault."""
-    how = job.how
-    if job.same_size and image.size != (how.size, how.size):
-        return "size", f"{name} is {image.size[0]} x {image.size[1]}"
-    if not job.measured:
-        colour = how.channels == 1 and image.mode not in _GREY
-        if colour or image.mode in _DEEP or image.has_transparency_data:
-            return "unmeasured", f"{name} is not like the images before it"
-    return square_pixels(image, name, how)
-
-
-def write_batch(
-    stream: IO[bytes], job: Job, rows: Sequence[int], names: Sequence[str], contents: Sequence[bytes]
-) -> None:
-    """Send a batch to a process that runs `serve`: a line of JSON, then the content of the image files."""
-    head = {"job": asdict(job), "rows": rows, "names": names, "sizes": [len(c) for c in contents]}
-    stream.write(json.dumps(head).encode() + b"\n")
-    stream.write(b"".join(contents))
-    stream.flush()
-
-
-def serve(source: IO[bytes], sink: IO[bytes]) -> None:
-    """Decode batches until the source ends; answer each with a line of JSON."""
-    while line := source.readline():
-        head = json.loads(line)
-        contents = [source.read(size) for size in head["sizes"]]
-        answer: dict[str, Any]
-        try:
-            job = Job(**{**head["job"], "how": Decoding(**head["job"]["how"])})
-            answer = {"faults": decode_into(job, head["rows"], head["names"], contents)}
-        except OSError as error:
-            answer = {"failed": reason(error)}
-        sink.write(json.dumps(answer).encode() + b"\n")
-        sink.flush()
-
-
-def _read(source: Path | str, content: bytes | None, use: Callable[[Image.Image], T]) -> T:
+def read_image(source: Source, content: bytes | None, use: Callable[[Image.Image], T]) -> T:
     """Open an image and call `use`; if that fails, try again without the file's metadata. Raises: BadImage."""
+    if isinstance(source, Item):
+        try:
+            found = source.read()
+        except Exception as error:  # of whatever library it comes from
+            raise BadImage(f"{source} cannot be read: {reason(error, 200)}") from error
+        if isinstance(found, Image.Image):
+            return _used(found, source, use)
+        source, content = source.name, found
+    path = source
 
     def attempt(content: bytes | None) -> T:
-        with _open(source, content) as image:
-            try:
-                return use(image)
-            except (BadImage, MemoryError):
-                raise
-            except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file
-                raise BadImage(f"{source} is damaged: {reason(error)}") from error
+        with _open(path, content) as image:
+            return _used(image, path, use)
 
     try:
         return attempt(content)
@@ -284,6 +217,15 @@ def _read(source: Path | str, content: bytes | None, use: Callable[[Image.Image]
                 with suppress(BadImage):
                     return attempt(pixels_only)
         raise
+
+
+def _used(image: Image.Image, source: Source, use: Callable[[Image.Image], T]) -> T:
+    try:
+        return use(image)
+    except (BadImage, MemoryError):
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file
+        raise BadImage(f"{source} is damaged: {reason(error)}") from error
 
 
 def _open(source: Path | str, content: bytes | None) -> Image.Image:
@@ -309,7 +251,7 @@ def _open(source: Path | str, content: bytes | None) -> Image.Image:
         raise BadImage(f"{source} is damaged: {why}") from error
 
 
-def square_pixels(image: Image.Image, source: Path | str, how: Decoding, invert: bool = False) -> np.ndarray:
+def square_pixels(image: Image.Image, source: Source, how: Decoding, invert: bool = False) -> np.ndarray:
     """Return an opened image as (channels, size, size) uint8, as `decode` does; `source` names it in errors.
 
     The image may be changed in place. Raises: BadImage.
@@ -347,7 +289,7 @@ def _fitted(image: Image.Image, how: Decoding, invert: bool) -> Image.Image:
 
 def _eight_bits(image: Image.Image, how: Decoding) -> Image.Image:
     """Scale deep greys to eight bits, in strips to save memory; Pillow's own conversion would clip them at 255."""
-    if image.mode not in _DEEP:
+    if image.mode not in DEEP:
         return image
     whole = np.asarray(image)
     low, high = how.low, how.high
@@ -359,9 +301,3 @@ def _eight_bits(image: Image.Image, how: Decoding) -> Image.Image:
         values = np.nan_to_num((whole[top : top + 256].astype(np.float64) - low) * (255 / (high - low)))
         pixels[top : top + 256] = np.clip(values + 0.5, 0, 255)
     return Image.fromarray(pixels)
-
-
-if __name__ == "__main__":
-    # Nobody reads what a decoder in C prints, and a full pipe would block this process.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    serve(sys.stdin.buffer, sys.stdout.buffer)

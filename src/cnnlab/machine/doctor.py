@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from packaging.requirements import Requirement
 from platformdirs import user_cache_dir
 
-from cnnlab.data import CSV, DATASETS, FOLDER, STORE, ImageSet, SourceOptions, data_folder, load_images, named
+from cnnlab.data import DATASETS, LISTED, STORE, ImageSet, SourceOptions, data_folder, load_images, named
 from cnnlab.data.near_duplicates import shared
 from cnnlab.data.store import intact, open_store
 from cnnlab.device import memory
@@ -78,12 +78,12 @@ def examine(
 
 
 def verify(source: str, *, data_dir: str | Path | None = None, columns: str = "") -> Iterator[Check]:
-    """Check every file of a data source, also of `folder:PATH`, `csv:FILE` and `store:PATH`. Nothing is downloaded.
+    """Check every file of a data source. Nothing is downloaded, except for `torchvision:` and `hf:`.
 
     columns: of a table, see `Recipe`. Raise CnnlabError for an unknown source.
     """
     folder = data_folder(data_dir)
-    if source not in DATASETS and not source.startswith((FOLDER, CSV, STORE)):
+    if source not in DATASETS and not source.startswith((*LISTED, STORE)):
         load_images(source, "train")  # raises the error
     if source in named.NAMED:
         found = named.files(source, folder)

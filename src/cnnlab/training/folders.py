@@ -40,7 +40,7 @@ def new_folder(runs_dir: Path, name: str | None, recipe: Recipe) -> Path:
     Raise CnnlabError if the name is taken or invalid.
     """
     kind, _, path = recipe.data.partition(":")
-    source = f"{kind}-{Path(path).stem}" if kind in ("folder", "csv") else recipe.data
+    source = f"{kind}-{Path(path).name.removesuffix('.csv')}" if kind in ("folder", "csv", "hf") else recipe.data
     return named_folder(runs_dir, name, f"{source}-{recipe.model}")
 
 

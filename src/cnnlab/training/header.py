@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from cnnlab.data import LISTED
 from cnnlab.data.imageset import ImageSet
 from cnnlab.io.text import escape, plural, truncate
 from cnnlab.training.runs import Run
@@ -37,7 +38,7 @@ def network_lines(run: Run) -> Iterator[str]:
     recipe, model, images = run.recipe, run.info["model"], run.info["preprocessing"]
     size, native = model["image_size"], images["native_size"]
     resized = f", resized from {native}" if size != native else ""
-    fit = f"; fit={images['fit']}" if recipe.data.startswith(("folder:", "csv:")) else ""
+    fit = f"; fit={images['fit']}" if recipe.data.startswith(LISTED) else ""
     yield (
         f"network: {model['name']}, {plural(model['parameters'], 'parameter')}; "
         f"input {model['in_channels']} x {size} x {size}{resized}{fit}"

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from cnnlab.data import CSV, FOLDER, STORE, SourceOptions, copies_in_test, data_folder, stratified_subset
+from cnnlab.data import SourceOptions, absolute, copies_in_test, data_folder, stratified_subset
 from cnnlab.data.loader import Preprocessing
 from cnnlab.data.near_duplicates import shared
 from cnnlab.data.own import MEMORY, OwnImages, own_images
 from cnnlab.data.own_augment import Augment, OwnAugmentation
 from cnnlab.data.splits import divide, load_pool
 from cnnlab.device.hardware import available_cores, check_threads, pick_device
-from cnnlab.io.errors import CnnlabError, expand, reason
+from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.interrupt import CtrlC
 from cnnlab.models import DESCRIPTIONS, MODELS, build_model
 from cnnlab.models.airbench import Whitening
@@ -131,11 +131,7 @@ class Session:
 
         again: a run is resumed, maybe on a machine that cannot compile. Return the recipe with an absolute data folder.
         """
-        for kind in (FOLDER, CSV, STORE):
-            if recipe.data.startswith(kind) and recipe.data != kind:
-                # The run may be resumed or evaluated from another folder.
-                where = expand(recipe.data.removeprefix(kind)).absolute()
-                recipe = replace(recipe, data=f"{kind}{where}")
+        recipe = replace(recipe, data=absolute(recipe.data))
         if recipe.init != "pytorch" and (published_tag(recipe.model) or isinstance(self.network, nn.Module)):
             raise CnnlabError(f"init={recipe.init} would overwrite the weights of {recipe.model}; set init=pytorch")
         if not again:

@@ -1,0 +1,193 @@
+"""`torchvision:NAME` and `hf:NAME`, without internet: local servers and folders."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_named import Server, server  # noqa: F401 - a fixture
+from torchvision import datasets
+
+from cnnlab.data import ImageSet, SourceOptions, absolute, copies_in_test, load_images
+from cnnlab.data.torchvision_sets import SETS
+from cnnlab.io.errors import CnnlabError
+
+RNG = np.random.default_rng(0)
+
+
+def load(source: str, folder: Path, split: str = "train", **options: object) -> ImageSet:
+    found = load_images(source, split, SourceOptions(data_dir=folder, **options))  # type: ignore[arg-type]
+    assert found is not None
+    return found
+
+
+def picture(size: tuple[int, int] = (8, 8), kind: str = "PNG") -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(RNG.integers(0, 256, (*size, 3), np.uint8)).save(out, kind)
+    return out.getvalue()
+
+
+# torchvision
+
+
+def test_each_set_is_a_class_that_takes_its_arguments() -> None:
+    import inspect
+
+    for name, splits in SETS.items():
+        known = inspect.signature(getattr(datasets, name)).parameters
+        for arguments in splits.values():
+            assert arguments.keys() <= known.keys(), name
+
+
+def eurosat(server: Server, patch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name in ("Forest", "River"):
+            for i in range(3):
+                archive.writestr(f"2750/{name}/{name}_{i}.jpg", picture(kind="JPEG"))
+    server.files["EuroSAT.zip"] = out.getvalue()
+    real = datasets.eurosat.download_and_extract_archive
+
+    def from_here(url: str, download_root: str, **options: object) -> None:
+        real(f"{server.url}/EuroSAT.zip", download_root, md5=hashlib.md5(out.getvalue()).hexdigest())
+
+    patch.setattr(datasets.eurosat, "download_and_extract_archive", from_here)
+
+
+def test_a_set_of_torchvision_is_downloaded_by_us(
+    server: Server,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    eurosat(server, monkeypatch)
+    server.break_after = 500
+    with pytest.raises(CnnlabError, match=r"cannot download EuroSAT\.zip.*continues where it stopped"):
+        load("torchvision:EuroSAT", tmp_path)
+    server.break_after = None
+    found = load("torchvision:EuroSAT", tmp_path)
+    assert [wanted for _, wanted in server.requests] == [None, "bytes=500-"]
+    theirs = datasets.EuroSAT(str(tmp_path / "torchvision" / "EuroSAT"))
+    assert found.classes == theirs.classes == ["Forest", "River"]
+    for pixels, label, (image, target) in zip(found.images, found.labels.tolist(), theirs, strict=True):
+        np.testing.assert_array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(image))
+        assert label == target
+    assert sorted(path.name for path in (tmp_path / "torchvision").iterdir() if path.is_dir()) == ["EuroSAT"]
+    assert load_images("torchvision:EuroSAT", "test", SourceOptions(data_dir=tmp_path)) is None
+    load("torchvision:EuroSAT", tmp_path)
+    assert len(server.requests) == 2  # once is enough
+    (tmp_path / "own").mkdir()
+    (tmp_path / "torchvision" / "EuroSAT" / "eurosat").rename(tmp_path / "own" / "eurosat")
+    assert (
+        load("torchvision:EuroSAT", tmp_path / "own").fingerprint() == found.fingerprint()
+    )  # where torchvision has it
+
+
+def test_images_that_a_set_makes_itself(tmp_path: Path) -> None:
+    found = load("torchvision:FakeData", tmp_path)
+    theirs = datasets.FakeData(size=200, image_size=(3, 32, 32))
+    np.testing.assert_array_equal(found.images[7].permute(1, 2, 0).numpy(), np.asarray(theirs[7][0]))
+    assert found.labels[:5].tolist() == [theirs[i][1] for i in range(5)]
+    assert found.classes == [str(k) for k in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("torchvision:Flower102", "did you mean Flowers102"),
+        ("torchvision:CocoDetection", "no set of labelled images"),
+        ("torchvision:UCF101", "no set of labelled images"),
+        ("torchvision:", "write torchvision:NAME"),
+        ("torchvision:ImageNet", "put its files into"),
+        ("hf:", "write hf:NAME"),
+        ("hf:./nowhere", "does not exist"),
+        ("hug:x", "unknown source"),
+    ],
+)
+def test_faults_are_one_line(tmp_path: Path, source: str, words: str) -> None:
+    with pytest.raises(CnnlabError, match=words) as caught:
+        load(source, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+# Hugging Face
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with two sets, of class folders and of Parquet files."""
+    library = pytest.importorskip("datasets")
+    library.disable_progress_bars()
+    root = tmp_path_factory.mktemp("hub")
+    for split, count in (("train", 4), ("test", 2)):
+        for name in ("cat", "dog"):
+            (root / "folders" / split / name).mkdir(parents=True)
+            for i in range(count):
+                (root / "folders" / split / name / f"{i}.png").write_bytes(picture())
+    table = {
+        "img": [{"bytes": picture((8, 10)), "path": None} for _ in range(6)],
+        "fine": [0, 1, 2, 0, 1, 2],
+        "coarse": [0, 1, 0, 1, 0, -1],
+        "species": ["ant", "bee", "ant", "bee", "ant", None],
+        "patient": ["p", "q", "p", "q", "p", "q"],
+    }
+    features = library.Features({
+        "img": library.Image(), "fine": library.ClassLabel(names=["x", "y", "z"]),
+        "coarse": library.ClassLabel(names=["even", "odd"]), "species": library.Value("string"),
+        "patient": library.Value("string"),
+    })  # fmt: skip
+    made = library.Dataset.from_dict(table, features)
+    library.DatasetDict({"train": made, "validation": made}).save_to_disk(str(root / "saved"))
+    (root / "parquet").mkdir()
+    made.to_parquet(str(root / "parquet" / "train.parquet"))
+    return root
+
+
+def test_a_set_of_class_folders(hub: Path, tmp_path: Path) -> None:
+    source = f"hf:{hub / 'folders'}"
+    train, test = load(source, tmp_path), load(source, tmp_path, "test")
+    assert train.classes == ["cat", "dog"]
+    assert train.labels.tolist() == [0] * 4 + [1] * 4
+    np.testing.assert_array_equal(
+        train.images[5].permute(1, 2, 0).numpy(), np.asarray(Image.open(hub / "folders" / "train" / "dog" / "1.png"))
+    )
+    assert len(test) == 4
+    assert test.ids == [f"test/{i}" for i in range(4)]
+    assert copies_in_test(source, train, SourceOptions(data_dir=tmp_path)) == 0
+
+
+def test_columns_are_found_by_type_and_name(hub: Path, tmp_path: Path) -> None:
+    for source in (f"hf:{hub / 'saved'}", f"hf:{hub / 'parquet'}"):
+        with pytest.raises(CnnlabError, match=r"'fine', 'coarse' could each be the label; set columns=label=fine"):
+            load(source, tmp_path)
+        fine = load(source, tmp_path, columns="label=fine")
+        assert fine.classes == ["x", "y", "z"]
+        assert fine.images.shape == (6, 3, 64, 64)
+        assert fine.groups == ["p", "q"] * 3
+        assert "patient" in fine.notes[0]
+        species = load(source, tmp_path, columns="label=species,group=")
+        assert (species.classes, len(species), species.groups) == (["ant", "bee"], 5, None)
+        assert any("1 train images" in text for text in species.warnings)
+        assert load(source, tmp_path, columns="label=coarse").labels.tolist() == [0, 1, 0, 1, 0]
+        with pytest.raises(CnnlabError, match="no column 'nowhere'"):
+            load(source, tmp_path, columns="label=nowhere")
+
+
+def test_a_local_set_keeps_its_place(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(hub)
+    assert absolute("hf:saved") == f"hf:{hub / 'saved'}"
+    assert absolute("hf:mnist") == "hf:mnist"
+    assert absolute("csv:a.csv") == f"csv:{hub / 'a.csv'}"
+    assert absolute("torchvision:DTD") == "torchvision:DTD"
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(CnnlabError, match=r"pip install 'cnnlab\[hf\]'"):
+        load("hf:mnist", tmp_path)
