@@ -58,6 +58,7 @@ EVERYTHING = Recipe(
     precision="bfloat16",
     memory_format="channels_last",
     val_fraction=0.2,
+    balance="sampler",
 )
 
 

@@ -64,6 +64,12 @@ class Recipe:
     decay_every: int = _setting(30, "step: epochs between two decays", 1, 100_000)
     clip_norm: float = _setting(0.0, "largest norm of the gradient, which is scaled down to it; 0: off", 0, 1e9)
     label_smoothing: float = _setting(0.0, "label smoothing", 0, 0.9999)
+    balance: str = _setting(
+        "none",
+        "classes of unequal size; weights: in the loss, inversely proportional to a class's images; sampler: an epoch "
+        "draws each class equally often",
+        choices=("none", "weights", "sampler"),
+    )
     init: str = _setting(
         "pytorch",
         "weight initialization; pytorch: PyTorch's defaults",

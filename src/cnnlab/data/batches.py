@@ -25,8 +25,8 @@ class SplitLoader:
     """The batches of one split: images (B, C, H, W) float32 and labels (B,) int64.
 
     Each iteration over the train split is the next epoch of a training: another order, other augmentation. Where the
-    recipe mixes images, the labels are (B, K) weights. classes: K names; preprocessing: uint8 images -> the input of
-    the network.
+    recipe mixes or weights images, the labels are (B, K), as `Loader.shuffled` has them. classes: K names;
+    preprocessing: uint8 images -> the input of the network.
     """
 
     def __init__(self, loader: Loader, classes: list[str], seed: int | None) -> None:
@@ -92,6 +92,7 @@ def loader(
             recipe.batch_size,
             torch.device("cpu"),
             augmentation=Augmentation.of(recipe),
+            balance=recipe.balance,
             own=OwnAugmentation(augment) if augment is not None else None,
         )
         return SplitLoader(batches, train_set.classes, recipe.seed)

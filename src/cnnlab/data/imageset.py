@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cnnlab.io.decode import Decoding
+from cnnlab.io.errors import CnnlabError
 
 Report = Callable[[str, int, int], None]
 """Progress of a long read: (what, done, total); total 0 means unknown."""
@@ -51,7 +52,10 @@ class ImageSet:
     files that could not be read; passed_over: files and folders that are not data, by kind, such as `.heic` or `empty
     folder`; decoding: how the files were decoded; warnings: what looks wrong about the images. groups: N names of what
     the images belong to, such as a patient or a video, or None; weights: (N,) float32, of each image in the training
-    loss, or None for 1; notes: how the source was read, where that was chosen.
+    loss relative to the others, or None for 1; an image of weight 0 is not trained on. notes: how the source was read,
+    where that was chosen.
+
+    Raise CnnlabError, naming the image, for a weight that is negative, NaN or Inf.
     """
 
     images: Tensor
@@ -76,6 +80,14 @@ class ImageSet:
             raise ValueError(f"expected {n} groups, got {len(self.groups)}")
         if self.weights is not None and (self.weights.shape != (n,) or self.weights.dtype != torch.float32):
             raise ValueError(f"expected {n} float32 weights, got {self.weights.dtype} {tuple(self.weights.shape)}")
+        if self.weights is not None:
+            wrong = (~((self.weights >= 0) & self.weights.isfinite())).nonzero().flatten().tolist()
+            if wrong:
+                rest = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+                raise CnnlabError(
+                    f"the weight of image {self.ids[wrong[0]]} is {self.weights[wrong[0]]:g}{rest}: weights must be "
+                    "finite and at least 0; correct it"
+                )
 
     def __len__(self) -> int:
         return len(self.images)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cnnlab.data.augment import Augmentation
+from cnnlab.data.balance import balanced_order, loss_weights
 from cnnlab.data.feeder import Feeder
 from cnnlab.data.imageset import ImageSet
 from cnnlab.data.own_augment import OwnAugmentation
@@ -133,8 +134,9 @@ class Loader:
 
     Iterating gives the whole set in order. `shuffled` gives it in random order with augmentation, which depend on the
     seed and the epoch only, so that any epoch can be repeated. No image is dropped: the last batch may be smaller, or
-    larger by one. own: applied after `augmentation`, and before images are mixed. passes: how often a shuffled epoch
-    goes over the set. resident: whether the set lies on the device. Default: if it fits. The batches are the same.
+    larger by one. own: applied after `augmentation`, and before images are mixed. balance: as in a recipe, of the
+    shuffled batches. passes: how often a shuffled epoch goes over the set. resident: whether the set lies on the device.
+    Default: if it fits. The batches are the same.
     """
 
     def __init__(
@@ -146,6 +148,7 @@ class Loader:
         *,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 - it is frozen
         own: OwnAugmentation | None = None,
+        balance: str = "none",
         passes: int = 1,
         memory_format: torch.memory_format = torch.contiguous_format,
         resident: bool | None = None,
@@ -158,6 +161,9 @@ class Loader:
         self._augmentation, self._own = augmentation, own
         self._layout = memory_format
         self._passes = passes
+        self._balanced = images.labels if balance == "sampler" else None
+        weights = loss_weights(images, balance)
+        self._weights = None if weights is None else weights.to(device)[:, None]  # (N, 1)
         sizes = [batch_size] * (len(images) // batch_size)
         rest = len(images) % batch_size
         if rest == 1 and sizes:
@@ -179,13 +185,13 @@ class Loader:
         """Return the batches of an epoch, in random order and augmented.
 
         size: side in pixels to which the images are downscaled at the end; 0: the preprocessing's. start: a state of
-        `Batches.state` to continue from. If images are mixed, the labels are (B, K) class weights instead of (B,)
-        numbers.
+        `Batches.state` to continue from. If images are mixed, the labels are (B, K) probabilities instead of (B,)
+        numbers; if images differ in weight, these times the image's weight, whose mean over the batch is 1.
         """
         # The order is drawn on the host, so it is the same on every device.
         host = torch.Generator().manual_seed(_mix(seed, epoch, 0))
         here = torch.Generator(self.device).manual_seed(_mix(seed, epoch, 1))
-        order = torch.cat([torch.randperm(self.count // self._passes, generator=host) for _ in range(self._passes)])
+        order = torch.cat([self._order(host) for _ in range(self._passes)])
         done = 0
         if start is not None:
             done = start["done"]
@@ -198,6 +204,12 @@ class Loader:
             except (ValueError, RuntimeError) as error:
                 raise CnnlabError(f"the batches' place in the checkpoint is damaged: {reason(error, 100)}") from error
         return Batches(self._batches(order, done, seed, epoch, size, host, here), host, here, done)
+
+    def _order(self, generator: torch.Generator) -> Tensor:
+        """Return the images of one pass over the set, by number."""
+        if self._balanced is not None:
+            return balanced_order(self._balanced, generator)
+        return torch.randperm(self.count // self._passes, generator=generator)
 
     def _batches(
         self, order: Tensor, done: int, seed: int, epoch: int, size: int, host: torch.Generator, here: torch.Generator
@@ -212,10 +224,15 @@ class Loader:
             x = self.preprocessing.resized(images)
             x = self._augmentation.changes(x, index, self.count, epoch, seed, here, grey)
             x = self._own(x, _mix(seed, epoch, 2, number)) if self._own else x
+            if self._weights is not None:
+                labels = F.one_hot(labels, self._num_classes) * self._weights[index]  # (B, K)
             x, y, other, share = self._augmentation.mixes(x, labels, here, host)
             if other is not None and share is not None:
-                weights = F.one_hot(y, self._num_classes), F.one_hot(other, self._num_classes)
-                y = weights[0] * share[:, None] + weights[1] * (1 - share[:, None])  # (B, K)
+                if y.ndim == 1:
+                    y, other = F.one_hot(y, self._num_classes), F.one_hot(other, self._num_classes)
+                y = y * share[:, None] + other * (1 - share[:, None])  # (B, K)
+            if self._weights is not None:
+                y = y * (len(y) / y.sum())
             x = self.preprocessing.normalized(x)
             if size and size != x.shape[2]:
                 x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)

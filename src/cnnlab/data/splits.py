@@ -97,7 +97,20 @@ def divide(pool: Pool, recipe: Recipe) -> Splits:
         splits = _fold(pool, recipe)
     else:
         splits = _held_out(pool, recipe)
+    splits = _without_weightless(splits)
     return replace(splits, train=limited(splits.train, recipe), evaluated=limited(splits.evaluated, recipe))
+
+
+def _without_weightless(splits: Splits) -> Splits:
+    """Leave the images of weight 0 out of the training. Raise CnnlabError if no others are left."""
+    weights = splits.train.weights
+    if weights is None or bool((weights > 0).all()):
+        return splits
+    index = (weights > 0).nonzero().flatten()
+    if len(index) == 0:
+        raise CnnlabError("every training image has weight 0; give those to train on a weight above 0")
+    note = f"weights: {plural(len(weights) - len(index), 'training image')} of weight 0 left out"
+    return replace(splits, train=splits.train.take(index), notes=(*splits.notes, note))
 
 
 def limited(images: ImageSet, recipe: Recipe) -> ImageSet:

@@ -13,6 +13,7 @@ from cnnlab.io.text import escape, plural, truncate
 from cnnlab.training.runs import Run
 
 _LISTED = 12  # classes that are listed one by one
+_IMBALANCED = 5  # times as many images in the largest class as in the smallest
 
 
 def class_counts(images: ImageSet) -> list[int]:
@@ -95,3 +96,32 @@ def data_lines(train_set: ImageSet, eval_set: ImageSet, eval_split: str) -> Iter
         yield "background: white behind transparent pixels; --set background=black changes it"
     for warning in dict.fromkeys([*train_set.warnings, *eval_set.warnings]):
         yield f"warning: {warning}"
+
+
+def balance_lines(images: ImageSet, balance: str) -> Iterator[str]:
+    """Yield what `balance` makes of the rarest and the most common class, or a hint to set it, and the images' weights.
+
+    images: to train on.
+    """
+    numbers = {k: n for k, n in enumerate(class_counts(images)) if n}
+    rarest, largest = (find(numbers, key=lambda k: numbers[k]) for find in (min, max))
+    rare, common = (
+        f"{truncate(escape(images.classes[k]), 40)} ({plural(numbers[k], 'image')})" for k in (rarest, largest)
+    )
+    ratio = numbers[largest] / numbers[rarest]
+    often, seldom = (len(images) / (len(numbers) * numbers[k]) for k in (rarest, largest))
+    if balance == "weights":
+        yield f"balance: weights; in the loss an image of {rare} counts {often:.3g}, of {common} {seldom:.3g}"
+    elif balance == "sampler":
+        yield (
+            f"balance: sampler; an epoch of {len(images):,} draws an image of {rare} {often:.3g} times on average, "
+            f"of {common} {seldom:.3g} times"
+        )
+    elif ratio >= _IMBALANCED:
+        yield (
+            f"hint: {common} has {ratio:.3g} times the images of {rare}; balance=weights or balance=sampler makes all "
+            "classes count alike"
+        )
+    if images.weights is not None:
+        low, high = (float(w) for w in images.weights.double().div(images.weights.double().mean()).aminmax())
+        yield f"weights: the images count {low:.3g} to {high:.3g} times the mean in the loss"

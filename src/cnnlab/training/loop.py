@@ -54,6 +54,7 @@ class Trainer:
             recipe.batch_size,
             device,
             augmentation=Augmentation.of(recipe),
+            balance=recipe.balance,
             own=None if recipe.overfit else session.augment,
             passes=recipe.passes,
             memory_format=plan.memory_format,

@@ -30,7 +30,7 @@ from cnnlab.recipes import choose_recipe, find_recipe, own_recipe
 from cnnlab.training import runs
 from cnnlab.training.autotune import choose_plan, find_batch_size
 from cnnlab.training.display import Display, make_display
-from cnnlab.training.header import class_counts, data_lines, network_lines
+from cnnlab.training.header import balance_lines, class_counts, data_lines, network_lines
 from cnnlab.training.optim import size_in_epoch
 from cnnlab.training.plan import Plan, Workload, check_compile
 from cnnlab.training.runs import Run
@@ -157,7 +157,8 @@ class Session:
         self._check_batches(recipe)
         self.display.end()
         if not again:
-            for line in (*data_lines(self.train_set, self.eval_set, recipe.eval_split), *self.splits.notes):
+            lines = (*data_lines(self.train_set, self.eval_set, recipe.eval_split), *self.splits.notes)
+            for line in (*lines, *balance_lines(self.train_set, recipe.balance)):
                 self.display.message(line)
         self._plan = None
         return recipe

@@ -33,7 +33,7 @@ CONTINUABLE = {
     "decay", "decay_every", "clip_norm", "label_smoothing", "on_nan", "save_seconds", "save_steps", "shift",
     "shift_fill", "flip", "alternating_flip", "vertical_flip", "rotation", "zoom", "shear", "fill", "crop_scale",
     "crop_ratio", "brightness", "contrast", "saturation", "randaugment", "magnitude",
-    "cutout", "mixup", "cutmix",
+    "cutout", "mixup", "cutmix", "balance",
 }  # fmt: skip
 
 

@@ -22,7 +22,8 @@ def train_step(
 ) -> tuple[Tensor, Tensor]:
     """Update the model once by the mean cross-entropy of a batch.
 
-    x: (B, C, H, W) float. y: (B,) int64 classes or (B, K) probabilities, for mixed images. precision: of convolutions
+    x: (B, C, H, W) float. y: (B,) int64 classes or (B, K) probabilities, for mixed images. A row of these may be
+    scaled by the weight of its image; with weights of mean 1 the loss is the weighted mean. precision: of convolutions
     and matrix products. Return the mean loss and the number of correct predictions, both scalars on the device. A
     prediction for a mixed image is correct if it is the class with the larger probability.
     """
@@ -47,6 +48,11 @@ def _forward_loss(
 ) -> tuple[Tensor, Tensor]:
     with autocast(x.device, precision):
         logits = upcast(model(x))  # (B, K)
+    if y.ndim == 2 and label_smoothing:
+        # An image counts like so many copies of it: a row keeps its sum. PyTorch's class weights would instead give
+        # most of the smoothed probability to the rare classes.
+        y = y * (1 - label_smoothing) + y.sum(1, keepdim=True) * (label_smoothing / y.shape[1])
+        label_smoothing = 0.0
     loss = F.cross_entropy(logits, y, label_smoothing=label_smoothing)
     return loss, (logits.detach().argmax(1) == (y if y.ndim == 1 else y.argmax(1))).sum()
 
