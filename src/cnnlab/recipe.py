@@ -24,6 +24,8 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")
 # off: eager; record: eager, captured as a CUDA graph; else a mode of torch.compile.
 COMPILE = ("off", "record", *COMPILE_MODES)
 _OVERFIT_UPDATES = 200  # the recipes' networks learn a batch by heart in fewer
+# What may choose the best epoch, each with the key of its figure after the split's prefix.
+SELECT = {"accuracy": "acc", "balanced_accuracy": "balanced_acc", "macro_f1": "macro_f1", "loss": "loss"}
 SCHEDULES = ("constant", "cosine", "one-cycle", "step", "trapezoid")
 
 
@@ -139,6 +141,10 @@ class Recipe:
     limit: int = _setting(0, "largest number of images of each split, stratified; 0: all", 0, 2**31 - 1)
     val_fraction: float = _setting(0.1, "fraction of the training images held out for validation, stratified", 0, 0.9)
     eval_split: str = _setting("validation", "split evaluated after each epoch", choices=tuple(KEYS))
+    select: str = _setting("accuracy", "validation figure that chooses the best epoch", choices=tuple(SELECT))
+    patience: int = _setting(
+        0, "epochs without improvement of that figure after which the training stops; 0: off", 0, 100_000
+    )
     seed: int = _setting(0, "random seed of the weights, the order of images, dropout and augmentation", 0, 2**31 - 1)
     split_seed: int = _setting(0, "random seed of the validation split", 0, 2**31 - 1)
     group: str = _setting(
@@ -188,6 +194,14 @@ class Recipe:
             raise CnnlabError(f"{wrong}: set folds to at least 2, and fold to one of them")
         if self.folds and self.eval_split != "validation":
             raise CnnlabError(f"folds={self.folds} needs eval_split=validation, not {self.eval_split}; leave one out")
+        for name in ("patience", "select"):
+            value = getattr(self, name)
+            if value != SETTINGS[name].default and self.eval_split != "validation":
+                what = "would select by the test set" if self.eval_split == "test" else "leaves nothing to select by"
+                raise CnnlabError(
+                    f"{name}={value} with eval_split={self.eval_split} {what}; set eval_split=validation and a "
+                    f"val_fraction above 0, or leave out {name}"
+                )
         if self.optimizer == "muon" and self.learning_rate == 0:
             raise CnnlabError("learning_rate=0.0: muon needs one above 0")
         if self.alternating_flip and not self.flip:
@@ -213,6 +227,11 @@ class Recipe:
     def passes(self) -> int:
         """Passes over the training images in an epoch: 1; with `overfit`, enough for 200 updates in all epochs."""
         return max(1, math.ceil(_OVERFIT_UPDATES / (self.epochs * self.overfit))) if self.overfit else 1
+
+    @property
+    def best_by(self) -> str:
+        """The figure of a row that chooses the best epoch: `val_acc`; without validation images the training loss."""
+        return f"val_{SELECT[self.select]}" if self.eval_split == "validation" else "loss"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values, in their order."""
@@ -302,6 +321,11 @@ SETTINGS = {f.name: f for f in fields(Recipe)}
 # Changes of these are not listed in the name: they change no weight, or are reported on their own, as seed and data.
 _UNLISTED = {"name", "columns", "seed", "fold", "save_seconds", "save_steps"}
 TYPES: dict[str, type] = get_type_hints(Recipe)
+
+
+def figure_label(key: str) -> str:
+    """Return the key of a figure as it is printed: `val macro F1` for `val_macro_f1`."""
+    return key.replace("_f1", "_F1").replace("_", " ")
 
 
 def recipe_json(recipe: Recipe) -> str:

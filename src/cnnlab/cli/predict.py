@@ -141,16 +141,18 @@ def evaluation_text(evaluation: RunEvaluation) -> str:
     e, classes, run = evaluation.result, evaluation.run.classes, evaluation.run
     views = f", {plural(VIEWS[evaluation.views], 'view')} of each" if VIEWS[evaluation.views] > 1 else ""
     where = f" of {evaluation.data}" if evaluation.other else ""
+    intervals = zip(("acc", "balanced acc", "macro F1"), e.scores.intervals.values(), strict=True)
     lines = [
         f"{evaluation.split} acc {e.accuracy:.4f} ({e.correct:,} of {plural(e.count, 'image')}{where}{views}), "
         f"balanced acc {e.balanced_accuracy:.4f}, loss {e.loss:.4f}",
+        f"macro F1 {e.scores.macro_f1:.4f}",
+        f"95% intervals: {', '.join(f'{name} {low:.3f}-{high:.3f}' for name, (low, high) in intervals)}",
         f"{run.path}, {evaluation.weights.name}",
     ]
     table = Table("class", "precision", "recall", "F1", "images")
     for name, c in zip(classes, e.per_class, strict=True):
-        table.add_row(
-            name, *("-" if v is None else f"{v:.3f}" for v in (c.precision, c.recall, c.f1)), f"{c.support:,}"
-        )
+        figures = ((c.precision, c.precision_interval), (c.recall, c.recall_interval), (c.f1, c.f1_interval))
+        table.add_row(name, *(_with_interval(*figure) for figure in figures), f"{c.support:,}")
     lines += ["", str(table), "", confusion(classes, e.confusion.tolist()), ""]
     lines += [never_predicted(classes, e)] * bool(e.never_predicted)
     skipped = evaluation.skipped
@@ -161,6 +163,14 @@ def evaluation_text(evaluation: RunEvaluation) -> str:
     elif not evaluation.recorded:
         lines.append("this evaluation could not be recorded: the run's folder cannot be written to")
     return "\n".join(lines).rstrip()
+
+
+def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+    """Return a figure with its 95% interval: `0.912 (.86-.95)`."""
+    if value is None or interval is None:
+        return "-"
+    low, high = (f"{bound:.2f}".removeprefix("0") for bound in interval)
+    return f"{value:.3f} ({low}-{high})"
 
 
 def _test_note(evaluation: RunEvaluation) -> str:

@@ -12,6 +12,7 @@ from cnnlab.cli.options import AsJson, RunsDir
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.tables import Table, number, to_json
 from cnnlab.io.text import echo, plural
+from cnnlab.recipe import figure_label
 
 if TYPE_CHECKING:
     from cnnlab.training.runs import Run
@@ -49,6 +50,7 @@ def run_rows(chosen: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _run_row(run: Run) -> dict[str, Any]:
     rows, summary = run.metrics(), run.summary()
+    best = summary or {}
     last = rows[-1] if rows else {}
     return {
         "run": str(run.path),
@@ -63,6 +65,10 @@ def _run_row(run: Run) -> dict[str, Any]:
         "train_acc": last.get("train_acc"),
         "val_acc": last.get("val_acc"),
         "test_acc": last["test_acc"] if "test_acc" in last else _evaluated_on_test(run),
+        "best_epoch": best.get("best_epoch"),
+        "best_by": best.get("best_by"),
+        "best": best.get("best"),
+        "figures": best.get("figures"),
         "images_per_second": sum(r["images"] for r in rows) / sum(r["train_seconds"] for r in rows) if rows else None,
         "seconds": sum(r["seconds"] for r in rows),
     }
@@ -94,6 +100,10 @@ def _comparison(chosen: Sequence[Run], names: Sequence[str]) -> str:
     table.add_row("epochs", *map(_epochs, rows))
     for key in ("loss", "train_acc", "val_acc", "test_acc"):
         table.add_row(key.replace("_", " "), *(number(r[key]) for r in rows))
+    table.add_row("best epoch", *("" if r["best_epoch"] is None else str(r["best_epoch"]) for r in rows))
+    table.add_row("chosen by", *("" if r["best_by"] is None else figure_label(r["best_by"]) for r in rows))
+    for key in ("accuracy", "balanced_accuracy", "macro_f1"):
+        table.add_row(f"{figure_label(key)}, 95%", *(_with_interval(r["figures"], key) for r in rows))
     table.add_row("images/s", *(number(r["images_per_second"], ",.0f") for r in rows))
     if len(chosen) == 1:
         changes = chosen[0].recipe.name.split(", ")[1:]
@@ -104,6 +114,13 @@ def _comparison(chosen: Sequence[Run], names: Sequence[str]) -> str:
         if key != "name" and len(set(values)) > 1:
             settings.add_row(key, *values)
     return f"{table}\n\n{settings if settings.rows else 'all settings are the same'}"
+
+
+def _with_interval(found: dict[str, Any] | None, key: str) -> str:
+    """Return a figure of the weights that a run predicts with, and its interval."""
+    if found is None:
+        return ""
+    return f"{found[key]:.3f} ({'-'.join(f'{bound:.3f}' for bound in found['intervals'][key])})"
 
 
 def _epochs(row: dict[str, Any]) -> str:

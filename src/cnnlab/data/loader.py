@@ -135,8 +135,8 @@ class Loader:
     Iterating gives the whole set in order. `shuffled` gives it in random order with augmentation, which depend on the
     seed and the epoch only, so that any epoch can be repeated. No image is dropped: the last batch may be smaller, or
     larger by one. own: applied after `augmentation`, and before images are mixed. balance: as in a recipe, of the
-    shuffled batches. passes: how often a shuffled epoch goes over the set. resident: whether the set lies on the device.
-    Default: if it fits. The batches are the same.
+    shuffled batches. passes: how often a shuffled epoch goes over the set. resident: whether the set lies on the
+    device. Default: if it fits. The batches are the same.
     """
 
     def __init__(

@@ -6,7 +6,7 @@ import csv
 import io
 import time
 import unicodedata
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,11 @@ class RunEvaluation:
         return self.images.skipped if self.images is not None else ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the evaluation as plain values. classes: precision, recall, f1 and support (images) of each."""
+        """Return the evaluation as plain values. classes: precision, recall, f1 and support (images) of each.
+
+        intervals, and *_interval of each class: 95%, see training/intervals.py.
+        """
         result = self.result
-        per_class = zip(self.run.classes, result.per_class, strict=True)
         return {
             "run": str(self.run.path),
             "weights": self.weights.name,
@@ -81,10 +83,8 @@ class RunEvaluation:
             "seconds": self.seconds,
             "images": result.count,
             "correct": result.correct,
-            "accuracy": result.accuracy,
-            "balanced_accuracy": result.balanced_accuracy,
             "loss": result.loss,
-            "classes": [{"class": name, **asdict(figures)} for name, figures in per_class],
+            **result.scores.to_dict(self.run.classes),
             "never_predicted": [self.run.classes[k] for k in result.never_predicted],
             "confusion": result.confusion.tolist(),
             "skipped": list(self.skipped),

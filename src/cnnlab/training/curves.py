@@ -20,7 +20,7 @@ from cnnlab.io.figures import (
 )
 from cnnlab.io.files import write_atomic
 from cnnlab.io.fonts import drawable
-from cnnlab.recipe import KEYS, Recipe
+from cnnlab.recipe import KEYS, Recipe, figure_label
 from cnnlab.training.progress import ranking
 from cnnlab.training.runs import Run
 
@@ -33,7 +33,8 @@ _OFF_SCALE, _LEAST = 4, 0.6
 def curves(rows: Sequence[dict[str, Any]], recipe: Recipe, title: str = "") -> Figure:
     """Draw loss and accuracy of training and of the evaluation split over the epochs. rows: of metrics.jsonl.
 
-    With validation images a ring marks the best epoch. Single losses far above the others are off the scale; a note
+    With validation images a ring marks the best epoch, and a dotted line is the figure that chose it if that is neither
+    accuracy nor loss. Single losses far above the others are off the scale; a note
     says where they are and how large.
     """
     figure = Figure(figsize=(8, 3.6), layout="constrained")
@@ -45,7 +46,7 @@ def curves(rows: Sequence[dict[str, Any]], recipe: Recipe, title: str = "") -> F
     if changed:
         train_label, eval_label = f"training (loss with {changed})", f"{split} (loss without)"
     best = max(rows, key=lambda row: ranking(row, recipe)) if rows and recipe.eval_split == "validation" else None
-    marker = "o" if len(rows) <= 20 else ""
+    marker, by = "o" if len(rows) <= 20 else "", recipe.best_by
     for axes, train_key, eval_key in ((left, "loss", f"{key}_loss"), (right, "train_acc", f"{key}_acc")):
         # Where both are equal, the broad line shows between the dashes of the other.
         axes.plot(epochs, [row[train_key] for row in rows], color=TRAIN_COLOR, lw=2.4, marker=marker, markersize=5,
@@ -53,9 +54,11 @@ def curves(rows: Sequence[dict[str, Any]], recipe: Recipe, title: str = "") -> F
         axes.plot(epochs, [row[eval_key] for row in rows], color=EVAL_COLOR, ls="--", lw=1.4, marker=marker,
                   markersize=2.5, label=eval_label if axes is left else "")  # fmt: skip
         if best is not None:
-            label = f"best epoch: {best['epoch']}, val acc {best['val_acc']:.3f}" if axes is right else ""
+            label = f"best epoch: {best['epoch']}, {figure_label(by)} {best[by]:.3f}" if axes is right else ""
             axes.plot(best["epoch"], best[eval_key], "o", color=EVAL_COLOR, fillstyle="none", markersize=9, label=label)
         epoch_axis(axes, epochs)
+    if by not in (f"{key}_acc", f"{key}_loss", "loss"):
+        right.plot(epochs, [row[by] for row in rows], color=EVAL_COLOR, ls=":", lw=1.4, label=figure_label(by))
     _loss_axis(left, rows, ("loss", f"{key}_loss"))
     left.set_ylabel("loss" if changed else "loss (mean cross-entropy)")
     share_axis(right)

@@ -18,6 +18,7 @@ from cnnlab.device.timing import AsyncScalarReader
 from cnnlab.io.errors import unknown
 from cnnlab.io.tables import wrap
 from cnnlab.io.text import echo, escape, escape_lines
+from cnnlab.recipe import figure_label
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,7 +75,7 @@ class Lines(Display):
 
     def start(self, recipe: Recipe, loader: Loader, rows: list[dict[str, Any]]) -> None:
         """Store what the lines need. The first line tells the expected time after a few seconds."""
-        self._epochs, self._key = recipe.epochs, recipe.key
+        self._epochs, self._recipe = recipe.epochs, recipe
         self._reader, self._count = AsyncScalarReader(loader.device), loader.count
         self._due, self._epoch = time.perf_counter() + _FIRST_LINE, -1
         self._seconds = [row["seconds"] for row in rows[-1:]]
@@ -99,12 +100,11 @@ class Lines(Display):
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Print the line."""
-        key = self._key
         self._seconds.append(row["seconds"])
         self._due = time.perf_counter() + _LINE_INTERVAL
         self.message(
             f"epoch {row['epoch']}/{self._epochs}  loss {row['loss']:.3f}  train acc {row['train_acc']:.3f}  "
-            f"{key} acc {row[f'{key}_acc']:.3f}  {row['images_per_second']:,.0f} images/s"
+            f"{evaluated(row, self._recipe)}  {row['images_per_second']:,.0f} images/s"
             f"{self._time_left(row['epoch'], 0, self._seconds[-1])}"
         )
 
@@ -176,8 +176,8 @@ class Bar(Display):
         """Start the bar; if the training is resumed, where it stopped."""
         self.end()
         self._reader = AsyncScalarReader(loader.device)
-        self._count, self._epochs, self._key = loader.count, recipe.epochs, recipe.key
-        self._evaluated = f"  {self._key} acc {rows[-1][f'{self._key}_acc']:.3f}" if rows else ""
+        self._count, self._epochs, self._recipe = loader.count, recipe.epochs, recipe
+        self._evaluated = f"  {evaluated(rows[-1], recipe)}" if rows else ""
         self._due, self._epoch = 0.0, -1
         self._progress = Progress(
             BarColumn(bar_width=None, table_column=Column(ratio=1)),
@@ -212,7 +212,7 @@ class Bar(Display):
     def epoch(self, row: dict[str, Any]) -> None:
         """Show the exact numbers of the epoch."""
         if self._progress is not None:
-            self._evaluated = f"  {self._key} acc {row[f'{self._key}_acc']:.3f}"
+            self._evaluated = f"  {evaluated(row, self._recipe)}"
             self._progress.update(self._task, completed=row["epoch"] * self._count)
             self._show(row["epoch"] - 1, row["loss"], row["train_acc"], row["images_per_second"])
 
@@ -271,10 +271,10 @@ class Notebook(Display):
         from cnnlab.io import figures as plots
         from cnnlab.training.curves import curves
 
-        row, key = self._rows[-1], self._recipe.key
+        row = self._rows[-1]
         title = (
             f"epoch {row['epoch']}: loss {row['loss']:.3f}, train acc {row['train_acc']:.3f}, "
-            f"{key} acc {row[f'{key}_acc']:.3f}, {row['images_per_second']:,.0f} images/s"
+            f"{evaluated(row, self._recipe)}, {row['images_per_second']:,.0f} images/s"
         )
         png = plots.png(curves(self._rows, self._recipe, title), dpi=100)
         image = Image(data=png, format="png", alt=f"Loss and accuracy over the epochs; {title}")
@@ -283,6 +283,12 @@ class Notebook(Display):
         else:
             self._handle.update(image)
         self._drawn = True
+
+
+def evaluated(row: dict[str, Any], recipe: Recipe) -> str:
+    """Return the accuracy of an epoch's evaluation and, if another figure chooses the best epoch, that."""
+    keys = dict.fromkeys((f"{recipe.key}_acc", recipe.best_by)) if recipe.best_by != "loss" else [f"{recipe.key}_acc"]
+    return "  ".join(f"{figure_label(key)} {row[key]:.3f}" for key in keys)
 
 
 def make_display(kind: str = "auto") -> Display:

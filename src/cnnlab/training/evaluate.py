@@ -11,16 +11,7 @@ from torch import Tensor, nn
 
 from cnnlab.data.loader import Loader
 from cnnlab.device.precision import autocast, upcast
-
-
-@dataclass(frozen=True)
-class ClassFigures:
-    """Figures of one class. None where a figure is undefined: no image of the class, or none predicted as it."""
-
-    precision: float | None
-    recall: float | None
-    f1: float | None
-    support: int
+from cnnlab.training.scores import ClassFigures, Scores
 
 
 @dataclass(frozen=True)
@@ -46,32 +37,25 @@ class Evaluation:
         return int(self.confusion.trace())
 
     @property
+    def scores(self) -> Scores:
+        """Accuracy, precision, recall and F1, with intervals."""
+        correct, support, predicted = self.confusion.diagonal(), self.confusion.sum(1), self.confusion.sum(0)
+        return Scores(correct.tolist(), support.tolist(), predicted.tolist())
+
+    @property
     def accuracy(self) -> float:
         """The fraction of images predicted correctly (micro average)."""
         return self.correct / self.count
 
     @property
-    def per_class(self) -> list[ClassFigures]:
-        """Precision, recall, F1 and number of images of each of the K classes."""
-        counts = zip(
-            self.confusion.diagonal().tolist(), self.confusion.sum(1).tolist(), self.confusion.sum(0).tolist(),
-            strict=True,
-        )  # fmt: skip
-        return [
-            ClassFigures(
-                correct / predicted if predicted else None,
-                correct / support if support else None,
-                2 * correct / (support + predicted) if support + predicted else None,
-                support,
-            )
-            for correct, support, predicted in counts
-        ]
-
-    @property
     def balanced_accuracy(self) -> float:
         """The mean recall of the classes that have images."""
-        recalls = [c.recall for c in self.per_class if c.recall is not None]
-        return sum(recalls) / len(recalls)
+        return self.scores.balanced_accuracy
+
+    @property
+    def per_class(self) -> list[ClassFigures]:
+        """Precision, recall, F1 and number of images of each of the K classes."""
+        return self.scores.per_class
 
     @property
     def never_predicted(self) -> list[int]:

@@ -120,7 +120,7 @@ def balance_lines(images: ImageSet, balance: str) -> Iterator[str]:
     elif ratio >= _IMBALANCED:
         yield (
             f"hint: {common} has {ratio:.3g} times the images of {rare}; balance=weights or balance=sampler makes all "
-            "classes count alike"
+            "classes count alike, select=balanced_accuracy chooses the epoch by their mean"
         )
     if images.weights is not None:
         low, high = (float(w) for w in images.weights.double().div(images.weights.double().mean()).aminmax())

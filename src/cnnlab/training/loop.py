@@ -25,7 +25,7 @@ from cnnlab.training.events import Events
 from cnnlab.training.guard import NonFinite, NonFiniteMonitor
 from cnnlab.training.optim import learning_rate, size_in_epoch
 from cnnlab.training.plan import Plan, prepare_model
-from cnnlab.training.progress import Meter, Position, Progress
+from cnnlab.training.progress import Meter, Position, Progress, out_of_patience
 from cnnlab.training.runs import Run
 from cnnlab.training.session import OnEpoch, Session
 from cnnlab.training.step import GuardedStep, train_step
@@ -185,7 +185,8 @@ def finish_epoch(
     for name, value in (("training", loss), (recipe.eval_split, measured.loss)):
         if not math.isfinite(value):
             raise NonFinite(f"the {name} loss became {value:g}", last, per_epoch)
-    compute_seconds = meter.compute.seconds()
+    compute_seconds, scores = meter.compute.seconds(), measured.scores
+    few = trainer.num_classes <= runs.MOST_COUNTED
     return {
         "epoch": epoch + 1,
         "learning_rate": trainer.rate(last),  # of the last update
@@ -193,7 +194,9 @@ def finish_epoch(
         "train_acc": accuracy,
         f"{key}_loss": measured.loss,
         f"{key}_acc": measured.accuracy,
-        f"{key}_balanced_acc": measured.balanced_accuracy,
+        f"{key}_balanced_acc": scores.balanced_accuracy,
+        f"{key}_macro_f1": scores.macro_f1,
+        **({f"{key}_correct": scores.correct, f"{key}_predicted": scores.predicted} if few else {}),
         "never_predicted": measured.never_predicted,
         "images": meter.images,
         **({"skipped_updates": meter.skipped} if recipe.on_nan == "skip" else {}),
@@ -218,6 +221,8 @@ def save_epoch(
     with checkpointer.write_errors():
         best_before = progress.best
         progress = progress.finish(row, trainer.recipe)
+        if out_of_patience(progress.rows, trainer.run):
+            progress = replace(progress, stopped=True)
         with averaged_weights(trainer.average):
             if progress.best != best_before:  # best_epoch may be that of weights saved before a crash
                 about = {"figure": progress.best, "epoch": progress.best_epoch}

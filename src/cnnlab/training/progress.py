@@ -16,7 +16,7 @@ from cnnlab.device.timing import Stopwatch
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.schema import COUNT, NUMBER, POSITIVE, Number, check
 from cnnlab.recipe import Recipe
-from cnnlab.training.runs import row_schema
+from cnnlab.training.runs import Run, row_schema
 
 SCHEMA = {
     "best": (None, [NUMBER]),
@@ -52,8 +52,8 @@ class Progress:
     """All that a resume needs besides tensors.
 
     rows: one per finished epoch. best: the figures of the best epoch, larger is better; None before the first epoch.
-    stopped: the training was ended early by its `on_epoch`. position: inside the epoch after the finished ones. scaler:
-    the state of float16's loss scaler.
+    stopped: the training was ended early, by its `on_epoch` or the recipe's `patience`. position: inside the epoch
+    after the finished ones. scaler: the state of float16's loss scaler.
     """
 
     rows: Sequence[dict[str, Any]] = ()
@@ -113,15 +113,26 @@ class Progress:
 def ranking(row: dict[str, Any], recipe: Recipe) -> list[float]:
     """Return what decides which epoch is best; larger is better.
 
-    Validation accuracy, and among equal ones, which are frequent on small sets, the lower validation loss. Without
-    validation images the training loss: nothing is chosen by the test set.
+    The figure that the recipe selects by, and among equal ones, which are frequent on small sets, the lower validation
+    loss. Without validation images the training loss: nothing is chosen by the test set.
     """
-    return [row["val_acc"], -row["val_loss"]] if recipe.eval_split == "validation" else [-row["loss"]]
+    figure = -row[recipe.best_by] if recipe.best_by.endswith("loss") else row[recipe.best_by]
+    return [figure, -row["val_loss"]] if recipe.eval_split == "validation" else [figure]
 
 
 def ranking_size(recipe: Recipe) -> int:
     """Return the number of figures that `ranking` returns."""
     return 2 if recipe.eval_split == "validation" else 1
+
+
+def out_of_patience(rows: Sequence[dict[str, Any]], run: Run) -> bool:
+    """Return whether the figure that chooses the best epoch has not improved for the recipe's `patience`.
+
+    rows: of all finished epochs. Those of a run that this one continues count as one.
+    """
+    figures = [ranking(row, run.recipe)[0] for row in rows]
+    best = max(figures.index(max(figures)) + 1, run.info.get("from", {}).get("epochs", 0))
+    return 0 < run.recipe.patience <= len(rows) - best and len(rows) < run.recipe.epochs
 
 
 class Meter:

@@ -13,16 +13,18 @@ from torch import nn
 
 from cnnlab.data import STORE
 from cnnlab.data.own import MEMORY
+from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.text import escape, plural, truncate
 from cnnlab.models import build_model
 from cnnlab.models.own import Network, build_own, is_own
-from cnnlab.recipe import KEYS
+from cnnlab.recipe import KEYS, figure_label
 from cnnlab.training import runs
 from cnnlab.training.checkpoint import check_weights, load_weights
 from cnnlab.training.own import check_own
 from cnnlab.training.plan import FORMATS
-from cnnlab.training.progress import Progress
+from cnnlab.training.progress import Progress, out_of_patience
 from cnnlab.training.runs import Run
+from cnnlab.training.scores import Scores
 
 _LEARNED = 0.99  # accuracy on the images of `overfit` from which the network counts as having learned them
 
@@ -31,7 +33,9 @@ def _notes(run: Run, s: dict[str, Any]) -> list[str]:
     """Return the caveats that go with the summary `s`."""
     notes = []
     if s["stopped"]:
-        notes.append(f"stopped early, after epoch {s['epochs']} of {run.recipe.epochs}")
+        why = f": for {plural(run.recipe.patience, 'epoch')} no better {figure_label(s['best_by'])}"
+        why = why if s["stopped_by"] == "patience" else ""
+        notes.append(f"stopped early, after epoch {s['epochs']} of {run.recipe.epochs}{why}")
     if s["skipped_updates"]:
         notes.append(f"{s['skipped_updates']} updates were skipped, because their loss or a gradient was NaN or Inf")
     if s["eval_split"] == "test":
@@ -147,7 +151,8 @@ class Result:
             f"{key} balanced acc {s[f'{key}_balanced_acc']:.3f}; {s['total_seconds']:.1f} s in all",
         ]
         lines += _notes(self.run, s) + _verdict(self.run, s)
-        best = "" if s["eval_split"] != "validation" else f", best epoch {s['best_epoch']} with val acc {s['best']:.3f}"
+        best = f", best epoch {s['best_epoch']} with {figure_label(s['best_by'])} {s['best']:.3f}"
+        best = best if s["eval_split"] == "validation" else ""
         lines.append(f"run: {self.run.path} (curve: curves.png{best})")
         lines += _next_command(self.run)
         return "\n".join(lines)
@@ -226,9 +231,9 @@ def summarize(
     """Return the summary of a finished run. images: in each split. shared: see `Session.shared`."""
     rows, recipe = progress.rows, run.recipe
     seen = sum(r["images"] for r in rows)
-    by_validation = recipe.eval_split == "validation"
     last, key = rows[-1], recipe.key
     assert progress.best is not None
+    stopped_by = "patience" if out_of_patience(rows, run) else "on_epoch"
     return {
         "recipe": recipe.name,
         "model": recipe.model,
@@ -241,19 +246,37 @@ def summarize(
         "seed": recipe.seed,
         "epochs": len(rows),
         "stopped": progress.stopped,
+        "stopped_by": stopped_by if progress.stopped else None,
         "eval_split": recipe.eval_split,
         "loss": last["loss"],
         "train_acc": last["train_acc"],
         f"{key}_loss": last[f"{key}_loss"],
         f"{key}_acc": last[f"{key}_acc"],
         f"{key}_balanced_acc": last[f"{key}_balanced_acc"],
+        f"{key}_macro_f1": last[f"{key}_macro_f1"],
         "never_predicted": [run.classes[k] for k in last["never_predicted"] if k < len(run.classes)],
         "best_epoch": progress.best_epoch,
-        "best_by": "val_acc" if by_validation else "loss",
-        "best": progress.best[0] if by_validation else -progress.best[0],
+        "best_by": recipe.best_by,
+        "best": -progress.best[0] if recipe.best_by.endswith("loss") else progress.best[0],
+        "figures": _figures(run, progress),
         "examples_per_second": seen / sum(r["compute_seconds"] for r in rows),
         "images_per_second": seen / sum(r["train_seconds"] for r in rows),
         "train_seconds": sum(r["train_seconds"] for r in rows),
         "total_seconds": sum(r["seconds"] for r in rows),
         "device": device,
     }
+
+
+def _figures(run: Run, progress: Progress) -> dict[str, Any] | None:
+    """Return the scores of the weights that the run predicts with, or None if its rows do not have their counts."""
+    weights, key = run.weights().stem, run.recipe.key
+    epoch = progress.best_epoch if weights == "best" else len(progress.rows)
+    row = next((row for row in progress.rows if row["epoch"] == epoch), {})
+    if f"{key}_correct" not in row:
+        return None
+    support = run.info["data"]["counts"].get(run.recipe.eval_split, [])
+    try:
+        scores = Scores(row[f"{key}_correct"], support, row[f"{key}_predicted"])
+        return {"weights": weights, "epoch": epoch, **scores.to_dict(run.classes)}
+    except (KeyError, TypeError, ValueError) as error:
+        raise CnnlabError(f"{run.metrics_file} is damaged: {reason(error)}; train again") from error

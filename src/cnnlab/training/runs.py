@@ -39,6 +39,8 @@ from cnnlab.training.series import FROM, is_series, member_folders, open_series
 
 _FORMAT = "cnnlab run 1"
 WEIGHTS = ("best", "last")
+MOST_COUNTED = 1000  # classes up to which a row holds the counts of each
+_SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
 _SIDE = Number(1, LARGEST_SIDE, whole=True)
 _CHANNELS = Number(1, 64, whole=True)
 _SHARE = Number(0, 1)
@@ -60,6 +62,9 @@ _SUMMARY = {
     "examples_per_second": NUMBER, "images_per_second": NUMBER, "total_seconds": NUMBER, "device": str,
     "skipped": COUNT, "skipped_updates": COUNT, "images": {"train": COUNT},
     "data": str, "shared": {"validation?": COUNT, "test?": COUNT}, "epochs": COUNT, "stopped": bool,
+    "stopped_by": (None, "patience", "on_epoch"), "best_by": str,
+    "figures": (None, {"weights": str, "epoch": COUNT, **dict.fromkeys(_SCORES, _SHARE),
+                       "intervals": {key: [_SHARE] for key in _SCORES}, "classes": list}),
     "never_predicted": [str],
 }  # fmt: skip
 _SECONDS = Number(1e-9, 1e12)
@@ -133,7 +138,7 @@ class Run:
         except CnnlabError as error:
             raise CnnlabError(f"{error}; or delete it: cnnlab train --resume {self.path} writes it again") from error
         key, split = self.recipe.key, self.recipe.eval_split
-        figures = {f"{key}_loss": NUMBER, f"{key}_acc": _SHARE, f"{key}_balanced_acc": _SHARE}
+        figures = {f"{key}_loss": NUMBER, **{f"{key}_{name}": _SHARE for name in ("acc", "balanced_acc", "macro_f1")}}
         check(path, summary, {**_SUMMARY, "eval_split": (split,), **figures})
         return summary
 
@@ -321,7 +326,9 @@ def _sessions(path: Path) -> list[dict[str, Any]]:
 def row_schema(recipe: Recipe) -> dict[str, Any]:
     """Return what a row of metrics.jsonl holds."""
     key = recipe.key
-    return {**_ROW, f"{key}_acc": _SHARE, f"{key}_balanced_acc": _SHARE, f"{key}_loss": NUMBER}
+    shares = {f"{key}_{name}": _SHARE for name in ("acc", "balanced_acc", "macro_f1")}
+    counts = {f"{key}_correct?": [COUNT], f"{key}_predicted?": [COUNT]}
+    return {**_ROW, **shares, **counts, f"{key}_loss": NUMBER}
 
 
 def _line(row: dict[str, Any]) -> str:

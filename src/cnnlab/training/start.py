@@ -34,6 +34,7 @@ CONTINUABLE = {
     "shift_fill", "flip", "alternating_flip", "vertical_flip", "rotation", "zoom", "shear", "fill", "crop_scale",
     "crop_ratio", "brightness", "contrast", "saturation", "randaugment", "magnitude",
     "cutout", "mixup", "cutmix", "balance",
+    "patience",
 }  # fmt: skip
 
 

@@ -159,7 +159,11 @@ def train_members(session: Session, series: Series) -> SeedsResult:
                     f"stopped at {word} {number}; {len(results)} of {len(numbers)} {series.kind} are finished. "
                     f"Continue with: {resume_call(series.path, recipe, session.builder(recipe), series.augment)}"
                 ) from None
-        figures = ["loss", "train_acc", *(f"{recipe.key}_{name}" for name in ("loss", "acc", "balanced_acc"))]
+        figures = [
+            "loss",
+            "train_acc",
+            *(f"{recipe.key}_{name}" for name in ("loss", "acc", "balanced_acc", "macro_f1")),
+        ]
         figures += ["images_per_second", "examples_per_second"]
         summary = {
             "recipe": recipe.name,
