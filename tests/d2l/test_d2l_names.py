@@ -194,6 +194,14 @@ def test_class_names_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(one) == 1
     (chinese,) = d2l.show_images([x[0]], 1, 1, titles=["猫"])
     assert chinese.title.get_fontfamily()[-1] != "sans-serif" or "[" in chinese.get_title()  # never an empty box
+    for colour in (torch.rand(2, 3, 8, 8), torch.rand(2, 8, 8, 3).numpy(), torch.rand(2, 4, 8, 8).bfloat16()):
+        assert d2l.show_images(colour, 1, 2)[1].images[0].get_array().shape[:2] == (8, 8)
+    for bad in (torch.rand(2, 2, 8, 8), torch.rand(8, 8), torch.rand(1, 1, 1, 8, 8), [None], ["a.png"]):
+        with pytest.raises(CnnlabError, match="image 1 is"):
+            d2l.show_images(bad, 1, 2)
+    for arguments in ((x, 0, 2), (x, 1, 2.5), (None, 1, 2)):
+        with pytest.raises(CnnlabError):
+            d2l.show_images(*arguments)
     d2l.plt.close("all")
 
 
@@ -417,7 +425,7 @@ def test_lazy_layers_are_initialized_with_the_first_batch() -> None:
     "changes",
     [
         {"num_epochs": 0}, {"num_epochs": 1.5}, {"lr": -1.0}, {"lr": float("nan")}, {"device": "gpu"},
-        {"device": "cuda:99"}, {"train_iter": []}, {"test_iter": []}, {"train_iter": [torch.rand(4, 1, 28, 28)]},
+        {"device": "cuda:99"}, {"lr": "0.1"}, {"lr": None}, {"num_epochs": "1"}, {"train_iter": []}, {"test_iter": []}, {"train_iter": [torch.rand(4, 1, 28, 28)]},
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(changes: dict[str, object]) -> None:
@@ -438,10 +446,18 @@ BAD_BATCHES: dict[str, tuple[object, str]] = {
     "negative": ((X4, torch.tensor([0, 1, -1, 2])), "batch 1: a label is -1"),
     "ignored": ((X4, torch.tensor([0, 1, -100, 2])), "a label is -100"),
     "float": ((X4, Y4.float()), r"labels are float32; .* y.long()"),
+    "soft": ((X4, torch.full((4, 3), 1 / 3)), r"a number for each class; .* y.argmax\(1\)"),
     "float column": ((X4, Y4.float()[:, None]), r"labels are float32; .* y.long()"),
     "one-hot": ((X4, F.one_hot(Y4, 3)), r"one-hot; pass y.argmax\(1\)"),
     "channels": ((X4.expand(4, 3, 6, 6), Y4), "have 3 channels, but the network takes 1"),
-    "flat": ((X4.flatten(1), Y4), "does not take images of shape"),
+    "flat": ((X4.flatten(1), Y4), r"X.reshape\(-1, 1, 6, 6\)"),
+    "no channels": ((X4[:, 0], Y4), r"X.unsqueeze\(1\)"),
+    "one without channels": ((X4[:1, 0], Y4[:1]), r"X.unsqueeze\(1\)"),
+    "channels last": ((X4.permute(0, 2, 3, 1), Y4), r"X.permute\(0, 3, 1, 2\)"),
+    "colour last": ((X4.permute(0, 2, 3, 1).expand(4, 6, 6, 3), Y4), r"X.permute\(0, 3, 1, 2\)"),
+    "float16": ((X4.half(), Y4), r"images are float16, .* X.float\(\)"),
+    "bfloat16": ((X4.bfloat16(), Y4), r"images are bfloat16, .* X.float\(\)"),
+    "complex": ((X4.to(torch.complex64), Y4), r"X.abs\(\)"),
     "small": ((X4[:, :, :2, :2], Y4), "does not take images of shape"),
     "uint8": (((X4 * 255).byte(), Y4), r"images are uint8; convert them"),
     "float64": ((X4.double(), Y4), "float64|double"),
@@ -463,7 +479,7 @@ BAD_BATCHES: dict[str, tuple[object, str]] = {
 def test_bad_batches_are_one_line(case: str, way: str) -> None:
     batch, why = BAD_BATCHES[case]
     net = tiny()
-    if case.startswith("float") and case != "float64" and way == "evaluate":
+    if case in ("float", "float column") and way == "evaluate":
         return  # predictions are compared with them as numbers
     good, cpu = [(X4, Y4)], [torch.device("cpu")]
     loss, trainer = nn.CrossEntropyLoss(reduction="none"), torch.optim.Adam(net.parameters())
@@ -474,6 +490,64 @@ def test_bad_batches_are_one_line(case: str, way: str) -> None:
     }
     with pytest.raises(CnnlabError, match=why) as caught:
         calls[way]()
+    assert "\n" not in str(caught.value)
+
+
+class Returns(nn.Module):
+    """A network that returns something else than a row of outputs for each image."""
+
+    def __init__(self, what: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.inner, self.what = tiny(), what
+
+    def forward(self, x: Tensor) -> object:
+        return self.what(self.inner(x))
+
+
+BAD_NETWORKS: dict[str, tuple[object, str]] = {
+    "tuple": (Returns(lambda out: (out, 0)), "returns a tuple"),
+    "dict": (Returns(lambda out: {"logits": out}), "returns a dict"),
+    "None": (Returns(lambda _: None), "returns None"),
+    "unflattened": (Returns(lambda out: out[..., None, None]), r"shape \(B, 3, 1, 1\); .*Flatten"),
+    "function": (lambda x: x, "net is a function"),
+    "class": (nn.Sequential, r"class Sequential; create .* Sequential\(...\)"),
+    "no weights": (nn.Flatten(), "no weights to train"),
+    "frozen": (tiny().requires_grad_(requires_grad=False), "no weights to train"),
+    "none at all": (None, "net is None"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_NETWORKS)
+def test_networks_that_cannot_be_trained_are_one_line(case: str) -> None:
+    net, why = BAD_NETWORKS[case]
+    data: list[object] = [(X4, Y4)]
+    trainer, cpu = torch.optim.Adam(tiny().parameters()), [torch.device("cpu")]
+    calls: list[Callable[[], object]] = [
+        lambda: d2l.train_ch6(net, data, data, 1, 0.1, "cpu"),  # type: ignore[arg-type]
+        lambda: d2l.train_ch13(net, data, data, nn.CrossEntropyLoss(), trainer, 1, cpu),  # type: ignore[arg-type]
+    ]
+    if isinstance(net, Returns | type | None) and case != "unflattened":  # (B, K, 1, 1) can be evaluated
+        calls.append(lambda: d2l.evaluate_accuracy(net, data))
+    for call in calls:
+        with pytest.raises(CnnlabError, match=why) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_the_networks_own_error_is_not_hidden() -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        d2l.train_ch6(Returns(lambda out: out.no_such_name), [(X4, Y4)], [(X4, Y4)], 1, 0.1, "cpu")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"loss": nn.CrossEntropyLoss}, {"loss": None}, {"trainer": 0.1}, {"trainer": torch.optim.SGD}, {"num_epochs": 0}],
+)
+def test_bad_arguments_of_train_ch13_are_one_line(changes: dict[str, object]) -> None:
+    net = tiny()
+    arguments = {"loss": nn.CrossEntropyLoss(), "trainer": torch.optim.Adam(net.parameters()), "num_epochs": 1}
+    with pytest.raises(CnnlabError) as caught:
+        d2l.train_ch13(net, [(X4, Y4)], [(X4, Y4)], **{**arguments, **changes}, devices=CPU)
     assert "\n" not in str(caught.value)
 
 
@@ -513,6 +587,11 @@ def test_predictions_in_a_column_are_compared_one_by_one() -> None:
     assert d2l.accuracy(torch.eye(3), torch.tensor([[0], [1], [0]])) == 2
     with pytest.raises(CnnlabError, match="predictions of shape"):
         d2l.accuracy(torch.eye(3), torch.tensor([0, 1]))
+    assert d2l.accuracy(torch.eye(3).numpy(), Y4[:3].numpy()) == 3
+    assert d2l.accuracy([[1, 0], [0, 1]], [0, 0]) == 1
+    for bad in ("cat", {"a": 1}, [[1], [2, 3]], None):
+        with pytest.raises(CnnlabError, match="pass tensors or arrays"):
+            d2l.accuracy(bad, torch.tensor([0]))
 
 
 def test_a_last_batch_of_one_with_batch_norm() -> None:

@@ -300,6 +300,52 @@ def test_unpacked_files_are_found_without_a_download(tmp_path: Path, monkeypatch
             load("kmnist", tmp_path)
 
 
+PLACES = [
+    "FashionMNIST/raw/{}", "FashionMNIST/{}", "fashion-mnist/{}", "fashion_mnist/raw/{}", "Fashion MNIST/{}", "fashion/{}",
+    "{}", "raw/{}", "FashionMNIST/{}/{}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("way", ["unpacked", "kaggle", "official", "named .gz", "packed again", "not named .gz"])
+def test_mnists_files_in_other_places_and_under_other_names(
+    place: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = {
+        f"{part}-{kind}-ubyte": idx(array)
+        for part, count in (("train", TRAIN), ("t10k", TEST))
+        for kind, array in (
+            ("images-idx3", pictures(count, 28, 28)),
+            ("labels-idx1", np.arange(count, dtype=np.uint8)),
+        )
+    }
+    official = {name: gzip.compress(content, mtime=1) for name, content in parts.items()}
+    for name, content in parts.items():
+        monkeypatch.setitem(named._UNPACKED, f"FashionMNIST/raw/{name}", md5(content))
+    resources = [(f"{name}.gz", md5(content)) for name, content in official.items()]
+    monkeypatch.setattr(datasets.FashionMNIST, "resources", resources)
+    monkeypatch.setenv("CNNLAB_FASHION_MNIST_URL", "http://127.0.0.1:9")
+    made = {}
+    for name, content in parts.items():
+        spelled = name.replace("-idx", ".idx") if way == "kaggle" else name
+        spelled += ".gz" if way in ("official", "named .gz", "packed again") else ""
+        made[name] = tmp_path / place.format(spelled, spelled)
+        made[name].parent.mkdir(parents=True, exist_ok=True)
+        again = gzip.compress(content, 1, mtime=2) if way == "packed again" else content
+        made[name].write_bytes(official[name] if way in ("official", "not named .gz") else again)
+    assert named.is_there("fashion-mnist", tmp_path)
+    assert named.files("fashion-mnist", tmp_path) == dict.fromkeys(made.values(), "")
+    assert load("fashion-mnist", tmp_path).labels.tolist() == list(range(TRAIN))
+    assert not named.is_there("mnist", tmp_path)  # the four names are the same, the content is not
+
+    made["train-labels-idx1-ubyte"].write_bytes(idx(np.zeros(TRAIN, np.uint8)))  # of another set, or damaged
+    if place in ("{}", "raw/{}"):
+        assert not named.is_there("fashion-mnist", tmp_path)
+    else:
+        with pytest.raises(CnnlabError, match="is not the official file"):
+            load("fashion-mnist", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from cnnlab.d2l.checks import is_count
 from cnnlab.data import SourceOptions, data_folder, load_images, named
 from cnnlab.data.imageset import ImageSet
 from cnnlab.device.hardware import available_cores
@@ -131,23 +133,44 @@ def show_images(
 ) -> Any:
     """Show images in a grid of `num_rows` by `num_cols`, each `scale` inches wide; return the array of axes.
 
-    imgs: tensors (H, W) or (1, H, W), on any device, or Pillow images; images that do not fit the grid are dropped.
+    imgs: tensors or arrays (H, W), (C, H, W) or (H, W, C) with 1, 3 or 4 channels, on any device, or Pillow images;
+    images that do not fit the grid are dropped. Raises: CnnlabError for other images, and for a grid without places.
     """
     from matplotlib import pyplot as plt  # slow to import
 
     from cnnlab.io.fonts import report_numbers, use_fonts
 
+    if not (is_count(num_rows) and is_count(num_cols)):
+        raise CnnlabError(f"a grid of {num_rows!r} by {num_cols!r}: choose integers from 1")
+    if not isinstance(imgs, Iterable):
+        raise CnnlabError(f"imgs is a {type(imgs).__name__}; pass a tensor or a list of images")
     figure, grid = plt.subplots(num_rows, num_cols, figsize=(num_cols * scale, num_rows * scale), squeeze=False)
     axes = grid.flatten()
     for place in axes:
         place.set_axis_off()
     for i, (place, image) in enumerate(zip(axes, imgs, strict=False)):
-        if isinstance(image, Tensor):
-            image = image.detach().cpu()
-            image = (image[0] if image.ndim == 3 and len(image) == 1 else image).numpy()
-        place.imshow(image)
+        try:
+            place.imshow(_for_showing(image))
+        except (TypeError, ValueError, RuntimeError) as error:
+            plt.close(place.figure)
+            shape = f"of shape {tuple(image.shape)}" if hasattr(image, "shape") else f"a {type(image).__name__}"
+            raise CnnlabError(
+                f"image {i + 1} is {shape}; pass images (H, W), (C, H, W) or (H, W, C) with 1, 3 or 4 channels"
+            ) from error
         if titles and i < len(titles):
             place.set_title(titles[i])
     use_fonts(figure)  # titles in Chinese, for one
     report_numbers()
     return axes
+
+
+def _for_showing(image: Any) -> Any:
+    """Return an image as matplotlib takes it: (H, W) or (H, W, C); others unchanged."""
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
+    if not isinstance(image, np.ndarray) or image.ndim != 3:
+        return image
+    if image.shape[0] in (1, 3, 4) and image.shape[2] not in (1, 3, 4):
+        image = image.transpose(1, 2, 0)
+    return image[:, :, 0] if image.shape[2] == 1 else image

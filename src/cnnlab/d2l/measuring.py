@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnlab.d2l.checks import ONE_HOT, as_labels, check_finite, check_labels, explained, pixel_sum
+from cnnlab.d2l.checks import ONE_HOT, as_labels, check_finite, check_labels, check_object, explained, pixel_sum
 from cnnlab.d2l.data import Batches
 from cnnlab.device.hardware import pick_device
 from cnnlab.io.errors import CnnlabError, reason
@@ -122,12 +122,17 @@ def as_device(device: torch.device | str | None) -> torch.device:
     return pick_device(str(parsed)) if parsed.type in ("cuda", "mps") else parsed
 
 
-def accuracy(y_hat: Tensor, y: Tensor) -> float:
+def accuracy(y_hat: Any, y: Any) -> float:
     """Return the number of correct predictions: a count such as 3.0, not a fraction.
 
-    y_hat: (B, K) scores, or (B,) predicted classes; y: (B,) or (B, 1) true classes.
+    y_hat: (B, K) scores, or (B,) predicted classes; y: (B,) or (B, 1) true classes; tensors, arrays or lists. Raises:
+    CnnlabError for other values, and for shapes that do not fit.
     """
-    return float(count_correct(y_hat, y))
+    try:
+        y_hat, y = torch.as_tensor(y_hat), torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CnnlabError(f"accuracy: pass tensors or arrays of numbers ({reason(error, 80)})") from error
+    return float(count_correct(y_hat, y.to(y_hat.device)))
 
 
 def count_correct(y_hat: Tensor, y: Tensor) -> Tensor:
@@ -159,6 +164,7 @@ def evaluate_accuracy_gpu(net: Any, data_iter: Iterable[Any], device: torch.devi
     module's weights; a function gets the batches unmoved. Raises: CnnlabError if `data_iter` yields anything but pairs,
     or nothing.
     """
+    check_object("net", net, None, "a network, such as nn.Sequential(...)")
     if isinstance(net, nn.Module):
         net.eval()
         if device is None:

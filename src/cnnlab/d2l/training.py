@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from cnnlab.d2l.animator import Animator
-from cnnlab.d2l.checks import as_labels, check_finite, explained, pixel_sum
+from cnnlab.d2l.checks import as_labels, check_finite, check_network, check_object, explained, is_count, pixel_sum
 from cnnlab.d2l.data import Batches
 from cnnlab.d2l.measuring import (
     as_device,
@@ -78,7 +78,9 @@ def train_ch6(
     the first batch, and synchronizes a GPU five times per epoch, not after each batch. Raises: CnnlabError for an
     invalid number of epochs, learning rate, device or batch.
     """
-    _check(num_epochs, lr)
+    check_network(net)
+    _check_epochs(num_epochs)
+    _check_rate(lr)
     target = as_device(device)
     train_iter = _initialize_lazy(net, train_iter)
     net.apply(_xavier)
@@ -116,6 +118,8 @@ def train_batch_ch13(
     """
     if not devices:
         raise CnnlabError("devices is empty; pass try_all_gpus()")
+    check_network(net)
+    _check_step(loss, trainer)
     y = as_labels(y, "the batch")
     with explained(net, X, y, "the batch"):
         total, correct = _batch(net, X, y, loss, trainer, torch.device(devices[0]), mean)
@@ -165,7 +169,7 @@ def train_ch13(
     loss: Callable[[Tensor, Tensor], Tensor],
     trainer: torch.optim.Optimizer,
     num_epochs: int,
-    devices: Sequence[torch.device] | None = None,
+    devices: Sequence[torch.device] | torch.device | str | None = None,
     *,
     mean: bool = False,
 ) -> History:
@@ -174,8 +178,11 @@ def train_ch13(
     Keeps the initial weights. Each update is that of `train_batch_ch13`; see there for `loss` and `mean`. Plots,
     prints, returns and raises as `train_ch6` does.
     """
-    _check(num_epochs, None)
-    targets = [as_device(device) for device in devices or try_all_gpus()]
+    check_network(net)
+    _check_epochs(num_epochs)
+    _check_step(loss, trainer)
+    chosen = [devices] if isinstance(devices, str | torch.device) else devices or try_all_gpus()
+    targets = [as_device(device) for device in chosen]
     net.to(targets[0])
     parallel: nn.Module = nn.DataParallel(net, device_ids=targets) if len(targets) > 1 else net
 
@@ -271,11 +278,21 @@ def _train_epoch(
     return row, torch.stack(losses).tolist()
 
 
-def _check(num_epochs: int, lr: float | None) -> None:
-    if not isinstance(num_epochs, int) or num_epochs < 1:
+def _check_epochs(num_epochs: int) -> None:
+    if not is_count(num_epochs):
         raise CnnlabError(f"num_epochs={num_epochs!r}: choose an integer from 1")
-    if lr is not None and not 0 <= lr < float("inf"):
+
+
+def _check_rate(lr: Any) -> None:
+    if lr is None or isinstance(lr, str) or not 0 <= lr < float("inf"):
         raise CnnlabError(f"lr={lr!r}: choose a learning rate from 0, such as 0.1")
+
+
+def _check_step(loss: Any, trainer: Any) -> None:
+    check_object("loss", loss, None, 'a function, such as nn.CrossEntropyLoss(reduction="none")')
+    check_object(
+        "trainer", trainer, torch.optim.Optimizer, "an optimizer, such as torch.optim.SGD(net.parameters(), lr)"
+    )
 
 
 def _xavier(module: nn.Module) -> None:

@@ -7,9 +7,11 @@ download is ours (`cnnlab.data.download`). A set is a line of NAMED.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +39,8 @@ _UNPACKED = {
     "MNIST/raw/t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "MNIST/raw/t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
+_SEPARATORS = str.maketrans("", "", "-_ ")
+_LARGEST_IDX = 1 << 26  # bytes unpacked; the training images have 47 million
 
 Pixels = tuple[np.ndarray, np.ndarray, Sequence[str]]
 """images (N, C, H, W) uint8, labels (N,) of any integer type, names of the classes"""
@@ -47,7 +51,8 @@ class File:
     """A file that is read, and the download that it comes from. Paths are relative to the data folder.
 
     path, md5: as it is read; no checksum if the publisher names none. packed, packed_md5, urls: the download: the file
-    itself, the file with `.gz`, or an archive in which it is called `member`.
+    itself, the file with `.gz`, or an archive in which it is called `member`. idx: a file of MNIST or its kin, which
+    other programs leave in other places and under other names; it is known by its content.
     """
 
     path: str
@@ -56,6 +61,7 @@ class File:
     packed_md5: str
     urls: tuple[str, ...]
     member: str = ""
+    idx: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,12 +124,59 @@ def _all_files(name: str) -> Iterator[File]:
 def _on_disk(file: File, data_dir: Path) -> Path | None:
     """Return where the file is, packed or not; None if it is not there. Unpacked members come before their archive."""
     order = (file.path, file.packed) if file.member else (file.packed, file.path)
-    return next((data_dir / path for path in order if (data_dir / path).exists()), None)
+    usual = (data_dir / path for path in order if (data_dir / path).is_file())
+    return next(usual, next(_elsewhere(file, data_dir), None))
+
+
+def _elsewhere(file: File, data_dir: Path) -> Iterator[Path]:
+    """Yield the file in other usual places: in a folder with the set's name, and, if its MD5 fits, without one.
+
+    The four names are the same for all sets of this kind. Kaggle writes `train-images.idx3-ubyte`, or puts the file
+    into a folder of its own name.
+    """
+    if not file.idx or not data_dir.is_dir():
+        return
+    dataset, name = Path(file.path).parts[0].casefold(), Path(file.path).name
+    spellings = [name, name.replace("-idx", ".idx")]
+    spellings += [f"{spelling}.gz" for spelling in spellings]
+    own = [
+        path
+        for path in sorted(data_dir.iterdir())
+        if path.name.casefold().translate(_SEPARATORS) in (dataset, dataset.removesuffix("mnist") or dataset)
+    ]
+    for folder in (*own, data_dir):
+        for place in (folder / "raw", folder):
+            for path in (p for spelling in spellings for p in (place / spelling, place / spelling / spelling)):
+                if path.is_file() and (folder != data_dir or _is_official(path, file)):
+                    yield path
 
 
 def _matches(path: Path, file: File, data_dir: Path) -> bool:
+    if file.idx:
+        return _is_official(path, file) or (not file.md5 and not _is_gzip(path))
     wanted = file.packed_md5 if path == data_dir / file.packed else file.md5
     return not wanted or checksum(path, "md5") == wanted
+
+
+def _is_official(path: Path, file: File) -> bool:
+    """Return whether a file has the right content, packed by whomever or not, whatever its name."""
+    if checksum(path, "md5") in (file.packed_md5, file.md5):
+        return True
+    if not file.md5 or not _is_gzip(path):
+        return False
+    md5, size = hashlib.md5(usedforsecurity=False), 0
+    try:
+        with gzip.open(path) as unpacked:
+            while (chunk := unpacked.read(1 << 20)) and (size := size + len(chunk)) <= _LARGEST_IDX:
+                md5.update(chunk)
+    except (OSError, EOFError, zlib.error):  # damaged
+        return False
+    return md5.hexdigest() == file.md5
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as opened:
+        return opened.read(2) == b"\x1f\x8b"
 
 
 def _get(name: str, file: File, options: SourceOptions) -> Path:
@@ -135,7 +188,7 @@ def _get(name: str, file: File, options: SourceOptions) -> Path:
         download(urls, packed, md5=file.packed_md5, report=options.report)
         path = packed
     elif not _matches(path, file, options.data_dir):
-        wanted = file.packed_md5 if path == packed else file.md5
+        wanted = file.packed_md5 if path == packed else file.md5 or file.packed_md5
         raise _damaged(path, f"its MD5 sum is not {wanted}")
     if not file.member or path != packed:
         return path
@@ -188,13 +241,14 @@ def _idx_files(dataset: str, split: str) -> list[File]:
         path = f"{dataset}/raw/{'train' if split == 'train' else 't10k'}-{kind}-ubyte"
         name = Path(path).name + ".gz"
         urls = tuple(mirror.rstrip("/") + "/" + name for mirror in listed.mirrors)
-        found.append(File(path, _UNPACKED.get(path, ""), path + ".gz", dict(listed.resources)[name], urls))
+        found.append(File(path, _UNPACKED.get(path, ""), path + ".gz", dict(listed.resources)[name], urls, idx=True))
     return found
 
 
 def _read_idx(path: Path, sides: int) -> np.ndarray:
     """Read (N, H, W) or (N,) uint8; sides: number of dimensions. The dimensions must account for every byte."""
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    content = path.read_bytes()
+    content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
     start = 4 + 4 * sides
     if content[:4] != bytes((0, 0, 8, sides)) or len(content) < start:
         raise _damaged(path, "it does not begin as an IDX file")

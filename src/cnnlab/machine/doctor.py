@@ -71,9 +71,10 @@ def examine(
         yield _disk(f"disk, {what}", path.absolute(), "failed" if what == "runs" else "note")
     yield from _runs(Path(runs_dir))
     for source in DATASETS:
-        if source == "fashion-mnist" and not (folders["data"] / "FashionMNIST").is_dir():
+        there = source not in named.NAMED or named.is_there(source, folders["data"])
+        if source == "fashion-mnist" and not there and not (folders["data"] / "FashionMNIST").is_dir():
             yield Check(source, "note", f"not in {folders['data']}; a first training downloads it")
-        elif source in ("digits", "fashion-mnist") or named.is_there(source, folders["data"]):
+        elif there or source == "fashion-mnist":
             yield from verify(source, data_dir=data_dir)
 
 
