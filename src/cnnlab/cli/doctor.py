@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnnlab.cli.options import AsJson, DataDir, DeviceName, IdColumn, LabelColumn, RunsDir, SkipBad
-from cnnlab.io.text import echo
+from cnnlab.cli.options import AsJson, DataDir, DeviceName, IdColumn, LabelColumn, RunName, RunsDir, SkipBad
+from cnnlab.io.text import echo, echo_csv
 
 if TYPE_CHECKING:
     from cnnlab.machine.doctor import Check
@@ -72,6 +72,37 @@ def duplicates(
         found = find(source, threshold=None if exact else likeness, data_dir=data_dir, image_size=image_size,
                      columns=columns, skip_bad=skip_bad, picture=plot, report=report)  # fmt: skip
     echo(to_json(found.to_dict()) if as_json else found.to_text(most))
+
+
+@data.command()
+def split(
+    run: RunName,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Save to this CSV file. Default: print.", show_default=False),
+    ] = None,
+    images: Annotated[
+        str | None, typer.Option("--data", help="Where the run's images are now.", show_default=False)
+    ] = None,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = Path("runs"),
+    skip_bad: SkipBad = False,
+) -> None:
+    """Export the split of a run: path, label, split and group of each image.
+
+    `cnnlab train --data csv:FILE` trains on the same split again. For a folder of
+    folds: the fold of each image.
+    """
+    from cnnlab.inference.evaluation import check_new_csv
+    from cnnlab.inference.split_table import split_table
+
+    if output is not None:
+        check_new_csv(output)
+    table = split_table(run, data=images, runs_dir=runs_dir, data_dir=data_dir, skip_bad=skip_bad)
+    if output is None:
+        echo_csv(table.to_csv(Path()).rstrip("\n"))
+    else:
+        table.save(output)
 
 
 @data.command()

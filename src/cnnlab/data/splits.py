@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnnlab.data import SourceOptions, load_images, stratified_split, stratified_subset
+from cnnlab.data import CSV, SourceOptions, load_images, stratified_split, stratified_subset
 from cnnlab.data.grouping import Grouping, deal, group_names, grouping_of, share_difference, stratified_folds
 from cnnlab.data.imageset import ImageSet
 from cnnlab.data.own import MEMORY, OwnImages
@@ -70,8 +70,9 @@ def load_pool(recipe: Recipe, options: SourceOptions, own: OwnImages | None = No
         raise CnnlabError(f"{recipe.data} has no test set; set eval_split=validation and a val_fraction{pair}")
     if recipe.folds and evaluated is not None:
         raise CnnlabError(
-            f"folds={recipe.folds}: {recipe.data} has validation images of its own; put them among the training "
-            "images, or set folds=0"
+            f"folds={recipe.folds}: {recipe.data} has validation images of its own; "
+            + ("set columns=split=" if recipe.data.startswith(CSV) else "put them among the training images")
+            + ", or folds=0"
         )
     drawn = recipe.eval_split == "validation" and evaluated is None
     grouping = grouping_of(train_set, recipe.group, recipe.group_duplicates and drawn)

@@ -10,16 +10,19 @@ from cnnlab.inference.classifier import (
     probabilities,
 )
 from cnnlab.inference.evaluation import RunEvaluation, evaluate_run, validation_images
+from cnnlab.inference.split_table import SplitTable, split_table
 
 __all__ = [
     "Classifier",
     "Prediction",
     "Predictions",
     "RunEvaluation",
+    "SplitTable",
     "evaluate_run",
     "load_model",
     "load_network",
     "predict",
     "probabilities",
+    "split_table",
     "validation_images",
 ]

@@ -109,11 +109,7 @@ class RunEvaluation:
 
     def save_predictions(self, path: str | Path) -> None:
         """Write `predictions_csv` to a new file in UTF-8. Raise CnnlabError if that fails."""
-        check_new_csv(path)
-        try:
-            write_atomic(Path(path), self.predictions_csv())
-        except OSError as error:
-            raise CnnlabError(f"cannot write {path}: {reason(error)}; name another file") from error
+        save_new_csv(path, self.predictions_csv())
 
     def save_plot(self, path: str | Path) -> None:
         """Draw the confusion matrix to a new PNG file. Raise CnnlabError if that fails."""
@@ -134,6 +130,15 @@ def check_new_csv(path: str | Path) -> None:
         raise CnnlabError(f"{path} exists; name another file, or remove it first")
     if not Path(path).parent.is_dir():
         raise CnnlabError(f"the folder {Path(path).parent} does not exist; create it first")
+
+
+def save_new_csv(path: str | Path, content: str) -> None:
+    """Write a table to the new file `path`. Raise CnnlabError if that fails."""
+    check_new_csv(path)
+    try:
+        write_atomic(Path(path), content)
+    except OSError as error:
+        raise CnnlabError(f"cannot write {path}: {reason(error)}; name another file") from error
 
 
 def evaluate_run(
