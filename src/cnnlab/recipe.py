@@ -78,6 +78,12 @@ class Recipe:
         choices=("pytorch", "xavier-uniform", "he-normal"),
     )
 
+    freeze_epochs: int = _setting(
+        0, "first epochs in which only the last layer is trained, without augmentation, on fixed features", 0, 100_000
+    )
+    layer_decay: float = _setting(1.0, "factor of the learning rate from each stage to the one before it", 0.01, 1)
+    freeze_batch_norm: bool = _setting(False, "batch norm uses its running statistics and does not update them")
+
     image_size: int = _setting(0, "input size of the network, pixels a side; 0: the source's own", 0, 4096)
     start_size: int = _setting(0, "progressive resizing: pixels a side in the first epoch; 0: off", 0, 4096)
     fit: str = _setting("pad", "how an image is made square", choices=("pad", "crop", "stretch"))

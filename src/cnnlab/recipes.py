@@ -210,6 +210,29 @@ RECIPES: dict[str, Recipe] = {
             weight_decay=0.01,
             schedule="one-cycle",
         ),
+        # For networks with published weights: the head on features that are computed once, then all layers, the early
+        # ones slower. Any source. MEASURED
+        Recipe(
+            name="finetune",
+            data="folder:PATH",
+            model="efficientnet-lite0.in1k",
+            epochs=9,
+            freeze_epochs=5,
+            batch_size=32,
+            optimizer="adamw",
+            learning_rate=0.001,
+            layer_decay=0.75,
+            freeze_batch_norm=True,
+            weight_decay=0.05,
+            schedule="one-cycle",
+            label_smoothing=0.1,
+            shift=8,
+            shift_fill="reflect",
+            flip=True,
+            precision="auto",
+            memory_format="channels_last",
+            val_fraction=0.2,
+        ),
         # Not measured: it depends on the images.
         Recipe(
             name="folder",
@@ -227,6 +250,12 @@ RECIPES: dict[str, Recipe] = {
         ),
     )
 }
+
+
+def has_published_weights(model: str) -> bool:
+    """Return whether the network's name has a tag of published weights, as `published_tag`, without loading torch."""
+    library, colon, base = model.partition(":")
+    return model == "efficientnet-lite0.in1k" or (library in ("timm", "torchvision") and bool(colon) and "." in base)
 
 
 def find_recipe(name: str) -> Recipe:
@@ -258,11 +287,15 @@ def choose_recipe(
     kind = _LIKE.get(kind, kind)
     defaults = {"folder": "folder", "store": "cifar/10min", "memory": "own"}
     default = defaults.get(kind, kind if kind in RECIPES else "digits")
+    if model is not None and has_published_weights(model):
+        default = "finetune"
     chosen = find_recipe(recipe or default)
-    if data is None and chosen.data.endswith(":PATH"):
+    if recipe is None:
+        chosen = replace(chosen, data=source)
+    elif data is None and chosen.data.endswith(":PATH"):
         more = ", a competition's prepared images; see cnnlab kaggle" if chosen.data.startswith("store:") else ""
         raise CnnlabError(f"recipe {chosen.name!r} needs --data {chosen.data}{more}")
-    if data is not None and (recipe is None or chosen.data == f"{kind}:PATH"):
+    elif data is not None and (chosen.data == f"{kind}:PATH" or chosen.name == "finetune"):
         chosen = replace(chosen, data=data)  # what it is for
     elif data is not None:
         chosen = chosen.changed(data=data)

@@ -49,7 +49,7 @@ every_model = pytest.mark.parametrize("name", MODELS)
 VARIANTS = {
     "vgg11", "vgg13", "vgg16", "vgg19", "resnet34", "resnet101", "resnet152", "resnet34-manual", "resnet101-manual",
     "resnet152-manual", "resnet18-manual-cifar", "resnet34-cifar", "resnet50-cifar", "alexnet-small", "vgg11-small",
-    "nin-small", "googlenet-small", "airbench94", "airbench95", "densenet169", "densenet201",
+    "nin-small", "efficientnet-lite0.in1k", "googlenet-small", "airbench94", "airbench95", "densenet169", "densenet201",
 }  # fmt: skip
 FAMILIES = [name for name in MODELS if name not in VARIANTS]
 every_family = pytest.mark.parametrize("name", FAMILIES)

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnnlab.data import SourceOptions, data_folder, load_images
+from cnnlab.data import data_folder, load_images
 from cnnlab.data.augment import Augmentation
+from cnnlab.data.expected import options_for, preprocessing_for
 from cnnlab.data.imageset import ImageSet
-from cnnlab.data.loader import Loader, Preprocessing
+from cnnlab.data.loader import Loader
 from cnnlab.data.own import own_images
 from cnnlab.data.own_augment import Augment, OwnAugmentation
 from cnnlab.data.splits import load_splits
@@ -68,23 +69,14 @@ def loader(
         raise unknown("split", split, ("train", "validation", "test"))
     if split == "validation" and recipe.eval_split != "validation":
         raise CnnlabError(f"eval_split={recipe.eval_split}: no images are held out for validation")
-    options = SourceOptions(
-        data_dir=data_folder(data_dir), image_size=recipe.image_size, fit=recipe.fit, background=recipe.background,
-        skip_bad=skip_bad,
-    )  # fmt: skip
+    options = options_for(recipe, data_folder(data_dir), skip_bad=skip_bad)
     train_set, eval_set = load_splits(recipe, options, own)
     images: ImageSet | None = eval_set
     if split == "test" and recipe.eval_split != "test":
         images = None if own else load_images(recipe.data, "test", options.like(train_set))
     if images is None:
         raise CnnlabError(f"{recipe.data} has no test set")
-    preprocessing = Preprocessing.of(
-        train_set.images,
-        image_size=recipe.image_size,
-        fit=recipe.fit,
-        normalize=recipe.normalize,
-        decoding=train_set.decoding,
-    )
+    preprocessing = preprocessing_for(recipe, train_set)
     if split == "train":
         batches = Loader(
             train_set,

@@ -18,7 +18,7 @@ class Feeder:
     def __init__(self, images: Tensor, labels: Tensor, device: torch.device, resident: bool | None = None) -> None:
         self.resident = fits_on_device(images, device) if resident is None else resident
         self._images = images.to(device) if self.resident else images  # (N, C, H, W) uint8
-        self._labels = labels.to(device)  # (N,)
+        self.labels = labels.to(device)  # (N,)
         self._device = device
 
     def __call__(self, order: Tensor, sizes: list[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -30,10 +30,10 @@ class Feeder:
         if self.resident:
             for index in numbers:
                 # Five times as fast as indexing on a CPU: it copies whole images.
-                yield torch.index_select(self._images, 0, index), self._labels[index], index
+                yield torch.index_select(self._images, 0, index), self.labels[index], index
         else:
             for x, index in zip(self._from_host(order.split(sizes)), numbers, strict=True):
-                yield x, self._labels[index], index
+                yield x, self.labels[index], index
 
     def _from_host(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
         cuda = self._device.type == "cuda"

@@ -226,13 +226,14 @@ def _decoding(listing: Listing, options: SourceOptions) -> tuple[Decoding, list[
         side = options.image_size
     elif len(sizes) == 1 and len(set(next(iter(sizes)))) == 1:
         side = next(iter(sizes))[0]
+        side = min(side, options.size_limit or side)
         if side > LARGEST_SIDE:
             raise CnnlabError(f"the images of {listing.name} are {side} pixels a side; set image_size to a smaller one")
     else:
-        side = _DEFAULT_SIZE
+        side = options.size_limit or _DEFAULT_SIZE
     grey = all(header.grey for header, _ in surveyed.values())
     low, high, warnings = common_range(extremes for _, extremes in surveyed.values() if extremes)
-    how = Decoding(1 if grey else 3, side, options.fit, background, low, high)
+    how = Decoding(1 if grey else 3, side, options.fit, background, low, high, options.interpolation)
     return how, list(_fitting(sizes, how)), warnings
 
 

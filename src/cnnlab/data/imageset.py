@@ -27,7 +27,8 @@ class SourceOptions:
     """Options for all sources; each uses those that concern it.
 
     decoding: that of a finished run, or of the training images. Default: chosen from these by the other options.
-    columns: names of a table's columns, see `Recipe`.
+    columns: names of a table's columns, see `Recipe`. size_limit: side of images of different sizes, and of larger,
+    where image_size is 0; 0: the source's default, and no limit. interpolation: of resized images, see `Decoding`.
     """
 
     data_dir: Path
@@ -38,6 +39,8 @@ class SourceOptions:
     columns: str = ""
     skip_bad: bool = False
     report: Report = no_report
+    size_limit: int = 0
+    interpolation: str = "bilinear"
 
     def like(self, train: ImageSet) -> SourceOptions:
         """Return the options for the other splits of the source of `train`: decoded as these images were."""

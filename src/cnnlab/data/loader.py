@@ -25,7 +25,7 @@ class Preprocessing:
     """From uint8 images to the network's input, in training, evaluation and prediction.
 
     channels, native_size: of the source's images; image_size: side of the network's input; mean, std: per channel, of
-    pixels scaled to 0..1; background, low, high: see `Decoding`.
+    pixels scaled to 0..1; background, low, high, interpolation: see `Decoding`.
     """
 
     channels: int
@@ -37,6 +37,7 @@ class Preprocessing:
     background: str = "black"
     low: float = 0.0
     high: float = 0.0
+    interpolation: str = "bilinear"
 
     @classmethod
     def of(
@@ -45,6 +46,7 @@ class Preprocessing:
         """Return the preprocessing for training `images` (N, C, H, W) uint8: with their mean and std, or 0 and 1.
 
         decoding: how the images' files were decoded, if they were. Default: without a range of values, by `fit`.
+        For published weights, which bring their own moments: `data.expected.preprocessing_for`.
         """
         channels, height = images.shape[1], images.shape[2]
         decoding = decoding or Decoding(channels, height, fit)
@@ -66,12 +68,15 @@ class Preprocessing:
             background=decoding.background,
             low=decoding.low,
             high=decoding.high,
+            interpolation=decoding.interpolation,
         )
 
     @property
     def decoding(self) -> Decoding:
         """How an image file is decoded before anything else."""
-        return Decoding(self.channels, self.native_size, self.fit, self.background, self.low, self.high)
+        return Decoding(
+            self.channels, self.native_size, self.fit, self.background, self.low, self.high, self.interpolation
+        )
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> (B, C, image_size, image_size) float32 on the same device."""
@@ -84,6 +89,8 @@ class Preprocessing:
         if x.shape[2] == self.image_size:
             return x
         size = [self.image_size, self.image_size]
+        if self.interpolation == "bicubic":
+            return F.interpolate(x, size=size, mode="bicubic", antialias=self.image_size < x.shape[2]).clamp_(0, 1)
         if self.image_size < x.shape[2]:
             return F.interpolate(x, size=size, mode="bilinear", antialias=True)
         return enlarged(x, self.image_size, as_channels=x.is_cuda)

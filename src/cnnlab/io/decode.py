@@ -70,6 +70,7 @@ class Decoding:
     fit: `pad` keeps the whole image and adds bars, `crop` fills the square and cuts off the rest, `stretch` changes the
     proportions. background: black or white, behind transparent pixels. low, high: the values of 16-bit, 32-bit and
     floating-point greys that become 0 and 255; both 0: the range of the type, for each image by itself.
+    interpolation: bilinear or bicubic, of resized images.
     """
 
     channels: int
@@ -78,6 +79,7 @@ class Decoding:
     background: str = "black"
     low: float = 0.0
     high: float = 0.0
+    interpolation: str = "bilinear"
 
 
 @dataclass(frozen=True)
@@ -280,11 +282,12 @@ def _fitted(image: Image.Image, how: Decoding, invert: bool) -> Image.Image:
         image = ImageOps.invert(image)
     if image.size == target:
         return image
+    filter_ = Image.Resampling[how.interpolation.upper()]
     if how.fit == "stretch":
-        return image.resize(target, Image.Resampling.BILINEAR)
+        return image.resize(target, filter_)
     if how.fit == "crop":
-        return ImageOps.fit(image, target, Image.Resampling.BILINEAR)
-    return ImageOps.pad(image, target, Image.Resampling.BILINEAR)
+        return ImageOps.fit(image, target, filter_)
+    return ImageOps.pad(image, target, filter_)
 
 
 def _eight_bits(image: Image.Image, how: Decoding) -> Image.Image:

@@ -12,10 +12,12 @@ from cnnlab.io.errors import CnnlabError, unknown
 from cnnlab.models.airbench import airbench
 from cnnlab.models.alexnet import alexnet
 from cnnlab.models.densenet import DENSENET, DENSENET121, DENSENET169, DENSENET201, densenet
+from cnnlab.models.efficientnet import efficientnet_lite0
 from cnnlab.models.external import build_external, external_size, libraries
 from cnnlab.models.googlenet import googlenet
 from cnnlab.models.lenet import lenet, lenet_bn
 from cnnlab.models.nin import nin
+from cnnlab.models.published import PACKAGED, load_packaged
 from cnnlab.models.resnet import resnet
 from cnnlab.models.vgg import VGG11, VGG11_QUARTER, VGG13, VGG16, VGG19, vgg
 
@@ -83,6 +85,8 @@ _NETWORKS: dict[str, tuple[Builder, str]] = {
         partial(airbench, (128, 512, 512), deep=True),
         "a wider and deeper airbench with shortcuts, for 96% on CIFAR-10",
     ),
+    "efficientnet-lite0": (efficientnet_lite0, "EfficientNet-Lite0, for CPUs and phones, 224 pixels"),
+    "efficientnet-lite0.in1k": (efficientnet_lite0, "the same with its published ImageNet weights, to be fine-tuned"),
     "densenet": (partial(densenet, DENSENET), "the manual's small DenseNet: four blocks of four layers, 96 pixels"),
     "densenet121": (partial(densenet, DENSENET121, bottleneck=True, image_size=224), "DenseNet-121, with bottlenecks"),
     "densenet169": (partial(densenet, DENSENET169, bottleneck=True, image_size=224), "DenseNet-169, with bottlenecks"),
@@ -102,8 +106,9 @@ def build_model(
 ) -> nn.Module:
     """Return the network `name`, a key of MODELS: (B, C, H, W) float -> (B, K) logits.
 
-    Also `timm:NAME` and `torchvision:NAME`, see `cnnlab.models.external`. Initial weights are PyTorch's;
-    published: load those that the tag in such a name stands for. image_size: Default: `default_image_size(name)`.
+    Also `timm:NAME` and `torchvision:NAME`, see `cnnlab.models.external`, and names in PACKAGED. Initial weights are
+    PyTorch's; published: load those that the tag in such a name stands for. image_size: Default:
+    `default_image_size(name)`.
 
     Raises: CnnlabError for an unknown name, and for an image that is too small, with the smallest size that works.
     """
@@ -114,9 +119,12 @@ def build_model(
     if ":" in name:
         return build_external(name, **sizes, published=published)
     try:
-        return MODELS[name](**sizes)
+        model = MODELS[name](**sizes)
     except CnnlabError as error:
         raise CnnlabError(f"{name}: {error}") from error
+    if published and name in PACKAGED:
+        load_packaged(name, model, in_channels, num_classes)
+    return model
 
 
 def default_image_size(name: str) -> int:

@@ -2,8 +2,8 @@
 
 NAME alone starts from random weights, NAME.TAG from published ones, in timm's notation: `timm:resnet18.a1_in1k`,
 `torchvision:resnet18.IMAGENET1K_V1`, `torchvision:resnet18.DEFAULT`. If the number of classes differs, the last layer
-is initialized randomly. For grey images the weights of the first convolution are summed over the colours. Images are
-normalized by their own mean and standard deviation, not by those that the weights were trained with.
+is initialized randomly. For other than three channels the first convolution is adapted, see `published.adapted`.
+Images are normalized by the mean and standard deviation that the weights were trained with.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab.io.errors import CnnlabError, reason, unknown
+from cnnlab.models.published import PACKAGED, Published, adapted, lite0_weights
 
 _IMAGENET = 1000  # classes of the published heads
 # Makes torch.load read tensors only, whoever calls it: a downloaded file must not run code.
@@ -50,7 +51,56 @@ def build_external(
 def published_tag(name: str) -> str:
     """Return the tag of published weights in a network's name, or an empty string."""
     library, _, base = name.partition(":")
-    return base.partition(".")[2] if library in LIBRARIES else ""
+    return base.partition(".")[2] if library in LIBRARIES else name.partition(".")[2] if name in PACKAGED else ""
+
+
+def published_weights(name: str) -> Published | None:
+    """Return what the published weights in a network's name expect of images; None for a name without a tag.
+
+    Raise CnnlabError for an unknown name or tag, and a missing package.
+    """
+    if not published_tag(name):
+        return None
+    if name in PACKAGED:
+        return lite0_weights()
+    library, _, rest = name.partition(":")
+    base, _, tag = rest.partition(".")
+    if library == "timm":
+        timm = _import_timm(name)
+        _check_tag(name, base, tag, timm.list_models(), _timm_tags(timm, base))
+        c = timm.models.get_pretrained_cfg(rest)
+        return Published(
+            size=c.input_size[-1], mean=tuple(c.mean), std=tuple(c.std),
+            interpolation=c.interpolation if c.interpolation in ("bilinear", "bicubic") else "bilinear",
+            license=c.license or "not stated", origin=c.hf_hub_id or c.url or "timm",
+            fixed_size=bool(c.fixed_input_size),
+        )  # fmt: skip
+    from torchvision import models
+
+    _check_tag(name, base, "", models.list_models(module=models), ())
+    weights = models.get_model_weights(base)
+    _check_tag(name, base, tag, (base,), weights.__members__)
+    images = weights[tag].transforms()
+    return Published(
+        size=images.crop_size[0], mean=tuple(images.mean), std=tuple(images.std),
+        interpolation="bicubic" if "bicubic" in str(images.interpolation.value) else "bilinear",
+        license=weights[tag].meta.get("license", "not stated"), origin=weights[tag].url,
+        fixed_size=base.startswith(("vit_", "maxvit")),
+    )  # fmt: skip
+
+
+def pretrained_name(name: str) -> str:
+    """Return the network's name with a tag of published weights, or else the name of another that has some."""
+    library, _, base = name.partition(":")
+    if library == "timm":
+        try:
+            import timm
+
+            config = timm.models.get_pretrained_cfg(base)
+            return f"{name}.{config.tag}" if config is not None and config.tag else PACKAGED[0]
+        except (ImportError, RuntimeError):
+            return PACKAGED[0]
+    return f"{name}.DEFAULT" if library == "torchvision" else PACKAGED[0]
 
 
 def external_size(name: str) -> int:
@@ -80,19 +130,31 @@ def accepts(model: nn.Module, channels: int, size: int) -> bool:
     return True
 
 
-def _timm(
-    name: str, base: str, tag: str, published: bool, num_classes: int, in_channels: int, image_size: int
-) -> nn.Module:
+def _import_timm(name: str) -> Any:
     try:
         import timm
     except ImportError as error:
         raise CnnlabError(f"{name} needs the package timm; pip install 'cnnlab[timm]'") from error
-    known = timm.list_models()
+    return timm
+
+
+def _timm_tags(timm: Any, base: str) -> list[str]:
+    return [n.partition(".")[2] for n in timm.list_pretrained(base + ".*")]
+
+
+def _check_tag(name: str, base: str, tag: str, known: Iterable[str], tags: Iterable[str]) -> None:
+    library = name.partition(":")[0]
     if base not in known:
-        raise unknown("timm model", base, known)
-    tags = [n.partition(".")[2] for n in timm.list_pretrained(base + ".*")]
+        raise unknown(f"{library} model", base, known)
     if tag and tag not in tags:
-        raise unknown(f"tag of published weights for timm:{base}", tag, tags)
+        raise unknown(f"tag of published weights for {library}:{base}", tag, tags)
+
+
+def _timm(
+    name: str, base: str, tag: str, published: bool, num_classes: int, in_channels: int, image_size: int
+) -> nn.Module:
+    timm = _import_timm(name)
+    _check_tag(name, base, tag, timm.list_models(), _timm_tags(timm, base))
     options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels}
     full = f"{base}.{tag}" if tag else base
     config = timm.models.get_pretrained_cfg(full)
@@ -112,12 +174,9 @@ def _torchvision(
 ) -> nn.Module:
     from torchvision import models
 
-    known = models.list_models(module=models)
-    if base not in known:
-        raise unknown("torchvision model", base, known)
+    _check_tag(name, base, "", models.list_models(module=models), ())
     weights = models.get_model_weights(base)
-    if tag and tag not in weights.__members__:
-        raise unknown(f"tag of published weights for torchvision:{base}", tag, weights.__members__)
+    _check_tag(name, base, tag, (base,), weights.__members__)
     options: dict[str, Any] = {"num_classes": num_classes}
     if base in ("googlenet", "inception_v3"):
         options.update(aux_logits=False, init_weights=True)
@@ -151,8 +210,7 @@ def _take_channels(model: nn.Module, in_channels: int) -> None:
 def _copy(source: nn.Module, target: nn.Module, name: str) -> None:
     """Copy the published weights of `source`, except for a head with another number of classes.
 
-    For grey images the first convolution's channels are summed; for other numbers of channels it stays random. Raise
-    CnnlabError if anything else does not fit.
+    The first convolution is `adapted` to the channels. Raise CnnlabError if anything else does not fit.
     """
     published, own = source.state_dict(), target.state_dict()
     fitting: dict[str, Tensor] = {}
@@ -161,9 +219,9 @@ def _copy(source: nn.Module, target: nn.Module, name: str) -> None:
         value = published.get(key)
         if value is not None and value.shape == tensor.shape:
             fitting[key] = value
-        elif key == first and value is not None and tensor.shape[1] == 1:
-            fitting[key] = value.sum(1, keepdim=True)
-        elif value is None or not (key == first or value.shape[0] == _IMAGENET):
+        elif key == first and value is not None and value.shape[1] == 3:
+            fitting[key] = adapted(value, tensor.shape[1])
+        elif value is None or value.shape[0] != _IMAGENET:
             raise CnnlabError(
                 f"the weights of {name} do not fit its {key}, {tuple(tensor.shape)}; they are for images of "
                 f"{external_size(name)} pixels: set image_size={external_size(name)}"

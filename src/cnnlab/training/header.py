@@ -44,6 +44,9 @@ def network_lines(run: Run) -> Iterator[str]:
         f"network: {model['name']}, {plural(model['parameters'], 'parameter')}; "
         f"input {model['in_channels']} x {size} x {size}{resized}{fit}"
     )
+    if weights := model.get("weights"):
+        smaller = f"; input {size} pixels, see image_size" if not recipe.image_size else ""
+        yield f"weights: {weights['origin']}, licence {weights['license']}, with their own normalisation{smaller}"
     yield (
         f"recipe: {recipe.name}; {plural(recipe.epochs, 'epoch')}, batch {recipe.batch_size}, {recipe.optimizer}, "
         f"learning rate {recipe.learning_rate:g}, {recipe.schedule}"

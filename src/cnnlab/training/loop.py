@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,10 +21,11 @@ from cnnlab.training.average import Average, averaged_weights
 from cnnlab.training.checkpoint import save_weights
 from cnnlab.training.checkpointer import Checkpointer
 from cnnlab.training.cuda_graph import make_step
-from cnnlab.training.evaluate import evaluate
+from cnnlab.training.evaluate import Evaluation, evaluate
 from cnnlab.training.events import Events
+from cnnlab.training.finetune import FrozenBody, find_head, freeze_batch_norm
 from cnnlab.training.guard import NonFinite, NonFiniteMonitor
-from cnnlab.training.optim import learning_rate, size_in_epoch
+from cnnlab.training.optim import learning_rate, set_learning_rate, size_in_epoch
 from cnnlab.training.plan import Plan, prepare_model
 from cnnlab.training.progress import Meter, Position, Progress, out_of_patience
 from cnnlab.training.runs import Run
@@ -73,16 +75,46 @@ class Trainer:
         self._guard = GuardedStep(self.scaler, skip_nonfinite=skip) if skip or self.scaler else None
         self._step = self._guard or make_step(train_step, plan, device, session.display.message)
         self.monitor = NonFiniteMonitor(device, self.steps_per_epoch, skip)
+        self._head = find_head(model, session.other_classes(recipe)) if recipe.freeze_epochs else []
+        self.frozen: FrozenBody | None = None
+
+    def start_epoch(self, epoch: int, between: Callable[[], None]) -> None:
+        """Freeze all layers but the head for the first epochs, unfreeze them after those. Call `between` now and then.
+
+        `frozen` is then what is trained and evaluated in place of the model.
+        """
+        if epoch >= self.recipe.freeze_epochs and self.frozen is not None:
+            self.frozen.end()
+            self.frozen = None
+        elif epoch < self.recipe.freeze_epochs and self.frozen is None:
+            loaders = self.train_loader, self.eval_loader
+            self.frozen = FrozenBody(self.model, self._head, *loaders, self.plan.precision, between)
 
     def batches(self, epoch: int, position: Position | None) -> Batches:
         """Return the batches of an epoch (from 0) that are left at `position`."""
+        start = position.batches if position else None
+        if self.frozen is not None:
+            return self.frozen.train_loader.shuffled(self.recipe.seed, epoch, start=start)
         size = size_in_epoch(self.recipe, self.image_size, epoch)
-        return self.train_loader.shuffled(self.recipe.seed, epoch, size, position.batches if position else None)
+        return self.train_loader.shuffled(self.recipe.seed, epoch, size, start)
 
     def train_mode(self) -> None:
         """Put the model in training mode; the one with fast layers has flags of its own."""
-        self.model.train()
-        self._fast_model.train()
+        if self.frozen is not None:
+            self.frozen.train_mode()
+            return
+        for model in (self.model, self._fast_model):
+            model.train()
+            if self.recipe.freeze_batch_norm:
+                freeze_batch_norm(model)
+
+    def evaluate(self, between: Callable[[], None]) -> Evaluation:
+        """Evaluate the model, or its averaged weights, on the images held out. between: see `evaluate`."""
+        model, loader = self.model, self.eval_loader
+        if self.frozen is not None:
+            model, loader = self.frozen.model, self.frozen.eval_loader
+        with averaged_weights(self.average):
+            return evaluate(model, loader, self.num_classes, between, self.plan.precision)
 
     def rate(self, step: int) -> float:
         """Return the learning rate of update number `step` (from 0)."""
@@ -91,12 +123,13 @@ class Trainer:
     def update(self, x: Tensor, y: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Make update number `step` (from 0). Return the mean loss and the number of correct predictions."""
         recipe = self.recipe
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(step)
+        set_learning_rate(self.optimizer, self.rate(step))
         # Other shapes would be compiled again: the last batch of an epoch, and images that still grow.
         usual = len(y) == recipe.batch_size and x.shape[2] == self.image_size
-        model = self._fast_model if usual else self.model
-        loss, correct = self._step(model, self.optimizer, x, y, recipe.label_smoothing, self.plan.precision)
+        model, make = self._fast_model if usual else self.model, self._step
+        if self.frozen is not None:  # a CUDA graph of this step would go on leaving out the frozen layers
+            model, make = self.frozen.model, self._guard or train_step
+        loss, correct = make(model, self.optimizer, x, y, recipe.label_smoothing, self.plan.precision)
         if self.average is not None and (self._guard is None or self._guard.updated):
             self.average.after_step(step)
         return loss, correct
@@ -113,6 +146,7 @@ def train_epochs(trainer: Trainer, checkpointer: Checkpointer, session: Session,
     for epoch in range(len(rows), recipe.epochs):
         if progress.stopped:
             break
+        trainer.start_epoch(epoch, session.ctrl_c.check)
         meter = Meter(trainer.device, progress.position)
         batches = trainer.batches(epoch, progress.position)
         train_one_epoch(trainer, checkpointer, session, progress, epoch, meter, batches)
@@ -174,10 +208,7 @@ def finish_epoch(
     loss, accuracy = meter.means()
     started = time.perf_counter()
     try:
-        with averaged_weights(trainer.average):
-            measured = evaluate(
-                trainer.model, trainer.eval_loader, trainer.num_classes, session.ctrl_c.check, trainer.plan.precision
-            )
+        measured = trainer.evaluate(session.ctrl_c.check)
     except KeyboardInterrupt:
         if not session.ctrl_c.forced:  # else the averaged weights may be only partly swapped in
             checkpointer.save(_at(progress, trainer, meter.position(batches)), wait=True)

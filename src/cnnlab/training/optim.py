@@ -11,6 +11,7 @@ from torch import nn
 
 from cnnlab.device.hardware import has_bfloat16
 from cnnlab.recipe import Recipe
+from cnnlab.training.finetune import layer_scales
 from cnnlab.training.muon import Muon
 
 # The state of each parameter, by optimizer; "Muon.adam": of the parameters that Muon updates by AdamW.
@@ -27,7 +28,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe, precision: torch.dtype = to
 
     muon: updates the filters of convolutions; AdamW updates all others, at `other_learning_rate`. clip_norm: its `step`
     first scales the gradients down to that norm. precision: of the training steps; parameters and optimizer state keep
-    their own dtype.
+    their own dtype. Each group has the learning rate of the recipe times its `layer_scale`.
     """
     optimizer = _make_optimizer(model, recipe, precision)
     if recipe.clip_norm:
@@ -41,32 +42,48 @@ def _clip_gradients(norm: float, optimizer: torch.optim.Optimizer, *_: Any) -> N
 
 
 def _make_optimizer(model: nn.Module, recipe: Recipe, precision: torch.dtype) -> torch.optim.Optimizer:
-    trained = [p for p in model.parameters() if p.requires_grad]  # a network of your own may have frozen layers
-    decayed = [p for p in trained if p.ndim > 1]
-    others = [p for p in trained if p.ndim <= 1]
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}  # yours may have frozen layers
+    scales = layer_scales(model, recipe.layer_decay)
+    groups: list[dict[str, Any]] = []
+    for scale in sorted({scales.get(name, 1.0) for name in trained}, reverse=True) or [1.0]:
+        stage = [p for name, p in trained.items() if scales.get(name, 1.0) == scale]
+        groups += [{**group, "layer_scale": scale} for group in _groups(stage, recipe)]
     if recipe.optimizer == "muon":
-        filters = [p for p in decayed if p.ndim == 4]
-        adam = {"adam": True, "lr_scale": recipe.other_learning_rate / recipe.learning_rate}
-        groups: list[dict[str, Any]] = [
-            {"params": filters},
-            {"params": [p for p in decayed if p.ndim != 4], **adam, "weight_decay": recipe.weight_decay},
-            {"params": others, **adam},
-        ]
+        filters = [p for p in trained.values() if p.ndim == 4]
         # bfloat16 if the steps use it, or if the GPU has units for it. Not float16: its range is too small.
         on_gpu = any(p.device.type == "cuda" and has_bfloat16(p.device) for p in filters)
         products = torch.bfloat16 if on_gpu or precision == torch.bfloat16 else None
         return Muon(groups, recipe.learning_rate, recipe.momentum, products)
     # One kernel for all parameters. Not every PyTorch has it on MPS.
     fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
-    groups = [
-        {"params": decayed, "weight_decay": recipe.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=fused)
     return torch.optim.SGD(
         groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused
     )
+
+
+def _groups(parameters: list[nn.Parameter], recipe: Recipe) -> list[dict[str, Any]]:
+    """Return the optimizer's groups for the parameters of stages that share a learning rate."""
+    decayed = [p for p in parameters if p.ndim > 1]
+    others = [p for p in parameters if p.ndim <= 1]
+    if recipe.optimizer != "muon":
+        return [
+            {"params": decayed, "weight_decay": recipe.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+    adam = {"adam": True, "lr_scale": recipe.other_learning_rate / recipe.learning_rate}
+    return [
+        {"params": [p for p in decayed if p.ndim == 4]},
+        {"params": [p for p in decayed if p.ndim != 4], **adam, "weight_decay": recipe.weight_decay},
+        {"params": others, **adam},
+    ]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give each group the rate times its `layer_scale`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["layer_scale"]
 
 
 def initialize(model: nn.Module, scheme: str) -> None:
@@ -92,13 +109,20 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     constant: the peak. cosine: from the peak to 0 along half a cosine wave. one-cycle: linear warm-up to the peak
     during the first `warmup` of the steps, then linear decay to 0 (L. Smith, N. Topin, 2018). trapezoid: linear
     warm-up, then the peak, then linear decay to 0 during the last `cooldown` of the steps. step: multiplied by `decay`
-    every `decay_every` epochs. `warmup` and `cooldown` are fractions of the training.
+    every `decay_every` epochs. `warmup` and `cooldown` are fractions of the training. The `freeze_epochs` are a
+    training of their own, and so are the epochs after them.
     """
+    epochs, frozen_epochs = recipe.epochs, min(recipe.freeze_epochs, recipe.epochs)
+    frozen = steps * frozen_epochs // epochs
+    if step < frozen:
+        steps, epochs = frozen, frozen_epochs
+    else:
+        step, steps, epochs = step - frozen, steps - frozen, epochs - frozen_epochs
     done = step / steps
     if recipe.schedule == "constant":
         factor = 1.0
     elif recipe.schedule == "step":
-        factor = recipe.decay ** (step * recipe.epochs // steps // recipe.decay_every)
+        factor = recipe.decay ** (step * epochs // steps // recipe.decay_every)
     elif recipe.schedule == "trapezoid":
         factor = min(1.0, (step + 1) / max(1, math.ceil(recipe.warmup * steps)))
         if recipe.cooldown:
@@ -117,11 +141,13 @@ def size_in_epoch(recipe: Recipe, image_size: int, epoch: int) -> int:
     """Return the side in pixels of the images in epoch number `epoch` (from 0).
 
     It grows linearly from `start_size` to `image_size`, in even numbers. The last quarter of the epochs, and always the
-    last one, uses `image_size`. This is J. Howard's progressive resizing (DAWNBench, 2018).
+    last one, uses `image_size`, and so do the `freeze_epochs`, which do not count. This is J. Howard's progressive
+    resizing (DAWNBench, 2018).
     """
-    if not recipe.start_size or recipe.start_size >= image_size:
+    epoch, epochs = epoch - recipe.freeze_epochs, recipe.epochs - recipe.freeze_epochs
+    if not recipe.start_size or recipe.start_size >= image_size or epoch < 0:
         return image_size
-    growing = min(round(0.75 * recipe.epochs), recipe.epochs - 1)
+    growing = min(round(0.75 * epochs), epochs - 1)
     if epoch >= growing:
         return image_size
     size = recipe.start_size + (image_size - recipe.start_size) * epoch / growing

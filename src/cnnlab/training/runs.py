@@ -47,12 +47,13 @@ _SHARE = Number(0, 1)
 # Schemas of the files: a folder may come from anyone.
 _INFO = {
     "model": {"name": str, "num_classes": Number(1, 1e6, whole=True), "in_channels": _CHANNELS, "image_size": _SIDE,
-              "parameters": COUNT, "builder?": str},
+              "parameters": COUNT, "builder?": str, "weights?": {"license": str, "origin": str}},
     "data": {"source": str, "classes": [str], "fingerprint": str, "skipped": [str], "data_dir?": str,
              "skip_bad?": bool, "counts": {"train": [COUNT]}, "passed_over": dict, "warnings": [str], "split?": dict},
     "preprocessing": {"channels": _CHANNELS, "native_size": _SIDE, "image_size": _SIDE,
                       "fit": ("pad", "crop", "stretch"), "mean": [NUMBER], "std": [POSITIVE],
-                      "background": ("black", "white"), "low": NUMBER, "high": NUMBER},
+                      "background": ("black", "white"), "low": NUMBER, "high": NUMBER,
+                      "interpolation": ("bilinear", "bicubic")},
     "recipes": [str],
     "augment?": str,
     "from?": FROM,

