@@ -140,7 +140,7 @@ class Session:
             raise CnnlabError(f"init={recipe.init} would overwrite the weights of {recipe.model}; set init=pytorch")
         if not again:
             check_compile(recipe, self.device)
-            if recipe.freeze_epochs and not (published_tag(recipe.model) or self.network or self.origin):
+            if recipe.freeze_epochs and not (published_tag(recipe.model) or self.network is not None or self.origin):
                 raise CnnlabError(
                     f"freeze_epochs={recipe.freeze_epochs}: {recipe.model} starts from random weights, and all but its "
                     f"last layer would stay random; take {pretrained_name(recipe.model)}, or --init-from a run"
