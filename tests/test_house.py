@@ -76,9 +76,9 @@ def test_help_does_not_import_torch() -> None:
 
 def test_public_names() -> None:
     assert set(cnnlab.__all__) == {
-        "Classifier", "CnnlabError", "DATASETS", "Evaluation", "FoldsResult", "ImageSet", "MODELS", "Prediction", "Predictions", "RECIPES", "Recipe", "Result",
+        "Classifier", "CnnlabError", "DATASETS", "Evaluation", "FoldsResult", "ImageSet", "MODELS", "Prediction", "Predictions", "RECIPES", "RangeTest", "Recipe", "Result",
         "Run", "RunEvaluation", "SeedsResult", "TrainingInterrupted", "__version__", "build_model", "evaluate_run",
-        "list_runs", "load_images", "load_model", "loader", "open_run", "predict", "resume", "train", "train_folds", "train_seeds", "train_step",
+        "list_runs", "load_images", "load_model", "loader", "lr_find", "open_run", "predict", "resume", "train", "train_folds", "train_seeds", "train_step",
     }  # fmt: skip
     for name in cnnlab.__all__:
         assert getattr(cnnlab, name) is not None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cnnlab.recipe import Recipe
     from cnnlab.recipes import RECIPES
     from cnnlab.training.evaluate import Evaluation
+    from cnnlab.training.lr_find import RangeTest, lr_find
     from cnnlab.training.results import FoldsResult, Result, SeedsResult
     from cnnlab.training.resume import resume
     from cnnlab.training.runs import Run, list_runs, open_run
@@ -38,6 +39,7 @@ __all__ = [
     "ImageSet",
     "Prediction",
     "Predictions",
+    "RangeTest",
     "Recipe",
     "Result",
     "Run",
@@ -51,6 +53,7 @@ __all__ = [
     "load_images",
     "load_model",
     "loader",
+    "lr_find",
     "open_run",
     "predict",
     "resume",
@@ -69,6 +72,7 @@ _HOMES = {
     "recipe": ("Recipe",),
     "recipes": ("RECIPES",),
     "training.evaluate": ("Evaluation",),
+    "training.lr_find": ("RangeTest", "lr_find"),
     "training.results": ("FoldsResult", "Result", "SeedsResult"),
     "training.runs": ("Run", "list_runs", "open_run"),
     "training.step": ("train_step",),

@@ -19,12 +19,13 @@ from cnnlab.device.hardware import available_cores
 from cnnlab.device.memory import PeakMemory
 from cnnlab.io.errors import CnnlabError
 from cnnlab.machine import bench as module
-from cnnlab.machine.bench import BenchResult, bench, bench_folder
+from cnnlab.machine.bench import BenchResult, bench
 from cnnlab.machine.peak import products
 from cnnlab.models import build_model
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import RECIPES
 from cnnlab.training.autotune import fastest_plan
+from cnnlab.training.folders import result_folder
 from cnnlab.training.plan import Plan, Workload
 from conftest import Command, one_line_error
 
@@ -233,19 +234,19 @@ def test_invalid_input_is_one_line_and_creates_nothing(cnnlab: Command, args: tu
 
 
 def test_a_folder_is_new_or_free(tmp_path: Path) -> None:
-    with bench_folder() as first:
+    with result_folder("bench") as first:
         (first / "bench.json").touch()
-    with bench_folder() as second:
+    with result_folder("bench") as second:
         pass
     assert (first, second) == (Path("runs/bench-001"), Path("runs/bench-002"))
     assert first.exists()
     assert not second.exists()  # it had stayed empty
     own = tmp_path / "own"
     own.mkdir()
-    with bench_folder(own):
+    with result_folder("bench", own):
         pass
     assert own.exists()  # somebody else's
-    with pytest.raises(CnnlabError, match="name another folder with --out"), bench_folder(first):
+    with pytest.raises(CnnlabError, match="name another folder with --out"), result_folder("bench", first):
         pass
 
 

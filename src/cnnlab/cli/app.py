@@ -19,6 +19,7 @@ from cnnlab.cli.grade import grade
 from cnnlab.cli.kaggle import kaggle
 from cnnlab.cli.lessons import lessons
 from cnnlab.cli.list import list_, show
+from cnnlab.cli.lr_find import lr_find
 from cnnlab.cli.predict import evaluate, predict
 from cnnlab.cli.runs import runs
 from cnnlab.cli.train import train
@@ -55,7 +56,7 @@ def _root(
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "train": train, "eval": evaluate, "predict": predict, "runs": runs, "list": list_, "show": show,
+    "train": train, "lr-find": lr_find, "eval": evaluate, "predict": predict, "runs": runs, "list": list_, "show": show,
     "reproduce": reproduce, "classical": classical, "figures": figures, "grade": grade, "bench": bench,
     "doctor": doctor,
 }  # fmt: skip

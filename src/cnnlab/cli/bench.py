@@ -56,10 +56,10 @@ def bench(
     Also the time to an accuracy. Takes some minutes.
     """
     from cnnlab.machine.bench import bench as measure
-    from cnnlab.machine.bench import bench_folder
     from cnnlab.training.display import reporting
+    from cnnlab.training.folders import result_folder
 
-    with bench_folder(out) as folder:
+    with result_folder("bench", out) as folder:
         with reporting() as report:
             result = measure(
                 models or (), image_size=image_size, batch_size=batch_size, device=device, threads=threads,

@@ -15,6 +15,7 @@ from cnnlab.cli.options import (
     Settings,
     SkipBad,
     Threads,
+    chosen_recipe,
     own_model,
     print_training,
 )
@@ -98,9 +99,7 @@ def train(
     """
     from cnnlab.models.own import is_file
     from cnnlab.recipe import parse_settings
-    from cnnlab.recipes import choose_recipe, own_recipe
     from cnnlab.training.resume import resume as resume_training
-    from cnnlab.training.start import like_origin
     from cnnlab.training.train import train as train_once
     from cnnlab.training.train_series import train_folds, train_seeds
 
@@ -137,14 +136,7 @@ def train(
         )
         return
     settings |= {"on_nan": on_nan} if on_nan is not None else {}
-    if init_from is not None and recipe is None:
-        model, data, settings = like_origin(init_from, runs_dir, model, data, settings)
-    network = own_model(model) if model is not None and is_file(model) else None
-    if network is not None and recipe is None:
-        chosen = own_recipe(data or "digits")
-    else:
-        chosen = choose_recipe(model=model if network is None else None, data=data, recipe=recipe)
-    chosen = chosen.changed(**settings)
+    chosen, network = chosen_recipe(model, data, recipe, settings, init_from, runs_dir)
     common |= {"auto_batch": auto_batch, "init_from": init_from, "model": network}
     if seeds is not None:
         print_training(lambda: train_seeds(chosen, seeds, **common))

@@ -61,8 +61,8 @@ def range_test(found: dict[str, Any], title: str = "") -> Figure:
     axes = figure.subplots()
     axes.plot(found["rates"], found["losses"], color=TRAIN_COLOR, alpha=0.35, lw=1, label="loss of a step")
     axes.plot(found["rates"], found["smoothed"], color=TRAIN_COLOR, lw=2, label="smoothed")
-    if found["suggestion"] is not None:
-        axes.axvline(found["suggestion"], color=EVAL_COLOR, ls="--", label=f"suggestion: {found['suggestion']:.2g}")
+    if rate := found["suggestion"].get("learning_rate"):
+        axes.axvline(rate, color=EVAL_COLOR, ls="--", label=f"suggestion: {rate:g}")
     top = 1.3 * max(found["smoothed"][0], min(found["smoothed"]))  # where it diverges does not matter
     axes.set_ylim(-0.04 * top, top)
     axes.set_xscale("log")

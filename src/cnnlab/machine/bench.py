@@ -11,7 +11,6 @@ import math
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +34,7 @@ from cnnlab.device.hardware import (
 )
 from cnnlab.device.memory import PeakMemory
 from cnnlab.device.timing import Stopwatch, synchronize
-from cnnlab.io.errors import CnnlabError, expand, out_of_memory, reason, unknown
+from cnnlab.io.errors import CnnlabError, out_of_memory, reason, unknown
 from cnnlab.io.files import write_atomic, write_json
 from cnnlab.machine.peak import peak
 from cnnlab.models import build_model, default_image_size
@@ -45,7 +44,6 @@ from cnnlab.training import runs
 from cnnlab.training import train as training
 from cnnlab.training.autotune import fastest_plan
 from cnnlab.training.cuda_graph import make_step, uses_cuda_graph, warmup_steps
-from cnnlab.training.folders import named_folder, removed_if_empty
 from cnnlab.training.optim import initialize, make_optimizer
 from cnnlab.training.plan import Plan, Workload, check_compile, is_compile_error, operations, prepare_model
 from cnnlab.training.step import train_step
@@ -101,26 +99,6 @@ class BenchResult:
                 write_atomic(folder / "bench.png", plots.png(plots.speeds(drawn, self.peaks, where)))
         except OSError as error:
             raise CnnlabError(f"cannot write into {folder}: {reason(error)}; name another folder with --out") from error
-
-
-def bench_folder(out: str | Path | None = None, runs_dir: str | Path = "runs") -> AbstractContextManager[Path]:
-    """Return a context with the folder for a result: `out`, or a new one in `runs_dir`. A new one is removed if empty.
-
-    Raise CnnlabError if it cannot be created or already has a result.
-    """
-    if out is None:
-        return removed_if_empty(named_folder(Path(runs_dir), None, "bench"))
-    path = expand(out)
-    for name in ("bench.json", "bench.png"):
-        if (path / name).exists():
-            raise CnnlabError(f"{path / name} exists; name another folder with --out")
-    if path.is_dir():
-        return nullcontext(path)
-    try:
-        path.mkdir(parents=True)
-    except OSError as error:
-        raise CnnlabError(f"cannot create {path}: {reason(error)}; name another folder with --out") from error
-    return removed_if_empty(path)
 
 
 def bench(

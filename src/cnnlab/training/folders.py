@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.errors import CnnlabError, expand, reason
 from cnnlab.io.text import truncate
 from cnnlab.recipe import Recipe
 from cnnlab.training.series import is_series
@@ -88,3 +88,25 @@ def removed_if_empty(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             path.rmdir()  # fails if there is anything inside
+
+
+def result_folder(
+    stem: str, out: str | Path | None = None, runs_dir: str | Path = "runs"
+) -> AbstractContextManager[Path]:
+    """Return a context with the folder for `stem`.json and `stem`.png: `out`, or a new one in `runs_dir`.
+
+    A new one is removed if it stays empty. Raise CnnlabError if it cannot be created or already has a result.
+    """
+    if out is None:
+        return removed_if_empty(named_folder(Path(runs_dir), None, stem))
+    path = expand(out)
+    for name in (f"{stem}.json", f"{stem}.png"):
+        if (path / name).exists():
+            raise CnnlabError(f"{path / name} exists; name another folder with --out")
+    if path.is_dir():
+        return nullcontext(path)
+    try:
+        path.mkdir(parents=True)
+    except OSError as error:
+        raise CnnlabError(f"cannot create {path}: {reason(error)}; name another folder with --out") from error
+    return removed_if_empty(path)

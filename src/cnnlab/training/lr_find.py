@@ -30,6 +30,8 @@ from cnnlab.training.train import explained_errors
 
 # The test ends when the smoothed loss is so many times the first one, or the lowest so far.
 _DIVERGED, _ABOVE_LOWEST = 1.5, 4.0
+_FELL = 0.95  # times the first smoothed loss, above which it counts as not having fallen
+_FRACTION = 1 / 3  # of the rate with the lowest loss: ahead of a tenth and of the whole (docs/log.md)
 _REACH = 0.25  # decades of the learning rate to either side over which the losses are averaged
 
 
@@ -38,7 +40,8 @@ class RangeTest:
     """The loss of each step of a range test, at its learning rate. Its text is what the command prints.
 
     smoothed: mean of the losses within a quarter of a decade of each rate. lowest: the rate where it is lowest;
-    steepest: where it falls fastest; suggestion: a tenth of `lowest`, None if the loss never fell. why: why it ended.
+    steepest: where it falls fastest; suggestion: the settings to train with, a learning rate of a third of `lowest`,
+    empty if the loss never fell. why: why the test ended.
     """
 
     model: str
@@ -51,7 +54,7 @@ class RangeTest:
     smoothed: list[float]
     lowest: float
     steepest: float
-    suggestion: float | None
+    suggestion: dict[str, float]
     why: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,10 +68,11 @@ class RangeTest:
             f"learning rate of {self.rates[0]:.2g} to {self.rates[-1]:.2g}; {self.why}",
             f"loss: {first:.3f} at first, lowest at {self.lowest:.2g} ({low:.3f}), steepest at {self.steepest:.2g}",
         ]
-        if self.suggestion is None:
-            lines.append("no suggestion: the loss did not fall; try a wider range, or --set overfit=1")
+        if self.suggestion:
+            named = ", ".join(f"{key}={value:g}" for key, value in self.suggestion.items())
+            lines.append(f"suggestion: {named}; a third of where the loss was lowest")
         else:
-            lines.append(f"suggestion: learning_rate={self.suggestion:.2g}, a tenth of where the loss was lowest")
+            lines.append("no suggestion: the loss did not fall; try a wider range, or --set overfit=1")
         return "\n".join(lines)
 
     def save(self, folder: str | Path) -> None:
@@ -143,6 +147,7 @@ def _losses(trainer: _RisingRate, session: Session) -> Iterator[float]:
     average, smoothed = 0.0, list[float]()
     for step, (x, y) in enumerate(itertools.islice(endless, trainer.count)):
         loss = trainer.update(x, y, step)[0].item()
+        session.display.read("testing learning rates", step + 1, trainer.count)
         session.ctrl_c.check()
         if not math.isfinite(loss):
             return
@@ -163,9 +168,18 @@ def _result(recipe: Recipe, rates: list[float], losses: list[float], steps: int)
         smoothed.append(sum(near) / len(near))
     lowest = min(range(len(rates)), key=smoothed.__getitem__)
     steepest = min(range(max(1, lowest)), key=lambda i: smoothed[i + 1] - smoothed[max(0, i - 1)])
-    fell = smoothed[lowest] < 0.95 * smoothed[0]
+    suggestion = {}
+    if smoothed[lowest] < _FELL * smoothed[0]:
+        suggestion["learning_rate"] = _rounded(rates[lowest] * _FRACTION)
+        if recipe.optimizer == "muon":  # it rose in proportion
+            factor = suggestion["learning_rate"] / recipe.learning_rate
+            suggestion["other_learning_rate"] = _rounded(recipe.other_learning_rate * factor)
     return RangeTest(
         recipe.model, recipe.data, recipe.name, recipe.optimizer, recipe.batch_size, rates, losses, smoothed,
-        rates[lowest], rates[steepest], float(f"{rates[lowest] / 10:.2g}") if fell else None,
+        rates[lowest], rates[steepest], suggestion,
         "all steps were made" if len(losses) == steps else "there the loss diverged",
     )  # fmt: skip
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.2g}")
