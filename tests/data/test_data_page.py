@@ -66,8 +66,11 @@ def written(image: Image.Image, kind: str, **options: object) -> bytes:
     return out.getvalue()
 
 
-def grey(dtype: type, low: float, high: float) -> bytes:
-    return written(Image.fromarray(np.linspace(low, high, 256).astype(dtype).reshape(16, 16)), "TIFF")
+def grey(dtype: type, low: float, high: float, missing: float | None = None, kind: str = "TIFF") -> bytes:
+    values = np.linspace(low, high, 256).astype(dtype)
+    if missing is not None:
+        values[5::10] = missing
+    return written(Image.fromarray(values.reshape(16, 16)), kind)
 
 
 def turned() -> bytes:
@@ -100,6 +103,7 @@ FILES: list[tuple[str, str, Callable[[], bytes], str]] = [
     ("JPEG, CMYK", "1.jpg", lambda: written(RGB.convert("CMYK"), "JPEG"), ACCEPTED),
     ("JPEG, turned by its EXIF orientation", "1.jpg", turned, ACCEPTED),
     ("JPEG, cut off but closed", "1.jpg", cut_off, ACCEPTED),
+    ("JPEG, without its end marker", "1.jpg", lambda: written(RGB, "JPEG")[:-2], ACCEPTED),
     ("WebP", "1.webp", lambda: written(RGB, "WEBP"), ACCEPTED),
     ("AVIF", "1.avif", lambda: written(RGB, "AVIF"), ACCEPTED),
     ("JPEG 2000", "1.jp2", lambda: written(RGB, "JPEG2000"), ACCEPTED),
@@ -109,6 +113,8 @@ FILES: list[tuple[str, str, Callable[[], bytes], str]] = [
     ("TIFF, RGB", "1.tif", lambda: written(RGB, "TIFF"), ACCEPTED),
     ("TIFF, several pages", "1.tiff", lambda: written(RGB, "TIFF", save_all=True, append_images=[GREY]), ACCEPTED),
     ("TIFF, grey, 16 bits of which 12 are used", "1.tif", lambda: grey(np.uint16, 0, 4095), ACCEPTED),
+    ("PNG, grey, 16 bits, 32000 to 33000", "1.png", lambda: grey(np.uint16, 32_000, 33_000, kind="PNG"), ACCEPTED),
+    ("TIFF, floating point, 0 to 1, a tenth of it -9999", "1.tif", lambda: grey(np.float32, 0, 1, -9999), ACCEPTED),
     ("TIFF, floating point, 0 to 1.01", "1.tif", lambda: grey(np.float32, 0, 1.01), ACCEPTED),
     ("TIFF, 32-bit integers, -1000 to 3000", "1.tif", lambda: grey(np.int32, -1000, 3000), ACCEPTED),
     ("PNM", "1.ppm", lambda: written(RGB, "PPM"), ACCEPTED),
@@ -118,6 +124,7 @@ FILES: list[tuple[str, str, Callable[[], bytes], str]] = [
     ("SGI", "1.sgi", lambda: written(RGB, "SGI"), ACCEPTED),
     ("WebP whose name ends in .jpg", "1.jpg", lambda: written(RGB, "WEBP"), ACCEPTED),
     ("JPEG that stops in the middle", "1.jpg", lambda: written(RGB.resize((99, 99)), "JPEG")[:900], REFUSED),
+    ("JPEG that stops in its header", "1.jpg", lambda: written(RGB, "JPEG")[:300], REFUSED),
     ("A web page whose name ends in .jpg", "1.jpg", lambda: b"<!DOCTYPE html><html></html>", REFUSED),
     ("An empty file", "1.png", lambda: b"", REFUSED),
     ("PNG of 10,000 x 10,000 pixels", "1.png", lambda: written(Image.new("1", (10_000, 10_000)), "PNG"), REFUSED),

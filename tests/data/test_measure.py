@@ -22,9 +22,11 @@ from cnnlab.data.batches import loader
 from cnnlab.data.splits import load_splits
 from cnnlab.data.store import Store, open_store
 from cnnlab.inference import validation_images
-from cnnlab.io.decode import BadImage, Decoding, Extremes, decode, ink, value_range
+from cnnlab.io.decode import BadImage, Decoding, decode, ink, value_range
 from cnnlab.io.errors import CnnlabError
+from cnnlab.io.values import Values
 from cnnlab.recipes import choose_recipe
+from cnnlab.training.header import data_lines
 from conftest import Command
 
 SIDE = 8
@@ -184,6 +186,19 @@ def test_one_dead_pixel_does_not_set_the_range_of_a_store(tmp_path: Path) -> Non
     assert len([note for note in store.info["report"] if "65535" in note]) == 1
 
 
+def test_missing_data_and_narrow_values_are_measured_for_a_store(tmp_path: Path) -> None:
+    arrays = [np.linspace(32_000, 33_000, 64).astype(np.uint16).reshape(SIDE, SIDE) for _ in range(2)]
+    arrays[1][0] = 0
+    store = prepared(tmp_path / "c", {f"{i}.png": encoded(array) for i, array in enumerate(arrays)})
+    assert store.train.decoding == Decoding(1, SIDE, "pad", "black", 32_000, 33_000)
+    assert len([note for note in store.info["report"] if "missing" in note]) == 1
+    # What a training prints of the background fits a store, whose pixels are decoded already.
+    images = replace(store.train, decoding=replace(store.train.decoding, background="white"))
+    lines = {data: [*data_lines(images, images, choose_recipe(data=data))] for data in ("store:c", "folder:f")}
+    assert ["--set" in line for line in lines["store:c"] if "background" in line] == [False]
+    assert ["--set" in line for line in lines["folder:f"] if "background" in line] == [True]
+
+
 def test_the_background_of_a_store_may_be_set(tmp_path: Path, cnnlab: Command) -> None:
     train = {f"{i}.png": encoded(drawing(i, 100)) for i in range(4)}
     for background, level in (("auto", 0), ("black", 0), ("white", 255)):
@@ -288,13 +303,16 @@ def test_validation_images_of_a_run_are_decoded_as_in_its_training(tmp_path: Pat
 
 @pytest.mark.parametrize("measure", [value_range, ink])
 def test_measurements_take_bytes_as_well_as_paths(
-    tmp_path: Path, measure: Callable[..., Extremes | float | None]
+    tmp_path: Path, measure: Callable[..., Values | float | None]
 ) -> None:
     content = encoded(grey(7, 4095)) if measure is value_range else encoded(drawing(0, 77))
     (tmp_path / "1.png").write_bytes(content)
     expected = (0, 4095) if measure is value_range else 77
     found = measure("a", content)
     assert found == measure(tmp_path / "1.png")
-    assert (found[:2] if isinstance(found, tuple) else found) == expected
+    if isinstance(found, Values):
+        assert found.whole is not None
+        found = found.whole[:2]
+    assert found == expected
     with pytest.raises(BadImage, match="a is damaged"):
         measure("a", content[:50])

@@ -43,6 +43,11 @@ def save(array: np.ndarray, path: Path) -> None:
         (np.float32, (0.0, 1.01), 0, 1.01),
         (np.uint16, (0, 17), 0, 17),
         (np.float32, (-1.0, 1.0), -1, 1),
+        (np.uint16, (32_000, 33_000), 32_000, 33_000),  # a thermal camera
+        (np.float32, (36.0, 39.0), 36, 39),
+        (np.float32, (-0.1, 0.1), -0.1, 0.1),
+        (np.int32, (-310, -300), -310, -300),
+        (np.uint16, (100, 1100), 0, 1100),
     ],
 )
 def test_one_range_for_the_whole_source(
@@ -69,6 +74,47 @@ def test_other_splits_are_scaled_by_the_training_range(tmp_path: Path) -> None:
         save(np.full((8, 8), 1024, np.uint16), tmp_path / "test" / name / "2.png")
     assert load(tmp_path, "test").images[:2, 0, 0, 0].tolist() == [255, 64]
     assert load(tmp_path, "test").decoding == load(tmp_path).decoding
+
+
+FLOATS = np.linspace(0, 1, 64).astype(np.float32).reshape(8, 8)
+TWELVE = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)
+WARM = np.linspace(290, 310, 64).astype(np.float32).reshape(8, 8)
+MISSING = {
+    "-9999": (FLOATS, -9999, {}, (0, 1)),
+    "NaN": (FLOATS, np.nan, {}, (0, 1)),
+    "Inf": (FLOATS, np.inf, {}, (0, 1)),
+    "65535": (TWELVE, 65_535, {}, (0, 4095)),
+    "0": (WARM, 0, {}, (290, 310)),
+    "GDAL's tag": (FLOATS, -1, {42113: "-1"}, (0, 1)),
+    "no mask": (np.eye(8, dtype=np.uint16), 65_535, {}, (0, 1)),
+}
+
+
+@pytest.mark.parametrize("case", MISSING)
+def test_missing_data_does_not_set_the_range(tmp_path: Path, case: str) -> None:
+    values, missing, tags, (low, high) = MISSING[case]
+    holed = values.copy()
+    holed[3] = missing  # an eighth of the pixels
+    for name, array in (("a/1", holed), ("b/1", values), ("b/2", np.full_like(values, missing))):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(array).save(tmp_path / f"{name}.tif", tiffinfo=tags)
+    found = load(tmp_path)
+    assert found.decoding is not None
+    assert (found.decoding.low, found.decoding.high) == pytest.approx((low, high))
+    shown = np.clip((values.astype(np.float64) - low) * 255 / (high - low) + 0.5, 0, 255).astype(np.uint8)
+    assert np.array_equal(found.images[1, 0].numpy(), shown)
+    assert np.array_equal(np.delete(found.images[0, 0].numpy(), 3, 0), np.delete(shown, 3, 0))
+    assert ["missing" in warning for warning in found.warnings] == [True]
+
+
+def test_black_and_white_or_a_dark_ground_are_no_missing_data(tmp_path: Path) -> None:
+    ground = np.where(np.eye(8, dtype=bool), np.linspace(20_000, 60_000, 8), 0).astype(np.uint16)
+    for name, array in (("a/1", np.eye(8, dtype=np.uint16) * 65_535), ("b/1", ground), ("b/2", ground + 100)):
+        save(array, tmp_path / f"{name}.png")
+    found = load(tmp_path)
+    assert found.decoding is not None
+    assert (found.decoding.low, found.decoding.high) == (0, 65_535)
+    assert found.warnings == ()
 
 
 # Transparency
@@ -137,6 +183,7 @@ JPEG_SEGMENTS = {
     "junk multi-picture index": segment(0xE2, b"MPF\0" + b"\xff" * 60),
     "junk colour profile": segment(0xE2, b"ICC_PROFILE\0\x01\x05" + b"\xff" * 60),
     "junk Photoshop block": segment(0xED, b"Photoshop 3.0\0" + b"8BIM\x03\xed\0\0\0\0\0\x02ab"),
+    "Adobe marker cut short": segment(0xEE, b"Adobe"),
     "zero-sized density": segment(0xE0, b"JFIF\0\1\2\1\0\0\0\0\0\0"),
 }
 HOW = Decoding(3, 16)
@@ -204,12 +251,62 @@ def test_a_jpeg_cut_short_with_an_end_marker_is_noticed(tmp_path: Path) -> None:
     assert "1.jpg" in load(tmp_path).warnings[0]
 
 
+JPEGS: dict[str, tuple[str, dict[str, object]]] = {
+    "colour": ("RGB", {}),
+    "grey": ("L", {}),
+    "CMYK": ("CMYK", {}),
+    "progressive": ("RGB", {"progressive": True}),
+    "restart markers": ("RGB", {"restart_marker_blocks": 4}),
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_jpeg_is_cut_or_lacks_its_end_marker_only(tmp_path: Path, kind: str) -> None:
+    mode, options = JPEGS[kind]
+    picture = Image.effect_mandelbrot((120, 90), (-2, -1.5, 1, 1.5), 30)
+    picture.paste(128, (0, 60, 120, 90))  # a grey ground is no damage
+    scene = Image.effect_mandelbrot((120, 90), (-2, -1.5, 1, 1.5), 30).convert(mode)
+    file = tmp_path / "1.jpg"
+    for image in (picture.convert(mode), scene):
+        image.save(file, quality=90, **options)  # type: ignore[arg-type]
+        whole = file.read_bytes()
+        pixels, odd = decode_checked(file, HOW)
+        assert odd == []
+        assert np.array_equal(decode("a", HOW, whole[:-2]), pixels)
+        assert np.array_equal(decode("a", HOW, whole[:-1]), pixels)
+    for share in (0.3,) if kind == "progressive" else (0.5, 0.9, 0.95):
+        cut = whole[: int(len(whole) * share)]
+        file.write_bytes(cut + b"\xff\xd9")
+        assert decode_checked(file, HOW)[1] != []
+        for zeros in (0, 9, 900, 9000):  # bytes of zero: an unfinished download
+            file.write_bytes(cut + bytes(zeros))
+            try:
+                assert decode_checked(file, HOW)[1] != []
+            except BadImage:
+                continue
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_broken_header_is_damage(kind: str) -> None:
+    content = picture(kind)[1]
+    with pytest.raises(BadImage, match="damaged"):
+        decode("a", HOW, content[: 200 if kind == "JPEG" else 20])
+
+
 def test_a_strip_that_vanishes_when_it_is_padded_is_noticed(tmp_path: Path) -> None:
     for name in "ab":
         for i in range(2):
             save(np.full((4, 4096), 200, np.uint8), tmp_path / name / f"{i}.png")
     assert len(load(tmp_path).warnings) == 3  # that they are strips, and for each class that nothing is left
+    assert len(load(tmp_path, fit="crop").warnings) == 3
     assert len(load(tmp_path, fit="stretch").warnings) == 2  # of one grey indeed
+
+
+def test_single_pixels_are_noticed(tmp_path: Path) -> None:
+    for name in "ab":
+        save(np.full((1, 1, 3), (9, 99, 199), np.uint8), tmp_path / name / "1.png")
+        save(np.full((9, 9, 3), (9, 99, 199), np.uint8), tmp_path / name / "2.png")
+    assert ["2 train images" in warning for warning in load(tmp_path).warnings][:1] == [True]
 
 
 def test_pages_beyond_the_first_are_mentioned(tmp_path: Path) -> None:
@@ -227,6 +324,9 @@ def test_twelve_bits_of_colour_are_mentioned(tmp_path: Path) -> None:
     for name in "ab":
         save((np.random.default_rng(0).integers(0, 4096, (16, 16, 3)) >> 8).astype(np.uint8), tmp_path / name / "1.png")
     assert ["0 to 15" in warning for warning in load(tmp_path).warnings] == [True]
+    for name in "ab":  # masks
+        save(np.eye(16, dtype=np.uint8), tmp_path / "2" / name / "1.png")
+    assert ["multiply" in warning for warning in load(tmp_path / "2").warnings] == [True]
 
 
 def test_names_of_classes_that_look_alike(tmp_path: Path) -> None:

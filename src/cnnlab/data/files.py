@@ -136,8 +136,8 @@ def _warnings(
         yield f"{len(files):,} {split} images {remark}; the first: {escape(str(files[0]))}"
     if 0 < images.max() - images.min() < _FEW_LEVELS:
         yield (
-            f"the {split} images use only the values {images.min()} to {images.max()} of 0 to 255; if their files hold "
-            "more bits, save them as grey images of 16 bits, which are scaled"
+            f"the {split} images use only the values {images.min()} to {images.max()} of 0 to 255, nearly one "
+            "colour; multiply masks or numbers of classes to fill 0 to 255, and save colours of more than 8 bits with 8"
         )
     rows = images.reshape(*images.shape[:2], -1)
     classes = len(listing.classes)

@@ -7,20 +7,22 @@ depend on its own extremes, and so that training, evaluation and prediction deco
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from cnnlab.io.decode import BadImage, Extremes, Header, Source, ink, probe, value_range
+from cnnlab.io.decode import BadImage, Header, Source, ink, probe, value_range
+from cnnlab.io.values import Values
 
-_FAR = 4  # spans beyond the middle 99.8% from which a value is a dead pixel, a mark or missing data
+_FAR = 4  # spans beyond the other values from which one is a dead pixel, a mark or missing data
 _SAMPLE = 256  # transparent images that decide the background, at least
 _DARK = 96  # mean level of 255 below which drawings get a white ground
 _FULL_SCALES = (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0)  # of 0..1, 8, 10, 12, 14 and 16 bits
 T = TypeVar("T")
 
 
-def survey(source: Source, content: bytes | None = None) -> tuple[Header, Extremes | None] | None:
-    """Return an image's header and, for deep greys, its extremes; None for a file without a header.
+def survey(source: Source, content: bytes | None = None) -> tuple[Header, Values | None] | None:
+    """Return an image's header and, for deep greys, its values; None for a file without a header.
 
     source, content: see `probe`. What is damaged is left out, since decoding will name it.
     """
@@ -28,32 +30,81 @@ def survey(source: Source, content: bytes | None = None) -> tuple[Header, Extrem
         header = probe(source, content)
     except BadImage:
         return None
-    extremes = None
+    values = None
     if header.deep:
         with contextlib.suppress(BadImage):
-            extremes = value_range(source, content)
-    return header, extremes
+            values = value_range(source, content)
+    return header, values
 
 
-def common_range(found: Iterable[Extremes]) -> tuple[float, float, list[str]]:
+def common_range(found: Iterable[Values]) -> tuple[float, float, list[str]]:
     """Return the one range of values that all deep images are scaled by, (0, 0) if there are none; and warnings."""
-    ranges = list(found)
-    if not ranges:
+    images = list(found)
+    if not images:
         return 0.0, 0.0, []
+    missing = _missing(images)
+    notes = _missing_notes(images, missing)
+    if not (ranges := [extremes for image in images if (extremes := image.without(missing))]):
+        return 0.0, 1.0, notes
     lows, highs, inner_lows, inner_highs = zip(*ranges, strict=True)
     low, high, inner_low, inner_high = min(lows), max(highs), min(inner_lows), max(inner_highs)
-    notes, span = [], inner_high - inner_low
+    span = inner_high - inner_low
     if span > 0 and (high > inner_high + _FAR * span or low < inner_low - _FAR * span):
         notes.append(
-            f"values range from {low:g} to {high:g}, but 99.8% of each image lies within {inner_low:g} to "
+            f"values range from {low:g} to {high:g}, but nearly all of each image lie within {inner_low:g} to "
             f"{inner_high:g}, so that range is used"
         )
         low, high = inner_low, inner_high
+    return *_scale(low, high), notes
+
+
+def _scale(low: float, high: float) -> tuple[float, float]:
+    """Return the values that become 0 and 255: the full scale, unless low to high is a small part of it."""
     if low < 0:
-        return low, max(high, low + 1), notes
-    # The full scale, unless the values use a small part of it.
+        return low, high if high > low else low + 1
     full = next((full for full in _FULL_SCALES if high <= full), high)
-    return 0.0, full if high > full / 4 else max(high, 1e-6), notes
+    if high == low or high - low > full / 4:
+        return 0.0, full
+    return low if low > high / 4 else 0.0, high
+
+
+def _missing(images: Sequence[Values]) -> set[float]:
+    """Return the values that stand for missing data.
+
+    Such a value is the lowest or highest of an image, holds more pixels than an image's tail, and is far from all
+    others, in its image and in the whole source: as -9999 among 0 to 1, or 65535 among twelve bits.
+    """
+    candidates = set()
+    for image in images:
+        whole, rest = image.whole, image.between
+        if whole is None or rest is None:
+            continue
+        below, above, span = rest.low - whole.low, whole.high - rest.high, rest.inner_high - rest.inner_low
+        if whole.inner_low == whole.low and below > _FAR * (span or above):
+            candidates.add(whole.low)
+        if whole.inner_high == whole.high and above > _FAR * (span or below):
+            candidates.add(whole.high)
+    if not candidates:
+        return candidates
+    rests = [extremes for image in images if (extremes := image.without(candidates))]
+    low, high = min(rest.inner_low for rest in rests), max(rest.inner_high for rest in rests)
+    reach = _FAR * (high - low)
+    return {value for value in candidates if value < low - reach or value > high + reach}
+
+
+def _missing_notes(images: Sequence[Values], missing: set[float]) -> list[str]:
+    """Say which values stand for missing data, with their share of the pixels."""
+    counts: Counter[str] = Counter()
+    for image in images:
+        counts.update(image.missing)
+        if image.whole:
+            ends = {image.whole.low: image.counts[0], image.whole.high: image.counts[1]}
+            counts.update({f"{value:g}": count for value, count in ends.items() if value in missing})
+    if not counts:
+        return []
+    pixels = sum(image.pixels for image in images)
+    shares = ", ".join(f"{name} ({100 * count / pixels:.2g}%)" for name, count in counts.most_common(3))
+    return [f"pixels of value {shares} count as missing data, which sets no range; they become black or white"]
 
 
 def background_sample(transparent: Sequence[T]) -> Sequence[T]:

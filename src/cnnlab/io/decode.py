@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,8 +21,10 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.jpeg import closed, is_cut
 from cnnlab.io.kinds import file_kind, kind_of
 from cnnlab.io.strip import without_metadata
+from cnnlab.io.values import Values, summarize
 
 # The formats that we decode, the most frequent first. Pillow knows more, and goes by a file's first bytes, not its
 # name: a file called 1.png could be PostScript, which Pillow passes to another program, or a format that is decoded in
@@ -37,6 +40,7 @@ FITS = ("pad", "crop", "stretch")
 BACKGROUNDS = ("auto", "black", "white")
 DEEP = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 GREY = {"1", "L", "LA", "La", *DEEP}
+_GDAL_NODATA = 42113  # the tag of a TIFF that names the value of missing data
 T = TypeVar("T")
 
 
@@ -111,25 +115,30 @@ def decode(source: Source, how: Decoding, content: bytes | None = None, *, inver
     return read_image(source, content, lambda image: square_pixels(image, source, how, invert))
 
 
-CUT = "look cut off, with a grey lower part"
+CUT = "look cut off: a part of the picture is missing"
 STRIP = "are so long and narrow that less than two rows of pixels are left"
+CROP = "are so long and narrow that less than an eighth is left; --set fit=pad or stretch keeps all of it"
+TINY = "are at most 3 x 3 pixels"
 PAGES = "hold several pages or frames; only the first is used"
 
 
 def decode_checked(source: Source, how: Decoding) -> tuple[np.ndarray, list[str]]:
-    """Decode an image file; also return what is odd about it: `CUT`, `STRIP` or `PAGES`. Raises: BadImage.
-
-    A decoder fills the missing part of a JPEG with mid-grey and reports nothing.
-    """
+    """Decode an image file; also return what is odd about it: `CUT`, `STRIP` and their like. Raises: BadImage."""
 
     def use(image: Image.Image) -> tuple[np.ndarray, list[str]]:
         odd = [PAGES] if _frames(image) > 1 else []
-        if how.fit == "pad" and min(image.size) * how.size < 2 * max(image.size) and how.size > 2:
+        short, long = sorted(image.size)
+        if how.fit == "pad" and short * how.size < 2 * long and how.size > 2:
             odd.append(STRIP)
-        if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
-            image.load()
-            bottom = np.asarray(image.crop((0, max(0, image.size[1] - max(8, image.size[1] // 8)), *image.size)))
-            odd += [CUT] if bottom.min() == bottom.max() == 128 else []
+        if how.fit == "crop" and short * 8 < long:
+            odd.append(CROP)
+        if long < 4:
+            odd.append(TINY)
+        if image.format in ("JPEG", "MPO"):
+            opened = getattr(image, "fp", None)
+            with nullcontext(opened) if isinstance(source, Item) else Path(source).open("rb") as stream:
+                image.load()
+                odd += [CUT] if stream and not stream.closed and is_cut(stream, image) else []
         return square_pixels(image, source, how), odd
 
     return read_image(source, None, use)
@@ -142,26 +151,17 @@ def _frames(image: Image.Image) -> int:
     return 1
 
 
-Extremes = tuple[float, float, float, float]
-"""Lowest and highest value of an image's pixels, and those of the middle 99.8% of them."""
+def value_range(source: Source, content: bytes | None = None) -> Values:
+    """Return the values of an image of deep greys. content: see `probe`. Raises: BadImage."""
 
-
-def value_range(source: Source, content: bytes | None = None) -> Extremes:
-    """Return the extremes of an image of deep greys. content: see `probe`. Raises: BadImage.
-
-    NaN, Inf and the huge values that stand for missing data are left out.
-    """
-
-    def extremes(image: Image.Image) -> Extremes:
+    def values(image: Image.Image) -> Values:
         with _one_large if image.size[0] * image.size[1] > _LARGE else nullcontext():
-            values = np.asarray(image).astype(np.float64)
-            values = values[np.abs(values) < 1e30]
-            if not values.size:
-                return 0.0, 0.0, 0.0, 0.0
-            low, high = np.percentile(values, (0.1, 99.9), overwrite_input=True)
-            return float(values.min()), float(values.max()), float(low), float(high)
+            nodata = None
+            with suppress(KeyError, ValueError, TypeError):
+                nodata = float(getattr(image, "tag_v2", {})[_GDAL_NODATA])
+            return summarize(np.asarray(image), nodata)
 
-    return read_image(source, content, extremes)
+    return read_image(source, content, values)
 
 
 def ink(source: Source, content: bytes | None = None) -> float | None:
@@ -191,7 +191,10 @@ def bombs_refused() -> Iterator[None]:
 
 
 def read_image(source: Source, content: bytes | None, use: Callable[[Image.Image], T]) -> T:
-    """Open an image and call `use`; if that fails, try again without the file's metadata. Raises: BadImage."""
+    """Open an image and call `use`; if that fails, try again with a repaired copy. Raises: BadImage.
+
+    Repaired is what leaves all pixels as they are: broken metadata are dropped, a JPEG's end marker is added.
+    """
     if isinstance(source, Item):
         try:
             found = source.read()
@@ -214,10 +217,10 @@ def read_image(source: Source, content: bytes | None, use: Callable[[Image.Image
         whole = b""
         with suppress(OSError):
             whole = Path(source).read_bytes() if content is None else content
-        for keep_exif in (True, False):
-            if pixels_only := without_metadata(whole, keep_exif=keep_exif):
+        for repair in (partial(without_metadata, keep_exif=True), without_metadata, closed):
+            if repaired := repair(whole):
                 with suppress(BadImage):
-                    return attempt(pixels_only)
+                    return attempt(repaired)
         raise
 
 

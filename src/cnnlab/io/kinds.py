@@ -12,8 +12,8 @@ from pathlib import Path
 HEAD = 1 << 16  # bytes that suffice
 ZIP, SEVEN_ZIP = "a zip archive", "a 7z archive"  # those that are read
 
-_ARCHIVE, _WORKBOOK, _PAGE, _PICTURE, _ZEROS, _LFS, _OTHER = (
-    "archive", "workbook", "page", "picture", "zeros", "lfs", "other",
+_ARCHIVE, _WORKBOOK, _PAGE, _PICTURE, _IMAGE, _ZEROS, _LFS, _OTHER = (
+    "archive", "workbook", "page", "picture", "image", "zeros", "lfs", "other",
 )  # fmt: skip
 _DOWNLOAD = "log in with a browser and download the file again"
 
@@ -45,7 +45,9 @@ class Kind:
         return f"is {self.what}, not a folder; {remedy.get(self.group) or self._same('give the folder of the images')}"
 
     def in_place_of_image(self) -> str:
-        """Return what the file is, and how to get the image."""
+        """Return what the file is, and how to get the image; for an image of a kind that we read, what is wrong."""
+        if self.group == _IMAGE:
+            return f"is damaged: {self.what} with a broken header"
         if self.group == _PICTURE:
             return f"is {self.what}, which cannot be read; convert it to JPEG or PNG"
         remedy = {_ARCHIVE: "unpack it", _PAGE: _DOWNLOAD}
@@ -71,8 +73,8 @@ _MAGIC = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file", _OTHER),
     (b"PAR1\x15", "a Parquet file", _OTHER),
     (b"SQLite format 3\0", "a SQLite database", _OTHER),
-    (b"\x89PNG\r\n\x1a\n", "a PNG image", _OTHER),
-    (b"\xff\xd8\xff", "a JPEG image", _OTHER),
+    (b"\x89PNG\r\n\x1a\n", "a PNG image", _IMAGE),
+    (b"\xff\xd8\xff", "a JPEG image", _IMAGE),
     (b"8BPS", "a Photoshop file", _PICTURE),
     (b"version https://git-lfs", "a Git LFS pointer, a note of where the file is", _LFS),
     (b"version https://hawser", "a Git LFS pointer, a note of where the file is", _LFS),

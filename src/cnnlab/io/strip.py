@@ -8,6 +8,7 @@ import struct
 # are encoded.
 _PNG = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _WEBP_METADATA = (b"EXIF", b"XMP ", b"ICCP")
+_ADOBE = 14  # bytes of a whole Adobe marker, with its length
 _APP0, _APP14, _APP15, _COMMENT, _SCAN = 0xE0, 0xEE, 0xEF, 0xFE, 0xDA
 
 
@@ -42,7 +43,9 @@ def _jpeg(content: bytes, keep_exif: bool) -> bytes:
         marker, (length,) = content[at + 1], struct.unpack_from(">H", content, at + 2)
         if marker == _SCAN:
             break
-        metadata = marker == _COMMENT or (_APP0 <= marker <= _APP15 and marker != _APP14)
+        # An Adobe marker that is too short says nothing to a decoder, but Pillow refuses the file.
+        colours = marker == _APP14 and length >= _ADOBE
+        metadata = marker == _COMMENT or (_APP0 <= marker <= _APP15 and not colours)
         if not metadata or (keep_exif and content[at + 4 : at + 8] == b"Exif"):
             out.append(content[at : at + 2 + length])
         at += 2 + length

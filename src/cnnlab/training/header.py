@@ -10,6 +10,7 @@ import torch
 from cnnlab.data import LISTED
 from cnnlab.data.imageset import ImageSet
 from cnnlab.io.text import escape, plural, truncate
+from cnnlab.recipe import Recipe
 from cnnlab.training.runs import Run
 
 _LISTED = 12  # classes that are listed one by one
@@ -79,11 +80,11 @@ def classes_text(classes: list[str], *splits: list[int]) -> str:
     return ", ".join(map(" ".join, zip(names, numbers, strict=True)))
 
 
-def data_lines(train_set: ImageSet, eval_set: ImageSet, eval_split: str) -> Iterator[str]:
+def data_lines(train_set: ImageSet, eval_set: ImageSet, recipe: Recipe) -> Iterator[str]:
     """Yield the lines on the images: classes with counts, what was passed over, how values were scaled, warnings."""
     splits = {"train": class_counts(train_set)}
-    if eval_split != "train":
-        splits[eval_split] = class_counts(eval_set)
+    if recipe.eval_split != "train":
+        splits[recipe.eval_split] = class_counts(eval_set)
     sums = ", ".join(f"{sum(counts):,} {split}" for split, counts in splits.items())
     shape = " x ".join(map(str, train_set.images.shape[1:]))
     yield f"data: {sums}; images {shape}"
@@ -96,7 +97,9 @@ def data_lines(train_set: ImageSet, eval_set: ImageSet, eval_split: str) -> Iter
     if how is not None and how.high > how.low:
         yield f"values: {how.low:g} to {how.high:g} were scaled to 0 to 255"
     if how is not None and how.background == "white":
-        yield "background: white behind transparent pixels; --set background=black changes it"
+        store = recipe.data.startswith("store:")  # its pixels are decoded already
+        remedy = "cnnlab kaggle prepare --background black" if store else "--set background=black"
+        yield f"background: white behind transparent pixels; {remedy} changes it"
     for warning in dict.fromkeys([*train_set.warnings, *eval_set.warnings]):
         yield f"warning: {warning}"
 

@@ -158,7 +158,7 @@ class Session:
         self._check_batches(recipe)
         self.display.end()
         if not again:
-            lines = (*data_lines(self.train_set, self.eval_set, recipe.eval_split), *self.splits.notes)
+            lines = (*data_lines(self.train_set, self.eval_set, recipe), *self.splits.notes)
             for line in (*lines, *balance_lines(self.train_set, recipe.balance)):
                 self.display.message(line)
         self._plan = None
