@@ -147,6 +147,7 @@ def evaluation_text(evaluation: RunEvaluation) -> str:
         f"balanced acc {e.balanced_accuracy:.4f}, loss {e.loss:.4f}",
         f"macro F1 {e.scores.macro_f1:.4f}",
         f"95% intervals: {', '.join(f'{name} {low:.3f}-{high:.3f}' for name, (low, high) in intervals)}",
+        *_calibration(evaluation),
         f"{run.path}, {evaluation.weights.name}",
     ]
     table = Table("class", "precision", "recall", "F1", "images")
@@ -171,6 +172,13 @@ def _with_interval(value: float | None, interval: tuple[float, float] | None) ->
         return "-"
     low, high = (f"{bound:.2f}".removeprefix("0") for bound in interval)
     return f"{value:.3f} ({low}-{high})"
+
+
+def _calibration(evaluation: RunEvaluation) -> list[str]:
+    error = evaluation.calibration_error
+    if error is None:
+        return []
+    return [f"expected calibration error {error:.4f} with temperature {evaluation.temperature:.2f}"]
 
 
 def _test_note(evaluation: RunEvaluation) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from cnnlab.io.errors import CnnlabError, reason, unknown
 from cnnlab.models.own import Network
 from cnnlab.training import runs
 from cnnlab.training.evaluate import VIEWS, logits
+from cnnlab.training.evaluate import probabilities as probabilities_of
 from cnnlab.training.results import layout_of, trained_model
 from cnnlab.training.runs import Run
 
@@ -38,22 +40,33 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What `Classifier.predict` returns. probabilities: (N, K) float32 on the CPU; classes: K names."""
+    """What `Classifier.predict` returns. logits: (N, K) float32 on the CPU; classes: K names.
 
-    probabilities: Tensor
+    temperature: what the logits are divided by, see training/calibration.py. The order of the classes is that of the
+    logits, also where probabilities are too small for their differences.
+    """
+
+    logits: Tensor
     classes: list[str]
+    temperature: float = 1.0
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """The probabilities (N, K) float32 of the classes."""
+        return probabilities_of(self.logits, self.temperature)
 
     @property
     def labels(self) -> list[str]:
         """The name of the most probable class of each of the N images."""
-        return [self.classes[k] for k in self.probabilities.argmax(1).tolist()]
+        return [self.classes[k] for k in self.logits.argmax(1).tolist()]
 
     def __len__(self) -> int:
-        return len(self.probabilities)
+        return len(self.logits)
 
     def top(self, k: int = 3) -> list[list[tuple[str, float]]]:
         """Return the `k` most probable classes of each image with their probabilities, most probable first."""
-        values, order = self.probabilities.topk(min(k, len(self.classes)))
+        order = self.logits.topk(min(k, len(self.classes))).indices
+        values = self.probabilities.gather(1, order)
         return [
             [(self.classes[i], p) for i, p in zip(row, ps, strict=True)]
             for row, ps in zip(order.tolist(), values.tolist(), strict=True)
@@ -64,14 +77,18 @@ class Classifier(nn.Module):
     """A trained network with the names of its classes and the preprocessing of its images.
 
     `forward` takes preprocessed batches (B, C, H, W) float32 and returns logits (B, K); `predict` takes images as they
-    are. network: the module that was trained; classes: K names; preprocessing: (B, C, H, W) uint8 -> float32.
+    are. network: the module that was trained; classes: K names; preprocessing: (B, C, H, W) uint8 -> float32;
+    temperature: what `predict` divides the logits by for its probabilities.
     """
 
-    def __init__(self, network: nn.Module, classes: list[str], preprocessing: Preprocessing) -> None:
+    def __init__(
+        self, network: nn.Module, classes: list[str], preprocessing: Preprocessing, temperature: float = 1.0
+    ) -> None:
         super().__init__()
         self.network = network
         self.classes = classes
         self.preprocessing = preprocessing
+        self.temperature = temperature
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, image_size, image_size) float32 -> logits (B, K)."""
@@ -94,25 +111,27 @@ class Classifier(nn.Module):
         step = batch_size_of(p)
         with bombs_refused():
             parts = [
-                self.probabilities(
-                    np.stack([pixels(i, p.decoding, invert=invert) for i in flat[at : at + step]]), views
-                )
+                self._logits(np.stack([pixels(i, p.decoding, invert=invert) for i in flat[at : at + step]]), views)
                 for at in range(0, len(flat), step)
             ]
-        return Predictions(torch.cat(parts), self.classes)
+        return Predictions(torch.cat(parts), self.classes, self.temperature)
 
-    def probabilities(self, batch: np.ndarray, views: str = "none", threads: int | None = None) -> Tensor:
-        """Return the probabilities (B, K) float32, on the CPU, of images (B, C, H, W) uint8 of the native size.
+    def predict_batch(self, batch: np.ndarray, views: str = "none", threads: int | None = None) -> Predictions:
+        """Classify images (B, C, H, W) uint8 of the native size.
 
         views: test-time augmentation, a key of VIEWS. threads: of the CPU. Default: all available cores.
         """
+        return Predictions(self._logits(batch, views, threads), self.classes, self.temperature)
+
+    def _logits(self, batch: np.ndarray, views: str, threads: int | None = None) -> Tensor:
+        """Return logits (B, K) float32, on the CPU."""
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
         was_training = self.training
         self.eval()
         try:
             with reproducible(0, threads or available_cores()), exact_float32(), torch.inference_mode():
                 x = self.preprocessing(torch.from_numpy(batch).to(device))
-                return logits(self, x, views).softmax(1).cpu()
+                return logits(self, x, views).cpu()
         finally:
             self.train(was_training)
 
@@ -131,8 +150,9 @@ def load_model(
     chosen on validation images, else last. Raise CnnlabError.
     """
     run = run if isinstance(run, Run) else runs.open_run(run, runs_dir)
-    network = load_network(run, weights_file(run, weights), model)
-    return Classifier(network, run.classes, preprocessing_of(run)).eval()
+    file = weights_file(run, weights)
+    network = load_network(run, file, model)
+    return Classifier(network, run.classes, preprocessing_of(run), run.temperature(file)).eval()
 
 
 def load_network(run: Run, weights: Path | None = None, model: Network | None = None) -> nn.Module:
@@ -189,7 +209,7 @@ def predict(
                         raise CnnlabError(f"{error}; leave such files out with --skip-bad") from error
                     skipped.append(str(error))
             if good:
-                answers = Predictions(classifier.probabilities(np.stack(batch), views, threads), classifier.classes)
+                answers = classifier.predict_batch(np.stack(batch), views, threads)
                 predictions += map(Prediction, good, answers.top(top))
     if not predictions:
         raise CnnlabError(f"none of the {len(files)} images could be read; the first: {skipped[0]}")
@@ -210,8 +230,8 @@ def probabilities(
     """Return the mean probabilities (N, K) float32, on the CPU, of `models` for `images` (N, C, H, W) uint8.
 
     views: test-time augmentation, a key of VIEWS: logits are averaged over the views of an image (half the weight on
-    the centred ones, half on the shifted ones), then probabilities over the models. Computed in float32 and eval mode,
-    so that the result does not depend on the batches. batch_size: 0 for the default. Raise CnnlabError.
+    the centred ones, half on the shifted ones), then probabilities over the models, not calibrated. Computed in float32
+    and eval mode, so that the result does not depend on the batches. batch_size: 0 for the default. Raise CnnlabError.
     """
     check_views(views)
     check_threads(threads)

@@ -32,7 +32,7 @@ from cnnlab.io.files import write_atomic
 from cnnlab.io.text import cell, truncate
 from cnnlab.models.own import Network
 from cnnlab.training import runs
-from cnnlab.training.evaluate import Evaluation, evaluate
+from cnnlab.training.evaluate import Evaluation, calibration_error, evaluate
 from cnnlab.training.own import check_own
 from cnnlab.training.results import layout_of
 from cnnlab.training.runs import Run
@@ -60,6 +60,15 @@ class RunEvaluation:
     views: str = "none"
     precision: str = "float32"
     seconds: float = 0.0
+    temperature: float = 1.0
+
+    @property
+    def calibration_error(self) -> float | None:
+        """The expected calibration error of the probabilities, scaled by `temperature`; None if they were not kept."""
+        predicted, probability = self.result.predicted, self.result.probability
+        if self.images is None or predicted is None or probability is None:
+            return None
+        return calibration_error(probability, predicted.eq(self.images.labels))
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -85,6 +94,8 @@ class RunEvaluation:
             "correct": result.correct,
             "loss": result.loss,
             **result.scores.to_dict(self.run.classes),
+            "temperature": self.temperature,
+            "calibration_error": self.calibration_error,
             "never_predicted": [self.run.classes[k] for k in result.never_predicted],
             "confusion": result.confusion.tolist(),
             "skipped": list(self.skipped),
@@ -174,7 +185,7 @@ def evaluate_run(
     file = weights_file(run, weights)
     check_threads(threads)
     here = pick_device(device)
-    network = load_network(run, file, model)
+    network, temperature = load_network(run, file, model), run.temperature(file)
     preprocessing = preprocessing_of(run)
     options = SourceOptions(
         data_dir=data_folder(data_dir or runs.data_dir(run)),
@@ -191,13 +202,15 @@ def evaluate_run(
         synchronize(here)
         started = time.perf_counter()
         result = evaluate(
-            network, loader, len(run.classes), precision=PRECISIONS[precision], views=views, keep=True
+            network, loader, len(run.classes), precision=PRECISIONS[precision], views=views, keep=True,
+            temperature=temperature,
         )  # fmt: skip
         seconds = time.perf_counter() - started
     source = data if isinstance(data, str) else run.recipe.data if data is None else f"{MEMORY}{type(data).__name__}"
     evaluation = RunEvaluation(
-        run, split, file, result, False, images, source, other, views=views, precision=precision, seconds=seconds
-    )
+        run, split, file, result, False, images, source, other, views=views, precision=precision, seconds=seconds,
+        temperature=temperature,
+    )  # fmt: skip
     large = len(run.classes) > _RECORDED  # megabytes a line
     left_out = ("run", "classes", *["confusion"] * large)
     record = {k: v for k, v in evaluation.to_dict().items() if k not in left_out}

@@ -63,6 +63,25 @@ class Evaluation:
         return ((self.confusion.sum(0) == 0) & (self.confusion.sum(1) > 0)).nonzero().flatten().tolist()
 
 
+BINS = 15  # of the expected calibration error
+
+
+def probabilities(logits: Tensor, temperature: float) -> Tensor:
+    """Return the probabilities of logits (N, K). temperature: see calibration.py; 1 for the network as it is."""
+    return (logits / temperature).softmax(1)
+
+
+def calibration_error(confidence: Tensor, correct: Tensor) -> float:
+    """Return the expected calibration error: how far accuracy and mean probability differ, over 15 equal bins.
+
+    confidence: (N,) probability of the predicted class; correct: (N,) bool.
+    """
+    p = confidence.double()
+    place = ((p * BINS).ceil().long() - 1).clamp(0, BINS - 1)  # the bins are (0, 1/15], (1/15, 2/15], ...
+    gap = torch.bincount(place, weights=correct.double() - p, minlength=BINS)
+    return gap.abs().sum().item() / len(p)
+
+
 # Test-time augmentation, views per image: the image; also mirrored; both also shifted by a pixel each way.
 VIEWS = {"none": 1, "flip": 2, "shift": 6}
 
@@ -97,11 +116,12 @@ def evaluate(
     precision: torch.dtype = torch.float32,
     views: str = "none",
     keep: bool = False,
+    temperature: float = 1.0,
 ) -> Evaluation:
     """Evaluate `model` on every image of `loader` in eval mode, then restore its mode.
 
     between: called after each batch; may raise to stop early. views: see `logits`. keep: also the prediction for each
-    image.
+    image, its probability with `temperature`. The loss is without it, as in training.
     """
     was_training = model.training
     model.eval()
@@ -115,7 +135,7 @@ def evaluate(
             loss_sum += F.cross_entropy(output, y, reduction="sum")
             cells.append(y * num_classes + output.argmax(1))
             if keep:
-                kept.append(output.softmax(1).amax(1))
+                kept.append(probabilities(output, temperature).amax(1))
             between()
     finally:
         model.train(was_training)

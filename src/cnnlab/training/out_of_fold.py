@@ -11,14 +11,11 @@ import torch
 from torch import Tensor
 
 from cnnlab.data import ImageSet
-from cnnlab.data.loader import Loader
-from cnnlab.device.determinism import reproducible
-from cnnlab.device.hardware import available_cores
-from cnnlab.device.precision import exact_float32
 from cnnlab.io.files import write_atomic
 from cnnlab.io.text import cell
-from cnnlab.training.evaluate import Evaluation, logits
-from cnnlab.training.results import Result, layout_of, trained_model
+from cnnlab.training.calibration import held_out_logits
+from cnnlab.training.evaluate import Evaluation
+from cnnlab.training.results import Result
 from cnnlab.training.series import Series, spread
 from cnnlab.training.session import Session
 
@@ -51,12 +48,7 @@ def _predicted(session: Session, result: Result) -> tuple[ImageSet, Tensor]:
     run = result.run
     session.divide(run.recipe)
     session.check_images(run, run.recipe.data)
-    layout, device, size = layout_of(run), session.device, session.preprocessing.image_size
-    with reproducible(0, session.threads or available_cores()), exact_float32(), torch.inference_mode():
-        model = trained_model(run, run.weights(), session.network).to(device).to(memory_format=layout)
-        batch = 1000 if size <= 64 else run.recipe.batch_size
-        loader = Loader(session.eval_set, session.preprocessing, batch, device, memory_format=layout)
-        return session.eval_set, torch.cat([logits(model, x).softmax(1).cpu() for x, _ in loader])
+    return session.eval_set, held_out_logits(session, run).softmax(1)
 
 
 def _confusion(images: ImageSet, probabilities: Tensor) -> Tensor:

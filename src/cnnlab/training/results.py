@@ -83,6 +83,16 @@ def _speed(recipe: str, s: dict[str, Any]) -> str:
     return f"{s['images_per_second']:.1f} images/s on {s['device']}, wall-clock including data"
 
 
+def _calibration(s: dict[str, Any]) -> list[str]:
+    c = s.get("calibration")
+    if c is None:
+        return []
+    return [
+        f"temperature {c['temperature']:.2f}: expected calibration error {c['ece']:.3f}, {c['ece_before']:.3f} without "
+        "it, on the validation images that chose it"
+    ]
+
+
 def _next_command(run: Run) -> list[str]:
     """Return the line with what to do next: evaluate once on the test set, or classify images."""
     recipe = run.recipe
@@ -150,6 +160,7 @@ class Result:
             _speed(self.run.recipe.name, s),
             f"{key} balanced acc {s[f'{key}_balanced_acc']:.3f}; {s['total_seconds']:.1f} s in all",
         ]
+        lines += _calibration(s)
         lines += _notes(self.run, s) + _verdict(self.run, s)
         best = f", best epoch {s['best_epoch']} with {figure_label(s['best_by'])} {s['best']:.3f}"
         best = best if s["eval_split"] == "validation" else ""

@@ -44,6 +44,7 @@ _SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
 _SIDE = Number(1, LARGEST_SIDE, whole=True)
 _CHANNELS = Number(1, 64, whole=True)
 _SHARE = Number(0, 1)
+LOWEST, HIGHEST = 0.05, 20.0  # temperatures, see calibration.py
 # Schemas of the files: a folder may come from anyone.
 _INFO = {
     "model": {"name": str, "num_classes": Number(1, 1e6, whole=True), "in_channels": _CHANNELS, "image_size": _SIDE,
@@ -67,6 +68,8 @@ _SUMMARY = {
     "figures": (None, {"weights": str, "epoch": COUNT, **dict.fromkeys(_SCORES, _SHARE),
                        "intervals": {key: [_SHARE] for key in _SCORES}, "classes": list}),
     "never_predicted": [str],
+    "calibration?": {"weights": str, "images": COUNT, "temperature": Number(LOWEST, HIGHEST), "nll_before": NUMBER,
+                     "nll": NUMBER, "ece_before": _SHARE, "ece": _SHARE},
 }  # fmt: skip
 _SECONDS = Number(1e-9, 1e12)
 _ROW = {"epoch": COUNT, "loss": NUMBER, "train_acc": _SHARE, "images": Number(1, 2**53, whole=True),
@@ -142,6 +145,16 @@ class Run:
         figures = {f"{key}_loss": NUMBER, **{f"{key}_{name}": _SHARE for name in ("acc", "balanced_acc", "macro_f1")}}
         check(path, summary, {**_SUMMARY, "eval_split": (split,), **figures})
         return summary
+
+    def temperature(self, weights: Path) -> float:
+        """Return what the logits by the file `weights` are divided by for probabilities: 1 if it is not calibrated.
+
+        Raise CnnlabError.
+        """
+        if weights.name != self.weights().name:
+            return 1.0
+        calibration = (self.summary() or {}).get("calibration", {})
+        return float(calibration["temperature"]) if calibration.get("weights") == weights.name else 1.0
 
     def evaluations(self) -> list[dict[str, Any]]:
         """Return a row for each explicit evaluation. Lines that a crash left incomplete are ignored."""

@@ -20,6 +20,7 @@ from cnnlab.models.own import Network
 from cnnlab.recipe import Recipe
 from cnnlab.training import checkpoint, runs
 from cnnlab.training.average import Average
+from cnnlab.training.calibration import Calibration, calibrate, held_out_logits
 from cnnlab.training.checkpoint import (
     has_checkpoint,
     load_checkpoint,
@@ -209,9 +210,18 @@ def _finish(session: Session, run: Run, progress: Progress) -> dict[str, Any]:
         _save_curves(run, progress.rows)
         images = {"train": len(session.train_set), run.recipe.eval_split: len(session.eval_set)}
         summary = summarize(run, progress, images, session.shared(run.recipe), str(session.device))
+        if calibration := _calibrated(session, run):
+            summary["calibration"] = calibration.to_dict()
         write_checked(run.path / "summary.json", summary)
         previous_checkpoint(run.checkpoint).unlink(missing_ok=True)  # a finished run does not need it
     return summary
+
+
+def _calibrated(session: Session, run: Run) -> Calibration | None:
+    """Return the calibration on the validation images, or None without such images."""
+    if run.recipe.eval_split != "validation":
+        return None
+    return calibrate(run, held_out_logits(session, run), session.eval_set.labels)
 
 
 def _save_curves(run: Run, rows: Any) -> None:
