@@ -219,7 +219,7 @@ def _finish(session: Session, run: Run, progress: Progress) -> dict[str, Any]:
 
 def _calibrated(session: Session, run: Run) -> Calibration | None:
     """Return the calibration on the validation images, or None without such images."""
-    if run.recipe.eval_split != "validation":
+    if run.recipe.eval_split != "validation" or run.recipe.overfit:
         return None
     return calibrate(run, held_out_logits(session, run), session.eval_set.labels)
 
