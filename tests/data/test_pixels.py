@@ -14,6 +14,7 @@ from PIL import Image
 from cnnlab.data import ImageSet, SourceOptions, load_images
 from cnnlab.io.decode import BadImage, Decoding, TooLarge, bombs_refused, decode, decode_checked
 from cnnlab.io.errors import CnnlabError
+from cnnlab.machine.doctor import verify
 
 
 def load(path: Path, split: str = "train", **options: object) -> ImageSet:
@@ -85,8 +86,9 @@ MISSING = {
     "Inf": (FLOATS, np.inf, {}, (0, 1)),
     "65535": (TWELVE, 65_535, {}, (0, 4095)),
     "0": (WARM, 0, {}, (290, 310)),
+    "heights": (np.linspace(-50, 3000, 64).astype(np.int32).reshape(8, 8), -9999, {}, (-50, 3000)),
     "GDAL's tag": (FLOATS, -1, {42113: "-1"}, (0, 1)),
-    "no mask": (np.eye(8, dtype=np.uint16), 65_535, {}, (0, 1)),
+    "void of a mask": (np.eye(8, dtype=np.uint16), 65_535, {}, (0, 1)),
 }
 
 
@@ -105,6 +107,7 @@ def test_missing_data_does_not_set_the_range(tmp_path: Path, case: str) -> None:
     assert np.array_equal(found.images[1, 0].numpy(), shown)
     assert np.array_equal(np.delete(found.images[0, 0].numpy(), 3, 0), np.delete(shown, 3, 0))
     assert ["missing" in warning for warning in found.warnings] == [True]
+    assert [check.state for check in verify(f"folder:{tmp_path}") if check.text.startswith("values:")] == ["ok"]
 
 
 def test_black_and_white_or_a_dark_ground_are_no_missing_data(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from cnnlab.io.decode import BadImage, Header, Source, ink, probe, value_range
 from cnnlab.io.values import Values
 
 _FAR = 4  # spans beyond the other values from which one is a dead pixel, a mark or missing data
+_NEAR = 0.5  # the same for the values that maps and instruments use for missing data
+_USUAL = {-32768.0, -32767.0, -9999.0, -99999.0, -999.0, 9999.0, 99999.0, 65535.0}
 _SAMPLE = 256  # transparent images that decide the background, at least
 _DARK = 96  # mean level of 255 below which drawings get a white ground
 _FULL_SCALES = (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0)  # of 0..1, 8, 10, 12, 14 and 16 bits
@@ -72,24 +74,28 @@ def _missing(images: Sequence[Values]) -> set[float]:
     """Return the values that stand for missing data.
 
     Such a value is the lowest or highest of an image, holds more pixels than an image's tail, and is far from all
-    others, in its image and in the whole source: as -9999 among 0 to 1, or 65535 among twelve bits.
+    others, in its image and in the whole source: as -9999 among 0 to 1, or 65535 among twelve bits. Usual values for
+    missing data may be nearer, as -9999 among heights of 0 to 3000.
     """
+
+    def far(value: float) -> float:
+        return _NEAR if value in _USUAL else _FAR
+
     candidates = set()
     for image in images:
         whole, rest = image.whole, image.between
         if whole is None or rest is None:
             continue
         below, above, span = rest.low - whole.low, whole.high - rest.high, rest.inner_high - rest.inner_low
-        if whole.inner_low == whole.low and below > _FAR * (span or above):
+        if whole.inner_low == whole.low and below > far(whole.low) * (span or above):
             candidates.add(whole.low)
-        if whole.inner_high == whole.high and above > _FAR * (span or below):
+        if whole.inner_high == whole.high and above > far(whole.high) * (span or below):
             candidates.add(whole.high)
     if not candidates:
         return candidates
     rests = [extremes for image in images if (extremes := image.without(candidates))]
     low, high = min(rest.inner_low for rest in rests), max(rest.inner_high for rest in rests)
-    reach = _FAR * (high - low)
-    return {value for value in candidates if value < low - reach or value > high + reach}
+    return {v for v in candidates if max(low - v, v - high) > far(v) * (high - low)}
 
 
 def _missing_notes(images: Sequence[Values], missing: set[float]) -> list[str]:

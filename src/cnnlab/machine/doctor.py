@@ -30,7 +30,7 @@ from cnnlab.models import build_model
 from cnnlab.recipe import Recipe
 from cnnlab.training import runs
 from cnnlab.training.autotune import time_step
-from cnnlab.training.header import class_counts, classes_text, passed_over_text
+from cnnlab.training.header import class_counts, classes_text, decoding_lines, passed_over_text
 from cnnlab.training.optim import make_optimizer
 from cnnlab.training.own import resume_call
 from cnnlab.training.plan import Plan, Workload, check_compile
@@ -110,6 +110,9 @@ def verify(source: str, *, data_dir: str | Path | None = None, columns: str = ""
             yield Check(source, "note", text)
         if train is None and images.passed_over:
             yield Check(source, "note", f"passed over: {passed_over_text(images.passed_over)}")
+        if train is None:
+            for text in decoding_lines(images, source):
+                yield Check(source, "ok", text)
         train = train or images
         if images is not train and (copies := len(shared(train.images, images.images))):
             yield Check(

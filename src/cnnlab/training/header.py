@@ -93,15 +93,21 @@ def data_lines(train_set: ImageSet, eval_set: ImageSet, recipe: Recipe) -> Itera
         yield f"note: {note}"
     if train_set.passed_over:
         yield f"passed over: {passed_over_text(train_set.passed_over)}"
-    how = train_set.decoding
+    yield from decoding_lines(train_set, recipe.data)
+    for warning in dict.fromkeys([*train_set.warnings, *eval_set.warnings]):
+        yield f"warning: {warning}"
+
+
+def decoding_lines(images: ImageSet, source: str) -> Iterator[str]:
+    """Yield how values and transparent pixels were decoded, where that was measured. source: such as `folder:PATH`."""
+    how = images.decoding
     if how is not None and how.high > how.low:
         yield f"values: {how.low:g} to {how.high:g} were scaled to 0 to 255"
     if how is not None and how.background == "white":
-        store = recipe.data.startswith("store:")  # its pixels are decoded already
-        remedy = "cnnlab kaggle prepare --background black" if store else "--set background=black"
+        # The pixels of a store are decoded already.
+        prepare = "cnnlab kaggle prepare --background black"
+        remedy = prepare if source.startswith("store:") else "--set background=black"
         yield f"background: white behind transparent pixels; {remedy} changes it"
-    for warning in dict.fromkeys([*train_set.warnings, *eval_set.warnings]):
-        yield f"warning: {warning}"
 
 
 def balance_lines(images: ImageSet, balance: str) -> Iterator[str]:
