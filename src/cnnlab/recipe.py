@@ -183,7 +183,8 @@ class Recipe:
         if self.overfit:  # the same images are trained on and evaluated
             if self.folds:
                 raise CnnlabError(f"folds={self.folds} and overfit={self.overfit}: leave one out")
-            object.__setattr__(self, "eval_split", "train")
+            for name, value in {"eval_split": "train", "select": "accuracy", "patience": 0}.items():
+                object.__setattr__(self, name, value)
         if self.eval_split == "validation" and self.val_fraction == 0 and not self.folds:
             raise CnnlabError(
                 "val_fraction=0.0 leaves nothing to evaluate on; hold some images out, or set eval_split=test to "

@@ -165,6 +165,14 @@ def test_features_are_computed_once_where_the_head_is_the_end(recipe: Recipe, mo
     assert passes[1] > 20 * 128
 
 
+def test_augmentation_of_the_callers_own_starts_with_the_other_layers(recipe: Recipe) -> None:
+    shapes = []
+    train(recipe, model=Small, threads=1, augment=lambda images: shapes.append(tuple(images.shape)) or images)
+    assert shapes == [(2, 1, 8, 8), *[(16, 1, 8, 8)] * 4]  # tried once, then the last of three epochs
+    few = train(recipe.changed(overfit=1, patience=2, select="macro_f1"), model=Small, name="few", threads=1)
+    assert [row["images"] for row in few.history] == [16 * few.run.recipe.passes] * 3
+
+
 @pytest.mark.parametrize("turn", [3, 6, 10])  # within both frozen epochs of four steps, and after them
 @pytest.mark.parametrize("average", ["none", "ema"])
 def test_resumed_to_the_same_bits(turn: int, average: str, recipe: Recipe) -> None:

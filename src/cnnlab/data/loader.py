@@ -161,13 +161,13 @@ class Loader:
         resident: bool | None = None,
     ) -> None:
         self.feeder = Feeder(images.images, images.labels, device, resident)
+        self._passes, self._images = passes, len(images)
         self.count = len(images) * passes  # images in an epoch
         self.preprocessing = preprocessing
         self.device = device
         self._num_classes = len(images.classes)
         self._augmentation, self._own = augmentation, own
         self._layout = memory_format
-        self._passes = passes
         self._balanced = images.labels if balance == "sampler" else None
         weights = loss_weights(images, balance)
         self._weights = None if weights is None else weights.to(device)[:, None]  # (N, 1)
@@ -185,7 +185,8 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches in order: images (B, C, H, W) float32, labels (B,)."""
-        for images, labels, _ in self.feeder(torch.arange(self.count), self._sizes):
+        sizes = self._sizes[: len(self._sizes) // self._passes]
+        for images, labels, _ in self.feeder(torch.arange(self._images), sizes):
             yield laid_out(self.preprocessing(images), self._layout), labels
 
     def shuffled(self, seed: int, epoch: int, size: int = 0, start: dict[str, Any] | None = None) -> Batches:
@@ -216,7 +217,7 @@ class Loader:
         """Return the images of one pass over the set, by number."""
         if self._balanced is not None:
             return balanced_order(self._balanced, generator)
-        return torch.randperm(self.count // self._passes, generator=generator)
+        return torch.randperm(self._images, generator=generator)
 
     def _batches(
         self, order: Tensor, done: int, seed: int, epoch: int, size: int, host: torch.Generator, here: torch.Generator
@@ -229,7 +230,7 @@ class Loader:
         batches = self.feeder(order[sum(self._sizes[:done]) :], sizes)
         for number, (images, labels, index) in enumerate(batches, done):
             x = self.preprocessing.resized(images)
-            x = self._augmentation.changes(x, index, self.count, epoch, seed, here, grey)
+            x = self._augmentation.changes(x, index, self._images, epoch, seed, here, grey)
             x = self._own(x, _mix(seed, epoch, 2, number)) if self._own else x
             if self._weights is not None:
                 labels = F.one_hot(labels, self._num_classes) * self._weights[index]  # (B, K)

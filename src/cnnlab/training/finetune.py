@@ -118,7 +118,7 @@ class FrozenBody:
         self._frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in trained]
         self.model = model
         self.train_loader = copy.copy(train_loader)
-        self.train_loader._augmentation = Augmentation()
+        self.train_loader._augmentation, self.train_loader._own = Augmentation(), None
         self.eval_loader = eval_loader
         for p in self._frozen:
             p.requires_grad_(False)
