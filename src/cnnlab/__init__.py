@@ -14,7 +14,17 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from cnnlab.data import DATASETS, ImageSet, load_images
     from cnnlab.data.batches import loader
-    from cnnlab.inference import Classifier, Prediction, Predictions, RunEvaluation, evaluate_run, load_model, predict
+    from cnnlab.inference import (
+        Classifier,
+        Prediction,
+        Predictions,
+        RunEvaluation,
+        Threshold,
+        evaluate_run,
+        load_model,
+        predict,
+        set_threshold,
+    )
     from cnnlab.io.errors import CnnlabError, TrainingInterrupted
     from cnnlab.models import MODELS, build_model
     from cnnlab.recipe import Recipe
@@ -45,6 +55,7 @@ __all__ = [
     "Run",
     "RunEvaluation",
     "SeedsResult",
+    "Threshold",
     "TrainingInterrupted",
     "__version__",
     "build_model",
@@ -57,6 +68,7 @@ __all__ = [
     "open_run",
     "predict",
     "resume",
+    "set_threshold",
     "train",
     "train_folds",
     "train_seeds",
@@ -66,7 +78,17 @@ __all__ = [
 _HOMES = {
     "data": ("DATASETS", "ImageSet", "load_images"),
     "data.batches": ("loader",),
-    "inference": ("Classifier", "Prediction", "Predictions", "RunEvaluation", "evaluate_run", "load_model", "predict"),
+    "inference": (
+        "Classifier",
+        "Prediction",
+        "Predictions",
+        "RunEvaluation",
+        "Threshold",
+        "evaluate_run",
+        "load_model",
+        "predict",
+        "set_threshold",
+    ),
     "io.errors": ("CnnlabError", "TrainingInterrupted"),
     "models": ("MODELS", "build_model"),
     "recipe": ("Recipe",),

@@ -12,6 +12,7 @@ import typer
 
 from cnnlab import __version__
 from cnnlab.cli.bench import bench
+from cnnlab.cli.calibrate import calibrate
 from cnnlab.cli.chapter import classical, figures, reproduce
 from cnnlab.cli.doctor import data as data_commands
 from cnnlab.cli.doctor import doctor
@@ -56,7 +57,8 @@ def _root(
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "train": train, "lr-find": lr_find, "eval": evaluate, "predict": predict, "runs": runs, "list": list_, "show": show,
+    "train": train, "lr-find": lr_find, "eval": evaluate, "predict": predict, "calibrate": calibrate, "runs": runs,
+    "list": list_, "show": show,
     "reproduce": reproduce, "classical": classical, "figures": figures, "grade": grade, "bench": bench,
     "doctor": doctor,
 }  # fmt: skip

@@ -178,7 +178,12 @@ def _calibration(evaluation: RunEvaluation) -> list[str]:
     error = evaluation.calibration_error
     if error is None:
         return []
-    return [f"expected calibration error {error:.4f} with temperature {evaluation.temperature:.2f}"]
+    lines = [f"expected calibration error {error:.4f} with temperature {evaluation.temperature:.2f}"]
+    if evaluation.threshold:
+        (accepted, correct), count = evaluation.accepted, evaluation.result.count
+        of_these = f"; acc {correct / accepted:.4f} of the others" if accepted else ""
+        lines.append(f"none of these, below {evaluation.threshold:.4f}: {count - accepted:,} of {count:,}{of_these}")
+    return lines
 
 
 def _test_note(evaluation: RunEvaluation) -> str:
@@ -242,7 +247,8 @@ def prediction_format(name: str) -> Callable[[Sequence[Prediction]], str]:
 def _prediction_table(predictions: Sequence[Prediction]) -> str:
     table = Table("image", *(f"{i + 1}." for i in range(len(predictions[0].top))))
     for p in predictions:
-        table.add_row(str(p.path), *(f"{label} {probability:.1%}" for label, probability in p.top))
+        first, *others = (f"{label} {probability:.1%}" for label, probability in p.top)
+        table.add_row(str(p.path), f"none of these ({first})" if p.none_of_these else first, *others)
     return str(table)
 
 
@@ -252,14 +258,16 @@ def _prediction_csv(predictions: Sequence[Prediction]) -> str:
     columns = ["image"]
     for i in range(1, len(predictions[0].top) + 1):
         columns += [f"label_{i}", f"probability_{i}"]
-    writer.writerow(columns)
+    writer.writerow([*columns, "none_of_these"])
     for p in predictions:
         top = (field for label, probability in p.top for field in (cell(label), f"{probability:.6f}"))
-        writer.writerow([cell(str(p.path)), *top])
+        writer.writerow([cell(str(p.path)), *top, str(p.none_of_these).lower()])
     return out.getvalue().rstrip("\n")
 
 
 def _prediction_json(predictions: Sequence[Prediction]) -> str:
-    return to_json(
-        [{"image": str(p.path), "top": [{"label": label, "probability": v} for label, v in p.top]} for p in predictions]
-    )
+    return to_json([
+        {"image": str(p.path), "top": [{"label": label, "probability": v} for label, v in p.top],
+         "none_of_these": p.none_of_these}
+        for p in predictions
+    ])  # fmt: skip

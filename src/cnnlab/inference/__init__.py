@@ -11,6 +11,7 @@ from cnnlab.inference.classifier import (
 )
 from cnnlab.inference.evaluation import RunEvaluation, evaluate_run, validation_images
 from cnnlab.inference.split_table import SplitTable, split_table
+from cnnlab.inference.threshold import Threshold, set_threshold
 
 __all__ = [
     "Classifier",
@@ -18,11 +19,13 @@ __all__ = [
     "Predictions",
     "RunEvaluation",
     "SplitTable",
+    "Threshold",
     "evaluate_run",
     "load_model",
     "load_network",
     "predict",
     "probabilities",
+    "set_threshold",
     "split_table",
     "validation_images",
 ]

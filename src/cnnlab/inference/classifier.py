@@ -32,10 +32,14 @@ _MOST_VALUES = 1 << 26  # in a batch of large images
 
 @dataclass(frozen=True)
 class Prediction:
-    """The classes of one image file with their probabilities, most probable first."""
+    """The classes of one image file with their probabilities, most probable first.
+
+    none_of_these: the first is less probable than the run's threshold.
+    """
 
     path: Path
     top: list[tuple[str, float]]
+    none_of_these: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,13 @@ class Predictions:
     """What `Classifier.predict` returns. logits: (N, K) float32 on the CPU; classes: K names.
 
     temperature: what the logits are divided by, see training/calibration.py. The order of the classes is that of the
-    logits, also where probabilities are too small for their differences.
+    logits, also where probabilities are too small for their differences. threshold: see `none_of_these`.
     """
 
     logits: Tensor
     classes: list[str]
     temperature: float = 1.0
+    threshold: float = 0.0
 
     @cached_property
     def probabilities(self) -> Tensor:
@@ -59,6 +64,11 @@ class Predictions:
     def labels(self) -> list[str]:
         """The name of the most probable class of each of the N images."""
         return [self.classes[k] for k in self.logits.argmax(1).tolist()]
+
+    @property
+    def none_of_these(self) -> list[bool]:
+        """Of each of the N images, whether its most probable class is less probable than the threshold."""
+        return [p < self.threshold for p in self.probabilities.amax(1).tolist()]
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -78,17 +88,23 @@ class Classifier(nn.Module):
 
     `forward` takes preprocessed batches (B, C, H, W) float32 and returns logits (B, K); `predict` takes images as they
     are. network: the module that was trained; classes: K names; preprocessing: (B, C, H, W) uint8 -> float32;
-    temperature: what `predict` divides the logits by for its probabilities.
+    temperature: what `predict` divides the logits by for its probabilities; threshold: see `Predictions`.
     """
 
     def __init__(
-        self, network: nn.Module, classes: list[str], preprocessing: Preprocessing, temperature: float = 1.0
+        self,
+        network: nn.Module,
+        classes: list[str],
+        preprocessing: Preprocessing,
+        temperature: float = 1.0,
+        threshold: float = 0.0,
     ) -> None:
         super().__init__()
         self.network = network
         self.classes = classes
         self.preprocessing = preprocessing
         self.temperature = temperature
+        self.threshold = threshold
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, image_size, image_size) float32 -> logits (B, K)."""
@@ -114,14 +130,17 @@ class Classifier(nn.Module):
                 self._logits(np.stack([pixels(i, p.decoding, invert=invert) for i in flat[at : at + step]]), views)
                 for at in range(0, len(flat), step)
             ]
-        return Predictions(torch.cat(parts), self.classes, self.temperature)
+        return self._predictions(torch.cat(parts))
 
     def predict_batch(self, batch: np.ndarray, views: str = "none", threads: int | None = None) -> Predictions:
         """Classify images (B, C, H, W) uint8 of the native size.
 
         views: test-time augmentation, a key of VIEWS. threads: of the CPU. Default: all available cores.
         """
-        return Predictions(self._logits(batch, views, threads), self.classes, self.temperature)
+        return self._predictions(self._logits(batch, views, threads))
+
+    def _predictions(self, found: Tensor) -> Predictions:
+        return Predictions(found, self.classes, self.temperature, self.threshold)
 
     def _logits(self, batch: np.ndarray, views: str, threads: int | None = None) -> Tensor:
         """Return logits (B, K) float32, on the CPU."""
@@ -152,7 +171,8 @@ def load_model(
     run = run if isinstance(run, Run) else runs.open_run(run, runs_dir)
     file = weights_file(run, weights)
     network = load_network(run, file, model)
-    return Classifier(network, run.classes, preprocessing_of(run), run.temperature(file)).eval()
+    preprocessing = preprocessing_of(run)
+    return Classifier(network, run.classes, preprocessing, run.temperature(file), run.threshold(file)).eval()
 
 
 def load_network(run: Run, weights: Path | None = None, model: Network | None = None) -> nn.Module:
@@ -210,7 +230,7 @@ def predict(
                     skipped.append(str(error))
             if good:
                 answers = classifier.predict_batch(np.stack(batch), views, threads)
-                predictions += map(Prediction, good, answers.top(top))
+                predictions += map(Prediction, good, answers.top(top), answers.none_of_these)
     if not predictions:
         raise CnnlabError(f"none of the {len(files)} images could be read; the first: {skipped[0]}")
     return predictions, skipped

@@ -61,6 +61,16 @@ class RunEvaluation:
     precision: str = "float32"
     seconds: float = 0.0
     temperature: float = 1.0
+    threshold: float = 0.0
+
+    @property
+    def accepted(self) -> tuple[int, int]:
+        """The number of images at or above the run's threshold for "none of these", and of correct ones among them."""
+        predicted, probability = self.result.predicted, self.result.probability
+        if self.images is None or predicted is None or probability is None:
+            return self.result.count, self.result.correct
+        accepted = probability.double() >= self.threshold
+        return int(accepted.sum()), int((accepted & predicted.eq(self.images.labels)).sum())
 
     @property
     def calibration_error(self) -> float | None:
@@ -96,6 +106,9 @@ class RunEvaluation:
             **result.scores.to_dict(self.run.classes),
             "temperature": self.temperature,
             "calibration_error": self.calibration_error,
+            "threshold": self.threshold,
+            "accepted": self.accepted[0],
+            "accepted_correct": self.accepted[1],
             "never_predicted": [self.run.classes[k] for k in result.never_predicted],
             "confusion": result.confusion.tolist(),
             "skipped": list(self.skipped),
@@ -209,7 +222,7 @@ def evaluate_run(
     source = data if isinstance(data, str) else run.recipe.data if data is None else f"{MEMORY}{type(data).__name__}"
     evaluation = RunEvaluation(
         run, split, file, result, False, images, source, other, views=views, precision=precision, seconds=seconds,
-        temperature=temperature,
+        temperature=temperature, threshold=run.threshold(file),
     )  # fmt: skip
     large = len(run.classes) > _RECORDED  # megabytes a line
     left_out = ("run", "classes", *["confusion"] * large)

@@ -10,6 +10,7 @@
     last.safetensors         weights after the last epoch
     best.safetensors         weights of the best epoch
     curves.png, summary.json written at the end
+    threshold.json           by `cnnlab calibrate`: below which probability an image is none of the classes
     evaluations.jsonl        each explicit evaluation, so that every use of the test set is on record
 
 run.json, environment.json and summary.json hold a checksum of themselves, run.json also one of recipe.json: a file that
@@ -44,6 +45,7 @@ _SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
 _SIDE = Number(1, LARGEST_SIDE, whole=True)
 _CHANNELS = Number(1, 64, whole=True)
 _SHARE = Number(0, 1)
+THRESHOLD = "threshold.json"
 LOWEST, HIGHEST = 0.05, 20.0  # temperatures, see calibration.py
 # Schemas of the files: a folder may come from anyone.
 _INFO = {
@@ -155,6 +157,24 @@ class Run:
             return 1.0
         calibration = (self.summary() or {}).get("calibration", {})
         return float(calibration["temperature"]) if calibration.get("weights") == weights.name else 1.0
+
+    def threshold(self, weights: Path) -> float:
+        """Return the probability below which an image is none of the classes, by the file `weights`; 0: of any.
+
+        Raise CnnlabError.
+        """
+        path = self.path / THRESHOLD
+        if weights.name != self.weights().name or not path.exists():
+            return 0.0
+        again = f"choose it again: cnnlab calibrate {self.path}; or delete it"
+        try:
+            found = read_checked(path)
+        except CnnlabError as error:
+            raise CnnlabError(f"{error}; {again}") from error
+        check(path, found, {"temperature": Number(LOWEST, HIGHEST), "threshold": _SHARE}, again)
+        if found["temperature"] != self.temperature(weights):
+            raise CnnlabError(f"{path} is for other probabilities than those of {self.path / 'summary.json'}; {again}")
+        return float(found["threshold"])
 
     def evaluations(self) -> list[dict[str, Any]]:
         """Return a row for each explicit evaluation. Lines that a crash left incomplete are ignored."""
