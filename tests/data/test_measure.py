@@ -228,7 +228,7 @@ def test_a_run_on_a_store_decodes_other_files_as_the_store_was(tmp_path: Path) -
     (tmp_path / "1.png").write_bytes(encoded(wide))
     pixels = decode(tmp_path / "1.png", model.preprocessing.decoding)
     assert np.array_equal(pixels[0], scaled(grey(0, 4095), 0, 4095))  # its middle, by the store's range
-    logits = model(model.preprocessing(torch.tensor(pixels[None])))
+    logits = model(model.preprocessing(torch.tensor(pixels[None]))) / model.temperature
     assert model.predict(tmp_path / "1.png").probabilities == pytest.approx(logits.softmax(1).detach().numpy())
     # Another store whose values were scaled otherwise is not comparable; its files are.
     other = prepared(tmp_path / "d", {f"{i}.png": encoded(grey(i, 65_535)) for i in range(8)})
