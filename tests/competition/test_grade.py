@@ -404,6 +404,9 @@ CHINESE = "学号,姓名,班级\n3210101234,张三,一班\n3210101235,李四,一
         ("学号,姓名\n012,张三\n013,李四\n", {"012.csv": "张三"}, "李四"),
         ("Username,Name\njd1,Jo Doe\n", {"HW_jd1_attempt_2026-03-01-12-30-00_a.csv": "Jo Doe"}, ""),
         ("编号,学号,姓名\n1,3210101234,张三\n2,3210101235,李四\n", {"实验课_2_1_张三_3210101234.csv": "张三"}, "李四"),
+        ('"identifier","github_username","name"\n"a1","annlee",""\n"b1","bo-kim",""\n',
+         {"hw3-annlee.csv": "a1", "hw3-bo-kim.csv": "b1"}, ""),
+        ("Roster Name,github_username\nAnn Lee,al99x\n", {"homework-2-al99x.csv": "Ann Lee"}, ""),
         ("Name\nLi Wei\nLi Wei Ming\n", {"li_wei_ming.csv": "Li Wei Ming"}, "Li Wei"),
     ],
 )  # fmt: skip
@@ -418,6 +421,29 @@ def test_rosters_as_exported(
         {wanted: "missing"} if wanted else {}
     )
     assert not any("roster" in row.note for row in grades.rows)
+
+
+@pytest.mark.parametrize(
+    ("content", "passed"),
+    [
+        ("Name\nAnn Lee\nBo Kim\nTOTAL\nAverage\n", 2),
+        ("First name,Surname,ID number,Mark\nAnn,Lee,1001,5\nBo,Kim,1002,7\nOverall average,,,6\n", 1),
+        ("# class 2026\nAnn Lee\nBo Kim\n", 1),
+        ("Students:\nAnn Lee\n-----\nBo Kim\nTotal: 2 students\n", 3),
+        ("//exported\nAnn Lee\nBo Kim\n2 students\n", 2),
+        ("姓名,成绩\n张三,90\n李四,80\n平均分,85\n合计,170\n", 2),
+        ("张三\n李四\n共2人\n", 1),
+        ("3210101234\n3210101235\n", 0),
+        ("学号,姓名\n3210101234,张三\n3210101235,\n合计,\n", 1),
+        ("# exported\nOrgDefinedId,First Name,Last Name\n#100234,Ann,Lee\n#100235,Bo,Kim\n", 1),
+    ],
+)
+def test_rows_that_are_no_student(tmp_path: Path, content: str, passed: int) -> None:
+    roster = read_roster(put(tmp_path, "r.csv", content))
+    assert len(roster.people) == 2
+    assert len(roster.passed) == passed
+    names = "Sum Total\nMax\nMin Lee\nTotal Li\nMean Joe Greene\n#1 Ann\n平均华\n"
+    assert len(read_roster(put(tmp_path, "names.txt", names)).people) == 7
 
 
 def test_a_hand_in_that_fits_two_students_is_nobodys(room: Path, labels: Path, tmp_path: Path) -> None:
@@ -496,6 +522,12 @@ def workbook(kind: str) -> bytes:
     return buffer.getvalue()
 
 
+def npz() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, ids=np.arange(3))
+    return buffer.getvalue()
+
+
 def test_encodings_of_spreadsheets(room: Path, labels: Path) -> None:
     content = "编号,标签\n1,猫\n2,狗\n3,狗\n4,猫\n"
     truth = put(room.parent, "truth.csv", content.encode("gb18030"))
@@ -503,8 +535,9 @@ def test_encodings_of_spreadsheets(room: Path, labels: Path) -> None:
     for codec in codecs:
         put(room, f"{codec}.csv", content.encode(codec))
     put(room, "tabs.csv", content.replace(",", "\t").encode("utf-16"))
+    put(room, "odd.csv", content.encode("utf-16") + b"\n")  # as `echo >>` leaves it
     grades = grade(room, truth, id_column="编号", label_column="标签")
-    assert [row.score and row.score.accuracy for row in grades.rows] == [1.0] * 7
+    assert [row.score and row.score.accuracy for row in grades.rows] == [1.0] * 8
     assert status(grade(put(room, "x.csv", "id,label\n1,Müller\n".encode("latin-1")), labels)) == {"x": "refused"}
 
 
@@ -529,9 +562,21 @@ def test_a_hand_in_without_any_known_label_is_refused(room: Path, labels: Path) 
     rows = by_name(grade(room, labels))
     assert {row.status for row in rows.values()} == {"refused"}
     assert "known: 'cat', 'dog'" in rows["numbers"].note
-    assert "did you mean 'cat'?" in rows["case"].note
+    assert "write 'cat'" in rows["case"].note
+    spaces = put(room, "spaces.csv", TRUE.replace("cat", "cat ").replace("dog", " dog"))
+    assert "write 'cat', exactly" in by_name(grade(spaces, labels))["spaces"].note
     with pytest.raises(CnnlabError, match="none of its labels is a class"):
         score(room / "case.csv", labels)
+
+
+@pytest.mark.parametrize(
+    "way", ["{}.png", "{:05d}", "{}.0", "test/{}.png", "test\\{:03d}.jpeg", " {}", "{} ", "/data/test/{:06d}"]
+)
+def test_ids_written_in_another_way_are_named(room: Path, labels: Path, way: str) -> None:
+    body = "".join(f"{way.format(i)},{'cat' if i in (1, 4) else 'dog'}\n" for i in range(1, 5))
+    note = by_name(grade(put(room, "ann.csv", f"id,label\n{body}"), labels))["ann"].note
+    assert "in another way" in note
+    assert "for '1'" in note
 
 
 def test_what_is_handed_in_instead_of_a_table(room: Path, labels: Path) -> None:
@@ -540,6 +585,8 @@ def test_what_is_handed_in_instead_of_a_table(room: Path, labels: Path) -> None:
         "zip": (workbook("zip"), "zip archive; |zip archive, not"), "xls": (bytes.fromhex("d0cf11e0a1b11ae1"), "Office file"),
         "rar": (b"Rar!\x1a\x07\1\0", "RAR"), "gz": (gzip.compress(b"x"), "gzip"), "html": (b"\n<!doctype HTML><p>Log in", "web page"),
         "pdf": (b"%PDF-1.7", "PDF"), "lfs": (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        "parquet": (b"PAR1\x15\4", "Parquet"), "feather": (b"ARROW1\0\0", "Arrow"), "pkl": (b"\x80\4\x95\0\0", "pickle"),
+        "npz": (npz(), "NumPy arrays"), "annex": (b"/annex/objects/SHA256E-s9--0a.csv\n", "git annex get"),
         "json": (b'[{"id": 1}]', "JSON"), "zeros": (bytes(5000), "zero bytes"),
     }  # fmt: skip
     for name, (content, _) in kinds.items():
@@ -557,6 +604,9 @@ def test_what_is_handed_in_instead_of_a_table(room: Path, labels: Path) -> None:
 
 
 def test_probabilities_are_scored_by_log_loss_too(room: Path, labels: Path, tmp_path: Path) -> None:
+    lacks = put(tmp_path, "lacks.csv", "id,dog\n1,0.2\n2,1\n3,1\n4,0\n")
+    with pytest.raises(CnnlabError, match="no column for 1 of the 2 classes .'cat'.*for each class"):
+        score(lacks, labels)
     put(room, "ann.csv", "id,dog,Cat\n1,0.2,0.8\n2,.5,.5\n3,1,0\n4,0.1,0.9\n")
     put(room, "bob.csv", HALF)
     put(room, "cleo.csv", "id,cat\n1,1\n")
@@ -567,7 +617,7 @@ def test_probabilities_are_scored_by_log_loss_too(room: Path, labels: Path, tmp_
     assert ann.log_loss == pytest.approx(-np.log([0.8, 0.5, 1, 0.9]).mean())
     assert ann.accuracy == 0.75  # a tie is the first class
     assert rows["bob"].to_dict()["log_loss"] is None
-    assert "no column 'dog'" in rows["cleo"].note
+    assert "no column for 1 of the 2 classes ('dog')" in rows["cleo"].note
     assert "line 2: the probabilities add up to 1.4" in rows["dan"].note
     grades = grade(room, labels)
     assert f"{ann.log_loss:.4f}" in grades_text(grades)

@@ -312,7 +312,7 @@ def test_probabilities_without_a_sample_and_refused(tmp_path: Path) -> None:
     more = file(tmp_path, "id,cat,dog,fox\na,0,0,0\nb,0,0,0\n", "more.csv")
     fewer = file(tmp_path, "id,cat\na,0\nb,0\n", "fewer.csv")
     other = file(tmp_path, "id,cat,dog\na,0,0\nc,0,0\n", "other.csv")
-    for sample, why in ((more, "'fox'"), (fewer, "no column 'dog'"), (other, "'c'")):
+    for sample, why in ((more, "'fox'"), (fewer, "no column for 1 of the 2 classes ('dog')"), (other, "'c'")):
         assert why in refused(write_probabilities, path, ["a", "b"], p, sample=sample, classes=["cat", "dog"])
     true = file(tmp_path, "id,label\na,cat\nb,dog\n", "true.csv")
     for row, why in (("a,nan,1", "between 0 and 1"), ("a,-1,2", "between"), ("a,x,1", "between"), ("a,.2,.2", "add up to 0.4"),

@@ -91,9 +91,34 @@ def test_without_a_font_words_are_numbers(name: str, capsys: pytest.CaptureFixtu
     assert second == "dog"
     line = capsys.readouterr().err
     assert "[1] is " in line
-    assert "fonts-noto-cjk" in line
+    assert "install a font that has them: fonts-" in line
     figures.png(figures.samples(rows, [name, "dog"]))
     assert capsys.readouterr().err == "", "said once"
+
+
+@pytest.mark.parametrize(
+    ("words", "packages"),
+    [
+        (["猫"], ["fonts-noto-cjk"]), (["ねこ", "고양이"], ["fonts-noto-cjk"]),
+        (["ไทย"], ["fonts-noto-core", "google-noto-sans-thai-fonts"]),
+        (["हिन्दी"], ["fonts-noto-core", "google-noto-sans-devanagari-fonts"]),
+        (["தமிழ்"], ["fonts-noto-core"]), (["አማርኛ"], ["fonts-noto-core"]), (["ខ្មែរ"], ["fonts-noto-core"]),
+        (["🦖"], ["fonts-symbola"]), (["猫 cat", "ไทย"], ["fonts-noto-cjk", "fonts-noto-core"]),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("without_fonts")
+def test_the_package_that_has_the_script_is_named(words: list[str], packages: list[str]) -> None:
+    text = fonts.remedy(words)
+    assert all(package in text for package in packages)
+    assert ("fonts-noto-cjk" in text) == ("fonts-noto-cjk" in packages)
+
+
+@pytest.mark.parametrize("name", ["x" * 60, "a long name of a class " * 4, "猫" * 40])
+@pytest.mark.parametrize("dpi", [100, 144])
+def test_long_names_are_inside_at_every_resolution(name: str, dpi: int) -> None:
+    figure = figures.samples([[np.zeros((8, 8, 3), np.uint8)]] * 2, [name, "dog"])
+    figure.set_dpi(dpi)
+    check_texts(figure)
 
 
 @pytest.mark.usefixtures("without_fonts")

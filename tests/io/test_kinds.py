@@ -55,6 +55,16 @@ def test_pictures_to_convert(content: bytes, what: str) -> None:
     assert "convert" in kind(content).in_place_of_image()
 
 
+def test_pointers_to_files_elsewhere_name_the_command_that_gets_them() -> None:
+    for content, command in (
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"/annex/objects/SHA256E-s1048--5f.jpg\n", "git annex get"),
+        (b"../../.git/annex/objects/Gx/1k/SHA256E-s1048--5f.jpg/SHA256E-s1048--5f.jpg", "git annex get"),
+    ):
+        assert command in kind(content).in_place_of_image()
+    assert kind(b"PAR1" + bytes(50) + b"PAR1").what == "a Parquet file"
+
+
 def test_zero_bytes_are_downloaded_again() -> None:
     found = kind(bytes(5000))
     for text in (

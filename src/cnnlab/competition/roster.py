@@ -30,17 +30,27 @@ _NAMES, _FIRST, _LAST, _IDS = (
     frozenset(text.replace(" ", "").split("|"))
     for text in (
         "student|students|student name|name|names|full name|fullname|display name|sortable name|learner|participant|"
-        "姓名|学生|学生姓名|真实姓名|名称|vollständiger name|nom complet|nombre completo",
+        "roster name|姓名|学生|学生姓名|真实姓名|名称|vollständiger name|nom complet|nombre completo",
         "first name|firstname|first|given name|given names|preferred name|名|名字|vorname|prénom|nombre",
         "last name|lastname|last|surname|family name|姓|姓氏|nachname|nom|nom de famille|apellidos|apellido(s)",
         "id|ids|student id|studentid|student number|student no|student no.|sid|sis id|sis user id|sis login id|login|"
         "login id|user|user id|userid|user name|username|id number|idnumber|identifier|integration id|net id|netid|"
+        "github username|github login|github id|github|gitlab username|roster identifier|uid|upi|cwid|campus id|"
+        "banner id|roll no|roll no.|roll number|registration number|matriculation number|matric no.|candidate number|"
         "email|e-mail|mail|email address|e-mail address|学号|学生编号|学生学号|学籍号|编号|id号码|账号|用户名|"
         "登录名|工号|邮箱|电子邮件|电子邮件地址|电子邮箱|id-nummer|matrikelnummer|anmeldename|e-mail-adresse|"
         "numéro d'identification|adresse de courriel|número de id|dirección de correo",
     )
 )
 _NOBODY = ("points possible", "student, test", "test student", "manual posting")  # rows of Canvas
+# Lines that a teacher or a spreadsheet adds: sums, headings, comments, lines to part groups.
+_NO_NAME = re.compile(
+    r"((grand |sub)?totals?|sum|(overall|class|course|group|column)? ?(average|mean|median)|avg\.?|minimum|maximum"
+    r"|(standard deviation|std\.?( ?dev\.?)?|stdev)|summe|gesamt|durchschnitt|mittelwert|moyenne|promedio"
+    r"|合计|总计|总数|总和|小计|(班级|全班|总)?(平均|平均分|平均值|均值)|中位数|最高分|最低分|标准差)"
+    r"[\s:：=]*[\d.,%/]*\s*(students?|名?人|名学生)?"
+    r"|[共总计]*\s*\d+\s*(students?|名?人|名学生)|(#(?!\d)|//).*|.*[:：]|[\W_]*"
+)
 # Words in the names of hand-ins that are nobody's name.
 _NOISE = re.compile(
     r"(my|the|final|new|copy|late|test|submissions?|submit|predictions?|preds?|results?|outputs?|answers?|labels?|kaggle|cifar"
@@ -139,7 +149,9 @@ def _of_lines(lines: list[str]) -> Roster:
     different: dict[str, str] = {}
     for line in lines:
         different.setdefault(key(line), line.strip())
-    return Roster([_from_line(_without_number(line)) for line in different.values()], notes)
+    notes += [_not_a_student(line) for line in different.values() if _is_no_name(line)]
+    names = [_without_number(line) for line in different.values() if not _is_no_name(line)]
+    return Roster(list(map(_from_line, names)), notes)
 
 
 def _index(words: Iterable[Iterable[str]]) -> dict[str, list[int]]:
@@ -195,7 +207,7 @@ def _table(path: Path, content: str, lines: list[str]) -> Roster | None:
         chinese = all(re.search(f"[{_CHINESE}]", part) for part in parts)
         name = full or ("".join(parts[::-1]) if chinese else " ".join(filter(None, parts)))
         ids = [re.sub(r"^(\d+)\.0$", r"\1", cells[i]) for i in columns["id"] if cells[i]]
-        if plain_header(name) in _NOBODY or not (name or ids):
+        if plain_header(name) in _NOBODY or all(map(_is_no_name, filter(None, [name, *ids]))):
             passed.append(_not_a_student(name or next(filter(None, cells))))
             continue
         people.append(_person(name or ids[0], [name], ids))
@@ -236,6 +248,11 @@ def _has_unknown_columns(path: Path, rows: list[list[str]], separator: str) -> b
 def _is_data(cell: str) -> bool:
     """Return whether a cell is a number, and so in no header."""
     return _is_number(cell.strip()) or re.fullmatch(r"\d+[.)、]?", cell.strip()) is not None
+
+
+def _is_no_name(text: str) -> bool:
+    """Return whether a line of a roster is a sum, a heading or a comment: `TOTAL`, `Overall average: 71`, `# 2026`."""
+    return _NO_NAME.fullmatch(plain_header(text)) is not None
 
 
 def _not_a_student(text: str) -> str:
@@ -321,7 +338,8 @@ def _anywhere(text: str) -> tuple[frozenset[str], frozenset[str]]:
     for segment in re.split(r"[_()（）\[\]【】+,，;&#]+|\s-\s", text):
         segments += [_TASK.sub("", part) for part in re.findall(_SCRIPTS, segment)]
     words = [word for segment in segments for word in re.split(r"[\W_]+", segment)]
-    ids = {word for word in map(_plain, [*words, *segments]) if len(word) > _SHORT} | {_plain(text)}
+    logins = [segment[match.end() :] for segment in segments for match in re.finditer(r"[-.]", segment)]  # hw1-ann-lee
+    ids = {word for word in map(_plain, [*words, *segments, *logins]) if len(word) > _SHORT} | {_plain(text)}
     kept = ["".join(w for w in re.split(r"[\W_]+", s) if not _NOISE.fullmatch(w.casefold())) for s in segments]
     runs: set[str] = set()
     for parts in (kept, segments):

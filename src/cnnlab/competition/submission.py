@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -164,7 +165,7 @@ def write_probabilities(
             place = column_index(str(sample), header, id_column)
             order = [row[place] for _, row in rows]
         if has_class_columns(header, classes, label_column):
-            where = {column_index(str(sample), header, c): c for c in classes}
+            where = dict(zip(_class_columns(str(sample), header, classes), classes, strict=True))
             if other := [h for i, h in enumerate(header) if i != place and i not in where]:
                 raise CnnlabError(f"{sample} has columns that are no class: {first(other)}; its classes are others")
             columns = [header[place].strip(), *(where[i] for i in range(len(header)) if i != place)]
@@ -184,6 +185,17 @@ def has_class_columns(header: Sequence[str], classes: Collection[str], label_col
     """Return whether a table has a column for some class, and none of labels."""
     columns = set(map(plain_header, header))
     return plain_header(label_column) not in columns and any(plain_header(c) in columns for c in classes)
+
+
+def _class_columns(name: str, header: list[str], classes: Sequence[str]) -> list[int]:
+    """Return where the column of each class is. Raises: CnnlabError if some have none."""
+    columns = set(map(plain_header, header))
+    if missing := [c for c in classes if plain_header(c) not in columns]:
+        raise CnnlabError(
+            f"{name} has no column for {len(missing)} of the {len(classes)} classes ({first(missing)}); write one "
+            "column of probabilities for each class"
+        )
+    return [column_index(name, header, c) for c in classes]
 
 
 def _write(path: Path, rows: Iterable[Sequence[str]]) -> Written:
@@ -244,7 +256,7 @@ def measure(
     loss = None
     if has_class_columns(header, truth.classes, label_column):
         # The truth of a few images may lack a class.
-        place, known = column_index(name, header, id_column), [column_index(name, header, c) for c in truth.classes]
+        place, known = column_index(name, header, id_column), _class_columns(name, header, truth.classes)
         taken = {place, *known}
         unknown = [i for i, h in enumerate(header) if h.strip() and i not in taken]
         if len(known + unknown) > _MOST_CLASSES:
@@ -266,7 +278,9 @@ def measure(
         confusion[number[c], number.get(answer, k)] += 1
     no_class = dict(Counter(answer for answer in given if answer not in number).most_common())
     if sum(no_class.values()) == len(truth.ids):
-        hint = near(next(iter(no_class)), truth.classes)
+        given_label = next(iter(no_class))
+        same = next((c for c in truth.classes if plain_header(c) == plain_header(given_label)), None)
+        hint = f"write {quoted(same)}, exactly so" if same else near(given_label, truth.classes)
         raise CnnlabError(f"{name}: none of its labels is a class ({first(no_class)}); {hint}")
     unscored = len(ids) - len(truth.ids)
     return Score(Path(name), truth.classes, confusion[:, :k], confusion[:, k], no_class, unscored, loss)
@@ -279,8 +293,22 @@ def _answers(ids: Sequence[str], values: Sequence[T], truth: Truth, name: str) -
     """Return {id: value}. Raises: CnnlabError if a labelled image is not among the ids."""
     answers = dict(zip(ids, values, strict=True))
     if missing := [i for i in truth.ids if i not in answers]:
+        plain = {_plain_id(i): i for i in ids}
+        if other := next((plain[_plain_id(i)] for i in missing if _plain_id(i) in plain), None):
+            wanted = next(i for i in missing if _plain_id(i) == _plain_id(other))
+            raise CnnlabError(
+                f"{name} writes ids in another way than {truth.path}: {quoted(other)} for {quoted(wanted)}; write them "
+                "exactly so, as Kaggle demands"
+            )
         raise CnnlabError(f"{name} lacks {len(missing)} ids of {truth.path} ({first(missing)}); answer every image")
     return answers
+
+
+def _plain_id(text: str) -> str:
+    """Return an id without its folder, ending, leading zeros and the `.0` of a number: `test/007.png` -> 7."""
+    name = re.split(r"[/\\]", text.strip())[-1]
+    name = re.sub(r"\.(0+|[A-Za-z]\w{1,4})$", "", name).casefold()
+    return name.lstrip("0") or name
 
 
 def _probabilities(

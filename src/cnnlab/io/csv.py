@@ -6,6 +6,7 @@ save them; columns are found whatever the case and the spaces of their names.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import difflib
 import io
@@ -127,12 +128,13 @@ def open_text(file: IO[bytes], name: str) -> io.TextIOWrapper:
     Bytes that fit no encoding become surrogates. Raise CnnlabError for what is no text (see `kinds`) or too large.
     """
     with file:
-        content = file.read(HEAD)
-        if kind := kind_of(content):
-            raise CnnlabError(f"{name} {kind.in_place_of_table()}")
-        content += file.read(_LARGEST + 1 - len(content))
+        content = file.read(_LARGEST + 1)
+    if kind := kind_of(content[:HEAD], content[-HEAD:]):
+        raise CnnlabError(f"{name} {kind.in_place_of_table()}")
     if len(content) > _LARGEST:
         raise CnnlabError(f"{name} is over {_LARGEST:,} bytes; name the right file")
+    if len(content) % 2 and content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        content = content.removesuffix(b"\n")  # which a program added that took UTF-16 for ASCII
     return io.TextIOWrapper(io.BytesIO(content), text_encoding(content), errors="surrogateescape", newline="")
 
 

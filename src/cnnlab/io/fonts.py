@@ -6,7 +6,8 @@ installed font; words that none can draw become numbers, and `report_numbers` sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
@@ -18,7 +19,14 @@ from matplotlib.text import Text
 
 from cnnlab.io.text import echo, escape
 
-REMEDY = "install a font that has them, such as fonts-noto-cjk (Debian, Ubuntu) or google-noto-sans-cjk-fonts (Fedora)"
+# What to install: the letters, by the first word of their Unicode names; all others are in fonts-noto-core.
+_PACKAGES = (
+    (("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC", "FULLWIDTH", "HALFWIDTH"),
+     "fonts-noto-cjk (Debian, Ubuntu) or google-noto-sans-cjk-fonts (Fedora)"),
+    (("EMOJI",), "fonts-symbola (Debian, Ubuntu) or gdouros-symbola-fonts (Fedora)"),
+    ((), "fonts-noto-core (Debian, Ubuntu) or google-noto-sans-{script}-fonts (Fedora)"),
+)  # fmt: skip
+_DPI = (100, 110, 144, 720)  # of PNG files, and of the exact outlines in others
 # The first that is installed and has a letter draws it: simplified Chinese before the other forms of the same letters.
 _PREFERRED = (
     "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Microsoft YaHei", "PingFang SC", "Hiragino Sans GB",
@@ -56,7 +64,21 @@ def report_numbers() -> None:
     _reported = len(_numbers)
     if new:
         words = ", ".join(f"[{number}] is {word}" for word, number in new)
-        echo(f"no installed font has the letters of some names; in figures {words}; {REMEDY}", error=True)
+        echo(
+            f"no installed font has the letters of some names; in figures {words}; {remedy(word for word, _ in new)}",
+            error=True,
+        )
+
+
+def remedy(words: Iterable[str]) -> str:
+    """Return which packages have fonts for the letters of `words` that no installed font has."""
+    packages: dict[str, None] = {}
+    for character in dict.fromkeys("".join(words)):
+        if _font_with(character) is None:
+            kind = "EMOJI" if unicodedata.category(character) == "So" else unicodedata.name(character, "?").split()[0]
+            package = next(text for scripts, text in _PACKAGES if not scripts or kind in scripts)
+            packages[package.format(script=kind.lower())] = None
+    return f"install a font that has them: {'; '.join(packages)}"
 
 
 def use_fonts(figure: Figure) -> None:
@@ -71,11 +93,15 @@ def use_fonts(figure: Figure) -> None:
 
 @lru_cache(4096)
 def width(text: str, size: float) -> float:
-    """Return the width in inches of `text` as drawn with letters of `size` points; of its longest line."""
-    renderer = _renderer()
+    """Return the width in inches of `text` as drawn with letters of `size` points; of its longest line.
+
+    Letters have whole pixels in PNG files, so the width depends on the resolution, by a sixth for small letters: it is
+    the largest one.
+    """
     font = font_manager.FontProperties(family=[*_base(), *_extra_fonts(text)], size=size)
-    widths = [renderer.get_text_width_height_descent(line, font, False)[0] for line in text.split("\n")]
-    return float(max(widths)) / 72
+    lines = text.split("\n")
+    measured = (_renderer(d).get_text_width_height_descent(line, font, False)[0] / d for line in lines for d in _DPI)
+    return float(max(measured))
 
 
 def shorten(text: str, inches: float, size: float) -> str:
@@ -154,8 +180,8 @@ def _base() -> Sequence[str]:
 
 
 @cache
-def _renderer() -> RendererAgg:
-    return RendererAgg(1, 1, 72)
+def _renderer(dpi: int) -> RendererAgg:
+    return RendererAgg(1, 1, dpi)
 
 
 @cache

@@ -12,8 +12,8 @@ from pathlib import Path
 HEAD = 1 << 16  # bytes that suffice
 ZIP, SEVEN_ZIP = "a zip archive", "a 7z archive"  # those that are read
 
-_ARCHIVE, _WORKBOOK, _PAGE, _PICTURE, _IMAGE, _ZEROS, _LFS, _OTHER = (
-    "archive", "workbook", "page", "picture", "image", "zeros", "lfs", "other",
+_ARCHIVE, _WORKBOOK, _PAGE, _PICTURE, _IMAGE, _ZEROS, _LFS, _ANNEX, _OTHER = (
+    "archive", "workbook", "page", "picture", "image", "zeros", "lfs", "annex", "other",
 )  # fmt: skip
 _DOWNLOAD = "log in with a browser and download the file again"
 
@@ -55,7 +55,12 @@ class Kind:
 
     def _same(self, default: str) -> str:
         """Return the remedy that is the same whatever the file is for, or else `default`."""
-        return {_LFS: "get the file itself with `git lfs pull`", _ZEROS: "download it again"}.get(self.group, default)
+        remedy = {
+            _LFS: "get the file itself with `git lfs pull`",
+            _ANNEX: "get the file itself with `git annex get`",
+            _ZEROS: "download it again",
+        }
+        return remedy.get(self.group, default)
 
 
 _MAGIC = (
@@ -72,12 +77,21 @@ _MAGIC = (
     (b"\x93NUMPY", "a NumPy array", _OTHER),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file", _OTHER),
     (b"PAR1\x15", "a Parquet file", _OTHER),
+    (b"ARROW1\0\0", "an Arrow file (Feather)", _OTHER),
+    (b"FEA1", "a Feather file", _OTHER),
+    (b"$FL2@(#)", "an SPSS file", _OTHER),
+    (b"<stata_dta>", "a Stata file", _OTHER),
+    (b"MATLAB 5.0 MAT-file", "a MATLAB file", _OTHER),
+    (b"RDX2\n", "an R data file", _OTHER),
+    (b"RDX3\n", "an R data file", _OTHER),
+    *((bytes((0x80, protocol)), "a pickle file of Python", _OTHER) for protocol in range(2, 6)),
     (b"SQLite format 3\0", "a SQLite database", _OTHER),
     (b"\x89PNG\r\n\x1a\n", "a PNG image", _IMAGE),
     (b"\xff\xd8\xff", "a JPEG image", _IMAGE),
     (b"8BPS", "a Photoshop file", _PICTURE),
     (b"version https://git-lfs", "a Git LFS pointer, a note of where the file is", _LFS),
     (b"version https://hawser", "a Git LFS pointer, a note of where the file is", _LFS),
+    (b"/annex/objects/", "a git-annex pointer, a note of where the file is", _ANNEX),
 )
 _IN_ZIP = (
     (b"application/vnd.oasis.opendocument.spreadsheet", "an OpenDocument spreadsheet", _WORKBOOK),
@@ -109,10 +123,18 @@ def kind_of(head: bytes, tail: bytes = b"") -> Kind | None:
         if head[30 : 30 + int.from_bytes(head[26:28], "little")].startswith(_FIRST_IN_OFFICE):
             office = next((Kind(*rest) for mark, *rest in _IN_ZIP if mark in head or mark in tail), None)
             return office or Kind(ZIP, _ARCHIVE)
+        # NumPy and PyTorch save several arrays as a zip.
+        first = head[30 : 30 + int.from_bytes(head[26:28], "little")]
+        if first.endswith((b".npy", b"/data.pkl")):
+            return Kind("NumPy arrays (.npz)" if first.endswith(b".npy") else "a PyTorch file", _OTHER)
         return Kind(ZIP, _ARCHIVE)
     for magic, what, group in _MAGIC:
         if head.startswith(magic):
             return Kind(what, group)
+    if head.startswith(b"PAR1") and tail.endswith(b"PAR1"):
+        return Kind("a Parquet file", _OTHER)
+    if re.match(rb"(\.\./)*\.git/annex/objects/", head):  # a link, on a disk without links
+        return Kind("a git-annex pointer, a note of where the file is", _ANNEX)
     if head[257:262] == b"ustar":
         return Kind("a tar archive", _ARCHIVE)
     if len(head) >= 16 and not head.strip(b"\0"):

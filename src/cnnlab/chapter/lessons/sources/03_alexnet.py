@@ -90,13 +90,13 @@ print(f"{hidden:,} parameters of 4 bytes: {hidden * 4 / 1e6:.0f} MB")
 # %% [markdown] lang="en"
 # ## Training
 #
-# Enlarging images from 28 to 224 pixels makes a layer's work 64 times larger and adds no information. So we train
-# `alexnet-small`: the same layers with fewer channels, and a first window of 5x5 with stride 1.
+# Enlarging images from 28 to 224 pixels makes the work of a convolution 64 times larger and adds no information. So we
+# train `alexnet-small`: the same layers with fewer channels, and a first window of 5x5 with stride 1.
 
 # %% [markdown] lang="zh"
 # ## 训练
 #
-# 把 28 像素的图像放大到 224，每一层的计算量变成 64 倍，信息一点没多。这里训练 `alexnet-small`：层数相同，通道更少，第一个窗口
+# 把 28 像素的图像放大到 224，卷积层的计算量变成 64 倍，信息一点没多。这里训练 `alexnet-small`：层数相同，通道更少，第一个窗口
 # 是 5x5、步幅为 1。
 
 # %%

@@ -147,7 +147,7 @@ show.seeds("07_batch_norm")
 # %% [markdown] lang="zh"
 # ## 网络内部
 #
-# 像教材那样，打印第一层各通道学到的缩放和偏移；再看第一个 sigmoid 之后的特征图。
+# 像教材那样，打印第一层各通道学到的拉伸参数和偏移参数；再看第一个 sigmoid 之后的特征图。
 
 # %%
 result = trained["lenet-bn"]

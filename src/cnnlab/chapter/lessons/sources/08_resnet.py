@@ -220,5 +220,5 @@ print(counts, counts["resnet18-manual"] - counts["resnet18"])
 # before a batch normalisation has no effect: subtracting the mean removes it.
 
 # %% [markdown] lang="zh" tags=["solution"]
-# 教材的多：它的偏置，比论文多出的三个规范化层的缩放和偏移加起来还多。批量规范化之前的偏置没有用处：减去均值时，它也一
-# 起被减掉了。
+# 教材的多：它的偏置，比论文多出的三个规范化层的拉伸参数和偏移参数加起来还多。批量规范化之前的偏置没有用处：减去均值时，
+# 它也一起被减掉了。
