@@ -230,7 +230,8 @@ def _decoding(listing: Listing, options: SourceOptions) -> tuple[Decoding, list[
         if side > LARGEST_SIDE:
             raise CnnlabError(f"the images of {listing.name} are {side} pixels a side; set image_size to a smaller one")
     else:
-        side = options.size_limit or _DEFAULT_SIZE
+        sides = sorted(max(header.size) for header, _ in surveyed.values())
+        side = min(options.size_limit, sides[len(sides) // 2]) if options.size_limit and sides else _DEFAULT_SIZE
     grey = all(header.grey for header, _ in surveyed.values())
     low, high, warnings = common_range(extremes for _, extremes in surveyed.values() if extremes)
     how = Decoding(1 if grey else 3, side, options.fit, background, low, high, options.interpolation)

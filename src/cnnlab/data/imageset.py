@@ -27,8 +27,9 @@ class SourceOptions:
     """Options for all sources; each uses those that concern it.
 
     decoding: that of a finished run, or of the training images. Default: chosen from these by the other options.
-    columns: names of a table's columns, see `Recipe`. size_limit: side of images of different sizes, and of larger,
-    where image_size is 0; 0: the source's default, and no limit. interpolation: of resized images, see `Decoding`.
+    columns: names of a table's columns, see `Recipe`. size_limit: where image_size is 0, larger images are reduced to
+    that side, and those of different sizes become as large as the median one; 0: the source's default, and no limit.
+    interpolation: of resized images, see `Decoding`.
     """
 
     data_dir: Path

@@ -78,7 +78,9 @@ class Lines(Display):
         self._epochs, self._recipe = recipe.epochs, recipe
         self._reader, self._count = AsyncScalarReader(loader.device), loader.count
         self._due, self._epoch = time.perf_counter() + _FIRST_LINE, -1
-        self._seconds = [row["seconds"] for row in rows[-1:]]
+        # Epochs on frozen features say nothing of the time that the others take.
+        self._frozen = recipe.freeze_epochs if recipe.freeze_epochs < recipe.epochs else 0
+        self._seconds = [row["seconds"] for row in rows[-1:] if row["epoch"] > self._frozen]
 
     def step(self, epoch: int, images: int, sums: Tensor) -> None:
         """Print a line within a long epoch; otherwise do nothing."""
@@ -100,12 +102,12 @@ class Lines(Display):
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Print the line."""
-        self._seconds.append(row["seconds"])
+        self._seconds += [row["seconds"]] if row["epoch"] > self._frozen else []
         self._due = time.perf_counter() + _LINE_INTERVAL
         self.message(
             f"epoch {row['epoch']}/{self._epochs}  loss {row['loss']:.3f}  train acc {row['train_acc']:.3f}  "
             f"{evaluated(row, self._recipe)}  {row['images_per_second']:,.0f} images/s"
-            f"{self._time_left(row['epoch'], 0, self._seconds[-1])}"
+            f"{self._time_left(row['epoch'], 0, row['seconds'])}"
         )
 
     def _time_left(self, done: int, seconds: float, whole: float) -> str:
@@ -113,6 +115,8 @@ class Lines(Display):
 
         seconds: left of the epoch that has begun, 0 if none has. whole: of an epoch, if none was measured.
         """
+        if done < self._frozen or (done == self._frozen > 0 and not (self._seconds or seconds)):
+            return ""
         each = self._seconds[-1] if self._seconds else whole
         left = seconds + each * (self._epochs - done - (seconds > 0))
         return f"  about {clock(left)} left" if left >= 5 else ""

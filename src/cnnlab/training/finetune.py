@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cnnlab.data.augment import Augmentation
 from cnnlab.data.feeder import Feeder
+from cnnlab.data.imageset import Report, no_report
 from cnnlab.data.loader import Loader, Preprocessing
 from cnnlab.device.determinism import random_state, set_random_state
 from cnnlab.device.precision import autocast
@@ -97,7 +98,7 @@ class FrozenBody:
     So what the head sees of an image never changes: it is computed once, and the head is trained and evaluated on that.
     Where more than one layer depends on the classes, or something follows the head, the whole network runs each time.
 
-    `model`: what is trained and evaluated; `train_loader`, `eval_loader`: its batches. between: called after each batch
+    `model`: what is trained and evaluated; `train_loader`, `eval_loader`: its batches. report: called after each batch
     of features; may raise. cache: whether to compute the features once.
     """
 
@@ -108,7 +109,7 @@ class FrozenBody:
         train_loader: Loader,
         eval_loader: Loader,
         precision: torch.dtype = torch.float32,
-        between: Callable[[], None] = lambda: None,
+        report: Report = no_report,
         *,
         cache: bool = True,
     ) -> None:
@@ -123,8 +124,8 @@ class FrozenBody:
         for p in self._frozen:
             p.requires_grad_(False)
         if cache and (shape := self._head_input()):
-            self.train_loader = self._cached(self.train_loader, between)
-            self.eval_loader = self._cached(self.eval_loader, between)
+            self.train_loader = self._cached(self.train_loader, report)
+            self.eval_loader = self._cached(self.eval_loader, report)
             self.model = _Head(self._head[0], shape)
 
     def train_mode(self) -> None:
@@ -164,12 +165,12 @@ class FrozenBody:
         finally:
             hook.remove()
 
-    def _cached(self, loader: Loader, between: Callable[[], None]) -> Loader:
+    def _cached(self, loader: Loader, report: Report) -> Loader:
         """Return a loader of the same batches with features (B, F, 1, 1) in place of images."""
         parts = []
         for x, _ in loader:
             parts.append(self._features(x)[0][0].flatten(1)[:, :, None, None])
-            between()
+            report("computing features", min(len(parts) * len(parts[0]), loader.count), loader.count)
         features = torch.cat(parts)  # (N, F, 1, 1)
         cached = copy.copy(loader)
         cached.feeder = Feeder(features, loader.feeder.labels, loader.device, resident=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab.data.augment import Augmentation
+from cnnlab.data.imageset import Report
 from cnnlab.data.loader import Batches, Loader
 from cnnlab.device.determinism import random_state, set_random_state
 from cnnlab.device.precision import grad_scaler
@@ -78,17 +79,18 @@ class Trainer:
         self._head = find_head(model, session.other_classes(recipe)) if recipe.freeze_epochs else []
         self.frozen: FrozenBody | None = None
 
-    def start_epoch(self, epoch: int, between: Callable[[], None]) -> None:
-        """Freeze all layers but the head for the first epochs, unfreeze them after those. Call `between` now and then.
+    def start_epoch(self, epoch: int, report: Report) -> None:
+        """Freeze all layers but the head for the first epochs, unfreeze them after those.
 
-        `frozen` is then what is trained and evaluated in place of the model.
+        `frozen` is then what is trained and evaluated in place of the model. report: called while features are
+        computed; may raise.
         """
         if epoch >= self.recipe.freeze_epochs and self.frozen is not None:
             self.frozen.end()
             self.frozen = None
         elif epoch < self.recipe.freeze_epochs and self.frozen is None:
             loaders = self.train_loader, self.eval_loader
-            self.frozen = FrozenBody(self.model, self._head, *loaders, self.plan.precision, between)
+            self.frozen = FrozenBody(self.model, self._head, *loaders, self.plan.precision, report)
 
     def batches(self, epoch: int, position: Position | None) -> Batches:
         """Return the batches of an epoch (from 0) that are left at `position`."""
@@ -142,11 +144,17 @@ def train_epochs(trainer: Trainer, checkpointer: Checkpointer, session: Session,
     """
     recipe, progress = trainer.recipe, checkpointer.saved
     rows = list(progress.rows)
+
+    def report(what: str, done: int, total: int) -> None:
+        session.ctrl_c.check()
+        session.display.read(what, done, total)
+
+    trainer.start_epoch(len(rows), report)
     session.display.start(recipe, trainer.train_loader, rows)
     for epoch in range(len(rows), recipe.epochs):
         if progress.stopped:
             break
-        trainer.start_epoch(epoch, session.ctrl_c.check)
+        trainer.start_epoch(epoch, report)
         meter = Meter(trainer.device, progress.position)
         batches = trainer.batches(epoch, progress.position)
         train_one_epoch(trainer, checkpointer, session, progress, epoch, meter, batches)
