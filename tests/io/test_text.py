@@ -83,7 +83,8 @@ def test_nothing_unpickles_or_runs_what_a_file_holds() -> None:
             # download_extract, see tests/d2l/test_extract.py
             assert name != "tar.extract" or options.get("filter") == "'data'", where
             continue
-        if path == SOURCE / "models" / "published.py" and name == "torch.load":  # a file of a known sha256, tensors only
+        if path == SOURCE / "models" / "published.py" and name == "torch.load":
+            # of a file of a known sha256
             assert options.get("weights_only") == "True", where
             continue
         assert name not in FORBIDDEN, where
