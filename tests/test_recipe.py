@@ -116,7 +116,8 @@ def test_choosing_a_recipe() -> None:
     assert choose_recipe().name == "digits"
     assert choose_recipe(data="fashion-mnist").name == "fashion-mnist"
     folder = choose_recipe(data="folder:/x")
-    assert (folder.name, folder.data) == ("folder", "folder:/x")
+    assert (folder.name, folder.data) == ("images", "folder:/x")
+    assert choose_recipe(data="folder:/x", model="lenet").name == "own, model=lenet"
     mixed = choose_recipe(model="lenet", data="digits", recipe="manual/lenet-bn", settings=["epochs=2"])
     assert mixed.name == "manual/lenet-bn, data=digits, model=lenet, epochs=2"
     same = choose_recipe(model="lenet-bn", data="fashion-mnist", recipe="manual/lenet-bn")
@@ -124,7 +125,7 @@ def test_choosing_a_recipe() -> None:
     with pytest.raises(CnnlabError, match="did you mean manual/lenet"):
         choose_recipe(recipe="manual/lenett")
     with pytest.raises(CnnlabError, match="needs --data folder:PATH"):
-        choose_recipe(recipe="folder")
+        choose_recipe(recipe="images")
 
 
 # The schedules, against their definitions

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from cnnlab.io.errors import CnnlabError, unknown
 from cnnlab.recipe import Recipe
@@ -82,8 +83,8 @@ _FAST_LENET = replace(
 
 # Sources whose default recipe is that of another kind.
 _LIKE = {
-    "csv": "folder", "hf": "folder", "torchvision": "folder",
-    "cifar10": "folder", "cifar100": "folder", "stl10": "folder",
+    "folder": "images", "csv": "images", "hf": "images", "torchvision": "images", "memory": "images",
+    "cifar10": "images", "cifar100": "images", "stl10": "images",
     "mnist": "fashion-mnist", "kmnist": "fashion-mnist", "emnist": "fashion-mnist", "svhn": "fashion-mnist",
 }  # fmt: skip
 
@@ -233,18 +234,15 @@ RECIPES: dict[str, Recipe] = {
             memory_format="channels_last",
             val_fraction=0.2,
         ),
-        # Not measured: it depends on the images.
-        Recipe(
-            name="folder",
+        # For images of your own: `fitted` adapts it to them. Measured: docs/own-images.md.
+        replace(
+            _FAST,
+            name="images",
             data="folder:PATH",
-            model="lenet-bn",
             epochs=30,
-            batch_size=32,
-            learning_rate=0.05,
-            momentum=0.9,
-            nesterov=True,
-            weight_decay=5e-4,
-            schedule="one-cycle",
+            batch_size=64,
+            shift=4,
+            shift_fill="reflect",
             flip=True,
             val_fraction=0.2,
         ),
@@ -263,6 +261,28 @@ def find_recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
     return RECIPES[name]
+
+
+def fitted(recipe: Recipe, *, count: int, side: int, grey: bool, fast: bool) -> dict[str, Any]:
+    """Return the settings of a default recipe that depend on the images: `count` to train on, of `side` pixels.
+
+    fast: the device has units for 16 bits. The passes over the images grow with the square root of their number: few
+    images need more epochs, and many cost more than they gain. Grey images are not flipped: they may be characters.
+    """
+    if recipe.name.startswith("finetune"):
+        return {}
+    batch_size = next((size for most, size in ((500, 16), (2500, 64), (20_000, 128)) if count <= most), 256)
+    epochs = round((2400 if fast else 1200) / max(count, 1) ** 0.5)
+    settings = {"epochs": min(60, max(10, epochs)), "batch_size": batch_size}
+    if not recipe.name.startswith("images"):  # for a network of the caller's choice, which may take one size only
+        return settings
+    size = min(side, 64 if fast else 48)
+    return {**settings, "image_size": size, "shift": max(1, size // 12), "flip": not grey}
+
+
+def suits_any_images(data: str) -> bool:
+    """Return whether the source has no recipe of its own: its default is `fitted` to its images."""
+    return _LIKE.get(data.partition(":")[0]) == "images"
 
 
 def own_recipe(data: str) -> Recipe:
@@ -285,10 +305,11 @@ def choose_recipe(
     source = data or "digits"
     kind = source.partition(":")[0]
     kind = _LIKE.get(kind, kind)
-    defaults = {"folder": "folder", "store": "cifar/10min", "memory": "own"}
-    default = defaults.get(kind, kind if kind in RECIPES else "digits")
+    default = {"store": "cifar/10min"}.get(kind, kind if kind in RECIPES else "digits")
     if model is not None and has_published_weights(model):
         default = "finetune"
+    elif default == "images" and model not in (None, RECIPES["images"].model):
+        default = "own"  # its optimizer suits most networks
     chosen = find_recipe(recipe or default)
     if recipe is None:
         chosen = replace(chosen, data=source)

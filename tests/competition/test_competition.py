@@ -463,7 +463,7 @@ def test_a_relative_store_is_found_from_elsewhere(
     finished: Competition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(finished.store.parent)
-    recipe = RECIPES["folder"].changed(data=f"store:{finished.store.name}", epochs=1, batch_size=40)
+    recipe = RECIPES["images"].changed(model="lenet", data=f"store:{finished.store.name}", epochs=1, batch_size=40)
     result = train(recipe, runs_dir=tmp_path / "runs", name="here")
     monkeypatch.chdir(tmp_path)
     assert inference.evaluate_run(result.run.path).result.count == pytest.approx(0.2 * TRAIN, abs=2)
@@ -567,7 +567,7 @@ def test_bad_choices_are_one_line(finished: Competition, cnnlab: Command) -> Non
 
 
 def test_a_store_is_a_source_like_any_other(finished: Competition, cnnlab: Command) -> None:
-    answer = cnnlab("train", "lenet", "--data", f"store:{finished.store}", "--recipe", "folder", "--set", "epochs=1")
+    answer = cnnlab("train", "lenet", "--data", f"store:{finished.store}", "--recipe", "images", "--set", "epochs=1")
     assert answer.returncode == 0, answer.stderr
     line = one_line_error(cnnlab("train", "--recipe", "cifar/1h"))
     assert "needs --data store:PATH" in line

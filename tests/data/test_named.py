@@ -365,5 +365,5 @@ def test_every_name_has_a_recipe_and_a_description() -> None:
     from cnnlab.recipes import choose_recipe
 
     for name in DATASETS:
-        assert choose_recipe(data=name).name in ("digits", "fashion-mnist", "folder")
+        assert choose_recipe(data=name).name in ("digits", "fashion-mnist", "images")
         assert name in DESCRIPTIONS or name.startswith("emnist:")

@@ -17,7 +17,7 @@ from cnnlab.cli.options import (
     Settings,
     SkipBad,
     Threads,
-    chosen_recipe,
+    named_network,
     print_training,
 )
 from cnnlab.io.errors import CnnlabError
@@ -78,13 +78,14 @@ def lr_find(
     if model is not None and model_option is not None:
         raise CnnlabError(f"two networks, {model} and {model_option}; name one")
     model = model or model_option
-    chosen, network = chosen_recipe(model, data, recipe, parse_settings(set_ or ()), init_from, runs_dir)
+    settings = parse_settings(set_ or ())
 
     def work() -> str:
         with result_folder("lr-find", out, runs_dir) as folder:
             found = find(
-                chosen, model=network, low=low, high=high, steps=steps, device=device, threads=threads,
-                data_dir=data_dir, skip_bad=skip_bad, init_from=init_from, runs_dir=runs_dir, progress=progress,
+                recipe, low=low, high=high, steps=steps, device=device, threads=threads, data_dir=data_dir,
+                skip_bad=skip_bad, init_from=init_from, runs_dir=runs_dir, progress=progress,
+                **{"model": named_network(model), "data": data, **settings},
             )  # fmt: skip
             found.save(folder)
         echo(f"saved in {folder} (lr-find.json, lr-find.png)", error=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,7 +15,6 @@ from cnnlab.io.text import echo
 
 if TYPE_CHECKING:
     from cnnlab.models import Builder
-    from cnnlab.recipe import Recipe
 
 RunsDir = Annotated[Path, typer.Option(help="Folder of the runs.")]
 DataDir = Annotated[
@@ -59,26 +58,11 @@ def own_model(name: str | None) -> Builder | None:
     return load_builder(name)
 
 
-def chosen_recipe(
-    model: str | None, data: str | None, recipe: str | None, settings: dict[str, Any], init_from: str | None,
-    runs_dir: Path,
-) -> tuple[Recipe, Builder | None]:  # fmt: skip
-    """Return the recipe that a command's arguments choose, and the builder of a network of the user's own.
-
-    init_from: a run to start from, whose network and data are the defaults. Raise CnnlabError.
-    """
+def named_network(name: str | None) -> str | Builder | None:
+    """Return the builder that `FILE.py:BUILDER` names, or any other name as it is. Raise CnnlabError."""
     from cnnlab.models.own import is_file
-    from cnnlab.recipes import choose_recipe, own_recipe
-    from cnnlab.training.start import like_origin
 
-    if init_from is not None and recipe is None:
-        model, data, settings = like_origin(init_from, runs_dir, model, data, settings)
-    network = own_model(model) if model is not None and is_file(model) else None
-    if network is not None and recipe is None:
-        chosen = own_recipe(data or "digits")
-    else:
-        chosen = choose_recipe(model=model if network is None else None, data=data, recipe=recipe)
-    return chosen.changed(**settings), network
+    return own_model(name) if name is not None and is_file(name) else name
 
 
 def print_training(call: Callable[[], object], stopped: str = "") -> None:

@@ -15,7 +15,7 @@ from cnnlab.cli.options import (
     Settings,
     SkipBad,
     Threads,
-    chosen_recipe,
+    named_network,
     own_model,
     print_training,
 )
@@ -106,13 +106,17 @@ def train(
     if model is not None and model_option is not None:
         raise CnnlabError(f"two networks, {model} and {model_option}; name one")
     model = model or model_option
-    short = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "optimizer": optimizer, "seed": seed,
-             "folds": folds, "group_duplicates": group_duplicates or None}  # fmt: skip
+    short = {"model": model, "data": data, "epochs": epochs, "batch_size": batch_size, "learning_rate": lr,
+             "optimizer": optimizer, "seed": seed, "folds": folds, "group_duplicates": group_duplicates or None,
+             }  # fmt: skip
     settings: dict[str, Any] = {key: value for key, value in short.items() if value is not None}
     more = parse_settings(set_ or ())
     if twice := sorted(settings.keys() & more.keys()):
         raise CnnlabError(f"{twice[0]} is given twice, as an option and by --set; leave one out")
+    if "name" in more:
+        raise CnnlabError("name is no setting to change; --name names the run")
     settings |= more
+    model, data = settings.pop("model", None), settings.pop("data", None)
     common: dict[str, Any] = {
         "runs_dir": runs_dir, "device": device, "threads": threads, "data_dir": data_dir, "skip_bad": skip_bad,
         "progress": progress, "name": name,
@@ -136,11 +140,16 @@ def train(
         )
         return
     settings |= {"on_nan": on_nan} if on_nan is not None else {}
-    chosen, network = chosen_recipe(model, data, recipe, settings, init_from, runs_dir)
-    common |= {"auto_batch": auto_batch, "init_from": init_from, "model": network}
+    common |= {
+        "auto_batch": auto_batch,
+        "init_from": init_from,
+        "model": named_network(model),
+        "data": data,
+        **settings,
+    }
     if seeds is not None:
-        print_training(lambda: train_seeds(chosen, seeds, **common))
-    elif not chosen.fold and (chosen.folds or folds is not None):
-        print_training(lambda: train_folds(chosen, chosen.folds, **common))
+        print_training(lambda: train_seeds(recipe, seeds, **common))
+    elif "folds" in settings and not settings.get("fold"):
+        print_training(lambda: train_folds(recipe, settings["folds"], **common))
     else:
-        print_training(lambda: train_once(chosen, **common))
+        print_training(lambda: train_once(recipe, **common))

@@ -23,6 +23,7 @@ __all__ = [
     "SourceOptions",
     "copies_in_test",
     "data_folder",
+    "list_files",
     "load_images",
     "stratified_split",
     "stratified_subset",
@@ -71,7 +72,7 @@ def load_images(source: str, split: str, options: SourceOptions | None = None) -
     if alike := torchvision_sets.named_alike(source.removeprefix(TORCHVISION)) * source.startswith(TORCHVISION):
         source = alike
     if source.startswith(LISTED):
-        return read_images(_listing(source, options), split, options)
+        return read_images(list_files(source, options), split, options)
     if source.startswith(STORE):
         return store.load(expand(source.removeprefix(STORE)), split, options)
     if source not in DATASETS:
@@ -94,7 +95,7 @@ def copies_in_test(source: str, train: ImageSet, options: SourceOptions) -> int 
     decoded. Nothing is downloaded.
     """
     if source.startswith((FOLDER, CSV)):
-        return copies(_listing(source, options), train.ids)
+        return copies(list_files(source, options), train.ids)
     options = replace(options, decoding=train.decoding)
     if source.startswith(STORE):
         images = store.open_store(expand(source.removeprefix(STORE))).test_images
@@ -105,7 +106,7 @@ def copies_in_test(source: str, train: ImageSet, options: SourceOptions) -> int 
     return None if test is None else len(shared(train.images, test.images))
 
 
-def _listing(source: str, options: SourceOptions) -> Listing:
+def list_files(source: str, options: SourceOptions) -> Listing:
     """Return the files of a source in LISTED. A finished run may be evaluated on some of its classes only."""
     kind = next(kind for kind in LISTED if source.startswith(kind))
     name = source.removeprefix(kind)

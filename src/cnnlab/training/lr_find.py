@@ -121,10 +121,11 @@ def lr_find(
         raise CnnlabError(f"steps={steps}: must lie between 10 and 100,000")
     if init_from is not None and recipe is None:
         model, data, settings = like_origin(init_from, runs_dir, model, data, settings)
-    recipe, network, images = choose(recipe, model, data, settings)
+    recipe, network, images, given = choose(recipe, model, data, settings)
     if recipe.eval_split == "test":
         recipe = replace(recipe, eval_split="train")  # the same training images
     with Session(device, threads, data_dir, skip_bad, progress, None, network, images, augment) as session:
+        session.given = given
         session.origin = weights_of(init_from, runs_dir) if init_from is not None else None
         recipe = session.load_data(recipe)
         check_origin(session, recipe)

@@ -26,9 +26,10 @@ from cnnlab.models.airbench import Whitening
 from cnnlab.models.external import pretrained_name, published_tag, published_weights
 from cnnlab.models.own import Network, build_own, builder_source, check_output, is_own, own_name
 from cnnlab.recipe import Recipe
-from cnnlab.recipes import choose_recipe, find_recipe, own_recipe
+from cnnlab.recipes import choose_recipe, own_recipe, suits_any_images
 from cnnlab.training import runs
 from cnnlab.training.autotune import choose_plan, find_batch_size
+from cnnlab.training.default import fitted_recipe
 from cnnlab.training.display import Display, make_display
 from cnnlab.training.header import balance_lines, class_counts, data_lines, network_lines
 from cnnlab.training.optim import size_in_epoch
@@ -40,18 +41,26 @@ OnEpoch = Callable[[dict[str, Any]], bool | None]
 
 def choose(
     recipe: Recipe | str | Network | None, model: str | Network | None, data: Any, settings: dict[str, Any]
-) -> tuple[Recipe, Network | None, OwnImages | None]:
-    """Return the recipe with the settings, and the network and the images if they are the caller's own."""
+) -> tuple[Recipe, Network | None, OwnImages | None, frozenset[str] | None]:
+    """Return the recipe with the settings, and the network and the images if they are the caller's own.
+
+    The last one is for a default recipe that is to be fitted to its images: the settings that the caller has given.
+    """
     if not isinstance(recipe, Recipe | str | None):
         if model is not None:
             raise CnnlabError(f"model= names a second network beside {own_name(recipe)}; leave it out")
         recipe, model = None, recipe
     network, model = (None, model) if isinstance(model, str | None) else (model, None)
     images = None if isinstance(data, str | None) else own_images(data)
-    names = {"model": own_name(network) if network is not None else model, "data": images.name if images else data}
+    names: dict[str, Any] = {
+        "model": own_name(network) if network is not None else model,
+        "data": images.name if images else data,
+    }
     changes = {key: value for key, value in names.items() if value is not None}
+    given = None
     if recipe is None:  # the default one is for these data
         source = str(changes.pop("data", "digits"))
+        given = frozenset((*changes, *settings)) if suits_any_images(source) else None
         if network is not None:
             recipe = own_recipe(source)
         else:
@@ -60,13 +69,13 @@ def choose(
     elif isinstance(recipe, str):
         if recipe in MODELS:
             raise CnnlabError(f"{recipe} is a network, not a recipe; pass it as model={recipe!r}")
-        recipe = find_recipe(recipe)
+        recipe = choose_recipe(recipe=recipe, data=changes.pop("data", None))
     recipe = recipe.changed(**changes, **settings)
     if network is None and is_own(recipe.model) and model is None:
         raise CnnlabError(f"recipe {recipe.name!r} trains a network of your own, {recipe.model}: pass it as model=...")
     if images is None and recipe.data.startswith(MEMORY):
         raise CnnlabError(f"recipe {recipe.name!r} trains on images of your own, {recipe.data}: pass them as data=...")
-    return recipe, network, images
+    return recipe, network, images, given
 
 
 def same_device(name: str | None) -> str:
@@ -108,6 +117,7 @@ class Session:
         self._named_data_dir, self._data_dir = data_dir, data_folder(data_dir)
         self._skip_bad = skip_bad
         self.origin: dict[str, Any] | None = None  # the run that new ones start from
+        self.given: frozenset[str] | None = None  # see `choose`
         self._introduced = False
         self._plan: Plan | None = None
         self._shared: dict[str, int] | None = None
@@ -149,8 +159,11 @@ class Session:
         if self.network is None and (":" not in recipe.model or recipe.image_size):
             with torch.device("meta"):  # shapes without memory
                 build_model(recipe.model, num_classes=10, in_channels=1, image_size=recipe.image_size or 256)
-        options = options_for(recipe, self._data_dir, skip_bad=self._skip_bad, report=self.display.read)
-        self._pool = load_pool(recipe, options, self.images)
+        why: list[str] = []
+        if self.given is not None:
+            own = self.images.train if self.images else None
+            recipe, why = fitted_recipe(recipe, self.given, self._options(recipe), self.device, own)
+        self._pool = load_pool(recipe, self._options(recipe), self.images)
         self.divide(recipe)
         if recipe.shift >= self.preprocessing.image_size:
             size = self.preprocessing.image_size
@@ -159,10 +172,13 @@ class Session:
         self.display.end()
         if not again:
             lines = (*data_lines(self.train_set, self.eval_set, recipe), *self.splits.notes)
-            for line in (*lines, *balance_lines(self.train_set, recipe.balance)):
+            for line in (*lines, *balance_lines(self.train_set, recipe.balance), *why):
                 self.display.message(line)
         self._plan = None
         return recipe
+
+    def _options(self, recipe: Recipe) -> SourceOptions:
+        return options_for(recipe, self._data_dir, skip_bad=self._skip_bad, report=self.display.read)
 
     def divide(self, recipe: Recipe) -> None:
         """Divide the images that are loaded into those to train on and those to evaluate on, by the recipe."""

@@ -92,8 +92,9 @@ def train(
     """
     if init_from is not None and recipe is None:
         model, data, settings = like_origin(init_from, runs_dir, model, data, settings)
-    recipe, network, images = choose(recipe, model, data, settings)
+    recipe, network, images, given = choose(recipe, model, data, settings)
     with Session(device, threads, data_dir, skip_bad, progress, on_epoch, network, images, augment) as session:
+        session.given = given
         session.origin = weights_of(init_from, runs_dir) if init_from is not None else None
         check_free(Path(runs_dir), name)
         recipe = session.load_data(recipe)

@@ -108,10 +108,11 @@ def _train_new(
     """Train a new series. machine: arguments of Session; others: see `train`."""
     if init_from is not None and recipe is None:
         model, data, settings = like_origin(init_from, runs_dir, model, data, settings)
-    recipe, network, images = choose(recipe, model, data, settings)
+    recipe, network, images, given = choose(recipe, model, data, settings)
     first = recipe.seed if kind == "seeds" else 1
     check_builder(network, kind)
     with Session(**machine, network=network, images=images) as session:
+        session.given = given
         session.origin = weights_of(init_from, runs_dir) if init_from is not None else None
         own = session.augment.name if session.augment is not None else ""
         series = Series(Path(runs_dir), kind, recipe, range(first, first + count), session.origin, own)

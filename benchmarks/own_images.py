@@ -1,0 +1,321 @@
+"""Compare ways to train on a folder of images, each for about the same time: the table of docs/own-images.md.
+
+    python benchmarks/own_images.py prepare WORK          # writes the folders, from CNNLAB_DATA
+    python benchmarks/own_images.py run WORK [--sets ...] [--ways ...] [--seeds 3] [--minutes 10]
+
+Sets: photographs of sign-language digits, 5,000 images of CIFAR-10, 6,000 of Fashion-MNIST, and of each a cut in which
+the most common class has twenty times the images of the rarest. All are PNG or JPEG files in class folders; the test
+part of each, which has the same number of images of every class, is used once, at the end of a training.
+
+Ways: `lenet-bn` is the default of cnnlab before 2026-11-29; `default` is `cnnlab train --data folder:PATH`; `finetune`
+is `--recipe finetune` with packaged weights; `fastai` is fastai's vision_learner without download, and `torchvision`
+a loop with the settings of torchvision's reference scripts, both with ResNet-18 from random weights. A peer gets the
+time that `default` took, and as many epochs as fit in it.
+
+Each training is one row of WORK/rows.json: rows that are there are not trained again. `run` then writes
+build/results/own-images_HARDWARE_DATE.json. fastai needs its package in `.peers/fastai`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+
+from _common import PEERS, Task, add_out, answered, call, write_result
+
+SETS = ("sign", "cifar", "fashion")
+CUTS = tuple(f"{name}-imbalanced" for name in SETS)
+WAYS = ("lenet-bn", "default", "finetune", "fastai", "torchvision")
+RATIO = 20  # images of the most common class for each of the rarest, in the cuts
+BATCH = 64  # of the peers
+SIDE = 64  # pixels a side of the peers' images: fastai's and torchvision's networks are made for larger ones
+
+
+def prepare(work: Path) -> None:
+    """Write WORK/SET/train and WORK/SET/test for each set that is not there."""
+    from cnnlab.data import data_folder
+
+    data = data_folder()
+    for name, source in (("sign", _sign), ("cifar", _cifar), ("fashion", _fashion)):
+        if (work / name).exists():
+            continue
+        print(f"writing {work / name}", flush=True)
+        part = work / f"{name}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        for split, label, file, content in source(data):
+            path = part / split / label / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        part.rename(work / name)
+    for name in SETS:
+        cut = work / f"{name}-imbalanced"
+        if not cut.exists():
+            _cut(work / name, cut)
+
+
+def _sign(data: Path) -> Iterator[tuple[str, str, str, bytes]]:
+    """Yield (split, class, file name, content): a quarter of each class is the test part."""
+    for folder in sorted((data / "sign-language-digits").iterdir()):
+        files = sorted(folder.glob("*.jpg"))
+        order = np.random.default_rng(0).permutation(len(files))
+        for place, i in enumerate(order):
+            split = "test" if place < len(files) // 4 else "train"
+            yield split, folder.name, files[i].name, files[i].read_bytes()
+
+
+def _cifar(data: Path) -> Iterator[tuple[str, str, str, bytes]]:
+    """500 images of each class to train on and 500 to test, of the competition's labelled ones."""
+    from cnnlab.data.archives import open_archive
+
+    with (data / "cifar-10" / "trainLabels.csv").open(newline="") as file:
+        labels = {row["id"]: row["label"] for row in csv.DictReader(file)}
+    place: dict[str, tuple[str, str]] = {}
+    rng = np.random.default_rng(0)
+    for name in sorted(set(labels.values())):
+        ids = [i for i, label in labels.items() if label == name]
+        for n, i in enumerate(rng.permutation(len(ids))[:1000]):
+            place[ids[i]] = ("train" if n < 500 else "test", name)
+    archive = open_archive(data / "cifar-10" / "train.7z")
+    wanted = {i for i, member in enumerate(archive.members) if Path(member.name).stem in place}
+    for i, content in archive.read(wanted):
+        stem = Path(archive.members[i].name).stem
+        split, name = place[stem]
+        yield split, name, f"{stem}.png", content
+    archive.close()
+
+
+def _fashion(data: Path) -> Iterator[tuple[str, str, str, bytes]]:
+    """600 images of each class to train on, of the 60,000, and all 10,000 test images."""
+    from PIL import Image
+
+    from cnnlab.data import SourceOptions, load_images, stratified_subset
+
+    for split in ("train", "test"):
+        images = load_images("fashion-mnist", split, SourceOptions(data_dir=data))
+        assert images is not None
+        chosen = stratified_subset(images.labels, 6000, 0).tolist() if split == "train" else range(len(images))
+        for i in chosen:
+            out = io.BytesIO()
+            Image.fromarray(images.images[i, 0].numpy()).save(out, "PNG")
+            yield split, images.classes[int(images.labels[i])].replace("/", "-"), f"{i}.png", out.getvalue()
+
+
+def _cut(whole: Path, cut: Path) -> None:
+    """Copy a set with fewer and fewer images of each class to train on, from all to 1/RATIO, and the same test part."""
+    part = cut.with_name(f"{cut.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(whole / "test", part / "test")
+    folders = sorted((whole / "train").iterdir())
+    order = np.random.default_rng(0).permutation(len(folders))
+    fewest = min(len(list(folder.iterdir())) for folder in folders)
+    for place, k in enumerate(order):
+        files = sorted(folders[k].iterdir())
+        count = round(fewest * RATIO ** (-place / (len(folders) - 1)))
+        for i in np.random.default_rng(k).permutation(len(files))[:count]:
+            target = part / "train" / folders[k].name / files[i].name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(files[i], target)
+    part.rename(cut)
+
+
+# The children: each returns accuracy and balanced accuracy on the test part, and seconds.
+
+
+def child_cnnlab(task: Task) -> Task:
+    import cnnlab
+    from cnnlab.inference import evaluate_run
+
+    settings: Task = {"seed": task["seed"]}
+    if task["side"] == "lenet-bn":
+        settings |= {
+            "model": "lenet-bn", "epochs": 30, "batch_size": 32, "optimizer": "sgd", "learning_rate": 0.05,
+            "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, "schedule": "one-cycle", "flip": True,
+            "val_fraction": 0.2,
+        }  # fmt: skip
+    if task["imbalanced"] and task["side"] != "lenet-bn":
+        settings |= {"balance": "weights", "select": "balanced_accuracy"}
+    recipe = {"lenet-bn": "own", "default": None, "finetune": "finetune"}[task["side"]]
+    start, cpu = time.perf_counter(), time.process_time()
+    result = cnnlab.train(recipe, data=f"folder:{task['folder']}", runs_dir=task["runs"], progress="lines", **settings)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    measured = evaluate_run(result.run, split="test").result
+    return {
+        "accuracy": measured.accuracy,
+        "balanced_accuracy": measured.balanced_accuracy,
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "epochs": result.summary["epochs"],
+        "model": result.summary["model"],
+        "recipe": result.summary["recipe"],
+    }
+
+
+def _figures(predicted: np.ndarray, true: np.ndarray) -> Task:
+    recalls = [float((predicted[true == k] == k).mean()) for k in np.unique(true)]
+    return {"accuracy": float((predicted == true).mean()), "balanced_accuracy": mean(recalls)}
+
+
+def child_fastai(task: Task) -> Task:
+    sys.path.insert(0, str(PEERS / "fastai"))
+    import fastai
+    from fastai.vision.all import (
+        ImageDataLoaders,
+        Resize,
+        accuracy,
+        aug_transforms,
+        get_image_files,
+        parent_label,
+        resnet18,
+        set_seed,
+        vision_learner,
+    )
+
+    set_seed(task["seed"], reproducible=True)
+    folder = Path(task["folder"])
+    start, cpu = time.perf_counter(), time.process_time()
+    loaders = ImageDataLoaders.from_path_func(
+        folder, get_image_files(folder / "train"), parent_label, valid_pct=0.2, seed=task["seed"], bs=BATCH,
+        item_tfms=Resize(SIDE), batch_tfms=aug_transforms(), num_workers=0,
+    )  # fmt: skip
+    learner = vision_learner(loaders, resnet18, pretrained=False, metrics=accuracy)
+    epochs = _epochs_in(task["minutes"], lambda: learner.fit_one_cycle(1))
+    learner = vision_learner(loaders, resnet18, pretrained=False, metrics=accuracy)
+    learner.fit_one_cycle(epochs)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    files = get_image_files(folder / "test")
+    probabilities, _ = learner.get_preds(dl=loaders.test_dl(files))
+    names = list(loaders.vocab)
+    true = np.array([names.index(file.parent.name) for file in files])
+    figures = _figures(probabilities.argmax(1).numpy(), true)
+    return {**figures, "seconds": seconds, "cpu_seconds": cpu, "epochs": epochs, "version": fastai.__version__}
+
+
+def child_torchvision(task: Task) -> Task:
+    import torchvision
+    from torch import nn
+    from torch.utils.data import DataLoader
+    from torchvision import transforms as t
+
+    torch.manual_seed(task["seed"])
+    folder = Path(task["folder"])
+    standard = t.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    augmented = t.Compose([t.RandomResizedCrop(SIDE), t.RandomHorizontalFlip(), t.ToTensor(), standard])
+    plain = t.Compose([t.Resize(SIDE * 8 // 7), t.CenterCrop(SIDE), t.ToTensor(), standard])
+    train = torchvision.datasets.ImageFolder(folder / "train", augmented)
+    test = torchvision.datasets.ImageFolder(folder / "test", plain)
+    loader = DataLoader(train, BATCH, shuffle=True, drop_last=len(train) > BATCH)
+    start, cpu = time.perf_counter(), time.process_time()
+
+    def fit(epochs: int) -> nn.Module:
+        model: nn.Module = torchvision.models.resnet18(num_classes=len(train.classes))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1 * BATCH / 256, momentum=0.9, weight_decay=1e-4)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+        for _ in range(epochs):
+            for x, y in loader:
+                loss = nn.functional.cross_entropy(model(x), y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            schedule.step()
+        model.eval()
+        return model
+
+    epochs = _epochs_in(task["minutes"], lambda: fit(1))
+    model = fit(epochs)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    with torch.inference_mode():
+        predicted = torch.cat([model(x).argmax(1) for x, _ in DataLoader(test, 256)]).numpy()
+    figures = _figures(predicted, np.array(test.targets))
+    return {**figures, "seconds": seconds, "cpu_seconds": cpu, "epochs": epochs, "version": torchvision.__version__}
+
+
+def _epochs_in(minutes: float, one: Any) -> int:
+    """Return how many epochs fit in the time that is left after a first one, which is timed."""
+    start = time.perf_counter()
+    one()
+    seconds = time.perf_counter() - start
+    return max(1, int((60 * minutes - seconds) / seconds))
+
+
+CHILDREN = {
+    **dict.fromkeys(("lenet-bn", "default", "finetune"), child_cnnlab),
+    "fastai": child_fastai,
+    "torchvision": child_torchvision,
+}
+
+
+def run(args: argparse.Namespace) -> None:
+    path = args.work / "rows.json"
+    rows: dict[str, Task] = json.loads(path.read_text()) if path.exists() else {}
+    for seed in range(args.seeds):
+        for name in args.sets:
+            for way in args.ways:
+                key = f"{name} {way} {seed}"
+                if key in rows:
+                    continue
+                ours = rows.get(f"{name} default {seed}")
+                minutes = ours["seconds"] / 60 if ours else args.minutes
+                task = {
+                    "side": way, "folder": str(args.work / name), "seed": seed, "minutes": minutes,
+                    "imbalanced": name in CUTS, "runs": str(args.work / "runs"),
+                }  # fmt: skip
+                rows[key] = {"set": name, "way": way, "seed": seed, **call(task)}
+                row = rows[key]
+                print(
+                    f"{key}: accuracy {row['accuracy']:.4f}, balanced {row['balanced_accuracy']:.4f}, "
+                    f"{row['epochs']} epochs in {row['seconds']:.0f} s",
+                    flush=True,
+                )
+                path.write_text(json.dumps(rows, indent=1))
+    print(write_result("own-images", "cpu", {"n": args.seeds, "sets": _summary(list(rows.values()))}, args.out))
+
+
+def _summary(rows: list[Task]) -> dict[str, dict[str, Task]]:
+    """Return mean and standard deviation over the seeds, by set and way."""
+    found: dict[str, dict[str, Task]] = {}
+    for name in (*SETS, *CUTS):
+        for way in WAYS:
+            some = [row for row in rows if row["set"] == name and row["way"] == way]
+            if not some:
+                continue
+            figures: Task = {"n": len(some), "per_seed": some}
+            for key in ("accuracy", "balanced_accuracy", "seconds", "cpu_seconds"):
+                values = [row[key] for row in some]
+                figures[key] = {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None}
+            found.setdefault(name, {})[way] = figures
+    return found
+
+
+def main() -> None:
+    if answered(CHILDREN):
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("prepare", "run"))
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--sets", nargs="+", choices=(*SETS, *CUTS), default=[*SETS, *CUTS])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=10, help="of a peer without a default to compare with")
+    add_out(parser)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.action == "prepare":
+        prepare(args.work)
+    else:
+        run(args)
+
+
+if __name__ == "__main__":
+    main()

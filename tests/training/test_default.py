@@ -1,0 +1,67 @@
+"""The default recipe is fitted to the images, and says so; what the caller has set stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import cnnlab
+from cnnlab.recipes import RECIPES, fitted
+
+
+def folder(path: Path, *, side: int, mode: str, each: int = 6) -> str:
+    rng = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (path / name).mkdir(parents=True)
+        for i in range(each):
+            pixels = rng.integers(0, 256, (side, side, 3), np.uint8)
+            Image.fromarray(pixels).convert(mode).save(path / name / f"{i}.png")
+    return f"folder:{path}"
+
+
+@given(st.integers(1, 10**6), st.integers(8, 8192), st.booleans(), st.booleans())
+def test_any_images_get_a_valid_recipe(count: int, side: int, grey: bool, fast: bool) -> None:
+    recipe = RECIPES["images"].changed(**fitted(RECIPES["images"], count=count, side=side, grey=grey, fast=fast))
+    assert recipe.shift < recipe.image_size <= side
+    assert recipe.flip != grey
+    more = fitted(RECIPES["images"], count=4 * count, side=side, grey=grey, fast=fast)
+    assert more["epochs"] <= recipe.epochs
+    assert more["batch_size"] >= recipe.batch_size
+
+
+def test_large_photographs_become_smaller_and_the_line_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = cnnlab.train(data=folder(tmp_path / "photos", side=80, mode="RGB"), epochs=1, progress="lines").run
+    assert (run.recipe.epochs, run.recipe.flip) == (1, True)
+    assert run.recipe.image_size == run.info["preprocessing"]["native_size"] in (48, 64)
+    assert run.recipe.name == "images, epochs=1"
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("chosen for")]
+    assert "12 colour images of 80 pixels" in line
+    assert "epochs" not in line
+
+
+def test_given_settings_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = folder(tmp_path / "scans", side=16, mode="L")
+    usual = RECIPES["images"]
+    run = cnnlab.train(data=data, epochs=1, flip=True, batch_size=usual.batch_size, progress="none").run
+    assert (run.recipe.batch_size, run.recipe.flip) == (usual.batch_size, True)
+    other = cnnlab.train(data=data, model="lenet-bn", epochs=1, progress="none").run
+    assert other.recipe.optimizer == RECIPES["own"].optimizer
+    assert not other.recipe.flip
+
+
+def test_arrays_get_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    x, y = torch.rand(12, 3, 16, 16), torch.arange(12) % 2
+    run = cnnlab.train(data=(x, y), epochs=1, progress="none").run
+    assert run.recipe.model == RECIPES["images"].model
+    assert run.recipe.image_size == 16
