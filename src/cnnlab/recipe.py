@@ -207,7 +207,7 @@ class Recipe:
                 what = "would select by the test set" if self.eval_split == "test" else "leaves nothing to select by"
                 raise CnnlabError(
                     f"{name}={value} with eval_split={self.eval_split} {what}; set eval_split=validation and a "
-                    f"val_fraction above 0, or leave out {name}"
+                    f"val_fraction above 0, or {name}={SETTINGS[name].default}"
                 )
         if self.optimizer == "muon" and self.learning_rate == 0:
             raise CnnlabError("learning_rate=0.0: muon needs one above 0")

@@ -144,6 +144,8 @@ def test_a_training_says_what_balance_does(cnnlab: Command, tmp_path: Path) -> N
     assert not list(balance_lines(image_set([6, 29]), "none"))
     (line,) = balance_lines(images, "weights")
     assert "c0 (3 images) counts 5" in line  # 30 / (2 * 3)
+    (line,) = balance_lines(image_set([4, 4]), "weights")
+    assert "all classes have 4 images" in line
     line, own = balance_lines(image_set([3, 27], [0.5] * 20 + [2.0] * 10), "sampler")
     assert "c0 (3 images) 5 times" in line
     assert "0.5 to 2 times" in own

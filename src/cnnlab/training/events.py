@@ -56,6 +56,8 @@ class Events:
             f"loss/{self._eval_split}": row[f"{key}_loss"],
             "accuracy/train": row["train_acc"],
             f"accuracy/{self._eval_split}": row[f"{key}_acc"],
+            f"balanced_accuracy/{self._eval_split}": row[f"{key}_balanced_acc"],
+            f"macro_f1/{self._eval_split}": row[f"{key}_macro_f1"],
             "learning_rate": row["learning_rate"],
             "images_per_second": row["images_per_second"],
         }

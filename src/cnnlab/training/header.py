@@ -122,7 +122,9 @@ def balance_lines(images: ImageSet, balance: str) -> Iterator[str]:
     )
     ratio = numbers[largest] / numbers[rarest]
     often, seldom = (len(images) / (len(numbers) * numbers[k]) for k in (rarest, largest))
-    if balance == "weights":
+    if ratio == 1 and balance != "none":
+        yield f"balance: {balance}; all classes have {plural(numbers[rarest], 'image')}, so it changes little"
+    elif balance == "weights":
         yield f"balance: weights; in the loss an image of {rare} counts {often:.3g}, of {common} {seldom:.3g}"
     elif balance == "sampler":
         yield (
