@@ -196,9 +196,11 @@ class Recipe:
             raise CnnlabError(
                 f"group={_short(self.group)}: choose auto, none or parent, or correct the expression: {error}"
             ) from error
-        if self.folds == 1 or self.fold > self.folds:
-            wrong = "folds=1" if self.folds == 1 else f"fold={self.fold}"
-            raise CnnlabError(f"{wrong}: set folds to at least 2, and fold to one of them")
+        if self.folds == 1:
+            raise CnnlabError("folds=1: choose at least 2, or 0 for none")
+        if self.fold > self.folds:
+            have = f"there are {self.folds} folds; choose 1 to {self.folds}" if self.folds else "set folds, too"
+            raise CnnlabError(f"fold={self.fold}: {have}")
         if self.folds and self.eval_split != "validation":
             raise CnnlabError(f"folds={self.folds} needs eval_split=validation, not {self.eval_split}; leave one out")
         for name in ("patience", "select"):

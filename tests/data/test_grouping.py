@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,7 @@ def test_an_expression_names_the_group_by_its_first_parenthesis_or_as_a_whole() 
         (None, {"group": "parent"}, "group=parent: 4 of 4 images have no group; the first: '0.png'"),
         (None, {"group": r"patient(\d*)"}, "4 of 4 images have no group"),
         (None, {"group": "x*"}, "4 of 4 images have no group"),  # an empty match is no name
+        (["a", None, "b", math.nan], {}, "2 of 4 images have no group; the first: '1.png'"),  # as pandas has holes
         (["a", "a", "b", "b"], {}, "no image can be held out"),
         (["a"] * 4, {}, "no image can be held out"),
         (["a", "b", "a", "b"], {"folds": 3, "fold": 1}, "folds=3: more than the 2 groups"),
@@ -166,10 +168,23 @@ def test_an_expression_names_the_group_by_its_first_parenthesis_or_as_a_whole() 
         (None, {"folds": 2}, "folds=2 without a fold"),
     ],
 )
-def test_a_split_that_cannot_be_is_one_line(groups: list[str] | None, changes: dict[str, Any], words: str) -> None:
+def test_a_split_that_cannot_be_is_one_line(groups: Any, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(CnnlabError) as caught:
         split(image_set([0, 0, 1, 1], groups), **changes)
     assert words in str(caught.value)
+
+
+def test_numbers_name_groups() -> None:
+    images = image_set([0, 1, 0, 1], [7, 7, 8, 8])  # type: ignore[list-item]
+    assert set(split(images).evaluated.groups) in ({7}, {8})
+
+
+def test_a_class_only_in_validation_is_an_error() -> None:
+    train = replace(image_set([0, 1, 0]), classes=["a", "b", "c"])
+    held_out = replace(image_set([0, 2, 2]), classes=["a", "b", "c"])
+    recipe = Recipe(data="memory:x")
+    with pytest.raises(CnnlabError, match="class 'c' has 2 validation images, but none to train on"):
+        divide(load_pool(recipe, OPTIONS, OwnImages("memory:x", train, held_out)), recipe)
 
 
 def test_a_class_of_one_image_is_not_cross_validated() -> None:

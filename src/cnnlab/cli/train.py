@@ -139,6 +139,8 @@ def train(
             lambda: resume_training(resume, model=own_model(model), data=data, on_nan=on_nan, **common, **settings)
         )
         return
+    if seeds is not None and folds is not None:
+        raise CnnlabError("--seeds and --folds: each is a training of its own; leave one out")
     settings |= {"on_nan": on_nan} if on_nan is not None else {}
     common |= {
         "auto_batch": auto_batch,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cnnlab.data import near_duplicates
-from cnnlab.data.imageset import ImageSet
+from cnnlab.data.imageset import ImageSet, Report, no_report
 from cnnlab.io.csv import quoted
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.text import plural, truncate
@@ -54,7 +54,7 @@ def group_names(images: ImageSet, group: str) -> tuple[list[str], str] | None:
         return None
     if group == "auto":
         assert images.groups is not None
-        names, by = [name or "" for name in images.groups], "the source's groups"
+        names, by = [_text(name) for name in images.groups], "the source's groups"
         remedy = "fill in the column of groups, or set group=none"
     elif group == "parent":
         folders = zip(images.ids, images.labels.tolist(), strict=True)
@@ -70,6 +70,11 @@ def group_names(images: ImageSet, group: str) -> tuple[list[str], str] | None:
             f"{quoted(without[0])}; {remedy}"
         )
     return names, by
+
+
+def _text(name: object) -> str:
+    """Return a name of the caller's own: numbers are names, too; None and pandas' NaN are none."""
+    return "" if name is None or name != name else str(name)
 
 
 def _folder(id_: str, class_name: str) -> str:
@@ -88,7 +93,7 @@ def _matched(pattern: re.Pattern[str], id_: str) -> str:
     return "" if found is None else (found[1] if pattern.groups else found[0]) or ""
 
 
-def grouping_of(images: ImageSet, group: str, duplicates: bool) -> Grouping | None:
+def grouping_of(images: ImageSet, group: str, duplicates: bool, report: Report = no_report) -> Grouping | None:
     """Return the groups of `images`, joined where they share near duplicates if `duplicates`; None without either."""
     named = group_names(images, group)
     if named is None and not duplicates:
@@ -103,7 +108,7 @@ def grouping_of(images: ImageSet, group: str, duplicates: bool) -> Grouping | No
             i = parent[i]
         return i
 
-    pairs = _duplicates(images.images) if duplicates else []
+    pairs = _duplicates(images.images, report) if duplicates else []
     for a, b in pairs:
         low, high = sorted((root(a), root(b)))
         parent[high] = low
@@ -111,13 +116,13 @@ def grouping_of(images: ImageSet, group: str, duplicates: bool) -> Grouping | No
     return Grouping(units, names, by, len({i for pair in pairs for i in pair}))
 
 
-def _duplicates(images: Tensor) -> list[tuple[int, int]]:
+def _duplicates(images: Tensor, report: Report) -> list[tuple[int, int]]:
     """Return pairs of images that are exact or near copies."""
     first = near_duplicates.same(images)
     unique = (first == torch.arange(len(images))).nonzero().flatten()
     pairs = [(a, b) for b, a in enumerate(first.tolist()) if a != b]
     if images.shape[2] > 1:  # a single pixel has no frequencies
-        a, b, _ = near_duplicates.near(images[unique])
+        a, b, _ = near_duplicates.near(images[unique], report=report)
         pairs += zip(unique[a].tolist(), unique[b].tolist(), strict=True)
     return pairs
 

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cnnlab.data.imageset import Report, no_report
+
 NEAR = 0.96  # chosen by eye on Fashion-MNIST and CIFAR-10: docs/log.md
 _SIDE, _FREQUENCIES = 16, 12
 _PRIOR = 1000  # the statistics of natural images count as this many images
@@ -43,7 +45,7 @@ def _hashes(images: Tensor) -> list[bytes]:
     return [hashlib.blake2b(row, digest_size=16).digest() for row in images.flatten(1).contiguous().numpy()]
 
 
-def near(images: Tensor, threshold: float = NEAR) -> tuple[Tensor, Tensor, Tensor]:
+def near(images: Tensor, threshold: float = NEAR, report: Report = no_report) -> tuple[Tensor, Tensor, Tensor]:
     """Return the pairs of `images` (N, C, H, W) uint8 whose likeness is at least `threshold`, the most alike first.
 
     Return indices of the first and of the second image, (P,) int64 each, and the likeness (P,). An image has at most 64
@@ -62,6 +64,7 @@ def near(images: Tensor, threshold: float = NEAR) -> tuple[Tensor, Tensor, Tenso
         ]) >= _MIN_CORRELATION  # fmt: skip
         a, b = a[alike], b[alike]
         pairs.append((start + a, start + b, likeness[a, b]))
+        report("comparing images", min(start + _BLOCK, len(z)), len(z))
     first, second, likeness = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     order = likeness.argsort(descending=True, stable=True)
     return first[order], second[order], likeness[order]

@@ -75,7 +75,7 @@ def load_pool(recipe: Recipe, options: SourceOptions, own: OwnImages | None = No
             + ", or folds=0"
         )
     drawn = recipe.eval_split == "validation" and evaluated is None
-    grouping = grouping_of(train_set, recipe.group, recipe.group_duplicates and drawn)
+    grouping = grouping_of(train_set, recipe.group, recipe.group_duplicates and drawn, options.report)
     return Pool(train_set, evaluated, grouping)
 
 
@@ -89,6 +89,7 @@ def divide(pool: Pool, recipe: Recipe) -> Splits:
         few = few_batches(limited(pool.train, recipe), recipe)
         return Splits(few, few)
     if pool.evaluated is not None:
+        _check_classes(pool.train, pool.evaluated, recipe)
         splits = Splits(pool.train, pool.evaluated, _leaks(pool, recipe))
     elif recipe.eval_split == "train":
         # Enough to see whether the training works, and few enough to cost little of an epoch.
@@ -220,6 +221,15 @@ def _units_of_classes(images: ImageSet, units: Tensor) -> list[int]:
     """Return the number of units with images of each of the K classes."""
     pairs = torch.stack([images.labels, units]).unique(dim=1)
     return torch.bincount(pairs[0], minlength=len(images.classes)).tolist()
+
+
+def _check_classes(train: ImageSet, evaluated: ImageSet, recipe: Recipe) -> None:
+    """Raise CnnlabError for a class that has images to evaluate on, but none to train on."""
+    counts = [torch.bincount(images.labels, minlength=len(train.classes)).tolist() for images in (train, evaluated)]
+    only = [k for k, (n, m) in enumerate(zip(*counts, strict=True)) if m and not n]
+    if only:
+        name, held = quoted(train.classes[only[0]]), plural(counts[1][only[0]], f"{recipe.eval_split} image")
+        raise CnnlabError(f"class {name} has {held}, but none to train on; add some, or remove the class")
 
 
 def _leaks(pool: Pool, recipe: Recipe) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from cnnlab.data.expected import options_for, preprocessing_for
 from cnnlab.data.near_duplicates import shared
 from cnnlab.data.own import MEMORY, OwnImages, own_images
 from cnnlab.data.own_augment import Augment, OwnAugmentation
-from cnnlab.data.splits import divide, load_pool
+from cnnlab.data.splits import Pool, divide, load_pool
 from cnnlab.device.hardware import available_cores, check_threads, pick_device
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.interrupt import CtrlC
@@ -163,8 +163,10 @@ class Session:
         if self.given is not None:
             own = self.images.train if self.images else None
             recipe, why = fitted_recipe(recipe, self.given, self._options(recipe), self.device, own)
-        self._pool = load_pool(recipe, self._options(recipe), self.images)
+        self._pool: Pool | None = load_pool(recipe, self._options(recipe), self.images)
         self.divide(recipe)
+        if not recipe.folds:
+            self._pool = None  # the other folds are divided later; else it would only take memory
         if recipe.shift >= self.preprocessing.image_size:
             size = self.preprocessing.image_size
             raise CnnlabError(f"shift={recipe.shift} is at least the images' {size} pixels; choose a smaller one")
@@ -182,6 +184,7 @@ class Session:
 
     def divide(self, recipe: Recipe) -> None:
         """Divide the images that are loaded into those to train on and those to evaluate on, by the recipe."""
+        assert self._pool is not None
         self.splits = divide(self._pool, recipe)
         self.train_set, self.eval_set = self.splits.train, self.splits.evaluated
         self.fingerprint = self.train_set.fingerprint()
