@@ -158,5 +158,6 @@ def test_an_own_classifier() -> None:
     )
     model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(32, 2)), ["a", "b"], preprocessing)
     assert len(model.predict(torch.zeros(5, 2, 4, 4)).labels) == 5
+    assert len(model.predict(torch.zeros(2, 5, 5)).labels) == 1
     with pytest.raises(CnnlabError, match="2"):
-        model.predict(torch.zeros(2, 5, 5))
+        model.predict(torch.zeros(3, 5, 5))

@@ -6,11 +6,15 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, features
 
 from cnnlab.data import SourceOptions, load_images
@@ -31,7 +35,7 @@ LAYOUTS: list[tuple[str, str]] = [
     ("train_images/cats/1.jpg train_images/dogs/1.jpg test_images/cats/1.jpg", ACCEPTED),
     ("cats/1.jpg dogs/1.jpg runs/digits-001/run.json runs/digits-001/curves.png", ACCEPTED),
     ("cats/1.jpg dogs/1.jpg birds/ 7.jpg 8.jpg labels.csv", ACCEPTED),
-    ("cats/1.jpg cats/IMG_1.heic cats/IMG_2.MOV dogs/1.jpg", ACCEPTED),
+    ("cats/1.jpg cats/IMG_1.cr2 cats/IMG_2.MOV dogs/1.jpg", ACCEPTED),
     ("cats/1.jpg cats/@eaDir/1.jpg dogs/1.jpg dogs/._1.jpg __MACOSX/cats/1.jpg #recycle/old.jpg", ACCEPTED),
     ("train/cats/1.jpg train/dogs/1.jpg unlabelled/1.jpg", ACCEPTED),
     ("Red_Panda/1.jpg red-panda/1.jpg zebra/1.jpg", ACCEPTED),
@@ -41,7 +45,7 @@ LAYOUTS: list[tuple[str, str]] = [
     ("images/1.jpg images/2.jpg labels.csv", REFUSED),
     ("pets/cats/1.jpg pets/dogs/1.jpg", REFUSED),
     ("cats/1.jpg cats/2.jpg", REFUSED),
-    ("cats/1.jpg dogs/1.heic dogs/2.heic", REFUSED),
+    ("cats/1.jpg dogs/1.dng dogs/2.dng", REFUSED),
     ("cats/1.jpg dogs/0a1b dogs/0a1c", REFUSED),
     ("cats/1.jpg dogs/1.mp4", REFUSED),
     ("valid/cats/1.jpg valid/dogs/1.jpg test/cats/1.jpg", REFUSED),
@@ -73,6 +77,37 @@ def grey(dtype: type, low: float, high: float, missing: float | None = None, kin
     return written(Image.fromarray(values.reshape(16, 16)), kind)
 
 
+def deep(channels: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 65536, (16, 16, channels), np.uint16)
+
+
+def tiff(pixels: np.ndarray, **options: object) -> bytes:
+    out = io.BytesIO()
+    tifffile.imwrite(out, pixels, **options)
+    return out.getvalue()
+
+
+def npy(array: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    np.save(out, array)
+    return out.getvalue()
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """Return a PNG of 16 bits of colour, which Pillow does not write: (H, W, 3) uint16, without a filter."""
+    height, width = pixels.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    )
+    chunks = (
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
 def turned() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -97,6 +132,7 @@ FILES: list[tuple[str, str, Callable[[], bytes], str]] = [
     ("PNG, grey", "1.png", lambda: written(GREY, "PNG"), ACCEPTED),
     ("PNG, palette", "1.png", lambda: written(RGB.convert("P"), "PNG"), ACCEPTED),
     ("PNG, black and white", "1.png", lambda: written(GREY.convert("1"), "PNG"), ACCEPTED),
+    ("PNG, RGB, 16 bits of which 12 are used", "1.png", lambda: png(deep(3) >> 4), ACCEPTED),
     ("PNG, dark drawing on a transparent ground", "1.png", drawing, ACCEPTED),
     ("JPEG, RGB", "1.jpg", lambda: written(RGB, "JPEG"), ACCEPTED),
     ("JPEG, grey", "1.jpeg", lambda: written(GREY, "JPEG"), ACCEPTED),
@@ -117,6 +153,40 @@ FILES: list[tuple[str, str, Callable[[], bytes], str]] = [
     ("TIFF, floating point, 0 to 1, a tenth of it -9999", "1.tif", lambda: grey(np.float32, 0, 1, -9999), ACCEPTED),
     ("TIFF, floating point, 0 to 1.01", "1.tif", lambda: grey(np.float32, 0, 1.01), ACCEPTED),
     ("TIFF, 32-bit integers, -1000 to 3000", "1.tif", lambda: grey(np.int32, -1000, 3000), ACCEPTED),
+    ("TIFF, RGB, 16 bits", "1.tif", lambda: tiff(deep(3), photometric="rgb"), ACCEPTED),
+    (
+        "TIFF, RGB and a fourth channel that is not opacity",
+        "1.tif",
+        lambda: tiff(deep(4), photometric="rgb", extrasamples=["unspecified"]),
+        ACCEPTED,
+    ),
+    ("TIFF, five channels, 16 bits", "1.tif", lambda: tiff(deep(5), photometric="minisblack"), ACCEPTED),
+    (
+        "TIFF, five channels, each in a plane, floating point",
+        "1.tif",
+        lambda: tiff(deep(5).transpose(2, 0, 1) / np.float32(65535), planarconfig="separate"),
+        ACCEPTED,
+    ),
+    (
+        "TIFF, five channels of ImageJ",
+        "1.tif",
+        lambda: tiff(deep(5).transpose(2, 0, 1), imagej=True, metadata={"axes": "CYX"}),
+        ACCEPTED,
+    ),
+    (
+        "TIFF, depth of ImageJ",
+        "1.tif",
+        lambda: tiff(deep(5).transpose(2, 0, 1), imagej=True, metadata={"axes": "ZYX"}),
+        ACCEPTED,
+    ),
+    ("NumPy, uint8 (H, W, 5)", "1.npy", lambda: npy((deep(5) >> 8).astype(np.uint8)), ACCEPTED),
+    ("NumPy, uint16 (5, H, W)", "1.npy", lambda: npy(deep(5).transpose(2, 0, 1)), ACCEPTED),
+    ("NumPy, float32 (H, W), 0 to 1", "1.npy", lambda: npy(deep(1)[..., 0] / np.float32(65535)), ACCEPTED),
+    ("NumPy, uint8 (H, W, 3)", "1.npy", lambda: npy(NOISE), ACCEPTED),
+    ("NumPy, (16, 16, 16)", "1.npy", lambda: npy(np.zeros((16, 16, 16), np.uint8)), REFUSED),
+    ("NumPy, four axes", "1.npy", lambda: npy(np.zeros((2, 3, 16, 16), np.uint8)), REFUSED),
+    ("NumPy, objects", "1.npy", lambda: npy(np.array([["a", None]])), REFUSED),
+    ("HEIC (with pillow-heif)", "1.heic", lambda: written(RGB, "HEIF"), ACCEPTED),
     ("PNM", "1.ppm", lambda: written(RGB, "PPM"), ACCEPTED),
     ("TGA", "1.tga", lambda: written(RGB, "TGA"), ACCEPTED),
     ("ICO", "1.ico", lambda: written(RGB, "ICO", sizes=[(16, 16)]), ACCEPTED),
@@ -183,7 +253,10 @@ def test_layouts(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     table("layouts", "In the folder PATH | Read as", rows, request)
 
 
-@pytest.mark.skipif(not features.check("avif") or not features.check("jpg_2000"), reason="this Pillow lacks a format")
+@pytest.mark.skipif(
+    not find_spec("pillow_heif") or not features.check("avif") or not features.check("jpg_2000"),
+    reason="this Pillow lacks a format",
+)
 def test_kinds_of_files(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     rows = []
     for number, (what, name, content, wanted) in enumerate(FILES):
@@ -197,9 +270,12 @@ def test_kinds_of_files(tmp_path: Path, request: pytest.FixtureRequest) -> None:
             images = load_images(f"folder:{root}", "train", SourceOptions(data_dir=Path()))
             assert images is not None
             assert images.decoding is not None
-            text = "grey" if images.decoding.channels == 1 else "colour"
+            channels = images.decoding.channels
+            text = {1: "grey", 3: "colour"}.get(channels, f"{channels} channels")
             if images.decoding.high:
                 text += f"; {images.decoding.low:g} to {images.decoding.high:g} become 0 to 255"
+            if images.decoding.lows:
+                text += "; the range of each becomes 0 to 255"
             if images.decoding.background == "white":
                 text += "; on white"
             text += "".join(f"; warning: {warning}".replace(str(root), "PATH") for warning in images.warnings)

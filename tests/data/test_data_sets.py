@@ -89,7 +89,7 @@ def test_a_set_of_torchvision_is_downloaded_by_us(
 
 def test_images_that_a_set_makes_itself(tmp_path: Path) -> None:
     found = load("torchvision:FakeData", tmp_path)
-    theirs = datasets.FakeData(size=200, image_size=(3, 32, 32))
+    theirs = datasets.FakeData(size=50, image_size=(3, 32, 32))
     np.testing.assert_array_equal(found.images[7].permute(1, 2, 0).numpy(), np.asarray(theirs[7][0]))
     assert found.labels[:5].tolist() == [theirs[i][1] for i in range(5)]
     assert found.classes == [str(k) for k in range(10)]

@@ -76,7 +76,7 @@ def test_usual_names_of_splits_in_any_letter_case(tmp_path: Path, train: str, va
         (("train/cats/1.jpg", "train/dogs/1.jpg", "test/Cats/1.jpg"), "rename it to cats"),
         (("cats/1.jpg", "cats/2.jpg"), "one class"),
         (("pets/cats/1.jpg", "pets/dogs/1.jpg"), "pets"),
-        (("cats/1.jpg", "dogs/1.heic", "dogs/2.heic"), "dogs.*2 images.*heic"),
+        (("cats/1.jpg", "dogs/1.dng", "dogs/2.dng"), "dogs.*2 images.*dng"),
         (("cats/1.jpg", "dogs/1.jpg", "birds/a.NEF", "birds/notes.txt"), "birds"),
         (("cats/", "dogs/"), "no images"),
         (("train/cats/1.jpg", "train/dogs/1.jpg", "holdout/cats/1.jpg", "holdout/dogs/1.jpg"), "holdout"),
@@ -110,14 +110,14 @@ def test_refused(tmp_path: Path, files: tuple[str, ...], in_message: str) -> Non
 def test_what_is_passed_over_is_counted_and_named(tmp_path: Path) -> None:
     found = scan(
         tree(
-            tmp_path, *TWO, "cats/3.heic", "cats/4.HEIC", "birds/", "1.jpg", "2.jpg", "3.png", "labels.csv", "dogs/a/"
+            tmp_path, *TWO, "cats/3.cr2", "cats/4.CR2", "birds/", "1.jpg", "2.jpg", "3.png", "labels.csv", "dogs/a/"
         )
     )  # fmt: skip
     (tmp_path / "dogs/gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     found = scan(tmp_path)
     assert found.classes == ["cats", "dogs"]
     assert passed_over(found) == {
-        "loose image": 3, ".heic": 2, ".csv": 1, "dangling link": 1, "empty folder": 1,
+        "loose image": 3, ".cr2": 2, ".csv": 1, "dangling link": 1, "empty folder": 1,
     }  # fmt: skip
     assert found.passed_over["empty folder"] == [str(tmp_path / "birds")]
 

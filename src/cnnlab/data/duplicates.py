@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cnnlab.data import STORE, SourceOptions, data_folder, load_images, near_duplicates
-from cnnlab.data.imageset import Report, no_report
+from cnnlab.data.imageset import Report, no_report, viewable
 from cnnlab.data.store import open_store
 from cnnlab.io import figures as plots
 from cnnlab.io.csv import quoted
@@ -128,7 +128,7 @@ def duplicates(
     if picture is not None and (exact or near):
         titled = [
             (f"{p.likeness:.3f}{'!' if p.disagrees else ''} {' '.join(dict.fromkeys(p.parts))}",
-             [images[i].permute(1, 2, 0).numpy() for i in (a, b)])
+             [viewable(images[i]) for i in (a, b)])
             for p, (a, b, _) in zip([*found.exact, *found.near], [*exact, *near], strict=True)
         ]  # fmt: skip
         plots.save(picture, plots.pairs(titled[:_PICTURED]))

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ import torch
 from cnnlab.data.imageset import ImageSet, SourceOptions
 from cnnlab.data.measure import background_sample, common_background, common_range, ink_level, survey
 from cnnlab.device.hardware import available_cores
-from cnnlab.io.decode import BadImage, Decoding, Item, bombs_refused, decode_checked, probe
+from cnnlab.io.decode import BadImage, Decoding, Item, bombs_refused, channel_values, decode_checked, probe
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.text import escape, plural
 from cnnlab.recipe import LARGEST_SIDE
@@ -232,10 +232,34 @@ def _decoding(listing: Listing, options: SourceOptions) -> tuple[Decoding, list[
     else:
         sides = sorted(max(header.size) for header, _ in surveyed.values())
         side = min(options.size_limit, sides[len(sides) // 2]) if options.size_limit and sides else _DEFAULT_SIZE
-    grey = all(header.grey for header, _ in surveyed.values())
-    low, high, warnings = common_range(extremes for _, extremes in surveyed.values() if extremes)
-    how = Decoding(1 if grey else 3, side, options.fit, background, low, high, options.interpolation)
-    return how, list(_fitting(sizes, how)), warnings
+    channels = _channels(listing, {file: header.channels for file, (header, _) in surveyed.items()})
+    lows, highs = (), ()
+    if channels in (1, 3):
+        low, high, warnings = common_range(extremes for _, extremes in surveyed.values() if extremes)
+    else:
+        low, high, warnings = 0.0, 0.0, []
+        deep = [file for file, (_, extremes) in surveyed.items() if extremes]
+        found = list(zip(*map(channel_values, deep), strict=True))
+        lows, highs, told = zip(*map(common_range, found), strict=True) if found else ((), (), ())
+        warnings = [f"channel {c}: {text}" for c, texts in enumerate(told) for text in texts]
+    how = Decoding(channels, side, options.fit, background, low, high, options.interpolation, lows, highs)
+    notes = [f"the images have {channels} channels"] * (channels not in (1, 3))
+    if any(str(file).lower().endswith(".npy") for file in surveyed):
+        notes.append("of a .npy file's array, the smaller of the first and the last axis is taken for the channels")
+    return how, [*notes, *_fitting(sizes, how)], warnings
+
+
+def _channels(listing: Listing, counts: dict[Path | Item, int]) -> int:
+    """Return the number of channels of all images: 3 for grey ones among colours. Raises: CnnlabError for others."""
+    found = sorted(set(counts.values()))
+    if not found:
+        return 3
+    if len(found) > 1 and found != [1, 3]:
+        first = {count: next(file for file, n in counts.items() if n == count) for count in found}
+        totals = Counter(counts.values())
+        each = ", ".join(f"{totals[count]:,} of {count} (such as {first[count]})" for count in found)
+        raise CnnlabError(f"the images of {listing.name} differ in their channels: {each}; convert or remove some")
+    return found[-1]
 
 
 def _fitting(sizes: set[tuple[int, int]], how: Decoding) -> Iterator[str]:

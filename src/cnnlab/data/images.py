@@ -13,6 +13,7 @@ from torch import Tensor
 from cnnlab.data.own import as_uint8
 from cnnlab.io.decode import Decoding, decode, square_pixels
 from cnnlab.io.errors import CnnlabError, expand
+from cnnlab.io.stacks import Stack
 from cnnlab.io.walk import IMAGE, image_files, walk
 
 
@@ -61,10 +62,14 @@ def pixels(image: Any, how: Decoding, *, invert: bool = False) -> np.ndarray:
         return decode(image, how, invert=invert)
     if isinstance(image, Image.Image):
         return square_pixels(image.copy(), "the PIL image", how, invert)
+    if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == how.channels != image.shape[0]:
+        image = image.transpose(2, 0, 1)  # (H, W, C), also of many channels
     array = as_uint8(image[None])[0].numpy()
     if array.shape == (how.channels, how.size, how.size):
         return 255 - array if invert else array
-    if len(array) not in (1, 3, 4):
+    if len(array) == how.channels not in (1, 3):
+        return square_pixels(Stack(array.transpose(1, 2, 0)), "the array", how, invert)
+    if len(array) not in (1, 3, 4) or how.channels not in (1, 3):
         raise CnnlabError(f"an image has {len(array)} channels, this network takes {how.channels}")
     picture = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
     return square_pixels(picture, "the array", how, invert)

@@ -124,8 +124,14 @@ def sample_rows(images: Tensor, labels: Tensor, num_classes: int, each: int = 8)
     rows = []
     for k in range(num_classes):
         index = (labels == k).nonzero().flatten()[:each]
-        rows.append([image.permute(1, 2, 0).numpy() for image in images[index]])
+        rows.append([viewable(image) for image in images[index]])
     return rows
+
+
+def viewable(image: Tensor) -> np.ndarray:
+    """Return an image (C, H, W) uint8 as (H, W, C) with one channel or three: of any other number, their mean."""
+    pixels = image.permute(1, 2, 0).numpy()
+    return pixels if pixels.shape[2] in (1, 3) else pixels.mean(2, keepdims=True).astype(np.uint8)
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ class Preprocessing:
     """From uint8 images to the network's input, in training, evaluation and prediction.
 
     channels, native_size: of the source's images; image_size: side of the network's input; mean, std: per channel, of
-    pixels scaled to 0..1; background, low, high, interpolation: see `Decoding`.
+    pixels scaled to 0..1; background, low, high, interpolation, lows, highs: see `Decoding`.
     """
 
     channels: int
@@ -38,6 +38,8 @@ class Preprocessing:
     low: float = 0.0
     high: float = 0.0
     interpolation: str = "bilinear"
+    lows: tuple[float, ...] = ()
+    highs: tuple[float, ...] = ()
 
     @classmethod
     def of(
@@ -69,13 +71,23 @@ class Preprocessing:
             low=decoding.low,
             high=decoding.high,
             interpolation=decoding.interpolation,
+            lows=decoding.lows,
+            highs=decoding.highs,
         )
 
     @property
     def decoding(self) -> Decoding:
         """How an image file is decoded before anything else."""
         return Decoding(
-            self.channels, self.native_size, self.fit, self.background, self.low, self.high, self.interpolation
+            self.channels,
+            self.native_size,
+            self.fit,
+            self.background,
+            self.low,
+            self.high,
+            self.interpolation,
+            self.lows,
+            self.highs,
         )
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -109,7 +121,8 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
         """Restore from `to_dict`."""
-        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        lists = {key: tuple(values[key]) for key in ("mean", "std", "lows", "highs")}
+        return cls(**{**values, **lists})
 
 
 def enlarged(x: Tensor, side: int, as_channels: bool = False) -> Tensor:

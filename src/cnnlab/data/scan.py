@@ -276,6 +276,8 @@ def _remedy(kinds: list[str]) -> str:
         return "unpack them"
     if all(kind in _FILMS for kind in kinds):
         return "save their pictures as PNG or JPEG"
+    if all(kind in (".heic", ".heif", ".hif") for kind in kinds):
+        return "install pillow-heif, or convert them to PNG or JPEG"
     return "convert them to PNG or JPEG"
 
 

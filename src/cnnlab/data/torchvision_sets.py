@@ -102,7 +102,7 @@ def _build(cls: type, name: str, options: SourceOptions) -> dict[str, Any]:
 
 def _datasets(cls: type, name: str, root: Path, **more: Any) -> dict[str, Any]:
     if name == "FakeData":
-        return {"train": cls(size=200, image_size=(3, 32, 32))}
+        return {"train": cls(size=50, image_size=(3, 32, 32))}
     return {split: cls(root=str(root), **arguments, **more) for split, arguments in SETS[name].items()}
 
 

@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -23,24 +23,30 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.jpeg import closed, is_cut
 from cnnlab.io.kinds import file_kind, kind_of
+from cnnlab.io.stacks import Stack, Unfit, as_stack, damaged, nodata_of, open_stack, scaled
 from cnnlab.io.strip import without_metadata
+from cnnlab.io.text import plural
 from cnnlab.io.values import Values, summarize
 
 # The formats that we decode, the most frequent first. Pillow knows more, and goes by a file's first bytes, not its
 # name: a file called 1.png could be PostScript, which Pillow passes to another program, or a format that is decoded in
 # Python, slowly or without a bound on memory (docs/security.md).
-_FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "DIB", "ICO", "JPEG2000", "AVIF", "PCX", "SGI", "TGA")
+_FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "DIB", "ICO", "JPEG2000", "AVIF", "PCX", "SGI", "TGA",
+            "HEIF")  # fmt: skip
+with suppress(ImportError):  # the extra images
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 # File name endings of images; other files in a folder are ignored.
-ENDINGS = frozenset(e for e, f in Image.registered_extensions().items() if f in _FORMATS and f in Image.OPEN)
+ENDINGS = frozenset(e for e, f in Image.registered_extensions().items() if f in _FORMATS and f in Image.OPEN) | {".npy"}
 _KNOWN = tuple(f for f in _FORMATS if f in Image.OPEN)  # a Pillow may be built without some
 _LARGEST_FILE = 1 << 29  # bytes
 _LARGE = 1 << 24  # pixels: larger images are decoded one at a time, to bound the memory of the threads
 _one_large = threading.Lock()
 FITS = ("pad", "crop", "stretch")
 BACKGROUNDS = ("auto", "black", "white")
-DEEP = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
-GREY = {"1", "L", "LA", "La", *DEEP}
-_GDAL_NODATA = 42113  # the tag of a TIFF that names the value of missing data
+_DEEP = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+_GREY = {"1", "L", "LA", "La", *_DEEP}
 T = TypeVar("T")
 
 
@@ -54,6 +60,9 @@ class Item:
     def __str__(self) -> str:
         return self.name
 
+
+Picture = Image.Image | Stack
+"""An opened image."""
 
 Source = Path | str | Item
 """An image file, the name of one whose bytes are at hand, or an item."""
@@ -73,8 +82,9 @@ class Decoding:
 
     fit: `pad` keeps the whole image and adds bars, `crop` fills the square and cuts off the rest, `stretch` changes the
     proportions. background: black or white, behind transparent pixels. low, high: the values of 16-bit, 32-bit and
-    floating-point greys that become 0 and 255; both 0: the range of the type, for each image by itself.
-    interpolation: bilinear or bicubic, of resized images.
+    floating-point greys and colours that become 0 and 255; both 0: the range of the type, for each image by itself.
+    lows, highs: these for each channel of images that are neither grey nor colour. interpolation: bilinear or bicubic,
+    of resized images.
     """
 
     channels: int
@@ -84,16 +94,26 @@ class Decoding:
     low: float = 0.0
     high: float = 0.0
     interpolation: str = "bilinear"
+    lows: tuple[float, ...] = ()
+    highs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its pixels. size: (width, height) as stored; deep: more than eight bits."""
+    """What a file says of its pixels. size: (width, height) as stored; deep: more than eight bits.
+
+    channels: 1 for grey, 3 for colour, or another number; opacity is not counted.
+    """
 
     size: tuple[int, int]
-    grey: bool
+    channels: int
     deep: bool
     transparent: bool
+
+    @property
+    def grey(self) -> bool:
+        """Whether there is one channel."""
+        return self.channels == 1
 
 
 def probe(source: Source, content: bytes | None = None) -> Header:
@@ -101,9 +121,15 @@ def probe(source: Source, content: bytes | None = None) -> Header:
 
     source: the file; or, with its bytes as `content`, its name in error messages.
     """
-    return read_image(
-        source, content, lambda i: Header(i.size, i.mode in GREY, i.mode in DEEP, bool(i.has_transparency_data))
-    )
+    return read_image(source, content, header_of)
+
+
+def header_of(image: Picture) -> Header:
+    """Return what an opened image says of its pixels."""
+    if isinstance(image, Stack):
+        return Header(image.size, image.channels, image.deep, image.alpha)
+    channels = 1 if image.mode in _GREY else 3
+    return Header(image.size, channels, image.mode in _DEEP, bool(image.has_transparency_data))
 
 
 def decode(source: Source, how: Decoding, content: bytes | None = None, *, invert: bool = False) -> np.ndarray:
@@ -125,8 +151,8 @@ PAGES = "hold several pages or frames; only the first is used"
 def decode_checked(source: Source, how: Decoding) -> tuple[np.ndarray, list[str]]:
     """Decode an image file; also return what is odd about it: `CUT`, `STRIP` and their like. Raises: BadImage."""
 
-    def use(image: Image.Image) -> tuple[np.ndarray, list[str]]:
-        odd = [PAGES] if _frames(image) > 1 else []
+    def use(image: Picture) -> tuple[np.ndarray, list[str]]:
+        odd = [PAGES] if isinstance(image, Image.Image) and _frames(image) > 1 else []
         short, long = sorted(image.size)
         if how.fit == "pad" and short * how.size < 2 * long and how.size > 2:
             odd.append(STRIP)
@@ -134,7 +160,7 @@ def decode_checked(source: Source, how: Decoding) -> tuple[np.ndarray, list[str]
             odd.append(CROP)
         if long < 4:
             odd.append(TINY)
-        if image.format in ("JPEG", "MPO"):
+        if isinstance(image, Image.Image) and image.format in ("JPEG", "MPO"):
             opened = getattr(image, "fp", None)
             with nullcontext(opened) if isinstance(source, Item) else Path(source).open("rb") as stream:
                 image.load()
@@ -152,16 +178,23 @@ def _frames(image: Image.Image) -> int:
 
 
 def value_range(source: Source, content: bytes | None = None) -> Values:
-    """Return the values of an image of deep greys. content: see `probe`. Raises: BadImage."""
+    """Return the values of an image of deep greys or colours, all channels together. content: see `probe`."""
 
-    def values(image: Image.Image) -> Values:
+    def values(image: Picture) -> Values:
         with _one_large if image.size[0] * image.size[1] > _LARGE else nullcontext():
-            nodata = None
-            with suppress(KeyError, ValueError, TypeError):
-                nodata = float(getattr(image, "tag_v2", {})[_GDAL_NODATA])
-            return summarize(np.asarray(image), nodata)
+            return summarize(image.values if isinstance(image, Stack) else np.asarray(image), nodata_of(image))
 
     return read_image(source, content, values)
+
+
+def channel_values(source: Source) -> list[Values]:
+    """Return the values of each channel of an image of many. Raises: BadImage."""
+
+    def values(image: Picture) -> list[Values]:
+        pixels = image.values if isinstance(image, Stack) else np.asarray(image)[..., None]
+        return [summarize(pixels[..., c], nodata_of(image)) for c in range(pixels.shape[2])]
+
+    return read_image(source, None, values)
 
 
 def ink(source: Source, content: bytes | None = None) -> float | None:
@@ -170,7 +203,9 @@ def ink(source: Source, content: bytes | None = None) -> float | None:
     content: see `probe`. Raises: BadImage.
     """
 
-    def mean(image: Image.Image) -> float | None:
+    def mean(image: Picture) -> float | None:
+        if isinstance(image, Stack):
+            image = _colours(image, Decoding(3, 1))
         with _one_large if image.size[0] * image.size[1] > _LARGE else nullcontext():
             grey, alpha = (np.asarray(band, np.float64) for band in image.convert("RGBA").convert("LA").split())
             return float((grey * alpha).sum() / alpha.sum()) if alpha.any() else None
@@ -190,7 +225,7 @@ def bombs_refused() -> Iterator[None]:
         yield
 
 
-def read_image(source: Source, content: bytes | None, use: Callable[[Image.Image], T]) -> T:
+def read_image(source: Source, content: bytes | None, use: Callable[[Picture], T]) -> T:
     """Open an image and call `use`; if that fails, try again with a repaired copy. Raises: BadImage.
 
     Repaired is what leaves all pixels as they are: broken metadata are dropped, a JPEG's end marker is added.
@@ -201,13 +236,13 @@ def read_image(source: Source, content: bytes | None, use: Callable[[Image.Image
         except Exception as error:  # of whatever library it comes from
             raise BadImage(f"{source} cannot be read: {reason(error, 200)}") from error
         if isinstance(found, Image.Image):
-            return _used(found, source, use)
+            return _used(found, source, use, b"")
         source, content = source.name, found
     path = source
 
     def attempt(content: bytes | None) -> T:
         with _open(path, content) as image:
-            return _used(image, path, use)
+            return _used(image, path, use, content)
 
     try:
         return attempt(content)
@@ -224,20 +259,38 @@ def read_image(source: Source, content: bytes | None, use: Callable[[Image.Image
         raise
 
 
-def _used(image: Image.Image, source: Source, use: Callable[[Image.Image], T]) -> T:
+def _used(image: Picture, source: Source, use: Callable[[Picture], T], content: bytes | None) -> T:
     try:
+        if isinstance(image, Image.Image) and not isinstance(source, Item):
+            image = as_stack(image, source, content) or image
         return use(image)
     except (BadImage, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file
-        raise BadImage(f"{source} is damaged: {reason(error)}") from error
+        raise _bad(source, error) from error
 
 
-def _open(source: Path | str, content: bytes | None) -> Image.Image:
+def _bad(source: Source, error: Exception) -> BadImage:
+    if isinstance(error, Unfit):
+        return BadImage(f"{source} {error}")
+    return BadImage(f"{source} is damaged: {damaged(error)}")
+
+
+@contextmanager
+def _open(source: Path | str, content: bytes | None) -> Iterator[Picture]:
     try:
         if content is None and (size := os.stat(source).st_size) > _LARGEST_FILE:  # noqa: PTH116 - a text or a path
             raise TooLarge(f"{source} is {size:,} bytes; the limit for an image is {_LARGEST_FILE:,}")
-        return Image.open(source if content is None else io.BytesIO(content), formats=_KNOWN)
+        found: Picture | None = None
+        try:
+            found = Image.open(source if content is None else io.BytesIO(content), formats=_KNOWN)
+        except UnidentifiedImageError:
+            try:
+                found = open_stack(source, content)
+            except Exception as error:  # tifffile and NumPy raise nearly anything for a damaged file
+                raise _bad(source, error) from error
+            if found is None:
+                raise
     except BadImage:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -254,30 +307,55 @@ def _open(source: Path | str, content: bytes | None) -> Image.Image:
             if content == b"" or (content is None and not Path(source).stat().st_size):
                 why = "it is empty"
         raise BadImage(f"{source} is damaged: {why}") from error
+    with found if isinstance(found, Image.Image) else nullcontext():
+        yield found
 
 
-def square_pixels(image: Image.Image, source: Source, how: Decoding, invert: bool = False) -> np.ndarray:
+def square_pixels(image: Picture, source: Source, how: Decoding, invert: bool = False) -> np.ndarray:
     """Return an opened image as (channels, size, size) uint8, as `decode` does; `source` names it in errors.
 
     The image may be changed in place. Raises: BadImage.
     """
+    channels = header_of(image).channels
+    if channels != how.channels and {channels, how.channels} - {1, 3}:
+        raise BadImage(f"{source} has {plural(channels, 'channel')}, {how.channels} are expected; convert it")
     large = image.size[0] * image.size[1] > _LARGE
     try:
         with _one_large if large else nullcontext():
-            image = _fitted(image, how, invert)
+            if isinstance(image, Stack) and channels not in (1, 3):
+                pixels = image.eight_bits(how.low, how.high, how.lows, how.highs)
+                bands = (Image.fromarray(np.ascontiguousarray(pixels[..., c])) for c in range(channels))
+                single = replace(how, channels=1)
+                return np.stack([np.asarray(_fitted(band, single, invert)) for band in bands])
+            if isinstance(image, Stack):
+                image = _colours(image, how)
+            pixels = np.asarray(_fitted(image, how, invert))
     except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file
         raise BadImage(f"{source} is damaged: {reason(error)}") from error
-    pixels = np.asarray(image)
     return pixels.reshape(1, how.size, how.size) if how.channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _colours(stack: Stack, how: Decoding) -> Image.Image:
+    """Return a stack of one or three channels, and maybe opacity, as an image of eight bits."""
+    pixels = stack.eight_bits(how.low, how.high, how.lows, how.highs)
+    if not stack.alpha:
+        return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    most = np.iinfo(stack.pixels.dtype).max if stack.pixels.dtype.kind in "iu" else 1.0
+    alpha = np.clip(stack.pixels[..., -1:].astype(np.float64) * (255 / most) + 0.5, 0, 255).astype(np.uint8)
+    colour = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+    return Image.fromarray(np.concatenate([colour, alpha], 2))
 
 
 def _fitted(image: Image.Image, how: Decoding, invert: bool) -> Image.Image:
     """Return `image` upright, in eight bits, without transparency, as a square; copy only if needed."""
     ImageOps.exif_transpose(image, in_place=True)
-    image = _eight_bits(image, how)
+    if image.mode in _DEEP:  # Pillow's own conversion would clip them at 255
+        image = Image.fromarray(scaled(np.asarray(image), how.low, how.high))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, how.background), image)
+    if image.mode == "LAB":  # Pillow cannot make it grey at once
+        image = image.convert("RGB")
     mode, target = "L" if how.channels == 1 else "RGB", (how.size, how.size)
     if image.mode != mode:
         image = image.convert(mode)
@@ -291,19 +369,3 @@ def _fitted(image: Image.Image, how: Decoding, invert: bool) -> Image.Image:
     if how.fit == "crop":
         return ImageOps.fit(image, target, filter_)
     return ImageOps.pad(image, target, filter_)
-
-
-def _eight_bits(image: Image.Image, how: Decoding) -> Image.Image:
-    """Scale deep greys to eight bits, in strips to save memory; Pillow's own conversion would clip them at 255."""
-    if image.mode not in DEEP:
-        return image
-    whole = np.asarray(image)
-    low, high = how.low, how.high
-    if high <= low:  # no range was measured
-        most = np.fmax.reduce(whole, axis=None, initial=0)  # ignores NaN
-        low, high = 0.0, 65535 if image.mode.startswith("I;16") or most > 255 else 255 if most > 1 else 1
-    pixels = np.empty(whole.shape, np.uint8)
-    for top in range(0, len(whole), 256):
-        values = np.nan_to_num((whole[top : top + 256].astype(np.float64) - low) * (255 / (high - low)))
-        pixels[top : top + 256] = np.clip(values + 0.5, 0, 255)
-    return Image.fromarray(pixels)

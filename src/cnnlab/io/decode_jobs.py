@@ -14,9 +14,8 @@ from functools import partial
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image
 
-from cnnlab.io.decode import DEEP, GREY, BadImage, Decoding, bombs_refused, read_image, square_pixels
+from cnnlab.io.decode import BadImage, Decoding, Picture, bombs_refused, header_of, read_image, square_pixels
 from cnnlab.io.errors import reason
 
 
@@ -65,14 +64,14 @@ def decode_into(job: Job, rows: Sequence[int], names: Sequence[str], contents: S
     return faults
 
 
-def _stored(job: Job, name: str, image: Image.Image) -> np.ndarray | tuple[str, str]:
+def _stored(job: Job, name: str, image: Picture) -> np.ndarray | tuple[str, str]:
     """Return the pixels to store, or kind and text of a fault."""
     how = job.how
     if job.same_size and image.size != (how.size, how.size):
         return "size", f"{name} is {image.size[0]} x {image.size[1]}"
     if not job.measured:
-        colour = how.channels == 1 and image.mode not in GREY
-        if colour or image.mode in DEEP or image.has_transparency_data:
+        header = header_of(image)
+        if (how.channels == 1 and not header.grey) or header.deep or header.transparent:
             return "unmeasured", f"{name} is not like the images before it"
     return square_pixels(image, name, how)
 

@@ -49,7 +49,8 @@ class Kind:
         if self.group == _IMAGE:
             return f"is damaged: {self.what} with a broken header"
         if self.group == _PICTURE:
-            return f"is {self.what}, which cannot be read; convert it to JPEG or PNG"
+            also = "install pillow-heif, or " if self.what == _HEIC_PHOTO else ""
+            return f"is {self.what}, which cannot be read; {also}convert it to JPEG or PNG"
         remedy = {_ARCHIVE: "unpack it", _PAGE: _DOWNLOAD}
         return f"is {self.what}, not an image; {remedy.get(self.group) or self._same('remove it')}"
 
@@ -104,6 +105,7 @@ _IN_ZIP = (
     (b"word/document", "a Word document", _OTHER),
     (b"ppt/presentation", "a PowerPoint file", _OTHER),
 )
+_HEIC_PHOTO = "a HEIC photo"
 _HEIC = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 # The first member of an Office file, by which it differs from an archive that holds one.
 _FIRST_IN_OFFICE = (
@@ -140,7 +142,7 @@ def kind_of(head: bytes, tail: bytes = b"") -> Kind | None:
     if len(head) >= 16 and not head.strip(b"\0"):
         return Kind("nothing but zero bytes, as an unfinished download is", _ZEROS)
     if head[4:8] == b"ftyp" and head[8:12] in _HEIC:
-        return Kind("a HEIC photo", _PICTURE)
+        return Kind(_HEIC_PHOTO, _PICTURE)
     if head[128:132] == b"DICM":
         return Kind("a DICOM file", _PICTURE)
     text = head.removeprefix(b"\xef\xbb\xbf")

@@ -103,6 +103,9 @@ def decoding_lines(images: ImageSet, source: str) -> Iterator[str]:
     how = images.decoding
     if how is not None and how.high > how.low:
         yield f"values: {how.low:g} to {how.high:g} were scaled to 0 to 255"
+    if how is not None and how.lows:
+        ranges = ", ".join(f"{low:g} to {high:g}" for low, high in zip(how.lows, how.highs, strict=True))
+        yield f"values of each channel were scaled to 0 to 255: {truncate(ranges, 200)}"
     if how is not None and how.background == "white":
         # The pixels of a store are decoded already.
         prepare = "cnnlab kaggle prepare --background black"

@@ -56,7 +56,7 @@ _INFO = {
     "preprocessing": {"channels": _CHANNELS, "native_size": _SIDE, "image_size": _SIDE,
                       "fit": ("pad", "crop", "stretch"), "mean": [NUMBER], "std": [POSITIVE],
                       "background": ("black", "white"), "low": NUMBER, "high": NUMBER,
-                      "interpolation": ("bilinear", "bicubic")},
+                      "interpolation": ("bilinear", "bicubic"), "lows": [NUMBER], "highs": [NUMBER]},
     "recipes": [str],
     "augment?": str,
     "from?": FROM,
@@ -217,9 +217,10 @@ def open_run(name: str | Path, runs_dir: str | Path = "runs") -> Run:
         raise CnnlabError(f"{path / 'run.json'} has format {info.get('format')!r}; this cnnlab reads {_FORMAT!r}")
     check(path / "run.json", info, _INFO)
     model, images = info["model"], info["preprocessing"]
+    channels, ranges = images["channels"], {len(images["lows"]), len(images["highs"])}
     if (model["num_classes"], model["in_channels"], model["image_size"], len(images["mean"]), len(images["std"])) != (
-        len(info["data"]["classes"]), images["channels"], images["image_size"], images["channels"], images["channels"]
-    ):  # fmt: skip
+        len(info["data"]["classes"]), channels, images["image_size"], channels, channels
+    ) or ranges not in ({0}, {channels}):  # fmt: skip
         raise CnnlabError(f"{path / 'run.json'} is damaged: its model, classes and preprocessing do not fit together")
     try:
         values = read_json(path / "recipe.json")
