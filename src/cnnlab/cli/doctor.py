@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnnlab.cli.options import AsJson, DataDir, DeviceName, IdColumn, LabelColumn, RunName, RunsDir, SkipBad
+from cnnlab.cli.options import (
+    AsJson,
+    DataDir,
+    DeviceName,
+    IdColumn,
+    LabelColumn,
+    OwnModel,
+    RunName,
+    RunsDir,
+    SkipBad,
+    Threads,
+    own_model,
+)
 from cnnlab.io.text import echo, echo_csv
 
 if TYPE_CHECKING:
@@ -103,6 +115,41 @@ def split(
         echo_csv(table.to_csv(Path()).rstrip("\n"))
     else:
         table.save(output)
+
+
+@data.command()
+def suspects(
+    run: RunName,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also save all to this CSV file.", show_default=False)
+    ] = None,
+    most: Annotated[int, typer.Option(min=0, help="Number of images to print.")] = 20,
+    images: Annotated[
+        str | None, typer.Option("--data", help="Where the run's images are now.", show_default=False)
+    ] = None,
+    model: OwnModel = None,
+    device: DeviceName = "auto",
+    threads: Threads = None,
+    runs_dir: RunsDir = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Find labels that are probably wrong.
+
+    RUN: a folder of `cnnlab train --folds`, for all images, or a run, for its
+    validation images.
+    """
+    from cnnlab.inference.evaluation import check_new_csv
+    from cnnlab.inference.suspects import find_suspects
+    from cnnlab.io.tables import to_json
+
+    if csv is not None:
+        check_new_csv(csv)
+    found = find_suspects(
+        run, model=own_model(model), data=images, runs_dir=runs_dir, device=device, threads=threads
+    )  # fmt: skip
+    echo(to_json(found.to_dict()) if as_json else found.to_text(most))
+    if csv is not None:
+        found.save(csv)
 
 
 @data.command()

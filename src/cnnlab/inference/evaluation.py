@@ -348,12 +348,18 @@ def _same_classes(run: Run, images: ImageSet, data: str) -> ImageSet:
     return replace(images, labels=torch.tensor(places)[images.labels], classes=run.classes)
 
 
-def validation_images(run: Run) -> ImageSet:
-    """Return the run's validation images. Raise CnnlabError if it has none, or the data have changed."""
+def validation_images(run: Run, data: Any = None) -> ImageSet:
+    """Return the run's validation images. data: the run's own, or where they are now; see `evaluate_run`.
+
+    Raise CnnlabError if it has none, or the data have changed.
+    """
     options = SourceOptions(
         data_dir=data_folder(runs.data_dir(run)),
         decoding=preprocessing_of(run).decoding,
         columns=run.recipe.columns,
         skip_bad=run.info["data"].get("skip_bad", False),
     )
-    return _run_images(run, "validation", options, run.recipe.data)[0]
+    images, _, other = _find_images(run, "validation", options, data)
+    if other:
+        raise CnnlabError(f"the images given are not those of {run.path}; name where its own are now")
+    return images
