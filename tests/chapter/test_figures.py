@@ -352,6 +352,7 @@ def saved_run(path: Path, model: str = "alexnet", channels: int = 1, side: int =
     data = {"source": "digits", "classes": [str(i) for i in range(10)], "fingerprint": ""}
     data |= {"skipped": [], "counts": {"train": [1] * 10}, "passed_over": {}, "warnings": []}
     pixels = {"channels": channels, "native_size": side, "image_size": side, "fit": "pad"}
+    pixels |= {"interpolation": "bilinear"}
     pixels |= {"background": "black", "low": 0.0, "high": 255.0, "mean": [0.0] * channels, "std": [1.0] * channels}
     network = {"name": model, "parameters": 0, **sizes}
     run = create_run(path, recipe, {"model": network, "data": data, "preprocessing": pixels})
@@ -421,7 +422,7 @@ def test_the_caption_has_the_epoch_of_the_weights(tmp_path: Path) -> None:
     seconds = dict.fromkeys(("train_seconds", "compute_seconds", "evaluation_seconds", "seconds"), 1.0)
     speeds = dict.fromkeys(("images_per_second", "examples_per_second"), 1.0)
     row = {"loss": 1.0, "train_acc": 0.5, "val_loss": 1.0, "learning_rate": 0.1, "images": 1, "never_predicted": [],
-           "val_balanced_acc": 0.5, **seconds, **speeds}  # fmt: skip
+           "val_balanced_acc": 0.5, "val_macro_f1": 0.5, **seconds, **speeds}  # fmt: skip
     rows = [{"epoch": i + 1, "val_acc": acc, **row} for i, acc in enumerate((0.3, 0.6, 0.6))]
     write_metrics(run, rows)
     assert "best.safetensors (epoch 2)" in filters(run).texts[0].get_text()

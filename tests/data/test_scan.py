@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from cnnlab.data import folder
 from cnnlab.data.scan import Scan, scan
 from cnnlab.io.errors import CnnlabError
 
@@ -232,6 +233,32 @@ def test_unlabelled_test_images_are_found_at_the_start(tmp_path: Path) -> None:
     found = scan(tree(tmp_path, "train/cats/1.jpg", "train/dogs/1.jpg", "test/1.jpg", "test/2.jpg"))
     assert set(found.files) == {"train"}
     assert [path.name for path in found.unlabelled] == ["1.jpg", "2.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("asl_alphabet_train", "asl_alphabet_test"),
+        ("asl_alphabet_train/asl_alphabet_train", "asl_alphabet_test/asl_alphabet_test"),
+        ("train", "test"),
+    ],
+)
+def test_a_flat_test_part_is_no_class_and_its_names_may_tell_the_classes(tmp_path: Path, train: str, test: str) -> None:
+    tree(
+        tmp_path,
+        *(f"{train}/{c}/{c}1.jpg" for c in ("A", "B", "space")),
+        f"{test}/A_test.jpg",
+        f"{test}/space_test.jpg",
+    )
+    found = scan(tmp_path)
+    assert counts(found) == {"train": {"A": 1, "B": 1, "space": 1}}
+    assert sorted(path.name for path in found.unlabelled) == ["A_test.jpg", "space_test.jpg"]
+    (warning,) = folder.listing(tmp_path).warnings
+    assert "names begin with the class" in warning
+    assert "sub-folder of its class" in warning
+    tree(tmp_path, f"{test}/8841.jpg")
+    (warning,) = folder.listing(tmp_path).warnings
+    assert "nothing can be measured" in warning
 
 
 def test_a_link_to_a_folder_further_up_brings_no_image_into_a_class(tmp_path: Path) -> None:

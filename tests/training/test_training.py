@@ -397,6 +397,8 @@ def test_resume_with_other_images_is_an_error(shapes: Path) -> None:
     (shapes / "dark" / "00.png").unlink()
     with pytest.raises(CnnlabError, match="are not those that runs/run started with"):
         resume(path)
+    with pytest.raises(CnnlabError, match="are not those that runs/run started with"):
+        resume(path, data="digits")  # too small for the network, which is not what is wrong
 
 
 def test_resume_works_from_another_folder(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from cnnlab.data.files import Listing, Part
@@ -29,9 +30,20 @@ def listing(path: Path, *, complete: bool = True) -> Listing:
             f"their own, or give one part, as folder:{first}"
         )
     if found.unlabelled:
+        first_image = found.unlabelled[0]
+        start = f"{len(found.unlabelled):,} images in {escape(str(first_image.parent))} have no class folder"
         warnings.append(
-            f"{len(found.unlabelled):,} images in {escape(str(found.unlabelled[0].parent))} have no class folder, so "
-            "nothing can be measured on them; cnnlab predict classifies them"
+            f"{start}, but their names begin with the class ({escape(first_image.name)}); to measure on them, put each "
+            "into a sub-folder of its class; cnnlab predict classifies them as they are"
+            if _begin_with_a_class(found.unlabelled, found.classes)
+            else f"{start}, so nothing can be measured on them; cnnlab predict classifies them"
         )
     parts = {split: Part(*found.listing(split)) for split in found.files}
     return Listing(path, str(path), found.classes, parts, dict(found.passed_over), warnings=tuple(warnings))
+
+
+def _begin_with_a_class(images: list[Path], classes: list[str]) -> bool:
+    """Return whether each file is named after a class, as A_test.jpg and cat.1.jpg are; 1.jpg may be just a number."""
+    words = sorted((c for c in classes if re.search(r"[^\W\d_]", c)), key=len, reverse=True)
+    begins = re.compile(rf"({'|'.join(map(re.escape, words))})(?![^\W\d_])", re.IGNORECASE)
+    return bool(words) and all(begins.match(image.name) for image in images)

@@ -113,7 +113,8 @@ def scan(root: Path, *, complete: bool = True) -> Scan:
         if split not in tops or files[split].keys() & files["train"].keys():
             continue
         loose = _images(tops[split]) + [image for images in files[split].values() for image in images]
-        if not loose or any(name.casefold() not in _UNLABELLED for name in files[split]):
+        own = tops[split].name  # unpacked archives repeat names
+        if not loose or any(name != own and name.casefold() not in _UNLABELLED for name in files[split]):
             continue  # each class is checked below
         if split == "validation":
             raise CnnlabError(f"{tops[split]}: its images have no labels; make a sub-folder per class, or remove it")
@@ -215,11 +216,17 @@ def _descend(top: Path) -> Path:
 
 
 def _splits_by_a_word(folders: list[Path]) -> dict[Path, str | None]:
-    """Return the split of folders such as seg_train and seg_test; none if these may be the names of classes."""
+    """Return the split of folders such as seg_train and seg_test; none if these may be the names of classes.
+
+    The images of a test part may lie in it without class folders.
+    """
     found: dict[Path, str | None] = {}
     for folder in folders:
         words = {_SPLIT_OF.get(word) for word in re.split(r"[\W\d_]+", folder.name.casefold())} - {None}
-        found[folder] = words.pop() if len(words) == 1 and _folders(folder) and not _images(folder) else None
+        flat = not _folders(folder) and words == {"test"}
+        found[folder] = (
+            words.pop() if len(words) == 1 and (flat or (_folders(folder) and not _images(folder))) else None
+        )
     # A single one of them could be a class: train stations beside bus stops.
     return found if len({split for split in found.values() if split}) > 1 else dict.fromkeys(folders)
 

@@ -104,11 +104,8 @@ def resume(
 def _load_again(session: Session, recipe: Recipe, moved: str | None, first: Run | None) -> Recipe:
     """Load the images of a run, or of the `first` run of a series, again; moved: where they are now."""
     try:
-        recipe = session.load_data(recipe if moved is None else replace(recipe, data=moved), again=first is not None)
+        return session.load_data(recipe if moved is None else replace(recipe, data=moved), again=first)
     except CnnlabError as error:
         if moved is None and "does not exist" in str(error):
             raise CnnlabError(f"{error}; if its images are elsewhere now, name the place with --data") from error
         raise
-    if first is not None:
-        session.check_images(first, recipe.data)
-    return recipe

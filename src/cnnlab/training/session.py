@@ -140,15 +140,16 @@ class Session:
         if self.threads is None and "threads" in first:
             self.threads = max(1, min(first["threads"], available_cores()))  # also for seeds that are not started yet
 
-    def load_data(self, recipe: Recipe, *, again: bool = False) -> Recipe:
+    def load_data(self, recipe: Recipe, *, again: Run | None = None) -> Recipe:
         """Load the recipe's images and check that its network can be trained on them.
 
-        again: a run is resumed, maybe on a machine that cannot compile. Return the recipe with an absolute data folder.
+        again: the run that is resumed, maybe on a machine that cannot compile; its images are compared first. Return
+        the recipe with an absolute data folder.
         """
         recipe = replace(recipe, data=absolute(recipe.data))
         if recipe.init != "pytorch" and (published_tag(recipe.model) or isinstance(self.network, nn.Module)):
             raise CnnlabError(f"init={recipe.init} would overwrite the weights of {recipe.model}; set init=pytorch")
-        if not again:
+        if again is None:
             check_compile(recipe, self.device)
             if recipe.freeze_epochs and not (published_tag(recipe.model) or self.network is not None or self.origin):
                 raise CnnlabError(
@@ -165,6 +166,8 @@ class Session:
             recipe, why = fitted_recipe(recipe, self.given, self._options(recipe), self.device, own)
         self._pool: Pool | None = load_pool(recipe, self._options(recipe), self.images)
         self.divide(recipe)
+        if again is not None:
+            self.check_images(again, recipe.data)
         if not recipe.folds:
             self._pool = None  # the other folds are divided later; else it would only take memory
         if recipe.shift >= self.preprocessing.image_size:
@@ -172,7 +175,7 @@ class Session:
             raise CnnlabError(f"shift={recipe.shift} is at least the images' {size} pixels; choose a smaller one")
         self._check_batches(recipe)
         self.display.end()
-        if not again:
+        if again is None:
             lines = (*data_lines(self.train_set, self.eval_set, recipe), *self.splits.notes)
             for line in (*lines, *balance_lines(self.train_set, recipe.balance), *why):
                 self.display.message(line)
