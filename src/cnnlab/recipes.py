@@ -239,7 +239,8 @@ RECIPES: dict[str, Recipe] = {
             _FAST,
             name="images",
             data="folder:PATH",
-            epochs=30,
+            model="airbench94",
+            epochs=20,
             batch_size=64,
             shift=4,
             shift_fill="reflect",
@@ -272,11 +273,11 @@ def fitted(recipe: Recipe, *, count: int, side: int, grey: bool, fast: bool) -> 
     if recipe.name.startswith("finetune"):
         return {}
     batch_size = next((size for most, size in ((500, 16), (2500, 64), (20_000, 128)) if count <= most), 256)
-    epochs = round((2400 if fast else 1200) / max(count, 1) ** 0.5)
+    epochs = round((2800 if fast else 700) / max(count, 1) ** 0.5)
     settings = {"epochs": min(60, max(10, epochs)), "batch_size": batch_size}
     if not recipe.name.startswith("images"):  # for a network of the caller's choice, which may take one size only
         return settings
-    size = min(side, 64 if fast else 48)
+    size = max(16, min(side, 48 if fast else 32))
     return {**settings, "image_size": size, "shift": max(1, size // 12), "flip": not grey}
 
 
