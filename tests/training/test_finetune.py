@@ -172,7 +172,7 @@ def test_augmentation_of_the_callers_own_starts_with_the_other_layers(recipe: Re
     train(recipe, model=Small, threads=1, augment=lambda images: shapes.append(tuple(images.shape)) or images)
     assert shapes == [(2, 1, 8, 8), *[(16, 1, 8, 8)] * 4]  # tried once, then the last of three epochs
     few = train(recipe.changed(overfit=1, patience=2, select="macro_f1"), model=Small, name="few", threads=1)
-    assert [row["images"] for row in few.history] == [16 * few.run.recipe.passes] * 3
+    assert {row["images"] for row in few.history} == {16 * few.run.recipe.passes}
 
 
 @pytest.mark.parametrize("turn", [3, 6, 10])  # within both frozen epochs of four steps, and after them

@@ -28,7 +28,7 @@ from cnnlab.training.finetune import FrozenBody, find_head, freeze_batch_norm
 from cnnlab.training.guard import NonFinite, NonFiniteMonitor
 from cnnlab.training.optim import learning_rate, set_learning_rate, size_in_epoch
 from cnnlab.training.plan import Plan, prepare_model
-from cnnlab.training.progress import Meter, Position, Progress, out_of_patience
+from cnnlab.training.progress import Meter, Position, Progress, learned, out_of_patience
 from cnnlab.training.runs import Run
 from cnnlab.training.session import OnEpoch, Session
 from cnnlab.training.step import GuardedStep, train_step
@@ -260,7 +260,7 @@ def save_epoch(
     with checkpointer.write_errors():
         best_before = progress.best
         progress = progress.finish(row, trainer.recipe)
-        if out_of_patience(progress.rows, trainer.run):
+        if out_of_patience(progress.rows, trainer.run) or learned(progress.rows, trainer.recipe):
             progress = replace(progress, stopped=True)
         with averaged_weights(trainer.average):
             if progress.best != best_before:  # best_epoch may be that of weights saved before a crash

@@ -52,7 +52,7 @@ class Progress:
     """All that a resume needs besides tensors.
 
     rows: one per finished epoch. best: the figures of the best epoch, larger is better; None before the first epoch.
-    stopped: the training was ended early, by its `on_epoch` or the recipe's `patience`. position: inside the epoch
+    stopped: the training was ended early, by its `on_epoch`, `patience` or `overfit`. position: inside the epoch
     after the finished ones. scaler: the state of float16's loss scaler.
     """
 
@@ -123,6 +123,11 @@ def ranking(row: dict[str, Any], recipe: Recipe) -> list[float]:
 def ranking_size(recipe: Recipe) -> int:
     """Return the number of figures that `ranking` returns."""
     return 2 if recipe.eval_split == "validation" else 1
+
+
+def learned(rows: Sequence[dict[str, Any]], recipe: Recipe) -> bool:
+    """Return whether a training with `overfit` has answered its question early: all its images are predicted right."""
+    return recipe.overfit > 0 and len(rows) < recipe.epochs and rows[-1][f"{recipe.key}_acc"] == 1
 
 
 def out_of_patience(rows: Sequence[dict[str, Any]], run: Run) -> bool:

@@ -22,7 +22,7 @@ from cnnlab.training import runs
 from cnnlab.training.checkpoint import check_weights, load_weights
 from cnnlab.training.own import check_own
 from cnnlab.training.plan import FORMATS
-from cnnlab.training.progress import Progress, out_of_patience
+from cnnlab.training.progress import Progress, learned, out_of_patience
 from cnnlab.training.runs import Run
 from cnnlab.training.scores import Scores
 
@@ -244,7 +244,7 @@ def summarize(
     seen = sum(r["images"] for r in rows)
     last, key = rows[-1], recipe.key
     assert progress.best is not None
-    stopped_by = "patience" if out_of_patience(rows, run) else "on_epoch"
+    stopped_by = "patience" if out_of_patience(rows, run) else "overfit" if learned(rows, recipe) else "on_epoch"
     return {
         "recipe": recipe.name,
         "model": recipe.model,

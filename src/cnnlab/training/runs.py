@@ -66,7 +66,7 @@ _SUMMARY = {
     "examples_per_second": NUMBER, "images_per_second": NUMBER, "total_seconds": NUMBER, "device": str,
     "skipped": COUNT, "skipped_updates": COUNT, "images": {"train": COUNT},
     "data": str, "shared": {"validation?": COUNT, "test?": COUNT}, "epochs": COUNT, "stopped": bool,
-    "stopped_by": (None, "patience", "on_epoch"), "best_by": str,
+    "stopped_by": (None, "patience", "overfit", "on_epoch"), "best_by": str,
     "figures": (None, {"weights": str, "epoch": COUNT, **dict.fromkeys(_SCORES, _SHARE),
                        "intervals": {key: [_SHARE] for key in _SCORES}, "classes": list}),
     "never_predicted": [str],
