@@ -201,6 +201,9 @@ def test_random_weights_are_not_frozen(recipe: Recipe) -> None:
     ):
         with pytest.raises(CnnlabError, match=f"starts from random weights.*{remedy}"):
             train(recipe, model=name)
+    for name in ("lennet", "efficientnet-lite0.in1", "torchvision:resnet81"):
+        with pytest.raises(CnnlabError, match=r"^unknown .*model"):
+            train(recipe, model=name)
     first = train(recipe.changed(freeze_epochs=0, epochs=1, image_size=28), model="lenet-bn", name="first").run
     second = train(recipe.changed(epochs=1, image_size=28), model="lenet-bn", init_from=first.path, name="second").run
     before, after = weights(first.path), weights(second.path)

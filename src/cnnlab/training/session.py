@@ -152,6 +152,8 @@ class Session:
         if again is None:
             check_compile(recipe, self.device)
             if recipe.freeze_epochs and not (published_tag(recipe.model) or self.network is not None or self.origin):
+                with torch.device("meta"):
+                    build_model(recipe.model)  # an unknown name is another mistake
                 raise CnnlabError(
                     f"freeze_epochs={recipe.freeze_epochs}: {recipe.model} starts from random weights, and all but its "
                     f"last layer would stay random; take {pretrained_name(recipe.model)}, or --init-from a run"
