@@ -39,7 +39,7 @@ def lr_find(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="See `cnnlab list recipes`. Default: the recipe for the data source.", show_default=False),
+        typer.Option(help="See `cnnlab list recipes`. Default: by data and network.", show_default=False),
     ] = None,
     set_: Settings = None,
     low: Annotated[float, typer.Option(help="Learning rate of the first step.")] = 1e-6,

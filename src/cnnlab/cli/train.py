@@ -40,7 +40,7 @@ def train(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="See `cnnlab list recipes`. Default: the recipe for the data source.", show_default=False),
+        typer.Option(help="See `cnnlab list recipes`. Default: by data and network.", show_default=False),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.", show_default=False)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.", show_default=False)] = None,
