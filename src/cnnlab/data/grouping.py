@@ -23,7 +23,7 @@ from cnnlab.io.csv import quoted
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.text import plural, truncate
 
-_TRIES = 20  # random orders at most
+_TRIES = 50  # random orders at most: docs/log.md
 _WORK = 100_000  # placements of a group that are weighed in all orders together, at least one order's
 
 
@@ -117,12 +117,20 @@ def grouping_of(images: ImageSet, group: str, duplicates: bool, report: Report =
 
 
 def _duplicates(images: Tensor, report: Report) -> list[tuple[int, int]]:
-    """Return pairs of images that are exact or near copies."""
+    """Return pairs of images that are exact or near copies.
+
+    On one thread, so that a run finds the same ones again whatever the number of cores.
+    """
     first = near_duplicates.same(images)
     unique = (first == torch.arange(len(images))).nonzero().flatten()
     pairs = [(a, b) for b, a in enumerate(first.tolist()) if a != b]
     if images.shape[2] > 1:  # a single pixel has no frequencies
-        a, b, _ = near_duplicates.near(images[unique], report=report)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            a, b, _ = near_duplicates.near(images[unique], report=report)
+        finally:
+            torch.set_num_threads(threads)
         pairs += zip(unique[a].tolist(), unique[b].tolist(), strict=True)
     return pairs
 
