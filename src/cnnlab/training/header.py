@@ -124,21 +124,25 @@ def balance_lines(images: ImageSet, balance: str) -> Iterator[str]:
         f"{truncate(escape(images.classes[k]), 40)} ({plural(numbers[k], 'image')})" for k in (rarest, largest)
     )
     ratio = numbers[largest] / numbers[rarest]
-    often, seldom = (len(images) / (len(numbers) * numbers[k]) for k in (rarest, largest))
+    often, seldom = (_short(len(images) / (len(numbers) * numbers[k])) for k in (rarest, largest))
     if ratio == 1 and balance != "none":
         yield f"balance: {balance}; all classes have {plural(numbers[rarest], 'image')}, so it changes little"
     elif balance == "weights":
-        yield f"balance: weights; in the loss an image of {rare} counts {often:.3g}, of {common} {seldom:.3g}"
+        yield f"balance: weights; in the loss an image of {rare} counts {often}, of {common} {seldom}"
     elif balance == "sampler":
         yield (
-            f"balance: sampler; an epoch of {len(images):,} draws an image of {rare} {often:.3g} times on average, "
-            f"of {common} {seldom:.3g} times"
+            f"balance: sampler; an epoch of {len(images):,} draws an image of {rare} {often} times on average, "
+            f"of {common} {seldom} times"
         )
     elif ratio >= _IMBALANCED:
         yield (
-            f"hint: {common} has {ratio:.3g} times the images of {rare}; balance=weights or balance=sampler makes all "
+            f"hint: {common} has {ratio:,.0f} times the images of {rare}; balance=weights or balance=sampler makes all "
             "classes count alike, select=balanced_accuracy chooses the epoch by their mean"
         )
     if images.weights is not None:
         low, high = (float(w) for w in images.weights.double().div(images.weights.double().mean()).aminmax())
         yield f"weights: the images count {low:.3g} to {high:.3g} times the mean in the loss"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"

@@ -289,5 +289,5 @@ def _figures(run: Run, progress: Progress) -> dict[str, Any] | None:
     try:
         scores = Scores(row[f"{key}_correct"], support, row[f"{key}_predicted"])
         return {"weights": weights, "epoch": epoch, **scores.to_dict(run.classes)}
-    except (KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CnnlabError(f"{run.metrics_file} is damaged: {reason(error)}; train again") from error
