@@ -354,6 +354,7 @@ def saved_run(path: Path, model: str = "alexnet", channels: int = 1, side: int =
     pixels = {"channels": channels, "native_size": side, "image_size": side, "fit": "pad"}
     pixels |= {"interpolation": "bilinear"}
     pixels |= {"background": "black", "low": 0.0, "high": 255.0, "mean": [0.0] * channels, "std": [1.0] * channels}
+    pixels |= {"interpolation": "bilinear", "lows": [], "highs": []}
     network = {"name": model, "parameters": 0, **sizes}
     run = create_run(path, recipe, {"model": network, "data": data, "preprocessing": pixels})
     torch.manual_seed(0)

@@ -350,3 +350,12 @@ def test_of_mixup_and_cutmix_each_batch_gets_one() -> None:
         found += [name for name, result in one.items() if torch.equal(images, result)]
     assert len(found) == 400
     assert 150 < found.count("mixup") < 250
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_rand_augment_of_many_channels_changes_each_as_a_grey_image(channels: int) -> None:
+    images = torch.rand(40, channels, 12, 12, generator=torch.Generator().manual_seed(0))
+    together = rand_augment(images, 1, 20, torch.Generator().manual_seed(1))
+    for c in range(channels):  # the operations without saturation are the same ones
+        alone = rand_augment(images[:, c : c + 1], 1, 20, torch.Generator().manual_seed(1))
+        torch.testing.assert_close(together[:, c : c + 1], alone)

@@ -280,7 +280,7 @@ def test_a_run_on_five_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     made = [deep(5) // (1 + 9 * (i > 3)) for i in range(8)]
     folder(tmp_path / "bands", lambda path, i: FORMS["planar" if i % 2 else "chunky"](path, made[i]), count=4)
     result = train(data="folder:bands", model="airbench-small", image_size=28, epochs=1, batch_size=4, val_fraction=0.25,
-                   brightness=0.1, saturation=0.1, threads=1, progress="none")  # fmt: skip
+                   brightness=0.1, saturation=0.1, contrast=0.1, randaugment=2, threads=1, progress="none")  # fmt: skip
     assert result.run.info["preprocessing"]["channels"] == 5
     assert len(result.run.info["preprocessing"]["lows"]) == 5
     assert evaluate_run(result.run, threads=1).result.count == 2

@@ -81,7 +81,7 @@ def rand_augment(
     """Apply `operations` random operations of strength `magnitude`, 0..30, to each image, one after the other.
 
     E. Cubuk et al., arXiv:1909.13719, with torchvision's operations and magnitudes (31 bins), but drawn for each
-    image, while torchvision draws once per batch. C is 1 or 3; fill, a number or (C,), is the colour outside the image.
+    image, while torchvision draws once per batch. fill, a number or (C,), is the colour outside the image.
     Posterize and Equalize round to 256 levels.
     """
     kinds = len(_OPERATIONS) - (images.shape[1] != 3)
@@ -118,6 +118,8 @@ def _operated(images: Tensor, name: str, magnitude: int, sign: int, fill: float 
     shear = sign * math.degrees(math.atan(at(0, 0.3)))
     far = 150.0 / 331.0
     factor = 1 + sign * at(0, 0.9)
+    # torchvision knows grey and colour only: of other images, each channel is changed as a grey image.
+    plain = images if images.shape[1] in (1, 3) else images.flatten(0, 1)[:, None]
     changes: dict[str, Callable[[], Tensor]] = {
         "Identity": lambda: images,
         "ShearX": lambda: moved(shear=[shear, 0.0], center=[0, 0]),
@@ -125,16 +127,16 @@ def _operated(images: Tensor, name: str, magnitude: int, sign: int, fill: float 
         "TranslateX": lambda: moved(translate=[sign * int(at(0, far * w)), 0]),
         "TranslateY": lambda: moved(translate=[0, sign * int(at(0, far * h))]),
         "Rotate": lambda: moved(angle=sign * at(0, 30)),
-        "Brightness": lambda: tv.adjust_brightness(images, factor),
-        "Contrast": lambda: tv.adjust_contrast(images, factor),
-        "Sharpness": lambda: tv.adjust_sharpness(images, factor),
-        "Color": lambda: tv.adjust_saturation(images, factor),
-        "Posterize": lambda: tv.posterize(_levels(images), round(8 - magnitude / 7.5)).float() / 255,
-        "Solarize": lambda: tv.solarize(images, at(1, 0)),
-        "AutoContrast": lambda: tv.autocontrast(images),
-        "Equalize": lambda: tv.equalize(_levels(images)).float() / 255,
+        "Brightness": lambda: tv.adjust_brightness(plain, factor),
+        "Contrast": lambda: tv.adjust_contrast(plain, factor),
+        "Sharpness": lambda: tv.adjust_sharpness(plain, factor),
+        "Color": lambda: tv.adjust_saturation(plain, factor),
+        "Posterize": lambda: tv.posterize(_levels(plain), round(8 - magnitude / 7.5)).float() / 255,
+        "Solarize": lambda: tv.solarize(plain, at(1, 0)),
+        "AutoContrast": lambda: tv.autocontrast(plain),
+        "Equalize": lambda: tv.equalize(_levels(plain)).float() / 255,
     }
-    return changes[name]()
+    return changes[name]().reshape(images.shape)
 
 
 def mixup(
