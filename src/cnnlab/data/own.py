@@ -162,7 +162,8 @@ def _read_items(dataset: Any) -> tuple[Tensor, Tensor, list[str]]:
         if pixels.shape != images.shape[1:]:
             raise CnnlabError(
                 f"image {i} of the {type(dataset).__name__} has shape {tuple(pixels.shape)}, the first "
-                f"{tuple(images.shape[1:])}; give all the same size"
+                f"{tuple(images.shape[1:])}; give all the same size, or name their folder as data='folder:PATH', which "
+                "fits them to one"
             )
         images[i] = pixels
     names = getattr(dataset, "classes", None)
