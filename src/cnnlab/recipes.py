@@ -217,8 +217,8 @@ RECIPES: dict[str, Recipe] = {
             name="finetune",
             data="folder:PATH",
             model="efficientnet-lite0.in1k",
-            epochs=28,
-            freeze_epochs=20,
+            epochs=18,
+            freeze_epochs=10,
             batch_size=32,
             optimizer="adamw",
             learning_rate=0.001,
@@ -270,8 +270,9 @@ def fitted(recipe: Recipe, *, count: int, side: int, grey: bool, fast: bool) -> 
     fast: the device has units for 16 bits. The passes over the images grow with the square root of their number: few
     images need more epochs, and many cost more than they gain. Grey images are not flipped: they may be characters.
     """
-    if recipe.name.startswith("finetune"):
-        return {}
+    if recipe.name.startswith("finetune"):  # passes over all layers; those of the head alone take seconds
+        whole = min(20, max(3, round(600 / max(count, 1) ** 0.5)))
+        return {"epochs": recipe.freeze_epochs + whole, **({"flip": False} if grey else {})}
     batch_size = next((size for most, size in ((500, 16), (2500, 64), (20_000, 128)) if count <= most), 256)
     epochs = round((2800 if fast else 700) / max(count, 1) ** 0.5)
     settings = {"epochs": min(60, max(10, epochs)), "batch_size": batch_size}

@@ -23,7 +23,8 @@ from cnnlab.models import build_model, published
 from cnnlab.models.external import LIBRARIES, published_tag, published_weights
 from cnnlab.models.published import PACKAGED, Published, adapted
 from cnnlab.recipe import Recipe
-from cnnlab.recipes import RECIPES, choose_recipe, has_published_weights
+from cnnlab.recipes import RECIPES, choose_recipe, fitted, has_published_weights
+from cnnlab.training.session import choose
 
 LITE0 = "efficientnet-lite0.in1k"
 packaged = pytest.mark.skipif(
@@ -199,6 +200,20 @@ def test_published_weights_are_fine_tuned_unless_a_recipe_is_named(name: str) ->
     assert choose_recipe(recipe="finetune", data="fashion-mnist").name == "finetune"
     with pytest.raises(CnnlabError, match="needs --data folder:PATH"):
         choose_recipe(recipe="finetune")
+
+
+def test_epochs_of_all_layers_depend_on_the_number_of_images() -> None:
+    recipe = RECIPES["finetune"]
+    for count, whole in ((20, 20), (1241, 17), (5000, 8), (1_000_000, 3)):
+        chosen = fitted(recipe, count=count, side=64, grey=False, fast=False)
+        assert chosen == {"epochs": recipe.freeze_epochs + whole}
+    assert fitted(recipe, count=20, side=64, grey=True, fast=False)["flip"] is False
+    images = (torch.zeros(8, 3, 16, 16, dtype=torch.uint8), torch.arange(8) % 2)
+    for name, model in (("finetune", None), (None, LITE0)):
+        given = choose(name, model, images, {"freeze_epochs": 1})[3]
+        assert given is not None
+        assert "freeze_epochs" in given
+    assert choose(recipe, None, images, {})[3] is None  # a recipe in hand stays as it is
 
 
 @packaged

@@ -69,6 +69,8 @@ def choose(
     elif isinstance(recipe, str):
         if recipe in MODELS:
             raise CnnlabError(f"{recipe} is a network, not a recipe; pass it as model={recipe!r}")
+        if recipe == "finetune" and suits_any_images(str(changes.get("data", ""))):
+            given = frozenset((*changes, *settings))
         recipe = choose_recipe(recipe=recipe, data=changes.pop("data", None))
     recipe = recipe.changed(**changes, **settings)
     if network is None and is_own(recipe.model) and model is None:
