@@ -19,6 +19,8 @@ from cnnlab.training.checkpoint import read_weights
 from cnnlab.training.display import Lines
 from cnnlab.training.finetune import FrozenBody, find_head, freeze_batch_norm, layer_scales, stages
 from cnnlab.training.optim import learning_rate, make_optimizer, set_learning_rate, size_in_epoch
+from cnnlab.training.progress import out_of_patience
+from cnnlab.training.runs import Run
 
 
 class Small(nn.Sequential):
@@ -191,6 +193,17 @@ def test_other_optimizers_resume_exactly(optimizer: str, recipe: Recipe) -> None
     path = interrupted(recipe, 9, model=Small, module=loop.GuardedStep, function="__call__")
     resume(path, model=Small, threads=1)
     assert_same_run(path, whole)
+
+
+def test_patience_does_not_end_the_training_before_all_layers_are_trained(recipe: Recipe) -> None:
+    rows = [{"val_acc": 0.5, "val_balanced_acc": 0.5, "val_loss": 1.0}] * 9
+    for changes, stops in (
+        ({}, [7, 8]),
+        ({"freeze_epochs": 9}, [3, 4, 5, 6, 7, 8]),
+        ({"freeze_epochs": 0}, [3, 4, 5, 6, 7, 8]),
+    ):
+        run = Run(Path(), recipe.changed(epochs=9, patience=2, freeze_epochs=5).changed(**changes), {})
+        assert [n for n in range(1, 10) if out_of_patience(rows[:n], run)] == stops
 
 
 def test_random_weights_are_not_frozen(recipe: Recipe) -> None:

@@ -133,10 +133,12 @@ def learned(rows: Sequence[dict[str, Any]], recipe: Recipe) -> bool:
 def out_of_patience(rows: Sequence[dict[str, Any]], run: Run) -> bool:
     """Return whether the figure that chooses the best epoch has not improved for the recipe's `patience`.
 
-    rows: of all finished epochs. Those of a run that this one continues count as one.
+    rows: of all finished epochs. Those of a run that this one continues count as one, and so do `freeze_epochs`, since
+    most of the learning follows them.
     """
+    frozen = run.recipe.freeze_epochs if run.recipe.freeze_epochs < run.recipe.epochs else 0
     figures = [ranking(row, run.recipe)[0] for row in rows]
-    best = max(figures.index(max(figures)) + 1, run.info.get("from", {}).get("epochs", 0))
+    best = max(figures.index(max(figures)) + 1, run.info.get("from", {}).get("epochs", 0), frozen)
     return 0 < run.recipe.patience <= len(rows) - best and len(rows) < run.recipe.epochs
 
 
