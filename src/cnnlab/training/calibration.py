@@ -19,6 +19,7 @@ from cnnlab.data.loader import Loader
 from cnnlab.device.determinism import reproducible
 from cnnlab.device.hardware import available_cores
 from cnnlab.device.precision import exact_float32
+from cnnlab.training.diagnosis import active_units
 from cnnlab.training.evaluate import calibration_error, logits, probabilities
 from cnnlab.training.results import layout_of, trained_model
 from cnnlab.training.runs import HIGHEST, LOWEST, Run
@@ -92,11 +93,16 @@ def _errors(found: Tensor, labels: Tensor, temperature: float) -> tuple[float, f
     return F.cross_entropy(z, labels).item(), calibration_error(confidence, predicted == labels)
 
 
-def held_out_logits(session: Session, run: Run) -> Tensor:
-    """Return logits (N, K) float32 of the session's evaluated images by the weights that the run predicts with."""
+def held_out_logits(session: Session, run: Run) -> tuple[Tensor, float]:
+    """Return logits (N, K) float32 of the session's evaluated images by the weights that the run predicts with.
+
+    Also return the fraction of dead units, see `active_units`.
+    """
     layout, device, size = layout_of(run), session.device, session.preprocessing.image_size
     with reproducible(0, session.threads or available_cores()), exact_float32(), torch.inference_mode():
         model = trained_model(run, run.weights(), session.network).to(device).to(memory_format=layout)
         batch = 1000 if size <= 64 else run.recipe.batch_size
         loader = Loader(session.eval_set, session.preprocessing, batch, device, memory_format=layout)
-        return torch.cat([logits(model, x).cpu() for x, _ in loader])
+        with active_units(model) as dead:
+            found = torch.cat([logits(model, x).cpu() for x, _ in loader])
+            return found, dead()

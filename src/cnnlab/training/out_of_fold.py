@@ -48,7 +48,7 @@ def _predicted(session: Session, result: Result) -> tuple[ImageSet, Tensor]:
     run = result.run
     session.divide(run.recipe)
     session.check_images(run, run.recipe.data)
-    return session.eval_set, held_out_logits(session, run).softmax(1)
+    return session.eval_set, held_out_logits(session, run)[0].softmax(1)
 
 
 def _confusion(images: ImageSet, probabilities: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from cnnlab.training.progress import Progress, learned, out_of_patience
 from cnnlab.training.runs import Run
 from cnnlab.training.scores import Scores
 
+_SHOWN = 3  # findings
 _LEARNED = 0.99  # accuracy on the images of `overfit` from which the network counts as having learned them
 
 
@@ -36,7 +37,7 @@ def _notes(run: Run, s: dict[str, Any]) -> list[str]:
         why = f": for {plural(run.recipe.patience, 'epoch')} no better {figure_label(s['best_by'])}"
         why = why if s["stopped_by"] == "patience" else ""
         notes.append(f"stopped early, after epoch {s['epochs']} of {run.recipe.epochs}{why}")
-    if s["skipped_updates"]:
+    if s["skipped_updates"] and not s.get("findings"):  # else it is the first of them
         notes.append(f"{s['skipped_updates']} updates were skipped, because their loss or a gradient was NaN or Inf")
     if s["eval_split"] == "test":
         notes.append("this recipe evaluates on the test set each epoch, as the manual does; do not select models by it")
@@ -55,6 +56,12 @@ def _notes(run: Run, s: dict[str, Any]) -> list[str]:
     if s["eval_split"] == "train" and not run.recipe.overfit:
         notes.append(f"trained on {s['images']['train']} labelled images; train_subset acc is measured on some of them")
     return [f"note: {note}" for note in notes]
+
+
+def _findings(s: dict[str, Any]) -> list[str]:
+    """Return the most serious findings of the diagnosis, see diagnosis.py; summary.json has all."""
+    others = [f for f in s.get("findings", []) if f["name"] != "leak"]  # of which a note tells in all results
+    return [f"note: {f['text']}; try {f['remedy']}" for f in others[:_SHOWN]]
 
 
 def _never_predicted(s: dict[str, Any]) -> str:
@@ -161,7 +168,7 @@ class Result:
             f"{key} balanced acc {s[f'{key}_balanced_acc']:.3f}; {s['total_seconds']:.1f} s in all",
         ]
         lines += _calibration(s)
-        lines += _notes(self.run, s) + _verdict(self.run, s)
+        lines += _notes(self.run, s) + _findings(s) + _verdict(self.run, s)
         best = f", best epoch {s['best_epoch']} with {figure_label(s['best_by'])} {s['best']:.3f}"
         best = best if s["eval_split"] == "validation" else ""
         lines.append(f"run: {self.run.path} (curve: curves.png{best})")

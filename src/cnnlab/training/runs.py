@@ -72,6 +72,7 @@ _SUMMARY = {
     "never_predicted": [str],
     "calibration?": {"weights": str, "images": COUNT, "temperature": Number(LOWEST, HIGHEST), "nll_before": NUMBER,
                      "nll": NUMBER, "ece_before": _SHARE, "ece": _SHARE},
+    "findings?": [{"name": str, "figure": NUMBER, "text": str, "remedy": str}],
 }  # fmt: skip
 _SECONDS = Number(1e-9, 1e12)
 _ROW = {"epoch": COUNT, "loss": NUMBER, "train_acc": _SHARE, "images": Number(1, 2**53, whole=True),

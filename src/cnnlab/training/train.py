@@ -20,16 +20,18 @@ from cnnlab.models.own import Network
 from cnnlab.recipe import Recipe
 from cnnlab.training import checkpoint, runs
 from cnnlab.training.average import Average
-from cnnlab.training.calibration import Calibration, calibrate, held_out_logits
+from cnnlab.training.calibration import calibrate, held_out_logits
 from cnnlab.training.checkpoint import (
     has_checkpoint,
     load_checkpoint,
     previous_checkpoint,
 )
 from cnnlab.training.checkpointer import Checkpointer, explained_write_errors
+from cnnlab.training.diagnosis import diagnose
 from cnnlab.training.events import Events
 from cnnlab.training.folders import check_free, new_folder, removed_if_empty
 from cnnlab.training.guard import NonFinite, divergence_error, is_nondeterministic, memory_error, nondeterminism_error
+from cnnlab.training.header import class_counts
 from cnnlab.training.loop import Trainer, train_epochs
 from cnnlab.training.optim import make_optimizer
 from cnnlab.training.own import resume_call
@@ -211,18 +213,14 @@ def _finish(session: Session, run: Run, progress: Progress) -> dict[str, Any]:
         _save_curves(run, progress.rows)
         images = {"train": len(session.train_set), run.recipe.eval_split: len(session.eval_set)}
         summary = summarize(run, progress, images, session.shared(run.recipe), str(session.device))
-        if calibration := _calibrated(session, run):
-            summary["calibration"] = calibration.to_dict()
+        if run.recipe.eval_split == "validation":
+            found, dead = held_out_logits(session, run)
+            summary["calibration"] = calibrate(run, found, session.eval_set.labels).to_dict()
+            findings = diagnose(summary, progress.rows, run.recipe, class_counts(session.train_set), dead)
+            summary["findings"] = [finding.to_dict() for finding in findings]
         write_checked(run.path / "summary.json", summary)
         previous_checkpoint(run.checkpoint).unlink(missing_ok=True)  # a finished run does not need it
     return summary
-
-
-def _calibrated(session: Session, run: Run) -> Calibration | None:
-    """Return the calibration on the validation images, or None without such images."""
-    if run.recipe.eval_split != "validation" or run.recipe.overfit:
-        return None
-    return calibrate(run, held_out_logits(session, run), session.eval_set.labels)
 
 
 def _save_curves(run: Run, rows: Any) -> None:
