@@ -264,9 +264,7 @@ def _saved(array: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-@pytest.mark.parametrize(
-    "name", ["lenet", "lenet-bn-scratch", "alexnet", "vgg11", "nin", "resnet18", "googlenet", "densenet", "airbench94"]
-)
+@pytest.mark.parametrize("name", ["lenet", "lenet-bn-scratch", "alexnet", "vgg11", "nin", "resnet18", "airbench94"])
 def test_networks_of_every_kind_take_five_channels(name: str) -> None:
     with torch.device("meta"):
         network = build_model(name, num_classes=3, in_channels=5, image_size=224)

@@ -120,6 +120,12 @@ def list_files(source: str, options: SourceOptions) -> Listing:
     return hub.listing(name, options) if kind == HUB else torchvision_sets.listing(name, options)
 
 
+def is_listed(source: str) -> bool:
+    """Return whether `list_files` lists the images of a source, which are then decoded."""
+    named_set = source.startswith(TORCHVISION) and torchvision_sets.named_alike(source.removeprefix(TORCHVISION))
+    return source.startswith(LISTED) and not named_set
+
+
 def absolute(source: str) -> str:
     """Return a source whose path, if it names one, is absolute: a run may be resumed or evaluated from elsewhere."""
     kind, colon, name = source.partition(":")

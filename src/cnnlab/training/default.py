@@ -30,7 +30,7 @@ def fitted_recipe(
     if not chosen:
         return recipe, []
     line = (
-        f"chosen for {images.count:,} {'grey' if images.grey else 'colour'} images of {images.side} pixels, "
+        f"chosen for {images.count:,} {images.kind} images of {images.side} pixels, "
         f"{plural(images.classes, 'class')}, on {device.type}: {recipe.model}, "
         f"{', '.join(f'{key}={value}' for key, value in chosen.items())}; --model and --set change it"
     )
