@@ -262,7 +262,7 @@ def test_predict_with_views_and_threads(cnnlab: Command, place: Path, tmp_path: 
     image = tmp_path / "half.png"
     Image.fromarray(np.pad(np.full((16, 8), 255, np.uint8), ((0, 0), (0, 8)))).save(image)
     answers = [
-        cnnlab("predict", "b", image, "--format", "csv", *more, cwd=place)
+        cnnlab("predict", "b", image, "--format", "json", *more, cwd=place)
         for more in ((), ("--threads", 1), ("--tta", "flip"), ("--tta", "shift"))
     ]
     assert [a.returncode for a in answers] == [0] * 4

@@ -149,7 +149,8 @@ class Classifier(nn.Module):
         self.eval()
         try:
             with reproducible(0, threads or available_cores()), exact_float32(), torch.inference_mode():
-                x = self.preprocessing(torch.from_numpy(batch).to(device))
+                # In one layout: convolutions of another one round differently.
+                x = self.preprocessing(torch.from_numpy(np.ascontiguousarray(batch)).to(device))
                 return logits(self, x, views).cpu()
         finally:
             self.train(was_training)
