@@ -7,16 +7,20 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models import GoogLeNet, Inception3, get_model_weights
+from torchvision.transforms.functional import normalize
 
-from cnnlab import load_model, open_run, train
+from cnnlab import load_model, open_run, resume, train
 from cnnlab.io.errors import CnnlabError
 from cnnlab.models import build_model
-from cnnlab.models.external import accepts
+from cnnlab.models.external import accepts, published_weights
 from cnnlab.recipe import Recipe
 from conftest import Command, one_line_error
 
@@ -172,6 +176,7 @@ def test_training_starts_from_published_weights_and_loading_the_run_needs_none(h
     model = load_model(run, weights="last").network
     assert torch.equal(model.layer1[0].conv1.weight, state["layer1.0.conv1.weight"])  # type: ignore[index,union-attr]
     assert open_run(run.path).recipe.model == "torchvision:resnet18.IMAGENET1K_V1"
+    assert len(resume(run.path, epochs=2, progress="none").history) == 2  # type: ignore[union-attr]
 
 
 def test_a_pickle_that_runs_code_is_refused(hub: Path, tmp_path: Path) -> None:
@@ -196,6 +201,16 @@ def test_without_internet_one_line_says_so(name: str, tmp_path: Path, monkeypatc
         build(name, channels=3, published=True)
     assert "\n" not in str(caught.value)
     assert "leave the tag out" in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "network"), [("googlenet", GoogLeNet), ("inception_v3", Inception3)])
+def test_images_are_normalized_as_torchvision_transforms_them(name: str, network: Any) -> None:
+    expected = published_weights(f"torchvision:{name}.DEFAULT")
+    assert expected is not None
+    x = torch.rand(2, 3, 4, 4)
+    preset = get_model_weights(name)["DEFAULT"].transforms()
+    theirs = network._transform_input(SimpleNamespace(transform_input=True), normalize(x, preset.mean, preset.std))
+    torch.testing.assert_close(normalize(x, expected.mean, expected.std), theirs)
 
 
 def test_xavier_would_overwrite_published_weights(cnnlab: Command) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnnlab import Recipe, Result, evaluate_run, load_images, load_model, train
+from cnnlab import Recipe, Result, evaluate_run, load_images, load_model, resume, train
 from cnnlab.recipes import RECIPES
 from cnnlab.training.calibration import calibrate, fit_temperature
 from cnnlab.training.evaluate import BINS, calibration_error
@@ -111,6 +112,19 @@ def test_a_run_predicts_and_is_evaluated_with_its_temperature(result: Result, cn
             for p in evaluation.result.probability.tolist()  # type: ignore[union-attr]
         }
     assert evaluate_run(run, split="validation", weights="last").temperature == 1
+
+
+def test_damaged_weights_leave_a_run_finished_and_not_calibrated(
+    result: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "copy"
+    shutil.copytree(result.run.path, path)
+    (path / "summary.json").unlink()
+    (path / "best.safetensors").write_bytes(b"torn")
+    again = resume(path, threads=1)
+    assert "best.safetensors is damaged" in capsys.readouterr().err
+    assert "calibration" not in again.summary
+    assert again.summary["best_epoch"] == result.summary["best_epoch"]
 
 
 def test_without_validation_images_there_is_no_temperature(quick: Recipe) -> None:

@@ -195,6 +195,11 @@ def test_other_optimizers_resume_exactly(optimizer: str, recipe: Recipe) -> None
     assert_same_run(path, whole)
 
 
+def test_momentum_of_the_body_starts_at_0_where_groups_have_one_rate(recipe: Recipe) -> None:
+    result = train(recipe.changed(optimizer="sgd", momentum=0.9, layer_decay=1.0), model=Small, threads=1)
+    assert len(result.history) == 3
+
+
 def test_patience_does_not_end_the_training_before_all_layers_are_trained(recipe: Recipe) -> None:
     rows = [{"val_acc": 0.5, "val_balanced_acc": 0.5, "val_loss": 1.0}] * 9
     for changes, stops in (

@@ -9,7 +9,7 @@ import torch
 from comparing import assert_same_run, interrupted
 
 from cnnlab import CnnlabError, Recipe, resume, train
-from cnnlab.data import SourceOptions, splits
+from cnnlab.data import ImageSet, SourceOptions, splits
 from cnnlab.recipes import RECIPES
 from conftest import Command, one_line_error
 
@@ -35,6 +35,16 @@ def test_a_network_learns_a_few_images_and_says_so(monkeypatch: pytest.MonkeyPat
     train_set, eval_set = splits.load_splits(RECIPE, SourceOptions(data_dir=Path()))
     assert train_set is eval_set
     assert len(torch.bincount(train_set.labels)) == 10
+
+
+def test_images_of_weight_0_are_left_out() -> None:
+    weights = torch.ones(100)
+    weights[:40] = 0
+    pixels, labels = torch.arange(100, dtype=torch.uint8).view(100, 1, 1, 1), torch.arange(100) % 2
+    images = ImageSet(pixels, labels, [*map(str, range(100))], ["a", "b"], weights=weights)
+    found = splits.divide(splits.Pool(images, None, None), RECIPE.changed(eval_split="train"))
+    assert len(found.train) == 32
+    assert found.train.images.min() >= 40
 
 
 def test_a_network_that_cannot_learn_is_told_with_remedies() -> None:

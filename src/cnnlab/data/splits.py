@@ -86,8 +86,9 @@ def divide(pool: Pool, recipe: Recipe) -> Splits:
     among the validation images only.
     """
     if recipe.overfit:
-        few = few_batches(limited(pool.train, recipe), recipe)
-        return Splits(few, few)
+        splits = _without_weightless(Splits(pool.train, pool.train))
+        few = few_batches(limited(splits.train, recipe), recipe)
+        return replace(splits, train=few, evaluated=few)
     if pool.evaluated is not None:
         _check_classes(pool.train, pool.evaluated, recipe)
         splits = Splits(pool.train, pool.evaluated, _leaks(pool, recipe))

@@ -179,6 +179,7 @@ def evaluate_run(
     threads: int | None = None,
     views: str = "none",
     precision: str = "float32",
+    threshold: float | None = None,
 ) -> RunEvaluation:
     """Evaluate a run's model on all images of a split, and record that in the run's folder.
 
@@ -188,7 +189,8 @@ def evaluate_run(
     split: test, validation or train, or the beginning of such a name. Default: the first that the data have.
     weights: best or last. Default: best where it was chosen on validation images, else last. views: test-time
     augmentation, a key of VIEWS. precision: of convolutions and matrix products; with 16 bits the logits of an image
-    may depend on the rest of its batch. Raise CnnlabError.
+    may depend on the rest of its batch. threshold: the probability below which an image is none of the classes.
+    Default: the run's. Raise CnnlabError.
     """
     run = name if isinstance(name, Run) else runs.open_run(name, runs_dir)
     check_views(views)
@@ -198,6 +200,7 @@ def evaluate_run(
     file = weights_file(run, weights)
     check_threads(threads)
     here = pick_device(device)
+    threshold = run.threshold(file) if threshold is None else threshold
     network, temperature = load_network(run, file, model), run.temperature(file)
     preprocessing = preprocessing_of(run)
     options = SourceOptions(
@@ -222,7 +225,7 @@ def evaluate_run(
     source = data if isinstance(data, str) else run.recipe.data if data is None else f"{MEMORY}{type(data).__name__}"
     evaluation = RunEvaluation(
         run, split, file, result, False, images, source, other, views=views, precision=precision, seconds=seconds,
-        temperature=temperature, threshold=run.threshold(file),
+        temperature=temperature, threshold=threshold,
     )  # fmt: skip
     large = len(run.classes) > _RECORDED  # megabytes a line
     left_out = ("run", "classes", *["confusion"] * large)

@@ -105,8 +105,8 @@ def set_threshold(
         raise CnnlabError(f"{run.path} is not finished; continue it first: cnnlab train --resume {run.path}")
     found = evaluate_run(
         run, model=model, data=data, split="validation", device=device, data_dir=data_dir, skip_bad=skip_bad,
-        threads=threads,
-    )  # fmt: skip
+        threads=threads, threshold=0.0,
+    )  # fmt: skip  # the one before is not read: it may be damaged, and is replaced
     if found.other:
         raise CnnlabError(f"the images of {found.data} are not those of {run.path}; name where its own are now")
     chosen = _chosen(found, precision, coverage)

@@ -21,6 +21,9 @@ from cnnlab.io.errors import CnnlabError, reason, unknown
 from cnnlab.models.published import PACKAGED, Published, adapted, lite0_weights
 
 _IMAGENET = 1000  # classes of the published heads
+# Their weights were trained on images of mean and std 0.5; torchvision loads them with transform_input=True, which
+# converts from the usual mean and std. Here the images are normalized so at once, and nothing converts them.
+_WITH_TRANSFORM = ("googlenet", "inception_v3")
 # Makes torch.load read tensors only, whoever calls it: a downloaded file must not run code.
 _TENSORS_ONLY = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}
 
@@ -81,8 +84,11 @@ def published_weights(name: str) -> Published | None:
     weights = models.get_model_weights(base)
     _check_tag(name, base, tag, (base,), weights.__members__)
     images = weights[tag].transforms()
+    mean, std = tuple(images.mean), tuple(images.std)
+    if base in _WITH_TRANSFORM:
+        mean = std = (0.5, 0.5, 0.5)
     return Published(
-        size=images.crop_size[0], mean=tuple(images.mean), std=tuple(images.std),
+        size=images.crop_size[0], mean=mean, std=std,
         interpolation="bicubic" if "bicubic" in str(images.interpolation.value) else "bilinear",
         license=weights[tag].meta.get("license", "not stated"), origin=weights[tag].url,
         fixed_size=base.startswith(("vit_", "maxvit")),
@@ -178,7 +184,7 @@ def _torchvision(
     weights = models.get_model_weights(base)
     _check_tag(name, base, tag, (base,), weights.__members__)
     options: dict[str, Any] = {"num_classes": num_classes}
-    if base in ("googlenet", "inception_v3"):
+    if base in _WITH_TRANSFORM:
         options.update(aux_logits=False, init_weights=True)
     if base.startswith("vit_"):
         options["image_size"] = image_size

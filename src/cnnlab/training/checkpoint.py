@@ -18,7 +18,7 @@ from cnnlab.device.determinism import random_state, set_random_state
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.files import write_atomic
 from cnnlab.training.average import Average
-from cnnlab.training.optim import STATE
+from cnnlab.training.optim import STATE, fill_momentum
 
 
 class Damaged(CnnlabError):
@@ -144,7 +144,7 @@ def load_checkpoint(
             for key, value in values_of.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     values_of[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        _fill_momentum(optimizer)
+        fill_momentum(optimizer)
         if average is not None:
             for name, tensor in average.tensors.items():
                 _check_like(name, tensors[f"average.{name}"], tensor)
@@ -180,15 +180,6 @@ def _check_state(
                     _check_like(key, value, torch.tensor(0.0))
                 elif type(value) not in (int, type(None)):
                     raise ValueError(f"its optimizer's {key} is no number")
-
-
-def _fill_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Set missing momentum to 0: a fused update fails if some parameters have it and others do not."""
-    state = optimizer.state
-    if isinstance(optimizer, torch.optim.SGD) and any(v.get("momentum_buffer") is not None for v in state.values()):
-        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-            if state[parameter].get("momentum_buffer") is None:
-                state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _check_like(name: str, tensor: Any, own: Tensor) -> None:

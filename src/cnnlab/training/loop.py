@@ -26,7 +26,7 @@ from cnnlab.training.evaluate import Evaluation, evaluate
 from cnnlab.training.events import Events
 from cnnlab.training.finetune import FrozenBody, find_head, freeze_batch_norm
 from cnnlab.training.guard import NonFinite, NonFiniteMonitor
-from cnnlab.training.optim import learning_rate, set_learning_rate, size_in_epoch
+from cnnlab.training.optim import fill_momentum, learning_rate, set_learning_rate, size_in_epoch
 from cnnlab.training.plan import Plan, prepare_model
 from cnnlab.training.progress import Meter, Position, Progress, learned, out_of_patience
 from cnnlab.training.runs import Run
@@ -87,6 +87,7 @@ class Trainer:
         """
         if epoch >= self.recipe.freeze_epochs and self.frozen is not None:
             self.frozen.end()
+            fill_momentum(self.optimizer)  # so far only the head has some
             self.frozen = None
         elif epoch < self.recipe.freeze_epochs and self.frozen is None:
             loaders = self.train_loader, self.eval_loader

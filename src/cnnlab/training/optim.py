@@ -86,6 +86,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["layer_scale"]
 
 
+def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Set missing momentum to 0: a fused update fails if some parameters have it and others do not."""
+    state = optimizer.state
+    if isinstance(optimizer, torch.optim.SGD) and any(v.get("momentum_buffer") is not None for v in state.values()):
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            if state[parameter].get("momentum_buffer") is None:
+                state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 def initialize(model: nn.Module, scheme: str) -> None:
     """Initialize the weights, not the biases, of every Linear and Conv2d.
 

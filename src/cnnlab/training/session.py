@@ -177,7 +177,7 @@ class Session:
         if recipe.shift >= self.preprocessing.image_size:
             size = self.preprocessing.image_size
             raise CnnlabError(f"shift={recipe.shift} is at least the images' {size} pixels; choose a smaller one")
-        self._check_batches(recipe)
+        self._check_batches(recipe, new=again is None)
         self.display.end()
         if again is None:
             lines = (*data_lines(self.train_set, self.eval_set, recipe), *self.splits.notes)
@@ -337,14 +337,16 @@ class Session:
                 layer.fit(self.preprocessing(self.train_set.images[some].to(device)))
         self.whitening_seconds = time.perf_counter() - started
 
-    def _check_batches(self, recipe: Recipe) -> None:
+    def _check_batches(self, recipe: Recipe, *, new: bool) -> None:
         """Check that the network trains on the smallest batch and on every image size.
+
+        new: no run has started; its published weights, if any, are loaded once.
 
         Shapes alone are computed, except for a network of the caller's own, which may read values.
         """
         if self.augment is not None:
             self.augment(self.preprocessing.resized(self.train_set.images[:2].to(self.device)), recipe.seed)
-        if published_tag(recipe.model):
+        if new and published_tag(recipe.model):
             self.build(recipe, published=True)  # downloaded now, so that no run is created that cannot continue
         where = "meta" if self.network is None else "cpu"
         if self.network is not None:

@@ -214,13 +214,30 @@ def _finish(session: Session, run: Run, progress: Progress) -> dict[str, Any]:
         images = {"train": len(session.train_set), run.recipe.eval_split: len(session.eval_set)}
         summary = summarize(run, progress, images, session.shared(run.recipe), str(session.device))
         if run.recipe.eval_split == "validation":
-            found, dead = held_out_logits(session, run)
-            summary["calibration"] = calibrate(run, found, session.eval_set.labels).to_dict()
+            dead = _calibrated(session, run, summary)
             findings = diagnose(summary, progress.rows, run.recipe, class_counts(session.train_set), dead)
             summary["findings"] = [finding.to_dict() for finding in findings]
         write_checked(run.path / "summary.json", summary)
         previous_checkpoint(run.checkpoint).unlink(missing_ok=True)  # a finished run does not need it
     return summary
+
+
+def _calibrated(session: Session, run: Run, summary: dict[str, Any]) -> float:
+    """Add the calibration to the summary, and return the fraction of dead units.
+
+    Weights that are damaged, or too little memory, must not make a trained run unfinishable: the calibration is left
+    out, and a note says so.
+    """
+    try:
+        found, dead = held_out_logits(session, run)
+    except Exception as error:
+        if not isinstance(error, CnnlabError) and not out_of_memory(error):
+            raise
+        why = str(error).partition("; ")[0] if isinstance(error, CnnlabError) else "out of memory"
+        session.display.message(f"note: the probabilities of {run.path} are not calibrated: {why}")
+        return 0.0
+    summary["calibration"] = calibrate(run, found, session.eval_set.labels).to_dict()
+    return dead
 
 
 def _save_curves(run: Run, rows: Any) -> None:
