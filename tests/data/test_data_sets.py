@@ -177,6 +177,69 @@ def test_columns_are_found_by_type_and_name(hub: Path, tmp_path: Path) -> None:
             load(source, tmp_path, columns="label=nowhere")
 
 
+def saved(root: Path, **splits: dict[str, list[object]]) -> str:
+    library = pytest.importorskip("datasets")
+    made = {}
+    for split, more in splits.items():
+        count = len(next(iter(more.values())))
+        made[split] = library.Dataset.from_dict({
+            "image": [{"bytes": picture(), "path": None}] * count, "label": [i % 2 for i in range(count)], **more
+        }).cast_column("image", library.Image())  # fmt: skip
+    library.DatasetDict(made).save_to_disk(str(root / "set"))
+    return f"hf:{root / 'set'}"
+
+
+def test_a_column_of_splits_is_honoured(tmp_path: Path) -> None:
+    source = saved(tmp_path, train={"split": ["train", "Train", "test", "val", "train", "test"]})
+    assert [len(load(source, tmp_path, split)) for split in ("train", "validation", "test")] == [3, 1, 2]
+    assert any("split" in note for note in load(source, tmp_path).notes)
+    assert len(load(source, tmp_path, columns="split=")) == 6
+    two = saved(tmp_path / "two", train={"split": ["test"] * 4}, test={"split": ["train"] * 2})
+    found = load(two, tmp_path)
+    assert len(found) == 4
+    assert any("is not used" in note for note in found.notes)
+    with pytest.raises(CnnlabError, match="leave out columns=split=split"):
+        load(two, tmp_path, columns="split=split")
+
+
+@pytest.mark.parametrize(
+    ("splits", "words"),
+    [
+        ({"train": {"split": ["train", None, "test"]}}, "row 1: the split is empty"),
+        ({"train": {"split": ["train", "often", "test"]}}, "row 1: the split is 'often'"),
+        ({"train": {"patient": ["a", None, "b"]}}, "row 1 of the train split: the group is empty.*columns=group="),
+        ({"train": {"weight": [1.0, None, 1.0]}}, "row 1 of the train split: the weight is empty"),
+        ({"train": {"weight": [1.0, 220.0, 512.0]}}, "goes from 1 to 512.*columns=weight="),
+        ({"train_1": {"x": [0, 1]}, "train_2": {"x": [0, 1]}}, "could each be the train split"),
+    ],
+)
+def test_faults_of_columns_and_splits(tmp_path: Path, splits: dict[str, dict[str, list[object]]], words: str) -> None:
+    with pytest.raises(CnnlabError, match=words):
+        load(saved(tmp_path, **splits), tmp_path)
+
+
+def test_splits_that_are_not_used_are_named(tmp_path: Path) -> None:
+    found = load(saved(tmp_path, train={"x": [0] * 4}, unsupervised={"x": [0] * 2}), tmp_path)
+    assert len(found) == 4
+    assert any("unsupervised" in note for note in found.notes)
+
+
+def test_a_table_names_only_files_below_its_folder(tmp_path: Path) -> None:
+    library = pytest.importorskip("datasets")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "secret.png").write_bytes(picture())
+    (tmp_path / "set" / "in.png").write_bytes(picture())
+    for name, good in (("set/in.png", True), ("secret.png", False), ("set/../secret.png", False), ("set", False)):
+        made = library.Dataset.from_dict({"image": [f"{tmp_path}/{name}"] * 2, "label": [0, 1]})
+        made.to_parquet(str(tmp_path / "set" / "train.parquet"))
+        source = f"hf:{tmp_path / 'set'}"
+        if good:
+            assert len(load(source, tmp_path / "data", columns="path=image")) == 2
+        else:
+            with pytest.raises(CnnlabError, match=r"not below|no regular file"):
+                load(source, tmp_path / "data", columns="path=image")
+
+
 def test_a_local_set_keeps_its_place(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(hub)
     assert absolute("hf:saved") == f"hf:{hub / 'saved'}"

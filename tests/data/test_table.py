@@ -136,6 +136,18 @@ def test_names_of_classes(root: Path, labels: list[str], classes: list[str]) -> 
     assert load(table).classes == classes
 
 
+def test_optional_columns_are_told_and_grams_are_no_weights(root: Path) -> None:
+    rows = [f"{name},{'ab'[i % 2]},{10**i}" for i, name in enumerate(NAMES)]
+    table = write(root, "path,label,weight", *rows)
+    with pytest.raises(CnnlabError, match=r"goes from 1 to 100000.*columns=weight="):
+        load(table)
+    assert load(table, columns="weight=").weights is None
+    assert load(table, columns="weight=weight").weights is not None
+    assert "weight" in load(write(root, "path,label,weight", *rows[:3])).notes[0]
+    with pytest.raises(CnnlabError, match="line 2: the path .* longer"):
+        load(write(root, "path,label", f"{'x' * 300}.png,a", *(row.rpartition(",")[0] for row in rows)))
+
+
 ROWS = [f"{name},{'ab'[i % 2]}" for i, name in enumerate(NAMES)]
 
 

@@ -83,6 +83,8 @@ def test_nothing_unpickles_or_runs_what_a_file_holds() -> None:
             # download_extract, see tests/d2l/test_extract.py
             assert name != "tar.extract" or options.get("filter") == "'data'", where
             continue
+        if path == SOURCE / "data" / "named.py" and name == "tarfile.open":
+            continue  # of an archive of a known MD5; members are read, not unpacked
         if path == SOURCE / "models" / "published.py" and name == "torch.load":
             # of a file of a known sha256
             assert options.get("weights_only") == "True", where
@@ -98,7 +100,11 @@ def test_nothing_unpickles_or_runs_what_a_file_holds() -> None:
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
-                imported |= {alias.name for alias in node.names if (path.name, alias.name) != ("hub.py", "tarfile")}
+                imported |= {
+                    alias.name
+                    for alias in node.names
+                    if alias.name != "tarfile" or path not in (SOURCE / "d2l" / "hub.py", SOURCE / "data" / "named.py")
+                }
             elif isinstance(node, ast.ImportFrom):
                 imported.add(node.module or "")
     assert not imported & {

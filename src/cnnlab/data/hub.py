@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,9 +13,9 @@ from typing import Any
 from cnnlab.data.files import Listing, Part
 from cnnlab.data.imageset import SourceOptions
 from cnnlab.data.scan import split_of
-from cnnlab.data.table import check_weight, choose_columns, class_names, parse_columns
-from cnnlab.io.csv import first
-from cnnlab.io.decode import Item
+from cnnlab.data.table import check_spread, check_weight, choose_columns, class_names, parse_columns
+from cnnlab.io.csv import first, quoted
+from cnnlab.io.decode import LARGEST_FILE, Item
 from cnnlab.io.errors import CnnlabError, expand, reason
 
 
@@ -23,12 +25,20 @@ def listing(name: str, options: SourceOptions) -> Listing:
     The column of images is found by its type, that of labels by its type or a usual name; `options.columns` names
     others. Raises: CnnlabError without the library, if the set cannot be had, and for unclear columns.
     """
-    splits = _load(name, options)
+    splits, notes = _load(name, options)
     source = f"hf:{name}"
     train = next(iter(splits.values()))
     places, note = _columns(source, train, options.columns)
     header = list(train.features)
     columns = {kind: header[place] for kind, place in places.items()}
+    notes += [note] * bool(note)
+    if column := columns.pop("split", None):
+        if len(splits) == 1:
+            splits = _divided(source, train, column)
+        elif parse_columns(options.columns).get("split"):
+            raise CnnlabError(f"{source} has the splits {', '.join(splits)}; leave out columns=split={column}")
+        else:
+            notes.append(f"column {quoted(column)} is not used: the set has the splits {', '.join(splits)}")
     feature = train.features[columns["label"]]
     texts = {split: _texts(source, data[columns["label"]], feature) for split, data in splits.items()}
     known = getattr(feature, "names", None)
@@ -48,13 +58,15 @@ def listing(name: str, options: SourceOptions) -> Listing:
         if len(rows) < len(data):
             warnings.append(f"{len(data) - len(rows):,} {split} images of {source} have no label and are left out")
         if rows:
-            parts[split] = Part(
-                _items(data, columns["path"], split, rows),
-                [number[texts[split][i]] for i in rows],
-                [str(data[columns["group"]][i]) for i in rows] if "group" in columns else None,
-                [check_weight(source, data[columns["weight"]][i]) for i in rows] if "weight" in columns else None,
-            )
-    return Listing(options.data_dir, source, classes, parts, notes=(note,) * bool(note), warnings=tuple(warnings))
+            groups = _filled(source, data, columns["group"], "group", split, rows) if "group" in columns else None
+            weights = None
+            if "weight" in columns:
+                cells = _filled(source, data, columns["weight"], "weight", split, rows)
+                weights = [check_weight(_row(source, split, i), c) for i, c in zip(rows, cells, strict=True)]
+            items = _items(data, columns["path"], split, rows, _roots(name, options))
+            parts[split] = Part(items, [number[texts[split][i]] for i in rows], groups, weights)
+    check_spread(source, [weight for part in parts.values() for weight in part.weights or ()], options.columns)
+    return Listing(options.data_dir, source, classes, parts, notes=tuple(notes), warnings=tuple(warnings))
 
 
 def local(name: str) -> Path | None:
@@ -62,8 +74,8 @@ def local(name: str) -> Path | None:
     return path if (path := expand(name.partition("@")[0])).exists() else None
 
 
-def _load(name: str, options: SourceOptions) -> dict[str, Any]:
-    """Return split -> dataset, in the order train, validation, test."""
+def _load(name: str, options: SourceOptions) -> tuple[dict[str, Any], list[str]]:
+    """Return split -> dataset, in the order train, validation, test, and notes on splits that are not used."""
     try:
         import datasets
     except ImportError as error:
@@ -89,11 +101,54 @@ def _load(name: str, options: SourceOptions) -> dict[str, Any]:
         remedy = "write hf:NAME@CONFIGURATION" if missing else "check the name and the network"
         raise CnnlabError(f"cannot load hf:{name}: {reason(error, 300)}; {remedy}") from error
     whole: Mapping[str, Any] = found if isinstance(found, Mapping) else {"train": found}
-    splits = {split_of(str(split)): data for split, data in whole.items()}
-    ordered: dict[str, Any] = {split: splits[split] for split in ("train", "validation", "test") if split in splits}
-    if not ordered:
-        raise CnnlabError(f"hf:{name} has the splits {', '.join(map(str, whole))}; train, validation or test is needed")
-    return ordered
+    names: dict[str | None, list[str]] = {}
+    for title in map(str, whole):
+        names.setdefault(split_of(title), []).append(title)
+    unused = names.pop(None, [])
+    if not names:
+        raise CnnlabError(f"hf:{name} has the splits {first(unused)}; train, validation or test is needed")
+    for split, several in names.items():
+        if len(several) > 1:
+            raise CnnlabError(
+                f"hf:{name}: {first(several)} could each be the {split} split; "
+                "save those to use with save_to_disk of the datasets library, and give that folder"
+            )
+    order = [split for split in ("train", "validation", "test") if split in names]
+    notes = [f"splits that are not used: {first(unused)}"] * bool(unused)
+    return {split: whole[names[split][0]].with_format(None) for split in order}, notes  # type: ignore[index]
+
+
+def _divided(source: str, data: Any, column: str) -> dict[str, Any]:
+    """Return split -> dataset by the names of splits in a column, as the rows of a table are divided."""
+    rows: dict[str, list[int]] = {}
+    for i, text in enumerate(_texts(source, data[column], data.features[column])):
+        if (split := split_of(text) if text else None) is None:
+            fault = f"the split is {quoted(text)}; write train, validation or test" if text else "the split is empty"
+            raise CnnlabError(f"{source}, row {i}: {fault}, or set columns=split= to do without that column")
+        rows.setdefault(split, []).append(i)
+    return {split: data.select(rows[split]) for split in ("train", "validation", "test") if split in rows}
+
+
+def _row(source: str, split: str, i: int) -> str:
+    return f"{source}, row {i} of the {split} split"
+
+
+def _filled(source: str, data: Any, column: str, kind: str, split: str, rows: Sequence[int]) -> list[str]:
+    """Return a column's texts of these rows. Raises: CnnlabError for an empty one."""
+    values, names = list(data[column]), getattr(data.features[column], "names", None)
+    cells = []
+    for i in rows:
+        value = values[i]
+        absent = value is None or value != value  # NaN
+        if names and not absent:
+            value = names[value] if value >= 0 else ""
+        cells.append("" if absent else str(value).strip())
+        if not cells[-1]:
+            raise CnnlabError(
+                f"{_row(source, split, i)}: the {kind} is empty; fill it in, or set columns={kind}= to do without that "
+                "column"
+            )
+    return cells
 
 
 def _columns(source: str, data: Any, columns: str) -> tuple[dict[str, int], str]:
@@ -127,7 +182,17 @@ def _texts(source: str, column: Sequence[Any], feature: Any) -> list[str]:
     return ["" if value is None or value == -1 else str(value).strip() for value in values]
 
 
-def _items(data: Any, column: str, split: str, rows: Sequence[int]) -> list[Path | Item]:
+def _roots(name: str, options: SourceOptions) -> list[Path]:
+    """Return the folders in which image files of a set may lie: its own, or those for what is downloaded."""
+    if (folder := local(name)) is not None:
+        return [folder]
+    import datasets
+    from huggingface_hub import constants
+
+    return [options.data_dir / "huggingface", *map(Path, (datasets.config.HF_CACHE_HOME, constants.HF_HUB_CACHE))]
+
+
+def _items(data: Any, column: str, split: str, rows: Sequence[int], roots: Sequence[Path]) -> list[Path | Item]:
     """Return what reads the bytes of each image, so that all are decoded as files are."""
     import datasets
 
@@ -137,7 +202,28 @@ def _items(data: Any, column: str, split: str, rows: Sequence[int]) -> list[Path
 
     def read(i: int) -> bytes:
         value = data[i][column]
-        content: bytes | None = value["bytes"] if isinstance(value, dict) else None
-        return Path(value["path"] if isinstance(value, dict) else value).read_bytes() if content is None else content
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if isinstance(content, bytes):
+            return content
+        path = value.get("path") if isinstance(value, dict) else value
+        if not isinstance(path, str) or not path:
+            raise CnnlabError("it holds no image")
+        return _file(path, roots)
 
     return [Item(f"{split}/{i}", partial(read, i)) for i in rows]
+
+
+def _file(name: str, roots: Sequence[Path]) -> bytes:
+    """Return the content of a file below one of the folders: a downloaded table must not name any other.
+
+    Raises: CnnlabError, without the table's name.
+    """
+    path = os.path.normpath(Path(roots[0]).absolute() / name)  # without "..", but links inside are followed
+    if not any(Path(path).is_relative_to(folder) for root in roots for folder in (root.absolute(), root.resolve())):
+        raise CnnlabError(f"it names {name}, which is not below {roots[0]}; copy the image there")
+    status = os.stat(path)  # noqa: PTH116 - a text
+    if not stat.S_ISREG(status.st_mode):
+        raise CnnlabError(f"{path} is no regular file")
+    if status.st_size > LARGEST_FILE:
+        raise CnnlabError(f"{path} is {status.st_size:,} bytes; the limit for an image is {LARGEST_FILE:,}")
+    return Path(path).read_bytes()

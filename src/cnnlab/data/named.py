@@ -333,8 +333,14 @@ def _stl10_files(split: str) -> list[File]:
 
 
 def _read_stl10(paths: list[Path], data_dir: Path, split: str) -> Pixels:  # noqa: ARG001
-    images = np.fromfile(paths[0], np.uint8).reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2)  # columns come first
-    return np.ascontiguousarray(images), np.fromfile(paths[1], np.uint8).astype(int) - 1, paths[2].read_text().split()
+    images = (
+        np.frombuffer(paths[0].read_bytes(), np.uint8).reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2)
+    )  # columns come first
+    return (
+        np.ascontiguousarray(images),
+        np.frombuffer(paths[1].read_bytes(), np.uint8).astype(int) - 1,
+        paths[2].read_text().split(),
+    )
 
 
 NAMED: dict[str, Named] = {

@@ -6,6 +6,7 @@ A row names an image and its label, and may name its split, its group (a patient
 from __future__ import annotations
 
 import math
+import os
 import re
 import unicodedata
 from collections import defaultdict
@@ -44,6 +45,8 @@ USUAL: dict[str, tuple[tuple[str, ...], ...]] = {
     "weight": (("weight", "weights", "sample weight", "image weight", "权重"),),
 }  # fmt: skip
 _NEEDED = ("path", "label")
+_LONGEST_NAME = 255  # bytes of a file's name
+_SPREAD = 100.0  # from this ratio of the largest weight to the smallest on, the column may be grams, not weights
 
 
 def listing(path: Path, columns: str = "", *, complete: bool = True) -> Listing:
@@ -81,6 +84,8 @@ def listing(path: Path, columns: str = "", *, complete: bool = True) -> Listing:
                 [row.group for row in rows] if "group" in table.columns else None,
                 [row.weight for row in rows] if "weight" in table.columns else None,
             )
+    if "weight" in table.columns:
+        check_spread(str(path), [row.weight for row in table.rows], columns)
     if complete and "weight" in table.columns and not any(parts["train"].weights or ()):
         raise CnnlabError(f"{path}: all training images have the weight 0; correct the column, or set columns=weight=")
     return Listing(path.parent, str(path), classes, parts, notes=tuple(notes), warnings=warnings)
@@ -161,7 +166,7 @@ def choose_columns(name: str, header: Sequence[str], columns: str) -> tuple[dict
         if (other := next(k for k, p in places.items() if p == place)) != kind:
             raise CnnlabError(f"{name}: column {quoted(header[place])} is named as {other} and as {kind}; correct one")
     told = [f"{kind} from {quoted(header[places[kind]].strip())}" for kind in USUAL if kind in chosen]
-    same = all(plain[places[kind]] == kind for kind in chosen)
+    same = all(plain[places[kind]] == kind for kind in chosen) and not set(chosen) - set(_NEEDED)
     return places, "" if same else f"columns: {', '.join(told)}; --set columns=... names others"
 
 
@@ -204,6 +209,8 @@ def _rows(path: Path, rows: Iterator[tuple[int, list[str]]], places: dict[str, i
         split = split_of(cells["split"]) if "split" in cells else "train"
         if split is None:
             fault = f"the split is {quoted(cells['split'])}; write train, validation or test"
+        if any(len(part.encode()) > _LONGEST_NAME for part in re.split(r"[/\\]", cells["path"])):
+            fault = f"the path {quoted(cells['path'][:40])}... is longer than a file's name can be; correct it"
         if re.match(r"\w{2,}://", cells["path"]):
             fault = f"{quoted(cells['path'])} is an address, not a file; download the images"
         if "weight" in cells:
@@ -222,6 +229,16 @@ def check_weight(where: str, value: object) -> float:
     if not (math.isfinite(weight) and weight >= 0):
         raise CnnlabError(f"{where}: the weight is {quoted(str(value))}; write a number of at least 0")
     return weight
+
+
+def check_spread(source: str, weights: Collection[float], columns: str) -> None:
+    """Raise CnnlabError if weights, of a column that nobody named, differ so much that they may be a measurement."""
+    positive = [weight for weight in weights if weight > 0]
+    if positive and max(positive) > _SPREAD * min(positive) and "weight" not in parse_columns(columns):
+        raise CnnlabError(
+            f"{source}: its column of weights goes from {min(positive):g} to {max(positive):g}; if these are weights "
+            "in the loss, set columns=weight=NAME; if not, columns=weight= to do without that column"
+        )
 
 
 def class_names(names: Collection[str]) -> list[str]:
@@ -262,9 +279,9 @@ def _find_files(table: Path, names: Sequence[str]) -> tuple[list[Path], str]:
     files, elsewhere, missing = [], [], []
     for name in names:
         file = root / name
-        if not file.is_file() and "\\" in name:
+        if not os.path.isfile(file) and "\\" in name:  # noqa: PTH113 - a Path's raises for a name that is too long
             file = root / name.replace("\\", "/")
-        if not file.is_file():
+        if not os.path.isfile(file):  # noqa: PTH113
             near = index.find(name)
             if len(near) > 1:
                 raise CnnlabError(

@@ -40,7 +40,7 @@ with suppress(ImportError):  # the extra images
 # File name endings of images; other files in a folder are ignored.
 ENDINGS = frozenset(e for e, f in Image.registered_extensions().items() if f in _FORMATS and f in Image.OPEN) | {".npy"}
 _KNOWN = tuple(f for f in _FORMATS if f in Image.OPEN)  # a Pillow may be built without some
-_LARGEST_FILE = 1 << 29  # bytes
+LARGEST_FILE = 1 << 29  # bytes
 _LARGE = 1 << 24  # pixels: larger images are decoded one at a time, to bound the memory of the threads
 _one_large = threading.Lock()
 FITS = ("pad", "crop", "stretch")
@@ -279,8 +279,8 @@ def _bad(source: Source, error: Exception) -> BadImage:
 @contextmanager
 def _open(source: Path | str, content: bytes | None) -> Iterator[Picture]:
     try:
-        if content is None and (size := os.stat(source).st_size) > _LARGEST_FILE:  # noqa: PTH116 - a text or a path
-            raise TooLarge(f"{source} is {size:,} bytes; the limit for an image is {_LARGEST_FILE:,}")
+        if content is None and (size := os.stat(source).st_size) > LARGEST_FILE:  # noqa: PTH116 - a text or a path
+            raise TooLarge(f"{source} is {size:,} bytes; the limit for an image is {LARGEST_FILE:,}")
         found: Picture | None = None
         try:
             found = Image.open(source if content is None else io.BytesIO(content), formats=_KNOWN)
