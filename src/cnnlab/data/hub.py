@@ -115,7 +115,7 @@ def _load(name: str, options: SourceOptions) -> tuple[dict[str, Any], list[str]]
             )
     order = [split for split in ("train", "validation", "test") if split in names]
     notes = [f"splits that are not used: {first(unused)}"] * bool(unused)
-    return {split: whole[names[split][0]].with_format(None) for split in order}, notes  # type: ignore[index]
+    return {split: whole[names[split][0]].with_format(None) for split in order}, notes
 
 
 def _divided(source: str, data: Any, column: str) -> dict[str, Any]:
