@@ -80,6 +80,14 @@ def test_the_split_of_a_source_without_files_and_of_one_with_splits(tmp_path: Pa
     quick("folder:pets", "pets", group="parent")
     rows = split_table("pets").rows
     assert {(row.part, row.group) for row in rows} == {("train", "p0"), ("train", "p1"), ("validation", "p0")}
+    table = [*csv.reader(io.StringIO(split_table("pets").to_csv(Path())))]
+    lines = [[*row, weight] for row, weight in zip(table, ["weight", *["0.1", "2.5"] * len(table)], strict=False)]
+    Path("pets.csv").write_text("".join(",".join(line) + "\n" for line in lines), encoding="utf-8")
+    quick("csv:pets.csv", "limited", limit=3)
+    rows = split_table("limited").rows
+    assert len(rows) == 6
+    assert {row.group for row in rows if row.part == "validation"} == {"p0"}
+    assert {row.weight for row in rows} == {"0.1", "2.5"}
 
 
 def test_the_folds_of_a_series_and_images_of_ones_own(tmp_path: Path) -> None:

@@ -234,6 +234,14 @@ def test_batch_norm_is_frozen_in_any_network() -> None:
     model = build_model("torchvision:resnet18").train()
     freeze_batch_norm(model)
     assert {type(m).__name__ for m in model.modules() if not m.training} == {"BatchNorm2d"}
+    model = build_model("lenet-bn-scratch").train()
+    freeze_batch_norm(model)
+    assert {type(m).__name__ for m in model.modules() if not m.training} == {"BatchNorm"}
+
+
+def test_a_network_of_ones_own_without_batch_norm_is_refused(recipe: Recipe) -> None:
+    with pytest.raises(CnnlabError, match="freeze_batch_norm=false"):
+        train(recipe, model=nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), progress="none")
 
 
 def test_no_time_is_foretold_from_frozen_epochs(recipe: Recipe, capfd: pytest.CaptureFixture[str]) -> None:

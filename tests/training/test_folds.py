@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from cnnlab import (
     train_seeds,
 )
 from cnnlab.training import loop
+from cnnlab.training.start import note_seen_images
 from conftest import Command
 
 
@@ -91,6 +94,28 @@ def test_folds_are_resumed_to_the_same_bits_and_predict_each_image_once(recipe: 
     train(recipe.changed(folds=2, fold=2), name="alone", threads=1, progress="none")
     assert_same_run(Path("runs/whole/fold-2"), Path("runs/alone"))
     assert str(resume("runs/whole", threads=1, progress="none")) == str(whole)
+
+    # The first fold's folder is gone: only that fold is trained again.
+    shutil.rmtree("runs/cut/fold-1")
+    Path("runs/cut/summary.json").unlink()
+    resume("runs/cut", threads=1, progress="none")
+    assert_same_run(Path("runs/whole/fold-1"), Path("runs/cut/fold-1"))
+    assert whole.predictions.read_bytes() == again.predictions.read_bytes()
+
+    # Weights that have seen the images held out.
+    one = whole.results[0].run
+    one_recipe = one.recipe
+    for changed, data, folds, warned in (
+        (one_recipe, one_recipe.data, False, False),
+        (one_recipe, one_recipe.data, True, True),
+        (one_recipe.changed(fold=2), one_recipe.data, False, True),
+        (one_recipe.changed(fold=0, folds=0, eval_split="test"), one_recipe.data, False, False),
+        (one_recipe.changed(fold=2), "folder:others", False, False),
+    ):
+        session = MagicMock(origin={"run": str(one.path)}, fingerprint=str(changed.fold))
+        session.train_set.classes = one.classes
+        note_seen_images(session, changed.changed(data=data), folds=folds)
+        assert session.display.message.called == warned
 
 
 def test_the_commands_take_folds(recipe: Recipe, cnnlab: Command) -> None:

@@ -30,11 +30,12 @@ class _Row(NamedTuple):
     label: str
     part: str
     group: str
+    weight: str
 
 
 @dataclass(frozen=True)
 class SplitTable:
-    """A row per image: id, label, part and group, "" where there are no groups.
+    """A row per image: id, label, part, group and weight, "" where there are none.
 
     column: what the parts are: split (train, validation or test), or fold (1, 2, ...) for a cross-validation. root: the
     folder that ids are relative to; None if they are no files.
@@ -48,11 +49,12 @@ class SplitTable:
         """Return the table as it is to be saved in `folder`, from which paths are relative."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        grouped = any(row.group for row in self.rows)
-        writer.writerow(["path", "label", self.column, *["group"] * grouped])
+        grouped, weighted = any(row.group for row in self.rows), any(row.weight for row in self.rows)
+        writer.writerow(["path", "label", self.column, *["group"] * grouped, *["weight"] * weighted])
         for row in self.rows:
             path = cell(row.id) if self.root is None else _relative(self.root / row.id, folder)
-            writer.writerow([path, cell(row.label), row.part, *[cell(row.group)] * grouped])
+            group, weight = [cell(row.group)] * grouped, [row.weight] * weighted
+            writer.writerow([path, cell(row.label), row.part, *group, *weight])
         return out.getvalue()
 
     def save(self, path: str | Path) -> None:
@@ -106,22 +108,28 @@ def split_table(
     else:
         rows += _rows(splits.train, repeat("train"), pool, recipe)
     if not cross and recipe.eval_split != "train":
-        rows += _rows(splits.evaluated, repeat(recipe.eval_split), pool, recipe)
+        rows += _rows(splits.evaluated, repeat(recipe.eval_split), pool, recipe, held_out=pool.evaluated is not None)
     return SplitTable("fold" if cross else "split", rows, _root(recipe.data))
 
 
-def _rows(images: ImageSet, parts: Iterable[str], pool: Pool, recipe: Recipe) -> Iterator[_Row]:
-    """Yield a row for each image. Images that near duplicates keep together have a group in common."""
+def _rows(
+    images: ImageSet, parts: Iterable[str], pool: Pool, recipe: Recipe, *, held_out: bool = False
+) -> Iterator[_Row]:
+    """Yield a row for each image. Images that near duplicates keep together have a group in common.
+
+    held_out: they are of `pool.evaluated`.
+    """
     groups: dict[str, str] = {}
-    if pool.evaluated is not None and images.ids == pool.evaluated.ids:
+    if held_out:
         groups = dict(zip(images.ids, (group_names(images, recipe.group) or ([],))[0], strict=False))
     elif pool.grouping is not None:
         units, first = pool.grouping.units.tolist(), dict[int, str]()
         for unit, name in zip(units, pool.grouping.names, strict=True):
             first.setdefault(unit, name or str(unit))
         groups = {id_: first[unit] for id_, unit in zip(pool.train.ids, units, strict=True)}
-    for id_, label, part in zip(images.ids, images.labels.tolist(), parts, strict=False):
-        yield _Row(id_, images.classes[label], part, groups.get(id_, ""))
+    weights = repeat("") if images.weights is None else map(str, images.weights.numpy())  # the shortest exact text
+    for id_, label, part, weight in zip(images.ids, images.labels.tolist(), parts, weights, strict=False):
+        yield _Row(id_, images.classes[label], part, groups.get(id_, ""), weight)
 
 
 def _root(source: str) -> Path | None:

@@ -19,6 +19,7 @@ from cnnlab.data.imageset import Report, no_report
 from cnnlab.data.loader import Loader, Preprocessing
 from cnnlab.device.determinism import random_state, set_random_state
 from cnnlab.device.precision import autocast
+from cnnlab.models.batch_norm import BatchNorm
 
 _FEWEST = 6  # stages
 
@@ -85,11 +86,15 @@ def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
     return {name: decay ** (len(found) - 1 - i) for i, names in enumerate(found) for name in names}
 
 
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """Return the layers of `model` that are PyTorch's batch norm or our own from scratch."""
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm | BatchNorm)]
+
+
 def freeze_batch_norm(model: nn.Module) -> None:
     """Put batch norm into eval mode: it uses its running statistics and keeps them. Its scale and shift are trained."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
+    for module in batch_norms(model):
+        module.eval()
 
 
 class FrozenBody:

@@ -78,6 +78,7 @@ class Trainer:
         self.monitor = NonFiniteMonitor(device, self.steps_per_epoch, skip)
         self._head = find_head(model, session.other_classes(recipe)) if recipe.freeze_epochs else []
         self.frozen: FrozenBody | None = None
+        self.setup_seconds = 0.0  # before the present epoch: the features were computed
 
     def start_epoch(self, epoch: int, report: Report) -> None:
         """Freeze all layers but the head for the first epochs, unfreeze them after those.
@@ -90,8 +91,10 @@ class Trainer:
             fill_momentum(self.optimizer)  # so far only the head has some
             self.frozen = None
         elif epoch < self.recipe.freeze_epochs and self.frozen is None:
+            started = time.perf_counter()
             loaders = self.train_loader, self.eval_loader
             self.frozen = FrozenBody(self.model, self._head, *loaders, self.plan.precision, report)
+            self.setup_seconds = time.perf_counter() - started
 
     def batches(self, epoch: int, position: Position | None) -> Batches:
         """Return the batches of an epoch (from 0) that are left at `position`."""
@@ -150,7 +153,8 @@ def train_epochs(trainer: Trainer, checkpointer: Checkpointer, session: Session,
         session.ctrl_c.check()
         session.display.read(what, done, total)
 
-    trainer.start_epoch(len(rows), report)
+    if len(rows) < recipe.epochs and not progress.stopped:
+        trainer.start_epoch(len(rows), report)  # its progress is not that of the epoch, whose line starts next
     session.display.start(recipe, trainer.train_loader, rows)
     for epoch in range(len(rows), recipe.epochs):
         if progress.stopped:
@@ -268,7 +272,8 @@ def save_epoch(
                 about = {"figure": progress.best, "epoch": progress.best_epoch}
                 save_weights(folder / "best.safetensors", trainer.model, about)
             save_weights(folder / "last.safetensors", trainer.model)
-        row["seconds"] = time.perf_counter() - meter.started
+        row["seconds"] = time.perf_counter() - meter.started + trainer.setup_seconds
+        trainer.setup_seconds = 0.0
         runs.write_metrics(trainer.run, progress.rows)
         events.add(row)
     # Last: a process that dies before this line repeats the epoch and writes the same files again.

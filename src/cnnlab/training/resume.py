@@ -62,8 +62,8 @@ def resume(
     images = own_images(data) if data is not None and moved is None else None
     session = Session(device, threads, data_dir, skip_bad, progress, on_epoch, model, images, augment)
     if series is not None:
-        recipe = series.recipe_of(series.numbers[0])
-        first = next(iter(started_members(folder)), None)
+        first = next(iter(started_members(folder)), None)  # maybe not the first number: its folder may be gone
+        recipe = series.recipe_of(getattr(first.recipe, series.setting) if first else series.numbers[0])
     else:
         first = run = runs.open_run(folder)
         summary = run.summary()

@@ -31,6 +31,7 @@ from cnnlab.training import runs
 from cnnlab.training.autotune import choose_plan, find_batch_size
 from cnnlab.training.default import fitted_recipe
 from cnnlab.training.display import Display, make_display
+from cnnlab.training.finetune import batch_norms
 from cnnlab.training.header import balance_lines, class_counts, data_lines, network_lines
 from cnnlab.training.optim import size_in_epoch
 from cnnlab.training.plan import Plan, Workload, check_compile
@@ -353,6 +354,11 @@ class Session:
             check_output(self.build(recipe), recipe.model, **self._sizes)
         with torch.device(where):
             model = self.build(recipe).to(where).train()
+            if new and recipe.freeze_batch_norm and self.network is not None and not batch_norms(model):
+                raise CnnlabError(
+                    f"freeze_batch_norm=true: no layer of {recipe.model} is a batch norm of PyTorch or cnnlab, so none "
+                    "would be frozen; set freeze_batch_norm=false"
+                )
             smallest, whole = min(recipe.batch_size, len(self.train_set)), self.preprocessing.image_size
             if smallest == 1:
                 try:

@@ -36,6 +36,8 @@ CONTINUABLE = {
     "cutout", "mixup", "cutmix", "balance",
     "patience",
 }  # fmt: skip
+# What decides which images are held out.
+_DIVISION = ("eval_split", "val_fraction", "split_seed", "folds", "fold", "group", "group_duplicates")
 
 
 def continued_recipe(run: Run, settings: dict[str, Any]) -> Recipe:
@@ -125,6 +127,21 @@ def check_origin(session: Session, recipe: Recipe) -> None:
                 session.origin, model, recipe.model, session.train_set.classes,
                 lambda classes: session.build(recipe, classes=classes),
             )  # fmt: skip
+
+
+def note_seen_images(session: Session, recipe: Recipe, *, folds: bool = False) -> None:
+    """Warn if the run to start from may have been trained on images that are held out now. folds: each fold is."""
+    if session.origin is None or recipe.eval_split != "validation":
+        return
+    before = runs.open_run(session.origin["run"])
+    if before.recipe.data != recipe.data or before.classes != session.train_set.classes:
+        return
+    like_before = all(getattr(before.recipe, key) == getattr(recipe, key) for key in _DIVISION)
+    if folds or not (like_before or before.info["data"]["fingerprint"] == session.fingerprint):
+        session.display.message(
+            f"warning: {before.path} was trained on images of {recipe.data}, so its weights may have seen those that "
+            "are held out here, which inflates the accuracy; start from weights trained on other images"
+        )
 
 
 def new_model(session: Session, run: Run, *, published: bool = True) -> nn.Module:

@@ -46,6 +46,7 @@ from cnnlab.training.start import (
     like_origin,
     new_model,
     note_differences,
+    note_seen_images,
     weights_of,
     with_best_on_disk,
 )
@@ -101,6 +102,7 @@ def train(
         check_free(Path(runs_dir), name)
         recipe = session.load_data(recipe)
         check_origin(session, recipe)
+        note_seen_images(session, recipe)
         recipe = session.find_batch_size(recipe) if auto_batch else recipe
         with session.ctrl_c, removed_if_empty(new_folder(Path(runs_dir), name, recipe)) as path:
             return train_run(session, session.create(path, recipe))

@@ -22,7 +22,7 @@ from cnnlab.training.results import FoldsResult, Result, SeedsResult
 from cnnlab.training.runs import Run
 from cnnlab.training.series import MOST_RUNS, Series, spread
 from cnnlab.training.session import OnEpoch, Session, choose
-from cnnlab.training.start import check_origin, like_origin, started_members, weights_of
+from cnnlab.training.start import check_origin, like_origin, note_seen_images, started_members, weights_of
 from cnnlab.training.train import train_run
 
 
@@ -120,6 +120,7 @@ def _train_new(
         check_free(Path(runs_dir), name)
         recipe = session.load_data(series.recipe_of(first))
         check_origin(session, recipe)
+        note_seen_images(session, recipe, folds=kind == "folds")
         recipe = session.find_batch_size(recipe) if auto_batch else recipe
         with session.ctrl_c, removed_if_empty(new_folder(Path(runs_dir), name, recipe)) as path:
             series = replace(series, path=path, recipe=recipe)
