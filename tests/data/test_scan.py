@@ -77,7 +77,7 @@ def test_usual_names_of_splits_in_any_letter_case(tmp_path: Path, train: str, va
         (("train/cats/1.jpg", "train/dogs/1.jpg", "test/Cats/1.jpg"), "rename it to cats"),
         (("cats/1.jpg", "cats/2.jpg"), "one class"),
         (("pets/cats/1.jpg", "pets/dogs/1.jpg"), "pets"),
-        (("cats/1.jpg", "dogs/1.dng", "dogs/2.dng"), "dogs.*2 images.*dng"),
+        (("cats/1.jpg", "dogs/1.dng", "dogs/2.dng"), "dogs.*2 files.*dng"),
         (("cats/1.jpg", "dogs/1.jpg", "birds/a.NEF", "birds/notes.txt"), "birds"),
         (("cats/", "dogs/"), "no images"),
         (("train/cats/1.jpg", "train/dogs/1.jpg", "holdout/cats/1.jpg", "holdout/dogs/1.jpg"), "holdout"),
@@ -95,6 +95,7 @@ def test_usual_names_of_splits_in_any_letter_case(tmp_path: Path, train: str, va
         (("cats/1.jpg", "dogs/1.jpg", "val/1.jpg"), "name of a split"),
         (("fold1/cats/1.jpg", "fold1/dogs/1.jpg", "fold2/cats/2.jpg", "fold2/dogs/2.jpg"), "fold1, fold2"),
         (("support/cats/1.jpg", "query/cats/1.jpg"), "query, support"),
+        (("bus/1.jpg", "car/1.jpg", "train/steam/1.jpg", "train/diesel/1.jpg"), "rename train"),
         (("cats/1.jpg", "dogs/1.mp4"), "save their pictures"),
         (("cats/1.jpg", "dogs/all.zip"), "unpack"),
         (("cats/1.jpg", "dogs/.1.jpg.icloud"), "iCloud"),
@@ -196,7 +197,7 @@ def test_folders_of_the_system_are_no_classes(tmp_path: Path) -> None:
             tmp_path, *TWO, "@eaDir/cats/1.jpg", "cats/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "#recycle/1.jpg",
             "$RECYCLE.BIN/1.jpg", "__MACOSX/cats/1.jpg", ".thumbnails/1.png", "cats/._1.jpg", "dogs/Thumbs.db",
             "lost+found/", "cats/.DS_Store", "System Volume Information/x.dat", "@__thumb/1.jpg", "FOUND.000/1.jpg",
-            "Trash/1.jpg", "Thumbnails/cats/1.jpg", "Lightroom.lrdata/1.jpg", "~snapshot/daily/1.jpg", "LOST.DIR/1.jpg",
+            "Trash-1000/1.jpg", "cats/Trash/1.jpg", "dogs/thumbs/1.jpg", "Thumbnails/cats/1.jpg", "Lightroom.lrdata/1.jpg", "~snapshot/daily/1.jpg", "LOST.DIR/1.jpg",
         )
     )  # fmt: skip
     assert counts(found) == {"train": {"cats": 2, "dogs": 1}}
@@ -280,3 +281,14 @@ def test_sub_folders_that_every_class_has_may_be_the_classes(tmp_path: Path) -> 
     assert found.repeated == ("cats", "dogs")
     tree(tmp_path, "segmented/1.jpg")  # a class that holds images itself
     assert scan(tmp_path).repeated == ()
+
+
+def test_words_of_systems_and_splits_that_are_classes(tmp_path: Path) -> None:
+    for classes in (["glass", "paper", "trash"], ["fist", "thumbs"], ["invalid", "valid"], ["part1", "part2"]):
+        found = scan(tree(tmp_path / classes[0], *(f"{name}/of {name}/1.jpg" for name in classes)))
+        assert found.classes == classes
+
+
+def test_tables_named_like_ours_hide_no_class(tmp_path: Path) -> None:
+    found = scan(tree(tmp_path, *TWO, "cats/cv/folds.json", "dogs/grades.csv", "dogs/2.jpg", "dogs/3.jpg"))
+    assert counts(found) == {"train": {"cats": 2, "dogs": 3}}

@@ -9,6 +9,7 @@ from cnnlab.data.files import Listing, Part
 from cnnlab.data.scan import scan
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.text import escape
+from cnnlab.io.walk import DOUBTFUL_FOLDERS
 
 
 def listing(path: Path, *, complete: bool = True) -> Listing:
@@ -29,6 +30,8 @@ def listing(path: Path, *, complete: bool = True) -> Listing:
             f"every class folder holds the sub-folders {inside}; if these are the classes, merge them into folders of "
             f"their own, or give one part, as folder:{first}"
         )
+    if doubtful := [name for name in found.classes if name.casefold() in DOUBTFUL_FOLDERS]:
+        warnings.append(f"{escape(doubtful[0])} is a class; if the system made this folder, remove it")
     if found.unlabelled:
         first_image = found.unlabelled[0]
         start = f"{len(found.unlabelled):,} images in {escape(str(first_image.parent))} have no class folder"

@@ -49,7 +49,8 @@ _DOCUMENTS = frozenset(
      ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".log", ".py", ".ipynb", ".sh", ".bat", ".r", ".m", ".c", ".cpp",
      ".js", ".css", ".doc", ".docx", ".odt", ".ppt", ".pptx", ".bib", ".tex", ".db", ".sqlite", ".url", ".lnk",
      ".webloc", ".xmp", ".aae", ".pp3", ".thm", ".md5", ".sha256", ".torrent", ".pt", ".pth", ".safetensors", ".onnx",
-     ".h5", ".pkl", ".tfevents", ".wav", ".mp3")
+     ".h5", ".pkl", ".tfevents", ".wav", ".mp3",
+     ".mat", ".npz", ".ckpt", ".pb", ".tfrecord", ".bin", ".dat", ".pickle", ".joblib", ".weights", ".index")
 )  # fmt: skip
 _TABLES = frozenset((".csv", ".tsv", ".xlsx", ".xls", ".ods", ".json", ".txt", ".parquet"))
 _ARCHIVES = frozenset((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst"))
@@ -156,6 +157,8 @@ def _split_folders(root: Path, passed_over: PassedOver, complete: bool) -> dict[
     """Return the folder of each split; `root` itself for `train` if there are no splits. complete: see `scan`."""
     folders = _folders(root)
     splits = {folder: split_of(folder.name) for folder in folders}
+    if any(folder.name.casefold() == "invalid" for folder in folders):
+        splits = {folder: split if folder.name.casefold() != "valid" else None for folder, split in splits.items()}
     if not any(splits.values()):
         splits = _splits_by_a_word(folders)
     named = [folder for folder, split in splits.items() if split]
@@ -166,7 +169,8 @@ def _split_folders(root: Path, passed_over: PassedOver, complete: bool) -> dict[
             if splits[folder] != "train" and (loose := len(_images(folder))):
                 raise CnnlabError(
                     f"{folder}: its {plural(loose, 'image')} have no class folder, and {folder.name} is the name of a "
-                    "split; move it elsewhere (cnnlab predict classifies images without labels)"
+                    "split; move it elsewhere (cnnlab predict classifies images without labels), or rename it if it "
+                    "is a class"
                 )
         if complete:
             _refuse_parts(folders)
@@ -181,6 +185,12 @@ def _split_folders(root: Path, passed_over: PassedOver, complete: bool) -> dict[
     if "train" not in tops and complete:
         names = " and ".join(folder.name for folder in named)
         raise CnnlabError(f"{root} has {names}, but no folder train; call the one with the training images train")
+    flat = [folder for folder in folders if folder not in named and _images(folder)]
+    if alone and complete and len(flat) > 1:
+        raise CnnlabError(
+            f"{root} has the folder {named[0].name} beside {flat[0].name} and {flat[1].name}, which hold images; "
+            f"rename {named[0].name} if it is a class too, or move the others elsewhere"
+        )
     tops = {split: _descend(top) for split, top in tops.items()}
     classes = {folder.name for folder in _folders(tops["train"])} if complete else set()
     for folder in folders:
@@ -199,11 +209,12 @@ def _split_folders(root: Path, passed_over: PassedOver, complete: bool) -> dict[
 def _refuse_parts(folders: list[Path]) -> None:
     """Raise CnnlabError for folders that are parts of a set by their names, each with the classes inside."""
     parts = [folder for folder in folders if _PARTS.fullmatch(folder.name.casefold()) and _folders(folder)]
-    if len(parts) > 1 and not any(map(_images, parts)):
+    inside = [{path.name for path in _folders(part)} for part in parts]
+    if len(parts) > 1 and not any(map(_images, parts)) and set.intersection(*inside):
         names = ", ".join(folder.name for folder in parts[:3])
         raise CnnlabError(
-            f"{parts[0].parent} holds parts of a set ({names}), not classes; call them train, validation and test, or "
-            f"give one of them, as folder:{parts[0]}"
+            f"{parts[0].parent} holds parts of a set ({names}) with the same sub-folders; call them train, validation "
+            f"and test, give one of them, as folder:{parts[0]}, or rename them if they are the classes"
         )
 
 
@@ -245,7 +256,7 @@ def _classes(top: Path, passed_over: PassedOver, spellings: dict[str, str]) -> d
         for kind, path in walk(folder):
             found[kind].append(path)
         images = found.pop(IMAGE, [])
-        if found[RUN] and (not images or any(folder in (path, path.parent) for path in found[RUN])):
+        if found[RUN] and (folder in found[RUN] or len(images) <= len(found[RUN])):
             passed_over[_RUNS].append(str(folder))
             continue
         unread = [kind for kind in found if kind and kind not in _DOCUMENTS and kind != RUN]
@@ -254,8 +265,8 @@ def _classes(top: Path, passed_over: PassedOver, spellings: dict[str, str]) -> d
             count = sum(len(found[kind]) for kind in unread)
             kinds = ", ".join(kind or "no usual ending" for kind in sorted(unread))
             raise CnnlabError(
-                f"{folder}: its {plural(count, 'image')} cannot be read ({kinds}); {_remedy(unread)}, or remove the "
-                "folder"
+                f"{folder}: its {plural(count, 'file')} cannot be read ({kinds}); {_remedy(unread)}, or move the "
+                "folder elsewhere"
             )
         for kind, paths in found.items():
             for path in paths:
@@ -307,7 +318,9 @@ def _refuse_nested(folder: Path, names: set[str]) -> None:
             f"give folder:{folder}, or move them up"
         )
     if len(inside & names) > 1:
-        raise CnnlabError(f"{folder} holds folders named like those beside it; if it is a copy of them, remove it")
+        raise CnnlabError(
+            f"{folder} holds folders named like those beside it; if it is a copy of them, remove it, else rename them"
+        )
 
 
 def _need_two(top: Path, classes: dict[str, list[Path]]) -> None:

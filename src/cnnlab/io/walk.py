@@ -17,23 +17,31 @@ CLOUD = ".icloud"  # .photo.jpg.icloud stands for a photo that was not downloade
 # Folders that systems make: thumbnails of a NAS, recycle bins, what a Mac's zip adds. In lower case.
 _SYSTEM_FOLDERS = frozenset(
     ("@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "recycler", "system volume information",
-     "__macosx", "lost+found", "network trash folder", "temporary items", "recycled", "@recently-snapshot", "@tmp",
-     "@__thumb", "@synoresource", "@sharebin", "~snapshot", "recycle bin", "trash", "papierkorb", "回收站",
-     "thumbnails", "thumbs", "_thumbs", "_thumbnails", "ipod photo cache", "lost.dir", "_vti_cnf", "_vti_pvt",
+     "__macosx", "lost+found", "network trash folder", "temporary items", "@recently-snapshot", "@tmp",
+     "@__thumb", "@synoresource", "@sharebin", "~snapshot", "thumbnails", "_thumbs", "_thumbnails",
+     "ipod photo cache", "lost.dir", "_vti_cnf", "_vti_pvt",
      "_gsdata_", "dfsrprivate", "__pycache__", "desktop folder db", "thevolumesettingsfolder",
-     "corbeille", "lightning_logs", "wandb", "mlruns")
+     "lightning_logs", "wandb", "mlruns")
 )  # fmt: skip
 # FOUND.000 of chkdsk; the catalogues and libraries of photo programs, which keep previews.
 _SYSTEM_PATTERN = re.compile(
     r"found\.\d{3}|\.?trash-\d+|.+\.(lrdata|photoslibrary|photolibrary|aplibrary|cocatalog|fcpbundle)"
 )
+# Words that may also name a class, as in a set of waste: skipped inside a class folder, where they would double images.
+DOUBTFUL_FOLDERS = frozenset(("trash", "recycled", "recycle bin", "thumbs", "papierkorb", "corbeille", "回收站"))
 _SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini", "ehthumbs.db"))
 
 
-# Files of a folder that a command of ours wrote.
-_RUN_FILES = frozenset(
-    ("run.json", "seeds.json", "folds.json", "competition.json", "reproduction.json", "bench.json", "grades.csv")
-)
+# Files of a folder that a command of ours wrote; the second kind also has other uses, beside many images.
+_RUN_FILES = frozenset(("run.json", "competition.json", "reproduction.json"))
+_TABLES = frozenset(("seeds.json", "folds.json", "bench.json", "grades.csv", "lr-find.json"))
+
+
+def _is_run(names: list[str]) -> bool:
+    """Return whether a folder with these files was written by a command of ours."""
+    if not _RUN_FILES.isdisjoint(names):
+        return True
+    return not _TABLES.isdisjoint(names) and sum(kind_of_name(name) == IMAGE for name in names) <= 2  # its pictures
 
 
 def kind_of_name(name: str) -> str:
@@ -84,11 +92,11 @@ def walk(folder: Path, *, follow_outside: bool = True) -> Iterator[tuple[str, Pa
             continue
         visited.add(real)
         check(parent)
-        if not _RUN_FILES.isdisjoint(names):
+        if _is_run(names):
             folders.clear()
             yield RUN, Path(parent)
             continue
-        folders[:] = [name for name in folders if not is_system(name)]
+        folders[:] = [name for name in folders if not is_system(name) and name.casefold() not in DOUBTFUL_FOLDERS]
         for name in names:
             if name.endswith(CLOUD):
                 yield CLOUD, Path(parent, name)
