@@ -264,22 +264,27 @@ def find_recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def fitted(recipe: Recipe, *, count: int, side: int, grey: bool, fast: bool) -> dict[str, Any]:
+def fitted(recipe: Recipe, *, count: int, side: int, flip: bool, fast: bool) -> dict[str, Any]:
     """Return the settings of a default recipe that depend on the images: `count` to train on, of `side` pixels.
 
-    fast: the device has units for 16 bits. The passes over the images grow with the square root of their number: few
-    images need more epochs, and many cost more than they gain. Grey images are not flipped: they may be characters.
+    flip: see `may_flip`. fast: the device has units for 16 bits. The passes over the images grow with the square root
+    of their number: few images need more epochs, and many cost more than they gain.
     """
     if recipe.name.startswith("finetune"):  # passes over all layers; those of the head alone take seconds
         whole = min(20, max(3, round(600 / max(count, 1) ** 0.5)))
-        return {"epochs": recipe.freeze_epochs + whole, **({"flip": False} if grey else {})}
+        return {"epochs": recipe.freeze_epochs + whole, **({} if flip else {"flip": False})}
     batch_size = next((size for most, size in ((500, 16), (2500, 64), (20_000, 128)) if count <= most), 256)
     epochs = round((2800 if fast else 700) / max(count, 1) ** 0.5)
     settings = {"epochs": min(60, max(10, epochs)), "batch_size": batch_size}
     if not recipe.name.startswith("images"):  # for a network of the caller's choice, which may take one size only
         return settings
     size = max(16, min(side, 48 if fast else 32))
-    return {**settings, "image_size": size, "shift": max(1, size // 12), "flip": not grey}
+    return {**settings, "image_size": size, "shift": max(1, size // 12), "flip": flip}
+
+
+def may_flip(data: str, *, grey: bool) -> bool:
+    """Return whether images of the source may be mirrored. Grey ones may be characters; these are known to be."""
+    return not grey and _LIKE.get(data.partition(":")[0]) != "fashion-mnist"
 
 
 def suits_any_images(data: str) -> bool:
@@ -313,6 +318,8 @@ def choose_recipe(
     elif default == "images" and model not in (None, RECIPES["images"].model):
         default = "own"  # its optimizer suits most networks
     chosen = find_recipe(recipe or default)
+    if recipe is None and default == "own":
+        chosen = replace(chosen, val_fraction=RECIPES["images"].val_fraction)  # as the default, to compare with it
     if recipe is None:
         chosen = replace(chosen, data=source)
     elif data is None and chosen.data.endswith(":PATH"):

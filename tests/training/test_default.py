@@ -26,11 +26,11 @@ def folder(path: Path, *, side: int, mode: str, each: int = 6) -> str:
 
 
 @given(st.integers(1, 10**6), st.integers(1, 8192), st.booleans(), st.booleans())
-def test_any_images_get_a_valid_recipe(count: int, side: int, grey: bool, fast: bool) -> None:
-    recipe = RECIPES["images"].changed(**fitted(RECIPES["images"], count=count, side=side, grey=grey, fast=fast))
+def test_any_images_get_a_valid_recipe(count: int, side: int, flip: bool, fast: bool) -> None:
+    recipe = RECIPES["images"].changed(**fitted(RECIPES["images"], count=count, side=side, flip=flip, fast=fast))
     assert recipe.shift < recipe.image_size <= max(side, 16)
-    assert recipe.flip != grey
-    more = fitted(RECIPES["images"], count=4 * count, side=side, grey=grey, fast=fast)
+    assert recipe.flip == flip
+    more = fitted(RECIPES["images"], count=4 * count, side=side, flip=flip, fast=fast)
     assert more["epochs"] <= recipe.epochs
     assert more["batch_size"] >= recipe.batch_size
 

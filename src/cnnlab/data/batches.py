@@ -17,9 +17,10 @@ from cnnlab.data.loader import Loader
 from cnnlab.data.own import own_images
 from cnnlab.data.own_augment import Augment, OwnAugmentation
 from cnnlab.data.splits import load_splits
+from cnnlab.data.survey import fitted_recipe
 from cnnlab.io.errors import CnnlabError, unknown
 from cnnlab.recipe import Recipe
-from cnnlab.recipes import choose_recipe
+from cnnlab.recipes import choose_recipe, suits_any_images
 
 
 class SplitLoader:
@@ -70,6 +71,9 @@ def loader(
     if split == "validation" and recipe.eval_split != "validation":
         raise CnnlabError(f"eval_split={recipe.eval_split}: no images are held out for validation")
     options = options_for(recipe, data_folder(data_dir), skip_bad=skip_bad)
+    if not isinstance(data, Recipe) and suits_any_images(recipe.data):
+        recipe, _ = fitted_recipe(recipe, settings, options, torch.device("cpu"), own.train if own else None)
+        options = options_for(recipe, data_folder(data_dir), skip_bad=skip_bad)
     train_set, eval_set = load_splits(recipe, options, own)
     images: ImageSet | None = eval_set
     if split == "test" and recipe.eval_split != "test":

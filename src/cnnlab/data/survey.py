@@ -1,15 +1,22 @@
-"""What a source holds, seen before it is decoded: what the default recipe is chosen by."""
+"""What a source holds, seen before it is decoded, and the default recipe for such images."""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Container
+from dataclasses import dataclass, replace
 from statistics import median
+
+import torch
 
 from cnnlab.data import SourceOptions, is_listed, list_files, load_images
 from cnnlab.data.imageset import ImageSet
+from cnnlab.device.hardware import has_bfloat16, has_float16
 from cnnlab.io.decode import BadImage, bombs_refused, probe
 from cnnlab.io.errors import CnnlabError
+from cnnlab.io.text import plural
+from cnnlab.recipe import Recipe
+from cnnlab.recipes import fitted, may_flip
 
 _PROBED = 500  # files whose headers are read, evenly spaced
 
@@ -53,3 +60,28 @@ def survey(source: str, options: SourceOptions, own: ImageSet | None = None) -> 
     if images is None:
         raise CnnlabError(f"{source} has no training images")
     return Survey(len(images), len(images.classes), images.images.shape[2], images.images.shape[1])
+
+
+def fitted_recipe(
+    recipe: Recipe, given: Container[str], options: SourceOptions, device: torch.device, own: ImageSet | None = None
+) -> tuple[Recipe, list[str]]:
+    """Return `recipe` with the settings that depend on its images, and a line that says what was chosen and why.
+
+    given: settings that the caller has set, which stay. own: images in place of the source's. The name stays, since
+    this is what the recipe says. Raise CnnlabError if the images cannot be found.
+    """
+    images = survey(recipe.data, options, own)
+    count = min(images.count, recipe.limit or images.count)
+    side = recipe.image_size if "image_size" in given and recipe.image_size else images.side
+    flip = may_flip(recipe.data, grey=images.grey)
+    fast = has_bfloat16(device) or has_float16(device)
+    chosen = fitted(recipe, count=count, side=side, flip=flip, fast=fast)
+    chosen = {key: value for key, value in chosen.items() if key not in given}
+    if not chosen:
+        return recipe, []
+    line = (
+        f"chosen for {count:,} {images.kind} images of {images.side} pixels, "
+        f"{plural(images.classes, 'class')}, on {device.type}: {recipe.model}, "
+        f"{', '.join(f'{key}={value}' for key, value in chosen.items())}; --model and --set change it"
+    )
+    return replace(recipe, **chosen), [line]

@@ -18,6 +18,7 @@ from cnnlab.data.near_duplicates import shared
 from cnnlab.data.own import MEMORY, OwnImages, own_images
 from cnnlab.data.own_augment import Augment, OwnAugmentation
 from cnnlab.data.splits import Pool, divide, load_pool
+from cnnlab.data.survey import fitted_recipe
 from cnnlab.device.hardware import available_cores, check_threads, pick_device
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.interrupt import CtrlC
@@ -29,7 +30,6 @@ from cnnlab.recipe import Recipe
 from cnnlab.recipes import choose_recipe, own_recipe, suits_any_images
 from cnnlab.training import runs
 from cnnlab.training.autotune import choose_plan, find_batch_size
-from cnnlab.training.default import fitted_recipe
 from cnnlab.training.display import Display, make_display
 from cnnlab.training.finetune import batch_norms
 from cnnlab.training.header import balance_lines, class_counts, data_lines, network_lines
@@ -70,7 +70,7 @@ def choose(
     elif isinstance(recipe, str):
         if recipe in MODELS:
             raise CnnlabError(f"{recipe} is a network, not a recipe; pass it as model={recipe!r}")
-        if recipe == "finetune" and suits_any_images(str(changes.get("data", ""))):
+        if recipe in ("images", "finetune"):
             given = frozenset((*changes, *settings))
         recipe = choose_recipe(recipe=recipe, data=changes.pop("data", None))
     recipe = recipe.changed(**changes, **settings)
