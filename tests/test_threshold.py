@@ -14,6 +14,7 @@ from PIL import Image
 
 import cnnlab as lab
 from cnnlab import CnnlabError, Run, Threshold, evaluate_run, load_model, set_threshold, train
+from cnnlab.inference.suspects import find_suspects
 from cnnlab.inference.threshold import choose
 from cnnlab.recipes import RECIPES
 from cnnlab.training.runs import THRESHOLD
@@ -108,4 +109,6 @@ def test_what_cannot_be_chosen_leaves_the_threshold_as_it_was(run: Run, cnnlab: 
 
 def test_a_run_without_validation_images_has_no_threshold(cnnlab: Command) -> None:
     train(RECIPES["digits"].changed(epochs=1, limit=64, eval_split="test"), name="run", progress="none")
-    assert "held no images out" in one_line_error(cnnlab("calibrate", "run", "--coverage", 0.9))
+    assert "eval_split=validation" in one_line_error(cnnlab("calibrate", "run", "--coverage", 0.9))
+    with pytest.raises(CnnlabError, match="eval_split=validation"):
+        find_suspects("run")

@@ -128,10 +128,12 @@ def test_the_best_epoch_is_marked_only_where_validation_images_chose_it() -> Non
 
 def test_a_loss_of_changed_labels_is_not_called_cross_entropy() -> None:
     assert "cross-entropy" in curves(falling(3), RECIPE).axes[0].get_ylabel()
-    for changes in ({"label_smoothing": 0.1}, {"mixup": 0.2}, {"cutmix": 1.0}):
+    for changes in ({"label_smoothing": 0.1}, {"mixup": 0.2}, {"cutmix": 1.0}, {"balance": "weights"}):
         figure = curves(falling(3), replace(RECIPE, **changes))
         assert "cross-entropy" not in figure.axes[0].get_ylabel()
-        name = {"label_smoothing": "label smoothing 0.1", "mixup": "mixup", "cutmix": "CutMix"}[next(iter(changes))]
+        name = {"label_smoothing": "label smoothing 0.1", "cutmix": "CutMix", "balance": "class weights"}.get(
+            next(iter(changes)), "mixup"
+        )
         assert name in legend(figure)
 
 

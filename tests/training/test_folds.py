@@ -133,6 +133,7 @@ def test_the_commands_take_folds(recipe: Recipe, cnnlab: Command) -> None:
         answer = cnnlab(*quick, *options)
         assert answer.returncode == 2, options
         assert answer.stderr.count("\n") == 1, answer.stderr
+    assert "batch_size" in cnnlab(*quick, "--set", "folds=0", "--set", "batch_size=0").stderr  # a single training
     assert [path.name for path in Path("runs").iterdir()] == ["two"]
 
 

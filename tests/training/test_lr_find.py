@@ -83,12 +83,23 @@ def test_no_test_image_is_read_and_no_run_is_created(monkeypatch: pytest.MonkeyP
 
 
 def test_the_command_saves_and_says_how_to_train(cnnlab: Command) -> None:
-    given = ("lr-find", "--set", "limit=200", "--set", "learning_rate=0.5", "--steps", "25", "--low", "0.001")
+    given = (
+        "lr-find",
+        "--skip-bad",
+        "--set",
+        "limit=200",
+        "--set",
+        "learning_rate=0.5",
+        "--steps",
+        "25",
+        "--low",
+        "0.001",
+    )
     answer = cnnlab(*given)
     assert answer.returncode == 0, answer.stderr
     assert "suggestion: learning_rate=" in answer.stdout
     command = answer.stdout.splitlines()[-1].removeprefix("next: cnnlab ").split()
-    assert command[:3] == ["train", "--set", "limit=200"]
+    assert command[:4] == ["train", "--skip-bad", "--set", "limit=200"]
     assert sum("learning_rate" in word for word in command) == 1
     answer = cnnlab(*given, "--json", "--out", "found")
     found = json.loads(answer.stdout)

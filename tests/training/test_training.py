@@ -7,6 +7,7 @@ import shutil
 import signal
 from pathlib import Path
 from statistics import mean, stdev
+from unittest.mock import MagicMock
 
 import pytest
 import safetensors.torch
@@ -14,7 +15,7 @@ import torch
 from comparing import Interrupt, assert_same_run, interrupted
 from torch import Tensor, nn
 
-from cnnlab import Recipe, resume, train, train_seeds
+from cnnlab import Recipe, evaluate_run, resume, train, train_seeds
 from cnnlab.data import SourceOptions, data_folder, load_images, splits
 from cnnlab.data.augment import Augmentation
 from cnnlab.data.loader import Loader, Preprocessing
@@ -312,6 +313,16 @@ def test_new_folder_is_removed_if_nothing_was_written(quick: Recipe) -> None:
     assert not Path("runs/mine").exists()
 
 
+def test_a_run_interrupted_after_its_last_epoch_says_what_is_saved(
+    quick: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("cnnlab.training.train._save_curves", MagicMock(side_effect=KeyboardInterrupt))
+        with pytest.raises(TrainingInterrupted, match="1 finished epochs are saved. Continue with"):
+            train(quick.changed(epochs=1), name="mine")
+    assert resume("runs/mine").summary["epochs"] == 1  # type: ignore[union-attr]
+
+
 def test_device_data_folder_and_skip_bad_are_remembered(shapes: Path, tmp_path: Path) -> None:
     (shapes / "dark" / "bad.png").write_bytes(b"")
     recipe = choose_recipe(data=f"folder:{shapes}", settings=["epochs=1", "batch_size=8"])
@@ -319,6 +330,7 @@ def test_device_data_folder_and_skip_bad_are_remembered(shapes: Path, tmp_path: 
     assert run.info["data"]["data_dir"] == str(tmp_path)
     (run.path / "summary.json").unlink()
     assert resume("runs/run").summary["device"] == "cpu"  # no --skip-bad needed
+    assert len(evaluate_run(run, split="validation").skipped) == len(run.info["data"]["skipped"])
 
 
 def test_out_of_memory_is_an_error_with_a_remedy(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,14 @@ def lr_find(
             return to_json(found.to_dict())
         lines = [wrap(line) for line in str(found).splitlines()]
         if found.suggestion:
-            given = {"--data": data, "--recipe": recipe, "--init-from": init_from, "--model": model}
+            given = {
+                "--data": data, "--recipe": recipe, "--init-from": init_from, "--model": model,
+                "--data-dir": str(data_dir) if data_dir is not None else None,
+                "--runs-dir": str(runs_dir) if runs_dir != Path("runs") else None,
+                "--device": device if device != "auto" else None,
+                "--threads": str(threads) if threads is not None else None,
+                "--skip-bad": "" if skip_bad else None,
+            }  # fmt: skip
             lines.append(_next_command(given, set_ or [], found.suggestion))
         return "\n".join(lines)
 
@@ -101,8 +108,8 @@ def lr_find(
 
 
 def _next_command(given: dict[str, str | None], set_: list[str], suggestion: dict[str, Any]) -> str:
-    """Return the training's command with the same arguments and the suggested settings."""
-    words = [word for option, value in given.items() if value is not None for word in (option, value)]
+    """Return the training's command with the same arguments and the suggested settings. given: "" for a flag."""
+    words = [word for option, value in given.items() if value is not None for word in (option, value) if word]
     kept = [text for text in set_ if text.partition("=")[0].strip().replace("-", "_") not in suggestion]
     for text in [*kept, *(f"{key}={value:g}" for key, value in suggestion.items())]:
         words += ["--set", text]

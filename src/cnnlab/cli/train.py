@@ -151,7 +151,7 @@ def train(
     }
     if seeds is not None:
         print_training(lambda: train_seeds(recipe, seeds, **common))
-    elif "folds" in settings and not settings.get("fold"):
+    elif (folds is not None or settings.get("folds")) and not settings.get("fold"):
         print_training(lambda: train_folds(recipe, settings["folds"], **common))
     else:
         print_training(lambda: train_once(recipe, **common))

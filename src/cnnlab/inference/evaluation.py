@@ -190,7 +190,7 @@ def evaluate_run(
     weights: best or last. Default: best where it was chosen on validation images, else last. views: test-time
     augmentation, a key of VIEWS. precision: of convolutions and matrix products; with 16 bits the logits of an image
     may depend on the rest of its batch. threshold: the probability below which an image is none of the classes.
-    Default: the run's. Raise CnnlabError.
+    Default: the run's. skip_bad: skip damaged images, as a run does that was trained so. Raise CnnlabError.
     """
     run = name if isinstance(name, Run) else runs.open_run(name, runs_dir)
     check_views(views)
@@ -207,7 +207,7 @@ def evaluate_run(
         data_dir=data_folder(data_dir or runs.data_dir(run)),
         decoding=preprocessing.decoding,
         columns=run.recipe.columns,
-        skip_bad=skip_bad,
+        skip_bad=skip_bad or run.info["data"].get("skip_bad", False),
     )
     images, split, other = _find_images(run, split, options, data)
     layout = layout_of(run)
@@ -231,6 +231,15 @@ def evaluate_run(
     left_out = ("run", "classes", *["confusion"] * large)
     record = {k: v for k, v in evaluation.to_dict().items() if k not in left_out}
     return replace(evaluation, recorded=runs.record_evaluation(run, record))
+
+
+def check_held_out(run: Run) -> None:
+    """Raise CnnlabError if the run has no validation images."""
+    if run.recipe.eval_split != "validation":
+        raise CnnlabError(
+            f"{run.path} held no images out for validation (eval_split={run.recipe.eval_split}); train a run with "
+            "eval_split=validation"
+        )
 
 
 def split_name(given: str | None) -> str | None:
@@ -356,6 +365,7 @@ def validation_images(run: Run, data: Any = None) -> ImageSet:
 
     Raise CnnlabError if it has none, or the data have changed.
     """
+    check_held_out(run)
     options = SourceOptions(
         data_dir=data_folder(runs.data_dir(run)),
         decoding=preprocessing_of(run).decoding,

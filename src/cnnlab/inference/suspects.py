@@ -29,8 +29,7 @@ from cnnlab.io.tables import Table
 from cnnlab.io.text import cell, plural
 from cnnlab.models.own import Network
 from cnnlab.training import runs
-from cnnlab.training.out_of_fold import FILE
-from cnnlab.training.series import is_series, member_folders, open_series
+from cnnlab.training.series import OUT_OF_FOLD, is_series, member_folders, open_series
 
 
 @dataclass(frozen=True)
@@ -146,9 +145,9 @@ def confident_disagreements(p: Tensor, labels: Tensor) -> list[tuple[int, int]]:
 
 def _read_out_of_fold(folder: Path) -> tuple[list[str], list[str], Tensor, Tensor]:
     """Return paths, classes, labels (N,) and probabilities (N, K) of out_of_fold.csv. Raise CnnlabError."""
-    file, members = folder / FILE, member_folders(folder)
+    file, members = folder / OUT_OF_FOLD, member_folders(folder)
     if not file.is_file() or not members:
-        raise CnnlabError(f"{folder} has no {FILE}: its folds are not finished; cnnlab train --resume {folder}")
+        raise CnnlabError(f"{folder} has no {OUT_OF_FOLD}: its folds are not finished; cnnlab train --resume {folder}")
     classes = runs.open_run(members[0]).classes
     names = {cell(name): k for k, name in enumerate(classes)}
     rows = table_rows(file.open("rb"), str(file))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnnlab.inference.evaluation import RunEvaluation, evaluate_run
+from cnnlab.inference.evaluation import RunEvaluation, check_held_out, evaluate_run
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.files import write_checked
 from cnnlab.io.text import plural
@@ -103,6 +103,7 @@ def set_threshold(
             raise CnnlabError(f"{what} {value:g}: must be above 0 and at most 1")
     if run.summary() is None:
         raise CnnlabError(f"{run.path} is not finished; continue it first: cnnlab train --resume {run.path}")
+    check_held_out(run)
     found = evaluate_run(
         run, model=model, data=data, split="validation", device=device, data_dir=data_dir, skip_bad=skip_bad,
         threads=threads, threshold=0.0,

@@ -41,7 +41,7 @@ def curves(rows: Sequence[dict[str, Any]], recipe: Recipe, title: str = "") -> F
     left, right = figure.subplots(1, 2)
     epochs, key = [row["epoch"] for row in rows], KEYS[recipe.eval_split]
     split = _LABELS.get(recipe.eval_split, recipe.eval_split)
-    changed = _changed_labels(recipe)
+    changed = _changed_loss(recipe)
     train_label, eval_label = "training", split
     if changed:
         train_label, eval_label = f"training (loss with {changed})", f"{split} (loss without)"
@@ -89,10 +89,11 @@ def comparison(runs: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) -> Fig
     return figure
 
 
-def _changed_labels(recipe: Recipe) -> str:
-    """Return how the labels of the training loss differ from those of the evaluation, or ""."""
+def _changed_loss(recipe: Recipe) -> str:
+    """Return how the training loss differs from that of the evaluation, or ""."""
     names = [f"label smoothing {recipe.label_smoothing:g}"] if recipe.label_smoothing else []
     names += [name for name, alpha in (("mixup", recipe.mixup), ("CutMix", recipe.cutmix)) if alpha]
+    names += ["class weights"] * (recipe.balance == "weights")
     return " and ".join(names)
 
 

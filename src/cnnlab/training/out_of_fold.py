@@ -15,23 +15,23 @@ from cnnlab.io.files import write_atomic
 from cnnlab.io.text import cell
 from cnnlab.training.calibration import held_out_logits
 from cnnlab.training.evaluate import Evaluation
+from cnnlab.training.evaluate import probabilities as probabilities_of
 from cnnlab.training.results import Result
-from cnnlab.training.series import Series, spread
+from cnnlab.training.series import OUT_OF_FOLD, Series, spread
 from cnnlab.training.session import Session
-
-FILE = "out_of_fold.csv"
 
 
 def write_out_of_fold(session: Session, series: Series, results: Sequence[Result]) -> dict[str, Any]:
     """Write out_of_fold.csv into the folder of finished folds. Return the figures for its summary.
 
-    A row per image: path, label, predicted, the probability of each of the K classes, fold. Raise OSError.
+    A row per image: path, label, predicted, the probability of each of the K classes, fold. Each fold's probabilities
+    are calibrated by its own temperature, as those of `predict` are. Raise OSError.
     """
     folds = [_predicted(session, result) for result in results]
     classes = results[0].run.classes
     total = sum((_confusion(images, p) for images, p in folds), torch.zeros(len(classes), len(classes)))
     pooled = Evaluation(0.0, total.long())
-    write_atomic(series.path / FILE, _table(classes, series.numbers, folds))
+    write_atomic(series.path / OUT_OF_FOLD, _table(classes, series.numbers, folds))
     accuracies = [Evaluation(0.0, _confusion(images, p)).accuracy for images, p in folds]
     return {
         "images": pooled.count,
@@ -48,7 +48,7 @@ def _predicted(session: Session, result: Result) -> tuple[ImageSet, Tensor]:
     run = result.run
     session.divide(run.recipe)
     session.check_images(run, run.recipe.data)
-    return session.eval_set, held_out_logits(session, run)[0].softmax(1)
+    return session.eval_set, probabilities_of(held_out_logits(session, run)[0], run.temperature(run.weights()))
 
 
 def _confusion(images: ImageSet, probabilities: Tensor) -> Tensor:

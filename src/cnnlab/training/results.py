@@ -25,6 +25,7 @@ from cnnlab.training.plan import FORMATS
 from cnnlab.training.progress import Progress, learned, out_of_patience
 from cnnlab.training.runs import Run
 from cnnlab.training.scores import Scores
+from cnnlab.training.series import OUT_OF_FOLD
 
 _SHOWN = 3  # findings
 _LEARNED = 0.99  # accuracy on the images of `overfit` from which the network counts as having learned them
@@ -226,7 +227,7 @@ class FoldsResult(SeedsResult):
     @property
     def predictions(self) -> Path:
         """The table of all images: path, label, predicted, the probability of each class, fold."""
-        return self.path / "out_of_fold.csv"
+        return self.path / OUT_OF_FOLD
 
     def _more(self) -> list[str]:
         s = self.summary["out_of_fold"]

@@ -17,6 +17,7 @@ from cnnlab.io.schema import COUNT, check
 from cnnlab.recipe import Recipe
 
 MOST_RUNS = 100_000
+OUT_OF_FOLD = "out_of_fold.csv"  # the predictions of all images in a series of folds
 # The schema of what a run's `from` says about the run that it starts from.
 FROM = {"kind": ("continued", "weights"), "run": str, "epochs?": COUNT,
         "weights?": ("best.safetensors", "last.safetensors")}  # fmt: skip

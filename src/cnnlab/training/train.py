@@ -199,7 +199,13 @@ def _run_to_end(session: Session, trainer: Trainer, checkpointer: Checkpointer, 
         finally:
             display.end()
     trained = time.perf_counter()
-    summary = _finish(session, run, checkpointer.saved)
+    try:
+        summary = _finish(session, run, checkpointer.saved)
+    except KeyboardInterrupt:
+        raise TrainingInterrupted(
+            f"stopped before the summary; all {checkpointer.saved}. "
+            f"Continue with: {resume_call(run.path, recipe, run.builder, run.augment)}"
+        ) from None
     timings = {
         "setup": setup_done - started,
         "whitening": session.whitening_seconds,

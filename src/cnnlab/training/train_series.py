@@ -174,8 +174,14 @@ def train_members(session: Session, series: Series) -> SeedsResult:
             series.kind: list(numbers),
             **{name: spread([r.summary[name] for r in results]) for name in figures},
         }
-        with explained_write_errors(series.path):
-            if series.kind == "folds":
-                summary["out_of_fold"] = write_out_of_fold(session, series, results)
-            write_checked(series.path / "summary.json", summary)
+        try:
+            with explained_write_errors(series.path):
+                if series.kind == "folds":
+                    summary["out_of_fold"] = write_out_of_fold(session, series, results)
+                write_checked(series.path / "summary.json", summary)
+        except KeyboardInterrupt:
+            raise TrainingInterrupted(
+                f"stopped before the summary; all {len(numbers)} {series.kind} are finished. "
+                f"Continue with: {resume_call(series.path, recipe, session.builder(recipe), series.augment)}"
+            ) from None
     return (FoldsResult if series.kind == "folds" else SeedsResult)(series.path, results, summary)
