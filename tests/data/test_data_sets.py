@@ -14,7 +14,7 @@ from test_named import Server, server  # noqa: F401 - a fixture
 from torchvision import datasets
 
 from cnnlab.data import ImageSet, SourceOptions, absolute, copies_in_test, load_images
-from cnnlab.data.torchvision_sets import SETS
+from cnnlab.data.torchvision_sets import SETS, _classes, _labels
 from cnnlab.io.errors import CnnlabError
 
 RNG = np.random.default_rng(0)
@@ -87,6 +87,18 @@ def test_a_set_of_torchvision_is_downloaded_by_us(
     )  # where torchvision has it
 
 
+def test_a_part_without_labels_and_names_by_number() -> None:
+    built = {}
+    for split in ("train", "test"):
+        built[split] = datasets.FER2013.__new__(datasets.FER2013)
+        built[split]._samples = [(None, 1 if split == "train" else None)] * 3
+    assert _labels(built["train"]) == [1, 1, 1]
+    assert _labels(built["test"]) is None
+    people = datasets.LFWPeople.__new__(datasets.LFWPeople)
+    people.class_to_idx = {"Ann": 1, "Bob": 0}
+    assert _classes(people, 2) == ["Bob", "Ann"]
+
+
 def test_images_that_a_set_makes_itself(tmp_path: Path) -> None:
     found = load("torchvision:FakeData", tmp_path)
     theirs = datasets.FakeData(size=50, image_size=(3, 32, 32))
@@ -100,6 +112,7 @@ def test_images_that_a_set_makes_itself(tmp_path: Path) -> None:
     [
         ("torchvision:Flower102", "did you mean Flowers102"),
         ("torchvision:CocoDetection", "no set of labelled images"),
+        ("torchvision:EMNIST", "write emnist:balanced"),
         ("torchvision:UCF101", "no set of labelled images"),
         ("torchvision:", "write torchvision:NAME"),
         ("torchvision:ImageNet", "put its files into"),

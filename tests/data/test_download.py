@@ -265,3 +265,9 @@ def test_a_process_that_holds_the_lock_and_writes_nothing_is_not_waited_for(
     assert len(failures) == 1
     assert "file.gz.lock" in failures[0]
     assert server.requests == []
+
+
+def test_a_file_beyond_the_limit_is_refused_before_it_is_written(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(CnnlabError, match=r"has 2,097,152 bytes, and the limit is 1,000 bytes; put"):
+        download([server.url], tmp_path / "x", limit=1000)
+    assert not (tmp_path / "x.part").exists()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 
 from cnnlab.data import ImageSet, SourceOptions, load_images
-from cnnlab.io.decode import BadImage, Decoding, decode, probe
+from cnnlab.io.decode import PAGES, BadImage, Decoding, decode, decode_checked, probe
 from cnnlab.io.errors import CnnlabError
 from cnnlab.models import build_model
 
@@ -249,6 +251,8 @@ def test_damaged_stacks_are_one_line(tmp_path: Path) -> None:
         "zero.npy": _saved(np.zeros((0, 4), np.uint8)),
         "text.npy": _saved(np.array(["a"])),
         "complex.npy": _saved(np.zeros((4, 4), complex)),
+        "images.npy": _saved(np.zeros((1000, 28, 28), np.uint8)),
+        "last.npy": _saved(np.zeros((28, 28, 1000), np.uint8)),
         "many.npy": _saved(np.zeros((99, 98, 97), np.uint8)),
     }
     for name, content in wrong.items():
@@ -256,6 +260,43 @@ def test_damaged_stacks_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(BadImage, match=name) as caught:
             decode(tmp_path / name, Decoding(5, SIDE))
         assert "\n" not in str(caught.value)
+
+
+def test_pages_of_other_sizes_are_pillows(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "x.tif") as out:
+        out.write(NOISE[..., 0], photometric="miniswhite", compression="deflate")
+        out.write(NOISE[:6, :6, 1], photometric="miniswhite", compression="deflate")
+    pixels, odd = decode_checked(tmp_path / "x.tif", Decoding(1, SIDE))
+    np.testing.assert_array_equal(pixels[0], 255 - NOISE[..., 0])
+    assert odd == [PAGES]
+
+
+def test_four_samples_without_a_word_on_opacity_are_four_channels(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    Image.fromarray(NOISE, "RGBA").save(out, "TIFF")
+    content = out.getvalue()
+    assert content.count(b"\x52\x01\x03\0") == 1  # the tag ExtraSamples
+    (tmp_path / "x.tif").write_bytes(content.replace(b"\x52\x01\x03\0", b"\x51\x01\x03\0"))
+    assert probe(tmp_path / "x.tif").channels == 4
+    np.testing.assert_array_equal(decode(tmp_path / "x.tif", Decoding(4, SIDE)), NOISE.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("codec", ["imagecodecs", "tifffile"])
+def test_a_tiff_bomb_is_one_line(tmp_path: Path, codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if codec == "tifffile":
+        monkeypatch.delitem(sys.modules, "imagecodecs")
+    small = zlib.compress(NOISE[..., :1].repeat(5, 2).tobytes())
+    bomb = zlib.compress(bytes(1 << 26), 9)
+    for name, strip, fits in (("x.tif", small, True), ("bomb.tif", bomb, False)):
+        strips = iter([strip])
+        tifffile.imwrite(tmp_path / name, strips, shape=(SIDE, SIDE, 5), dtype=np.uint8, photometric="minisblack",
+                         planarconfig="contig", compression="deflate", rowsperstrip=SIDE)  # fmt: skip
+        if fits:
+            assert decode(tmp_path / name, Decoding(5, SIDE)).shape == (5, SIDE, SIDE)
+        else:
+            with pytest.raises(BadImage) as caught:
+                decode(tmp_path / name, Decoding(5, SIDE))
+            assert "\n" not in str(caught.value)
 
 
 def _saved(array: np.ndarray) -> bytes:

@@ -16,12 +16,22 @@ from cnnlab.io.lock import file_lock
 
 _CHUNK = 1 << 18
 _TIMEOUT = 30  # seconds without a byte
-_LIMIT = 1 << 32  # bytes: an endless response must not fill the disk
+LIMIT = 1 << 32  # bytes: an endless response must not fill the disk
 _STALLED = 120.0  # seconds that the process we wait for may write nothing: several timeouts
 
 
-def download(urls: Sequence[str], path: Path, *, md5: str = "", sha1: str = "", report: Report = no_report) -> None:
+def download(
+    urls: Sequence[str],
+    path: Path,
+    *,
+    md5: str = "",
+    sha1: str = "",
+    report: Report = no_report,
+    limit: int = LIMIT,
+) -> None:
     """Download `path` from the first of `urls` that has a file with the right `md5` or `sha1`, if either is given.
+
+    limit: bytes of the largest file.
 
     The bytes go to `path`.part, which a later call continues; only a verified file gets the name `path`. If several
     processes ask for the same file, one downloads it and the others wait; they report this, and give up if nothing
@@ -33,7 +43,7 @@ def download(urls: Sequence[str], path: Path, *, md5: str = "", sha1: str = "", 
         path.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(path, report, progress=_part(path), stalled=_STALLED):
             if not path.exists():
-                _fetch_any(urls, path, "sha1" if sha1 else "md5", sha1 or md5, report)
+                _fetch_any(urls, path, "sha1" if sha1 else "md5", sha1 or md5, report, limit)
     except OSError as error:
         raise CnnlabError(
             f"cannot write {path}: {reason(error)}; free some space or name another folder with --data-dir"
@@ -44,7 +54,7 @@ def _part(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
-def _fetch_any(urls: Sequence[str], path: Path, kind: str, wanted: str, report: Report) -> None:
+def _fetch_any(urls: Sequence[str], path: Path, kind: str, wanted: str, report: Report, limit: int) -> None:
     part = _part(path)
     failures = []
     for url in urls:
@@ -54,7 +64,7 @@ def _fetch_any(urls: Sequence[str], path: Path, kind: str, wanted: str, report: 
                 if fresh:
                     part.unlink(missing_ok=True)
                 continued = part.exists() and part.stat().st_size > 0
-                _fetch(url, part, report)
+                _fetch(url, part, report, limit)
                 if not wanted or checksum(part, kind) == wanted:
                     os.replace(part, path)  # noqa: PTH105
                     return
@@ -73,7 +83,7 @@ def _fetch_any(urls: Sequence[str], path: Path, kind: str, wanted: str, report: 
     )
 
 
-def _fetch(url: str, part: Path, report: Report) -> None:
+def _fetch(url: str, part: Path, report: Report, limit: int) -> None:
     """Append the missing bytes to `part`, or start again if the server cannot continue."""
     start = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "cnnlab"})  # noqa: S310 - the caller's addresses
@@ -90,15 +100,24 @@ def _fetch(url: str, part: Path, report: Report) -> None:
         done = start if continued else 0
         length = response.headers.get("Content-Length")
         total = done + int(length) if length else 0
+        if total > limit:
+            raise _too_large(url, part, f"has {total:,} bytes", limit)
         with part.open("ab" if continued else "wb") as file:
             while chunk := _read(response):
                 done += len(chunk)
-                if done > _LIMIT:
-                    raise http.client.HTTPException(f"more than {_LIMIT:,} bytes")
+                if done > limit:
+                    raise _too_large(url, part, "does not end", limit)
                 file.write(chunk)
                 report(f"downloading {part.name.removesuffix('.part')}", done, total)
         if total and done < total:
             raise http.client.IncompleteRead(b"", total - done)
+
+
+def _too_large(url: str, part: Path, why: str, limit: int) -> CnnlabError:
+    return CnnlabError(
+        f"cannot download {part.name.removesuffix('.part')}: {url} {why}, and the limit is {limit:,} bytes; put the "
+        f"file into {part.parent} by hand"
+    )
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:

@@ -26,6 +26,7 @@ from cnnlab.io.lock import file_lock
 
 _TRAIN_TEST = {"train": {"split": "train"}, "test": {"split": "test"}}
 _THREE = {"train": {"split": "train"}, "validation": {"split": "val"}, "test": {"split": "test"}}
+_LIMIT = 1 << 37  # bytes of a download: SUN397 and Places365 are tens of gigabytes
 _WHOLE: dict[str, dict[str, Any]] = {"train": {}}
 _BY_FLAG = {"train": {"train": True}, "test": {"train": False}}
 # The sets of labelled images: split -> arguments. Others hold boxes, masks, captions, pairs or videos.
@@ -72,13 +73,20 @@ def listing(name: str, options: SourceOptions) -> Listing:
     from torchvision import datasets  # slow to import, so only here
 
     if name not in SETS:
+        if name == "EMNIST":
+            raise CnnlabError("torchvision:EMNIST is read as emnist:SPLIT; write emnist:balanced")
         if inspect.isclass(getattr(datasets, name, None)):
             raise CnnlabError(f"torchvision:{name} is no set of labelled images; known: {', '.join(SETS)}")
         raise unknown("set of torchvision", name, [*SETS, "MNIST", "CIFAR10", "CIFAR100", "SVHN", "STL10"])
     built = _build(getattr(datasets, name), name, options)
-    parts = {split: Part(_files(dataset, f"{name} {split}"), _labels(dataset)) for split, dataset in built.items()}
+    labels = {split: _labels(dataset) for split, dataset in built.items()}
+    if labels["train"] is None:
+        raise CnnlabError(f"torchvision:{name}: its training images have no labels; choose another set")
+    parts = {split: Part(_files(built[split], f"{name} {split}"), found) for split, found in labels.items() if found}
+    notes = [f"the {split} images have no labels and are left out" for split in labels if split not in parts]
     count = max(max(part.labels) for part in parts.values()) + 1
-    return Listing(options.data_dir, f"torchvision:{name}", _classes(built["train"], count), parts)
+    source = f"torchvision:{name}"
+    return Listing(options.data_dir, source, _classes(built["train"], count), parts, notes=tuple(notes))
 
 
 def _build(cls: type, name: str, options: SourceOptions) -> dict[str, Any]:
@@ -125,7 +133,10 @@ def _download(cls: type, name: str, own: Path, report: Report) -> None:
 
 @contextmanager
 def _our_download(cls: type, archives: Path, report: Report) -> Iterator[None]:
-    """Let torchvision's `download_url` resume and check as ours does. It is a name of `utils`, copied into modules."""
+    """Let torchvision's `download_url` resume and check as ours does. It is a name of `utils`, copied into modules.
+
+    Not so for PCAM, whose files torchvision gets from Google Drive itself: they start again after an interruption.
+    """
     from torchvision.datasets import utils
 
     def download_url(
@@ -133,10 +144,13 @@ def _our_download(cls: type, archives: Path, report: Report) -> Iterator[None]:
     ) -> None:
         del max_redirect_hops  # urllib follows ten
         file = filename or os.path.basename(url)  # noqa: PTH119 - an address
-        download([url], archives / file, md5=md5 or "", report=report)
+        download([url], archives / file, md5=md5 or "", report=report, limit=_LIMIT)
         Path(root).mkdir(parents=True, exist_ok=True)
         (Path(root) / file).unlink(missing_ok=True)
-        os.link(archives / file, Path(root) / file)
+        try:
+            os.link(archives / file, Path(root) / file)
+        except OSError:  # exFAT and some shares have no links
+            shutil.copyfile(archives / file, Path(root) / file)
 
     modules = [utils, sys.modules[cls.__module__]]
     before = [module.__dict__.get("download_url") for module in modules]
@@ -172,12 +186,15 @@ def _files(dataset: Any, title: str) -> Sequence[Path | Item]:
     return [Item(f"{title} {i}", partial(read, i)) for i in range(len(dataset))]
 
 
-def _labels(dataset: Any) -> list[int]:
+def _labels(dataset: Any) -> list[int] | None:
+    """Return the numbers of the classes; None if images have no label, as those of FER2013's test.csv."""
     found = _first(dataset, "_labels", "targets", "labels", "y")
     if found is None and (samples := _first(dataset, "_samples", "samples", "imgs")):
         found = [entry[1] for entry in samples]
     if found is None or len(found) != len(dataset):
         found = [dataset[i][1] for i in range(len(dataset))]
+    if any(label is None for label in found):
+        return None
     array = np.asarray(found)
     return [int(label) for label in (array[:, 0] if array.ndim == 2 else array)]
 
@@ -185,6 +202,8 @@ def _labels(dataset: Any) -> list[int]:
 def _classes(dataset: Any, count: int) -> list[str]:
     """Return the names of the classes, their numbers if the dataset has none."""
     given = _first(dataset, "classes", "categories") or []
+    if not given and (numbers := getattr(dataset, "class_to_idx", None)):
+        given = sorted(numbers, key=numbers.__getitem__)
     names = [name[0] if isinstance(name, tuple) else str(name) for name in given]
     if len(set(names)) < len(names):  # two classes of ImageNet share their first name
         names = [", ".join(name) if isinstance(name, tuple) else str(name) for name in given]

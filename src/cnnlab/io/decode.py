@@ -11,7 +11,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.jpeg import closed, is_cut
 from cnnlab.io.kinds import file_kind, kind_of
-from cnnlab.io.stacks import Stack, Unfit, as_stack, damaged, nodata_of, open_stack, scaled
+from cnnlab.io.stacks import Guard, Stack, Unfit, as_stack, damaged, nodata_of, open_stack, scaled
 from cnnlab.io.strip import without_metadata
 from cnnlab.io.text import plural
 from cnnlab.io.values import Values, summarize
@@ -41,8 +41,8 @@ with suppress(ImportError):  # the extra images
 ENDINGS = frozenset(e for e, f in Image.registered_extensions().items() if f in _FORMATS and f in Image.OPEN) | {".npy"}
 _KNOWN = tuple(f for f in _FORMATS if f in Image.OPEN)  # a Pillow may be built without some
 LARGEST_FILE = 1 << 29  # bytes
-_LARGE = 1 << 24  # pixels: larger images are decoded one at a time, to bound the memory of the threads
-_one_large = threading.Lock()
+_LARGE = 1 << 26  # bytes of pixels, 4 a pixel in Pillow: larger images are read one at a time, to bound the memory
+_one_large = threading.RLock()
 FITS = ("pad", "crop", "stretch")
 BACKGROUNDS = ("auto", "black", "white")
 _DEEP = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
@@ -181,8 +181,7 @@ def value_range(source: Source, content: bytes | None = None) -> Values:
     """Return the values of an image of deep greys or colours, all channels together. content: see `probe`."""
 
     def values(image: Picture) -> Values:
-        with _one_large if image.size[0] * image.size[1] > _LARGE else nullcontext():
-            return summarize(image.values if isinstance(image, Stack) else np.asarray(image), nodata_of(image))
+        return summarize(image.values if isinstance(image, Stack) else np.asarray(image), nodata_of(image))
 
     return read_image(source, content, values)
 
@@ -206,9 +205,8 @@ def ink(source: Source, content: bytes | None = None) -> float | None:
     def mean(image: Picture) -> float | None:
         if isinstance(image, Stack):
             image = _colours(image, Decoding(3, 1))
-        with _one_large if image.size[0] * image.size[1] > _LARGE else nullcontext():
-            grey, alpha = (np.asarray(band, np.float64) for band in image.convert("RGBA").convert("LA").split())
-            return float((grey * alpha).sum() / alpha.sum()) if alpha.any() else None
+        grey, alpha = (np.asarray(band, np.float64) for band in image.convert("RGBA").convert("LA").split())
+        return float((grey * alpha).sum() / alpha.sum()) if alpha.any() else None
 
     return read_image(source, content, mean)
 
@@ -236,13 +234,14 @@ def read_image(source: Source, content: bytes | None, use: Callable[[Picture], T
         except Exception as error:  # of whatever library it comes from
             raise BadImage(f"{source} cannot be read: {reason(error, 200)}") from error
         if isinstance(found, Image.Image):
-            return _used(found, source, use, b"")
+            with _one_at_a_time() as guard:
+                return _used(found, source, use, b"", guard)
         source, content = source.name, found
     path = source
 
     def attempt(content: bytes | None) -> T:
-        with _open(path, content) as image:
-            return _used(image, path, use, content)
+        with _one_at_a_time() as guard, _open(path, content, guard) as image:
+            return _used(image, path, use, content, guard)
 
     try:
         return attempt(content)
@@ -259,10 +258,19 @@ def read_image(source: Source, content: bytes | None, use: Callable[[Picture], T
         raise
 
 
-def _used(image: Picture, source: Source, use: Callable[[Picture], T], content: bytes | None) -> T:
+@contextmanager
+def _one_at_a_time() -> Iterator[Guard]:
+    """Yield what makes a large image wait until no other thread works on one."""
+    with ExitStack() as held:
+        yield lambda size: held.enter_context(_one_large) if size > _LARGE else None
+
+
+def _used(image: Picture, source: Source, use: Callable[[Picture], T], content: bytes | None, guard: Guard) -> T:
     try:
-        if isinstance(image, Image.Image) and not isinstance(source, Item):
-            image = as_stack(image, source, content) or image
+        if isinstance(image, Image.Image):
+            guard(image.width * image.height * 4)
+            if not isinstance(source, Item):
+                image = as_stack(image, source, content, guard) or image
         return use(image)
     except (BadImage, MemoryError):
         raise
@@ -277,7 +285,7 @@ def _bad(source: Source, error: Exception) -> BadImage:
 
 
 @contextmanager
-def _open(source: Path | str, content: bytes | None) -> Iterator[Picture]:
+def _open(source: Path | str, content: bytes | None, guard: Guard) -> Iterator[Picture]:
     try:
         if content is None and (size := os.stat(source).st_size) > LARGEST_FILE:  # noqa: PTH116 - a text or a path
             raise TooLarge(f"{source} is {size:,} bytes; the limit for an image is {LARGEST_FILE:,}")
@@ -286,7 +294,7 @@ def _open(source: Path | str, content: bytes | None) -> Iterator[Picture]:
             found = Image.open(source if content is None else io.BytesIO(content), formats=_KNOWN)
         except UnidentifiedImageError:
             try:
-                found = open_stack(source, content)
+                found = open_stack(source, content, guard)
             except Exception as error:  # tifffile and NumPy raise nearly anything for a damaged file
                 raise _bad(source, error) from error
             if found is None:
@@ -319,17 +327,15 @@ def square_pixels(image: Picture, source: Source, how: Decoding, invert: bool = 
     channels = header_of(image).channels
     if channels != how.channels and {channels, how.channels} - {1, 3}:
         raise BadImage(f"{source} has {plural(channels, 'channel')}, {how.channels} are expected; convert it")
-    large = image.size[0] * image.size[1] > _LARGE
     try:
-        with _one_large if large else nullcontext():
-            if isinstance(image, Stack) and channels not in (1, 3):
-                pixels = image.eight_bits(how.low, how.high, how.lows, how.highs)
-                bands = (Image.fromarray(np.ascontiguousarray(pixels[..., c])) for c in range(channels))
-                single = replace(how, channels=1)
-                return np.stack([np.asarray(_fitted(band, single, invert)) for band in bands])
-            if isinstance(image, Stack):
-                image = _colours(image, how)
-            pixels = np.asarray(_fitted(image, how, invert))
+        if isinstance(image, Stack) and channels not in (1, 3):
+            pixels = image.eight_bits(how.low, how.high, how.lows, how.highs)
+            bands = (Image.fromarray(np.ascontiguousarray(pixels[..., c])) for c in range(channels))
+            single = replace(how, channels=1)
+            return np.stack([np.asarray(_fitted(band, single, invert)) for band in bands])
+        if isinstance(image, Stack):
+            image = _colours(image, how)
+        pixels = np.asarray(_fitted(image, how, invert))
     except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file
         raise BadImage(f"{source} is damaged: {reason(error)}") from error
     return pixels.reshape(1, how.size, how.size) if how.channels == 1 else pixels.transpose(2, 0, 1)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import logging
+import lzma
 import re
-from collections.abc import Sequence
+import sys
+import zlib
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,9 +25,14 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MOST_CHANNELS = 64
 _GDAL_NODATA = 42113  # the tag of a TIFF that names the value of missing data
 _ALPHA = (1, 2)  # values of TIFF's tag ExtraSamples
+_DEFLATE, _PACKBITS, _LZMA = (8, 32946, 50013), 32773, 34925  # values of the tag Compression
 _BITS, _SAMPLES, _EXTRA, _FORMAT, _ORIENTATION = 258, 277, 338, 339, 274  # numbers of tags
 # Axes that are channels: as tifffile names them for ImageJ and OME (C), for samples (S) and for its own arrays (Q).
 _CHANNEL_AXES = "CSQ"
+
+
+Guard = Callable[[int], object]
+"""Called with the number of bytes of an image's pixels before they are read."""
 
 
 class Unfit(CnnlabError):
@@ -75,25 +83,33 @@ class Stack:
         return np.stack([scaled(values[..., c], *ends) for c, ends in enumerate(zip(lows, highs, strict=True))], 2)
 
 
-def as_stack(image: Any, source: Path | str, content: bytes | None) -> Stack | None:
+def as_stack(image: Any, source: Path | str, content: bytes | None, guard: Guard) -> Stack | None:
     """Return the pixels of an opened image whose channels or bits Pillow would drop; None for all others."""
     if image.format == "PNG" and image.mode in ("RGB", "RGBA") and image.tile and "16B" in str(image.tile[0][3]):
+        guard(image.width * image.height * 8)
         return _deep_png(image, source, content)
     if image.format == "PPM" and image.mode == "RGB" and image.tile and image.tile[0][0] == "ppm":
+        guard(image.width * image.height * 6)
         return _deep_ppm(source, content)
-    if image.format == "TIFF" and _needs_tifffile(image):
-        return open_stack(source, content)
+    if image.format == "TIFF":
+        if _needs_tifffile(image):
+            return open_stack(source, content, guard)
+        if _grey_pages(image):
+            return open_stack(source, content, guard, pages=True)
     return None
 
 
-def open_stack(source: Path | str, content: bytes | None) -> Stack | None:
-    """Return the pixels of a TIFF or `.npy` file; None if it is neither. Raises: Unfit, or anything."""
+def open_stack(source: Path | str, content: bytes | None, guard: Guard, *, pages: bool = False) -> Stack | None:
+    """Return the pixels of a TIFF or `.npy` file; None if it is neither. Raises: Unfit, or anything.
+
+    pages: read it only if its pages are the channels of one image: else Pillow reads the first one.
+    """
     with _stream(source, content) as file:
         head = file.read(8)
         file.seek(0)
         if head.startswith(NPY):
-            return _npy(file)
-        return _tiff(file) if head.startswith(_TIFF) else None
+            return _npy(file, guard)
+        return _tiff(file, guard, pages) if head.startswith(_TIFF) else None
 
 
 def _stream(source: Path | str, content: bytes | None) -> IO[bytes]:
@@ -105,15 +121,19 @@ def _needs_tifffile(image: Any) -> bool:
     bits, samples = max(tags.get(_BITS, (1,))), tags.get(_SAMPLES, 1)
     if samples > 1 and image.mode not in ("CMYK", "LAB", "YCbCr", "P", "PA"):
         dropped = samples > len(image.getbands()) and tags.get(_EXTRA, (0,))[0] not in _ALPHA
-        return bool(bits != 8 or dropped)
-    if image.mode == "I" and bits == 32 and max(tags.get(_FORMAT, (1,))) == 1:
-        return True  # unsigned: Pillow would take the upper half for negative
+        unsaid = samples == 4 and _EXTRA not in tags  # Pillow takes the fourth for opacity
+        return bool(bits != 8 or dropped or unsaid)
+    # Of unsigned numbers of 32 bits, Pillow would take the upper half for negative.
+    return bool(image.mode == "I" and bits == 32 and max(tags.get(_FORMAT, (1,))) == 1)
+
+
+def _grey_pages(image: Any) -> bool:
     with suppress(Exception):  # a damaged directory: Pillow will say so
         return image.mode in ("1", "L", "I", "F", "I;16", "I;16B") and int(image.n_frames) > 1
     return False
 
 
-def _tiff(file: IO[bytes]) -> Stack | None:
+def _tiff(file: IO[bytes], guard: Guard, pages: bool) -> Stack | None:
     """Read the first series; None if its pages are not the channels of one image."""
     import tifffile  # slow to import, and rarely needed
 
@@ -128,6 +148,10 @@ def _tiff(file: IO[bytes]) -> Stack | None:
         alpha = "S" in axes and len(extra) == 1 and extra[0] in _ALPHA
         if len(axes) > 3 or (len(axes) == 3 and not set(axes) & set(_CHANNEL_AXES)):
             return None  # depth, time or unrelated pages
+        if pages and len(axes) == 2:
+            return None  # pages of other sizes
+        guard(int(np.prod(shape)) * series.dtype.itemsize)
+        _refuse_bombs(file, series)
         pixels: np.ndarray = series.asarray().reshape(shape)
         if "Q" in axes:  # tifffile's own note of an array's shape
             return Stack(_channels_last(pixels), format="TIFF")
@@ -138,6 +162,30 @@ def _tiff(file: IO[bytes]) -> Stack | None:
         pixels = _upright(pixels, int(orientation.value) if orientation is not None else 1)
         tag = page.tags.get(_GDAL_NODATA)
     return Stack(_checked(pixels), alpha, "TIFF", _number(tag.value if tag is not None else None))
+
+
+def _refuse_bombs(file: IO[bytes], series: Any) -> None:
+    """Raise Unfit for tiles or strips that hold more than their size says.
+
+    imagecodecs decodes into a buffer of that size; what tifffile uses without it decodes as much as there is.
+    """
+    page = series.pages[0]
+    _check_pixels(page.chunks)
+    if "imagecodecs" in sys.modules or int(page.compression) not in (*_DEFLATE, _PACKBITS, _LZMA):
+        return
+    most = int(np.prod(page.chunks)) * series.dtype.itemsize * 2 + 1024
+    for frame in series.pages:
+        for start, count in zip(frame.dataoffsets, frame.databytecounts, strict=True) if frame is not None else ():
+            fits = count <= most  # no more than this is read
+            if fits and int(page.compression) != _PACKBITS:
+                file.seek(start)
+                content = file.read(count)
+                if int(page.compression) == _LZMA:
+                    fits = len(lzma.LZMADecompressor().decompress(content, most + 1)) <= most
+                else:
+                    fits = len(zlib.decompressobj().decompress(content, most + 1)) <= most
+            if not fits:
+                raise Unfit("has a strip or a tile that holds more than its size says; save it again")
 
 
 def nodata_of(image: Any) -> float | None:
@@ -161,13 +209,14 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
 
 
-def _npy(file: IO[bytes]) -> Stack:
+def _npy(file: IO[bytes], guard: Guard) -> Stack:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
     if dtype.hasobject or dtype.kind not in "buif":
         raise Unfit(f"holds values of type {dtype}, not numbers of an image; save uint8, uint16 or float32")
     _check_pixels(shape)
+    guard(int(np.prod(shape, dtype=object)) * dtype.itemsize)
     file.seek(0)
     pixels = np.lib.format.read_array(file, allow_pickle=False)
     return Stack(_channels_last(pixels), format="NPY")
@@ -182,6 +231,12 @@ def _channels_last(pixels: np.ndarray) -> np.ndarray:
         raise Unfit(f"is an array of {shape}; save one image, as (H, W), (H, W, C) or (C, H, W)")
     if pixels.shape[0] == pixels.shape[2]:
         raise Unfit(f"is an array of {shape}: its channels could be first or last; save (C, H, W) with another C")
+    side = pixels.shape[1]
+    if side > 4 and (pixels.shape[2] == side < pixels.shape[0] or pixels.shape[0] == side < pixels.shape[2]):
+        raise Unfit(
+            f"is an array of {shape}: many images, or one of {side} channels? Save each image to a file of its own, "
+            "(H, W) or (H, W, C)"
+        )
     return _checked(np.moveaxis(pixels, 0, 2) if pixels.shape[0] < pixels.shape[2] else pixels)
 
 
