@@ -190,7 +190,7 @@ def evaluate_run(
     weights: best or last. Default: best where it was chosen on validation images, else last. views: test-time
     augmentation, a key of VIEWS. precision: of convolutions and matrix products; with 16 bits the logits of an image
     may depend on the rest of its batch. threshold: the probability below which an image is none of the classes.
-    Default: the run's. skip_bad: skip damaged images, as a run does that was trained so. Raise CnnlabError.
+    Default: the run's. skip_bad: skip damaged images; the run's own also if it was trained so. Raise CnnlabError.
     """
     run = name if isinstance(name, Run) else runs.open_run(name, runs_dir)
     check_views(views)
@@ -207,7 +207,7 @@ def evaluate_run(
         data_dir=data_folder(data_dir or runs.data_dir(run)),
         decoding=preprocessing.decoding,
         columns=run.recipe.columns,
-        skip_bad=skip_bad or run.info["data"].get("skip_bad", False),
+        skip_bad=skip_bad,
     )
     images, split, other = _find_images(run, split, options, data)
     layout = layout_of(run)
@@ -288,6 +288,7 @@ def _run_images(
     data: where the images are. Raise _OtherImages if the training images there are others.
     """
     recipe = replace(run.recipe, data=data)
+    options = replace(options, skip_bad=options.skip_bad or run.info["data"].get("skip_bad", False))
     moved = data != run.recipe.data
     if split == "validation" and recipe.eval_split != "validation" and not moved:
         raise CnnlabError(f"{run.path} held no images out for validation; evaluate --split test or train")
@@ -370,7 +371,6 @@ def validation_images(run: Run, data: Any = None) -> ImageSet:
         data_dir=data_folder(runs.data_dir(run)),
         decoding=preprocessing_of(run).decoding,
         columns=run.recipe.columns,
-        skip_bad=run.info["data"].get("skip_bad", False),
     )
     images, _, other = _find_images(run, "validation", options, data)
     if other:
