@@ -47,7 +47,9 @@ class Recipe:
     name: str = _setting("custom", "name of the recipe")
     model: str = _setting("lenet-bn", "network: `cnnlab list models`")
     data: str = _setting("digits", "images: `cnnlab list data`")
-    columns: str = _setting("", "csv: names of columns: path=file,label=species,split=set,group=patient,weight=w")
+    columns: str = _setting(
+        "", "csv: and hf: names of columns: path=file,label=species,split=set,group=patient,weight=w"
+    )
 
     epochs: int = _setting(10, "passes over the training images", 1, 100_000)
     batch_size: int = _setting(256, "images per step", 1, 1_000_000)

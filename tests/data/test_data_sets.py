@@ -14,6 +14,7 @@ from test_named import Server, server  # noqa: F401 - a fixture
 from torchvision import datasets
 
 from cnnlab.data import ImageSet, SourceOptions, absolute, copies_in_test, load_images
+from cnnlab.data.survey import survey
 from cnnlab.data.torchvision_sets import SETS, _classes, _labels
 from cnnlab.io.errors import CnnlabError
 
@@ -267,3 +268,11 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(CnnlabError, match=r"pip install 'cnnlab\[hf\]'"):
         load("hf:mnist", tmp_path)
+
+
+def test_a_survey_decodes_no_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = saved(tmp_path, train={"x": [0] * 4})
+    monkeypatch.setattr("cnnlab.data.files.decode_checked", None)
+    for name, expected in ((source, (4, 2, 8, False)), ("torchvision:FakeData", (50, 10, 32, False))):
+        found = survey(name, SourceOptions(data_dir=tmp_path))
+        assert (found.count, found.classes, found.side, found.grey) == expected

@@ -281,6 +281,12 @@ def test_four_samples_without_a_word_on_opacity_are_four_channels(tmp_path: Path
     np.testing.assert_array_equal(decode(tmp_path / "x.tif", Decoding(4, SIDE)), NOISE.transpose(2, 0, 1))
 
 
+def test_a_channel_beside_opacity_is_not_dropped(tmp_path: Path) -> None:
+    five = RNG.integers(0, 256, (SIDE, SIDE, 5), np.uint8)
+    tiff(tmp_path / "x.tif", five, photometric="rgb", extrasamples=["unassalpha", "unspecified"])
+    np.testing.assert_array_equal(decode(tmp_path / "x.tif", Decoding(5, SIDE)), five.transpose(2, 0, 1))
+
+
 @pytest.mark.parametrize("codec", ["imagecodecs", "tifffile"])
 def test_a_tiff_bomb_is_one_line(tmp_path: Path, codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if codec == "tifffile":

@@ -153,7 +153,9 @@ def _warnings(
     if alike := [names for names in same.values() if len(names) > 1]:
         more = f" ({plural(len(alike) - 1, 'more such case')})" if len(alike) > 1 else ""
         yield f"classes {', '.join(map(escape, alike[0]))} have nearly the same name{more}: are they the same class?"
-    if faults := [bad for bad in map(_fault, listing.parts["test"].files if "test" in listing.parts else ()) if bad]:
+    with ThreadPoolExecutor(available_cores()) as pool:
+        faults = list(filter(None, pool.map(_fault, listing.parts["test"].files if "test" in listing.parts else ())))
+    if faults:
         yield f"{len(faults):,} test images cannot be read, and would stop an evaluation; the first: {faults[0]}"
     yield from listing.warnings
 
@@ -239,7 +241,8 @@ def _decoding(listing: Listing, options: SourceOptions) -> tuple[Decoding, list[
     else:
         low, high, warnings = 0.0, 0.0, []
         deep = [file for file, (_, extremes) in surveyed.items() if extremes]
-        found = list(zip(*map(channel_values, deep), strict=True))
+        with ThreadPoolExecutor(available_cores()) as pool:
+            found = list(zip(*pool.map(channel_values, deep), strict=True))
         lows, highs, told = zip(*map(common_range, found), strict=True) if found else ((), (), ())
         warnings = [f"channel {c}: {text}" for c, texts in enumerate(told) for text in texts]
     how = Decoding(channels, side, options.fit, background, low, high, options.interpolation, lows, highs)

@@ -120,7 +120,8 @@ def _needs_tifffile(image: Any) -> bool:
     tags = image.tag_v2
     bits, samples = max(tags.get(_BITS, (1,))), tags.get(_SAMPLES, 1)
     if samples > 1 and image.mode not in ("CMYK", "LAB", "YCbCr", "P", "PA"):
-        dropped = samples > len(image.getbands()) and tags.get(_EXTRA, (0,))[0] not in _ALPHA
+        extra = tags.get(_EXTRA, (0,))
+        dropped = samples > len(image.getbands()) and (len(extra) > 1 or extra[0] not in _ALPHA)
         unsaid = samples == 4 and _EXTRA not in tags  # Pillow takes the fourth for opacity
         return bool(bits != 8 or dropped or unsaid)
     # Of unsigned numbers of 32 bits, Pillow would take the upper half for negative.
