@@ -88,6 +88,19 @@ def test_a_set_of_torchvision_is_downloaded_by_us(
     )  # where torchvision has it
 
 
+def test_a_disk_without_links_gets_a_copy(
+    server: Server,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def link(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    eurosat(server, monkeypatch)
+    monkeypatch.setattr("os.link", link)
+    assert len(load("torchvision:EuroSAT", tmp_path)) == 6
+
+
 def test_a_part_without_labels_and_names_by_number() -> None:
     built = {}
     for split in ("train", "test"):
@@ -172,6 +185,12 @@ def test_a_set_of_class_folders(hub: Path, tmp_path: Path) -> None:
     assert len(test) == 4
     assert test.ids == [f"test/{i}" for i in range(4)]
     assert copies_in_test(source, train, SourceOptions(data_dir=tmp_path)) == 0
+    (tmp_path / "packed").mkdir()
+    with zipfile.ZipFile(tmp_path / "packed" / "train.zip", "w") as archive:  # which the library unpacks elsewhere
+        archive.writestr("metadata.csv", "file_name,species\n0.png,cat\n1.png,dog\n")
+        for i in range(2):
+            archive.writestr(f"{i}.png", picture())
+    assert load(f"hf:{tmp_path / 'packed'}", tmp_path, columns="label=species").classes == ["cat", "dog"]
 
 
 def test_columns_are_found_by_type_and_name(hub: Path, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -279,6 +281,25 @@ def test_four_samples_without_a_word_on_opacity_are_four_channels(tmp_path: Path
     (tmp_path / "x.tif").write_bytes(content.replace(b"\x52\x01\x03\0", b"\x51\x01\x03\0"))
     assert probe(tmp_path / "x.tif").channels == 4
     np.testing.assert_array_equal(decode(tmp_path / "x.tif", Decoding(4, SIDE)), NOISE.transpose(2, 0, 1))
+
+
+def test_large_images_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnlab.io.decode._LARGE", SIDE * SIDE * 4)
+    np.save(tmp_path / "x.npy", NOISE[..., :1].repeat(5, 2))
+    read, inside, most = np.lib.format.read_array, [], []
+
+    def slow(*arguments: object, **options: object) -> np.ndarray:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.002)
+        array: np.ndarray = read(*arguments, **options)  # type: ignore[arg-type]
+        inside.pop()
+        return array
+
+    monkeypatch.setattr(np.lib.format, "read_array", slow)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: decode(tmp_path / "x.npy", Decoding(5, SIDE)), range(8)))
+    assert max(most) == 1
 
 
 def test_a_channel_beside_opacity_is_not_dropped(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
+import zipfile
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +100,10 @@ def _load(name: str, options: SourceOptions) -> tuple[dict[str, Any], list[str]]
             )
     except Exception as error:  # the library raises anything, also of other libraries
         missing = "config" in str(error).lower()
-        remedy = "write hf:NAME@CONFIGURATION" if missing else "check the name and the network"
-        raise CnnlabError(f"cannot load hf:{name}: {reason(error, 300)}; {remedy}") from error
+        remedy = "correct the files" if folder else "check the name and the network"
+        remedy = "write hf:NAME@CONFIGURATION" if missing else remedy
+        why = reason(error.__cause__ or error, 300)  # the library's own error may say only that there was one
+        raise CnnlabError(f"cannot load hf:{name}: {why}; {remedy}") from error
     whole: Mapping[str, Any] = found if isinstance(found, Mapping) else {"train": found}
     names: dict[str | None, list[str]] = {}
     for title in map(str, whole):
@@ -183,13 +187,12 @@ def _texts(source: str, column: Sequence[Any], feature: Any) -> list[str]:
 
 
 def _roots(name: str, options: SourceOptions) -> list[Path]:
-    """Return the folders in which image files of a set may lie: its own, or those for what is downloaded."""
-    if (folder := local(name)) is not None:
-        return [folder]
+    """Return the folders in which image files of a set may lie: its own, and the caches of what is downloaded."""
     import datasets
     from huggingface_hub import constants
 
-    return [options.data_dir / "huggingface", *map(Path, (datasets.config.HF_CACHE_HOME, constants.HF_HUB_CACHE))]
+    caches = [options.data_dir / "huggingface", Path(datasets.config.HF_CACHE_HOME), Path(constants.HF_HUB_CACHE)]
+    return [folder, *caches] if (folder := local(name)) is not None else caches
 
 
 def _items(data: Any, column: str, split: str, rows: Sequence[int], roots: Sequence[Path]) -> list[Path | Item]:
@@ -208,22 +211,34 @@ def _items(data: Any, column: str, split: str, rows: Sequence[int], roots: Seque
         path = value.get("path") if isinstance(value, dict) else value
         if not isinstance(path, str) or not path:
             raise CnnlabError("it holds no image")
-        return _file(path, roots)
+        if packed := re.fullmatch(r"zip://(.+?)::(.+)", path, re.DOTALL):  # which the library does not unpack
+            archive = archives(_inside(packed[2], roots))
+            member = archive.getinfo(packed[1])
+            _check_size(path, member.file_size)
+            with archive.open(member) as stream:
+                return stream.read(LARGEST_FILE)
+        file = _inside(path, roots)
+        _check_size(path, file.stat().st_size)
+        return file.read_bytes()
 
+    archives = lru_cache(4)(zipfile.ZipFile)
     return [Item(f"{split}/{i}", partial(read, i)) for i in rows]
 
 
-def _file(name: str, roots: Sequence[Path]) -> bytes:
-    """Return the content of a file below one of the folders: a downloaded table must not name any other.
+def _inside(name: str, roots: Sequence[Path]) -> Path:
+    """Return the path of a file below one of the folders: a downloaded table must not name any other.
 
-    Raises: CnnlabError, without the table's name.
+    Raises: CnnlabError, without the table's name, also for what is no regular file.
     """
-    path = os.path.normpath(Path(roots[0]).absolute() / name)  # without "..", but links inside are followed
-    if not any(Path(path).is_relative_to(folder) for root in roots for folder in (root.absolute(), root.resolve())):
+    path = Path(os.path.normpath(Path(roots[0]).absolute() / name))  # without "..", but links inside are followed
+    if not any(path.is_relative_to(folder) for root in roots for folder in (root.absolute(), root.resolve())):
         raise CnnlabError(f"it names {name}, which is not below {roots[0]}; copy the image there")
-    status = os.stat(path)  # noqa: PTH116 - a text
+    status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise CnnlabError(f"{path} is no regular file")
-    if status.st_size > LARGEST_FILE:
-        raise CnnlabError(f"{path} is {status.st_size:,} bytes; the limit for an image is {LARGEST_FILE:,}")
-    return Path(path).read_bytes()
+    return path
+
+
+def _check_size(name: str, size: int) -> None:
+    if size > LARGEST_FILE:
+        raise CnnlabError(f"{name} is {size:,} bytes; the limit for an image is {LARGEST_FILE:,}")
