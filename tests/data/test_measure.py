@@ -278,7 +278,7 @@ def test_a_part_of_its_own_is_decoded_with_the_range_of_the_training_part(
 def test_loaders_keep_the_decoding_of_the_training_part(tmp_path: Path) -> None:
     root = splits(tmp_path / "f")
     for split in ("validation", "test"):
-        batches = loader(f"folder:{root}", split, normalize=False)
+        batches = loader(f"folder:{root}", split, normalize=False, image_size=SIDE)
         assert batches.preprocessing.decoding.high == 4095
         images = torch.cat([x for x, _ in batches])
         wanted = np.stack([scaled(grey(3 + 4 * (i % 2), 16_383), 0, 4095) for i in range(4)])
