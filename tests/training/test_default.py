@@ -13,6 +13,7 @@ from PIL import Image
 
 import cnnlab
 from cnnlab.recipes import RECIPES, fitted
+from cnnlab.training import autotune
 
 
 def folder(path: Path, *, side: int, mode: str, each: int = 6) -> str:
@@ -46,6 +47,19 @@ def test_large_photographs_become_smaller_and_the_line_says_so(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("chosen for")]
     assert "12 colour images of 80 pixels" in line
     assert "epochs" not in line
+
+
+def test_the_time_of_a_long_training_is_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = (torch.rand(12, 1, 12, 12), torch.arange(12) % 2)
+    for least, announced in ((1e12, False), (0.0, True)):
+        monkeypatch.setitem(autotune.MEASURE_FROM, "cpu", least)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        cnnlab.train(data=data, model="lenet", epochs=40, batch_size=6, progress="lines", device="cpu")
+        lines = capsys.readouterr().err.splitlines()
+        assert any(line.startswith("time: about") and "40 epochs" in line for line in lines) == announced
 
 
 def test_given_settings_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,6 +178,17 @@ def time_step(
             return float("inf")
 
 
+def expected_seconds(work: Workload, plan: Plan) -> float | None:
+    """Return about how long the steps of the training take; None for a short one, which is not worth a measurement."""
+    recipe = work.recipe
+    if work.steps * MAX_SHARE < 2 + warmup_steps(plan, work.device) or recipe.freeze_epochs or plan.compile != "off":
+        return None
+    flops = operations(work.build, work.shape, "cpu" if is_own(recipe.model) else "meta") * recipe.epochs * work.count
+    if flops < MEASURE_FROM.get(work.device.type, 1e12):
+        return None
+    return time_step(work, plan, min_steps=1, seconds=0.0) * work.steps
+
+
 def find_batch_size(work: Workload) -> int:
     """Return the recipe's batch size, halved until a step on random images fits into memory.
 

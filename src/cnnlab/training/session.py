@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,7 @@ from cnnlab.data.survey import fitted_recipe
 from cnnlab.device.hardware import available_cores, check_threads, pick_device
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.interrupt import CtrlC
+from cnnlab.io.text import plural
 from cnnlab.models import DESCRIPTIONS, MODELS, build_model
 from cnnlab.models.airbench import Whitening
 from cnnlab.models.external import pretrained_name, published_tag, published_weights
@@ -29,8 +31,8 @@ from cnnlab.models.own import Network, build_own, builder_source, check_output, 
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import choose_recipe, own_recipe, suits_any_images
 from cnnlab.training import runs
-from cnnlab.training.autotune import choose_plan, find_batch_size
-from cnnlab.training.display import Display, make_display
+from cnnlab.training.autotune import choose_plan, expected_seconds, find_batch_size
+from cnnlab.training.display import Display, clock, make_display
 from cnnlab.training.finetune import batch_norms
 from cnnlab.training.header import balance_lines, class_counts, data_lines, network_lines
 from cnnlab.training.optim import size_in_epoch
@@ -121,7 +123,7 @@ class Session:
         self._skip_bad = skip_bad
         self.origin: dict[str, Any] | None = None  # the run that new ones start from
         self.given: frozenset[str] | None = None  # see `choose`
-        self._introduced = False
+        self._introduced = self._announced = False
         self._plan: Plan | None = None
         self._shared: dict[str, int] | None = None
 
@@ -284,6 +286,14 @@ class Session:
         if not first:
             self._plan = plan
         return plan
+
+    def announce_time(self, recipe: Recipe, plan: Plan) -> None:
+        """Say once how long a long training will take here."""
+        if not self._announced:
+            self._announced = True
+            seconds = expected_seconds(self._workload(recipe), plan)
+            if seconds is not None and math.isfinite(seconds):
+                self.display.message(f"time: about {clock(seconds)} for {plural(recipe.epochs, 'epoch')}")
 
     def _workload(self, recipe: Recipe) -> Workload:
         side = self.preprocessing.image_size

@@ -118,6 +118,8 @@ def train_run(session: Session, run: Run, like: dict[str, Any] | None = None) ->
     first = runs.first_session(run)
     try:
         plan = session.plan(recipe, first or like or {})
+        if not first:
+            session.announce_time(recipe, plan)
     except KeyboardInterrupt:
         raise _interrupted_early(run) from None
     here = plan.environment(session.device)
