@@ -292,3 +292,9 @@ def test_words_of_systems_and_splits_that_are_classes(tmp_path: Path) -> None:
 def test_tables_named_like_ours_hide_no_class(tmp_path: Path) -> None:
     found = scan(tree(tmp_path, *TWO, "cats/cv/folds.json", "dogs/grades.csv", "dogs/2.jpg", "dogs/3.jpg"))
     assert counts(found) == {"train": {"cats": 2, "dogs": 3}}
+
+
+def test_arrays_beside_images_are_not_images(tmp_path: Path) -> None:
+    found = scan(tree(tmp_path, *TWO, "cats/1.npy", "masks/1.npy", "masks/2.npy"))
+    assert counts(found) == {"train": {"cats": 2, "dogs": 1, "masks": 2}}
+    assert passed_over(found) == {".npy": 1}

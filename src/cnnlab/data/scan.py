@@ -256,6 +256,10 @@ def _classes(top: Path, passed_over: PassedOver, spellings: dict[str, str]) -> d
         for kind, path in walk(folder):
             found[kind].append(path)
         images = found.pop(IMAGE, [])
+        arrays = [path for path in images if path.suffix.lower() == ".npy"]
+        if len(arrays) < len(images):  # masks or features of the images beside them
+            images = [path for path in images if path.suffix.lower() != ".npy"]
+            found[".npy"] += arrays
         if found[RUN] and (folder in found[RUN] or len(images) <= len(found[RUN])):
             passed_over[_RUNS].append(str(folder))
             continue
