@@ -27,6 +27,7 @@ from cnnlab.training import loop as training
 from cnnlab.training import plan as plans
 from cnnlab.training.autotune import choose_plan
 from cnnlab.training.plan import FORMATS, Plan, Workload
+from cnnlab.training.runs import Run
 from cnnlab.training.session import Session
 from conftest import Command, one_line_error
 
@@ -530,5 +531,6 @@ def test_recorded_run_resumes_without_cuda(quick: Recipe) -> None:
     with Session("cpu", 1, None, False, "none") as session:
         with pytest.raises(CnnlabError, match="set compile=off"):
             session.load_data(recipe)
-        session.load_data(recipe, again=True)
+        session.load_data(quick)
+        session.load_data(recipe, again=Run(Path(), recipe, session.run_info(quick)))
         assert session.plan(recipe, {"compile": "record"}).compile == "off"
