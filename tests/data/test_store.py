@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -149,7 +150,10 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.mark.slow
 def test_kaggles_cifar10_pixel_for_pixel(real: Store) -> None:
-    """Every seventh image of both archives, against Pillow on what py7zr's own loop unpacks."""
+    """Every seventh image of the smaller archive, against Pillow on what py7zr's own loop unpacks.
+
+    Those of the larger one were compared in the same way once, in four minutes; since then by their digest.
+    """
     import py7zr.io
 
     assert real.train.images.shape == (50_000, 3, 32, 32)
@@ -160,15 +164,17 @@ def test_kaggles_cifar10_pixel_for_pixel(real: Store) -> None:
     assert [real.train.classes[k] for k in real.train.labels.tolist()] == [row[1] for row in rows]
     with (real_folder() / "sampleSubmission.csv").open(newline="") as file:
         assert real.test_ids == real.sample_ids == [row[0] for row in csv.reader(file)][1:]
-    for part, images, ids in (("train", real.train.images, real.train.ids), ("test", real.test_images, real.test_ids)):
-        unpacked = py7zr.io.BytesIOFactory(1 << 20)
-        with py7zr.SevenZipFile(real_folder() / f"{part}.7z") as seven:
-            seven.extractall(factory=unpacked)
-        theirs = {Path(name).stem: file for name, file in unpacked.products.items()}
-        assert len(theirs) == len(ids)
-        for i, ours in zip(ids[::7], images.numpy()[::7], strict=True):
-            with Image.open(io.BytesIO(theirs[i].read())) as image:
-                assert np.array_equal(ours.transpose(1, 2, 0), np.asarray(image)), i
+    assert hashlib.sha256(real.train.images.contiguous().numpy().data).hexdigest() == (
+        "9d5c2eddadb0deff02c14c350c0385aab7b1d5ff1edfeb4997c8dc8644960111"
+    )
+    unpacked = py7zr.io.BytesIOFactory(1 << 20)
+    with py7zr.SevenZipFile(real_folder() / "test.7z") as seven:
+        seven.extractall(factory=unpacked)
+    theirs = {Path(name).stem: file for name, file in unpacked.products.items()}
+    assert len(theirs) == len(real.test_ids)
+    for i, ours in zip(real.test_ids[::7], real.test_images.numpy()[::7], strict=True):
+        with Image.open(io.BytesIO(theirs[i].read())) as image:
+            assert np.array_equal(ours.transpose(1, 2, 0), np.asarray(image)), i
     assert real.info["report"] == []
 
 
