@@ -111,7 +111,7 @@ def choose_plan(
         cache.write(best, times, log)
     speeds = _speeds(times, recipe.batch_size)
     log(f"fastest: {best} (images/s of {speeds})")
-    return replace(best, why=f"measured, images/s of {speeds}")
+    return replace(best, why=f"measured, images/s of {speeds}", seconds=times[best])
 
 
 def fastest_plan(work: Workload, seconds: float = 5.0) -> tuple[Plan, float]:
@@ -186,7 +186,7 @@ def expected_seconds(work: Workload, plan: Plan) -> float | None:
     flops = operations(work.build, work.shape, "cpu" if is_own(recipe.model) else "meta") * recipe.epochs * work.count
     if flops < MEASURE_FROM.get(work.device.type, 1e12):
         return None
-    return time_step(work, plan, min_steps=1, seconds=0.0) * work.steps
+    return (plan.seconds or time_step(work, plan, min_steps=1, seconds=0.0, max_steps=3)) * work.steps
 
 
 def find_batch_size(work: Workload) -> int:
@@ -263,9 +263,10 @@ class _Cache:
 
     def read(self) -> Plan | None:
         """Return the cached plan if it is one that may be chosen."""
-        values = None
+        values, seconds = None, None
         with contextlib.suppress(CnnlabError, OSError):
-            values = read_json(self.path).get("plan") if self.path.exists() else None
+            content = read_json(self.path) if self.path.exists() else {}
+            values, seconds = content.get("plan"), content.get("seconds")
         if not isinstance(values, dict):
             return None
         plan = self._default.with_values(values)
@@ -274,13 +275,14 @@ class _Cache:
             return None
         if plan != uncompiled and not (self._tries_compile and plan.compile in COMPILE_MODES):
             return None
-        return replace(plan, why="measured before on this machine")
+        seconds = seconds if isinstance(seconds, float) and 0 < seconds < 1e6 else 0.0
+        return replace(plan, why="measured before on this machine", seconds=seconds)
 
     def write(self, plan: Plan, times: dict[Plan, float], log: Callable[[str], None]) -> None:
         """Write the plan; if that fails, log a note."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self.path, {"plan": plan.values, "seconds_per_step": _by_name(times)})
+            write_json(self.path, {"plan": plan.values, "seconds": times[plan], "seconds_per_step": _by_name(times)})
         except OSError as error:
             log(
                 f"note: cannot cache the measured plan in {self.path.parent}: {reason(error)}; the next such run "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,7 +30,8 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 class Plan:
     """How a step is computed: what may be chosen for speed because it changes only rounding.
 
-    compile: `off`, `record` (see cuda_graph.py), or a mode of torch.compile. why: the reason, for the reader.
+    compile: `off`, `record` (see cuda_graph.py), or a mode of torch.compile. why: the reason, for the reader. seconds:
+    of a step, 0 if it was not measured.
     """
 
     threads: int
@@ -38,6 +39,7 @@ class Plan:
     memory_format: torch.memory_format = torch.contiguous_format
     compile: str = "off"
     why: str = ""
+    seconds: float = field(default=0.0, compare=False)
 
     @property
     def values(self) -> dict[str, str | int]:
