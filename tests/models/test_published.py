@@ -205,9 +205,9 @@ def test_published_weights_are_fine_tuned_unless_a_recipe_is_named(name: str) ->
 def test_epochs_of_all_layers_depend_on_the_number_of_images() -> None:
     recipe = RECIPES["finetune"]
     for count, whole in ((20, 20), (1241, 17), (5000, 8), (1_000_000, 3)):
-        chosen = fitted(recipe, count=count, side=64, grey=False, fast=False)
+        chosen = fitted(recipe, count=count, side=64, flip=True, fast=False)
         assert chosen == {"epochs": recipe.freeze_epochs + whole}
-    assert fitted(recipe, count=20, side=64, grey=True, fast=False)["flip"] is False
+    assert fitted(recipe, count=20, side=64, flip=False, fast=False)["flip"] is False
     images = (torch.zeros(8, 3, 16, 16, dtype=torch.uint8), torch.arange(8) % 2)
     for name, model in (("finetune", None), (None, LITE0)):
         given = choose(name, model, images, {"freeze_epochs": 1})[3]
