@@ -1,4 +1,4 @@
-"""Compare ways to train on a folder of images, each for about the same time: the table of docs/own-images.md.
+"""Compare ways to train on a folder of images, each for about the same time: how the default should be chosen.
 
     python benchmarks/own_images.py prepare WORK          # writes the folders, from CNNLAB_DATA
     python benchmarks/own_images.py run WORK [--sets ...] [--ways ...] [--seeds 3] [--minutes 10]

@@ -234,7 +234,7 @@ RECIPES: dict[str, Recipe] = {
             memory_format="channels_last",
             val_fraction=0.2,
         ),
-        # For images of your own: `fitted` adapts it to them. Measured: docs/own-images.md.
+        # For images of your own: `fitted` adapts it to them. A first choice, from few trainings: docs/log.md.
         replace(
             _FAST,
             name="images",

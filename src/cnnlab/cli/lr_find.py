@@ -12,45 +12,35 @@ from cnnlab.cli.options import (
     AsJson,
     DataDir,
     DeviceName,
+    InitFrom,
+    NetworkName,
+    NetworkOption,
     Progress,
+    RecipeName,
     RunsDir,
     Settings,
     SkipBad,
     Threads,
     named_network,
+    one_network,
     print_training,
 )
-from cnnlab.io.errors import CnnlabError
 from cnnlab.io.tables import to_json, wrap
 from cnnlab.io.text import echo
 
 
 def lr_find(
-    model: Annotated[
-        str | None,
-        typer.Argument(help="Network, see `cnnlab list models`. Default: the recipe's.", show_default=False),
-    ] = None,
-    model_option: Annotated[
-        str | None,
-        typer.Option("--model", help="As MODEL, or your own as FILE.py:BUILDER (runs the file).", show_default=False),
-    ] = None,
+    model: NetworkName = None,
+    model_option: NetworkOption = None,
     data: Annotated[
         str | None, typer.Option(help="Data source, as for `cnnlab train`. Default: the recipe's.", show_default=False)
     ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="See `cnnlab list recipes`. Default: by data and network.", show_default=False),
-    ] = None,
+    recipe: RecipeName = None,
     set_: Settings = None,
     low: Annotated[float, typer.Option(help="Learning rate of the first step.")] = 1e-6,
     high: Annotated[float, typer.Option(help="Learning rate of the last step.")] = 10.0,
     steps: Annotated[int, typer.Option(help="Training steps to make at most.")] = 100,
-    init_from: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RUN", help="Start from this run's weights. Default network and data: its own.", show_default=False
-        ),
-    ] = None,
+    init_from: InitFrom = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -75,9 +65,7 @@ def lr_find(
     from cnnlab.training.folders import result_folder
     from cnnlab.training.lr_find import lr_find as find
 
-    if model is not None and model_option is not None:
-        raise CnnlabError(f"two networks, {model} and {model_option}; name one")
-    model = model or model_option
+    model = one_network(model, model_option)
     settings = parse_settings(set_ or ())
 
     def work() -> str:

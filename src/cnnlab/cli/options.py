@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cnnlab.io import interrupt
-from cnnlab.io.errors import TrainingInterrupted
+from cnnlab.io.errors import CnnlabError, TrainingInterrupted
 from cnnlab.io.text import echo
 
 if TYPE_CHECKING:
@@ -43,6 +43,22 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe. May be repeated."),
 ]
+NetworkName = Annotated[
+    str | None, typer.Argument(help="Network, see `cnnlab list models`. Default: the recipe's.", show_default=False)
+]
+NetworkOption = Annotated[
+    str | None,
+    typer.Option("--model", help="As MODEL, or your own as FILE.py:BUILDER (runs the file).", show_default=False),
+]
+RecipeName = Annotated[
+    str | None, typer.Option(help="See `cnnlab list recipes`. Default: by data and network.", show_default=False)
+]
+InitFrom = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN", help="Start from this run's weights. Default network and data: its own.", show_default=False
+    ),
+]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, or its name in --runs-dir.")]
 IdColumn = Annotated[str, typer.Option(help="Column of the ids.", rich_help_panel="Layout")]
 LabelColumn = Annotated[str, typer.Option(help="Column of the labels.", rich_help_panel="Layout")]
@@ -56,6 +72,13 @@ def own_model(name: str | None) -> Builder | None:
     from cnnlab.models.own import load_builder
 
     return load_builder(name)
+
+
+def one_network(argument: str | None, option: str | None) -> str | None:
+    """Return the network that was named, as MODEL or by --model. Raise CnnlabError for two."""
+    if argument is not None and option is not None:
+        raise CnnlabError(f"two networks, {argument} and {option}; name one")
+    return argument or option
 
 
 def named_network(name: str | None) -> str | Builder | None:

@@ -10,12 +10,17 @@ import typer
 from cnnlab.cli.options import (
     DataDir,
     DeviceName,
+    InitFrom,
+    NetworkName,
+    NetworkOption,
     Progress,
+    RecipeName,
     RunsDir,
     Settings,
     SkipBad,
     Threads,
     named_network,
+    one_network,
     own_model,
     print_training,
 )
@@ -23,14 +28,8 @@ from cnnlab.io.errors import CnnlabError
 
 
 def train(
-    model: Annotated[
-        str | None,
-        typer.Argument(help="Network, see `cnnlab list models`. Default: the recipe's.", show_default=False),
-    ] = None,
-    model_option: Annotated[
-        str | None,
-        typer.Option("--model", help="As MODEL, or your own as FILE.py:BUILDER (runs the file).", show_default=False),
-    ] = None,
+    model: NetworkName = None,
+    model_option: NetworkOption = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -38,10 +37,7 @@ def train(
             show_default=False,
         ),
     ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="See `cnnlab list recipes`. Default: by data and network.", show_default=False),
-    ] = None,
+    recipe: RecipeName = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.", show_default=False)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.", show_default=False)] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default=False)] = None,
@@ -66,12 +62,7 @@ def train(
             show_default=False,
         ),
     ] = None,
-    init_from: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RUN", help="Start from this run's weights. Default network and data: its own.", show_default=False
-        ),
-    ] = None,
+    init_from: InitFrom = None,
     name: Annotated[
         str | None,
         typer.Option(help="Name of the run's folder. Default: data, network and a number.", show_default=False),
@@ -103,9 +94,7 @@ def train(
     from cnnlab.training.train import train as train_once
     from cnnlab.training.train_series import train_folds, train_seeds
 
-    if model is not None and model_option is not None:
-        raise CnnlabError(f"two networks, {model} and {model_option}; name one")
-    model = model or model_option
+    model = one_network(model, model_option)
     short = {"model": model, "data": data, "epochs": epochs, "batch_size": batch_size, "learning_rate": lr,
              "optimizer": optimizer, "seed": seed, "folds": folds, "group_duplicates": group_duplicates or None,
              }  # fmt: skip

@@ -122,8 +122,8 @@ def _needs_tifffile(image: Any) -> bool:
     if samples > 1 and image.mode not in ("CMYK", "LAB", "YCbCr", "P", "PA"):
         extra = tags.get(_EXTRA, (0,))
         dropped = samples > len(image.getbands()) and (len(extra) > 1 or extra[0] not in _ALPHA)
-        unsaid = samples == 4 and _EXTRA not in tags  # Pillow takes the fourth for opacity
-        return bool(bits != 8 or dropped or unsaid)
+        unmarked = samples == 4 and _EXTRA not in tags  # Pillow takes the fourth for opacity
+        return bool(bits != 8 or dropped or unmarked)
     # Of unsigned numbers of 32 bits, Pillow would take the upper half for negative.
     return bool(image.mode == "I" and bits == 32 and max(tags.get(_FORMAT, (1,))) == 1)
 
