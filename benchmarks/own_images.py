@@ -1,18 +1,20 @@
-"""Compare ways to train on a folder of images, each for about the same time: how the default should be chosen.
+"""Compare ways to train on a folder of images, each for about the same time.
 
     python benchmarks/own_images.py prepare WORK          # writes the folders, from CNNLAB_DATA
-    python benchmarks/own_images.py run WORK [--sets ...] [--ways ...] [--seeds 3] [--minutes 10]
+    python benchmarks/own_images.py run WORK [--sets ...] [--ways ...] [--seeds 3] [--cores 0 1]
 
 Sets: photographs of sign-language digits, 5,000 images of CIFAR-10, 6,000 of Fashion-MNIST, and of each a cut in which
-the most common class has twenty times the images of the rarest. All are PNG or JPEG files in class folders; the test
-part of each, which has the same number of images of every class, is used once, at the end of a training.
+the most common class has twenty times the images of the rarest. All are PNG or JPEG files in class folders. The test
+part of each has the same number of images of every class and is used once, at the end of a training.
 
-Ways: `lenet-bn` is the default of cnnlab before 2026-11-29; `default` is `cnnlab train --data folder:PATH`; `finetune`
-is `--recipe finetune` with packaged weights; `fastai` is fastai's vision_learner without download, and `torchvision`
-a loop with the settings of torchvision's reference scripts, both with ResNet-18 from random weights. A peer gets the
-time that `default` took, and as many epochs as fit in it.
+Ways: `lenet-bn` is the default of cnnlab before 2026-11-29; `images`, from random weights, and `finetune`, from
+published ones, are the recipes of which `cnnlab train --data folder:PATH` chooses; `fastai` is fastai's vision_learner
+without download, and `torchvision` a loop with the settings of torchvision's reference scripts, both with ResNet-18
+from random weights.
+A peer trains for as many epochs as fit in the CPU time of `images` on the same set with the same seed.
 
-Each training is one row of WORK/rows.json: rows that are there are not trained again. `run` then writes
+Each training runs in its own process on one core, so its CPU time is what counts: one training a core of --cores at a
+time. Each is one file in WORK/rows, and those that are there are not trained again. `run` then writes
 build/results/own-images_HARDWARE_DATE.json. fastai needs its package in `.peers/fastai`.
 """
 
@@ -22,11 +24,14 @@ import argparse
 import csv
 import io
 import json
+import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 from statistics import mean, stdev
 from typing import Any
 
@@ -37,7 +42,9 @@ from _common import PEERS, Task, add_out, answered, call, write_result
 
 SETS = ("sign", "cifar", "fashion")
 CUTS = tuple(f"{name}-imbalanced" for name in SETS)
-WAYS = ("lenet-bn", "default", "finetune", "fastai", "torchvision")
+OURS = ("lenet-bn", "images", "finetune")
+PEER_WAYS = ("fastai", "torchvision")
+WAYS = OURS + PEER_WAYS
 RATIO = 20  # images of the most common class for each of the rarest, in the cuts
 BATCH = 64  # of the peers
 SIDE = 64  # pixels a side of the peers' images: fastai's and torchvision's networks are made for larger ones
@@ -130,7 +137,7 @@ def _cut(whole: Path, cut: Path) -> None:
     part.rename(cut)
 
 
-# The children: each returns accuracy and balanced accuracy on the test part, and seconds.
+# The children: each returns accuracy and balanced accuracy on the test part, and CPU seconds of training.
 
 
 def child_cnnlab(task: Task) -> Task:
@@ -146,16 +153,15 @@ def child_cnnlab(task: Task) -> Task:
         }  # fmt: skip
     if task["imbalanced"] and task["side"] != "lenet-bn":
         settings |= {"balance": "weights", "select": "balanced_accuracy"}
-    recipe = {"lenet-bn": "own", "default": None, "finetune": "finetune"}[task["side"]]
-    start, cpu = time.perf_counter(), time.process_time()
+    recipe = "own" if task["side"] == "lenet-bn" else task["side"]
+    start = time.process_time()
     result = cnnlab.train(recipe, data=f"folder:{task['folder']}", runs_dir=task["runs"], progress="lines", **settings)
-    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    seconds = time.process_time() - start
     measured = evaluate_run(result.run, split="test").result
     return {
         "accuracy": measured.accuracy,
         "balanced_accuracy": measured.balanced_accuracy,
-        "seconds": seconds,
-        "cpu_seconds": cpu,
+        "cpu_seconds": seconds,
         "epochs": result.summary["epochs"],
         "model": result.summary["model"],
         "recipe": result.summary["recipe"],
@@ -184,22 +190,23 @@ def child_fastai(task: Task) -> Task:
 
     set_seed(task["seed"], reproducible=True)
     folder = Path(task["folder"])
-    start, cpu = time.perf_counter(), time.process_time()
     loaders = ImageDataLoaders.from_path_func(
         folder, get_image_files(folder / "train"), parent_label, valid_pct=0.2, seed=task["seed"], bs=BATCH,
         item_tfms=Resize(SIDE), batch_tfms=aug_transforms(), num_workers=0,
     )  # fmt: skip
-    learner = vision_learner(loaders, resnet18, pretrained=False, metrics=accuracy)
-    epochs = _epochs_in(task["minutes"], lambda: learner.fit_one_cycle(1))
-    learner = vision_learner(loaders, resnet18, pretrained=False, metrics=accuracy)
-    learner.fit_one_cycle(epochs)
-    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+
+    def fit(epochs: int) -> Any:
+        learner = vision_learner(loaders, resnet18, pretrained=False, metrics=accuracy)
+        learner.fit_one_cycle(epochs)
+        return learner
+
+    learner, epochs, seconds = _fit_in(task["cpu_seconds"], fit)
     files = get_image_files(folder / "test")
     probabilities, _ = learner.get_preds(dl=loaders.test_dl(files))
     names = list(loaders.vocab)
     true = np.array([names.index(file.parent.name) for file in files])
     figures = _figures(probabilities.argmax(1).numpy(), true)
-    return {**figures, "seconds": seconds, "cpu_seconds": cpu, "epochs": epochs, "version": fastai.__version__}
+    return {**figures, "cpu_seconds": seconds, "epochs": epochs, "version": fastai.__version__}
 
 
 def child_torchvision(task: Task) -> Task:
@@ -216,7 +223,6 @@ def child_torchvision(task: Task) -> Task:
     train = torchvision.datasets.ImageFolder(folder / "train", augmented)
     test = torchvision.datasets.ImageFolder(folder / "test", plain)
     loader = DataLoader(train, BATCH, shuffle=True, drop_last=len(train) > BATCH)
-    start, cpu = time.perf_counter(), time.process_time()
 
     def fit(epochs: int) -> nn.Module:
         model: nn.Module = torchvision.models.resnet18(num_classes=len(train.classes))
@@ -232,54 +238,93 @@ def child_torchvision(task: Task) -> Task:
         model.eval()
         return model
 
-    epochs = _epochs_in(task["minutes"], lambda: fit(1))
-    model = fit(epochs)
-    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    model, epochs, seconds = _fit_in(task["cpu_seconds"], fit)
     with torch.inference_mode():
         predicted = torch.cat([model(x).argmax(1) for x, _ in DataLoader(test, 256)]).numpy()
     figures = _figures(predicted, np.array(test.targets))
-    return {**figures, "seconds": seconds, "cpu_seconds": cpu, "epochs": epochs, "version": torchvision.__version__}
+    return {**figures, "cpu_seconds": seconds, "epochs": epochs, "version": torchvision.__version__}
 
 
-def _epochs_in(minutes: float, one: Any) -> int:
-    """Return how many epochs fit in the time that is left after a first one, which is timed."""
-    start = time.perf_counter()
-    one()
-    seconds = time.perf_counter() - start
-    return max(1, int((60 * minutes - seconds) / seconds))
+def _fit_in(budget: float, fit: Callable[[int], Any]) -> tuple[Any, int, float]:
+    """Train for as many epochs as fit in `budget` CPU seconds. Return the model, the epochs and the seconds taken.
+
+    An epoch is timed before, by a training that is thrown away and not counted.
+    """
+    start = time.process_time()
+    fit(1)
+    epochs = max(1, round(budget / (time.process_time() - start)))
+    start = time.process_time()
+    return fit(epochs), epochs, time.process_time() - start
+
+
+def _on_core(child: Callable[[Task], Task]) -> Callable[[Task], Task]:
+    """Return `child` on the core that its task names, with one thread."""
+
+    def run(task: Task) -> Task:
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {task["core"]})
+        torch.set_num_threads(1)
+        return child(task)
+
+    return run
 
 
 CHILDREN = {
-    **dict.fromkeys(("lenet-bn", "default", "finetune"), child_cnnlab),
-    "fastai": child_fastai,
-    "torchvision": child_torchvision,
+    **dict.fromkeys(OURS, _on_core(child_cnnlab)),
+    "fastai": _on_core(child_fastai),
+    "torchvision": _on_core(child_torchvision),
 }
 
 
 def run(args: argparse.Namespace) -> None:
-    path = args.work / "rows.json"
-    rows: dict[str, Task] = json.loads(path.read_text()) if path.exists() else {}
-    for seed in range(args.seeds):
-        for name in args.sets:
-            for way in args.ways:
-                key = f"{name} {way} {seed}"
-                if key in rows:
-                    continue
-                ours = rows.get(f"{name} default {seed}")
-                minutes = ours["seconds"] / 60 if ours else args.minutes
-                task = {
-                    "side": way, "folder": str(args.work / name), "seed": seed, "minutes": minutes,
-                    "imbalanced": name in CUTS, "runs": str(args.work / "runs"),
-                }  # fmt: skip
-                rows[key] = {"set": name, "way": way, "seed": seed, **call(task)}
-                row = rows[key]
-                print(
-                    f"{key}: accuracy {row['accuracy']:.4f}, balanced {row['balanced_accuracy']:.4f}, "
-                    f"{row['epochs']} epochs in {row['seconds']:.0f} s",
-                    flush=True,
-                )
-                path.write_text(json.dumps(rows, indent=1))
-    print(write_result("own-images", "cpu", {"n": args.seeds, "sets": _summary(list(rows.values()))}, args.out))
+    rows = args.work / "rows"
+    rows.mkdir(exist_ok=True)
+    cores: Queue[int] = Queue()
+    for core in args.cores:
+        cores.put(core)
+
+    def train(name: str, way: str, seed: int) -> None:
+        file = rows / f"{name} {way} {seed}.json"
+        if file.exists():
+            return
+        core = cores.get()
+        try:
+            task: Task = {
+                "side": way, "folder": str(args.work / name), "seed": seed, "core": core,
+                "imbalanced": name in CUTS, "runs": str(args.work / "runs"),
+            }  # fmt: skip
+            if way in PEER_WAYS:
+                task["cpu_seconds"] = json.loads((rows / f"{name} images {seed}.json").read_text())["cpu_seconds"]
+            row = {"set": name, "way": way, "seed": seed, **call(task)}
+        finally:
+            cores.put(core)
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(row, indent=1))
+        part.rename(file)
+        print(
+            f"{file.stem}: accuracy {row['accuracy']:.4f}, balanced {row['balanced_accuracy']:.4f}, "
+            f"{row['epochs']} epochs in {row['cpu_seconds']:.0f} s of CPU time",
+            flush=True,
+        )
+
+    for ways in (OURS, PEER_WAYS):  # a peer gets the time that the recipe `images` took
+        with ThreadPoolExecutor(len(args.cores)) as pool:
+            tasks = [
+                (name, way, seed)
+                for seed in range(args.seeds)
+                for way in ways
+                for name in args.sets
+                if way in args.ways
+            ]
+            list(pool.map(lambda task: train(*task), tasks))
+    finished = [json.loads(file.read_text()) for file in sorted(rows.glob("*.json"))]
+    images = {
+        name: {split: sum(1 for _ in (args.work / name / split).glob("*/*")) for split in ("train", "test")}
+        for name in (*SETS, *CUTS)
+        if (args.work / name).exists()
+    }
+    figures = {"ways": list(WAYS), "images": images, "sets": _summary(finished)}
+    print(write_result("own-images", "cpu", figures, args.out))
 
 
 def _summary(rows: list[Task]) -> dict[str, dict[str, Task]]:
@@ -291,7 +336,7 @@ def _summary(rows: list[Task]) -> dict[str, dict[str, Task]]:
             if not some:
                 continue
             figures: Task = {"n": len(some), "per_seed": some}
-            for key in ("accuracy", "balanced_accuracy", "seconds", "cpu_seconds"):
+            for key in ("accuracy", "balanced_accuracy", "cpu_seconds"):
                 values = [row[key] for row in some]
                 figures[key] = {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None}
             found.setdefault(name, {})[way] = figures
@@ -307,7 +352,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=(*SETS, *CUTS), default=[*SETS, *CUTS])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=10, help="of a peer without a default to compare with")
+    parser.add_argument("--cores", type=int, nargs="+", default=[0], help="one training each at a time. Default: 0")
     add_out(parser)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)

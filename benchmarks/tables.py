@@ -460,12 +460,46 @@ def chapter() -> str:
     return "\n".join(lines)
 
 
+IMAGE_SETS = {
+    "sign": "sign-language digits, {train:,}",
+    "cifar": "CIFAR-10, {train:,}",
+    "fashion": "Fashion-MNIST, {train:,}",
+    "sign-imbalanced": "sign-language digits, {train:,}, 1:20",
+    "cifar-imbalanced": "CIFAR-10, {train:,}, 1:20",
+    "fashion-imbalanced": "Fashion-MNIST, {train:,}, 1:20",
+}
+
+
+def own_images() -> str:
+    """For docs/own-images.md: accuracy of each way on each set, from benchmarks/own_images.py."""
+    found = newest("own-images")
+    ways = [way for way in found["ways"] if any(way in row for row in found["sets"].values())]
+    lines = [
+        "Balanced accuracy on the test part, in brackets the minutes of CPU time of a training; mean ± std of n seeds. "
+        f"{hardware(found, '../')}.",
+        "",
+        f"| images to train on | {' | '.join(ways)} |",
+        "|---" * (len(ways) + 1) + "|",
+    ]
+    for name, row in found["sets"].items():
+        cells = []
+        for way in ways:
+            if (r := row.get(way)) is None:
+                cells.append("not measured")
+                continue
+            minutes = r["cpu_seconds"]["mean"] / 60
+            cells.append(f"{spread(r['balanced_accuracy'])} ({minutes:.1f} min, n = {r['n']})")
+        lines.append(f"| {IMAGE_SETS[name].format(train=found['images'][name]['train'])} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "README.md": partial(table, WORDS["README.md"]),
     "README.zh.md": lambda: chinese(table(WORDS["README.zh.md"])),
     "docs/reproduction.md": chapter,
     "docs/speed.md": speed,
     "docs/reliability.md": saving,
+    "docs/own-images.md": own_images,
 }
 
 

@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 # Script, its options, and what its result must have.
@@ -229,3 +231,26 @@ def test_batch_norm_as_printed_computes_the_same() -> None:
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(ours[1].moving_mean, theirs[1].moving_mean)
+
+
+def test_ways_to_train_on_own_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cut is as unequal as it says, and each way that needs no peer's package is measured on all test images."""
+    own_images = importlib.import_module("own_images")
+    monkeypatch.setattr(own_images, "SIDE", 32)
+    rng = np.random.default_rng(0)
+    for split, each in (("train", 20), ("test", 3)):
+        for name in ("cats", "dogs", "hens"):
+            (tmp_path / "sign" / split / name).mkdir(parents=True)
+            for i in range(each):
+                pixels = rng.integers(0, 256, (16, 16, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "sign" / split / name / f"{i}.png")
+    own_images._cut(tmp_path / "sign", tmp_path / "cut")
+    assert sorted(len(list(f.iterdir())) for f in (tmp_path / "cut" / "train").iterdir()) == [1, 4, 20]
+    assert all(len(list(f.iterdir())) == 3 for f in (tmp_path / "cut" / "test").iterdir())
+    task = {"folder": str(tmp_path / "sign"), "seed": 0, "imbalanced": True, "runs": str(tmp_path / "runs")}
+    rows = [own_images.child_cnnlab({**task, "side": "lenet-bn"})]
+    rows += [own_images.child_torchvision({**task, "cpu_seconds": 0.01})]
+    for row in rows:
+        assert {"accuracy", "balanced_accuracy", "cpu_seconds", "epochs"} <= row.keys()
+        assert row["accuracy"] * 9 == pytest.approx(round(row["accuracy"] * 9))  # of nine images
+        assert row["balanced_accuracy"] == pytest.approx(row["accuracy"])

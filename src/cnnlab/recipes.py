@@ -88,6 +88,8 @@ _LIKE = {
     "mnist": "fashion-mnist", "kmnist": "fashion-mnist", "emnist": "fashion-mnist", "svhn": "fashion-mnist",
 }  # fmt: skip
 
+_MANY = 2000  # images from which a tenth of them is enough to validate on
+
 RECIPES: dict[str, Recipe] = {
     r.name: r
     for r in (
@@ -244,6 +246,7 @@ RECIPES: dict[str, Recipe] = {
             batch_size=64,
             shift=4,
             shift_fill="reflect",
+            label_smoothing=0.2,
             flip=True,
             val_fraction=0.2,
         ),
@@ -270,16 +273,18 @@ def fitted(recipe: Recipe, *, count: int, side: int, flip: bool, fast: bool) -> 
     flip: see `may_flip`. fast: the device has units for 16 bits. The passes over the images grow with the square root
     of their number: few images need more epochs, and many cost more than they gain.
     """
+    held_out = {"val_fraction": 0.1} if count > _MANY else {}
     if recipe.name.startswith("finetune"):  # passes over all layers; those of the head alone take seconds
         whole = min(20, max(3, round(600 / max(count, 1) ** 0.5)))
-        return {"epochs": recipe.freeze_epochs + whole, **({} if flip else {"flip": False})}
+        return {"epochs": recipe.freeze_epochs + whole, **({} if flip else {"flip": False}), **held_out}
     batch_size = next((size for most, size in ((500, 16), (2500, 64), (20_000, 128)) if count <= most), 256)
-    epochs = round((2800 if fast else 700) / max(count, 1) ** 0.5)
-    settings = {"epochs": min(60, max(10, epochs)), "batch_size": batch_size}
+    epochs = round((2800 if fast else 1000) / max(count, 1) ** 0.5)
+    settings = {"epochs": min(60, max(10, epochs)), "batch_size": batch_size, **held_out}
     if not recipe.name.startswith("images"):  # for a network of the caller's choice, which may take one size only
         return settings
     size = max(16, min(side, 48 if fast else 32))
-    return {**settings, "image_size": size, "shift": max(1, size // 12), "flip": flip}
+    shift = {"start_size": round(0.7 * size), "shift": max(1, size // 12)}
+    return {**settings, "image_size": size, **shift, "flip": flip}
 
 
 def may_flip(data: str, *, grey: bool) -> bool:
