@@ -1,1 +1,1 @@
-"""Inspect networks: output shapes, parameters and multiply-adds of each layer."""
+"""Look inside networks: layer by layer in numbers, and at what they see in images."""

@@ -1,0 +1,191 @@
+"""Where to look inside a network: its feature maps in the order in which they are computed, and which of them to show.
+
+All is measured in a forward pass, so it works for networks of other libraries and of your own: a functional call, a
+module that is used twice and channels-last layers included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cnnlab.io.errors import CnnlabError, unknown
+
+_MOST_STAGES = 6
+# What returns its input in eval mode.
+_NO_OPERATION = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+# Their output has the size that the classifier needs, also where that repeats positions.
+_RESIZED = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+
+
+@dataclass(frozen=True)
+class SpatialLayer:
+    """An output of the shape (B, C, H, W), with H and W above 1, in the forward pass.
+
+    path: the module that returns it, such as `layer4`; call: which of the calls of this module, from 1. channels,
+    height, width: of the output. channels_last: it is (B, H, W, C).
+    """
+
+    path: str
+    call: int
+    channels: int
+    height: int
+    width: int
+    channels_last: bool = False
+
+    def channels_first(self, output: Tensor) -> Tensor:
+        """Return the layer's output as (B, C, H, W)."""
+        return output.permute(0, 3, 1, 2) if self.channels_last else output
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put the model into eval mode; restore the mode of each of its modules."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def watch(modules: Iterator[tuple[str, nn.Module]], see: Callable[[str, int, nn.Module, Any], Any]) -> Iterator[None]:
+    """Call `see(path, call, module, output)` after each call of each module. What it returns replaces the output.
+
+    call: 1 for the first call of the module, 2 for the next, ...
+    """
+    calls: dict[str, int] = {}
+    hooks = []
+
+    def hook(path: str) -> Callable[..., Any]:
+        def after(module: nn.Module, _args: Any, output: Any) -> Any:
+            calls[path] = calls.get(path, 0) + 1
+            return see(path, calls[path], module, output)
+
+        return after
+
+    try:
+        for path, module in modules:
+            hooks.append(module.register_forward_hook(hook(path)))
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def spatial_layers(model: nn.Module, x: Tensor) -> list[SpatialLayer]:
+    """Return the layers of `model` whose outputs keep positions of the image, in the order of the forward pass.
+
+    x: preprocessed square images (B, C, H, W), the first of which is used. Of modules that return the same tensor, the
+    outermost one is named. Those before adaptive pooling to a fixed size, not after it, are the last.
+    """
+    return _measured(model, x)[0]
+
+
+def _measured(model: nn.Module, x: Tensor) -> tuple[list[SpatialLayer], int]:
+    """Return the spatial layers, and how many later modules work on tokens (B, N, C) of at least as many positions."""
+    x = torch.cat((x[:1], x[:1]))  # two, so that a batch of windows or patches is told from a batch of images
+    outputs: dict[int, tuple[Tensor, SpatialLayer | None]] = {}  # by id, in running order; holds the tensors
+    tokens: list[int] = []  # N of each output (B, N, C) since the last spatial layer
+
+    def see(path: str, call: int, module: nn.Module, output: Any) -> None:
+        if not isinstance(output, Tensor) or isinstance(module, _NO_OPERATION) or len(output) != len(x):
+            return
+        known = outputs.pop(id(output), None)
+        layer = _layer(path, call, output)
+        if isinstance(module, _RESIZED) or output is x or (known is not None and known[1] is None):
+            layer = None
+        outputs[id(output)] = (output, layer)
+        if layer is not None:
+            tokens.clear()
+        elif output.ndim == 3 and known is None:
+            tokens.append(output.shape[1])
+
+    with eval_mode(model), torch.no_grad(), watch(iter(model.named_modules()), see):
+        model(x)
+    found = [layer for _, layer in outputs.values() if layer is not None]
+    # Square images have square feature maps, and no larger ones than the first; of attention heads neither is true.
+    found = [layer for layer in found if layer.height == layer.width <= found[0].height] or found
+    last = found[-1].height * found[-1].width if found else 0
+    return found, sum(n >= last for n in tokens)
+
+
+def _layer(path: str, call: int, output: Tensor) -> SpatialLayer | None:
+    if output.ndim != 4:
+        return None
+    _, a, b, c = output.shape
+    if a == b != c and a > 1:  # the images are square
+        return SpatialLayer(path, call, c, a, b, channels_last=True)
+    return SpatialLayer(path, call, a, b, c) if b > 1 and c > 1 else None
+
+
+def activation_layer(model: nn.Module, x: Tensor, path: str | None = None) -> SpatialLayer:
+    """Return the layer that class-activation maps are taken at.
+
+    path: a module's. Default: the last layer whose output has more than one position. x: preprocessed images (B, C, H,
+    W). Raise CnnlabError for a network without such a layer, as one without convolutions or a transformer, and for a
+    path that is not one.
+    """
+    found, tokens = _measured(model, x)
+    if path is not None:
+        named = [layer for layer in found if layer.path == path]
+        if path not in dict(model.named_modules()):
+            raise unknown("layer", path, [layer.path for layer in found])
+        if not named:
+            raise CnnlabError(f"layer {path!r} has no output (B, C, H, W) of several positions; name another one")
+        return named[-1]
+    name = type(model).__name__
+    if not found:
+        raise CnnlabError(
+            f"{name} has no layer whose output has several positions, so no class-activation map; "
+            "occlusion works for any network"
+        )
+    if tokens > len(found):
+        raise CnnlabError(
+            f"{name} works on tokens, as a transformer does, and has no class-activation map; occlusion works for any "
+            "network"
+        )
+    return found[-1]
+
+
+def stages(model: nn.Module, x: Tensor) -> list[SpatialLayer]:
+    """Return the layers at which feature maps are shown: the first one, and the last one of each size.
+
+    x: preprocessed images (B, C, H, W). At most six, from the first to the last; none for a network without positions.
+    """
+    found, _ = _measured(model, x)
+    ends = [a for i, a in enumerate(found) if a is found[-1] or found[i + 1].height < a.height]
+    shown = [*found[:1], *(layer for layer in ends if layer not in found[:1])]
+    if len(shown) > _MOST_STAGES:
+        step = (len(shown) - 1) / (_MOST_STAGES - 1)
+        shown = [shown[round(i * step)] for i in range(_MOST_STAGES)]
+    return shown
+
+
+@torch.no_grad()
+def feature_maps(model: nn.Module, x: Tensor, layers: Sequence[SpatialLayer]) -> list[Tensor]:
+    """Return the outputs (B, C, H, W) of the layers for preprocessed images x (B, C, H, W)."""
+    wanted = {(layer.path, layer.call): i for i, layer in enumerate(layers)}
+    found: dict[int, Tensor] = {}
+
+    def see(path: str, call: int, _module: nn.Module, output: Any) -> None:
+        if (path, call) in wanted:
+            i = wanted[path, call]
+            found[i] = layers[i].channels_first(output).clone()  # a later module may work in place
+
+    paths = {layer.path for layer in layers}
+    with eval_mode(model), watch(((p, m) for p, m in model.named_modules() if p in paths), see):
+        model(x)
+    return [found[i] for i in range(len(layers))]
+
+
+def first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d] | None:
+    """Return path and module of the first convolution, None without one."""
+    return next(((path, m) for path, m in model.named_modules() if isinstance(m, nn.Conv2d)), None)
