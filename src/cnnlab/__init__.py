@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         predict,
         set_threshold,
     )
+    from cnnlab.inspect.report import Report, report
     from cnnlab.io.errors import CnnlabError, TrainingInterrupted
     from cnnlab.models import MODELS, build_model
     from cnnlab.recipe import Recipe
@@ -51,6 +52,7 @@ __all__ = [
     "Predictions",
     "RangeTest",
     "Recipe",
+    "Report",
     "Result",
     "Run",
     "RunEvaluation",
@@ -67,6 +69,7 @@ __all__ = [
     "lr_find",
     "open_run",
     "predict",
+    "report",
     "resume",
     "set_threshold",
     "train",
@@ -89,6 +92,7 @@ _HOMES = {
         "predict",
         "set_threshold",
     ),
+    "inspect.report": ("Report", "report"),
     "io.errors": ("CnnlabError", "TrainingInterrupted"),
     "models": ("MODELS", "build_model"),
     "recipe": ("Recipe",),

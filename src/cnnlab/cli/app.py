@@ -22,6 +22,7 @@ from cnnlab.cli.lessons import lessons
 from cnnlab.cli.list import list_, show
 from cnnlab.cli.lr_find import lr_find
 from cnnlab.cli.predict import evaluate, predict
+from cnnlab.cli.report import report
 from cnnlab.cli.runs import runs
 from cnnlab.cli.train import train
 from cnnlab.io import interrupt
@@ -57,7 +58,8 @@ def _root(
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "train": train, "lr-find": lr_find, "eval": evaluate, "predict": predict, "calibrate": calibrate, "runs": runs,
+    "train": train, "lr-find": lr_find, "eval": evaluate, "predict": predict, "calibrate": calibrate,
+    "report": report, "runs": runs,
     "list": list_, "show": show,
     "reproduce": reproduce, "classical": classical, "figures": figures, "grade": grade, "bench": bench,
     "doctor": doctor,

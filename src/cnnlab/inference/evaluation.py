@@ -180,6 +180,7 @@ def evaluate_run(
     views: str = "none",
     precision: str = "float32",
     threshold: float | None = None,
+    keep_logits: bool = False,
 ) -> RunEvaluation:
     """Evaluate a run's model on all images of a split, and record that in the run's folder.
 
@@ -190,7 +191,8 @@ def evaluate_run(
     weights: best or last. Default: best where it was chosen on validation images, else last. views: test-time
     augmentation, a key of VIEWS. precision: of convolutions and matrix products; with 16 bits the logits of an image
     may depend on the rest of its batch. threshold: the probability below which an image is none of the classes.
-    Default: the run's. skip_bad: skip damaged images; the run's own also if it was trained so. Raise CnnlabError.
+    Default: the run's. skip_bad: skip damaged images; the run's own also if it was trained so. keep_logits: the result
+    has the logits (N, K), too. Raise CnnlabError.
     """
     run = name if isinstance(name, Run) else runs.open_run(name, runs_dir)
     check_views(views)
@@ -219,7 +221,7 @@ def evaluate_run(
         started = time.perf_counter()
         result = evaluate(
             network, loader, len(run.classes), precision=PRECISIONS[precision], views=views, keep=True,
-            temperature=temperature,
+            temperature=temperature, keep_logits=keep_logits,
         )  # fmt: skip
         seconds = time.perf_counter() - started
     source = data if isinstance(data, str) else run.recipe.data if data is None else f"{MEMORY}{type(data).__name__}"

@@ -109,7 +109,7 @@ def split_table(
         rows += _rows(splits.train, repeat("train"), pool, recipe)
     if not cross and recipe.eval_split != "train":
         rows += _rows(splits.evaluated, repeat(recipe.eval_split), pool, recipe, held_out=pool.evaluated is not None)
-    return SplitTable("fold" if cross else "split", rows, _root(recipe.data))
+    return SplitTable("fold" if cross else "split", rows, image_root(recipe.data))
 
 
 def _rows(
@@ -132,7 +132,7 @@ def _rows(
         yield _Row(id_, images.classes[label], part, groups.get(id_, ""), weight)
 
 
-def _root(source: str) -> Path | None:
+def image_root(source: str) -> Path | None:
     """Return the folder that the ids of a source's images are relative to; None if they are no files."""
     if source.startswith(FOLDER):
         return expand(source.removeprefix(FOLDER)).absolute()

@@ -18,13 +18,15 @@ from cnnlab.training.scores import ClassFigures, Scores
 class Evaluation:
     """loss: mean cross-entropy per image; confusion: (K, K) int64, row = true class, column = predicted class.
 
-    predicted: (N,) int64, and probability: (N,) float32 of that class, in the order of the images; None if not kept.
+    predicted: (N,) int64, and probability: (N,) float32 of that class, in the order of the images; logits: (N, K)
+    float32; each None if not kept.
     """
 
     loss: float
     confusion: Tensor
     predicted: Tensor | None = None
     probability: Tensor | None = None
+    logits: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -117,17 +119,20 @@ def evaluate(
     views: str = "none",
     keep: bool = False,
     temperature: float = 1.0,
+    keep_logits: bool = False,
 ) -> Evaluation:
     """Evaluate `model` on every image of `loader` in eval mode, then restore its mode.
 
     between: called after each batch; may raise to stop early. views: see `logits`. keep: also the prediction for each
-    image, its probability with `temperature`. The loss is without it, as in training.
+    image, its probability with `temperature`. The loss is without it, as in training. keep_logits: with `keep`, the
+    logits, too.
     """
     was_training = model.training
     model.eval()
     loss_sum = torch.zeros((), device=loader.device)
     cells: list[Tensor] = []  # (B,) each: true class * K + predicted class
     kept: list[Tensor] = []  # (B,) each: probability of the predicted class
+    outputs: list[Tensor] = []  # (B, K) each
     try:
         for x, y in loader:
             with autocast(loader.device, precision):
@@ -136,6 +141,8 @@ def evaluate(
             cells.append(y * num_classes + output.argmax(1))
             if keep:
                 kept.append(probabilities(output, temperature).amax(1))
+            if keep_logits:
+                outputs.append(output)
             between()
     finally:
         model.train(was_training)
@@ -145,4 +152,5 @@ def evaluate(
     loss = loss_sum.item() / loader.count
     if not keep:
         return Evaluation(loss, confusion)
-    return Evaluation(loss, confusion, (cell % num_classes).cpu(), torch.cat(kept).cpu())
+    found = torch.cat(outputs).cpu() if keep_logits else None
+    return Evaluation(loss, confusion, (cell % num_classes).cpu(), torch.cat(kept).cpu(), found)

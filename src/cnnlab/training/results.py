@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -26,6 +26,9 @@ from cnnlab.training.progress import Progress, learned, out_of_patience
 from cnnlab.training.runs import Run
 from cnnlab.training.scores import Scores
 from cnnlab.training.series import OUT_OF_FOLD
+
+if TYPE_CHECKING:
+    from cnnlab import Report
 
 _SHOWN = 3  # findings
 _LEARNED = 0.99  # accuracy on the images of `overfit` from which the network counts as having learned them
@@ -160,6 +163,16 @@ class Result:
         """The network in eval mode on the CPU, with the best weights if validation images chose them, else the last."""
         return trained_model(self.run, self.run.weights(), self.network)
 
+    def report(self, **options: Any) -> Report:
+        """Return a page about this training, which a notebook shows. options: those of `cnnlab.report`."""
+        from cnnlab import report  # of a later room: through the public name
+
+        return report(self.run, **{"model": self.network, **options})
+
+    def confusion(self, **options: Any) -> Report:
+        """Return the confusion matrix alone, whose cells open their images; see `report`."""
+        return self.report(**options).only("confusion")
+
     def __str__(self) -> str:
         s = self.summary
         key = self.run.recipe.key
@@ -185,6 +198,12 @@ class SeedsResult:
     results: list[Result]
     summary: dict[str, Any]
     kind: ClassVar[str] = "seeds"
+
+    def report(self, **options: Any) -> Report:
+        """Return a page about these runs side by side, which a notebook shows. options: those of `cnnlab.report`."""
+        from cnnlab import report  # of a later room: through the public name
+
+        return report(*(r.run for r in self.results), **{"model": self.results[0].network, **options})
 
     def __str__(self) -> str:
         s = self.summary

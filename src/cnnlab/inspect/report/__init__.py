@@ -1,0 +1,139 @@
+"""A report about one run or several: one HTML file that anybody can open, without this package or the network."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cnnlab import __version__
+from cnnlab.inspect.report.comparison import compare
+from cnnlab.inspect.report.page import render
+from cnnlab.inspect.report.payload import Options, file_name, measure, plain, run_payload
+from cnnlab.inspect.report.thumbnails import Thumbnails
+from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.files import write_atomic
+from cnnlab.io.text import escape, truncate
+from cnnlab.models.own import Network, is_own
+from cnnlab.training import runs
+from cnnlab.training.runs import Run
+from cnnlab.training.series import is_series, member_folders
+
+__all__ = ["Report", "report"]
+_MOST_RUNS = 20
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report about runs. payload: all that it says, as JSON has it. In a notebook it shows itself."""
+
+    runs: list[Run]
+    payload: dict[str, Any] = field(repr=False)
+
+    @property
+    def html(self) -> str:
+        """The page: one HTML file without requests to anywhere."""
+        return render(self.payload)
+
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write the page. force: replace a file. Raise CnnlabError if it exists or cannot be written."""
+        path = Path(path)
+        check_new(path, force)
+        try:
+            write_atomic(path, self.html)
+        except OSError as error:
+            raise CnnlabError(f"cannot write {path}: {reason(error)}; name another file with --out") from error
+        return path
+
+    def only(self, section: str) -> Report:
+        """Return the report with one section: curves, confusion, classes, images or calibration."""
+        return replace(self, payload={**self.payload, "only": section})
+
+    def _repr_html_(self) -> str:
+        height = 760 if self.payload.get("only") is None else 620
+        return (
+            f'<iframe title="{html.escape(self.payload["title"])}" sandbox="allow-scripts allow-modals" '
+            f'style="width:100%;height:{height}px;border:0" srcdoc="{html.escape(self.html)}"></iframe>'
+        )
+
+
+def check_new(path: Path, force: bool) -> None:
+    """Raise CnnlabError unless the page can be a file `path`."""
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise CnnlabError(f"{path}: the report is a page; name a file that ends with .html")
+    if path.is_dir():
+        raise CnnlabError(f"{path} is a folder; name a file")
+    if path.exists() and not force:
+        raise CnnlabError(f"{path} exists; name another file with --out, or replace it with --force")
+    if not path.parent.is_dir():
+        raise CnnlabError(f"the folder {path.parent} does not exist; create it first")
+
+
+def report(
+    *names: Run | str | Path,
+    split: str | None = None,
+    weights: str | None = None,
+    data: Any = None,
+    model: Network | None = None,
+    runs_dir: str | Path = "runs",
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    skip_bad: bool = False,
+    folder: str | Path | None = None,
+) -> Report:
+    """Return a report about one run, or about several side by side; a folder of seeds or folds stands for its runs.
+
+    split: test, validation or train. Default: the one that was evaluated while it trained. The test set counts as
+    looked at, as by `evaluate_run`, whose arguments the others are. folder: where the page will be, from which the
+    paths of images are relative. Default: the working folder. What a run lacks (weights, images) is left out, and the
+    page says so; but an option that does not fit raises CnnlabError.
+    """
+    chosen = find_runs(names, runs_dir)
+    options = Options(split, weights, data, None, data_dir, device, threads, skip_bad, Path(folder or ".").absolute())
+    measured = [
+        measure(run, replace(options, model=model if is_own(run.recipe.model) or len(chosen) == 1 else None))
+        for run in chosen
+    ]
+    thumbnails = Thumbnails()
+    together = compare(measured, thumbnails) if len(chosen) > 1 else None
+    share, parts = thumbnails.budget // len(measured), []
+    for one in measured:
+        thumbnails.budget = share
+        parts.append(run_payload(one, thumbnails, options))
+    title = " · ".join(truncate(escape(run.path.resolve().name), 60) for run in chosen[:4])
+    payload = {
+        "format": "cnnlab report 1",
+        "title": f"{title} … · cnnlab" if len(chosen) > 4 else f"{title} · cnnlab",
+        "version": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="minutes"),
+        "only": None,
+        "runs": parts,
+        "compare": together,
+        "pictures": thumbnails.uris,
+    }
+    return Report(chosen, plain(payload))
+
+
+def find_runs(names: Sequence[Run | str | Path], runs_dir: str | Path) -> list[Run]:
+    """Return the runs that are named; a folder of seeds or folds stands for its runs. Raise CnnlabError."""
+    chosen: list[Run] = []
+    for name in names:
+        path = name.path if isinstance(name, Run) else runs.find_folder(name, runs_dir)
+        if is_series(path):
+            chosen += [runs.open_run(member) for member in member_folders(path) if (member / "run.json").exists()]
+        else:
+            chosen.append(name if isinstance(name, Run) else runs.open_run(path))
+    if not chosen:
+        raise CnnlabError("no run to report; name one, `cnnlab runs` lists all runs")
+    if len(chosen) > _MOST_RUNS:
+        raise CnnlabError(f"{len(chosen)} runs are too many for one page; name at most {_MOST_RUNS}")
+    return chosen
+
+
+def default_file(name: str | Path) -> Path:
+    """Return the file that a report is written to where none is named."""
+    return Path(f"{file_name(Path(name).resolve().name)}.html")

@@ -1,0 +1,23 @@
+// Elements. Texts are set as text, never as HTML.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+// attributes: onclick and the like are listeners, style an object of properties; false and null leave one out.
+function filled(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes ?? {})) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (name === "style") for (const [key, text] of Object.entries(value)) node.style.setProperty(key, text);
+    else node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false));
+  return node;
+}
+
+export function el(name, attributes, ...children) {
+  return filled(document.createElement(name), attributes, children);
+}
+
+export function svg(name, attributes, ...children) {
+  return filled(document.createElementNS(SVG, name), attributes, children);
+}

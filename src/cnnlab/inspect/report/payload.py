@@ -1,0 +1,355 @@
+"""What a report says about a run, as plain values: JSON that the page, the model card and the pictures are made of."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cnnlab.data.imageset import ImageSet
+from cnnlab.data.own import MEMORY
+from cnnlab.inference.evaluation import RunEvaluation, evaluate_run
+from cnnlab.inference.split_table import image_root
+from cnnlab.inference.suspects import confident_disagreements, find_suspects
+from cnnlab.inspect.report.settings import command, named_recipe, settings_table
+from cnnlab.inspect.report.thumbnails import Thumbnails
+from cnnlab.io.errors import CnnlabError
+from cnnlab.io.text import cell, escape
+from cnnlab.training.evaluate import BINS, calibration_error, probabilities
+from cnnlab.training.own import check_own
+from cnnlab.training.runs import Run, first_session
+from cnnlab.training.series import OUT_OF_FOLD, is_series, open_series
+
+MOST_ROWS = 20_000  # images of a run that the page lists
+_SAMPLE = 2000  # correct images in all, at most 24 of a class
+_LISTED = 48  # most confident mistakes, least certain correct ones, suspects
+_TOP = 3
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `report`. folder: the page's, from which paths of files are relative."""
+
+    split: str | None = None
+    weights: str | None = None
+    data: Any = None
+    model: Any = None
+    data_dir: str | Path | None = None
+    device: str = "auto"
+    threads: int | None = None
+    skip_bad: bool = False
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run and its evaluation, which is None where its weights or images are missing: `missing` says which."""
+
+    run: Run
+    evaluation: RunEvaluation | None
+    missing: list[str]
+
+    @property
+    def probabilities(self) -> Tensor:
+        """The probabilities (N, K) float32, calibrated as those of `predict`."""
+        assert self.evaluation is not None
+        assert self.evaluation.result.logits is not None
+        return probabilities(self.evaluation.result.logits, self.evaluation.temperature)
+
+
+def measure(run: Run, options: Options) -> Measured:
+    """Evaluate a run. Default split: the one that was evaluated while it trained.
+
+    Raise CnnlabError for options that do not fit; without options, what is missing only leaves parts out.
+    """
+    check_own(run.path, run.recipe, builder=run.builder, model=options.model)
+    if not run.weights(options.weights).exists() and run.summary() is None:
+        return Measured(run, None, [f"{run.path} is not finished: there are no weights to evaluate"])
+    try:
+        evaluation = evaluate_run(
+            run,
+            model=options.model,
+            data=options.data,
+            split=options.split or run.recipe.eval_split,
+            weights=options.weights,
+            data_dir=options.data_dir,
+            device=options.device,
+            threads=options.threads,
+            skip_bad=options.skip_bad,
+            keep_logits=True,
+        )
+    except CnnlabError as error:
+        if any(value is not None for value in (options.split, options.weights, options.data)):
+            raise
+        return Measured(run, None, [str(error)])
+    return Measured(run, evaluation, [])
+
+
+def run_payload(measured: Measured, thumbnails: Thumbnails, options: Options) -> dict[str, Any]:
+    """Return what a report says about one run."""
+    run, evaluation, missing = measured.run, measured.evaluation, list(measured.missing)
+    recipe, info = run.recipe, run.info
+    summary = run.summary()
+    rows = run.metrics()
+    key = recipe.key
+    model, data = info["model"], info["data"]
+    base = named_recipe(recipe)
+    looks = [row for row in run.evaluations() if row.get("split") == "test" and not row.get("other_data")]
+    return {
+        "name": run.path.resolve().name,
+        "recipe": recipe.name,
+        "base": base.name if base else None,
+        "model": recipe.model,
+        "parameters": model["parameters"],
+        "input": [model["in_channels"], model["image_size"], model["image_size"]],
+        "native": info["preprocessing"]["native_size"],
+        "published": (model.get("weights") or {}).get("origin"),
+        "from": (info.get("from") or {}).get("run"),
+        "data": recipe.data,
+        "classes": run.classes,
+        "counts": data["counts"],
+        "seed": recipe.seed,
+        "split_seed": recipe.split_seed,
+        "fold": [recipe.fold, recipe.folds] if recipe.folds else None,
+        "eval_split": recipe.eval_split,
+        "epochs": len(rows),
+        "of": recipe.epochs,
+        "finished": summary is not None,
+        "stopped_by": summary["stopped_by"] if summary else None,
+        "best_epoch": summary["best_epoch"] if summary and recipe.eval_split == "validation" else None,
+        "best_by": recipe.best_by,
+        "looks": {"times": len(looks), "each_epoch": recipe.eval_split == "test"},
+        "history": {
+            "epoch": [row["epoch"] for row in rows],
+            "train_loss": [row["loss"] for row in rows],
+            "eval_loss": [row[f"{key}_loss"] for row in rows],
+            "train_acc": [row["train_acc"] for row in rows],
+            "eval_acc": [row[f"{key}_acc"] for row in rows],
+            "learning_rate": [row["learning_rate"] for row in rows],
+        },
+        "evaluation": None if evaluation is None else _evaluation(measured, thumbnails, options, missing),
+        "speed": _speed(summary, rows),
+        "findings": [f["text"] + "; try " + f["remedy"] for f in (summary or {}).get("findings", [])],
+        "checks": _checks(run, summary),
+        "settings": settings_table(recipe),
+        "command": command(run),
+        "environment": _environment(run),
+        "missing": missing,
+    }
+
+
+def _evaluation(measured: Measured, thumbnails: Thumbnails, options: Options, missing: list[str]) -> dict[str, Any]:
+    evaluation = measured.evaluation
+    assert evaluation is not None
+    assert evaluation.images is not None
+    assert evaluation.result.logits is not None
+    found = evaluation.to_dict()
+    images, p = evaluation.images, measured.probabilities
+    suspects, origin = _suspects(measured, p)
+    listed = _rows(images, p, found["confusion"], [row for row, *_ in suspects])
+    plain = probabilities(evaluation.result.logits, 1.0)
+    correct = p.argmax(1) == images.labels
+    if images.images.shape[1] not in (1, 3):
+        shown = "the first" if images.images.shape[1] == 2 else "channels 1 to 3"
+        missing.append(f"pictures show {shown} of {images.images.shape[1]} channels")
+    kept = ("split", "images", "correct", "loss", "accuracy", "balanced_accuracy", "macro_f1", "intervals", "classes",
+            "temperature", "threshold", "accepted", "accepted_correct", "never_predicted", "other_data",
+            "seconds")  # fmt: skip
+    return {
+        **{name: found[name] for name in kept},
+        "weights": evaluation.weights.stem,
+        "data": evaluation.data if evaluation.data != measured.run.recipe.data else None,
+        "recorded": evaluation.recorded,
+        "skipped": len(evaluation.skipped),
+        "confusion": [[i, j, n] for i, row in enumerate(found["confusion"]) for j, n in enumerate(row) if n],
+        "calibration": {
+            "bins": BINS,
+            "before": _reliability(plain.amax(1), correct),
+            "after": _reliability(p.amax(1), correct),
+            "ece_before": calibration_error(plain.amax(1), correct),
+            "ece": calibration_error(p.amax(1), correct),
+        },
+        "rows": _row_values(listed, images, p, thumbnails, evaluation, options),
+        "mistakes": [listed.index[i] for i in listed.mistakes[:_LISTED]],
+        "uncertain": [listed.index[i] for i in listed.uncertain],
+        "suspects": [[listed.index[i], k, p[i, k].item(), p[i, images.labels[i]].item()]
+                     for i, k in suspects if i in listed.index],
+        "suspects_from": origin,
+        "all_suspects": len(suspects),
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """The images that the page lists, in this order. index: the place of each; mistakes: the most confident first."""
+
+    order: list[int]
+    index: dict[int, int]
+    mistakes: list[int]
+    uncertain: list[int]
+
+
+def _rows(images: ImageSet, p: Tensor, confusion: list[list[int]], more: Sequence[int]) -> _Listed:
+    """Choose images: all mistakes, a sample of the correct ones of each class, the least certain of these, and `more`.
+
+    Those that come first get a picture while there is room: of each cell of the confusion matrix some.
+    """
+    confidence, predicted = (t.tolist() for t in p.max(1))
+    labels = images.labels.tolist()
+    each = max(2, min(24, _SAMPLE // len(confusion)))
+    cells: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i in sorted(range(len(labels)), key=lambda i: -confidence[i]):
+        cells[labels[i], predicted[i]].append(i)
+    wrong = [i for (true, guess), members in cells.items() if true != guess for i in members]
+    wrong.sort(key=lambda i: (-confidence[i], i))
+    right = [i for (true, guess), members in cells.items() if true == guess for i in members]
+    uncertain = sorted(right, key=lambda i: (confidence[i], i))[:_LISTED]
+    sample = [i for (true, guess), members in cells.items() if true == guess for i in _spread(sorted(members), each)]
+    rank = {i: n for members in cells.values() for n, i in enumerate(members)}
+    by_cell = sorted(wrong, key=lambda i: (rank[i], -confidence[i]))[:MOST_ROWS]
+    order = list(dict.fromkeys([*wrong[:_LISTED], *more[:_LISTED], *uncertain, *sample, *by_cell]))
+    return _Listed(order, {i: n for n, i in enumerate(order)}, wrong, uncertain)
+
+
+def _spread(members: Sequence[int], most: int) -> list[int]:
+    """Return at most `most` of the members, evenly spaced."""
+    n = min(most, len(members))
+    return [members[(2 * k + 1) * len(members) // (2 * n)] for k in range(n)]
+
+
+def _row_values(
+    listed: _Listed, images: ImageSet, p: Tensor, thumbnails: Thumbnails, evaluation: RunEvaluation, options: Options
+) -> dict[str, Any]:
+    """Return the listed images, a list for each column. picture: its place, or -1; file: whether `folder`/id is one."""
+    k = min(_TOP, p.shape[1])
+    order = torch.tensor(listed.order, dtype=torch.int64)
+    top_p, top_k = p[order].topk(k)
+    source = evaluation.data
+    root = None if source.startswith(MEMORY) else image_root(source)
+    ids = [images.ids[i] for i in listed.order]
+    return {
+        "id": ids,
+        "label": images.labels[order].tolist(),
+        "top": top_k.tolist(),
+        "p": [[round(value, 6) for value in row] for row in top_p.tolist()],
+        "picture": [thumbnails.add(images.images[i]) for i in listed.order],
+        "folder": None if root is None else _relative(root, options.folder),
+        "file": [] if root is None else [int(_is_plain_file(root, name)) for name in ids],
+    }
+
+
+def _relative(root: Path, folder: Path | None) -> str:
+    try:
+        return Path(os.path.relpath(root, (folder or Path()).absolute())).as_posix()
+    except ValueError:  # on another drive
+        return root.as_posix()
+
+
+def _is_plain_file(root: Path, name: str) -> bool:
+    """Return whether an image is a file whose name can be shown, copied and linked as it is."""
+    try:
+        return escape(name) == name and (root / name).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _suspects(measured: Measured, p: Tensor) -> tuple[list[tuple[int, int]], str]:
+    """Return (image, class that contradicts its label) and what they were found by: `out_of_fold` or `split`.
+
+    Of a fold of a finished cross-validation: by the predictions of all folds, those that this fold held out.
+    """
+    evaluation = measured.evaluation
+    assert evaluation is not None
+    assert evaluation.images is not None
+    images, folder = evaluation.images, measured.run.path.parent
+    out_of_fold = is_series(folder) and open_series(folder).kind == "folds" and (folder / OUT_OF_FOLD).is_file()
+    if out_of_fold and evaluation.split == "validation" and not evaluation.other:
+        place = {cell(name): i for i, name in enumerate(images.ids)}
+        classes = {cell(name): k for k, name in enumerate(images.classes)}
+        found = [(place.get(s.path), classes[cell(s.predicted)]) for s in find_suspects(folder).suspects]
+        return [(i, k) for i, k in found if i is not None], "out_of_fold"
+    if evaluation.split == "train":  # the network knows their labels
+        return [], "train"
+    return confident_disagreements(p, images.labels), "split"
+
+
+def _reliability(confidence: Tensor, correct: Tensor) -> list[list[Any]]:
+    """Return (images, mean probability, accuracy) of each of the bins (0, 1/15], (1/15, 2/15], ..."""
+    p = confidence.double()
+    place = ((p * BINS).ceil().long() - 1).clamp(0, BINS - 1)
+    count = torch.bincount(place, minlength=BINS)
+    sums = [torch.bincount(place, weights=w, minlength=BINS) for w in (p, correct.double())]
+    means = [(s / count.clamp(min=1)).tolist() for s in sums]
+    return [[n, a if n else None, b if n else None] for n, a, b in zip(count.tolist(), *means, strict=True)]
+
+
+def _speed(summary: dict[str, Any] | None, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    if not rows:
+        return {}
+    seen = sum(row["images"] for row in rows)
+    return {
+        "images_per_second": seen / sum(row["train_seconds"] for row in rows),
+        "examples_per_second": seen / sum(row["compute_seconds"] for row in rows),
+        "total_seconds": sum(row["seconds"] for row in rows),
+        "skipped_updates": sum(row.get("skipped_updates", 0) for row in rows),
+        "device": summary["device"] if summary else None,
+    }
+
+
+def _checks(run: Run, summary: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what is known about the images: how many, what was left out, duplicates, groups, warnings."""
+    data = run.info["data"]
+    groups = data.get("split") or {}
+    return {
+        "images": summary["images"] if summary else {k: data[k] for k in ("train", "validation", "test") if k in data},
+        "shared": summary["shared"] if summary else {},
+        "skipped": len(data["skipped"]),
+        "passed_over": {kind: len(names) for kind, names in data["passed_over"].items()},
+        "warnings": data["warnings"],
+        "groups": {k: groups[k] for k in ("by", "groups", "held_out") if k in groups},
+        "fingerprint": data["fingerprint"],
+    }
+
+
+def _environment(run: Run) -> list[list[str]]:
+    """Return versions, hardware and plan of the session that the run started in, as (name, value)."""
+    session = first_session(run)
+    flat: list[list[str]] = []
+    for name, value in session.items():
+        pairs = value.items() if isinstance(value, dict) else [(name, value)]
+        flat += [[str(key), str(item)] for key, item in pairs if item is not None]
+    return flat
+
+
+def plain(value: Any) -> Any:
+    """Return `value` as JSON has it: NaN and Inf become None, floats are rounded to eight digits."""
+    if isinstance(value, float):
+        return float(f"{value:.8g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def file_name(name: str) -> str:
+    """Return `name` as the stem of a file: letters, digits, dots, hyphens and underscores of any script."""
+    return re.sub(r"[^\w.\-]+", "-", name)[:100].strip(".-") or "report"
+
+
+def with_folder(options: Options, folder: Path | None) -> Options:
+    """Return the options for a page in `folder`."""
+    return replace(options, folder=folder)
+
+
+def images_of(measured: Iterable[Measured]) -> list[ImageSet]:
+    """Return the images of those runs that could be evaluated."""
+    return [m.evaluation.images for m in measured if m.evaluation is not None and m.evaluation.images is not None]

@@ -1,0 +1,61 @@
+"""Small pictures of images, for a page that holds everything itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+SIDE = 96  # pixels a side, at most
+BUDGET = 9_000_000  # bytes of all pictures of a page, as text
+
+
+class Thumbnails:
+    """The pictures of a page as data URIs, each once. budget: bytes that are left."""
+
+    def __init__(self, budget: int = BUDGET) -> None:
+        self.uris: list[str] = []
+        self.budget = budget
+        self._places: dict[str, int] = {}
+
+    def add(self, image: Tensor) -> int:
+        """Return the place of the picture of `image`, (C, H, W) uint8, in `uris`; -1 if the budget is used up."""
+        return self.add_uri(data_uri(pixels(image)))
+
+    def add_uri(self, uri: str) -> int:
+        """Return the place of a picture; see `add`."""
+        place = self._places.get(uri)
+        if place is not None:
+            return place
+        if len(uri) > self.budget:
+            self.budget = 0  # not a smaller one later: what is left out should not depend on how well it compresses
+            return -1
+        self.budget -= len(uri)
+        self._places[uri] = len(self.uris)
+        self.uris.append(uri)
+        return len(self.uris) - 1
+
+
+def pixels(image: Tensor) -> np.ndarray:
+    """Return (C, H, W) uint8 as a picture (H, W) or (H, W, 3): of two channels the first, of more the first three."""
+    array = image.numpy()
+    return array[0] if len(array) < 3 else np.ascontiguousarray(array[:3].transpose(1, 2, 0))
+
+
+def data_uri(array: np.ndarray) -> str:
+    """Return a picture (H, W) or (H, W, 3) uint8 of at most 96 pixels a side as PNG or JPEG, whichever is smaller."""
+    picture = Image.fromarray(array)
+    picture.thumbnail((SIDE, SIDE))
+    kinds = {"png": {}, "jpeg": {"quality": 88}} if picture.mode == "RGB" or max(picture.size) > 32 else {"png": {}}
+    files = {kind: _file(picture, kind, options) for kind, options in kinds.items()}
+    kind = min(files, key=lambda name: len(files[name]))
+    return f"data:image/{kind};base64,{base64.b64encode(files[kind]).decode()}"
+
+
+def _file(picture: Image.Image, kind: str, options: dict[str, int]) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()

@@ -1,0 +1,370 @@
+"""`cnnlab report`: its figures, and the page in Chromium, which asks nobody for anything."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, precision_recall_fscore_support
+from torch import nn
+
+import cnnlab
+from browser import Tab, chromium
+from cnnlab import CnnlabError, Report
+from cnnlab.inspect.report import page as pages
+from cnnlab.inspect.report.comparison import McNemar
+from cnnlab.inspect.report.settings import command
+from cnnlab.inspect.report.thumbnails import Thumbnails
+from cnnlab.io.text import cell
+from conftest import Command, one_line_error
+
+HOSTILE = ["<script>alert(1)</script>", "a\u202egnp.exe\n", "x" * 10_000]
+
+
+class Tiny(nn.Module):
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, 4, 3)
+        self.head = nn.Linear(4, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(x).relu().mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("report")
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> list[Any]:
+    """Two trainings on the same images: one of two epochs, one of a single one."""
+    return [
+        cnnlab.train("digits", epochs=n, limit=100, seed=n, name=f"run-{n}", runs_dir=folder, progress="none")
+        for n in (2, 1)
+    ]
+
+
+@pytest.fixture(scope="module")
+def made(results: list[Any]) -> Report:
+    return cnnlab.report(results[0].run)
+
+
+@pytest.fixture(scope="module")
+def hostile(folder: Path) -> Report:
+    """A report on images whose classes and names are made to break pages."""
+    rng = np.random.default_rng(0)
+    labels = torch.arange(90) % 3
+    images = torch.from_numpy(rng.integers(0, 256, (90, 5, 12, 12), dtype=np.uint8))
+    names = [f"{n} {HOSTILE[n % 3]} <img src=x onerror=alert(1)>" for n in range(90)]
+    data = cnnlab.ImageSet(images=images, labels=labels, ids=names, classes=HOSTILE)
+    result = cnnlab.train(
+        Tiny, data=data, epochs=1, batch_size=30, name="hostile", runs_dir=folder, progress="none", balance="none"
+    )
+    return result.report(data=data)
+
+
+@pytest.fixture(scope="module")
+def tab() -> Iterator[Tab]:
+    with chromium(viewport={"width": 1440, "height": 900}, color_scheme="light", locale="en-US") as tab:
+        tab.page.context.set_default_timeout(10_000)
+        yield tab
+
+
+def opened(tab: Tab, report: Report, folder: Path, width: int = 1440) -> list[str]:
+    """Open the page. Return the list that what it says on the console will go to."""
+    said: list[str] = []
+    file = folder / "page.html"
+    report.save(file, force=True)
+    tab.page.set_viewport_size({"width": width, "height": 900})
+    tab.page.on("console", lambda message: said.append(message.text))
+    tab.go(file.as_uri())
+    return said
+
+
+def payload_rows(report: Report) -> dict[str, Any]:
+    return report.payload["runs"][0]["evaluation"]["rows"]
+
+
+def test_figures_are_those_of_eval_and_scikit_learn(results: list[Any], made: Report) -> None:
+    e = made.payload["runs"][0]["evaluation"]
+    found = cnnlab.evaluate_run(results[0].run, split="validation")
+    for key, value in found.to_dict().items():
+        if key in e and isinstance(value, int | float) and key not in ("seconds",):
+            assert e[key] == pytest.approx(value, rel=1e-7), key
+    y, guess = found.images.labels.numpy(), found.result.predicted.numpy()
+    k = len(found.run.classes)
+    matrix = np.zeros((k, k), int)
+    for i, j, n in e["confusion"]:
+        matrix[i, j] = n
+    assert (matrix == confusion_matrix(y, guess, labels=range(k))).all()
+    assert e["accuracy"] == pytest.approx(accuracy_score(y, guess))
+    assert e["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(y, guess))
+    precision, recall, f1, support = precision_recall_fscore_support(y, guess, zero_division=np.nan)
+    for key, values in {"precision": precision, "recall": recall, "f1": f1, "support": support}.items():
+        mine = [np.nan if row[key] is None else row[key] for row in e["classes"]]
+        assert mine == pytest.approx(values, nan_ok=True)
+    assert e["calibration"]["ece"] == pytest.approx(found.calibration_error)
+    after = e["calibration"]["after"]
+    assert sum(n for n, *_ in after) == found.result.count
+    assert sum(n * abs(p - a) for n, p, a in after if n) / found.result.count == pytest.approx(e["calibration"]["ece"])
+
+
+def test_images_are_those_that_eval_confuses(results: list[Any], made: Report) -> None:
+    found = cnnlab.evaluate_run(results[0].run, split="validation")
+    rows, names = payload_rows(made), found.run.classes
+    listed = {name: (y, top[0]) for name, y, top in zip(rows["id"], rows["label"], rows["top"], strict=True)}
+    assert len(listed) == len(rows["id"])
+    for line in found.predictions_csv().splitlines()[1:]:
+        name, true, guess, p = line.split(",")
+        if true != guess:
+            assert listed[name] == (names.index(true), names.index(guess))
+            row = rows["id"].index(name)
+            assert rows["p"][row][0] == pytest.approx(float(p), abs=1e-6)
+    order = [rows["p"][row][0] for row in made.payload["runs"][0]["evaluation"]["mistakes"]]
+    assert order == sorted(order, reverse=True)
+    assert all(place >= 0 for place in rows["picture"])
+
+
+def test_suspects_are_those_of_the_command(results: list[Any], made: Report) -> None:
+    from cnnlab.inference.suspects import find_suspects
+
+    e = made.payload["runs"][0]["evaluation"]
+    expected = [(s.path, s.predicted) for s in find_suspects(results[0].run.path).suspects][: len(e["suspects"])]
+    names = results[0].run.classes
+    assert [(cell(e["rows"]["id"][row]), names[k]) for row, k, *_ in e["suspects"]] == expected
+    assert e["suspects_from"] == "split"
+
+
+@pytest.mark.parametrize(("a", "b"), [(0, 0), (1, 0), (5, 1), (8, 8), (30, 12), (400, 300)])
+def test_mcnemar_is_scipys_exact_test(a: int, b: int) -> None:
+    expected = binomtest(a, a + b, 0.5).pvalue if a + b else 1.0
+    assert McNemar(a, b).p == pytest.approx(expected, rel=1e-9)
+    assert McNemar(b, a).p == McNemar(a, b).p
+
+
+def test_runs_on_the_same_images_are_compared(results: list[Any]) -> None:
+    both = cnnlab.report(*(r.run for r in results))
+    found = [cnnlab.evaluate_run(r.run, split="validation") for r in results]
+    right = [f.result.predicted.eq(f.images.labels) for f in found]
+    (test,) = both.payload["compare"]["tests"]
+    assert (test["first_only"], test["second_only"]) == (
+        int((right[0] & ~right[1]).sum()),
+        int((~right[0] & right[1]).sum()),
+    )
+    assert test["both"] + test["neither"] + test["first_only"] + test["second_only"] == found[0].result.count
+    differ = (found[0].result.predicted != found[1].result.predicted).nonzero().flatten().tolist()
+    assert sorted(both.payload["compare"]["disagreements"]["id"]) == sorted(found[0].images.ids[i] for i in differ)
+    assert {key for key, _ in both.payload["compare"]["settings"]} == {"epochs", "seed"}
+
+
+def test_the_command_trains_the_same_recipe(results: list[Any]) -> None:
+    import shlex
+
+    run = results[0].run
+    words = shlex.split(command(run))[2:]
+    pairs = dict(zip(words[::2], words[1::2], strict=True))
+    assert pairs["--recipe"] == "digits"
+    assert pairs["--epochs"] == "2"
+    assert pairs["--set"] == "limit=100"
+    again = replace(run, recipe=run.recipe.changed(flip=True, rotation=3.5))
+    assert "--set flip=true --set rotation=3.5" in command(again)
+
+
+def test_pictures_keep_to_their_budget_and_stand_once() -> None:
+    some = torch.randint(0, 256, (3, 1, 28, 28), dtype=torch.uint8)
+    thumbnails = Thumbnails(2500)
+    places = [thumbnails.add(image) for image in (some[0], some[0], some[1], some[2])]
+    assert places == [0, 0, 1, -1]
+    assert sum(map(len, thumbnails.uris)) <= 2500
+    assert Thumbnails().add(torch.zeros(7, 400, 300, dtype=torch.uint8)) == 0
+
+
+def test_modules_join_without_a_name_twice() -> None:
+    script = pages.script()
+    assert not re.search(r"^(import|export)\b", script, re.MULTILINE)
+    names = re.findall(r"^(?:async )?(?:function|const|let|class) (\w+)", script, re.MULTILINE)
+    assert [name for name, n in Counter(names).items() if n > 1] == []
+    assert {p.stem for p in pages.PAGE.glob("*.js")} == set(
+        re.findall(r'from "\./(\w+)\.js"', "".join(p.read_text() for p in pages.PAGE.glob("*.js")))
+    ) | {"main"}
+
+
+def test_every_text_is_there_in_both_languages() -> None:
+    text = (pages.PAGE / "text.js").read_text(encoding="utf-8")
+    known = set(re.findall(r"^  (\w+): \[", text, re.MULTILINE))
+    used = set()
+    for file in pages.PAGE.glob("*.js"):
+        used |= set(re.findall(r'\bt\("(\w+)"', file.read_text(encoding="utf-8")))
+    assert used <= known, used - known
+
+
+def test_pure_logic(tab: Tab) -> None:
+    tab.go("about:blank")
+    source = pages.script().partition("const payload = JSON.parse")[0]
+    answers = tab.value(
+        f"""() => {{ {source}
+        return {{
+          ticks: ticks(0, 1, 5), none: ticks(3, 3), small: ticks(0.91, 0.97, 4), whole: wholeTicks(1, 4, 8), one: wholeTicks(0.5, 1.5),
+          middle: linear([2, 2], [0, 10])(2), half: linear([0, 4], [10, 0])(2),
+          nearest: [nearest([1, 5, 9], 6), nearest([], 1)],
+          dragged: [dragged(8, 3, [1, 6], 1), dragged(3, 3.2, [1, 6], 1)],
+          closer: zoomed([0, 10], 5, 0.5, [0, 10], 1), edge: zoomed([0, 4], 0, 2, [0, 10], 1), out: zoomed([2, 8], 3, 10, [0, 10], 1),
+          top: [lossTop([90, 2, 1.5, 1, 0.5]), lossTop([]), lossTop([2, 1])],
+          bottom: [shareBottom([0.95, 0.99]), shareBottom([0.2, 1]), shareBottom([null])],
+          sorted: sorted([{{v: 2}}, {{v: null}}, {{v: 10}}, {{v: 1}}], (r) => r.v, true).map((r) => r.v),
+          natural: sorted(["a10", "a9"], (r) => r),
+          pairs: frequentMistakes([[0, 0, 9], [0, 1, 2], [1, 0, 5]], 1),
+          next: [nextCell((i, j) => j === 3, [0, 0], [0, 1], 5), nextCell(() => false, [2, 2], [1, 0], 5), nextCell((i, j) => i === 4 && j === 0, [0, 2], [1, 0], 5)],
+          visible: visible("a\\u202egnp\\n"), short: shorten("x".repeat(10000), 11), p: [probability(0.99999), probability(1), probability(0.0001)],
+          address: [address("../a b", "c#d/é.png"), address("x", "y?.png")],
+          inks: [0, 0.1, 0.3, 0.6, 1].flatMap((s) => [true, false].flatMap((r) => ["light", "dark"].map((t) => contrast(ramp(s, r, t), ink(ramp(s, r, t)) === "#fff" ? [255, 255, 255] : [0, 0, 0])))),
+        }}; }}"""
+    )
+    inks = answers.pop("inks")
+    assert min(inks) >= 4.5
+    assert answers == {
+        "ticks": [0, 0.2, 0.4, 0.6, 0.8, 1], "none": [3], "small": [0.92, 0.94, 0.96], "whole": [1, 2, 3, 4], "one": [1],
+        "middle": 5, "half": 5, "nearest": [1, -1], "dragged": [[3, 6], None],
+        "closer": [2.5, 7.5], "edge": [0, 8], "out": [0, 10], "top": [2, 1, 2], "bottom": [0.9, 0, 0.9],
+        "sorted": [10, 2, 1, None], "natural": ["a9", "a10"], "pairs": [[1, 0, 5]], "next": [[0, 3], [2, 2], [4, 0]],
+        "visible": "a\\u202egnp\\u000a", "short": "xxxxxx…xxxx", "p": [">99.9%", "100.0%", "<0.1%"],
+        "address": ["../a%20b/c%23d/%C3%A9.png", "./x/y%3F.png"],
+    }  # fmt: skip
+
+
+def test_a_cell_opens_its_images(tab: Tab, made: Report, folder: Path) -> None:
+    said = opened(tab, made, folder)
+    e = made.payload["runs"][0]["evaluation"]
+    i, j, n = max((c for c in e["confusion"] if c[0] != c[1]), key=lambda c: c[2])
+    tab.page.click(f'[data-cell="{i},{j}"]')
+    rows = e["rows"]
+    expected = [
+        name for name, y, top in zip(rows["id"], rows["label"], rows["top"], strict=True) if (y, top[0]) == (i, j)
+    ]
+    assert len(expected) == n
+    assert sorted(tab.value("[...document.querySelectorAll('dialog .file')].map((p) => p.textContent)")) == sorted(
+        expected
+    )
+    assert tab.value("[...document.querySelectorAll('dialog img')].every((i) => i.complete && i.naturalWidth === 8)")
+    tab.page.keyboard.press("Escape")
+    assert tab.value("document.querySelector('dialog')") is None
+    assert tab.value("document.activeElement.dataset.cell") == f"{i},{j}"
+    tab.page.keyboard.press("ArrowUp")
+    tab.page.keyboard.press("Enter")
+    assert tab.value("document.querySelector('dialog h2').textContent") != ""
+    tab.page.keyboard.press("Escape")
+    # the table sorts, the curves zoom, the language changes
+    tab.page.click("th button:text-is('Recall')")
+    recalls = tab.value("[...document.querySelectorAll('.sortable tbody tr')].map((r) => r.cells[3].textContent)")
+    assert recalls == sorted(recalls)
+    box = tab.page.locator("svg.chart").first.bounding_box()
+    assert box is not None
+    tab.page.mouse.move(box["x"] + 60, box["y"] + 50)
+    tab.page.mouse.down()
+    tab.page.mouse.move(box["x"] + 60 + 0.9 * (box["width"] - 70), box["y"] + 50)
+    assert tab.value("document.querySelector('.legend .epoch').textContent") == "epoch 2"
+    tab.page.mouse.up()
+    tab.page.keyboard.press("Escape")
+    tab.page.click(".language")
+    assert tab.value("document.querySelector('#confusion h2').textContent") == "混淆矩阵"
+    assert tab.value("document.documentElement.lang") == "zh-CN"
+    assert (tab.errors, said) == ([], [])
+    assert [url for url in tab.requests if not url.startswith(("data:", "file:"))] == []
+
+
+def test_hostile_names_do_nothing(tab: Tab, hostile: Report, folder: Path) -> None:
+    said = opened(tab, hostile, folder)
+    tab.page.locator("[data-cell]").first.click()
+    assert tab.value("document.querySelectorAll('script').length") == 2
+    assert tab.value("document.querySelectorAll('img[src=x]').length") == 0
+    text = tab.value("document.body.innerText")
+    assert "<script>alert(1)</script>"[:20] in text
+    assert "\u202e" not in text
+    assert (tab.errors, said) == ([], [])
+    assert [url for url in tab.requests if not url.startswith(("data:", "file:"))] == []
+    for width in (390, 1440):
+        tab.page.set_viewport_size({"width": width, "height": 900})
+        assert tab.value("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.parametrize(("width", "theme"), [(390, "dark"), (1440, "light")])
+def test_the_page_is_accessible(
+    tab: Tab, hostile: Report, folder: Path, width: int, theme: Literal["dark", "light"]
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install --group dev").Axe()
+    opened(tab, hostile, folder, width)
+    tab.page.emulate_media(color_scheme=theme)
+    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"], "resultTypes": ["violations"]}
+    found = axe.run(tab.page, options=rules).response["violations"]
+    assert [(v["id"], v["nodes"][0]["html"][:200]) for v in found if v["impact"] in ("serious", "critical")] == []
+    tab.page.emulate_media(color_scheme="light")
+    assert tab.value("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_what_is_missing_is_said(folder: Path, tmp_path: Path, shapes: Path) -> None:
+    result = cnnlab.train(
+        "digits", data=f"folder:{shapes}", model="lenet", image_size=20, epochs=1, name="gone", runs_dir=folder, progress="none"
+    )  # fmt: skip
+    rows = payload_rows(result.report(folder=tmp_path))
+    assert rows["folder"] == "shapes"
+    assert all(rows["file"])
+    shapes.rename(tmp_path / "elsewhere")
+    gone = result.report()
+    assert gone.payload["runs"][0]["evaluation"] is None
+    assert len(gone.payload["runs"][0]["missing"]) == 1
+    assert "shapes" in gone.html
+    with pytest.raises(CnnlabError):
+        result.report(split="test")
+    moved = result.report(data=f"folder:{tmp_path / 'elsewhere'}", folder=tmp_path)
+    assert payload_rows(moved)["folder"] == "elsewhere"
+    (result.run.path / "summary.json").unlink()
+    for name in ("best", "last"):
+        (result.run.path / f"{name}.safetensors").unlink()
+    unfinished = result.report().payload["runs"][0]
+    assert not unfinished["finished"]
+    assert unfinished["history"]["epoch"] == [1]
+
+
+def test_the_command_writes_once(cnnlab: Command, results: list[Any], tmp_path: Path) -> None:
+    path = results[0].run.path
+    answer = cnnlab("report", path)
+    assert answer.returncode == 0, answer.stderr
+    file = tmp_path / f"{path.name}.html"
+    assert file.name in answer.stdout
+    assert file.stat().st_size < 15e6
+    assert str(file) in one_line_error(cnnlab("report", path, "--out", file)) or "exists" in answer.stderr
+    assert cnnlab("report", path, "--force").returncode == 0
+    one_line_error(cnnlab("report", path, "--out", "report.pdf"))
+    one_line_error(cnnlab("report", path, "--out", "nowhere/report.html"))
+    one_line_error(cnnlab("report", path, "--split", "test"))
+    one_line_error(cnnlab("report", "nothing"))
+
+
+def test_a_notebook_shows_it(results: list[Any], made: Report) -> None:
+    shown = made._repr_html_()
+    assert shown.startswith("<iframe")
+    assert "</iframe>" in shown
+    assert "<script" not in shown
+    assert results[0].confusion().payload["only"] == "confusion"
+    assert json.dumps(made.payload, allow_nan=False)
+
+
+def test_the_image_side_is_bounded() -> None:
+    thumbnails = Thumbnails()
+    thumbnails.add(torch.randint(0, 256, (3, 500, 400), dtype=torch.uint8))
+    import base64
+    import io
+
+    picture = Image.open(io.BytesIO(base64.b64decode(thumbnails.uris[0].partition(",")[2])))
+    assert max(picture.size) == 96
