@@ -18,7 +18,7 @@ from cnnlab.io.errors import CnnlabError, unknown
 
 _MOST_STAGES = 6
 # What returns its input in eval mode.
-_NO_OPERATION = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+NO_OPERATION = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 # Their output has the size that the classifier needs, also where that repeats positions.
 _RESIZED = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
@@ -96,7 +96,7 @@ def _measured(model: nn.Module, x: Tensor) -> tuple[list[SpatialLayer], int]:
     tokens: list[int] = []  # N of each output (B, N, C) since the last spatial layer
 
     def see(path: str, call: int, module: nn.Module, output: Any) -> None:
-        if not isinstance(output, Tensor) or isinstance(module, _NO_OPERATION) or len(output) != len(x):
+        if not isinstance(output, Tensor) or isinstance(module, NO_OPERATION) or len(output) != len(x):
             return
         known = outputs.pop(id(output), None)
         layer = _layer(path, call, output)

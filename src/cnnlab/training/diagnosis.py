@@ -22,7 +22,9 @@ from cnnlab.training.intervals import wilson
 Rows = Sequence[dict[str, Any]]
 _RARE = 5  # a class is rare if the largest has so many times its images
 _GAP = 0.1  # between the accuracies on training and validation images
-_DEAD = 0.3  # of the units
+DEAD = 0.3  # of the units
+DEAD_REMEDY = "a lower learning_rate, init=he-normal, or a smaller network"
+RELU = (nn.ReLU, nn.ReLU6)
 _POOR = 0.8  # accuracy
 _SKIPPED = "{} updates were skipped, because their loss or a gradient was NaN or Inf"
 _MIXING = ("mixup", "cutmix")  # the accuracy in training is then that of mixed images
@@ -106,10 +108,10 @@ def _nothing_learned(summary: dict[str, Any], rows: Rows, counts: Sequence[int])
 
 
 def _dead(dead: float) -> Finding | None:
-    if dead < _DEAD:
+    if dead < DEAD:
         return None
     text = f"{dead:.0%} of the units behind a ReLU are 0 for all validation images"
-    return Finding("dead units", dead, text, "a lower learning_rate, init=he-normal, or a smaller network")
+    return Finding("dead units", dead, text, DEAD_REMEDY)
 
 
 def _overfitting(summary: dict[str, Any], rows: Rows, recipe: Recipe) -> Finding | None:
@@ -174,30 +176,42 @@ def _imbalance(summary: dict[str, Any], recipe: Recipe, counts: Sequence[int]) -
 
 @contextmanager
 def active_units(model: nn.Module) -> Iterator[Callable[[], float]]:
-    """Watch the modules nn.ReLU of `model`. Yield a function that returns the fraction of dead units so far.
+    """Watch the ReLU modules of `model`. Yield a function that returns the fraction of dead units so far.
 
-    A unit is a channel of (B, C, H, W) or a value of (B, D); it is dead if it was 0 for each image at each place. 0.0
-    without such modules.
+    See `watched_units`. 0.0 without such modules.
     """
-    active: dict[int, Tensor] = {}  # by the turn in the forward pass: a module may be used twice
+    with watched_units(model) as active:
+        yield lambda: 1 - torch.cat(list(active.values())).double().mean().item() if active else 0.0
+
+
+@contextmanager
+def watched_units(model: nn.Module) -> Iterator[dict[tuple[int, str], Tensor]]:
+    """Watch the ReLU modules of `model`. Yield {(turn in the forward pass, path): which of the units were active}.
+
+    A unit is a channel of (B, C, H, W) or a value of (B, D); it is dead if it was 0 for each image at each place.
+    """
+    active: dict[tuple[int, str], Tensor] = {}  # by the turn too: a module may be used twice
     turn = 0
 
     def start(*_: Any) -> None:
         nonlocal turn
         turn = 0
 
-    def see(_module: nn.Module, _args: Any, output: Tensor) -> None:
-        nonlocal turn
-        turn += 1
-        if output.ndim in (2, 4):
-            seen = output.amax([0, *range(2, output.ndim)]) > 0
-            before = active.get(turn)
-            active[turn] = seen if before is None or before.shape != seen.shape else before | seen
+    def see(path: str) -> Callable[..., None]:
+        def after(_module: nn.Module, _args: Any, output: Tensor) -> None:
+            nonlocal turn
+            turn += 1
+            if output.ndim in (2, 4):
+                seen = output.amax([0, *range(2, output.ndim)]) > 0
+                before = active.get((turn, path))
+                active[turn, path] = seen if before is None or before.shape != seen.shape else before | seen
+
+        return after
 
     hooks = [model.register_forward_pre_hook(start)]
-    hooks += [m.register_forward_hook(see) for m in model.modules() if isinstance(m, nn.ReLU)]
+    hooks += [m.register_forward_hook(see(path)) for path, m in model.named_modules() if isinstance(m, RELU)]
     try:
-        yield lambda: 1 - torch.cat(list(active.values())).double().mean().item() if active else 0.0
+        yield active
     finally:
         for hook in hooks:
             hook.remove()
