@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from rich.cells import cell_len
 
-from cnnlab.data import data_folder
+from cnnlab.data import data_folder, survey
 from cnnlab.device.hardware import available_cores
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import RECIPES
@@ -102,6 +102,12 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     # Measured plans are cached: not in the cache of the person who runs the tests.
     monkeypatch.setattr(autotune, "user_cache_dir", lambda name: str(tmp_path / ".cache" / name))
+
+
+@pytest.fixture(autouse=True)
+def _random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default, train from random weights: fine-tuning takes seconds for each test; test_default.py tests it."""
+    monkeypatch.setattr(survey, "has_packaged_weights", lambda: False)
 
 
 def pytest_xdist_auto_num_workers() -> int:

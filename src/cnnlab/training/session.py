@@ -73,7 +73,7 @@ def choose(
         if recipe in MODELS:
             raise CnnlabError(f"{recipe} is a network, not a recipe; pass it as model={recipe!r}")
         if recipe in ("images", "finetune"):
-            given = frozenset((*changes, *settings))
+            given = frozenset(("recipe", *changes, *settings))
         recipe = choose_recipe(recipe=recipe, data=changes.pop("data", None))
     recipe = recipe.changed(**changes, **settings)
     if network is None and is_own(recipe.model) and model is None:
@@ -156,13 +156,6 @@ class Session:
             raise CnnlabError(f"init={recipe.init} would overwrite the weights of {recipe.model}; set init=pytorch")
         if again is None:
             check_compile(recipe, self.device)
-            if recipe.freeze_epochs and not (published_tag(recipe.model) or self.network is not None or self.origin):
-                with torch.device("meta"):
-                    build_model(recipe.model)  # an unknown name is another mistake
-                raise CnnlabError(
-                    f"freeze_epochs={recipe.freeze_epochs}: {recipe.model} starts from random weights, and all but its "
-                    f"last layer would stay random; take {pretrained_name(recipe.model)}, or --init-from a run"
-                )
         # Before minutes of reading: check that the network exists and takes images of this size.
         if self.network is None and (":" not in recipe.model or recipe.image_size):
             with torch.device("meta"):  # shapes without memory
@@ -171,6 +164,14 @@ class Session:
         if self.given is not None:
             own = self.images.train if self.images else None
             recipe, why = fitted_recipe(recipe, self.given, self._options(recipe), self.device, own)
+        random = not (published_tag(recipe.model) or self.network is not None or self.origin)
+        if again is None and recipe.freeze_epochs and random:
+            with torch.device("meta"):
+                build_model(recipe.model)  # an unknown name is another mistake
+            raise CnnlabError(
+                f"freeze_epochs={recipe.freeze_epochs}: {recipe.model} starts from random weights, and all but its "
+                f"last layer would stay random; take {pretrained_name(recipe.model)}, or --init-from a run"
+            )
         self._pool: Pool | None = load_pool(recipe, self._options(recipe), self.images)
         self.divide(recipe)
         if again is not None:
