@@ -3,8 +3,9 @@
     python benchmarks/own_images.py prepare WORK          # writes the folders, from CNNLAB_DATA
     python benchmarks/own_images.py run WORK [--sets ...] [--ways ...] [--seeds 3] [--cores 0 1]
 
-Sets: photographs of sign-language digits, 5,000 images of CIFAR-10, 6,000 of Fashion-MNIST, and of each a cut in which
-the most common class has twenty times the images of the rarest. All are PNG or JPEG files in class folders. The test
+Sets: photographs of sign-language digits, 5,000 images of CIFAR-10, 6,000 of Fashion-MNIST, of each a cut in which the
+most common class has twenty times the images of the rarest, and one with as many images in classes of equal size, for
+`images` and `finetune` only. All are PNG or JPEG files in class folders. The test
 part of each has the same number of images of every class and is used once, at the end of a training.
 
 Ways: `lenet-bn` is the default of cnnlab before 2026-11-29; `images`, from random weights, and `finetune`, from
@@ -28,7 +29,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
@@ -42,6 +43,7 @@ from _common import PEERS, Task, add_out, answered, call, write_result
 
 SETS = ("sign", "cifar", "fashion")
 CUTS = tuple(f"{name}-imbalanced" for name in SETS)
+FEW = tuple(f"{name}-few" for name in SETS)
 OURS = ("lenet-bn", "images", "finetune")
 PEER_WAYS = ("fastai", "torchvision")
 WAYS = OURS + PEER_WAYS
@@ -67,9 +69,12 @@ def prepare(work: Path) -> None:
             path.write_bytes(content)
         part.rename(work / name)
     for name in SETS:
-        cut = work / f"{name}-imbalanced"
-        if not cut.exists():
-            _cut(work / name, cut)
+        classes = len(list((work / name / "train").iterdir()))
+        shares = [RATIO ** (-place / (classes - 1)) for place in range(classes)]
+        if not (cut := work / f"{name}-imbalanced").exists():
+            _cut(work / name, cut, shares)
+        if not (few := work / f"{name}-few").exists():
+            _cut(work / name, few, [mean(shares)] * classes)
 
 
 def _sign(data: Path) -> Iterator[tuple[str, str, str, bytes]]:
@@ -119,17 +124,17 @@ def _fashion(data: Path) -> Iterator[tuple[str, str, str, bytes]]:
             yield split, images.classes[int(images.labels[i])].replace("/", "-"), f"{i}.png", out.getvalue()
 
 
-def _cut(whole: Path, cut: Path) -> None:
-    """Copy a set with fewer and fewer images of each class to train on, from all to 1/RATIO, and the same test part."""
+def _cut(whole: Path, cut: Path, shares: Sequence[float]) -> None:
+    """Copy a set with a share of the images of each class to train on, in random order, and the same test part."""
     part = cut.with_name(f"{cut.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(whole / "test", part / "test")
     folders = sorted((whole / "train").iterdir())
     order = np.random.default_rng(0).permutation(len(folders))
     fewest = min(len(list(folder.iterdir())) for folder in folders)
-    for place, k in enumerate(order):
+    for k, share in zip(order, shares, strict=True):
         files = sorted(folders[k].iterdir())
-        count = round(fewest * RATIO ** (-place / (len(folders) - 1)))
+        count = round(fewest * share)
         for i in np.random.default_rng(k).permutation(len(files))[:count]:
             target = part / "train" / folders[k].name / files[i].name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -314,13 +319,13 @@ def run(args: argparse.Namespace) -> None:
                 for seed in range(args.seeds)
                 for way in ways
                 for name in args.sets
-                if way in args.ways
+                if way in args.ways and (name not in FEW or way in ("images", "finetune"))
             ]
             list(pool.map(lambda task: train(*task), tasks))
     finished = [json.loads(file.read_text()) for file in sorted(rows.glob("*.json"))]
     images = {
         name: {split: sum(1 for _ in (args.work / name / split).glob("*/*")) for split in ("train", "test")}
-        for name in (*SETS, *CUTS)
+        for name in (*SETS, *CUTS, *FEW)
         if (args.work / name).exists()
     }
     figures = {"ways": list(WAYS), "images": images, "sets": _summary(finished)}
@@ -330,7 +335,7 @@ def run(args: argparse.Namespace) -> None:
 def _summary(rows: list[Task]) -> dict[str, dict[str, Task]]:
     """Return mean and standard deviation over the seeds, by set and way."""
     found: dict[str, dict[str, Task]] = {}
-    for name in (*SETS, *CUTS):
+    for name in (*SETS, *CUTS, *FEW):
         for way in WAYS:
             some = [row for row in rows if row["set"] == name and row["way"] == way]
             if not some:
@@ -349,7 +354,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("prepare", "run"))
     parser.add_argument("work", type=Path)
-    parser.add_argument("--sets", nargs="+", choices=(*SETS, *CUTS), default=[*SETS, *CUTS])
+    parser.add_argument("--sets", nargs="+", choices=(*SETS, *CUTS, *FEW), default=[*SETS, *CUTS, *FEW])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cores", type=int, nargs="+", default=[0], help="one training each at a time. Default: 0")

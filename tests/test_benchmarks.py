@@ -234,7 +234,7 @@ def test_batch_norm_as_printed_computes_the_same() -> None:
 
 
 def test_ways_to_train_on_own_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cut is as unequal as it says, and each way that needs no peer's package is measured on all test images."""
+    """The cut has the shares that it is given, and each way that needs no peer's package is measured on all test images."""
     own_images = importlib.import_module("own_images")
     monkeypatch.setattr(own_images, "SIDE", 32)
     rng = np.random.default_rng(0)
@@ -244,7 +244,7 @@ def test_ways_to_train_on_own_images(tmp_path: Path, monkeypatch: pytest.MonkeyP
             for i in range(each):
                 pixels = rng.integers(0, 256, (16, 16, 3), np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "sign" / split / name / f"{i}.png")
-    own_images._cut(tmp_path / "sign", tmp_path / "cut")
+    own_images._cut(tmp_path / "sign", tmp_path / "cut", [1, 0.2, 0.05])
     assert sorted(len(list(f.iterdir())) for f in (tmp_path / "cut" / "train").iterdir()) == [1, 4, 20]
     assert all(len(list(f.iterdir())) == 3 for f in (tmp_path / "cut" / "test").iterdir())
     task = {"folder": str(tmp_path / "sign"), "seed": 0, "imbalanced": True, "runs": str(tmp_path / "runs")}

@@ -206,7 +206,7 @@ def test_published_weights_are_fine_tuned_unless_a_recipe_is_named(name: str) ->
 
 def test_epochs_of_all_layers_depend_on_the_number_of_images() -> None:
     recipe = RECIPES["finetune"]
-    for count, whole in ((20, 20), (1241, 9), (5000, 4), (1_000_000, 3)):
+    for count, whole in ((20, 20), (1241, 11), (5000, 6), (1_000_000, 3)):
         chosen = fitted(recipe, count=count, side=64, flip=True, fast=False)
         assert chosen["epochs"] == recipe.freeze_epochs + whole
     assert fitted(recipe, count=20, side=64, flip=False, fast=False)["flip"] is False
