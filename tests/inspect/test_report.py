@@ -77,7 +77,6 @@ def hostile(folder: Path) -> Report:
 @pytest.fixture(scope="module")
 def tab() -> Iterator[Tab]:
     with chromium(viewport={"width": 1440, "height": 900}, color_scheme="light", locale="en-US") as tab:
-        tab.page.context.set_default_timeout(10_000)
         yield tab
 
 
@@ -349,6 +348,28 @@ def test_the_command_writes_once(cnnlab: Command, results: list[Any], tmp_path: 
     one_line_error(cnnlab("report", path, "--out", "nowhere/report.html"))
     one_line_error(cnnlab("report", path, "--split", "test"))
     one_line_error(cnnlab("report", "nothing"))
+
+
+def test_the_card(cnnlab: Command, results: list[Any], hostile: Report, tmp_path: Path) -> None:
+    paths = [r.run.path for r in results]
+    answer = cnnlab("report", *paths, "--markdown", "card.md", "--out", "both.html")
+    assert answer.returncode == 0, answer.stderr
+    card = (tmp_path / "card.md").read_text(encoding="utf-8")
+    assert f"{results[0].summary['figures']['accuracy']:.4f}" in card
+    assert "McNemar" in card
+    one_line_error(cnnlab("report", *paths, "--markdown", "card.md", "--out", "again.html"))
+    one_line_error(cnnlab("report", *paths, "--pictures", ".", "--out", "again.html"))
+    assert not (tmp_path / "again.html").exists()
+    assert "<script" not in hostile.markdown
+    assert "\u202e" not in hostile.markdown
+
+
+def test_pictures_are_files(hostile: Report, tmp_path: Path) -> None:
+    files = hostile.save_pictures(tmp_path / "pictures")
+    assert {p.name for p in files} >= {f"{n}.{e}" for n in ("curves", "confusion", "classes") for e in ("png", "svg")}
+    assert {p.name for p in files} == {p.name for p in (tmp_path / "pictures").iterdir()}
+    with pytest.raises(CnnlabError):
+        hostile.save_pictures(tmp_path / "pictures")
 
 
 def test_a_notebook_shows_it(results: list[Any], made: Report) -> None:

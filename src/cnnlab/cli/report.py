@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cnnlab.cli.options import DataDir, DeviceName, OwnModel, RunsDir, SkipBad, Threads, Weights, own_model
+from cnnlab.io.errors import CnnlabError
 from cnnlab.io.text import echo
 
 
@@ -28,6 +29,13 @@ def report(
         typer.Option(help="Where the run's images are now. Default: the run's.", show_default=False),
     ] = None,
     weights: Weights = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write a model card (Markdown).", show_default=False)
+    ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also draw the pictures, each as PNG and SVG.", show_default=False),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
     model: OwnModel = None,
     device: DeviceName = "auto",
@@ -46,6 +54,15 @@ def report(
 
     file = out or default_file(run[0])
     check_new(file, force)
+    if markdown is not None:
+        check_new(markdown, force, (".md", ".markdown"))
+    if (
+        pictures is not None
+        and pictures.exists()
+        and (not pictures.is_dir() or (any(pictures.iterdir()) and not force))
+    ):
+        what = "is not empty; name another folder, or replace its pictures with --force"
+        raise CnnlabError(f"{pictures} {what if pictures.is_dir() else 'is a file; name a folder'}")
     made = make(
         *run,
         split=split,
@@ -63,4 +80,10 @@ def report(
     for part in made.payload["runs"]:
         for text in part["missing"]:
             echo(f"missing: {text}", error=True)
+    if markdown is not None:
+        made.save_markdown(markdown, force=force)
+        echo(f"model card: {markdown}")
+    if pictures is not None:
+        files = made.save_pictures(pictures, force=force)
+        echo(f"pictures: {pictures} ({len(files)} files)")
     echo(f"report: {file} ({file.stat().st_size / 1e6:.1f} MB)")

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from cnnlab import __version__
+from cnnlab.inspect.report.card import card
 from cnnlab.inspect.report.comparison import compare
 from cnnlab.inspect.report.page import render
-from cnnlab.inspect.report.payload import Options, file_name, measure, plain, run_payload
+from cnnlab.inspect.report.payload import Options, file_name, measure, plain, run_name, run_payload
 from cnnlab.inspect.report.thumbnails import Thumbnails
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.files import write_atomic
@@ -42,11 +43,27 @@ class Report:
         """Write the page. force: replace a file. Raise CnnlabError if it exists or cannot be written."""
         path = Path(path)
         check_new(path, force)
-        try:
-            write_atomic(path, self.html)
-        except OSError as error:
-            raise CnnlabError(f"cannot write {path}: {reason(error)}; name another file with --out") from error
-        return path
+        return _write(path, self.html)
+
+    @property
+    def markdown(self) -> str:
+        """The same as a model card in Markdown."""
+        return card(self.payload)
+
+    def save_markdown(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write the model card. force: replace a file. Raise CnnlabError if it exists or cannot be written."""
+        path = Path(path)
+        check_new(path, force, (".md", ".markdown"))
+        return _write(path, self.markdown)
+
+    def save_pictures(self, folder: str | Path, *, force: bool = False) -> list[Path]:
+        """Write curves, confusion matrix, classes, calibration and mistakes, each as PNG and SVG. Return the files.
+
+        force: replace files. Raise CnnlabError if one exists or cannot be written.
+        """
+        from cnnlab.inspect.report.pictures import figures, save  # imports matplotlib, which is slow
+
+        return save(figures(self.runs, self.payload), Path(folder), force)
 
     def only(self, section: str) -> Report:
         """Return the report with one section: curves, confusion, classes, images or calibration."""
@@ -60,14 +77,22 @@ class Report:
         )
 
 
-def check_new(path: Path, force: bool) -> None:
-    """Raise CnnlabError unless the page can be a file `path`."""
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise CnnlabError(f"{path}: the report is a page; name a file that ends with .html")
+def _write(path: Path, text: str) -> Path:
+    try:
+        write_atomic(path, text)
+    except OSError as error:
+        raise CnnlabError(f"cannot write {path}: {reason(error)}; name another file") from error
+    return path
+
+
+def check_new(path: Path, force: bool, endings: Sequence[str] = (".html", ".htm")) -> None:
+    """Raise CnnlabError unless `path` can be a new file with one of the endings, or replaced with `force`."""
+    if path.suffix.lower() not in endings:
+        raise CnnlabError(f"{path}: name a file that ends with {endings[0]}")
     if path.is_dir():
         raise CnnlabError(f"{path} is a folder; name a file")
     if path.exists() and not force:
-        raise CnnlabError(f"{path} exists; name another file with --out, or replace it with --force")
+        raise CnnlabError(f"{path} exists; name another file, or replace it with --force")
     if not path.parent.is_dir():
         raise CnnlabError(f"the folder {path.parent} does not exist; create it first")
 
@@ -104,7 +129,7 @@ def report(
     for one in measured:
         thumbnails.budget = share
         parts.append(run_payload(one, thumbnails, options))
-    title = " · ".join(truncate(escape(run.path.resolve().name), 60) for run in chosen[:4])
+    title = " · ".join(truncate(escape(run_name(run)), 60) for run in chosen[:4])
     payload = {
         "format": "cnnlab report 1",
         "title": f"{title} … · cnnlab" if len(chosen) > 4 else f"{title} · cnnlab",

@@ -95,7 +95,7 @@ def measure(run: Run, options: Options) -> Measured:
 
 def run_payload(measured: Measured, thumbnails: Thumbnails, options: Options) -> dict[str, Any]:
     """Return what a report says about one run."""
-    run, evaluation, missing = measured.run, measured.evaluation, list(measured.missing)
+    run, evaluation = measured.run, measured.evaluation
     recipe, info = run.recipe, run.info
     summary = run.summary()
     rows = run.metrics()
@@ -104,7 +104,7 @@ def run_payload(measured: Measured, thumbnails: Thumbnails, options: Options) ->
     base = named_recipe(recipe)
     looks = [row for row in run.evaluations() if row.get("split") == "test" and not row.get("other_data")]
     return {
-        "name": run.path.resolve().name,
+        "name": run_name(run),
         "recipe": recipe.name,
         "base": base.name if base else None,
         "model": recipe.model,
@@ -135,18 +135,24 @@ def run_payload(measured: Measured, thumbnails: Thumbnails, options: Options) ->
             "eval_acc": [row[f"{key}_acc"] for row in rows],
             "learning_rate": [row["learning_rate"] for row in rows],
         },
-        "evaluation": None if evaluation is None else _evaluation(measured, thumbnails, options, missing),
+        "evaluation": None if evaluation is None else _evaluation(measured, thumbnails, options),
         "speed": _speed(summary, rows),
         "findings": [f["text"] + "; try " + f["remedy"] for f in (summary or {}).get("findings", [])],
         "checks": _checks(run, summary),
         "settings": settings_table(recipe),
         "command": command(run),
         "environment": _environment(run),
-        "missing": missing,
+        "missing": measured.missing,
     }
 
 
-def _evaluation(measured: Measured, thumbnails: Thumbnails, options: Options, missing: list[str]) -> dict[str, Any]:
+def run_name(run: Run) -> str:
+    """Return the name of a run's folder; of one in a series, also that of the series."""
+    path = run.path.resolve()
+    return f"{path.parent.name}/{path.name}" if is_series(path.parent) else path.name
+
+
+def _evaluation(measured: Measured, thumbnails: Thumbnails, options: Options) -> dict[str, Any]:
     evaluation = measured.evaluation
     assert evaluation is not None
     assert evaluation.images is not None
@@ -157,9 +163,6 @@ def _evaluation(measured: Measured, thumbnails: Thumbnails, options: Options, mi
     listed = _rows(images, p, found["confusion"], [row for row, *_ in suspects])
     plain = probabilities(evaluation.result.logits, 1.0)
     correct = p.argmax(1) == images.labels
-    if images.images.shape[1] not in (1, 3):
-        shown = "the first" if images.images.shape[1] == 2 else "channels 1 to 3"
-        missing.append(f"pictures show {shown} of {images.images.shape[1]} channels")
     kept = ("split", "images", "correct", "loss", "accuracy", "balanced_accuracy", "macro_f1", "intervals", "classes",
             "temperature", "threshold", "accepted", "accepted_correct", "never_predicted", "other_data",
             "seconds")  # fmt: skip

@@ -23,7 +23,7 @@ export function confusionSection(page, run) {
   const open = (i, j) => openCell(page, run, i, j, counts.get(i * k + j));
   return section("confusion", t("confusion"),
     el("p", { class: "small" }, measuredOn(page, run), " ", t("confusion_help")),
-    el("div", { class: "confusion" },
+    el("div", { class: k > 14 ? "confusion wide" : "confusion" },
       k <= DRAWN ? scroller(t("confusion"), matrix(page, run, counts, totals, open)) : el("p", {}, t("too_many_classes", { n: k })),
       pairsList(page, run, totals, open)));
 }

@@ -21,6 +21,8 @@ export function context(payload, state) {
     className: (run, k, most = 28) => shorten(run.classes[k] ?? "?", most),
     fullName: (run, k) => visible(run.classes[k] ?? "?").slice(0, 1000),
     picture: (place) => (place >= 0 ? payload.pictures[place] : null),
+    // The last part of a path only: the rest is said under Data.
+    source: (data) => shorten(data.replace(/^(\w+:).*\/(?=[^/])/, "$1"), 60),
     split: (name) => t(`split_${name}`),
   };
 }

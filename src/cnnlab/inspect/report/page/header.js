@@ -24,7 +24,7 @@ export function runHeader(page, run) {
     el("p", { class: "kicker" }, t("report")),
     el("h1", {}, el("bdi", {}, page.short(run.name, 60))),
     el("p", { class: "lead" },
-      t("lead", { model: visible(run.model), parameters: whole(run.parameters), data: page.short(run.data, 60), epochs, recipe: page.short(run.recipe, 120), seed: run.seed }),
+      t("lead", { model: visible(run.model), parameters: whole(run.parameters), data: page.source(run.data), epochs, recipe: page.short(run.recipe, 120), seed: run.seed }),
       run.fold ? ` ${t("fold", { fold: run.fold[0], folds: run.fold[1] })}` : "",
       run.published ? ` ${t("published", { origin: page.short(run.published, 80) })}` : "",
       run.from ? ` ${t("from", { run: page.short(run.from, 60) })}` : ""),

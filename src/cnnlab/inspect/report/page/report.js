@@ -9,13 +9,14 @@ import { confusionSection } from "./confusion.js";
 import { imagesSection } from "./images.js";
 import { classesSection } from "./classes.js";
 import { calibrationSection } from "./calibration.js";
+import { insideSection } from "./inside.js";
 import { factsSections } from "./facts.js";
 import { compareHeader, compareSections } from "./compare.js";
 
 const KINDS = { curves: curvesSection, confusion: confusionSection, images: imagesSection, classes: classesSection, calibration: calibrationSection };
 
 function sectionsOf(page, run) {
-  return [...Object.values(KINDS).map((section) => section(page, run)), ...factsSections(page, run)].flat().filter(Boolean);
+  return [...Object.values(KINDS).map((section) => section(page, run)), insideSection(page, run), ...factsSections(page, run)].flat().filter(Boolean);
 }
 
 function oneRun(page, run) {
@@ -39,7 +40,7 @@ function severalRuns(page) {
   return [
     compareHeader(page),
     ...compareSections(page),
-    el("section", { id: "each", class: "each" }, el("h2", {}, page.t("each_run")), el("div", { class: "tabs", role: "group", "aria-label": page.t("each_run") }, buttons)),
+    el("section", { id: "each", class: "each", "data-nav": page.t("each_run") }, el("h2", {}, page.t("each_run")), el("div", { class: "tabs", role: "group", "aria-label": page.t("each_run") }, buttons)),
     place,
   ];
 }
