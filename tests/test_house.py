@@ -78,7 +78,7 @@ def test_public_names() -> None:
     assert set(cnnlab.__all__) == {
         "Classifier", "CnnlabError", "DATASETS", "Evaluation", "FoldsResult", "ImageSet", "MODELS", "Prediction", "Predictions", "RECIPES", "RangeTest", "Recipe", "Report", "report", "Result",
         "Run", "RunEvaluation", "SeedsResult", "TrainingInterrupted", "__version__", "build_model", "evaluate_run",
-        "list_runs", "load_images", "load_model", "loader", "lr_find", "open_run", "predict", "resume", "set_threshold", "Threshold", "train", "train_folds", "train_seeds", "train_step",
+        "inspect_run", "Inspection", "list_runs", "load_images", "load_model", "loader", "lr_find", "open_run", "predict", "resume", "set_threshold", "Threshold", "train", "train_folds", "train_seeds", "train_step",
     }  # fmt: skip
     for name in cnnlab.__all__:
         assert getattr(cnnlab, name) is not None

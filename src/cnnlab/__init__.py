@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         predict,
         set_threshold,
     )
+    from cnnlab.inspect.inspection import Inspection, inspect_run
     from cnnlab.inspect.report import Report, report
     from cnnlab.io.errors import CnnlabError, TrainingInterrupted
     from cnnlab.models import MODELS, build_model
@@ -48,6 +49,7 @@ __all__ = [
     "Evaluation",
     "FoldsResult",
     "ImageSet",
+    "Inspection",
     "Prediction",
     "Predictions",
     "RangeTest",
@@ -62,6 +64,7 @@ __all__ = [
     "__version__",
     "build_model",
     "evaluate_run",
+    "inspect_run",
     "list_runs",
     "load_images",
     "load_model",
@@ -92,6 +95,7 @@ _HOMES = {
         "predict",
         "set_threshold",
     ),
+    "inspect.inspection": ("Inspection", "inspect_run"),
     "inspect.report": ("Report", "report"),
     "io.errors": ("CnnlabError", "TrainingInterrupted"),
     "models": ("MODELS", "build_model"),

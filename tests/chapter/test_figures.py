@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cnnlab.chapter import figures as module
-from cnnlab.chapter.figures import FIGURES, figures, filter_columns, filter_pixels, filters, left_out
+from cnnlab.chapter.figures import FIGURES, figures, left_out
 from cnnlab.chapter.graphs import collapsed, merged, trace
+from cnnlab.inspect import filters as filters_module
+from cnnlab.inspect.filters import filter_columns, filter_pixels, filters
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.fonts import width as inches
 from cnnlab.models import MODELS, build_model
@@ -432,7 +433,7 @@ def test_the_caption_has_the_epoch_of_the_weights(tmp_path: Path) -> None:
 
 def test_a_network_without_convolutions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, _ = saved_run(tmp_path / "run", "lenet", 1, 28)
-    monkeypatch.setattr(module, "load_network", lambda run, file, model: nn.Linear(3, 3))
+    monkeypatch.setattr(filters_module, "load_network", lambda run, file, model: nn.Linear(3, 3))
     with pytest.raises(CnnlabError, match="has no convolution"):
         filters(run)
 

@@ -36,7 +36,8 @@ def test_neighbours_and_prototypes() -> None:
     )
     gallery = Gallery.of(images, found.split(7))
     queries = torch.randn(4, 8, generator=generator)
-    distances, indices = NearestNeighbors(n_neighbors=5, metric="cosine").fit(found).kneighbors(queries)
+    mean = found.mean(0)
+    distances, indices = NearestNeighbors(n_neighbors=5, metric="cosine").fit(found - mean).kneighbors(queries - mean)
     nearest = gallery.nearest(queries, 5)
     assert [[n.index for n in row] for row in nearest] == indices.tolist()
     assert [[n.distance for n in row] for row in nearest] == [

@@ -17,6 +17,7 @@ from cnnlab.cli.chapter import classical, figures, reproduce
 from cnnlab.cli.doctor import data as data_commands
 from cnnlab.cli.doctor import doctor
 from cnnlab.cli.grade import grade
+from cnnlab.cli.inspect import inspect
 from cnnlab.cli.kaggle import kaggle
 from cnnlab.cli.lessons import lessons
 from cnnlab.cli.list import list_, show
@@ -59,7 +60,7 @@ def _root(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train, "lr-find": lr_find, "eval": evaluate, "predict": predict, "calibrate": calibrate,
-    "report": report, "runs": runs,
+    "inspect": inspect, "report": report, "runs": runs,
     "list": list_, "show": show,
     "reproduce": reproduce, "classical": classical, "figures": figures, "grade": grade, "bench": bench,
     "doctor": doctor,

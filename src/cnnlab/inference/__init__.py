@@ -9,7 +9,7 @@ from cnnlab.inference.classifier import (
     predict,
     probabilities,
 )
-from cnnlab.inference.evaluation import RunEvaluation, evaluate_run, validation_images
+from cnnlab.inference.evaluation import RunEvaluation, evaluate_run, run_splits, validation_images
 from cnnlab.inference.split_table import SplitTable, split_table
 from cnnlab.inference.threshold import Threshold, set_threshold
 
@@ -25,6 +25,7 @@ __all__ = [
     "load_network",
     "predict",
     "probabilities",
+    "run_splits",
     "set_threshold",
     "split_table",
     "validation_images",

@@ -369,12 +369,41 @@ def validation_images(run: Run, data: Any = None) -> ImageSet:
     Raise CnnlabError if it has none, or the data have changed.
     """
     check_held_out(run)
+    _, held_out = run_splits(run, data)
+    assert held_out is not None
+    return held_out
+
+
+def run_splits(
+    run: Run, data: Any = None, *, data_dir: str | Path | None = None, skip_bad: bool = False
+) -> tuple[ImageSet, ImageSet | None]:
+    """Return the images that a run was trained on, and its validation images, None if it has none.
+
+    No test image is read. data: the run's own images, or where they are now; see `evaluate_run`. Raise CnnlabError if
+    they are gone or have changed.
+    """
+    source, own, recipe = run.recipe.data, None, run.recipe
+    if data is None or not isinstance(data, str):
+        if recipe.data.startswith(MEMORY) or data is not None:
+            check_own(run.path, recipe, data=data)
+        own = None if data is None else own_images(data, run.classes)
+    else:
+        source = data
+    held_out = recipe.eval_split == "validation"
+    recipe = replace(recipe, data=source, eval_split="validation" if held_out else "train")
     options = SourceOptions(
-        data_dir=data_folder(runs.data_dir(run)),
+        data_dir=data_folder(data_dir or runs.data_dir(run)),
         decoding=preprocessing_of(run).decoding,
-        columns=run.recipe.columns,
+        columns=recipe.columns,
+        skip_bad=skip_bad or run.info["data"].get("skip_bad", False),
     )
-    images, _, other = _find_images(run, "validation", options, data)
-    if other:
-        raise CnnlabError(f"the images given are not those of {run.path}; name where its own are now")
-    return images
+    try:
+        train_set, evaluated = load_splits(recipe, options, own)
+    except CnnlabError as error:
+        raise _with_remedy(run, error) from error
+    if train_set.fingerprint() != run.info["data"]["fingerprint"]:
+        raise CnnlabError(
+            f"the images of {source} are not those that {run.path} was trained on; name where its own are with --data"
+        )
+    train_set = _same_classes(run, train_set, source)
+    return train_set, _same_classes(run, evaluated, source) if held_out else None

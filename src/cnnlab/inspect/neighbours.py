@@ -17,7 +17,10 @@ from cnnlab.io.errors import CnnlabError
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A training image. index: its place in the searched images; distance: cosine distance of the features, 0 to 2."""
+    """A training image. index: its place in the searched images; distance: cosine distance of the features, 0 to 2.
+
+    That is of the features less their mean over the searched images.
+    """
 
     id: str
     label: str
@@ -59,19 +62,25 @@ def features(model: nn.Module, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images with their features. features: (N, D) float32, each of length 1."""
+    """Images with their features. mean: (D,) of the features; features: (N, D) float32, less that, each of length 1.
+
+    Without the mean, features behind a sigmoid would all point the same way.
+    """
 
     images: ImageSet
+    mean: Tensor
     features: Tensor
 
     @classmethod
     def of(cls, images: ImageSet, parts: Iterable[Tensor]) -> Gallery:
         """Return the gallery of images whose features come in `parts` (B, D), in their order."""
-        return cls(images, F.normalize(torch.cat([part.cpu() for part in parts]), dim=1))
+        found = torch.cat([part.cpu() for part in parts])
+        mean = found.mean(0)
+        return cls(images, mean, F.normalize(found - mean, dim=1))
 
     def nearest(self, found: Tensor, count: int = 5) -> list[list[Neighbour]]:
         """Return the images nearest to each of the features (B, D), the nearest first."""
-        similarity = F.normalize(found.cpu(), dim=1) @ self.features.T  # (B, N)
+        similarity = F.normalize(found.cpu() - self.mean, dim=1) @ self.features.T  # (B, N)
         best = similarity.topk(min(count, len(self.features)))
         return [
             [self._neighbour(i, 1 - s) for i, s in zip(row, values, strict=True)]

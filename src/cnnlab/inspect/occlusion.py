@@ -64,5 +64,5 @@ def _starts(side: int, window: int, stride: int) -> range:
 
 
 def _probability(model: nn.Module, x: Tensor, classes: Tensor, temperature: float) -> Tensor:
-    p = (model(x).float() / temperature).softmax(1)
+    p: Tensor = (model(x).float() / temperature).softmax(1)
     return p.gather(1, classes[:, None])[:, 0]

@@ -28,7 +28,7 @@ from cnnlab.training.scores import Scores
 from cnnlab.training.series import OUT_OF_FOLD
 
 if TYPE_CHECKING:
-    from cnnlab import Report
+    from cnnlab import Inspection, Report
 
 _SHOWN = 3  # findings
 _LEARNED = 0.99  # accuracy on the images of `overfit` from which the network counts as having learned them
@@ -168,6 +168,12 @@ class Result:
         from cnnlab import report  # of a later room: through the public name
 
         return report(self.run, **{"model": self.network, **options})
+
+    def inspect(self, images: Any = None, **options: Any) -> Inspection:
+        """Look inside the network, which a notebook shows. images, options: those of `cnnlab.inspect_run`."""
+        from cnnlab import inspect_run  # of a later room: through the public name
+
+        return inspect_run(self.run, images, **{"model": self.network, **options})
 
     def confusion(self, **options: Any) -> Report:
         """Return the confusion matrix alone, whose cells open their images; see `report`."""

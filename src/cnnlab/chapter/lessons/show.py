@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
-from cnnlab.chapter import figures
 from cnnlab.chapter.experiments import heading, markdown, printed_figures
 from cnnlab.chapter.lessons import committed
 from cnnlab.chapter.lessons.committed import all_results, seeds_table
 from cnnlab.data.loader import Preprocessing
 from cnnlab.inference import load_network, probabilities, validation_images
+from cnnlab.inspect.filters import filters as first_filters
 from cnnlab.inspect.summary import summarize, summary_format
 from cnnlab.io import figures as plots
 from cnnlab.io.errors import CnnlabError
@@ -91,7 +91,7 @@ def grid(
 
 def filters(result: Result) -> Image:
     """Draw the filters of the first convolution, as in the manual's figure 1.1."""
-    return _picture(figures.filters(result.run), f"Filters of the first convolution of {result.run.recipe.model}")
+    return _picture(first_filters(result.run), f"Filters of the first convolution of {result.run.recipe.model}")
 
 
 def held_out(result: Result, count: int) -> tuple[Tensor, Tensor]:
