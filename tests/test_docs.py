@@ -135,5 +135,7 @@ def test_chinese_pages_use_the_terms_of_d2l_zh() -> None:
     pages = {p.name: p.read_text(encoding="utf-8") for p in (*ROOT.glob("*.zh.md"), *ROOT.glob("docs/*.zh.md"))}
     for name in lessons.lessons():
         pages[name] = "\n".join(cell.text for cell in lessons.read(name) if cell.language == "zh")
+    page = ROOT / "src" / "cnnlab" / "inspect" / "report" / "page" / "text.js"
+    pages[page.name] = page.read_text(encoding="utf-8")
     assert len(pages) >= 15
     assert {name: found for name, text in pages.items() if (found := re.findall(other, text))} == {}

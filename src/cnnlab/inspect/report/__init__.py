@@ -13,7 +13,7 @@ from cnnlab import __version__
 from cnnlab.inspect.report.card import card
 from cnnlab.inspect.report.comparison import compare
 from cnnlab.inspect.report.page import render
-from cnnlab.inspect.report.payload import Options, file_name, measure, plain, run_name, run_payload
+from cnnlab.inspect.report.payload import MOST_ROWS, Options, file_name, measure, plain, run_name, run_payload
 from cnnlab.inspect.report.thumbnails import Thumbnails
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.files import write_atomic
@@ -118,7 +118,18 @@ def report(
     page says so; but an option that does not fit raises CnnlabError.
     """
     chosen = find_runs(names, runs_dir)
-    options = Options(split, weights, data, None, data_dir, device, threads, skip_bad, Path(folder or ".").absolute())
+    options = Options(
+        split,
+        weights,
+        data,
+        None,
+        data_dir,
+        device,
+        threads,
+        skip_bad,
+        Path(folder or ".").absolute(),
+        MOST_ROWS // len(chosen),
+    )
     measured = [
         measure(run, replace(options, model=model if is_own(run.recipe.model) or len(chosen) == 1 else None))
         for run in chosen

@@ -6,8 +6,8 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +19,43 @@ from cnnlab.data.own import MEMORY
 from cnnlab.inference.evaluation import RunEvaluation, evaluate_run
 from cnnlab.inference.split_table import image_root
 from cnnlab.inference.suspects import confident_disagreements, find_suspects
+from cnnlab.inspect.report.inside import look_inside
 from cnnlab.inspect.report.settings import command, named_recipe, settings_table
 from cnnlab.inspect.report.thumbnails import Thumbnails
 from cnnlab.io.errors import CnnlabError
-from cnnlab.io.text import cell, escape
+from cnnlab.io.text import cell, escape, truncate
+from cnnlab.models.own import Network
 from cnnlab.training.evaluate import BINS, calibration_error, probabilities
 from cnnlab.training.own import check_own
 from cnnlab.training.runs import Run, first_session
 from cnnlab.training.series import OUT_OF_FOLD, is_series, open_series
 
-MOST_ROWS = 20_000  # images of a run that the page lists
+MOST_ROWS = 20_000  # images that the page lists
+_LONGEST = 300  # characters of a name
 _SAMPLE = 2000  # correct images in all, at most 24 of a class
 _LISTED = 48  # most confident mistakes, least certain correct ones, suspects
 _TOP = 3
+_MAPS = 6  # class-activation maps of mistakes, and of correct predictions
+_INSIDE = 250_000  # bytes that remain for pictures of the inside, however many images there are
 
 
 @dataclass(frozen=True)
 class Options:
-    """The arguments of `report`. folder: the page's, from which paths of files are relative."""
+    """The arguments of `report`.
+
+    folder: the page's, from which paths of files are relative. most_rows: images that the page lists of a run.
+    """
 
     split: str | None = None
     weights: str | None = None
     data: Any = None
-    model: Any = None
+    model: Network | None = None
     data_dir: str | Path | None = None
     device: str = "auto"
     threads: int | None = None
     skip_bad: bool = False
     folder: Path | None = None
+    most_rows: int = MOST_ROWS
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,13 @@ def run_payload(measured: Measured, thumbnails: Thumbnails, options: Options) ->
     model, data = info["model"], info["data"]
     base = named_recipe(recipe)
     looks = [row for row in run.evaluations() if row.get("split") == "test" and not row.get("other_data")]
+    found, inside = None, None
+    if evaluation is not None:
+        found, order = _evaluation(measured, thumbnails, options)
+        shown = [*found["mistakes"][:_MAPS], *found["uncertain"][:_MAPS]]
+        thumbnails.budget = max(thumbnails.budget, _INSIDE)
+        chosen = [(row, order[row]) for row in shown]
+        inside = look_inside(evaluation, options.model, chosen, thumbnails, options.threads)
     return {
         "name": run_name(run),
         "recipe": recipe.name,
@@ -114,7 +130,7 @@ def run_payload(measured: Measured, thumbnails: Thumbnails, options: Options) ->
         "published": (model.get("weights") or {}).get("origin"),
         "from": (info.get("from") or {}).get("run"),
         "data": recipe.data,
-        "classes": run.classes,
+        "classes": [truncate(name, _LONGEST) for name in run.classes],
         "counts": data["counts"],
         "seed": recipe.seed,
         "split_seed": recipe.split_seed,
@@ -135,7 +151,8 @@ def run_payload(measured: Measured, thumbnails: Thumbnails, options: Options) ->
             "eval_acc": [row[f"{key}_acc"] for row in rows],
             "learning_rate": [row["learning_rate"] for row in rows],
         },
-        "evaluation": None if evaluation is None else _evaluation(measured, thumbnails, options),
+        "evaluation": found,
+        "inside": inside,
         "speed": _speed(summary, rows),
         "findings": [f["text"] + "; try " + f["remedy"] for f in (summary or {}).get("findings", [])],
         "checks": _checks(run, summary),
@@ -152,7 +169,8 @@ def run_name(run: Run) -> str:
     return f"{path.parent.name}/{path.name}" if is_series(path.parent) else path.name
 
 
-def _evaluation(measured: Measured, thumbnails: Thumbnails, options: Options) -> dict[str, Any]:
+def _evaluation(measured: Measured, thumbnails: Thumbnails, options: Options) -> tuple[dict[str, Any], list[int]]:
+    """Return what the evaluation found, and which of its images are listed, in their order."""
     evaluation = measured.evaluation
     assert evaluation is not None
     assert evaluation.images is not None
@@ -160,13 +178,13 @@ def _evaluation(measured: Measured, thumbnails: Thumbnails, options: Options) ->
     found = evaluation.to_dict()
     images, p = evaluation.images, measured.probabilities
     suspects, origin = _suspects(measured, p)
-    listed = _rows(images, p, found["confusion"], [row for row, *_ in suspects])
+    listed = _rows(images, p, found["confusion"], [row for row, *_ in suspects], options.most_rows)
     plain = probabilities(evaluation.result.logits, 1.0)
     correct = p.argmax(1) == images.labels
     kept = ("split", "images", "correct", "loss", "accuracy", "balanced_accuracy", "macro_f1", "intervals", "classes",
             "temperature", "threshold", "accepted", "accepted_correct", "never_predicted", "other_data",
             "seconds")  # fmt: skip
-    return {
+    values = {
         **{name: found[name] for name in kept},
         "weights": evaluation.weights.stem,
         "data": evaluation.data if evaluation.data != measured.run.recipe.data else None,
@@ -188,6 +206,7 @@ def _evaluation(measured: Measured, thumbnails: Thumbnails, options: Options) ->
         "suspects_from": origin,
         "all_suspects": len(suspects),
     }  # fmt: skip
+    return values, listed.order
 
 
 @dataclass(frozen=True)
@@ -200,7 +219,7 @@ class _Listed:
     uncertain: list[int]
 
 
-def _rows(images: ImageSet, p: Tensor, confusion: list[list[int]], more: Sequence[int]) -> _Listed:
+def _rows(images: ImageSet, p: Tensor, confusion: list[list[int]], more: Sequence[int], most: int) -> _Listed:
     """Choose images: all mistakes, a sample of the correct ones of each class, the least certain of these, and `more`.
 
     Those that come first get a picture while there is room: of each cell of the confusion matrix some.
@@ -217,7 +236,7 @@ def _rows(images: ImageSet, p: Tensor, confusion: list[list[int]], more: Sequenc
     uncertain = sorted(right, key=lambda i: (confidence[i], i))[:_LISTED]
     sample = [i for (true, guess), members in cells.items() if true == guess for i in _spread(sorted(members), each)]
     rank = {i: n for members in cells.values() for n, i in enumerate(members)}
-    by_cell = sorted(wrong, key=lambda i: (rank[i], -confidence[i]))[:MOST_ROWS]
+    by_cell = sorted(wrong, key=lambda i: (rank[i], -confidence[i]))[:most]
     order = list(dict.fromkeys([*wrong[:_LISTED], *more[:_LISTED], *uncertain, *sample, *by_cell]))
     return _Listed(order, {i: n for n, i in enumerate(order)}, wrong, uncertain)
 
@@ -239,7 +258,7 @@ def _row_values(
     root = None if source.startswith(MEMORY) else image_root(source)
     ids = [images.ids[i] for i in listed.order]
     return {
-        "id": ids,
+        "id": [truncate(name, _LONGEST) for name in ids],
         "label": images.labels[order].tolist(),
         "top": top_k.tolist(),
         "p": [[round(value, 6) for value in row] for row in top_p.tolist()],
@@ -259,7 +278,7 @@ def _relative(root: Path, folder: Path | None) -> str:
 def _is_plain_file(root: Path, name: str) -> bool:
     """Return whether an image is a file whose name can be shown, copied and linked as it is."""
     try:
-        return escape(name) == name and (root / name).is_file()
+        return escape(name) == name and len(name) <= _LONGEST and (root / name).is_file()
     except (OSError, ValueError):
         return False
 
@@ -346,13 +365,3 @@ def plain(value: Any) -> Any:
 def file_name(name: str) -> str:
     """Return `name` as the stem of a file: letters, digits, dots, hyphens and underscores of any script."""
     return re.sub(r"[^\w.\-]+", "-", name)[:100].strip(".-") or "report"
-
-
-def with_folder(options: Options, folder: Path | None) -> Options:
-    """Return the options for a page in `folder`."""
-    return replace(options, folder=folder)
-
-
-def images_of(measured: Iterable[Measured]) -> list[ImageSet]:
-    """Return the images of those runs that could be evaluated."""
-    return [m.evaluation.images for m in measured if m.evaluation is not None and m.evaluation.images is not None]

@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from cnnlab.data.imageset import viewable
+
 SIDE = 96  # pixels a side, at most
 BUDGET = 9_000_000  # bytes of all pictures of a page, as text
 
@@ -23,7 +25,7 @@ class Thumbnails:
 
     def add(self, image: Tensor) -> int:
         """Return the place of the picture of `image`, (C, H, W) uint8, in `uris`; -1 if the budget is used up."""
-        return self.add_uri(data_uri(pixels(image)))
+        return self.add_uri(data_uri(viewable(image)))
 
     def add_uri(self, uri: str) -> int:
         """Return the place of a picture; see `add`."""
@@ -39,15 +41,9 @@ class Thumbnails:
         return len(self.uris) - 1
 
 
-def pixels(image: Tensor) -> np.ndarray:
-    """Return (C, H, W) uint8 as a picture (H, W) or (H, W, 3): of two channels the first, of more the first three."""
-    array = image.numpy()
-    return array[0] if len(array) < 3 else np.ascontiguousarray(array[:3].transpose(1, 2, 0))
-
-
 def data_uri(array: np.ndarray) -> str:
-    """Return a picture (H, W) or (H, W, 3) uint8 of at most 96 pixels a side as PNG or JPEG, whichever is smaller."""
-    picture = Image.fromarray(array)
+    """Return (H, W, 1) or (H, W, 3) uint8 as PNG or JPEG, whichever is smaller, of at most 96 pixels a side."""
+    picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else np.ascontiguousarray(array))
     picture.thumbnail((SIDE, SIDE))
     kinds = {"png": {}, "jpeg": {"quality": 88}} if picture.mode == "RGB" or max(picture.size) > 32 else {"png": {}}
     files = {kind: _file(picture, kind, options) for kind, options in kinds.items()}

@@ -89,13 +89,15 @@ function chart(page, spec, shared) {
 
   // Show the values at the cursor; without one, the last.
   function point() {
-    const longest = spec.lines.reduce((a, b) => (b.x.length > a.x.length ? b : a));
-    const at = shared.cursor ?? longest.x.at(-1);
-    spec.lines.forEach((line, k) => { readings[k].textContent = line.x.includes(at) ? text(line.y[line.x.indexOf(at)]) : "–"; });
-    epoch.textContent = page.t("epoch", { n: at });
+    const at = shared.cursor;
+    spec.lines.forEach((line, k) => {
+      const place = at === null ? line.x.length - 1 : line.x.indexOf(at);
+      readings[k].textContent = place < 0 ? "–" : text(line.y[place]);
+    });
+    epoch.textContent = at === null ? page.t("last_epoch") : page.t("epoch", { n: at });
     const cursor = picture.querySelector(".cursor");
     if (!cursor) return;
-    const shown = shared.cursor !== null && at >= shared.range[0] && at <= shared.range[1];
+    const shown = at !== null && at >= shared.range[0] && at <= shared.range[1];
     cursor.setAttribute("visibility", shown ? "visible" : "hidden");
     if (shown) { cursor.setAttribute("x1", x(at)); cursor.setAttribute("x2", x(at)); }
   }

@@ -17,7 +17,7 @@ export function imagesSection(page, run) {
   const mistakes = e.images - e.correct;
   const listed = e.rows.id.filter((_, row) => e.rows.label[row] !== e.rows.top[row][0]).length;
   const left = [
-    run.input[0] === 2 || run.input[0] > 3 ? t("channels_shown", { shown: run.input[0] === 2 ? "1" : "1–3", of: run.input[0] }) : null,
+    run.input[0] !== 1 && run.input[0] !== 3 ? t("channels_shown", { n: run.input[0] }) : null,
     without ? t("left_pictures", { n: without }) : null,
     listed < mistakes ? t("left_mistakes", { n: mistakes - listed }) : null,
     e.images > e.rows.id.length ? t("left_images", { n: e.rows.id.length, of: e.images }) : null,

@@ -20,10 +20,11 @@ export function insideSection(page, run) {
 function activation(page, run, one) {
   const { t } = page;
   const r = run.evaluation.rows;
-  const picture = (place, text) => el("div", { class: "one" }, el("img", { src: page.picture(place), alt: text }), el("bdi", {}, text));
+  const picture = (place, text) => el("div", { class: "one" },
+    place === null ? el("span", { class: "empty" }, t("map_empty")) : el("img", { src: page.picture(place), alt: text }), el("bdi", {}, text));
   const guess = t("map_for", { name: page.className(run, r.top[one.row][0], 20) });
   const truth = t("map_for", { name: page.className(run, r.label[one.row], 20) });
-  const places = [[r.picture[one.row], t("map_image")], [one.predicted, guess], [one.true, truth]].filter(([place]) => place !== null && place >= 0);
+  const places = [[r.picture[one.row], t("map_image")], [one.predicted, guess], [one.true, truth]].filter(([place]) => place === null || place >= 0);
   return el("figure", { class: "map" }, el("div", { class: "three" }, places.map(([place, text]) => picture(place, text))),
     el("figcaption", { class: "file", title: visible(r.id[one.row]).slice(0, 1000) }, el("bdi", {}, shorten(r.id[one.row], 44))));
 }
