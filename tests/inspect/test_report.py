@@ -76,7 +76,9 @@ def hostile(folder: Path) -> Report:
 
 @pytest.fixture(scope="module")
 def tab() -> Iterator[Tab]:
-    with chromium(viewport={"width": 1440, "height": 900}, color_scheme="light", locale="en-US") as tab:
+    with chromium(
+        viewport={"width": 1440, "height": 900}, color_scheme="light", locale="en-US", reduced_motion="reduce"
+    ) as tab:
         yield tab
 
 
@@ -267,11 +269,11 @@ def test_a_cell_opens_its_images(tab: Tab, made: Report, folder: Path) -> None:
     tab.page.click("th button:text-is('Recall')")
     recalls = tab.value("[...document.querySelectorAll('.sortable tbody tr')].map((r) => r.cells[3].textContent)")
     assert recalls == sorted(recalls)
-    box = tab.page.locator("svg.chart").first.bounding_box()
-    assert box is not None
-    tab.page.mouse.move(box["x"] + 60, box["y"] + 50)
+    chart = tab.page.locator("svg.chart").first
+    chart.hover(position={"x": 60, "y": 50})
+    assert tab.value("document.querySelector('.legend .epoch').textContent") == "epoch 1"
     tab.page.mouse.down()
-    tab.page.mouse.move(box["x"] + 60 + 0.9 * (box["width"] - 70), box["y"] + 50)
+    chart.hover(position={"x": 480, "y": 50})
     assert tab.value("document.querySelector('.legend .epoch').textContent") == "epoch 2"
     tab.page.mouse.up()
     tab.page.keyboard.press("Escape")
@@ -370,6 +372,22 @@ def test_pictures_are_files(hostile: Report, tmp_path: Path) -> None:
     assert {p.name for p in files} == {p.name for p in (tmp_path / "pictures").iterdir()}
     with pytest.raises(CnnlabError):
         hostile.save_pictures(tmp_path / "pictures")
+
+
+def test_the_inside_is_that_of_the_package(results: list[Any], made: Report) -> None:
+    from cnnlab.inspect.activation import class_activation
+
+    inside, e = made.payload["runs"][0]["inside"], made.payload["runs"][0]["evaluation"]
+    network = results[0].model
+    assert [one["row"] for one in inside["maps"]] == [*e["mistakes"][:6], *e["uncertain"][:6]]
+    found = cnnlab.evaluate_run(results[0].run, split="validation")
+    first = found.images.ids.index(e["rows"]["id"][inside["maps"][0]["row"]])
+    x = cnnlab.load_model(results[0].run).preprocessing(found.images.images[first : first + 1])
+    empty = not class_activation(network, x, found.result.predicted[first : first + 1].clone()).any()
+    assert (inside["maps"][0]["predicted"] is None) == empty
+    assert len(inside["filters"]["pictures"]) == inside["filters"]["count"] == 6
+    assert {"Conv2d", "BatchNorm2d", "Linear"} <= {layer["type"] for layer in inside["layers"]}
+    assert inside["notes"] == []
 
 
 def test_a_notebook_shows_it(results: list[Any], made: Report) -> None:

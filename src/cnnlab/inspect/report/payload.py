@@ -60,11 +60,15 @@ class Options:
 
 @dataclass(frozen=True)
 class Measured:
-    """A run and its evaluation, which is None where its weights or images are missing: `missing` says which."""
+    """A run and its evaluation, which is None where its weights or images are missing: `missing` says which.
+
+    model: the network of the caller's own that was trained, if it was one.
+    """
 
     run: Run
     evaluation: RunEvaluation | None
     missing: list[str]
+    model: Network | None = None
 
     @property
     def probabilities(self) -> Tensor:
@@ -99,7 +103,7 @@ def measure(run: Run, options: Options) -> Measured:
         if any(value is not None for value in (options.split, options.weights, options.data)):
             raise
         return Measured(run, None, [str(error)])
-    return Measured(run, evaluation, [])
+    return Measured(run, evaluation, [], options.model)
 
 
 def run_payload(measured: Measured, thumbnails: Thumbnails, options: Options) -> dict[str, Any]:
@@ -118,7 +122,7 @@ def run_payload(measured: Measured, thumbnails: Thumbnails, options: Options) ->
         shown = [*found["mistakes"][:_MAPS], *found["uncertain"][:_MAPS]]
         thumbnails.budget = max(thumbnails.budget, _INSIDE)
         chosen = [(row, order[row]) for row in shown]
-        inside = look_inside(evaluation, options.model, chosen, thumbnails, options.threads)
+        inside = look_inside(evaluation, measured.model, chosen, thumbnails, options.threads)
     return {
         "name": run_name(run),
         "recipe": recipe.name,
