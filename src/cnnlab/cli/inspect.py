@@ -28,7 +28,7 @@ def inspect(
     images: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[IMAGE-OR-FOLDER...]", help="Default: some of the validation images.", show_default=False
+            metavar="IMAGE-OR-FOLDER...", help="Default: some of the validation images.", show_default=False
         ),
     ] = None,
     save: Annotated[
