@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import captum.attr as reference
 import pytest
 import torch
@@ -50,7 +52,8 @@ def test_it_is_cam_where_global_pooling_and_a_linear_layer_end_the_network() -> 
     torch.testing.assert_close(class_activation(model, x, CLASSES), scaled(cam), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
+# The deepest ones differ from their siblings in the number of blocks only.
+@pytest.mark.parametrize("name", [n for n in MODELS if not re.search("1(01|52|69)|201", n)])
 def test_every_network_has_a_layer_for_the_map(name: str) -> None:
     size = default_image_size(name)
     with torch.device("meta"):
@@ -64,7 +67,7 @@ def test_every_network_has_a_layer_for_the_map(name: str) -> None:
     ("name", "size"),
     [("lenet", 28), ("lenet-bn-scratch", 20), ("alexnet-small", 28), ("vgg11-small", 32), ("nin-small", 28), ("nin", 67),
      ("googlenet-small", 28), ("airbench-small", 28), ("airbench96", 32), ("densenet", 32), ("efficientnet-lite0", 32),
-     ("resnet50-cifar", 32)],
+     ("resnet18-cifar", 32)],
 )  # fmt: skip
 def test_the_map_is_finite_and_the_network_stays_as_it_was(name: str, size: int) -> None:
     model = seeded(name, size).train()
@@ -161,19 +164,12 @@ def test_networks_of_torchvision(name: str, layer: str) -> None:
     assert activation_layer(model, x).path == layer
 
 
-@pytest.mark.parametrize(
-    ("name", "layer"),
-    [("efficientnet_b0", "bn2"), ("coat_lite_tiny", "crpe4.conv_list.2"), ("levit_128", "")],
-)
-def test_networks_of_timm(name: str, layer: str) -> None:
+def test_a_transformer_of_timm_that_starts_with_convolutions() -> None:
     timm = pytest.importorskip("timm")
     with torch.device("meta"):
-        model, x = timm.create_model(name), torch.zeros(1, 3, 224, 224)
-    if layer:
-        assert activation_layer(model, x).path == layer
-    else:
-        with pytest.raises(CnnlabError, match="tokens"):
-            activation_layer(model, x)
+        model, x = timm.create_model("levit_128"), torch.zeros(1, 3, 224, 224)
+    with pytest.raises(CnnlabError, match="tokens"):
+        activation_layer(model, x)
 
 
 class ChannelsLast(nn.Module):

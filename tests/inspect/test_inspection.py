@@ -53,28 +53,33 @@ def test_a_class_that_is_asked_for(digits_run: Run, found: Inspection) -> None:
     assert [image.top for image in eight.images] == [image.top for image in found.images]
     assert (eight.searched, eight.training_images) == (100, found.training_images)
     assert not eight.images[0].neighbours
-    assert "neighbours" not in eight.figures
     assert (eight.activation_layer.path, found.activation_layer.path) == ("4", "7")
     for options in ({"class_name": "eight"}, {"layer": "77"}, {"count": -1}, {"weights": "worst"}, {"data": "nowhere"}):
         with pytest.raises(CnnlabError):
             inspect_run(digits_run, **options)
 
 
-def test_the_command_prints_and_saves(
-    digits_run: Run, cnnlab: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answer = cnnlab("inspect", digits_run.path, "--save", "pictures", "--threads", 1)
-    assert answer.returncode == 0, answer.stderr
-    lines = within_80(answer.stdout)
-    assert any(line.startswith("0 ") and "Conv2d" in line for line in lines)
-    assert "no layer stands out" in answer.stdout
-    files = sorted(Path("pictures").iterdir())
+def test_the_pictures(found: Inspection) -> None:
+    files = found.save("pictures")
     assert {file.stem for file in files} == set(NAMES)
+    assert files == [Path("pictures") / f"{name}.png" for name in found.figures]
     for file in files:
         with Image.open(file) as picture:
             assert min(picture.size) > 100
             assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 20
-    assert "exists" in one_line_error(cnnlab("inspect", digits_run.path, "--save", "pictures"))
+    with pytest.raises(CnnlabError, match="exists"):
+        found.save("pictures")
+
+
+def test_the_command(digits_run: Run, cnnlab: Command) -> None:
+    answer = cnnlab("inspect", digits_run.path, "--threads", 1)
+    assert answer.returncode == 0, answer.stderr
+    lines = within_80(answer.stdout)
+    assert any(line.startswith("0 ") and "Conv2d" in line for line in lines)
+    assert "no layer stands out" in answer.stdout
+    assert "seed 0" in answer.stdout
+    Path("pictures").mkdir()
+    Path("pictures/filters.png").touch()
     Path("broken.png").write_bytes(b"no image")
     Image.new("RGB", (30, 20)).save("black.png")
     assert "--skip-bad" in one_line_error(cnnlab("inspect", digits_run.path, "broken.png", "black.png"))
@@ -86,18 +91,15 @@ def test_the_command_prints_and_saves(
     assert {layer["type"] for layer in values["statistics"]["layers"]} == {
         "Conv2d", "BatchNorm2d", "Sigmoid", "AvgPool2d", "Linear", "BatchNorm1d",
     }  # fmt: skip
-    for wrong in (["missing.png"], ["broken.png"], ["--class", "ten"], ["--layer", "77"], ["--search", "-1"]):
+    for wrong in (["--save", "pictures"], ["--save", "black.png"], ["missing.png"], ["--class", "ten"]):
         one_line_error(cnnlab("inspect", digits_run.path, *wrong))
 
 
-def test_every_kind_of_image_and_the_notebook(digits_run: Run) -> None:
+def test_every_kind_of_image(digits_run: Run) -> None:
     array = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    found = inspect_run(digits_run, [array, Image.fromarray(array), torch.rand(2, 1, 8, 8)], neighbours=2)
+    found = inspect_run(digits_run, [array, Image.fromarray(array), torch.rand(2, 1, 8, 8)], neighbours=0, search=10)
     assert [image.id for image in found.images] == ["image 1", "image 2", "image 3", "image 4"]
     assert found.images[0].top == found.images[1].top
-    page = found._repr_html_()
-    assert page.count("<img ") == len(found.figures) == 6
-    assert "<pre>" in page
 
 
 class Plain(nn.Module):
@@ -124,6 +126,7 @@ def test_five_channels_hostile_names_and_no_convolution(cnnlab: Command, tmp_pat
     assert {text.split(":")[0] for text in found.left_out} == {"filters", "class-activation"}
     assert set(found.figures) == {"occlusion", "neighbours", "prototypes"}
     page = found._repr_html_()
+    assert page.count("<img ") == 3
     assert "<script" not in page
     assert "<img src=x" not in page
     assert "‮" not in page
@@ -142,8 +145,7 @@ def test_a_run_whose_images_are_gone(shapes: Path, cnnlab: Command) -> None:
     names = {"filters", "feature-maps", "class-activation", "occlusion"}
     assert {file.stem for file in Path("pictures").iterdir()} == names
     assert cnnlab("inspect", "runs/moved").returncode == 0
-    answer = cnnlab("inspect", "runs/moved", "--data", "folder:elsewhere", "--json")
-    values = json.loads(answer.stdout)
+    values = inspect_run("moved", data="folder:elsewhere", count=1).to_dict()
     assert not values["missing"]
     assert values["split"] == "validation"
     shutil.rmtree("elsewhere/bright")
