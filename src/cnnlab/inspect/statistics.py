@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from cnnlab.inspect.layers import NO_OPERATION, eval_mode, watch
 from cnnlab.io.text import plural
-from cnnlab.training.diagnosis import DEAD, DEAD_REMEDY, watched_units
+from cnnlab.training.diagnosis import DEAD_REMEDY, watched_units
 
 _GRADIENT_IMAGES = 64
+_DEAD = 0.5  # of a layer's units; published networks have up to a third in one, on few images of a narrow subject
 _LIMITS = {nn.Sigmoid: (0.0, 1.0), nn.Tanh: (-1.0, 1.0)}
 _CONSTANT = 1e-3  # deviation over the images, relative to the size of the outputs
 _SATURATED = 0.5  # of the outputs lie within a hundredth of a limit
@@ -201,7 +202,7 @@ def _advice(layer: LayerStatistics, largest: float) -> str:
     relative = _relative(layer)
     if not math.isfinite(layer.mean) or not math.isfinite(layer.std):
         return "its outputs are NaN or Inf; try a lower learning_rate, or clip_norm=1"
-    if layer.dead is not None and layer.units and layer.dead >= DEAD * layer.units:
+    if layer.dead is not None and layer.units and layer.dead >= _DEAD * layer.units:
         return f"{layer.dead} of {plural(layer.units, 'unit')} are 0 for all images; try {DEAD_REMEDY}"
     if layer.image_std <= _CONSTANT * math.hypot(layer.mean, layer.std):
         return "its output hardly depends on the image; try batch norm, another init or another learning_rate"

@@ -43,7 +43,7 @@ def inspection_text(found: Inspection) -> str:
 
 
 def statistics_table(layers: Sequence[LayerStatistics]) -> str:
-    """Return a row for each layer; of more than 40, only those with advice or with weights, then how many are left out.
+    """Return a row for each layer; of more than 40, those with advice and some with weights, and how many are left out.
 
     gradient: its norm relative to that of the weights.
     """
@@ -51,8 +51,11 @@ def statistics_table(layers: Sequence[LayerStatistics]) -> str:
     if len(shown) > _MOST_ROWS:
         shown = [layer for layer in layers if layer.advice or (layer.weight_norm and layer.gamma is None)]
     if len(shown) > _MOST_ROWS:
-        step = len(shown) / _MOST_ROWS
-        shown = [shown[int(i * step)] for i in range(_MOST_ROWS)]
+        advised = [layer for layer in shown if layer.advice][:_MOST_ROWS]
+        others = [layer for layer in shown if not layer.advice]
+        count = _MOST_ROWS - len(advised)
+        kept = {*(layer.path for layer in advised), *(others[i * len(others) // count].path for i in range(count))}
+        shown = [layer for layer in shown if layer.path in kept]
     table = Table("layer", "type", "mean", "std", "zeros", "dead", "gamma", "gradient", left=(1,))
     for layer in shown:
         table.add_row(

@@ -22,7 +22,7 @@ from cnnlab.training.intervals import wilson
 Rows = Sequence[dict[str, Any]]
 _RARE = 5  # a class is rare if the largest has so many times its images
 _GAP = 0.1  # between the accuracies on training and validation images
-DEAD = 0.3  # of the units
+_DEAD = 0.3  # of the units
 DEAD_REMEDY = "a lower learning_rate, init=he-normal, or a smaller network"
 RELU = (nn.ReLU, nn.ReLU6)
 _POOR = 0.8  # accuracy
@@ -108,7 +108,7 @@ def _nothing_learned(summary: dict[str, Any], rows: Rows, counts: Sequence[int])
 
 
 def _dead(dead: float) -> Finding | None:
-    if dead < DEAD:
+    if dead < _DEAD:
         return None
     text = f"{dead:.0%} of the units behind a ReLU are 0 for all validation images"
     return Finding("dead units", dead, text, DEAD_REMEDY)
