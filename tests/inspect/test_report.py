@@ -23,6 +23,7 @@ from browser import Tab, chromium
 from cnnlab import CnnlabError, Report
 from cnnlab.inspect.report import page as pages
 from cnnlab.inspect.report.comparison import McNemar
+from cnnlab.inspect.report.pictures import figures, save
 from cnnlab.inspect.report.settings import command
 from cnnlab.inspect.report.thumbnails import Thumbnails
 from cnnlab.io.text import cell
@@ -325,6 +326,7 @@ def test_what_is_missing_is_said(folder: Path, tmp_path: Path, shapes: Path) -> 
     assert gone.payload["runs"][0]["evaluation"] is None
     assert len(gone.payload["runs"][0]["missing"]) == 1
     assert "shapes" in gone.html
+    assert gone.payload["runs"][0]["recorded"]["images"] == result.summary["images"]["validation"]
     with pytest.raises(CnnlabError):
         result.report(split="test")
     moved = result.report(data=f"folder:{tmp_path / 'elsewhere'}", folder=tmp_path)
@@ -367,11 +369,14 @@ def test_the_card(cnnlab: Command, results: list[Any], hostile: Report, tmp_path
 
 
 def test_pictures_are_files(hostile: Report, tmp_path: Path) -> None:
-    files = hostile.save_pictures(tmp_path / "pictures")
-    assert {p.name for p in files} >= {f"{n}.{e}" for n in ("curves", "confusion", "classes") for e in ("png", "svg")}
+    drawn = figures(hostile.runs, hostile.payload)
+    assert drawn.keys() >= {"curves", "confusion", "classes", "calibration"}
+    some = {"confusion": drawn["confusion"]}  # whose axes name the classes
+    files = save(some, tmp_path / "pictures", force=False)
+    assert {p.name for p in files} == {"confusion.png", "confusion.svg"}
     assert {p.name for p in files} == {p.name for p in (tmp_path / "pictures").iterdir()}
     with pytest.raises(CnnlabError):
-        hostile.save_pictures(tmp_path / "pictures")
+        save(some, tmp_path / "pictures", force=False)
 
 
 def test_the_inside_is_that_of_the_package(results: list[Any], made: Report) -> None:

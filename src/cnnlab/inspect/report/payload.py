@@ -156,6 +156,7 @@ def run_payload(measured: Measured, thumbnails: Thumbnails, options: Options) ->
             "learning_rate": [row["learning_rate"] for row in rows],
         },
         "evaluation": found,
+        "recorded": _recorded(summary),
         "inside": inside,
         "speed": _speed(summary, rows),
         "findings": [f["text"] + "; try " + f["remedy"] for f in (summary or {}).get("findings", [])],
@@ -165,6 +166,16 @@ def run_payload(measured: Measured, thumbnails: Thumbnails, options: Options) ->
         "environment": _environment(run),
         "missing": measured.missing,
     }
+
+
+def _recorded(summary: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return what the training itself measured with the weights that the run predicts with."""
+    figures = (summary or {}).get("figures")
+    if figures is None:
+        return None
+    images = sum(row["support"] for row in figures["classes"])
+    return {"accuracy": figures["accuracy"], "interval": figures["intervals"]["accuracy"], "images": images,
+            "weights": figures["weights"]}  # fmt: skip
 
 
 def run_name(run: Run) -> str:

@@ -36,7 +36,7 @@ function dataChecks(page, run) {
     pairs([
       [t("source"), page.short(run.data, 100)],
       count && [t("images"), count],
-      [t("classes"), t("class_sizes", { n: run.classes.length, low: Math.min(...sizes), high: Math.max(...sizes) })],
+      [t("classes"), t(new Set(sizes).size > 1 ? "class_sizes" : "class_size", { n: run.classes.length, low: Math.min(...sizes), high: Math.max(...sizes) })],
       [t("duplicates"), shared.length ? shared.join("; ") : t("no_duplicates")],
       c.groups.by && [t("groups"), t("grouped", { by: visible(c.groups.by), groups: c.groups.groups, held: c.groups.held_out })],
       [t("damaged"), c.skipped ? t("n_skipped", { n: c.skipped }) : t("none")],

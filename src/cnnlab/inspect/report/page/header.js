@@ -28,7 +28,13 @@ export function runHeader(page, run) {
       run.fold ? ` ${t("fold", { fold: run.fold[0], folds: run.fold[1] })}` : "",
       run.published ? ` ${t("published", { origin: page.short(run.published, 80) })}` : "",
       run.from ? ` ${t("from", { run: page.short(run.from, 60) })}` : ""),
-    e && tiles(page, run));
+    e ? tiles(page, run) : run.recorded && el("p", { class: "headline" }, recorded(page, run), " ", looksText(page, run)));
+}
+
+// What the training itself measured, where the images or the weights are gone.
+function recorded(page, run) {
+  const r = run.recorded;
+  return page.t("recorded", { accuracy: percent(r.accuracy), interval: shares(r.interval), n: r.images, split: page.split(run.eval_split), weights: page.t(`weights_${r.weights}`), seed: run.seed });
 }
 
 function tiles(page, run) {
