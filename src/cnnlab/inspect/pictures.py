@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 NAMES = ("filters", "feature-maps", "class-activation", "occlusion", "neighbours", "prototypes")
 _CLASSES = 60  # prototypes in a picture
+_FAINT = 0.05  # change of a probability that has the full colour, unless a larger one has
 _MAPS = 12  # feature maps of a layer
 _WRONG = plots.EVAL_COLOR
 _FONT, _LINE, _SIDE = 8, 0.15, 1.25  # points; inches: of a line of text, of a tile
@@ -127,13 +128,17 @@ def _activation(found: Inspection) -> Figure:
 
 def _occlusion(found: Inspection) -> Figure:
     drops = found.occlusion
-    largest = drops.abs().amax((1, 2), keepdim=True).clamp_min(1e-12)
-    rows = _beside(found, drops / largest, [f"up to {-value:+.2f}".replace("-", "−") for value in _extreme(drops)])
+    # Small changes are not shown as large ones.
+    largest = drops.abs().amax((1, 2), keepdim=True).clamp_min(_FAINT)
+    notes = [
+        f"up to {-value:+.2f}".replace("-", "−") if abs(value) >= 0.005 else "hardly at all"
+        for value in _extreme(drops).tolist()
+    ]
     caption = [
         "where hiding a part changes the probability of the class: yellow lowers it, blue raises it",
         *_more(found),
     ]
-    return _grid(rows, [_title(found), *caption])
+    return _grid(_beside(found, drops / largest, notes), [_title(found), *caption])
 
 
 def _extreme(drops: Tensor) -> np.ndarray:
