@@ -26,6 +26,7 @@ from cnnlab.cli.predict import evaluate, predict
 from cnnlab.cli.report import report
 from cnnlab.cli.runs import runs
 from cnnlab.cli.train import train
+from cnnlab.cli.ui import ui
 from cnnlab.io import interrupt
 from cnnlab.io.errors import CnnlabError, out_of_memory, reason
 from cnnlab.io.text import echo
@@ -60,7 +61,7 @@ def _root(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train, "lr-find": lr_find, "eval": evaluate, "predict": predict, "calibrate": calibrate,
-    "inspect": inspect, "report": report, "runs": runs,
+    "inspect": inspect, "report": report, "ui": ui, "runs": runs,
     "list": list_, "show": show,
     "reproduce": reproduce, "classical": classical, "figures": figures, "grade": grade, "bench": bench,
     "doctor": doctor,

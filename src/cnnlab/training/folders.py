@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -39,9 +40,23 @@ def new_folder(runs_dir: Path, name: str | None, recipe: Recipe) -> Path:
 
     Raise CnnlabError if the name is taken or invalid.
     """
+    return named_folder(runs_dir, name, _stem(recipe))
+
+
+def free_name(runs_dir: Path, recipe: Recipe, taken: Container[str] = ()) -> str:
+    """Return the name that `new_folder` would give now, and that is not among `taken`."""
+    names = (f"{_portable(_stem(recipe))}-{number:03d}" for number in itertools.count(1))
+    return next(name for name in names if name not in taken and not (runs_dir / name).exists())
+
+
+def _stem(recipe: Recipe) -> str:
     kind, _, path = recipe.data.partition(":")
     source = f"{kind}-{Path(path).name.removesuffix('.csv')}" if kind in ("folder", "csv", "hf") else recipe.data
-    return named_folder(runs_dir, name, f"{source}-{recipe.model}")
+    return f"{source}-{recipe.model}"
+
+
+def _portable(stem: str) -> str:
+    return re.sub(r"\W+", "-", stem).strip("-")[:80]
 
 
 def check_name(name: str) -> None:
@@ -68,10 +83,9 @@ def named_folder(runs_dir: Path, name: str | None, stem: str) -> Path:
     if name is not None:
         check_name(name)
         return make_folder(runs_dir / name)
-    stem = re.sub(r"\W+", "-", stem).strip("-")[:80]
     number = 1
     while True:
-        path = runs_dir / f"{stem}-{number:03d}"
+        path = runs_dir / f"{_portable(stem)}-{number:03d}"
         try:
             return make_folder(path)
         except CnnlabError:  # taken, perhaps a moment ago by another process

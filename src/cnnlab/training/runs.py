@@ -255,7 +255,7 @@ def list_runs(runs_dir: str | Path = "runs", damaged: Callable[[str], None] = la
         return []
     runs = []
     for path in sorted(p for p in runs_dir.iterdir() if p.is_dir()):
-        for folder in _folders_of_runs(path):
+        for folder in folders_of_runs(path):
             try:
                 run = open_run(folder)
                 run.metrics()
@@ -267,11 +267,11 @@ def list_runs(runs_dir: str | Path = "runs", damaged: Callable[[str], None] = la
     return runs
 
 
-def _folders_of_runs(path: Path) -> list[Path]:
+def folders_of_runs(path: Path) -> list[Path]:
     """Return `path` if it is a run's folder, or those inside it: a series, or the runs of a reproduction."""
     inside: list[Path] = []
     if any((path / f"{kind}.json").exists() for kind in ("reproduction", "competition")):
-        inside = [folder for p in sorted(path.iterdir()) if p.is_dir() for folder in _folders_of_runs(p)]
+        inside = [folder for p in sorted(path.iterdir()) if p.is_dir() for folder in folders_of_runs(p)]
     elif is_series(path):
         inside = member_folders(path)
     return [folder for folder in inside or [path] if (folder / "run.json").exists()]

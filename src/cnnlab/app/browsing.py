@@ -1,0 +1,98 @@
+"""Browse the images of a source by split and class. Files are decoded when they are shown, so any number may be there."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cnnlab.data import SourceOptions, data_folder, is_listed, list_files, load_images
+from cnnlab.inspect.report.thumbnails import SIDE, data_uri, pixels
+from cnnlab.io.decode import BadImage, Decoding, bombs_refused, decode, probe
+from cnnlab.io.errors import CnnlabError
+
+SPLITS = ("train", "validation", "test")
+_KEPT = 2  # sources in memory
+_MOST = 200  # images of an answer
+
+
+class Shown:
+    """A source's images by split. labels: the class of each, by split."""
+
+    def __init__(self, source: str, options: SourceOptions) -> None:
+        self.listing = list_files(source, options) if is_listed(source) else None
+        self.sets: dict[str, Any] = {}
+        if self.listing is not None:
+            self.classes = self.listing.classes
+            self.labels = {split: np.asarray(part.labels) for split, part in self.listing.parts.items()}
+            return
+        for split in SPLITS:
+            found = load_images(source, split, options)
+            if found is not None:
+                self.sets[split] = found
+        self.classes = next(iter(self.sets.values())).classes
+        self.labels = {split: found.labels.numpy() for split, found in self.sets.items()}
+
+    def image(self, split: str, i: int) -> tuple[str, str | None]:
+        """Return the id and the picture of an image; None for one that cannot be read."""
+        if self.listing is None:
+            found = self.sets[split]
+            return found.ids[i], data_uri(pixels(found.images[i]))
+        file = self.listing.parts[split].files[i]
+        name = self.listing.id_of(file)
+        try:
+            how = Decoding(channels=probe(file).channels, size=SIDE)
+            return name, data_uri(pixels(torch.from_numpy(decode(file, how))))
+        except BadImage:
+            return name, None
+
+
+class Browser:
+    """The sources that are browsed, the last few in memory."""
+
+    def __init__(self, data_dir: Path | None) -> None:
+        self.options = SourceOptions(data_dir=data_folder(data_dir))
+        self._kept: OrderedDict[str, Shown] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def summary(self, source: str) -> dict[str, Any]:
+        """Return the classes of a source and its images by split and class. Raise CnnlabError."""
+        shown = self._shown(source)
+        counts = {split: Counter(labels.tolist()) for split, labels in shown.labels.items()}
+        return {
+            "source": source,
+            "classes": shown.classes,
+            "splits": list(shown.labels),
+            "counts": {split: [count[k] for k in range(len(shown.classes))] for split, count in counts.items()},
+            "notes": [*shown.listing.notes, *shown.listing.warnings] if shown.listing else [],
+        }
+
+    def images(self, source: str, split: str, k: int | None, start: int, count: int) -> dict[str, Any]:
+        """Return some images of a split, all or of class `k`, from `start` on. Raise CnnlabError."""
+        shown = self._shown(source)
+        if split not in shown.labels:
+            raise CnnlabError(f"{source} has no split {split!r}; it has {', '.join(shown.labels)}")
+        labels = shown.labels[split]
+        places: Sequence[int] = range(len(labels)) if k is None else np.flatnonzero(labels == k).tolist()
+        with bombs_refused():
+            rows = [
+                {"id": name, "label": int(labels[i]), "picture": picture}
+                for i in places[start : start + min(count, _MOST)]
+                for name, picture in [shown.image(split, i)]
+            ]
+        return {"total": len(places), "start": start, "images": rows}
+
+    def _shown(self, source: str) -> Shown:
+        with self._lock:
+            if source not in self._kept:
+                self._kept[source] = Shown(source, self.options)
+            self._kept.move_to_end(source)
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+            return self._kept[source]
+

@@ -1,0 +1,37 @@
+// Requests to the page's own server. An answer that is an error throws its text.
+
+async function answer(request) {
+  const response = await request;
+  const text = await response.text();
+  let found = {};
+  try {
+    found = JSON.parse(text);
+  } catch {
+    if (response.ok) throw new Error("the server's answer is damaged");
+  }
+  if (!response.ok) throw new Error(found.error ?? text.slice(0, 300));
+  return found;
+}
+
+function query(values) {
+  const found = new URLSearchParams();
+  for (const [name, value] of Object.entries(values ?? {})) {
+    for (const one of [value].flat()) if (one !== null && one !== undefined && one !== "") found.append(name, one);
+  }
+  return `?${found}`;
+}
+
+export const get = (path, values) => answer(fetch(`/api/${path}${query(values)}`));
+export const post = (path, values) => answer(fetch(`/api/${path}`, { method: "POST", body: JSON.stringify(values) }));
+export const send = (path, values, file) => answer(fetch(`/api/${path}${query(values)}`, { method: "POST", body: file }));
+
+// Calls `changed` with the names of the runs that have changed. Returns a function that ends it.
+export function watch(changed) {
+  const source = new EventSource("/api/events");
+  source.onmessage = (event) => {
+    const names = JSON.parse(event.data);
+    if (names.length || source.again) changed(names);
+    source.again = true;
+  };
+  return () => source.close();
+}

@@ -1,0 +1,89 @@
+// All runs, live: also those that other processes train.
+
+import { el, svg } from "../report/dom.js";
+import { visible } from "../report/format.js";
+import { get, post } from "./api.js";
+import { address, duration, filtered, sparkline } from "./route.js";
+
+export function runsPage(app) {
+  const { t } = app;
+  const chosen = new Set();
+  const body = el("tbody", {});
+  const compare = el("a", { class: "quiet compare", "aria-disabled": "true" }, t("ui_compare_help"));
+  const filter = el("input", { type: "search", placeholder: t("ui_filter"), "aria-label": t("ui_filter"), oninput: draw });
+  const empty = el("p", { class: "small", hidden: true });
+  const failed = el("div", { class: "failed" });
+  let found = { runs: [], started: [], folder: "" };
+
+  const heads = ["name", "state", "model", "source", "epochs", "accuracy", "curve", "time"];
+  const table = el("table", { class: "runs" },
+    el("thead", {}, el("tr", {}, el("th", {}), heads.map((name) => el("th", { scope: "col", class: name }, t(`ui_${name}`))), el("th", {}))), body);
+  app.node.append(el("main", {}, el("div", { class: "head" }, el("h1", {}, t("ui_runs")), filter, compare), failed, el("div", { class: "scroller", tabindex: "0" }, table), empty));
+
+  function row(run) {
+    const box = el("input", { type: "checkbox", "aria-label": t("ui_choose", { name: app.short(run.name, 60) }), onchange: () => { choose(run.name, box.checked); } });
+    box.checked = chosen.has(run.name);
+    box.disabled = run.state === "damaged";
+    const name = el("bdi", {}, app.short(run.name, 48));
+    const points = run.curve?.length ? sparkline(run.curve, 96, 24) : "";
+    const acc = run.acc === undefined || run.acc === null ? "" : run.acc.toFixed(4);
+    return el("tr", {},
+      el("td", {}, box),
+      el("td", { class: "name" }, run.state === "damaged" ? el("span", { title: visible(run.error) }, name) : el("a", { href: address("run", run.name) }, name)),
+      el("td", {}, el("span", { class: `state ${run.state}` }, t(`state_${run.state}`))),
+      el("td", {}, el("bdi", {}, app.short(run.model ?? "", 28))),
+      el("td", {}, el("bdi", {}, app.short(run.data ?? "", 36))),
+      el("td", { class: "number" }, run.of ? `${run.epochs} / ${run.of}` : ""),
+      el("td", { class: "number" }, acc, acc ? el("span", { class: "split" }, ` ${app.split(run.split)}, ${t(`weights_${run.weights}`)}`) : null),
+      el("td", {}, points ? svg("svg", { viewBox: "-1 -2 98 28", class: "spark", "aria-hidden": "true" }, svg("polyline", { points })) : null),
+      el("td", { class: "number" }, run.seconds ? duration(run.seconds) : ""),
+      el("td", {}, action(app, run, load)));
+  }
+
+  function choose(name, on) {
+    if (on) chosen.add(name); else chosen.delete(name);
+    const enough = chosen.size > 1;
+    compare.textContent = enough ? t("ui_compare", { n: chosen.size }) : t("ui_compare_help");
+    compare.setAttribute("aria-disabled", String(!enough));
+    if (enough) compare.setAttribute("href", address("compare", ...chosen)); else compare.removeAttribute("href");
+  }
+
+  function draw() {
+    body.replaceChildren(...filtered(found.runs, filter.value).map(row));
+    empty.hidden = found.runs.length > 0;
+    empty.textContent = t("ui_no_runs", { folder: found.folder });
+    const names = new Set(found.runs.map((run) => run.name));
+    const odd = found.started.filter((one) => one.code !== null && one.code !== 0 && one.code !== 130 && !names.has(one.name) || one.code === null && !names.has(one.name));
+    failed.replaceChildren(...odd.map((one) =>
+      el("details", { open: true }, el("summary", {}, `${one.name}: ${t(one.code === null ? "state_starting" : "state_failed")}`), el("pre", {}, visible(one.output)))));
+  }
+
+  async function load() {
+    try {
+      found = await get("runs");
+      draw();
+    } catch (error) {
+      app.fail(error);
+    }
+  }
+  app.changed = load;
+  load();
+}
+
+// The button that stops or resumes a run, if that is possible.
+export function action(app, run, after) {
+  const can = { running: "stop", interrupted: run.own ? null : "resume" }[run.state];
+  if (!can) return null;
+  async function act(event) {
+    event.target.disabled = true;
+    try {
+      await post(can, { run: run.name });
+      if (can === "stop") app.say(app.t("ui_stopping"));
+      after();
+    } catch (error) {
+      event.target.disabled = false;
+      app.fail(error);
+    }
+  }
+  return el("button", { type: "button", class: "quiet", onclick: act }, app.t(`ui_${can}`));
+}

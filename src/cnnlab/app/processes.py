@@ -1,0 +1,101 @@
+"""Trainings that the page starts: processes of their own, which go on when the page and its server are closed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from cnnlab.app.listing import trainer
+from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.models import MODELS
+from cnnlab.recipes import choose_recipe
+from cnnlab.training.folders import check_free, free_name
+
+LOGS = ".logs"
+_TAIL = 4000  # characters of a log that the page shows
+
+
+class Trainings:
+    """The processes that this server has started, by the name of their run. Their output is in RUNS_DIR/.logs."""
+
+    def __init__(self, folder: Path, data_dir: Path | None, threads: int | None) -> None:
+        self.folder, self.data_dir, self.threads = folder, data_dir, threads
+        self._started: dict[str, subprocess.Popen[bytes]] = {}
+        self._lock = threading.Lock()
+
+    def start(self, wanted: dict[str, Any]) -> str:
+        """Start a training and return the name of its run. Raise CnnlabError if its arguments cannot be right.
+
+        wanted: texts `data`, `recipe`, `model` and `name`, each may be empty; `settings`, a list of `key=value`.
+        """
+        given = {key: str(wanted.get(key) or "") for key in ("data", "recipe", "model", "name")}
+        settings = [str(text) for text in wanted.get("settings") or ()]
+        model = given["model"]
+        if model and model not in MODELS and not model.startswith(("timm:", "torchvision:", "efficientnet")):
+            raise CnnlabError(f"model {model!r}: the page trains networks of `cnnlab list models`, timm: and torchvision:")
+        recipe = choose_recipe(
+            model=model or None, data=given["data"] or None, recipe=given["recipe"] or None, settings=settings
+        )
+        options = [word for key in ("data", "recipe", "model") if given[key] for word in (f"--{key}", given[key])]
+        options += [word for text in settings for word in ("--set", text)]
+        with self._lock:
+            name = given["name"] or free_name(self.folder, recipe, self._started)
+            check_free(self.folder, name)
+            self._run(name, ["train", *options, "--name", name])
+        return name
+
+    def resume(self, name: str) -> None:
+        """Continue an interrupted run. Raise CnnlabError if it is being trained."""
+        with self._lock:
+            if trainer(self.folder / name) is not None:
+                raise CnnlabError(f"{name} is being trained; stop it first")
+            self._run(name, ["train", "--resume", str(self.folder / name)])
+
+    def stop(self, name: str) -> None:
+        """Interrupt a run, as Ctrl-C does: it saves what it has. Raise CnnlabError if no process here trains it."""
+        process = trainer(self.folder / name)
+        if process is None:
+            raise CnnlabError(f"{name} is not being trained on this machine")
+        try:
+            os.kill(process, signal.SIGINT)
+        except OSError as error:
+            raise CnnlabError(f"cannot stop process {process}, which trains {name}: {reason(error)}") from error
+
+    def states(self) -> list[dict[str, Any]]:
+        """Return name, exit code (None while it runs) and the end of the output of each process, the latest first."""
+        with self._lock:
+            started = list(self._started.items())
+        return [
+            {"name": name, "code": process.poll(), "output": self._output(name)} for name, process in reversed(started)
+        ]
+
+    def _run(self, name: str, words: Sequence[str]) -> None:
+        where = ["--runs-dir", str(self.folder)] if "--resume" not in words else []
+        where += ["--data-dir", str(self.data_dir)] if self.data_dir is not None else []
+        where += ["--threads", str(self.threads)] if self.threads is not None else []
+        log = self._log(name)
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("wb") as file:
+                self._started[name] = subprocess.Popen(
+                    [sys.executable, "-m", "cnnlab", *words, *where, "--progress", "lines"],
+                    stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C in the server's terminal does not reach it
+                )  # fmt: skip
+        except OSError as error:
+            raise CnnlabError(f"cannot start the training: {reason(error)}") from error
+
+    def _log(self, name: str) -> Path:
+        return self.folder / LOGS / f"{name.replace('/', '--')}.log"
+
+    def _output(self, name: str) -> str:
+        with suppress(OSError):
+            return self._log(name).read_text(encoding="utf-8", errors="replace")[-_TAIL:]
+        return ""

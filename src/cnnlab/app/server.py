@@ -1,0 +1,248 @@
+"""The page's server: JSON about runs, events while they change, and the modules that draw them in the browser."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from cnnlab import __version__
+from cnnlab.app.browsing import Browser
+from cnnlab.app.guard import Guard
+from cnnlab.app.listing import Runs, Signature
+from cnnlab.app.processes import Trainings
+from cnnlab.app.trying import Trials
+from cnnlab.inspect.report import live_report, report
+from cnnlab.inspect.report.page import PAGE
+from cnnlab.io.errors import CnnlabError
+from cnnlab.models import MODELS
+from cnnlab.recipe import SETTINGS, Recipe
+from cnnlab.recipes import RECIPES, choose_recipe
+
+OWN = Path(__file__).parent / "page"
+LARGEST = 32 << 20  # bytes of an image that is sent
+_LARGEST_JSON = 1 << 16
+_EVERY = 1.0  # seconds between two looks at the run folders
+_ALIVE = 15  # looks without news after which a comment is sent, so that a closed connection is noticed
+_TYPES = {".js": "text/javascript", ".css": "text/css"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of the server. hosts: see `Guard`."""
+
+    runs_dir: Path
+    token: str
+    hosts: tuple[str, ...]
+    data_dir: Path | None = None
+    threads: int | None = None
+
+
+class Pages:
+    """What the server answers. One at a time trains nothing, but evaluates: PyTorch's settings are the process's."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.runs = Runs(settings.runs_dir)
+        self.trainings = Trainings(settings.runs_dir, settings.data_dir, settings.threads)
+        self.trials = Trials(self.runs, settings.data_dir)
+        self.browser = Browser(settings.data_dir)
+        self._reports: dict[tuple[Any, ...], bytes] = {}
+        self._lock = threading.Lock()
+
+    def list_runs(self, _: Request) -> Any:
+        """Return a row for each run, and the trainings that were started from here."""
+        return {"runs": self.runs.rows(), "started": self.trainings.states(), "folder": str(self.runs.folder)}
+
+    def report(self, request: Request) -> Any:
+        """Return the payload of a report about the runs `run`; with `live`, without evaluating them."""
+        names = request.query_params.getlist("run")[:20]
+        chosen = [self.runs.open(name) for name in names]
+        if request.query_params.get("live"):
+            return live_report(chosen).payload
+        signatures = self.runs.signatures()
+        key = tuple((name, signatures.get(name)) for name in names)
+        with self.trials.lock:
+            if key not in self._reports:
+                made = report(*chosen, data_dir=self.settings.data_dir, threads=self.settings.threads)
+                # The evaluation itself is recorded in the run's folder, which changes its signature.
+                signatures = self.runs.signatures()
+                key = tuple((name, signatures.get(name)) for name in names)
+                while len(self._reports) > 4:
+                    self._reports.pop(next(iter(self._reports)))
+                self._reports[key] = json.dumps(made.payload, allow_nan=False).encode()
+            return self._reports[key]
+
+    def recipes(self, _: Request) -> Any:
+        """Return the recipes and the settings, of which the page makes a form."""
+        return {
+            "recipes": {name: recipe.to_dict() for name, recipe in RECIPES.items()},
+            "models": list(MODELS),
+            "settings": [
+                {"name": f.name, "default": f.default, "type": str(f.type), **dict(SETTINGS[f.name].metadata)}
+                for f in fields(Recipe)
+                if f.name not in ("name", "model", "data")
+            ],
+        }
+
+    def recipe(self, request: Request) -> Any:
+        """Return the recipe that a training with these arguments would start from."""
+        q = request.query_params
+        return choose_recipe(
+            model=q.get("model") or None, data=q.get("data") or None, recipe=q.get("recipe") or None
+        ).to_dict()
+
+    def browse(self, request: Request) -> Any:
+        """Return what a source holds; with `split`, some of its images."""
+        q = request.query_params
+        if "split" not in q:
+            return self.browser.summary(q.get("source", ""))
+        k = _number(q["class"]) if q.get("class") else None
+        start, count = _number(q.get("start", "0")), _number(q.get("count", "60"))
+        return self.browser.images(q.get("source", ""), q["split"], k, start, count)
+
+    async def train(self, request: Request) -> Any:
+        """Start a training."""
+        wanted = await _json(request)
+        return {"name": await run_in_threadpool(self.trainings.start, wanted)}
+
+    async def resume(self, request: Request) -> Any:
+        """Continue an interrupted run."""
+        run = self.runs.open(str((await _json(request)).get("run")))
+        await run_in_threadpool(self.trainings.resume, self._name(run.path))
+        return {}
+
+    async def stop(self, request: Request) -> Any:
+        """Interrupt a run."""
+        run = self.runs.open(str((await _json(request)).get("run")))
+        await run_in_threadpool(self.trainings.stop, self._name(run.path))
+        return {}
+
+    async def try_image(self, request: Request) -> Any:
+        """Classify the image in the body by the run `run`; with `nearest`, return the nearest training images."""
+        content = await _body(request, LARGEST)
+        q = request.query_params
+        return await run_in_threadpool(
+            lambda: self.trials.classify(q.get("run", ""), content, nearest=bool(q.get("nearest")))
+        )
+
+    async def events(self, request: Request) -> Response:
+        """Stream the names of runs that change; the first event is empty."""
+        return StreamingResponse(self._changes(request), media_type="text/event-stream")
+
+    async def _changes(self, request: Request) -> AsyncIterator[str]:
+        before: dict[str, Signature] = await run_in_threadpool(self.runs.signatures)
+        codes = [state["code"] for state in self.trainings.states()]
+        yield "data: []\n\n"
+        quiet = 0
+        while not await request.is_disconnected():
+            await asyncio.sleep(_EVERY)
+            now = await run_in_threadpool(self.runs.signatures)
+            now_codes = [state["code"] for state in self.trainings.states()]
+            changed = sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
+            quiet += 1
+            if changed or codes != now_codes:
+                yield f"data: {json.dumps(changed)}\n\n"
+                quiet = 0
+            elif quiet >= _ALIVE:
+                yield ": nothing new\n\n"
+                quiet = 0
+            before, codes = now, now_codes
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.runs.folder).as_posix()
+
+
+def make_app(settings: Settings) -> Starlette:
+    """Return the application."""
+    pages = Pages(settings)
+
+    def get(path: str, answer: Callable[[Request], Any]) -> Route:
+        async def endpoint(request: Request) -> Response:
+            return await _answered(lambda: run_in_threadpool(answer, request))
+
+        return Route(path, endpoint, methods=["GET"])
+
+    def post(path: str, answer: Callable[[Request], Any]) -> Route:
+        async def endpoint(request: Request) -> Response:
+            return await _answered(lambda: answer(request))
+
+        return Route(path, endpoint, methods=["POST"])
+
+    return Starlette(
+        routes=[
+            Route("/", _index),
+            Route("/static/{room}/{name}", _static),
+            get("/api/runs", pages.list_runs),
+            get("/api/report", pages.report),
+            get("/api/recipes", pages.recipes),
+            get("/api/recipe", pages.recipe),
+            get("/api/data", pages.browse),
+            Route("/api/events", pages.events),
+            post("/api/train", pages.train),
+            post("/api/resume", pages.resume),
+            post("/api/stop", pages.stop),
+            post("/api/try", pages.try_image),
+        ],
+        middleware=[Middleware(Guard, token=settings.token, hosts=settings.hosts)],
+    )
+
+
+async def _answered(answer: Callable[[], Any]) -> Response:
+    """Return the answer as JSON; an error as its text."""
+    try:
+        found = await answer()
+    except CnnlabError as error:
+        return JSONResponse({"error": str(error)}, 400)
+    return Response(found, media_type="application/json") if isinstance(found, bytes) else JSONResponse(found)
+
+
+async def _index(_: Request) -> Response:
+    text = (OWN / "index.html").read_text(encoding="utf-8").replace("{{VERSION}}", __version__)
+    return Response(text, media_type="text/html")
+
+
+async def _static(request: Request) -> Response:
+    """Return a module or a style sheet of the page, or of the report's."""
+    folder = {"app": OWN, "report": PAGE}.get(request.path_params["room"])
+    names = {p.name: p for p in folder.iterdir() if p.suffix in _TYPES} if folder else {}
+    file = names.get(request.path_params["name"])
+    return FileResponse(file, media_type=_TYPES[file.suffix]) if file else Response("not found", 404)
+
+
+async def _body(request: Request, largest: int) -> bytes:
+    """Return the body, at most `largest` bytes of it. Raise HTTPException for more."""
+    content = bytearray()
+    async for part in request.stream():
+        content += part
+        if len(content) > largest:
+            raise HTTPException(413, f"at most {largest >> 10:,} KiB are accepted")
+    return bytes(content)
+
+
+async def _json(request: Request) -> dict[str, Any]:
+    try:
+        found = json.loads(await _body(request, _LARGEST_JSON))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise CnnlabError("the request is no JSON object")
+    return found
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or len(text) > 9:
+        raise CnnlabError(f"{text[:40]!r} is no number of an image or class")
+    return int(text)

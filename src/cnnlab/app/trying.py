@@ -1,0 +1,114 @@
+"""Classify an image that somebody drops on the page: probabilities, activation map, the nearest training images."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cnnlab.app.listing import Runs, signature
+from cnnlab.inference import Classifier, load_model, run_splits
+from cnnlab.inspect.activation import class_activation
+from cnnlab.inspect.neighbours import Gallery, features
+from cnnlab.inspect.report.thumbnails import data_uri, pixels
+from cnnlab.io.decode import BadImage, bombs_refused, decode
+from cnnlab.io.errors import CnnlabError
+from cnnlab.training.runs import Run
+
+_KEPT = 2  # networks in memory, each with the features of its training images
+_GALLERY = 5000  # training images that are searched, evenly spaced
+_BATCH = 128
+_TOP, _NEAREST = 5, 6
+
+
+class Trial:
+    """A run's classifier, and its training images with their features once they are asked for."""
+
+    def __init__(self, run: Run, data_dir: Path | None) -> None:
+        self.run, self.data_dir = run, data_dir
+        self.classifier: Classifier = load_model(run)
+        self._gallery: Gallery | None = None
+
+    def classify(self, image: np.ndarray) -> dict[str, Any]:
+        """Return what the page shows of an image (C, H, W) uint8 of the native size."""
+        found = self.classifier.predict_batch(image[None])
+        best = int(found.logits.argmax())
+        return {
+            "top": found.top(_TOP)[0],
+            "none_of_these": found.none_of_these[0],
+            "threshold": found.threshold,
+            "picture": data_uri(pixels(torch.from_numpy(image))),
+            "map": self._map(image, best),
+        }
+
+    def nearest(self, image: np.ndarray) -> list[dict[str, Any]]:
+        """Return the training images nearest to an image. Raise CnnlabError if they are gone."""
+        gallery = self.gallery()
+        found = features(self.classifier.network, self._preprocessed(image[None]))
+        return [
+            {**one.to_dict(), "picture": data_uri(pixels(gallery.images.images[one.index]))}
+            for one in gallery.nearest(found, _NEAREST)[0]
+        ]
+
+    def gallery(self) -> Gallery:
+        """Return the run's training images with their features, which take a pass over them the first time."""
+        if self._gallery is None:
+            images, _ = run_splits(self.run, data_dir=self.data_dir)
+            if len(images) > _GALLERY:
+                images = images.take(torch.linspace(0, len(images) - 1, _GALLERY).long())
+            parts = (
+                features(self.classifier.network, self._preprocessed(images.images[at : at + _BATCH].numpy()))
+                for at in range(0, len(images), _BATCH)
+            )
+            self._gallery = Gallery.of(images, parts)
+        return self._gallery
+
+    def _preprocessed(self, batch: np.ndarray) -> torch.Tensor:
+        return self.classifier.preprocessing(torch.from_numpy(np.ascontiguousarray(batch)))
+
+    def _map(self, image: np.ndarray, k: int) -> str | None:
+        """Return the class-activation map as a picture; None for a network without one."""
+        x = self._preprocessed(image[None])
+        try:
+            cam = class_activation(self.classifier.network, x, torch.tensor([k]))[0]
+        except CnnlabError:
+            return None
+        return data_uri((cam * 255).round().to(torch.uint8).numpy())
+
+
+class Trials:
+    """The runs that images are tried on, one request at a time: PyTorch's settings are the process's."""
+
+    def __init__(self, runs: Runs, data_dir: Path | None) -> None:
+        self.runs, self.data_dir = runs, data_dir
+        self.lock = threading.Lock()
+        self._kept: OrderedDict[tuple[Any, ...], Trial] = OrderedDict()
+
+    def classify(self, name: str, content: bytes, *, nearest: bool) -> dict[str, Any]:
+        """Classify the image file `content` by a run. Raise CnnlabError for anything that is no image."""
+        with self.lock:
+            trial = self._trial(name)
+            image = _decoded(trial, content)
+            return {"nearest": trial.nearest(image)} if nearest else trial.classify(image)
+
+    def _trial(self, name: str) -> Trial:
+        run = self.runs.open(name)
+        key = (name, signature(run.path))
+        if key not in self._kept:
+            self._kept[key] = Trial(run, self.data_dir)
+        self._kept.move_to_end(key)
+        while len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+        return self._kept[key]
+
+
+def _decoded(trial: Trial, content: bytes) -> np.ndarray:
+    with bombs_refused():
+        try:
+            return decode("the image", trial.classifier.preprocessing.decoding, content)
+        except BadImage as error:
+            raise CnnlabError(str(error)) from error

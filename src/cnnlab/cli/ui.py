@@ -1,0 +1,57 @@
+"""`cnnlab ui`: a local page over runs."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnnlab.cli.options import DataDir, RunsDir, Threads
+from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.text import echo
+
+
+def ui(
+    runs_dir: RunsDir = Path("runs"),
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on this machine. Default: a free one.", show_default=False)
+    ] = 0,
+    open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
+    data_dir: DataDir = None,
+    threads: Threads = None,
+) -> None:
+    """Open a page to watch, compare, try and train, on this machine only.
+
+    It shows all runs of the folder, also those that other processes train.
+    The printed address holds a token: who knows it can start trainings.
+    """
+    try:
+        import uvicorn
+
+        from cnnlab.app.server import Settings, make_app
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "anyio"):
+            raise
+        raise CnnlabError(f"{error.name} is not installed; pip install 'cnnlab[ui]'") from error
+
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+    except OSError as error:
+        raise CnnlabError(f"port {port} cannot be used: {reason(error)}; choose another with --port") from error
+    port = listener.getsockname()[1]
+    token = secrets.token_urlsafe(24)
+    hosts = (f"127.0.0.1:{port}", f"localhost:{port}")
+    app = make_app(Settings(runs_dir.absolute(), token, hosts, data_dir, threads))
+    address = f"http://127.0.0.1:{port}/?token={token}"
+    echo(f"page: {address} (Ctrl-C ends it; trainings go on)")
+    if open_browser:
+        import webbrowser
+
+        webbrowser.open(address)
+    config = uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=1, lifespan="off")
+    uvicorn.Server(config).run(sockets=[listener])
