@@ -1,4 +1,4 @@
-"""Browse the images of a source by split and class. Files are decoded when they are shown, so any number may be there."""
+"""Browse the images of a source by split and class. Files are decoded when they are shown: any number may be there."""
 
 from __future__ import annotations
 
@@ -95,4 +95,3 @@ class Browser:
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
             return self._kept[source]
-

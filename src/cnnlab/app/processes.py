@@ -39,7 +39,9 @@ class Trainings:
         settings = [str(text) for text in wanted.get("settings") or ()]
         model = given["model"]
         if model and model not in MODELS and not model.startswith(("timm:", "torchvision:", "efficientnet")):
-            raise CnnlabError(f"model {model!r}: the page trains networks of `cnnlab list models`, timm: and torchvision:")
+            raise CnnlabError(
+                f"model {model!r}: the page trains networks of `cnnlab list models`, timm: and torchvision:"
+            )
         recipe = choose_recipe(
             model=model or None, data=given["data"] or None, recipe=given["recipe"] or None, settings=settings
         )
@@ -84,7 +86,7 @@ class Trainings:
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("wb") as file:
-                self._started[name] = subprocess.Popen(
+                self._started[name] = subprocess.Popen(  # noqa: S603 the words are options of our own command
                     [sys.executable, "-m", "cnnlab", *words, *where, "--progress", "lines"],
                     stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
                     start_new_session=True,  # Ctrl-C in the server's terminal does not reach it

@@ -59,6 +59,7 @@ class Pages:
         self.trainings = Trainings(settings.runs_dir, settings.data_dir, settings.threads)
         self.trials = Trials(self.runs, settings.data_dir)
         self.browser = Browser(settings.data_dir)
+        self.ended = threading.Event()
         self._reports: dict[tuple[Any, ...], bytes] = {}
         self._lock = threading.Lock()
 
@@ -147,7 +148,7 @@ class Pages:
         codes = [state["code"] for state in self.trainings.states()]
         yield "data: []\n\n"
         quiet = 0
-        while not await request.is_disconnected():
+        while not self.ended.is_set() and not await request.is_disconnected():
             await asyncio.sleep(_EVERY)
             now = await run_in_threadpool(self.runs.signatures)
             now_codes = [state["code"] for state in self.trainings.states()]
@@ -166,7 +167,7 @@ class Pages:
 
 
 def make_app(settings: Settings) -> Starlette:
-    """Return the application."""
+    """Return the application. `app.state.ended.set()` ends the streams of events, which would keep a server alive."""
     pages = Pages(settings)
 
     def get(path: str, answer: Callable[[Request], Any]) -> Route:
@@ -181,7 +182,7 @@ def make_app(settings: Settings) -> Starlette:
 
         return Route(path, endpoint, methods=["POST"])
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/", _index),
             Route("/static/{room}/{name}", _static),
@@ -198,6 +199,8 @@ def make_app(settings: Settings) -> Starlette:
         ],
         middleware=[Middleware(Guard, token=settings.token, hosts=settings.hosts)],
     )
+    app.state.ended = pages.ended
+    return app
 
 
 async def _answered(answer: Callable[[], Any]) -> Response:

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from cnnlab.app.listing import Runs, signature
 from cnnlab.inference import Classifier, load_model, run_splits
 from cnnlab.inspect.activation import class_activation
 from cnnlab.inspect.neighbours import Gallery, features
+from cnnlab.inspect.pictures import overlay
 from cnnlab.inspect.report.thumbnails import data_uri, pixels
 from cnnlab.io.decode import BadImage, bombs_refused, decode
 from cnnlab.io.errors import CnnlabError
@@ -71,13 +73,14 @@ class Trial:
         return self.classifier.preprocessing(torch.from_numpy(np.ascontiguousarray(batch)))
 
     def _map(self, image: np.ndarray, k: int) -> str | None:
-        """Return the class-activation map as a picture; None for a network without one."""
+        """Return the image under its class-activation map; None for a network without one."""
         x = self._preprocessed(image[None])
         try:
             cam = class_activation(self.classifier.network, x, torch.tensor([k]))[0]
         except CnnlabError:
             return None
-        return data_uri((cam * 255).round().to(torch.uint8).numpy())
+        picture = overlay(F.interpolate(torch.from_numpy(image)[None].float() / 255, cam.shape)[0], cam)
+        return data_uri((picture * 255).round().astype(np.uint8))
 
 
 class Trials:

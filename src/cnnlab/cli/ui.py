@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import secrets
 import socket
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -53,5 +55,12 @@ def ui(
         import webbrowser
 
         webbrowser.open(address)
-    config = uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=1, lifespan="off")
-    uvicorn.Server(config).run(sockets=[listener])
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            app.state.ended.set()
+            super().handle_exit(sig, frame)
+
+    config = uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=2, lifespan="off")
+    with suppress(KeyboardInterrupt):
+        Server(config).run(sockets=[listener])

@@ -5,6 +5,8 @@ import { visible } from "../report/format.js";
 import { get, post } from "./api.js";
 import { address, duration, filtered, sparkline } from "./route.js";
 
+const NUMBERS = ["epochs", "accuracy", "time"];
+
 export function runsPage(app) {
   const { t } = app;
   const chosen = new Set();
@@ -17,7 +19,7 @@ export function runsPage(app) {
 
   const heads = ["name", "state", "model", "source", "epochs", "accuracy", "curve", "time"];
   const table = el("table", { class: "runs" },
-    el("thead", {}, el("tr", {}, el("th", {}), heads.map((name) => el("th", { scope: "col", class: name }, t(`ui_${name}`))), el("th", {}))), body);
+    el("thead", {}, el("tr", {}, el("th", {}), heads.map((name) => el("th", { scope: "col", class: NUMBERS.includes(name) ? "number" : "" }, t(`ui_${name}`))), el("th", {}))), body);
   app.node.append(el("main", {}, el("div", { class: "head" }, el("h1", {}, t("ui_runs")), filter, compare), failed, el("div", { class: "scroller", tabindex: "0" }, table), empty));
 
   function row(run) {

@@ -91,9 +91,9 @@ export function tryPage(app) {
 function answer(app, found) {
   const { t } = app;
   const bars = found.top.map(([name, p]) =>
-    el("div", { class: "bar" }, el("bdi", { class: "label" }, app.short(name, 40)),
-      el("span", { class: "track" }, el("span", { class: "fill", style: { width: `${(100 * p).toFixed(2)}%` } })), el("span", { class: "number" }, p.toFixed(4))));
-  const map = found.map && el("figure", {}, el("div", { class: "overlay" }, el("img", { src: found.picture, alt: "" }), el("img", { src: found.map, class: "heat", alt: "" })), el("figcaption", {}, t("ui_map", { name: app.short(found.top[0][0], 40) })));
+    el("div", { class: "chance" }, el("bdi", { class: "label" }, app.short(name, 40)),
+      el("span", { class: "chance-track" }, el("span", { class: "chance-fill", style: { width: `${(100 * p).toFixed(2)}%` } })), el("span", { class: "number" }, p.toFixed(4))));
+  const map = found.map && el("figure", {}, el("img", { src: found.map, alt: "" }), el("figcaption", {}, t("ui_map", { name: app.short(found.top[0][0], 40) })));
   return el("div", { class: "answer" },
     el("figure", {}, el("img", { src: found.picture, alt: "" }), el("figcaption", {}, t("ui_seen"))), map,
     el("div", { class: "bars" }, el("h2", {}, t("ui_probabilities")), bars,

@@ -13,7 +13,16 @@ from cnnlab import __version__
 from cnnlab.inspect.report.card import card
 from cnnlab.inspect.report.comparison import compare
 from cnnlab.inspect.report.page import render
-from cnnlab.inspect.report.payload import MOST_ROWS, Options, file_name, measure, plain, run_name, run_payload
+from cnnlab.inspect.report.payload import (
+    MOST_ROWS,
+    Measured,
+    Options,
+    file_name,
+    measure,
+    plain,
+    run_name,
+    run_payload,
+)
 from cnnlab.inspect.report.thumbnails import Thumbnails
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.files import write_atomic
@@ -134,8 +143,18 @@ def report(
         measure(run, replace(options, model=model if is_own(run.recipe.model) or len(chosen) == 1 else None))
         for run in chosen
     ]
+    return _made(measured, options)
+
+
+def live_report(chosen: Sequence[Run]) -> Report:
+    """Return a report that evaluates nothing, at once: for runs that are being trained, or before that is done."""
+    return _made([Measured(run, None, []) for run in chosen], Options())
+
+
+def _made(measured: Sequence[Measured], options: Options) -> Report:
+    chosen = [one.run for one in measured]
     thumbnails = Thumbnails()
-    together = compare(measured, thumbnails) if len(chosen) > 1 else None
+    together = compare(measured, thumbnails) if len(measured) > 1 else None
     share, parts = thumbnails.budget // len(measured), []
     for one in measured:
         thumbnails.budget = share
