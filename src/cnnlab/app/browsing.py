@@ -47,7 +47,7 @@ class Shown:
         name = self.listing.id_of(file)
         try:
             how = Decoding(channels=probe(file).channels, size=SIDE)
-            return name, data_uri(pixels(torch.from_numpy(decode(file, how))))
+            return name, data_uri(pixels(torch.from_numpy(decode(file, how).copy())))
         except BadImage:
             return name, None
 

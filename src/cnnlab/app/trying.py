@@ -112,6 +112,6 @@ class Trials:
 def _decoded(trial: Trial, content: bytes) -> np.ndarray:
     with bombs_refused():
         try:
-            return decode("the image", trial.classifier.preprocessing.decoding, content)
+            return decode("the image", trial.classifier.preprocessing.decoding, content).copy()  # writable
         except BadImage as error:
             raise CnnlabError(str(error)) from error
