@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from cnnlab.data import SourceOptions, data_folder, is_listed, list_files, load_images
-from cnnlab.inspect.report.thumbnails import SIDE, data_uri, pixels
+from cnnlab.data.imageset import viewable
+from cnnlab.inspect.report.thumbnails import SIDE, data_uri
 from cnnlab.io.decode import BadImage, Decoding, bombs_refused, decode, probe
 from cnnlab.io.errors import CnnlabError
 
@@ -42,12 +43,12 @@ class Shown:
         """Return the id and the picture of an image; None for one that cannot be read."""
         if self.listing is None:
             found = self.sets[split]
-            return found.ids[i], data_uri(pixels(found.images[i]))
+            return found.ids[i], data_uri(viewable(found.images[i]))
         file = self.listing.parts[split].files[i]
         name = self.listing.id_of(file)
         try:
             how = Decoding(channels=probe(file).channels, size=SIDE)
-            return name, data_uri(pixels(torch.from_numpy(decode(file, how).copy())))
+            return name, data_uri(viewable(torch.from_numpy(decode(file, how).copy())))
         except BadImage:
             return name, None
 

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 
 from cnnlab.app.listing import Runs, signature
+from cnnlab.data.imageset import viewable
 from cnnlab.inference import Classifier, load_model, run_splits
 from cnnlab.inspect.activation import class_activation
 from cnnlab.inspect.neighbours import Gallery, features
 from cnnlab.inspect.pictures import overlay
-from cnnlab.inspect.report.thumbnails import data_uri, pixels
+from cnnlab.inspect.report.thumbnails import data_uri
 from cnnlab.io.decode import BadImage, bombs_refused, decode
 from cnnlab.io.errors import CnnlabError
 from cnnlab.training.runs import Run
@@ -43,7 +44,7 @@ class Trial:
             "top": found.top(_TOP)[0],
             "none_of_these": found.none_of_these[0],
             "threshold": found.threshold,
-            "picture": data_uri(pixels(torch.from_numpy(image))),
+            "picture": data_uri(viewable(torch.from_numpy(image))),
             "map": self._map(image, best),
         }
 
@@ -52,7 +53,7 @@ class Trial:
         gallery = self.gallery()
         found = features(self.classifier.network, self._preprocessed(image[None]))
         return [
-            {**one.to_dict(), "picture": data_uri(pixels(gallery.images.images[one.index]))}
+            {**one.to_dict(), "picture": data_uri(viewable(gallery.images.images[one.index]))}
             for one in gallery.nearest(found, _NEAREST)[0]
         ]
 

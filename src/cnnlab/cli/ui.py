@@ -44,6 +44,7 @@ def ui(
     try:
         listener.bind(("127.0.0.1", port))
     except OSError as error:
+        listener.close()
         raise CnnlabError(f"port {port} cannot be used: {reason(error)}; choose another with --port") from error
     port = listener.getsockname()[1]
     token = secrets.token_urlsafe(24)
