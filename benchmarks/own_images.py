@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from _common import PEERS, Task, add_out, answered, call, write_result
+from _common import PEERS, Task, add_out, answered, call, commit, write_result
 
 SETS = ("sign", "cifar", "fashion")
 CUTS = tuple(f"{name}-imbalanced" for name in SETS)
@@ -300,7 +300,7 @@ def run(args: argparse.Namespace) -> None:
             }  # fmt: skip
             if way in PEER_WAYS:
                 task["cpu_seconds"] = json.loads((rows / f"{name} images {seed}.json").read_text())["cpu_seconds"]
-            row = {"set": name, "way": way, "seed": seed, **call(task)}
+            row = {"set": name, "way": way, "seed": seed, "commit": commit(), **call(task)}
         finally:
             cores.put(core)
         part = file.with_suffix(".part")
@@ -322,7 +322,8 @@ def run(args: argparse.Namespace) -> None:
                 if way in args.ways and (name not in FEW or way in ("images", "finetune"))
             ]
             list(pool.map(lambda task: train(*task), tasks))
-    finished = [json.loads(file.read_text()) for file in sorted(rows.glob("*.json"))]
+    # Without paths of this machine.
+    finished = [json.loads(file.read_text().replace(str(args.work), "WORK")) for file in sorted(rows.glob("*.json"))]
     images = {
         name: {split: sum(1 for _ in (args.work / name / split).glob("*/*")) for split in ("train", "test")}
         for name in (*SETS, *CUTS, *FEW)
