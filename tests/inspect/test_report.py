@@ -155,7 +155,7 @@ def test_mcnemar_is_scipys_exact_test(a: int, b: int) -> None:
     assert McNemar(b, a).p == McNemar(a, b).p
 
 
-def test_runs_on_the_same_images_are_compared(results: list[Any]) -> None:
+def test_runs_on_the_same_images_are_compared(tab: Tab, results: list[Any], folder: Path) -> None:
     both = cnnlab.report(*(r.run for r in results))
     found = [cnnlab.evaluate_run(r.run, split="validation") for r in results]
     right = [f.result.predicted.eq(f.images.labels) for f in found]
@@ -165,6 +165,11 @@ def test_runs_on_the_same_images_are_compared(results: list[Any]) -> None:
         int((~right[0] & right[1]).sum()),
     )
     assert test["both"] + test["neither"] + test["first_only"] + test["second_only"] == found[0].result.count
+    said = opened(tab, both, folder)
+    assert tab.value("document.querySelectorAll('#disagreements .card').length") > 0
+    tab.page.locator(".tab").nth(1).click()
+    assert tab.value("[...document.querySelectorAll('h1')].map((h) => h.textContent)")[1] == "run-1"
+    assert (tab.errors, said) == ([], [])
     differ = (found[0].result.predicted != found[1].result.predicted).nonzero().flatten().tolist()
     assert sorted(both.payload["compare"]["disagreements"]["id"]) == sorted(found[0].images.ids[i] for i in differ)
     assert {key for key, _ in both.payload["compare"]["settings"]} == {"epochs", "seed"}
@@ -351,6 +356,8 @@ def test_the_command_writes_once(cnnlab: Command, results: list[Any], tmp_path: 
     one_line_error(cnnlab("report", path, "--out", "report.pdf"))
     one_line_error(cnnlab("report", path, "--out", "nowhere/report.html"))
     one_line_error(cnnlab("report", path, "--split", "test"))
+    one_line_error(cnnlab("report", path, "--device", "abacus", "--out", "new.html"))
+    one_line_error(cnnlab("report", path, "--threads", 0, "--out", "new.html"))
     one_line_error(cnnlab("report", "nothing"))
 
 

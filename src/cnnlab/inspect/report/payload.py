@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cnnlab.data.imageset import ImageSet
 from cnnlab.data.own import MEMORY
+from cnnlab.device.hardware import check_threads, pick_device
 from cnnlab.inference.evaluation import RunEvaluation, evaluate_run
 from cnnlab.inference.split_table import image_root
 from cnnlab.inference.suspects import confident_disagreements, find_suspects
@@ -84,6 +85,8 @@ def measure(run: Run, options: Options) -> Measured:
     Raise CnnlabError for options that do not fit; without options, what is missing only leaves parts out.
     """
     check_own(run.path, run.recipe, builder=run.builder, model=options.model)
+    check_threads(options.threads)
+    pick_device(options.device)
     if not run.weights(options.weights).exists() and run.summary() is None:
         return Measured(run, None, [f"{run.path} is not finished: there are no weights to evaluate"])
     try:
@@ -100,7 +103,7 @@ def measure(run: Run, options: Options) -> Measured:
             keep_logits=True,
         )
     except CnnlabError as error:
-        if any(value is not None for value in (options.split, options.weights, options.data)):
+        if any(value is not None for value in (options.split, options.weights, options.data, options.data_dir)):
             raise
         return Measured(run, None, [str(error)])
     return Measured(run, evaluation, [], options.model)

@@ -25,7 +25,7 @@ class Thumbnails:
 
     def add(self, image: Tensor) -> int:
         """Return the place of the picture of `image`, (C, H, W) uint8, in `uris`; -1 if the budget is used up."""
-        return self.add_uri(data_uri(viewable(image)))
+        return self.add_uri(data_uri(viewable(image))) if self.budget > 0 else -1
 
     def add_uri(self, uri: str) -> int:
         """Return the place of a picture; see `add`."""
