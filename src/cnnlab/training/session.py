@@ -156,6 +156,8 @@ class Session:
             raise CnnlabError(f"init={recipe.init} would overwrite the weights of {recipe.model}; set init=pytorch")
         if again is None:
             check_compile(recipe, self.device)
+            if self.given is None:
+                self._check_frozen(recipe)
         # Before minutes of reading: check that the network exists and takes images of this size.
         if self.network is None and (":" not in recipe.model or recipe.image_size):
             with torch.device("meta"):  # shapes without memory
@@ -164,14 +166,7 @@ class Session:
         if self.given is not None:
             own = self.images.train if self.images else None
             recipe, why = fitted_recipe(recipe, self.given, self._options(recipe), self.device, own)
-        random = not (published_tag(recipe.model) or self.network is not None or self.origin)
-        if again is None and recipe.freeze_epochs and random:
-            with torch.device("meta"):
-                build_model(recipe.model)  # an unknown name is another mistake
-            raise CnnlabError(
-                f"freeze_epochs={recipe.freeze_epochs}: {recipe.model} starts from random weights, and all but its "
-                f"last layer would stay random; take {pretrained_name(recipe.model)}, or --init-from a run"
-            )
+            self._check_frozen(recipe)
         self._pool: Pool | None = load_pool(recipe, self._options(recipe), self.images)
         self.divide(recipe)
         if again is not None:
@@ -189,6 +184,16 @@ class Session:
                 self.display.message(line)
         self._plan = None
         return recipe
+
+    def _check_frozen(self, recipe: Recipe) -> None:
+        if not recipe.freeze_epochs or published_tag(recipe.model) or self.network is not None or self.origin:
+            return
+        with torch.device("meta"):
+            build_model(recipe.model)  # an unknown name is another mistake
+        raise CnnlabError(
+            f"freeze_epochs={recipe.freeze_epochs}: {recipe.model} starts from random weights, and all but its last "
+            f"layer would stay random; take {pretrained_name(recipe.model)}, or --init-from a run"
+        )
 
     def _options(self, recipe: Recipe) -> SourceOptions:
         return options_for(recipe, self._data_dir, skip_bad=self._skip_bad, report=self.display.read)
