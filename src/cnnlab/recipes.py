@@ -267,11 +267,12 @@ def find_recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def fitted(recipe: Recipe, *, count: int, side: int, flip: bool, fast: bool) -> dict[str, Any]:
+def fitted(recipe: Recipe, *, count: int, side: int, flip: bool, fast: bool, size: int = 0) -> dict[str, Any]:
     """Return the settings of a default recipe that depend on the images: `count` to train on, of `side` pixels.
 
-    flip: see `may_flip`. fast: the device has units for 16 bits. The passes over the images grow with the square root
-    of their number: few images need more epochs, and many cost more than they gain.
+    size: the network's input size, if the caller has chosen one. flip: see `may_flip`. fast: the device has units for
+    16 bits. The passes over the images grow with the square root of their number: few images need more epochs, and
+    many cost more than they gain.
     """
     held_out = {"val_fraction": 0.1} if count > _MANY else {}
     if recipe.name.startswith("finetune"):  # passes over all layers; those of the head alone take seconds
@@ -282,8 +283,8 @@ def fitted(recipe: Recipe, *, count: int, side: int, flip: bool, fast: bool) -> 
     settings = {"epochs": min(60, max(10, epochs)), "batch_size": batch_size, **held_out}
     if not recipe.name.startswith("images"):  # for a network of the caller's choice, which may take one size only
         return settings
-    size = max(16, min(side, 48 if fast else 32))
-    shift = {"start_size": round(0.7 * size), "shift": max(1, size // 12)}
+    size = size or max(16, min(side, 48 if fast else 32))
+    shift = {"start_size": round(0.7 * size) if size >= 16 else 0, "shift": size // 12}
     return {**settings, "image_size": size, **shift, "flip": flip}
 
 

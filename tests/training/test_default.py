@@ -31,6 +31,10 @@ def folder(path: Path, *, side: int, mode: str, each: int = 6) -> str:
 
 @given(st.integers(1, 10**6), st.integers(1, 8192), st.booleans(), st.booleans())
 def test_any_images_get_a_valid_recipe(count: int, side: int, flip: bool, fast: bool) -> None:
+    size = min(side, 4096)
+    chosen = fitted(RECIPES["images"], count=count, side=50, flip=flip, fast=fast, size=size)
+    assert chosen["image_size"] == size
+    RECIPES["images"].changed(**chosen)
     recipe = RECIPES["images"].changed(**fitted(RECIPES["images"], count=count, side=side, flip=flip, fast=fast))
     assert recipe.shift < recipe.image_size <= max(side, 16)
     assert recipe.flip == flip

@@ -19,7 +19,7 @@ from cnnlab.recipes import choose_recipe
 from cnnlab.training.folders import check_free, free_name
 
 LOGS = ".logs"
-_TAIL = 4000  # characters of a log that the page shows
+_TAIL = 4000  # bytes of a log that the page shows
 
 
 class Trainings:
@@ -70,6 +70,11 @@ class Trainings:
         except OSError as error:
             raise CnnlabError(f"cannot stop process {process}, which trains {name}: {reason(error)}") from error
 
+    def codes(self) -> list[int | None]:
+        """Return the exit code of each process, None while it runs."""
+        with self._lock:
+            return [process.poll() for process in self._started.values()]
+
     def states(self) -> list[dict[str, Any]]:
         """Return name, exit code (None while it runs) and the end of the output of each process, the latest first."""
         with self._lock:
@@ -98,6 +103,7 @@ class Trainings:
         return self.folder / LOGS / f"{name.replace('/', '--')}.log"
 
     def _output(self, name: str) -> str:
-        with suppress(OSError):
-            return self._log(name).read_text(encoding="utf-8", errors="replace")[-_TAIL:]
+        with suppress(OSError), self._log(name).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+            return file.read().decode("utf-8", "replace")
         return ""

@@ -51,7 +51,7 @@ class Settings:
 
 
 class Pages:
-    """What the server answers. One at a time trains nothing, but evaluates: PyTorch's settings are the process's."""
+    """What the server answers. It evaluates one run at a time, since PyTorch's settings are the process's."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -145,13 +145,13 @@ class Pages:
 
     async def _changes(self, request: Request) -> AsyncIterator[str]:
         before: dict[str, Signature] = await run_in_threadpool(self.runs.signatures)
-        codes = [state["code"] for state in self.trainings.states()]
+        codes = self.trainings.codes()
         yield "data: []\n\n"
         quiet = 0
         while not self.ended.is_set() and not await request.is_disconnected():
             await asyncio.sleep(_EVERY)
             now = await run_in_threadpool(self.runs.signatures)
-            now_codes = [state["code"] for state in self.trainings.states()]
+            now_codes = self.trainings.codes()
             changed = sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
             quiet += 1
             if changed or codes != now_codes:

