@@ -57,7 +57,7 @@ class Pages:
         self.settings = settings
         self.runs = Runs(settings.runs_dir)
         self.trainings = Trainings(settings.runs_dir, settings.data_dir, settings.threads)
-        self.trials = Trials(self.runs, settings.data_dir)
+        self.trials = Trials(self.runs, settings.data_dir, settings.threads)
         self.browser = Browser(settings.data_dir)
         self.ended = threading.Event()
         self._reports: dict[tuple[Any, ...], bytes] = {}

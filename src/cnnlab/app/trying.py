@@ -13,8 +13,12 @@ import torch.nn.functional as F
 
 from cnnlab.app.listing import Runs, signature
 from cnnlab.data.imageset import viewable
+from cnnlab.device.determinism import reproducible
+from cnnlab.device.hardware import available_cores
+from cnnlab.device.precision import exact_float32
 from cnnlab.inference import Classifier, load_model, run_splits
 from cnnlab.inspect.activation import class_activation
+from cnnlab.inspect.inspection import gallery_of
 from cnnlab.inspect.neighbours import Gallery, features
 from cnnlab.inspect.pictures import overlay
 from cnnlab.inspect.report.thumbnails import data_uri
@@ -23,22 +27,20 @@ from cnnlab.io.errors import CnnlabError
 from cnnlab.training.runs import Run
 
 _KEPT = 2  # networks in memory, each with the features of its training images
-_GALLERY = 5000  # training images that are searched, evenly spaced
-_BATCH = 128
 _TOP, _NEAREST = 5, 6
 
 
 class Trial:
     """A run's classifier, and its training images with their features once they are asked for."""
 
-    def __init__(self, run: Run, data_dir: Path | None) -> None:
-        self.run, self.data_dir = run, data_dir
+    def __init__(self, run: Run, data_dir: Path | None, threads: int | None) -> None:
+        self.run, self.data_dir, self.threads = run, data_dir, threads
         self.classifier: Classifier = load_model(run)
         self._gallery: Gallery | None = None
 
     def classify(self, image: np.ndarray) -> dict[str, Any]:
         """Return what the page shows of an image (C, H, W) uint8 of the native size."""
-        found = self.classifier.predict_batch(image[None])
+        found = self.classifier.predict_batch(image[None], threads=self.threads)
         best = int(found.logits.argmax())
         return {
             "top": found.top(_TOP)[0],
@@ -61,13 +63,7 @@ class Trial:
         """Return the run's training images with their features, which take a pass over them the first time."""
         if self._gallery is None:
             images, _ = run_splits(self.run, data_dir=self.data_dir)
-            if len(images) > _GALLERY:
-                images = images.take(torch.linspace(0, len(images) - 1, _GALLERY).long())
-            parts = (
-                features(self.classifier.network, self._preprocessed(images.images[at : at + _BATCH].numpy()))
-                for at in range(0, len(images), _BATCH)
-            )
-            self._gallery = Gallery.of(images, parts)
+            self._gallery = gallery_of(self.classifier, images)
         return self._gallery
 
     def _preprocessed(self, batch: np.ndarray) -> torch.Tensor:
@@ -87,8 +83,8 @@ class Trial:
 class Trials:
     """The runs that images are tried on, one request at a time: PyTorch's settings are the process's."""
 
-    def __init__(self, runs: Runs, data_dir: Path | None) -> None:
-        self.runs, self.data_dir = runs, data_dir
+    def __init__(self, runs: Runs, data_dir: Path | None, threads: int | None = None) -> None:
+        self.runs, self.data_dir, self.threads = runs, data_dir, threads
         self.lock = threading.Lock()
         self._kept: OrderedDict[tuple[Any, ...], Trial] = OrderedDict()
 
@@ -97,13 +93,14 @@ class Trials:
         with self.lock:
             trial = self._trial(name)
             image = _decoded(trial, content)
-            return {"nearest": trial.nearest(image)} if nearest else trial.classify(image)
+            with reproducible(0, self.threads or available_cores()), exact_float32():
+                return {"nearest": trial.nearest(image)} if nearest else trial.classify(image)
 
     def _trial(self, name: str) -> Trial:
         run = self.runs.open(name)
         key = (name, signature(run.path))
         if key not in self._kept:
-            self._kept[key] = Trial(run, self.data_dir)
+            self._kept[key] = Trial(run, self.data_dir, self.threads)
         self._kept.move_to_end(key)
         while len(self._kept) > _KEPT:
             self._kept.popitem(last=False)

@@ -105,8 +105,8 @@ def split(
     `cnnlab train --data csv:FILE` trains on the same split again. For a folder of
     folds: the fold of each image.
     """
-    from cnnlab.inference.evaluation import check_new_csv
     from cnnlab.inference.split_table import split_table
+    from cnnlab.io.files import check_new_csv
 
     if output is not None:
         check_new_csv(output)
@@ -138,8 +138,8 @@ def suspects(
     RUN: a folder of `cnnlab train --folds`, for all images, or a run, for its
     validation images.
     """
-    from cnnlab.inference.evaluation import check_new_csv
     from cnnlab.inference.suspects import find_suspects
+    from cnnlab.io.files import check_new_csv
     from cnnlab.io.tables import to_json
 
     if csv is not None:

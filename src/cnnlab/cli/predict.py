@@ -68,8 +68,8 @@ def evaluate(
     Print accuracy, loss, precision and recall per class, and the confusion matrix.
     """
     from cnnlab.inference import evaluate_run
-    from cnnlab.inference.evaluation import check_new_csv
     from cnnlab.io.figures import check_png
+    from cnnlab.io.files import check_new_csv
 
     if predictions is not None:
         check_new_csv(predictions)

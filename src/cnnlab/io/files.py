@@ -133,3 +133,22 @@ def _sync_folder(folder: Path) -> None:
             pass
         finally:
             os.close(handle)
+
+
+def check_new_csv(path: str | Path) -> None:
+    """Raise CnnlabError unless `path` is the name of a new CSV file."""
+    if Path(path).suffix.lower() != ".csv":
+        raise CnnlabError(f"{path}: the table is saved as CSV; name a file that ends with .csv")
+    if Path(path).exists():
+        raise CnnlabError(f"{path} exists; name another file, or remove it first")
+    if not Path(path).parent.is_dir():
+        raise CnnlabError(f"the folder {Path(path).parent} does not exist; create it first")
+
+
+def save_new_csv(path: str | Path, content: str) -> None:
+    """Write a table to the new file `path`. Raise CnnlabError if that fails."""
+    check_new_csv(path)
+    try:
+        write_atomic(Path(path), content)
+    except OSError as error:
+        raise CnnlabError(f"cannot write {path}: {reason(error)}; name another file") from error
