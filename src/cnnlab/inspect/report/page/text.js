@@ -128,7 +128,7 @@ export const texts = {
   map_empty: ["nothing raises it", "没有支持它的部分"],
   map_for: ["for {name}", "对 {name}"],
   filters: ["First-layer filters", "第一层的卷积核"],
-  filters_help: ["{n} filter {size} of {layer}, each scaled on its own: grey is 0.|{n} filters {size} of {layer}, each scaled on its own: grey is 0.", "{layer} 的 {n} 个 {size} 卷积核，各自缩放：灰色为 0。"],
+  filters_help: ["{n} filter {size} of layer {layer}, each scaled on its own: grey is 0.|{n} filters {size} of layer {layer}, each scaled on its own: grey is 0.", "层 {layer} 的 {n} 个 {size} 卷积核，各自缩放：灰色为 0。"],
   filters_mean: ["The mean over {n} channels.", "为 {n} 个通道的均值。"],
   filters_whitening: ["They whiten the images: computed from them, not learned.", "它们用于白化图像：由图像算出，不是学到的。"],
   layers: ["Layers", "各层"],
