@@ -354,22 +354,51 @@ def test_from_the_form_to_the_report(server: Server, trained: list[Any], tab: Ta
     }
 
 
-@pytest.mark.parametrize("width", [390, 1440])
-def test_pages_fit_and_hostile_names_do_nothing(server: Server, tab: Tab, width: int, folder: Path) -> None:
-    tab.page.set_viewport_size({"width": width, "height": 900})
+# Of what is there many times, axe-core looks at the first ones; the report's sections have a test of their own.
+REPEATED = """tbody tr:nth-child(n+3), .grid > :nth-child(n+3), .tab:nth-child(n+4), .settings > :nth-child(n+4),
+    section:not(#curves, #each, .result section)"""
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+
+
+@pytest.mark.parametrize(
+    ("page", "drawn"),
+    [
+        ("runs", "td.name"),
+        ("run/run-1", "#confusion"),
+        ("compare/run-1/run-2", "#confusion"),
+        ("try/run-1", "option"),
+        ("train", "#set-epochs"),
+        ("data/digits", ".grid img"),
+        (f"run/{HOSTILE}", "#message.error"),
+        (f"data/{HOSTILE}", "#message.error"),
+    ],
+)
+def test_pages_fit_and_are_accessible(server: Server, trained: list[Any], tab: Tab, page: str, drawn: str) -> None:
+    """At both widths, light and dark; hostile names do nothing."""
+    axe = (
+        pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install --group dev").Axe().axe_script
+    )
+    said: list[str] = []
+    tab.page.on("console", lambda message: said.append(message.text))
     tab.go(f"{server.url}/?token={TOKEN}")
-    for page in (
-        "runs",
-        "run/run-1",
-        "compare/run-1/run-2",
-        "try",
-        "train",
-        "data/digits",
-        f"run/{HOSTILE}",
-        f"data/{HOSTILE}",
-    ):
-        tab.page.goto(f"{server.url}/#/{page}")
-        tab.page.wait_for_timeout(300)
-        assert tab.value("document.documentElement.scrollWidth <= innerWidth"), page
-        assert tab.value("document.querySelector('img[src=x]') === null")
+    tab.page.goto(f"{server.url}/#/{page}")
+    tab.page.wait_for_selector(drawn, state="attached")
+    for width in (390, 1440):
+        tab.page.set_viewport_size({"width": width, "height": 900})
+        assert tab.value("document.documentElement.scrollWidth <= innerWidth")
+    tab.value("(repeated) => document.querySelectorAll(repeated).forEach((node) => node.remove())", REPEATED)
+    tab.value(axe)
+    for width, theme, rules in (
+        (390, "dark", RULES), (390, "light", ["color-contrast"]),
+        (1440, "light", RULES), (1440, "dark", ["color-contrast"]),
+    ):  # fmt: skip
+        tab.page.set_viewport_size({"width": width, "height": 900})
+        tab.page.emulate_media(color_scheme=theme)
+        found = tab.value("(rules) => axe.run({ runOnly: rules, resultTypes: ['violations'] })", rules)["violations"]
+        serious = [v for v in found if v["impact"] in ("serious", "critical")]
+        assert [(v["id"], v["nodes"][0]["html"][:200]) for v in serious] == [], (width, theme)
+    assert tab.value("document.querySelector('img[src=x]') === null")
+    if "message" not in drawn:  # a browser itself logs an answer that is an error
+        assert said == []
     assert tab.errors == []
+    assert {url.split("/")[2] for url in tab.requests if not url.startswith(("data:", "blob:"))} == {server.host}

@@ -8,7 +8,7 @@ export function tryPage(app) {
   const { t } = app;
   const choice = el("select", { id: "try-run", onchange: () => { location.hash = address("try", choice.value); } });
   const result = el("div", { class: "result", "aria-live": "polite" });
-  const picker = el("input", { type: "file", accept: "image/*", class: "offstage", id: "try-file", onchange: () => { if (picker.files[0]) use(picker.files[0]); } });
+  const picker = el("input", { type: "file", accept: "image/*", class: "offstage", id: "try-file", tabindex: "-1", "aria-label": t("ui_file"), onchange: () => { if (picker.files[0]) use(picker.files[0]); } });
   const video = el("video", { playsinline: true, muted: true, hidden: true });
   const shoot = el("button", { type: "button", class: "more", hidden: true, onclick: take }, t("ui_shoot"));
   const drop = el("div", { class: "drop" },
