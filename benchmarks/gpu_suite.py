@@ -339,7 +339,7 @@ def peer(args: argparse.Namespace, deadline: float) -> Any:
         (Path(folder) / "cifar10").mkdir()
         for name, images in zip(("train", "test"), splits, strict=True):
             # Its own format: images (N, H, W, C).
-            content = {"images": images.images.permute(0, 2, 3, 1).contiguous(), "labels": images.labels}
+            content = {"images": images.images[:].permute(0, 2, 3, 1).contiguous(), "labels": images.labels}
             torch.save({**content, "classes": images.classes}, Path(folder) / "cifar10" / f"{name}.pt")
         text = re.sub(r"range\(200\)", f"range({args.peer_runs})", PEER.read_text())
         script = Path(folder) / PEER.name

@@ -120,7 +120,7 @@ def _fashion(data: Path) -> Iterator[tuple[str, str, str, bytes]]:
         chosen = stratified_subset(images.labels, 6000, 0).tolist() if split == "train" else range(len(images))
         for i in chosen:
             out = io.BytesIO()
-            Image.fromarray(images.images[i, 0].numpy()).save(out, "PNG")
+            Image.fromarray(images.images[i][0].numpy()).save(out, "PNG")
             yield split, images.classes[int(images.labels[i])].replace("/", "-"), f"{i}.png", out.getvalue()
 
 

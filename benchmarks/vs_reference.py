@@ -107,7 +107,7 @@ class Images:
 
         images = load_images("fashion-mnist", split)
         assert images is not None
-        self.pixels, self.labels = images.images[:count, 0].numpy(), images.labels[:count].tolist()
+        self.pixels, self.labels = images.images[:count][:, 0].numpy(), images.labels[:count].tolist()
         self.transform = transform
 
     def __len__(self) -> int:

@@ -25,6 +25,7 @@ import tensorboard.compat.proto.event_pb2
 import tensorboard.summary.writer.record_writer  # noqa: F401
 
 from cnnlab.cli import app as cli
+from cnnlab.data import SourceOptions, pack_writer
 from cnnlab.io import files
 from cnnlab.training import checkpoint, curves
 from cnnlab.training import train as training  # noqa: F401
@@ -129,6 +130,15 @@ def child(args: list[str], folder: str, output: str, turn: int, file_limit: int)
     sys.stderr.flush()
     Path(folder, "turns").write_text(str(saboteur.count))
     os._exit(code)
+
+
+def packing(source: str, store: str, turn: int, shard_bytes: int) -> None:
+    """Pack a source in a process that dies at `turn`."""
+    for module in (files, pack_writer):
+        vars(module)["os"] = Saboteur(turn, _kill) if module is files else vars(files)["os"]
+    options = SourceOptions(data_dir=Path(store).parent)
+    pack_writer.pack(source, store, options, shard_bytes=shard_bytes)
+    os._exit(0)
 
 
 def server() -> Any:

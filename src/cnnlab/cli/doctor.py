@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Source = Annotated[str, typer.Argument(help="A source of images: `cnnlab list data`.")]
 Columns = Annotated[str, typer.Option(help="Of csv: names of its columns, as path=file,label=species.")]
 
-data = typer.Typer(no_args_is_help=True, help="Check the images and labels of a data source.")
+data = typer.Typer(no_args_is_help=True, help="Check a data source, or pack it for sets larger than memory.")
 
 
 def doctor(
@@ -45,6 +45,46 @@ def doctor(
     from cnnlab.machine.doctor import examine
 
     _print_checks(examine(runs_dir=runs_dir, data_dir=data_dir, device=device), as_json)
+
+
+@data.command()
+def pack(
+    source: Source,
+    store: Annotated[Path, typer.Argument(help="Folder to create. Train on it with --data pack:STORE.")],
+    size: Annotated[
+        int, typer.Option(min=0, help="Shorter side in pixels to reduce larger files to; 0: leave all.")
+    ] = 0,
+    quality: Annotated[
+        int, typer.Option(min=0, max=100, help="Save as JPEG of this quality; 0: keep the files; with --size: 90.")
+    ] = 0,
+    background: Annotated[
+        str, typer.Option(help="Behind transparent pixels: black, white or auto, by the images.")
+    ] = "auto",
+    columns: Columns = "",
+    data_dir: DataDir = None,
+    skip_bad: SkipBad = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a data source as one folder that a training reads from the disk.
+
+    For sets that are larger than the memory: docs/data.md. Small images of one
+    size are stored as pixels, others as the files they are. Interrupted, the same
+    command continues.
+    """
+    from cnnlab.data import SourceOptions, data_folder
+    from cnnlab.data.pack_writer import pack as write_pack
+    from cnnlab.io.decode import BACKGROUNDS
+    from cnnlab.io.errors import unknown
+    from cnnlab.io.tables import to_json
+    from cnnlab.training.display import reporting
+
+    if background not in BACKGROUNDS:
+        raise unknown("background", background, BACKGROUNDS)
+    with reporting() as report:
+        options = SourceOptions(data_dir=data_folder(data_dir), background=background, columns=columns,
+                                skip_bad=skip_bad, report=report)  # fmt: skip
+        packed = write_pack(source, store, options, size=size, quality=quality)
+    echo(to_json(packed.to_dict()) if as_json else packed.to_text())
 
 
 @data.command()

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from cnnlab.d2l.checks import is_count
 from cnnlab.data import SourceOptions, data_folder, load_images, named
 from cnnlab.data.imageset import ImageSet
+from cnnlab.data.packed import in_memory
 from cnnlab.device.hardware import available_cores
 from cnnlab.io.errors import CnnlabError
 
@@ -70,7 +71,7 @@ class Batches:
     def __init__(self, images: ImageSet, batch_size: int, size: tuple[int, int] | None, *, shuffle: bool) -> None:
         self.batch_size = batch_size
         self._size = size
-        self._copies = {torch.device("cpu"): (images.images, images.labels)}
+        self._copies = {torch.device("cpu"): (in_memory(images.images, "this loop"), images.labels)}
         # torch's DataLoader draws the order, so the same random numbers are drawn as by the original.
         self._order: DataLoader[Tensor] = DataLoader(
             range(len(images)),  # type: ignore[arg-type] # it needs only a length and items

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_dir
 
-from cnnlab.data import digits, folder, hub, named, store, table, torchvision_sets
+from cnnlab.data import digits, folder, hub, named, pack, store, table, torchvision_sets
 from cnnlab.data.files import Listing, copies, read_images
 from cnnlab.data.imageset import ImageSet, SourceOptions, stratified_split, stratified_subset
 from cnnlab.data.near_duplicates import shared
@@ -41,7 +41,8 @@ DESCRIPTIONS = {
         if name == "emnist:balanced" or not name.startswith("emnist:")
     },
 }
-FOLDER, CSV, STORE, HUB, TORCHVISION = "folder:", "csv:", "store:", "hf:", "torchvision:"
+FOLDER, CSV, HUB, TORCHVISION = "folder:", "csv:", "hf:", "torchvision:"
+STORE, PACK = "store:", "pack:"
 _LISTED = {
     FOLDER: "folder; write folder:PATH",
     CSV: "file; write csv:FILE",
@@ -54,6 +55,7 @@ FORMS = {
     "torchvision:NAME": "a set of labelled images of torchvision, such as Flowers102",
     "hf:NAME": "an image set of the Hugging Face hub, or the path of a local one; needs the extra hf",
     "store:PATH": "a competition's images, written by `cnnlab kaggle prepare`",
+    "pack:PATH": "any of these as `cnnlab data pack` writes it, read from the disk: larger than memory",
 }
 LISTED = tuple(_LISTED)  # sources of image files, which are decoded
 
@@ -75,6 +77,8 @@ def load_images(source: str, split: str, options: SourceOptions | None = None) -
         return read_images(list_files(source, options), split, options)
     if source.startswith(STORE):
         return store.load(expand(source.removeprefix(STORE)), split, options)
+    if source.startswith(PACK):
+        return pack.load(expand(source.removeprefix(PACK)), split, options)
     if source not in DATASETS:
         if Path(source).is_dir():
             raise CnnlabError(f"unknown source {source!r}; for a folder of images write folder:{source}")
@@ -129,7 +133,7 @@ def is_listed(source: str) -> bool:
 def absolute(source: str) -> str:
     """Return a source whose path, if it names one, is absolute: a run may be resumed or evaluated from elsewhere."""
     kind, colon, name = source.partition(":")
-    if not name or (kind not in ("folder", "csv", "store") and (kind != "hf" or not hub.local(name))):
+    if not name or (kind not in ("folder", "csv", "store", "pack") and (kind != "hf" or not hub.local(name))):
         return source
     return f"{kind}{colon}{expand(name).absolute()}"
 

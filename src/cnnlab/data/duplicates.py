@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cnnlab.data import STORE, SourceOptions, data_folder, load_images, near_duplicates
 from cnnlab.data.imageset import Report, no_report, viewable
+from cnnlab.data.packed import Pixels, join, take
 from cnnlab.data.store import open_store
 from cnnlab.io import figures as plots
 from cnnlab.io.csv import quoted
@@ -111,7 +111,7 @@ def duplicates(
     exact = [(int(first[i]), i, 1.0) for i in range(len(images)) if first[i] != i]
     near: list[tuple[int, int, float]] = []
     if threshold is not None and images.shape[2] > 1:  # a single pixel has no frequencies
-        a, b, likeness = near_duplicates.near(images[unique], threshold)
+        a, b, likeness = near_duplicates.near(take(images, unique), threshold)
         near = list(zip(unique[a].tolist(), unique[b].tolist(), likeness.tolist(), strict=True))
 
     def pair(a: int, b: int, likeness: float) -> Pair:
@@ -135,9 +135,10 @@ def duplicates(
     return found
 
 
-def _load(source: str, options: SourceOptions) -> tuple[Tensor, list[tuple[str, str, str]]]:
+def _load(source: str, options: SourceOptions) -> tuple[Pixels, list[tuple[str, str, str]]]:
     """Return the images of all parts (N, C, H, W), and the part, id and label of each; "" for an unlabelled image."""
-    images, places = [], []
+    images: list[Pixels] = []
+    places = []
     for part in ("train", "validation", "test"):
         image_set = load_images(source, part, options)
         if image_set is not None:
@@ -149,4 +150,4 @@ def _load(source: str, options: SourceOptions) -> tuple[Tensor, list[tuple[str, 
         store = open_store(expand(source.removeprefix(STORE)))
         images.append(store.test_images)
         places += [("test", id_, "") for id_ in store.test_ids]
-    return torch.cat(images), places
+    return join(images), places

@@ -1,4 +1,4 @@
-"""Batches on the device, from a copy of the set there or from the host."""
+"""Batches on the device, from a copy of the set there, from the host or from files."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from cnnlab.data.packed import PackedImages, Pixels
+
 
 class Feeder:
     """Yields batches of a uint8 set on the device: from a copy of the set there or, if it does not fit, from the host.
 
     From the host, each batch is gathered into one of two pinned buffers and copied while the device computes on the
-    batch before. Such a batch is valid until the next one is requested.
+    batch before. Such a batch is valid until the next one is requested. The images of a packed set are read from their
+    files a few batches ahead, then take the same way.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, device: torch.device, resident: bool | None = None) -> None:
-        self.resident = fits_on_device(images, device) if resident is None else resident
-        self._images = images.to(device) if self.resident else images  # (N, C, H, W) uint8
+    def __init__(self, images: Pixels, labels: Tensor, device: torch.device, resident: bool | None = None) -> None:
+        self._images = images  # (N, C, H, W) uint8
+        if isinstance(images, PackedImages):
+            resident = False
+        elif resident or (resident is None and fits_on_device(images, device)):
+            resident, self._images = True, images.to(device)
+        self.resident = bool(resident)
         self.labels = labels.to(device)  # (N,)
         self._device = device
 
@@ -27,7 +34,7 @@ class Feeder:
         cuda = self._device.type == "cuda"
         pinned = order.pin_memory() if cuda else order
         numbers = pinned.to(self._device, non_blocking=cuda).split(sizes)
-        if self.resident:
+        if self.resident and isinstance(self._images, Tensor):
             for index in numbers:
                 # Five times as fast as indexing on a CPU: it copies whole images.
                 yield torch.index_select(self._images, 0, index), self.labels[index], index
@@ -46,11 +53,17 @@ class Feeder:
         if side and main:
             side.wait_stream(main)  # the old content of that memory may still be in use
 
+        images = self._images
+        ahead = images.batches(parts) if isinstance(images, PackedImages) else None
+
         def send(number: int) -> None:
             turn, n = number % 2, len(parts[number])
             if cuda:
                 copied[turn].synchronize()  # two batches ago: the host may overwrite its buffer
-            torch.index_select(self._images, 0, parts[number], out=host[turn, :n])
+            if isinstance(images, Tensor):
+                torch.index_select(images, 0, parts[number], out=host[turn, :n])
+            elif ahead is not None:
+                host[turn, :n] = next(ahead)
             if side:
                 with torch.cuda.stream(side):
                     used[turn].wait()  # the device has read that batch

@@ -6,11 +6,12 @@ import contextlib
 import hashlib
 import re
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +29,10 @@ _DEFAULT_SIZE = 64
 _QUOTES = str.maketrans("\u2018\u2019\u201c\u201d\u2010\u2011\u2013", "''\"\"---")
 _SAMPLE = 1000  # images of a data set that decide how all are decoded, at least
 _FEW_LEVELS = 32  # of 256: 12 bits of colour in a file of 16 leave 16
+_QUEUE = 1024  # images whose headers are read ahead
 _UNIFORM = 0.1  # share of a class's images without any contrast from which something is wrong
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,39 @@ class Listing:
         if isinstance(file, Item):
             return file.name
         return (file.relative_to(self.root) if file.is_relative_to(self.root) else file).as_posix()
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes (width, height) of a source's images. middle: the median of their longer sides; square: all are."""
+
+    smallest: tuple[int, int]
+    largest: tuple[int, int]
+    middle: int
+    square: bool
+
+    @classmethod
+    def of(cls, sizes: Sequence[tuple[int, int]]) -> Sizes | None:
+        """Return those of images of these sizes; None without any."""
+        if not sizes:
+            return None
+        ends = sorted(set(sizes), key=lambda size: (size[0] * size[1], size))
+        return cls(ends[0], ends[-1], sorted(map(max, sizes))[len(sizes) // 2], all(w == h for w, h in sizes))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the headers of the training images say, before `SourceOptions` choose a size. notes, warnings: on these."""
+
+    channels: int
+    background: str
+    low: float
+    high: float
+    lows: tuple[float, ...]
+    highs: tuple[float, ...]
+    sizes: Sizes | None
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def read_images(listing: Listing, split: str, options: SourceOptions) -> ImageSet | None:
@@ -121,27 +158,45 @@ def _read(listing: Listing, part: Part, split: str, options: SourceOptions) -> I
         tuple(skipped),
         dict(listing.passed_over),
         how,
-        (*warnings, *_warnings(listing, split, images, labels[good], odd)),
+        (*warnings, *warnings_of(listing, split, _seen(images, odd), labels[good])),
         None if part.groups is None else [part.groups[i] for i in good],
         None if part.weights is None else torch.tensor([part.weights[i] for i in good], dtype=torch.float32),
         (*listing.notes, *notes),
     )
 
 
-def _warnings(
-    listing: Listing, split: str, images: np.ndarray, labels: np.ndarray, odd: dict[str, list[Path | Item]]
-) -> Iterator[str]:
-    """Say what looks wrong about decoded images. odd: the files of each remark of `decode_checked`."""
-    for remark, files in odd.items():
-        yield f"{len(files):,} {split} images {remark}; the first: {escape(str(files[0]))}"
-    if 0 < images.max() - images.min() < _FEW_LEVELS:
+@dataclass
+class Seen:
+    """What decoded images of one split show. low, high: extremes of all their values; uniform: (N,) bool.
+
+    odd: remark of `decode_checked` -> number of files, and the first.
+    """
+
+    low: int
+    high: int
+    uniform: np.ndarray
+    odd: Mapping[str, tuple[int, str]]
+
+
+def _seen(images: np.ndarray, odd: Mapping[str, list[Path | Item]]) -> Seen:
+    rows = images.reshape(*images.shape[:2], -1)
+    uniform = (rows.min(2) == rows.max(2)).all(1)
+    return Seen(
+        int(images.min()), int(images.max()), uniform, {r: (len(files), str(files[0])) for r, files in odd.items()}
+    )
+
+
+def warnings_of(listing: Listing, split: str, seen: Seen, labels: np.ndarray) -> Iterator[str]:
+    """Say what looks wrong about the decoded images of a split and, with the training images, about the source."""
+    for remark, (count, file) in seen.odd.items():
+        yield f"{count:,} {split} images {remark}; the first: {escape(file)}"
+    if 0 < seen.high - seen.low < _FEW_LEVELS:
         yield (
-            f"the {split} images use only the values {images.min()} to {images.max()} of 0 to 255, nearly one "
+            f"the {split} images use only the values {seen.low} to {seen.high} of 0 to 255, nearly one "
             "colour; multiply masks or numbers of classes to fill 0 to 255, and save colours of more than 8 bits with 8"
         )
-    rows = images.reshape(*images.shape[:2], -1)
     classes = len(listing.classes)
-    uniform = np.bincount(labels[(rows.min(2) == rows.max(2)).all(1)], minlength=classes)
+    uniform = np.bincount(labels[seen.uniform], minlength=classes)
     for name, count, total in zip(listing.classes, uniform, np.bincount(labels, minlength=classes), strict=True):
         if count >= max(2, _UNIFORM * total):
             yield f"{count:,} of {total:,} {split} images of class {escape(name)} are a single colour after decoding"
@@ -154,7 +209,8 @@ def _warnings(
         more = f" ({plural(len(alike) - 1, 'more such case')})" if len(alike) > 1 else ""
         yield f"classes {', '.join(map(escape, alike[0]))} have nearly the same name{more}: are they the same class?"
     with ThreadPoolExecutor(available_cores()) as pool:
-        faults = list(filter(None, pool.map(_fault, listing.parts["test"].files if "test" in listing.parts else ())))
+        tests = listing.parts["test"].files if "test" in listing.parts else ()
+        faults = list(filter(None, in_order(pool, _fault, tests, _QUEUE)))
     if faults:
         yield f"{len(faults):,} test images cannot be read, and would stop an evaluation; the first: {faults[0]}"
     yield from listing.warnings
@@ -214,26 +270,26 @@ def _decoding(listing: Listing, options: SourceOptions) -> tuple[Decoding, list[
 
     Return these, notes on how the images were made to fit, and warnings.
     """
+    found = survey_files(listing, options.background)
+    how = Decoding(
+        found.channels, side_for(found.sizes, options, listing.name), options.fit, found.background, found.low,
+        found.high, options.interpolation, found.lows, found.highs,
+    )  # fmt: skip
+    return how, [*found.notes, *fitting_note(found.sizes, how)], list(found.warnings)
+
+
+def survey_files(listing: Listing, background: str) -> Found:
+    """Choose channels, background and range of values from the headers of the training images."""
     files = listing.parts["train"].files
     if isinstance(files[0], Item):  # opening one may be decoding it
         files = files[:: max(1, len(files) // _SAMPLE)]
     with ThreadPoolExecutor(available_cores()) as pool:
-        surveyed = {file: result for file, result in zip(files, pool.map(survey, files), strict=True) if result}
+        surveyed = {
+            file: result for file, result in zip(files, in_order(pool, survey, files, _QUEUE), strict=True) if result
+        }
         transparent = [file for file, (header, _) in surveyed.items() if header.transparent]
-        background = options.background
         if background == "auto":
             background = common_background(pool.map(ink_level, background_sample(transparent)))
-    sizes = {header.size for header, _ in surveyed.values()}
-    if options.image_size:
-        side = options.image_size
-    elif len(sizes) == 1 and len(set(next(iter(sizes)))) == 1:
-        side = next(iter(sizes))[0]
-        side = min(side, options.size_limit or side)
-        if side > LARGEST_SIDE:
-            raise CnnlabError(f"the images of {listing.name} are {side} pixels a side; set image_size to a smaller one")
-    else:
-        sides = sorted(max(header.size) for header, _ in surveyed.values())
-        side = min(options.size_limit, sides[len(sides) // 2]) if options.size_limit and sides else _DEFAULT_SIZE
     channels = _channels(listing, {file: header.channels for file, (header, _) in surveyed.items()})
     lows, highs = (), ()
     if channels in (1, 3):
@@ -245,11 +301,38 @@ def _decoding(listing: Listing, options: SourceOptions) -> tuple[Decoding, list[
             found = list(zip(*pool.map(channel_values, deep), strict=True))
         lows, highs, told = zip(*map(common_range, found), strict=True) if found else ((), (), ())
         warnings = [f"channel {c}: {text}" for c, texts in enumerate(told) for text in texts]
-    how = Decoding(channels, side, options.fit, background, low, high, options.interpolation, lows, highs)
     notes = [f"the images have {channels} channels"] * (channels not in (1, 3))
     if any(str(file).lower().endswith(".npy") for file in surveyed):
         notes.append("of a .npy file's array, the smaller of the first and the last axis is taken for the channels")
-    return how, [*notes, *_fitting(sizes, how)], warnings
+    sizes = Sizes.of([header.size for header, _ in surveyed.values()])
+    return Found(channels, background, low, high, lows, highs, sizes, tuple(notes), tuple(warnings))
+
+
+def in_order(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
+    """Yield the result of each item in order, as `pool.map`, which would take all items at once: `ahead` of them."""
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for task in waiting:
+            task.cancel()
+
+
+def side_for(sizes: Sizes | None, options: SourceOptions, name: str) -> int:
+    """Return the side of the decoded images of these sizes. Raise CnnlabError, naming the source, for large ones."""
+    if options.image_size:
+        return options.image_size
+    if sizes is not None and sizes.smallest == sizes.largest and sizes.square:
+        side = min(sizes.middle, options.size_limit or sizes.middle)
+        if side > LARGEST_SIDE:
+            raise CnnlabError(f"the images of {name} are {side} pixels a side; set image_size to a smaller one")
+        return side
+    return min(options.size_limit, sizes.middle) if options.size_limit and sizes is not None else _DEFAULT_SIZE
 
 
 def _channels(listing: Listing, counts: dict[Path | Item, int]) -> int:
@@ -265,13 +348,12 @@ def _channels(listing: Listing, counts: dict[Path | Item, int]) -> int:
     return found[-1]
 
 
-def _fitting(sizes: set[tuple[int, int]], how: Decoding) -> Iterator[str]:
-    """Say how images of other sizes, (width, height), become squares of `how.size`."""
-    if not sizes - {(how.size, how.size)}:
+def fitting_note(sizes: Sizes | None, how: Decoding) -> Iterator[str]:
+    """Say how images of other sizes become squares of `how.size`."""
+    same = (how.size, how.size)
+    if sizes is None or sizes.smallest == sizes.largest == same:
         return
-    ends = sorted(sizes, key=lambda size: (size[0] * size[1], size))
-    span = " to ".join(f"{w}x{h}" for w, h in dict.fromkeys((ends[0], ends[-1])))
+    span = " to ".join(f"{w}x{h}" for w, h in dict.fromkeys((sizes.smallest, sizes.largest)))
     ways = {"pad": "whole, with bars", "crop": "their middle square", "stretch": "with other proportions"}
-    square = all(w == h for w, h in sizes)
-    fit = "" if square else f", {ways[how.fit]} (fit={how.fit}; --set fit=pad, crop or stretch)"
+    fit = "" if sizes.square else f", {ways[how.fit]} (fit={how.fit}; --set fit=pad, crop or stretch)"
     yield f"images of {span} pixels become {how.size}x{how.size}{fit}"

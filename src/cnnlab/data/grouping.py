@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cnnlab.data import near_duplicates
 from cnnlab.data.imageset import ImageSet, Report, no_report
+from cnnlab.data.packed import Pixels, take
 from cnnlab.io.csv import quoted
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.text import plural, truncate
@@ -116,7 +117,7 @@ def grouping_of(images: ImageSet, group: str, duplicates: bool, report: Report =
     return Grouping(units, names, by, len({i for pair in pairs for i in pair}))
 
 
-def _duplicates(images: Tensor, report: Report) -> list[tuple[int, int]]:
+def _duplicates(images: Pixels, report: Report) -> list[tuple[int, int]]:
     """Return pairs of images that are exact or near copies.
 
     On one thread, so that a run finds the same ones again whatever the number of cores.
@@ -128,7 +129,7 @@ def _duplicates(images: Tensor, report: Report) -> list[tuple[int, int]]:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            a, b, _ = near_duplicates.near(images[unique], report=report)
+            a, b, _ = near_duplicates.near(take(images, unique), report=report)
         finally:
             torch.set_num_threads(threads)
         pairs += zip(unique[a].tolist(), unique[b].tolist(), strict=True)

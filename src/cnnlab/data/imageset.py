@@ -1,4 +1,4 @@
-"""What every source returns: all images in memory as uint8, with labels, ids and class names."""
+"""What every source returns: images as uint8, in memory or in files, with labels, ids and class names."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cnnlab.data.packed import PackedImages, Pixels, take
 from cnnlab.io.decode import Decoding
 from cnnlab.io.errors import CnnlabError
 
@@ -52,17 +53,17 @@ class SourceOptions:
 class ImageSet:
     """Decoded images.
 
-    images: (N, C, H, W) uint8; labels: (N,) int64 in 0..K-1; ids: N texts; classes: K names; skipped: errors of the
-    files that could not be read; passed_over: files and folders that are not data, by kind, such as `.heic` or `empty
-    folder`; decoding: how the files were decoded; warnings: what looks wrong about the images. groups: N names of what
-    the images belong to, such as a patient or a video, or None; weights: (N,) float32, of each image in the training
-    loss relative to the others, or None for 1; an image of weight 0 is not trained on. notes: how the source was read,
-    where that was chosen.
+    images: (N, C, H, W) uint8, a tensor or rows of a packed set; labels: (N,) int64 in 0..K-1; ids: N texts; classes: K
+    names; skipped: errors of the files that could not be read; passed_over: files and folders that are not data, by
+    kind, such as `.heic` or `empty folder`; decoding: how the files were decoded; warnings: what looks wrong about the
+    images. groups: N names of what the images belong to, such as a patient or a video, or None; weights: (N,) float32,
+    of each image in the training loss relative to the others, or None for 1; an image of weight 0 is not trained on.
+    notes: how the source was read, where that was chosen.
 
     Raise CnnlabError, naming the image, for a weight that is negative, NaN or Inf.
     """
 
-    images: Tensor
+    images: Pixels
     labels: Tensor
     ids: list[str]
     classes: list[str]
@@ -101,7 +102,7 @@ class ImageSet:
         places = index.tolist()
         return replace(
             self,
-            images=self.images[index],
+            images=take(self.images, index),
             labels=self.labels[index],
             ids=[self.ids[i] for i in places],
             groups=None if self.groups is None else [self.groups[i] for i in places],
@@ -109,17 +110,20 @@ class ImageSet:
         )
 
     def fingerprint(self) -> str:
-        """Return a hash of pixels, labels, class names and weights, in order."""
+        """Return a hash of pixels (of a packed set: their hashes), labels, class names and weights, in order."""
         digest = hashlib.blake2b(digest_size=16)
         digest.update("\0".join([str(tuple(self.images.shape)), *self.classes]).encode())
-        digest.update(self.images.contiguous().numpy().data)
+        if isinstance(self.images, PackedImages):
+            digest.update(self.images.fingerprint())
+        else:
+            digest.update(self.images.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().data)
         if self.weights is not None:
             digest.update(self.weights.contiguous().numpy().data)
         return digest.hexdigest()
 
 
-def sample_rows(images: Tensor, labels: Tensor, num_classes: int, each: int = 8) -> list[list[np.ndarray]]:
+def sample_rows(images: Pixels, labels: Tensor, num_classes: int, each: int = 8) -> list[list[np.ndarray]]:
     """Return the first `each` images of each class as arrays (H, W, C) uint8, one row per class."""
     rows = []
     for k in range(num_classes):

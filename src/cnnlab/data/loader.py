@@ -16,6 +16,7 @@ from cnnlab.data.balance import balanced_order, loss_weights
 from cnnlab.data.feeder import Feeder
 from cnnlab.data.imageset import ImageSet
 from cnnlab.data.own_augment import OwnAugmentation
+from cnnlab.data.packed import Pixels, measured
 from cnnlab.io.decode import Decoding
 from cnnlab.io.errors import CnnlabError, reason
 
@@ -43,7 +44,7 @@ class Preprocessing:
 
     @classmethod
     def of(
-        cls, images: Tensor, *, image_size: int, fit: str, normalize: bool, decoding: Decoding | None = None
+        cls, images: Pixels, *, image_size: int, fit: str, normalize: bool, decoding: Decoding | None = None
     ) -> Preprocessing:
         """Return the preprocessing for training `images` (N, C, H, W) uint8: with their mean and std, or 0 and 1.
 
@@ -54,10 +55,13 @@ class Preprocessing:
         decoding = decoding or Decoding(channels, height, fit)
         mean, std = [0.0] * channels, [1.0] * channels
         if normalize:
-            for c in range(channels):
-                # Counts of the 256 values give the exact moments without a float copy of the whole set.
-                counts = torch.bincount(images[:, c].flatten(), minlength=256).double()
-                values = torch.arange(256, dtype=torch.float64) / 255
+            # Counts of the 256 values give the exact moments without a float copy of the whole set.
+            counted = torch.zeros(channels, 256, dtype=torch.int64)
+            for part in measured(images):
+                for c in range(channels):
+                    counted[c] += torch.bincount(part[:, c].flatten(), minlength=256)
+            values = torch.arange(256, dtype=torch.float64) / 255
+            for c, counts in enumerate(counted.double()):
                 mean[c] = float(counts @ values / counts.sum())
                 std[c] = float((counts @ (values - mean[c]) ** 2 / counts.sum()).sqrt()) or 1.0
         return cls(

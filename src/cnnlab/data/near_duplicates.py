@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cnnlab.data.imageset import Report, no_report
+from cnnlab.data.packed import PackedImages, Pixels, chunks
 
 NEAR = 0.96  # chosen by eye on Fashion-MNIST and CIFAR-10: docs/log.md
 _SIDE, _FREQUENCIES = 16, 12
@@ -27,13 +28,13 @@ _MOST_PARTNERS = 64  # pairs of one image: thousands of frames of one scene woul
 _BLOCK = 1024  # images compared with all others at a time
 
 
-def same(images: Tensor) -> Tensor:
+def same(images: Pixels) -> Tensor:
     """(N, C, H, W) uint8 -> (N,) int64: the index of the first image with the same pixels, mostly its own."""
     first: dict[bytes, int] = {}
     return torch.tensor([first.setdefault(key, i) for i, key in enumerate(_hashes(images))], dtype=torch.int64)
 
 
-def shared(images: Tensor, others: Tensor) -> list[tuple[int, int]]:
+def shared(images: Pixels, others: Pixels) -> list[tuple[int, int]]:
     """Return (index in `others`, index in `images`) of each of `others` that also occurs in `images`."""
     if images.shape[1:] != others.shape[1:]:
         return []
@@ -41,11 +42,13 @@ def shared(images: Tensor, others: Tensor) -> list[tuple[int, int]]:
     return [(i, index[key]) for i, key in enumerate(_hashes(others)) if key in index]
 
 
-def _hashes(images: Tensor) -> list[bytes]:
+def _hashes(images: Pixels) -> list[bytes]:
+    if isinstance(images, PackedImages):
+        return images.hashes()
     return [hashlib.blake2b(row, digest_size=16).digest() for row in images.flatten(1).contiguous().numpy()]
 
 
-def near(images: Tensor, threshold: float = NEAR, report: Report = no_report) -> tuple[Tensor, Tensor, Tensor]:
+def near(images: Pixels, threshold: float = NEAR, report: Report = no_report) -> tuple[Tensor, Tensor, Tensor]:
     """Return the pairs of `images` (N, C, H, W) uint8 whose likeness is at least `threshold`, the most alike first.
 
     Return indices of the first and of the second image, (P,) int64 each, and the likeness (P,). An image has at most 64
@@ -70,13 +73,13 @@ def near(images: Tensor, threshold: float = NEAR, report: Report = no_report) ->
     return first[order], second[order], likeness[order]
 
 
-def describe(images: Tensor) -> Tensor:
+def describe(images: Pixels) -> Tensor:
     """(N, C, H, W) uint8 -> (N, D) float32 unit vectors; their dot products are the similarities."""
     side = min(_SIDE, images.shape[2])
     frequencies = min(_FREQUENCIES, side)
     waves = _cosines(side)[:frequencies]
     parts = []
-    for part in images.split(4096):
+    for part in chunks(images, 4096):
         grey = part.float().mean(1, keepdim=True)
         grey = F.interpolate(grey, size=(side, side), mode="bilinear", antialias=True)[:, 0]
         parts.append((waves @ grey @ waves.T).flatten(1)[:, 1:])  # without the mean brightness

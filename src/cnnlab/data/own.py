@@ -63,7 +63,8 @@ def _read(data: Any) -> ImageSet:
         if len(data) == 0:
             raise CnnlabError("the ImageSet holds no images")
         weights = None if data.weights is None else data.weights.cpu()
-        return replace(data, images=data.images.cpu(), labels=data.labels.cpu(), weights=weights)
+        images = data.images.cpu() if isinstance(data.images, Tensor) else data.images
+        return replace(data, images=images, labels=data.labels.cpu(), weights=weights)
     if isinstance(data, tuple) and len(data) == 2 and _is_array(data[0]):
         images = as_uint8(data[0])
         labels, classes = _labels(data[1], len(images)), list[str]()

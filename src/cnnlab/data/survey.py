@@ -11,6 +11,7 @@ import torch
 
 from cnnlab.data import SourceOptions, is_listed, list_files, load_images
 from cnnlab.data.imageset import ImageSet
+from cnnlab.data.packed import PackedImages
 from cnnlab.device.hardware import has_bfloat16, has_float16
 from cnnlab.io.decode import BadImage, bombs_refused, probe
 from cnnlab.io.errors import CnnlabError
@@ -60,7 +61,9 @@ def survey(source: str, options: SourceOptions, own: ImageSet | None = None) -> 
     images = own or load_images(source, "train", options)
     if images is None:
         raise CnnlabError(f"{source} has no training images")
-    return Survey(len(images), len(images.classes), images.images.shape[2], images.images.shape[1])
+    channels, side = images.images.shape[1:3]
+    side = images.images.side if isinstance(images.images, PackedImages) else side
+    return Survey(len(images), len(images.classes), side, channels)
 
 
 def fitted_recipe(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cnnlab.data.images import flatten, passed_over, pixels
 from cnnlab.data.imageset import Report, no_report
 from cnnlab.data.loader import Preprocessing, laid_out
+from cnnlab.data.packed import Pixels
 from cnnlab.device.determinism import reproducible
 from cnnlab.device.hardware import available_cores, check_threads, pick_device
 from cnnlab.device.precision import exact_float32
@@ -240,7 +241,7 @@ def predict(
 @torch.inference_mode()
 def probabilities(
     models: Sequence[Run],
-    images: Tensor,
+    images: Pixels,
     *,
     views: str = "none",
     device: str = "auto",

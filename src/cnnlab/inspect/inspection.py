@@ -17,6 +17,7 @@ from torch import Tensor
 from cnnlab.data.images import flatten, pixels
 from cnnlab.data.imageset import ImageSet, stratified_subset
 from cnnlab.data.loader import Preprocessing
+from cnnlab.data.packed import in_memory
 from cnnlab.device.determinism import reproducible
 from cnnlab.device.hardware import available_cores, check_threads, pick_device
 from cnnlab.device.precision import exact_float32
@@ -324,7 +325,7 @@ def _some_of(images: ImageSet | None, count: int, p: Preprocessing) -> _Images:
         turns.append((seen[k], k, i))
         seen[k] += 1
     some = images.take(torch.tensor([i for _, _, i in sorted(turns)[:count]], dtype=torch.int64))
-    return _Images(some.ids, [images.classes[k] for k in some.labels.tolist()], some.images, [])
+    return _Images(some.ids, [images.classes[k] for k in some.labels.tolist()], in_memory(some.images, "inspect"), [])
 
 
 def _read(images: Any, p: Preprocessing, invert: bool, skip_bad: bool) -> _Images:

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from packaging.requirements import Requirement
 from platformdirs import user_cache_dir
 
-from cnnlab.data import DATASETS, LISTED, STORE, ImageSet, SourceOptions, data_folder, load_images, named
+from cnnlab.data import DATASETS, LISTED, PACK, STORE, ImageSet, SourceOptions, data_folder, load_images, named
 from cnnlab.data.near_duplicates import shared
+from cnnlab.data.pack import damage
 from cnnlab.data.store import intact, open_store
 from cnnlab.device import memory
 from cnnlab.device.determinism import reproducible
@@ -84,7 +85,7 @@ def verify(source: str, *, data_dir: str | Path | None = None, columns: str = ""
     columns: of a table, see `Recipe`. Raise CnnlabError for an unknown source.
     """
     folder = data_folder(data_dir)
-    if source not in DATASETS and not source.startswith((*LISTED, STORE)):
+    if source not in DATASETS and not source.startswith((*LISTED, STORE, PACK)):
         load_images(source, "train")  # raises the error
     if source in named.NAMED:
         found = named.files(source, folder)
@@ -130,6 +131,12 @@ def verify(source: str, *, data_dir: str | Path | None = None, columns: str = ""
             f"{max(counts):,}; fingerprint {images.fingerprint()}",
         )
         yield Check(source, "ok", f"{split} classes: {classes_text(images.classes, counts)}")
+    if source.startswith(PACK):
+        changed = list(damage(expand(source.removeprefix(PACK))))
+        for text in changed:
+            yield Check(source, "failed", text)
+        if not changed:
+            yield Check(source, "ok", "its shards are as packed")
     if source.startswith(STORE):
         if intact(open_store(expand(source.removeprefix(STORE)))):
             yield Check(source, "ok", "its images, ids and labels are as prepared")

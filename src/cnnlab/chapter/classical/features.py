@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from cnnlab.data.imageset import ImageSet, Report
+from cnnlab.data.packed import in_memory
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.files import write_atomic
 
@@ -151,7 +152,7 @@ def in_chunks(
     """Apply `function` to all images in chunks, in `threads` threads; return the results in order."""
     from threadpoolctl import threadpool_limits
 
-    pixels = images.images.numpy()
+    pixels = in_memory(images.images, "the classical baseline").numpy()
     side = max(pixels.shape[2], _SIFT_SIDE // 2)
     chunk = min(500, max(1, _CHUNK // side**2))
     starts = range(0, len(pixels), chunk)

@@ -1,0 +1,65 @@
+"""Packing a set and training on it, killed and continued."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from comparing import figures
+from faults import Lab, packing
+from PIL import Image
+from safetensors.torch import load_file
+
+from cnnlab.data import SourceOptions
+from cnnlab.data.pack_writer import pack
+
+SETTINGS = ["epochs=2", "limit=320", "save_steps=2", "shift=2", "mixup=0.3"]
+OPTIONS = SourceOptions(data_dir=Path("data"))
+
+
+def test_killed_packing_continues(forks: Any, tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for i in range(12):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (20 + i, 30, 3), np.uint8)).save(path)
+    source = f"folder:{tmp_path}/images"
+    pack(source, "whole", OPTIONS, shard_bytes=4000)
+    for turn in [1, *random.Random(0).sample(range(2, 24), 6)]:
+        shutil.rmtree("store.partial", ignore_errors=True)
+        shutil.rmtree("store", ignore_errors=True)
+        process = forks.Process(target=packing, args=(source, str(Path.cwd() / "store"), turn, 4000))
+        process.start()
+        process.join(60)
+        assert process.exitcode == -9, turn
+        assert not Path("store").exists()
+        journal = Path("store.partial/journal.jsonl")
+        with journal.open("ab") as file:  # a line of which only a part reached the disk
+            file.write(b'{"file": "images')
+        pack(source, "store", OPTIONS, shard_bytes=4000)
+        assert sorted(path.name for path in Path("store").iterdir()) == sorted(p.name for p in Path("whole").iterdir())
+        for path in Path("store").iterdir():
+            assert path.read_bytes() == (Path("whole") / path.name).read_bytes(), (turn, path)
+
+
+class PackedLab(Lab):
+    def train(self, name: str) -> list[str]:
+        return [*super().train(name), "--recipe", "digits", "--data", f"pack:{self.folder.parent}/digits"]
+
+
+def test_training_has_the_bits_of_a_resident_set_also_after_kills(forks: Any, tmp_path: Path) -> None:
+    pack("digits", tmp_path / "digits", OPTIONS)
+    usual = Lab(forks, tmp_path / "resident", SETTINGS, random.Random(0))
+    resident = usual.uninterrupted()
+    lab = PackedLab(forks, tmp_path / "packed", SETTINGS, random.Random(1), usual.seconds, usual.turns)
+    path, kills = lab.killed("killed", 2)
+    assert len(kills) == 2
+    for name in ("last.safetensors", "best.safetensors"):
+        one, other = load_file(path / name), load_file(resident / name)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert figures(path)[:-1] == figures(resident)[:-1]  # the last names the source
