@@ -48,7 +48,7 @@ class Recipe:
     model: str = _setting("lenet-bn", "network: `cnnlab list models`")
     data: str = _setting("digits", "images: `cnnlab list data`")
     columns: str = _setting(
-        "", "csv: and hf: names of columns: path=file,label=species,split=set,group=patient,weight=w"
+        "", "csv, hf, wds and parquet: names of columns: path=file,label=species,split=set,group=patient,weight=w"
     )
 
     epochs: int = _setting(10, "passes over the training images", 1, 100_000)

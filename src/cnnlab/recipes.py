@@ -84,7 +84,7 @@ _FAST_LENET = replace(
 # Sources whose default recipe is that of another kind.
 _LIKE = {
     "folder": "images", "csv": "images", "hf": "images", "torchvision": "images", "memory": "images",
-    "pack": "images",
+    "pack": "images", "wds": "images", "parquet": "images",
     "cifar10": "images", "cifar100": "images", "stl10": "images",
     "mnist": "fashion-mnist", "kmnist": "fashion-mnist", "emnist": "fashion-mnist", "svhn": "fashion-mnist",
 }  # fmt: skip

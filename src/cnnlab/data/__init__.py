@@ -10,7 +10,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_dir
 
-from cnnlab.data import digits, folder, hub, named, pack, store, table, torchvision_sets
+from cnnlab.data import digits, folder, hub, named, pack, parquet, store, table, torchvision_sets, webdataset
 from cnnlab.data.files import Listing, copies, read_images
 from cnnlab.data.imageset import ImageSet, SourceOptions, stratified_split, stratified_subset
 from cnnlab.data.near_duplicates import shared
@@ -42,11 +42,14 @@ DESCRIPTIONS = {
     },
 }
 FOLDER, CSV, HUB, TORCHVISION = "folder:", "csv:", "hf:", "torchvision:"
+WDS, PARQUET = "wds:", "parquet:"
 STORE, PACK = "store:", "pack:"
 _LISTED = {
     FOLDER: "folder; write folder:PATH",
     CSV: "file; write csv:FILE",
     HUB: "data set; write hf:NAME",
+    WDS: "shards; write wds:PATTERN",
+    PARQUET: "file; write parquet:FILE_OR_FOLDER",
     TORCHVISION: "data set; write torchvision:NAME",
 }
 FORMS = {
@@ -54,6 +57,8 @@ FORMS = {
     "csv:FILE": "your own images, named with their labels in a table",
     "torchvision:NAME": "a set of labelled images of torchvision, such as Flowers102",
     "hf:NAME": "an image set of the Hugging Face hub, or the path of a local one; needs the extra hf",
+    "wds:PATTERN": "tar shards with files as KEY.jpg and KEY.cls, or KEY.json, such as those of WebDataset",
+    "parquet:PATH": "Parquet files with the bytes and the labels of images; needs the extra parquet",
     "store:PATH": "a competition's images, written by `cnnlab kaggle prepare`",
     "pack:PATH": "any of these as `cnnlab data pack` writes it, read from the disk: larger than memory",
 }
@@ -69,8 +74,8 @@ def load_images(source: str, split: str, options: SourceOptions | None = None) -
     if split not in ("train", "validation", "test"):
         raise unknown("split", split, ("train", "validation", "test"))
     options = options or SourceOptions(data_dir=data_folder())
-    if options.columns and not source.startswith((CSV, HUB)) and options.decoding is None:
-        raise CnnlabError(f"columns={options.columns}: only csv:FILE and hf:NAME have columns; leave it out")
+    if options.columns and not source.startswith((CSV, HUB, WDS, PARQUET)) and options.decoding is None:
+        raise CnnlabError(f"columns={options.columns}: only csv, hf, wds and parquet have columns; leave it out")
     if alike := torchvision_sets.named_alike(source.removeprefix(TORCHVISION)) * source.startswith(TORCHVISION):
         source = alike
     if source.startswith(LISTED):
@@ -119,6 +124,10 @@ def list_files(source: str, options: SourceOptions) -> Listing:
     complete = options.decoding is None
     if kind == FOLDER:
         return folder.listing(expand(name), complete=complete)
+    if kind == WDS:
+        return webdataset.listing(name, options)
+    if kind == PARQUET:
+        return parquet.listing(name, options)
     if kind == CSV:
         return table.listing(expand(name), options.columns, complete=complete)
     return hub.listing(name, options) if kind == HUB else torchvision_sets.listing(name, options)
@@ -133,7 +142,9 @@ def is_listed(source: str) -> bool:
 def absolute(source: str) -> str:
     """Return a source whose path, if it names one, is absolute: a run may be resumed or evaluated from elsewhere."""
     kind, colon, name = source.partition(":")
-    if not name or (kind not in ("folder", "csv", "store", "pack") and (kind != "hf" or not hub.local(name))):
+    if not name or (
+        kind not in ("folder", "csv", "wds", "parquet", "store", "pack") and (kind != "hf" or not hub.local(name))
+    ):
         return source
     return f"{kind}{colon}{expand(name).absolute()}"
 

@@ -1,0 +1,162 @@
+"""`parquet:PATH`: images and labels in Parquet files, as Hugging Face writes them; by pyarrow (extra `parquet`).
+
+A column holds the images' bytes, as such or as `{"bytes": ..., "path": ...}`. Names of classes come from the metadata
+that the datasets library writes. The split is that of a file's name (train-00000-of-00009.parquet) or of a column.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from cnnlab.data.files import Listing
+from cnnlab.data.imageset import SourceOptions
+from cnnlab.data.scan import split_of
+from cnnlab.data.shards import Sample, listing_of, shard_files, split_of_file
+from cnnlab.data.table import choose_columns, parse_columns
+from cnnlab.io.csv import first, quoted
+from cnnlab.io.decode import LARGEST_FILE, Item
+from cnnlab.io.errors import CnnlabError, reason
+
+_ROWS = 32  # read at a time
+_KEPT = 8  # such batches in memory
+
+
+def listing(pattern: str, options: SourceOptions) -> Listing:
+    """Return the images of Parquet files: a file, a folder, or a pattern. `options.columns` names their columns.
+
+    Raise CnnlabError without pyarrow, for damaged files and for unclear columns.
+    """
+    source = f"parquet:{pattern}"
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet as pq
+    except ImportError as error:
+        raise CnnlabError(f"{source} needs pyarrow; install it with pip install 'cnnlab[parquet]'") from error
+    files = shard_files(source, pattern, ".parquet")
+    samples: list[Sample] = []
+    names: list[str] = []
+    note = ""
+    for done, file in enumerate(files):
+        options.report(f"reading the tables of {Path(pattern).name}", done, len(files))
+        try:
+            schema = pq.read_schema(file)
+            places, told = _columns(str(file), schema, options.columns)
+            columns = {kind: schema.names[place] for kind, place in places.items()}
+            names = names or _class_names(schema, columns["label"])
+            wanted = [column for kind, column in columns.items() if kind != "path"]
+            table = pq.read_table(file, columns=wanted).to_pydict()
+        except (pa.ArrowException, OSError) as error:
+            raise CnnlabError(f"{file} is damaged: {reason(error, 200)}; get it again") from error
+        note = note or told
+        rows = _Rows(file, columns["path"])
+        split = split_of_file(file)
+        kinds = {kind: table[column] for kind, column in columns.items() if kind != "path"}
+        for i in range(len(kinds["label"])):
+            values = {kind: _text(file, kind, column[i], names) for kind, column in kinds.items()}
+            own = split if "split" not in values else split_of(values["split"])
+            if own is None:
+                raise CnnlabError(f"{file}, row {i}: the split is {quoted(values['split'])}; write train or test")
+            item = Item(f"{file.stem}/{i}", partial(rows.read, i))
+            samples.append(Sample(item, values["label"], own, values.get("group", ""), values.get("weight", "")))
+    return listing_of(source, files[0].parent, samples, options, names, [note] if note else [])
+
+
+def _columns(name: str, schema: Any, columns: str) -> tuple[dict[str, int], str]:
+    """Return the places of the columns, and a remark on those that were chosen. Images are found by their type."""
+    import pyarrow.types as kinds
+
+    given = [columns] if columns else []
+    if "path" not in parse_columns(columns):
+        held = [
+            field.name
+            for field in schema
+            if kinds.is_binary(field.type)
+            or kinds.is_large_binary(field.type)
+            or (kinds.is_struct(field.type) and field.type.get_field_index("bytes") >= 0)
+        ]
+        if len(held) != 1:
+            found = f"columns {first(held)} hold bytes" if held else f"no column of {first(schema.names)} holds bytes"
+            raise CnnlabError(f"{name}: which column holds the images? {found}; set columns=path=NAME")
+        given.append(f"path={held[0]}")
+    return choose_columns(name, schema.names, ",".join(given))
+
+
+def _class_names(schema: Any, column: str) -> list[str]:
+    """Return the names that the datasets library noted for the numbers of a column; none for other files."""
+    try:
+        about = json.loads(schema.metadata[b"huggingface"])
+        return [str(name) for name in about["info"]["features"][column]["names"]]
+    except (KeyError, TypeError, ValueError):
+        return []
+
+
+def _text(file: Path, kind: str, value: object, names: Sequence[str]) -> str:
+    if value is None or value != value or (kind == "label" and value == -1):  # NaN differs from itself
+        return ""
+    if kind == "label" and names and isinstance(value, int):
+        if not 0 <= value < len(names):
+            raise CnnlabError(f"{file}: the label {value} is none of {len(names)} classes; correct the file")
+        return names[value]
+    if kind == "label" and not isinstance(value, int | str | bool):
+        raise CnnlabError(f"{file}: the label {str(value)[:60]!r} is neither a number nor a text; name another column")
+    return str(value).strip()
+
+
+class _Rows:
+    """The images of one file: a few rows in memory, since most are read in order."""
+
+    def __init__(self, file: Path, column: str) -> None:
+        self.file, self.column = file, column
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[int, list[Any]] = OrderedDict()  # number of the first row -> values
+        self._table: Any = None
+        self._starts: list[int] = []  # first row of each row group
+        self._batches: Iterator[Any] = iter(())
+        self._next = -1  # first row of the next batch
+
+    def read(self, row: int) -> bytes:
+        """Return the bytes of an image. Raise CnnlabError where there are none."""
+        with self._lock:
+            while (found := self._found(row)) is None:
+                self._advance(row)
+        value = found[0]
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(content, bytes):
+            raise CnnlabError("it holds no image")
+        if len(content) > LARGEST_FILE:
+            raise CnnlabError(f"it is {len(content):,} bytes; the limit for an image is {LARGEST_FILE:,}")
+        return content
+
+    def _found(self, row: int) -> tuple[Any] | None:
+        for start, values in self._kept.items():
+            if start <= row < start + len(values):
+                return (values[row - start],)
+        return None
+
+    def _advance(self, row: int) -> None:
+        """Read the next rows, or those of the row group of `row` if it lies behind them or in a later group."""
+        from pyarrow import parquet as pq
+
+        if self._table is None:
+            self._table = pq.ParquetFile(self.file, buffer_size=1 << 20, pre_buffer=False)
+            about = self._table.metadata
+            counts = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
+            self._starts = list(accumulate(counts, initial=0))[:-1]
+        group = bisect_right(self._starts, row) - 1
+        if row < self._next or group > bisect_right(self._starts, self._next) - 1:
+            groups = list(range(group, len(self._starts)))
+            self._batches = self._table.iter_batches(_ROWS, groups, [self.column])
+            self._next = self._starts[group]
+        values = next(self._batches).column(0).to_pylist()
+        self._kept[self._next] = values
+        self._next += len(values)
+        if len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)

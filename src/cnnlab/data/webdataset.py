@@ -1,0 +1,117 @@
+"""`wds:PATTERN`: tar shards as WebDataset names their files: KEY.jpg with KEY.cls, or KEY.json beside it.
+
+The headers of all shards are read once; an image is then read from its place in the shard. WebDataset itself is not
+needed: it reads shards in sequence, and its order of images is not that of (seed, epoch).
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cnnlab.data.files import Listing
+from cnnlab.data.imageset import SourceOptions
+from cnnlab.data.shards import Sample, listing_of, shard_files, split_of_file
+from cnnlab.data.table import choose_columns
+from cnnlab.io.decode import ENDINGS, LARGEST_FILE, Item
+from cnnlab.io.errors import CnnlabError, reason
+
+_LARGEST_LABEL = 1 << 20  # bytes of a .cls or .json file
+_LABELS = ("cls", "cls.txt", "label", "txt")
+
+
+def listing(pattern: str, options: SourceOptions) -> Listing:
+    """Return the images of tar shards: a file, a folder, or a pattern such as `train-{000..146}.tar`.
+
+    The label is the text of KEY.cls, or a field of KEY.json, which `options.columns` names, as it does the fields of
+    groups and weights. The split is that of a shard's name. Raise CnnlabError.
+    """
+    source = f"wds:{pattern}"
+    if "://" in pattern or pattern.startswith("pipe:"):
+        raise CnnlabError(f"{source}: shards are read from files; download them first")
+    files = shard_files(source, pattern, ".tar")
+    samples: list[Sample] = []
+    note = ""
+    for done, file in enumerate(files):
+        options.report(f"reading the shards of {Path(pattern).name}", done, len(files))
+        for key, members in _grouped(file):
+            sample, told = _sample(file, key, members, options.columns)
+            samples += [sample] if sample else []
+            note = note or told
+    if not samples:
+        raise CnnlabError(f"{source}: the shards hold no images named as KEY.jpg, KEY.png or their like")
+    return listing_of(source, files[0].parent, samples, options, notes=[note] if note else [])
+
+
+def _grouped(file: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+    """Yield the members of each sample, by ending: those with one key, which lie side by side."""
+    key, members, earlier = "", dict[str, tarfile.TarInfo](), set[str]()
+    try:
+        with tarfile.open(file, "r:") as shard:
+            for member in shard:
+                vars(shard)["members"] = []  # else it would keep all headers
+                if not member.isreg() or Path(member.name).name.startswith("."):
+                    continue
+                folder, slash, name = member.name.rpartition("/")
+                stem, _, ending = name.partition(".")
+                if members and folder + slash + stem != key:
+                    yield key, members
+                    earlier.add(key)
+                    members = {}
+                key = folder + slash + stem
+                if key in earlier or ending.lower() in members:
+                    raise CnnlabError(f"{file}: {key}.{ending} occurs twice; keys must differ")
+                members[ending.lower()] = member
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        with file.open("rb") as stream:
+            packed = stream.read(2) == b"\x1f\x8b"
+        why = "is compressed; unpack it with gunzip" if packed else f"is damaged: {reason(error)}; get it again"
+        raise CnnlabError(f"{file} {why}") from error
+    if members:
+        yield key, members
+
+
+def _sample(file: Path, key: str, members: dict[str, tarfile.TarInfo], columns: str) -> tuple[Sample | None, str]:
+    """Return the sample of one key, None without an image, and a remark on the fields that were chosen."""
+    images = [ending for ending in members if f".{ending}" in ENDINGS and ending != "npy"]
+    if not images:
+        return None, ""
+    if len(images) > 1:
+        raise CnnlabError(f"{file}: {key} has two images, .{images[0]} and .{images[1]}; one is needed")
+    found = members[images[0]]
+    item = Item(f"{file.stem}/{key}.{images[0]}", partial(_read, file, found.offset_data, found.size))
+    values, note = {"split": split_of_file(file)}, ""
+    if label := next((ending for ending in _LABELS if ending in members), None):
+        values["label"] = _text(file, members[label]).strip()
+    elif "json" in members:
+        try:
+            fields: dict[str, Any] = json.loads(_text(file, members["json"]))
+            header = [key for key, value in fields.items() if isinstance(value, str | int | float | None)]
+        except (ValueError, AttributeError) as error:
+            raise CnnlabError(f"{file}: {members['json'].name} is no JSON object; correct it") from error
+        places, note = choose_columns(f"{file}: {members['json'].name}", ["path", *header], columns)
+        for kind in ("label", "group", "weight"):
+            value = fields[header[places[kind] - 1]] if kind in places else None
+            values[kind] = "" if value is None else str(value).strip()
+    return Sample(item, **{"label": "", **values}), note
+
+
+def _text(file: Path, member: tarfile.TarInfo) -> str:
+    if member.size > _LARGEST_LABEL:
+        raise CnnlabError(f"{file}: {member.name} is {member.size:,} bytes; a label has at most {_LARGEST_LABEL:,}")
+    return _read(file, member.offset_data, member.size).decode("utf-8", "replace")
+
+
+def _read(file: Path, start: int, size: int) -> bytes:
+    if size > LARGEST_FILE:
+        raise CnnlabError(f"it is {size:,} bytes; the limit for an image is {LARGEST_FILE:,}")
+    with file.open("rb") as stream:
+        stream.seek(start)
+        content = stream.read(size)
+    if len(content) < size:
+        raise CnnlabError("its shard ends before it")
+    return content

@@ -1,0 +1,167 @@
+"""`wds:` and `parquet:`: the same images and labels as a folder of the same files, and refusals in one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cnnlab.data import SourceOptions, load_images
+from cnnlab.data.imageset import ImageSet
+from cnnlab.data.pack_writer import pack
+from cnnlab.data.packed import in_memory
+from cnnlab.io.errors import CnnlabError
+from conftest import Command, one_line_error
+
+DRAW = np.random.default_rng(0)
+OPTIONS = SourceOptions(data_dir=Path("data"))
+
+
+def jpeg(side: int = 12) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(DRAW.integers(0, 256, (side, side + 3, 3), np.uint8)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def shard(path: str, files: Iterable[tuple[str, bytes]], mode: str = "w:") -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def loaded(source: str, split: str = "train", columns: str = "") -> ImageSet:
+    images = load_images(source, split, SourceOptions(data_dir=Path("data"), columns=columns))
+    assert images is not None
+    return images
+
+
+def assert_same(one: ImageSet, pixels: list[bytes], labels: list[str]) -> None:
+    found = [one.classes[k] for k in one.labels.tolist()]
+    assert found == labels
+    for i, content in enumerate(pixels):
+        Path("one/a").mkdir(parents=True, exist_ok=True)
+        Path(f"one/a/{i:03}.jpg").write_bytes(content)
+    Path("one/b").mkdir(exist_ok=True)
+    Path("one/b/0.jpg").write_bytes(pixels[0])
+    assert torch.equal(in_memory(one.images, "this"), loaded("folder:one").images[: len(pixels)])
+
+
+def test_tar_shards() -> None:
+    files = [jpeg(10 + i) for i in range(9)]
+    for s in range(3):
+        part = range(3 * s, 3 * s + 3)
+        shard(f"tars/train-{s:02}.tar", ((f"d/{i:04}.{e}", c) for i in part
+              for e, c in (("jpg", files[i]), ("cls", str(i % 3 + 9).encode()))))  # fmt: skip
+    shard("tars/val-00.tar", [("x.jpg", files[0]), ("x.cls", b"9"), ("y.jpg", files[1]), ("y.cls", b"10"),
+                             ("z.jpg", files[1]), ("z.cls", b"11")])  # fmt: skip
+    for pattern in ("tars", "tars/*.tar"):
+        images = loaded(f"wds:{pattern}")
+        assert images.classes == ["9", "10", "11"]
+        assert_same(images, files, [str(i % 3 + 9) for i in range(9)])
+        assert loaded(f"wds:{pattern}", "validation").labels.tolist() == [0, 1, 2]
+    assert len(loaded("wds:tars/train-{01..02}.tar")) == 6
+    pack("wds:tars", "store", OPTIONS)
+    assert_same(loaded("pack:store"), files, [str(i % 3 + 9) for i in range(9)])
+    with pytest.raises(CnnlabError, match=r"train-03.tar does not exist"):
+        loaded("wds:tars/train-{00..03}.tar")
+
+
+def test_labels_in_json() -> None:
+    about = [
+        json.dumps({"species": "ab"[i % 2], "patient": f"p{i}", "w": 1 + i, "tags": []}).encode() for i in range(4)
+    ]
+    shard("t.tar", ((f"{i}.{e}", c) for i in range(4) for e, c in (("json", about[i]), ("jpg", jpeg()))))
+    images = loaded("wds:t.tar", columns="label=species,group=patient,weight=w")
+    assert images.classes == ["a", "b"]
+    assert images.groups == ["p0", "p1", "p2", "p3"]
+    assert images.weights is not None
+    assert images.weights.tolist() == [1, 2, 3, 4]
+    with pytest.raises(CnnlabError, match="which column is the label"):
+        loaded("wds:t.tar", columns="group=patient")
+
+
+@pytest.mark.parametrize(
+    ("files", "mode", "text"),
+    [
+        ([("1.jpg", b"x"), ("1.cls", b"0"), ("2.jpg", b"x"), ("2.cls", b"0")], "w:", "one class"),
+        ([("1.jpg", b"x"), ("1.png", b"x"), ("1.cls", b"0")], "w:", "two images"),
+        ([("1.jpg", b"x"), ("2.jpg", b"x"), ("1.cls", b"0")], "w:", "twice"),
+        ([("1.jpg", b"x"), ("1.json", b"[")], "w:", "no JSON"),
+        ([("1.txt", b"x")], "w:", "no images"),
+        ([("1.jpg", b"x"), ("1.cls", b"0")], "w:gz", "gunzip"),
+        ([("1.jpg", b"x"), ("2.jpg", b"x")], "w:", "no labels"),
+        ([("1.jpg", b"x"), ("1.cls", b"0"), ("2.jpg", b"x"), ("2.cls", b"1")], "w:", "train/1.jpg|1.jpg is damaged"),
+    ],
+)
+def test_shards_that_are_refused(files: list[tuple[str, bytes]], mode: str, text: str) -> None:
+    shard("train.tar", files, mode)
+    with pytest.raises(CnnlabError, match=text):
+        loaded("wds:train.tar")
+
+
+def test_cut_off_shard() -> None:
+    shard("t.tar", ((f"{i}.{e}", c) for i in range(4) for e, c in (("cls", b"ab"[i % 2 :][:1]), ("jpg", jpeg()))))
+    content = Path("t.tar").read_bytes()
+    Path("t.tar").write_bytes(content[: len(content) // 2 - 700])
+    with pytest.raises(CnnlabError):
+        loaded("wds:t.tar")
+
+
+def test_parquet_files(cnnlab: Command) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet as pq
+
+    files = [jpeg(10 + i) for i in range(90)]
+    names = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    Path("set/data").mkdir(parents=True)
+    for s, (split, part) in enumerate([("train", range(70)), ("train", range(70, 80)), ("test", range(80, 90))]):
+        table = pa.table(
+            {"image": [{"bytes": files[i], "path": None} for i in part], "label": [i % 2 for i in part]}
+        ).replace_schema_metadata({"huggingface": json.dumps(names)})
+        pq.write_table(table, f"set/data/{split}-0000{s}-of-00003.parquet", row_group_size=40)
+    images = loaded("parquet:set")
+    assert images.classes == ["cat", "dog"]
+    assert_same(images, files[:80], [["cat", "dog"][i % 2] for i in range(80)])
+    assert len(loaded("parquet:set", "test")) == 10
+    pack("parquet:set", "store", OPTIONS)
+    assert_same(loaded("pack:store"), files[:80], [["cat", "dog"][i % 2] for i in range(80)])
+    plain = pa.table({"jpg": files[:4], "y": ["a", "b", "a", None], "split": ["train", "training", "val", "test"]})
+    pq.write_table(plain, "plain.parquet")
+    assert loaded("parquet:plain.parquet", columns="label=y").labels.tolist() == [0, 1]
+    Path("bad.parquet").write_bytes(b"PAR1")
+    assert "damaged" in one_line_error(cnnlab("data", "pack", "parquet:bad.parquet", "other"))
+    with pytest.raises(CnnlabError, match="damaged"):
+        loaded("parquet:bad.parquet")
+    with pytest.raises(CnnlabError, match="does not exist"):
+        loaded("parquet:none.parquet")
+
+
+def test_parquet_rows_in_any_order() -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet as pq
+
+    from cnnlab.data.parquet import _Rows
+
+    pq.write_table(
+        pa.table({"image": [bytes([i % 256, i // 256]) for i in range(700)]}), "t.parquet", row_group_size=150
+    )
+    rows = _Rows(Path("t.parquet"), "image")
+    for i in [0, 1, 699, 3, 149, 150, 151, 40, 600, 599, *DRAW.integers(0, 700, 50).tolist()]:
+        assert rows.read(i) == bytes([i % 256, i // 256])
+
+
+def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(CnnlabError, match="pip install"):
+        loaded("parquet:t.parquet")
