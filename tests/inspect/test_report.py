@@ -23,6 +23,7 @@ from browser import Tab, chromium
 from cnnlab import CnnlabError, Report
 from cnnlab.inspect.report import page as pages
 from cnnlab.inspect.report.comparison import McNemar
+from cnnlab.inspect.report.folders import shortened, without_folders
 from cnnlab.inspect.report.pictures import figures, save
 from cnnlab.inspect.report.settings import command
 from cnnlab.inspect.report.thumbnails import Thumbnails
@@ -326,8 +327,13 @@ def test_what_is_missing_is_said(folder: Path, tmp_path: Path, shapes: Path) -> 
     rows = payload_rows(result.report(folder=tmp_path))
     assert rows["folder"] == "shapes"
     assert all(rows["file"])
+    assert result.report(folder=tmp_path).payload["runs"][0]["data"] == "folder:shapes"
     shapes.rename(tmp_path / "elsewhere")
     gone = result.report()
+    for text in (gone.html, gone.markdown):  # a report is passed on: nobody else needs to know this machine's folders
+        assert "--data folder:shapes" in text
+        assert str(tmp_path) not in text
+        assert str(folder) not in text
     assert gone.payload["runs"][0]["evaluation"] is None
     assert len(gone.payload["runs"][0]["missing"]) == 1
     assert "shapes" in gone.html
@@ -342,6 +348,14 @@ def test_what_is_missing_is_said(folder: Path, tmp_path: Path, shapes: Path) -> 
     unfinished = result.report().payload["runs"][0]
     assert not unfinished["finished"]
     assert unfinished["history"]["epoch"] == [1]
+
+
+def test_paths_are_shortened_to_what_tells_them_apart() -> None:
+    names = shortened(map(Path, ("/a/x/photos", "/a/y/photos", "/a/y/photos/runs/one", "/home/anna/my set")))
+    texts = {"--data 'folder:/home/anna/my set'": "--data 'folder:my set'", "/a/x/photos/1.png.": "x/photos/1.png.",
+             "/a/y/photos/runs/one is gone": "one is gone", "/a/y/photos2 /b/a/y/photos": "/a/y/photos2 /b/a/y/photos"}  # fmt: skip
+    assert [without_folders(text, names) for text in texts] == list(texts.values())
+    assert without_folders([{"rows": {"id": ["/a/x/photos"]}, "n": 1}], names) == [{"rows": {"id": ["/a/x/photos"]}, "n": 1}]
 
 
 def test_the_command_writes_once(cnnlab: Command, results: list[Any], tmp_path: Path) -> None:

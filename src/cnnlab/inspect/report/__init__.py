@@ -12,6 +12,7 @@ from typing import Any
 from cnnlab import __version__
 from cnnlab.inspect.report.card import card
 from cnnlab.inspect.report.comparison import compare
+from cnnlab.inspect.report.folders import paths_of, shortened, without_folders
 from cnnlab.inspect.report.page import render
 from cnnlab.inspect.report.payload import (
     MOST_ROWS,
@@ -159,6 +160,10 @@ def _made(measured: Sequence[Measured], options: Options) -> Report:
     for one in measured:
         thumbnails.budget = share
         parts.append(run_payload(one, thumbnails, options))
+    names = shortened(path for run in chosen for path in paths_of(run, options.data))
+    shown = without_folders(parts, names)
+    for part, before in zip(shown, parts, strict=True):
+        part["shortened"] = part["command"] != before["command"]
     title = " · ".join(truncate(escape(run_name(run)), 60) for run in chosen[:4])
     payload = {
         "format": "cnnlab report 1",
@@ -166,8 +171,8 @@ def _made(measured: Sequence[Measured], options: Options) -> Report:
         "version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="minutes"),
         "only": None,
-        "runs": parts,
-        "compare": together,
+        "runs": shown,
+        "compare": together and {**together, "settings": without_folders(together["settings"], names)},
         "pictures": thumbnails.uris,
     }
     return Report(chosen, plain(payload))

@@ -52,6 +52,8 @@ def _run(run: dict[str, Any], level: str) -> Iterator[str]:
     if run["command"]:
         yield f"{level}# Train it again"
         yield f"```console\n$ {escape(run['command']).replace('```', '')}\n```"
+        if run["shortened"]:
+            yield "Its paths are shortened to their last part: put yours in their place."
     if run["environment"]:
         yield f"{level}# Environment"
         yield _table(("", ""), [(_name(name), _name(value)) for name, value in run["environment"]])

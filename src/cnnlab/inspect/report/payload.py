@@ -286,11 +286,12 @@ def _row_values(
     }
 
 
-def _relative(root: Path, folder: Path | None) -> str:
+def _relative(root: Path, folder: Path | None) -> str | None:
+    """Return the way from the page's folder to the images; None if they are on another drive."""
     try:
         return Path(os.path.relpath(root, (folder or Path()).absolute())).as_posix()
-    except ValueError:  # on another drive
-        return root.as_posix()
+    except ValueError:
+        return None
 
 
 def _is_plain_file(root: Path, name: str) -> bool:

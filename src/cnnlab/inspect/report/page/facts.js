@@ -57,7 +57,7 @@ function settings(page, run) {
   return section("settings", t("settings"),
     el("h3", {}, t("repeat")),
     command || el("p", {}, t("no_command")),
-    el("p", { class: "small" }, t("repeat_help")),
+    el("p", { class: "small" }, t("repeat_help"), run.shortened ? ` ${t("repeat_folders")}` : ""),
     el("h3", {}, run.base ? t("changed", { recipe: run.base }) : t("all_settings")),
     run.base ? (changed.length ? table(changed, true) : el("p", {}, t("nothing_changed"))) : null,
     el("details", {}, el("summary", {}, t("all_settings")), table(run.settings, false)),

@@ -175,6 +175,7 @@ export const texts = {
   value: ["Value", "值"],
   in_recipe: ["In {recipe}", "{recipe} 中"],
   repeat: ["Train it again", "再次训练"],
+  repeat_folders: ["Its paths are shortened to their last part: put yours in their place.", "路径只保留了最后一部分：请换成自己的路径。"],
   repeat_help: ["The same versions, device and threads give the same weights to the bit.", "版本、设备和线程数都相同时，权重逐位相同。"],
   no_command: ["No command repeats it: images, a network or an augmentation were passed from Python.", "没有命令可以重复：图像、网络或数据增广是在 Python 中传入的。"],
   changed: ["Changed from the recipe {recipe}", "与训练方案 {recipe} 的不同"],

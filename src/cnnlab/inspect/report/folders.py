@@ -1,0 +1,49 @@
+"""Paths as a report shows them: it is passed on, and nobody else needs to know the folders of this machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cnnlab.data import absolute
+from cnnlab.training.runs import Run
+
+# Names of classes and images, figures: what the machine's folders cannot be in.
+_KEPT = {"classes", "rows", "history", "inside", "confusion", "counts"}
+
+
+def paths_of(run: Run, data: Any = None) -> list[Path]:
+    """Return the paths that a report about `run` may name. data: the images given instead of the run's."""
+    sources = [absolute(source) for source in (run.recipe.data, data) if isinstance(source, str)]
+    texts = [source.partition(":")[2] for source in sources]
+    texts += [run.builder.rpartition(":")[0], (run.info.get("from") or {}).get("run"), run.info["data"].get("data_dir")]
+    paths = [path for path in map(Path, filter(None, texts)) if path.is_absolute()] + [run.path.absolute()]
+    return [*paths, *(path.resolve() for path in paths)]
+
+
+def shortened(paths: Iterable[Path]) -> dict[str, str]:
+    """Return for each path the name that stands for it: its last part, or as many as tell it from the others."""
+    parts = {str(path): path.parts[1:] for path in paths if len(path.parts) > 1}
+    longest = max(map(len, parts.values()), default=0)
+    names: dict[str, str] = {}
+    for text, own in parts.items():
+        others = {other for other in parts.values() if other != own}
+        n = next((n for n in range(1, longest) if all(other[-n:] != own[-n:] for other in others)), longest)
+        names[text] = "/".join(own[-n:])
+    return {str(Path.home()): "~", **names} if len(Path.home().parts) > 1 else names
+
+
+def without_folders(value: Any, names: dict[str, str]) -> Any:
+    """Return a payload, or a part of it, in whose texts each path of `names` is replaced by its name."""
+    if isinstance(value, str):
+        # The longest first: a run may lie in the folder of the images.
+        for path in sorted(names, key=len, reverse=True):
+            value = re.sub(rf"(?<![\w.-]){re.escape(path)}(?!\w|[.-]\w)", lambda _, name=names[path]: name, value)
+        return value
+    if isinstance(value, dict):
+        return {key: item if key in _KEPT else without_folders(item, names) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [without_folders(item, names) for item in value]
+    return value
