@@ -16,6 +16,7 @@ import pytest
 from cnnlab.chapter import lessons
 from cnnlab.models import MODELS
 from cnnlab.recipes import RECIPES, choose_recipe
+from conftest import script
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README.zh.md")
@@ -34,6 +35,11 @@ def tables() -> Any:
 @pytest.mark.parametrize("name", [*READMES, "docs/reproduction.md", "docs/speed.md", "docs/reliability.md"])
 def test_tables_are_those_of_the_committed_results(tables: Any, name: str) -> None:
     assert tables.page(name) == (ROOT / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["report.md", "report.zh.md"])
+def test_the_table_of_the_reports_is_theirs(name: str) -> None:
+    assert f"-->\n{script('make_reports').table(name)}<!--" in (ROOT / "docs" / name).read_text(encoding="utf-8")
 
 
 def test_an_own_result_changes_no_table(tables: Any, tmp_path: Path) -> None:

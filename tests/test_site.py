@@ -261,7 +261,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pages(site: Path) -> dict[str, Page]:
-    return {p.relative_to(site).as_posix(): Page(p.read_text(encoding="utf-8")) for p in site.rglob("*.html")}
+    """The site's own pages, all but the reports, which `cnnlab report` wrote."""
+    names = {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
+    own = (name for name in names if not name.startswith("docs/reports/"))
+    return {name: Page((site / name).read_text(encoding="utf-8")) for name in own}
 
 
 def test_every_page_of_the_repository_is_there(site: Path) -> None:
@@ -295,6 +298,16 @@ def test_pages_state_their_language(site: Path) -> None:
     for path in site.rglob("*.html"):
         wanted = "zh" if path.name.endswith(".zh.html") else "en"
         assert re.search(r'<html lang="(\w+)"', path.read_text(encoding="utf-8"))[1] == wanted, path
+
+
+def test_reports_are_small_and_ask_nobody(site: Path) -> None:
+    reports = sorted((site / "docs" / "reports").glob("*.html"))
+    assert [path.stem for path in reports] == ["fashion-mnist"]
+    for path in reports:
+        assert path.stat().st_size <= script("make_reports").LARGEST
+        page = Page(path.read_text(encoding="utf-8"))
+        assert outside(page.fetches) == []
+        assert page.policy.startswith("default-src 'none'; ")
 
 
 def test_nothing_comes_from_another_host(site: Path, pages: dict[str, Page]) -> None:
@@ -388,6 +401,7 @@ SEARCHES = [
     ("class activation map", "reference/python.html"), ("batch norm", "lessons/07_batch_norm.html"),
     ("residual block", "lessons/08_resnet.html"), ("roster", "docs/grading.html"), ("evaluate_run", "reference/python.html"),
     ("label-smoothing", "reference/recipes.html"), ("grading submissions", "docs/grading.html"),
+    ("training report", "docs/report.html"), ("训练报告", "docs/report.zh.html"),
     ("kill -9", "docs/reliability.html"), ("DenseNet", "lessons/09_densenet.html"), ("time to accuracy", "docs/speed.html"),
     ("类激活图", "lessons/06_googlenet.zh.html"), ("批量规范化", "lessons/07_batch_norm.zh.html"),
     ("残差", "lessons/08_resnet.zh.html"), ("给全班评分", "docs/grading.zh.html"), ("竞赛", "docs/competition.zh.html"),

@@ -355,7 +355,9 @@ def test_paths_are_shortened_to_what_tells_them_apart() -> None:
     texts = {"--data 'folder:/home/anna/my set'": "--data 'folder:my set'", "/a/x/photos/1.png.": "x/photos/1.png.",
              "/a/y/photos/runs/one is gone": "one is gone", "/a/y/photos2 /b/a/y/photos": "/a/y/photos2 /b/a/y/photos"}  # fmt: skip
     assert [without_folders(text, names) for text in texts] == list(texts.values())
-    assert without_folders([{"rows": {"id": ["/a/x/photos"]}, "n": 1}], names) == [{"rows": {"id": ["/a/x/photos"]}, "n": 1}]
+    assert without_folders([{"rows": {"id": ["/a/x/photos"]}, "n": 1}], names) == [
+        {"rows": {"id": ["/a/x/photos"]}, "n": 1}
+    ]
 
 
 def test_the_command_writes_once(cnnlab: Command, results: list[Any], tmp_path: Path) -> None:

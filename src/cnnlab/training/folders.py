@@ -51,7 +51,9 @@ def free_name(runs_dir: Path, recipe: Recipe, taken: Container[str] = ()) -> str
 
 def _stem(recipe: Recipe) -> str:
     kind, _, path = recipe.data.partition(":")
-    source = f"{kind}-{Path(path).name.removesuffix('.csv')}" if kind in ("folder", "csv", "hf", "store") else recipe.data
+    source = (
+        f"{kind}-{Path(path).name.removesuffix('.csv')}" if kind in ("folder", "csv", "hf", "store") else recipe.data
+    )
     return f"{source}-{recipe.model}"
 
 

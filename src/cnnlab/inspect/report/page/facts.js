@@ -12,7 +12,7 @@ function training(page, run) {
   const { t } = page;
   const s = run.speed;
   const environment = Object.fromEntries(run.environment);
-  const plan = ["plan", "compile", "memory_format", "dtype"].filter((key) => key in environment).map((key) => `${key}: ${environment[key]}`).join("; ");
+  const plan = ["plan", "compile", "memory_format", "dtype"].filter((key) => key in environment).map((key) => (key === "plan" ? environment[key] : `${key}: ${environment[key]}`)).join("; ");
   return section("training", t("training_section"),
     pairs([
       s.images_per_second && [t("throughput"), t("images_per_second", { n: whole(s.images_per_second), of: whole(s.examples_per_second) })],

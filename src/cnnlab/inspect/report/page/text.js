@@ -64,7 +64,7 @@ export const texts = {
 
   confusion: ["Confusion matrix", "混淆矩阵"],
   confusion_help: ["A row is a true class, a column a predicted one. Choose a cell to see its images.", "行是真实类别，列是预测类别。点击格子查看其中的图像。"],
-  true_predicted: ["true ↓ predicted →", "真实 ↓ 预测 →"],
+  true_predicted: ["true\u00a0↓ predicted\u00a0→", "真实\u00a0↓ 预测\u00a0→"],
   cell_label: ["true {true}, predicted {guess}: {n} image|true {true}, predicted {guess}: {n} images", "真实 {true}，预测 {guess}：{n} 幅图像"],
   cell_title: ["{true}, predicted as {guess}", "{true}，预测为 {guess}"],
   n_images: ["{n} image|{n} images", "{n} 幅图像"],
