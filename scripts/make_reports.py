@@ -15,7 +15,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "reports"
@@ -23,11 +23,11 @@ PICTURES = ROOT / "docs" / "images"
 FACTS = PAGES / "facts.json"  # {name: what the page itself does not say: the commit that it was trained with}
 LARGEST = 5_000_000  # bytes of a page
 WIDTH, HEIGHT = 900, 940  # CSS pixels of a picture; it has twice as many
-SCHEMES = ("light", "dark")
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 # The pictures of each report that docs/report.md shows.
 SHOWN = {"fashion-mnist": ("top", "confusion"), "cifar-10": ("cell", "images", "inside")}
 _PAYLOAD = re.compile(r'<script[^>]* id="payload"[^>]*>(.*?)</script>', re.DOTALL)
-_TABLE = re.compile(r"(<!-- reports: [^\n]*-->\n).*?(<!-- end of reports -->)", re.DOTALL)
+_START, _END = "<!-- reports: written by `python scripts/make_reports.py` -->\n", "<!-- end of reports -->"
 _CHINESE = {"validation": "验证集", "test": "测试集"}
 _ROWS = {
     "report.md": ("report", "recipe", "accuracy (95%)", "measured on", "seed", "trained on", "date", "commit"),
@@ -80,8 +80,8 @@ def write_tables() -> None:
     """Write the tables into the pages of docs/."""
     for name in _ROWS:
         file = ROOT / "docs" / name
-        text = _TABLE.sub(lambda match, name=name: match[1] + table(name) + match[2], file.read_text(encoding="utf-8"))
-        file.write_text(text, encoding="utf-8")
+        before, start, rest = file.read_text(encoding="utf-8").partition(_START)
+        file.write_text(before + start + table(name) + _END + rest.partition(_END)[2], encoding="utf-8")
 
 
 def take_pictures(name: str) -> None:
@@ -104,7 +104,7 @@ def take_pictures(name: str) -> None:
 
 
 def _picture(tab: Any, part: str) -> bytes:
-    """Return a picture of a page's top, of the images of its most frequent mistake (cell), or of one of its sections."""
+    """Return a picture: of the top, of the images of the most frequent mistake (cell), or of the section `part`."""
     if part == "top":  # below the toolbar
         y = tab.evaluate("document.querySelector('.kicker').getBoundingClientRect().top + scrollY - 28")
         clip = {"x": 0, "y": y, "width": WIDTH, "height": HEIGHT}

@@ -17,7 +17,7 @@ _KEPT = {"classes", "rows", "history", "inside", "confusion", "counts"}
 def paths_of(run: Run, data: Any = None) -> list[Path]:
     """Return the paths that a report about `run` may name. data: the images given instead of the run's."""
     sources = [absolute(source) for source in (run.recipe.data, data) if isinstance(source, str)]
-    texts = [source.partition(":")[2] for source in sources]
+    texts: list[Any] = [source.partition(":")[2] for source in sources]
     texts += [run.builder.rpartition(":")[0], (run.info.get("from") or {}).get("run"), run.info["data"].get("data_dir")]
     paths = [path for path in map(Path, filter(None, texts)) if path.is_absolute()] + [run.path.absolute()]
     return [*paths, *(path.resolve() for path in paths)]
@@ -40,7 +40,7 @@ def without_folders(value: Any, names: dict[str, str]) -> Any:
     if isinstance(value, str):
         # The longest first: a run may lie in the folder of the images.
         for path in sorted(names, key=len, reverse=True):
-            value = re.sub(rf"(?<![\w.-]){re.escape(path)}(?!\w|[.-]\w)", lambda _, name=names[path]: name, value)
+            value = names[path].join(re.split(rf"(?<![\w.-]){re.escape(path)}(?!\w|[.-]\w)", value))
         return value
     if isinstance(value, dict):
         return {key: item if key in _KEPT else without_folders(item, names) for key, item in value.items()}
