@@ -166,22 +166,11 @@ class Recipe:
     fold: int = _setting(0, "folds: the part to evaluate on, from 1; 0: each in a run of its own", 0, 1000)
 
     def __post_init__(self) -> None:
-        for name, kind in TYPES.items():
+        for name in TYPES:
             value: Any = getattr(self, name)
-            if kind is float and type(value) is int and abs(value) < 10**300:  # larger ones are out of bounds anyway
-                value = float(value)
-                object.__setattr__(self, name, value)
-            if type(value) is not kind:
-                raise CnnlabError(f"{name}={_short(value)}: {_EXPECTED[kind]}")
-            rule = SETTINGS[name].metadata
-            if rule["choices"] and value not in rule["choices"]:
-                raise CnnlabError(f"{name}={_short(value)}: choose one of {', '.join(rule['choices'])}")
-            if kind is float and not math.isfinite(getattr(self, name)):
-                raise CnnlabError(f"{name}={value!r}: must be a finite number")
-            if rule["low"] is not None and not rule["low"] <= value <= rule["high"]:
-                raise CnnlabError(f"{name}={_short(value)}: must lie between {rule['low']} and {rule['high']}")
-            if isinstance(value, str) and len(value) > LONGEST:
-                raise CnnlabError(f"{name}={_short(value)}: at most {LONGEST:,} characters")
+            checked = check_value(name, value)
+            if checked is not value:
+                object.__setattr__(self, name, checked)
         if self.overfit:  # the same images are trained on and evaluated
             if self.folds:
                 raise CnnlabError(f"folds={self.folds} and overfit={self.overfit}: leave one out")
@@ -279,6 +268,27 @@ class Recipe:
         listed = [f"{k}={v}" for k, v in changes.items() if k not in _UNLISTED and getattr(self, k) != v]
         name = changes.pop("name", self.name)
         return replace(self, **changes, name=", ".join([name, *listed]))
+
+
+def check_value(name: str, value: Any) -> Any:
+    """Return a value of the setting `name`; a whole number becomes a float where the setting is one.
+
+    Raise CnnlabError, naming the setting, for another type or a value out of range.
+    """
+    kind, rule = TYPES[name], SETTINGS[name].metadata
+    if kind is float and type(value) is int and abs(value) < 10**300:  # larger ones are out of bounds anyway
+        value = float(value)
+    if type(value) is not kind:
+        raise CnnlabError(f"{name}={_short(value)}: {_EXPECTED[kind]}")
+    if rule["choices"] and value not in rule["choices"]:
+        raise CnnlabError(f"{name}={_short(value)}: choose one of {', '.join(rule['choices'])}")
+    if kind is float and not math.isfinite(value):
+        raise CnnlabError(f"{name}={value!r}: must be a finite number")
+    if rule["low"] is not None and not rule["low"] <= value <= rule["high"]:
+        raise CnnlabError(f"{name}={_short(value)}: must lie between {rule['low']} and {rule['high']}")
+    if isinstance(value, str) and len(value) > LONGEST:
+        raise CnnlabError(f"{name}={_short(value)}: at most {LONGEST:,} characters")
+    return value
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:

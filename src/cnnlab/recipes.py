@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from cnnlab.io.errors import CnnlabError, unknown
+from cnnlab.io.errors import CnnlabError, expand, unknown
+from cnnlab.io.files import read_json
 from cnnlab.recipe import Recipe
 
 # The manual, chapter 1, common to all its Fashion-MNIST experiments: pixels in 0..1 without normalization,
@@ -262,7 +263,17 @@ def has_published_weights(model: str) -> bool:
 
 
 def find_recipe(name: str) -> Recipe:
-    """Return the recipe called `name`. Raise CnnlabError, naming the near neighbours of an unknown name."""
+    """Return the recipe called `name`, or that of the file NAME.json, such as a run's recipe.json.
+
+    Raise CnnlabError, naming the near neighbours of an unknown name, or the file and what is wrong with it.
+    """
+    if name.lower().endswith(".json"):
+        path = expand(name)
+        values = read_json(path)
+        try:
+            return Recipe.from_dict(values)
+        except (CnnlabError, TypeError) as error:
+            raise CnnlabError(f"{path} is not a recipe: {error}; a run's recipe.json is one") from error
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
     return RECIPES[name]

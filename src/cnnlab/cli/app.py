@@ -25,6 +25,7 @@ from cnnlab.cli.lr_find import lr_find
 from cnnlab.cli.predict import evaluate, predict
 from cnnlab.cli.report import report
 from cnnlab.cli.runs import runs
+from cnnlab.cli.sweep import sweep
 from cnnlab.cli.train import train
 from cnnlab.cli.ui import ui
 from cnnlab.io import interrupt
@@ -60,7 +61,7 @@ def _root(
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "train": train, "lr-find": lr_find, "eval": evaluate, "predict": predict, "calibrate": calibrate,
+    "train": train, "lr-find": lr_find, "sweep": sweep, "eval": evaluate, "predict": predict, "calibrate": calibrate,
     "inspect": inspect, "report": report, "ui": ui, "runs": runs,
     "list": list_, "show": show,
     "reproduce": reproduce, "classical": classical, "figures": figures, "grade": grade, "bench": bench,

@@ -51,7 +51,10 @@ NetworkOption = Annotated[
     typer.Option("--model", help="As MODEL, or your own as FILE.py:BUILDER (runs the file).", show_default=False),
 ]
 RecipeName = Annotated[
-    str | None, typer.Option(help="See `cnnlab list recipes`. Default: by data and network.", show_default=False)
+    str | None,
+    typer.Option(
+        help="See `cnnlab list recipes`; or a run's recipe.json. Default: by data and network.", show_default=False
+    ),
 ]
 InitFrom = Annotated[
     str | None,

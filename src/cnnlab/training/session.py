@@ -122,6 +122,7 @@ class Session:
         self._named_data_dir, self._data_dir = data_dir, data_folder(data_dir)
         self._skip_bad = skip_bad
         self.origin: dict[str, Any] | None = None  # the run that new ones start from
+        self.search_test = True  # whether the test images are searched for copies of training images
         self.given: frozenset[str] | None = None  # see `choose`
         self._introduced = self._announced = False
         self._plan: Plan | None = None
@@ -331,7 +332,7 @@ class Session:
             self._shared = {}
             if recipe.eval_split != "train":  # which is a part of the training images
                 self._shared[recipe.eval_split] = len(shared(self.train_set.images, self.eval_set.images))
-            if recipe.eval_split != "test" and self.images is None:
+            if recipe.eval_split != "test" and self.images is None and self.search_test:
                 options = SourceOptions(data_dir=self._data_dir, columns=recipe.columns)
                 try:
                     count = copies_in_test(recipe.data, self.train_set, options)

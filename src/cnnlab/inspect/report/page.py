@@ -1,7 +1,8 @@
 """A payload as one HTML file that asks for nothing from elsewhere.
 
 The modules in page/ import each other; here they are joined into one script, which the page's content security policy
-names by its hash. `cnnlab ui` serves the same modules one by one.
+names by its hash. `cnnlab ui` serves the same modules one by one. The page of a sweep has modules of its own in another
+folder, which import these as `../report/NAME.js`.
 """
 
 from __future__ import annotations
@@ -16,37 +17,38 @@ from pathlib import Path
 from typing import Any
 
 PAGE = Path(__file__).parent / "page"
-_IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+)\.js";\n', re.MULTILINE)
+_IMPORT = re.compile(r'^import (?:\{[^}]*\} from )?"(\./|\.\./report/)(\w+)\.js";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(?:async )?(?:function|const|class) )", re.MULTILINE)
 
 
 @cache
-def script() -> str:
-    """Return the modules as one script: each after those that it imports, without `import` and `export`."""
-    done: dict[str, str] = {}
+def script(folder: Path = PAGE) -> str:
+    """Return the modules of main.js in `folder` as one script: each after those that it imports."""
+    done: dict[Path, str] = {}
 
-    def visit(name: str) -> None:
-        if name in done:
+    def visit(path: Path) -> None:
+        if path in done:
             return
-        text = (PAGE / f"{name}.js").read_text(encoding="utf-8")
-        for other in _IMPORT.findall(text):
-            visit(other)
-        done[name] = _EXPORT.sub("", _IMPORT.sub("", text))
+        text = path.read_text(encoding="utf-8")
+        for place, other in _IMPORT.findall(text):
+            visit((path.parent if place == "./" else PAGE) / f"{other}.js")
+        done[path] = _EXPORT.sub("", _IMPORT.sub("", text))
 
-    visit("main")
+    visit(folder / "main.js")
     return "\n" + "\n".join(done.values())
 
 
 @cache
-def style() -> str:
-    """Return the style sheet."""
-    return "\n" + (PAGE / "style.css").read_text(encoding="utf-8")
+def style(folder: Path = PAGE) -> str:
+    """Return the style sheet, and behind it that of another page's folder."""
+    files = dict.fromkeys((PAGE / "style.css", folder / "style.css"))
+    return "\n" + "\n".join(path.read_text(encoding="utf-8") for path in files)
 
 
-def render(payload: dict[str, Any]) -> str:
-    """Return the HTML page of a payload."""
+def render(payload: dict[str, Any], folder: Path = PAGE) -> str:
+    """Return the HTML page of a payload, drawn by the modules in `folder`."""
     policy = (
-        f"default-src 'none'; img-src data: blob:; script-src '{_hash(script())}'; style-src '{_hash(style())}'; "
+        f"default-src 'none'; img-src data: blob:; script-src '{_hash(script(folder))}'; style-src '{_hash(style(folder))}'; "
         "base-uri 'none'; form-action 'none'"
     )
     # ASCII only, and no character that HTML or a script could take for its own.
@@ -56,9 +58,9 @@ def render(payload: dict[str, Any]) -> str:
     parts = {
         "POLICY": html.escape(policy),
         "TITLE": html.escape(payload["title"]),
-        "STYLE": style(),
+        "STYLE": style(folder),
         "PAYLOAD": data,
-        "SCRIPT": script(),
+        "SCRIPT": script(folder),
     }
     template = (PAGE / "index.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)

@@ -1,0 +1,111 @@
+"""`cnnlab sweep`: search settings, by one worker or several."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cnnlab.cli.options import AsJson, DataDir, DeviceName, RunsDir, SkipBad, print_training
+from cnnlab.io.errors import CnnlabError
+from cnnlab.io.tables import Table, number, to_json, wrap
+from cnnlab.io.text import echo, plural
+from cnnlab.recipe import figure_label
+
+if TYPE_CHECKING:
+    from cnnlab.sweep.results import SweepResult
+
+_MOST_ROWS = 20
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="FILE.toml", help="What to search.", show_default=False)],
+    show: Annotated[bool, typer.Option("--show", help="Print what was found so far; train nothing.")] = False,
+    workers: Annotated[int, typer.Option(min=1, max=1024, help="Processes that train trials side by side.")] = 1,
+    device: DeviceName = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(help="CPU threads of each worker. Default: the cores, divided.", show_default=False),
+    ] = None,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = Path("runs"),
+    skip_bad: SkipBad = False,
+    progress: Annotated[
+        str, typer.Option(help="Of each training: auto, bar, lines or none.")
+    ] = "none",
+    as_json: AsJson = False,
+) -> None:
+    """Search a recipe's settings with Optuna.
+
+    Each trial is an ordinary run. Started again, or in a second terminal, the
+    same command goes on with the same sweep, also after kill -9. At the end:
+    a table, a page and the best recipe beside FILE.
+    """
+    try:
+        import optuna  # noqa: F401
+
+        from cnnlab.sweep.definition import read_sweep
+        from cnnlab.sweep.results import sweep_result
+        from cnnlab.sweep.worker import Machine, work
+        from cnnlab.sweep.workers import work_together
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("optuna", "sqlalchemy", "alembic"):
+            raise
+        raise CnnlabError(f"{error.name} is not installed; pip install 'cnnlab[sweep]'") from error
+
+    definition = read_sweep(file)
+    machine = Machine(runs_dir, device, threads, data_dir, skip_bad, progress)
+
+    def result() -> str:
+        if workers > 1:
+            work_together(definition, machine, workers, log=_log)
+        elif not show:
+            work(definition, machine, log=_log)
+        found = sweep_result(definition)
+        files = found.save() if found.trials else []
+        if found.done and found.best is None:
+            why = next((trial.failed for trial in found.trials if trial.failed), "all were pruned")
+            raise CnnlabError(f"no trial of {file} has finished: {why}")
+        return to_json(found.to_dict()) if as_json else "\n".join(_lines(found, runs_dir, files))
+
+    print_training(result, f"Continue with: cnnlab sweep {shlex.quote(str(file))}")
+
+
+def _log(text: str) -> None:
+    echo(text, error=True, flush=True)
+
+
+def _lines(found: SweepResult, runs_dir: Path, files: list[Path]) -> list[str]:
+    """Return what the command prints: the trials, the best first, and what comes next."""
+    from cnnlab.sweep.worker import short
+
+    sweep, best = found.sweep, found.best
+    if not found.trials:
+        return [f"no trial of {sweep.file} has started; start a worker: cnnlab sweep {shlex.quote(str(sweep.file))}"]
+    spread = ["std"] if sweep.seeds > 1 else []
+    table = Table("trial", figure_label(sweep.figure), *spread, "state", "epochs", *sweep.search)
+    for trial in found.trials[:_MOST_ROWS]:
+        stds = [number(trial.std, ".4f")] if spread else []
+        epochs = "" if trial.epochs is None else str(trial.epochs)
+        values = [short(trial.params[key]) if key in trial.params else "" for key in sweep.search]
+        table.add_row(str(trial.number), number(trial.value, ".4f"), *stds, trial.state, epochs, *values)
+    more = len(found.trials) - _MOST_ROWS
+    lines = [str(table), *([f"and {plural(more, 'trial')} more: --json, or the page"] if more > 0 else []), ""]
+    counts = [f"{found.count(state)} {state}" for state in ("finished", "pruned", "failed", "running")
+              if found.count(state)]  # fmt: skip
+    lines.append(f"{len(found.trials)} of {plural(sweep.trials, 'trial')}: {', '.join(counts)}")
+    if found.importance:
+        lines.append(wrap("importance: " + ", ".join(f"{key} {share:.2f}" for key, share in found.importance.items())))
+    lines += [f"{'recipe' if path == found.recipe_file else 'page'}: {path}" for path in files]
+    if best is not None:
+        run = runs_dir / best.runs[0]
+        lines.append(
+            wrap(
+                f"note: the best of {plural(found.count('finished'), 'trial')} on the same validation images does less well "
+                f"on new ones; measure it once on the test set, at the very end: cnnlab eval {shlex.quote(str(run))}"
+            )
+        )
+        lines.append(f"next: cnnlab train --recipe {shlex.quote(str(found.recipe_file))}")
+    return lines

@@ -1,0 +1,44 @@
+"""The page of a sweep, drawn by the modules in page/ and those of the report."""
+
+from __future__ import annotations
+
+import shlex
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cnnlab import __version__
+from cnnlab.inspect.report.page import render
+from cnnlab.inspect.report.payload import plain
+from cnnlab.io.text import escape
+from cnnlab.sweep.definition import Range
+from cnnlab.sweep.results import SweepResult
+
+_PAGE = Path(__file__).parent / "page"
+
+
+def sweep_page(result: SweepResult) -> str:
+    """Return the page of a sweep: one HTML file without requests to anywhere."""
+    sweep, best = result.sweep, result.best
+    base = sweep.base
+    command = ["cnnlab", "train", "--recipe", result.recipe_file.name]
+    payload: dict[str, Any] = {
+        **result.to_dict(),
+        "format": "cnnlab sweep 1",
+        "title": f"{escape(sweep.name)} · cnnlab",
+        "version": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="minutes"),
+        "data": base.data,
+        "base": base.name.partition(", ")[0],
+        "model": None if "model" in sweep.search else base.model,
+        "search": [
+            {"name": name, "low": space.low, "high": space.high, "log": space.log, "step": space.step}
+            if isinstance(space, Range)
+            else {"name": name, "choices": list(space.values)}
+            for name, space in sweep.search.items()
+        ],
+        "importance": list(result.importance.items()),
+        "command": shlex.join(command) if best is not None else None,
+    }
+    del payload["recipe"]
+    return render(plain(payload), _PAGE)

@@ -1,0 +1,45 @@
+// The texts of a sweep's page, beside those of the report: [English, Chinese].
+
+import { texts } from "../report/text.js";
+
+Object.assign(texts, {
+  sweep: ["Sweep", "超参数搜索"],
+  sweep_lead: [
+    "{n} trial of the recipe {recipe} on {data}, judged by the validation images.|{n} trials of the recipe {recipe} on {data}, judged by the validation images.",
+    "在 {data} 上按训练方案 {recipe} 做了 {n} 次试验，以验证集评判。",
+  ],
+  sweep_lead_of: ["{n} of {of} trials of the recipe {recipe} on {data} so far, judged by the validation images.", "在 {data} 上按训练方案 {recipe} 计划 {of} 次试验，已进行 {n} 次，以验证集评判。"],
+  sweep_seeds: ["Each figure is the mean over {n} seed.|Each figure is the mean over {n} seeds.", "每个数字是 {n} 个随机种子的均值。"],
+  sweep_bias: [
+    "The best of many trials on the same images does less well on new ones. Measure it once on the test set, at the very end.",
+    "在同一批图像上选出的最好结果，在新图像上会差一些。最后只在测试集上测一次。",
+  ],
+  figure_val_acc: ["Validation accuracy", "验证集精度"],
+  figure_val_balanced_acc: ["Validation balanced accuracy", "验证集平衡精度"],
+  figure_val_macro_f1: ["Validation macro F1", "验证集宏平均 F1"],
+  figure_val_loss: ["Validation loss", "验证集损失"],
+  sweep_best: ["Best trial", "最好的试验"],
+  sweep_best_help: ["Trial {n}. Its whole recipe is in the file beside this page; train it again with:", "第 {n} 次试验。完整的训练方案在本页旁边的文件中；再次训练："],
+  sweep_std: ["± {std} over the seeds", "各随机种子间 ± {std}"],
+  sweep_none: ["No trial has finished yet.", "还没有完成的试验。"],
+  trial_finished: ["finished", "已完成"],
+  trial_pruned: ["pruned", "已剪枝"],
+  trial_failed: ["failed", "失败"],
+  trial_running: ["running", "进行中"],
+  importance: ["Importance", "重要性"],
+  importance_help: ["The share of each setting in the variance of the figure, alone or with others (fANOVA, on the finished trials).", "每个设置单独或与其他设置一起在该指标方差中所占的份额（fANOVA，基于已完成的试验）。"],
+  importance_few: ["Computed from four finished trials on.", "至少完成四次试验后才计算。"],
+  importance_doubt: ["With {n} finished trials this is a hint at most.", "只有 {n} 次完成的试验，仅供参考。"],
+  slices: ["Slices", "切片"],
+  slices_help: ["Each dot is a trial, a ring one that was pruned, at its last figure. Point at one to find it everywhere.", "每个点是一次试验，空心圈是被剪枝的试验（取其最后的数字）。指向一个点，各图中同时突出显示。"],
+  parallel: ["Parallel coordinates", "平行坐标"],
+  parallel_help: ["A line is a trial; the better, the darker. Arrow keys go from the best to the worst.", "每条线是一次试验，越好颜色越深。方向键从最好到最差逐个查看。"],
+  parallel_keys: ["arrow keys choose a trial, Escape none", "方向键选择试验，Esc 取消"],
+  trials: ["Trials", "各次试验"],
+  trial: ["Trial", "试验"],
+  trial_n: ["Trial {n}", "第 {n} 次试验"],
+  state: ["State", "状态"],
+  epochs_short: ["Epochs", "轮次"],
+  trials_help: ["Each trial is a run in the runs' folder: cnnlab report draws one. Choose a heading to sort.", "每次试验都是训练文件夹中的一次训练，可用 cnnlab report 生成报告。点击表头排序。"],
+  by_trial: ["by trial, in order", "按试验顺序"],
+});

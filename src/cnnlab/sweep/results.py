@@ -1,0 +1,165 @@
+"""What a sweep has found so far: its trials, the best first, and how much each setting matters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import stdev
+from typing import TYPE_CHECKING, Any
+
+from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.files import write_atomic
+from cnnlab.recipe import Recipe, recipe_json
+from cnnlab.sweep.definition import Sweep
+from cnnlab.sweep.storage import explained_storage_errors, open_for_reading
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+_LEAST = 4  # finished trials from which importances are computed
+
+
+@dataclass(frozen=True)
+class SweepTrial:
+    """A trial. state: finished, pruned, failed or running. value: the mean of `values`, one for each seed.
+
+    Of a pruned or running trial, `value` is the last that it reported. failed: why. recipe: the first seed's.
+    """
+
+    number: int
+    state: str
+    value: float | None
+    values: list[float]
+    params: dict[str, Any]
+    runs: list[str]
+    epochs: int | None
+    seconds: float | None
+    failed: str
+    recipe: dict[str, Any] | None
+
+    @property
+    def std(self) -> float | None:
+        """The standard deviation over the seeds; None for one."""
+        return stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The state of a sweep. trials: the best first, then pruned, failed and running ones.
+
+    importance: the share of each searched setting in the variance of the figure; empty for few trials.
+    """
+
+    sweep: Sweep
+    trials: list[SweepTrial]
+    importance: dict[str, float]
+
+    @property
+    def best(self) -> SweepTrial | None:
+        """The best finished trial."""
+        return next((trial for trial in self.trials if trial.state == "finished"), None)
+
+    def count(self, state: str) -> int:
+        """Return the number of trials in a state."""
+        return sum(trial.state == state for trial in self.trials)
+
+    @property
+    def done(self) -> bool:
+        """Whether all trials are finished, pruned or failed."""
+        return len(self.trials) >= self.sweep.trials and not self.count("running")
+
+    @property
+    def recipe_file(self) -> Path:
+        """The file of the best trial's recipe, beside the sweep's."""
+        return self.sweep.file.with_name(f"{self.sweep.file.stem}.best.json")
+
+    @property
+    def page_file(self) -> Path:
+        """The file of the page, beside the sweep's."""
+        return self.sweep.file.with_name(f"{self.sweep.file.stem}.html")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        sweep = self.sweep
+        trials = [{**vars(trial), "std": trial.std} for trial in self.trials]
+        for row in trials:
+            del row["recipe"]
+        return {
+            "name": sweep.name,
+            "figure": sweep.figure,
+            "minimize": sweep.minimize,
+            "trials": sweep.trials,
+            "seeds": sweep.seeds,
+            **{state: self.count(state) for state in ("finished", "pruned", "failed", "running")},
+            "best": self.best.number if self.best else None,
+            "recipe": self.best.recipe if self.best else None,
+            "importance": self.importance,
+            "rows": trials,
+        }
+
+    def save(self) -> list[Path]:
+        """Write the page, and the best trial's recipe if there is one; replace both. Return the files."""
+        from cnnlab.sweep.page import sweep_page
+
+        files = {self.page_file: sweep_page(self)}
+        if self.best is not None and self.best.recipe is not None:
+            files[self.recipe_file] = recipe_json(Recipe.from_dict(self.best.recipe))
+        for path, text in files.items():
+            try:
+                write_atomic(path, text)
+            except OSError as error:
+                raise CnnlabError(f"cannot write {path}: {reason(error)}") from error
+        return list(files)
+
+
+def sweep_result(sweep: Sweep) -> SweepResult:
+    """Return the state of a sweep, also while workers train. Nothing is written. Raise CnnlabError."""
+    import optuna
+
+    with explained_storage_errors(sweep.storage):
+        storage = open_for_reading(sweep.storage)
+        names = optuna.get_all_study_names(storage) if storage is not None else []
+        if sweep.name not in names:
+            return SweepResult(sweep, [], {})
+        study = optuna.load_study(study_name=sweep.name, storage=storage)
+        trials = [_trial(trial) for trial in study.get_trials(deepcopy=False)]
+        order = ["finished", "pruned", "failed", "running"]
+        sign = 1 if sweep.minimize else -1
+        trials.sort(key=lambda t: (order.index(t.state), sign * (t.value if t.value is not None else 0.0), t.number))
+        return SweepResult(sweep, trials, _importance(study, sweep))
+
+
+def _trial(trial: FrozenTrial) -> SweepTrial:
+    from optuna.trial import TrialState
+
+    states = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+    result = trial.user_attrs.get("result", {})
+    epochs = result.get("epochs", [])
+    reported = trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else None
+    return SweepTrial(
+        number=trial.number,
+        state=states.get(trial.state, "running"),
+        value=trial.value if trial.state == TrialState.COMPLETE else reported,
+        values=list(result.get("values", [])),
+        params=dict(trial.params),
+        runs=list(result.get("runs", [])),
+        epochs=epochs[0] if epochs else (max(trial.intermediate_values) if trial.intermediate_values else None),
+        seconds=result.get("seconds"),
+        failed=str(trial.user_attrs.get("failed", "")),
+        recipe=result.get("recipe"),
+    )
+
+
+def _importance(study: Study, sweep: Sweep) -> dict[str, float]:
+    """Return fANOVA's importances by scikit-learn's forest, the largest first. They sum to 1, or all are 0."""
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+    from optuna.trial import TrialState
+
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    varied = [name for name in sweep.search if len({trial.params[name] for trial in finished}) > 1]
+    if len(finished) < _LEAST or not varied or len({trial.value for trial in finished}) < 2:
+        return {}
+    found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0), params=varied)
+    found |= {name: 0.0 for name in sweep.search if name not in varied}
+    return dict(sorted(((name, float(share)) for name, share in found.items()), key=lambda pair: -pair[1]))

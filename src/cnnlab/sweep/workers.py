@@ -1,0 +1,57 @@
+"""Several workers on this machine: processes of the same command, which may also be started by hand."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from cnnlab.device.hardware import available_cores
+from cnnlab.io.errors import CnnlabError, TrainingInterrupted
+from cnnlab.io.interrupt import CtrlC
+from cnnlab.io.text import plural
+from cnnlab.sweep.definition import Sweep
+from cnnlab.sweep.worker import Machine
+
+_POLL = 0.1  # seconds between two looks at the processes
+
+
+def work_together(sweep: Sweep, machine: Machine, count: int, log: Callable[[str], None] = lambda _: None) -> None:
+    """Start `count` workers and wait for them. One that is killed leaves its trial to the others.
+
+    log: called with a line when a worker dies. Raise CnnlabError if all have ended before the sweep has, and
+    TrainingInterrupted, after they have saved what they have, on Ctrl-C.
+    """
+    threads = machine.threads or max(1, available_cores() // count)
+    words = [sys.executable, "-m", "cnnlab", "sweep", str(sweep.file), "--runs-dir", str(machine.runs_dir),
+             "--device", machine.device, "--threads", str(threads), "--progress", machine.progress,
+             *(["--data-dir", str(machine.data_dir)] if machine.data_dir is not None else []),
+             *(["--skip-bad"] if machine.skip_bad else [])]  # fmt: skip
+    processes: list[subprocess.Popen[bytes]] = []
+    with CtrlC() as ctrl_c:
+        try:
+            for _ in range(count):
+                # Their tables are not printed: the sweep's is, at the end. In a session of their own, so that Ctrl-C
+                # reaches them once: a second one would not let them save.
+                processes.append(subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,  # noqa: S603
+                                                  start_new_session=True))  # fmt: skip
+            alive = set(processes)
+            while alive:
+                ctrl_c.check()
+                time.sleep(_POLL)
+                for process in [process for process in alive if process.poll() is not None]:
+                    alive.remove(process)
+                    if process.returncode:
+                        log(f"worker {process.pid} ended with code {process.returncode}; {plural(len(alive), 'worker')} left")
+        except KeyboardInterrupt:
+            for process in processes:
+                with suppress(OSError):
+                    process.send_signal(signal.SIGINT)
+            for process in processes:
+                process.wait()
+            raise TrainingInterrupted("stopped; what the workers have trained is saved.") from None
+    if all(process.returncode for process in processes):
+        raise CnnlabError(f"all workers have ended before the sweep; the same command goes on: cnnlab sweep {sweep.file}")
