@@ -278,7 +278,8 @@ def check_value(name: str, value: Any) -> Any:
     kind, rule = TYPES[name], SETTINGS[name].metadata
     if kind is float and type(value) is int and abs(value) < 10**300:  # larger ones are out of bounds anyway
         value = float(value)
-    if type(value) is not kind:
+    given = type(value)  # not isinstance: true is no whole number
+    if given is not kind:
         raise CnnlabError(f"{name}={_short(value)}: {_EXPECTED[kind]}")
     if rule["choices"] and value not in rule["choices"]:
         raise CnnlabError(f"{name}={_short(value)}: choose one of {', '.join(rule['choices'])}")

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -17,22 +18,23 @@ from typing import Any
 
 import pytest
 import standin
-from browser import chromium
-from conftest import Command, one_line_error, within_80
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+
+from browser import chromium
+from conftest import Command, one_line_error, within_80
 
 pytest.importorskip("optuna", reason="pip install 'cnnlab[sweep]'")
 
 from cnnlab.io.errors import CnnlabError
 from cnnlab.recipe import SETTINGS, TYPES, Recipe
-from cnnlab.sweep.definition import _FIXED, Choices, Range, read_sweep
+from cnnlab.sweep.definition import NOT_SEARCHED, Choices, Range, read_sweep
 from cnnlab.sweep.results import sweep_result
 from cnnlab.sweep.storage import remove_torn_line
 from cnnlab.sweep.worker import Machine, work
 from cnnlab.training.runs import list_runs, open_run
 
-SETTINGS_TABLE = "[settings]\nepochs = 2\nlimit = 60\n"
+SETTINGS_TABLE = '[settings]\nepochs = 2\nlimit = 60\nmemory_format = "contiguous"\ncompile = "off"\n'
 SEARCH = "[search]\nlearning_rate = { low = 0.01, high = 1.0, log = true }\nnesterov = { choices = [true, false] }\n"
 
 
@@ -109,7 +111,9 @@ def test_a_file_that_is_wrong_is_refused_with_one_line(tmp_path: Path, text: str
 def spaces(draw: st.DrawFn) -> dict[str, Any]:
     """Return a table [search] as a person might write it, right or wrong."""
     table: dict[str, Any] = {}
-    for key in draw(st.lists(st.sampled_from(sorted(SETTINGS.keys() - _FIXED.keys())), min_size=1, max_size=5, unique=True)):
+    for key in draw(
+        st.lists(st.sampled_from(sorted(SETTINGS.keys() - NOT_SEARCHED.keys())), min_size=1, max_size=5, unique=True)
+    ):
         kind, rule = TYPES[key], SETTINGS[key].metadata
         if kind in (bool, str):
             values = [True, False] if kind is bool else list(rule["choices"]) or [SETTINGS[key].default]
@@ -128,7 +132,9 @@ def spaces(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def toml(table: dict[str, Any]) -> str:
-    rows = {key: ", ".join(f"{name} = {json.dumps(value)}" for name, value in row.items()) for key, row in table.items()}
+    rows = {
+        key: ", ".join(f"{name} = {json.dumps(value)}" for name, value in row.items()) for key, row in table.items()
+    }
     return "[search]\n" + "".join(f"{key} = {{ {row} }}\n" for key, row in rows.items())
 
 
@@ -164,7 +170,9 @@ def value(space: Range | Choices, rng: random.Random) -> Any:
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
     """The URL of a PostgreSQL server of our own, without network, by an unprivileged user."""
-    places = [Path(place) for place in (os.environ["PATH"].split(":"))] + sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    places = [Path(place) for place in (os.environ["PATH"].split(":"))] + sorted(
+        Path("/usr/lib/postgresql").glob("*/bin")
+    )
     programs = next((place for place in places if (place / "initdb").exists() and (place / "postgres").exists()), None)
     if programs is None:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
@@ -174,15 +182,19 @@ def database() -> Iterator[str]:
         shutil.chown(folder, "postgres", "postgres")
         owner = {"user": "postgres", "group": "postgres"}
     common = {"cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **owner}
-    subprocess.run([programs / "initdb", "-D", folder / "data", "-A", "trust", "-U", "cnnlab", "--no-sync"], check=True, **common)
-    server = subprocess.Popen([programs / "postgres", "-D", folder / "data", "-k", folder, "-c", "listen_addresses=", "-F"], **common)
+    subprocess.run(
+        [programs / "initdb", "-D", folder / "data", "-A", "trust", "-U", "cnnlab", "--no-sync"], check=True, **common
+    )
+    server = subprocess.Popen(
+        [programs / "postgres", "-D", folder / "data", "-k", folder, "-c", "listen_addresses=", "-F"], **common
+    )
     try:
         while not (folder / ".s.PGSQL.5432").exists():
             assert server.poll() is None
             time.sleep(0.05)
         yield f"postgresql://cnnlab@/postgres?host={folder}"
     finally:
-        server.terminate()
+        server.send_signal(signal.SIGINT)  # at once, whoever is connected
         server.wait()
         shutil.rmtree(folder)
 
@@ -280,10 +292,13 @@ def test_a_torn_line_of_a_journal_is_cut(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory, installed: Command) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def searched(
+    tmp_path_factory: pytest.TempPathFactory, installed: Command
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A sweep of two seeds by two workers, one trial of which diverges, and what its command printed."""
     folder = tmp_path_factory.mktemp("searched")
-    body = '[settings]\nepochs = 1\nlimit = 60\n[search]\nlearning_rate = { choices = [0.1, 0.5, 900.0] }\nshift = { low = 0, high = 2 }\n'
+    body = SETTINGS_TABLE.replace("epochs = 2", "epochs = 1")
+    body += "[search]\nlearning_rate = { choices = [0.1, 0.5, 900.0] }\nshift = { low = 0, high = 2 }\n"
     file = write(folder, "trials = 5\nseeds = 2\n", body)
     return folder, installed("sweep", file, "--workers", 2, "--runs-dir", folder / "runs", "--json", cwd=folder)
 
@@ -300,7 +315,13 @@ def test_the_command_prints_and_writes_what_was_found(
     assert best["value"] == max(row["value"] for row in found["rows"] if row["state"] == "finished")
     assert best["value"] == pytest.approx(sum(best["values"]) / 2)
     assert best["std"] is not None
-    names = {f"s-{number:03d}-seed-{seed}" for row in found["rows"] if row["state"] == "finished" for number in [row["number"]] for seed in (0, 1)}
+    names = {
+        f"s-{number:03d}-seed-{seed}"
+        for row in found["rows"]
+        if row["state"] == "finished"
+        for number in [row["number"]]
+        for seed in (0, 1)
+    }
     listed = {run.path.name: run for run in list_runs(folder / "runs")}
     assert names <= set(listed)
     assert all("test" not in (run.summary() or {"shared": {}})["shared"] for run in listed.values())  # never read
@@ -312,12 +333,16 @@ def test_the_command_prints_and_writes_what_was_found(
 
     recipe = json.loads((folder / "s.best.json").read_text())
     assert {key: recipe[key] for key in best["params"]} == best["params"]
-    again = cnnlab("train", "--recipe", folder / "s.best.json", "--name", "again", "--runs-dir", folder / "runs", "--threads", 1)
+    again = cnnlab(
+        "train", "--recipe", folder / "s.best.json", "--name", "again", "--runs-dir", folder / "runs", "--threads", 1
+    )
     assert again.returncode == 0, again.stderr
     assert open_run("again", folder / "runs").summary()["best"] == best["values"][0]  # type: ignore[index]
 
 
-def test_the_page_draws_without_requests_in_both_languages(searched: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_the_page_draws_without_requests_in_both_languages(
+    searched: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install --group dev").Axe()
     with chromium(viewport={"width": 390, "height": 800}) as tab:
         tab.go((searched[0] / "s.html").as_uri())

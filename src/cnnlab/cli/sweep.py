@@ -32,9 +32,7 @@ def sweep(
     data_dir: DataDir = None,
     runs_dir: RunsDir = Path("runs"),
     skip_bad: SkipBad = False,
-    progress: Annotated[
-        str, typer.Option(help="Of each training: auto, bar, lines or none.")
-    ] = "none",
+    progress: Annotated[str, typer.Option(help="Of each training: auto, bar, lines or none.")] = "none",
     as_json: AsJson = False,
 ) -> None:
     """Search a recipe's settings with Optuna.
@@ -100,11 +98,11 @@ def _lines(found: SweepResult, runs_dir: Path, files: list[Path]) -> list[str]:
         lines.append(wrap("importance: " + ", ".join(f"{key} {share:.2f}" for key, share in found.importance.items())))
     lines += [f"{'recipe' if path == found.recipe_file else 'page'}: {path}" for path in files]
     if best is not None:
-        run = runs_dir / best.runs[0]
+        run = shlex.quote(str(runs_dir / best.runs[0]))
         lines.append(
             wrap(
-                f"note: the best of {plural(found.count('finished'), 'trial')} on the same validation images does less well "
-                f"on new ones; measure it once on the test set, at the very end: cnnlab eval {shlex.quote(str(run))}"
+                f"note: the best of {plural(found.count('finished'), 'trial')} on the same validation images does less "
+                f"well on new ones; measure it once on the test set, at the very end: cnnlab eval {run}"
             )
         )
         lines.append(f"next: cnnlab train --recipe {shlex.quote(str(found.recipe_file))}")

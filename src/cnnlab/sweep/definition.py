@@ -27,16 +27,16 @@ MOST_TRIALS = 100_000
 _MOST_SEEDS = 1000
 _LONGEST_NAME = 80  # characters; the runs' names add the trial's number and the seed
 _OTHER_IMAGES = "it changes the validation images, and figures on different images cannot be compared"
+_SPLIT = ("columns", "limit", "val_fraction", "split_seed", "group", "group_duplicates", "folds", "fold", "eval_split")
 # Settings that are not searched, each with the reason and the remedy.
-_FIXED = {
+NOT_SEARCHED = {
     "name": "it names the recipe; leave it out",
     "data": f'{_OTHER_IMAGES}; write data = "..." at the top of the file',
-    **{key: f"{_OTHER_IMAGES}; move it to [settings]" for key in (
-        "columns", "limit", "val_fraction", "split_seed", "group", "group_duplicates", "folds", "fold", "eval_split")},
+    **dict.fromkeys(_SPLIT, f"{_OTHER_IMAGES}; move it to [settings]"),
     "overfit": "it evaluates on training images; leave it out",
     "select": "figures of different kinds cannot be compared; move it to [settings]",
     "seed": "a seed that does well is luck; write seeds = 3 at the top for the mean over three",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,9 @@ class Range:
     def extremes(self) -> tuple[float, ...]:
         """The values at which a rule between settings can first be broken: the ends, and the lowest but one."""
         step = self.step if self.step is not None else (1 if isinstance(self.low, int) else None)
-        return tuple(dict.fromkeys((self.low, self.high, *(() if step is None else (min(self.high, self.low + step),)))))
+        return tuple(
+            dict.fromkeys((self.low, self.high, *(() if step is None else (min(self.high, self.low + step),))))
+        )
 
 
 @dataclass(frozen=True)
@@ -153,16 +155,16 @@ _BOUNDS = {"trials": (1, MOST_TRIALS), "seeds": (1, _MOST_SEEDS), "sampler_seed"
 
 def _sweep(path: Path, values: dict[str, Any]) -> Sweep:
     for key, value in values.items():
+        given = type(value)  # not isinstance: true is no whole number
         if key not in _KEYS:
             place = "searched" if isinstance(value, dict) else "set"
             table = "[search]" if isinstance(value, dict) else "[settings]"
             hint = f"; a setting that is {place} belongs under {table}" if key in SETTINGS else ""
             raise CnnlabError(f"{unknown('key', key, _KEYS)}{hint}")
-        if type(value) is not _KEYS[key]:
+        if given is not _KEYS[key]:
             raise CnnlabError(f"{key} = {_text(value)}: expected {_EXPECTED[_KEYS[key]]}")
-        low, high = _BOUNDS.get(key, (0, 0))
-        if high and not low <= value <= high:
-            raise CnnlabError(f"{key} = {_text(value)}: must lie between {low} and {high:,}")
+        if key in _BOUNDS and not _BOUNDS[key][0] <= value <= _BOUNDS[key][1]:
+            raise CnnlabError(f"{key} = {value}: must lie between {_BOUNDS[key][0]} and {_BOUNDS[key][1]:,}")
     name = values.get("name", path.stem)
     try:
         check_name(name)
@@ -226,8 +228,8 @@ def _space(key: str, value: Any) -> Range | Choices:
     try:
         if key not in SETTINGS:
             raise unknown("setting", key, SETTINGS)
-        if key in _FIXED:
-            raise CnnlabError(f"{key} cannot be searched: {_FIXED[key]}")
+        if key in NOT_SEARCHED:
+            raise CnnlabError(f"{key} cannot be searched: {NOT_SEARCHED[key]}")
         if not isinstance(value, dict):
             raise CnnlabError(f"{key} = {_text(value)}: write {_form(key)}, or move it to [settings]")
         for name in value:
@@ -291,8 +293,8 @@ def _range(key: str, value: dict[str, Any]) -> Range:
 def _check_together(sweep: Sweep) -> None:
     """Check that every trial's recipe is valid. Raise CnnlabError.
 
-    A rule of `Recipe` joins at most three settings, and is first broken at an extreme of each: so all triples of searched
-    settings are tried at their extremes.
+    A rule of `Recipe` joins at most three settings, and is first broken at an extreme of each: so all triples of
+    searched settings are tried at their extremes.
     """
     seen: set[tuple[str, int]] = set()
     for params in _corners(sweep.search):

@@ -11,7 +11,7 @@ from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.files import write_atomic
 from cnnlab.recipe import Recipe, recipe_json
 from cnnlab.sweep.definition import Sweep
-from cnnlab.sweep.storage import explained_storage_errors, open_for_reading
+from cnnlab.sweep.storage import explained_storage_errors, reading
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -117,10 +117,8 @@ def sweep_result(sweep: Sweep) -> SweepResult:
     """Return the state of a sweep, also while workers train. Nothing is written. Raise CnnlabError."""
     import optuna
 
-    with explained_storage_errors(sweep.storage):
-        storage = open_for_reading(sweep.storage)
-        names = optuna.get_all_study_names(storage) if storage is not None else []
-        if sweep.name not in names:
+    with explained_storage_errors(sweep.storage), reading(sweep.storage) as storage:
+        if storage is None or sweep.name not in optuna.get_all_study_names(storage):
             return SweepResult(sweep, [], {})
         study = optuna.load_study(study_name=sweep.name, storage=storage)
         trials = [_trial(trial) for trial in study.get_trials(deepcopy=False)]

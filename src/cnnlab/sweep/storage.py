@@ -1,9 +1,9 @@
 """Where a sweep's trials are kept, and the locks by which its workers share them.
 
 Optuna's storages keep trials, but a journal does not notice that a worker has died, and a database notices it by a
-heartbeat that is missing for a while. Here a worker holds a lock while it trains a trial: a lock file beside the journal,
-or an advisory lock of PostgreSQL. The system releases either when the process ends, however that happens. A trial that
-runs and is not locked has lost its worker, and another one takes it over.
+heartbeat that is missing for a while. Here a worker holds a lock while it trains a trial: a lock file beside the
+journal, or an advisory lock of PostgreSQL. The system releases either when the process ends, however that happens. A
+trial that runs and is not locked has lost its worker, and another one takes it over.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from cnnlab.io.errors import CnnlabError, reason
 
 if TYPE_CHECKING:
-    from optuna.storages import BaseStorage
+    from optuna.storages import BaseStorage, RDBStorage
 
 _CREATING = zlib.crc32(b"cnnlab sweep")  # the lock under which the database's tables are created
 # A host that vanished keeps its locks until the server notices: after half a minute, not after two hours.
@@ -38,7 +38,7 @@ class StorageLost(CnnlabError):
 
 
 class Locks(ABC):
-    """The locks of one worker. `storage` is used only while the worker holds `claiming`, or for a trial that it took."""
+    """The locks of one worker, and Optuna's storage, which it writes within `claiming` or for a trial that it took."""
 
     storage: BaseStorage
 
@@ -57,6 +57,10 @@ class Locks(ABC):
     @abstractmethod
     def check(self) -> None:
         """Raise StorageLost if the locks were lost."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Unlock everything, and close the storage."""
 
 
 class JournalLocks(Locks):
@@ -99,9 +103,16 @@ class JournalLocks(Locks):
     def check(self) -> None:
         """Do nothing: files stay locked."""
 
+    def close(self) -> None:
+        """Unlock everything. The files of trials that are not finished stay: another worker opens them."""
+        for lock in self._taken.values():
+            lock.release()
+
 
 class DatabaseLocks(Locks):
     """Advisory locks of a PostgreSQL database, which hold as long as the connection does."""
+
+    storage: RDBStorage
 
     def __init__(self, url: str, name: str) -> None:
         try:
@@ -110,11 +121,17 @@ class DatabaseLocks(Locks):
             raise CnnlabError(f"{error.name} is not installed; pip install 'cnnlab[sweep]'") from error
         self._where, self._key = shown(url), zlib.crc32(name.encode()) - 2**31  # signed, as the server's integers
         try:
-            self._connection = psycopg.connect(url, autocommit=True, connect_timeout=10, application_name="cnnlab sweep")
+            self._connection = psycopg.connect(
+                url, autocommit=True, connect_timeout=10, application_name="cnnlab sweep"
+            )
             self._connection.execute(_KEEPALIVE)
             self._connection.execute(f"SELECT pg_advisory_lock({_CREATING})")
-            self.storage = _database(url)
-            self._connection.execute(f"SELECT pg_advisory_unlock({_CREATING})")
+            try:
+                self.storage = _database(url)
+                self._connection.execute(f"SELECT pg_advisory_unlock({_CREATING})")
+            except BaseException:
+                self._connection.close()
+                raise
         except psycopg.Error as error:
             raise CnnlabError(f"storage {self._where}: {reason(error, 200)}") from error
 
@@ -125,7 +142,7 @@ class DatabaseLocks(Locks):
         import psycopg
 
         try:
-            row = self._connection.execute(f"SELECT {what}").fetchone()  # type: ignore[arg-type]  # no literal
+            row = self._connection.execute(f"SELECT {what}").fetchone()
         except psycopg.Error as error:
             raise StorageLost(f"storage {self._where}: {reason(error, 200)}; {_AGAIN}") from error
         return bool(row and row[0] is True)
@@ -152,6 +169,11 @@ class DatabaseLocks(Locks):
         """Raise StorageLost if the connection is lost, and the locks with it: another worker may have the trial."""
         self._select("true")
 
+    def close(self) -> None:
+        """Close the connections, which unlocks everything."""
+        self.storage.engine.dispose()
+        self._connection.close()
+
 
 def open_locks(storage: Path | str, name: str) -> Locks:
     """Return the locks and the storage of the sweep `name`. Raise CnnlabError if it cannot be reached or written."""
@@ -164,12 +186,18 @@ def open_locks(storage: Path | str, name: str) -> Locks:
         raise CnnlabError(f"cannot write {storage}: {reason(error)}") from error
 
 
-def open_for_reading(storage: Path | str) -> BaseStorage | None:
-    """Return the storage without locking anything; None if it does not exist. Raise CnnlabError."""
+@contextmanager
+def reading(storage: Path | str) -> Iterator[BaseStorage | None]:
+    """Yield the storage without locking anything; None if it does not exist. Raise CnnlabError."""
     quiet()
-    if isinstance(storage, str):
-        return _database(storage)
-    return journal(storage, FileLock(storage.with_name(f"{storage.name}.lock"))) if storage.exists() else None
+    if isinstance(storage, Path):
+        yield journal(storage, FileLock(storage.with_name(f"{storage.name}.lock"))) if storage.exists() else None
+        return
+    database = _database(storage)
+    try:
+        yield database
+    finally:
+        database.engine.dispose()
 
 
 def journal(path: Path, lock: FileLock) -> BaseStorage:
@@ -203,13 +231,15 @@ def remove_torn_line(path: Path) -> None:
         file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def _database(url: str) -> BaseStorage:
+def _database(url: str) -> RDBStorage:
     from optuna.exceptions import StorageInternalError
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        return RDBStorage(url.replace("postgresql://", "postgresql+psycopg://", 1), engine_kwargs={"pool_pre_ping": True})
+        return RDBStorage(
+            url.replace("postgresql://", "postgresql+psycopg://", 1), engine_kwargs={"pool_pre_ping": True}
+        )
     except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
         raise CnnlabError(f"storage {shown(url)}: {reason(error.__cause__ or error, 200)}") from error
     except ImportError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -54,8 +55,7 @@ def work(sweep: Sweep, machine: Machine, log: Callable[[str], None] = lambda _: 
     log: called with a line at the start and the end of each trial. Raise CnnlabError if a trial cannot be trained here,
     TrainingInterrupted on Ctrl-C: the same call goes on.
     """
-    locks = open_locks(sweep.storage, sweep.name)
-    with explained_storage_errors(sweep.storage):
+    with explained_storage_errors(sweep.storage), closing(open_locks(sweep.storage, sweep.name)) as locks:
         worker = _Worker(sweep, machine, locks, open_study(sweep, locks), log)
         while (trial := worker.next_trial()) is not None:
             worker.train(trial)
@@ -89,8 +89,8 @@ def open_study(sweep: Sweep, locks: Locks) -> Study:
                 locks.release(number)
             if len(free) < len(trials):
                 raise CnnlabError(
-                    f"{sweep.file}: {', '.join(differing[:3]) or 'the recipe'} differs from the {len(trials)} trials in "
-                    f'{sweep.storage}, which cannot be compared; write name = "..." for a new sweep, or undo the change'
+                    f"{sweep.file}: {', '.join(differing[:3]) or 'the recipe'} differs from {len(trials)} trials of "
+                    f'this name, which cannot be compared; write name = "..." for a new sweep, or undo the change'
                 )
             optuna.delete_study(study_name=sweep.name, storage=locks.storage)
     raise CnnlabError(f"{sweep.file}: another process keeps changing the study {sweep.name}")
@@ -235,7 +235,7 @@ class _Worker:
             with self.machine.session() as session:
                 session.continue_as(run)
                 session.load_data(run.recipe, again=run)
-                session.on_epoch = hook and hook.of(run.recipe)
+                session.on_epoch = hook.of(run.recipe) if hook is not None else None
                 with session.ctrl_c:
                     return train_run(session, run)
         _remove_started(folder)
@@ -243,7 +243,7 @@ class _Worker:
             session.given = given
             check_free(self.machine.runs_dir, name)
             recipe = session.load_data(recipe)
-            session.on_epoch = hook and hook.of(recipe)
+            session.on_epoch = hook.of(recipe) if hook is not None else None
             with session.ctrl_c, removed_if_empty(new_folder(self.machine.runs_dir, name, recipe)) as path:
                 return train_run(session, session.create(path, recipe))
 

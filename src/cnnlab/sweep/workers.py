@@ -45,7 +45,8 @@ def work_together(sweep: Sweep, machine: Machine, count: int, log: Callable[[str
                 for process in [process for process in alive if process.poll() is not None]:
                     alive.remove(process)
                     if process.returncode:
-                        log(f"worker {process.pid} ended with code {process.returncode}; {plural(len(alive), 'worker')} left")
+                        left = plural(len(alive), "worker")
+                        log(f"worker {process.pid} ended with code {process.returncode}; {left} left")
         except KeyboardInterrupt:
             for process in processes:
                 with suppress(OSError):
@@ -54,4 +55,6 @@ def work_together(sweep: Sweep, machine: Machine, count: int, log: Callable[[str
                 process.wait()
             raise TrainingInterrupted("stopped; what the workers have trained is saved.") from None
     if all(process.returncode for process in processes):
-        raise CnnlabError(f"all workers have ended before the sweep; the same command goes on: cnnlab sweep {sweep.file}")
+        raise CnnlabError(
+            f"all workers have ended before the sweep; the same command goes on: cnnlab sweep {sweep.file}"
+        )

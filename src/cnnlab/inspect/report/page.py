@@ -48,8 +48,8 @@ def style(folder: Path = PAGE) -> str:
 def render(payload: dict[str, Any], folder: Path = PAGE) -> str:
     """Return the HTML page of a payload, drawn by the modules in `folder`."""
     policy = (
-        f"default-src 'none'; img-src data: blob:; script-src '{_hash(script(folder))}'; style-src '{_hash(style(folder))}'; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; img-src data: blob:; script-src '{_hash(script(folder))}'; "
+        f"style-src '{_hash(style(folder))}'; base-uri 'none'; form-action 'none'"
     )
     # ASCII only, and no character that HTML or a script could take for its own.
     data = json.dumps(payload, allow_nan=False, separators=(",", ":"))
