@@ -52,7 +52,10 @@ class Recipe:
     )
 
     epochs: int = _setting(10, "passes over the training images", 1, 100_000)
-    batch_size: int = _setting(256, "images per step", 1, 1_000_000)
+    batch_size: int = _setting(256, "images per step, of all processes together", 1, 1_000_000)
+    micro_batch: int = _setting(
+        0, "images that go through the network at once, in each process; their gradients add up; 0: all", 0, 1_000_000
+    )
     optimizer: str = _setting("sgd", "optimizer", choices=("sgd", "adamw", "muon"))
     learning_rate: float = _setting(0.1, "peak learning rate; the loss is the mean over a batch", 0, 1000)
     other_learning_rate: float = _setting(
@@ -85,6 +88,9 @@ class Recipe:
     )
     layer_decay: float = _setting(1.0, "factor of the learning rate from each stage to the one before it", 0.01, 1)
     freeze_batch_norm: bool = _setting(False, "batch norm uses its running statistics and does not update them")
+    sync_batch_norm: bool = _setting(
+        False, "several processes: batch norm normalises over the batch of all, not over each one's part"
+    )
 
     image_size: int = _setting(0, "input size of the network, pixels a side; 0: the source's own", 0, 4096)
     start_size: int = _setting(0, "progressive resizing: pixels a side in the first epoch; 0: off", 0, 4096)

@@ -5,9 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cnnlab.data.draws import Draws
+
 
 def drawn(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def draws(seed: int = 0) -> Draws:
+    return Draws(drawn(seed))
 
 
 def pictures(b: int, c: int, h: int, w: int, seed: int = 0) -> Tensor:

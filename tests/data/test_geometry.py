@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from augmenting import drawn, pictures
+from augmenting import drawn, draws, pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -63,7 +63,7 @@ def test_shift_is_a_window_of_numpys_padding(
 ) -> None:
     pixels = data.draw(st.integers(0, min(h, w) - 1 if reflect else 12))
     x = torch.rand(b, c, h, w, generator=drawn())
-    y = random_shift(x, pixels, drawn(5), "reflect" if reflect else "zeros")
+    y = random_shift(x, pixels, draws(5), "reflect" if reflect else "zeros")
     # These draws are what a run's curve rests on.
     offsets = torch.randint(0, 2 * pixels + 1, (2, b, 1), generator=drawn(5))[:, :, 0].T.tolist()
     for image, shifted, (row, column) in zip(x, y, offsets, strict=True):
@@ -74,9 +74,9 @@ def test_shift_is_a_window_of_numpys_padding(
 
 def test_shift_refuses_what_it_cannot_do() -> None:
     with pytest.raises(ValueError, match="larger than 8x5"):
-        random_shift(torch.zeros(2, 1, 8, 5), 5, drawn(), "reflect")
+        random_shift(torch.zeros(2, 1, 8, 5), 5, draws(), "reflect")
     with pytest.raises(ValueError, match="'wrap'"):
-        random_shift(torch.zeros(2, 1, 8, 5), 1, drawn(), "wrap")
+        random_shift(torch.zeros(2, 1, 8, 5), 1, draws(), "wrap")
 
 
 # Crop
@@ -98,10 +98,10 @@ def test_a_box_of_whole_pixels_is_torchvisions_resized_crop(c: int, h: int, w: i
 
 def test_a_box_between_pixels_is_bilinear_within_itself() -> None:
     x = pictures(20, 3, 7, 10)
-    draws = geometry._draw_boxes(x, (0.1, 1.0), (0.4, 2.5), drawn(1))
-    y = geometry._cropped(x, *draws)
+    boxes = geometry._draw_boxes(x, (0.1, 1.0), (0.4, 2.5), draws(1))
+    y = geometry._cropped(x, *boxes)
     for image, cropped, (top, left, height, width) in zip(
-        x.double().numpy(), y.numpy(), torch.stack(draws, 1).double().tolist(), strict=True
+        x.double().numpy(), y.numpy(), torch.stack(boxes, 1).double().tolist(), strict=True
     ):
         for row in range(7):
             for column in range(10):
@@ -116,7 +116,7 @@ def test_a_box_between_pixels_is_bilinear_within_itself() -> None:
 
 def test_boxes_have_the_asked_areas_and_aspects_and_lie_anywhere_inside() -> None:
     x = torch.empty(20_000, 1, 40, 50)
-    top, left, height, width = geometry._draw_boxes(x, (0.1, 0.4), (0.5, 2.0), drawn())
+    top, left, height, width = geometry._draw_boxes(x, (0.1, 0.4), (0.5, 2.0), draws())
     for value, low, high in (
         (height * width / 2000, 0.1, 0.4),
         ((width / height).log(), -math.log(2), math.log(2)),
@@ -124,7 +124,7 @@ def test_boxes_have_the_asked_areas_and_aspects_and_lie_anywhere_inside() -> Non
         (left / (50 - width), 0, 1),
     ):
         assert stats.kstest(value.numpy(), stats.uniform(low, high - low).cdf).pvalue > 1e-4
-    top, left, height, width = geometry._draw_boxes(x, (0.5, 1.0), (0.1, 10.0), drawn())
+    top, left, height, width = geometry._draw_boxes(x, (0.5, 1.0), (0.1, 10.0), draws())
     assert (top >= 0).all()
     assert (left >= 0).all()
     assert (top + height).max() <= 40 + 1e-4
@@ -132,7 +132,7 @@ def test_boxes_have_the_asked_areas_and_aspects_and_lie_anywhere_inside() -> Non
 
 
 def test_a_crop_of_white_is_not_whiter() -> None:
-    y = random_resized_crop(torch.ones(500, 1, 31, 33), (0.1, 1.0), (0.5, 2.0), drawn())
+    y = random_resized_crop(torch.ones(500, 1, 31, 33), (0.1, 1.0), (0.5, 2.0), draws())
     assert y.max() <= 1  # unclamped, rounding makes some 1 + 1e-7
 
 
@@ -183,7 +183,7 @@ def test_what_lies_outside_is_mirrored() -> None:
 def test_affine_draws_reach_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     x, found = torch.empty(20_000, 1, 1, 1), []
     monkeypatch.setattr(geometry, "_affine", lambda *args: found.append(args) or x)
-    random_affine(x, 30.0, 0.5, 10.0, drawn())
+    random_affine(x, 30.0, 0.5, 10.0, draws())
     _, angle, scale, shear, _ = found[0]
     for value, reach in ((angle, 30.0), (scale.log(), math.log(1.5)), (shear, 10.0)):
         assert stats.kstest(value.numpy(), stats.uniform(-reach, 2 * reach).cdf).pvalue > 1e-4
@@ -193,12 +193,12 @@ def test_each_setting_works_alone_and_vertical_flip_flips_half() -> None:
     x, index = pictures(200, 3, 9, 9), torch.arange(200)
     mean = x.mean((0, 2, 3))
     for setting in ({"rotation": 20.0}, {"zoom": 0.3}, {"shear": 15.0}):
-        y = Augmentation(**setting).changes(x, index, 200, 0, 0, drawn(1), mean)
+        y = Augmentation(**setting).changes(x, index, 200, 0, 0, draws(1), mean)
         assert (y != x).flatten(1).any(1).sum() > 190, setting
         for fill in ("zeros", "reflect"):
-            other = Augmentation(**setting, fill=fill).changes(x, index, 200, 0, 0, drawn(1), mean)
+            other = Augmentation(**setting, fill=fill).changes(x, index, 200, 0, 0, draws(1), mean)
             assert not torch.equal(other, y)
-    y = Augmentation(vertical_flip=True).changes(x, index, 200, 0, 0, drawn(1), mean)
+    y = Augmentation(vertical_flip=True).changes(x, index, 200, 0, 0, draws(1), mean)
     flipped = (y == x.flip(2)).flatten(1).all(1)
     assert torch.equal(y[~flipped], x[~flipped])
     assert 70 < flipped.sum() < 130

@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -29,7 +30,7 @@ from cnnlab.cli.sweep import sweep
 from cnnlab.cli.train import train
 from cnnlab.cli.ui import ui
 from cnnlab.io import interrupt
-from cnnlab.io.errors import CnnlabError, out_of_memory, reason
+from cnnlab.io.errors import CnnlabError, ReportedElsewhere, out_of_memory, reason
 from cnnlab.io.text import echo
 
 app = typer.Typer(
@@ -73,6 +74,8 @@ for name, command in COMMANDS.items():
 
 def main() -> NoReturn:
     """Run the command. Bad input gives one line on standard error and exit code 2."""
+    if os.environ.get("RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" in os.environ:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - of several processes, the first prints
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name or a ± that this terminal cannot print
@@ -82,6 +85,8 @@ def main() -> NoReturn:
             echo("stopped", error=True)
         if sys.stdout is not None:  # None if the parent process closed it
             sys.stdout.flush()
+    except ReportedElsewhere:
+        sys.exit(2)
     except CnnlabError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):

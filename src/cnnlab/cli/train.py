@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,6 +70,13 @@ def train(
     ] = None,
     device: DeviceName = "auto",
     threads: Threads = None,
+    nproc: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes on this machine, one per GPU; each takes a part of every batch. Default: 1.",
+            show_default=False,
+        ),
+    ] = None,
     data_dir: DataDir = None,
     runs_dir: RunsDir = Path("runs"),
     skip_bad: SkipBad = False,
@@ -90,6 +98,14 @@ def train(
     """
     from cnnlab.models.own import is_file
     from cnnlab.recipe import parse_settings
+
+    if nproc is not None and nproc != 1:
+        from cnnlab.device.launch import launch
+        from cnnlab.device.world import launched
+
+        if launched():
+            raise CnnlabError("torchrun has started this process, so --nproc cannot start more; leave it out")
+        raise typer.Exit(launch(nproc, _without_nproc(sys.argv[1:])))
     from cnnlab.training.resume import resume as resume_training
     from cnnlab.training.train import train as train_once
     from cnnlab.training.train_series import train_folds, train_seeds
@@ -144,3 +160,14 @@ def train(
         print_training(lambda: train_folds(recipe, settings["folds"], **common))
     else:
         print_training(lambda: train_once(recipe, **common))
+
+
+def _without_nproc(arguments: list[str]) -> list[str]:
+    """Return the command line without `--nproc N` and `--nproc=N`."""
+    left, given = [], iter(arguments)
+    for argument in given:
+        if argument == "--nproc":
+            next(given, None)
+        elif not argument.startswith("--nproc="):
+            left.append(argument)
+    return left

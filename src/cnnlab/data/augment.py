@@ -3,7 +3,7 @@
 Flips, shifts, crops and affine changes are in geometry.py; here are colours, RandAugment, cutout and mixing.
 
 All functions take images (B, C, H, W) float32 in 0..1, not yet normalized, and return a new tensor of the same shape
-and range. The generator is on the images' device, and its state alone determines the draws. Only `rand_augment` waits
+and range. The state of the draws' generator alone determines them. Only `rand_augment` waits
 for the device.
 """
 
@@ -19,39 +19,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cnnlab.data.draws import Draws
 from cnnlab.data.geometry import alternating_flip, random_affine, random_flip, random_resized_crop, random_shift
 from cnnlab.recipe import Recipe
 
 
-def cutout(images: Tensor, pixels: int, generator: torch.Generator, fill: float | Tensor = 0.0) -> Tensor:
+def cutout(images: Tensor, pixels: int, draws: Draws, fill: float | Tensor = 0.0) -> Tensor:
     """Fill a square of `pixels` a side in each image with `fill`, a number or one for each channel (C,).
 
     The square's centre is uniform over the pixels, so it may hang over the edge: T. DeVries and G. Taylor,
     arXiv:1708.04552.
     """
-    row, column = _draw_pixels(images, generator)
+    row, column = _draw_pixels(images, draws)
     return _filled(images, _box(row, column, pixels, pixels, images.shape), fill)
 
 
-def color_jitter(
-    images: Tensor, brightness: float, contrast: float, saturation: float, generator: torch.Generator
-) -> Tensor:
+def color_jitter(images: Tensor, brightness: float, contrast: float, saturation: float, draws: Draws) -> Tensor:
     """Scale brightness, contrast and saturation of each image, in a random order.
 
     Each factor is uniform in max(0, 1 - x)..1 + x for its argument x. As torchvision's ColorJitter without hue, which
     draws one order and one set of factors for the whole batch. Only images with 3 channels have a saturation.
     """
-    return _recolored(images, *_draw_colors(images, (brightness, contrast, saturation), generator))
+    return _recolored(images, *_draw_colors(images, (brightness, contrast, saturation), draws))
 
 
-def _draw_colors(
-    images: Tensor, reach: tuple[float, float, float], generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _draw_colors(images: Tensor, reach: tuple[float, float, float], draws: Draws) -> tuple[Tensor, Tensor]:
     """Return factors (B, 3) of brightness, contrast and saturation, and the order (B, 3) of the three."""
-    draw = torch.rand(2, len(images), 3, generator=generator, device=images.device)
+    numbers = draws.rand(images, 2, -1, 3)
     lows = [max(0.0, 1 - x) for x in reach]
-    factors = [draw[0, :, i] * (1 + x - low) + low for i, (x, low) in enumerate(zip(reach, lows, strict=True))]
-    return torch.stack(factors, dim=1), draw[1].argsort(dim=1)
+    factors = [numbers[0, :, i] * (1 + x - low) + low for i, (x, low) in enumerate(zip(reach, lows, strict=True))]
+    return torch.stack(factors, dim=1), numbers[1].argsort(dim=1)
 
 
 def _recolored(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
@@ -75,9 +72,7 @@ _OPERATIONS = (
 )
 
 
-def rand_augment(
-    images: Tensor, operations: int, magnitude: int, generator: torch.Generator, fill: float | Tensor = 0.0
-) -> Tensor:
+def rand_augment(images: Tensor, operations: int, magnitude: int, draws: Draws, fill: float | Tensor = 0.0) -> Tensor:
     """Apply `operations` random operations of strength `magnitude`, 0..30, to each image, one after the other.
 
     E. Cubuk et al., arXiv:1909.13719, with torchvision's operations and magnitudes (31 bins), but drawn for each
@@ -86,7 +81,7 @@ def rand_augment(
     """
     kinds = len(_OPERATIONS) - (images.shape[1] != 3)
     # One draw for an operation and its sign; sorting by it makes each group contiguous.
-    codes = torch.randint(2 * kinds, (operations, len(images)), generator=generator, device=images.device)
+    codes = draws.randint(images, 2 * kinds, operations, -1)
     # The host must know the sizes of the groups: the only transfer, once for all rounds.
     sizes = (codes[:, :, None] == torch.arange(2 * kinds, device=images.device)).sum(1).tolist()
     for code, size in zip(codes, sizes, strict=True):
@@ -139,30 +134,27 @@ def _operated(images: Tensor, name: str, magnitude: int, sign: int, fill: float 
     return changes[name]().reshape(images.shape)
 
 
-def mixup(
-    images: Tensor, labels: Tensor, alpha: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def mixup(images: Tensor, labels: Tensor, alpha: float, draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Blend each image with another of the batch: (images, labels, other labels, weight of `labels` (B,) float32).
 
-    H. Zhang et al., arXiv:1710.09412, with a separate weight ~ Beta(alpha, alpha) for each image. The others are a
-    random permutation of the batch, so an image may be blended with itself.
+    H. Zhang et al., arXiv:1710.09412, with a separate weight ~ Beta(alpha, alpha) for each image. The other is its
+    neighbour, see `_neighbours`, where the paper permutes the batch.
     """
-    share = _draw_shares(len(images), alpha, images.device, generator)
-    other = torch.randperm(len(images), generator=generator, device=images.device)
+    share = _draw_shares(images, alpha, draws)
+    other = _neighbours(images)
     return torch.lerp(images[other], images, share[:, None, None, None]), labels, labels[other], share
 
 
-def cutmix(
-    images: Tensor, labels: Tensor, alpha: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def cutmix(images: Tensor, labels: Tensor, alpha: float, draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Paste a box of another image of the batch into each: (images, labels, other labels, weight of `labels` (B,)).
 
     S. Yun et al., arXiv:1905.04899: area ~ 1 - Beta(alpha, alpha) with the image's proportions, centre uniform over
-    the pixels, drawn for each image. The weight is that of the box after it has been clipped to the image.
+    the pixels, drawn for each image, and the other is its neighbour, see `_neighbours`. The weight is that of the box
+    after it has been clipped to the image.
     """
-    side = (1 - _draw_shares(len(images), alpha, images.device, generator)).sqrt()[:, None]
-    other = torch.randperm(len(images), generator=generator, device=images.device)
-    row, column = _draw_pixels(images, generator)
+    side = (1 - _draw_shares(images, alpha, draws)).sqrt()[:, None]
+    other = _neighbours(images)
+    row, column = _draw_pixels(images, draws)
     height, width = ((length * side).long() for length in images.shape[2:])
     box = _box(row, column, height, width, images.shape)
     return torch.where(box, images[other], images), labels, labels[other], 1 - box.float().mean((1, 2, 3))
@@ -208,7 +200,7 @@ class Augmentation:
         return cls(**{f.name: getattr(recipe, f.name) for f in fields(cls)})
 
     def changes(
-        self, images: Tensor, index: Tensor, count: int, epoch: int, seed: int, generator: torch.Generator,
+        self, images: Tensor, index: Tensor, count: int, epoch: int, seed: int, draws: Draws,
         fill: float | Tensor,
     ) -> Tensor:  # fmt: skip
         """Apply the changes that keep the labels; return the input itself if all are off.
@@ -219,28 +211,28 @@ class Augmentation:
         """
         if self.crop_scale < 1 or self.crop_ratio > 1:
             ratio = (1 / self.crop_ratio, self.crop_ratio)
-            images = random_resized_crop(images, (self.crop_scale, 1.0), ratio, generator)
+            images = random_resized_crop(images, (self.crop_scale, 1.0), ratio, draws)
         if self.flip and self.alternating_flip:
             images = alternating_flip(images, index, epoch, seed, count)
         elif self.flip:
-            images = random_flip(images, generator)
+            images = random_flip(images, draws)
         if self.vertical_flip:
-            images = random_flip(images, generator, dim=2)
+            images = random_flip(images, draws, dim=2)
         if self.rotation or self.zoom or self.shear:
             outside = {"mean": fill, "zeros": 0.0, "reflect": None}[self.fill]
-            images = random_affine(images, self.rotation, self.zoom, self.shear, generator, outside)
+            images = random_affine(images, self.rotation, self.zoom, self.shear, draws, outside)
         if self.shift:
-            images = random_shift(images, self.shift, generator, self.shift_fill)
+            images = random_shift(images, self.shift, draws, self.shift_fill)
         if self.brightness or self.contrast or self.saturation:
-            images = color_jitter(images, self.brightness, self.contrast, self.saturation, generator)
+            images = color_jitter(images, self.brightness, self.contrast, self.saturation, draws)
         if self.randaugment:
-            images = rand_augment(images, self.randaugment, self.magnitude, generator, fill)
+            images = rand_augment(images, self.randaugment, self.magnitude, draws, fill)
         if self.cutout:
-            images = cutout(images, self.cutout, generator, fill)
+            images = cutout(images, self.cutout, draws, fill)
         return images
 
     def mixes(
-        self, images: Tensor, labels: Tensor, generator: torch.Generator, host: torch.Generator
+        self, images: Tensor, labels: Tensor, draws: Draws, host: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Apply `mixup` or `cutmix`; return (images, labels, None, None) if both are off.
 
@@ -248,19 +240,34 @@ class Augmentation:
         """
         both = bool(self.mixup and self.cutmix)
         if self.mixup and not (both and torch.rand((), generator=host).item() < 0.5):
-            return mixup(images, labels, self.mixup, generator)
+            return mixup(images, labels, self.mixup, draws)
         if self.cutmix:
-            return cutmix(images, labels, self.cutmix, generator)
+            return cutmix(images, labels, self.cutmix, draws)
         return images, labels, None, None
 
 
-def _draw_shares(b: int, alpha: float, device: torch.device, generator: torch.Generator) -> Tensor:
-    """Draw b weights ~ Beta(alpha, alpha) by the inverse distribution function, one uniform draw each, on any device.
+def _neighbours(images: Tensor) -> Tensor:
+    """Return the index of the image that each is mixed with: (B,).
+
+    0 with 1, 2 with 3 and so on; without a neighbour, the last with the one before it.
+
+    The order is random already, so this is as random as a permutation. It keeps both images of a pair in the process
+    that has one of them.
+    """
+    index = torch.arange(len(images), device=images.device)
+    other = index ^ 1
+    return torch.where(other < len(images), other, (index - 1).clamp(min=0))
+
+
+def _draw_shares(images: Tensor, alpha: float, draws: Draws) -> Tensor:
+    """Draw a weight ~ Beta(alpha, alpha) for each image, on any device.
+
+    By the inverse distribution function, one uniform draw each.
 
     (PyTorch's gamma draws take a generator only under a private name, and not on every device.)
     """
-    table, power = _beta_table(alpha, device), 1 / min(alpha, 1.0)
-    draw = torch.rand(b, generator=generator, device=device)
+    table, power = _beta_table(alpha, images.device), 1 / min(alpha, 1.0)
+    draw = draws.rand(images, -1)
     chance = 1 - (2 * draw - 1).abs()  # by symmetry: chance within the lower half, 0..1
     after = torch.searchsorted(table, chance).clamp_(1, len(table) - 1)
     low, high = table[after - 1], table[after]
@@ -282,11 +289,11 @@ def _beta_table(alpha: float, device: torch.device) -> Tensor:
     return (total / total[-1]).float().to(device)
 
 
-def _draw_pixels(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _draw_pixels(images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
     """Draw a pixel uniformly from each image: row and column, each (B, 1)."""
-    b, _, h, w = images.shape
-    row = torch.randint(h, (b, 1), generator=generator, device=images.device)
-    return row, torch.randint(w, (b, 1), generator=generator, device=images.device)
+    h, w = images.shape[2:]
+    row = draws.randint(images, h, -1, 1)
+    return row, draws.randint(images, w, -1, 1)
 
 
 def _box(row: Tensor, column: Tensor, height: int | Tensor, width: int | Tensor, shape: torch.Size) -> Tensor:

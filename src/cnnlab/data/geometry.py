@@ -1,7 +1,7 @@
 """Random geometry of a batch on its device: flips, shifts, crops and affine changes, with a draw for each image.
 
 All functions take images (B, C, H, W) float32 in 0..1, not yet normalized, and return a new tensor of the same shape
-and range. The generator is on the images' device, and its state alone determines the draws.
+and range. The state of the draws' generator alone determines them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cnnlab.data.draws import Draws
 
-def random_flip(images: Tensor, generator: torch.Generator, dim: int = 3) -> Tensor:
+
+def random_flip(images: Tensor, draws: Draws, dim: int = 3) -> Tensor:
     """Flip each image with probability 1/2, horizontally or, with dim=2, vertically: (B, C, H, W), same shape out."""
-    mirrored = torch.rand(len(images), generator=generator, device=images.device) < 0.5
+    mirrored = draws.rand(images, -1) < 0.5
     return torch.where(mirrored[:, None, None, None], images.flip(dim), images)
 
 
@@ -31,17 +33,17 @@ def alternating_flip(images: Tensor, index: Tensor, epoch: int, seed: int, count
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
-def random_shift(images: Tensor, pixels: int, generator: torch.Generator, fill: str = "zeros") -> Tensor:
+def random_shift(images: Tensor, pixels: int, draws: Draws, fill: str = "zeros") -> Tensor:
     """Move each image by -pixels..pixels in both directions: (B, C, H, W), same shape out.
 
     fill: "zeros" (black) or "reflect", which mirrors the image about its outermost row or column.
     """
-    b, _, h, w = images.shape
+    h, w = images.shape[2:]
     if fill not in ("zeros", "reflect"):
         raise ValueError(f"fill={fill!r}: a shift fills with zeros or reflect")
     if fill == "reflect" and pixels >= min(h, w):
         raise ValueError(f"fill='reflect' with a shift of {pixels} pixels needs images larger than {h}x{w}")
-    offset = torch.randint(0, 2 * pixels + 1, (2, b, 1), generator=generator, device=images.device)
+    offset = draws.randint(images, 2 * pixels + 1, 2, -1, 1)
     return _shifted(images, pixels, offset, "constant" if fill == "zeros" else fill)
 
 
@@ -58,7 +60,7 @@ def _shifted(images: Tensor, pixels: int, offset: Tensor, mode: str) -> Tensor:
 
 
 def random_affine(
-    images: Tensor, rotation: float, zoom: float, shear: float, generator: torch.Generator,
+    images: Tensor, rotation: float, zoom: float, shear: float, draws: Draws,
     fill: float | Tensor | None = 0.0,
 ) -> Tensor:  # fmt: skip
     """Rotate, zoom and shear each image about its centre in one bilinear resampling: (B, C, H, W), same shape out.
@@ -67,7 +69,7 @@ def random_affine(
     shear: largest angle in degrees of a shear along the rows, either way. fill: the colour outside the image, a number
     or one for each channel (C,); None mirrors the image about its outermost row or column.
     """
-    draw = torch.rand(3, len(images), generator=generator, device=images.device) * 2 - 1
+    draw = draws.rand(images, 3, -1) * 2 - 1
     return _affine(images, draw[0] * rotation, (draw[1] * math.log1p(zoom)).exp(), draw[2] * shear, fill)
 
 
@@ -106,24 +108,22 @@ def _reflected(place: Tensor, length: int) -> Tensor:
     return last - (place.remainder(2 * last) - last).abs() if last else torch.zeros_like(place)
 
 
-def random_resized_crop(
-    images: Tensor, scale: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
-) -> Tensor:
+def random_resized_crop(images: Tensor, scale: tuple[float, float], ratio: tuple[float, float], draws: Draws) -> Tensor:
     """Crop a box from each image and enlarge it to (H, W), bilinearly.
 
     scale: the box's fraction of the area, uniform from low to high; ratio: its width over height, log-uniform. As
     torchvision's RandomResizedCrop, except that the box is not rounded to whole pixels, and that a box too long for the
     image is cut to its side (at least one pixel), where torchvision draws again up to ten times.
     """
-    return _cropped(images, *_draw_boxes(images, scale, ratio, generator))
+    return _cropped(images, *_draw_boxes(images, scale, ratio, draws))
 
 
 def _draw_boxes(
-    images: Tensor, scale: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
+    images: Tensor, scale: tuple[float, float], ratio: tuple[float, float], draws: Draws
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return top, left, height and width in pixels, each (B,)."""
-    b, _, h, w = images.shape
-    draw = torch.rand(4, b, generator=generator, device=images.device)
+    h, w = images.shape[2:]
+    draw = draws.rand(images, 4, -1)
     area = draw[0].mul(scale[1] - scale[0]).add(scale[0]).mul(h * w)
     aspect = draw[1].mul(math.log(ratio[1] / ratio[0])).add(math.log(ratio[0])).exp()
     height, width = (area / aspect).sqrt().clamp(1, h), (area * aspect).sqrt().clamp(1, w)

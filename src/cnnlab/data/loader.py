@@ -13,10 +13,12 @@ from torch import Tensor
 
 from cnnlab.data.augment import Augmentation
 from cnnlab.data.balance import balanced_order, loss_weights
+from cnnlab.data.draws import Draws
 from cnnlab.data.feeder import Feeder
 from cnnlab.data.imageset import ImageSet
 from cnnlab.data.own_augment import OwnAugmentation
 from cnnlab.data.packed import Pixels, measured
+from cnnlab.device.world import World
 from cnnlab.io.decode import Decoding
 from cnnlab.io.errors import CnnlabError, reason
 
@@ -158,7 +160,8 @@ class Loader:
 
     Iterating gives the whole set in order. `shuffled` gives it in random order with augmentation, which depend on the
     seed and the epoch only, so that any epoch can be repeated. No image is dropped: the last batch may be smaller, or
-    larger by one. own: applied after `augmentation`, and before images are mixed. balance: as in a recipe, of the
+    larger by one. world: the processes among which each batch is divided; the batches are the same for any number of
+    them. own: applied after `augmentation`, and before images are mixed. balance: as in a recipe, of the
     shuffled batches. passes: how often a shuffled epoch goes over the set. resident: whether the set lies on the
     device. Default: if it fits. The batches are the same.
     """
@@ -176,6 +179,7 @@ class Loader:
         passes: int = 1,
         memory_format: torch.memory_format = torch.contiguous_format,
         resident: bool | None = None,
+        world: World | None = None,
     ) -> None:
         self.feeder = Feeder(images.images, images.labels, device, resident)
         self._passes, self._images = passes, len(images)
@@ -195,6 +199,7 @@ class Loader:
         elif rest:
             sizes.append(rest)
         self._sizes = sizes * passes
+        self._world = world or World()
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -202,8 +207,13 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches in order: images (B, C, H, W) float32, labels (B,)."""
-        sizes = self._sizes[: len(self._sizes) // self._passes]
-        for images, labels, _ in self.feeder(torch.arange(self._images), sizes):
+        return self.every(World())
+
+    def every(self, world: World) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches in order that are this process's: whole ones, dealt out one by one."""
+        batches = torch.arange(self._images).split(self._sizes[: len(self._sizes) // self._passes])
+        mine = batches[world.rank :: world.size]
+        for images, labels, _ in self.feeder(torch.cat([torch.arange(0), *mine]), [len(batch) for batch in mine]):
             yield laid_out(self.preprocessing(images), self._layout), labels
 
     def shuffled(self, seed: int, epoch: int, size: int = 0, start: dict[str, Any] | None = None) -> Batches:
@@ -228,7 +238,7 @@ class Loader:
                     here.manual_seed(_mix(seed, epoch, 1, done))
             except (ValueError, RuntimeError) as error:
                 raise CnnlabError(f"the batches' place in the checkpoint is damaged: {reason(error, 100)}") from error
-        return Batches(self._batches(order, done, seed, epoch, size, host, here), host, here, done)
+        return Batches(self._batches(order, done, seed, epoch, size, host, here), self._sizes, host, here, done)
 
     def _order(self, generator: torch.Generator) -> Tensor:
         """Return the images of one pass over the set, by number."""
@@ -239,25 +249,28 @@ class Loader:
     def _batches(
         self, order: Tensor, done: int, seed: int, epoch: int, size: int, host: torch.Generator, here: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        sizes = self._sizes[done:]
-        if not sizes:
+        parts = order.split(self._sizes)[done:]  # the batches' images, by number
+        if not parts:
             return
+        rows = [self._world.rows(len(part)) for part in parts]
+        mine = [part[own] for part, own in zip(parts, rows, strict=True)]
         grey, _ = _moments(self.preprocessing.mean, self.preprocessing.std, self.device)
         grey = grey.flatten()  # holes are filled with the mean colour
-        batches = self.feeder(order[sum(self._sizes[:done]) :], sizes)
+        batches = self.feeder(torch.cat(mine), [len(part) for part in mine])
         for number, (images, labels, index) in enumerate(batches, done):
+            part = parts[number - done]
+            draws = Draws(here, len(part), rows[number - done])
             x = self.preprocessing.resized(images)
-            x = self._augmentation.changes(x, index, self._images, epoch, seed, here, grey)
+            x = self._augmentation.changes(x, index, self._images, epoch, seed, draws, grey)
             x = self._own(x, _mix(seed, epoch, 2, number)) if self._own else x
-            if self._weights is not None:
-                labels = F.one_hot(labels, self._num_classes) * self._weights[index]  # (B, K)
-            x, y, other, share = self._augmentation.mixes(x, labels, here, host)
+            if self._weights is not None:  # of mean 1 in the whole batch
+                weights = self._weights[index] * (len(part) / self._weights[part.to(self.device)].sum())
+                labels = F.one_hot(labels, self._num_classes) * weights  # (B, K)
+            x, y, other, share = self._augmentation.mixes(x, labels, draws, host)
             if other is not None and share is not None:
                 if y.ndim == 1:
                     y, other = F.one_hot(y, self._num_classes), F.one_hot(other, self._num_classes)
                 y = y * share[:, None] + other * (1 - share[:, None])  # (B, K)
-            if self._weights is not None:
-                y = y * (len(y) / y.sum())
             x = self.preprocessing.normalized(x)
             if size and size != x.shape[2]:
                 x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
@@ -265,15 +278,25 @@ class Loader:
 
 
 class Batches(Iterator[tuple[Tensor, Tensor]]):
-    """The batches of one epoch, from `Loader.shuffled`: images (B, C, H, W) float32, labels."""
+    """The batches of one epoch, from `Loader.shuffled`: images (B, C, H, W) float32, labels.
+
+    Of each batch, this process's part. `images`: how many the last batch has in all processes together.
+    """
 
     def __init__(
-        self, batches: Iterator[tuple[Tensor, Tensor]], host: torch.Generator, here: torch.Generator, done: int
+        self,
+        batches: Iterator[tuple[Tensor, Tensor]],
+        sizes: list[int],
+        host: torch.Generator,
+        here: torch.Generator,
+        done: int,
     ) -> None:
-        self._batches, self._host, self._here, self._done = batches, host, here, done
+        self._batches, self._sizes, self._host, self._here, self._done = batches, sizes, host, here, done
+        self.images = 0
 
     def __next__(self) -> tuple[Tensor, Tensor]:
         batch = next(self._batches)
+        self.images = self._sizes[self._done]
         self._done += 1
         return batch
 

@@ -6,6 +6,7 @@ of a training step of a network of 96 or 224 pixels somewhere (docs/log.md).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,14 +20,23 @@ from cnnlab.models.airbench import Whitening
 def with_fast_layers(model: nn.Module, device: torch.device) -> nn.Module:
     """Return `model` with faster layers for `device`: a copy that shares all parameters and buffers, or `model` itself.
 
-    The copy has the same state dict. Containers around a replaced layer are copies, too, with a `training` flag of
-    their own: call `train()` on both. `model` is not changed.
+    See `with_layers`.
+    """
+    return with_layers(model, lambda layer: _fast_class(layer, device))
+
+
+def with_layers(model: nn.Module, other: Callable[[nn.Module], type[nn.Module] | None]) -> nn.Module:
+    """Return a copy of `model` in which some layers have another class, or `model` itself if none has.
+
+    The copy shares all parameters and buffers and has the same state dict. Containers around a replaced layer are
+    copies, too, with a `training` flag of their own: call `train()` on both. `model` is not changed. other: returns the
+    class that replaces a layer's own, or None.
     """
     copies: dict[int, nn.Module] = {}
 
     def visit(module: nn.Module) -> nn.Module:
         if id(module) not in copies:
-            fast = _fast_class(module, device)
+            fast = other(module)
             children = {name: child and visit(child) for name, child in module._modules.items()}
             if fast is not None:
                 copies[id(module)] = _share(module, fast)

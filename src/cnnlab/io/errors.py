@@ -20,6 +20,10 @@ class CnnlabError(Exception):
         super().__init__(escape(text))
 
 
+class ReportedElsewhere(CnnlabError):
+    """The error of another process of the same training, which prints it."""
+
+
 class TrainingInterrupted(KeyboardInterrupt):
     """Ctrl-C or a similar signal stopped a training. The text says what is saved and how to continue.
 

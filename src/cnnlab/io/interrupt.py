@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -58,6 +59,8 @@ class CtrlC:
         self._handlers[number] = signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signal module passes both
+        if self._signal and "TORCHELASTIC_RUN_ID" in os.environ:
+            return  # torchrun repeats the terminal's Ctrl-C, and kills a process that does not end
         if self._signal:
             self.forced = True
             raise KeyboardInterrupt
@@ -67,6 +70,10 @@ class CtrlC:
     def asked(self) -> bool:
         """Whether a signal has come."""
         return self._signal != 0
+
+    def ask(self) -> None:
+        """Treat this process like one that a signal has reached: another one has."""
+        self._signal = self._signal or signal.SIGINT
 
     def check(self) -> None:
         """Raise KeyboardInterrupt if a signal has come. Call it where nothing is half done."""

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from statistics import median
@@ -158,7 +159,8 @@ def time_step(
             x = torch.rand(recipe.batch_size, *work.shape, device=device).to(memory_format=plan.memory_format)
             y = torch.randint(work.num_classes, (recipe.batch_size,), device=device)
             scaler = grad_scaler(device, plan.precision)
-            step = GuardedStep(scaler) if scaler else make_step(train_step, plan, device)
+            plain = partial(train_step, micro_batch=recipe.micro_batch)
+            step = GuardedStep(scaler, micro_batch=recipe.micro_batch) if scaler else make_step(plain, plan, device)
             warmup = warmup_steps(plan, device)
             times: list[float] = []
             for number in range(max(max_steps, min_steps + warmup)):

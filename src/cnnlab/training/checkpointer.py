@@ -39,7 +39,7 @@ def explained_write_errors(path: Path, saved: str = "what was saved remains") ->
 
 
 class Checkpointer:
-    """Saves the checkpoint of a run. `saved` is the progress that is on the disk.
+    """Saves the checkpoint of a run. `saved` is the progress that is on the disk. writes: False saves nothing.
 
     The steps wait for a copy of the tensors; a thread writes it during the next ones.
     """
@@ -52,8 +52,11 @@ class Checkpointer:
         average: Average | None,
         device: torch.device,
         saved: Progress,
+        *,
+        writes: bool = True,
     ) -> None:
         self.saved = saved
+        self._writes = writes
         self._run, self._model, self._optimizer, self._average = run, model, optimizer, average
         self._device = device
         self._schedule = SaveSchedule(run.recipe)
@@ -61,13 +64,16 @@ class Checkpointer:
 
     def due(self, step: int) -> bool:
         """Return whether to save after update number `step` (from 1): by the recipe, or to raise a failed write."""
-        return self._schedule(step) or self._writer.failed
+        return self._writes and (self._schedule(step) or self._writer.failed)
 
     def save(self, progress: Progress, *, wait: bool = False) -> None:
         """Copy the state of the training now and write it with `progress`; wait: until it is on the disk.
 
         Raise CnnlabError if the disk refuses this write, or refused the one before.
         """
+        if not self._writes:
+            self.saved = progress
+            return
         started = time.perf_counter()
 
         def finish() -> None:

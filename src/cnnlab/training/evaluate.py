@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cnnlab.data.loader import Loader
 from cnnlab.device.precision import autocast, upcast
+from cnnlab.device.world import World
 from cnnlab.training.scores import ClassFigures, Scores
 
 
@@ -120,24 +121,26 @@ def evaluate(
     keep: bool = False,
     temperature: float = 1.0,
     keep_logits: bool = False,
+    world: World | None = None,
 ) -> Evaluation:
     """Evaluate `model` on every image of `loader` in eval mode, then restore its mode.
 
     between: called after each batch; may raise to stop early. views: see `logits`. keep: also the prediction for each
     image, its probability with `temperature`. The loss is without it, as in training. keep_logits: with `keep`, the
-    logits, too.
+    logits, too. world: the processes that share the batches; the result is the same for any number of them.
     """
+    world = world or World()
     was_training = model.training
     model.eval()
-    loss_sum = torch.zeros((), device=loader.device)
+    losses: list[Tensor] = []  # of each batch, summed
     cells: list[Tensor] = []  # (B,) each: true class * K + predicted class
     kept: list[Tensor] = []  # (B,) each: probability of the predicted class
     outputs: list[Tensor] = []  # (B, K) each
     try:
-        for x, y in loader:
+        for x, y in loader.every(world):
             with autocast(loader.device, precision):
                 output = upcast(logits(model, x, views))  # (B, K)
-            loss_sum += F.cross_entropy(output, y, reduction="sum")
+            losses.append(F.cross_entropy(output, y, reduction="sum"))
             cells.append(y * num_classes + output.argmax(1))
             if keep:
                 kept.append(probabilities(output, temperature).amax(1))
@@ -146,11 +149,23 @@ def evaluate(
             between()
     finally:
         model.train(was_training)
+    losses, cells, kept, outputs = (_of_all(parts, world) for parts in (losses, cells, kept, outputs))
     # Once for all batches: after each batch the host would wait for the GPU.
     cell = torch.cat(cells)
     confusion = torch.bincount(cell, minlength=num_classes * num_classes).view(num_classes, num_classes).cpu()
+    loss_sum = torch.zeros_like(losses[0])
+    for part in losses:
+        loss_sum += part
     loss = loss_sum.item() / loader.count
     if not keep:
         return Evaluation(loss, confusion)
     found = torch.cat(outputs).cpu() if keep_logits else None
     return Evaluation(loss, confusion, (cell % num_classes).cpu(), torch.cat(kept).cpu(), found)
+
+
+def _of_all(parts: list[Tensor], world: World) -> list[Tensor]:
+    """Return the values of all batches in their order; parts: those of this process's."""
+    if world.size == 1:
+        return parts
+    found = world.gather([part.cpu() for part in parts])
+    return [found[number % world.size][number // world.size] for number in range(sum(map(len, found)))]

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from cnnlab.data.loader import Batches, Loader
 from cnnlab.device.determinism import random_state, set_random_state
 from cnnlab.device.precision import grad_scaler
 from cnnlab.device.timing import synchronize
+from cnnlab.models.own import is_own
 from cnnlab.training import runs
 from cnnlab.training.average import Average, averaged_weights
 from cnnlab.training.checkpoint import save_weights
@@ -26,9 +28,11 @@ from cnnlab.training.evaluate import Evaluation, evaluate
 from cnnlab.training.events import Events
 from cnnlab.training.finetune import FrozenBody, find_head, freeze_batch_norm
 from cnnlab.training.guard import NonFinite, NonFiniteMonitor
+from cnnlab.training.muon import Muon
 from cnnlab.training.optim import fill_momentum, learning_rate, set_learning_rate, size_in_epoch
 from cnnlab.training.plan import Plan, prepare_model
 from cnnlab.training.progress import Meter, Position, Progress, learned, out_of_patience
+from cnnlab.training.replica import Replica
 from cnnlab.training.runs import Run
 from cnnlab.training.session import OnEpoch, Session
 from cnnlab.training.step import GuardedStep, train_step
@@ -61,6 +65,7 @@ class Trainer:
             own=None if recipe.overfit else session.augment,
             passes=recipe.passes,
             memory_format=plan.memory_format,
+            world=session.world,
         )
         # An evaluation keeps nothing for a backward pass, so small images fit in larger batches.
         eval_batch = 1000 if size <= 64 else recipe.batch_size
@@ -73,11 +78,17 @@ class Trainer:
         self._fast_model = prepare_model(model, plan.compile, code)
         self.scaler = grad_scaler(device, plan.precision, progress.scaler)
         skip = recipe.on_nan == "skip"
-        self._guard = GuardedStep(self.scaler, skip_nonfinite=skip) if skip or self.scaler else None
-        self._step = self._guard or make_step(train_step, plan, device, session.display.message)
+        micro = recipe.micro_batch
+        self._guard = GuardedStep(self.scaler, skip_nonfinite=skip, micro_batch=micro) if skip or self.scaler else None
+        self._plain_step = partial(train_step, micro_batch=micro)
+        self._step = self._guard or make_step(self._plain_step, plan, device, session.display.message)
         self.monitor = NonFiniteMonitor(device, self.steps_per_epoch, skip)
         self._head = find_head(model, session.other_classes(recipe)) if recipe.freeze_epochs else []
         self.frozen: FrozenBody | None = None
+        self.world = session.world
+        self._replica: Replica | None = None  # of what is trained now, if several processes train it
+        if isinstance(optimizer, Muon):
+            optimizer.world = self.world
         self.setup_seconds = 0.0  # before the present epoch: the features were computed
 
     def start_epoch(self, epoch: int, report: Report) -> None:
@@ -89,12 +100,17 @@ class Trainer:
         if epoch >= self.recipe.freeze_epochs and self.frozen is not None:
             self.frozen.end()
             fill_momentum(self.optimizer)  # so far only the head has some
-            self.frozen = None
+            self.frozen = self._replica = None
         elif epoch < self.recipe.freeze_epochs and self.frozen is None:
             started = time.perf_counter()
             loaders = self.train_loader, self.eval_loader
             self.frozen = FrozenBody(self.model, self._head, *loaders, self.plan.precision, report)
             self.setup_seconds = time.perf_counter() - started
+        if self.world.size > 1 and self._replica is None:
+            model = self.frozen.model if self.frozen is not None else self._fast_model
+            self._replica = Replica(
+                model, self.world, synced=self.recipe.sync_batch_norm, unused=is_own(self.recipe.model)
+            )
 
     def batches(self, epoch: int, position: Position | None) -> Batches:
         """Return the batches of an epoch (from 0) that are left at `position`."""
@@ -109,7 +125,7 @@ class Trainer:
         if self.frozen is not None:
             self.frozen.train_mode()
             return
-        for model in (self.model, self._fast_model):
+        for model in (self.model, self._replica or self._fast_model):
             model.train()
             if self.recipe.freeze_batch_norm:
                 freeze_batch_norm(model)
@@ -119,29 +135,44 @@ class Trainer:
         model, loader = self.model, self.eval_loader
         if self.frozen is not None:
             model, loader = self.frozen.model, self.frozen.eval_loader
+        self.take_buffers()
         with averaged_weights(self.average):
-            return evaluate(model, loader, self.num_classes, between, self.plan.precision)
+            return evaluate(model, loader, self.num_classes, between, self.plan.precision, world=self.world)
+
+    def take_buffers(self) -> None:
+        """Take the first process's running statistics, the only ones that are saved: each process has its own."""
+        if self.world.size > 1:
+            averaged = self.average.tensors if self.average is not None else {}
+            buffers = dict(self.model.named_buffers())
+            self.world.take_first([*buffers.values(), *(averaged[name] for name in buffers if name in averaged)])
 
     def rate(self, step: int) -> float:
         """Return the learning rate of update number `step` (from 0)."""
         return learning_rate(self.recipe, step, self.steps)
 
-    def update(self, x: Tensor, y: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Make update number `step` (from 0). Return the mean loss and the number of correct predictions."""
+    def update(self, x: Tensor, y: Tensor, step: int, images: int) -> tuple[Tensor, Tensor]:
+        """Make update number `step` (from 0). Return the mean loss and the number of correct predictions.
+
+        x, y: this process's part of the batch, which has `images` in all; the result is for all of them.
+        """
         recipe = self.recipe
         set_learning_rate(self.optimizer, self.rate(step))
         # Other shapes would be compiled again: the last batch of an epoch, and images that still grow.
         usual = len(y) == recipe.batch_size and x.shape[2] == self.image_size
         model, make = self._fast_model if usual else self.model, self._step
         if self.frozen is not None:  # a CUDA graph of this step would go on leaving out the frozen layers
-            model, make = self.frozen.model, self._guard or train_step
+            model, make = self.frozen.model, self._guard or self._plain_step
+        if self._replica is not None:
+            model = self._replica
+            self._replica.weight, self._replica.copies = self.world.weight(images), self.world.copies(images)
+            self.world.draw_apart(recipe.seed, step)
         loss, correct = make(model, self.optimizer, x, y, recipe.label_smoothing, self.plan.precision)
         if self.average is not None and (self._guard is None or self._guard.updated):
             self.average.after_step(step)
         return loss, correct
 
 
-def train_epochs(trainer: Trainer, checkpointer: Checkpointer, session: Session, events: Events) -> None:
+def train_epochs(trainer: Trainer, checkpointer: Checkpointer, session: Session, events: Events | None) -> None:
     """Train the epochs that are left; each counts once it is saved.
 
     Raise NonFinite for NaN or Inf, KeyboardInterrupt at a safe place after Ctrl-C.
@@ -150,7 +181,8 @@ def train_epochs(trainer: Trainer, checkpointer: Checkpointer, session: Session,
     rows = list(progress.rows)
 
     def report(what: str, done: int, total: int) -> None:
-        session.ctrl_c.check()
+        if trainer.world.size == 1:
+            session.ctrl_c.check()
         session.display.read(what, done, total)
 
     if len(rows) < recipe.epochs and not progress.stopped:
@@ -166,7 +198,8 @@ def train_epochs(trainer: Trainer, checkpointer: Checkpointer, session: Session,
         row = finish_epoch(trainer, checkpointer, session, progress, epoch, meter, batches)
         progress = save_epoch(trainer, checkpointer, progress, row, meter, events)
         session.display.epoch(row)
-        if session.on_epoch is not None and _call(session.on_epoch, row, trainer.device) is False:
+        on_epoch = session.on_epoch
+        if on_epoch is not None and trainer.world.from_first(partial(_ends, on_epoch, row, trainer.device)):
             progress = replace(progress, stopped=True)
             checkpointer.save(progress, wait=True)
 
@@ -186,14 +219,16 @@ def train_one_epoch(
     trainer.train_mode()
     for x, y in batches:
         meter.compute.start()
-        loss, correct = trainer.update(x, y, step)
+        loss, correct = trainer.update(x, y, step, batches.images)
         if trainer.monitor.counts(step, loss):
-            meter.add(loss, correct, len(y))
+            meter.add(loss, correct, batches.images)
         else:
             meter.skip()
         meter.compute.stop()
         step += 1
         session.display.step(epoch, meter.images, meter.sums)
+        if trainer.world.any(ctrl_c.asked):  # all stop after the same step
+            ctrl_c.ask()
         if checkpointer.due(step) or ctrl_c.asked:
             trainer.monitor.check(step - 1, trainer.model)  # waits for the device, as every save does
             position = meter.position(batches)
@@ -221,7 +256,8 @@ def finish_epoch(
     loss, accuracy = meter.means()
     started = time.perf_counter()
     try:
-        measured = trainer.evaluate(session.ctrl_c.check)
+        # One of several processes must not stop alone: all do after the next step.
+        measured = trainer.evaluate(session.ctrl_c.check if trainer.world.size == 1 else lambda: None)
     except KeyboardInterrupt:
         if not session.ctrl_c.forced:  # else the averaged weights may be only partly swapped in
             checkpointer.save(_at(progress, trainer, meter.position(batches)), wait=True)
@@ -258,15 +294,17 @@ def save_epoch(
     progress: Progress,
     row: dict[str, Any],
     meter: Meter,
-    events: Events,
+    events: Events | None,
 ) -> Progress:
     """Save weights, rows and checkpoint after an epoch. Return the progress that is then on the disk."""
     folder = trainer.run.path
+    best_before = progress.best
+    progress = progress.finish(row, trainer.recipe)
+    if out_of_patience(progress.rows, trainer.run) or learned(progress.rows, trainer.recipe):
+        progress = replace(progress, stopped=True)
+    if events is None:  # another process writes
+        return _at(progress, trainer, None)
     with checkpointer.write_errors():
-        best_before = progress.best
-        progress = progress.finish(row, trainer.recipe)
-        if out_of_patience(progress.rows, trainer.run) or learned(progress.rows, trainer.recipe):
-            progress = replace(progress, stopped=True)
         with averaged_weights(trainer.average):
             if progress.best != best_before:  # best_epoch may be that of weights saved before a crash
                 about = {"figure": progress.best, "epoch": progress.best_epoch}
@@ -286,10 +324,11 @@ def _at(progress: Progress, trainer: Trainer, position: Position | None) -> Prog
     return replace(progress, position=position, scaler=trainer.scaler.state_dict() if trainer.scaler else None)
 
 
-def _call(on_epoch: OnEpoch, row: dict[str, Any], device: torch.device) -> bool | None:
+def _ends(on_epoch: OnEpoch, row: dict[str, Any], device: torch.device) -> bool:
+    """Return whether the caller's function ends the training."""
     # Random numbers that the caller draws must not change the training.
     tensors, values = random_state(device)
     try:
-        return on_epoch(dict(row))
+        return on_epoch(dict(row)) is False
     finally:
         set_random_state(device, tensors, values)

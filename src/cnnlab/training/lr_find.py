@@ -146,10 +146,15 @@ def lr_find(
 def _losses(trainer: _RisingRate, session: Session) -> Iterator[float]:
     """Yield the loss of each step, until it diverges or becomes NaN or Inf."""
     trainer.train_mode()
-    endless = itertools.chain.from_iterable(trainer.batches(epoch, None) for epoch in itertools.count())
+    endless = (
+        (x, y, batches.images)
+        for epoch in itertools.count()
+        for batches in [trainer.batches(epoch, None)]
+        for x, y in batches
+    )
     average, smoothed = 0.0, list[float]()
-    for step, (x, y) in enumerate(itertools.islice(endless, trainer.count)):
-        loss = trainer.update(x, y, step)[0].item()
+    for step, (x, y, images) in enumerate(itertools.islice(endless, trainer.count)):
+        loss = trainer.update(x, y, step, images)[0].item()
         session.display.read("testing learning rates", step + 1, trainer.count)
         session.ctrl_c.check()
         if not math.isfinite(loss):

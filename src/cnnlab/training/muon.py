@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from cnnlab.device.world import World
 
 BETAS = 0.9, 0.95  # of Muon's Adam
 
@@ -30,6 +33,7 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "adam": False, "lr_scale": 1.0, "weight_decay": 0.0})
         self._precision = precision
+        self.world = World()  # the processes that divide the matrices among them
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -84,7 +88,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(averages, momentum)
         torch._foreach_add_(averages, gradients)
         directions = torch._foreach_add(gradients, averages, alpha=momentum)  # Nesterov
-        updates = orthogonalize(torch.stack([d.reshape(len(d), -1) for d in directions]), precision=self._precision)
+        updates = self._orthogonalized(torch.stack([d.reshape(len(d), -1) for d in directions]))
         norms = torch._foreach_norm(ps)
         torch._foreach_clamp_min_(norms, 1e-12)
         torch._foreach_mul_(norms, len(ps[0]) ** -0.5)
@@ -92,6 +96,18 @@ class Muon(torch.optim.Optimizer):
         if isinstance(rate, Tensor):
             updates, rate = updates * rate, 1.0
         torch._foreach_add_(ps, [update.view_as(p) for p, update in zip(ps, updates, strict=True)], alpha=-rate)
+
+    def _orthogonalized(self, matrices: Tensor) -> Tensor:
+        """Orthogonalize matrices (G, M, N), each in one of the processes."""
+        size, (g, *shape) = self.world.size, matrices.shape
+        if size == 1:
+            return orthogonalize(matrices, precision=self._precision)
+        done = torch.zeros_like(matrices)
+        # Shapes with a single matrix do not all go to the first process.
+        mine = [i for i in range(g) if (i + math.prod(shape)) % size == self.world.rank]
+        if mine:
+            done[mine] = orthogonalize(matrices[mine], precision=self._precision)
+        return self.world.sum(done)  # each is zero in all processes but one
 
     def _adam(self, ps: list[Tensor], rate: Any, decay: Any, corrections: list[Any]) -> None:
         gradients = [p.grad for p in ps if p.grad is not None]

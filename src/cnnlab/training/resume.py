@@ -8,6 +8,7 @@ from typing import Any
 
 from cnnlab.data.own import own_images
 from cnnlab.data.own_augment import Augment
+from cnnlab.device.world import launched
 from cnnlab.io.errors import CnnlabError
 from cnnlab.models.own import Network
 from cnnlab.recipe import Recipe
@@ -21,7 +22,7 @@ from cnnlab.training.series import is_series, open_series
 from cnnlab.training.session import OnEpoch, Session
 from cnnlab.training.start import continued_recipe, record_move, started_members
 from cnnlab.training.train import train_run
-from cnnlab.training.train_series import check_builder, train_members
+from cnnlab.training.train_series import check_builder, check_single, train_members
 
 
 def resume(
@@ -59,6 +60,10 @@ def resume(
             )
         check_builder(model, series.kind)
     moved = data if isinstance(data, str) else None
+    if launched():
+        check_single(series.kind if series is not None else "")
+        if moved is not None or on_nan is not None:
+            raise CnnlabError("--data and --on-nan change the run itself: resume it by one process first")
     images = own_images(data) if data is not None and moved is None else None
     session = Session(device, threads, data_dir, skip_bad, progress, on_epoch, model, images, augment)
     if series is not None:
@@ -88,12 +93,15 @@ def resume(
     if settings:
         check_free(Path(runs_dir), name)
     with session:
-        recipe = _load_again(session, recipe, moved, first)
+        with session.world.together():
+            recipe = _load_again(session, recipe, moved, first)
         with session.ctrl_c:
             if settings:
                 session.origin = {"kind": "continued", "run": str(run.path.absolute()), "epochs": len(run.metrics())}
-                with removed_if_empty(new_folder(Path(runs_dir), name, recipe)) as path:
-                    return train_run(session, session.create(path, recipe), runs.first_session(run))
+                new = session.world.from_first(lambda: new_folder(Path(runs_dir), name, recipe))
+                with removed_if_empty(new) as path:
+                    continued = session.world.from_first(lambda: session.create(path, recipe))
+                    return train_run(session, continued, runs.first_session(run))
             if moved is not None:
                 record_move(folder, recipe.data)
             if series is not None:

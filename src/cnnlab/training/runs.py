@@ -59,6 +59,7 @@ _INFO = {
                       "interpolation": ("bilinear", "bicubic"), "lows": [NUMBER], "highs": [NUMBER]},
     "recipes": [str],
     "augment?": str,
+    "job?": str,
     "from?": FROM,
 }  # fmt: skip
 _SUMMARY = {
@@ -233,6 +234,18 @@ def open_run(name: str | Path, runs_dir: str | Path = "runs") -> Run:
             f"{path / 'recipe.json'} was damaged or changed by hand; restore it from a copy, or train a new run"
         )
     return Run(path, recipe, info)
+
+
+def run_of_job(job: str, runs_dir: str | Path) -> Run | None:
+    """Return the unfinished run under `runs_dir` that was started by `job`, see `World.job`."""
+    folder = Path(runs_dir)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        with suppress(CnnlabError, OSError):
+            if (path / "run.json").is_file() and read_json(path / "run.json").get("job") == job:
+                run = open_run(path)
+                if run.summary() is None:
+                    return run
+    return None
 
 
 def find_folder(name: str | Path, runs_dir: str | Path = "runs") -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from cnnlab.data.own_augment import Augment, OwnAugmentation
 from cnnlab.data.splits import Pool, divide, load_pool
 from cnnlab.data.survey import fitted_recipe
 from cnnlab.device.hardware import available_cores, check_threads, pick_device
+from cnnlab.device.world import World, device_of_rank, joined_world, rank_here
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.interrupt import CtrlC
 from cnnlab.io.text import plural
@@ -110,31 +112,38 @@ class Session:
         augment: Augment | None = None,
     ) -> None:
         check_threads(threads)
-        self.device = pick_device(device)
+        self.device = device_of_rank(pick_device(device))
+        self.world = World()  # until the `with` block
+        self._connected = contextlib.ExitStack()
         self.on_epoch = on_epoch
         self.network, self.images = network, images
         self.augment = OwnAugmentation(augment) if augment is not None else None
         self.whitening_seconds = 0.0
         self._auto_device = device == "auto"
         self.threads = threads
-        self.display: Display = make_display(progress)
+        self.display: Display = make_display("none" if rank_here() else progress)
         self.ctrl_c = CtrlC()
         self._named_data_dir, self._data_dir = data_dir, data_folder(data_dir)
         self._skip_bad = skip_bad
         self.origin: dict[str, Any] | None = None  # the run that new ones start from
         self.search_test = True  # whether the test images are searched for copies of training images
+        self.job = ""  # what starts this call again if a process dies
         self.given: frozenset[str] | None = None  # see `choose`
         self._introduced = self._announced = False
         self._plan: Plan | None = None
         self._shared: dict[str, int] | None = None
 
     def __enter__(self) -> Session:
+        self.world = self._connected.enter_context(joined_world(self.device))
+        if self.world.size > 1 and self.threads is None and self.device.type == "cpu":
+            self.threads = max(1, available_cores() // self.world.local_size)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.display.end()
+        self._connected.close()
 
     def continue_as(self, run: Run) -> None:
         """Take device, threads, data folder and skip_bad from what `run` started with, unless they were given."""
@@ -142,7 +151,7 @@ class Session:
         self._skip_bad = self._skip_bad or bool(run.info["data"].get("skip_bad"))
         first = runs.first_session(run)
         if self._auto_device:
-            self.device = pick_device(same_device(first.get("device")))
+            self.device = device_of_rank(pick_device(same_device(first.get("device"))))
         if self.threads is None and "threads" in first:
             self.threads = max(1, min(first["threads"], available_cores()))  # also for seeds that are not started yet
 
@@ -247,6 +256,7 @@ class Session:
             "preprocessing": self.preprocessing.to_dict(),
             **({"augment": self.augment.name} if self.augment else {}),
             **({"from": self.origin} if self.origin else {}),
+            **({"job": self.job} if self.job else {}),
         }
 
     def build(self, recipe: Recipe, *, published: bool = False, classes: int = 0) -> nn.Module:
@@ -289,7 +299,9 @@ class Session:
         """
         if self._plan is not None and not first:
             return self._plan
-        plan = choose_plan(self._workload(recipe), first, log=self.display.message, check=self.ctrl_c.check)
+        plan = self.world.from_first(
+            lambda: choose_plan(self._workload(recipe), first, log=self.display.message, check=self.ctrl_c.check)
+        )
         if not first:
             self._plan = plan
         return plan
@@ -303,14 +315,16 @@ class Session:
                 self.display.message(f"time: about {clock(seconds)} for {plural(recipe.epochs, 'epoch')}")
 
     def _workload(self, recipe: Recipe) -> Workload:
-        side = self.preprocessing.image_size
+        side, world = self.preprocessing.image_size, self.world
+        if world.size > 1:  # what one of them has to do
+            recipe = replace(recipe, batch_size=max(1, recipe.batch_size // world.size), compile="off")
         return Workload(
             recipe,
             lambda: self.build(recipe),
             (self.preprocessing.channels, side, side),
             len(self.train_set.classes),
             self.device,
-            len(self.train_set),
+            len(self.train_set) // world.size,
             self.threads,
         )
 

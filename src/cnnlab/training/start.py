@@ -182,7 +182,7 @@ def note_differences(session: Session, run: Run, plan: Plan, first: dict[str, An
     log = session.display.message
     if plan.precision == torch.bfloat16 and first and not has_bfloat16(session.device):
         log(f"note: {run.path} started in bfloat16, which this device computes slowly")
-    for key in ("device_name", "threads", "versions", "compile"):
+    for key in ("device_name", "threads", "versions", "compile", "processes"):
         if first.get(key, here[key]) != here[key]:
             log(
                 f"note: {run.path} started with {key} {first[key]} and continues with {here[key]}: the weights may "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnlab.device.precision import autocast, upcast
+from cnnlab.training.replica import Replica
 
 
 def train_step(
@@ -19,19 +21,48 @@ def train_step(
     y: Tensor,
     label_smoothing: float = 0.0,
     precision: torch.dtype = torch.float32,
+    micro_batch: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Update the model once by the mean cross-entropy of a batch.
 
     x: (B, C, H, W) float. y: (B,) int64 classes or (B, K) probabilities, for mixed images. A row of these may be
     scaled by the weight of its image; with weights of mean 1 the loss is the weighted mean. precision: of convolutions
-    and matrix products. Return the mean loss and the number of correct predictions, both scalars on the device. A
-    prediction for a mixed image is correct if it is the class with the larger probability.
+    and matrix products. micro_batch: see `add_gradients`. Return the mean loss and the number of correct predictions,
+    both scalars on the device. A prediction for a mixed image is correct if it is the class with the larger
+    probability.
     """
-    loss, correct = forward_loss(model, x, y, label_smoothing, precision)
     optimizer.zero_grad()
-    loss.backward()
+    loss, correct = add_gradients(model, x, y, label_smoothing, precision, micro_batch)
     optimizer.step()
-    return loss.detach(), correct
+    return loss, correct
+
+
+def add_gradients(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    label_smoothing: float,
+    precision: torch.dtype,
+    micro_batch: int = 0,
+    scaler: torch.amp.GradScaler | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Add the gradients of the mean loss of a batch to the parameters' `grad`. Arguments, result: see `train_step`.
+
+    micro_batch: images that go through the network at once, so that a large batch needs no more memory; batch norm
+    then normalises over those. 0: all. scaler: scales the loss.
+    """
+    count = -(-len(y) // micro_batch) if micro_batch else 1
+    losses, hits = [], []
+    for number, (images, labels) in enumerate(zip(x.tensor_split(count), y.tensor_split(count), strict=True), 1):
+        with model.later(number < count) if isinstance(model, Replica) else nullcontext():
+            loss, correct = forward_loss(model, images, labels, label_smoothing, precision)
+            if count > 1:
+                loss = loss * (len(labels) / len(y))
+            (loss if scaler is None else scaler.scale(loss)).backward()
+        losses.append(loss.detach())
+        hits.append(correct)
+    loss, correct = (losses[0], hits[0]) if count == 1 else (torch.stack(losses).sum(), torch.stack(hits).sum())
+    return model.whole(loss, correct) if isinstance(model, Replica) else (loss, correct)
 
 
 def forward_loss(
@@ -40,7 +71,8 @@ def forward_loss(
     """Return the mean loss, with its graph, and the number of correct predictions. Arguments: see `train_step`."""
     if isinstance(model, Compiled):
         return model.forward_loss(x, y, label_smoothing, precision)
-    return _forward_loss(model, x, y, label_smoothing, precision)
+    loss, correct = _forward_loss(model, x, y, label_smoothing, precision)
+    return (loss * model.weight if isinstance(model, Replica) and model.weight != 1 else loss), correct
 
 
 def _forward_loss(
@@ -91,8 +123,10 @@ class GuardedStep:
     `updated` says whether the last call changed the weights.
     """
 
-    def __init__(self, scaler: torch.amp.GradScaler | None = None, *, skip_nonfinite: bool = False) -> None:
-        self.scaler, self.skip_nonfinite = scaler, skip_nonfinite
+    def __init__(
+        self, scaler: torch.amp.GradScaler | None = None, *, skip_nonfinite: bool = False, micro_batch: int = 0
+    ) -> None:
+        self.scaler, self.skip_nonfinite, self._micro_batch = scaler, skip_nonfinite, micro_batch
         self.updated = True
 
     def __call__(
@@ -107,13 +141,14 @@ class GuardedStep:
         """Update the model once, or skip the update. Arguments and result: see `train_step`."""
         # The forward pass changes the running statistics of batch norm.
         buffers = [buffer.clone() for buffer in model.buffers()] if self.skip_nonfinite else []
-        loss, correct = forward_loss(model, x, y, label_smoothing, precision)
         optimizer.zero_grad()
+        if self.scaler is not None:
+            _start_momentum(optimizer)
+        loss, correct = add_gradients(model, x, y, label_smoothing, precision, self._micro_batch, self.scaler)
         finite = not self.skip_nonfinite or math.isfinite(loss.item())
         if finite and self.scaler is not None:
-            self.updated = self._scaled_update(self.scaler, optimizer, loss)
+            self.updated = self._scaled_update(self.scaler, optimizer)
         elif finite:
-            loss.backward()
             finite = not self.skip_nonfinite or _finite_gradients(model)
             if finite:
                 optimizer.step()
@@ -122,21 +157,23 @@ class GuardedStep:
             for buffer, value in zip(model.buffers(), buffers, strict=True):
                 buffer.copy_(value)
             loss, self.updated = torch.full_like(loss, math.nan), False
-        return loss.detach(), correct
+        return loss, correct
 
     @staticmethod
-    def _scaled_update(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, loss: Tensor) -> bool:
-        if isinstance(optimizer, torch.optim.SGD) and not optimizer.state:
-            # If the very first step overflows, PyTorch's fused SGD leaves its new momentum uninitialized.
-            for group in optimizer.param_groups:
-                for p in group["params"] if group["momentum"] else ():
-                    optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        scaler.scale(loss).backward()
+    def _scaled_update(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> bool:
         scaler.unscale_(optimizer)  # a fused optimizer would only do so inside its step, after clipping
         scaler.step(optimizer)
         scale = scaler.get_scale()
         scaler.update()
         return scaler.get_scale() >= scale  # it falls only after an overflow
+
+
+def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """If the very first scaled step overflows, PyTorch's fused SGD leaves its new momentum uninitialized."""
+    if isinstance(optimizer, torch.optim.SGD) and not optimizer.state:
+        for group in optimizer.param_groups:
+            for p in group["params"] if group["momentum"] else ():
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 def _finite_gradients(model: nn.Module) -> bool:

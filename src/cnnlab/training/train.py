@@ -15,7 +15,7 @@ from typing import Any
 from cnnlab.data.own_augment import Augment
 from cnnlab.device.determinism import reproducible
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted, out_of_memory, reason
-from cnnlab.io.files import remove_torn, write_checked
+from cnnlab.io.files import digest, remove_torn, write_checked
 from cnnlab.models.own import Network
 from cnnlab.recipe import Recipe
 from cnnlab.training import checkpoint, runs
@@ -97,15 +97,24 @@ def train(
         model, data, settings = like_origin(init_from, runs_dir, model, data, settings)
     recipe, network, images, given = choose(recipe, model, data, settings)
     with Session(device, threads, data_dir, skip_bad, progress, on_epoch, network, images, augment) as session:
+        world = session.world
         session.given = given
-        session.origin = weights_of(init_from, runs_dir) if init_from is not None else None
-        check_free(Path(runs_dir), name)
-        recipe = session.load_data(recipe)
-        check_origin(session, recipe)
-        note_seen_images(session, recipe)
-        recipe = session.find_batch_size(recipe) if auto_batch else recipe
-        with session.ctrl_c, removed_if_empty(new_folder(Path(runs_dir), name, recipe)) as path:
-            return train_run(session, session.create(path, recipe))
+        session.job = f"{world.job} {digest(recipe.to_dict())[:12]}" if world.size > 1 else ""
+        begun = world.from_first(lambda: runs.run_of_job(session.job, runs_dir) if session.job else None)
+        with world.together():
+            session.origin = weights_of(init_from, runs_dir) if init_from is not None else None
+            if begun is None:
+                check_free(Path(runs_dir), name)
+            recipe = session.load_data(recipe if begun is None else begun.recipe, again=begun)
+            check_origin(session, recipe)
+            note_seen_images(session, recipe)
+            recipe = session.find_batch_size(recipe) if auto_batch and begun is None else recipe
+        with session.ctrl_c:
+            if begun is not None:
+                return train_run(session, begun)
+            folder = world.from_first(lambda: new_folder(Path(runs_dir), name, recipe))
+            with removed_if_empty(folder) as path:
+                return train_run(session, world.from_first(lambda: session.create(path, recipe)))
 
 
 def train_run(session: Session, run: Run, like: dict[str, Any] | None = None) -> Result:
@@ -122,9 +131,13 @@ def train_run(session: Session, run: Run, like: dict[str, Any] | None = None) ->
             session.announce_time(recipe, plan)
     except KeyboardInterrupt:
         raise _interrupted_early(run) from None
-    here = plan.environment(session.device)
+    here = {**plan.environment(session.device), "processes": session.world.size}
     note_differences(session, run, plan, first, here)
-    with runs.locked(run.path), reproducible(recipe.seed, plan.threads), explained_errors(session, recipe):
+    with contextlib.ExitStack() as held, explained_errors(session, recipe):
+        with session.world.together():
+            if session.world.first:
+                held.enter_context(runs.locked(run.path))
+        held.enter_context(reproducible(recipe.seed, plan.threads))
         try:
             trainer, checkpointer = _prepare(session, run, plan, here)
         except KeyboardInterrupt as error:
@@ -153,36 +166,46 @@ def explained_errors(session: Session, recipe: Recipe) -> Iterator[None]:
 
 def _prepare(session: Session, run: Run, plan: Plan, here: dict[str, Any]) -> tuple[Trainer, Checkpointer]:
     """Build the model and what trains it, new or as the checkpoint has them, and save that. here: the environment."""
-    recipe, device = run.recipe, session.device
-    with explained_write_errors(run.path):
-        continue_from(run)
+    recipe, device, world = run.recipe, session.device, session.world
+
+    def clean() -> None:
+        with explained_write_errors(run.path):
+            continue_from(run)
+            remove_torn(run.path)
+
+    world.from_first(clean)
     resumed = has_checkpoint(run.checkpoint)
     model = new_model(session, run, published=not resumed).to(device).to(memory_format=plan.memory_format)
     optimizer = make_optimizer(model, recipe, plan.precision)
     average = Average(model, recipe) if recipe.average != "none" else None
     progress = Progress()
     with explained_write_errors(run.path):
-        remove_torn(run.path)
         if resumed or run.metrics():
             values = load_checkpoint(run.checkpoint, model, optimizer, device, average, session.display.message)
             progress = Progress.from_dict(values, recipe, len(session.train_set), run.checkpoint)
             progress = with_best_on_disk(session, run, progress)
             if len(progress.rows) == run.info.get("from", {}).get("epochs"):  # the run before may have ended early
                 progress = replace(progress, stopped=False)
-    with explained_write_errors(run.path, str(progress)):
-        runs.add_session(run, here)
-        if not resumed:
-            checkpoint.save_checkpoint(run.checkpoint, model, optimizer, device, progress.to_dict(), average)
-        runs.write_metrics(run, progress.rows)  # drops what a killed process wrote after its checkpoint
+
+    def begin() -> None:
+        with explained_write_errors(run.path, str(progress)):
+            runs.add_session(run, here)
+            if not resumed:
+                checkpoint.save_checkpoint(run.checkpoint, model, optimizer, device, progress.to_dict(), average)
+            runs.write_metrics(run, progress.rows)  # drops what a killed process wrote after its checkpoint
+
+    world.gather(None)  # all have read what is there
+    world.from_first(begin)
     trainer = Trainer(session, run, plan, model, optimizer, average, progress)
-    return trainer, Checkpointer(run, model, optimizer, average, device, progress)
+    return trainer, Checkpointer(run, model, optimizer, average, device, progress, writes=world.first)
 
 
 def _run_to_end(session: Session, trainer: Trainer, checkpointer: Checkpointer, started: float) -> Result:
     """Train the epochs that are left, then write curves and summary. started: when the call began."""
     run, recipe, display = trainer.run, trainer.recipe, session.display
     setup_done = time.perf_counter()
-    with contextlib.closing(Events(run, checkpointer.saved.rows)) as events:
+    writes = session.world.first
+    with contextlib.closing(Events(run, checkpointer.saved.rows)) if writes else contextlib.nullcontext() as events:
         try:
             with contextlib.closing(checkpointer):
                 train_epochs(trainer, checkpointer, session, events)
@@ -192,7 +215,7 @@ def _run_to_end(session: Session, trainer: Trainer, checkpointer: Checkpointer, 
             display.end()
             rows = checkpointer.saved.rows
             with contextlib.suppress(OSError):  # what matters is how to go on
-                if rows:
+                if rows and writes:
                     _save_curves(run, rows)
             raise TrainingInterrupted(
                 f"stopped in epoch {min(len(rows) + 1, recipe.epochs)} of {recipe.epochs}; {checkpointer.saved}. "
@@ -202,7 +225,7 @@ def _run_to_end(session: Session, trainer: Trainer, checkpointer: Checkpointer, 
             display.end()
     trained = time.perf_counter()
     try:
-        summary = _finish(session, run, checkpointer.saved)
+        summary = session.world.from_first(lambda: _finish(session, run, checkpointer.saved))
     except KeyboardInterrupt:
         raise TrainingInterrupted(
             f"stopped before the summary; all {checkpointer.saved}. "

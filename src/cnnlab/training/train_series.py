@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from cnnlab.data.own_augment import Augment
+from cnnlab.device.world import launched
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted
 from cnnlab.io.files import write_checked
 from cnnlab.models.own import Network, own_name
@@ -110,6 +111,8 @@ def _train_new(
         model, data, settings = like_origin(init_from, runs_dir, model, data, settings)
     recipe, network, images, given = choose(recipe, model, data, settings)
     first = recipe.seed if kind == "seeds" else 1
+    if launched():
+        check_single(kind)
     check_builder(network, kind)
     with Session(**machine, network=network, images=images) as session:
         session.given = given
@@ -126,6 +129,13 @@ def _train_new(
             series = replace(series, path=path, recipe=recipe)
             series.save()
             return train_members(session, series)
+
+
+def check_single(kind: str) -> None:
+    """Raise CnnlabError for a series, which several processes do not train. kind: empty if it is none."""
+    if kind:
+        option = "--seed N" if kind == "seeds" else "--set folds=K --set fold=N"
+        raise CnnlabError(f"several {kind} are trained by one process each: start a job for each, with {option}")
 
 
 def check_builder(network: Network | None, kind: str) -> None:

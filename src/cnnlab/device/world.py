@@ -1,0 +1,218 @@
+"""The processes that train one network together, started by torchrun and connected by torch.distributed.
+
+Each batch is divided among them. What is random is drawn for the whole batch by every process, so the batches do not
+depend on their number.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cnnlab.io.errors import CnnlabError, ReportedElsewhere, reason
+
+T = TypeVar("T")
+TIMEOUT = "CNNLAB_TIMEOUT"
+"""Environment variable: seconds that a process waits for the others before it gives up. Default: 1800."""
+
+
+class World:
+    """The processes of a training: this one is number `rank` of `size`. Without arguments: this one alone.
+
+    local_size: processes on this machine. job: names the training over the restarts of its processes; empty if nothing
+    restarts them.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, local_size: int = 1, job: str = "") -> None:
+        self.rank, self.size, self.local_size, self.job = rank, size, local_size, job
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+    def _parts(self, batch: int) -> list[slice]:
+        """Return the rows of a batch that each process takes.
+
+        Parts start at even rows, since mixup and CutMix mix neighbours. A batch too small for two images each is
+        computed in full by every process: batch norm cannot train on one image.
+        """
+        pairs = batch // 2
+        if self.size == 1 or pairs < self.size:
+            return [slice(0, batch)] * self.size
+        starts = [2 * (rank * pairs // self.size) for rank in range(self.size)]
+        return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], batch], strict=True)]
+
+    def rows(self, batch: int) -> slice:
+        """Return the rows of a batch of so many images that this process takes."""
+        return self._parts(batch)[self.rank]
+
+    def weight(self, batch: int) -> float:
+        """Return the factor of this process's mean over its rows: the mean over the processes is the batch's."""
+        lengths = [len(range(batch)[part]) for part in self._parts(batch)]
+        return lengths[self.rank] * self.size / sum(lengths)
+
+    def copies(self, batch: int) -> int:
+        """Return how many processes have each image of a batch."""
+        return 1 if batch // 2 >= self.size else self.size
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum of the processes' tensors of one shape. Raise CnnlabError if one has gone."""
+        if self.size > 1:
+            tensor = tensor.clone()
+            with _lost():
+                dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Return whether any process's flag is set."""
+        return bool(self.sum(torch.tensor(int(flag))).item()) if self.size > 1 else flag
+
+    def draw_apart(self, seed: int, step: int) -> None:
+        """Seed PyTorch's generators for a step, so that dropout differs between processes. The first keeps its own."""
+        if self.rank:
+            torch.manual_seed((seed * 1_000_003 + step) * self.size + self.rank)
+
+    def take_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite the tensors with those of the first process."""
+        if self.size > 1:
+            with _lost():
+                for tensor in tensors:
+                    dist.broadcast(tensor, 0)
+
+    def gather(self, value: T) -> list[T]:
+        """Return the value of each process, in their order: plain values or tensors on the CPU."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with _lost():
+            dist.all_gather_object(values, value)
+        return values
+
+    def from_first(self, call: Callable[[], T]) -> T:
+        """Return what `call` returns in the first process; the others wait. A CnnlabError is raised in all of them."""
+        if self.size == 1:
+            return call()
+        answer: list[Any] = [None, None]
+        caught: BaseException | None = None
+        if self.first:
+            try:
+                answer[0] = call()
+            except (CnnlabError, KeyboardInterrupt) as error:
+                caught, answer[1] = error, str(error) or "stopped"
+        with _lost():
+            dist.broadcast_object_list(answer, 0)
+        if caught is not None:
+            raise caught
+        if answer[1] is not None:
+            raise ReportedElsewhere(answer[1])
+        value: T = answer[0]
+        return value
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Raise the CnnlabError of any process inside the `with` block in all of them, at its end."""
+        caught: CnnlabError | None = None
+        try:
+            yield
+        except CnnlabError as error:
+            if self.size == 1 or isinstance(error, ReportedElsewhere):
+                raise
+            caught = error
+        errors = self.gather((platform.node(), str(caught)) if caught is not None else None)
+        for rank, found in enumerate(errors):
+            if found is not None:
+                if not self.first:
+                    raise ReportedElsewhere(found[1]) from caught
+                if rank == 0 and caught is not None:
+                    raise caught
+                raise CnnlabError(f"process {rank} of {self.size}, on {found[0]}: {found[1]}") from caught
+
+
+@contextmanager
+def _lost() -> Iterator[None]:
+    """Turn what torch.distributed raises when another process has ended, or is cut off, into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        what = "another process of the training has ended or cannot be reached"
+        raise CnnlabError(f"{what}: {reason(error, 120)}") from error
+
+
+def launched() -> bool:
+    """Return whether torchrun has started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ and "MASTER_ADDR" in os.environ
+
+
+def local_rank() -> int:
+    """Return the number of this process on its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def rank_here() -> int:
+    """Return the number of this process among those that torchrun has started, from 0; 0 for one alone."""
+    return int(os.environ["RANK"]) if launched() else 0
+
+
+def device_of_rank(device: torch.device) -> torch.device:
+    """Return the GPU of this process, if torchrun has started several and `device` is one. Raise CnnlabError."""
+    if device.type != "cuda" or not launched():
+        return device
+    if local_rank() >= torch.cuda.device_count():
+        raise CnnlabError(
+            f"process {local_rank() + 1} on {platform.node()} has no GPU of its own: there are "
+            f"{torch.cuda.device_count()}; start as many processes"
+        )
+    torch.cuda.set_device(local_rank())
+    return torch.device("cuda", local_rank())
+
+
+@contextmanager
+def joined_world(device: torch.device) -> Iterator[World]:
+    """Connect the processes that torchrun has started for the `with` block: NCCL between GPUs, gloo between CPUs.
+
+    Raise CnnlabError for a device whose tensors cannot be exchanged, or if the others do not come.
+    """
+    if not launched():
+        yield World()
+        return
+    if device.type not in ("cpu", "cuda"):
+        raise CnnlabError(f"several processes cannot train on {device.type}; choose --device cpu or cuda")
+    mine = not dist.is_initialized()
+    if mine:
+        seconds = _seconds(os.environ.get(TIMEOUT, "1800"))
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        with _lost():
+            dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", "1")), _job())
+    finally:
+        if mine:
+            dist.destroy_process_group()
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= 1e6:
+        raise CnnlabError(f"{TIMEOUT}={text[:40]!r}: expected a number of seconds, from 1 to 1,000,000")
+    return seconds
+
+
+def _job() -> str:
+    """Return the name of the job, which is the same after torchrun has started it again; empty without it."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    # Without an id of its own, the job is known by the agent's process, which outlives its workers.
+    return f"{platform.node()}-{os.getppid()}" if name == "none" else name

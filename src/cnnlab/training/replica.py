@@ -1,0 +1,102 @@
+"""A network that several processes train together, each on its part of a batch."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from cnnlab.device.fast_layers import with_layers
+from cnnlab.device.world import World
+
+
+class Replica(nn.Module):
+    """`model` with gradients that are averaged over the processes; its parameters are those of `model`.
+
+    weight: the factor of the loss of this process, see `World.weight`; copies: processes that have each image. Set both
+    for each batch. synced: whether batch norm normalises over the whole batch, not over this process's part. unused:
+    whether a parameter may have no gradient.
+    """
+
+    def __init__(self, model: nn.Module, world: World, *, synced: bool = False, unused: bool = False) -> None:
+        super().__init__()
+        if synced:
+            model = with_layers(model, lambda layer: SyncedBatchNorm if isinstance(layer, _BatchNorm) else None)
+            for layer in model.modules():
+                if isinstance(layer, SyncedBatchNorm):
+                    layer.world = world
+        self._world = world
+        self.weight, self.copies = 1.0, 1
+        device = next(p.device for p in model.parameters())
+        # Running statistics are not exchanged in each step: only the first process's count, see Trainer.take_buffers.
+        self.parallel = DistributedDataParallel(
+            model, [device] if device.type == "cuda" else None, broadcast_buffers=False,
+            find_unused_parameters=unused, gradient_as_bucket_view=True,
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the network."""
+        logits: Tensor = self.parallel(x)
+        return logits
+
+    def later(self, wait: bool) -> AbstractContextManager[Any]:
+        """Return a context in which gradients are only added up, if `wait`, and averaged by a later backward pass."""
+        return self.parallel.no_sync() if wait else nullcontext()
+
+    def whole(self, loss: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean loss and the correct predictions of the whole batch; loss: already times `weight`."""
+        loss, correct = self._world.sum(torch.stack((loss.float(), correct.float())))
+        return loss / self._world.size, correct / self.copies
+
+
+class SyncedBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the images of all processes: (B, C, H, W), or (B, C), -> the same shape.
+
+    PyTorch's own works on GPUs only. This one needs two sums over the processes in each direction.
+    """
+
+    world: World
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise by the whole batch's statistics in training, by the running ones in eval mode."""
+        if not self.training:
+            return super().forward(x)
+        dims, shape = (0, *range(2, x.ndim)), (1, -1, *[1] * (x.ndim - 2))
+        dtype = self.running_mean.dtype if self.running_mean is not None else torch.float32
+        here = torch.full((1,), x.numel() // x.shape[1], dtype=dtype, device=x.device)  # values per channel
+        sums = _Sum.apply(torch.cat((x.sum(dims, dtype=dtype), here)), self.world)
+        count, mean = sums[-1].detach(), sums[:-1] / sums[-1].detach()
+        centred = x - mean.view(shape)
+        var = _Sum.apply(centred.square().sum(dims, dtype=dtype), self.world) / count
+        y = centred * torch.rsqrt(var + self.eps).view(shape)
+        if self.weight is not None and self.bias is not None:
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                share = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
+                self.running_mean.lerp_(mean, share)
+                self.running_var.lerp_(var * count / (count - 1), share)
+        return y.to(x.dtype)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"expected (B, C, ...), got {tuple(input.shape)}")
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of the processes' tensors; so is its gradient, since the loss of each depends on it."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, world: World) -> Tensor:
+        ctx.world = world
+        return world.sum(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        total: Tensor = ctx.world.sum(gradient.contiguous())
+        return total, None

@@ -1,0 +1,208 @@
+"""Several processes train one network: the same batches, the same evaluation, and nearly the same weights as one."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from comparing import figures
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from worlds import together
+
+from cnnlab import Recipe, open_run, resume, train
+from cnnlab.data.augment import Augmentation
+from cnnlab.data.imageset import ImageSet
+from cnnlab.data.loader import Loader, Preprocessing
+from cnnlab.device.world import World, joined_world
+from cnnlab.io.errors import CnnlabError, ReportedElsewhere
+from cnnlab.training.checkpoint import read_weights
+from cnnlab.training.evaluate import evaluate
+from cnnlab.training.replica import SyncedBatchNorm
+
+CPU = torch.device("cpu")
+COPYING = Augmentation(shift=1, flip=True, alternating_flip=True, vertical_flip=True, cutout=2, cutmix=0.4)
+# Vectorised code may round the last images of a part in another way than those of a whole batch.
+ROUNDING = Augmentation(rotation=20, zoom=0.2, crop_scale=0.5, brightness=0.2, contrast=0.2, saturation=0.2, mixup=0.4)
+SMALL = Recipe(
+    data="digits", model="lenet", image_size=16, epochs=2, batch_size=100, limit=330, learning_rate=0.05, momentum=0.9
+)
+
+
+def image_set(count: int, channels: int = 1) -> ImageSet:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, channels, 6, 6), dtype=torch.uint8, generator=generator)
+    weights = torch.rand(count, generator=generator) + 0.5
+    return ImageSet(images, torch.arange(count) % 3, [str(i) for i in range(count)], ["a", "b", "c"], weights=weights)
+
+
+def loader(images: ImageSet, batch: int, world: World, augmentation: Augmentation = COPYING) -> Loader:
+    how = Preprocessing.of(images.images, image_size=0, fit="pad", normalize=True)
+    return Loader(images, how, batch, CPU, augmentation=augmentation, world=world)
+
+
+@settings(max_examples=200, deadline=None)
+@given(batch=st.integers(2, 300), size=st.integers(1, 40))
+def test_parts_of_a_batch_are_disjoint_and_complete_or_everything(batch: int, size: int) -> None:
+    worlds = [World(rank, size) for rank in range(size)]
+    parts = [list(range(batch)[world.rows(batch)]) for world in worlds]
+    copies = {world.copies(batch) for world in worlds}.pop()
+    assert sorted(row for part in parts for row in part) == sorted(list(range(batch)) * copies)
+    assert all(len(part) >= 2 and part[0] % 2 == 0 for part in parts)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 3
+    # the mean over the processes of weighted means is the mean of the batch
+    numbers = np.random.default_rng(0).random(batch)
+    means = [world.weight(batch) * numbers[part].mean() for world, part in zip(worlds, parts, strict=True)]
+    assert np.mean(means) == pytest.approx(numbers.mean())
+
+
+@pytest.mark.parametrize("augmentation", [COPYING, ROUNDING])
+@settings(max_examples=20, deadline=None)
+@given(count=st.integers(2, 40), batch=st.integers(2, 20), size=st.integers(2, 5), channels=st.sampled_from([1, 3]),
+       epoch=st.integers(0, 3))  # fmt: skip
+def test_the_parts_of_all_processes_are_the_batches_of_one(
+    augmentation: Augmentation, count: int, batch: int, size: int, channels: int, epoch: int
+) -> None:
+    def batches(world: World) -> list[tuple[Tensor, Tensor]]:
+        return list(loader(image_set(count, channels), batch, world, augmentation).shuffled(7, epoch))
+
+    parts = [batches(World(rank, size)) for rank in range(size)]
+    for number, (x, y) in enumerate(batches(World())):
+        one = World(0, size).copies(len(x)) == 1
+        for found in [[part[number] for part in parts]] if one else [[part[number]] for part in parts]:
+            images, labels = (torch.cat(tensors) for tensors in zip(*found, strict=True))
+            tolerance = 0 if augmentation is COPYING else 1e-5
+            torch.testing.assert_close(images, x, rtol=0, atol=tolerance)
+            torch.testing.assert_close(labels, y, rtol=0, atol=tolerance)
+
+
+@settings(max_examples=50, deadline=None)
+@given(count=st.integers(1, 60), batch=st.integers(1, 20), size=st.integers(1, 7))
+def test_an_evaluation_sees_each_image_once(count: int, batch: int, size: int) -> None:
+    images = image_set(count)
+    whole = torch.cat([x for x, _ in loader(images, batch, World())])
+    parts = [list(loader(images, batch, World(rank, size)).every(World(rank, size))) for rank in range(size)]
+    dealt = [parts[number % size][number // size][0] for number in range(sum(map(len, parts)))]
+    assert torch.equal(torch.cat(dealt), whole)
+
+
+def trained(recipe: Recipe, name: str, stop_after: int = 0) -> dict[str, Any]:
+    """Train; stop in all processes after an epoch, as by a signal to the first."""
+
+    def stop(row: dict[str, Any]) -> None:
+        if row["epoch"] == stop_after:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    folder = Path("runs") / name
+    if folder.exists():
+        return dict(resume(folder, on_epoch=stop, progress="none").summary)
+    return dict(train(recipe, name=name, threads=1, on_epoch=stop, progress="none").summary)
+
+
+def weights(name: str) -> dict[str, Tensor]:
+    return read_weights(Path("runs") / name / "last.safetensors")
+
+
+def assert_close(name: str, other: str, tolerance: float = 2e-4) -> None:
+    for key, tensor in weights(name).items():
+        torch.testing.assert_close(
+            tensor, weights(other)[key], rtol=tolerance, atol=tolerance, msg=lambda m, key=key: f"{key}: {m}"
+        )
+    for row, expected in zip(figures(Path("runs") / name)[:-1], figures(Path("runs") / other)[:-1], strict=True):
+        for key in ("loss", "val_loss"):
+            assert row[key] == pytest.approx(expected[key], rel=1e-4), key
+        assert row["images"] == expected["images"]
+
+
+@pytest.mark.parametrize(
+    ("size", "changes"),
+    [
+        (2, {"mixup": 0.3, "cutmix": 0.3, "shift": 1, "balance": "weights", "clip_norm": 1.0}),
+        (3, {"model": "lenet-bn", "sync_batch_norm": True, "average": "ema", "average_decay": 0.9}),
+        (2, {"model": "resnet18-small", "sync_batch_norm": True, "optimizer": "muon", "learning_rate": 0.02,
+             "epochs": 1, "limit": 60, "batch_size": 32, "image_size": 8}),
+        (2, {"micro_batch": 20, "on_nan": "skip"}),
+    ],
+)  # fmt: skip
+def test_several_processes_end_with_the_weights_of_one(size: int, changes: dict[str, Any], forks: Any) -> None:
+    recipe = SMALL.changed(**changes)
+    for answer in together(forks, size, trained, recipe, "several"):
+        assert not isinstance(answer, BaseException), answer
+    train(recipe, name="one", threads=1, progress="none")
+    assert_close("several", "one")
+
+
+def test_a_training_goes_on_with_another_number_of_processes(forks: Any) -> None:
+    recipe = SMALL.changed(epochs=3, model="lenet-bn", sync_batch_norm=True)
+    stopped = together(forks, 2, trained, recipe, "run", 1)
+    assert all(isinstance(answer, KeyboardInterrupt | ReportedElsewhere) for answer in stopped), stopped
+    assert len(open_run("runs/run").metrics()) == 1
+    assert isinstance(together(forks, 1, trained, recipe, "run", 2)[0], KeyboardInterrupt)
+    assert len(open_run("runs/run").metrics()) == 2
+    finished = together(forks, 2, trained, recipe, "run")
+    assert finished[0] == finished[1] == open_run("runs/run").summary()
+    train(recipe, name="one", threads=1, progress="none")
+    assert_close("run", "one")
+
+
+def evaluated(size: int) -> tuple[float, Tensor, Tensor | None]:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3))
+    images = image_set(50)
+    with joined_world(CPU) as world:
+        assert world.size == size
+        found = evaluate(model, loader(images, 7, world), 3, keep=True, keep_logits=True, world=world)
+    return found.loss, found.confusion, found.logits
+
+
+def test_an_evaluation_is_the_same_for_any_number_of_processes(forks: Any) -> None:
+    loss, confusion, logits = evaluated(1)
+    for other in together(forks, 3, evaluated, 3):
+        assert not isinstance(other, BaseException), other
+        assert other[0] == loss
+        assert torch.equal(other[1], confusion)
+        assert logits is not None
+        assert torch.equal(other[2], logits)
+
+
+def normalized(parts: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    with joined_world(CPU) as world:
+        layer = SyncedBatchNorm(4)
+        layer.world = world
+        x = parts[world.rank].clone().requires_grad_()
+        y = layer(x)
+        (y * y.detach().cos()).sum().backward()
+        assert x.grad is not None
+        assert layer.running_var is not None
+        return y.detach(), x.grad, layer.running_var
+
+
+def test_synced_batch_norm_is_pytorchs_on_the_whole_batch(forks: Any) -> None:
+    x = torch.randn(7, 4, 3, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    found = together(forks, 2, normalized, [x.detach()[:4], x.detach()[4:]])
+    layer = torch.nn.BatchNorm2d(4)
+    y = layer(x)
+    (y * y.detach().cos()).sum().backward()
+    for got, expected in zip(zip(*found, strict=True), (y, x.grad), strict=False):
+        torch.testing.assert_close(torch.cat(got), expected)
+    torch.testing.assert_close(found[1][2], layer.running_var)
+
+
+def failing(where: int) -> None:
+    with joined_world(CPU) as world, world.together():
+        if world.rank == where:
+            raise CnnlabError("no such folder")
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_an_error_of_one_process_ends_all_and_is_reported_once(where: int, forks: Any) -> None:
+    first, second = together(forks, 2, failing, where)
+    assert type(first) is CnnlabError
+    assert "no such folder" in str(first)
+    assert isinstance(second, ReportedElsewhere)
