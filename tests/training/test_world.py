@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comparing import figures
+from comparing import assert_same_run, figures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from worlds import together
+from worlds import KILLED, together
 
 from cnnlab import Recipe, open_run, resume, train
 from cnnlab.data.augment import Augmentation
@@ -22,6 +22,7 @@ from cnnlab.data.imageset import ImageSet
 from cnnlab.data.loader import Loader, Preprocessing
 from cnnlab.device.world import World, joined_world
 from cnnlab.io.errors import CnnlabError, ReportedElsewhere
+from cnnlab.training import loop
 from cnnlab.training.checkpoint import read_weights
 from cnnlab.training.evaluate import evaluate
 from cnnlab.training.replica import SyncedBatchNorm
@@ -149,6 +150,34 @@ def test_a_training_goes_on_with_another_number_of_processes(forks: Any) -> None
     assert finished[0] == finished[1] == open_run("runs/run").summary()
     train(recipe, name="one", threads=1, progress="none")
     assert_close("run", "one")
+
+
+def dying(recipe: Recipe, rank: int, step: int) -> Any:
+    """Train in a process that dies at an update; a process alone does not."""
+    real, calls = loop.train_step, iter(range(10**6))
+
+    def update(*args: Any, **more: Any) -> Any:
+        if os.environ["RANK"] == str(rank) and next(calls) == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **more)
+
+    loop.train_step = update
+    return train(recipe, name="run", threads=1, progress="none").summary
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_after_a_process_dies_the_job_goes_on_to_the_same_bits(rank: int, forks: Any) -> None:
+    recipe = SMALL.changed(model="lenet-bn", save_steps=1, save_seconds=0, average="ema")  # local batch norm
+    answers = together(forks, 2, dying, recipe, rank, 5)
+    assert answers[rank] == KILLED
+    assert isinstance(answers[1 - rank], CnnlabError)
+    again = together(
+        forks, 2, dying, recipe, rank, 100
+    )  # torchrun repeats the command: the run is found, though it has a name
+    assert again[0] == open_run("runs/run").summary(), again
+    (Path("runs") / "run").rename("killed")
+    assert isinstance(together(forks, 2, dying, recipe, rank, 100)[1], dict)
+    assert_same_run(Path("killed"), Path("runs/run"))
 
 
 def evaluated(size: int) -> tuple[float, Tensor, Tensor | None]:

@@ -6,32 +6,40 @@ import os
 import pickle
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+KILLED = "killed"
 
-def _one(rank: int, size: int, port: int, answers: Any, call: Callable[..., Any], args: tuple[Any, ...]) -> None:
+
+def _one(rank: int, size: int, port: int, answer: Path, call: Callable[..., Any], args: tuple[Any, ...]) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size),
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CNNLAB_TIMEOUT": "60"}  # fmt: skip
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CNNLAB_TIMEOUT": "60",
+                   "TORCHELASTIC_RUN_ID": "job"}  # fmt: skip
+    os.chdir(answer.parent)
     try:
-        answer = call(*args)
+        found = call(*args)
     except BaseException as error:
-        answer = error
-    answers.put((rank, pickle.dumps(answer)))  # a queue would share the memory of tensors with a process that has ended
+        found = error
+    answer.write_bytes(pickle.dumps(found))
 
 
 def together(forks: Any, size: int, call: Callable[..., Any], *args: Any) -> list[Any]:
-    """Return what `call(*args)` returns, or the error that it raises, in each of `size` processes.
+    """Return what `call(*args)` returns, or the error that it raises, or KILLED, in each of `size` processes.
 
     call: a function of a module. forks: the fixture.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    answers = forks.Queue()
-    processes = [forks.Process(target=_one, args=(rank, size, port, answers, call, args)) for rank in range(size)]
+    answers = [Path.cwd() / f"answer-{rank}" for rank in range(size)]
+    for answer in answers:
+        answer.unlink(missing_ok=True)
+    processes = [
+        forks.Process(target=_one, args=(rank, size, port, answer, call, args)) for rank, answer in enumerate(answers)
+    ]
     for process in processes:
         process.start()
-    found = dict(answers.get(timeout=120) for _ in processes)
     for process in processes:
         process.join()
-    return [pickle.loads(found[rank]) for rank in range(size)]
+    return [pickle.loads(answer.read_bytes()) if answer.exists() else KILLED for answer in answers]

@@ -145,8 +145,18 @@ def _lost() -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        what = "another process of the training has ended or cannot be reached"
-        raise CnnlabError(f"{what}: {reason(error, 120)}") from error
+        raise lost_error(error) from error
+
+
+def is_lost(error: BaseException) -> bool:
+    """Return whether an error of a step means that another process has ended: DDP exchanges gradients by itself."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
+
+
+def lost_error(error: BaseException) -> CnnlabError:
+    """Return the error for a process that has lost the others."""
+    what = "another process of the training has ended or cannot be reached"
+    return CnnlabError(f"{what}: {reason(error, 120)}")
 
 
 def launched() -> bool:

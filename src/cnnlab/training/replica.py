@@ -81,7 +81,8 @@ class SyncedBatchNorm(nn.BatchNorm2d):
                 share = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
                 self.running_mean.lerp_(mean, share)
                 self.running_var.lerp_(var * count / (count - 1), share)
-        return y.to(x.dtype)
+        normalized: Tensor = y.to(x.dtype)
+        return normalized
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:

@@ -14,6 +14,7 @@ from typing import Any
 
 from cnnlab.data.own_augment import Augment
 from cnnlab.device.determinism import reproducible
+from cnnlab.device.world import is_lost, lost_error
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted, out_of_memory, reason
 from cnnlab.io.files import digest, remove_torn, write_checked
 from cnnlab.models.own import Network
@@ -153,6 +154,8 @@ def explained_errors(session: Session, recipe: Recipe) -> Iterator[None]:
     except CnnlabError:
         raise
     except Exception as error:
+        if session.world.size > 1 and is_lost(error):
+            raise lost_error(error) from error
         if is_compile_error(error):
             raise CnnlabError(
                 f"{recipe.model} cannot be compiled here: {reason(error, 200)}; set compile=off"
