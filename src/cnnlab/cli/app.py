@@ -74,7 +74,10 @@ for name, command in COMMANDS.items():
 
 def main() -> NoReturn:
     """Run the command. Bad input gives one line on standard error and exit code 2."""
-    if os.environ.get("RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" in os.environ:
+    several = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+    if several and sys.argv[1:2] != ["train"]:
+        _fail("torchrun has started several processes, and only `cnnlab train` divides its work among them")
+    if several and os.environ.get("RANK") != "0":
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - of several processes, the first prints
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

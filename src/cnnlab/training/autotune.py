@@ -159,8 +159,9 @@ def time_step(
             x = torch.rand(recipe.batch_size, *work.shape, device=device).to(memory_format=plan.memory_format)
             y = torch.randint(work.num_classes, (recipe.batch_size,), device=device)
             scaler = grad_scaler(device, plan.precision)
-            plain = partial(train_step, micro_batch=recipe.micro_batch)
-            step = GuardedStep(scaler, micro_batch=recipe.micro_batch) if scaler else make_step(plain, plan, device)
+            micro = recipe.micro_batch
+            plain = partial(train_step, micro_batch=micro) if micro else train_step
+            step = GuardedStep(scaler, micro_batch=micro) if scaler else make_step(plain, plan, device)
             warmup = warmup_steps(plan, device)
             times: list[float] = []
             for number in range(max(max_steps, min_steps + warmup)):
