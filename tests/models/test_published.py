@@ -24,7 +24,7 @@ from cnnlab.models.external import LIBRARIES, published_tag, published_weights
 from cnnlab.models.published import PACKAGED, Published, adapted
 from cnnlab.recipe import Recipe
 from cnnlab.recipes import RECIPES, choose_recipe, fitted, has_published_weights
-from cnnlab.training.session import choose
+from cnnlab.training.choice import choose
 
 LITE0 = "efficientnet-lite0.in1k"
 packaged = pytest.mark.skipif(

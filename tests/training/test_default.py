@@ -16,7 +16,8 @@ from cnnlab.data import survey
 from cnnlab.models.published import has_packaged_weights
 from cnnlab.recipes import RECIPES, fitted
 from cnnlab.training import autotune
-from cnnlab.training.session import Session, choose
+from cnnlab.training.choice import choose
+from cnnlab.training.session import Session
 
 
 def folder(path: Path, *, side: int, mode: str, each: int = 6) -> str:

@@ -19,8 +19,8 @@ from cnnlab.io.text import truncate
 from cnnlab.models import build_model
 from cnnlab.models.own import is_file
 from cnnlab.recipe import SETTINGS, TYPES, Recipe, check_value
+from cnnlab.training.choice import choose
 from cnnlab.training.folders import check_name
-from cnnlab.training.session import choose
 
 POSTGRESQL = "postgresql://"
 MOST_TRIALS = 100_000

@@ -20,11 +20,12 @@ from cnnlab.io.files import write_json
 from cnnlab.io.text import plural
 from cnnlab.models.own import Network
 from cnnlab.recipe import Recipe
+from cnnlab.training.choice import choose
 from cnnlab.training.loop import Trainer
 from cnnlab.training.optim import make_optimizer
 from cnnlab.training.progress import Progress
 from cnnlab.training.runs import Run
-from cnnlab.training.session import Session, choose
+from cnnlab.training.session import Session
 from cnnlab.training.start import check_origin, like_origin, new_model, weights_of
 from cnnlab.training.train import explained_errors
 

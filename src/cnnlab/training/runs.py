@@ -236,18 +236,6 @@ def open_run(name: str | Path, runs_dir: str | Path = "runs") -> Run:
     return Run(path, recipe, info)
 
 
-def run_of_job(job: str, runs_dir: str | Path) -> Run | None:
-    """Return the unfinished run under `runs_dir` that was started by `job`, see `World.job`."""
-    folder = Path(runs_dir)
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        with suppress(CnnlabError, OSError):
-            if (path / "run.json").is_file() and read_json(path / "run.json").get("job") == job:
-                run = open_run(path)
-                if run.summary() is None:
-                    return run
-    return None
-
-
 def find_folder(name: str | Path, runs_dir: str | Path = "runs") -> Path:
     """Return the folder `name`, else `runs_dir`/`name`. Raise CnnlabError if there is neither."""
     places = [path for path in (Path(name), Path(runs_dir) / name) if path.is_dir()]

@@ -17,7 +17,7 @@ from torch import nn
 from cnnlab.data import SourceOptions, absolute, copies_in_test, data_folder, stratified_subset
 from cnnlab.data.expected import options_for, preprocessing_for
 from cnnlab.data.near_duplicates import shared
-from cnnlab.data.own import MEMORY, OwnImages, own_images
+from cnnlab.data.own import OwnImages
 from cnnlab.data.own_augment import Augment, OwnAugmentation
 from cnnlab.data.splits import Pool, divide, load_pool
 from cnnlab.data.survey import fitted_recipe
@@ -29,9 +29,8 @@ from cnnlab.io.text import plural
 from cnnlab.models import DESCRIPTIONS, MODELS, build_model
 from cnnlab.models.airbench import Whitening
 from cnnlab.models.external import pretrained_name, published_tag, published_weights
-from cnnlab.models.own import Network, build_own, builder_source, check_output, is_own, own_name
+from cnnlab.models.own import Network, build_own, builder_source, check_output
 from cnnlab.recipe import Recipe
-from cnnlab.recipes import choose_recipe, own_recipe, suits_any_images
 from cnnlab.training import runs
 from cnnlab.training.autotune import choose_plan, expected_seconds, find_batch_size
 from cnnlab.training.display import Display, clock, make_display
@@ -42,47 +41,6 @@ from cnnlab.training.plan import Plan, Workload, check_compile
 from cnnlab.training.runs import Run
 
 OnEpoch = Callable[[dict[str, Any]], bool | None]
-
-
-def choose(
-    recipe: Recipe | str | Network | None, model: str | Network | None, data: Any, settings: dict[str, Any]
-) -> tuple[Recipe, Network | None, OwnImages | None, frozenset[str] | None]:
-    """Return the recipe with the settings, and the network and the images if they are the caller's own.
-
-    The last one is for a default recipe that is to be fitted to its images: the settings that the caller has given.
-    """
-    if not isinstance(recipe, Recipe | str | None):
-        if model is not None:
-            raise CnnlabError(f"model= names a second network beside {own_name(recipe)}; leave it out")
-        recipe, model = None, recipe
-    network, model = (None, model) if isinstance(model, str | None) else (model, None)
-    images = None if isinstance(data, str | None) else own_images(data)
-    names: dict[str, Any] = {
-        "model": own_name(network) if network is not None else model,
-        "data": images.name if images else data,
-    }
-    changes = {key: value for key, value in names.items() if value is not None}
-    given = None
-    if recipe is None:  # the default one is for these data
-        source = str(changes.pop("data", "digits"))
-        given = frozenset((*changes, *settings)) if suits_any_images(source) else None
-        if network is not None:
-            recipe = own_recipe(source)
-        else:
-            changes.pop("model", None)
-            recipe = choose_recipe(data=source, model=model)
-    elif isinstance(recipe, str):
-        if recipe in MODELS:
-            raise CnnlabError(f"{recipe} is a network, not a recipe; pass it as model={recipe!r}")
-        if recipe in ("images", "finetune"):
-            given = frozenset(("recipe", *changes, *settings))
-        recipe = choose_recipe(recipe=recipe, data=changes.pop("data", None))
-    recipe = recipe.changed(**changes, **settings)
-    if network is None and is_own(recipe.model) and model is None:
-        raise CnnlabError(f"recipe {recipe.name!r} trains a network of your own, {recipe.model}: pass it as model=...")
-    if images is None and recipe.data.startswith(MEMORY):
-        raise CnnlabError(f"recipe {recipe.name!r} trains on images of your own, {recipe.data}: pass them as data=...")
-    return recipe, network, images, given
 
 
 def same_device(name: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from cnnlab.device.hardware import has_bfloat16
 from cnnlab.io.errors import CnnlabError
-from cnnlab.io.files import write_atomic
+from cnnlab.io.files import read_json, write_atomic
 from cnnlab.io.schema import COUNT, NUMBER, check
 from cnnlab.io.text import plural, truncate
 from cnnlab.recipe import Recipe
@@ -71,6 +72,18 @@ def continue_from(run: Run) -> None:
     for name in ("best.safetensors", "last.safetensors", "checkpoint.safetensors"):  # the one that counts is the last
         if (before.path / name).exists():
             write_atomic(run.path / name, (before.path / name).read_bytes())
+
+
+def run_of_job(job: str, runs_dir: str | Path) -> Run | None:
+    """Return the unfinished run under `runs_dir` that was started by `job`, see `World.job`."""
+    folder = Path(runs_dir)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        with suppress(CnnlabError, OSError):
+            if (path / "run.json").is_file() and read_json(path / "run.json").get("job") == job:
+                run = runs.open_run(path)
+                if run.summary() is None:
+                    return run
+    return None
 
 
 def weights_of(name: Run | str | Path, runs_dir: str | Path) -> dict[str, Any]:

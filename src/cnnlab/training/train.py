@@ -28,6 +28,7 @@ from cnnlab.training.checkpoint import (
     previous_checkpoint,
 )
 from cnnlab.training.checkpointer import Checkpointer, explained_write_errors
+from cnnlab.training.choice import choose
 from cnnlab.training.diagnosis import diagnose
 from cnnlab.training.events import Events
 from cnnlab.training.folders import check_free, new_folder, removed_if_empty
@@ -40,7 +41,7 @@ from cnnlab.training.plan import Plan, is_compile_error
 from cnnlab.training.progress import Progress
 from cnnlab.training.results import Result, summarize
 from cnnlab.training.runs import Run
-from cnnlab.training.session import OnEpoch, Session, choose
+from cnnlab.training.session import OnEpoch, Session
 from cnnlab.training.start import (
     check_origin,
     continue_from,
@@ -48,6 +49,7 @@ from cnnlab.training.start import (
     new_model,
     note_differences,
     note_seen_images,
+    run_of_job,
     weights_of,
     with_best_on_disk,
 )
@@ -101,7 +103,7 @@ def train(
         world = session.world
         session.given = given
         session.job = f"{world.job} {digest(recipe.to_dict())[:12]}" if world.size > 1 else ""
-        begun = world.from_first(lambda: runs.run_of_job(session.job, runs_dir) if session.job else None)
+        begun = world.from_first(lambda: run_of_job(session.job, runs_dir) if session.job else None)
         with world.together():
             session.origin = weights_of(init_from, runs_dir) if init_from is not None else None
             if begun is None:

@@ -16,13 +16,14 @@ from cnnlab.models.own import Network, own_name
 from cnnlab.recipe import Recipe
 from cnnlab.training import runs
 from cnnlab.training.checkpointer import explained_write_errors
+from cnnlab.training.choice import choose
 from cnnlab.training.folders import check_free, new_folder, removed_if_empty
 from cnnlab.training.out_of_fold import write_out_of_fold
 from cnnlab.training.own import resume_call
 from cnnlab.training.results import FoldsResult, Result, SeedsResult
 from cnnlab.training.runs import Run
 from cnnlab.training.series import MOST_RUNS, Series, spread
-from cnnlab.training.session import OnEpoch, Session, choose
+from cnnlab.training.session import OnEpoch, Session
 from cnnlab.training.start import check_origin, like_origin, note_seen_images, started_members, weights_of
 from cnnlab.training.train import train_run
 
