@@ -14,8 +14,10 @@ from faults import Lab, packing
 from PIL import Image
 from safetensors.torch import load_file
 
+from cnnlab import train
 from cnnlab.data import SourceOptions
 from cnnlab.data.pack_writer import pack
+from cnnlab.recipes import choose_recipe
 
 SETTINGS = ["epochs=2", "limit=320", "save_steps=2", "shift=2", "mixup=0.3"]
 OPTIONS = SourceOptions(data_dir=Path("data"))
@@ -63,3 +65,22 @@ def test_training_has_the_bits_of_a_resident_set_also_after_kills(forks: Any, tm
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one)
     assert figures(path)[:-1] == figures(resident)[:-1]  # the last names the source
+
+
+def test_imagenet_recipe_on_a_set_of_its_shape(tmp_path: Path) -> None:
+    for i in range(2):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (30, 25 + i, 3), np.uint8)).save(f"{i}.jpg")
+    for k in range(1000):
+        folder = tmp_path / "images" / f"n{k:04}"
+        folder.mkdir(parents=True)
+        for i in range(2):
+            (folder / f"{i}.jpg").hardlink_to(f"{i}.jpg")
+    pack(f"folder:{tmp_path}/images", tmp_path / "store", OPTIONS)
+    recipe = choose_recipe(recipe="imagenet/resnet50", data=f"pack:{tmp_path}/store")
+    small = recipe.changed(
+        model="resnet18-small", image_size=32, batch_size=16, epochs=1, limit=32, val_fraction=0.5, precision="float32",
+        memory_format="channels_last", compile="off",
+    )  # fmt: skip
+    result = train(small, progress="none", threads=1)
+    assert len(result.run.info["data"]["classes"]) == 1000
+    assert result.history[0]["images"] == 32

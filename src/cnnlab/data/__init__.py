@@ -44,6 +44,8 @@ DESCRIPTIONS = {
 FOLDER, CSV, HUB, TORCHVISION = "folder:", "csv:", "hf:", "torchvision:"
 WDS, PARQUET = "wds:", "parquet:"
 STORE, PACK = "store:", "pack:"
+PATHS = (FOLDER, CSV, WDS, PARQUET, STORE, PACK)
+"""Kinds of sources that name a file or a folder."""
 _LISTED = {
     FOLDER: "folder; write folder:PATH",
     CSV: "file; write csv:FILE",
@@ -142,9 +144,7 @@ def is_listed(source: str) -> bool:
 def absolute(source: str) -> str:
     """Return a source whose path, if it names one, is absolute: a run may be resumed or evaluated from elsewhere."""
     kind, colon, name = source.partition(":")
-    if not name or (
-        kind not in ("folder", "csv", "wds", "parquet", "store", "pack") and (kind != "hf" or not hub.local(name))
-    ):
+    if not name or (f"{kind}:" not in PATHS and (kind != "hf" or not hub.local(name))):
         return source
     return f"{kind}{colon}{expand(name).absolute()}"
 

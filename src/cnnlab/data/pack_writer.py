@@ -12,7 +12,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,23 +20,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
-from cnnlab.data import PACK, is_listed, list_files, load_images
-from cnnlab.data.files import Seen, Sizes, in_order, side_for, survey_files, warnings_of
-from cnnlab.data.imageset import ImageSet, SourceOptions
+from cnnlab.data import PACK
+from cnnlab.data.files import Seen, Sizes, in_order
+from cnnlab.data.imageset import SourceOptions
 from cnnlab.data.pack import DIGEST, FORMAT, partial_folder
+from cnnlab.data.pack_rows import Row, Rows, rows_of
 from cnnlab.device.hardware import available_cores
-from cnnlab.io.decode import LARGEST_FILE, BadImage, Decoding, Item, bombs_refused, decode_checked, probe
+from cnnlab.io.decode import bombs_refused
 from cnnlab.io.errors import CnnlabError, expand, reason
 from cnnlab.io.files import remove_torn, write_atomic, write_json
 from cnnlab.io.lock import file_lock
 from cnnlab.io.text import plural
 
 _SHARD = 1 << 30  # bytes from which a shard is full
-_SMALL = 128  # pixels a side up to which images of one size are stored as pixels
-_QUALITY = 90  # of a JPEG that is made smaller
-_SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ def pack(
         path.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(path, options.report), bombs_refused():
             _refuse_existing(path)
-            return _Writer(path, _rows_of(source, options, size, quality), options, shard_bytes).write()
+            return _Writer(path, rows_of(source, options, size, quality), options, shard_bytes).write()
     except OSError as error:
         raise CnnlabError(
             f"cannot pack {path}: {reason(error)}; make room or correct the path, then run the same command again: it "
@@ -112,149 +109,6 @@ def _refuse_existing(path: Path) -> None:
         raise CnnlabError(f"{path} exists; name another folder, or remove it first")
 
 
-@dataclass(frozen=True)
-class _Row:
-    """An image to be stored. size: (width, height) of a file that was made smaller; low, high: of its pixels."""
-
-    content: bytes
-    low: int
-    high: int
-    uniform: bool
-    remarks: Sequence[str] = ()
-    size: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """A source as rows: those of the splits, one after the other.
-
-    counts: images of each split; make: the row of a number; shape: of raw pixels; info: more for pack.json.
-    """
-
-    source: str
-    classes: list[str]
-    counts: dict[str, int]
-    ids: list[str]
-    labels: NDArray[np.int64]
-    groups: list[str] | None
-    weights: list[float] | None
-    shape: tuple[int, int, int] | None
-    make: Callable[[int], _Row | BadImage]
-    warnings: Callable[[str, Seen, NDArray[np.int64]], Iterable[str]]
-    info: dict[str, Any]
-    sizes: Sizes | None = None
-
-    def key(self) -> str:
-        """Return a hash of what decides the content of the store, except for the files' own bytes."""
-        about = [FORMAT, self.source, self.classes, self.counts, self.shape, self.info, self.groups, self.weights]
-        digest = hashlib.blake2b(json.dumps(about).encode(), digest_size=16)
-        digest.update("\0".join(self.ids).encode("utf-8", "surrogateescape"))
-        digest.update(self.labels.tobytes())
-        return digest.hexdigest()
-
-
-def _rows_of(source: str, options: SourceOptions, size: int, quality: int) -> _Rows:
-    if is_listed(source):
-        return _rows_of_files(source, options, size, quality)
-    if size or quality:
-        raise CnnlabError(f"{source} holds pixels, which --size and --quality do not change; leave them out")
-    return _rows_of_pixels(source, options)
-
-
-def _rows_of_files(source: str, options: SourceOptions, size: int, quality: int) -> _Rows:
-    """Return the files of a listed source: decoded, if they are small and of one size, else as they are."""
-    listing = list_files(source, options)
-    found = survey_files(listing, options.background)
-    side = side_for(found.sizes, options, listing.name)
-    sizes = found.sizes
-    raw = sizes is not None and sizes.smallest == sizes.largest == (side, side) and side <= _SMALL
-    raw = raw and not size and not quality
-    how = Decoding(found.channels, side, "pad", found.background, found.low, found.high, lows=found.lows,
-                   highs=found.highs)  # fmt: skip
-    parts = {split: listing.parts[split] for split in _SPLITS if split in listing.parts}
-    files = [file for part in parts.values() for file in part.files]
-
-    def make(row: int) -> _Row | BadImage:
-        file = files[row]
-        try:
-            content, now = _file_bytes(file), None
-            if raw and (shape := probe(str(file), content).size) != (side, side):
-                return BadImage(f"{file} is {shape[0]} x {shape[1]} pixels, and the others {side} x {side}")
-            if size or quality:
-                content, now = _smaller(content, size, quality)
-            pixels, remarks = decode_checked(Item(str(file), lambda: content), how)
-        except BadImage as error:
-            return error
-        low, high = int(pixels.min()), int(pixels.max())
-        ends = [(channel.min(), channel.max()) for channel in pixels]
-        uniform = all(least == most for least, most in ends)
-        return _Row(pixels.tobytes() if raw else content, low, high, uniform, remarks, now)
-
-    weights = [part.weights for part in parts.values()]
-    groups = [part.groups for part in parts.values()]
-    return _Rows(
-        source,
-        list(listing.classes),
-        {split: len(part.files) for split, part in parts.items()},
-        [listing.id_of(file) for file in files],
-        np.array([label for part in parts.values() for label in part.labels], np.int64),
-        None if any(g is None for g in groups) else [text for g in groups for text in g or ()],
-        None if any(w is None for w in weights) else [w for part in weights for w in part or ()],
-        (found.channels, side, side) if raw else None,
-        make,
-        lambda split, seen, labels: [
-            *(found.warnings if split == "train" else ()), *warnings_of(listing, split, seen, labels),
-        ],
-        {**_info(how), "fit": None, "notes": [*listing.notes, *found.notes], "size": size, "quality": quality,
-         "passed_over": {kind: list(map(str, paths)) for kind, paths in listing.passed_over.items()}},
-        sizes or Sizes((side, side), (side, side), side, True),
-    )  # fmt: skip
-
-
-def _rows_of_pixels(source: str, options: SourceOptions) -> _Rows:
-    """Return the pixels of a source that decodes its own files."""
-    sets: dict[str, ImageSet] = {}
-    for split in _SPLITS:
-        found = load_images(source, split, options.like(sets["train"]) if "train" in sets else options)
-        if found is not None:
-            sets[split] = found
-    if "train" not in sets:
-        raise CnnlabError(f"{source} has no training images")
-    train = sets["train"]
-    shape = train.images.shape[1:]
-    places = [(images, i) for images in sets.values() for i in range(len(images))]
-
-    def make(row: int) -> _Row:
-        images, i = places[row]
-        pixels = images.images[i].numpy()
-        uniform = all(channel.min() == channel.max() for channel in pixels)
-        return _Row(pixels.tobytes(), int(pixels.min()), int(pixels.max()), uniform)
-
-    how = train.decoding or Decoding(shape[0], shape[1])
-    weights, groups = [s.weights for s in sets.values()], [s.groups for s in sets.values()]
-    return _Rows(
-        source,
-        list(train.classes),
-        {split: len(images) for split, images in sets.items()},
-        [id_ for images in sets.values() for id_ in images.ids],
-        np.concatenate([images.labels.numpy() for images in sets.values()]),
-        None if any(g is None for g in groups) else [text for g in groups for text in g or ()],
-        None if any(w is None for w in weights) else [v for w in weights if w is not None for v in w.tolist()],
-        (shape[0], shape[1], shape[2]),
-        make,
-        lambda split, _seen, _labels: sets[split].warnings,
-        {**_info(how), "fit": train.decoding.fit if train.decoding else None, "notes": list(train.notes),
-         "passed_over": {kind: list(map(str, paths)) for kind, paths in train.passed_over.items()}},
-    )  # fmt: skip
-
-
-def _info(how: Decoding) -> dict[str, Any]:
-    return {
-        "channels": how.channels, "background": how.background, "low": how.low, "high": how.high,
-        "lows": list(how.lows), "highs": list(how.highs),
-    }  # fmt: skip
-
-
 @dataclass
 class _Shard:
     """The shard that is being written, and what its line in the journal will say. rows: numbers that it has seen."""
@@ -264,8 +118,8 @@ class _Shard:
     bytes: int = 0
     rows: int = 0
     lengths: list[int] = field(default_factory=list)
-    digests: list[str] = field(default_factory=list)
-    ends: list[tuple[int, int, bool]] = field(default_factory=list)
+    digests: bytearray = field(default_factory=bytearray)
+    ends: bytearray = field(default_factory=bytearray)  # of each image: low, high, whether it is uniform
     skipped: dict[int, str] = field(default_factory=dict)
     remarks: list[tuple[int, str]] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
@@ -278,13 +132,13 @@ class _Shard:
     def name(self) -> str:
         return f"images-{self.number:05}.bin"
 
-    def add(self, number: int, row: _Row) -> None:
+    def add(self, number: int, row: Row) -> None:
         self._file.write(row.content)
         self._hash.update(row.content)
         self.bytes += len(row.content)
         self.lengths.append(len(row.content))
-        self.digests.append(hashlib.blake2b(row.content, digest_size=DIGEST).hexdigest())
-        self.ends.append((row.low, row.high, row.uniform))
+        self.digests += hashlib.blake2b(row.content, digest_size=DIGEST).digest()
+        self.ends += bytes((row.low, row.high, row.uniform))
         self.remarks += [(number, remark) for remark in row.remarks]
         self.sizes += [row.size] if row.size else []
 
@@ -295,7 +149,7 @@ class _Shard:
         self._file.close()
         return {
             "file": self.name, "images": len(self.lengths), "bytes": self.bytes, "blake2b": self._hash.hexdigest(),
-            "rows": self.rows, "lengths": self.lengths, "digests": self.digests, "ends": self.ends,
+            "rows": self.rows, "lengths": self.lengths, "digests": self.digests.hex(), "ends": self.ends.hex(),
             "skipped": self.skipped, "remarks": self.remarks, "sizes": self.sizes,
         }  # fmt: skip
 
@@ -306,7 +160,7 @@ class _Shard:
 class _Writer:
     """Writes one set. done: the journal's lines, one for each finished shard."""
 
-    def __init__(self, path: Path, rows: _Rows, options: SourceOptions, shard_bytes: int) -> None:
+    def __init__(self, path: Path, rows: Rows, options: SourceOptions, shard_bytes: int) -> None:
         self.path, self.rows, self.options, self.shard_bytes = path, rows, options, shard_bytes
         self.work = partial_folder(path)
         self.journal = self.work / "journal.jsonl"
@@ -325,7 +179,7 @@ class _Writer:
                 for number, row in enumerate(in_order(pool, self.rows.make, range(first, total), 8 * cores), first):
                     shard = shard or _Shard(len(self.done), self.work)
                     shard.rows += 1
-                    if isinstance(row, _Row):
+                    if isinstance(row, Row):
                         shard.add(number, row)
                     elif self.options.skip_bad:
                         shard.skipped[number] = str(row)
@@ -379,7 +233,7 @@ class _Writer:
         split_of = np.repeat(np.arange(len(rows.counts)), list(rows.counts.values()))
         labels = rows.labels[good]
         splits, warnings = {}, {}
-        ends = np.array([end for line in done for end in line["ends"]], np.int64).reshape(-1, 3)
+        ends = np.frombuffer(bytes.fromhex("".join(line["ends"] for line in done)), np.uint8).reshape(-1, 3)
         for place, split in enumerate(rows.counts):
             here = split_of[good] == place
             if emptied := sorted(set(rows.labels[split_of == place].tolist()) - set(labels[here].tolist())):
@@ -395,7 +249,7 @@ class _Writer:
         changed = [tuple(size) for line in done for size in line["sizes"]]
         sizes = (Sizes.of(changed) if changed else None) or rows.sizes
         _write_array(work / "labels.npy", labels)
-        digests = bytes.fromhex("".join(text for line in done for text in line["digests"]))
+        digests = bytes.fromhex("".join(line["digests"] for line in done))
         _write_array(work / "digests.npy", np.frombuffer(digests, np.uint8).reshape(-1, DIGEST))
         if rows.shape is None:
             lengths = [length for line in done for length in line["lengths"]]
@@ -420,50 +274,6 @@ class _Writer:
         told = [text for texts in warnings.values() for text in texts]
         return Packed(self.path, splits, len(rows.classes), rows.shape, sum(line["bytes"] for line in done), len(done),
                       list(skipped.values()), list(rows.info["notes"]), told)  # fmt: skip
-
-
-def _file_bytes(file: Path | Item) -> bytes:
-    """Return the bytes of an image file; of an image that a library has opened, those of a PNG. Raise BadImage."""
-    try:
-        if isinstance(file, Item):
-            found = file.read()
-            return found if isinstance(found, bytes) else _encoded(found, "PNG")
-        if file.stat().st_size > LARGEST_FILE:
-            raise BadImage(f"{file} is larger than the limit for an image, {LARGEST_FILE:,} bytes")
-        return file.read_bytes()
-    except BadImage:
-        raise
-    except FileNotFoundError as error:
-        raise BadImage(f"{file} does not exist") from error
-    except Exception as error:  # of whatever library it comes from
-        raise BadImage(f"{file} cannot be read: {reason(error, 200)}") from error
-
-
-def _smaller(content: bytes, size: int, quality: int) -> tuple[bytes, tuple[int, int]]:
-    """Return an image file as a JPEG whose shorter side is at most `size`, if that is not 0, and (width, height).
-
-    What a JPEG cannot hold (more than eight bits, transparency, other than one or three channels) stays as it is.
-    """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            plain = image.mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr") and not image.has_transparency_data
-            if not plain or (not quality and min(image.size) <= size and image.format in ("JPEG", "WEBP")):
-                return content, image.size
-            upright = ImageOps.exif_transpose(image)
-            upright = upright.convert("L" if image.mode in ("1", "L") else "RGB")
-            share = size / min(upright.size)
-            if size and share < 1:
-                w, h = upright.size
-                upright = upright.resize((max(1, round(w * share)), max(1, round(h * share))), Image.Resampling.LANCZOS)
-            return _encoded(upright, "JPEG", quality=quality or _QUALITY), upright.size
-    except Exception:  # Pillow does not open it; another reader may, and decoding will say so if not
-        return content, (0, 0)
-
-
-def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def _write_array(path: Path, values: NDArray[Any]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Container, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from cnnlab.data import HUB, PATHS
 from cnnlab.io.errors import CnnlabError, expand, reason
 from cnnlab.io.text import truncate
 from cnnlab.recipe import Recipe
@@ -51,9 +52,7 @@ def free_name(runs_dir: Path, recipe: Recipe, taken: Container[str] = ()) -> str
 
 def _stem(recipe: Recipe) -> str:
     kind, _, path = recipe.data.partition(":")
-    source = (
-        f"{kind}-{Path(path).name.removesuffix('.csv')}" if kind in ("folder", "csv", "hf", "store") else recipe.data
-    )
+    source = f"{kind}-{Path(path).name.removesuffix('.csv')}" if f"{kind}:" in (*PATHS, HUB) else recipe.data
     return f"{source}-{recipe.model}"
 
 

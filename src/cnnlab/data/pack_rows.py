@@ -1,0 +1,216 @@
+"""A source as the rows of a packed set: image files, as they are, made smaller or decoded, or a source's pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from cnnlab.data import is_listed, list_files, load_images
+from cnnlab.data.files import Seen, Sizes, side_for, survey_files, warnings_of
+from cnnlab.data.imageset import ImageSet, SourceOptions
+from cnnlab.data.pack import FORMAT
+from cnnlab.io.decode import LARGEST_FILE, BadImage, Decoding, Item, decode_checked, probe
+from cnnlab.io.errors import CnnlabError, reason
+
+_SMALL = 128  # pixels a side up to which images of one size are stored as pixels
+_QUALITY = 90  # of a JPEG that is made smaller
+_SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Row:
+    """An image to be stored. size: (width, height) of a file that was made smaller; low, high: of its pixels."""
+
+    content: bytes
+    low: int
+    high: int
+    uniform: bool
+    remarks: Sequence[str] = ()
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A source as rows: those of the splits, one after the other.
+
+    counts: images of each split; make: the row of a number; shape: of raw pixels; info: more for pack.json.
+    """
+
+    source: str
+    classes: list[str]
+    counts: dict[str, int]
+    ids: list[str]
+    labels: NDArray[np.int64]
+    groups: list[str] | None
+    weights: list[float] | None
+    shape: tuple[int, int, int] | None
+    make: Callable[[int], Row | BadImage]
+    warnings: Callable[[str, Seen, NDArray[np.int64]], Iterable[str]]
+    info: dict[str, Any]
+    sizes: Sizes | None = None
+
+    def key(self) -> str:
+        """Return a hash of what decides the content of the store, except for the files' own bytes."""
+        about = [FORMAT, self.source, self.classes, self.counts, self.shape, self.info, self.groups, self.weights]
+        digest = hashlib.blake2b(json.dumps(about).encode(), digest_size=16)
+        digest.update("\0".join(self.ids).encode("utf-8", "surrogateescape"))
+        digest.update(self.labels.tobytes())
+        return digest.hexdigest()
+
+
+def rows_of(source: str, options: SourceOptions, size: int, quality: int) -> Rows:
+    """Return the rows of a source. size, quality: see `pack`. Raise CnnlabError for what cannot be packed."""
+    if is_listed(source):
+        return _rows_of_files(source, options, size, quality)
+    if size or quality:
+        raise CnnlabError(f"{source} holds pixels, which --size and --quality do not change; leave them out")
+    return _rows_of_pixels(source, options)
+
+
+def _rows_of_files(source: str, options: SourceOptions, size: int, quality: int) -> Rows:
+    """Return the files of a listed source: decoded, if they are small and of one size, else as they are."""
+    listing = list_files(source, options)
+    found = survey_files(listing, options.background)
+    side = side_for(found.sizes, options, listing.name)
+    sizes = found.sizes
+    raw = sizes is not None and sizes.smallest == sizes.largest == (side, side) and side <= _SMALL
+    raw = raw and not size and not quality
+    how = Decoding(found.channels, side, "pad", found.background, found.low, found.high, lows=found.lows,
+                   highs=found.highs)  # fmt: skip
+    parts = {split: listing.parts[split] for split in _SPLITS if split in listing.parts}
+    files = [file for part in parts.values() for file in part.files]
+
+    def make(row: int) -> Row | BadImage:
+        file = files[row]
+        try:
+            content, now = _file_bytes(file), None
+            if raw and (shape := probe(str(file), content).size) != (side, side):
+                return BadImage(f"{file} is {shape[0]} x {shape[1]} pixels, and the others {side} x {side}")
+            if size or quality:
+                content, now = _smaller(content, size, quality)
+            pixels, remarks = decode_checked(Item(str(file), lambda: content), how)
+        except BadImage as error:
+            return error
+        low, high = int(pixels.min()), int(pixels.max())
+        ends = [(channel.min(), channel.max()) for channel in pixels]
+        uniform = all(least == most for least, most in ends)
+        if row >= len(parts["train"].files):
+            now = None  # the training images decide the size of all
+        return Row(pixels.tobytes() if raw else content, low, high, uniform, remarks, now)
+
+    weights = [part.weights for part in parts.values()]
+    groups = [part.groups for part in parts.values()]
+    return Rows(
+        source,
+        list(listing.classes),
+        {split: len(part.files) for split, part in parts.items()},
+        [listing.id_of(file) for file in files],
+        np.array([label for part in parts.values() for label in part.labels], np.int64),
+        None if any(g is None for g in groups) else [text for g in groups for text in g or ()],
+        None if any(w is None for w in weights) else [w for part in weights for w in part or ()],
+        (found.channels, side, side) if raw else None,
+        make,
+        lambda split, seen, labels: [
+            *(found.warnings if split == "train" else ()), *warnings_of(listing, split, seen, labels),
+        ],
+        {**_info(how), "fit": None, "notes": [*listing.notes, *found.notes], "size": size, "quality": quality,
+         "passed_over": {kind: list(map(str, paths)) for kind, paths in listing.passed_over.items()}},
+        sizes or Sizes((side, side), (side, side), side, True),
+    )  # fmt: skip
+
+
+def _rows_of_pixels(source: str, options: SourceOptions) -> Rows:
+    """Return the pixels of a source that decodes its own files."""
+    sets: dict[str, ImageSet] = {}
+    for split in _SPLITS:
+        found = load_images(source, split, options.like(sets["train"]) if "train" in sets else options)
+        if found is not None:
+            sets[split] = found
+    if "train" not in sets:
+        raise CnnlabError(f"{source} has no training images")
+    train = sets["train"]
+    shape = train.images.shape[1:]
+    places = [(images, i) for images in sets.values() for i in range(len(images))]
+
+    def make(row: int) -> Row:
+        images, i = places[row]
+        pixels = images.images[i].numpy()
+        uniform = all(channel.min() == channel.max() for channel in pixels)
+        return Row(pixels.tobytes(), int(pixels.min()), int(pixels.max()), uniform)
+
+    how = train.decoding or Decoding(shape[0], shape[1])
+    weights, groups = [s.weights for s in sets.values()], [s.groups for s in sets.values()]
+    return Rows(
+        source,
+        list(train.classes),
+        {split: len(images) for split, images in sets.items()},
+        [id_ for images in sets.values() for id_ in images.ids],
+        np.concatenate([images.labels.numpy() for images in sets.values()]),
+        None if any(g is None for g in groups) else [text for g in groups for text in g or ()],
+        None if any(w is None for w in weights) else [v for w in weights if w is not None for v in w.tolist()],
+        (shape[0], shape[1], shape[2]),
+        make,
+        lambda split, _seen, _labels: sets[split].warnings,
+        {**_info(how), "fit": train.decoding.fit if train.decoding else None, "notes": list(train.notes),
+         "passed_over": {kind: list(map(str, paths)) for kind, paths in train.passed_over.items()}},
+    )  # fmt: skip
+
+
+def _info(how: Decoding) -> dict[str, Any]:
+    return {
+        "channels": how.channels, "background": how.background, "low": how.low, "high": how.high,
+        "lows": list(how.lows), "highs": list(how.highs),
+    }  # fmt: skip
+
+
+def _file_bytes(file: Path | Item) -> bytes:
+    """Return the bytes of an image file; of an image that a library has opened, those of a PNG. Raise BadImage."""
+    try:
+        if isinstance(file, Item):
+            found = file.read()
+            return found if isinstance(found, bytes) else _encoded(found, "PNG")
+        if file.stat().st_size > LARGEST_FILE:
+            raise BadImage(f"{file} is larger than the limit for an image, {LARGEST_FILE:,} bytes")
+        return file.read_bytes()
+    except BadImage:
+        raise
+    except FileNotFoundError as error:
+        raise BadImage(f"{file} does not exist") from error
+    except Exception as error:  # of whatever library it comes from
+        raise BadImage(f"{file} cannot be read: {reason(error, 200)}") from error
+
+
+def _smaller(content: bytes, size: int, quality: int) -> tuple[bytes, tuple[int, int]]:
+    """Return an image file as a JPEG whose shorter side is at most `size`, if that is not 0, and (width, height).
+
+    What a JPEG cannot hold (more than eight bits, transparency, other than one or three channels) stays as it is.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            plain = image.mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr") and not image.has_transparency_data
+            if not plain or (not quality and min(image.size) <= size and image.format in ("JPEG", "WEBP")):
+                return content, image.size
+            upright = ImageOps.exif_transpose(image)
+            upright = upright.convert("L" if image.mode in ("1", "L") else "RGB")
+            share = size / min(upright.size)
+            if size and share < 1:
+                w, h = upright.size
+                upright = upright.resize((max(1, round(w * share)), max(1, round(h * share))), Image.Resampling.LANCZOS)
+            return _encoded(upright, "JPEG", quality=quality or _QUALITY), upright.size
+    except Exception:  # Pillow does not open it; another reader may, and decoding will say so if not
+        return content, (0, 0)
+
+
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
