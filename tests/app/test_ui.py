@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -26,14 +27,16 @@ import cnnlab
 from browser import Tab, chromium
 from cnnlab.data import load_images
 from cnnlab.inference import run_splits
+from cnnlab.inference.suspects import find_suspects
 from cnnlab.recipe import SETTINGS
+from cnnlab.training.locks import trainer
 from cnnlab.training.runs import open_run
 from conftest import Command, one_line_error
 
 uvicorn = pytest.importorskip("uvicorn", reason="pip install 'cnnlab[ui]'")
 pytest.importorskip("starlette", reason="pip install 'cnnlab[ui]'")
 
-from cnnlab.app import listing  # noqa: E402
+from cnnlab.app import listing, searching  # noqa: E402
 from cnnlab.app import server as pages  # noqa: E402
 from cnnlab.app.processes import Trainings  # noqa: E402
 
@@ -152,6 +155,8 @@ def test_the_token_becomes_a_cookie(server: Server) -> None:
         ("/api/recipe?recipe=unknown", None), ("/api/try?run=run-1", b"no image"), ("/api/try?run=missing", b"x"),
         ("/api/train", b"[]"), ("/api/train", b"{"), ("/api/train", b'{"model": "net.py:Net"}'),
         ("/api/train", b'{"settings": ["epochs=0"]}'), ("/api/train", b'{"name": "../up"}'),
+        ("/api/search", b'{"kind": "exact", "what": "--help"}'), ("/api/search", b'{"kind": "all", "what": "digits"}'),
+        ("/api/search", b'{"kind": "suspects", "what": "../run-1"}'), ("/api/found?search=99", None),
         ("/api/train", b'{"name": "run-1"}'), ("/api/stop", b'{"run": "run-1"}'), ("/api/resume", b'{"run": "../x"}'),
     ],
 )  # fmt: skip
@@ -249,6 +254,66 @@ def test_images_of_a_source(server: Server, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_images_of_a_group(server: Server, tmp_path: Path) -> None:
+    lines = ["path,label,group"]
+    for i in range(6):
+        Image.fromarray(np.full((9, 9), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,{'cat' if i % 2 else 'dog'},{'p&1' if i < 4 else HOSTILE}")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    source = quote(f"csv:{tmp_path / 't.csv'}")
+    found = server.ask(f"/api/data?source={source}")[1]
+    assert found["groups"] == {"train": [[HOSTILE, 2], ["p&1", 4]]}
+    part = server.ask(f"/api/data?source={source}&split=train&group=p%261&class=0")[1]
+    assert [(image["id"], image["group"]) for image in part["images"]] == [("1.png", "p&1"), ("3.png", "p&1")]
+    assert server.ask(f"/api/data?source={source}&split=train&group=none")[1]["total"] == 0
+    assert server.ask("/api/data?source=digits")[1]["groups"] == {}
+
+
+def test_a_search_is_a_process_of_its_own(
+    server: Server, trained: list[Any], tmp_path: Path, cnnlab: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed: dict[tuple[str, ...], str] = {}
+
+    def run_here(kind: str, words: list[str]) -> searching.Search:  # what the command prints, without its imports
+        script = f"import time; time.sleep(0.2); print({printed[tuple(words)]!r})"
+        words = [sys.executable, "-S", "-c", script]
+        return searching.Search(kind, subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+
+    real = searching._run
+    monkeypatch.setattr(searching, "_run", run_here)
+    run = trained[0].run
+    words = ("data", "suspects", str(run.path), "--json")
+    printed[words] = cnnlab(*words).stdout
+    body = json.dumps({"kind": "suspects", "what": run.path.name}).encode()
+    number = server.ask("/api/search", body)[1]["search"]
+    query = f"/api/found?search={number}&source=digits"
+    assert not server.ask(query)[1]["done"]
+    found = _until(lambda: (answer := server.ask(query)[1])["done"] and answer)
+    expected = find_suspects(run.path).suspects
+    assert found["total"] == len(expected)
+    assert [(row["path"], row["predicted"]) for row in found["rows"]] == [(s.path, s.predicted) for s in expected][:30]
+    assert all(picture.startswith("data:image/") for picture in found["pictures"])
+    for i, shade in enumerate((10, 200, 10)):
+        (tmp_path / "pets" / f"c{i % 2}").mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(shade).integers(0, 256, (9, 12, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pets" / f"c{i % 2}" / f"{i}.png")
+    source = f"folder:{tmp_path / 'pets'}"
+    words = ("data", "duplicates", "--exact", source, "--json")
+    printed[words] = cnnlab(*words).stdout
+    number = server.ask("/api/search", json.dumps({"kind": "exact", "what": source}).encode())[1]["search"]
+    query = f"/api/found?search={number}&source={quote(source)}"
+    found = _until(lambda: (answer := server.ask(query)[1])["done"] and answer)
+    assert [row["ids"] for row in found["rows"]] == [["c0/0.png", "c0/2.png"]]
+    assert len(found["pictures"]) == 2
+    assert found["pictures"][0] == found["pictures"][1] is not None
+    # One that is ended says so in a line.
+    monkeypatch.setattr(searching, "_run", real)
+    number = server.ask("/api/search", json.dumps({"kind": "near", "what": "folder:/nowhere"}).encode())[1]["search"]
+    server.app.state.searches.end()
+    status, found, _ = server.ask(f"/api/found?search={number}&source=digits")
+    assert (status, found["error"].count("\n")) == (400, 0)
+
+
 def test_the_form_has_all_settings(server: Server) -> None:
     found = server.ask("/api/recipes")[1]
     assert {s["name"] for s in found["settings"]} == SETTINGS.keys() - {"name", "model", "data"}
@@ -260,7 +325,7 @@ def test_a_training_is_a_process_of_its_own(folder: Path, trained: list[Any]) ->
     name = trainings.start({"data": "digits", "settings": ["epochs=1000", "limit=100", "compile=off"]})
     process = trainings._started[name]
     assert os.getsid(process.pid) != os.getsid(0)
-    assert _until(lambda: listing.trainer(folder / name)) == process.pid
+    assert _until(lambda: trainer(folder / name)) == process.pid
     assert listing.Runs(folder).rows()[0]["state"] == "running"
     with pytest.raises(cnnlab.CnnlabError):
         trainings.resume(name)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,6 +30,7 @@ from cnnlab.inspect.report.pictures import figures, save
 from cnnlab.inspect.report.settings import command
 from cnnlab.inspect.report.thumbnails import Thumbnails
 from cnnlab.io.text import cell
+from cnnlab.training.runs import locked
 from conftest import Command, one_line_error
 
 HOSTILE = ["<script>alert(1)</script>", "a\u202egnp.exe\n", "x" * 10_000]
@@ -358,6 +361,59 @@ def test_paths_are_shortened_to_what_tells_them_apart() -> None:
     assert without_folders([{"rows": {"id": ["/a/x/photos"]}, "n": 1}], names) == [
         {"rows": {"id": ["/a/x/photos"]}, "n": 1}
     ]
+
+
+def test_a_run_that_is_trained_is_not_to_be_resumed(results: list[Any], folder: Path) -> None:
+    path = folder / "running"
+    shutil.copytree(results[0].run.path, path)
+    (path / "summary.json").unlink()
+    with locked(path):
+        payload = cnnlab.report(path).payload["runs"][0]
+        assert (payload["finished"], payload["running"], payload["epochs"]) == (False, True, 2)
+        (path / "best.safetensors").unlink()
+        (missing,) = cnnlab.report(path).payload["runs"][0]["missing"]
+        assert "is being trained" in missing
+    assert not cnnlab.report(path).payload["runs"][0]["running"]
+
+
+def test_folds_are_pooled(folder: Path, tab: Tab) -> None:
+    """Each image by the network that did not see it: the figures are scikit-learn's of out_of_fold.csv."""
+    series = cnnlab.train_folds("digits", 2, epochs=1, name="folds", runs_dir=folder, progress="none")
+    made = cnnlab.report(series.path)
+    e = made.payload["pooled"]["evaluation"]
+    with series.predictions.open(encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    y, guess = [row["label"] for row in table], [row["predicted"] for row in table]
+    names = made.payload["pooled"]["classes"]
+    matrix = np.zeros((10, 10), int)
+    for i, j, n in e["confusion"]:
+        matrix[i, j] = n
+    assert (matrix == confusion_matrix(y, guess, labels=names)).all()
+    assert e["accuracy"] == pytest.approx(accuracy_score(y, guess))
+    assert e["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(y, guess))
+    precision, recall, f1, _ = precision_recall_fscore_support(y, guess, labels=names, zero_division=np.nan)
+    for key, values in {"precision": precision, "recall": recall, "f1": f1}.items():
+        mine = [np.nan if row[key] is None else row[key] for row in e["classes"]]
+        assert mine == pytest.approx(values, nan_ok=True)
+    interval = binomtest(e["correct"], len(table)).proportion_ci(method="wilson")
+    assert e["intervals"]["accuracy"] == pytest.approx([interval.low, interval.high])
+    sure = np.array([max(float(row[f"p_{name}"]) for name in names) for row in table])
+    place, right = np.ceil(sure * 15), np.array(y) == np.array(guess)
+    gaps = [abs(right[place == b].sum() - sure[place == b].sum()) for b in range(1, 16)]
+    assert e["calibration"]["ece"] == pytest.approx(sum(gaps) / len(table), abs=1e-4)
+    listed = {name: k[0] for name, k in zip(e["rows"]["id"], e["rows"]["top"], strict=True)}
+    assert all(names[listed[row["path"]]] == row["predicted"] for row in table if row["path"] in listed)
+    assert e["suspects_from"] == "out_of_fold"
+    assert f"{e['accuracy']:.4f}" in made.markdown
+    said = opened(tab, made, folder)
+    assert tab.value("document.querySelector('.big').textContent") == f"{100 * e['accuracy']:.1f}%"
+    ids = tab.value("[...document.querySelectorAll('[id]')].map((node) => node.id)")
+    assert [name for name, n in Counter(ids).items() if n > 1] == []
+    assert tab.value("document.querySelectorAll('#pooled-confusion [data-cell]').length") == len(e["confusion"])
+    assert (tab.errors, said) == ([], [])
+    # Some of the folds, or others beside them, are not one cross-validation.
+    assert cnnlab.report(series.results[0].run).payload["pooled"] is None
+    assert cnnlab.report(*(r.run for r in series.results), split="train").payload["pooled"] is None
 
 
 def test_the_command_writes_once(cnnlab: Command, results: list[Any], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Browse the images of a source by split and class. Files are decoded when they are shown: any number may be there."""
+"""Browse the images of a source by split, class and group. Files are decoded only when they are shown."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ from cnnlab.io.errors import CnnlabError
 SPLITS = ("train", "validation", "test")
 _KEPT = 2  # sources in memory
 _MOST = 200  # images of an answer
+_MOST_GROUPS = 2000  # that the page offers
 
 
 class Shown:
-    """A source's images by split. labels: the class of each, by split."""
+    """A source's images by split. labels: the class of each, by split; groups: the group of each, where there are."""
 
     def __init__(self, source: str, options: SourceOptions) -> None:
         self.listing = list_files(source, options) if is_listed(source) else None
         self.sets: dict[str, Any] = {}
         if self.listing is not None:
             self.classes = self.listing.classes
-            self.labels = {split: np.asarray(part.labels) for split, part in self.listing.parts.items()}
+            parts = self.listing.parts
+            self.labels = {split: np.asarray(part.labels) for split, part in parts.items()}
+            self.groups = {split: list(part.groups) for split, part in parts.items() if part.groups is not None}
             return
         for split in SPLITS:
             found = load_images(source, split, options)
@@ -38,6 +41,14 @@ class Shown:
                 self.sets[split] = found
         self.classes = next(iter(self.sets.values())).classes
         self.labels = {split: found.labels.numpy() for split, found in self.sets.items()}
+        self.groups = {split: found.groups for split, found in self.sets.items() if found.groups is not None}
+
+    def places(self, split: str) -> dict[str, int]:
+        """Return the place of each image of a split by its id."""
+        if self.listing is None:
+            return {name: i for i, name in enumerate(self.sets[split].ids)} if split in self.sets else {}
+        files = self.listing.parts[split].files if split in self.listing.parts else ()
+        return {self.listing.id_of(file): i for i, file in enumerate(files)}
 
     def image(self, split: str, i: int) -> tuple[str, str | None]:
         """Return the id and the picture of an image; None for one that cannot be read."""
@@ -65,28 +76,56 @@ class Browser:
         """Return the classes of a source and its images by split and class. Raise CnnlabError."""
         shown = self._shown(source)
         counts = {split: Counter(labels.tolist()) for split, labels in shown.labels.items()}
+        groups = {split: Counter(map(str, names)) for split, names in shown.groups.items()}
         return {
             "source": source,
             "classes": shown.classes,
             "splits": list(shown.labels),
             "counts": {split: [count[k] for k in range(len(shown.classes))] for split, count in counts.items()},
+            "groups": {split: sorted(count.items())[:_MOST_GROUPS] for split, count in groups.items()},
+            "all_groups": {split: len(count) for split, count in groups.items()},
             "notes": [*shown.listing.notes, *shown.listing.warnings] if shown.listing else [],
         }
 
-    def images(self, source: str, split: str, k: int | None, start: int, count: int) -> dict[str, Any]:
-        """Return some images of a split, all or of class `k`, from `start` on. Raise CnnlabError."""
+    def images(
+        self, source: str, split: str, k: int | None, group: str | None, start: int, count: int
+    ) -> dict[str, Any]:
+        """Return some images of a split, all or of class `k` and a group, from `start` on. Raise CnnlabError."""
         shown = self._shown(source)
         if split not in shown.labels:
             raise CnnlabError(f"{source} has no split {split!r}; it has {', '.join(shown.labels)}")
-        labels = shown.labels[split]
+        labels, groups = shown.labels[split], shown.groups.get(split)
         places: Sequence[int] = range(len(labels)) if k is None else np.flatnonzero(labels == k).tolist()
+        if group is not None:
+            places = [i for i in places if groups is not None and str(groups[i]) == group]
         with bombs_refused():
             rows = [
-                {"id": name, "label": int(labels[i]), "picture": picture}
+                {
+                    "id": name,
+                    "label": int(labels[i]),
+                    "picture": picture,
+                    "group": None if groups is None else groups[i],
+                }
                 for i in places[start : start + min(count, _MOST)]
                 for name, picture in [shown.image(split, i)]
             ]
         return {"total": len(places), "start": start, "images": rows}
+
+    def pictures(self, source: str, wanted: Sequence[tuple[str | None, str]]) -> list[str | None]:
+        """Return the pictures of images by (split or None for any, id); None for one that is not there or unreadable.
+
+        Raise CnnlabError.
+        """
+        shown = self._shown(source)
+        splits = {split for split, _ in wanted if split} or set(shown.labels)
+        places = {split: shown.places(split) for split in splits & set(shown.labels)}
+        with bombs_refused():
+            return [
+                next(
+                    (shown.image(s, at[name])[1] for s, at in places.items() if split in (s, None) and name in at), None
+                )
+                for split, name in wanted
+            ]
 
     def _shown(self, source: str) -> Shown:
         with self._lock:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import re
 import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from cnnlab.io.errors import CnnlabError
+from cnnlab.training.locks import holder
 from cnnlab.training.runs import Run, folders_of_runs, open_run
+from cnnlab.training.series import is_series, open_series
 
 _WATCHED = ("run.json", "metrics.jsonl", "summary.json", "threshold.json", "evaluations.jsonl", ".lock")
 Signature = tuple[int, ...]
@@ -27,41 +24,7 @@ def signature(folder: Path) -> Signature:
             found.append((folder / name).stat().st_mtime_ns)
         except OSError:
             found.append(0)
-    return (*found, _holder(folder) or 0)
-
-
-def _holder(folder: Path) -> int | None:
-    """Return the process of this machine that trains in `folder`, as its lock's file says, if there is such a process.
-
-    Its number may have been given to another process since: `is_locked` is sure.
-    """
-    with suppress(OSError, ValueError):
-        found = re.fullmatch(r"process (\d{1,10}) on (.*)\n", (folder / ".lock").read_text(encoding="utf-8"))
-        if found and found[2] == platform.node():
-            if os.name == "posix":
-                os.kill(int(found[1]), 0)  # raises OSError if there is none
-            elif not is_locked(folder):  # elsewhere, this signal would stop it
-                return None
-            return int(found[1])
-    return None
-
-
-def is_locked(folder: Path) -> bool:
-    """Return whether a process trains in `folder`."""
-    if not (folder / ".lock").exists():
-        return False
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except (Timeout, OSError):
-        return True
-    lock.release()
-    return False
-
-
-def trainer(folder: Path) -> int | None:
-    """Return the process of this machine that trains in `folder`, or None."""
-    return _holder(folder) if is_locked(folder) else None
+    return (*found, holder(folder) or 0)
 
 
 class Runs:
@@ -85,10 +48,29 @@ class Runs:
 
     def open(self, name: str) -> Run:
         """Return a run by the name that `folders` gives it; no other path is opened. Raise CnnlabError."""
+        return open_run(self.members(name)[name])
+
+    def place(self, name: str) -> Path:
+        """Return the folder of a run, or of a series, by its name; see `open`."""
+        return self.folder / name if name not in self.folders() and self.members(name) else self.members(name)[name]
+
+    def members(self, name: str) -> dict[str, Path]:
+        """Return the folder of a run, or those of the runs in a series, by name; see `open`."""
         folders = self.folders()
-        if name not in folders:
+        found = {name: folders[name]} if name in folders else {}
+        found = found or {one: path for one, path in folders.items() if one.rpartition("/")[0] == name and name}
+        if not found:
             raise CnnlabError(f"{self.folder} has no run {name!r}; it may have been removed")
-        return open_run(folders[name])
+        return found
+
+    def series(self) -> dict[str, str]:
+        """Return the kind of each series that has runs: seeds or folds."""
+        found = {}
+        for name in dict.fromkeys(name.rpartition("/")[0] for name in self.folders()):
+            with suppress(CnnlabError):
+                if name and is_series(self.folder / name):
+                    found[name] = open_series(self.folder / name).kind
+        return found
 
     def signatures(self) -> dict[str, Signature]:
         """Return the signature of each run."""
@@ -117,7 +99,7 @@ def _row(name: str, path: Path) -> dict[str, Any]:
     recipe = run.recipe
     last = rows[-1] if rows else {}
     figures = (summary or {}).get("figures") or {}
-    state = "finished" if summary else "running" if _holder(path) else "interrupted"
+    state = "finished" if summary else "running" if holder(path) else "interrupted"
     return {
         "name": name,
         "state": state,

@@ -12,11 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cnnlab.app.listing import trainer
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.models import MODELS
 from cnnlab.recipes import choose_recipe
 from cnnlab.training.folders import check_free, free_name
+from cnnlab.training.locks import trainer
 
 LOGS = ".logs"
 _TAIL = 4000  # bytes of a log that the page shows

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,21 @@ from cnnlab.app.browsing import Browser
 from cnnlab.app.guard import Guard
 from cnnlab.app.listing import Runs, Signature
 from cnnlab.app.processes import Trainings
+from cnnlab.app.searching import Searches
 from cnnlab.app.trying import Trials
-from cnnlab.inspect.report import live_report, report
+from cnnlab.inspect.report import MOST_RUNS, live_report, report
 from cnnlab.inspect.report.page import PAGE
 from cnnlab.io.errors import CnnlabError
 from cnnlab.models import MODELS
 from cnnlab.recipe import SETTINGS, Recipe
 from cnnlab.recipes import RECIPES, choose_recipe
+from cnnlab.training.runs import open_run
 
 OWN = Path(__file__).parent / "page"
 LARGEST = 32 << 20  # bytes of an image that is sent
 _LARGEST_JSON = 1 << 16
-_EVERY = 1.0  # seconds between two looks at the run folders
-_ALIVE = 15  # looks without news after which a comment is sent, so that a closed connection is noticed
+_EVERY = 0.5  # seconds between two looks at the run folders
+_ALIVE = 30  # looks without news after which a comment is sent, so that a closed connection is noticed
 _TYPES = {".js": "text/javascript", ".css": "text/css"}
 
 
@@ -59,18 +62,31 @@ class Pages:
         self.trainings = Trainings(settings.runs_dir, settings.data_dir, settings.threads)
         self.trials = Trials(self.runs, settings.data_dir, settings.threads)
         self.browser = Browser(settings.data_dir)
+        self.searches = Searches(settings.data_dir)
         self.ended = threading.Event()
         self._reports: dict[tuple[Any, ...], bytes] = {}
         self._lock = threading.Lock()
 
+    def prepare(self) -> None:
+        """Do now what the first page of its kind would wait for: read the runs, import what reads public sets."""
+        self.runs.rows()
+        import_module("torchvision")  # takes 2 s
+
     def list_runs(self, _: Request) -> Any:
-        """Return a row for each run, and the trainings that were started from here."""
-        return {"runs": self.runs.rows(), "started": self.trainings.states(), "folder": str(self.runs.folder)}
+        """Return a row for each run, the series, and the trainings that were started from here."""
+        return {"runs": self.runs.rows(), "series": self.runs.series(), "started": self.trainings.states(),
+                "folder": str(self.runs.folder)}  # fmt: skip
 
     def report(self, request: Request) -> Any:
-        """Return the payload of a report about the runs `run`; with `live`, without evaluating them."""
-        names = request.query_params.getlist("run")[:20]
-        chosen = [self.runs.open(name) for name in names]
+        """Return the payload of a report about the runs `run`; with `live`, without evaluating them.
+
+        A series stands for its runs.
+        """
+        members: dict[str, Path] = {}
+        for name in request.query_params.getlist("run"):
+            members |= self.runs.members(name)
+        names = list(members)[:MOST_RUNS]
+        chosen = [open_run(members[name]) for name in names]
         if request.query_params.get("live"):
             return live_report(chosen).payload
         signatures = self.runs.signatures()
@@ -112,7 +128,32 @@ class Pages:
             return self.browser.summary(q.get("source", ""))
         k = _number(q["class"]) if q.get("class") else None
         start, count = _number(q.get("start", "0")), _number(q.get("count", "60"))
-        return self.browser.images(q.get("source", ""), q["split"], k, start, count)
+        return self.browser.images(q.get("source", ""), q["split"], k, q.get("group"), start, count)
+
+    async def search(self, request: Request) -> Any:
+        """Start a search for duplicates in a source, or for suspects by a run. Return its number."""
+        wanted = await _json(request)
+        kind, what = str(wanted.get("kind")), str(wanted.get("what"))
+        if kind == "suspects":
+            what = str(self.runs.place(what))
+        return {"search": await run_in_threadpool(self.searches.start, kind, what)}
+
+    def found(self, request: Request) -> Any:
+        """Return the state of a search, and of what it has found some rows with pictures of the source."""
+        q = request.query_params
+        search = self.searches.get(_number(q.get("search", "")))
+        found = search.found()
+        if found is None:
+            return {"done": False, "seconds": search.seconds}
+        start = _number(q.get("start", "0"))
+        rows = found["suspects" if search.kind == "suspects" else search.kind]
+        some = rows[start : start + min(_number(q.get("count", "30")), 100)]
+        wanted = [(None, row["path"]) for row in some] if search.kind == "suspects" else [
+            one for row in some for one in zip(row["parts"], row["ids"], strict=True)
+        ]  # fmt: skip
+        about = {key: found[key] for key in ("images", "counts", "threshold", "out_of_fold") if key in found}
+        return {"done": True, "total": len(rows), "start": start, "rows": some, **about,
+                "pictures": self.browser.pictures(q.get("source", ""), wanted)}  # fmt: skip
 
     async def train(self, request: Request) -> Any:
         """Start a training."""
@@ -167,7 +208,11 @@ class Pages:
 
 
 def make_app(settings: Settings) -> Starlette:
-    """Return the application. `app.state.ended.set()` ends the streams of events, which would keep a server alive."""
+    """Return the application.
+
+    `app.state.ended.set()` ends the streams of events, which would keep a server alive; `app.state.prepare()` makes the
+    first pages faster, and is meant for a thread.
+    """
     pages = Pages(settings)
 
     def get(path: str, answer: Callable[[Request], Any]) -> Route:
@@ -191,6 +236,8 @@ def make_app(settings: Settings) -> Starlette:
             get("/api/recipes", pages.recipes),
             get("/api/recipe", pages.recipe),
             get("/api/data", pages.browse),
+            get("/api/found", pages.found),
+            post("/api/search", pages.search),
             Route("/api/events", pages.events),
             post("/api/train", pages.train),
             post("/api/resume", pages.resume),
@@ -200,6 +247,8 @@ def make_app(settings: Settings) -> Starlette:
         middleware=[Middleware(Guard, token=settings.token, hosts=settings.hosts)],
     )
     app.state.ended = pages.ended
+    app.state.prepare = pages.prepare
+    app.state.searches = pages.searches
     return app
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+import threading
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -57,11 +58,16 @@ def ui(
 
         webbrowser.open(address)
 
+    threading.Thread(target=app.state.prepare, daemon=True).start()
+
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             app.state.ended.set()
             super().handle_exit(sig, frame)
 
     config = uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=2, lifespan="off")
-    with suppress(KeyboardInterrupt):
-        Server(config).run(sockets=[listener])
+    try:
+        with suppress(KeyboardInterrupt):
+            Server(config).run(sockets=[listener])
+    finally:
+        app.state.searches.end()

@@ -109,7 +109,7 @@ def read_checked(path: Path) -> dict[str, Any]:
     value = read_json(path)
     given = value.pop(_CHECKSUM, None)
     try:
-        intact = given == digest(value)
+        intact = given == digest_of_json(value)
     except RecursionError as error:
         raise CnnlabError(f"{path} is damaged: {reason(error)}") from error
     if not intact:
@@ -119,8 +119,12 @@ def read_checked(path: Path) -> dict[str, Any]:
 
 def digest(value: Any) -> str:
     """Return a hash of `value` as JSON with sorted keys."""
-    plain = json.dumps(json.loads(json.dumps(value)), sort_keys=True)
-    return hashlib.blake2b(plain.encode(), digest_size=16).hexdigest()
+    return digest_of_json(json.loads(json.dumps(value)))
+
+
+def digest_of_json(value: Any) -> str:
+    """Return `digest` of what was read from JSON, in half the time: it has no keys but texts."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

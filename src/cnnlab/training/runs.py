@@ -33,7 +33,16 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cnnlab.io.errors import CnnlabError, reason
-from cnnlab.io.files import LINES_LIMIT, digest, read_checked, read_json, read_limited, write_atomic, write_checked
+from cnnlab.io.files import (
+    LINES_LIMIT,
+    digest,
+    digest_of_json,
+    read_checked,
+    read_json,
+    read_limited,
+    write_atomic,
+    write_checked,
+)
 from cnnlab.io.schema import COUNT, NUMBER, POSITIVE, Number, check
 from cnnlab.recipe import LARGEST_SIDE, Recipe, recipe_json
 from cnnlab.training.series import FROM, is_series, member_folders, open_series
@@ -229,7 +238,7 @@ def open_run(name: str | Path, runs_dir: str | Path = "runs") -> Run:
         recipe = Recipe.from_dict(values)
     except (CnnlabError, TypeError) as error:
         raise CnnlabError(f"{path / 'recipe.json'} is damaged: {error}") from error
-    if digest(values) not in info["recipes"]:
+    if digest_of_json(values) not in info["recipes"]:
         raise CnnlabError(
             f"{path / 'recipe.json'} was damaged or changed by hand; restore it from a copy, or train a new run"
         )
@@ -375,7 +384,7 @@ def _line(row: dict[str, Any]) -> str:
 def _row(line: str) -> dict[str, Any]:
     """Return what `_line` was given. Raise ValueError."""
     row = json.loads(line)
-    if not isinstance(row, dict) or row.pop("check", None) != digest(row)[:16]:
+    if not isinstance(row, dict) or row.pop("check", None) != digest_of_json(row)[:16]:
         raise ValueError("the checksum of a line is wrong")
     return row
 

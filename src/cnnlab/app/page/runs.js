@@ -15,7 +15,7 @@ export function runsPage(app) {
   const filter = el("input", { type: "search", placeholder: t("ui_filter"), "aria-label": t("ui_filter"), oninput: draw });
   const empty = el("p", { class: "small", hidden: true });
   const failed = el("div", { class: "failed" });
-  let found = { runs: [], started: [], folder: "" };
+  let found = { runs: [], series: {}, started: [], folder: "" };
 
   const heads = ["name", "state", "model", "source", "epochs", "accuracy", "curve", "time"];
   const table = el("table", { class: "runs" },
@@ -29,7 +29,7 @@ export function runsPage(app) {
     const name = el("bdi", {}, app.short(run.name, 48));
     const points = run.curve?.length ? sparkline(run.curve, 96, 24) : "";
     const acc = run.acc === undefined || run.acc === null ? "" : run.acc.toFixed(4);
-    return el("tr", {},
+    return el("tr", { class: run.name.includes("/") ? "member" : null },
       el("td", {}, box),
       el("td", { class: "name" }, run.state === "damaged" ? el("span", { title: visible(run.error) }, name) : el("a", { href: address("run", run.name) }, name)),
       el("td", {}, el("span", { class: `state ${run.state}` }, t(`state_${run.state}`))),
@@ -42,6 +42,26 @@ export function runsPage(app) {
       el("td", {}, action(app, run, load)));
   }
 
+  // Each run; above the first of a series, the series, which has a page of its own.
+  function rows() {
+    const shown = filtered(found.runs, filter.value), drawn = new Set();
+    return shown.flatMap((run) => {
+      const series = run.name.slice(0, Math.max(0, run.name.lastIndexOf("/")));
+      if (!(series in found.series) || drawn.has(series)) return [row(run)];
+      drawn.add(series);
+      return [seriesRow(series, found.runs.filter((one) => one.name.startsWith(`${series}/`))), row(run)];
+    });
+  }
+
+  function seriesRow(name, runs) {
+    const state = ["running", "damaged", "interrupted"].find((kind) => runs.some((run) => run.state === kind)) ?? "finished";
+    return el("tr", { class: "series" }, el("td", {}),
+      el("td", { class: "name" }, el("a", { href: address("run", name) }, el("bdi", {}, app.short(name, 48)))),
+      el("td", {}, el("span", { class: `state ${state}` }, t(`state_${state}`))),
+      el("td", {}, el("bdi", {}, app.short(runs[0].model ?? "", 28))), el("td", {}, el("bdi", {}, app.short(runs[0].data ?? "", 36))),
+      el("td", { class: "number" }, t(`ui_series_${found.series[name]}`, { n: runs.length })), Array.from({ length: 4 }, () => el("td", {})));
+  }
+
   function choose(name, on) {
     if (on) chosen.add(name); else chosen.delete(name);
     const enough = chosen.size > 1;
@@ -51,7 +71,7 @@ export function runsPage(app) {
   }
 
   function draw() {
-    body.replaceChildren(...filtered(found.runs, filter.value).map(row));
+    body.replaceChildren(...rows());
     empty.hidden = found.runs.length > 0;
     empty.textContent = t("ui_no_runs", { folder: found.folder });
     const names = new Set(found.runs.map((run) => run.name));

@@ -24,6 +24,7 @@ from cnnlab.inspect.report.payload import (
     run_name,
     run_payload,
 )
+from cnnlab.inspect.report.pooled import is_cross_validation, pooled_payload
 from cnnlab.inspect.report.thumbnails import Thumbnails
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.files import write_atomic
@@ -34,7 +35,7 @@ from cnnlab.training.runs import Run
 from cnnlab.training.series import is_series, member_folders
 
 __all__ = ["Report", "report"]
-_MOST_RUNS = 20
+MOST_RUNS = 20
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,12 @@ def _made(measured: Sequence[Measured], options: Options) -> Report:
     chosen = [one.run for one in measured]
     thumbnails = Thumbnails()
     together = compare(measured, thumbnails) if len(measured) > 1 else None
-    share, parts = thumbnails.budget // len(measured), []
+    pooled, budget = None, thumbnails.budget
+    if is_cross_validation(measured):
+        thumbnails.budget = budget // 2
+        pooled = pooled_payload(measured, thumbnails, options)
+        budget = budget // 2 + thumbnails.budget
+    share, parts = budget // len(measured), []
     for one in measured:
         thumbnails.budget = share
         parts.append(run_payload(one, thumbnails, options))
@@ -173,6 +179,7 @@ def _made(measured: Sequence[Measured], options: Options) -> Report:
         "only": None,
         "runs": shown,
         "compare": together and {**together, "settings": without_folders(together["settings"], names)},
+        "pooled": without_folders(pooled, names),
         "pictures": thumbnails.uris,
     }
     return Report(chosen, plain(payload))
@@ -189,8 +196,8 @@ def find_runs(names: Sequence[Run | str | Path], runs_dir: str | Path) -> list[R
             chosen.append(name if isinstance(name, Run) else runs.open_run(path))
     if not chosen:
         raise CnnlabError("no run to report; name one, `cnnlab runs` lists all runs")
-    if len(chosen) > _MOST_RUNS:
-        raise CnnlabError(f"{len(chosen)} runs are too many for one page; name at most {_MOST_RUNS}")
+    if len(chosen) > MOST_RUNS:
+        raise CnnlabError(f"{len(chosen)} runs are too many for one page; name at most {MOST_RUNS}")
     return chosen
 
 

@@ -16,6 +16,8 @@ def card(payload: dict[str, Any]) -> str:
     parts = ["---\nlibrary_name: cnnlab\npipeline_tag: image-classification\nmetrics:\n- accuracy\n---"]
     if len(runs) > 1:
         parts += [f"# {len(runs)} runs", *_comparison(payload)]
+    if payload["pooled"] is not None:
+        parts += _pooled(payload["pooled"])
     for run in runs:
         parts += _run(run, "#" if len(runs) == 1 else "##")
     parts.append(
@@ -26,9 +28,8 @@ def card(payload: dict[str, Any]) -> str:
 
 def _run(run: dict[str, Any], level: str) -> Iterator[str]:
     """Yield the blocks of one run. level: the marks of its heading."""
-    epochs = (
-        plural(run["epochs"], "epoch") if run["finished"] else f"{run['epochs']} of {run['of']} epochs (unfinished)"
-    )
+    state = "still training" if run["running"] else "unfinished"
+    epochs = plural(run["epochs"], "epoch") if run["finished"] else f"{run['epochs']} of {run['of']} epochs ({state})"
     yield f"{level} {_name(run['name'])}"
     yield (
         f"{_name(run['model'])}, {run['parameters']:,} parameters, trained on {_name(run['data'])} for {epochs} by the "
@@ -59,6 +60,18 @@ def _run(run: dict[str, Any], level: str) -> Iterator[str]:
         yield _table(("", ""), [(_name(name), _name(value)) for name, value in run["environment"]])
 
 
+def _pooled(pooled: dict[str, Any]) -> Iterator[str]:
+    """Yield the blocks about all folds together."""
+    e, (folds, of) = pooled["evaluation"], pooled["pooled"]
+    yield "## Out of fold"
+    yield (
+        f"{e['images']:,} images, each predicted by the network that was not trained on it: {folds} of {of} folds, the "
+        f"{e['weights']} weights of each."
+    )
+    yield _figures(e)
+    yield _classes(e)
+
+
 def measured_on(run: dict[str, Any]) -> str:
     """Return on which images, with which weights and seed, a run's figures were measured."""
     e = run["evaluation"]
@@ -87,7 +100,8 @@ def _figures(e: dict[str, Any]) -> str:
     rows += [
         ("loss", f"{e['loss']:.4f}", ""),
         (
-            f"expected calibration error, temperature {e['temperature']:.2f}",
+            "expected calibration error"
+            + (f", temperature {e['temperature']:.2f}" if e["temperature"] is not None else ""),
             f"{c['ece']:.4f}",
             f"{c['ece_before']:.4f} before",
         ),

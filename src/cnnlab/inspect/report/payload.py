@@ -27,6 +27,7 @@ from cnnlab.io.errors import CnnlabError
 from cnnlab.io.text import cell, escape, truncate
 from cnnlab.models.own import Network
 from cnnlab.training.evaluate import BINS, calibration_error, probabilities
+from cnnlab.training.locks import trainer
 from cnnlab.training.own import check_own
 from cnnlab.training.runs import Run, first_session
 from cnnlab.training.series import OUT_OF_FOLD, is_series, open_series
@@ -88,7 +89,8 @@ def measure(run: Run, options: Options) -> Measured:
     check_threads(options.threads)
     pick_device(options.device)
     if not run.weights(options.weights).exists() and run.summary() is None:
-        return Measured(run, None, [f"{run.path} is not finished: there are no weights to evaluate"])
+        state = "is being trained" if trainer(run.path) else "is not finished"
+        return Measured(run, None, [f"{run.path} {state}: there are no weights to evaluate yet"])
     try:
         evaluation = evaluate_run(
             run,
@@ -121,7 +123,7 @@ def run_payload(measured: Measured, thumbnails: Thumbnails, options: Options) ->
     looks = [row for row in run.evaluations() if row.get("split") == "test" and not row.get("other_data")]
     found, inside = None, None
     if evaluation is not None:
-        found, order = _evaluation(measured, thumbnails, options)
+        found, order = evaluation_payload(measured, thumbnails, options)
         shown = [*found["mistakes"][:_MAPS], *found["uncertain"][:_MAPS]]
         thumbnails.budget = max(thumbnails.budget, _INSIDE)
         chosen = [(row, order[row]) for row in shown]
@@ -146,6 +148,7 @@ def run_payload(measured: Measured, thumbnails: Thumbnails, options: Options) ->
         "epochs": len(rows),
         "of": recipe.epochs,
         "finished": summary is not None,
+        "running": summary is None and trainer(run.path) is not None,
         "stopped_by": summary["stopped_by"] if summary else None,
         "best_epoch": summary["best_epoch"] if summary and recipe.eval_split == "validation" else None,
         "best_by": recipe.best_by,
@@ -187,7 +190,9 @@ def run_name(run: Run) -> str:
     return f"{path.parent.name}/{path.name}" if is_series(path.parent) else path.name
 
 
-def _evaluation(measured: Measured, thumbnails: Thumbnails, options: Options) -> tuple[dict[str, Any], list[int]]:
+def evaluation_payload(
+    measured: Measured, thumbnails: Thumbnails, options: Options
+) -> tuple[dict[str, Any], list[int]]:
     """Return what the evaluation found, and which of its images are listed, in their order."""
     evaluation = measured.evaluation
     assert evaluation is not None
@@ -197,8 +202,6 @@ def _evaluation(measured: Measured, thumbnails: Thumbnails, options: Options) ->
     images, p = evaluation.images, measured.probabilities
     suspects, origin = _suspects(measured, p)
     listed = _rows(images, p, found["confusion"], [row for row, *_ in suspects], options.most_rows)
-    plain = probabilities(evaluation.result.logits, 1.0)
-    correct = p.argmax(1) == images.labels
     kept = ("split", "images", "correct", "loss", "accuracy", "balanced_accuracy", "macro_f1", "intervals", "classes",
             "temperature", "threshold", "accepted", "accepted_correct", "never_predicted", "other_data",
             "seconds")  # fmt: skip
@@ -209,13 +212,7 @@ def _evaluation(measured: Measured, thumbnails: Thumbnails, options: Options) ->
         "recorded": evaluation.recorded,
         "skipped": len(evaluation.skipped),
         "confusion": [[i, j, n] for i, row in enumerate(found["confusion"]) for j, n in enumerate(row) if n],
-        "calibration": {
-            "bins": BINS,
-            "before": _reliability(plain.amax(1), correct),
-            "after": _reliability(p.amax(1), correct),
-            "ece_before": calibration_error(plain.amax(1), correct),
-            "ece": calibration_error(p.amax(1), correct),
-        },
+        "calibration": calibration(probabilities(evaluation.result.logits, 1.0), p, images.labels),
         "rows": _row_values(listed, images, p, thumbnails, evaluation, options),
         "mistakes": [listed.index[i] for i in listed.mistakes[:_LISTED]],
         "uncertain": [listed.index[i] for i in listed.uncertain],
@@ -225,6 +222,19 @@ def _evaluation(measured: Measured, thumbnails: Thumbnails, options: Options) ->
         "all_suspects": len(suspects),
     }  # fmt: skip
     return values, listed.order
+
+
+def calibration(before: Tensor, after: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Return the reliability of probabilities (N, K) without and with a temperature; labels: (N,) int64."""
+    (sure_before, _), (sure, guess) = before.max(1), after.max(1)
+    correct = guess == labels
+    return {
+        "bins": BINS,
+        "before": _reliability(sure_before, correct),
+        "after": _reliability(sure, correct),
+        "ece_before": calibration_error(sure_before, correct),
+        "ece": calibration_error(sure, correct),
+    }
 
 
 @dataclass(frozen=True)

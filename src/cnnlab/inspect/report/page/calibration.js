@@ -18,14 +18,14 @@ export function calibrationSection(page, run) {
   const scaled = e.temperature !== 1;
   const series = scaled ? [["before", c.before], ["after", c.after]] : [["after", c.after]];
   return section("calibration", t("calibration"),
-    el("p", { class: "small" }, measuredOn(page, run), " ", t(scaled ? "calibration_help" : "calibration_none", { temperature: fixed(e.temperature, 2) })),
+    el("p", { class: "small" }, measuredOn(page, run), " ", t(e.temperature === null ? "calibration_folds" : scaled ? "calibration_help" : "calibration_none", { temperature: fixed(e.temperature ?? 1, 2) })),
     el("div", { class: "calibration" },
       diagram(page, series),
       el("div", {},
         pairs([
           scaled && [t("ece_before"), fixed(c.ece_before, 4)],
           [t(scaled ? "ece_after" : "ece"), fixed(c.ece, 4)],
-          [t("temperature"), fixed(e.temperature, 2)],
+          [t("temperature"), e.temperature === null ? t("temperature_fold") : fixed(e.temperature, 2)],
           e.threshold > 0 && [t("threshold"), percent(e.threshold)],
           e.threshold > 0 && [t("accepted"), t("n_of", { n: e.accepted, of: e.images })],
           e.threshold > 0 && e.accepted > 0 && [t("accepted_accuracy"), percent(e.accepted_correct / e.accepted)],

@@ -1,18 +1,39 @@
 // Several runs side by side.
 
+import { calibrationSection } from "./calibration.js";
+import { classesSection } from "./classes.js";
+import { confusionSection } from "./confusion.js";
 import { charts } from "./curves.js";
 import { el } from "./dom.js";
+import { figureTiles } from "./header.js";
+import { imagesSection } from "./images.js";
 import { interval, percent, probability, pValue, shorten, value, visible, whole } from "./format.js";
 import { pairs, scroller, section } from "./parts.js";
 
 export function compareHeader(page) {
   const { t, payload } = page;
+  const { pooled } = payload;
+  if (pooled) {
+    return el("header", { class: "title" }, el("p", { class: "kicker" }, t("report")), el("h1", {}, el("bdi", {}, t("cross_validation", { name: page.short(pooled.name, 60) }))),
+      el("p", { class: "lead" }, t("pooled_lead", { model: visible(pooled.model), parameters: whole(pooled.parameters), data: page.source(pooled.data), recipe: page.short(pooled.recipe, 120), of: pooled.pooled[1] })),
+      figureTiles(page, pooled));
+  }
   return el("header", { class: "title" }, el("p", { class: "kicker" }, t("report")), el("h1", {}, t("n_runs", { n: payload.runs.length })),
     el("p", { class: "lead" }, t("compare_lead")));
 }
 
 export function compareSections(page) {
+  const { pooled } = page.payload;
+  if (pooled) return [figures(page), curves(page), ...[confusionSection, imagesSection, classesSection, calibrationSection].map((part) => named(part(page, pooled)))];
   return [figures(page), curves(page), settingsThatDiffer(page), tests(page), disagreements(page)].filter(Boolean);
+}
+
+// Below, each fold has sections of the same names.
+function named(section) {
+  section.querySelector("h2").id = `pooled-${section.id}-title`;
+  section.setAttribute("aria-labelledby", `pooled-${section.id}-title`);
+  section.id = `pooled-${section.id}`;
+  return section;
 }
 
 const label = (n) => String.fromCharCode(65 + n);

@@ -7,6 +7,7 @@ import { fixed, interval, percent, visible, whole } from "./format.js";
 export function measuredOn(page, run) {
   const { t } = page;
   const e = run.evaluation;
+  if (run.pooled) return t("measured_pooled", { n: e.images, folds: run.pooled[0], of: run.pooled[1], weights: t(`weights_${e.weights}`), seed: run.seed });
   const values = { n: e.images, split: page.split(e.split), weights: t(`weights_${e.weights}`), seed: run.seed };
   return t(e.data !== null ? "measured_other" : "measured", { ...values, data: page.short(e.data ?? "", 40) });
 }
@@ -28,7 +29,7 @@ export function runHeader(page, run) {
       run.fold ? ` ${t("fold", { fold: run.fold[0], folds: run.fold[1] })}` : "",
       run.published ? ` ${t("published", { origin: page.short(run.published, 80) })}` : "",
       run.from ? ` ${t("from", { run: page.short(run.from, 60) })}` : ""),
-    e ? tiles(page, run) : run.recorded && el("p", { class: "headline" }, recorded(page, run), " ", looksText(page, run)));
+    e ? figureTiles(page, run) : run.recorded && el("p", { class: "headline" }, recorded(page, run), " ", looksText(page, run)));
 }
 
 // What the training itself measured, where the images or the weights are gone.
@@ -37,7 +38,7 @@ function recorded(page, run) {
   return page.t("recorded", { accuracy: percent(r.accuracy), interval: shares(r.interval), n: r.images, split: page.split(run.eval_split), weights: page.t(`weights_${r.weights}`), seed: run.seed });
 }
 
-function tiles(page, run) {
+export function figureTiles(page, run) {
   const { t } = page;
   const e = run.evaluation;
   const tile = (name, value, below) => el("div", { class: "tile" }, el("dt", {}, name), el("dd", {}, el("span", { class: "big" }, value), el("span", { class: "below" }, below)));
@@ -48,7 +49,7 @@ function tiles(page, run) {
       tile(t("macro_f1"), fixed(e.macro_f1), t("interval95", { interval: interval(e.intervals.macro_f1) })),
       tile(t("mistakes"), whole(e.images - e.correct), t("of_images", { n: e.images })),
       tile(t("ece"), fixed(e.calibration.ece), t("ece_without", { before: fixed(e.calibration.ece_before) }))),
-    el("p", { class: "small" }, measuredOn(page, run), " ", looksText(page, run)));
+    el("p", { class: "small" }, measuredOn(page, run), " ", run.pooled ? t("pooled_flatters") : looksText(page, run)));
 }
 
 const shares = ([low, high]) => `${(100 * low).toFixed(1)}–${(100 * high).toFixed(1)}%`;
@@ -58,7 +59,7 @@ export function notes(page, run) {
   const list = [
     ...run.missing.map((text) => [page.t("missing"), text]),
     ...run.findings.map((text) => [page.t("finding"), text]),
-    ...(run.finished ? [] : [[page.t("unfinished"), page.t("unfinished_text")]]),
+    ...(run.finished ? [] : run.running ? [[page.t("running"), page.t("running_text", { done: run.epochs, n: run.of })]] : [[page.t("unfinished"), page.t("unfinished_text")]]),
   ];
   if (!list.length) return null;
   return el("ul", { class: "notes" }, list.map(([name, text]) => el("li", {}, el("strong", {}, name), " ", visible(text).slice(0, 2000))));

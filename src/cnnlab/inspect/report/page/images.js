@@ -26,5 +26,5 @@ export function imagesSection(page, run) {
     el("p", { class: "small" }, measuredOn(page, run), " ", left.join(" ")),
     part(t("confident_mistakes"), t("confident_help"), e.mistakes.map((row) => entry(run, row)), t("no_mistakes")),
     part(t("uncertain"), t("uncertain_help"), e.uncertain.map((row) => entry(run, row)), t("none")),
-    part(t("suspects"), t(`suspects_${e.suspects_from}`, { n: e.all_suspects }), suspects, t("no_suspects")));
+    part(t("suspects"), t(`suspects_${run.pooled ? "pooled" : e.suspects_from}`, { n: e.all_suspects }), suspects, t("no_suspects")));
 }
