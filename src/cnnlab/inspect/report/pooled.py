@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cnnlab.data.imageset import ImageSet
 from cnnlab.inference.evaluation import RunEvaluation
@@ -17,7 +18,10 @@ from cnnlab.training.series import is_series, open_series
 
 
 def is_cross_validation(measured: Sequence[Measured]) -> bool:
-    """Return whether these are several folds of one series, each evaluated on the images that it held out."""
+    """Return whether these are several folds of one series, each evaluated on the images that it held out.
+
+    Not of packed sets: pooling would read all their images into memory.
+    """
     evaluations = [m.evaluation for m in measured]
     folders = {m.run.path.parent for m in measured}
     return (
@@ -27,6 +31,7 @@ def is_cross_validation(measured: Sequence[Measured]) -> bool:
         and is_series(*folders)
         and open_series(*folders).kind == "folds"
         and all(e is not None and e.split == "validation" and not e.other for e in evaluations)
+        and all(e is not None and e.images is not None and isinstance(e.images.images, Tensor) for e in evaluations)
     )
 
 
@@ -76,7 +81,7 @@ def _pooled(measured: Sequence[Measured]) -> RunEvaluation:
         evaluations[0],
         result=Evaluation(loss, confusion, torch.cat(predicted), torch.cat(sure), torch.cat(logits)),
         images=ImageSet(
-            torch.cat([i.images for i in images]),
+            torch.cat([i.images for i in images if isinstance(i.images, Tensor)]),
             torch.cat([i.labels for i in images]),
             [name for i in images for name in i.ids],
             images[0].classes,
