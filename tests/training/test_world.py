@@ -26,6 +26,7 @@ from cnnlab.training import loop
 from cnnlab.training.checkpoint import read_weights
 from cnnlab.training.evaluate import evaluate
 from cnnlab.training.replica import SyncedBatchNorm
+from conftest import Command
 
 CPU = torch.device("cpu")
 COPYING = Augmentation(shift=1, flip=True, alternating_flip=True, vertical_flip=True, cutout=2, cutmix=0.4)
@@ -235,3 +236,17 @@ def test_an_error_of_one_process_ends_all_and_is_reported_once(where: int, forks
     assert type(first) is CnnlabError
     assert "no such folder" in str(first)
     assert isinstance(second, ReportedElsewhere)
+
+
+def test_bad_numbers_of_processes_are_one_line(cnnlab: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("0", "-1", "100000"):
+        answer = cnnlab("train", "--nproc", value)
+        assert answer.returncode == 2
+        assert "--nproc" in answer.stderr
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    assert cnnlab("train", "--nproc", "2").returncode == 2
+    assert cnnlab("train", "--seeds", "2").returncode == 2
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    assert cnnlab("runs").returncode == 2

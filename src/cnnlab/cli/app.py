@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -77,7 +78,8 @@ def main() -> NoReturn:
     several = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
     if several and sys.argv[1:2] != ["train"]:
         _fail("torchrun has started several processes, and only `cnnlab train` divides its work among them")
-    if several and os.environ.get("RANK") != "0":
+    silent = several and os.environ.get("RANK") != "0"
+    if silent:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - of several processes, the first prints
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -88,9 +90,10 @@ def main() -> NoReturn:
             echo("stopped", error=True)
         if sys.stdout is not None:  # None if the parent process closed it
             sys.stdout.flush()
-    except ReportedElsewhere:
-        sys.exit(2)
     except CnnlabError as error:
+        connected = getattr(sys.modules.get("cnnlab.device.world"), "connected", False)
+        if isinstance(error, ReportedElsewhere) or (silent and not connected):
+            _end_after_the_first(2)
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
         interrupt.ending()
@@ -110,6 +113,12 @@ def main() -> NoReturn:
             raise
         _fail(f"{error.format_message().rstrip('.')}. See cnnlab --help, or cnnlab COMMAND --help.")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end_after_the_first(code: int) -> NoReturn:
+    """End a process whose error the first one prints: torchrun ends all others when one has ended."""
+    time.sleep(10)
+    sys.exit(code)
 
 
 def _fail(text: str) -> NoReturn:

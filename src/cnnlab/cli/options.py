@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -101,7 +102,8 @@ def print_training(call: Callable[[], object], stopped: str = "") -> None:
         echo(call())
     except TrainingInterrupted as error:
         interrupt.ending()
-        echo(f"{str(error).partition(' Continue with:')[0]} {stopped}" if stopped else error, error=True)
+        if os.environ.get("RANK", "0") == "0":  # of several processes, the first says it
+            echo(f"{str(error).partition(' Continue with:')[0]} {stopped}" if stopped else error, error=True)
         sys.exit(error.code)
     except KeyboardInterrupt:
         interrupt.ending()

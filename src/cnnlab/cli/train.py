@@ -105,7 +105,7 @@ def train(
 
         if launched():
             raise CnnlabError("torchrun has started this process, so --nproc cannot start more; leave it out")
-        raise typer.Exit(launch(nproc, _without_nproc(sys.argv[1:])))
+        sys.exit(launch(nproc, _without_nproc(sys.argv[1:])))
     from cnnlab.training.resume import resume as resume_training
     from cnnlab.training.train import train as train_once
     from cnnlab.training.train_series import train_folds, train_seeds

@@ -22,7 +22,9 @@ def launch(processes: int, arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes say what went wrong
+    for name in list(logging.root.manager.loggerDict):  # the processes say themselves what went wrong
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", max_restarts=0,
@@ -30,8 +32,8 @@ def launch(processes: int, arguments: list[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "cnnlab", *arguments)
     except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values()]
-        return max(code if code > 0 else 128 - code for code in codes)
+        code = error.get_first_failure()[1].exitcode  # torchrun has then stopped the others
+        return code if code > 0 else 128 - code
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0

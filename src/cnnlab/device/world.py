@@ -23,6 +23,8 @@ T = TypeVar("T")
 TIMEOUT = "CNNLAB_TIMEOUT"
 """Environment variable: seconds that a process waits for the others before it gives up. Default: 1800."""
 
+connected = False  # whether this process has been connected to others
+
 
 class World:
     """The processes of a training: this one is number `rank` of `size`. Without arguments: this one alone.
@@ -204,6 +206,8 @@ def joined_world(device: torch.device) -> Iterator[World]:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with _lost():
             dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+    global connected
+    connected = True
     try:
         yield World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", "1")), _job())
     finally:

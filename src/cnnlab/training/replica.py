@@ -32,11 +32,13 @@ class Replica(nn.Module):
         self._world = world
         self.weight, self.copies = 1.0, 1
         device = next(p.device for p in model.parameters())
-        # Running statistics are not exchanged in each step: only the first process's count, see Trainer.take_buffers.
         self.parallel = DistributedDataParallel(
-            model, [device] if device.type == "cuda" else None, broadcast_buffers=False,
+            model, [device] if device.type == "cuda" else None,
             find_unused_parameters=unused, gradient_as_bucket_view=True,
         )  # fmt: skip
+        # Running statistics are not exchanged in each step: only the first process's count, see Trainer.take_buffers.
+        # Set afterwards, since the argument's name depends on PyTorch's version.
+        self.parallel.broadcast_buffers = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the network."""
