@@ -37,14 +37,15 @@ def child_cnnlab(task: Task) -> Task:
     from cnnlab.training import loop
 
     times: list[float] = []
-    real = loop.train_step
+    module: Any = loop
+    real = module.train_step
 
     def timed(*args: Any, **more: Any) -> Any:
         answer = real(*args, **more)
         times.append(time.perf_counter())
         return answer
 
-    loop.train_step = timed
+    module.train_step = timed
     recipe = Recipe(
         data="fashion-mnist", model=task["network"], image_size=task["size"], epochs=1, batch_size=task["batch"],
         limit=task["batch"] * task["steps"], shift=2, flip=True, learning_rate=0.01, momentum=0.9,
