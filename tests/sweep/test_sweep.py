@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -28,10 +29,13 @@ pytest.importorskip("optuna", reason="pip install 'cnnlab[sweep]'")
 
 from cnnlab.io.errors import CnnlabError
 from cnnlab.recipe import SETTINGS, TYPES, Recipe
+from cnnlab.sweep import worker
 from cnnlab.sweep.definition import NOT_SEARCHED, Choices, Range, read_sweep
 from cnnlab.sweep.results import sweep_result
 from cnnlab.sweep.storage import remove_torn_line
 from cnnlab.sweep.worker import Machine, work
+from cnnlab.sweep.workers import work_together
+from cnnlab.training.guard import NonFinite
 from cnnlab.training.runs import list_runs, open_run
 
 SETTINGS_TABLE = '[settings]\nepochs = 2\nlimit = 60\nmemory_format = "contiguous"\ncompile = "off"\n'
@@ -138,7 +142,7 @@ def toml(table: dict[str, Any]) -> str:
     return "[search]\n" + "".join(f"{key} = {{ {row} }}\n" for key, row in rows.items())
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(spaces(), st.randoms(use_true_random=False))
 def test_every_accepted_space_yields_valid_recipes(tmp_path: Path, table: dict[str, Any], rng: random.Random) -> None:
     path = tmp_path / "any.toml"
@@ -238,7 +242,7 @@ def test_forty_trials_by_two_workers_of_which_one_is_killed(
     again = [trial for trial, count in begins.items() if count > 1]
     assert len(again) <= 1  # what the killed worker had; nothing, if it died between two trials
     assert sum(ends.values()) <= 41  # it may have died after the end of the training, before it told
-    assert len({worker for _, _, worker in lines}) == 2
+    assert len({process for _, _, process in lines}) == 2
     assert not list(tmp_path.glob("s.journal.*.lock"))
 
 
@@ -280,6 +284,46 @@ def test_another_definition_is_refused_only_once_a_trial_has_finished(tmp_path: 
     assert sweep_result(read_sweep(missing)).done
 
 
+def test_settings_fail_their_trial_and_a_machine_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path, "trials = 1\n", SETTINGS_TABLE + "[search]\nshift = { low = 40, high = 50 }\n")
+    for machine in (Machine(tmp_path / "runs", "nonsense"), Machine(tmp_path / "runs", progress="nonsense")):
+        with pytest.raises(CnnlabError, match="nonsense"):
+            work(read_sweep(file), machine)
+    assert [trial.state for trial in sweep_result(read_sweep(file)).trials] == ["running"]
+    work(read_sweep(file), Machine(tmp_path / "runs"))  # the digits have 28 pixels
+    (trial,) = sweep_result(read_sweep(file)).trials
+    assert trial.state == "failed"
+    assert "shift" in trial.failed
+
+    def diverges(session: object, run: object) -> None:
+        try:
+            raise NonFinite.__new__(NonFinite)
+        except NonFinite:
+            raise CnnlabError("the loss is NaN") from None
+
+    monkeypatch.setattr(worker, "train_run", diverges)
+    file = write(tmp_path, "trials = 1\n", name="other.toml")
+    work(read_sweep(file), Machine(tmp_path / "runs"))
+    assert [trial.failed for trial in sweep_result(read_sweep(file)).trials] == ["the loss is NaN"]
+
+
+def test_workers_are_processes_of_the_same_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    sweep, log = read_sweep(write(tmp_path)), list[str]()
+    work_together(sweep, Machine(tmp_path / "runs", threads=2), 3, log.append)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == 3
+    assert all(f"-m cnnlab sweep {sweep.file}" in call and "--threads 2" in call for call in calls)
+    assert log == []
+    program.write_text("#!/bin/sh\nexit 2\n")
+    with pytest.raises(CnnlabError, match="goes on"):
+        work_together(sweep, Machine(), 2, log.append)
+    assert len(log) == 2
+
+
 def test_a_torn_line_of_a_journal_is_cut(tmp_path: Path) -> None:
     file = tmp_path / "x.journal"
     for content, left in ((b"", b""), (b"a\nb\n", b"a\nb\n"), (b"a\nb", b"a\n"), (b"a", b"")):
@@ -293,14 +337,14 @@ def test_a_torn_line_of_a_journal_is_cut(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def searched(
-    tmp_path_factory: pytest.TempPathFactory, installed: Command
+    tmp_path_factory: pytest.TempPathFactory, cnnlab: Command
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A sweep of two seeds by two workers, one trial of which diverges, and what its command printed."""
+    """A sweep of two seeds, one trial of which fails, and what its command printed."""
     folder = tmp_path_factory.mktemp("searched")
     body = SETTINGS_TABLE.replace("epochs = 2", "epochs = 1")
-    body += "[search]\nlearning_rate = { choices = [0.1, 0.5, 900.0] }\nshift = { low = 0, high = 2 }\n"
-    file = write(folder, "trials = 5\nseeds = 2\n", body)
-    return folder, installed("sweep", file, "--workers", 2, "--runs-dir", folder / "runs", "--json", cwd=folder)
+    body += "[search]\nlearning_rate = { low = 0.1, high = 1.0 }\nshift = { choices = [0, 40] }\n"  # 40 of 28 pixels
+    file = write(folder, "trials = 3\nseeds = 2\nsampler_seed = 1\n", body)
+    return folder, cnnlab("sweep", file, "--runs-dir", folder / "runs", "--threads", 1, "--json", cwd=folder)
 
 
 def test_the_command_prints_and_writes_what_was_found(
@@ -309,7 +353,8 @@ def test_the_command_prints_and_writes_what_was_found(
     folder, answer = searched
     assert answer.returncode == 0, answer.stderr
     found = json.loads(answer.stdout)
-    assert found["finished"] + found["failed"] == 5
+    assert found["finished"] + found["failed"] == 3
+    assert found["failed"] > 0
     best = found["rows"][0]
     assert best["number"] == found["best"]
     assert best["value"] == max(row["value"] for row in found["rows"] if row["state"] == "finished")
@@ -360,7 +405,9 @@ def test_the_page_draws_without_requests_in_both_languages(
         assert tab.errors == []
 
 
-def test_a_wrong_file_and_an_unreachable_database_end_with_one_line(tmp_path: Path, cnnlab: Command) -> None:
+def test_a_wrong_file_and_an_unreachable_database_end_with_one_line(
+    tmp_path: Path, cnnlab: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "s.toml" in one_line_error(cnnlab("sweep", tmp_path / "s.toml"))
     file = write(tmp_path, 'storage = "postgresql://me:secret@127.0.0.1:1/x"\n')
     error = one_line_error(cnnlab("sweep", file))
@@ -369,6 +416,8 @@ def test_a_wrong_file_and_an_unreachable_database_end_with_one_line(tmp_path: Pa
     file = write(tmp_path)
     (tmp_path / "s.journal").write_text("no journal\n")
     assert "s.journal" in one_line_error(cnnlab("sweep", file))
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert "cnnlab[sweep]" in one_line_error(cnnlab("sweep", file))
 
 
 def test_a_recipe_file_that_is_wrong_is_named(tmp_path: Path, cnnlab: Command) -> None:

@@ -8,6 +8,7 @@ trial that runs and is not locked has lost its worker, and another one takes it 
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import warnings
@@ -104,9 +105,13 @@ class JournalLocks(Locks):
         """Do nothing: files stay locked."""
 
     def close(self) -> None:
-        """Unlock everything. The files of trials that are not finished stay: another worker opens them."""
-        for lock in self._taken.values():
-            lock.release()
+        """Unlock everything, and remove the files that nobody holds: killed workers left them."""
+        with self.claiming():
+            for lock in self._taken.values():
+                lock.release()
+            for file in self._path.parent.glob(f"{glob.escape(self._path.name)}.*.lock"):
+                with suppress(Timeout, OSError), FileLock(file, timeout=0):
+                    file.unlink()
 
 
 class DatabaseLocks(Locks):

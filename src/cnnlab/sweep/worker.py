@@ -203,17 +203,22 @@ class _Worker:
             self.locks.release(trial.number)
 
     def _settings_fault(self, error: CnnlabError) -> bool:
-        """Return whether the trial's settings are to blame, not the machine, the images or the sweep's file.
+        """Return whether the trial's own settings are to blame, not the machine, the images or the sweep's others.
 
-        A loss of NaN and too little memory are theirs; so is another error, if other trials have finished.
+        A loss of NaN and too little memory are theirs; so is another error, if the recipe without them starts here.
         """
-        from optuna.trial import TrialState
-
         if isinstance(error.__context__, NonFinite) or (error.__cause__ and out_of_memory(error.__cause__)):
             return True
-        if isinstance(error.__cause__, OSError) or isinstance(error, StorageLost):
+        if isinstance(error, StorageLost) or isinstance(error.__cause__, OSError):
             return False
-        return bool(self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+        try:
+            recipe, given = self.sweep.recipe_of({})
+            with self.machine.session() as session:
+                session.given = given
+                session.load_data(recipe)
+        except CnnlabError:
+            return False
+        return True
 
     def _run(self, trial: int, params: dict[str, Any], seed: int, hook: _Hook | None) -> Result:
         """Train a run of a trial, or continue it, or return its result if it is finished."""

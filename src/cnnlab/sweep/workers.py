@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import time
@@ -50,7 +49,7 @@ def work_together(sweep: Sweep, machine: Machine, count: int, log: Callable[[str
         except KeyboardInterrupt:
             for process in processes:
                 with suppress(OSError):
-                    process.send_signal(signal.SIGINT)
+                    process.terminate()
             for process in processes:
                 process.wait()
             raise TrainingInterrupted("stopped; what the workers have trained is saved.") from None
