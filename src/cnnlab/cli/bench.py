@@ -77,7 +77,7 @@ def bench_text(result: BenchResult) -> str:
     memory = f", {about['memory_gib']} GiB" if about["memory_gib"] else ""
     lines.append(
         wrap(
-            f"{about['device_name']}, {about['cores']} cores{memory}, torch {about['versions']['torch']}; "
+            f"{about['device_name']}, {plural(about['cores'], 'core')}{memory}, torch {about['versions']['torch']}; "
             f"images: {result.images}",
             2,
         )

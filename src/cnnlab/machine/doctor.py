@@ -27,6 +27,7 @@ from cnnlab.device.precision import PRECISIONS, autocast
 from cnnlab.io.errors import CnnlabError, expand, reason
 from cnnlab.io.files import write_atomic
 from cnnlab.io.tables import wrap
+from cnnlab.io.text import plural
 from cnnlab.models import build_model
 from cnnlab.recipe import Recipe
 from cnnlab.training import runs
@@ -150,7 +151,8 @@ def _system(device: torch.device) -> Iterator[Check]:
     left = memory.free_memory()
     size += f", {left / 2**30:.1f} free" if left is not None else ""
     yield Check("system", "ok", f"{about['system']}, Python {about['python']}")
-    yield Check("CPU", "ok", f"{about['processor']}, {about['cores']} cores available{size}, {about['cpu_capability']}")
+    cores = plural(about["cores"], "core")
+    yield Check("CPU", "ok", f"{about['processor']}, {cores} available{size}, {about['cpu_capability']}")
     cuda = f", CUDA {about['cuda']}" if about["cuda"] else ""
     yield Check("device", "ok", f"{device} ({about['device_name']}){cuda}")
     try:
