@@ -145,19 +145,19 @@ def make_tars(folder: Path, count: int) -> None:
         (folder / "unfinished").rename(path)
 
 
-def sample(row: int, tars: str) -> dict[str, Any]:
-    """Return one image for litdata.optimize."""
+def sample(row: int, pack: str) -> dict[str, Any]:
+    """Return one image for litdata.optimize, from the packed set: the tar shards have no index."""
     import numpy as np
 
-    from cnnlab.data import SourceOptions, list_files
+    from cnnlab.data import SourceOptions, load_images
 
-    if tars not in _LISTED:
-        _LISTED[tars] = list_files(f"wds:{tars}", SourceOptions(data_dir=Path(tars))).parts["train"]
-    part = _LISTED[tars]
-    return {"image": bmp_pixels(part.files[row].read()), "label": np.int64(part.labels[row])}
+    if pack not in _PACKS:
+        _PACKS[pack] = load_images(f"pack:{pack}", "train", SourceOptions(data_dir=Path(pack)))
+    images = _PACKS[pack]
+    return {"image": images.images[row].numpy(), "label": np.int64(images.labels[row])}
 
 
-_LISTED: dict[str, Any] = {}
+_PACKS: dict[str, Any] = {}
 
 
 def bmp_pixels(content: bytes) -> Any:
@@ -275,7 +275,7 @@ def write_litdata(task: Task) -> Task:
     work = Path(task["work"])
     start = time.perf_counter()
     optimize(
-        fn=partial(sample, tars=str(work / "tars")), inputs=list(range(task["images"])),
+        fn=partial(sample, pack=str(work / "pack")), inputs=list(range(task["images"])),
         output_dir=str(work / "litdata"), chunk_bytes="64MB", num_workers=1,
     )  # fmt: skip
     return {"seconds": time.perf_counter() - start}
@@ -287,7 +287,8 @@ TASKS = {"pack": write_pack, "write": write_litdata, "read": read_all, "train": 
 def whole_set(args: argparse.Namespace) -> None:
     work: Path = args.work.absolute()
     count = round(args.gigabytes * 1e9 / (SIDE * SIDE * 3))
-    make_tars(work / "tars", count)
+    if not (work / "pack").exists():
+        make_tars(work / "tars", count)
     figures: Task = {"images": count, "bytes": count * SIDE * SIDE * 3, "batch_size": BATCH, "rounds": args.rounds}
 
     def run(kind: str, side: str, **more: Any) -> Task:
@@ -300,6 +301,8 @@ def whole_set(args: argparse.Namespace) -> None:
     if "litdata" in args.sides and not (work / "litdata" / "index.json").exists():
         figures["writing_litdata"] = run("write", "litdata", images=count)
     for kind, more in (("read", {"images": args.read}), ("train", {"steps": args.steps})):
+        if kind not in args.kinds:
+            continue
         found: dict[str, list[Task]] = {side: [] for side in args.sides}
         for _ in range(args.rounds):  # interleaved: the machine's load changes
             for side in args.sides:
@@ -308,8 +311,10 @@ def whole_set(args: argparse.Namespace) -> None:
             side: {name: spread([a[name] for a in answers]) for name in FIGURES}
             for side, answers in found.items()
         }  # fmt: skip
-    figures["epoch"] = run("read", "packed", images=count)
-    figures["resume"] = {side: run("resume", side, steps=20) for side in args.sides if side != "resident"}
+    if "epoch" in args.kinds:
+        figures["epoch"] = run("read", "packed", images=count)
+    if "resume" in args.kinds:
+        figures["resume"] = {side: run("resume", side, steps=20) for side in args.sides if side != "resident"}
     print(f"wrote {write_result('packed-set', 'cpu', figures, args.out)}")
 
 
@@ -326,6 +331,8 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=5.0)
     parser.add_argument("--read", type=int, default=20_000, help="set: images that are read only")
     parser.add_argument("--steps", type=int, default=12, help="set: steps of ResNet-18")
+    kinds = ("read", "train", "epoch", "resume")
+    parser.add_argument("--kinds", nargs="+", default=list(kinds), choices=kinds, help="set: what is measured")
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
     add_out(parser)
     args = parser.parse_args()

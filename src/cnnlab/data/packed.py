@@ -8,6 +8,7 @@ interpreter's lock), a few batches ahead of their use.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import weakref
 from bisect import bisect_right
@@ -146,16 +147,18 @@ class PackedImages:
         largest = max(map(len, parts), default=0) * self._row_bytes
         ahead = max(2, min(_MOST_AHEAD, _AHEAD // max(1, largest)))
         waiting: deque[tuple[Tensor, list[Future[None]]]] = deque()
-        with ThreadPoolExecutor(available_cores(), thread_name_prefix="read images") as pool:
-            try:
-                for part in parts:
-                    waiting.append(self._start(pool, part))
-                    if len(waiting) > ahead:
-                        yield _done(*waiting.popleft())
-                while waiting:
+        finalizing = sys.is_finalizing  # at the interpreter's end, modules are gone before generators
+        pool = ThreadPoolExecutor(available_cores(), thread_name_prefix="read images")
+        try:
+            for part in parts:
+                waiting.append(self._start(pool, part))
+                if len(waiting) > ahead:
                     yield _done(*waiting.popleft())
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+            while waiting:
+                yield _done(*waiting.popleft())
+        finally:
+            if not finalizing():
+                pool.shutdown(cancel_futures=True)
 
     def hashes(self) -> list[bytes]:
         """Return the hash of each image's stored bytes, without reading them."""
