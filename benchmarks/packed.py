@@ -24,7 +24,8 @@ from typing import Any
 from _common import PEERS, Task, add_out, call, spread, write_result
 
 SIDE, CLASSES, BATCH, SHARD = 96, 10, 32, 9000  # SHARD: images of a tar
-FIGURES = ("images_per_second", "peak_pss_mib", "peak_rss_mib")
+RESIDENT = 10_000  # images in memory: all of five gigabytes would take minutes to load
+FIGURES = ("images_per_second", "cpu_ms_per_image", "peak_pss_mib", "peak_rss_mib")
 HEADER = 54  # bytes before the pixels of a .bmp
 SIDES = ("packed", "resident", "litdata", "webdataset")
 sys.path.append(str(PEERS / "loaders"))
@@ -180,7 +181,8 @@ def batches(side: str, work: Path, state: dict[str, Any] | None = None) -> tuple
         if side == "resident":
             from dataclasses import replace
 
-            images = replace(images, images=torch.cat(list(images.images.split(1000))))
+            images = images.take(torch.arange(RESIDENT))
+            images = replace(images, images=images.images[:])
         some = images.take(torch.arange(1000)).images
         preprocessing = Preprocessing.of(some, image_size=SIDE, fit="pad", normalize=True)
         own = Loader(images, preprocessing, BATCH, torch.device("cpu")).shuffled(0, 0, 0, state)
@@ -202,16 +204,22 @@ def batches(side: str, work: Path, state: dict[str, Any] | None = None) -> tuple
     return ((torch.as_tensor(x), torch.as_tensor(y)) for x, y in loader), lambda: None
 
 
+def rates(images: int, start: float, busy: float) -> Task:
+    """Return images per second, and CPU time of this process (workers of its own not included) for each."""
+    seconds, cpu = time.perf_counter() - start, time.process_time() - busy
+    return {"images_per_second": images / seconds, "cpu_ms_per_image": 1000 * cpu / images}
+
+
 def read_all(task: Task) -> Task:
     """Read `images` images and do nothing with them."""
     found, _ = batches(task["side"], Path(task["work"]))
     next(found)
-    count, start = 0, time.perf_counter()
+    count, start, busy = 0, time.perf_counter(), time.process_time()
     for x, _ in found:
         count += len(x)
         if count >= task["images"]:
             break
-    return {"images_per_second": count / (time.perf_counter() - start), "images": count}
+    return {**rates(count, start, busy), "images": count}
 
 
 def train_some(task: Task) -> Task:
@@ -229,13 +237,13 @@ def train_some(task: Task) -> Task:
         model.to(memory_format=torch.channels_last)
         optimizer = make_optimizer(model, RECIPES["digits"].changed(learning_rate=0.05))
         found, _ = batches(task["side"], Path(task["work"]))
-        start = 0.0
+        start = busy = 0.0
         for step, (x, y) in enumerate(itertools.islice(found, task["steps"])):
             if step == 2:
-                start = time.perf_counter()
+                start, busy = time.perf_counter(), time.process_time()
             x = x if x.is_floating_point() else x.float() / 255
             train_step(model, optimizer, x.to(memory_format=torch.channels_last), y)
-        return {"images_per_second": (task["steps"] - 2) * BATCH / (time.perf_counter() - start)}
+        return rates((task["steps"] - 2) * BATCH, start, busy)
 
 
 def resumed(task: Task) -> Task:
@@ -289,7 +297,13 @@ def whole_set(args: argparse.Namespace) -> None:
     count = round(args.gigabytes * 1e9 / (SIDE * SIDE * 3))
     if not (work / "pack").exists():
         make_tars(work / "tars", count)
-    figures: Task = {"images": count, "bytes": count * SIDE * SIDE * 3, "batch_size": BATCH, "rounds": args.rounds}
+    figures: Task = {
+        "images": count,
+        "bytes": count * SIDE * SIDE * 3,
+        "batch_size": BATCH,
+        "rounds": args.rounds,
+        "resident_images": RESIDENT,
+    }
 
     def run(kind: str, side: str, **more: Any) -> Task:
         answer = call({"task": kind, "side": side, "work": str(work), **more})
