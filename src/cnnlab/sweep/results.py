@@ -104,7 +104,13 @@ class SweepResult:
 
         files = {self.page_file: sweep_page(self)}
         if self.best is not None and self.best.recipe is not None:
-            files[self.recipe_file] = recipe_json(Recipe.from_dict(self.best.recipe))
+            try:
+                files[self.recipe_file] = recipe_json(Recipe.from_dict(self.best.recipe))
+            except (CnnlabError, TypeError) as error:
+                raise CnnlabError(
+                    f"{self.sweep.file}: trial {self.best.number} was trained by another version of cnnlab: {error}; "
+                    'write name = "..." for a new sweep'
+                ) from error
         for path, text in files.items():
             try:
                 write_atomic(path, text)
