@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ from cnnlab.training import loop as training
 from cnnlab.training.evaluate import logits
 
 SPEED = [name for name in RECIPES if name.startswith(("speed/", "fast/"))]
+SHORT = {"limit": 100, "epochs": 1, "batch_size": 50}
+# Of recipes that differ in epochs and batches only, one.
+TRAINED = {
+    replace(RECIPES[name], name="", **SHORT): name for name in SPEED if RECIPES[name].model != "airbench96"
+}.values()
 NETWORKS = [name for name in EXPERIMENTS if name != "lenet-bn-scratch"]
 
 
@@ -53,18 +59,18 @@ def test_recipes_select_on_validation(name: str) -> None:
     assert RECIPES[name].split_seed == 0
 
 
-@pytest.mark.parametrize("name", [n for n in SPEED if n.startswith("speed/cifar") and RECIPES[n].model != "airbench96"])
+@pytest.mark.parametrize("name", [n for n in TRAINED if "cifar" in n])
 def test_each_for_cifar_trains(name: str) -> None:
-    changes = {"data": "digits", "image_size": 32, "limit": 300, "epochs": 1, "batch_size": 100}
+    changes = {**SHORT, "data": "digits", "image_size": 32}
     assert 0 <= train(RECIPES[name].changed(**changes), name="run").summary["val_acc"] <= 1
 
 
-@pytest.mark.parametrize("name", [n for n in SPEED if "cifar" not in n and RECIPES[n].model != "airbench96"])
+@pytest.mark.parametrize("name", [n for n in TRAINED if "cifar" not in n])
 def test_each_trains(name: str, fashion_folder: Path) -> None:
-    result = train(RECIPES[name].changed(limit=300, epochs=1, batch_size=100), data_dir=fashion_folder, name="run")
+    result = train(RECIPES[name].changed(**SHORT), data_dir=fashion_folder, name="run")
     assert 0 <= result.summary["val_acc"] <= 1
     found = cnnlab.evaluate_run("run", split="validation", weights="last", data_dir=fashion_folder, views="flip")
-    assert found.result.count == 300
+    assert found.result.count == 100
     assert found.to_dict()["views"] == "flip"
 
 
