@@ -384,6 +384,8 @@ def test_from_the_form_to_the_report(server: Server, trained: list[Any], tab: Ta
     page.click("button.primary")
     page.wait_for_url("**/run/from-page")
     page.wait_for_selector("#curves svg")
+    assert page.locator(".notes", has_text="it is running").count() == 1
+    assert page.locator(".notes", has_text="--resume").count() == 0
     page.click("text=Stop")
     page.wait_for_selector(".state.interrupted")
     before = len(open_run(server.runs_dir / "from-page").metrics())

@@ -26,12 +26,14 @@ export function runsPage(app) {
     const box = el("input", { type: "checkbox", "aria-label": t("ui_choose", { name: app.short(run.name, 60) }), onchange: () => { choose(run.name, box.checked); } });
     box.checked = chosen.has(run.name);
     box.disabled = run.state === "damaged";
-    const name = el("bdi", {}, app.short(run.name, 48));
+    const series = run.name.slice(0, Math.max(0, run.name.lastIndexOf("/")));
+    const within = series in found.series;
+    const name = el("bdi", {}, app.short(within ? run.name.slice(series.length + 1) : run.name, 48));
     const points = run.curve?.length ? sparkline(run.curve, 96, 24) : "";
     const acc = run.acc === undefined || run.acc === null ? "" : run.acc.toFixed(4);
-    return el("tr", { class: run.name.includes("/") ? "member" : null },
+    return el("tr", { class: within ? "member" : null },
       el("td", {}, box),
-      el("td", { class: "name" }, run.state === "damaged" ? el("span", { title: visible(run.error) }, name) : el("a", { href: address("run", run.name) }, name)),
+      el("td", { class: "name" }, run.state === "damaged" ? [name, el("span", { class: "why small" }, visible(run.error).slice(0, 300))] : el("a", { href: address("run", run.name) }, name)),
       el("td", {}, el("span", { class: `state ${run.state}` }, t(`state_${run.state}`))),
       el("td", {}, el("bdi", {}, app.short(run.model ?? "", 28))),
       el("td", {}, el("bdi", {}, app.short(run.data ?? "", 36))),
