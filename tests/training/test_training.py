@@ -214,10 +214,11 @@ def test_absent_and_unknown_devices_are_errors() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("every_core")
-def test_two_processes_give_the_same_weights(installed: Command, tmp_path: Path) -> None:
+def test_two_processes_give_the_same_weights(installed: Command, cnnlab: Command, tmp_path: Path) -> None:
+    """One of its own, and this one, in which much has run before."""
     threads = str(min(2, available_cores()))
-    for name in ("a", "b"):
-        answer = installed(
+    for name, command in (("a", installed), ("b", cnnlab)):
+        answer = command(
             "train", "--name", name, "--set", "epochs=2", "--set", "limit=128", "--threads", threads, cwd=tmp_path
         )
         assert answer.returncode == 0, answer.stderr
