@@ -225,7 +225,7 @@ def test_tables(trial: Trials, tmp_path: Path) -> None:
         (tmp_path / "images" / f"{name}.png").write_bytes(b"")
     labels.write_text("id,label\n1,cat\n2,dog\n")
 
-    @fuzz(250, st.sampled_from(heads), st.lists(st.lists(fields, max_size=4), max_size=6), changes, st.booleans(),
+    @fuzz(120, st.sampled_from(heads), st.lists(st.lists(fields, max_size=4), max_size=6), changes, st.booleans(),
           st.sampled_from(["\n", "\r\n", "\r"]), st.sampled_from(["utf-8", "utf-16", "latin-1", "utf-8-sig"]))  # fmt: skip
     def run(head: str, rows: list[list[str]], drawn: list[Any], damaged: bool, end: str, encoding: str) -> None:
         content = end.join([head, *map(",".join, rows)]).encode(encoding, "replace")
@@ -431,7 +431,7 @@ def test_checkpoints(trial: Trials, tmp_path: Path, kind: str) -> None:
         torch.complex64,
     ]
 
-    @fuzz(50, edits, st.sampled_from(sorted(good)), st.sampled_from(["", "type", "shape", "drop", "nan", "name"]),
+    @fuzz(25, edits, st.sampled_from(sorted(good)), st.sampled_from(["", "type", "shape", "drop", "nan", "name"]),
           st.sampled_from(types), st.booleans())  # fmt: skip
     def run(drawn: list[Any], name: str, how: str, dtype: torch.dtype, edit: bool) -> None:
         tensors, tensor = dict(good), good[name]
