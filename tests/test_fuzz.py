@@ -196,7 +196,7 @@ def test_images(trial: Trials, tmp_path: Path) -> None:
         assert decode("a", Decoding(3, 8, "pad"), content).shape == (3, 8, 8)
     fits = st.sampled_from(["pad", "crop", "stretch"])
 
-    @fuzz(600, st.sampled_from(sorted(good)), changes, st.booleans(), st.sampled_from([1, 3]), fits)
+    @fuzz(300, st.sampled_from(sorted(good)), changes, st.booleans(), st.sampled_from([1, 3]), fits)
     def run(name: str, drawn: list[Any], correct: bool, channels: int, fit: str) -> None:
         content = changed(good[name], drawn)
         content = right_png(content) if correct and name.startswith("png") else content

@@ -381,8 +381,9 @@ def opened(pages: dict[str, Page]) -> list[str]:
 @pytest.mark.parametrize("width", [390, 1440])
 def test_a_browser_shows_every_page_within_its_width(server: str, pages: dict[str, Page], width: int) -> None:
     names = opened(pages)
-    if width == 1440:  # pages with much code, and one of each kind
-        names = [n for n in names if re.search("index|README|competition|adding|api|speed|recipes|lessons", n)]
+    if width == 1440:  # pages with much code, and one of each kind, in English: 390 pixels are the harder case
+        kinds = "index|README|competition|adding|api|speed|recipes|lessons"
+        names = [n for n in names if re.search(kinds, n) and ".zh" not in n]
     # Without the policy, to see what it would have refused.
     with browser.chromium(viewport={"width": width, "height": 844}, is_mobile=width < 600, bypass_csp=True) as tab:
         for name in names:

@@ -53,13 +53,13 @@ SMALL = ["epochs=4", "limit=320", "save_steps=2"]
 KINDS = {
     "sgd": SMALL,
     "adamw, average, mixed images": [
-        *SMALL, "optimizer=adamw", "learning_rate=0.003", "average=ema", "average_decay=0.7", "mixup=0.4", "cutmix=0.4",
+        *SMALL, "epochs=3", "optimizer=adamw", "learning_rate=0.003", "average=ema", "average_decay=0.7", "mixup=0.4", "cutmix=0.4",
     ],
     "muon, lookahead, growing images": [
-        *SMALL, "optimizer=muon", "learning_rate=0.1", "momentum=0.6", "average=lookahead", "average_decay=0.5", "average_every=3",
+        *SMALL, "epochs=3", "optimizer=muon", "learning_rate=0.1", "momentum=0.6", "average=lookahead", "average_decay=0.5", "average_every=3",
         "memory_format=channels_last", "flip=true", "cutout=4", "model=airbench-small", "limit=64", "batch_size=16", "start_size=20",
     ],
-    "dropout": [*SMALL, "model=nin-small", "image_size=20", "limit=64", "batch_size=16", "brightness=0.3", "schedule=cosine"],
+    "dropout": [*SMALL, "epochs=3", "model=nin-small", "image_size=20", "limit=64", "batch_size=16", "brightness=0.3", "schedule=cosine"],
 }  # fmt: skip
 COMMAND = ["train", "--threads", "1", *(word for s in SMALL for word in ("--set", s))]
 
