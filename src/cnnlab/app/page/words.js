@@ -57,7 +57,7 @@ const own = {
   ui_view_near: ["Near duplicates", "近似重复"],
   ui_view_suspects: ["Suspect labels", "可疑标签"],
   ui_help_exact: ["Images with the same pixels, within and across the splits.", "像素完全相同的图像，包括跨数据划分的。"],
-  ui_help_near: ["Images that are nearly the same: each is compared with all others. 70,000 take about a minute.", "几乎相同的图像：每幅与其余全部比较。7 万幅约需一分钟。"],
+  ui_help_near: ["Images that are nearly the same: each is compared with all others, which takes a while for tens of thousands.", "几乎相同的图像：每幅与其余全部比较，数万幅时需要一些时间。"],
   ui_help_suspects: ["Labels that a run confidently contradicts: of a fold series on all its images, of a single run on its validation images.", "被训练好的网络有把握地否定的标签：交叉验证可查全部图像，单次训练只查验证图像。"],
   ui_search: ["Search", "查找"],
   ui_searching: ["Searching … {time}", "正在查找……{time}"],
