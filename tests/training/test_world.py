@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from comparing import assert_same_run, figures
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +26,8 @@ from cnnlab.io.errors import CnnlabError, ReportedElsewhere
 from cnnlab.training import loop
 from cnnlab.training.checkpoint import read_weights
 from cnnlab.training.evaluate import evaluate
-from cnnlab.training.replica import SyncedBatchNorm
+from cnnlab.training.replica import Replica, SyncedBatchNorm
+from cnnlab.training.step import train_step
 from conftest import Command
 
 CPU = torch.device("cpu")
@@ -250,3 +252,27 @@ def test_bad_numbers_of_processes_are_one_line(cnnlab: Command, monkeypatch: pyt
     assert cnnlab("train", "--seeds", "2").returncode == 2
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
     assert cnnlab("runs").returncode == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_nccl_with_a_world_of_one(tmp_path: Path) -> None:
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+    )
+    try:
+        torch.manual_seed(0)
+        x, y = torch.randn(8, 6, device="cuda"), torch.arange(8, device="cuda") % 3
+        plain = torch.nn.Linear(6, 3).cuda()
+        copy = torch.nn.Linear(6, 3).cuda()
+        copy.load_state_dict(plain.state_dict())
+        replica = Replica(copy, World())
+        for model, net in ((plain, plain), (replica, copy)):
+            train_step(model, torch.optim.SGD(net.parameters(), lr=0.1), x, y)
+        for one, other in zip(plain.parameters(), copy.parameters(), strict=True):
+            torch.testing.assert_close(one, other)
+        tensor = torch.ones(3, device="cuda")
+        dist.all_reduce(tensor)
+        assert tensor.tolist() == [1, 1, 1]
+    finally:
+        dist.destroy_process_group()
