@@ -496,6 +496,59 @@ def own_images() -> str:
     return "\n".join(lines)
 
 
+# GB/s that a GPU sends and receives at once. The vendor's figures: 900 GB/s in both directions together inside a machine of
+# 8 (NVLink 4), and a network card of 400 Gbit/s for each GPU.
+NVLINK, NETWORK = 450e9, 50e9
+EPOCHS, IMAGES = 90, 1_281_167  # ImageNet
+RESNET50 = {"flops": 24.5e9, "parameters": 25_557_032}  # an image's training step at 224 pixels
+
+
+def scale() -> str:
+    """For docs/scale.md: what two processes gain on a CPU, and what the model predicts for GPUs."""
+    found, decoders = newest("scale"), newest("packed-decoders")
+    gpu = part(next(r for r in every("gpu-suite-recorded")), "best")["resnet18-manual, batch 2048"]
+    row = gpu["rows"][0]
+    rates = {key: median(values) for key, values in found["rates"].items()}
+    lines = [
+        f"`{found['network']}` at {found['size']} pixels, batches of {found['batch']}, one thread for each process, images/s, wall-clock "
+        f"including data, medians of {found['rounds']} alternating rounds. {hardware(found, '../')}.",
+        "",
+        "| | one process | two processes | of twice the rate of one |",
+        "|---|---:|---:|---:|",
+    ]
+    for side, name in (("cnnlab", "cnnlab"), ("plain", "a plain DistributedDataParallel loop")):
+        share = found["efficiency"][side]
+        lines.append(
+            f"| {name} | {rates[f'{side} 1']:.1f} | {rates[f'{side} 2']:.1f} | {share['median']:.0%} "
+            f"({share['min']:.0%} to {share['max']:.0%}) |"
+        )
+    lines += [
+        "",
+        f"An all-reduce of the {4 * found['parameters'] / 1e6:.0f} MB of gradients between the two: "
+        f"{found['latency_seconds'] * 1e3:.1f} ms + bytes at {found['bandwidth_bytes_per_second'] / 1e9:.1f} GB/s. The model predicts "
+        f"{found['predicted_rate_of_two']:.1f} images/s for two processes.",
+        "",
+        f"Prediction for ResNet-50 on ImageNet with a batch of 256 per GPU, from {row['images_per_second']:,.0f} images/s of ResNet-18 at 96 "
+        f"pixels on one {gpu['environment']['device_name']} (measured; the same operations per second are assumed) and the vendor's bandwidths; "
+        f"{decoders['cpu_ms_per_image']['pillow']['median']:.1f} ms of CPU time to decode an image (measured).",
+        "",
+        f"| GPUs | compute, ms | exchange, ms | images/s | {EPOCHS} epochs, hours | cores that decode |",
+        "|---:|---:|---:|---:|---:|---:|",
+    ]
+    image = RESNET50["flops"] / (row["images_per_second"] * row["flops_per_image"])
+    for gpus in (1, 8, 64):
+        bandwidth = NVLINK if gpus <= 8 else NETWORK
+        compute = 256 * image
+        exchange = 2 * (gpus - 1) / gpus * 4 * RESNET50["parameters"] / bandwidth
+        speed_ = 256 * gpus / (compute + exchange)
+        cores = speed_ * decoders["cpu_ms_per_image"]["pillow"]["median"] / 1e3
+        hours = EPOCHS * IMAGES / speed_ / 3600
+        lines.append(
+            f"| {gpus} | {compute * 1e3:.0f} | {exchange * 1e3:.1f} | {speed_:,.0f} | {hours:.1f} | {cores:.0f} |"
+        )
+    return "\n".join(lines)
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "README.md": partial(table, WORDS["README.md"]),
     "README.zh.md": lambda: chinese(table(WORDS["README.zh.md"])),
@@ -503,6 +556,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/speed.md": speed,
     "docs/reliability.md": saving,
     "docs/own-images.md": own_images,
+    "docs/scale.md": scale,
 }
 
 

@@ -9,10 +9,9 @@ import ast
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import cnnlab
 from cnnlab import RECIPES, ImageSet, Recipe, Run, build_model, evaluate_run, load_images, predict
-from cnnlab.data.loader import Loader, Preprocessing
+from cnnlab.data.loader import Batches, Loader, Preprocessing
 from cnnlab.inference import load_network
 from cnnlab.io.errors import CnnlabError
 from cnnlab.models import MODELS
@@ -284,14 +283,13 @@ def test_without_a_seed_no_figure_repeats(tmp_path: Path) -> None:
 
 
 def test_throughput_without_loading_hides_slow_loading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pause, batches, quick = 0.05, 4, Loader.shuffled
+    pause, batches, quick = 0.05, 4, Batches.__next__
 
-    def slow(self: Loader, *which: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in quick(self, *which):
-            time.sleep(pause)
-            yield batch
+    def slow(self: Batches) -> tuple[Tensor, Tensor]:
+        time.sleep(pause)
+        return quick(self)
 
-    monkeypatch.setattr(Loader, "shuffled", slow)
+    monkeypatch.setattr(Batches, "__next__", slow)
     run = cnnlab.train(short(limit=64 * batches), runs_dir=tmp_path, progress="none").run
     (row,) = run.metrics()
     assert row["images"] == 64 * batches
