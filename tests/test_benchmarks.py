@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -18,7 +19,8 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 # Script, its options, and what its result must have.
 TINY: list[tuple[str, list[str], set[str]]] = [
     ("vs_d2l", [], {"peer", "n", "epochs", "networks"}),
-    ("vs_reference", [], {"n", "left_out", "networks"}),
+    # A minute of CPU time for its four peers: CNNLAB_PEERS=1 pytest tests/test_benchmarks.py
+    *([("vs_reference", [], {"n", "left_out", "networks"})] if os.environ.get("CNNLAB_PEERS") else []),
     ("drop_in", [], {"peer", "n", "networks"}),
     ("fashion_speed", ["--device", "cpu"], {"n", "split_seed", "recipes"}),
     ("cifar_speed", ["--device", "cpu"], {"n", "split_seed", "recipes"}),

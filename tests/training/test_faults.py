@@ -210,13 +210,13 @@ def test_run_interrupted_in_an_evaluation_keeps_the_epoch(
     whole = train(recipe, name="whole").run.path
     real, calls = training.evaluate, []
 
-    def ending(*args: Any) -> Any:
+    def ending(*args: Any, **more: Any) -> Any:
         calls.append(1)
         if len(calls) == 2 and by_signal:
             signal.raise_signal(signal.SIGTERM)
         elif len(calls) == 2:
             raise MemoryError("as if killed: nothing is saved any more")
-        return real(*args)
+        return real(*args, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "evaluate", ending)
