@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from cnnlab import Recipe, open_run, resume, train
 from cnnlab.data.augment import Augmentation
 from cnnlab.data.imageset import ImageSet
 from cnnlab.data.loader import Loader, Preprocessing
-from cnnlab.device.world import World, joined_world
+from cnnlab.device.world import World, fresh_store, joined_world
 from cnnlab.io.errors import CnnlabError, ReportedElsewhere
 from cnnlab.training import loop
 from cnnlab.training.checkpoint import read_weights
@@ -222,6 +223,31 @@ def test_synced_batch_norm_is_pytorchs_on_the_whole_batch(forks: Any) -> None:
     for got, expected in zip(zip(*found, strict=True), (y, x.grad), strict=False):
         torch.testing.assert_close(torch.cat(got), expected)
     torch.testing.assert_close(found[1][2], layer.running_var)
+
+
+def test_no_key_of_an_earlier_start_is_read() -> None:
+    store, size = dist.HashStore(), 3  # torchrun keeps one store over its restarts
+    prefixes = set()
+    for _ in range(3):
+        with ThreadPoolExecutor(size) as pool:
+            found = list(pool.map(lambda rank: fresh_store(store, rank, size, 20), range(size)))
+        found[0].set("address", "here")
+        assert all(part.get("address") == b"here" for part in found)
+        prefixes |= {key for key in store.list_keys() if key.endswith("address")}
+    assert len(prefixes) == 3
+    with pytest.raises(RuntimeError, match="did not find each other"):
+        fresh_store(store, 1, size, 0.2)  # the list of an earlier start does not name it
+
+
+def test_a_job_that_is_started_again_after_its_end_is_finished(forks: Any) -> None:
+    first = together(forks, 2, dying, SMALL.changed(epochs=1), 2, 0)
+    assert isinstance(together(forks, 2, dying, SMALL.changed(epochs=1), 2, 0)[0], CnnlabError)  # the name is taken
+    assert together(forks, 2, restarted, SMALL.changed(epochs=1)) == first
+
+
+def restarted(recipe: Recipe) -> Any:
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"
+    return train(recipe, name="run", threads=1, progress="none").summary
 
 
 def failing(where: int) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import platform
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,6 +18,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from cnnlab.io.errors import CnnlabError, ReportedElsewhere, reason
 
@@ -30,11 +34,13 @@ class World:
     """The processes of a training: this one is number `rank` of `size`. Without arguments: this one alone.
 
     local_size: processes on this machine. job: names the training over the restarts of its processes; empty if nothing
-    restarts them.
+    restarts them. restarted: whether torchrun has started the job again.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, local_size: int = 1, job: str = "") -> None:
-        self.rank, self.size, self.local_size, self.job = rank, size, local_size, job
+    def __init__(
+        self, rank: int = 0, size: int = 1, local_size: int = 1, job: str = "", *, restarted: bool = False
+    ) -> None:
+        self.rank, self.size, self.local_size, self.job, self.restarted = rank, size, local_size, job, restarted
 
     @property
     def first(self) -> bool:
@@ -205,14 +211,43 @@ def joined_world(device: torch.device) -> Iterator[World]:
         seconds = _seconds(os.environ.get(TIMEOUT, "1800"))
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with _lost():
-            dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+            store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=seconds)))
+            store = fresh_store(store, rank, size, seconds)
+            dist.init_process_group(
+                backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=seconds)
+            )
     global connected
     connected = True
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", "1")), _job())
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        yield World(dist.get_rank(), dist.get_world_size(), local_size, _job(), restarted=restarted)
     finally:
         if mine:
             dist.destroy_process_group()
+
+
+def fresh_store(store: Any, rank: int, size: int, seconds: float) -> Any:
+    """Return a part of the store that no earlier start of the job has used, the same for all processes.
+
+    torchrun keeps one store over its restarts (PyTorch 2.14), with the addresses of processes that are gone, and a
+    process that reads an old one waits for it. The first process gathers what each has written just now,
+    and names the part once all have found themselves in its list. Raise RuntimeError after so many seconds.
+    """
+    own, end = uuid.uuid4().hex, time.monotonic() + seconds
+    if rank:
+        store.set(f"cnnlab/here/{rank}", own)
+    while time.monotonic() < end:
+        if rank == 0:
+            here = [store.get(f"cnnlab/here/{other}").decode() for other in range(1, size)]
+            store.set("cnnlab/all", " ".join([own, *here]))
+            if store.check([f"cnnlab/{own}/{other}" for other in range(1, size)]):
+                return PrefixStore(own, store)
+        elif own in (found := store.get("cnnlab/all").decode().split()):
+            store.set(f"cnnlab/{found[0]}/{rank}", "")
+            return PrefixStore(found[0], store)
+        time.sleep(0.05)
+    raise RuntimeError(f"the {size} processes did not find each other within {seconds:g} s")
 
 
 def _seconds(text: str) -> float:

@@ -74,14 +74,14 @@ def continue_from(run: Run) -> None:
             write_atomic(run.path / name, (before.path / name).read_bytes())
 
 
-def run_of_job(job: str, runs_dir: str | Path) -> Run | None:
-    """Return the unfinished run under `runs_dir` that was started by `job`, see `World.job`."""
+def run_of_job(job: str, runs_dir: str | Path, *, finished: bool) -> Run | None:
+    """Return the run under `runs_dir` that was started by `job`, see `World.job`. finished: also if it is finished."""
     folder = Path(runs_dir)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         with suppress(CnnlabError, OSError):
             if (path / "run.json").is_file() and read_json(path / "run.json").get("job") == job:
                 run = runs.open_run(path)
-                if run.summary() is None:
+                if finished or run.summary() is None:
                     return run
     return None
 

@@ -103,7 +103,11 @@ def train(
         world = session.world
         session.given = given
         session.job = f"{world.job} {digest(recipe.to_dict())[:12]}" if world.size > 1 else ""
-        begun = world.from_first(lambda: run_of_job(session.job, runs_dir) if session.job else None)
+        begun = world.from_first(
+            lambda: run_of_job(session.job, runs_dir, finished=world.restarted) if session.job else None
+        )
+        if begun is not None and (summary := begun.summary()) is not None:  # a process died after its training
+            return Result(begun, summary, network=network)
         with world.together():
             session.origin = weights_of(init_from, runs_dir) if init_from is not None else None
             if begun is None:
