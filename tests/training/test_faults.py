@@ -408,6 +408,10 @@ def whole(finished: tuple[Path, int]) -> Path:
     return finished[0]
 
 
+def sixth_of_kills(request: pytest.FixtureRequest) -> int:
+    return max(1, int(request.config.getoption("--kills")) // 6)
+
+
 @pytest.mark.parametrize("error_number", [errno.ENOSPC, errno.EROFS, errno.EIO], ids=["full", "read-only", "broken"])
 def test_failing_disk_keeps_what_was_saved(
     error_number: int,
@@ -418,8 +422,8 @@ def test_failing_disk_keeps_what_was_saved(
     tally: Tally,
 ) -> None:
     whole, operations = finished
-    every, kills = range(1, operations), int(request.config.getoption("--kills"))  # the last one may fail
-    for turn in random.Random(error_number).sample(every, min(len(every), kills // 6)):
+    every = range(1, operations)  # the last one may fail
+    for turn in random.Random(error_number).sample(every, min(len(every), sixth_of_kills(request))):
         with monkeypatch.context() as patch:
             strike_at(patch, turn, OSError(error_number, os.strerror(error_number)))
             line = one_line_error(cnnlab(*COMMAND, "--name", "run"))
@@ -471,9 +475,9 @@ def mount(path: Path, *options: str) -> bool:
 def test_small_disk_that_is_full(
     whole: Path, disk: Path, cnnlab: Command, request: pytest.FixtureRequest, tally: Tally
 ) -> None:
-    needed = sum(f.stat().st_size for f in whole.rglob("*")) // 1024
-    count = int(request.config.getoption("--kills")) // 6
-    for size in range(200, needed, (needed - 200) // count):
+    needed = sum(f.stat().st_size for f in whole.rglob("*") if f.is_file()) // 1024
+    count = sixth_of_kills(request)
+    for size in (needed * turn // (count + 1) for turn in range(1, count + 1)):
         assert mount(disk, "-o", f"remount,rw,size={size}k")
         line = one_line_error(cnnlab(*COMMAND, "--runs-dir", disk, "--name", "run"))
         assert "No space left on device" in line
