@@ -45,7 +45,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=5, help="how often tests/training/test_faults.py kills a training")
+    parser.addoption("--kills", type=int, default=4, help="how often tests/training/test_faults.py kills a training")
     for name, page, tests in (
         ("fuzz", "security", "test_fuzz.py"),
         ("fault", "reliability", "training/test_faults.py"),
