@@ -216,6 +216,14 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train("digits", model="lenet-bn", epochs=3, runs_dir=folder, name="grey", progress="none").run
 
 
+@pytest.fixture(scope="session")
+def exported(digits_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`digits_run` as an ONNX file. Not to be changed. The export takes some ten seconds: use this one."""
+    from cnnlab import export_run
+
+    return export_run(digits_run, out=tmp_path_factory.mktemp("exported") / "grey.onnx").path
+
+
 @pytest.fixture
 def quick() -> Recipe:
     """A recipe of two epochs of four updates each."""

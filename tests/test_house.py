@@ -76,8 +76,8 @@ def test_help_does_not_import_torch() -> None:
 
 def test_public_names() -> None:
     assert set(cnnlab.__all__) == {
-        "Classifier", "CnnlabError", "DATASETS", "Evaluation", "FoldsResult", "ImageSet", "MODELS", "Prediction", "Predictions", "RECIPES", "RangeTest", "Recipe", "Report", "report", "Result",
-        "Run", "RunEvaluation", "SeedsResult", "TrainingInterrupted", "__version__", "build_model", "evaluate_run",
+        "Classifier", "CnnlabError", "DATASETS", "Evaluation", "Export", "FoldsResult", "ImageSet", "MODELS", "Prediction", "Predictions", "RECIPES", "RangeTest", "Recipe", "Report", "report", "Result",
+        "Run", "RunEvaluation", "SeedsResult", "TrainingInterrupted", "__version__", "build_model", "evaluate_run", "export_run",
         "inspect_run", "Inspection", "list_runs", "load_images", "load_model", "loader", "lr_find", "open_run", "predict", "resume", "set_threshold", "Threshold", "train", "train_folds", "train_seeds", "train_step",
     }  # fmt: skip
     for name in cnnlab.__all__:

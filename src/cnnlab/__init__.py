@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from cnnlab.data import DATASETS, ImageSet, load_images
     from cnnlab.data.batches import loader
+    from cnnlab.export.export import Export, export_run
     from cnnlab.inference import (
         Classifier,
         Prediction,
@@ -47,6 +48,7 @@ __all__ = [
     "Classifier",
     "CnnlabError",
     "Evaluation",
+    "Export",
     "FoldsResult",
     "ImageSet",
     "Inspection",
@@ -64,6 +66,7 @@ __all__ = [
     "__version__",
     "build_model",
     "evaluate_run",
+    "export_run",
     "inspect_run",
     "list_runs",
     "load_images",
@@ -84,6 +87,7 @@ __all__ = [
 _HOMES = {
     "data": ("DATASETS", "ImageSet", "load_images"),
     "data.batches": ("loader",),
+    "export.export": ("Export", "export_run"),
     "inference": (
         "Classifier",
         "Prediction",

@@ -18,6 +18,7 @@ from cnnlab.cli.calibrate import calibrate
 from cnnlab.cli.chapter import classical, figures, reproduce
 from cnnlab.cli.doctor import data as data_commands
 from cnnlab.cli.doctor import doctor
+from cnnlab.cli.export import export
 from cnnlab.cli.grade import grade
 from cnnlab.cli.inspect import inspect
 from cnnlab.cli.kaggle import kaggle
@@ -64,7 +65,7 @@ def _root(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train, "lr-find": lr_find, "sweep": sweep, "eval": evaluate, "predict": predict, "calibrate": calibrate,
-    "inspect": inspect, "report": report, "ui": ui, "runs": runs,
+    "inspect": inspect, "report": report, "export": export, "ui": ui, "runs": runs,
     "list": list_, "show": show,
     "reproduce": reproduce, "classical": classical, "figures": figures, "grade": grade, "bench": bench,
     "doctor": doctor,

@@ -28,7 +28,7 @@ from cnnlab.training.scores import Scores
 from cnnlab.training.series import OUT_OF_FOLD
 
 if TYPE_CHECKING:
-    from cnnlab import Inspection, Report
+    from cnnlab import Export, Inspection, Report
 
 _SHOWN = 3  # findings
 _LEARNED = 0.99  # accuracy on the images of `overfit` from which the network counts as having learned them
@@ -174,6 +174,12 @@ class Result:
         from cnnlab import inspect_run  # of a later room: through the public name
 
         return inspect_run(self.run, images, **{"model": self.network, **options})
+
+    def export(self, **options: Any) -> Export:
+        """Write the network to a file for other programs. options: those of `cnnlab.export_run`."""
+        from cnnlab import export_run  # of a later room: through the public name
+
+        return export_run(self.run, **{"model": self.network, **options})
 
     def confusion(self, **options: Any) -> Report:
         """Return the confusion matrix alone, whose cells open their images; see `report`."""

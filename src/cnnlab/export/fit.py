@@ -1,0 +1,103 @@
+"""The fit of an image to the square that a network was trained on, as Pillow does it, to the bit, as ONNX nodes.
+
+Pillow resizes in fixed point: weights of 22 bits, one pass along the rows and one along the columns, each rounded and
+clipped to 8 bits. A pass is a product with a matrix of whole numbers. In float64 such a product is exact in any order
+of its sums, so every runtime gives the same pixels. The bars of `ImageOps.pad` are rows of zeros in the matrices.
+"""
+
+from __future__ import annotations
+
+from packaging.version import Version
+from PIL import __version__ as pillow_version
+
+from cnnlab.export.build import DOUBLE, UINT8, Nodes
+from cnnlab.io.decode import Decoding
+
+_ONE = float(1 << 22)  # the weight 1 in Pillow's fixed point
+# Before, Pillow always began with the rows (or, in some versions, not for images a hundred times as high as wide).
+_MAY_BEGIN_WITH_COLUMNS = Version(pillow_version) >= Version("13")
+
+
+def fit_nodes(g: Nodes, pixels: str, how: Decoding, output: str) -> str:
+    """Add the nodes from `pixels` (B, C, H, W) uint8 to the squares `output` (B, C, size, size) uint8, as `io.decode`.
+
+    Images that have the size already pass through.
+    """
+    height, width = (g.Squeeze(g.Shape(pixels, start=dim, end=dim + 1)) for dim in (2, 3))
+    native = g.And(g.Equal(height, how.size), g.Equal(width, how.size))
+    same, other = g.branch("native"), g.branch("resized")
+    return g.If(
+        native,
+        then_branch=same.graph(same.Identity(pixels)),
+        else_branch=other.graph(_resized(other, pixels, height, width, how)),
+        output=output,
+    )
+
+
+def _resized(g: Nodes, pixels: str, height: str, width: str, how: Decoding) -> str:
+    h, w = g.Cast(height, to=DOUBLE), g.Cast(width, to=DOUBLE)
+    new_h, rows = _matrix(g, h, w, how)  # (size, H)
+    new_w, columns = _matrix(g, w, h, how)  # (size, W)
+    columns = g.Transpose(columns, perm=(1, 0))
+    if not _MAY_BEGIN_WITH_COLUMNS:
+        return _row_first(g, pixels, rows, columns)
+    lost = g.Sub(h, new_h)
+    begins_with_columns = g.And(g.Greater(lost, 0.0), g.Greater(lost, g.Mul(2.0, g.Sub(w, new_w))))
+    one, other = g.branch("columns"), g.branch("rows")
+    return g.If(
+        begins_with_columns,
+        then_branch=one.graph(_column_first(one, pixels, rows, columns)),
+        else_branch=other.graph(_row_first(other, pixels, rows, columns)),
+    )
+
+
+def _row_first(g: Nodes, pixels: str, rows: str, columns: str) -> str:
+    part = _rounded(g, g.MatMul(g.Cast(pixels, to=DOUBLE), columns))
+    return g.Cast(_rounded(g, g.MatMul(rows, part)), to=UINT8)
+
+
+def _column_first(g: Nodes, pixels: str, rows: str, columns: str) -> str:
+    part = _rounded(g, g.MatMul(rows, g.Cast(pixels, to=DOUBLE)))
+    return g.Cast(_rounded(g, g.MatMul(part, columns)), to=UINT8)
+
+
+def _rounded(g: Nodes, sums: str) -> str:
+    """Return sums in fixed point as whole numbers from 0 to 255, in float64."""
+    return g.Clip(g.Floor(g.Mul(g.Add(sums, _ONE / 2), 1 / _ONE)), 0.0, 255.0)
+
+
+def _matrix(g: Nodes, length: str, other: str, how: Decoding) -> tuple[str, str]:
+    """Return what a side of `length` pixels becomes before padding, and Pillow's weights (size, length), in float64.
+
+    other: the other side. `precompute_coeffs` of Pillow's Resample.c, whose xmin and xmax are low and high here.
+    """
+    size = float(how.size)
+    place, source = g.Range(0.0, size, 1.0), g.Range(0.0, length, 1.0)
+    start, span, new = g.Mul(length, 0.0), length, g.Add(g.Mul(length, 0.0), size)
+    if how.fit == "pad":
+        new = g.Where(g.Less(length, other), g.Round(g.Mul(g.Div(length, other), size)), new)
+        place = g.Sub(place, g.Round(g.Mul(g.Sub(size, new), 0.5)))
+    elif how.fit == "crop":
+        span = g.Min(length, other)
+        start = g.Mul(g.Sub(length, span), 0.5)
+    scale = g.Div(span, g.Max(new, 1.0))
+    stretch = g.Max(scale, 1.0)
+    support = g.Mul(stretch, 2.0 if how.interpolation == "bicubic" else 1.0)
+    centre = g.Unsqueeze(g.Add(start, g.Mul(g.Add(place, 0.5), scale)), [1])
+    low = g.Floor(g.Add(g.Sub(centre, support), 0.5))
+    high = g.Floor(g.Add(g.Add(centre, support), 0.5))
+    inside = g.And(g.GreaterOrEqual(source, low), g.Less(source, high))
+    drawn = g.Unsqueeze(g.And(g.GreaterOrEqual(place, 0.0), g.Less(place, new)), [1])
+    distance = g.Abs(g.Mul(g.Add(g.Sub(source, centre), 0.5), g.Div(1.0, stretch)))
+    weight = g.Where(g.And(inside, drawn), _kernel(g, distance, how.interpolation), 0.0)
+    total = g.ReduceSum(weight, [1], keepdims=1)
+    fixed = g.Mul(g.Div(weight, g.Where(g.Equal(total, 0.0), 1.0, total)), _ONE)
+    return new, g.Mul(g.Sign(fixed), g.Floor(g.Add(g.Abs(fixed), 0.5)))
+
+
+def _kernel(g: Nodes, x: str, interpolation: str) -> str:
+    if interpolation == "bilinear":
+        return g.Max(g.Sub(1.0, x), 0.0)
+    near = g.Add(g.Mul(g.Mul(g.Sub(g.Mul(1.5, x), 2.5), x), x), 1.0)
+    far = g.Mul(g.Sub(g.Mul(g.Add(g.Mul(g.Sub(x, 5.0), x), 8.0), x), 4.0), -0.5)
+    return g.Where(g.Less(x, 1.0), near, g.Where(g.Less(x, 2.0), far, 0.0))
