@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import parse_qs
@@ -11,6 +10,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cnnlab.io.http import is_foreign, is_secret
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -60,19 +61,16 @@ class Guard:
             return PlainTextResponse("this host is not served", 403)
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
         own = f"http://{headers['host']}"
-        foreign = site not in (None, "same-origin", "none") or origin not in (None, own)
+        foreign = is_foreign(origin, site, own)
         if foreign or (scope["method"] not in ("GET", "HEAD") and origin != own):
             return PlainTextResponse("requests of other pages are refused", 403)
         if scope["method"] == "GET" and scope["path"] == "/":
             given = parse_qs(scope["query_string"].decode("ascii", "replace")).get("token", [""])[0]
-            if given and self._is_token(given):
+            if given and is_secret(given, self.token):
                 answer = RedirectResponse("/", 303)
                 answer.set_cookie(self.cookie, self.token, httponly=True, samesite="strict")
                 return answer
         cookies: dict[str, Any] = cookie_parser(headers.get("cookie", ""))
-        if not self._is_token(str(cookies.get(self.cookie, ""))):
+        if not is_secret(str(cookies.get(self.cookie, "")), self.token):
             return PlainTextResponse("open the address that `cnnlab ui` printed; it holds the token", 403)
         return None
-
-    def _is_token(self, text: str) -> bool:
-        return hmac.compare_digest(text.encode(), self.token.encode())

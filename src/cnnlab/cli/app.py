@@ -28,6 +28,7 @@ from cnnlab.cli.lr_find import lr_find
 from cnnlab.cli.predict import evaluate, predict
 from cnnlab.cli.report import report
 from cnnlab.cli.runs import runs
+from cnnlab.cli.serve import serve
 from cnnlab.cli.sweep import sweep
 from cnnlab.cli.train import train
 from cnnlab.cli.ui import ui
@@ -65,7 +66,7 @@ def _root(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train, "lr-find": lr_find, "sweep": sweep, "eval": evaluate, "predict": predict, "calibrate": calibrate,
-    "inspect": inspect, "report": report, "export": export, "ui": ui, "runs": runs,
+    "inspect": inspect, "report": report, "export": export, "ui": ui, "serve": serve, "runs": runs,
     "list": list_, "show": show,
     "reproduce": reproduce, "classical": classical, "figures": figures, "grade": grade, "bench": bench,
     "doctor": doctor,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cnnlab.cli.options import AsJson, DataDir, DeviceName, RunsDir, SkipBad, print_training
-from cnnlab.io.errors import CnnlabError
+from cnnlab.io.errors import CnnlabError, needs_extra
 from cnnlab.io.tables import Table, number, to_json, wrap
 from cnnlab.io.text import echo, plural
 from cnnlab.recipe import figure_label
@@ -41,17 +41,13 @@ def sweep(
     same command goes on with the same sweep, also after kill -9. At the end:
     a table, a page and the best recipe beside FILE.
     """
-    try:
+    with needs_extra("sweep", "optuna", "sqlalchemy", "alembic"):
         import optuna  # noqa: F401
 
         from cnnlab.sweep.definition import read_sweep
         from cnnlab.sweep.results import sweep_result
         from cnnlab.sweep.worker import Machine, work
         from cnnlab.sweep.workers import work_together
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] not in ("optuna", "sqlalchemy", "alembic"):
-            raise
-        raise CnnlabError(f"{error.name} is not installed; pip install 'cnnlab[sweep]'") from error
 
     definition = read_sweep(file)
     machine = Machine(runs_dir, device, threads, data_dir, skip_bad, progress)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import socket
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Annotated
 import typer
 
 from cnnlab.cli.options import DataDir, RunsDir, Threads
-from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.errors import needs_extra
+from cnnlab.io.http import listen
 from cnnlab.io.text import echo
 
 
@@ -31,22 +31,12 @@ def ui(
     It shows all runs of the folder, also those that other processes train.
     The printed address holds a token: who knows it can start trainings.
     """
-    try:
+    with needs_extra("ui", "starlette", "uvicorn", "anyio"):
         import uvicorn
 
         from cnnlab.app.server import Settings, make_app
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "anyio"):
-            raise
-        raise CnnlabError(f"{error.name} is not installed; pip install 'cnnlab[ui]'") from error
 
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(("127.0.0.1", port))
-    except OSError as error:
-        listener.close()
-        raise CnnlabError(f"port {port} cannot be used: {reason(error)}; choose another with --port") from error
+    listener = listen("127.0.0.1", port)
     port = listener.getsockname()[1]
     token = secrets.token_urlsafe(24)
     hosts = (f"127.0.0.1:{port}", f"localhost:{port}")

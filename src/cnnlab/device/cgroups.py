@@ -1,14 +1,21 @@
-"""The control groups of this process, by which Linux containers limit memory and CPU (cgroup v1 and v2)."""
+"""What this process may use: its cores, and the control groups by which Linux containers limit memory and CPU."""
 
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
+
+
+def available_cores() -> int:
+    """Return the number of CPU cores that this process may use, by its affinity and its container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, cpu_quota() or cores)
 
 
 def cpu_quota() -> int | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cnnlab.device import cgroups
+from cnnlab.device.cgroups import available_cores as available_cores  # told with the rest of the hardware
 from cnnlab.io.errors import CnnlabError, unknown
 
 KINDS = ("auto", "cpu", "cuda", "mps")
@@ -33,12 +33,6 @@ def pick_device(name: str = "auto") -> torch.device:
             f"device {name!r} is not available to torch {torch.__version__} here; use --device auto or cpu"
         )
     return torch.device(kind, int(index or 0)) if kind == "cuda" else torch.device(kind)
-
-
-def available_cores() -> int:
-    """Return the number of CPU cores that this process may use, by its affinity and its container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, cgroups.cpu_quota() or cores)
 
 
 def physical_cores() -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cnnlab.io.text import escape, truncate
@@ -54,6 +55,17 @@ def out_of_memory(error: BaseException) -> bool:
     """Return whether the system or the device had no memory left."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+@contextmanager
+def needs_extra(extra: str, *packages: str) -> Iterator[None]:
+    """Around imports: raise CnnlabError with the remedy where one of `packages` is missing, which `extra` installs."""
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in packages:
+            raise
+        raise CnnlabError(f"{error.name} is not installed; pip install 'cnnlab[{extra}]'") from error
 
 
 def expand(path: str | Path) -> Path:

@@ -1,0 +1,178 @@
+"""Images on their way through the service: threads decode them, one thread runs the network on what has arrived."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+import numpy as np
+
+from cnnlab.io.decode import BadImage, Decoding, TooLarge, decode
+from cnnlab.io.errors import CnnlabError, out_of_memory, reason
+from cnnlab.serve.settings import Limits, Refused
+
+
+class Model(Protocol):
+    """What is served: an exported network."""
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the K classes."""
+
+    @property
+    def decoding(self) -> Decoding:
+        """How an image file becomes its input."""
+
+    @property
+    def threshold(self) -> float:
+        """The probability below which an image is none of the classes."""
+
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        """(B, C, H, W) uint8 -> (B, K)."""
+
+
+@dataclass
+class Request:
+    """The images of a request, and what has become of each: its row of probabilities (K,), or why there is none."""
+
+    images: list[tuple[str, bytes]]
+    answered: asyncio.Future[None]
+    outcomes: list[np.ndarray | Refused | None] = field(default_factory=list)
+    left: int = 0
+    dropped: bool = False
+
+    def __post_init__(self) -> None:
+        self.left = len(self.images)
+        self.outcomes = [None] * self.left
+
+
+Place = tuple[Request, int]
+"""An image of a request."""
+
+
+class Batcher:
+    """Decodes and classifies. What arrives while the network works is the next batch, up to `limits.max_batch`.
+
+    threads: that decode. on_batch: called in the event loop with the size of each batch.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        limits: Limits,
+        threads: int,
+        loop: asyncio.AbstractEventLoop,
+        on_batch: Callable[[int], None],
+    ) -> None:
+        self.model, self.limits, self.loop, self.on_batch = model, limits, loop, on_batch
+        self._decoding = model.decoding
+        self.held = 0  # images that are accepted and not answered
+        self._files: SimpleQueue[Place | None] = SimpleQueue()
+        self._pixels: SimpleQueue[tuple[Place, np.ndarray] | None] = SimpleQueue()
+        self._decoders = [threading.Thread(target=self._decode, name="decode", daemon=True) for _ in range(threads)]
+        self._runner = threading.Thread(target=self._run, name="network", daemon=True)
+        for thread in (*self._decoders, self._runner):
+            thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether all threads live."""
+        return all(thread.is_alive() for thread in (*self._decoders, self._runner))
+
+    async def classify(self, images: list[tuple[str, bytes]]) -> Sequence[np.ndarray | Refused | None]:
+        """Return the probabilities (K,) of each image, or why there are none. Raise Refused if the queue is full."""
+        if self.held + len(images) > self.limits.max_queue:
+            raise Refused(503, "the queue is full; send the request again", retry=1)
+        request = Request(images, self.loop.create_future())
+        self.held += len(images)
+        try:
+            for i in range(len(images)):
+                self._files.put((request, i))
+            await request.answered
+        finally:
+            request.dropped = True  # what is left of a request that waited too long is passed over
+        return request.outcomes
+
+    def close(self, seconds: float = 1.0) -> bool:
+        """End the threads. Return whether they ended in time."""
+        for _ in self._decoders:
+            self._files.put(None)
+        self._pixels.put(None)
+        deadline = time.monotonic() + seconds
+        for thread in (*self._decoders, self._runner):
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in (*self._decoders, self._runner))
+
+    # In threads of their own.
+
+    def _decode(self) -> None:
+        while (place := self._files.get()) is not None:
+            request, i = place
+            if request.dropped:
+                self._answer([(place, None)])
+                continue
+            name, content = request.images[i]
+            request.images[i] = (name, b"")  # not kept for as long as the other images take
+            try:
+                self._pixels.put((place, decode(name, self._decoding, content)))
+            except Exception as error:  # of a decoder: whatever it is, it is this image's alone
+                self._answer([(place, _refusal(name, error))])
+
+    def _run(self) -> None:
+        while (first := self._pixels.get()) is not None:
+            batch = [first]
+            deadline = time.monotonic() + self.limits.max_wait / 1000
+            while len(batch) < self.limits.max_batch:
+                try:
+                    found = self._pixels.get(timeout=max(0.0, deadline - time.monotonic()))
+                except Empty:
+                    break
+                if found is None:
+                    self._pixels.put(None)
+                    break
+                batch.append(found)
+            wanted = [one for one in batch if not one[0][0].dropped]
+            self._answer([(place, None) for place, _ in batch if place[0].dropped])
+            if wanted:
+                self._answer(self._classified(wanted), len(wanted))
+
+    def _classified(self, batch: list[tuple[Place, np.ndarray]]) -> list[tuple[Place, np.ndarray | Refused | None]]:
+        places = [place for place, _ in batch]
+        try:
+            rows = self.model.probabilities(np.stack([pixels for _, pixels in batch]))
+            if not np.isfinite(rows).all():
+                raise CnnlabError("its probabilities are NaN")
+            return list(zip(places, rows, strict=True))
+        except Exception as error:  # the service answers and lives on
+            status = 503 if out_of_memory(error) else 500
+            refusal = Refused(status, f"the network failed: {reason(error, 200)}", retry=status == 503)
+            return [(place, refusal) for place in places]
+
+    def _answer(self, outcomes: list[tuple[Place, np.ndarray | Refused | None]], size: int = 0) -> None:
+        if outcomes and not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self._deliver, outcomes, size)
+
+    # In the event loop.
+
+    def _deliver(self, outcomes: list[tuple[Place, np.ndarray | Refused | None]], size: int) -> None:
+        self.held -= len(outcomes)
+        if size:
+            self.on_batch(size)
+        for (request, i), outcome in outcomes:
+            request.outcomes[i] = outcome
+            request.left -= 1
+            if not request.left and not request.answered.done():
+                request.answered.set_result(None)
+
+
+def _refusal(name: str, error: Exception) -> Refused:
+    if isinstance(error, BadImage):
+        return Refused(413 if isinstance(error, TooLarge) else 422, str(error))
+    if out_of_memory(error):
+        return Refused(503, f"there is no memory for {name}", retry=1)
+    return Refused(422, f"{name} cannot be read: {reason(error, 200)}")

@@ -1,0 +1,116 @@
+"""One connection of the service: uvicorn's, with limits on how many there are and on how long each phase takes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from http import HTTPStatus
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from cnnlab.serve.log import Log
+from cnnlab.serve.service import Service
+
+_SLACK = 2.0  # seconds more than a request has, for writing its answer
+
+
+class Connection(H11Protocol):
+    """A connection with a deadline for what it does: its headers, its request, or what it sends after its answer."""
+
+    def __init__(self, service: Service, log: Log, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.service, self.log, self.limits = service, log, service.limits
+        self._deadline: asyncio.TimerHandle | None = None
+        self._lingers = False  # answered, while the body still arrives
+        self._refused = False  # answered without a request
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take a connection; one too many is answered with 503 and closed."""
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self._within(self.limits.header_seconds)
+        if len(self.connections) > 2 * self.limits.connections:
+            self.transport.abort()
+        elif len(self.connections) > self.limits.connections:
+            self._refuse(503, "too many connections; send the request again")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timers."""
+        super().connection_lost(exc)
+        self._within(None)
+        self._unset_keepalive_if_required()
+
+    def data_received(self, data: bytes) -> None:
+        """Read; the first byte of a next request starts the time of its headers."""
+        if self._refused:
+            return
+        if self._idle and self._deadline is None:
+            self._within(self.limits.header_seconds)
+        super().data_received(data)
+        if self._lingers and self.conn.their_state is not h11.SEND_BODY:
+            self._lingers = False
+            if self._idle:
+                self._within(self.limits.idle_seconds)
+
+    def handle_events(self) -> None:
+        """Start a request; its time runs from here."""
+        before = self.cycle
+        super().handle_events()
+        if self.cycle is not before and not self.cycle.response_complete:
+            self._lingers = False
+            self._within(self.limits.seconds + _SLACK)
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request, or for the rest of a body that was refused."""
+        self._lingers = self.conn.their_state is h11.SEND_BODY
+        self._within(self.limits.linger if self._lingers else None)
+        super().on_response_complete()
+        if self._lingers:
+            self._unset_keepalive_if_required()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - ours says less
+        """Answer what is no HTTP, or a body that breaks off its form."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            if self.cycle.response_started:
+                self.transport.abort()
+                return
+            self.cycle.disconnected = True  # its task ends
+            self.cycle.message_event.set()
+        self._refuse(400, "this is no valid HTTP request")
+
+    @property
+    def _idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _within(self, seconds: float | None) -> None:
+        """Set the deadline, in place of the one before."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = None if seconds is None else self.loop.call_later(seconds, self._late)
+
+    def _late(self) -> None:
+        self._deadline = None
+        headers = self._idle and self.conn.their_state is h11.IDLE
+        if headers and not self._refused and self.conn.trailing_data[0]:
+            self._refuse(408, f"the headers did not arrive within {self.limits.header_seconds:g} s")
+        else:
+            self.transport.abort()
+
+    def _refuse(self, status: int, text: str) -> None:
+        """Answer without a request, and read on a little: a connection that is closed at once may lose the answer."""
+        if self.transport.is_closing() or self._refused:
+            return
+        self._refused = True
+        body = json.dumps({"error": text}).encode()
+        retry = "Retry-After: 1\r\n" if status == HTTPStatus.SERVICE_UNAVAILABLE else ""
+        head = (
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n{retry}Connection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._within(self.limits.linger)
+        self.service.metrics.requests["other", status] += 1
+        self.log(method="-", path="-", status=status, client=self.client[0] if self.client else "-", error=text)

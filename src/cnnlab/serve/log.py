@@ -1,0 +1,63 @@
+"""One line for each request on standard error, written by a thread: a slow reader does not stop the service."""
+
+from __future__ import annotations
+
+import json
+import queue
+import sys
+import threading
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+from cnnlab.io.errors import unknown
+from cnnlab.io.text import escape
+
+FORMATS = ("json", "text")
+
+
+class Log:
+    """The log of the service. format_: json or text; stream: default standard error. Raise CnnlabError."""
+
+    def __init__(self, format_: str, stream: TextIO | None = None) -> None:
+        if format_ not in FORMATS:
+            raise unknown("log format", format_, FORMATS)
+        self.format, self._stream = format_, stream or sys.stderr
+        self.dropped = 0
+        self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue(10_000)
+        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+        self._thread.start()
+
+    def __call__(self, **entry: Any) -> None:
+        """Log an entry; drop it if 10,000 wait already."""
+        try:
+            self._lines.put_nowait({"time": datetime.now(UTC), **entry})
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self, seconds: float = 1.0) -> None:
+        """Write what waits, for at most some seconds."""
+        try:
+            self._lines.put_nowait(None)
+        except queue.Full:
+            return
+        self._thread.join(seconds)
+
+    def _write(self) -> None:
+        while True:
+            entries = [self._lines.get()]
+            while not self._lines.empty():
+                entries.append(self._lines.get_nowait())
+            text = "".join(self._line(entry) for entry in entries if entry is not None)
+            try:
+                self._stream.write(text)
+                self._stream.flush()
+            except (OSError, ValueError):  # closed
+                self.dropped += len(entries)
+            if entries[-1] is None:
+                return
+
+    def _line(self, entry: dict[str, Any]) -> str:
+        entry["time"] = entry["time"].isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+        if self.format == "json":
+            return json.dumps(entry) + "\n"
+        return " ".join(escape(str(value)) for value in entry.values()) + "\n"

@@ -1,0 +1,46 @@
+"""The limits of the service, and the error of a request beyond them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cnnlab.io.errors import CnnlabError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the service takes. Raise CnnlabError for values that cannot be.
+
+    max_batch: images that the network takes at a time; max_wait: milliseconds that a batch waits for more of them.
+    max_queue: images that are accepted and not answered. body: bytes of a request; bodies: bytes of all requests
+    together. pixels, images: of an image, of a request. connections: open at a time. seconds: for a request, from its
+    first line to the answer; header_seconds: for its headers; idle_seconds: between the requests of a connection;
+    linger: for what a client still sends after its answer, since a connection that is closed at once may lose it.
+    """
+
+    max_batch: int = 32
+    max_wait: float = 0.0
+    max_queue: int = 256
+    body: int = 32 << 20
+    bodies: int = 256 << 20
+    pixels: int = 50_000_000
+    images: int = 64
+    connections: int = 256
+    seconds: float = 30.0
+    header_seconds: float = 10.0
+    idle_seconds: float = 15.0
+    linger: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.images > self.max_queue:
+            raise CnnlabError(
+                f"--max-images {self.images}: more than the queue holds; give at most --max-queue {self.max_queue}"
+            )
+
+
+class Refused(Exception):
+    """A request that is not answered. status: of HTTP; text: one line; retry: seconds after which to ask again."""
+
+    def __init__(self, status: int, text: str, retry: int = 0) -> None:
+        super().__init__(text)
+        self.status, self.text, self.retry = status, text, retry

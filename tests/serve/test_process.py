@@ -1,0 +1,164 @@
+"""`cnnlab serve` as a process: without torch, ended by signals, and its refusals to start."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("uvicorn", reason="pip install 'cnnlab[serve]'")
+pytest.importorskip("onnxruntime", reason="pip install 'cnnlab[serve]'")
+
+from tiny import CLASSES, Client, png, tiny_onnx
+
+from conftest import Command, one_line_error
+
+RED = png((250, 0, 0))
+# The command, which says at its end what was imported.
+CODE = """
+import atexit, sys
+atexit.register(lambda: print("torch" in sys.modules, flush=True))
+from cnnlab.cli import main
+main()
+"""
+Start = Callable[..., tuple[subprocess.Popen[str], Client]]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_onnx(tmp_path_factory.mktemp("tiny") / "tiny.onnx")
+
+
+@pytest.fixture
+def start(file: Path) -> Iterator[Start]:
+    processes = []
+
+    def started(*options: str, **env: str) -> tuple[subprocess.Popen[str], Client]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", CODE, "serve", str(file), "--port", "0", *options], env={**os.environ, **env},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        processes.append(process)
+        line = process.stdout.readline()  # type: ignore[union-attr]
+        found = re.fullmatch(r"serving tiny\.onnx \(3 classes\) at http://127\.0\.0\.1:(\d+)\n", line)
+        assert found, (line, process.stderr.read())  # type: ignore[union-attr]
+        return process, Client(int(found[1]))
+
+    yield started
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def accepted(client: Client) -> int:
+    """Return how many requests with an image wait for their answer or have it."""
+    text = client.ask("/metrics")[1]
+    return sum(int(count) for count in re.findall(r'(?m)^(?:cnnlab_queue_images|.*"/predict".*) (\d+)$', text))
+
+
+def test_sigterm_answers_what_was_accepted(start: Start) -> None:
+    process, client = start("--max-wait", "1000", "--max-batch", "64")
+    with ThreadPoolExecutor(16) as pool:
+        waiting = [pool.submit(client.ask, "/predict?top=1", RED) for _ in range(16)]
+        while accepted(client) < 16:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        for one in waiting:
+            status, found, _ = one.result(20)
+            assert status == 200
+            assert found["images"][0]["top"][0]["label"] == "red"
+    out, log = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert out == "stopped\nFalse\n"  # and torch was never imported
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert sum(line["path"] == "/predict" and line["status"] == 200 for line in lines) == 16
+    with pytest.raises(ConnectionRefusedError):
+        client.ask("/health")
+
+
+def test_a_second_signal_ends_at_once(start: Start) -> None:
+    process, client = start("--log", "text", CNNLAB_TOKEN="secret")
+    assert client.ask("/predict", RED)[0] == 401
+    with socket.create_connection(("127.0.0.1", client.port)) as slow:
+        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer secret\r\nContent-Length: 9\r\n\r\n")
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert process.poll() is None  # its request has 30 seconds
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=5)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert re.match(r"\S+Z POST /predict 401 ", log)
+
+
+def test_killed_in_the_middle_of_requests(start: Start) -> None:
+    """Whatever a client got as a whole answer is right."""
+    process, client = start("--threads", "1")
+    colours = {name: png(tuple(250 * (i == k) for k in range(3))) for i, name in enumerate(CLASSES)}  # type: ignore[arg-type]
+    found: list[tuple[str, Any]] = []
+    cut: list[Exception] = []
+
+    def ask(name: str) -> None:
+        while True:
+            try:
+                status, answer, _ = client.ask("/predict", colours[name])
+                found.append((name, (status, answer["images"][0]["top"][0]["label"])))
+            except (HTTPException, OSError) as error:
+                cut.append(error)
+                return
+
+    threads = [threading.Thread(target=ask, args=(CLASSES[i % 3],)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    while len(found) < 60 and not cut:
+        time.sleep(0.01)
+    assert not cut
+    process.kill()
+    for thread in threads:
+        thread.join(20)
+    assert len(cut) == len(threads)
+    assert all(answer == (200, name) for name, answer in found)
+
+
+def test_bad_options_and_files(cnnlab: Command, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    junk, empty = tmp_path / "junk.onnx", tmp_path / "empty.onnx"
+    junk.write_bytes(b"no onnx")
+    empty.touch()
+    (tmp_path / "folder").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for options, says in [
+            ((file, "--port", port), "--port"),
+            ((file, "--host", "no.such.host.invalid"), "--host"),
+            ((file, "--host", "0.0.0.0"), "CNNLAB_TOKEN"),
+            ((file, "--host", "0.0.0.0", "--token", ""), "--token"),
+            ((file, "--token", "two words"), "--token"),
+            ((file, "--token", "secret", "--no-token"), "--no-token"),
+            ((file, "--log", "xml"), "xml"),
+            ((file, "--port", "70000"), "port"),
+            ((file, "--threads", "0"), "threads"),
+            ((file, "--max-batch", "0"), "max-batch"),
+            ((file, "--max-images", "300"), "--max-queue"),
+            ((file, "--timeout", "nan"), "timeout"),
+            ((junk,), "junk.onnx"),
+            ((empty,), "empty.onnx"),
+            ((tmp_path / "folder",), "folder"),
+            ((tmp_path / "missing.onnx",), "missing.onnx"),
+        ]:
+            more = () if "--port" in options else ("--port", "0")
+            assert says in one_line_error(cnnlab("serve", *options, *more)), options
+    monkeypatch.setenv("CNNLAB_TOKEN", "")
+    assert "CNNLAB_TOKEN" in one_line_error(cnnlab("serve", file, "--port", "0"))
