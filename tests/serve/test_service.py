@@ -325,17 +325,15 @@ def test_metrics(model: Exported) -> None:
         assert f"# TYPE {family}" in text
 
 
-@pytest.mark.parametrize("fit", ["pad", "crop"])
-def test_answers_equal_predict(fit: str, shapes: Path, tmp_path: Path) -> None:
+def test_answers_equal_predict(shapes: Path, tmp_path: Path) -> None:
     """Also for JPEG, CMYK, 16 bits, turned, transparent and palette images, alone and together."""
-    from cnnlab.export.export import export_run
+    from cnnlab.serve.model import open_model
 
-    run = cnnlab.train(f"folder:{shapes}", epochs=1, batch_size=8, set={"fit": fit}, runs_dir=tmp_path / "runs",
-                       name="one", progress="none").run  # fmt: skip
+    settings = {"epochs": 1, "batch_size": 8, "fit": "crop", "progress": "none"}
+    run = cnnlab.train(data=f"folder:{shapes}", model="lenet", runs_dir=tmp_path / "runs", name="one", **settings).run
     files = image_kinds(tmp_path)
     expected, _ = cnnlab.predict(run, files, top=2)
-    exported = open_exported(export_run(run, out=tmp_path / "one.onnx").path, threads=1)
-    with serving(exported) as (client, _):
+    with serving(open_model("one", tmp_path / "runs", threads=1)) as (client, _):
         body, headers = form(*((file.name, file.read_bytes()) for file in files))
         together = client.ask("/predict?top=2", body, **headers)[1]["images"]
         alone = [client.ask("/predict?top=2", file.read_bytes())[1]["images"][0] for file in files]
