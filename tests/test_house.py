@@ -13,7 +13,7 @@ SOURCE = Path(cnnlab.__file__).parent
 
 # A room may import only from rooms to its left. Rooms that share a place are strangers to each other.
 RULE = (
-    "io < recipe < recipes < models < device < data < training < inference < inspect, export < serve < competition, sweep < chapter, d2l"
+    "io < recipe < recipes < models < device < data < training < inference < inspect < export < serve < competition, sweep < chapter, d2l"
     " < machine < app < cli < __main__"
 )
 PLACE = {room: i for i, rooms in enumerate(RULE.split(" < ")) for room in rooms.split(", ")}

@@ -26,12 +26,15 @@ def download(
     *,
     md5: str = "",
     sha1: str = "",
+    sha256: str = "",
     report: Report = no_report,
     limit: int = LIMIT,
+    remedy: str = "name another folder with --data-dir",
 ) -> None:
-    """Download `path` from the first of `urls` that has a file with the right `md5` or `sha1`, if either is given.
+    """Download `path` from the first of `urls` that has a file with the right checksum, if one is given.
 
-    limit: bytes of the largest file.
+    md5, sha1, sha256: the checksum, one of them. limit: bytes of the largest file. remedy: what to do where `path`
+    cannot be written.
 
     The bytes go to `path`.part, which a later call continues; only a verified file gets the name `path`. If several
     processes ask for the same file, one downloads it and the others wait; they report this, and give up if nothing
@@ -43,11 +46,10 @@ def download(
         path.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(path, report, progress=_part(path), stalled=_STALLED):
             if not path.exists():
-                _fetch_any(urls, path, "sha1" if sha1 else "md5", sha1 or md5, report, limit)
+                kind = "sha256" if sha256 else "sha1" if sha1 else "md5"
+                _fetch_any(urls, path, kind, sha256 or sha1 or md5, report, limit)
     except OSError as error:
-        raise CnnlabError(
-            f"cannot write {path}: {reason(error)}; free some space or name another folder with --data-dir"
-        ) from error
+        raise CnnlabError(f"cannot write {path}: {reason(error)}; free some space or {remedy}") from error
 
 
 def _part(path: Path) -> Path:
@@ -128,6 +130,6 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 
 def checksum(path: Path, kind: str) -> str:
-    """Return the file's checksum; kind: md5 or sha1. It protects against damage, not against an attacker."""
+    """Return the file's checksum; kind: md5, sha1 or sha256. Only the last protects against an attacker."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()

@@ -2,7 +2,7 @@
 
 The modules in page/ import each other; here they are joined into one script, which the page's content security policy
 names by its hash. `cnnlab ui` serves the same modules one by one. The page of a sweep has modules of its own in another
-folder, which import these as `../report/NAME.js`.
+folder, which import these as `../report/NAME.js`; so has the page of an exported network.
 """
 
 from __future__ import annotations
@@ -48,23 +48,32 @@ def style(folder: Path = PAGE) -> str:
 def render(payload: dict[str, Any], folder: Path = PAGE) -> str:
     """Return the HTML page of a payload, drawn by the modules in `folder`."""
     policy = (
-        f"default-src 'none'; img-src data: blob:; script-src '{_hash(script(folder))}'; "
-        f"style-src '{_hash(style(folder))}'; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; img-src data: blob:; script-src '{policy_hash(script(folder))}'; "
+        f"style-src '{policy_hash(style(folder))}'; base-uri 'none'; form-action 'none'"
     )
-    # ASCII only, and no character that HTML or a script could take for its own.
-    data = json.dumps(payload, allow_nan=False, separators=(",", ":"))
-    for mark in "<>&":
-        data = data.replace(mark, f"\\u{ord(mark):04x}")
     parts = {
         "POLICY": html.escape(policy),
         "TITLE": html.escape(payload["title"]),
         "STYLE": style(folder),
-        "PAYLOAD": data,
+        "PAYLOAD": inline(payload),
         "SCRIPT": script(folder),
     }
-    template = (PAGE / "index.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+    return fill(PAGE / "index.html", parts)
 
 
-def _hash(text: str) -> str:
+def inline(payload: dict[str, Any]) -> str:
+    """Return a payload as JSON for a script element: ASCII only, and no character that HTML could take for its own."""
+    data = json.dumps(payload, allow_nan=False, separators=(",", ":"))
+    for mark in "<>&":
+        data = data.replace(mark, f"\\u{ord(mark):04x}")
+    return data
+
+
+def fill(template: Path, parts: dict[str, str]) -> str:
+    """Return a template with its `{{NAME}}` replaced."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template.read_text(encoding="utf-8"))
+
+
+def policy_hash(text: str) -> str:
+    """Return what names a script or a style sheet in a content security policy."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

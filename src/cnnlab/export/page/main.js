@@ -1,0 +1,123 @@
+// The page of an exported network: an image goes in, probabilities come out, and nothing leaves the browser.
+
+import "./words.js";
+import { el } from "../report/dom.js";
+import { context } from "../report/context.js";
+import { visible, whole } from "../report/format.js";
+import { toolbar } from "../report/toolbar.js";
+import { answerBars, imageInput } from "../report/trying.js";
+import { cardSection, filtersSection } from "./card.js";
+import { decodeFile } from "./files.js";
+import { Unreadable } from "./metadata.js";
+import { openNetwork } from "./network.js";
+import { drawingPad } from "./pad.js";
+import { prepared } from "./pixels.js";
+import { activation, square } from "./shown.js";
+
+const TOP = 5;
+const payload = JSON.parse(document.getElementById("payload").textContent);
+const state = { language: null, theme: null, light: payload.light, invert: false, status: ["web_loading", {}], last: null, shown: null };
+const root = document.getElementById("page");
+let page = null, current = null, busy = false, next = null, classify = null;
+
+function draw() {
+  current?.end();
+  page = context(payload, state);
+  document.documentElement.lang = page.language === "zh" ? "zh-CN" : "en";
+  const { t } = page;
+  current = imageInput(page, use, fail);
+  const invert = payload.how.channels === 1 && el("label", { class: "choice" }, el("input", { type: "checkbox", checked: state.invert, onchange: (event) => { state.invert = event.target.checked; if (state.file) use(state.file); } }), t("web_invert"));
+  const parts = [filtersSection(page), cardSection(page)].filter(Boolean);
+  root.replaceChildren(
+    toolbar(page, parts, draw),
+    el("main", {},
+      el("header", { class: "title" }, el("p", { class: "kicker" }, t("web_kicker")), el("h1", {}, el("bdi", {}, page.short(payload.run, 60))),
+        el("p", { class: "lead" }, t("web_lead", { model: visible(payload.model), parameters: whole(payload.parameters), data: page.source(payload.data) }))),
+      el("p", { class: "small", id: "status", role: "status" }),
+      el("div", { class: payload.drawable ? "inputs two-inputs" : "inputs" }, el("div", {}, current.node, invert), payload.drawable ? drawingPad(page, drawn, fail) : null),
+      el("div", { id: "result", "aria-live": "polite" }), parts),
+    el("footer", {}, el("p", {}, t("web_footer", { version: payload.version, date: payload.created.replace("T", " ").replace("+00:00", " UTC") }))));
+  say(...state.status);
+  if (state.last) answer();
+}
+
+function say(key, values = {}, wrong = false) {
+  state.status = [key, values, wrong];
+  const line = document.getElementById("status");
+  line.textContent = page.t(key, values);
+  line.classList.toggle("none", wrong);
+}
+
+function fail(error) {
+  document.getElementById("result").replaceChildren();
+  state.last = null;
+  say(error instanceof Unreadable ? error.message : String(error.message ?? error), error.values ?? {}, true);
+}
+
+async function use(file) {
+  try {
+    state.file = file;
+    await look(prepared(await decodeFile(file), payload.how, state.invert));
+  } catch (error) {
+    fail(error);
+  }
+}
+
+const drawn = (image) => look(prepared(image, payload.how, false)).catch(fail);
+
+// One image at a time; of those that come meanwhile, the last.
+async function look(image) {
+  next = image;
+  if (busy || !classify) return;
+  busy = true;
+  try {
+    while (next) {
+      const one = next;
+      next = null;
+      const start = performance.now();
+      state.last = { image: one, ...await classify(one), ms: performance.now() - start };
+      state.shown = null;
+      say(...state.ready);
+      answer();
+    }
+  } finally {
+    busy = false;
+  }
+}
+
+function answer() {
+  const { t } = page, { how, classes } = payload, { image, probabilities, none, map, ms } = state.last;
+  const order = Array.from(probabilities.keys()).sort((a, b) => probabilities[b] - probabilities[a]).slice(0, TOP);
+  const k = state.shown ?? order[0], name = page.short(classes[k], 40);
+  const heat = map && activation(image, how.fit, map, k, t("try_map", { name }));
+  const choice = map && order.length > 1 && el("select", { "aria-label": t("web_map_of"), onchange: (event) => { state.shown = Number(event.target.value); answer(); } },
+    order.map((one) => el("option", { value: one, selected: one === k }, page.short(classes[one], 40))));
+  document.getElementById("result").replaceChildren(
+    el("div", { class: map ? "answer" : "answer no-map" },
+      el("figure", {}, square(image, how.fit, how.size, t("try_seen")), el("figcaption", {}, t("try_seen"))),
+      map && el("figure", {}, heat, el("figcaption", {}, t(heat ? "try_map" : "web_no_map", { name }), choice)),
+      el("div", { class: "bars" }, answerBars(page, order.map((one) => [classes[one], probabilities[one]]), none ? payload.threshold : null),
+        el("p", { class: "small" }, t("web_time", { ms: ms.toFixed(ms < 10 ? 1 : 0) })))));
+}
+
+async function start() {
+  try {
+    classify = await openNetwork(payload.files);
+    state.ready = ["web_ready"];
+    say(...state.ready);
+    if (next) look(next).catch(fail);
+  } catch (error) {
+    say("web_broken", { why: error.message }, true);
+    return;
+  }
+  if (!payload.worker || !navigator.serviceWorker) return; // without one, the page works as long as its server does
+  try {
+    await navigator.serviceWorker.register(`./${payload.worker}`);
+    await navigator.serviceWorker.ready;
+    state.ready = ["web_offline"];
+    if (state.status[0] === "web_ready") say(...state.ready);
+  } catch { /* a server without https */ }
+}
+
+draw();
+start();

@@ -1,0 +1,38 @@
+// The texts of the page, beside those of the report: [English, Chinese].
+
+import { texts } from "../report/text.js";
+
+Object.assign(texts, {
+  web_kicker: ["A trained network in your browser", "浏览器中的训练结果"],
+  web_lead: ["{model}, {parameters} parameters, trained on {data}. Images are classified on this device and are not sent anywhere.", "{model}，{parameters} 个参数，在 {data} 上训练。图像在本机分类，不会发送到任何地方。"],
+  web_loading: ["Loading the network …", "正在加载网络……"],
+  web_ready: ["Ready.", "就绪。"],
+  web_offline: ["Ready, also without the internet from now on.", "就绪，之后离线也可使用。"],
+  web_broken: ["The network cannot be loaded: {why}", "无法加载网络：{why}"],
+  web_draw: ["Or draw one.", "也可以直接画。"],
+  web_pad_keys: ["Drawing area: arrow keys move the pen, with Shift they draw, Delete clears.", "画板：方向键移动画笔，按住 Shift 绘画，Delete 清除。"],
+  web_clear: ["Clear", "清除"],
+  web_light: ["White on black", "黑底白字"],
+  web_invert: ["Exchange black and white in files and photographs", "交换文件和照片中的黑白"],
+  web_time: ["{ms} ms on this device", "本机用时 {ms} 毫秒"],
+  web_map_of: ["Class", "类别"],
+  web_no_map: ["Nothing in the image speaks for {name}.", "图像中没有支持“{name}”的部分。"],
+  web_card: ["About this network", "关于该网络"],
+  web_run: ["Run", "训练"],
+  web_recipe: ["Recipe", "训练方案"],
+  web_classes: ["Classes ({n})|Classes ({n})", "类别（{n}）"],
+  web_accuracy: ["{accuracy} on {n} {split} image|{accuracy} on {n} {split} images", "{split}的 {n} 幅图像上为 {accuracy}"],
+  web_same: ["This file", "本文件"],
+  web_same_text: ["Run by onnxruntime on these images, it gives the same classes as PyTorch; probabilities differ by at most {most}.", "由 onnxruntime 在这些图像上运行，与 PyTorch 的类别一致；概率最多相差 {most}。"],
+  web_none_set: ["no threshold: every image gets a class", "未设阈值：每幅图像都会得到类别"],
+  web_licences: ["Licences", "许可证"],
+  web_footer: ["Written by cnnlab {version}, {date}. This page sends nothing and asks only its own server for files.", "由 cnnlab {version} 于 {date} 生成。本页不发送任何数据，只从自己的服务器读取文件。"],
+  web_damaged: ["This image is damaged.", "图像已损坏。"],
+  web_cut: ["This image is cut off: a part of it is missing.", "图像不完整：缺少一部分。"],
+  web_empty: ["This file is empty.", "文件是空的。"],
+  web_unknown: ["This is not an image of a known kind. Save it as PNG or JPEG.", "不是可识别的图像格式。请另存为 PNG 或 JPEG。"],
+  web_kind: ["{kind}: this kind is not read here, since a browser may decode it otherwise than cnnlab. Save it as PNG or JPEG.", "{kind}：浏览器对该格式的解码可能与 cnnlab 不同，因此不读取。请另存为 PNG 或 JPEG。"],
+  web_translucent: ["A browser cannot read half-transparent pixels of this kind exactly. Save it as PNG.", "浏览器无法准确读取该格式的半透明像素。请另存为 PNG。"],
+  web_too_large: ["This image has {pixels} pixels; the limit is {most}. Make it smaller.", "图像有 {pixels} 个像素，上限为 {most}。请缩小。"],
+  web_protected: ["This browser changes pixels that a page reads, to protect you from being recognised; answers would be wrong. Allow this page to read canvases, or use PNG files.", "该浏览器会改动网页读取的像素以防止识别用户，结果会出错。请允许本页读取画布，或使用 PNG 文件。"],
+});

@@ -1,0 +1,29 @@
+// The service worker: keeps the files of this page, so that it opens without the internet. The export writes NAME and
+// FILES, whose names change with their content, above this line.
+
+const OURS = `cnnlab ${self.registration.scope} `;
+
+self.addEventListener("install", (event) => {
+  event.waitUntil(caches.open(OURS + NAME).then((cache) => cache.addAll(FILES)).then(() => self.skipWaiting()));
+});
+
+self.addEventListener("activate", (event) => {
+  event.waitUntil((async () => {
+    for (const name of await caches.keys()) if (name.startsWith(OURS) && name !== OURS + NAME) await caches.delete(name);
+    await self.clients.claim();
+  })());
+});
+
+// The page itself from the server where it answers, so that a new export is seen; all else from what is kept.
+self.addEventListener("fetch", (event) => {
+  if (event.request.method !== "GET" || new URL(event.request.url).origin !== self.location.origin) return;
+  event.respondWith((async () => {
+    const kept = await (await caches.open(OURS + NAME)).match(event.request, { ignoreSearch: true });
+    if (event.request.mode !== "navigate") return kept ?? fetch(event.request);
+    try {
+      return await fetch(event.request);
+    } catch {
+      return kept ?? Response.error();
+    }
+  })());
+});
