@@ -1,78 +1,24 @@
-"""What fashion_speed.py and cifar_speed.py share: one training under both clocks, in a process of its own.
-
-    train_seconds   the epochs' training, wall-clock with data, nothing else
-    clock_seconds   from images in memory to a finished run and its answer: building the network, the trial of the plan
-                    where the recipe is long enough for one, whitening, training, validation after each epoch, saving
-                    weights and curves, and the one evaluation at the end (as_trained: curves are not drawn)
-    race_seconds    what published speed runs count: whitening, training and the evaluation at the end
-
-Outside: starting Python with all that a run imports, reading the files. Compilation, where a plan chooses it, is
-inside.
-"""
+"""What fashion_speed.py and cifar_speed.py share: trainings under the clocks of cnnlab.machine.timed."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from _common import add_out
-from cnnlab.recipe import Recipe
+from cnnlab.machine.timed import timed_process, timed_training
 from cnnlab.recipes import RECIPES
 from cnnlab.training.series import spread
 
 KEYS = ("val_acc", "final_acc", "train_seconds", "race_seconds", "clock_seconds", "images_per_second")
 
 
-def child(recipe: Recipe, split: str, views: str, device: str, as_trained: bool = False) -> dict[str, Any]:
-    """Train, then evaluate once on `split` with the last epoch's weights.
-
-    as_trained: in the precision of the training's steps, as published speed runs do; else in float32.
-    """
-    # With matplotlib half a second, which d2l's import has before its clock, too.
-    import torch.utils.tensorboard  # noqa: F401
-
-    import cnnlab
-    import cnnlab.io.figures
-
-    with tempfile.TemporaryDirectory() as folder:
-        result = cnnlab.train(recipe, runs_dir=folder, progress="none", device=device)
-        session = json.loads((result.run.path / "environment.json").read_text())["sessions"][0]
-        precision = session["dtype"] if as_trained else "float32"
-        final = cnnlab.evaluate_run(
-            result.run.path, split=split, weights="last", views=views, device=device, precision=precision
-        )
-    spans = result.timings
-    s = result.summary
-    return {
-        "seed": recipe.seed,
-        "val_acc": s["val_acc"],
-        "final_split": split,
-        "final_acc": final.result.accuracy,
-        "views": views,
-        "train_seconds": s["train_seconds"],
-        "race_seconds": spans["whitening"] + s["train_seconds"] + final.seconds,
-        "clock_seconds": spans["setup"] + spans["training"] + final.seconds,
-        "images_per_second": s["images_per_second"],
-        "images": s["images"]["train"],
-        "plan": {key: session[key] for key in ("dtype", "memory_format", "compile", "threads", "plan")},
-    }
-
-
 def run(name: str, seed: int, settings: list[str], split: str, views: str, device: str) -> dict[str, Any]:
-    """Run `child` in a process of its own."""
-    with tempfile.NamedTemporaryFile(suffix=".json") as answer:
-        command = [sys.executable, __file__, name, str(seed), split, views, device, answer.name, *settings]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-        result: dict[str, Any] = json.loads(Path(answer.name).read_text())
-        return result
+    """Train and evaluate in a process of its own."""
+    found = timed_process(RECIPES[name].with_settings(settings).changed(seed=seed), split, views, device)
+    del found["epochs"]
+    return found
 
 
 def runs(
@@ -81,15 +27,18 @@ def runs(
 ) -> dict[str, Any]:  # fmt: skip
     """Train the recipe called `name` with several seeds. Return each run, and mean and standard deviation.
 
-    together: in this process, since starting one takes longer than a short run; see `as_trained` of `child`. deadline:
-    of time.perf_counter, after which no seed but the first is started. first: the first seed.
+    together: in this process, since starting one takes longer than a short run; see `timed_training`. deadline: of
+    time.perf_counter, after which no seed but the first is started. first: the first seed.
     """
     per_seed: list[dict[str, Any]] = []
     for seed in range(first, first + seeds):
         if per_seed and time.perf_counter() > deadline:
             break
         if together:
-            r = child(RECIPES[name].with_settings(settings).changed(seed=seed), split, views, device, as_trained=True)
+            r = timed_training(
+                RECIPES[name].with_settings(settings).changed(seed=seed), split, views, device, as_trained=True
+            )
+            del r["epochs"]
         else:
             r = run(name, seed, settings, split, views, device)
         per_seed.append(r)
@@ -128,9 +77,3 @@ def check(parser: argparse.ArgumentParser, names: list[str]) -> None:
     for name in names:
         if name not in RECIPES:
             parser.error(f"there is no recipe {name}; see `cnnlab list recipes`")
-
-
-if __name__ == "__main__":
-    name, seed, split, views, device, answer = sys.argv[1:7]
-    recipe = RECIPES[name].with_settings(sys.argv[7:]).changed(seed=int(seed))
-    Path(answer).write_text(json.dumps(child(recipe, split, views, device)))

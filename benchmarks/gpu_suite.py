@@ -51,6 +51,7 @@ from _common import PEERS, add_out, write_result
 from cnnlab.chapter.experiments import EXPERIMENTS
 from cnnlab.device.hardware import has_bfloat16, pick_device
 from cnnlab.machine.bench import bench
+from cnnlab.machine.timed import timed_training
 from cnnlab.models import build_model
 from cnnlab.recipes import RECIPES
 from cnnlab.training.autotune import time_step
@@ -228,7 +229,7 @@ def race(
         return LATE
     recipe = RECIPES[name].with_settings(settings)
     try:
-        first = _speed.child(recipe.changed(seed=1_000_000, epochs=1), split, views, args.device, as_trained=True)
+        first = timed_training(recipe.changed(seed=1_000_000, epochs=1), split, views, args.device, as_trained=True)
         found = _speed.runs(
             name, seeds, settings, split, views, args.device, together=True, deadline=deadline,
             first=args.first_seed,

@@ -17,6 +17,7 @@ from statistics import mean, median
 from typing import Any
 
 from cnnlab.chapter.experiments import CLASSICAL, EXPERIMENTS, markdown
+from cnnlab.machine.race import RACES, Record
 from cnnlab.training.evaluate import VIEWS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,15 +75,14 @@ WORDS = {
 
 
 @cache
-def published(root: Path = ROOT) -> list[Path]:
-    """Return the results in benchmarks/results that git tracks; all of them in a copy that git does not track."""
-    folder = root / "benchmarks" / "results"
+def published(root: Path = ROOT, files: str = "results/*.json") -> list[Path]:
+    """Return the results in benchmarks/ that git tracks; all of them in a copy that git does not track."""
     tracked: list[Path] = []
     if shutil.which("git"):
-        command = ["git", "-C", str(root), "ls-files", "-z", "--", "benchmarks/results/*.json"]
+        command = ["git", "-C", str(root), "ls-files", "-z", "--", f"benchmarks/{files}"]
         done = subprocess.run(command, capture_output=True, text=True)
         tracked = [root / name for name in done.stdout.split("\0") if name]
-    return sorted(path for path in tracked or folder.glob("*.json") if path.exists())
+    return sorted(path for path in tracked or (root / "benchmarks").glob(files) if path.exists())
 
 
 def labelled(pattern: str) -> list[Path]:
@@ -549,6 +549,25 @@ def scale() -> str:
     return "\n".join(lines)
 
 
+def leaderboard() -> str:
+    """For docs/leaderboard.md: a row for each record, from benchmarks/records/; those of one race by their work."""
+    records = []
+    for path in published(files="records/*/record.json"):
+        found = json.loads(path.read_text())
+        if found.pop("reached"):
+            records.append((list(RACES).index(found["race"]), found["work"], path.parent.name, Record(**found)))
+    if not records:
+        return "No row yet."
+    lines = [
+        "| race | accuracy | p | training, s | whole process, s | work, TFLOP | hardware | date |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for _, _, folder, record in sorted(records, key=lambda one: one[:3]):
+        link = f"[{record.race}](../benchmarks/records/{folder}/record.json)"
+        lines.append(record.row().replace(record.race, link, 1))
+    return "\n".join(lines)
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "README.md": partial(table, WORDS["README.md"]),
     "README.zh.md": lambda: chinese(table(WORDS["README.zh.md"])),
@@ -557,6 +576,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reliability.md": saving,
     "docs/own-images.md": own_images,
     "docs/scale.md": scale,
+    "docs/leaderboard.md": leaderboard,
 }
 
 

@@ -26,6 +26,7 @@ from cnnlab.cli.lessons import lessons
 from cnnlab.cli.list import list_, show
 from cnnlab.cli.lr_find import lr_find
 from cnnlab.cli.predict import evaluate, predict
+from cnnlab.cli.race import race
 from cnnlab.cli.report import report
 from cnnlab.cli.runs import runs
 from cnnlab.cli.serve import serve
@@ -69,7 +70,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": inspect, "report": report, "export": export, "ui": ui, "serve": serve, "runs": runs,
     "list": list_, "show": show,
     "reproduce": reproduce, "classical": classical, "figures": figures, "grade": grade, "bench": bench,
-    "doctor": doctor,
+    "race": race, "doctor": doctor,
 }  # fmt: skip
 for name, command in COMMANDS.items():
     app.command(name)(command)
