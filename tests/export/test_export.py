@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
+from PIL import Image
 
-from cnnlab import CnnlabError, Recipe, load_model
+from cnnlab import CnnlabError, Export, Predictions, Recipe, export_run, load_model, open_run, predict
+from cnnlab.data.imageset import ImageSet
 from cnnlab.data.loader import Preprocessing
-from cnnlab.export.graph import Resize
+from cnnlab.export import onnx as module
+from cnnlab.export.graph import Resize, find_pooled
+from cnnlab.export.parity import _compared, compare_files
 from cnnlab.export.runtime import DESCRIPTION, open_exported
 from cnnlab.inference import validation_images
+from cnnlab.io.decode import decode
 from cnnlab.training.runs import Run
 from conftest import Command, one_line_error
+
+pytestmark = pytest.mark.usefixtures("converted_once")
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -88,18 +103,225 @@ def test_files_that_are_not_ours(exported: Path, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_command_refuses(digits_run: Run, exported: Path, cnnlab: Command, tmp_path: Path) -> None:
-    assert "onnx" in one_line_error(cnnlab("export", digits_run.path, "--to", "tensorflow"))
-    assert "--force" in one_line_error(cnnlab("export", digits_run.path, "--out", exported))
-    assert ".onnx" in one_line_error(cnnlab("export", digits_run.path, "--out", tmp_path / "net.pt"))
-    assert "does not exist" in one_line_error(cnnlab("export", digits_run.path, "--out", tmp_path / "a" / "b.onnx"))
-    one_line_error(cnnlab("export", tmp_path / "nothing"))
+def test_command(digits_run: Run, exported: Path, cnnlab: Command, tmp_path: Path) -> None:
+    answer = cnnlab("export", digits_run.path, "--threads", 1, cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert "287 validation images: no classes changed" in answer.stdout
+    report = json.loads((tmp_path / "grey.onnx.json").read_text())
+    written = (tmp_path / "grey.onnx").read_bytes()
+    assert report["sha256"] == {"grey.onnx": hashlib.sha256(written).hexdigest()}
+    assert report["bytes"] == len(written)
+    (parity,) = report["parity"]
+    assert (parity["split"], parity["images"], parity["changed"], parity["ties"]) == ("validation", 287, 0, 0)
+    assert 0 < parity["largest"] < 1e-5
+    assert parity["correct"] == parity["correct_before"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["grey.onnx", "grey.onnx.json"]
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (("--to", "tensorflow"), "format"),
+        (("--out", "net.pt"), ".onnx"),
+        (("--out", "a/b.onnx"), "does not exist"),
+        (("--int8", "--fp16"), "exclude"),
+        (("--int8", "--to", "torch"), "--int8"),
+        (("--fp16", "--to", "safetensors"), "--fp16"),
+        (("--max-loss", "1"), "--max-loss"),
+        (("--int8", "--max-loss", "nan"), "max_loss"),
+        (("--weights", "first"), "first"),
+        (("--to", "safetensors", "--out", "/"), "/"),
+    ],
+)
+def test_command_refuses(digits_run: Run, cnnlab: Command, tmp_path: Path, options: tuple[str, ...], what: str) -> None:
+    assert what in one_line_error(cnnlab("export", digits_run.path, *options, cwd=tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_replaced(digits_run: Run, cnnlab: Command, tmp_path: Path) -> None:
+    (tmp_path / "mine.onnx").write_bytes(b"mine")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.jpg").write_bytes(b"mine")
+    assert "--force" in one_line_error(cnnlab("export", digits_run.path, "--out", tmp_path / "mine.onnx"))
+    for force in ((), ("--force",)):
+        options = ("--to", "safetensors", "--out", tmp_path / "photos", *force)
+        one_line_error(cnnlab("export", digits_run.path, *options))
+    assert (tmp_path / "mine.onnx").read_bytes() == (tmp_path / "photos" / "1.jpg").read_bytes() == b"mine"
+
+
+def lose_bias(model: ModelProto) -> None:
+    """Do what pytorch issue 166797 describes: a convolution's bias is lost."""
+    conv = next(node for node in model.graph.node if node.op_type == "Conv")
+    for value in model.graph.initializer:
+        if value.name == conv.input[2]:
+            value.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(value)), value.name))
+
+
+def swap_classes(model: ModelProto) -> None:
+    gather = model.graph.node[-1]
+    names = next(node for node in model.graph.node if node.output[0] == gather.input[0]).attribute[0].t
+    names.string_data[:] = names.string_data[::-1]
+
+
+def forget_normalization(model: ModelProto) -> None:
+    for value in model.graph.initializer:
+        if value.name.endswith("mean") and "running" not in value.name:
+            value.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(value)), value.name))
+
+
+def return_nan(model: ModelProto) -> None:
+    value = next(v for v in model.graph.initializer if v.name.endswith("weight"))
+    value.CopyFrom(numpy_helper.from_array(np.full_like(numpy_helper.to_array(value), np.nan), value.name))
+
+
+@pytest.mark.parametrize("damage", [lose_bias, swap_classes, forget_normalization, return_nan])
+def test_a_broken_graph_is_refused(
+    digits_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[ModelProto], None]
+) -> None:
+    right = module.onnx_model
+
+    def wrong(*args: Any, **options: Any) -> ModelProto:
+        model = right(*args, **options)
+        before = model.SerializeToString()
+        damage(model)
+        assert model.SerializeToString() != before
+        return model
+
+    monkeypatch.setattr(module, "onnx_model", wrong)
+    (tmp_path / "a.onnx").write_bytes(b"an earlier export")
+    with pytest.raises(CnnlabError) as caught:
+        digits_run_export(digits_run, tmp_path)
+    assert "refused" in str(caught.value)
+    assert "by the run" in str(caught.value)  # it names an image, both classes and probabilities
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a.onnx", b"an earlier export")]
+
+
+def digits_run_export(run: Run, folder: Path, **options: Any) -> Export:
+    return export_run(run, out=folder / "a.onnx", threads=1, force=True, **options)
+
+
+def test_int8_states_its_cost(digits_run: Run, tmp_path: Path) -> None:
+    found = digits_run_export(digits_run, tmp_path, int8=True)
+    model = onnx.load(found.path)
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.index("QuantizeLinear") > kinds.index("If")  # the fit stays exact
+    assert sum(numpy_helper.to_array(v).dtype == np.int8 for v in model.graph.initializer) >= 4
+    (parity,) = found.parities
+    assert parity.largest > 1e-4
+    assert f"{parity.correct} of 287 validation images" in str(found)
+    assert open_exported(found.path, threads=1).description["precision"] == "int8"
+
+
+def test_int8_that_costs_too_much_is_refused(digits_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "quantized", lambda model, *_: (return_zeros(model), model)[1])
+    with pytest.raises(CnnlabError, match="percentage points"):
+        digits_run_export(digits_run, tmp_path, int8=True)
+    assert not list(tmp_path.iterdir())
+    digits_run_export(digits_run, tmp_path, int8=True, max_loss=100)
+
+
+def return_zeros(model: ModelProto) -> None:
+    for value in model.graph.initializer:
+        if value.name.endswith("weight"):
+            value.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(value)), value.name))
+
+
+def test_ties_are_counted(digits_run: Run) -> None:
+    logits = torch.zeros(1, 10)
+    logits[0, 3], logits[0, 7] = 2.0, 2.0 + 1e-6
+    want = Predictions(logits, digits_run.classes)
+    p = want.probabilities.numpy()
+    tie = _compared(want, p, ["3"], ["a.png"], "validation", torch.tensor([7]))
+    assert (tie.changed, tie.ties, tie.correct, tie.correct_before) == (0, 1, 0, 1)
+    other = _compared(want, p, ["4"], ["a.png"], "validation", torch.tensor([7]))
+    assert other.changed == 1
+    assert "a.png: 7" in other.first_changed
+    assert "4 (" in other.first_changed
+
+
+def test_image_kinds(digits_run: Run, exported: Path, tmp_path: Path) -> None:
+    """The same picture as JPEG, CMYK JPEG, 16-bit PNG, EXIF-turned JPEG, palette GIF, and with transparency."""
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8)).resize((50, 37), Image.Resampling.BICUBIC)
+    turned = picture.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    clear = picture.copy()
+    clear.putalpha(Image.fromarray(rng.integers(0, 256, (37, 50), np.uint8)))
+    deep = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+    picture.save(tmp_path / "a.jpg", quality=95)
+    picture.convert("CMYK").save(tmp_path / "b.jpg", quality=95)
+    deep.save(tmp_path / "c.png")
+    turned.save(tmp_path / "d.jpg", exif=exif, quality=95)
+    picture.quantize(64).save(tmp_path / "e.gif")
+    clear.save(tmp_path / "f.png")
+    picture.convert("1").save(tmp_path / "g.png")
+    files = sorted(tmp_path.iterdir())
+    opened, (predictions, _) = open_exported(exported, threads=1), predict(digits_run, files, top=10)
+    for file, want in zip(files, predictions, strict=True):
+        for how in (opened.decoding, replace(opened.decoding, size=0)):
+            p, labels, none = opened.answer(decode(file, how)[None])
+            assert labels == [want.top[0][0]], file.name
+            assert abs(p.max() - want.top[0][1]) < 1e-5
+            assert none.tolist() == [want.none_of_these]
+    images = ImageSet(
+        torch.zeros(7, 1, 8, 8, dtype=torch.uint8),
+        torch.zeros(7, dtype=torch.int64),
+        [f.name for f in files],
+        digits_run.classes,
+    )
+    found = compare_files(
+        load_model(digits_run), f"folder:{tmp_path}", images, lambda pixels: opened.answer(pixels)[:2], 1
+    )
+    assert found is not None
+    assert (found.images, found.changed) == (7, 0)
+
+
+def test_archive(digits_run: Run, tmp_path: Path) -> None:
+    found = export_run(digits_run, to="torch", out=tmp_path / "a.pt2", threads=1)
+    assert found.parities[0].largest < 1e-5
+    extra = {"cnnlab.json": ""}
+    module = torch.export.load(tmp_path / "a.pt2", extra_files=extra).module()
+    assert json.loads(extra["cnnlab.json"])["classes"] == digits_run.classes
+    for shape in ((1, 1, 40, 33), (3, 1, 7, 90), (2, 1, 8, 8), (1, 1, 90, 5)):
+        pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        want = load_model(digits_run).predict([image[0] for image in pixels])
+        p, best, none = module(torch.from_numpy(pixels))
+        assert torch.allclose(p, want.probabilities, atol=1e-5)
+        assert [digits_run.classes[k] for k in best] == want.labels
+        assert none.tolist() == want.none_of_these
+
+
+def test_safetensors_need_no_cnnlab(digits_run: Run, tmp_path: Path) -> None:
+    run = open_run(shutil.copytree(digits_run.path, tmp_path / "run"))
+    found = export_run(run, to="safetensors", out=tmp_path / "s", threads=1, look_at_test=True)
+    assert found.parities[0].largest < 1e-6
+    assert [(p.split, p.images) for p in found.parities] == [("validation", 287), ("test", 359)]
+    assert [row["split"] for row in run.evaluations()] == ["test"]  # the look is recorded
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 41, 3), np.uint8))
+    picture.save(tmp_path / "a.png")
+    code = (
+        "import sys, runpy; sys.modules['cnnlab'] = None\n"
+        f"sys.argv = ['reader.py', {str(tmp_path / 'a.png')!r}]\n"
+        f"runpy.run_path({str(tmp_path / 's' / 'reader.py')!r}, run_name='__main__')"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={}, check=True)
+    (want,), _ = predict(digits_run, [tmp_path / "a.png"])
+    assert answer.stdout.split() == [str(tmp_path / "a.png"), want.top[0][0], f"{want.top[0][1]:.4f}"]
+    lines = (tmp_path / "s" / "reader.py").read_text().splitlines()
+    assert len([line for line in lines if line.strip() and not line.startswith(("import", "from"))]) <= 36
+    assert "cnnlab" not in "".join(lines)
+
+
+def test_pooled_networks_have_maps() -> None:
+    from cnnlab.models import build_model
+
+    for name in ("resnet18", "nin", "googlenet", "airbench94", "lenet"):
+        network = build_model(name, num_classes=3, in_channels=1, image_size=160).eval()
+        assert (find_pooled(network, 1, 160) is not None) == (name in ("resnet18", "nin", "googlenet")), name
 
 
 def test_runtime_needs_no_torch(exported: Path) -> None:
-    import subprocess
-    import sys
-
     code = (
         "import sys; from cnnlab.export.runtime import open_exported\n"
         f"open_exported({str(exported)!r}, threads=1); assert 'torch' not in sys.modules"

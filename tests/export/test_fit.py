@@ -8,11 +8,13 @@ from functools import lru_cache
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from PIL import Image
 
+from cnnlab.export.archive import Fit
 from cnnlab.export.build import Nodes
 from cnnlab.export.fit import fit_nodes
 from cnnlab.io.decode import Decoding, decode
@@ -68,7 +70,10 @@ def test_the_bits_are_those_of_pillow(
     how = Decoding(channels, size, fit, interpolation=interpolation)
     image = np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
     image = np.where(image > 127, 255, 0).astype(np.uint8) if seed % 2 else image  # overshoots are clipped
-    assert (fitted(image, how) == by_pillow(image, how)).all()
+    want = by_pillow(image, how)
+    assert (fitted(image, how) == want).all()
+    by_torch = Fit(how)(torch.from_numpy(image.transpose(2, 0, 1)[None].copy()))[0].numpy()
+    assert (by_torch == want).all()
 
 
 @pytest.mark.parametrize("shape", [(900, 1200), (1200, 900), (2000, 40)])

@@ -7,28 +7,50 @@ from typing import Annotated
 
 import typer
 
-from cnnlab.cli.options import OwnModel, RunName, RunsDir, Weights, own_model
+from cnnlab.cli.options import DataDir, OwnModel, RunName, RunsDir, SkipBad, Threads, Weights, own_model
 from cnnlab.io.text import echo
 
 
 def export(
     run: RunName,
-    to: Annotated[str, typer.Option(help="onnx.")] = "onnx",
+    to: Annotated[str, typer.Option(help="onnx, torch (a .pt2 archive) or safetensors (a folder).")] = "onnx",
     out: Annotated[
         Path | None,
+        typer.Option("--out", "-o", metavar="PATH", help="Default: named after the run, here.", show_default=False),
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise, calibrated on training images.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Compute in float16.")] = False,
+    max_loss: Annotated[
+        float | None,
         typer.Option(
-            "--out", "-o", metavar="FILE", help="Default: the run's name with .onnx, here.", show_default=False
+            help="Points of accuracy that it may lose. Default: 1 for --int8, 0.1 for --fp16.", show_default=False
         ),
+    ] = None,
+    look_at_test: Annotated[
+        bool, typer.Option("--look-at-test", help="Also check on test images; the run records it.")
+    ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Where the run's images are now. Default: the run's.", show_default=False),
     ] = None,
     weights: Weights = None,
     model: OwnModel = None,
-    runs_dir: RunsDir = Path("runs"),
     force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+    threads: Threads = None,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = Path("runs"),
+    skip_bad: SkipBad = False,
 ) -> None:
     """Write a run's network to a file for other programs.
 
-    With all that goes before and after it: pixels in, named classes out.
+    Pixels in, named classes out. The file is run on all validation images:
+    it must give each the class that the run gives.
     """
     from cnnlab.export.export import export_run
 
-    echo(export_run(run, to=to, out=out, model=own_model(model), weights=weights, runs_dir=runs_dir, force=force))
+    found = export_run(
+        run, to=to, out=out, int8=int8, fp16=fp16, max_loss=max_loss, look_at_test=look_at_test,
+        model=own_model(model), data=data, weights=weights, runs_dir=runs_dir, data_dir=data_dir, threads=threads,
+        skip_bad=skip_bad, force=force,
+    )  # fmt: skip
+    echo(found)

@@ -2,31 +2,66 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+from cnnlab.data.imageset import ImageSet
+from cnnlab.device.hardware import available_cores, check_threads
+from cnnlab.export import parity as p
 from cnnlab.export.description import describe
-from cnnlab.inference import load_model
+from cnnlab.inference import Classifier, evaluate_run, load_model, run_splits
 from cnnlab.inference.classifier import weights_file
 from cnnlab.io.errors import CnnlabError, expand, reason, unknown
-from cnnlab.io.files import write_atomic
+from cnnlab.io.files import write_json
 from cnnlab.models.own import Network
 from cnnlab.training import runs
 from cnnlab.training.runs import Run
 
-FORMS = {"onnx": ".onnx"}
+FORMS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ""}
+"""The forms of an export, with the ending of their files; a folder has none."""
+MAX_LOSS = {"int8": 1.0, "fp16": 0.1}
+"""Percentage points of accuracy that an export of fewer bits may lose."""
+_CALIBRATION = 256  # training images
 
 
 @dataclass(frozen=True)
 class Export:
-    """What `export_run` wrote. path: the file; description: what it says of itself."""
+    """What `export_run` wrote. path: the file or folder; report: what FILE.json holds, see docs/export.md."""
 
     path: Path
-    description: dict[str, Any]
+    parities: list[p.Parity]
+    report: dict[str, Any]
 
     def __str__(self) -> str:
-        return f"export: {self.path} ({self.path.stat().st_size / 1e6:.1f} MB)"
+        r = self.report
+        lines = [f"export: {self.path} ({r['bytes'] / 1e6:.1f} MB in {r['seconds']:.1f} s)"]
+        for found in self.parities:
+            lines.append(str(found))
+            if r["precision"] != "float32":
+                lines.append(
+                    f"{r['precision']} predicts {found.correct:,} of {found.images:,} {found.split} images correctly, "
+                    f"float32 {found.correct_before:,}: {-found.loss:+.2f} percentage points"
+                )
+        if self.parities[0].split == "training":
+            lines.append("note: the run held no validation images out; checked on those it was trained on")
+        return "\n".join([*lines, f"details: {report_file(self.path)}"])
+
+
+def report_file(path: Path) -> Path:
+    """Return the file beside an export that says how it was checked."""
+    return path.with_name(f"{path.name}.json")
 
 
 def export_run(
@@ -34,43 +69,218 @@ def export_run(
     *,
     to: str = "onnx",
     out: str | Path | None = None,
+    int8: bool = False,
+    fp16: bool = False,
+    max_loss: float | None = None,
+    look_at_test: bool = False,
     model: Network | None = None,
+    data: Any = None,
     weights: str | None = None,
     runs_dir: str | Path = "runs",
+    data_dir: str | Path | None = None,
+    threads: int | None = None,
+    skip_bad: bool = False,
     force: bool = False,
 ) -> Export:
     """Write a run's network, with all that goes before and after it, to a file that other programs run.
 
-    name: a run's folder, its name in `runs_dir`, or the `run` of a training's result. to: onnx. out: the new file.
-    Default: the run's name with .onnx, here. model: the network of your own that was trained, if it was one. weights:
-    best or last. Default: best where it was chosen on validation images, else last. force: replace a file. Raise
+    The file is run on all validation images before it gets its name. It is refused if an image gets another class than
+    by the run. name: a run's folder, its name in `runs_dir`, or the `run` of a training's result. to: a key of FORMS.
+    out: the new file. Default: the run's name with the form's ending, here. int8: quantise, calibrated on training
+    images; fp16: float16 inside; these may lose max_loss percentage points of accuracy. Default: see MAX_LOSS.
+    look_at_test: also check on the test images, which is recorded in the run. model: the network of your own that was
+    trained, if it was one. data, data_dir, weights, threads, skip_bad: see `evaluate_run`. force: replace a file. Raise
     CnnlabError.
     """
-    if to not in FORMS:
-        raise unknown("format", to, FORMS)
+    started = time.perf_counter()
+    _check_options(to, int8, fp16, max_loss)
+    check_threads(threads)
     run = name if isinstance(name, Run) else runs.open_run(name, runs_dir)
-    path = _new_file(Path(f"{run.path.absolute().name}{FORMS[to]}") if out is None else expand(out), to, force)
+    path = _new_path(run, out, to, force)
+    _check_packages()
     file = weights_file(run, weights)
     classifier = load_model(run, model=model, weights=weights)
     description = describe(run, file, classifier)
-    try:
+    where: dict[str, Any] = {"data_dir": data_dir, "skip_bad": skip_bad}
+    trained, held_out = run_splits(run, data, **where)
+    splits = [("validation", held_out)] if held_out is not None else [("training", trained)]
+    if look_at_test:
+        test = evaluate_run(run, split="test", data=data, model=model, weights=weights, threads=threads, **where).images
+        assert test is not None
+        splits.append(("test", test))
+    calibration = _sample(trained) if int8 else None
+    precision = "int8" if int8 else "float16" if fp16 else "float32"
+    description["precision"] = precision
+    with _beside(path) as draft:
+        answers = _write(copy.deepcopy(classifier), description, draft, to, fp16, calibration, threads)
+        written = time.perf_counter() - started
+        parities = _check(run, classifier, splits, answers, path, precision, max_loss, threads, to, data)
+        report = {
+            "file": path.name,
+            "form": to,
+            "precision": precision,
+            "bytes": _size(draft),
+            "sha256": _sha256(draft),
+            "seconds": time.perf_counter() - started,
+            "seconds_until_written": written,
+            "parity": [found.to_dict() for found in parities],
+            "tie": p.TIE,
+            "tolerance": p.TOLERANCE,
+            **{key: description[key] for key in ("run", "weights", "network", "parameters", "versions")},
+        }
+        _move(draft, path)
+    write_json(report_file(path), report)
+    return Export(path, parities, report)
+
+
+def _write(
+    classifier: Classifier,
+    description: dict[str, Any],
+    path: Path,
+    to: str,
+    fp16: bool,
+    calibration: np.ndarray | None,
+    threads: int | None,
+) -> p.Answers:
+    """Write the file and return how it answers."""
+    if to == "onnx":
         from cnnlab.export.onnx import onnx_model
-    except ImportError as error:
-        raise CnnlabError(f"exporting to ONNX needs the package {error.name}; pip install 'cnnlab[export]'") from error
-    content = onnx_model(classifier, description).SerializeToString()
+        from cnnlab.export.runtime import open_exported
+
+        model = onnx_model(classifier, description, fp16=fp16, calibration=calibration)
+        path.write_bytes(model.SerializeToString())
+        opened = open_exported(path, threads=threads or available_cores())
+        return lambda pixels: opened.answer(pixels)[:2]
+    names = classifier.classes
+    if to == "torch":
+        from cnnlab.export.archive import load_archive, save_archive
+
+        save_archive(classifier, description, path, half=fp16)
+        module = load_archive(path)
+
+        def by_archive(pixels: np.ndarray) -> tuple[np.ndarray, list[str]]:
+            with torch.inference_mode():
+                found, best, _none = module(torch.from_numpy(pixels))
+            return found.numpy(), [names[k] for k in best.tolist()]
+
+        return by_archive
+    from cnnlab.export.tensors import load_tensors, save_tensors
+
+    save_tensors(classifier, description, path)
+    read = load_tensors(path)
+
+    def by_reader(pixels: np.ndarray) -> tuple[np.ndarray, list[str]]:
+        found = read(torch.from_numpy(pixels)).numpy()
+        return found, [names[k] for k in found.argmax(1).tolist()]
+
+    return by_reader
+
+
+def _check(
+    run: Run,
+    classifier: Classifier,
+    splits: list[tuple[str, ImageSet]],
+    answers: p.Answers,
+    path: Path,
+    precision: str,
+    max_loss: float | None,
+    threads: int | None,
+    to: str,
+    data: Any,
+) -> list[p.Parity]:
+    """Compare all images. Raise CnnlabError for an export that is refused."""
+    what, found = f"{path.name} of {run.path}", []
+    most = max_loss if max_loss is not None else MAX_LOSS.get({"float16": "fp16"}.get(precision, precision), 0.0)
+    for split, images in splits:
+        one = p.compare(classifier, images, split, answers, threads)
+        source = data if isinstance(data, str) else run.recipe.data
+        files = p.compare_files(classifier, source, images, answers, threads) if to != "safetensors" else None
+        if precision == "float32":
+            for part in (one, files):
+                if part is not None:
+                    p.check_same(part, what)
+        else:
+            p.check_loss(one, most, what)
+        if files is not None:
+            one = p.with_files(one, files)
+        found.append(one)
+    return found
+
+
+def _check_options(to: str, int8: bool, fp16: bool, max_loss: float | None) -> None:
+    if to not in FORMS:
+        raise unknown("format", to, FORMS)
+    if int8 and fp16:
+        raise CnnlabError("--int8 and --fp16 exclude each other; name one")
+    if int8 and to != "onnx":
+        raise CnnlabError(f"--int8 is for --to onnx, not for {to}")
+    if fp16 and to == "safetensors":
+        raise CnnlabError("--fp16 is for --to onnx and --to torch")
+    if max_loss is not None and not (int8 or fp16):
+        raise CnnlabError("--max-loss is for --int8 and --fp16; float32 may not change any class")
+    if max_loss is not None and not 0 <= max_loss <= 100:
+        raise CnnlabError(f"max_loss={max_loss:g}: must be from 0 to 100, in percentage points")
+
+
+def _check_packages() -> None:
     try:
-        write_atomic(path, content)
-    except OSError as error:
-        raise CnnlabError(f"cannot write {path}: {reason(error)}; name another file with --out") from error
-    return Export(path, description)
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise CnnlabError(f"an export needs the package {error.name}; pip install 'cnnlab[export]'") from error
 
 
-def _new_file(path: Path, to: str, force: bool) -> Path:
-    """Return the path. Raise CnnlabError if it cannot become a new file of the format."""
-    if path.suffix.lower() != FORMS[to]:
-        raise CnnlabError(f"{path}: name a file that ends with {FORMS[to]}")
-    if path.is_dir() or (path.exists() and not force):
-        raise CnnlabError(f"{path} exists; name another file, or replace it with --force")
-    if not path.parent.is_dir():
+def _new_path(run: Run, out: str | Path | None, to: str, force: bool) -> Path:
+    """Return the file or folder to write. Raise CnnlabError if it cannot become a new one."""
+    ending = FORMS[to]
+    path = Path(f"{run.path.absolute().name}{ending or '-safetensors'}") if out is None else expand(out)
+    if path.suffix.lower() != ending and ending:
+        raise CnnlabError(f"{path}: name a file that ends with {ending}")
+    if not path.name:
+        raise CnnlabError(f"{path}: name a new folder")
+    ours = not ending and (path / "reader.py").is_file() and (path / "model.json").is_file()
+    if path.exists() and (not force or (path.is_dir() and not ours)):
+        more = ", or replace it with --force" if ours or path.is_file() else ""
+        raise CnnlabError(f"{path} exists; name another one{more}")
+    if not path.absolute().parent.is_dir():
         raise CnnlabError(f"the folder {path.parent} does not exist; create it first")
     return path
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Yield a name in a temporary folder beside `path`. Raise CnnlabError if it cannot be written."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.absolute().parent) as folder:
+            yield Path(folder) / path.name
+    except OSError as error:
+        raise CnnlabError(f"cannot write {path}: {reason(error)}; name another place with --out") from error
+
+
+def _move(draft: Path, path: Path) -> None:
+    """Give the draft its name, in the place of an earlier export."""
+    for file in _files(draft):
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    if path.is_dir():
+        shutil.rmtree(path)
+    draft.replace(path)
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in _files(path))
+
+
+def _sha256(path: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in _files(path)}
+
+
+def _sample(images: ImageSet) -> np.ndarray:
+    """Return training images (N, C, H, W) uint8 for the calibration, drawn with a fixed seed."""
+    order = torch.randperm(len(images.images), generator=torch.Generator().manual_seed(0))
+    return np.asarray(images.take(order[:_CALIBRATION].sort().values).images[:].numpy())

@@ -13,9 +13,9 @@ from PIL import __version__ as pillow_version
 from cnnlab.export.build import DOUBLE, UINT8, Nodes
 from cnnlab.io.decode import Decoding
 
-_ONE = float(1 << 22)  # the weight 1 in Pillow's fixed point
+ONE = float(1 << 22)  # the weight 1 in Pillow's fixed point
 # Before, Pillow always began with the rows (or, in some versions, not for images a hundred times as high as wide).
-_MAY_BEGIN_WITH_COLUMNS = Version(pillow_version) >= Version("13")
+MAY_BEGIN_WITH_COLUMNS = Version(pillow_version) >= Version("13")
 
 
 def fit_nodes(g: Nodes, pixels: str, how: Decoding, output: str) -> str:
@@ -39,7 +39,7 @@ def _resized(g: Nodes, pixels: str, height: str, width: str, how: Decoding) -> s
     new_h, rows = _matrix(g, h, w, how)  # (size, H)
     new_w, columns = _matrix(g, w, h, how)  # (size, W)
     columns = g.Transpose(columns, perm=(1, 0))
-    if not _MAY_BEGIN_WITH_COLUMNS:
+    if not MAY_BEGIN_WITH_COLUMNS:
         return _row_first(g, pixels, rows, columns)
     lost = g.Sub(h, new_h)
     begins_with_columns = g.And(g.Greater(lost, 0.0), g.Greater(lost, g.Mul(2.0, g.Sub(w, new_w))))
@@ -63,7 +63,7 @@ def _column_first(g: Nodes, pixels: str, rows: str, columns: str) -> str:
 
 def _rounded(g: Nodes, sums: str) -> str:
     """Return sums in fixed point as whole numbers from 0 to 255, in float64."""
-    return g.Clip(g.Floor(g.Mul(g.Add(sums, _ONE / 2), 1 / _ONE)), 0.0, 255.0)
+    return g.Clip(g.Floor(g.Mul(g.Add(sums, ONE / 2), 1 / ONE)), 0.0, 255.0)
 
 
 def _matrix(g: Nodes, length: str, other: str, how: Decoding) -> tuple[str, str]:
@@ -91,7 +91,7 @@ def _matrix(g: Nodes, length: str, other: str, how: Decoding) -> tuple[str, str]
     distance = g.Abs(g.Mul(g.Add(g.Sub(source, centre), 0.5), g.Div(1.0, stretch)))
     weight = g.Where(g.And(inside, drawn), _kernel(g, distance, how.interpolation), 0.0)
     total = g.ReduceSum(weight, [1], keepdims=1)
-    fixed = g.Mul(g.Div(weight, g.Where(g.Equal(total, 0.0), 1.0, total)), _ONE)
+    fixed = g.Mul(g.Div(weight, g.Where(g.Equal(total, 0.0), 1.0, total)), ONE)
     return new, g.Mul(g.Sign(fixed), g.Floor(g.Add(g.Abs(fixed), 0.5)))
 
 

@@ -16,70 +16,97 @@ from onnx import ModelProto, TensorProto, helper
 
 from cnnlab.export.build import Nodes
 from cnnlab.export.fit import fit_nodes
-from cnnlab.export.graph import Answer
+from cnnlab.export.graph import Answer, Pooled, find_pooled
+from cnnlab.export.quantize import quantized
 from cnnlab.export.runtime import DESCRIPTION, INPUT, OUTPUTS
 from cnnlab.inference import Classifier
+from cnnlab.io.decode import Decoding
 from cnnlab.io.errors import CnnlabError, reason
 
 OPSET = 20
-_FITTED, _BEST = "fitted", "best"
+FITTED, _BEST = "fitted", "best"
 
 
-def onnx_model(classifier: Classifier, description: dict[str, Any]) -> ModelProto:
+def onnx_model(
+    classifier: Classifier,
+    description: dict[str, Any],
+    *,
+    fp16: bool = False,
+    calibration: np.ndarray | None = None,
+    with_map: bool = False,
+) -> ModelProto:
     """Return the model of a classifier. description: what it says of itself, see description.py.
 
-    Raise CnnlabError for a network that PyTorch's exporter cannot convert.
+    fp16: convert the classifier's network to float16. calibration: fitted images (N, C, size, size) uint8 for which the
+    network is quantised to int8. with_map: a fourth output, `map` (B, K, h, w) float32, where the network ends in
+    global pooling. Raise CnnlabError for a network that PyTorch's exporter cannot convert.
     """
-    model = _network(classifier)
-    graph = model.graph
-    before, after = Nodes("fit/"), Nodes("answer/")
-    how = classifier.preprocessing.decoding
-    fit_nodes(before, INPUT, how, _FITTED)
-    after.Gather(np.array(classifier.classes, object), _BEST, output="label")
-    nodes = [*before.nodes, *graph.node, *after.nodes]
-    del graph.node[:], graph.input[:], graph.output[:]
-    graph.node.extend(nodes)
-    graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["B", how.channels, "H", "W"]))
-    shapes: dict[str, tuple[int, list[str | int]]] = {
-        "probabilities": (TensorProto.FLOAT, ["B", len(classifier.classes)]),
-        "label": (TensorProto.STRING, ["B"]),
-        "none_of_these": (TensorProto.BOOL, ["B"]),
-    }
-    graph.output.extend(helper.make_tensor_value_info(name, *shapes[name]) for name in OUTPUTS)
+    p = classifier.preprocessing
+    pooled = find_pooled(classifier.network, p.channels, p.image_size) if with_map else None
+    outputs = (*OUTPUTS, "map") if pooled else OUTPUTS
+    model = _network(classifier, fp16, pooled)
+    if calibration is not None:
+        model = quantized(model, FITTED, calibration)
+    _join(model, p.decoding, classifier.classes, outputs)
     helper.set_model_props(model, {DESCRIPTION: json.dumps(description)})
     model.producer_name, model.producer_version = "cnnlab", description["versions"]["cnnlab"]
     onnx.checker.check_model(model)
     return model
 
 
-def _network(classifier: Classifier) -> ModelProto:
+def _join(model: ModelProto, how: Decoding, classes: list[str], outputs: tuple[str, ...]) -> None:
+    """Put the fit before the network, and the names of the classes after it."""
+    graph = model.graph
+    before, after = Nodes("fit/"), Nodes("answer/")
+    fit_nodes(before, INPUT, how, FITTED)
+    names = [name.encode("utf-8", "backslashreplace").decode() for name in classes]  # names of files may be any bytes
+    after.Gather(np.array(names, object), _BEST, output="label")
+    nodes = [*before.nodes, *graph.node, *after.nodes]
+    maps = [output for output in graph.output if output.name == "map"]
+    del graph.node[:], graph.input[:], graph.output[:]
+    graph.node.extend(nodes)
+    graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["B", how.channels, "H", "W"]))
+    shapes: dict[str, tuple[int, list[str | int]]] = {
+        "probabilities": (TensorProto.FLOAT, ["B", len(classes)]),
+        "label": (TensorProto.STRING, ["B"]),
+        "none_of_these": (TensorProto.BOOL, ["B"]),
+    }
+    graph.output.extend(helper.make_tensor_value_info(name, *shapes[name]) for name in outputs if name in shapes)
+    graph.output.extend(maps)
+
+
+def _network(classifier: Classifier, fp16: bool, pooled: Pooled | None) -> ModelProto:
     """Return the model from fitted images to probabilities, the number of the class and whether it is none."""
     p = classifier.preprocessing
     # Two images: with one, the exporter would take the batch for a constant.
     images = torch.zeros(2, p.channels, p.native_size, p.native_size, dtype=torch.uint8)
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
-                Answer(classifier).eval(), (images,), dynamo=True, external_data=False, verbose=False,
-                opset_version=OPSET, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), input_names=[_FITTED],
-                output_names=["probabilities", _BEST, "none_of_these"],
+                Answer(classifier, half=fp16, pooled=pooled).eval(), (images,), dynamo=True, external_data=False,
+                verbose=False, opset_version=OPSET, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+                input_names=[FITTED],
+                output_names=["probabilities", _BEST, "none_of_these", *["map"] * (pooled is not None)],
             )  # fmt: skip
-    except Exception as error:  # the exporter raises many kinds, each around the one that tells something
-        while error.__cause__ is not None and isinstance(error.__cause__, Exception):
-            error = error.__cause__
-        raise CnnlabError(
-            f"PyTorch's exporter cannot convert this network to ONNX: {reason(error, 200)}; --to safetensors needs no "
-            "exporter"
-        ) from error
+    except Exception as error:
+        raise not_convertible(error, "ONNX") from error
     assert program is not None
     model: ModelProto = program.model_proto
     return model
 
 
+def not_convertible(error: Exception, form: str) -> CnnlabError:
+    """Return the error for a network that PyTorch's exporter refuses, with the one line of its own that tells why."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return CnnlabError(f"PyTorch's exporter cannot convert this network to {form}: {reason(cause, 200)}")
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide what the exporter says about itself, which nobody can act on."""
-    names = ("torch.onnx", "onnxscript", "torch.export")
+    names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
     before = {name: logging.getLogger(name).level for name in names}
     with warnings.catch_warnings():
         # torch.export copies its own deprecated tree specifications.

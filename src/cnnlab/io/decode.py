@@ -80,11 +80,11 @@ class TooLarge(BadImage):
 class Decoding:
     """How the images of one source are decoded: the same for training, evaluation and prediction.
 
-    fit: `pad` keeps the whole image and adds bars, `crop` fills the square and cuts off the rest, `stretch` changes the
-    proportions. background: black or white, behind transparent pixels. low, high: the values of 16-bit, 32-bit and
-    floating-point greys and colours that become 0 and 255; both 0: the range of the type, for each image by itself.
-    lows, highs: these for each channel of images that are neither grey nor colour. interpolation: bilinear or bicubic,
-    of resized images.
+    size: pixels a side; 0 leaves an image as large as it is. fit: `pad` keeps the whole image and adds bars, `crop`
+    fills the square and cuts off the rest, `stretch` changes the proportions. background: black or white, behind
+    transparent pixels. low, high: the values of 16-bit, 32-bit and floating-point greys and colours that become 0 and
+    255; both 0: the range of the type, for each image by itself. lows, highs: these for each channel of images that
+    are neither grey nor colour. interpolation: bilinear or bicubic, of resized images.
     """
 
     channels: int
@@ -133,7 +133,7 @@ def header_of(image: Picture) -> Header:
 
 
 def decode(source: Source, how: Decoding, content: bytes | None = None, *, invert: bool = False) -> np.ndarray:
-    """Decode an image as (channels, size, size) uint8.
+    """Decode an image as (channels, size, size) uint8, or (channels, H, W) for a size of 0.
 
     invert: exchange black and white before the image is fitted, so that bars stay black. content: see `probe`.
     Raises: BadImage.
@@ -338,7 +338,7 @@ def square_pixels(image: Picture, source: Source, how: Decoding, invert: bool = 
         pixels = np.asarray(_fitted(image, how, invert))
     except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file
         raise BadImage(f"{source} is damaged: {reason(error)}") from error
-    return pixels.reshape(1, how.size, how.size) if how.channels == 1 else pixels.transpose(2, 0, 1)
+    return pixels[None] if how.channels == 1 else pixels.transpose(2, 0, 1)
 
 
 def _colours(stack: Stack, how: Decoding) -> Image.Image:
@@ -367,7 +367,7 @@ def _fitted(image: Image.Image, how: Decoding, invert: bool) -> Image.Image:
         image = image.convert(mode)
     if invert:
         image = ImageOps.invert(image)
-    if image.size == target:
+    if image.size == target or not how.size:
         return image
     filter_ = Image.Resampling[how.interpolation.upper()]
     if how.fit == "stretch":

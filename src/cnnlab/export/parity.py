@@ -1,0 +1,166 @@
+"""Compare an exported network with the run's own answers, image by image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cnnlab.data.imageset import ImageSet
+from cnnlab.inference import Classifier, Predictions
+from cnnlab.inference.classifier import batch_size_of
+from cnnlab.io.decode import bombs_refused, decode
+from cnnlab.io.errors import CnnlabError
+from cnnlab.io.text import plural
+
+TIE = 1e-5
+"""Two classes whose probabilities differ by no more are a tie: which is first depends on the order of a sum."""
+TOLERANCE = 1e-3
+"""The most that a probability may change in float32. Sums in another order change it by 1e-6 or so."""
+_FILES = 32  # compared from the file on, at their own size
+_BATCH = 256
+
+Answers = Callable[[np.ndarray], tuple[np.ndarray, list[str]]]
+"""Images (B, C, H, W) uint8 -> probabilities (B, K) and the names of the classes (B), by the exported file."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How an exported network's answers differ from the run's on `images` images of a split.
+
+    correct_before, correct: images that the run and the export predict correctly. changed: images of another class,
+    without ties; ties: images whose two classes are a tie, see TIE. largest: difference of a probability. files: images
+    that were also compared from the file on, at their own size.
+    """
+
+    split: str
+    images: int
+    correct_before: int
+    correct: int
+    changed: int
+    ties: int
+    largest: float
+    files: int = 0
+    first_changed: str = ""
+
+    @property
+    def loss(self) -> float:
+        """The accuracy that was lost, in percentage points. Negative: it was won."""
+        return 100 * (self.correct_before - self.correct) / self.images
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        text = (
+            f"checked on {plural(self.images, f'{self.split} image')}: {self.changed or 'no'} classes changed, largest "
+            f"difference of a probability {self.largest:.1g}"
+        )
+        text += f"; {plural(self.ties, 'tie')} within {TIE:g} not counted" if self.ties else ""
+        return text + (f"; {plural(self.files, 'file')} also at their own size" if self.files else "")
+
+
+def compare(classifier: Classifier, images: ImageSet, split: str, exported: Answers, threads: int | None) -> Parity:
+    """Return how the answers of `exported` differ from the classifier's on all images."""
+    step = min(_BATCH, batch_size_of(classifier.preprocessing))
+    parts = []
+    for at, batch in enumerate(images.images.split(step)):
+        pixels = batch.numpy()
+        names = images.ids[at * step : at * step + len(pixels)]
+        labels = images.labels[at * step : at * step + len(pixels)]
+        parts.append(
+            _compared(classifier.predict_batch(pixels, threads=threads), *exported(pixels), names, split, labels)
+        )
+    return total(parts)
+
+
+def compare_files(
+    classifier: Classifier, source: str, images: ImageSet, exported: Answers, threads: int | None
+) -> Parity | None:
+    """Compare some of the files of a folder, decoded at their own size: the export fits them itself.
+
+    None if the images are no files.
+    """
+    files = [(Path(source.removeprefix("folder:")) / name, k) for k, name in enumerate(images.ids)]
+    step = max(1, len(files) // _FILES)
+    chosen = [(file, k) for file, k in files[::step][:_FILES] if file.is_file()]
+    how = classifier.preprocessing.decoding
+    parts = []
+    with bombs_refused():
+        for file, k in chosen:
+            fitted, whole = (np.stack([decode(file, one)]) for one in (how, replace(how, size=0)))
+            want = classifier.predict_batch(fitted, threads=threads)
+            parts.append(_compared(want, *exported(whole), [str(file)], "file", images.labels[k : k + 1]))
+    return total(parts) if parts else None
+
+
+def with_files(parity: Parity, files: Parity) -> Parity:
+    """Return the parity of a split together with that of its files."""
+    return replace(parity, files=files.images, largest=max(parity.largest, files.largest))
+
+
+def total(parts: list[Parity]) -> Parity:
+    """Return the parts of one split as one."""
+    sums = {
+        key: sum(getattr(part, key) for part in parts)
+        for key in ("images", "correct_before", "correct", "changed", "ties", "files")
+    }
+    largest = max(part.largest for part in parts)
+    first = next((part.first_changed for part in parts if part.changed), "")
+    first = first or next(part.first_changed for part in parts if part.largest == largest)
+    return Parity(split=parts[0].split, largest=largest, first_changed=first, **sums)
+
+
+def _compared(
+    want: Predictions, p: np.ndarray, names: list[str], images: list[str], split: str, labels: Tensor
+) -> Parity:
+    number = {name: k for k, name in enumerate(want.classes)}
+    before, now = want.logits.argmax(1), torch.tensor([number.get(name, -1) for name in names])
+    q, found = want.probabilities, torch.from_numpy(np.asarray(p, np.float32))
+    if found.shape != q.shape or bool((now < 0).any()):
+        raise CnnlabError(f"the export returns {tuple(found.shape)} probabilities of other classes; report this")
+    differences = (found - q).abs().nan_to_num(nan=float("inf"))
+    other = before != now
+    gap = (q.gather(1, before[:, None]) - q.gather(1, now[:, None]))[:, 0]
+    tie = other & (gap <= TIE)
+    changed = (other & ~tie).nonzero().flatten().tolist()
+    worst = int(differences.amax(1).argmax())
+    at = changed[0] if changed else worst
+    text = (
+        f"{images[at]}: {want.classes[before[at]]} ({q[at, before[at]]:.6f}) by the run, {names[at]} "
+        f"({found[at, now[at]]:.6f}) by the export"
+    )
+    return Parity(
+        split, len(q), int((before == labels).sum()), int((now == labels).sum()), len(changed), int(tie.sum()),
+        float(differences.max()), first_changed=text if changed or not float(differences.max()) <= TOLERANCE else "",
+    )  # fmt: skip
+
+
+def check_same(parity: Parity, what: str) -> None:
+    """Raise CnnlabError if a class changed, or a probability by more than TOLERANCE. what: the file in the message."""
+    if parity.changed:
+        raise CnnlabError(
+            f"{what} is refused: {parity.changed} of {plural(parity.images, f'{parity.split} image')} get another "
+            f"class, first {parity.first_changed}; nothing was written"
+        )
+    if not parity.largest <= TOLERANCE:
+        raise CnnlabError(
+            f"{what} is refused: a probability differs by {parity.largest:.2g}, over {TOLERANCE:g}, on "
+            f"{parity.first_changed}; nothing was written"
+        )
+
+
+def check_loss(parity: Parity, most: float, what: str) -> None:
+    """Raise CnnlabError if more than `most` percentage points of accuracy were lost."""
+    if not parity.loss <= most or parity.largest == float("inf"):
+        raise CnnlabError(
+            f"{what} is refused: it predicts {parity.correct} of {plural(parity.images, f'{parity.split} image')} "
+            f"correctly, the run {parity.correct_before}, {parity.loss:.2f} percentage points more, over {most:g}; "
+            f"nothing was written; --max-loss allows more"
+        )
