@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from heapq import nlargest
 from http import HTTPStatus
 from typing import Any
 
@@ -106,8 +107,9 @@ class Service:
 
     def _named(self, row: np.ndarray, top: int) -> dict[str, Any]:
         """Return the most probable classes of an image, as `cnnlab predict --format json` does."""
-        order = np.argsort(-row, kind="stable")[:top].tolist()
-        best = [{"label": self.classes[k], "probability": float(row[k])} for k in order]
+        values = row.tolist()
+        order = nlargest(top, range(len(values)), key=values.__getitem__)
+        best = [{"label": self.classes[k], "probability": values[k]} for k in order]
         return {"top": best, "none_of_these": best[0]["probability"] < self.threshold}
 
     async def health(self, _: Request) -> Response:

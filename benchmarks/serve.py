@@ -1,0 +1,302 @@
+"""`cnnlab serve` beside LitServe and beside onnxruntime alone in a loop, with the same file and the same decoding.
+
+    python benchmarks/serve.py [--rounds 3] [--seconds 5] [--tiny] [--onnx FILE]     # requests/s, latencies
+    python benchmarks/serve.py --minutes 10                                          # memory under load
+
+LitServe is imported from .peers/litserve: pip install --target .peers/litserve litserve python-multipart. The LitAPI
+of _litserve.py decodes, batches (up to 32) and answers as `cnnlab serve` does. Each request is a form with one JPEG of
+128 x 96 pixels, on connections that stay open. A side is a process of its own (LitServe has several), the clients are
+another (asyncio, plain sockets), and all share the cores: the clients' share of one core is in the result. Both servers
+run with their defaults otherwise: LitServe with uvloop, httptools and one worker process.
+
+    loop        decodes an image and runs the network on it, again and again, without HTTP
+    cnnlab      `cnnlab serve FILE`
+    litserve    _litserve.py
+
+The sides take turns. What each answers is compared with the loop's.
+
+With --minutes: requests of eight clients with images of many sizes, and a broken one in twenty; the resident memory of
+the service each second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+from _common import PEERS, Task, add_out, spread, write_result
+
+CLIENTS = (1, 8, 32)
+BATCH = 32
+SIDES = ("loop", "cnnlab", "litserve")
+# One that takes less than the rest of a request, and one that takes more.
+NETWORKS = {"lenet": ("lenet", 0), "resnet18": ("resnet18", 96)}
+PEER = PEERS / "litserve"
+
+
+def photo(width: int, height: int, seed: int) -> bytes:
+    """Return a JPEG of smooth colours."""
+    import numpy as np
+    from PIL import Image
+
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG")
+    return file.getvalue()
+
+
+def export(network: str, folder: Path) -> Path:
+    """Train a network for a few steps, and export it."""
+    import cnnlab
+
+    model, side = NETWORKS[network]
+    settings: Task = {"epochs": 1, "limit": 64, "image_size": side} if side else {"epochs": 1, "limit": 64}
+    run = cnnlab.train("digits", model=model, runs_dir=folder, name=network, progress="none", **settings).run
+    return cnnlab.export_run(run, out=folder / f"{network}.onnx").path
+
+
+# Clients
+
+
+def form(content: bytes) -> bytes:
+    """Return a request with an image, as a browser or curl sends it."""
+    head = (
+        b'--xyz\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
+    )
+    body = head + content + b"\r\n--xyz--\r\n"
+    return (
+        b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\nContent-Type: multipart/form-data; boundary=xyz\r\n"
+        + b"Content-Length: %d\r\n\r\n" % len(body)
+        + body
+    )
+
+
+async def client(port: int, requests: list[bytes], start: int, end: float, found: list[Task]) -> None:
+    """Send one request after the other on one connection until `end`."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    number = start
+    while time.perf_counter() < end:
+        which = number % len(requests)
+        begin = time.perf_counter()
+        writer.write(requests[which].replace(b":PORT", b":%d" % port, 1))
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        body = await reader.readexactly(length)
+        found.append({"seconds": time.perf_counter() - begin, "status": int(head[9:12]), "which": which, "body": body})
+        number += 7
+    writer.close()
+
+
+async def load(port: int, requests: list[bytes], clients: int, seconds: float) -> list[Task]:
+    found: list[Task] = []
+    end = time.perf_counter() + seconds
+    await asyncio.gather(*(client(port, requests, i, end, found) for i in range(clients)))
+    return found
+
+
+def child_load(task: Task) -> Task:
+    """Return what clients measure: latencies in seconds, and the labels of each image."""
+    requests = [form(photo(128, 96, seed)) for seed in range(16)]
+    asyncio.run(load(task["port"], requests, task["clients"], min(0.5, task["seconds"])))  # warm
+    cpu, begin = time.process_time(), time.perf_counter()
+    found = asyncio.run(load(task["port"], requests, task["clients"], task["seconds"]))
+    wall = time.perf_counter() - begin
+    labels = {f["which"]: json.loads(f["body"])["images"][0]["top"][0]["label"] for f in found if f["status"] == 200}
+    ordered = sorted(f["seconds"] for f in found)
+    return {
+        "requests_per_second": len(found) / wall,
+        "p50_ms": ordered[len(ordered) // 2] * 1e3,
+        "p99_ms": ordered[int(len(ordered) * 0.99)] * 1e3,
+        "failed": sum(f["status"] != 200 for f in found),
+        "client_cpu_share": (time.process_time() - cpu) / wall,
+        "labels": labels,
+    }
+
+
+def child_memory(task: Task) -> Task:
+    """Send images of many sizes, and broken ones, for some minutes."""
+    requests = [form(photo(16 + 37 * seed % 1400, 16 + 53 * seed % 900, seed)) for seed in range(60)]
+    requests[::20] = [form(b"no image")] * 3
+    answered, statuses, end = 0, set(), time.perf_counter() + task["seconds"]
+    while time.perf_counter() < end:  # connections of five seconds each
+        found = asyncio.run(load(task["port"], requests, 8, 5))
+        answered += len(found)
+        statuses |= {f["status"] for f in found}
+    return {"requests": answered, "statuses": sorted(statuses)}
+
+
+# Sides
+
+
+def child_loop(task: Task) -> Task:
+    """Decode and classify, without a service."""
+    from cnnlab.device.cgroups import available_cores
+    from cnnlab.export.runtime import open_exported
+    from cnnlab.io.decode import bombs_refused, decode
+
+    exported = open_exported(task["file"], threads=available_cores())
+    how, classes = exported.decoding, exported.classes
+    images = [photo(128, 96, seed) for seed in range(16)]
+    labels: dict[int, str] = {}
+    found: list[float] = []
+
+    def one(i: int) -> None:
+        row = exported.probabilities(decode("a.jpg", how, images[i % len(images)])[None])[0]
+        labels[i % len(images)] = classes[int(row.argmax())]
+
+    with bombs_refused():
+        for i in range(32):
+            one(i)
+        end = time.perf_counter() + task["seconds"]
+        while (begin := time.perf_counter()) < end:
+            one(len(found))
+            found.append(time.perf_counter() - begin)
+    ordered = sorted(found)
+    return {
+        "requests_per_second": len(found) / sum(found), "p50_ms": ordered[len(ordered) // 2] * 1e3,
+        "p99_ms": ordered[int(len(ordered) * 0.99)] * 1e3, "failed": 0, "labels": labels,
+    }  # fmt: skip
+
+
+CHILDREN = {"load": child_load, "memory": child_memory, "loop": child_loop}
+
+
+def call(task: Task) -> Task:
+    """Run a task in a process of this script. Return its answer."""
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        subprocess.run([sys.executable, __file__, "--child", json.dumps(task), str(answer)], check=True)
+        found: Task = json.loads(answer.read_text())
+        return found
+
+
+@contextmanager
+def serving(side: str, file: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """Start a side's server; yield its port and its process."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "cnnlab", "serve", str(file), "--port", str(port), "--max-batch", str(BATCH)]
+    if side == "litserve":
+        command = [sys.executable, str(Path(__file__).with_name("_litserve.py")), str(file), str(port), str(BATCH)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                asyncio.run(load(port, [form(photo(128, 96, 0))], 1, 0.01))
+                break
+            except (OSError, EOFError, ValueError) as error:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit(f"{side} does not serve") from error
+                time.sleep(0.2)
+        yield port, process
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def measure(file: Path, sides: list[str], rounds: int, seconds: float) -> Task:
+    """Return the figures of each side by number of clients, of rounds in which the sides take turns."""
+    found: dict[str, dict[str, list[Task]]] = {side: {} for side in sides}
+    labels: list[Task] = []
+    for number in range(rounds):
+        for side in sides:
+            if side == "loop":
+                rows = {"0": call({"side": "loop", "file": str(file), "seconds": seconds})}
+            else:
+                with serving(side, file) as (port, _):
+                    rows = {str(n): call({"side": "load", "port": port, "clients": n, "seconds": seconds})
+                            for n in CLIENTS}  # fmt: skip
+            for clients, row in rows.items():
+                labels.append(row.pop("labels"))
+                found[side].setdefault(clients, []).append(row)
+                print(f"{file.stem} round {number + 1}: {side}, {clients} clients: "
+                      f"{row['requests_per_second']:,.0f}/s, p50 {row['p50_ms']:.1f} ms, p99 {row['p99_ms']:.1f} ms, "
+                      f"{row['failed']} failed", flush=True)  # fmt: skip
+    return {
+        "same_labels": all(labels[0][i] == label for one in labels for i, label in one.items()),
+        "sides": {
+            side: {
+                clients: {key: spread([row[key] for row in rows]) for key in rows[0]} for clients, rows in by.items()
+            }
+            for side, by in found.items()
+        },
+    }
+
+
+def memory(file: Path, minutes: float) -> Task:
+    """Return the resident memory of the service, by minute, while it answers."""
+    import psutil
+
+    with serving("cnnlab", file) as (port, process):
+        task = {"side": "memory", "port": port, "seconds": minutes * 60}
+        with tempfile.TemporaryDirectory() as folder:
+            answer = Path(folder) / "answer.json"
+            clients = subprocess.Popen([sys.executable, __file__, "--child", json.dumps(task), str(answer)])
+            watched, begin = psutil.Process(process.pid), time.monotonic()
+            samples: list[tuple[float, float]] = []
+            while clients.poll() is None:
+                samples.append((time.monotonic() - begin, watched.memory_info().rss / 2**20))
+                time.sleep(min(1.0, minutes * 6))
+            figures: Task = json.loads(answer.read_text())
+    by_minute = [
+        median(mib for at, mib in samples if minute <= at / 60 < minute + 1)
+        for minute in range(int(samples[-1][0] // 60) + 1)
+    ]
+    print(
+        f"{figures['requests']:,} requests; MiB by minute: {', '.join(f'{mib:.0f}' for mib in by_minute)}", flush=True
+    )
+    return {"minutes": minutes, **figures, "rss_mib_by_minute": by_minute, "rss_mib_peak": max(m for _, m in samples)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each side. Default: 3")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement. Default: 5")
+    parser.add_argument("--minutes", type=float, help="measure memory instead, for so long")
+    parser.add_argument("--onnx", type=Path, help="a file to serve. Default: two networks, trained for a few steps")
+    parser.add_argument("--tiny", action="store_true", help="a smoke test: one round of short measurements")
+    add_out(parser)
+    args = parser.parse_args()
+    sides = [side for side in SIDES if side != "litserve" or (PEER / "litserve").exists()]
+    if args.tiny:
+        args.rounds, args.seconds, sides = 1, 0.2, [side for side in sides if side != "litserve"]
+    if "litserve" not in sides:
+        print("litserve is left out: it is not in .peers/litserve", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        names = [args.onnx.stem] if args.onnx else list(NETWORKS)
+        files = {name: args.onnx or export(name, Path(folder)) for name in names}
+        if args.minutes:
+            name, file = next(iter(files.items()))
+            figures: Task = {"network": name, "memory": memory(file, args.minutes)}
+        else:
+            figures = {
+                "n": args.rounds, "seconds": args.seconds, "clients": CLIENTS,
+                "networks": {name: measure(file, sides, args.rounds, args.seconds) for name, file in files.items()},
+            }  # fmt: skip
+    print(write_result("serve-memory" if args.minutes else "serve", "cpu", figures, args.out))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        answer_ = CHILDREN[json.loads(sys.argv[2])["side"]](json.loads(sys.argv[2]))
+        Path(sys.argv[3]).write_text(json.dumps(answer_))
+    else:
+        main()
