@@ -7,7 +7,9 @@ import functools
 import hashlib
 import http.server
 import io
+import json
 import os
+import re
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -17,22 +19,34 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import onnx
 import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from browser import Tab, chromium
 from cnnlab.export import runtime_js
+from cnnlab.export.activation import add_map
+from cnnlab.export.runtime import open_exported
 from cnnlab.export.runtime_js import WebRuntime, web_runtime
-from cnnlab.export.web import WebPage, write_file, write_folder
+from cnnlab.export.web import PAGE, WebPage, check_place, filters_of, write_file, write_folder
+from cnnlab.inference import validation_images
+from cnnlab.inspect.report.page import script
 from cnnlab.io import decode
 from cnnlab.io.decode import Decoding
 from cnnlab.io.errors import CnnlabError
+from cnnlab.training.runs import Run
+from conftest import Command, one_line_error
 
-ABOUT: dict[str, Any] = {
+onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'cnnlab[export]'")
+
+ABOUT: dict[str, Any] = {  # of an exported file
     "classes": ["a", "b"], "threshold": 0.0, "run": "r", "network": "n", "parameters": 1,
     "recipe": {"name": "digits", "data": "digits"},
     "preprocessing": {"channels": 1, "native_size": 8, "fit": "pad", "background": "black", "low": 0.0, "high": 0.0},
 }  # fmt: skip
+TEXT = json.dumps(ABOUT)
 FAKE = WebRuntime(b"export {};", b"\0asm")
 
 
@@ -128,33 +142,49 @@ def test_ci_packs_this_version() -> None:
     assert f"onnxruntime-web@{runtime_js.VERSION}" in text
 
 
+def test_modules_share_no_name() -> None:
+    """They are joined into one script, where each name may be declared once."""
+    names = re.findall(r"^(?:async )?(?:function|class|const|let) (\w+)", script(PAGE), re.MULTILINE)
+    assert len(names) > 100
+    assert len(names) == len(set(names)), [name for name in names if names.count(name) > 1]
+
+
 def test_folder_is_replaced_but_never_another(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "page"
-    write_folder(WebPage(b"first", ABOUT), FAKE, folder)
+    write_folder(WebPage(b"first", TEXT), FAKE, folder)
     first = {path.name for path in folder.iterdir()}
-    write_folder(WebPage(b"second", ABOUT), FAKE, folder)
+    write_folder(WebPage(b"second", TEXT), FAKE, folder)
     second = {path.name for path in folder.iterdir()}
     assert len(first) == len(second) == 8
     assert {name.partition("-")[0] for name in first - second} == {"network"}
     kept = (folder / "worker.js").read_text()
     assert all(f'"./{name}"' in kept for name in second - {"worker.js", "index.html", "onnxruntime-web.LICENSE"})
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "index.html").write_text("mine")
-    (tmp_path / "file").write_text("")
-    for place in (other, tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(CnnlabError):
-            write_folder(WebPage(b"", ABOUT), FAKE, place)
-    assert [path.name for path in other.iterdir()] == ["index.html"]
-
-
-def test_what_no_page_can_hold(tmp_path: Path) -> None:
-    many = {**ABOUT, "preprocessing": {**ABOUT["preprocessing"], "channels": 5}}
     with pytest.raises(CnnlabError):
-        write_folder(WebPage(b"", many), FAKE, tmp_path / "page")
+        write_folder(WebPage(b"", TEXT), FAKE, folder / "index.html" / "below")
+
+
+def test_nothing_else_is_replaced(tmp_path: Path) -> None:
+    page, one, other = tmp_path / "page", tmp_path / "page.html", tmp_path / "other"
+    check_place(page, False, False)
+    write_folder(WebPage(b"", TEXT), FAKE, page)
+    write_file(WebPage(b"", TEXT), FAKE, one)
+    other.mkdir()
+    check_place(other, False, False)
+    (other / "index.html").write_text("mine")
+    check_place(page, False, True)
+    check_place(one, True, True)
+    for place, single, force in (
+        (page, False, False), (one, True, False), (other, False, True), (other / "index.html", True, True),
+        (one, False, True), (page, True, True),
+    ):  # fmt: skip
+        with pytest.raises(CnnlabError):
+            check_place(place, single, force)
+
+
+def test_a_file_too_large(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).bytes(1000)
     with patch("cnnlab.export.web.LARGEST_FILE", 1000), pytest.raises(CnnlabError):
-        write_file(WebPage(noise, ABOUT), FAKE, tmp_path / "page.html")
+        write_file(WebPage(noise, TEXT), FAKE, tmp_path / "page.html")
     assert not list(tmp_path.iterdir())
 
 
@@ -280,3 +310,201 @@ def test_what_could_differ_is_refused(decoded: Callable[..., list[Any]]) -> None
     for answer in decoded(files, Decoding(3, 8)):
         assert isinstance(answer, str), answer
         assert answer.startswith("Unreadable web_"), answer
+
+
+# The page
+
+CLASSIFY = """async (texts) => {
+  const answers = [];
+  for (const text of texts) {
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    answers.push(await window.cnnlab.classify(new Blob([bytes])));
+  }
+  return answers;
+}"""
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+
+
+def answers(tab: Tab, files: list[bytes]) -> list[dict[str, float]]:
+    """Return the probabilities of each class by the page."""
+    found = tab.value(CLASSIFY, [base64.b64encode(content).decode() for content in files])
+    return [{one["label"]: one["probability"] for one in answer} for answer in found]
+
+
+def ready(tab: Tab, text: str = "Ready") -> None:
+    tab.page.wait_for_selector(f'#status:has-text("{text}")', timeout=60_000)
+
+
+def choose(tab: Tab, content: bytes) -> None:
+    tab.page.set_input_files("#try-file", {"name": "x", "mimeType": "image/png", "buffer": content})
+
+
+def check_accessible(tab: Tab) -> None:
+    """At both widths, light and dark."""
+    axe = (
+        pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install --group dev").Axe().axe_script
+    )
+    tab.value(axe)
+    for width, theme in ((390, "dark"), (1440, "light")):
+        tab.page.set_viewport_size({"width": width, "height": 900})
+        tab.page.emulate_media(color_scheme=theme)
+        assert tab.value("() => document.documentElement.scrollWidth <= innerWidth"), width
+        found = tab.value("(rules) => axe.run({ runOnly: rules, resultTypes: ['violations'] })", RULES)["violations"]
+        assert [(v["id"], v["nodes"][0]["html"][:200]) for v in found] == [], (width, theme)
+
+
+def test_page_answers_as_the_run(
+    tab: Tab, runtime: WebRuntime, digits_run: Run, exported: Path, tmp_path: Path
+) -> None:
+    """100 images and each kind of file: the same class, and probabilities within 1e-4; also without a network."""
+    model = onnx.load(exported)
+    assert not add_map(model)
+    found = open_exported(exported, threads=1)
+    write_folder(WebPage(exported.read_bytes(), json.dumps(found.description)), runtime, tmp_path / "page")
+    pictures = validation_images(digits_run).images[:100, 0].numpy()
+    files = [file(Image.fromarray(pixels), "PNG") for pixels in pictures] + list(kinds().values())
+    with decode.bombs_refused():
+        wanted = np.concatenate([found.probabilities(decode.decode("x", found.decoding, c)[None]) for c in files])
+    said: list[str] = []
+    tab.page.on("console", lambda message: said.append(message.text))
+    with served(tmp_path / "page") as url:
+        tab.go(url)
+        ready(tab, "also without the internet")
+        mine = answers(tab, files)
+        p = np.array([[answer[name] for name in found.classes] for answer in mine])
+        assert np.abs(p - wanted).max() < 1e-4
+        assert [next(iter(answer)) for answer in mine] == [found.classes[k] for k in wanted.argmax(1)]
+        assert {address.split("/")[2] for address in tab.requests} == {url.split("/")[2]}
+    tab.page.context.set_offline(True)  # the server is gone, too
+    try:
+        tab.page.reload()
+        ready(tab)
+        assert answers(tab, files[:1]) == mine[:1]
+    finally:
+        tab.page.context.set_offline(False)
+    assert (said, tab.errors) == ([], [])
+
+
+HOSTILE = ["</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "e\u202egnp.exe\n", "x" * 10_000]
+
+
+def small_network(pooled: bool = True) -> bytes:
+    """A network of random weights on images of one channel: convolution, global pooling, a linear layer."""
+    rng = np.random.default_rng(3)
+    weights = {
+        "w": rng.normal(0, 0.4, (6, 1, 3, 3)), "v": rng.normal(0, 2, (len(HOSTILE), 6)), "b": np.zeros(len(HOSTILE)),
+        "255": np.array(255), "t": np.array(0.99),
+    }  # fmt: skip
+    floats = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
+    axes = [numpy_helper.from_array(np.array([2, 3]), "axes"), numpy_helper.from_array(np.array([1]), "one")]
+    kinds = {"B": TensorProto.FLOAT, "N": TensorProto.BOOL}
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["f", "255"], ["x"]),
+        helper.make_node("Conv", ["x", "w"], ["c"], strides=[2, 2]),
+        helper.make_node("Relu", ["c"], ["maps"]),
+        helper.make_node("ReduceMean" if pooled else "ReduceMax", ["maps", "axes"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "v", "b"], ["logits"], transB=1),
+        helper.make_node("Softmax", ["logits"], ["probabilities"]),
+        helper.make_node("ReduceMax", ["probabilities", "one"], ["most"], keepdims=0),
+        helper.make_node("Less", ["most", "t"], ["none_of_these"]),
+    ]
+    outputs = [("probabilities", kinds["B"], ["B", "K"]), ("none_of_these", kinds["N"], ["B"])]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["B", 1, "H", "W"])],
+        [helper.make_tensor_value_info(*output) for output in outputs], [*floats, *axes],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    assert add_map(model) is pooled
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def test_map_is_class_activation() -> None:
+    session = onnxruntime.InferenceSession(small_network())
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 1, 20, 14), np.uint8)
+    p, maps = session.run(["probabilities", "map"], {"pixels": pixels})
+    logits = maps.mean((2, 3))  # the map of a class is what its logit is the mean of
+    assert np.allclose(np.exp(logits) / np.exp(logits).sum(1, keepdims=True), p, atol=1e-5)
+    small_network(pooled=False)
+
+
+@pytest.fixture(scope="module")
+def hostile() -> WebPage:
+    layer = torch.nn.Conv2d(1, 7, 3)
+    about = {
+        **ABOUT,
+        "classes": HOSTILE,
+        "threshold": 0.99,
+        "run": HOSTILE[0],
+        "published_weights": {"licence": HOSTILE[1]},
+    }
+    checked = {"split": "validation", "images": 360, "accuracy": 0.9, "difference": 3e-7}
+    return WebPage(small_network(), json.dumps(about), filters_of(layer), checked, level=0.8)
+
+
+def test_page_is_accessible(tab: Tab, runtime: WebRuntime, hostile: WebPage, tmp_path: Path) -> None:
+    """Drawing, the map, both languages and widths; hostile names do nothing."""
+    write_folder(hostile, runtime, tmp_path / "page")
+    said: list[str] = []
+    tab.page.on("console", lambda message: said.append(message.text))
+    tab.page.set_viewport_size({"width": 1440, "height": 900})
+    with served(tmp_path / "page") as url:
+        tab.go(url)
+        ready(tab)
+        box = tab.page.locator(".pad").bounding_box()
+        assert box is not None
+        tab.page.mouse.move(box["x"] + 60, box["y"] + 60)
+        tab.page.mouse.down()
+        tab.page.mouse.move(box["x"] + 200, box["y"] + 190, steps=3)
+        tab.page.mouse.up()
+        tab.page.wait_for_selector(".answer .none")
+        assert tab.page.locator(".answer canvas").count() == 2
+        before = tab.page.inner_text(".answer .bars")
+        tab.page.locator(".pad").press("Shift+ArrowLeft")  # the keyboard draws, too
+        tab.page.wait_for_function(
+            "(before) => document.querySelector('.answer .bars').innerText !== before", arg=before
+        )
+        tab.page.locator(".answer select").select_option(index=1)
+        tab.page.click(".language")
+        assert tab.value("() => document.documentElement.lang") == "zh-CN"
+        assert tab.page.locator(".answer canvas").count() == 2
+        check_accessible(tab)
+        choose(tab, b"no image")
+        tab.page.wait_for_selector("#status.none")
+        assert tab.page.locator(".answer").count() == 0
+        assert tab.value("() => document.querySelector('img[src=x]') === null")
+    assert (said, tab.errors) == ([], [])
+
+
+def test_single_file(tab: Tab, runtime: WebRuntime, hostile: WebPage, tmp_path: Path) -> None:
+    """Everything in one file, opened without a server."""
+    path = tmp_path / "page.html"
+    assert write_file(hostile, runtime, path) == path.stat().st_size < 6_000_000
+    content = file(photograph("L"), "PNG")
+    tab.go(path.as_uri())
+    ready(tab)
+    (answer,) = answers(tab, [content])
+    pixels = np.asarray(photograph("L"))[None, None]
+    (wanted,) = onnxruntime.InferenceSession(small_network()).run(["probabilities"], {"pixels": pixels})
+    assert np.allclose([answer[name] for name in HOSTILE], wanted[0], atol=1e-5)
+    assert tab.errors == []
+    assert not [address for address in tab.requests if not address.startswith(("file:", "blob:"))]
+
+
+def test_command(
+    digits_run: Run,
+    exported: Path,
+    cnnlab: Command,
+    tmp_path: Path,
+    small: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    package = packed(tmp_path / "ort.tgz", small)
+    page = tmp_path / "page"
+    assert "--runtime" in one_line_error(cnnlab("export", digits_run.path, "--single-file"))
+    assert "npm pack" in one_line_error(cnnlab("export", digits_run.path, "--to", "web", "--runtime", exported))
+    page.mkdir()
+    (page / "mine").touch()
+    assert "-o" in one_line_error(cnnlab("export", digits_run.path, "--to", "web", "--runtime", package, "-o", page))

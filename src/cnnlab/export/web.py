@@ -29,7 +29,7 @@ from cnnlab.io.files import write_atomic
 from cnnlab.io.text import escape
 from cnnlab.models.airbench import Whitening
 
-_PAGE = Path(__file__).parent / "page"
+PAGE = Path(__file__).parent / "page"
 _MARK = "cnnlab export --to web"
 LARGEST_FILE = 60_000_000
 """Bytes of a page that holds everything: larger ones open slowly, or not at all on a phone."""
@@ -39,24 +39,21 @@ LARGEST_FILE = 60_000_000
 class WebPage:
     """What a page shows and runs.
 
-    network: the bytes of an ONNX file with the input `pixels`; about: what it says of itself (`metadata_props`).
+    network: the bytes of an ONNX file with the input `pixels`; description: the JSON in its metadata.
     filters: see `filters_of`. checked: accuracy, images, split and difference, of the comparison with PyTorch. level:
     the mean of the training images, 0 to 1.
     """
 
     network: bytes
-    about: dict[str, Any]
+    description: str
     filters: dict[str, Any] | None = None
     checked: dict[str, Any] | None = None
     level: float = 0.0
 
     def payload(self) -> dict[str, Any]:
-        """Return what the page's modules draw. Raise CnnlabError for images that a browser cannot show."""
-        about, p = self.about, self.about["preprocessing"]
-        if p["channels"] not in (1, 3):
-            raise CnnlabError(
-                f"a browser shows images of 1 or 3 channels, and this network takes {p['channels']}; use --to onnx"
-            )
+        """Return what the page's modules draw."""
+        about = json.loads(self.description)
+        p = about["preprocessing"]
         how = {key: p[key] for key in ("channels", "background", "low", "high", "fit")} | {"size": p["native_size"]}
         published = about.get("published_weights")
         licences = [[f"onnxruntime-web {runtime_js.VERSION} (MIT)", runtime_js.LICENCE.read_text(encoding="utf-8")]]
@@ -103,12 +100,12 @@ def filters_of(network: nn.Module) -> dict[str, Any] | None:
 
 
 def write_folder(page: WebPage, runtime: WebRuntime, folder: Path) -> int:
-    """Write a page into `folder`, which is new, empty, or holds an earlier page. Return the bytes of its files.
+    """Write a page into `folder`, in place of an earlier one; see `check_place`. Return the bytes of its files.
 
-    Names of files change with their content, so that no cache can mix two exports. Raise CnnlabError if it holds
-    something else, or cannot be written.
+    Names of files change with their content, so that no cache can mix two exports. Raise CnnlabError if it cannot be
+    written.
     """
-    code, sheet = script(_PAGE).encode(), _style().encode()
+    code, sheet = script(PAGE).encode(), _style().encode()
     named = {
         "script": (_named("onnxruntime-web", runtime.script, "js"), runtime.script),
         "wasm": (_named("onnxruntime-web", runtime.wasm, "wasm.gz"), gzip.compress(runtime.wasm, 6, mtime=0)),
@@ -123,7 +120,7 @@ def write_folder(page: WebPage, runtime: WebRuntime, folder: Path) -> int:
         "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' data: blob:; "
         "connect-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'"
     )
-    index = fill(_PAGE / "index.html", {
+    index = fill(PAGE / "index.html", {
         "POLICY": html.escape(policy),
         "TITLE": html.escape(payload["title"]),
         "STYLE": f'<link rel="stylesheet" href="./{named["style"][0]}">',
@@ -135,10 +132,9 @@ def write_folder(page: WebPage, runtime: WebRuntime, folder: Path) -> int:
     worker = f"const NAME = {json.dumps(key)};\nconst FILES = {json.dumps(['./', *(f'./{name}' for name in files)])};\n"
     files |= {
         "onnxruntime-web.LICENSE": runtime_js.LICENCE.read_bytes(),
-        "worker.js": (worker + (_PAGE / "worker.js").read_text(encoding="utf-8")).encode(),
+        "worker.js": (worker + (PAGE / "worker.js").read_text(encoding="utf-8")).encode(),
         "index.html": index,  # last: it names the others
     }
-    _check_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
@@ -159,12 +155,12 @@ def write_file(page: WebPage, runtime: WebRuntime, path: Path) -> int:
     contents = {"script": runtime.script, "wasm": runtime.wasm, "network": page.network}
     packed = {key: base64.b64encode(gzip.compress(value, 6, mtime=0)).decode() for key, value in contents.items()}
     payload = {**page.payload(), "files": {key: key for key in packed}, "worker": None}
-    code, sheet = script(_PAGE), _style()
+    code, sheet = script(PAGE), _style()
     policy = (
         f"default-src 'none'; script-src '{policy_hash(code)}' blob: 'wasm-unsafe-eval'; "
         f"style-src '{policy_hash(sheet)}'; img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
-    text = fill(_PAGE / "index.html", {
+    text = fill(PAGE / "index.html", {
         "POLICY": html.escape(policy),
         "TITLE": html.escape(payload["title"]),
         "STYLE": f"<style>{sheet}</style>",
@@ -185,19 +181,26 @@ def write_file(page: WebPage, runtime: WebRuntime, path: Path) -> int:
     return len(text)
 
 
-def _check_folder(folder: Path) -> None:
-    """Raise CnnlabError unless a page may be written into `folder`."""
-    index = folder / "index.html"
+def check_place(place: Path, single_file: bool, force: bool) -> None:
+    """Raise CnnlabError unless a page may be written to the folder, or file, `place`.
+
+    force: replace an earlier page. Nothing else is ever replaced.
+    """
+    remedy = "name another file with -o" if single_file else "name another folder with -o"
     try:
-        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        if not place.exists() or (not single_file and place.is_dir() and not any(place.iterdir())):
             return
-        if index.is_file():
-            with index.open(encoding="utf-8", errors="replace") as file:
-                if f'content="{_MARK}"' in file.read(4096):
-                    return
+        file = place if single_file else place / "index.html"
+        ours = False
+        if file.is_file():
+            with file.open(encoding="utf-8", errors="replace") as opened:
+                ours = f'content="{_MARK}"' in opened.read(4096)
     except OSError as error:
-        raise CnnlabError(f"cannot read {folder}: {reason(error)}; name another folder with -o") from error
-    raise CnnlabError(f"{folder} holds something else than an exported page; name another folder with -o")
+        raise CnnlabError(f"cannot read {place}: {reason(error)}; {remedy}") from error
+    if not ours:
+        raise CnnlabError(f"{place} exists and is no exported page; {remedy}")
+    if not force:
+        raise CnnlabError(f"{place} exists; {remedy}, or replace it with --force")
 
 
 def _named(name: str, content: bytes, ending: str) -> str:
@@ -206,5 +209,5 @@ def _named(name: str, content: bytes, ending: str) -> str:
 
 def _style() -> str:
     return "\n".join(
-        path.read_text(encoding="utf-8") for path in (REPORT / "style.css", REPORT / "trying.css", _PAGE / "style.css")
+        path.read_text(encoding="utf-8") for path in (REPORT / "style.css", REPORT / "trying.css", PAGE / "style.css")
     )

@@ -125,7 +125,7 @@ function bit(input) {
   return (input.value >> input.left) & 1;
 }
 
-function number(input, bits) {
+function readBits(input, bits) {
   let value = 0;
   for (let n = 0; n < bits; n += 1) value = (value << 1) | bit(input);
   return value;
@@ -133,7 +133,7 @@ function number(input, bits) {
 
 // A number of so many bits with its sign: 0 and up, and below 1 << (bits - 1) the negative ones.
 function signed(input, bits) {
-  const value = number(input, bits);
+  const value = readBits(input, bits);
   return bits && value < 1 << (bits - 1) ? value - (1 << bits) + 1 : value;
 }
 
@@ -171,7 +171,7 @@ function firstAc(input, { ac }, out, how) {
   for (let k = how.start; k <= how.end; k += 1) {
     const code = symbol(input, ac), bits = code & 15, zeros = code >> 4;
     if (!bits && zeros < 15) {
-      how.run = (1 << zeros) - 1 + number(input, zeros);
+      how.run = (1 << zeros) - 1 + readBits(input, zeros);
       return;
     }
     k += zeros;
@@ -195,7 +195,7 @@ function refineAc(input, { ac }, out, how) {
   while (k <= how.end && !how.run) {
     const code = symbol(input, ac), zeros = code >> 4;
     if (!(code & 15) && zeros < 15) {
-      how.run = (1 << zeros) + number(input, zeros);
+      how.run = (1 << zeros) + readBits(input, zeros);
       break;
     }
     const value = code & 15 ? (bit(input) ? one : -one) : 0;

@@ -89,20 +89,27 @@ function answer() {
   const { t } = page, { how, classes } = payload, { image, probabilities, none, map, ms } = state.last;
   const order = Array.from(probabilities.keys()).sort((a, b) => probabilities[b] - probabilities[a]).slice(0, TOP);
   const k = state.shown ?? order[0], name = page.short(classes[k], 40);
-  const heat = map && activation(image, how.fit, map, k, t("try_map", { name }));
-  const choice = map && order.length > 1 && el("select", { "aria-label": t("web_map_of"), onchange: (event) => { state.shown = Number(event.target.value); answer(); } },
+  const mapped = map && map.shape[1] * map.shape[2] > 1; // a map of one place shows nothing
+  const heat = mapped && activation(image, how.fit, map, k, t("try_map", { name }));
+  const choice = mapped && order.length > 1 && el("select", { "aria-label": t("web_map_of"), onchange: (event) => { state.shown = Number(event.target.value); answer(); } },
     order.map((one) => el("option", { value: one, selected: one === k }, page.short(classes[one], 40))));
   document.getElementById("result").replaceChildren(
-    el("div", { class: map ? "answer" : "answer no-map" },
+    el("div", { class: mapped ? "answer" : "answer no-map" },
       el("figure", {}, square(image, how.fit, how.size, t("try_seen")), el("figcaption", {}, t("try_seen"))),
-      map && el("figure", {}, heat, el("figcaption", {}, t(heat ? "try_map" : "web_no_map", { name }), choice)),
+      mapped && el("figure", {}, heat, el("figcaption", {}, t(heat ? "try_map" : "web_no_map", { name }), choice)),
       el("div", { class: "bars" }, answerBars(page, order.map((one) => [classes[one], probabilities[one]]), none ? payload.threshold : null),
         el("p", { class: "small" }, t("web_time", { ms: ms.toFixed(ms < 10 ? 1 : 0) })))));
+}
+
+function ranked({ probabilities }) {
+  return Array.from(probabilities, (probability, k) => ({ label: payload.classes[k], probability })).sort((a, b) => b.probability - a.probability);
 }
 
 async function start() {
   try {
     classify = await openNetwork(payload.files);
+    // For scripts of your own: cnnlab.classify(file) -> [{ label, probability }, ...], most probable first.
+    window.cnnlab = { classify: async (file) => ranked(await classify(prepared(await decodeFile(file), payload.how, false))) };
     state.ready = ["web_ready"];
     say(...state.ready);
     if (next) look(next).catch(fail);
