@@ -495,16 +495,31 @@ def test_single_file(tab: Tab, runtime: WebRuntime, hostile: WebPage, tmp_path: 
 
 def test_command(
     digits_run: Run,
+    converted_once: None,
     exported: Path,
     cnnlab: Command,
     tmp_path: Path,
     small: dict[str, bytes],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    package = packed(tmp_path / "ort.tgz", small)
-    page = tmp_path / "page"
-    assert "--runtime" in one_line_error(cnnlab("export", digits_run.path, "--single-file"))
-    assert "npm pack" in one_line_error(cnnlab("export", digits_run.path, "--to", "web", "--runtime", exported))
-    page.mkdir()
-    (page / "mine").touch()
-    assert "-o" in one_line_error(cnnlab("export", digits_run.path, "--to", "web", "--runtime", package, "-o", page))
+    package, page, one = packed(tmp_path / "ort.tgz", small), tmp_path / "page", tmp_path / "page.html"
+    web = ["export", digits_run.path, "--to", "web", "--threads", 1]
+    for options, text in (([], page), (["--single-file"], one)):
+        answer = cnnlab(*web, "--runtime", package, "-o", text, *options)
+        assert answer.returncode == 0, answer.stderr
+        assert "validation images" in answer.stdout
+        assert "--force" in one_line_error(cnnlab(*web, "--runtime", package, "-o", text, *options))
+    found = re.search(r'id="payload">(.*?)</script>', (page / "index.html").read_text())
+    assert found is not None
+    payload = json.loads(found[1])
+    assert payload["classes"] == digits_run.classes
+    assert payload["light"]  # digits are bright on black
+    assert payload["drawable"]
+    assert payload["filters"]["count"] == 6
+    assert payload["checked"]["images"] == len(validation_images(digits_run))
+    assert payload["checked"]["accuracy"] > 0.8
+    assert open_exported(next(page.glob("network-*.onnx")), threads=1).classes == digits_run.classes
+    assert "web" in one_line_error(cnnlab("export", digits_run.path, "--single-file", "-o", tmp_path / "n.onnx"))
+    assert "web" in one_line_error(cnnlab("export", digits_run.path, "--to", "wep"))
+    assert "npm pack" in one_line_error(cnnlab(*web, "--runtime", exported, "-o", tmp_path / "new"))
+    (page / "index.html").write_text("mine")
+    assert "-o" in one_line_error(cnnlab(*web, "--runtime", package, "-o", page, "--force"))

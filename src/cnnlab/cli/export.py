@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cnnlab.cli.options import DataDir, OwnModel, RunName, RunsDir, SkipBad, Threads, Weights, own_model
+from cnnlab.io.errors import CnnlabError, unknown
 from cnnlab.io.text import echo
 
 
 def export(
     run: RunName,
-    to: Annotated[str, typer.Option(help="onnx, torch (a .pt2 archive) or safetensors (a folder).")] = "onnx",
+    to: Annotated[str, typer.Option(help="onnx, torch (a .pt2 archive), safetensors or web (folders).")] = "onnx",
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="PATH", help="Default: named after the run, here.", show_default=False),
@@ -33,6 +34,15 @@ def export(
         str | None,
         typer.Option(help="Where the run's images are now. Default: the run's.", show_default=False),
     ] = None,
+    single_file: Annotated[
+        bool, typer.Option("--single-file", help="For web: one HTML file in place of a folder.")
+    ] = False,
+    runtime: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="For web: the package onnxruntime-web. Default: downloaded once.", show_default=False
+        ),
+    ] = None,
     weights: Weights = None,
     model: OwnModel = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
@@ -46,11 +56,20 @@ def export(
     Pixels in, named classes out. The file is run on all validation images:
     it must give each the class that the run gives.
     """
-    from cnnlab.export.export import export_run
+    from cnnlab.export.export import FORMS, export_run
 
-    found = export_run(
-        run, to=to, out=out, int8=int8, fp16=fp16, max_loss=max_loss, look_at_test=look_at_test,
-        model=own_model(model), data=data, weights=weights, runs_dir=runs_dir, data_dir=data_dir, threads=threads,
-        skip_bad=skip_bad, force=force,
-    )  # fmt: skip
-    echo(found)
+    if to not in (*FORMS, "web"):
+        raise unknown("format", to, (*FORMS, "web"))
+    options: dict[str, Any] = {
+        "out": out, "int8": int8, "fp16": fp16, "max_loss": max_loss, "look_at_test": look_at_test,
+        "model": own_model(model), "data": data, "weights": weights, "runs_dir": runs_dir, "data_dir": data_dir,
+        "threads": threads, "skip_bad": skip_bad, "force": force,
+    }  # fmt: skip
+    if to == "web":
+        from cnnlab.export.web_run import export_web
+
+        echo(export_web(run, single_file=single_file, runtime=runtime, **options))
+        return
+    if single_file or runtime is not None:
+        raise CnnlabError(f"{'--single-file' if single_file else '--runtime'} is for --to web")
+    echo(export_run(run, to=to, **options))

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from cnnlab.data.imageset import Report, no_report
-from cnnlab.export.activation import add_map
 from cnnlab.export.export import Export, export_run
 from cnnlab.export.runtime import DESCRIPTION
 from cnnlab.export.runtime_js import web_runtime
@@ -32,7 +29,7 @@ class WebExport:
     network: Export
 
     def __str__(self) -> str:
-        lines = [f"export: {self.path} ({self.size / 1e6:.1f} MB)", *map(str, self.network.parities)]
+        lines = [f"export: {self.path} ({self.size / 1e6:.1f} MB)", *str(self.network).splitlines()[1:-1]]
         if self.path.is_dir():
             lines.append(f"try it: python -m http.server -d {self.path}")
         return "\n".join(lines)
@@ -66,6 +63,12 @@ def export_web(
     usual = f"{run.path.absolute().name}{'.html' if single_file else '-web'}"
     place = Path(usual) if out is None else expand(out)
     check_place(place, single_file, force)
+    try:
+        import onnx
+    except ImportError as error:
+        raise CnnlabError(f"a page needs the package {error.name}; pip install 'cnnlab[export]'") from error
+    from cnnlab.export.activation import add_map
+
     vendored = web_runtime(expand(runtime) if runtime is not None else None, report)
     images = {"model": model, "weights": weights, "data": data, "data_dir": data_dir}
     with tempfile.TemporaryDirectory() as folder:
