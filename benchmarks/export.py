@@ -1,0 +1,122 @@
+"""Export every network to ONNX and compare each answer on the whole validation set; sizes, seconds, images/s.
+
+    python benchmarks/export.py [--minutes 40] [--networks lenet resnet18 ...] [--out DIR]
+
+Every network of MODELS and two of timm's are trained a few steps on the handwritten digits, at the smallest size of 32,
+64, 96 and 224 pixels that they take, and exported. So their answers are far from trained ones, but each differs: a lost
+bias, another layout or epsilon shows. `FORMS` networks are trained for some epochs and also exported in the other
+forms, where the cost in accuracy means something. Images/s: one thread, batches of one size, PyTorch and
+onnxruntime in turns, the best of each. Networks that are not reached within the minutes are left out, and named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from _common import add_out, write_result
+
+SIZES = (32, 64, 96, 224)
+TIMM = ("timm:mobilenetv3_small_050", "timm:convnext_atto")
+FORMS = ("lenet-bn", "resnet18-small", "efficientnet-lite0")
+OTHER = (
+    {"fp16": True}, {"int8": True}, {"to": "torch"}, {"to": "torch", "fp16": True}, {"to": "safetensors"},
+)  # fmt: skip
+ROUNDS, BATCH = 3, 16
+
+
+def trained(network: str, folder: Path, epochs: int = 0) -> Any:
+    """Return a run of the network, at the smallest size that it takes."""
+    from cnnlab import CnnlabError, train
+
+    settings: dict[str, Any] = {"epochs": epochs} if epochs else {"epochs": 1, "limit": 128, "batch_size": 16}
+    for size in SIZES:
+        try:
+            return train(
+                "digits", model=network, image_size=size, seed=0, runs_dir=folder, name=f"{network}-{size}-{epochs}",
+                progress="none", **settings,
+            ).run  # fmt: skip
+        except CnnlabError as error:
+            last = error
+    raise last
+
+
+def speeds(sides: dict[str, Callable[[], object]], images: int) -> dict[str, float]:
+    """Return the images/s of each side, the best of some rounds in turns."""
+    best = dict.fromkeys(sides, float("inf"))
+    for side in sides.values():
+        side()
+    for _ in range(ROUNDS):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            side()
+            best[name] = min(best[name], time.perf_counter() - start)
+    return {name: images / seconds for name, seconds in best.items()}
+
+
+def measure(run: Any, folder: Path, **options: Any) -> dict[str, Any]:
+    """Export a run and return its report, with images/s."""
+    from cnnlab import export_run, load_model
+    from cnnlab.export.export import FORMS as ENDINGS
+    from cnnlab.export.runtime import open_exported
+    from cnnlab.inference import validation_images
+
+    out = folder / f"export{ENDINGS[options.get('to', 'onnx')] or '-folder'}"
+    found = export_run(run, out=out, threads=1, force=True, **options)
+    row = {key: found.report[key] for key in ("bytes", "seconds", "parameters", "network", "form", "precision")}
+    row |= {"image_size": run.info["model"]["image_size"], "parity": found.report["parity"]}
+    if options.get("to", "onnx") == "onnx":
+        opened, classifier = open_exported(out, threads=1), load_model(run)
+        pixels = validation_images(run).images[:BATCH].numpy()
+        row["images_per_second"] = speeds(
+            {
+                "torch": lambda: classifier.predict_batch(pixels, threads=1).probabilities,
+                "onnxruntime": lambda: opened.probabilities(pixels),
+            },
+            len(pixels),
+        )
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_out(parser)
+    parser.add_argument("--minutes", type=float, default=60.0, help="no network is begun after that")
+    parser.add_argument("--networks", nargs="*", help="default: all")
+    parser.add_argument("--tiny", action="store_true", help="one network, for the tests")
+    options = parser.parse_args()
+    from cnnlab import MODELS, CnnlabError
+
+    names = ["lenet"] if options.tiny else options.networks or [*MODELS, *TIMM]
+    forms = [] if options.tiny else [name for name in FORMS if name in names]
+    end = time.perf_counter() + 60 * options.minutes
+    rows, others, left_out = [], [], []
+    with tempfile.TemporaryDirectory() as work:
+        for number, name in enumerate([*forms, *names]):
+            if time.perf_counter() > end:
+                left_out.append(name)
+                continue
+            folder = Path(work) / "work"
+            folder.mkdir()
+            try:
+                if number < len(forms):
+                    run = trained(name, folder, epochs=8)
+                    others += [measure(run, folder, **one) for one in ({}, *OTHER)]
+                else:
+                    rows.append(measure(trained(name, folder), folder))
+                    print(name, rows[-1]["parity"], f"{rows[-1]['seconds']:.0f} s", flush=True)
+            except CnnlabError as error:
+                left_out.append(f"{name}: {error}")
+                print(name, error, flush=True)
+            shutil.rmtree(folder)
+    figures = {"data": "digits", "batch": BATCH, "threads": 1, "networks": rows, "forms": others, "left_out": left_out}
+    print(write_result("export", "cpu", figures, options.out))
+
+
+if __name__ == "__main__":
+    main()
