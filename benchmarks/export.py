@@ -6,13 +6,13 @@ Every network of MODELS and two of timm's are trained a few steps on the handwri
 64, 96 and 224 pixels that they take, and exported. So their answers are far from trained ones, but each differs: a lost
 bias, another layout or epsilon shows. `FORMS` networks are trained for some epochs and also exported in the other
 forms, where the cost in accuracy means something. Images/s: one thread, batches of one size, PyTorch and
-onnxruntime in turns, the best of each. Networks that are not reached within the minutes are left out, and named.
+onnxruntime in turns, the best of each. The result is written after every network: those that are not reached within the
+minutes are named in it.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,7 +27,7 @@ FORMS = ("lenet-bn", "resnet18-small", "efficientnet-lite0")
 OTHER = (
     {"fp16": True}, {"int8": True}, {"to": "torch"}, {"to": "torch", "fp16": True}, {"to": "safetensors"},
 )  # fmt: skip
-ROUNDS, BATCH = 3, 16
+ROUNDS, BATCH, EPOCHS = 3, 16, 3
 
 
 def trained(network: str, folder: Path, epochs: int = 0) -> Any:
@@ -93,29 +93,29 @@ def main() -> None:
     from cnnlab import MODELS, CnnlabError
 
     names = ["lenet"] if options.tiny else options.networks or [*MODELS, *TIMM]
-    forms = [] if options.tiny else [name for name in FORMS if name in names]
+    tasks = [(name, 0) for name in names] + [(name, EPOCHS) for name in FORMS if name in names and not options.tiny]
     end = time.perf_counter() + 60 * options.minutes
-    rows, others, left_out = [], [], []
-    with tempfile.TemporaryDirectory() as work:
-        for number, name in enumerate([*forms, *names]):
-            if time.perf_counter() > end:
-                left_out.append(name)
-                continue
-            folder = Path(work) / "work"
-            folder.mkdir()
+    rows: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
+    figures = {"data": "digits", "batch": BATCH, "threads": 1, "networks": rows, "forms": others}
+    written = None
+    for done, (name, epochs) in enumerate(tasks):
+        if time.perf_counter() > end:
+            break
+        with tempfile.TemporaryDirectory() as work:
             try:
-                if number < len(forms):
-                    run = trained(name, folder, epochs=8)
-                    others += [measure(run, folder, **one) for one in ({}, *OTHER)]
+                run = trained(name, Path(work), epochs)
+                if epochs:
+                    others += [measure(run, Path(work), **one) for one in ({}, *OTHER)]
                 else:
-                    rows.append(measure(trained(name, folder), folder))
+                    rows.append(measure(run, Path(work)))
                     print(name, rows[-1]["parity"], f"{rows[-1]['seconds']:.0f} s", flush=True)
-            except CnnlabError as error:
-                left_out.append(f"{name}: {error}")
+            except CnnlabError as error:  # a network that is refused is a result, too
+                rows.append({"network": name, "refused": str(error)})
                 print(name, error, flush=True)
-            shutil.rmtree(folder)
-    figures = {"data": "digits", "batch": BATCH, "threads": 1, "networks": rows, "forms": others, "left_out": left_out}
-    print(write_result("export", "cpu", figures, options.out))
+        left_out = [f"{name} ({epochs} epochs)" if epochs else name for name, epochs in tasks[done + 1 :]]
+        written = write_result("export", "cpu", {**figures, "left_out": left_out}, options.out)
+    print(written)
 
 
 if __name__ == "__main__":

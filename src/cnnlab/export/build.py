@@ -9,6 +9,7 @@ import numpy as np
 from onnx import GraphProto, NodeProto, helper, numpy_helper
 
 DOUBLE = helper.np_dtype_to_tensor_dtype(np.dtype(np.float64))
+INT64 = helper.np_dtype_to_tensor_dtype(np.dtype(np.int64))
 UINT8 = helper.np_dtype_to_tensor_dtype(np.dtype(np.uint8))
 
 

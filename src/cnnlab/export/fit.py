@@ -10,10 +10,11 @@ from __future__ import annotations
 from packaging.version import Version
 from PIL import __version__ as pillow_version
 
-from cnnlab.export.build import DOUBLE, UINT8, Nodes
+from cnnlab.export.build import DOUBLE, INT64, UINT8, Nodes
 from cnnlab.io.decode import Decoding
 
 ONE = float(1 << 22)  # the weight 1 in Pillow's fixed point
+_BLOCK = 32  # columns of the result
 # Before, Pillow always began with the rows (or, in some versions, not for images a hundred times as high as wide).
 MAY_BEGIN_WITH_COLUMNS = Version(pillow_version) >= Version("13")
 
@@ -36,24 +37,38 @@ def fit_nodes(g: Nodes, pixels: str, how: Decoding, output: str) -> str:
 
 def _resized(g: Nodes, pixels: str, height: str, width: str, how: Decoding) -> str:
     h, w = g.Cast(height, to=DOUBLE), g.Cast(width, to=DOUBLE)
-    new_h, rows = _matrix(g, h, w, how)  # (size, H)
-    new_w, columns = _matrix(g, w, h, how)  # (size, W)
+    new_h, rows, _ = _matrix(g, h, w, how)  # (size, H)
+    new_w, columns, reach = _matrix(g, w, h, how)  # (size, W)
     columns = g.Transpose(columns, perm=(1, 0))
     if not MAY_BEGIN_WITH_COLUMNS:
-        return _row_first(g, pixels, rows, columns)
+        return _row_first(g, pixels, rows, columns, reach, how.size)
     lost = g.Sub(h, new_h)
     begins_with_columns = g.And(g.Greater(lost, 0.0), g.Greater(lost, g.Mul(2.0, g.Sub(w, new_w))))
     one, other = g.branch("columns"), g.branch("rows")
     return g.If(
         begins_with_columns,
         then_branch=one.graph(_column_first(one, pixels, rows, columns)),
-        else_branch=other.graph(_row_first(other, pixels, rows, columns)),
+        else_branch=other.graph(_row_first(other, pixels, rows, columns, reach, how.size)),
     )
 
 
-def _row_first(g: Nodes, pixels: str, rows: str, columns: str) -> str:
-    part = _rounded(g, g.MatMul(g.Cast(pixels, to=DOUBLE), columns))
-    return g.Cast(_rounded(g, g.MatMul(rows, part)), to=UINT8)
+def _row_first(g: Nodes, pixels: str, rows: str, columns: str, reach: tuple[str, str], size: int) -> str:
+    """Resize the rows, then the columns. A block of the result's columns sees few of the image's: the rest is left out.
+
+    reach: of each column, the first and the one after the last that it sees, in float64.
+    """
+    parts = []
+    for at in range(0, size, _BLOCK):
+        end = min(at + _BLOCK, size)
+        first, last = g.Slice(reach[0], [at], [at + 1]), g.Slice(reach[1], [end - 1], [end])
+        width = g.Shape(pixels, start=3, end=4)
+        first = g.Min(g.Max(g.Cast(first, to=INT64), [0]), g.Sub(width, [1]))
+        last = g.Max(g.Min(g.Cast(last, to=INT64), width), g.Add(first, [1]))
+        seen = g.Cast(g.Slice(pixels, first, last, [3]), to=DOUBLE)
+        weights = g.Slice(g.Slice(columns, [at], [end], [1]), first, last, [0])
+        parts.append(_rounded(g, g.MatMul(seen, weights)))
+    joined = g.Concat(*parts, axis=3) if len(parts) > 1 else parts[0]
+    return g.Cast(_rounded(g, g.MatMul(rows, joined)), to=UINT8)
 
 
 def _column_first(g: Nodes, pixels: str, rows: str, columns: str) -> str:
@@ -66,10 +81,11 @@ def _rounded(g: Nodes, sums: str) -> str:
     return g.Clip(g.Floor(g.Mul(g.Add(sums, ONE / 2), 1 / ONE)), 0.0, 255.0)
 
 
-def _matrix(g: Nodes, length: str, other: str, how: Decoding) -> tuple[str, str]:
+def _matrix(g: Nodes, length: str, other: str, how: Decoding) -> tuple[str, str, tuple[str, str]]:
     """Return what a side of `length` pixels becomes before padding, and Pillow's weights (size, length), in float64.
 
-    other: the other side. `precompute_coeffs` of Pillow's Resample.c, whose xmin and xmax are low and high here.
+    Also the first pixel that each of the result sees, and the one after its last, each (size,). other: the other side.
+    `precompute_coeffs` of Pillow's Resample.c, whose xmin and xmax are low and high here.
     """
     size = float(how.size)
     place, source = g.Range(0.0, size, 1.0), g.Range(0.0, length, 1.0)
@@ -92,7 +108,8 @@ def _matrix(g: Nodes, length: str, other: str, how: Decoding) -> tuple[str, str]
     weight = g.Where(g.And(inside, drawn), _kernel(g, distance, how.interpolation), 0.0)
     total = g.ReduceSum(weight, [1], keepdims=1)
     fixed = g.Mul(g.Div(weight, g.Where(g.Equal(total, 0.0), 1.0, total)), ONE)
-    return new, g.Mul(g.Sign(fixed), g.Floor(g.Add(g.Abs(fixed), 0.5)))
+    weights = g.Mul(g.Sign(fixed), g.Floor(g.Add(g.Abs(fixed), 0.5)))
+    return new, weights, (g.Squeeze(low, [1]), g.Squeeze(high, [1]))
 
 
 def _kernel(g: Nodes, x: str, interpolation: str) -> str:
