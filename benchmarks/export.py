@@ -34,11 +34,11 @@ def trained(network: str, folder: Path, epochs: int = 0) -> Any:
     """Return a run of the network, at the smallest size that it takes."""
     from cnnlab import CnnlabError, train
 
-    settings: dict[str, Any] = {"epochs": epochs} if epochs else {"epochs": 1, "limit": 128, "batch_size": 16}
+    settings: dict[str, Any] = {"epochs": epochs} if epochs else {"epochs": 1, "limit": 512, "batch_size": 16}
     for size in SIZES:
         try:
             return train(
-                "digits", model=network, image_size=size, seed=0, runs_dir=folder, name=f"{network}-{size}-{epochs}",
+                "digits", model=network, image_size=size, learning_rate=0.02, seed=0, runs_dir=folder, name=f"{network}-{size}-{epochs}",
                 progress="none", **settings,
             ).run  # fmt: skip
         except CnnlabError as error:

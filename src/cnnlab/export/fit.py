@@ -98,7 +98,7 @@ def _matrix(g: Nodes, length: str, other: str, how: Decoding) -> tuple[str, str,
         start = g.Mul(g.Sub(length, span), 0.5)
     scale = g.Div(span, g.Max(new, 1.0))
     stretch = g.Max(scale, 1.0)
-    support = g.Mul(stretch, 2.0 if how.interpolation == "bicubic" else 1.0)
+    support = g.Mul(stretch, 2.0) if how.interpolation == "bicubic" else stretch
     centre = g.Unsqueeze(g.Add(start, g.Mul(g.Add(place, 0.5), scale)), [1])
     low = g.Floor(g.Add(g.Sub(centre, support), 0.5))
     high = g.Floor(g.Add(g.Add(centre, support), 0.5))

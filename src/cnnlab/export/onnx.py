@@ -6,7 +6,8 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -100,22 +101,22 @@ def not_convertible(error: Exception, form: str) -> CnnlabError:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    return CnnlabError(f"PyTorch's exporter cannot convert this network to {form}: {reason(cause, 200)}")
+    return CnnlabError(
+        f"PyTorch's exporter cannot convert this network to {form}; its forward may branch on values or fix the size "
+        f"of a batch: {reason(cause, 200)}"
+    )
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hide what the exporter says about itself, which nobody can act on."""
-    names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
-    before = {name: logging.getLogger(name).level for name in names}
-    with warnings.catch_warnings():
+    """Hide what the exporter prints and warns of, which nobody can act on; its exceptions say what failed."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
         # torch.export copies its own deprecated tree specifications.
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", category=FutureWarning)
             yield
-        finally:
-            for name, level in before.items():
-                logging.getLogger(name).setLevel(level)
+    finally:
+        logging.disable(before)

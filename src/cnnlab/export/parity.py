@@ -15,7 +15,7 @@ from cnnlab.data.imageset import ImageSet
 from cnnlab.inference import Classifier, Predictions
 from cnnlab.inference.classifier import batch_size_of
 from cnnlab.io.decode import bombs_refused, decode
-from cnnlab.io.errors import CnnlabError
+from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.text import plural
 
 TIE = 1e-5
@@ -74,9 +74,8 @@ def compare(classifier: Classifier, images: ImageSet, split: str, exported: Answ
         pixels = batch.numpy()
         names = images.ids[at * step : at * step + len(pixels)]
         labels = images.labels[at * step : at * step + len(pixels)]
-        parts.append(
-            _compared(classifier.predict_batch(pixels, threads=threads), *exported(pixels), names, split, labels)
-        )
+        want = classifier.predict_batch(pixels, threads=threads)
+        parts.append(_compared(want, *_answers(exported, pixels), names, split, labels))
     return total(parts)
 
 
@@ -96,7 +95,7 @@ def compare_files(
         for file, k in chosen:
             fitted, whole = (np.stack([decode(file, one)]) for one in (how, replace(how, size=0)))
             want = classifier.predict_batch(fitted, threads=threads)
-            parts.append(_compared(want, *exported(whole), [str(file)], "file", images.labels[k : k + 1]))
+            parts.append(_compared(want, *_answers(exported, whole), [str(file)], "file", images.labels[k : k + 1]))
     return total(parts) if parts else None
 
 
@@ -115,6 +114,14 @@ def total(parts: list[Parity]) -> Parity:
     first = next((part.first_changed for part in parts if part.changed), "")
     first = first or next(part.first_changed for part in parts if part.largest == largest)
     return Parity(split=parts[0].split, largest=largest, first_changed=first, **sums)
+
+
+def _answers(exported: Answers, pixels: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    try:
+        return exported(pixels)
+    except Exception as error:  # a runtime has a class for each of its codes; a network may take one batch size only
+        what = f"the export is refused: it fails on images of shape {pixels.shape}: {reason(error, 200)}"
+        raise CnnlabError(f"{what}; nothing was written") from error
 
 
 def _compared(
