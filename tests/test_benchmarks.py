@@ -24,6 +24,7 @@ TINY: list[tuple[str, list[str], set[str]]] = [
     ("drop_in", [], {"peer", "n", "networks"}),
     ("fashion_speed", ["--device", "cpu"], {"n", "split_seed", "recipes"}),
     ("cifar_speed", ["--device", "cpu"], {"n", "split_seed", "recipes"}),
+    ("export", [], {"batch", "networks", "forms", "left_out"}),
     ("saving", ["--device", "cpu"], {"n", "file_system", "networks"}),
 ]
 
