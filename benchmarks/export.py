@@ -85,13 +85,55 @@ def measure(run: Any, folder: Path, **options: Any) -> dict[str, Any]:
     return row
 
 
+def fit_speed() -> dict[str, Any]:
+    """Return milliseconds of CPU time of the fit alone, for photographs and for images that have the size, and the peak
+    memory of the process.
+    """
+    import resource
+
+    import numpy as np
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    from cnnlab.export.build import Nodes
+    from cnnlab.export.fit import fit_nodes
+    from cnnlab.io.decode import Decoding
+
+    rows = []
+    for size, height, width in ((32, 32, 32), (224, 224, 224), (32, 3000, 4000), (224, 3000, 4000), (224, 4000, 3000)):
+        g = Nodes("fit/")
+        fit_nodes(g, "pixels", Decoding(3, size, interpolation="bicubic"), "fitted")
+        values = [
+            helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["B", 3, "H", "W"]),
+            helper.make_tensor_value_info("fitted", TensorProto.UINT8, ["B", 3, size, size]),
+        ]
+        graph = helper.make_graph(g.nodes, "fit", values[:1], values[1:])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+        pixels = np.random.default_rng(0).integers(0, 256, (1, 3, height, width), np.uint8)
+        times = []
+        for _ in range(5 if height > size else 200):
+            start = time.process_time()
+            session.run(None, {"pixels": pixels})
+            times.append(1000 * (time.process_time() - start))
+        rows.append({"size": size, "height": height, "width": width, "cpu_milliseconds": min(times)})
+        rows[-1]["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"threads": 1, "interpolation": "bicubic", "fit": "pad", "rows": rows}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_out(parser)
     parser.add_argument("--minutes", type=float, default=60.0, help="no network is begun after that")
     parser.add_argument("--networks", nargs="*", help="default: all")
     parser.add_argument("--tiny", action="store_true", help="one network, for the tests")
+    parser.add_argument("--fit", action="store_true", help="measure the fit of photographs instead")
     options = parser.parse_args()
+    if options.fit:
+        print(write_result("export-fit", "cpu", fit_speed(), options.out))
+        return
     from cnnlab import MODELS, CnnlabError
 
     form = {"to": "safetensors"} if options.tiny else {}  # needs no conversion, which takes seconds

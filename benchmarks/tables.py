@@ -568,6 +568,59 @@ def leaderboard() -> str:
     return "\n".join(lines)
 
 
+def export() -> str:
+    """For docs/export.md: parity, size and speed of each network's file, from benchmarks/export.py."""
+    found, fit = newest("export"), newest("export-fit")
+    rows = [row for row in found["networks"] if "refused" not in row]
+    images = {part["images"] for row in rows for part in row["parity"]}
+    lines = [
+        f"Networks trained a few steps on the handwritten digits, exported to ONNX and compared on all "
+        f"{' or '.join(map(str, sorted(images)))} validation images: {len(rows)} networks, "
+        f"{sum(part['changed'] for row in rows for part in row['parity'])} classes changed. "
+        f"Images/s in batches of {found['batch']}, one thread. {hardware(found, '../')}.",
+        "",
+        "| network | input | largest difference | ties | MB | seconds to export and check | PyTorch images/s | onnxruntime images/s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['network']} | {row['image_size']} | {row['parity'][0]['largest']:.1e} | {row['parity'][0]['ties']} | "
+        f"{row['bytes'] / 1e6:.1f} | {row['seconds']:.0f} | {row['images_per_second']['torch']:.0f} | "
+        f"{row['images_per_second']['onnxruntime']:.0f} |"
+        for row in rows
+    ]
+    lines += [f"\n{row['network']}: {row['refused']}" for row in found["networks"] if "refused" in row]
+    if found["left_out"]:
+        lines += ["", f"Not measured, for want of time: {', '.join(found['left_out'])}."]
+    if found["forms"]:
+        lines += [
+            "",
+            "Other forms, of networks trained for a few epochs:",
+            "",
+            "| network | form | MB | correct before | after | classes changed | largest difference | images/s |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+    for row in found["forms"]:
+        part, speed = row["parity"][0], row.get("images_per_second", {}).get("onnxruntime")
+        lines.append(
+            f"| {row['network']} | {row['form']}, {row['precision']} | {row['bytes'] / 1e6:.1f} | "
+            f"{part['correct_before']} of {part['images']} | {part['correct']} | {part['changed']} | "
+            f"{part['largest']:.1e} | {f'{speed:.0f}' if speed else ''} |"
+        )
+    lines += [
+        "",
+        f"The fit alone, {fit['interpolation']}, CPU time of one thread. {hardware(fit, '../')}.",
+        "",
+        "| image | to | ms | peak memory of the process |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['width']} x {row['height']} | {row['size']} x {row['size']} | {row['cpu_milliseconds']:.3g} | "
+        f"{row['peak_mib']:.0f} MiB |"
+        for row in fit["rows"]
+    ]
+    return "\n".join(lines)
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "README.md": partial(table, WORDS["README.md"]),
     "README.zh.md": lambda: chinese(table(WORDS["README.zh.md"])),
@@ -577,6 +630,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/own-images.md": own_images,
     "docs/scale.md": scale,
     "docs/leaderboard.md": leaderboard,
+    "docs/export.md": export,
 }
 
 
