@@ -67,8 +67,11 @@ def export(
     }  # fmt: skip
     if to == "web":
         from cnnlab.export.web_run import export_web
+        from cnnlab.training.display import reporting
 
-        echo(export_web(run, single_file=single_file, runtime=runtime, **options))
+        with reporting() as report:
+            page = export_web(run, single_file=single_file, runtime=runtime, report=report, **options)
+        echo(page)
         return
     if single_file or runtime is not None:
         raise CnnlabError(f"{'--single-file' if single_file else '--runtime'} is for --to web")
