@@ -621,6 +621,26 @@ def export() -> str:
     return "\n".join(lines)
 
 
+def in_browser() -> str:
+    """For docs/export.md: exported pages beside the run, from benchmarks/web_parity.py."""
+    found = newest("web-parity")
+    lines = [
+        "Exported pages beside their runs, on validation images as PNG and JPEG files. "
+        f"{hardware(found, '../')}; Chromium {next(iter(found['sets'].values()))['chromium']}, one thread.",
+        "",
+        "| images | network | same class | largest difference of a probability | an image in the page | by onnxruntime in Python | folder | one file |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in found["sets"].items():
+        times = (f"{row[key]:.1f} ms" for key in ("milliseconds", "onnxruntime_milliseconds"))
+        sizes = (f"{row[key] / 1e6:.1f} MB" for key in ("folder_bytes", "single_file_bytes"))
+        lines.append(
+            f"| {name} | {row['network']} | {row['same_class']} of {row['images']} | {row['largest_difference']:.1g} | "
+            f"{' | '.join((*times, *sizes))} |"
+        )
+    return "\n".join(lines)
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "README.md": partial(table, WORDS["README.md"]),
     "README.zh.md": lambda: chinese(table(WORDS["README.zh.md"])),
@@ -630,7 +650,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/own-images.md": own_images,
     "docs/scale.md": scale,
     "docs/leaderboard.md": leaderboard,
-    "docs/export.md": export,
+    "docs/export.md": lambda: f"{export()}\n\n{in_browser()}",
 }
 
 
