@@ -81,11 +81,13 @@ def export_web(
         next(entry.value for entry in exported.metadata_props if entry.key == DESCRIPTION),
         filters=filters_of(load_network(run, weights_file(run, weights), model)),
         checked={
-            "split": checked.split.removesuffix("ing"), "images": checked.images, "accuracy": checked.correct / checked.images,
+            "split": checked.split.removesuffix("ing"),
+            "images": checked.images,
+            "accuracy": checked.correct / checked.images,
             "difference": checked.largest,
         },
         level=_level(run, data, data_dir=data_dir, skip_bad=bool(options.get("skip_bad"))),
-    )  # fmt: skip
+    )
     write = write_file if single_file else write_folder
     return WebExport(place, write(page, vendored, place), network)
 
