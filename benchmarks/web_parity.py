@@ -74,7 +74,7 @@ def trainings(tiny: bool, folder: Path) -> Iterator[tuple[str, Run, list[bytes]]
         if name.startswith("sign"):
             files = [(photographs / images.ids[k]).read_bytes() for k in chosen]
         else:
-            files = [png(images.images[int(k), 0].numpy()) for k in chosen]
+            files = [png(images.images[int(k)][0].numpy()) for k in chosen]
         yield name, run, files
 
 
