@@ -7,12 +7,13 @@ Every network of MODELS and two of timm's are trained a few steps on the handwri
 bias, another layout or epsilon shows. `FORMS` networks are trained for some epochs and also exported in the other
 forms, where the cost in accuracy means something. Images/s: one thread, batches of one size, PyTorch and
 onnxruntime in turns, the best of each. The result is written after every network: those that are not reached within the
-minutes are named in it.
+minutes are named in it, and measured by another call with the same --out.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -40,8 +41,8 @@ def trained(network: str, folder: Path, epochs: int = 0) -> Any:
     for size in SIZES:
         try:
             return train(
-                "digits", model=network, image_size=size, runs_dir=folder, name=f"{network}-{size}-{epochs}",
-                progress="none", **settings,
+                "digits", model=network, image_size=size, runs_dir=folder, name=f"try-{size}", progress="none",
+                **settings,
             ).run  # fmt: skip
         except CnnlabError as error:
             last = error
@@ -140,8 +141,11 @@ def main() -> None:
     names = ["lenet"] if options.tiny else options.networks or [*MODELS, *TIMM]
     tasks = [(name, 0) for name in names] + [(name, EPOCHS) for name in FORMS if name in names and not options.tiny]
     end = time.perf_counter() + 60 * options.minutes
-    rows: list[dict[str, Any]] = []
-    others: list[dict[str, Any]] = []
+    earlier = max(options.out.glob("export_*.json"), default=None)
+    begun = {} if earlier is None else json.loads(earlier.read_text())
+    rows, others = begun.get("networks", []), begun.get("forms", [])
+    have = {(row["network"], False) for row in rows} | {(row["network"], True) for row in others}
+    tasks = [(name, epochs) for name, epochs in tasks if (name, bool(epochs)) not in have]
     figures = {"data": "digits", "batch": BATCH, "threads": 1, "networks": rows, "forms": others}
     written = None
     for done, (name, epochs) in enumerate(tasks):

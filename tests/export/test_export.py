@@ -370,9 +370,9 @@ def test_licence_of_published_weights(digits_run: Run) -> None:
 def test_pooled_networks_have_maps() -> None:
     from cnnlab.models import build_model
 
-    for name in ("resnet18", "nin", "googlenet", "airbench94", "lenet"):
+    for name in ("resnet18", "nin", "lenet"):
         network = build_model(name, num_classes=3, in_channels=1, image_size=160).eval()
-        assert (find_pooled(network, 1, 160) is not None) == (name in ("resnet18", "nin", "googlenet")), name
+        assert (find_pooled(network, 1, 160) is not None) == (name != "lenet"), name
 
 
 def test_runtime_needs_no_torch(exported: Path) -> None:
