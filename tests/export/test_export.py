@@ -24,8 +24,8 @@ from cnnlab.data.imageset import ImageSet
 from cnnlab.data.loader import Preprocessing
 from cnnlab.export import onnx as module
 from cnnlab.export.description import describe
-from cnnlab.export.graph import Answer, Resize, find_pooled
-from cnnlab.export.parity import _compared, compare_files
+from cnnlab.export.graph import Answer, Resize
+from cnnlab.export.parity import _compared, compare, compare_files
 from cnnlab.export.runtime import DESCRIPTION, Exported, open_exported
 from cnnlab.inference import validation_images
 from cnnlab.io.decode import decode
@@ -367,17 +367,21 @@ def test_licence_of_published_weights(digits_run: Run) -> None:
     assert describe(digits_run, run.weights(), load_model(digits_run))["published_weights"] is None
 
 
-def test_pooled_networks_have_maps() -> None:
-    from cnnlab.models import build_model
-
-    for name in ("resnet18", "nin", "lenet"):
-        network = build_model(name, num_classes=3, in_channels=1, image_size=160).eval()
-        assert (find_pooled(network, 1, 160) is not None) == (name != "lenet"), name
-
-
 def test_runtime_needs_no_torch(exported: Path) -> None:
     code = (
         "import sys; from cnnlab.export.runtime import open_exported\n"
         f"open_exported({str(exported)!r}, threads=1); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_names_that_are_not_utf8(digits_run: Run, tmp_path: Path) -> None:
+    classifier = load_model(digits_run)
+    classifier.classes[3:5] = ["caf\udce9", "a\n猫"]
+    model = module.onnx_model(classifier, describe(digits_run, digits_run.weights(), classifier))
+    (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
+    opened = open_exported(tmp_path / "a.onnx", threads=1)
+    images = validation_images(digits_run)
+    found = compare(classifier, images, "validation", lambda pixels: opened.answer(pixels)[:2], 1)
+    assert (found.images, found.changed) == (287, 0)
+    assert set(opened.answer(images.images.numpy())[1]) >= {"caf\\udce9", "a\n猫"}

@@ -27,9 +27,9 @@ class Whole(nn.Module):
         self.fit = Fit(classifier.preprocessing.decoding)
         self.answer = Answer(classifier, half=half)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the answers for a batch."""
-        answers: tuple[Tensor, ...] = self.answer(self.fit(pixels))
+        answers: tuple[Tensor, Tensor, Tensor] = self.answer(self.fit(pixels))
         return answers
 
 

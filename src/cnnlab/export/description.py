@@ -32,6 +32,11 @@ def describe(run: Run, weights: Path, classifier: Classifier) -> dict[str, Any]:
     }
 
 
+def utf8(name: str) -> str:
+    """Return a class's name in UTF-8: a folder's may be any bytes, which become escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def decoding_in_words(channels: int, background: str, low: float, high: float) -> str:
     """Return how a file becomes the input `pixels`."""
     colours = {

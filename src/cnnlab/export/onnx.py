@@ -16,8 +16,9 @@ import torch
 from onnx import ModelProto, TensorProto, helper
 
 from cnnlab.export.build import Nodes
+from cnnlab.export.description import utf8
 from cnnlab.export.fit import fit_nodes
-from cnnlab.export.graph import Answer, Pooled, find_pooled
+from cnnlab.export.graph import Answer
 from cnnlab.export.quantize import quantized
 from cnnlab.export.runtime import DESCRIPTION, INPUT, OUTPUTS
 from cnnlab.inference import Classifier
@@ -34,36 +35,29 @@ def onnx_model(
     *,
     fp16: bool = False,
     calibration: np.ndarray | None = None,
-    with_map: bool = False,
 ) -> ModelProto:
     """Return the model of a classifier. description: what it says of itself, see description.py.
 
     fp16: convert the classifier's network to float16. calibration: fitted images (N, C, size, size) uint8 for which the
-    network is quantised to int8. with_map: a fourth output, `map` (B, K, h, w) float32, where the network ends in
-    global pooling. Raise CnnlabError for a network that PyTorch's exporter cannot convert.
+    network is quantised to int8. Raise CnnlabError for a network that PyTorch's exporter cannot convert.
     """
-    p = classifier.preprocessing
-    pooled = find_pooled(classifier.network, p.channels, p.image_size) if with_map else None
-    outputs = (*OUTPUTS, "map") if pooled else OUTPUTS
-    model = _network(classifier, fp16, pooled)
+    model = _network(classifier, fp16)
     if calibration is not None:
         model = quantized(model, FITTED, calibration)
-    _join(model, p.decoding, classifier.classes, outputs)
+    _join(model, classifier.preprocessing.decoding, classifier.classes)
     helper.set_model_props(model, {DESCRIPTION: json.dumps(description)})
     model.producer_name, model.producer_version = "cnnlab", description["versions"]["cnnlab"]
     onnx.checker.check_model(model)
     return model
 
 
-def _join(model: ModelProto, how: Decoding, classes: list[str], outputs: tuple[str, ...]) -> None:
+def _join(model: ModelProto, how: Decoding, classes: list[str]) -> None:
     """Put the fit before the network, and the names of the classes after it."""
     graph = model.graph
     before, after = Nodes("fit/"), Nodes("answer/")
     fit_nodes(before, INPUT, how, FITTED)
-    names = [name.encode("utf-8", "backslashreplace").decode() for name in classes]  # names of files may be any bytes
-    after.Gather(np.array(names, object), _BEST, output="label")
+    after.Gather(np.array([utf8(name) for name in classes], object), _BEST, output="label")
     nodes = [*before.nodes, *graph.node, *after.nodes]
-    maps = [output for output in graph.output if output.name == "map"]
     del graph.node[:], graph.input[:], graph.output[:]
     graph.node.extend(nodes)
     graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["B", how.channels, "H", "W"]))
@@ -72,11 +66,10 @@ def _join(model: ModelProto, how: Decoding, classes: list[str], outputs: tuple[s
         "label": (TensorProto.STRING, ["B"]),
         "none_of_these": (TensorProto.BOOL, ["B"]),
     }
-    graph.output.extend(helper.make_tensor_value_info(name, *shapes[name]) for name in outputs if name in shapes)
-    graph.output.extend(maps)
+    graph.output.extend(helper.make_tensor_value_info(name, *shapes[name]) for name in OUTPUTS)
 
 
-def _network(classifier: Classifier, fp16: bool, pooled: Pooled | None) -> ModelProto:
+def _network(classifier: Classifier, fp16: bool) -> ModelProto:
     """Return the model from fitted images to probabilities, the number of the class and whether it is none."""
     p = classifier.preprocessing
     # Two images: with one, the exporter would take the batch for a constant.
@@ -84,10 +77,10 @@ def _network(classifier: Classifier, fp16: bool, pooled: Pooled | None) -> Model
     try:
         with quiet():
             program = torch.onnx.export(
-                Answer(classifier, half=fp16, pooled=pooled).eval(), (images,), dynamo=True, external_data=False,
+                Answer(classifier, half=fp16).eval(), (images,), dynamo=True, external_data=False,
                 verbose=False, opset_version=OPSET, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
                 input_names=[FITTED],
-                output_names=["probabilities", _BEST, "none_of_these", *["map"] * (pooled is not None)],
+                output_names=["probabilities", _BEST, "none_of_these"],
             )  # fmt: skip
     except Exception as error:
         raise not_convertible(error, "ONNX") from error

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cnnlab.data.imageset import ImageSet
+from cnnlab.export.description import utf8
 from cnnlab.inference import Classifier, Predictions
 from cnnlab.inference.classifier import batch_size_of
 from cnnlab.io.decode import bombs_refused, decode
@@ -127,8 +128,8 @@ def _answers(exported: Answers, pixels: np.ndarray) -> tuple[np.ndarray, list[st
 def _compared(
     want: Predictions, p: np.ndarray, names: list[str], images: list[str], split: str, labels: Tensor
 ) -> Parity:
-    number = {name: k for k, name in enumerate(want.classes)}
-    before, now = want.logits.argmax(1), torch.tensor([number.get(name, -1) for name in names])
+    number = {utf8(name): k for k, name in enumerate(want.classes)}
+    before, now = want.logits.argmax(1), torch.tensor([number.get(utf8(name), -1) for name in names])
     q, found = want.probabilities, torch.from_numpy(np.asarray(p, np.float32))
     if found.shape != q.shape or bool((now < 0).any()):
         raise CnnlabError(f"the export returns {tuple(found.shape)} probabilities of other classes; report this")
