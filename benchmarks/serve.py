@@ -6,14 +6,16 @@
 LitServe is imported from .peers/litserve: pip install --target .peers/litserve litserve python-multipart. The LitAPI
 of _litserve.py decodes, batches (up to 32) and answers as `cnnlab serve` does. Each request is a form with one JPEG of
 128 x 96 pixels, on connections that stay open. A side is a process of its own (LitServe has several), the clients are
-another (asyncio, plain sockets), and all share the cores: the clients' share of one core is in the result. Both servers
+another (asyncio, plain sockets), and all share the cores: the clients' share of one core, and the
+load of the machine before, are in the result. Both servers
 run with their defaults otherwise: LitServe with uvloop, httptools and one worker process.
 
     loop        decodes an image and runs the network on it, again and again, without HTTP
     cnnlab      `cnnlab serve FILE`
     litserve    _litserve.py
 
-The sides take turns. What each answers is compared with the loop's.
+The sides take turns. What each answers is compared with the loop's. Then the service alone with other sizes of
+batches and times that they wait.
 
 With --minutes: requests of eight clients with images of many sizes, and a broken one in twenty; the resident memory of
 the service each second.
@@ -32,8 +34,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
@@ -41,6 +44,7 @@ from _common import PEERS, Task, add_out, spread, write_result
 
 CLIENTS = (1, 8, 32)
 BATCH = 32
+OPTIONS = ((1, 0), (8, 0), (32, 0), (64, 0), (32, 2), (32, 5))  # images at a time, milliseconds of waiting
 SIDES = ("loop", "cnnlab", "litserve")
 # One that takes less than the rest of a request, and one that takes more.
 NETWORKS = {"lenet": ("lenet", 0), "resnet18": ("resnet18", 96)}
@@ -110,7 +114,7 @@ async def load(port: int, requests: list[bytes], clients: int, seconds: float) -
 def child_load(task: Task) -> Task:
     """Return what clients measure: latencies in seconds, and the labels of each image."""
     requests = [form(photo(128, 96, seed)) for seed in range(16)]
-    asyncio.run(load(task["port"], requests, task["clients"], min(0.5, task["seconds"])))  # warm
+    warm = asyncio.run(load(task["port"], requests, task["clients"], min(0.5, task["seconds"])))
     cpu, begin = time.process_time(), time.perf_counter()
     found = asyncio.run(load(task["port"], requests, task["clients"], task["seconds"]))
     wall = time.perf_counter() - begin
@@ -123,6 +127,7 @@ def child_load(task: Task) -> Task:
         "failed": sum(f["status"] != 200 for f in found),
         "client_cpu_share": (time.process_time() - cpu) / wall,
         "labels": labels,
+        "requests": len(found) + len(warm),
     }
 
 
@@ -160,12 +165,13 @@ def child_loop(task: Task) -> Task:
     with bombs_refused():
         for i in range(32):
             one(i)
-        end = time.perf_counter() + task["seconds"]
+        cpu, end = time.process_time(), time.perf_counter() + task["seconds"]
         while (begin := time.perf_counter()) < end:
             one(len(found))
             found.append(time.perf_counter() - begin)
     ordered = sorted(found)
     return {
+        "server_cpu_ms": (time.process_time() - cpu) / len(found) * 1e3,
         "requests_per_second": len(found) / sum(found), "p50_ms": ordered[len(ordered) // 2] * 1e3,
         "p99_ms": ordered[int(len(ordered) * 0.99)] * 1e3, "failed": 0, "labels": labels,
     }  # fmt: skip
@@ -184,13 +190,14 @@ def call(task: Task) -> Task:
 
 
 @contextmanager
-def serving(side: str, file: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+def serving(side: str, file: Path, batch: int = BATCH, wait: int = 0) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     """Start a side's server; yield its port and its process."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "cnnlab", "serve", str(file), "--port", str(port), "--max-batch", str(BATCH)]
+    command = [sys.executable, "-m", "cnnlab", "serve", str(file), "--port", str(port)]
+    command += ["--max-batch", str(batch), "--max-wait", str(wait)]
     if side == "litserve":
-        command = [sys.executable, str(Path(__file__).with_name("_litserve.py")), str(file), str(port), str(BATCH)]
+        command = [sys.executable, str(Path(__file__).with_name("_litserve.py")), str(file), str(port), str(batch)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         deadline = time.monotonic() + 60
@@ -212,7 +219,23 @@ def serving(side: str, file: Path) -> Iterator[tuple[int, subprocess.Popen[bytes
             process.wait()
 
 
-def measure(file: Path, sides: list[str], rounds: int, seconds: float) -> Task:
+def loaded(process: subprocess.Popen[bytes], task: Task) -> Task:
+    """Return what clients measure, and the CPU time that the server and its processes take for a request."""
+    before = cpu_seconds(process)
+    found = call({"side": "load", **task})
+    found["server_cpu_ms"] = (cpu_seconds(process) - before) / found.pop("requests") * 1e3
+    return found
+
+
+def cpu_seconds(process: subprocess.Popen[bytes]) -> float:
+    import psutil
+
+    root = psutil.Process(process.pid)
+    times = [one.cpu_times() for one in (root, *root.children(recursive=True))]
+    return sum(found.user + found.system for found in times)
+
+
+def measure(file: Path, sides: list[str], clients: Sequence[int], rounds: int, seconds: float) -> Task:
     """Return the figures of each side by number of clients, of rounds in which the sides take turns."""
     found: dict[str, dict[str, list[Task]]] = {side: {} for side in sides}
     labels: list[Task] = []
@@ -221,24 +244,38 @@ def measure(file: Path, sides: list[str], rounds: int, seconds: float) -> Task:
             if side == "loop":
                 rows = {"0": call({"side": "loop", "file": str(file), "seconds": seconds})}
             else:
-                with serving(side, file) as (port, _):
-                    rows = {str(n): call({"side": "load", "port": port, "clients": n, "seconds": seconds})
-                            for n in CLIENTS}  # fmt: skip
-            for clients, row in rows.items():
+                with serving(side, file) as (port, process):
+                    rows = {str(n): loaded(process, {"port": port, "clients": n, "seconds": seconds}) for n in clients}
+            for many, row in rows.items():
                 labels.append(row.pop("labels"))
-                found[side].setdefault(clients, []).append(row)
-                print(f"{file.stem} round {number + 1}: {side}, {clients} clients: "
+                found[side].setdefault(many, []).append(row)
+                print(f"{file.stem} round {number + 1}: {side}, {many} clients: "
                       f"{row['requests_per_second']:,.0f}/s, p50 {row['p50_ms']:.1f} ms, p99 {row['p99_ms']:.1f} ms, "
-                      f"{row['failed']} failed", flush=True)  # fmt: skip
+                      f"{row['server_cpu_ms']:.2f} ms of CPU, {row['failed']} failed", flush=True)  # fmt: skip
     return {
         "same_labels": all(labels[0][i] == label for one in labels for i, label in one.items()),
         "sides": {
-            side: {
-                clients: {key: spread([row[key] for row in rows]) for key in rows[0]} for clients, rows in by.items()
-            }
+            side: {many: {key: spread([row[key] for row in rows]) for key in rows[0]} for many, rows in by.items()}
             for side, by in found.items()
         },
     }
+
+
+def options(file: Path, rounds: int, seconds: float) -> list[Task]:
+    """Return the figures of the service with 32 clients, for sizes of batches and times that they wait."""
+    rows: dict[tuple[int, int], list[Task]] = {one: [] for one in OPTIONS}
+    for _ in range(rounds):
+        for batch, wait in OPTIONS:
+            with serving("cnnlab", file, batch, wait) as (port, process):
+                row = loaded(process, {"port": port, "clients": 32, "seconds": seconds})
+            row.pop("labels")
+            rows[batch, wait].append(row)
+            print(f"{file.stem}: max-batch {batch}, max-wait {wait:g}: {row['requests_per_second']:,.0f}/s, "
+                  f"p50 {row['p50_ms']:.1f} ms, {row['server_cpu_ms']:.2f} ms of CPU", flush=True)  # fmt: skip
+    return [
+        {"max_batch": batch, "max_wait_ms": wait, **{key: spread([row[key] for row in found]) for key in found[0]}}
+        for (batch, wait), found in rows.items()
+    ]
 
 
 def memory(file: Path, minutes: float) -> Task:
@@ -266,6 +303,13 @@ def memory(file: Path, minutes: float) -> Task:
     return {"minutes": minutes, **figures, "rss_mib_by_minute": by_minute, "rss_mib_peak": max(m for _, m in samples)}
 
 
+def versions(sides: list[str]) -> dict[str, str]:
+    """Return the versions of what is measured."""
+    found = {name: version(name) for name in ("onnxruntime", "starlette", "uvicorn")}
+    peer = next(PEER.glob("litserve-*.dist-info"), None) if "litserve" in sides else None
+    return {**found, "litserve": peer.name.split("-")[1].removesuffix(".dist")} if peer else found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side. Default: 3")
@@ -278,6 +322,7 @@ def main() -> None:
     sides = [side for side in SIDES if side != "litserve" or (PEER / "litserve").exists()]
     if args.tiny:
         args.rounds, args.seconds, sides = 1, 0.2, [side for side in sides if side != "litserve"]
+    clients = (8,) if args.tiny else CLIENTS
     if "litserve" not in sides:
         print("litserve is left out: it is not in .peers/litserve", flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -287,10 +332,13 @@ def main() -> None:
             name, file = next(iter(files.items()))
             figures: Task = {"network": name, "memory": memory(file, args.minutes)}
         else:
-            figures = {
-                "n": args.rounds, "seconds": args.seconds, "clients": CLIENTS,
-                "networks": {name: measure(file, sides, args.rounds, args.seconds) for name, file in files.items()},
-            }  # fmt: skip
+            figures = {"n": args.rounds, "seconds": args.seconds, "clients": clients, "versions": versions(sides)}
+            figures["load_before"] = os.getloadavg()[0]
+            figures["networks"] = {
+                name: measure(file, sides, clients, args.rounds, args.seconds) for name, file in files.items()
+            }
+            if not args.tiny:
+                figures["options"] = {name: options(file, args.rounds, args.seconds) for name, file in files.items()}
     print(write_result("serve-memory" if args.minutes else "serve", "cpu", figures, args.out))
 
 

@@ -549,6 +549,52 @@ def scale() -> str:
     return "\n".join(lines)
 
 
+def service() -> str:
+    """For docs/serve.md: requests/s beside LitServe and a loop, and the memory of ten minutes."""
+    found, long = newest("serve"), newest("serve-memory")
+    names = {
+        "loop": "decode and onnxruntime in a loop, no HTTP",
+        "cnnlab": "cnnlab serve",
+        "litserve": f"LitServe {found['versions'].get('litserve', '')}",
+    }
+    lines = [
+        f"Medians of {found['n']} rounds of {found['seconds']:g} s in which the sides take turns; one JPEG a request; CPU: of the server and its "
+        f"processes, for a request. onnxruntime {found['versions']['onnxruntime']}, {hardware(found, '../')}.",
+        "",
+        "| network | side | clients | requests/s | p50, ms | p99, ms | CPU, ms |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for network, figures in found["networks"].items():
+        for side, by_clients in figures["sides"].items():
+            for clients, row in by_clients.items():
+                lines.append(
+                    f"| {network} | {names[side]} | {'-' if side == 'loop' else clients} | {row['requests_per_second']['median']:,.0f} | "
+                    f"{row['p50_ms']['median']:,.1f} | {row['p99_ms']['median']:,.1f} | {row['server_cpu_ms']['median']:.2f} |"
+                )
+    lines += [
+        "",
+        "Size of batches and time that they wait, 32 clients:",
+        "",
+        "| network | `--max-batch` | `--max-wait`, ms | requests/s | p50, ms | p99, ms | CPU, ms |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for network, rows in found["options"].items():
+        lines += [
+            f"| {network} | {row['max_batch']} | {row['max_wait_ms']:g} | {row['requests_per_second']['median']:,.0f} | "
+            f"{row['p50_ms']['median']:,.1f} | {row['p99_ms']['median']:,.1f} | {row['server_cpu_ms']['median']:.2f} |"
+            for row in rows
+        ]
+    memory = long["memory"]
+    lines += [
+        "",
+        f"Memory: {memory['minutes']:g} minutes of eight clients, {memory['requests']:,} requests with images of 16 x 16 to 1,400 x 900 "
+        "pixels, one in twenty broken. Resident MiB, median of each minute: "
+        f"{', '.join(f'{mib:.0f}' for mib in memory['rss_mib_by_minute'][: int(memory['minutes'])])}; the most {memory['rss_mib_peak']:.0f}. "
+        f"{hardware(long, '../')}.",
+    ]
+    return "\n".join(lines)
+
+
 def leaderboard() -> str:
     """For docs/leaderboard.md: a row for each record, from benchmarks/records/; those of one race by their work."""
     records = []
@@ -651,6 +697,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/scale.md": scale,
     "docs/leaderboard.md": leaderboard,
     "docs/export.md": lambda: f"{export()}\n\n{in_browser()}",
+    "docs/serve.md": service,
 }
 
 

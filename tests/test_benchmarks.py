@@ -66,6 +66,17 @@ def test_runs_in_small_and_writes_its_result(
     assert sorted((BENCHMARKS / "results").iterdir()) == published
 
 
+def test_the_service_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("uvicorn")
+    monkeypatch.syspath_prepend(str(BENCHMARKS.parent / "tests" / "serve"))
+    file = importlib.import_module("tiny").tiny_onnx(tmp_path / "tiny.onnx")
+    result = run_tiny("serve", ["--onnx", str(file)], tmp_path / "results", monkeypatch)
+    assert result is not None
+    found = result["networks"]["tiny"]
+    assert found["same_labels"]
+    assert {row["failed"]["max"] for side in found["sides"].values() for row in side.values()} == {0}
+
+
 def test_lesson_seeds_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a lesson of two short trainings: those of the real ones take minutes."""
     from cnnlab.chapter import lessons
