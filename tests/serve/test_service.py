@@ -138,6 +138,7 @@ BAD: list[tuple[str, str, bytes | None, dict[str, str], int]] = [
     ("POST", "/predict", bytes(20_001), {}, 413),
     ("POST", "/predict", RED, {"Content-Type": "application/json"}, 415),
     ("POST", "/predict", RED, {"Content-Type": "application/x-www-form-urlencoded"}, 415),
+    ("POST", "/predict", RED, {"Content-Encoding": "gzip"}, 415),
     ("POST", "/predict", RED, {"Content-Type": "multipart/form-data"}, 400),
     ("POST", "/predict", RED, MULTI, 400),
     ("POST", "/predict", form(("a", RED))[0][:-9], MULTI, 400),  # truncated
@@ -183,6 +184,7 @@ HEAD = b"POST /predict HTTP/1.1\r\nHost: %b\r\n"
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"5\r\nhel", 408),  # and no more
         (HEAD + b"Content-Length: 100\r\n\r\nhello", 408),
         (HEAD + b"Content-Le", 408),
+        (HEAD + b"Expect: 100-continue\r\nContent-Length: 30000\r\n\r\n", 413),  # and no 100
     ],
 )
 def test_hostile_connections_end_in_time(client: Client, request_: bytes, status: int) -> None:
@@ -209,6 +211,10 @@ def test_a_connection_serves_several_requests(client: Client) -> None:
     one = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % client.port
     found = client.raw(one + one, one)  # pipelined, and then closed for want of more
     assert found.count(b"HTTP/1.1 200 OK") == 3
+    image = (
+        b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Length: %d\r\n\r\n" % (client.port, len(RED)) + RED
+    )
+    assert client.raw(image, shut=True).endswith(b'"none_of_these": false}]}')
 
 
 def test_images_that_come_together_are_classified_together(model: Exported) -> None:

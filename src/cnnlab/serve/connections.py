@@ -53,6 +53,13 @@ class Connection(H11Protocol):
             if self._idle:
                 self._within(self.limits.idle_seconds)
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Answer a client that has sent its whole request and closed its side."""
+        waits = not self._idle and not self.cycle.more_body
+        if waits:
+            self.cycle.keep_alive = False
+        return waits
+
     def handle_events(self) -> None:
         """Start a request; its time runs from here."""
         before = self.cycle

@@ -59,6 +59,7 @@ class Service:
     async def predict(self, request: Request) -> Response:
         """Classify the image or the images of the body."""
         top = _top(request)
+        self._check_headers(request)
         deadline = asyncio.get_running_loop().time() + self.limits.seconds
         taken = 0
         try:
@@ -76,10 +77,20 @@ class Service:
         finally:
             self.bodies -= taken
 
+    def _check_headers(self, request: Request) -> None:
+        """Raise Refused for a body that need not be read."""
+        if int(request.headers.get("content-length", 0)) > self.limits.body:
+            raise self._too_large()
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise Refused(415, "a compressed body is not read; send it without Content-Encoding")
+
+    def _too_large(self) -> Refused:
+        return Refused(413, f"the body has more than {self.limits.body:,} bytes; make it smaller")
+
     def _take(self, size: int, before: int) -> int:
         """Count bytes that have arrived. Raise Refused for more than fit."""
         if before + size > self.limits.body:
-            raise Refused(413, f"the body has more than {self.limits.body:,} bytes; make it smaller")
+            raise self._too_large()
         if self.bodies + size > self.limits.bodies:
             raise Refused(503, "too many bytes are on their way; send the request again", retry=1)
         self.bodies += size
