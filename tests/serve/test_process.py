@@ -27,11 +27,12 @@ from tiny import CLASSES, Client, png, tiny_onnx
 from conftest import Command, one_line_error
 
 RED = png((250, 0, 0))
+LEFT_OUT = ("torch", "torchvision", "matplotlib", "scikit-learn", "safetensors", "tensorboard", "threadpoolctl",
+            "filelock", "platformdirs", "packaging", "scipy")  # fmt: skip
 # The command, which can import none of the packages that docs/serve.md leaves out.
-CODE = """
+CODE = f"""
 import sys
-for name in ("torch", "torchvision", "matplotlib", "sklearn", "scipy", "safetensors", "tensorboard", "threadpoolctl",
-             "filelock", "platformdirs", "packaging", "onnx", "onnxscript"):
+for name in {[*(name.replace("scikit-learn", "sklearn") for name in LEFT_OUT), "onnx", "onnxscript"]}:
     sys.modules[name] = None
 from cnnlab.cli import main
 main()
@@ -63,6 +64,18 @@ def start(file: Path) -> Iterator[Start]:
     for process in processes:
         process.kill()
         process.communicate()
+
+
+def test_the_docs_name_the_packages_that_are_needed() -> None:
+    import tomllib
+
+    root = Path(__file__).parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["serve"]]
+    names = {re.split(r"[><=]", one)[0] for one in needed} - {*LEFT_OUT, "rich"}  # which typer brings
+    line = re.search(r"RUN pip install --no-cache-dir ([\w ]+)", (root / "docs" / "serve.md").read_text())
+    assert line
+    assert set(line[1].split()) == names
 
 
 def accepted(client: Client) -> int:
