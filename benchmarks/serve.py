@@ -232,7 +232,7 @@ def cpu_seconds(process: subprocess.Popen[bytes]) -> float:
 
     root = psutil.Process(process.pid)
     times = [one.cpu_times() for one in (root, *root.children(recursive=True))]
-    return sum(found.user + found.system for found in times)
+    return float(sum(found.user + found.system for found in times))
 
 
 def measure(file: Path, sides: list[str], clients: Sequence[int], rounds: int, seconds: float) -> Task:

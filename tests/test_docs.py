@@ -32,7 +32,9 @@ def tables() -> Any:
     return module
 
 
-@pytest.mark.parametrize("name", [*READMES, "docs/reproduction.md", "docs/speed.md", "docs/reliability.md"])
+@pytest.mark.parametrize(
+    "name", [*READMES, "docs/reproduction.md", "docs/speed.md", "docs/reliability.md", "docs/serve.md"]
+)
 def test_tables_are_those_of_the_committed_results(tables: Any, name: str) -> None:
     assert tables.page(name) == (ROOT / name).read_text(encoding="utf-8")
 
