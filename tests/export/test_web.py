@@ -440,7 +440,7 @@ def hostile() -> WebPage:
         "run": HOSTILE[0],
         "published_weights": {"licence": HOSTILE[1]},
     }
-    checked = {"split": "validation", "images": 360, "accuracy": 0.9, "difference": 3e-7}
+    checked = {"split": "validation", "images": 360, "accuracy": 0.9, "difference": 3e-7, "changed": 0}
     return WebPage(small_network(), json.dumps(about), filters_of(layer), checked, level=0.8)
 
 
@@ -517,6 +517,7 @@ def test_command(
     assert payload["filters"]["count"] == 6
     assert payload["checked"]["images"] == len(validation_images(digits_run))
     assert payload["checked"]["accuracy"] > 0.8
+    assert payload["checked"]["changed"] == 0
     assert open_exported(next(page.glob("network-*.onnx")), threads=1).classes == digits_run.classes
     assert "web" in one_line_error(cnnlab("export", digits_run.path, "--single-file", "-o", tmp_path / "n.onnx"))
     assert "web" in one_line_error(cnnlab("export", digits_run.path, "--to", "wep"))

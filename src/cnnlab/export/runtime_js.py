@@ -49,11 +49,12 @@ def web_runtime(given: Path | None = None, report: Report = no_report, address: 
     if given is not None:
         return _runtime(given, _packed(given) if given.is_file() else _unpacked(given))
     folder = cache_folder()
-    for name, wanted in SHA256.items():
-        download(
-            [address + name], folder / name, sha256=wanted, report=report, limit=_LIMIT,
-            remedy=f"name the package with --runtime (npm pack onnxruntime-web@{VERSION})",
-        )  # fmt: skip
+    package = f"name the package with --runtime (npm pack onnxruntime-web@{VERSION})"
+    try:
+        for name, wanted in SHA256.items():
+            download([address + name], folder / name, sha256=wanted, report=report, limit=_LIMIT, remedy=package)
+    except CnnlabError as error:
+        raise error if package in str(error) else CnnlabError(f"{error}; or {package}") from error
     return _runtime(folder, _unpacked(folder))
 
 

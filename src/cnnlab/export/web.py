@@ -40,8 +40,8 @@ class WebPage:
     """What a page shows and runs.
 
     network: the bytes of an ONNX file with the input `pixels`; description: the JSON in its metadata.
-    filters: see `filters_of`. checked: accuracy, images, split and difference, of the comparison with PyTorch. level:
-    the mean of the training images, 0 to 1.
+    filters: see `filters_of`. checked: accuracy, images, split, difference and changed (classes), of the comparison
+    with PyTorch. level: the mean of the training images, 0 to 1.
     """
 
     network: bytes

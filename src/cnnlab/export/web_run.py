@@ -85,6 +85,7 @@ def export_web(
             "images": checked.images,
             "accuracy": checked.correct / checked.images,
             "difference": checked.largest,
+            "changed": checked.changed,
         },
         level=_level(run, data, data_dir=data_dir, skip_bad=bool(options.get("skip_bad"))),
     )

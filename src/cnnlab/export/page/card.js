@@ -24,7 +24,7 @@ export function cardSection(page) {
       [t("data"), el("bdi", {}, page.source(p.data))],
       [t("web_classes", { n: p.classes.length }), el("bdi", {}, names)],
       checked && [t("accuracy"), t("web_accuracy", { accuracy: percent(checked.accuracy), n: checked.images, split: page.split(checked.split) })],
-      checked && [t("web_same"), t("web_same_text", { most: checked.difference.toExponential(1) })],
+      checked && [t("web_same"), checked.changed ? t("web_changed_text", { n: checked.changed }) : t("web_same_text", { most: checked.difference.toExponential(1) })],
       [t("threshold"), p.threshold ? p.threshold.toFixed(3) : t("web_none_set")],
     ]),
     el("h3", {}, t("web_licences")),

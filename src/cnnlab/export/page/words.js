@@ -24,6 +24,7 @@ Object.assign(texts, {
   web_accuracy: ["{accuracy} on {n} {split} image|{accuracy} on {n} {split} images", "{split}的 {n} 幅图像上为 {accuracy}"],
   web_same: ["This file", "本文件"],
   web_same_text: ["Run by onnxruntime on these images, it gives the same classes as PyTorch; probabilities differ by at most {most}.", "由 onnxruntime 在这些图像上运行，与 PyTorch 的类别一致；概率最多相差 {most}。"],
+  web_changed_text: ["Its weights have fewer bits: run by onnxruntime, {n} of these images gets another class than by PyTorch.|Its weights have fewer bits: run by onnxruntime, {n} of these images get another class than by PyTorch.", "权重位数较少：由 onnxruntime 运行时，其中 {n} 幅图像的类别与 PyTorch 不同。"],
   web_none_set: ["no threshold: every image gets a class", "未设阈值：每幅图像都会得到类别"],
   web_licences: ["Licences", "许可证"],
   web_footer: ["Written by cnnlab {version}, {date}. This page sends nothing and asks only its own server for files.", "由 cnnlab {version} 于 {date} 生成。本页不发送任何数据，只从自己的服务器读取文件。"],
