@@ -153,6 +153,8 @@ def test_bad_options_and_files(cnnlab: Command, file: Path, tmp_path: Path, monk
     junk.write_bytes(b"no onnx")
     empty.touch()
     (tmp_path / "folder").mkdir()
+    (tmp_path / "runs" / "damaged").mkdir(parents=True)
+    (tmp_path / "runs" / "damaged" / "run.json").write_text("{")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for options, says in [
@@ -172,6 +174,7 @@ def test_bad_options_and_files(cnnlab: Command, file: Path, tmp_path: Path, monk
             ((empty,), "empty.onnx"),
             ((tmp_path / "folder",), "folder"),
             ((tmp_path / "missing.onnx",), "missing.onnx"),
+            (("damaged", "--runs-dir", tmp_path / "runs"), "damaged"),
         ]:
             more = () if "--port" in options else ("--port", "0")
             assert says in one_line_error(cnnlab("serve", *options, *more)), options

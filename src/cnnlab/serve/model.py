@@ -30,5 +30,6 @@ def open_model(what: str, runs_dir: Path, threads: int | None) -> Model:
         )
         if answer.returncode or not file.is_file():
             lines = answer.stderr.strip().splitlines()
-            raise CnnlabError(lines[-1].removeprefix("error: ") if lines else f"{what} cannot be exported")
+            why = lines[-1].removeprefix("error: ") if lines else f"{what} cannot be exported"
+            raise CnnlabError(f"{why} (`cnnlab export` said it; serve the file that it writes)")
         return open_exported(file, threads=threads or 0)
