@@ -385,3 +385,17 @@ def test_names_that_are_not_utf8(digits_run: Run, tmp_path: Path) -> None:
     found = compare(classifier, images, "validation", lambda pixels: opened.answer(pixels)[:2], 1)
     assert (found.images, found.changed) == (287, 0)
     assert set(opened.answer(images.images.numpy())[1]) >= {"caf\\udce9", "a\n猫"}
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch", "safetensors"])
+def test_only_onnx_needs_its_packages(
+    digits_run: Run, cnnlab: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in ("build", "fit", "onnx", "quantize", "archive", "tensors"):
+        monkeypatch.delitem(sys.modules, f"cnnlab.export.{name}", raising=False)
+    monkeypatch.setattr(torch.export, "export", lambda *_, **__: 1 / 0)  # it takes seconds
+    error = one_line_error(cnnlab("export", digits_run.path, "--to", form, cwd=tmp_path))
+    assert ("pip install 'cnnlab[export]'" in error) == (form == "onnx")
+    assert ("division" in error) == (form != "onnx")

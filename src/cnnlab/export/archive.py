@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from packaging.version import Version
+from PIL import __version__ as pillow_version
 from torch import Tensor, nn
 
-from cnnlab.export.fit import MAY_BEGIN_WITH_COLUMNS, ONE
+from cnnlab.export.conversion import not_convertible, quiet
 from cnnlab.export.graph import Answer
-from cnnlab.export.onnx import not_convertible, quiet
 from cnnlab.inference import Classifier
 from cnnlab.io.decode import Decoding
 
+ONE = float(1 << 22)  # the weight 1 in Pillow's fixed point
+# Before, Pillow always began with the rows (or, in some versions, not for images a hundred times as high as wide).
+MAY_BEGIN_WITH_COLUMNS = Version(pillow_version) >= Version("13")
 DESCRIPTION = "cnnlab.json"
 """The file in the archive that describes it."""
 

@@ -97,7 +97,8 @@ def export_run(
     check_threads(threads)
     run = name if isinstance(name, Run) else runs.open_run(name, runs_dir)
     path = _new_path(run, out, to, force)
-    _check_packages()
+    if to == "onnx":
+        _check_packages()
     file = weights_file(run, weights)
     classifier = load_model(run, model=model, weights=weights)
     description = describe(run, file, classifier)

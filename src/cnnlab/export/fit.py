@@ -7,16 +7,11 @@ of its sums, so every runtime gives the same pixels. The bars of `ImageOps.pad` 
 
 from __future__ import annotations
 
-from packaging.version import Version
-from PIL import __version__ as pillow_version
-
+from cnnlab.export.archive import MAY_BEGIN_WITH_COLUMNS, ONE
 from cnnlab.export.build import DOUBLE, INT64, UINT8, Nodes
 from cnnlab.io.decode import Decoding
 
-ONE = float(1 << 22)  # the weight 1 in Pillow's fixed point
 _BLOCK = 32  # columns of the result
-# Before, Pillow always began with the rows (or, in some versions, not for images a hundred times as high as wide).
-MAY_BEGIN_WITH_COLUMNS = Version(pillow_version) >= Version("13")
 
 
 def fit_nodes(g: Nodes, pixels: str, how: Decoding, output: str) -> str:

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -16,6 +11,7 @@ import torch
 from onnx import ModelProto, TensorProto, helper
 
 from cnnlab.export.build import Nodes
+from cnnlab.export.conversion import not_convertible, quiet
 from cnnlab.export.description import utf8
 from cnnlab.export.fit import fit_nodes
 from cnnlab.export.graph import Answer
@@ -23,7 +19,6 @@ from cnnlab.export.quantize import quantized
 from cnnlab.export.runtime import DESCRIPTION, INPUT, OUTPUTS
 from cnnlab.inference import Classifier
 from cnnlab.io.decode import Decoding
-from cnnlab.io.errors import CnnlabError, reason
 
 OPSET = 20
 FITTED, _BEST = "fitted", "best"
@@ -87,29 +82,3 @@ def _network(classifier: Classifier, fp16: bool) -> ModelProto:
     assert program is not None
     model: ModelProto = program.model_proto
     return model
-
-
-def not_convertible(error: Exception, form: str) -> CnnlabError:
-    """Return the error for a network that PyTorch's exporter refuses, with the one line of its own that tells why."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    return CnnlabError(
-        f"PyTorch's exporter cannot convert this network to {form}; its forward may branch on values or fix the size "
-        f"of a batch: {reason(cause, 200)}"
-    )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hide what the exporter prints and warns of, which nobody can act on; its exceptions say what failed."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        # torch.export copies its own deprecated tree specifications.
-        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
-            warnings.filterwarnings("ignore", category=FutureWarning)
-            yield
-    finally:
-        logging.disable(before)

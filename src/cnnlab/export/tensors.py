@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, fx
 from torch.export.graph_signature import InputKind
 
-from cnnlab.export.onnx import not_convertible, quiet
+from cnnlab.export.conversion import not_convertible, quiet
 from cnnlab.inference import Classifier
 from cnnlab.io.errors import CnnlabError
 

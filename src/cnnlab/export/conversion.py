@@ -1,0 +1,37 @@
+"""What all conversions by PyTorch's exporters share: silence, and one line where they fail."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
+
+from cnnlab.io.errors import CnnlabError, reason
+
+
+def not_convertible(error: Exception, form: str) -> CnnlabError:
+    """Return the error for a network that PyTorch's exporter refuses, with the one line of its own that tells why."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return CnnlabError(
+        f"PyTorch's exporter cannot convert this network to {form}; its forward may branch on values or fix the size "
+        f"of a batch: {reason(cause, 200)}"
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hide what the exporter prints and warns of, which nobody can act on; its exceptions say what failed."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        # torch.export copies its own deprecated tree specifications.
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            yield
+    finally:
+        logging.disable(before)
