@@ -28,6 +28,7 @@ from cnnlab.export.runtime import Exported, open_exported
 from cnnlab.serve.server import Server
 from cnnlab.serve.service import make_app
 from cnnlab.serve.settings import Limits
+from conftest import Command
 
 RED, GREEN, BLUE = png((250, 0, 0)), png((0, 250, 0)), png((0, 0, 250))
 SMALL = Limits(body=20_000, bodies=50_000, pixels=10_000, images=3, max_queue=8, connections=12,
@@ -48,6 +49,13 @@ def service(model: Exported) -> Iterator[tuple[Client, Server]]:
 @pytest.fixture
 def client(service: tuple[Client, Server]) -> Client:
     return service[0]
+
+
+@pytest.fixture
+def cnnlab_(request: pytest.FixtureRequest) -> Command:
+    """The command; the package has the fixture's name."""
+    found: Command = request.getfixturevalue("cnnlab")
+    return found
 
 
 class Held:
@@ -331,15 +339,18 @@ def test_metrics(model: Exported) -> None:
         assert f"# TYPE {family}" in text
 
 
-def test_answers_equal_predict(shapes: Path, tmp_path: Path) -> None:
+def test_answers_equal_predict(shapes: Path, tmp_path: Path, cnnlab_: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also for JPEG, CMYK, 16 bits, turned, transparent and palette images, alone and together."""
-    from cnnlab.serve.model import open_model
+    from cnnlab.serve import model
+
+    # In this process: importing PyTorch once more takes seconds.
+    monkeypatch.setattr(model.subprocess, "run", lambda command, **_: cnnlab_(*command[3:]))
 
     settings = {"epochs": 1, "batch_size": 8, "fit": "crop", "progress": "none"}
     run = cnnlab.train(data=f"folder:{shapes}", model="lenet", runs_dir=tmp_path / "runs", name="one", **settings).run
     files = image_kinds(tmp_path)
     expected, _ = cnnlab.predict(run, files, top=2)
-    with serving(open_model("one", tmp_path / "runs", threads=1)) as (client, _):
+    with serving(model.open_model("one", tmp_path / "runs", threads=1)) as (client, _):
         body, headers = form(*((file.name, file.read_bytes()) for file in files))
         together = client.ask("/predict?top=2", body, **headers)[1]["images"]
         alone = [client.ask("/predict?top=2", file.read_bytes())[1]["images"][0] for file in files]
