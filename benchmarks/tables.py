@@ -623,7 +623,10 @@ def export() -> str:
         f"Networks trained a few steps on the handwritten digits, exported to ONNX and compared on all "
         f"{' or '.join(map(str, sorted(images)))} validation images: {len(rows)} networks, "
         f"{sum(part['changed'] for row in rows for part in row['parity'])} classes changed. "
-        f"Images/s in batches of {found['batch']}, one thread. {hardware(found, '../')}.",
+        f"Images/s in batches of {found['batch']}, one thread; PyTorch's are those of `Classifier.predict_batch`. "
+        f"Times on a core that others used, too. {hardware(found, '../')}.",
+        "Networks of sigmoids or without batch norm have hardly learned anything after so few steps; their answers are "
+        "nearly constant, so small differences say little of them.",
         "",
         "| network | input | largest difference | ties | MB | seconds to export and check | PyTorch images/s | onnxruntime images/s |",
         "|---|---|---|---|---|---|---|---|",
