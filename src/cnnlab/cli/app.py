@@ -18,6 +18,7 @@ from cnnlab.cli.calibrate import calibrate
 from cnnlab.cli.chapter import classical, figures, reproduce
 from cnnlab.cli.doctor import data as data_commands
 from cnnlab.cli.doctor import doctor
+from cnnlab.cli.evaluate import evaluate
 from cnnlab.cli.export import export
 from cnnlab.cli.grade import grade
 from cnnlab.cli.inspect import inspect
@@ -25,7 +26,7 @@ from cnnlab.cli.kaggle import kaggle
 from cnnlab.cli.lessons import lessons
 from cnnlab.cli.list import list_, show
 from cnnlab.cli.lr_find import lr_find
-from cnnlab.cli.predict import evaluate, predict
+from cnnlab.cli.predict import predict
 from cnnlab.cli.race import race
 from cnnlab.cli.report import report
 from cnnlab.cli.runs import runs

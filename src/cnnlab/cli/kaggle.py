@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cnnlab.cli.evaluate import confusion, evaluation_text
 from cnnlab.cli.options import (
     AsJson,
     DataDir,
@@ -22,7 +23,6 @@ from cnnlab.cli.options import (
     Threads,
     print_training,
 )
-from cnnlab.cli.predict import confusion, evaluation_text
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.tables import Table, to_json, wrap
 from cnnlab.io.text import echo, escape, plural

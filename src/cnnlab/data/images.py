@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from cnnlab.data.own import as_uint8
 from cnnlab.io.decode import Decoding, decode, square_pixels
 from cnnlab.io.errors import CnnlabError, expand
 from cnnlab.io.stacks import Stack
-from cnnlab.io.walk import IMAGE, image_files, walk
+from cnnlab.io.walk import IMAGE, walk
 
 
 def flatten(images: Any) -> list[Any]:
@@ -24,15 +25,7 @@ def flatten(images: Any) -> list[Any]:
     folder come sorted by name. Raises: CnnlabError for a missing path, an empty folder and anything else.
     """
     if isinstance(images, str | Path):
-        path = expand(images)
-        if path.is_dir():
-            if files := sorted(image_files(path)):
-                return list(files)
-            kinds = ", ".join(passed_over(path))
-            raise CnnlabError(f"{path} holds no images that can be read{f' ({kinds})' if kinds else ''}")
-        if path.is_file():
-            return [path]
-        raise CnnlabError(f"{path} does not exist; give image files or folders of images")
+        return list(image_paths([images])[0])
     if isinstance(images, Image.Image):
         return [images]
     if isinstance(images, np.ndarray | Tensor):
@@ -46,10 +39,32 @@ def flatten(images: Any) -> list[Any]:
     raise CnnlabError(f"{type(images).__name__} is not an image: give a path, PIL image, array, tensor or list")
 
 
-def passed_over(folder: Path) -> list[str]:
-    """Return what else is in a folder of images, by kind: `40 .heic`."""
-    counts = Counter(kind or "without a usual ending" for kind, _ in walk(folder) if kind != IMAGE)
-    return [f"{count:,} {kind}" for kind, count in counts.most_common()]
+def image_paths(paths: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
+    """Return the image files in `paths`, and a line on what else is in each folder: `40 .heic in photos`.
+
+    paths: files, or folders that are searched; the images of a folder come sorted by name. Raises: CnnlabError for a
+    missing path and for a folder without images.
+    """
+    files: list[Path] = []
+    others = []
+    for path in map(expand, paths):
+        if not path.is_dir():
+            if not path.is_file():
+                raise CnnlabError(f"{path} does not exist; give image files or folders of images")
+            files.append(path)
+            continue
+        found, counts = [], Counter[str]()
+        for kind, file in walk(path):
+            if kind == IMAGE:
+                found.append(file)
+            else:
+                counts[kind or "without a usual ending"] += 1
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common())
+        if not found:
+            raise CnnlabError(f"{path} holds no images that can be read{f' ({kinds})' if kinds else ''}")
+        files += sorted(found)
+        others += [f"{kinds} in {path}"] * bool(kinds)
+    return files, others
 
 
 def pixels(image: Any, how: Decoding, *, invert: bool = False) -> np.ndarray:

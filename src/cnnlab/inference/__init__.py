@@ -2,15 +2,14 @@
 
 from cnnlab.inference.classifier import (
     Classifier,
-    Prediction,
     Predictions,
     load_model,
     load_network,
-    predict,
     probabilities,
 )
 from cnnlab.inference.evaluation import RunEvaluation, evaluate_run, run_splits, validation_images
 from cnnlab.inference.split_table import SplitTable, split_table
+from cnnlab.inference.stream import Prediction, predict, predict_stream
 from cnnlab.inference.threshold import Threshold, set_threshold
 
 __all__ = [
@@ -24,6 +23,7 @@ __all__ = [
     "load_model",
     "load_network",
     "predict",
+    "predict_stream",
     "probabilities",
     "run_splits",
     "set_threshold",

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cnnlab.data.images import flatten, passed_over, pixels
+from cnnlab.data.images import flatten, pixels
 from cnnlab.data.imageset import Report, no_report
 from cnnlab.data.loader import Preprocessing, laid_out
 from cnnlab.data.packed import Pixels
 from cnnlab.device.determinism import reproducible
 from cnnlab.device.hardware import available_cores, check_threads, pick_device
 from cnnlab.device.precision import exact_float32
-from cnnlab.io.decode import BadImage, bombs_refused, decode
+from cnnlab.io.decode import bombs_refused
 from cnnlab.io.errors import CnnlabError, reason, unknown
 from cnnlab.models.own import Network
 from cnnlab.training import runs
@@ -29,18 +29,6 @@ from cnnlab.training.results import layout_of, trained_model
 from cnnlab.training.runs import Run
 
 _MOST_VALUES = 1 << 26  # in a batch of large images
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The classes of one image file with their probabilities, most probable first.
-
-    none_of_these: the first is less probable than the run's threshold.
-    """
-
-    path: Path
-    top: list[tuple[str, float]]
-    none_of_these: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,59 +171,6 @@ def load_network(run: Run, weights: Path | None = None, model: Network | None = 
     weights: a file. Default: see `Run.weights`. model: see `load_model`. Raise CnnlabError.
     """
     return trained_model(run, weights or run.weights(), model)
-
-
-def predict(
-    name: Run | str | Path,
-    paths: Sequence[str | Path] | str | Path,
-    *,
-    model: Network | None = None,
-    top: int = 3,
-    weights: str | None = None,
-    runs_dir: str | Path = "runs",
-    device: str = "auto",
-    skip_bad: bool = False,
-    invert: bool = False,
-    views: str = "none",
-    threads: int | None = None,
-) -> tuple[list[Prediction], list[str]]:
-    """Return the `top` most probable classes of each image in `paths` (files, or folders that are searched).
-
-    The images go through the same steps as in training. model: see `load_model`. invert: exchange black and white
-    first, for dark writing on light paper where the network learned light on dark. views: test-time augmentation, a
-    key of VIEWS. threads: of the CPU. Default: all available cores. Returns: predictions in the order
-    of the paths, and one line for each damaged image that `skip_bad` left out and on other files of a folder. Raise
-    CnnlabError.
-    """
-    if top < 1:
-        raise CnnlabError(f"top={top}: must be at least 1")
-    check_views(views)
-    check_threads(threads)
-    here = pick_device(device)
-    classifier = load_model(name, model=model, weights=weights, runs_dir=runs_dir).to(here)
-    p = classifier.preprocessing
-    files: list[Path] = flatten([paths] if isinstance(paths, str | Path) else list(paths))
-    predictions: list[Prediction] = []
-    folders = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths) if Path(path).is_dir()]
-    skipped = [f"{', '.join(kinds)} in {folder}" for folder in folders if (kinds := passed_over(folder))]
-    step = batch_size_of(p)
-    with bombs_refused():
-        for at in range(0, len(files), step):
-            good, batch = [], []
-            for file in files[at : at + step]:
-                try:
-                    batch.append(decode(file, p.decoding, invert=invert))
-                    good.append(file)
-                except BadImage as error:
-                    if not skip_bad:
-                        raise CnnlabError(f"{error}; leave such files out with --skip-bad") from error
-                    skipped.append(str(error))
-            if good:
-                answers = classifier.predict_batch(np.stack(batch), views, threads)
-                predictions += map(Prediction, good, answers.top(top), answers.none_of_these)
-    if not predictions:
-        raise CnnlabError(f"none of the {len(files)} images could be read; the first: {skipped[0]}")
-    return predictions, skipped
 
 
 @torch.inference_mode()

@@ -43,6 +43,9 @@ _KNOWN = tuple(f for f in _FORMATS if f in Image.OPEN)  # a Pillow may be built 
 LARGEST_FILE = 1 << 29  # bytes
 _LARGE = 1 << 26  # bytes of pixels, 4 a pixel in Pillow: larger images are read one at a time, to bound the memory
 _one_large = threading.RLock()
+_reads_lock = threading.Lock()
+# The reads that are under way, see `bombs_refused`: what the first replaced, and None for each of the others.
+_reads: list[warnings.catch_warnings[None] | None] = []
 FITS = ("pad", "crop", "stretch")
 BACKGROUNDS = ("auto", "black", "white")
 _DEEP = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
@@ -215,12 +218,22 @@ def ink(source: Source, content: bytes | None = None) -> float | None:
 def bombs_refused() -> Iterator[None]:
     """Turn Pillow's warning about a decompression bomb into a BadImage, and hide its other warnings.
 
-    Use it around the whole read, not around each image: warning filters belong to the process, not to a thread.
+    Use it around the whole read, not around each image: warning filters belong to the process, not to a thread. Reads
+    may overlap, in threads or as generators that end in any order: the last one restores the filters.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with _reads_lock:
+        replaced = None if _reads else warnings.catch_warnings()
+        _reads.append(replaced)
+        if replaced:
+            replaced.__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+    try:
         yield
+    finally:
+        with _reads_lock:
+            if last := _reads.pop():
+                last.__exit__(None, None, None)
 
 
 def read_image(source: Source, content: bytes | None, use: Callable[[Picture], T]) -> T:

@@ -44,7 +44,7 @@ def write_atomic(path: Path, content: bytes | str | Iterable[Any], before: Path 
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def remove_torn(folder: Path) -> None:
@@ -127,7 +127,8 @@ def digest_of_json(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Flush a folder to the disk."""
     # The rename is durable only once the folder is flushed. Windows cannot open a folder.
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
@@ -143,10 +144,15 @@ def check_new_csv(path: str | Path) -> None:
     """Raise CnnlabError unless `path` is the name of a new CSV file."""
     if Path(path).suffix.lower() != ".csv":
         raise CnnlabError(f"{path}: the table is saved as CSV; name a file that ends with .csv")
-    if Path(path).exists():
+    check_new(Path(path))
+
+
+def check_new(path: Path) -> None:
+    """Raise CnnlabError unless `path` is the name of a new file in a folder that exists."""
+    if path.exists():
         raise CnnlabError(f"{path} exists; name another file, or remove it first")
-    if not Path(path).parent.is_dir():
-        raise CnnlabError(f"the folder {Path(path).parent} does not exist; create it first")
+    if not path.parent.is_dir():
+        raise CnnlabError(f"the folder {path.parent} does not exist; create it first")
 
 
 def save_new_csv(path: str | Path, content: str) -> None:

@@ -1,0 +1,243 @@
+"""Classify image files as a stream: all cores decode a bounded number ahead, the answers come in the files' order."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cnnlab.data.files import in_order
+from cnnlab.data.images import image_paths
+from cnnlab.device.hardware import available_cores, check_threads, package_version, pick_device
+from cnnlab.inference.classifier import Classifier, batch_size_of, check_views, load_model, weights_file
+from cnnlab.io.decode import BadImage, bombs_refused, decode
+from cnnlab.io.errors import CnnlabError
+from cnnlab.io.files import digest
+from cnnlab.models.own import Network
+from cnnlab.training import runs
+from cnnlab.training.runs import Run
+
+_TASK = 16  # images, at most, that a thread decodes at a time: handing over a small one takes as long as decoding it
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The classes of one image file with their probabilities, most probable first.
+
+    none_of_these: the first is less probable than the run's threshold. error: why a damaged image has no classes; an
+    empty text for others.
+    """
+
+    path: Path
+    top: list[tuple[str, float]]
+    none_of_these: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Image files and what classifies them. None has been read yet.
+
+    files: N, in the order of the answers. others: a line on what else is in each folder. weights: the file.
+    """
+
+    classifier: Classifier
+    weights: Path
+    files: Sequence[Path]
+    others: list[str]
+    device: torch.device
+    top: int
+    skip_bad: bool
+    invert: bool
+    views: str
+    threads: int | None
+    _free: threading.Event = field(default_factory=threading.Event)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __iter__(self) -> Iterator[Prediction]:
+        for batch in self.batches():
+            yield from batch
+
+    @property
+    def columns(self) -> int:
+        """How many classes each answer names."""
+        return min(self.top, len(self.classifier.classes))
+
+    def batches(self, start: int = 0) -> Generator[list[Prediction], None, None]:
+        """Yield the predictions of the files from number `start` on, those of one batch at a time.
+
+        The batches are the same wherever the stream starts, since the bits of an answer may depend on them. Raise
+        CnnlabError for a damaged image, unless they are skipped.
+        """
+        if start >= len(self):
+            return
+        step = batch_size_of(self.classifier.preprocessing)
+        threads = self.threads or available_cores()
+        firsts = range(start // step * step, len(self), step)
+        each = max(1, min(_TASK, step // (4 * threads)))
+        tasks = (range(i, min(i + each, at + step, len(self))) for at in firsts for i in range(at, at + step, each))
+        ahead = step // each + threads
+        finalizing = sys.is_finalizing  # at the interpreter's end, modules are gone before generators
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="decode images")
+        self._free.set()
+        try:
+            with bombs_refused():
+                decoded = in_order(pool, self._decode, tasks, ahead)
+                for at in firsts:
+                    files = self.files[at : at + step]
+                    found: list[np.ndarray | BadImage] = []
+                    while len(found) < len(files):
+                        found += next(decoded)
+                    yield self._answers(files, found)[max(0, start - at) :]
+        finally:
+            self._free.set()
+            if not finalizing():
+                pool.shutdown(cancel_futures=True)
+
+    def _decode(self, numbers: range) -> list[np.ndarray | BadImage]:
+        found: list[np.ndarray | BadImage] = []
+        for number in numbers:
+            self._free.wait()
+            try:
+                found.append(decode(self.files[number], self.classifier.preprocessing.decoding, invert=self.invert))
+            except BadImage as error:
+                found.append(error)
+        return found
+
+    def _answers(self, files: Sequence[Path], found: Sequence[np.ndarray | BadImage]) -> list[Prediction]:
+        bad = [image for image in found if isinstance(image, BadImage)]
+        if bad and not self.skip_bad:
+            raise CnnlabError(f"{bad[0]}; leave such files out with --skip-bad") from bad[0]
+        images = [image for image in found if not isinstance(image, BadImage)]
+        rows: Iterator[tuple[list[tuple[str, float]], bool]] = iter(())
+        if images:
+            # On a CPU, decoders and network take turns: each uses all threads, and together no more than there are.
+            if self.device.type == "cpu":
+                self._free.clear()
+            try:
+                answers = self.classifier.predict_batch(np.stack(images), self.views, self.threads)
+            finally:
+                self._free.set()
+            rows = zip(answers.top(self.top), answers.none_of_these, strict=True)
+        return [
+            Prediction(file, [], error=str(image)) if isinstance(image, BadImage) else Prediction(file, *next(rows))
+            for file, image in zip(files, found, strict=True)
+        ]
+
+    def none_readable(self, error: str) -> CnnlabError:
+        """Return the error of a stream all of whose images are damaged. error: of the first."""
+        return CnnlabError(f"none of the {len(self)} images could be read; the first: {error}")
+
+    def key(self) -> dict[str, Any]:
+        """Return all that the answers depend on, besides the content of the image files, as plain values."""
+        names = hashlib.blake2b(digest_size=16)
+        for file in self.files:
+            names.update(str(file).encode("utf-8", "surrogateescape") + b"\0")
+        with self.weights.open("rb") as stored:
+            weights = hashlib.file_digest(stored, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        c = self.classifier
+        return {
+            "weights": weights, "network": digest(repr(c.network)), "classes": digest(c.classes),
+            "preprocessing": digest(c.preprocessing.to_dict()), "temperature": c.temperature,
+            "threshold": c.threshold, "images": f"{len(self)} ({names.hexdigest()})", "top": self.columns,
+            "tta": self.views, "invert": self.invert, "device": self.device.type, "threads": self.threads,
+            **{name: package_version(name) for name in ("cnnlab", "torch", "pillow")},
+        }  # fmt: skip
+
+
+def open_stream(
+    name: Run | str | Path,
+    paths: Sequence[str | Path] | str | Path,
+    *,
+    model: Network | None = None,
+    top: int = 3,
+    weights: str | None = None,
+    runs_dir: str | Path = "runs",
+    device: str = "auto",
+    skip_bad: bool = False,
+    invert: bool = False,
+    views: str = "none",
+    threads: int | None = None,
+) -> Stream:
+    """Return the stream of the images in `paths`; the arguments are those of `predict`. Raise CnnlabError."""
+    if top < 1:
+        raise CnnlabError(f"top={top}: must be at least 1")
+    check_views(views)
+    check_threads(threads)
+    here = pick_device(device)
+    run = name if isinstance(name, Run) else runs.open_run(name, runs_dir)
+    classifier = load_model(run, model=model, weights=weights).to(here)
+    files, others = image_paths([paths] if isinstance(paths, str | Path) else paths)
+    if not files:
+        raise CnnlabError("no images to classify")
+    return Stream(
+        classifier, weights_file(run, weights), files, others, here, top, skip_bad, invert, views, threads
+    )  # fmt: skip
+
+
+def predict_stream(
+    name: Run | str | Path,
+    paths: Sequence[str | Path] | str | Path,
+    *,
+    model: Network | None = None,
+    top: int = 3,
+    weights: str | None = None,
+    runs_dir: str | Path = "runs",
+    device: str = "auto",
+    skip_bad: bool = False,
+    invert: bool = False,
+    views: str = "none",
+    threads: int | None = None,
+) -> Iterator[Prediction]:
+    """Yield the prediction of each image in `paths` as it comes, in the order of the paths, in bounded memory.
+
+    The arguments are those of `predict`. With `skip_bad`, a damaged image yields a prediction with an `error` and no
+    classes. Raise CnnlabError at once for the run, the paths and the options, and in its place for a damaged image.
+    """
+    return iter(open_stream(
+        name, paths, model=model, top=top, weights=weights, runs_dir=runs_dir, device=device, skip_bad=skip_bad,
+        invert=invert, views=views, threads=threads,
+    ))  # fmt: skip
+
+
+def predict(
+    name: Run | str | Path,
+    paths: Sequence[str | Path] | str | Path,
+    *,
+    model: Network | None = None,
+    top: int = 3,
+    weights: str | None = None,
+    runs_dir: str | Path = "runs",
+    device: str = "auto",
+    skip_bad: bool = False,
+    invert: bool = False,
+    views: str = "none",
+    threads: int | None = None,
+) -> tuple[list[Prediction], list[str]]:
+    """Return the `top` most probable classes of each image in `paths` (files, or folders that are searched).
+
+    The images go through the same steps as in training. model: see `load_model`. invert: exchange black and white
+    first, for dark writing on light paper where the network learned light on dark. views: test-time augmentation, a
+    key of VIEWS. threads: of the CPU. Default: all available cores. Returns: predictions in the order
+    of the paths, and one line for each damaged image that `skip_bad` left out and on other files of a folder. Raise
+    CnnlabError.
+    """
+    stream = open_stream(
+        name, paths, model=model, top=top, weights=weights, runs_dir=runs_dir, device=device, skip_bad=skip_bad,
+        invert=invert, views=views, threads=threads,
+    )  # fmt: skip
+    found = list(stream)
+    predictions, bad = [p for p in found if not p.error], [p.error for p in found if p.error]
+    if not predictions:
+        raise stream.none_readable(bad[0])
+    return predictions, [*stream.others, *bad]
