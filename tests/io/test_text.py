@@ -87,6 +87,8 @@ def test_nothing_unpickles_or_runs_what_a_file_holds() -> None:
             continue  # of an archive of a known MD5; members are read, not unpacked
         if path == SOURCE / "data" / "webdataset.py" and name == "tarfile.open":
             continue  # members are read within bounds, not unpacked
+        if path == SOURCE / "export" / "tensors.py" and name in ("exec", "compile"):
+            continue  # of the reader that it has just written, to check it
         if path == SOURCE / "models" / "published.py" and name == "torch.load":
             # of a file of a known sha256
             assert options.get("weights_only") == "True", where
