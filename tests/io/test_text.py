@@ -87,6 +87,8 @@ def test_nothing_unpickles_or_runs_what_a_file_holds() -> None:
             continue  # of an archive of a known MD5; members are read, not unpacked
         if path == SOURCE / "data" / "webdataset.py" and name == "tarfile.open":
             continue  # members are read within bounds, not unpacked
+        if path == SOURCE / "export" / "runtime_js.py" and name == "tarfile.open":
+            continue  # members of known sha256 are read within bounds, not unpacked
         if path == SOURCE / "export" / "tensors.py" and name in ("exec", "compile"):
             continue  # of the reader that it has just written, to check it
         if path == SOURCE / "models" / "published.py" and name == "torch.load":
@@ -104,7 +106,7 @@ def test_nothing_unpickles_or_runs_what_a_file_holds() -> None:
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
-                tar = ("d2l/hub.py", "data/named.py", "data/webdataset.py")  # see above
+                tar = ("d2l/hub.py", "data/named.py", "data/webdataset.py", "export/runtime_js.py")  # see above
                 names = {alias.name for alias in node.names}
                 imported |= names - {"tarfile"} if path.relative_to(SOURCE).as_posix() in tar else names
             elif isinstance(node, ast.ImportFrom):
