@@ -131,17 +131,17 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", help="default: all")
     parser.add_argument("--tiny", action="store_true", help="one network, for the tests")
     parser.add_argument("--fit", action="store_true", help="measure the fit of photographs instead")
-    options = parser.parse_args()
-    if options.fit:
-        print(write_result("export-fit", "cpu", fit_speed(), options.out))
+    args = parser.parse_args()
+    if args.fit:
+        print(write_result("export-fit", "cpu", fit_speed(), args.out))
         return
     from cnnlab import MODELS, CnnlabError
 
-    form = {"to": "safetensors"} if options.tiny else {}  # needs no conversion, which takes seconds
-    names = ["lenet"] if options.tiny else options.networks or [*MODELS, *TIMM]
-    tasks = [(name, 0) for name in names] + [(name, EPOCHS) for name in FORMS if name in names and not options.tiny]
-    end = time.perf_counter() + 60 * options.minutes
-    earlier = max(options.out.glob("export_*.json"), default=None)
+    form = {"to": "safetensors"} if args.tiny else {}  # needs no conversion, which takes seconds
+    names = ["lenet"] if args.tiny else args.networks or [*MODELS, *TIMM]
+    tasks = [(name, 0) for name in names] + [(name, EPOCHS) for name in FORMS if name in names and not args.tiny]
+    end = time.perf_counter() + 60 * args.minutes
+    earlier = max(args.out.glob("export_*.json"), default=None)
     begun = {} if earlier is None else json.loads(earlier.read_text())
     rows, others = begun.get("networks", []), begun.get("forms", [])
     have = {(row["network"], False) for row in rows} | {(row["network"], True) for row in others}
@@ -163,7 +163,7 @@ def main() -> None:
                 rows.append({"network": name, "refused": str(error)})
                 print(name, error, flush=True)
         left_out = [f"{name} ({epochs} epochs)" if epochs else name for name, epochs in tasks[done + 1 :]]
-        written = write_result("export", "cpu", {**figures, "left_out": left_out}, options.out)
+        written = write_result("export", "cpu", {**figures, "left_out": left_out}, args.out)
     print(written)
 
 
