@@ -227,6 +227,28 @@ def time_to_accuracy(words: dict[str, str]) -> list[str]:
     return lines[1:]
 
 
+def classifying() -> list[str]:
+    """For docs/speed.md: images/s of `cnnlab predict` beside other loops, from benchmarks/predict.py."""
+    if not labelled("predict_*.json"):
+        return []
+    found = newest("predict")
+    many = found["many"]
+    lines = ["", f"A folder of JPEG photographs of 100 x 100 pixels classified, images/s (peak memory in MiB, workers included), medians of {found['n']} alternating rounds. "
+             f"{hardware(found, '../')}.", "", "| network | pixels | `cnnlab predict --out` | a loop with Pillow | torchvision's ImageFolder, DataLoader |", "|---|---|---|---|---|"]  # fmt: skip
+    for name, r in found["networks"].items():
+        sides = " | ".join(
+            f"{r[side]['images_per_second']['median']:,.0f} ({r[side]['peak_pss_mib']:,.0f})"
+            for side in ("cnnlab", "pillow", "torchvision")
+        )
+        lines.append(f"| {name} | {r['image_size']} | {sides} |")
+    rate, memory = many["images"] / many["seconds"], many["peak_pss_mib"]
+    return [
+        *lines,
+        "",
+        f"{many['images']:,} of them with lenet-bn by `cnnlab predict --out`: {rate:,.0f} images/s, at most {memory:,.0f} MiB.",
+    ]
+
+
 def speed() -> str:
     """docs/speed.md: everything that was measured about speed."""
     fashion = newest_of_each("fashion-speed")
@@ -402,6 +424,7 @@ def saving() -> str:
             f"| {name} | {r['image_size']} | {r['saves']} | {r['checkpoint_mib']:,.1f} MiB | {1000 * r['step_seconds']:,.0f} ms | "
             f"{pause['median']} ms ({pause['min']} to {pause['max']}) | {written['median']} ms | {cost['median']} ms | {r['share_once_a_minute']:.2%} |"
         )
+    lines += classifying()
     return "\n".join(lines)
 
 
