@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -37,7 +38,7 @@ def reproducible(seed: int, threads: int) -> Iterator[None]:
     try:
         # cuBLAS reads this when its first handle is created; without it some products are not repeatable.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        deterministic_algorithms(True)
         determinism.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a debugging aid
         cudnn.benchmark = False
         torch.set_num_threads(threads)
@@ -49,7 +50,7 @@ def reproducible(seed: int, threads: int) -> Iterator[None]:
     finally:
         if cublas is None:
             os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
-        torch.use_deterministic_algorithms(flags[0], warn_only=flags[1])
+        deterministic_algorithms(flags[0], warn_only=flags[1])
         determinism.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
         cudnn.benchmark = benchmark
         torch.set_num_threads(threads_before)
@@ -60,6 +61,23 @@ def reproducible(seed: int, threads: int) -> Iterator[None]:
             torch.cuda.set_rng_state_all(gpus)
         if mps is not None:
             torch.mps.set_rng_state(mps)
+
+
+def deterministic_algorithms(wanted: bool, warn_only: bool = False) -> None:
+    """Do what `torch.use_deterministic_algorithms` does, without importing the compiler for its flag.
+
+    That import takes two seconds, and only a compiled step needs it: whoever compiles calls `deterministic_compiler`.
+    """
+    if "torch._inductor.config" in sys.modules:
+        torch.use_deterministic_algorithms(wanted, warn_only=warn_only)
+    else:
+        torch.set_deterministic_debug_mode(("warn" if warn_only else "error") if wanted else "default")
+
+
+def deterministic_compiler() -> None:
+    """Import the compiler, and let it choose kernels without timing them if deterministic algorithms are in use."""
+    flags = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(flags[0], warn_only=flags[1])
 
 
 def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cnnlab.device.determinism import deterministic_compiler
 from cnnlab.device.precision import autocast, upcast
 from cnnlab.training.replica import Replica
 
@@ -98,6 +99,7 @@ class Compiled(nn.Module):
     def __init__(self, model: nn.Module, mode: str) -> None:
         super().__init__()
         self.model = model
+        deterministic_compiler()
         self._forward_loss: Any = torch.compile(_forward_loss, dynamic=False, mode=None if mode == "default" else mode)
         self._reuses_outputs = mode == "reduce-overhead"
 
