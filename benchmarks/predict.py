@@ -93,8 +93,8 @@ def by_pillow(task: Task) -> Task:
         for at in range(0, len(files), BATCH):
             batch = []
             for file in files[at : at + BATCH]:
-                with Image.open(file) as image:
-                    image = ImageOps.exif_transpose(image).convert("RGB")
+                with Image.open(file) as opened:
+                    image = ImageOps.exif_transpose(opened).convert("RGB")
                     batch.append(np.asarray(ImageOps.pad(image, size, Image.Resampling.BILINEAR)))
             x = p(torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).contiguous())
             answers.append(classifier(x).softmax(1).topk(3))

@@ -285,7 +285,7 @@ def speed() -> str:
     lines += on_a_gpu()
     for peer in by_machine("vs-d2l"):
         lines += beside_d2l(peer)
-    return "\n".join(lines + drop_in() + reference())
+    return "\n".join(lines + drop_in() + reference() + classifying())
 
 
 def part(result: dict[str, Any], name: str) -> dict[str, Any]:
@@ -424,7 +424,6 @@ def saving() -> str:
             f"| {name} | {r['image_size']} | {r['saves']} | {r['checkpoint_mib']:,.1f} MiB | {1000 * r['step_seconds']:,.0f} ms | "
             f"{pause['median']} ms ({pause['min']} to {pause['max']}) | {written['median']} ms | {cost['median']} ms | {r['share_once_a_minute']:.2%} |"
         )
-    lines += classifying()
     return "\n".join(lines)
 
 
