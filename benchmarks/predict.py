@@ -61,12 +61,12 @@ def train(source: Path, network: str, runs: Path) -> Path:
 
 def by_cnnlab(task: Task) -> Task:
     from cnnlab.inference.output import save
-    from cnnlab.inference.stream import open_stream
+    from cnnlab.inference.stream import predict_stream
 
     out = Path(task["out"])
     out.unlink(missing_ok=True)
     start = time.perf_counter()
-    saved = save(open_stream(task["run"], [task["folder"]], threads=task["threads"]), out)
+    saved = save(predict_stream(task["run"], [task["folder"]], threads=task["threads"]), out)
     return {"images": saved.images, "train_seconds": time.perf_counter() - start}
 
 

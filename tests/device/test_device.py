@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -185,6 +187,29 @@ def state() -> list[object]:
         np.random.get_state()[1].tolist(),  # type: ignore[index]
         torch.get_rng_state().tolist(),
     ]
+
+
+def test_determinism_imports_the_compiler_only_for_a_compiled_step() -> None:
+    """It takes two seconds. Where it is there, its flag is set and restored."""
+    code = (
+        "import sys, torch\n"
+        "from cnnlab.device.determinism import deterministic_compiler, reproducible\n"
+        "with reproducible(0, 1):\n"
+        "    assert torch.are_deterministic_algorithms_enabled()\n"
+        "assert not torch.are_deterministic_algorithms_enabled()\n"
+        "assert 'torch._inductor' not in sys.modules\n"
+        "with reproducible(0, 1):\n"
+        "    deterministic_compiler()\n"
+        "    from torch._inductor import config\n"
+        "    flag = config.deterministic\n"
+        "assert not config.deterministic\n"
+        "with reproducible(0, 1):\n"
+        "    assert config.deterministic == flag\n"
+        "print(flag)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout == "True\n"
 
 
 @pytest.mark.parametrize("cublas", [None, ":16:8"])

@@ -19,7 +19,7 @@ from PIL import Image
 
 from cnnlab import CnnlabError, Run, load_model, predict
 from cnnlab.inference import output, predict_stream, stream
-from cnnlab.inference.stream import Stream, open_stream
+from cnnlab.inference.stream import Stream
 from conftest import Command, one_line_error
 
 COUNT = 23
@@ -65,7 +65,7 @@ def test_the_stream_is_the_list_and_what_the_classifier_says(digits_run: Run, ph
 
 @pytest.mark.usefixtures("small_batches")
 def test_a_stream_from_the_middle_gives_the_same_answers(digits_run: Run, photos: Path) -> None:
-    opened = open_stream(digits_run, photos)
+    opened = predict_stream(digits_run, photos)
     whole = list(opened)
     for start in (0, 1, STEP, STEP + 3, COUNT - 1, COUNT):
         assert [p for batch in opened.batches(start) for p in batch] == whole[start:]
@@ -78,7 +78,7 @@ def test_reading_runs_ahead_a_bounded_number_of_images(
     read: list[Any] = []
     real = stream.decode
     monkeypatch.setattr(stream, "decode", lambda *args, **options: (read.append(args[0]), real(*args, **options))[1])
-    opened = open_stream(digits_run, [photos] * 40, threads=1)
+    opened = predict_stream(digits_run, [photos] * 40, threads=1)
     answers = iter(opened)
     for taken in range(1, 200):
         next(answers)
@@ -138,7 +138,7 @@ def test_every_format_holds_the_same_values(digits_run: Run, photos: Path, tmp_p
 def test_a_file_cut_off_anywhere_is_continued_to_the_same_bytes(
     digits_run: Run, photos: Path, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = open_stream(digits_run, photos, top=1)
+    opened = predict_stream(digits_run, photos, top=1)
     output.save(opened, Path(f"whole.{ending}"))
     whole = Path(f"whole.{ending}").read_bytes()
     file = Path(f"x.{ending}")
@@ -188,7 +188,7 @@ def write(self, lines):
     real(self, lines)
 
 output.PartFile.write = write
-output.save(stream.open_stream(sys.argv[1], sys.argv[2]), Path("x.csv"))
+output.save(stream.predict_stream(sys.argv[1], sys.argv[2]), Path("x.csv"))
 """
 
 
@@ -219,7 +219,7 @@ def test_a_killed_process_is_continued_to_the_same_bytes(digits_run: Run, photos
 def test_a_process_killed_while_it_finishes(
     digits_run: Run, photos: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = open_stream(digits_run, photos)
+    opened = predict_stream(digits_run, photos)
     output.save(opened, Path("whole.csv"))
 
     def stop(*args: Any, **options: Any) -> None:
@@ -265,7 +265,7 @@ def test_files_that_are_not_continued(digits_run: Run, photos: Path, cnnlab: Com
     assert "x.csv.part" in one_line_error(cnnlab(*command, "--out", "x.csv"))
     assert Path("x.csv.part").read_text() == "mine"
     assert "leave out --format" in one_line_error(cnnlab(*command, "--out", "y.csv", "--format", "json"))
-    opened = open_stream(digits_run, photos)
+    opened = predict_stream(digits_run, photos)
     with output.PartFile(Path("z.csv"), opened.key()):
         assert "another process" in one_line_error(cnnlab(*command, "--out", "z.csv"))
     Path("z.csv.part").write_text("image,label_1\n")

@@ -62,7 +62,7 @@ def predict(
     probabilities.
     """
     from cnnlab.inference.output import check_output
-    from cnnlab.inference.stream import open_stream
+    from cnnlab.inference.stream import predict_stream
 
     if format_ not in _FORMATS:
         raise unknown("format", format_, _FORMATS)
@@ -70,7 +70,7 @@ def predict(
         if format_ not in ("table", out.suffix.lower().removeprefix(".")):
             raise CnnlabError(f"--format {format_} and --out {out}: a file's format is its ending; leave out --format")
         check_output(out)
-    stream = open_stream(
+    stream = predict_stream(
         run,
         images,
         model=own_model(model),

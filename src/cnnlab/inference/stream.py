@@ -155,36 +155,6 @@ class Stream:
         }  # fmt: skip
 
 
-def open_stream(
-    name: Run | str | Path,
-    paths: Sequence[str | Path] | str | Path,
-    *,
-    model: Network | None = None,
-    top: int = 3,
-    weights: str | None = None,
-    runs_dir: str | Path = "runs",
-    device: str = "auto",
-    skip_bad: bool = False,
-    invert: bool = False,
-    views: str = "none",
-    threads: int | None = None,
-) -> Stream:
-    """Return the stream of the images in `paths`; the arguments are those of `predict`. Raise CnnlabError."""
-    if top < 1:
-        raise CnnlabError(f"top={top}: must be at least 1")
-    check_views(views)
-    check_threads(threads)
-    here = pick_device(device)
-    run = name if isinstance(name, Run) else runs.open_run(name, runs_dir)
-    classifier = load_model(run, model=model, weights=weights).to(here)
-    files, others = image_paths([paths] if isinstance(paths, str | Path) else paths)
-    if not files:
-        raise CnnlabError("no images to classify")
-    return Stream(
-        classifier, weights_file(run, weights), files, others, here, top, skip_bad, invert, views, threads
-    )  # fmt: skip
-
-
 def predict_stream(
     name: Run | str | Path,
     paths: Sequence[str | Path] | str | Path,
@@ -198,16 +168,26 @@ def predict_stream(
     invert: bool = False,
     views: str = "none",
     threads: int | None = None,
-) -> Iterator[Prediction]:
-    """Yield the prediction of each image in `paths` as it comes, in the order of the paths, in bounded memory.
+) -> Stream:
+    """Return the predictions of the images in `paths` as a stream: `for prediction in predict_stream(run, folder)`.
 
-    The arguments are those of `predict`. With `skip_bad`, a damaged image yields a prediction with an `error` and no
-    classes. Raise CnnlabError at once for the run, the paths and the options, and in its place for a damaged image.
+    They come in the order of the paths, in bounded memory. The arguments are those of `predict`. With `skip_bad`, a
+    damaged image yields a prediction with an `error` and no classes. Raise CnnlabError at once for the run, the paths
+    and the options, and in its place for a damaged image.
     """
-    return iter(open_stream(
-        name, paths, model=model, top=top, weights=weights, runs_dir=runs_dir, device=device, skip_bad=skip_bad,
-        invert=invert, views=views, threads=threads,
-    ))  # fmt: skip
+    if top < 1:
+        raise CnnlabError(f"top={top}: must be at least 1")
+    check_views(views)
+    check_threads(threads)
+    here = pick_device(device)
+    run = name if isinstance(name, Run) else runs.open_run(name, runs_dir)
+    classifier = load_model(run, model=model, weights=weights).to(here)
+    files, others = image_paths([paths] if isinstance(paths, str | Path) else paths)
+    if not files:
+        raise CnnlabError("no images to classify")
+    return Stream(
+        classifier, weights_file(run, weights), files, others, here, top, skip_bad, invert, views, threads
+    )  # fmt: skip
 
 
 def predict(
@@ -232,7 +212,7 @@ def predict(
     of the paths, and one line for each damaged image that `skip_bad` left out and on other files of a folder. Raise
     CnnlabError.
     """
-    stream = open_stream(
+    stream = predict_stream(
         name, paths, model=model, top=top, weights=weights, runs_dir=runs_dir, device=device, skip_bad=skip_bad,
         invert=invert, views=views, threads=threads,
     )  # fmt: skip

@@ -76,7 +76,9 @@ def timed_process(recipe: Recipe, split: str, views: str, device: str = "auto", 
         )
         seconds = time.perf_counter() - start
         if done.returncode:
-            raise CnnlabError(f"the training of {recipe.name} failed: {done.stderr.strip().rpartition(chr(10))[2]}")
+            why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            why = why.removeprefix(f"{CnnlabError.__module__}.CnnlabError: ")
+            raise CnnlabError(f"the training of {recipe.name} with seed {recipe.seed} failed: {why}")
         result: dict[str, Any] = json.loads(Path(answer.name).read_text())
     return {**result, "process_seconds": seconds}
 

@@ -42,7 +42,7 @@ from cnnlab.io.files import (
     read_limited,
     write_atomic,
     write_checked,
-)  # fmt: skip
+)
 from cnnlab.io.schema import COUNT, NUMBER, POSITIVE, Number, check
 from cnnlab.recipe import LARGEST_SIDE, Recipe, recipe_json
 from cnnlab.training.series import FROM, is_series, member_folders, open_series
