@@ -76,8 +76,8 @@ def test_reading_runs_ahead_a_bounded_number_of_images(
     digits_run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Any] = []
-    real = stream.decode
-    monkeypatch.setattr(stream, "decode", lambda *args, **options: (read.append(args[0]), real(*args, **options))[1])
+    real = stream.decode_all
+    monkeypatch.setattr(stream, "decode_all", lambda files, *how: (read.extend(files), real(files, *how))[1])
     opened = predict_stream(digits_run, [photos] * 40, threads=1)
     answers = iter(opened)
     for taken in range(1, 200):
@@ -86,6 +86,39 @@ def test_reading_runs_ahead_a_bounded_number_of_images(
         assert len(read) <= STEP * batches_done + STEP + 2
     answers.close()  # type: ignore[attr-defined]
     assert len(read) < 220 < len(opened)
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_processes_decode_as_threads_do(
+    digits_run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = damaged(photos, tmp_path / "some")
+    (some / os.fsdecode(b"\xff.png")).write_bytes((photos / "00.png").read_bytes())
+    in_threads = list(predict_stream(digits_run, some, threads=2, skip_bad=True, invert=True))
+    started: list[stream.DecodeProcess] = []
+    real = stream.DecodeProcess
+    monkeypatch.setattr(stream, "_MANY", 1)
+    monkeypatch.setattr(stream, "DecodeProcess", lambda: (started.append(real()), started[-1])[1])
+    assert list(predict_stream(digits_run, some, threads=2, skip_bad=True, invert=True)) == in_threads
+    assert len(started) in (1, 2)  # one thread may have been quick enough to decode all
+    assert all(one.process.returncode == 0 for one in started)
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_a_decoding_process_that_ends_is_an_error(
+    digits_run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = stream.DecodeProcess
+
+    def dead() -> stream.DecodeProcess:
+        one = real()
+        one.process.kill()
+        return one
+
+    monkeypatch.setattr(stream, "_MANY", 1)
+    monkeypatch.setattr(stream, "DecodeProcess", dead)
+    with pytest.raises(CnnlabError):
+        list(predict_stream(digits_run, photos, threads=2))
 
 
 def test_errors_come_at_once_except_those_of_images(digits_run: Run, photos: Path, tmp_path: Path) -> None:
@@ -153,9 +186,9 @@ def test_a_file_cut_off_anywhere_is_continued_to_the_same_bytes(
         with pytest.raises(KeyboardInterrupt):
             output.save(opened, file)
     lines = parts[f"{file.name}.part"]
-    read: list[int] = []
-    real = Stream._decode
-    monkeypatch.setattr(Stream, "_decode", lambda self, numbers: (read.extend(numbers), real(self, numbers))[1])
+    read: list[Path] = []
+    real = stream.decode_all
+    monkeypatch.setattr(stream, "decode_all", lambda files, *how: (read.extend(files), real(files, *how))[1])
     for cut in (0, 1, len(lines) // 2, len(lines) - 1, len(lines)):
         for name, content in parts.items():
             Path(name).write_bytes(content)

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import queue
 import subprocess
-import sys
 import threading
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from cnnlab.io.decode_jobs import Fault, Job, decode_into, write_batch
 from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.processes import start_module
 
 _BATCH, _BATCH_BYTES = 256, 4 << 20  # images and bytes that a process gets at a time
 
@@ -26,9 +24,7 @@ _BATCH, _BATCH_BYTES = 256, 4 << 20  # images and bytes that a process gets at a
 class Decoders:
     """A number of decoding processes. If there are none, this process decodes.
 
-    They are plain programs with a pipe, not multiprocessing's, which would run the caller's script again and import
-    torch. While all are busy, the caller decodes a batch itself, so memory stays bounded. They end with the pipe,
-    however this process ends.
+    While all are busy, the caller decodes a batch itself, so memory stays bounded.
     """
 
     def __init__(self, processes: int) -> None:
@@ -39,8 +35,8 @@ class Decoders:
         self._open = 0
         self._processes: list[subprocess.Popen[bytes]] = []
         with contextlib.suppress(OSError):  # if too few processes can be started, this one does the work
-            for _ in range(processes if sys.executable else 0):
-                self._processes.append(_start())
+            for _ in range(processes):
+                self._processes.append(start_module("cnnlab.io.decode_jobs"))
         self._threads = [threading.Thread(target=self._feed, args=(p,), daemon=True) for p in self._processes]
         for thread in self._threads:
             thread.start()
@@ -124,21 +120,6 @@ class Decoders:
                 process.stdin.close()
             process.stdout.close()
             process.wait()
-
-
-def _start() -> subprocess.Popen[bytes]:
-    # -P and PYTHONPATH: modules in the working folder must not be imported.
-    source = str(Path(__file__).parents[2])
-    paths = [source, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    # A process group of its own: Ctrl-C is for this process; the others end with the pipe.
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "cnnlab.io.decode_jobs"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        process_group=0 if os.name == "posix" else None,
-        creationflags=0 if os.name == "posix" else 0x200,  # CREATE_NEW_PROCESS_GROUP
-    )
 
 
 def _not_written(job: Job, why: str) -> CnnlabError:

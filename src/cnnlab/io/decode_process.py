@@ -1,0 +1,94 @@
+"""A process that decodes image files for another: `python -m cnnlab.io.decode_process`.
+
+Half of the time that a small image takes is spent in Python, where threads wait for each other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from cnnlab.io.decode import BadImage, Decoding, bombs_refused, decode
+from cnnlab.io.errors import CnnlabError
+from cnnlab.io.processes import start_module
+
+
+def decode_all(files: Sequence[Path], how: Decoding, invert: bool) -> list[np.ndarray | BadImage]:
+    """Return each image as `decode` does, or why it cannot be decoded. Use it within `bombs_refused`."""
+    found: list[np.ndarray | BadImage] = []
+    for file in files:
+        try:
+            found.append(decode(file, how, invert=invert))
+        except BadImage as error:
+            found.append(error)
+    return found
+
+
+class DecodeProcess:
+    """A process that runs `serve`, for one thread at a time. Raise OSError if it cannot be started."""
+
+    def __init__(self) -> None:
+        self.process = start_module(__name__)
+
+    def decode_all(self, files: Sequence[Path], how: Decoding, invert: bool) -> list[np.ndarray | BadImage]:
+        """Return what `decode_all` returns here. Raise CnnlabError if the process has ended."""
+        p = self.process
+        assert p.stdin is not None
+        assert p.stdout is not None
+        task = {"files": [str(file) for file in files], "how": asdict(how), "invert": invert}
+        try:
+            p.stdin.write(json.dumps(task).encode() + b"\n")
+            p.stdin.flush()
+            found: list[np.ndarray | BadImage] = []
+            for answer in json.loads(p.stdout.readline()):
+                if isinstance(answer, str):
+                    found.append(BadImage(answer))
+                    continue
+                image = np.empty(answer, np.uint8)
+                if p.stdout.readinto(image.reshape(-1).data) < image.size:  # type: ignore[attr-defined]
+                    raise EOFError
+                found.append(image)
+        except (OSError, EOFError, ValueError) as error:
+            raise CnnlabError(
+                f"a decoding process ended unexpectedly (exit code {p.wait()}); free some memory, or use one thread"
+            ) from error
+        return found
+
+    def close(self) -> None:
+        """End the process."""
+        p = self.process
+        assert p.stdin is not None
+        assert p.stdout is not None
+        with suppress(OSError):  # a dead process has left bytes in the pipe
+            p.stdin.close()
+        p.stdout.close()
+        p.wait()
+
+
+def serve(source: IO[bytes], sink: IO[bytes]) -> None:
+    """Decode until the source ends: answer each line of JSON with one of shapes and errors, then the pixels."""
+    with bombs_refused():
+        while line := source.readline():
+            task: dict[str, Any] = json.loads(line)
+            found = decode_all([Path(file) for file in task["files"]], Decoding(**task["how"]), task["invert"])
+            answers = [str(image) if isinstance(image, BadImage) else image.shape for image in found]
+            sink.write(json.dumps(answers).encode() + b"\n")
+            for image in found:
+                if isinstance(image, np.ndarray):
+                    sink.write(np.ascontiguousarray(image).data)
+            sink.flush()
+
+
+if __name__ == "__main__":
+    # Nobody reads what a decoder in C prints, and a full pipe would block this process.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    with suppress(BrokenPipeError, KeyboardInterrupt):
+        serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -1,0 +1,30 @@
+"""Helper processes of Python that end with their pipe."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def start_module(name: str) -> subprocess.Popen[bytes]:
+    """Start `python -m NAME` with pipes as its input and output. Raise OSError.
+
+    A plain program, not one of multiprocessing's, which would run the caller's script again. It ends when its input
+    does, however this process ends.
+    """
+    if not sys.executable:  # an interpreter inside another program
+        raise OSError("no Python program to start")
+    # -P and PYTHONPATH: modules in the working folder must not be imported.
+    source = str(Path(__file__).parents[2])
+    paths = [source, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    # A process group of its own: Ctrl-C is for this process.
+    return subprocess.Popen(  # noqa: S603 - Python itself
+        [sys.executable, "-P", "-m", name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        process_group=0 if os.name == "posix" else None,
+        creationflags=0 if os.name == "posix" else 0x200,  # CREATE_NEW_PROCESS_GROUP
+    )
