@@ -19,7 +19,8 @@ from PIL import Image
 
 from cnnlab import CnnlabError, Run, load_model, predict
 from cnnlab.inference import output, predict_stream, stream
-from cnnlab.inference.stream import Stream
+from cnnlab.io import decode_process
+from cnnlab.io.decode_process import DecodeProcess
 from conftest import Command, one_line_error
 
 COUNT = 23
@@ -76,8 +77,8 @@ def test_reading_runs_ahead_a_bounded_number_of_images(
     digits_run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Any] = []
-    real = stream.decode_all
-    monkeypatch.setattr(stream, "decode_all", lambda files, *how: (read.extend(files), real(files, *how))[1])
+    real = decode_process.decode_all
+    monkeypatch.setattr(decode_process, "decode_all", lambda files, *how: (read.extend(files), real(files, *how))[1])
     opened = predict_stream(digits_run, [photos] * 40, threads=1)
     answers = iter(opened)
     for taken in range(1, 200):
@@ -95,10 +96,10 @@ def test_processes_decode_as_threads_do(
     some = damaged(photos, tmp_path / "some")
     (some / os.fsdecode(b"\xff.png")).write_bytes((photos / "00.png").read_bytes())
     in_threads = list(predict_stream(digits_run, some, threads=2, skip_bad=True, invert=True))
-    started: list[stream.DecodeProcess] = []
-    real = stream.DecodeProcess
+    started: list[DecodeProcess] = []
+    real = DecodeProcess
     monkeypatch.setattr(stream, "_MANY", 1)
-    monkeypatch.setattr(stream, "DecodeProcess", lambda: (started.append(real()), started[-1])[1])
+    monkeypatch.setattr(decode_process, "DecodeProcess", lambda: (started.append(real()), started[-1])[1])
     assert list(predict_stream(digits_run, some, threads=2, skip_bad=True, invert=True)) == in_threads
     assert len(started) in (1, 2)  # one thread may have been quick enough to decode all
     assert all(one.process.returncode == 0 for one in started)
@@ -108,15 +109,15 @@ def test_processes_decode_as_threads_do(
 def test_a_decoding_process_that_ends_is_an_error(
     digits_run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = stream.DecodeProcess
+    real = DecodeProcess
 
-    def dead() -> stream.DecodeProcess:
+    def dead() -> DecodeProcess:
         one = real()
         one.process.kill()
         return one
 
     monkeypatch.setattr(stream, "_MANY", 1)
-    monkeypatch.setattr(stream, "DecodeProcess", dead)
+    monkeypatch.setattr(decode_process, "DecodeProcess", dead)
     with pytest.raises(CnnlabError):
         list(predict_stream(digits_run, photos, threads=2))
 
@@ -187,8 +188,8 @@ def test_a_file_cut_off_anywhere_is_continued_to_the_same_bytes(
             output.save(opened, file)
     lines = parts[f"{file.name}.part"]
     read: list[Path] = []
-    real = stream.decode_all
-    monkeypatch.setattr(stream, "decode_all", lambda files, *how: (read.extend(files), real(files, *how))[1])
+    real = decode_process.decode_all
+    monkeypatch.setattr(decode_process, "decode_all", lambda files, *how: (read.extend(files), real(files, *how))[1])
     for cut in (0, 1, len(lines) // 2, len(lines) - 1, len(lines)):
         for name, content in parts.items():
             Path(name).write_bytes(content)

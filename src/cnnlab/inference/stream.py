@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from cnnlab.data.files import in_order
 from cnnlab.data.images import image_paths
 from cnnlab.device.hardware import available_cores, check_threads, package_version, pick_device
 from cnnlab.inference.classifier import Classifier, batch_size_of, check_views, load_model, weights_file
-from cnnlab.io.decode import BadImage, Decoding, bombs_refused
-from cnnlab.io.decode_process import DecodeProcess, decode_all
+from cnnlab.io.decode import BadImage, bombs_refused
+from cnnlab.io.decode_process import FileDecoder
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.files import digest
 from cnnlab.models.own import Network
@@ -28,8 +27,7 @@ from cnnlab.training import runs
 from cnnlab.training.runs import Run
 
 _TASK = 16  # images, at most, that are decoded at a time: handing over a small one takes as long as decoding it
-_SMALL = 1 << 18  # bytes: larger files are decoded by threads, since most of their time is not spent in Python
-_MANY = 1000  # files from which small ones are decoded by processes, which take half a second to start
+_MANY = 1000  # files from which it pays to start decoding processes, which takes half a second
 
 
 @dataclass(frozen=True)
@@ -44,42 +42,6 @@ class Prediction:
     top: list[tuple[str, float]]
     none_of_these: bool = False
     error: str = ""
-
-
-class Decoders:
-    """Decodes image files for a pool of threads. processes: small files by a process for each thread."""
-
-    def __init__(self, how: Decoding, invert: bool, processes: bool) -> None:
-        self._how, self._invert, self._processes = how, invert, processes
-        self._mine = threading.local()
-        self._all: list[DecodeProcess] = []
-
-    def decode(self, files: Sequence[Path]) -> list[np.ndarray | BadImage]:
-        """Return each image, or why it cannot be decoded. Raise CnnlabError if a process has ended."""
-        process = self._process() if self._processes and all(map(_is_small, files)) else None
-        return (process.decode_all if process else decode_all)(files, self._how, self._invert)
-
-    def _process(self) -> DecodeProcess | None:
-        """Return this thread's process; None if it cannot be started."""
-        if not hasattr(self._mine, "process"):
-            self._mine.process = None
-            with suppress(OSError):
-                self._mine.process = DecodeProcess()
-                self._all.append(self._mine.process)
-        found: DecodeProcess | None = self._mine.process
-        return found
-
-    def close(self) -> None:
-        """End the processes. No thread may be decoding."""
-        for process in self._all:
-            process.close()
-
-
-def _is_small(file: Path) -> bool:
-    try:
-        return file.stat().st_size < _SMALL
-    except OSError:
-        return False
 
 
 @dataclass(frozen=True)
@@ -129,12 +91,12 @@ class Stream:
         ahead = step // each + threads
         finalizing = sys.is_finalizing  # at the interpreter's end, modules are gone before generators
         pool = ThreadPoolExecutor(threads, thread_name_prefix="decode images")
-        decoders = Decoders(self.classifier.preprocessing.decoding, self.invert, threads > 1 and len(self) >= _MANY)
+        decoder = FileDecoder(self.classifier.preprocessing.decoding, self.invert, threads > 1 and len(self) >= _MANY)
         self._free.set()
 
         def decoded_task(numbers: range) -> list[np.ndarray | BadImage]:
             self._free.wait()
-            return decoders.decode(self.files[numbers.start : numbers.stop])
+            return decoder.decode(self.files[numbers.start : numbers.stop])
 
         try:
             with bombs_refused():
@@ -149,7 +111,7 @@ class Stream:
             self._free.set()
             if not finalizing():
                 pool.shutdown(cancel_futures=True)
-                decoders.close()
+                decoder.close()
 
     def _answers(self, files: Sequence[Path], found: Sequence[np.ndarray | BadImage]) -> list[Prediction]:
         bad = [image for image in found if isinstance(image, BadImage)]

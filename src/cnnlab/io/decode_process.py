@@ -1,4 +1,4 @@
-"""A process that decodes image files for another: `python -m cnnlab.io.decode_process`.
+"""Decode small image files in other processes: `python -m cnnlab.io.decode_process`.
 
 Half of the time that a small image takes is spent in Python, where threads wait for each other.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -19,6 +20,8 @@ import numpy as np
 from cnnlab.io.decode import BadImage, Decoding, bombs_refused, decode
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.processes import start_module
+
+_SMALL = 1 << 18  # bytes
 
 
 def decode_all(files: Sequence[Path], how: Decoding, invert: bool) -> list[np.ndarray | BadImage]:
@@ -71,6 +74,46 @@ class DecodeProcess:
             p.stdin.close()
         p.stdout.close()
         p.wait()
+
+
+class FileDecoder:
+    """Decodes image files, called by several threads. processes: small files by a process for each thread.
+
+    Large files stay in their thread: most of their time is not spent in Python, and of the largest images only one at
+    a time may be in memory.
+    """
+
+    def __init__(self, how: Decoding, invert: bool, processes: bool) -> None:
+        self._how, self._invert, self._processes = how, invert, processes
+        self._mine = threading.local()
+        self._all: list[DecodeProcess] = []
+
+    def decode(self, files: Sequence[Path]) -> list[np.ndarray | BadImage]:
+        """Return each image, or why it cannot be decoded. Raise CnnlabError if a process has ended."""
+        process = self._process() if self._processes and all(map(_is_small, files)) else None
+        return (process.decode_all if process else decode_all)(files, self._how, self._invert)
+
+    def _process(self) -> DecodeProcess | None:
+        """Return this thread's process; None if it cannot be started."""
+        if not hasattr(self._mine, "process"):
+            self._mine.process = None
+            with suppress(OSError):
+                self._mine.process = DecodeProcess()
+                self._all.append(self._mine.process)
+        found: DecodeProcess | None = self._mine.process
+        return found
+
+    def close(self) -> None:
+        """End the processes. No thread may be decoding."""
+        for process in self._all:
+            process.close()
+
+
+def _is_small(file: Path) -> bool:
+    try:
+        return file.stat().st_size < _SMALL
+    except OSError:
+        return False
 
 
 def serve(source: IO[bytes], sink: IO[bytes]) -> None:
