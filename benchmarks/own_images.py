@@ -16,7 +16,8 @@ A peer trains for as many epochs as fit in the CPU time of `images` on the same 
 
 Each training runs in its own process on one core, so its CPU time is what counts: one training a core of --cores at a
 time. Each is one file in WORK/rows, and those that are there, or in the newest published result of such a processor,
-are not trained again. `run` then writes build/results/own-images_HARDWARE_DATE.json. fastai needs its package in `.peers/fastai`.
+are not trained again. `run` then writes build/results/own-images_HARDWARE_DATE.json. fastai needs its package in
+`.peers/fastai`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ import numpy as np
 import torch
 
 from _common import PEERS, Task, add_out, answered, call, commit, write_result
-from cnnlab.training.plan import Plan
+from cnnlab.device.hardware import environment, pick_device
 
 SETS = ("sign", "cifar", "fashion")
 CUTS = tuple(f"{name}-imbalanced" for name in SETS)
@@ -285,7 +286,7 @@ CHILDREN = {
 
 def restore(rows: Path) -> None:
     """Write the rows of the newest published result of such a processor, where they are missing."""
-    here = Plan().environment(torch.device("cpu"))
+    here = environment(pick_device("cpu"))
     found = [json.loads(file.read_text()) for file in PUBLISHED.glob("own-images_*.json")]
     like_this = [f for f in found if all(f["environment"][k] == here[k] for k in ("device_name", "cpu_capability"))]
     for result in sorted(like_this, key=lambda result: result["environment"]["date"])[-1:]:
