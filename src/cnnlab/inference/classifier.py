@@ -28,7 +28,7 @@ from cnnlab.training.evaluate import probabilities as probabilities_of
 from cnnlab.training.results import layout_of, trained_model
 from cnnlab.training.runs import Run
 
-_MOST_VALUES = 1 << 26  # in a batch of large images
+_PIXELS = 1 << 20  # in a batch: 64 feature maps of that size take 256 MiB
 
 
 @dataclass(frozen=True)
@@ -237,6 +237,4 @@ def weights_file(run: Run, which: str | None) -> Path:
 def batch_size_of(preprocessing: Preprocessing) -> int:
     """Return how many images go through the network at a time."""
     side = max(preprocessing.image_size, preprocessing.native_size)
-    if side <= 64:
-        return 1000
-    return max(1, min(64, _MOST_VALUES // (preprocessing.channels * side**2)))
+    return max(1, min(1000, _PIXELS // side**2))
