@@ -71,6 +71,34 @@ WORDS = {
         "prepare": "读取 {images:,} 张测试图像的压缩包：{ours:.0f} 秒（每秒 {rate:,.0f} 张，除映射文件外内存至多 {memory:,.0f} MiB），"
         "是 `7z x` 加 Pillow 循环的 {ratio:.1f} 倍速（后者 {theirs:.0f} 秒；交替 {n} 对的中位数，{min:.1f} 到 {max:.1f}）。{hardware}。",
     },
+    "docs/own-images.md": {
+        "head": "Balanced accuracy on the test part, in brackets the minutes of CPU time of a training; mean ± std of n seeds. {hardware}.",
+        "images": "images to train on",
+        "cell": "{accuracy} ({minutes:.1f} min, n = {n})",
+        "sign": "sign-language digits, {train:,}",
+        "cifar": "CIFAR-10, {train:,}",
+        "fashion": "Fashion-MNIST, {train:,}",
+        "imbalanced": ", 1:20",
+        "few": ", equal",
+    },
+    "docs/own-images.zh.md": {
+        "head": "测试部分的平衡精度，括号里是一次训练的 CPU 时间；n 个种子的均值 ± 标准差。{hardware}。",
+        "images": "训练图像",
+        "cell": "{accuracy}（{minutes:.1f} 分钟，n = {n}）",
+        "sign": "手语数字，{train:,} 张",
+        "cifar": "CIFAR-10，{train:,} 张",
+        "fashion": "Fashion-MNIST，{train:,} 张",
+        "imbalanced": "，1:20",
+        "few": "，各类同样多",
+    },
+    "docs/leaderboard.md": {
+        "none": "No row yet.",
+        "columns": "| race | accuracy | p | training, s | whole process, s | work, TFLOP | hardware | date |",
+    },
+    "docs/leaderboard.zh.md": {
+        "none": "还没有结果。",
+        "columns": "| 项目 | 精度 | p | 训练，秒 | 整个进程，秒 | 计算量，TFLOP | 硬件 | 日期 |",
+    },
 }
 
 
@@ -482,28 +510,14 @@ def chapter() -> str:
     return "\n".join(lines)
 
 
-IMAGE_SETS = {
-    "sign": "sign-language digits, {train:,}",
-    "cifar": "CIFAR-10, {train:,}",
-    "fashion": "Fashion-MNIST, {train:,}",
-    "sign-imbalanced": "sign-language digits, {train:,}, 1:20",
-    "cifar-imbalanced": "CIFAR-10, {train:,}, 1:20",
-    "fashion-imbalanced": "Fashion-MNIST, {train:,}, 1:20",
-    "sign-few": "sign-language digits, {train:,}, equal",
-    "cifar-few": "CIFAR-10, {train:,}, equal",
-    "fashion-few": "Fashion-MNIST, {train:,}, equal",
-}
-
-
-def own_images() -> str:
+def own_images(words: dict[str, str]) -> str:
     """For docs/own-images.md: accuracy of each way on each set, from benchmarks/own_images.py."""
     found = newest("own-images")
     ways = [way for way in found["ways"] if any(way in row for row in found["sets"].values())]
     lines = [
-        "Balanced accuracy on the test part, in brackets the minutes of CPU time of a training; mean ± std of n seeds. "
-        f"{hardware(found, '../')}.",
+        words["head"].format(hardware=hardware(found, "../")),
         "",
-        f"| images to train on | {' | '.join(ways)} |",
+        f"| {words['images']} | {' | '.join(ways)} |",
         "|---" * (len(ways) + 1) + "|",
     ]
     for name, row in found["sets"].items():
@@ -512,9 +526,11 @@ def own_images() -> str:
             if (r := row.get(way)) is None:
                 cells.append("")
                 continue
-            minutes = r["cpu_seconds"]["mean"] / 60
-            cells.append(f"{spread(r['balanced_accuracy'])} ({minutes:.1f} min, n = {r['n']})")
-        lines.append(f"| {IMAGE_SETS[name].format(train=found['images'][name]['train'])} | {' | '.join(cells)} |")
+            minutes, accuracy = r["cpu_seconds"]["mean"] / 60, spread(r["balanced_accuracy"])
+            cells.append(words["cell"].format(accuracy=accuracy, minutes=minutes, n=r["n"]))
+        images, _, cut = name.partition("-")
+        label = words[images].format(train=found["images"][name]["train"]) + (words[cut] if cut else "")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -617,7 +633,7 @@ def service() -> str:
     return "\n".join(lines)
 
 
-def leaderboard() -> str:
+def leaderboard(words: dict[str, str]) -> str:
     """For docs/leaderboard.md: a row for each record, from benchmarks/records/; those of one race by their work."""
     records = []
     for path in published(files="records/*/record.json"):
@@ -625,11 +641,8 @@ def leaderboard() -> str:
         if found.pop("reached"):
             records.append((list(RACES).index(found["race"]), found["work"], path.parent.name, Record(**found)))
     if not records:
-        return "No row yet."
-    lines = [
-        "| race | accuracy | p | training, s | whole process, s | work, TFLOP | hardware | date |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+        return words["none"]
+    lines = [words["columns"], "|---|---|---|---|---|---|---|---|"]
     for _, _, folder, record in sorted(records, key=lambda one: one[:3]):
         link = f"[{record.race}](../benchmarks/records/{folder}/record.json)"
         lines.append(record.row().replace(record.race, link, 1))
@@ -718,9 +731,11 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reproduction.md": chapter,
     "docs/speed.md": speed,
     "docs/reliability.md": saving,
-    "docs/own-images.md": own_images,
+    "docs/own-images.md": partial(own_images, WORDS["docs/own-images.md"]),
+    "docs/own-images.zh.md": lambda: chinese(own_images(WORDS["docs/own-images.zh.md"])),
     "docs/scale.md": scale,
-    "docs/leaderboard.md": leaderboard,
+    "docs/leaderboard.md": partial(leaderboard, WORDS["docs/leaderboard.md"]),
+    "docs/leaderboard.zh.md": lambda: chinese(leaderboard(WORDS["docs/leaderboard.zh.md"])),
     "docs/export.md": lambda: f"{export()}\n\n{in_browser()}",
     "docs/serve.md": service,
 }
