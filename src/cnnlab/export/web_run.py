@@ -66,6 +66,8 @@ def export_web(
     ending = ".html" if single_file else "-web"
     usual = default_name(run, ending, bool(options.get("int8")), bool(options.get("fp16")))
     place = Path(usual) if out is None else expand(out)
+    if single_file and place.suffix.lower() not in (".html", ".htm"):  # nothing else opens by a double click
+        raise CnnlabError(f"{place}: name a file that ends with .html")
     check_place(place, single_file, force)
     try:
         import onnx
