@@ -44,8 +44,8 @@ def web_runtime(given: Path | None = None, report: Report = no_report, address: 
     """Return the files of onnxruntime-web.
 
     given: an unpacked package (`node_modules/onnxruntime-web`), or what `npm pack` wrote. Default: the cache, which is
-    filled from `address` if it lacks a file. Raise CnnlabError if it is missing or
-    of another version, or if the download fails.
+    filled from `address` if it lacks a file. Raise CnnlabError if `given` is missing or of another version, or if the
+    download fails.
     """
     if given is not None:
         if not given.exists():
