@@ -35,6 +35,7 @@ if WORKER and EVERY_CORE:
     # A core for each: computations of several threads that share their cores wait for each other most of the time.
     os.sched_setaffinity(0, {sorted(EVERY_CORE)[int(WORKER.removeprefix("gw")) % len(EVERY_CORE)]})
 torch.set_num_threads(min(2, available_cores()))
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for tests that import onnxruntime before cnnlab.export
 # nohup, and shells for what runs in the background, leave them ignored, and then no process that a test starts could be
 # stopped by them.
 signal.signal(signal.SIGINT, signal.default_int_handler)

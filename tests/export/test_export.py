@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -104,6 +105,14 @@ def test_files_that_are_not_ours(exported: Path, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_onnxruntime_reports_nothing(tmp_path: Path) -> None:
+    """Official builds keep a device identifier and events to send below the user's home from their import on."""
+    env = {key: value for key, value in os.environ.items() if key not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")}
+    code = "import cnnlab.export.runtime, onnxruntime"
+    subprocess.run([sys.executable, "-c", code], env={**env, "HOME": str(tmp_path)}, check=True, timeout=120)
+    assert not list(tmp_path.rglob("*"))
+
+
 def test_command(digits_run: Run, exported: Path, cnnlab: Command, tmp_path: Path) -> None:
     answer = cnnlab("export", digits_run.path, "--threads", 1, cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
@@ -201,8 +210,11 @@ def digits_run_export(run: Run, folder: Path, **options: Any) -> Export:
     return export_run(run, out=folder / "a.onnx", threads=1, force=True, **options)
 
 
-def test_int8_states_its_cost(digits_run: Run, tmp_path: Path) -> None:
-    found = digits_run_export(digits_run, tmp_path, int8=True)
+def test_int8_states_its_cost(digits_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "grey.onnx").write_bytes(b"the float32 export")
+    found = export_run(digits_run, int8=True, threads=1)
+    assert found.path == Path("grey-int8.onnx")
     model = onnx.load(found.path)
     kinds = [node.op_type for node in model.graph.node]
     assert kinds.index("QuantizeLinear") > kinds.index("If")  # the fit stays exact
@@ -299,6 +311,7 @@ def test_safetensors_need_no_cnnlab(digits_run: Run, tmp_path: Path) -> None:
     assert found.parities[0].largest < 1e-6
     assert [(p.split, p.images) for p in found.parities] == [("validation", 287), ("test", 359)]
     assert [row["split"] for row in run.evaluations()] == ["test"]  # the look is recorded
+    assert len({path.stat().st_mode for path in (tmp_path / "s").iterdir()}) == 1  # none is private
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 41, 3), np.uint8))
     picture.save(tmp_path / "a.png")
     code = (

@@ -157,6 +157,8 @@ def test_folder_is_replaced_but_never_another(tmp_path: Path) -> None:
     second = {path.name for path in folder.iterdir()}
     assert len(first) == len(second) == 8
     assert {name.partition("-")[0] for name in first - second} == {"network"}
+    # Opened as a file, a page of a folder runs no script: its HTML alone must say what to do.
+    assert re.search(r'<div id="page">.*http\.server.*</div>', (folder / "index.html").read_text())
     kept = (folder / "worker.js").read_text()
     assert all(f'"./{name}"' in kept for name in second - {"worker.js", "index.html", "onnxruntime-web.LICENSE"})
     with pytest.raises(CnnlabError):
@@ -521,6 +523,8 @@ def test_command(
     assert open_exported(next(page.glob("network-*.onnx")), threads=1).classes == digits_run.classes
     assert "web" in one_line_error(cnnlab("export", digits_run.path, "--single-file", "-o", tmp_path / "n.onnx"))
     assert "web" in one_line_error(cnnlab("export", digits_run.path, "--to", "wep"))
-    assert "npm pack" in one_line_error(cnnlab(*web, "--runtime", exported, "-o", tmp_path / "new"))
+    for other in (exported, tmp_path / "missing"):
+        assert "npm pack" in one_line_error(cnnlab(*web, "--runtime", other, "-o", tmp_path / "new"))
+    assert ".html" in one_line_error(cnnlab(*web, "--runtime", package, "--single-file", "-o", tmp_path / "one"))
     (page / "index.html").write_text("mine")
     assert "-o" in one_line_error(cnnlab(*web, "--runtime", package, "-o", page, "--force"))

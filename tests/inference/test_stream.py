@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -145,11 +146,11 @@ def test_every_format_holds_the_same_values(digits_run: Run, photos: Path, tmp_p
     for ending in ("csv", "jsonl", "parquet"):
         answer = cnnlab(*command, "--out", f"x.{ending}")
         assert answer.returncode == 0, answer.stderr
-        assert f"{COUNT - 2} images, 2 damaged" in answer.stdout
+        assert re.search(rf"\b{COUNT - 2} images\b.*\b2 damaged", answer.stdout)
     for ending in ("csv", "jsonl"):
         printed = cnnlab(*command, "--format", ending)
         assert printed.stdout == Path(f"x.{ending}").read_text()
-        assert f"{COUNT - 2} images, 2 damaged" in printed.stderr
+        assert re.search(rf"\b{COUNT - 2} images\b.*\b2 damaged", printed.stderr)
     table = pq.read_table("x.parquet").to_pylist()
     lines = [json.loads(line) for line in Path("x.jsonl").read_text().splitlines()]
     rows = list(csv.DictReader(io.StringIO(Path("x.csv").read_text())))

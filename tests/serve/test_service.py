@@ -291,7 +291,9 @@ def test_token_and_hosts(model: Exported, client: Client) -> None:
         assert guarded.ask("/health")[0] == guarded.ask("/ready")[0] == 200
         status, _, _headers = guarded.ask("/predict", RED, Authorization="Bearer s3cret", Host="cats.example")
         assert status == 200
-        assert guarded.ask("/", Authorization="bearer s3cret")[0] == 200
+        status, text, _headers = guarded.ask("/", Authorization="bearer s3cret")
+        assert status == 200
+        assert "-H 'Authorization: Bearer TOKEN'" in text  # without it, the command shown would get 401
     with serving(model, check_host=False) as (everyone, _):
         assert everyone.ask("/predict", RED, Host="cats.example")[0] == 200
 

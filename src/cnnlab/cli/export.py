@@ -14,21 +14,30 @@ from cnnlab.io.text import echo
 
 def export(
     run: RunName,
-    to: Annotated[str, typer.Option(help="onnx, torch (a .pt2 archive), safetensors or web (folders).")] = "onnx",
+    to: Annotated[
+        str, typer.Option(help="onnx, torch (a .pt2 archive), safetensors (a folder) or web (a page).")
+    ] = "onnx",
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="PATH", help="Default: named after the run, here.", show_default=False),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="PATH",
+            help="New file or folder. Default: the run's name, in this folder.",
+            show_default=False,
+        ),
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Quantise, calibrated on training images.")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Compute in float16.")] = False,
     max_loss: Annotated[
         float | None,
         typer.Option(
-            help="Points of accuracy that it may lose. Default: 1 for --int8, 0.1 for --fp16.", show_default=False
+            help="Percentage points of accuracy it may lose. Default: 1 for --int8, 0.1 for --fp16.", show_default=False
         ),
     ] = None,
     look_at_test: Annotated[
-        bool, typer.Option("--look-at-test", help="Also check on test images; the run records it.")
+        bool,
+        typer.Option("--look-at-test", help="Also check on the test images. The run records this as an evaluation."),
     ] = False,
     data: Annotated[
         str | None,
@@ -40,7 +49,9 @@ def export(
     runtime: Annotated[
         Path | None,
         typer.Option(
-            metavar="PATH", help="For web: the package onnxruntime-web. Default: downloaded once.", show_default=False
+            metavar="PATH",
+            help="For web: the npm package onnxruntime-web. Default: downloaded once.",
+            show_default=False,
         ),
     ] = None,
     weights: Weights = None,
@@ -53,8 +64,9 @@ def export(
 ) -> None:
     """Write a run's network to a file for other programs.
 
-    Pixels in, named classes out. The file is run on all validation images:
-    it must give each the class that the run gives.
+    The file takes pixels and returns class names and probabilities. It is
+    first checked on all validation images: an export that gives one of them
+    another class than the run does is refused.
     """
     from cnnlab.export.export import FORMS, export_run
 

@@ -39,13 +39,13 @@ def predict(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Save to this new .csv, .jsonl or .parquet file. The same command continues after an interruption.",
+            help="Save to this new .csv, .jsonl or .parquet file. After an interruption, the same command continues.",
             show_default=False,
         ),
     ] = None,
     top: Annotated[int, typer.Option(help="Number of classes per image.")] = 3,
     format_: Annotated[
-        str, typer.Option("--format", help="table, csv, json or jsonl. csv and jsonl print as they go.")
+        str, typer.Option("--format", help="table, csv, json or jsonl. csv and jsonl print each batch as it is done.")
     ] = "table",
     weights: Weights = None,
     tta: Tta = "none",
@@ -68,7 +68,9 @@ def predict(
         raise unknown("format", format_, _FORMATS)
     if out is not None:
         if format_ not in ("table", out.suffix.lower().removeprefix(".")):
-            raise CnnlabError(f"--format {format_} and --out {out}: a file's format is its ending; leave out --format")
+            raise CnnlabError(
+                f"--format {format_} and --out {out}: the file's ending sets the format; leave out --format"
+            )
         check_output(out)
     stream = predict_stream(
         run,
@@ -99,8 +101,8 @@ def _save(stream: Stream, out: Path) -> None:
 
     with reporting() as report:
         saved = save(stream, out, report=report, log=lambda text: echo(text, error=True))
-    damaged = f", {saved.damaged:,} damaged (named in the column error)" if saved.damaged else ""
-    echo(f"{out}: {plural(saved.images, 'image')}{damaged}")
+    damaged = f", {saved.damaged:,} damaged (see the field error)" if saved.damaged else ""
+    echo(f"{out}: {plural(saved.images, 'image')} classified{damaged}")
 
 
 def _print_lines(stream: Stream, format_: str) -> None:
@@ -117,10 +119,10 @@ def _print_lines(stream: Stream, format_: str) -> None:
             done, damaged = done + len(batch), damaged + sum(bool(p.error) for p in batch)
             report("classifying", done, len(stream))
     if damaged == len(stream):
-        raise stream.none_readable("see the column error")
+        raise stream.none_readable("the field error says why")
     if damaged:
         images = plural(len(stream) - damaged, "image")
-        echo(f"{images}, {damaged:,} damaged (named in the column error)", error=True)
+        echo(f"{images} classified, {damaged:,} damaged (see the field error)", error=True)
 
 
 def _print_all(stream: Stream, format_: str) -> None:
@@ -140,7 +142,7 @@ def _print_all(stream: Stream, format_: str) -> None:
         echo(f"skipped: {text}", error=True)
     echo(to_json([*map(to_dict, good)]) if format_ == "json" else _table(good))
     if bad:
-        echo(f"{plural(len(good), 'image')}, {len(bad):,} damaged (named above)", error=True)
+        echo(f"{plural(len(good), 'image')} classified, {len(bad):,} damaged (named above)", error=True)
 
 
 def _table(predictions: Sequence[Prediction]) -> str:

@@ -19,56 +19,64 @@ _TOKEN = "CNNLAB_TOKEN"  # noqa: S105 - the variable's name
 
 def serve(
     what: Annotated[
-        str, typer.Argument(metavar="RUN_OR_ONNX", help="A file of `cnnlab export`, or a run, which is exported first.")
+        str,
+        typer.Argument(
+            metavar="RUN_OR_ONNX", help="An .onnx file from `cnnlab export`, or a run, which is exported first."
+        ),
     ],
     host: Annotated[str, typer.Option(help="Name or address to listen on. Default: this machine only.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8000,
     token: Annotated[
         str | None,
         typer.Option(
-            help="What requests must bring, as Authorization: Bearer TOKEN. Default: $CNNLAB_TOKEN, which other "
+            help="Requests must send this as Authorization: Bearer TOKEN. Default: $CNNLAB_TOKEN, which other "
             "users of the machine cannot see.",
             show_default=False,
         ),
     ] = None,
     no_token: Annotated[
-        bool, typer.Option("--no-token", help="Answer everyone who reaches the port: a proxy in front decides.")
+        bool,
+        typer.Option("--no-token", help="Answer everyone who reaches the port, for use behind a proxy that checks."),
     ] = False,
     threads: Annotated[
         int | None,
         typer.Option(min=1, max=1024, help="CPU threads of onnxruntime. Default: one per core.", show_default=False),
     ] = None,
-    log: Annotated[str, typer.Option(help="json or text: a line for each request, on standard error.")] = "json",
-    max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Images at a time.", rich_help_panel=_LIMITS)] = 32,
+    log: Annotated[
+        str, typer.Option(help="json or text: format of the log, one line per request on standard error.")
+    ] = "json",
+    max_batch: Annotated[
+        int, typer.Option(min=1, max=1024, help="Images that the network takes at once.", rich_help_panel=_LIMITS)
+    ] = 32,
     max_wait: Annotated[
         float,
-        typer.Option(min=0, max=1000, help="Milliseconds that a batch waits for more.", rich_help_panel=_LIMITS),
+        typer.Option(min=0, max=1000, help="Milliseconds that a batch waits for more images.", rich_help_panel=_LIMITS),
     ] = 0.0,
     max_queue: Annotated[
         int,
         typer.Option(min=1, max=100_000, help="Images accepted and not yet answered.", rich_help_panel=_LIMITS),
     ] = 256,
     max_images: Annotated[
-        int, typer.Option(min=1, max=100_000, help="Images of a request.", rich_help_panel=_LIMITS)
+        int, typer.Option(min=1, max=100_000, help="Images in a request.", rich_help_panel=_LIMITS)
     ] = 64,
     max_body: Annotated[
-        float, typer.Option(min=0.001, max=1024, help="MiB of a request.", rich_help_panel=_LIMITS)
+        float, typer.Option(min=0.001, max=1024, help="MiB in a request.", rich_help_panel=_LIMITS)
     ] = 32.0,
     max_pixels: Annotated[
-        float, typer.Option(min=0.001, max=1000, help="Million pixels of an image.", rich_help_panel=_LIMITS)
+        float, typer.Option(min=0.001, max=1000, help="Millions of pixels in an image.", rich_help_panel=_LIMITS)
     ] = 50.0,
     max_connections: Annotated[
         int, typer.Option(min=1, max=10_000, help="Open connections.", rich_help_panel=_LIMITS)
     ] = 256,
     timeout: Annotated[
-        float, typer.Option(min=0.1, max=3600, help="Seconds for a request.", rich_help_panel=_LIMITS)
+        float, typer.Option(min=0.1, max=3600, help="Seconds that a request may take.", rich_help_panel=_LIMITS)
     ] = 30.0,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Classify the images that are sent over HTTP.
+    """Run a service that classifies images over HTTP.
 
-    POST an image, or many as multipart/form-data, to /predict; GET / says how.
-    SIGTERM or Ctrl-C: answer what was accepted, then end.
+    POST one image to /predict, or several as multipart/form-data; GET / says
+    how. On SIGTERM or Ctrl-C it answers the requests it has accepted and ends.
     """
     with needs_extra("serve", "starlette", "uvicorn", "anyio", "h11", "onnxruntime"):
         from cnnlab.device.cgroups import available_cores
@@ -90,7 +98,7 @@ def serve(
         if secret is None and not no_token and not is_loopback(listener):
             raise CnnlabError(
                 f"--host {host} opens the service to other machines: set {_TOKEN}, or give --no-token if a proxy in "
-                "front of it decides who may ask"
+                "front of it decides who may use it"
             )
         cores = available_cores()
         model = open_model(what, runs_dir, threads or cores)
@@ -117,5 +125,5 @@ def _secret(token: str | None, no_token: bool) -> str | None:
     if no_token:
         raise CnnlabError(f"{where} and --no-token contradict each other; give one of them")
     if not found or not found.isascii() or not found.isprintable() or " " in found:
-        raise CnnlabError(f"{where} must be one or more letters, digits and signs of ASCII, without spaces")
+        raise CnnlabError(f"{where} must be one or more ASCII letters, digits or punctuation marks, without spaces")
     return found

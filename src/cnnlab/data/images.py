@@ -61,7 +61,8 @@ def image_paths(paths: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
                 counts[kind or "without a usual ending"] += 1
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common())
         if not found:
-            raise CnnlabError(f"{path} holds no images that can be read{f' ({kinds})' if kinds else ''}")
+            there = f" ({kinds})" if kinds else ""
+            raise CnnlabError(f"{path} holds no images that can be read{there}; give image files or folders of images")
         files += sorted(found)
         others += [f"{kinds} in {path}"] * bool(kinds)
     return files, others

@@ -52,11 +52,15 @@ class Export:
             if r["precision"] != "float32":
                 lines.append(
                     f"{r['precision']} predicts {found.correct:,} of {found.images:,} {found.split} images correctly, "
-                    f"float32 {found.correct_before:,}: {-found.loss:+.2f} percentage points"
+                    f"float32 {found.correct_before:,}: {_points(-found.loss)}"
                 )
         if self.parities[0].split == "training":
             lines.append("note: the run held no validation images out; checked on those it was trained on")
         return "\n".join([*lines, f"details: {report_file(self.path)}"])
+
+
+def _points(gain: float) -> str:
+    return f"{gain:+.2f} percentage points" if gain else "the same accuracy"
 
 
 def report_file(path: Path) -> Path:
@@ -86,7 +90,7 @@ def export_run(
 
     The file is run on all validation images before it gets its name. It is refused if an image gets another class than
     by the run. name: a run's folder, its name in `runs_dir`, or the `run` of a training's result. to: a key of FORMS.
-    out: the new file. Default: the run's name with the form's ending, here. int8: quantise, calibrated on training
+    out: the new file. Default: see `default_name`, here. int8: quantise, calibrated on training
     images; fp16: float16 inside; these may lose max_loss percentage points of accuracy. Default: see MAX_LOSS.
     look_at_test: also check on the test images, which is recorded in the run. model: the network of your own that was
     trained, if it was one. data, data_dir, weights, threads, skip_bad: see `evaluate_run`. force: replace a file. Raise
@@ -96,7 +100,7 @@ def export_run(
     _check_options(to, int8, fp16, max_loss)
     check_threads(threads)
     run = name if isinstance(name, Run) else runs.open_run(name, runs_dir)
-    path = _new_path(run, out, to, force)
+    path = _new_path(run, out, to, force, int8, fp16)
     if to == "onnx":
         _check_packages()
     file = weights_file(run, weights)
@@ -232,18 +236,25 @@ def _check_packages() -> None:
         raise CnnlabError(f"an export needs the package {error.name}; pip install 'cnnlab[export]'") from error
 
 
-def _new_path(run: Run, out: str | Path | None, to: str, force: bool) -> Path:
+def default_name(run: Run, ending: str, int8: bool, fp16: bool) -> str:
+    """Return the name of an export without `out`: `RUN.onnx`, `RUN-int8.onnx`."""
+    return f"{run.path.absolute().name}{'-int8' if int8 else '-fp16' if fp16 else ''}{ending}"
+
+
+def _new_path(run: Run, out: str | Path | None, to: str, force: bool, int8: bool, fp16: bool) -> Path:
     """Return the file or folder to write. Raise CnnlabError if it cannot become a new one."""
     ending = FORMS[to]
-    path = Path(f"{run.path.absolute().name}{ending or '-safetensors'}") if out is None else expand(out)
+    path = Path(default_name(run, ending or "-safetensors", int8, fp16)) if out is None else expand(out)
     if path.suffix.lower() != ending and ending:
-        raise CnnlabError(f"{path}: name a file that ends with {ending}")
+        other = next((form for form, suffix in FORMS.items() if suffix and suffix == path.suffix.lower()), None)
+        more = f", or add --to {other}" if other else ""
+        raise CnnlabError(f"{path}: name a file that ends with {ending}{more}")
     if not path.name:
         raise CnnlabError(f"{path}: name a new folder")
     ours = not ending and (path / "reader.py").is_file() and (path / "model.json").is_file()
     if path.exists() and (not force or (path.is_dir() and not ours)):
         more = ", or replace it with --force" if ours or path.is_file() else ""
-        raise CnnlabError(f"{path} exists; name another one{more}")
+        raise CnnlabError(f"{path} exists; name another {'file' if ending else 'folder'} with --out{more}")
     if not path.absolute().parent.is_dir():
         raise CnnlabError(f"the folder {path.parent} does not exist; create it first")
     return path

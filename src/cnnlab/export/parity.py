@@ -60,11 +60,15 @@ class Parity:
 
     def __str__(self) -> str:
         text = (
-            f"checked on {plural(self.images, f'{self.split} image')}: {self.changed or 'no'} classes changed, largest "
+            f"checked on {plural(self.images, f'{self.split} image')}: {_changed(self.changed)}, largest "
             f"difference of a probability {self.largest:.1g}"
         )
         text += f"; {plural(self.ties, 'tie')} within {TIE:g} not counted" if self.ties else ""
         return text + (f"; {plural(self.files, 'file')} also at their own size" if self.files else "")
+
+
+def _changed(count: int) -> str:
+    return f"{plural(count, 'class')} changed" if count else "no classes changed"
 
 
 def compare(classifier: Classifier, images: ImageSet, split: str, exported: Answers, threads: int | None) -> Parity:

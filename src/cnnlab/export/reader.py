@@ -44,6 +44,8 @@ def read(path: str) -> torch.Tensor:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     for name in sys.argv[1:]:
         p, k = probabilities(read(name))[0].max(0)
         print(name, "none of these" if p < ABOUT["threshold"] else ABOUT["classes"][k], f"{p:.4f}")

@@ -89,7 +89,7 @@ def open_exported(path: str | Path, *, threads: int = 0) -> Exported:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a class for each of its codes, and no common one
         raise CnnlabError(
-            f"{path} is damaged or not an ONNX file: {reason(error, 150)}; export the run again"
+            f"{path} is damaged or not an ONNX file: {reason(error, 150)}; write one with cnnlab export RUN"
         ) from error
     return Exported(path, _description(path, session), session)
 

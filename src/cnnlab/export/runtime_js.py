@@ -24,7 +24,7 @@ SHA256 = {
 }
 LICENCE = Path(__file__).parent / "page" / "onnxruntime-web.LICENSE"
 _LIMIT = 1 << 25  # bytes of a file
-_REMEDY = f"take onnxruntime-web {VERSION}: npm pack onnxruntime-web@{VERSION}, then --runtime FILE"
+_REMEDY = f"run npm pack onnxruntime-web@{VERSION}, and name the file that it writes with --runtime"
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,12 @@ def web_runtime(given: Path | None = None, report: Report = no_report, address: 
     """Return the files of onnxruntime-web.
 
     given: an unpacked package (`node_modules/onnxruntime-web`), or what `npm pack` wrote. Default: the cache, which is
-    filled from `address` if it lacks a file. Raise CnnlabError for another version, or if the download fails.
+    filled from `address` if it lacks a file. Raise CnnlabError if `given` is missing or of another version, or if the
+    download fails.
     """
     if given is not None:
+        if not given.exists():
+            raise CnnlabError(f"{given} does not exist; {_REMEDY}")
         return _runtime(given, _packed(given) if given.is_file() else _unpacked(given))
     folder = cache_folder()
     package = f"name the package with --runtime (npm pack onnxruntime-web@{VERSION})"
@@ -90,5 +93,5 @@ def _packed(path: Path) -> dict[str, bytes]:
                 if len(found) == len(SHA256):
                     break
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise CnnlabError(f"{path} is no package of npm: {reason(error)}; {_REMEDY}") from error
+        raise CnnlabError(f"{path} is not an npm package: {reason(error)}; {_REMEDY}") from error
     return found

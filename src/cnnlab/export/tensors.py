@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, fx
 from torch.export.graph_signature import InputKind
 
@@ -50,7 +50,8 @@ def save_tensors(classifier: Classifier, description: dict[str, Any], folder: Pa
             value = program.state_dict[name] if name in program.state_dict else program.constants[name]
             tensors[name] = value.detach().clone().contiguous()
     folder.mkdir()
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    # Not save_file, whose files are private: these follow the user's umask.
+    (folder / "model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
     about = json.dumps({**description, "inputs": list(tensors)}, indent=2, ensure_ascii=True)
     (folder / "model.json").write_text(about + "\n", encoding="utf-8")
     (folder / "network.py").write_text(_HEAD + _source(program.graph_module), encoding="utf-8")

@@ -31,6 +31,11 @@ from cnnlab.models.airbench import Whitening
 
 PAGE = Path(__file__).parent / "page"
 _MARK = "cnnlab export --to web"
+# Browsers run no module script of a page that is opened as a file, so only HTML can say so.
+_WAITING = (
+    "<main><p>Loading …</p><p>If this text stays, the page was opened as a file. Serve its folder, for example with "
+    "<code>python -m http.server</code>, or export the run with <code>--single-file</code>.</p></main>"
+)
 LARGEST_FILE = 60_000_000
 """Bytes of a page that holds everything: larger ones open slowly, or not at all on a phone."""
 
@@ -125,6 +130,7 @@ def write_folder(page: WebPage, runtime: WebRuntime, folder: Path) -> int:
         "TITLE": html.escape(payload["title"]),
         "STYLE": f'<link rel="stylesheet" href="./{named["style"][0]}">',
         "PAYLOAD": inline(payload),
+        "WAITING": _WAITING,
         "FILES": "",
         "SCRIPT": f'<script type="module" src="./{named["page"][0]}"></script>',
     }).encode()  # fmt: skip
@@ -165,6 +171,7 @@ def write_file(page: WebPage, runtime: WebRuntime, path: Path) -> int:
         "TITLE": html.escape(payload["title"]),
         "STYLE": f"<style>{sheet}</style>",
         "PAYLOAD": inline(payload),
+        "WAITING": "",
         "FILES": "\n".join(f'<script type="text/plain" id="file-{k}">{text}</script>' for k, text in packed.items()),
         "SCRIPT": f'<script type="module">{code}</script>',
     }).encode()  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnlab.data.imageset import Report, no_report
-from cnnlab.export.export import Export, export_run
+from cnnlab.export.export import Export, default_name, export_run
 from cnnlab.export.runtime import DESCRIPTION
 from cnnlab.export.runtime_js import web_runtime
 from cnnlab.export.web import WebPage, check_place, filters_of, write_file, write_folder
@@ -31,7 +31,9 @@ class WebExport:
     def __str__(self) -> str:
         lines = [f"export: {self.path} ({self.size / 1e6:.1f} MB)", *str(self.network).splitlines()[1:-1]]
         if self.path.is_dir():
-            lines.append(f"try it: python -m http.server -d {self.path}")
+            lines.append(f"try it: python -m http.server -d {self.path}, then open http://localhost:8000")
+        else:
+            lines.append("try it: open the file in a browser")
         return "\n".join(lines)
 
 
@@ -53,15 +55,19 @@ def export_web(
     """Write a page that classifies images by a run's network in the browser; no image leaves it.
 
     out: the folder, which any static server serves, or with single_file an HTML file, which needs no server. Default:
-    the run's name with -web or .html, here. runtime: the package onnxruntime-web, see `web_runtime`. force: replace an
-    earlier page. options and all others: see `export_run`, by which the network is checked. Raise CnnlabError.
+    the run's name with -web or .html, here; see `default_name`. runtime: the package onnxruntime-web, see
+    `web_runtime`. force: replace an earlier page. options and all others: see `export_run`, by which the network is
+    checked. Raise CnnlabError.
     """
     run = name if isinstance(name, Run) else runs.open_run(name, runs_dir)
     p = preprocessing_of(run)
     if p.channels not in (1, 3):
         raise CnnlabError(f"a browser shows images of 1 or 3 channels, and this run's have {p.channels}; use --to onnx")
-    usual = f"{run.path.absolute().name}{'.html' if single_file else '-web'}"
+    ending = ".html" if single_file else "-web"
+    usual = default_name(run, ending, bool(options.get("int8")), bool(options.get("fp16")))
     place = Path(usual) if out is None else expand(out)
+    if single_file and place.suffix.lower() not in (".html", ".htm"):  # nothing else opens by a double click
+        raise CnnlabError(f"{place}: name a file that ends with .html")
     check_place(place, single_file, force)
     try:
         import onnx

@@ -136,7 +136,7 @@ def save(stream: Stream, path: Path, *, report: Report = no_report, log: Callabl
             file.write(head)
         done = max(0, there - bool(head))
         if damaged and not stream.skip_bad:
-            raise CnnlabError(f"{file.part} holds damaged images; add --skip-bad, or remove it and {file.state.name}")
+            raise CnnlabError(f"{file.part} names damaged images; add --skip-bad, or remove it and {file.state.name}")
         if done:
             log(f"continuing {path} after {done:,} of {len(stream):,} images")
         report("classifying", done, len(stream))
@@ -146,7 +146,7 @@ def save(stream: Stream, path: Path, *, report: Report = no_report, log: Callabl
                 done, damaged = done + len(batch), damaged + sum(bool(p.error) for p in batch)
                 report("classifying", done, len(stream))
         if damaged == len(stream):
-            raise stream.none_readable(f"see {file.part}")
+            raise stream.none_readable(f"{file.part} says why")
         file.finish((lambda part, new: _parquet(part, new, stream.columns)) if kind == ".parquet" else None)
     return Saved(path, len(stream) - damaged, damaged)
 

@@ -133,9 +133,10 @@ class Stream:
             for file, image in zip(files, found, strict=True)
         ]
 
-    def none_readable(self, error: str) -> CnnlabError:
-        """Return the error of a stream all of whose images are damaged. error: of the first."""
-        return CnnlabError(f"none of the {len(self)} images could be read; the first: {error}")
+    def none_readable(self, why: str) -> CnnlabError:
+        """Return the error if all images are damaged. why: the first one's error, or where it is written."""
+        what = "the image could not" if len(self) == 1 else f"none of the {len(self):,} images could"
+        return CnnlabError(f"{what} be read: {why}")
 
     def key(self) -> dict[str, Any]:
         """Return all that the answers depend on, besides the content of the image files, as plain values."""
@@ -183,7 +184,7 @@ def predict_stream(
     classifier = load_model(run, model=model, weights=weights).to(here)
     files, others = image_paths([paths] if isinstance(paths, str | Path) else paths)
     if not files:
-        raise CnnlabError("no images to classify")
+        raise CnnlabError("no images to classify; give image files or folders of images")
     return Stream(
         classifier, weights_file(run, weights), files, others, here, top, skip_bad, invert, views, threads
     )  # fmt: skip

@@ -64,14 +64,14 @@ class Threshold:
     def __str__(self) -> str:
         rejected = self.images - self.accepted
         (low, high), (least, most) = self.intervals.values()
-        none = f"below {self.threshold:.4f}: none of these" if self.threshold else "rejects nothing"
+        none = f"{self.threshold:.4f} (below it: none of these)" if self.threshold else "none, rejects nothing"
         return "\n".join([
             f"threshold for {self.wanted} {self.value:g}: {none}",
             f"precision {self.precision:.4f} ({low:.3f}-{high:.3f}): {self.correct:,} of {self.accepted:,} accepted "
             "images are correct",
             f"coverage {self.coverage:.4f} ({least:.3f}-{most:.3f}): {rejected:,} of {plural(self.images, 'image')} "
             "rejected",
-            "note: measured, with 95% intervals, on the validation images that chose it, which flatters it a little",
+            "note: measured on the validation images that chose the threshold, so slightly optimistic; 95% intervals",
         ])  # fmt: skip
 
 

@@ -89,7 +89,7 @@ class PartFile:
             one, other = before.get(name), self.key.get(name)
             if one != other:
                 raise CnnlabError(
-                    f"{self.part} is the beginning of an answer to another command ({name}: {truncate(str(one), 50)}, "
+                    f"{self.part} belongs to another command ({name}: {truncate(str(one), 50)}, "
                     f"now {truncate(str(other), 50)}); name another file, or remove {self.part} and {self.state}"
                 )
 

@@ -13,6 +13,8 @@ from cnnlab.io.errors import unknown
 from cnnlab.io.text import escape
 
 FORMATS = ("json", "text")
+_PLAIN = ("time", "method", "path", "status", "client", "error")
+"""Values that a line of text shows without their names."""
 
 
 class Log:
@@ -60,4 +62,5 @@ class Log:
         entry["time"] = entry["time"].isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
         if self.format == "json":
             return json.dumps(entry) + "\n"
-        return " ".join(escape(str(value)) for value in entry.values()) + "\n"
+        named = {key: "" if key in _PLAIN else f"{key}=" for key in entry}
+        return " ".join(f"{named[key]}{escape(str(value))}" for key, value in entry.items()) + "\n"

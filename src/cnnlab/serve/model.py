@@ -20,6 +20,8 @@ def open_model(what: str, runs_dir: Path, threads: int | None) -> Model:
     path = expand(what)
     if path.is_file():
         return open_exported(path, threads=threads or 0)
+    if path.suffix.lower() == ".onnx":
+        raise CnnlabError(f"{what} does not exist; write it with cnnlab export RUN")
     if not any((folder / "run.json").is_file() for folder in (path, runs_dir / what)):
         raise CnnlabError(f"{what} is neither a file of `cnnlab export` nor a run; `cnnlab runs` lists all runs")
     with tempfile.TemporaryDirectory(prefix="cnnlab-serve-") as folder:
@@ -31,5 +33,5 @@ def open_model(what: str, runs_dir: Path, threads: int | None) -> Model:
         if answer.returncode or not file.is_file():
             lines = answer.stderr.strip().splitlines()
             why = lines[-1].removeprefix("error: ") if lines else f"{what} cannot be exported"
-            raise CnnlabError(f"{why} (`cnnlab export` said it; serve the file that it writes)")
+            raise CnnlabError(f"{why} (from `cnnlab export`; export the run yourself, then serve the file)")
         return open_exported(file, threads=threads or 0)

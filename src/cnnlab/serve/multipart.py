@@ -23,8 +23,8 @@ def images_of(content_type: str, body: bytes, most: int) -> list[tuple[str, byte
     if kind and kind != "application/octet-stream" and not kind.startswith("image/"):
         raise Refused(
             415,
-            f"Content-Type {truncate(escape(kind), 80)}: send an image as image/* or application/octet-stream, "
-            "or several as multipart/form-data",
+            f"Content-Type {truncate(escape(kind), 80)} is not accepted; send an image as image/* or "
+            "application/octet-stream, or several as multipart/form-data (curl: -F image=@FILE)",
         )
     if not body:
         raise Refused(400, "the request has no body; send an image")

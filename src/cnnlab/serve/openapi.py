@@ -61,15 +61,15 @@ def description(limits: Limits, classes: Sequence[str]) -> dict[str, Any]:
         "info": {"title": "cnnlab serve", "version": __version__, "description": "Classifies images."},
         "paths": {
             "/predict": {"post": _predict(limits)},
-            "/health": {"get": _probe("health", "Whether the process lives.")},
-            "/ready": {"get": _probe("ready", "Whether an image would be taken.", 503)},
-            "/metrics": {"get": _text("Figures in Prometheus' text format.", "metrics")},
+            "/health": {"get": _probe("health", "Whether the process is running.")},
+            "/ready": {"get": _probe("ready", "Whether the service accepts images now.", 503)},
+            "/metrics": {"get": _text("Metrics in the text format of Prometheus.", "metrics")},
             "/openapi.json": {"get": {
                 "operationId": "openapi", "summary": "This description.",
                 "responses": {"200": {"description": "OpenAPI", "content": {"application/json": {"schema": {
                     "type": "object"}}}}, **_errors(401, 403)},
             }},
-            "/": {"get": _text("How to ask, as a text.", "index")},
+            "/": {"get": _text("How to use the service, as text.", "index")},
         },
         "components": {
             "schemas": schemas,
@@ -86,10 +86,11 @@ def _predict(limits: Limits) -> dict[str, Any]:
         "summary": "Classify one image, or several.",
         "description": (
             f"At most {limits.body:,} bytes, {limits.images:,} images of {limits.pixels:,} pixels and "
-            f"{limits.seconds:g} seconds. One bad image is an error of the request; of several, each has its own."
+            f"{limits.seconds:g} seconds. A request with one bad image fails; "
+            "among several images, each bad one has its own error."
         ),
         "parameters": [
-            {"name": "top", "in": "query", "description": "Classes of each image.", "schema": {
+            {"name": "top", "in": "query", "description": "Number of classes for each image.", "schema": {
                 "type": "integer", "minimum": 1, "maximum": 999_999, "default": 3}},
         ],
         "requestBody": {"required": True, "content": {
@@ -99,7 +100,7 @@ def _predict(limits: Limits) -> dict[str, Any]:
                 "type": "array", "items": {"type": "string", "contentMediaType": "application/octet-stream"}}}}},
         }},
         "responses": {
-            "200": {"description": "What each image shows.", "content": {"application/json": {
+            "200": {"description": "The classes of each image.", "content": {"application/json": {
                 "schema": _ref("Predictions")}}},
             **_errors(400, 401, 403, 408, 413, 415, 422, 500, 503),
         },
@@ -109,13 +110,13 @@ def _predict(limits: Limits) -> dict[str, Any]:
 _REASONS = {
     400: "A malformed request.",
     401: "The token is missing or wrong.",
-    403: "Another host, or a request of another page.",
+    403: "Another Host header, or a request from another web page.",
     408: "The body arrived too slowly.",
     413: "Too many bytes, images or pixels.",
-    415: "A type of body that is not read.",
+    415: "A Content-Type that is not accepted.",
     422: "The image cannot be decoded.",
     500: "The network failed.",
-    503: "Busy, stopping or too slow; ask again after the seconds of Retry-After.",
+    503: "Busy, stopping or too slow; try again after the seconds in Retry-After.",
 }
 
 

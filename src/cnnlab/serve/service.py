@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from cnnlab import __version__
 from cnnlab.io.errors import CnnlabError, unknown
-from cnnlab.io.text import escape, truncate
+from cnnlab.io.text import escape, plural, truncate
 from cnnlab.serve.batching import Batcher, Model
 from cnnlab.serve.metrics import TYPE, Metrics
 from cnnlab.serve.multipart import images_of
@@ -154,10 +154,11 @@ class Service:
         """Answer with how to ask."""
         classes = truncate(escape(", ".join(self.classes)))
         address = escape(str(request.base_url))
+        token = "-H 'Authorization: Bearer TOKEN' " if "authorization" in request.headers else ""
         return PlainTextResponse(
-            f"cnnlab {__version__} serves {self.name}: {len(self.classes):,} classes ({classes}).\n\n"
-            f"    curl -F image=@photo.jpg '{address}predict?top=3'\n\n"
-            "/predict (POST), /health, /ready, /metrics, /openapi.json\n"
+            f"cnnlab {__version__} serves {self.name}: {plural(len(self.classes), 'class')} ({classes}).\n\n"
+            f"    curl {token}-F image=@photo.jpg '{address}predict?top=3'\n\n"
+            "Paths: POST /predict; GET /health, /ready, /metrics, /openapi.json\n"
         )
 
 
@@ -190,8 +191,8 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    text = {404: "there is no such path; GET / lists those that there are",
-            405: "this path takes another method; GET / lists them"}  # fmt: skip
+    text = {404: "there is no such path; GET / lists the paths",
+            405: "this path does not take this method; GET / lists the paths and their methods"}  # fmt: skip
     request.scope["note"].error = text.get(error.status_code, error.detail)
     return _json({"error": request.scope["note"].error}, error.status_code, error.headers)
 
@@ -203,7 +204,7 @@ async def _gone(request: Request, _: Exception) -> Response:
 
 
 async def _failed(*_: object) -> Response:
-    return _json({"error": "the service failed at this request"}, 500)
+    return _json({"error": "the service failed on this request; its log says why"}, 500)
 
 
 def _top(request: Request) -> int:

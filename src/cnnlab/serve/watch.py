@@ -75,7 +75,7 @@ class Watch:
         if self.token is not None:
             kind, _, given = headers.get("authorization", "").partition(" ")
             if scope["path"] not in _OPEN and not (kind.lower() == "bearer" and is_secret(given.strip(), self.token)):
-                return Refused(401, "send the token, as the header Authorization: Bearer TOKEN")
+                return Refused(401, "the token is missing or wrong; send it as the header Authorization: Bearer TOKEN")
         elif self.hosts:
             host = headers.get("host", "")
             if host.lower() not in self.hosts:
@@ -85,5 +85,5 @@ class Watch:
                     "with --token or --no-token",
                 )
             if is_foreign(headers.get("origin"), headers.get("sec-fetch-site"), f"http://{host}"):
-                return Refused(403, "requests of other pages are refused")
+                return Refused(403, "requests from other web pages are refused; send them from a program of your own")
         return None
