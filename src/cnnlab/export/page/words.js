@@ -3,7 +3,7 @@
 import { texts } from "../report/text.js";
 
 Object.assign(texts, {
-  web_kicker: ["A trained network in your browser", "浏览器中的训练结果"],
+  web_kicker: ["A trained network in your browser", "训练好的网络，在浏览器中运行"],
   web_lead: ["{model}, {parameters} parameters, trained on {data}. Images are classified on this device and are not sent anywhere.", "{model}，{parameters} 个参数，在 {data} 上训练。图像在本机分类，不会发送到任何地方。"],
   web_loading: ["Loading the network …", "正在加载网络……"],
   web_ready: ["Ready.", "就绪。"],
@@ -27,13 +27,13 @@ Object.assign(texts, {
   web_changed_text: ["Its weights have fewer bits: onnxruntime gives {n} of these images a different class than PyTorch.|Its weights have fewer bits: onnxruntime gives {n} of these images a different class than PyTorch.", "权重位数较少：由 onnxruntime 运行时，其中 {n} 幅图像的类别与 PyTorch 不同。"],
   web_none_set: ["no threshold: every image gets a class", "未设阈值：每幅图像都会得到类别"],
   web_licences: ["Licences", "许可证"],
-  web_footer: ["Written by cnnlab {version}, {date}. This page sends nothing and loads files only from its own server.", "由 cnnlab {version} 于 {date} 生成。本页不发送任何数据，只从自己的服务器读取文件。"],
+  web_footer: ["Written by cnnlab {version}, {date}. This page sends nothing and loads files only from its own server.", "由 cnnlab {version} 于 {date} 生成。本页不发送任何数据，只从自己的服务器加载文件。"],
   web_damaged: ["This image is damaged.", "图像已损坏。"],
-  web_cut: ["This image is incomplete: part of the file is missing.", "图像不完整：缺少一部分。"],
+  web_cut: ["This image is incomplete: part of the file is missing.", "图像不完整：文件缺少一部分。"],
   web_empty: ["This file is empty.", "文件是空的。"],
   web_unknown: ["This is not an image in a known format. Save it as PNG or JPEG.", "不是可识别的图像格式。请另存为 PNG 或 JPEG。"],
-  web_kind: ["This page does not read {kind}, because a browser may decode it differently from cnnlab. Save the image as PNG or JPEG.", "{kind}：浏览器对该格式的解码可能与 cnnlab 不同，因此不读取。请另存为 PNG 或 JPEG。"],
-  web_translucent: ["A browser cannot read half-transparent pixels of this format exactly. Save the image as PNG.", "浏览器无法准确读取该格式的半透明像素。请另存为 PNG。"],
+  web_kind: ["This page does not read {kind}, because a browser may decode it differently from cnnlab. Save the image as PNG or JPEG.", "本页不读取这种图像（{kind}），因为浏览器的解码可能与 cnnlab 不同。请将图像另存为 PNG 或 JPEG。"],
+  web_translucent: ["A browser cannot read half-transparent pixels of this format exactly. Save the image as PNG.", "浏览器无法准确读取该格式的半透明像素。请将图像另存为 PNG。"],
   web_too_large: ["This image has {pixels} pixels; the limit is {most}. Make it smaller.", "图像有 {pixels} 个像素，上限为 {most}。请缩小。"],
-  web_protected: ["This browser changes the pixels that a page reads, to protect you from tracking, so answers would be wrong. Allow this page to read canvases, or use PNG files.", "该浏览器会改动网页读取的像素以防止识别用户，结果会出错。请允许本页读取画布，或使用 PNG 文件。"],
+  web_protected: ["This browser changes the pixels that a page reads, to protect you from tracking, so answers would be wrong. Allow this page to read canvases, or use PNG files.", "该浏览器为防止跟踪用户，会改动网页读取的像素，因此结果会出错。请允许本页读取画布，或使用 PNG 文件。"],
 });
