@@ -215,6 +215,34 @@ def test_silent_connections_are_closed_and_few_are_taken(client: Client) -> None
     assert client.ask("/health")[0] == 200
 
 
+def test_a_refusal_reaches_a_client_that_wants_to_close(model: Exported) -> None:
+    """As urllib asks. It sends its whole body before it reads."""
+    with serving(model, Limits(body=20_000)) as (client, _):
+        assert client.ask("/predict", bytes(30_000_000), Connection="close")[0] == 413
+
+
+@pytest.mark.parametrize("shut", [False, True])
+def test_a_client_that_reads_nothing_is_closed(model: Exported, shut: bool) -> None:
+    with serving(model, SMALL) as (client, server), socket.socket() as stream:
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        stream.connect(("127.0.0.1", client.port))
+        connections = server.server_state.connections
+        while not connections:
+            time.sleep(0.002)
+        transport = next(iter(connections)).transport
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
+        stream.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % client.port * 8)
+        while server.service.metrics.requests["/openapi.json", 200] < 8:
+            time.sleep(0.002)
+        assert transport.get_write_buffer_size()
+        if shut:
+            stream.shutdown(socket.SHUT_WR)
+        end = time.monotonic() + 20
+        while connections and time.monotonic() < end:
+            time.sleep(0.01)
+        assert not connections
+
+
 def test_a_connection_serves_several_requests(client: Client) -> None:
     one = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % client.port
     found = client.raw(one + one, one)  # pipelined, and then closed for want of more
