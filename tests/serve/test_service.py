@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import struct
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ from tiny import CLASSES, SIDE, Client, form, png, serving, tiny_onnx
 
 import cnnlab
 from cnnlab.export.runtime import Exported, open_exported
-from cnnlab.serve.server import Server
+from cnnlab.serve.server import Server, make_server
 from cnnlab.serve.service import make_app
 from cnnlab.serve.settings import Limits
 from conftest import Command
@@ -302,6 +304,20 @@ def test_a_network_that_fails_is_answered(model: Exported) -> None:
         assert client.ask("/predict", RED)[0] == 200
 
 
+def test_an_image_that_gives_nan_fails_alone(model: Exported) -> None:
+    def probabilities(pixels: np.ndarray) -> np.ndarray:
+        sizes.append(len(pixels))
+        rows = model.probabilities(pixels)
+        return np.where(pixels[:, :1, 0, 0] > 100, rows, np.nan)  # of all that is not red
+
+    held, sizes = Held(model), []  # type: ignore[var-annotated]
+    held.probabilities = probabilities  # type: ignore[method-assign]
+    with serving(held, Limits(max_batch=2, max_wait=20_000)) as (client, _), ThreadPoolExecutor(2) as pool:
+        answers = pool.map(lambda image: client.ask("/predict", image)[0], [RED, GREEN])
+        assert list(answers) == [200, 500]
+    assert sizes == [2]
+
+
 def test_token_and_hosts(model: Exported, client: Client) -> None:
     assert client.ask("/predict", RED, Host="evil.example")[0] == 403
     assert client.ask("/predict", RED, Origin="http://evil.example")[0] == 403
@@ -315,13 +331,32 @@ def test_token_and_hosts(model: Exported, client: Client) -> None:
             {"Authorization": "é"},
         ):
             for path in ("/predict", "/metrics", "/openapi.json", "/", "/nothing"):
-                assert guarded.ask(path, RED if path == "/predict" else None, **header)[0] == 401
+                status, _, headers = guarded.ask(path, RED if path == "/predict" else None, **header)
+                assert (status, headers["www-authenticate"]) == (401, "Bearer")
         assert guarded.ask("/health")[0] == guarded.ask("/ready")[0] == 200
         status, _, _headers = guarded.ask("/predict", RED, Authorization="Bearer s3cret", Host="cats.example")
         assert status == 200
         assert guarded.ask("/", Authorization="bearer s3cret")[0] == 200
     with serving(model, check_host=False) as (everyone, _):
         assert everyone.ask("/predict", RED, Host="cats.example")[0] == 200
+
+
+def test_the_host_of_port_80_has_no_port(model: Exported) -> None:
+    """As curl and browsers send it."""
+    listener = Mock(getsockname=lambda: ("127.0.0.1", 80))
+    server = make_server(model, listener, limits=SMALL, log=Mock(), name="tiny")
+
+    def status(host: bytes) -> int:
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        sent: list[Any] = []
+        scope = {"type": "http", "method": "GET", "path": "/health", "headers": [(b"host", host)]}
+        asyncio.run(server.config.app(scope, Mock(), send))  # type: ignore[operator,arg-type]
+        return int(sent[0]["status"])
+
+    assert [status(host) for host in (b"localhost", b"localhost:80", b"127.0.0.1")] == [200] * 3
+    assert [status(host) for host in (b"evil.example", b"localhost:8000")] == [403] * 2
 
 
 def test_description_is_true(service: tuple[Client, Server]) -> None:

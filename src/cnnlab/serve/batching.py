@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -13,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from cnnlab.io.decode import BadImage, Decoding, TooLarge, decode
-from cnnlab.io.errors import CnnlabError, out_of_memory, reason
+from cnnlab.io.errors import out_of_memory, reason
 from cnnlab.serve.settings import Limits, Refused
 
 
@@ -136,7 +137,7 @@ class Batcher:
                     self._pixels.put(None)
                     break
                 batch.append(found)
-            wanted = [one for one in batch if not one[0][0].dropped]
+            wanted = [(place, pixels) for place, pixels in batch if not place[0].dropped]
             self._answer([(place, None) for place, _ in batch if place[0].dropped])
             if wanted:
                 self._answer(self._classified(wanted), len(wanted))
@@ -145,16 +146,17 @@ class Batcher:
         places = [place for place, _ in batch]
         try:
             rows = self.model.probabilities(np.stack([pixels for _, pixels in batch]))
-            if not np.isfinite(rows).all():
-                raise CnnlabError("its probabilities are NaN")
-            return list(zip(places, rows, strict=True))
+            nan = Refused(500, "the network failed: its probabilities are NaN")  # of this image, not of the others
+            return [(place, row if np.isfinite(row).all() else nan) for place, row in zip(places, rows, strict=True)]
         except Exception as error:  # the service answers and lives on
             status = 503 if out_of_memory(error) else 500
             refusal = Refused(status, f"the network failed: {reason(error, 200)}", retry=status == 503)
             return [(place, refusal) for place in places]
 
     def _answer(self, outcomes: list[tuple[Place, np.ndarray | Refused | None]], size: int = 0) -> None:
-        if outcomes and not self.loop.is_closed():
+        if not outcomes:
+            return
+        with suppress(RuntimeError):  # the loop has ended, and nobody waits
             self.loop.call_soon_threadsafe(self._deliver, outcomes, size)
 
     # In the event loop.

@@ -16,6 +16,7 @@ from PIL import Image
 
 from cnnlab.io.decode import bombs_refused
 from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.http import host_headers
 from cnnlab.serve.batching import Model
 from cnnlab.serve.connections import Connection
 from cnnlab.serve.log import Log
@@ -90,7 +91,7 @@ def make_server(
     service.dropped = lambda: log.dropped
     host, port = listener.getsockname()[:2]
     own = f"[{host}]" if ":" in host else host
-    hosts = [f"{known}:{port}" for known in (own, "localhost", "127.0.0.1", "[::1]")]
+    hosts = host_headers(port, own, "localhost", "127.0.0.1", "[::1]")
     watch = Watch(make_app(service), service.metrics, log, token, hosts if check_host else ())
     config = uvicorn.Config(
         watch,

@@ -178,7 +178,9 @@ def make_app(service: Service) -> Starlette:
 
 def refusal(refused: Refused) -> Response:
     """Return the answer to a request that is refused."""
-    headers = {"Retry-After": str(refused.retry)} if refused.retry else None
+    headers = {"Retry-After": str(refused.retry)} if refused.retry else {}
+    if refused.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
     return _json({"error": escape(refused.text)}, refused.status, headers)
 
 

@@ -65,8 +65,8 @@ class Watch:
         client = scope.get("client")
         entry: dict[str, Any] = {
             "method": truncate(scope["method"], 20), "path": truncate(escape(scope["path"])), "status": status,
-            "seconds": round(seconds, 6), "client": client[0] if client else "-", "images": note.images,
-            "bad_images": note.errors,
+            "seconds": round(seconds, 6), "client": truncate(client[0], 60) if client else "-",
+            "images": note.images, "bad_images": note.errors,
         }  # fmt: skip
         self.log(**entry, **({"error": truncate(escape(note.error), 400)} if note.error else {}))
 
