@@ -11,6 +11,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -27,6 +28,7 @@ from tiny import CLASSES, SIDE, Client, form, png, serving, tiny_onnx
 
 import cnnlab
 from cnnlab.export.runtime import Exported, open_exported
+from cnnlab.serve import connections
 from cnnlab.serve.server import Server, make_server
 from cnnlab.serve.service import make_app
 from cnnlab.serve.settings import Limits
@@ -204,6 +206,17 @@ def test_hostile_connections_end_in_time(client: Client, request_: bytes, status
     assert json.loads(found.partition(b"\r\n\r\n")[2]).keys() == {"error"}
     assert time.monotonic() - start < 4
     assert client.ask("/health")[0] == 200
+
+
+def test_a_stalled_service_still_says_that_it_took_too_long(model: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_SLACK", 0.1)
+    with serving(model, replace(SMALL, seconds=0.1)) as (client, server), ThreadPoolExecutor(1) as pool:
+        head = HEAD.replace(b"%b", b"127.0.0.1:%d" % client.port)
+        answer = pool.submit(client.raw, head + b"Content-Length: 100\r\n\r\nhello")
+        while not server.service.bodies:
+            time.sleep(0.001)
+        server.service.batcher.loop.call_soon_threadsafe(time.sleep, 0.5)
+        assert answer.result(20).startswith(b"HTTP/1.1 408 ")
 
 
 def test_silent_connections_are_closed_and_few_are_taken(client: Client) -> None:

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from cnnlab.serve.log import Log
 from cnnlab.serve.service import Service
 
-_SLACK = 2.0  # seconds more than a request has, for writing its answer
+_SLACK = 2.0  # seconds after those of a request, for writing its answer
 
 
 class _Transport:
@@ -80,7 +80,7 @@ class Connection(H11Protocol):
         super().handle_events()
         if self.cycle is not before and not self.cycle.response_complete:
             self._lingers = False
-            self._within(self.limits.seconds + _SLACK)
+            self._within(self.limits.seconds, self._overdue)
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or for the rest of a body that was refused."""
@@ -105,11 +105,15 @@ class Connection(H11Protocol):
     def _idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
-    def _within(self, seconds: float | None) -> None:
-        """Set the deadline, in place of the one before."""
+    def _within(self, seconds: float | None, late: Callable[[], None] | None = None) -> None:
+        """Set the deadline, in place of the one before. late: what to do then. Default: `_late`."""
         if self._deadline is not None:
             self._deadline.cancel()
-        self._deadline = None if seconds is None else self.loop.call_later(seconds, self._late)
+        self._deadline = None if seconds is None else self.loop.call_later(seconds, late or self._late)
+
+    def _overdue(self) -> None:
+        """Leave the service time to say that the request took too long, also after a stall of the whole process."""
+        self._within(_SLACK)
 
     def _late(self) -> None:
         self._deadline = None
@@ -121,6 +125,8 @@ class Connection(H11Protocol):
 
     def _close(self) -> None:
         """Close, once the client has read its answer. It has the time of a request for that."""
+        if self.transport.is_closing():
+            return
         if self.conn.their_state is h11.SEND_BODY:
             self._finish()
         else:
