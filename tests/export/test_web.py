@@ -233,6 +233,7 @@ def kinds() -> dict[str, bytes]:
         "png grey transparent": file(photograph("LA"), "PNG"),
         "png palette": file(flag, "PNG", transparency=1),
         "png bits": file(photograph("L").convert("1"), "PNG"),
+        "png bits transparent": file(photograph("L").convert("1"), "PNG", transparency=1),
         "png turned": file(photograph("RGB"), "PNG", exif=turned),
         "gif": file(photograph("RGB").quantize(60), "GIF"),
         "gif transparent": file(cut_out, "GIF"),
