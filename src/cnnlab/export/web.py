@@ -8,6 +8,7 @@ import hashlib
 import html
 import io
 import json
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +32,7 @@ from cnnlab.models.airbench import Whitening
 
 PAGE = Path(__file__).parent / "page"
 _MARK = "cnnlab export --to web"
+_OURS = re.compile(r"(onnxruntime-web|network|page|style)-[0-9a-f]{8}\.(js|wasm\.gz|onnx|css)")  # see `_named`
 LARGEST_FILE = 60_000_000
 """Bytes of a page that holds everything: larger ones open slowly, or not at all on a phone."""
 
@@ -140,7 +142,7 @@ def write_folder(page: WebPage, runtime: WebRuntime, folder: Path) -> int:
         for name, content in files.items():
             write_atomic(folder / name, content)
         for old in folder.iterdir():
-            if old.name not in files and old.name.partition("-")[0] in ("onnxruntime", "network", "page", "style"):
+            if old.name not in files and _OURS.fullmatch(old.name):
                 old.unlink()
     except OSError as error:
         raise CnnlabError(f"cannot write {folder}: {reason(error)}; name another folder with -o") from error
