@@ -144,9 +144,12 @@ def test_nothing_is_replaced(digits_run: Run, cnnlab: Command, tmp_path: Path) -
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "1.jpg").write_bytes(b"mine")
     assert "--force" in one_line_error(cnnlab("export", digits_run.path, "--out", tmp_path / "mine.onnx"))
-    for force in ((), ("--force",)):
-        options = ("--to", "safetensors", "--out", tmp_path / "photos", *force)
-        one_line_error(cnnlab("export", digits_run.path, *options))
+    for name in ("photos", "mine.onnx"):
+        for force in ((), ("--force",)):
+            error = one_line_error(
+                cnnlab("export", digits_run.path, "--to", "safetensors", "--out", name, *force, cwd=tmp_path)
+            )
+            assert "--force" not in error  # which would not help
     assert (tmp_path / "mine.onnx").read_bytes() == (tmp_path / "photos" / "1.jpg").read_bytes() == b"mine"
 
 

@@ -31,8 +31,8 @@ from cnnlab.training.runs import Run
 
 FORMS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ""}
 """The forms of an export, with the ending of their files; a folder has none."""
-MAX_LOSS = {"int8": 1.0, "fp16": 0.1}
-"""Percentage points of accuracy that an export of fewer bits may lose."""
+MAX_LOSS = {"float32": 0.0, "int8": 1.0, "float16": 0.1}
+"""Percentage points of accuracy that an export of a precision may lose."""
 _CALIBRATION = 256  # training images
 
 
@@ -130,7 +130,7 @@ def export_run(
             **{key: description[key] for key in ("run", "weights", "network", "parameters", "versions")},
         }
         _move(draft, path)
-    write_json(report_file(path), report)
+        write_json(report_file(path), report)
     return Export(path, parities, report)
 
 
@@ -191,7 +191,7 @@ def _check(
 ) -> list[p.Parity]:
     """Compare all images. Raise CnnlabError for an export that is refused."""
     what, found = f"{path.name} of {run.path}", []
-    most = max_loss if max_loss is not None else MAX_LOSS.get({"float16": "fp16"}.get(precision, precision), 0.0)
+    most = MAX_LOSS[precision] if max_loss is None else max_loss
     for split, images in splits:
         one = p.compare(classifier, images, split, answers, threads)
         source = data if isinstance(data, str) else run.recipe.data
@@ -240,9 +240,9 @@ def _new_path(run: Run, out: str | Path | None, to: str, force: bool) -> Path:
         raise CnnlabError(f"{path}: name a file that ends with {ending}")
     if not path.name:
         raise CnnlabError(f"{path}: name a new folder")
-    ours = not ending and (path / "reader.py").is_file() and (path / "model.json").is_file()
-    if path.exists() and (not force or (path.is_dir() and not ours)):
-        more = ", or replace it with --force" if ours or path.is_file() else ""
+    replaceable = path.is_file() if ending else all((path / name).is_file() for name in ("reader.py", "model.json"))
+    if path.exists() and not (force and replaceable):
+        more = ", or replace it with --force" if replaceable else ""
         raise CnnlabError(f"{path} exists; name another one{more}")
     if not path.absolute().parent.is_dir():
         raise CnnlabError(f"the folder {path.parent} does not exist; create it first")
