@@ -387,6 +387,8 @@ def test_page_answers_as_the_run(
         tab.page.reload()
         ready(tab)
         assert answers(tab, files[:1]) == mine[:1]
+        tab.go(f"{url}index.html?x=1")  # another name of the page
+        ready(tab)
     finally:
         tab.page.context.set_offline(False)
     assert (said, tab.errors) == ([], [])
@@ -490,6 +492,35 @@ def test_page_is_accessible(tab: Tab, runtime: WebRuntime, hostile: WebPage, tmp
         assert tab.page.locator(".answer").count() == 0
         assert tab.value("() => document.querySelector('img[src=x]') === null")
     assert (said, tab.errors) == ([], [])
+
+
+HOLD = """() => {
+  const read = Blob.prototype.arrayBuffer;
+  let first = true;
+  Blob.prototype.arrayBuffer = async function () {
+    if (first) {
+      first = false;
+      await new Promise((go) => { window.go = go; });
+    }
+    return read.call(this);
+  };
+}"""
+
+
+def test_a_slow_file_does_not_replace_a_later_one(
+    tab: Tab, runtime: WebRuntime, hostile: WebPage, tmp_path: Path
+) -> None:
+    write_folder(hostile, runtime, tmp_path / "page")
+    with served(tmp_path / "page") as url:
+        tab.go(url)
+        ready(tab)
+        tab.value(HOLD)
+        choose(tab, b"no image")
+        choose(tab, file(photograph("L"), "PNG"))
+        tab.page.wait_for_selector(".answer .none")
+        tab.value("() => { window.go(); return new Promise((go) => setTimeout(go, 200)); }")
+        assert tab.page.locator(".answer").count() == 1
+        assert tab.page.locator("#status.none").count() == 0
 
 
 def test_single_file(tab: Tab, runtime: WebRuntime, hostile: WebPage, tmp_path: Path) -> None:

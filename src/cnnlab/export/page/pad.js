@@ -49,6 +49,7 @@ export function drawingPad(page, drawn, fail) {
     shown.focus({ preventScroll: true });
     shown.setPointerCapture(event.pointerId);
     last = place(event);
+    repaint(); // without the mark of the keys
     shown.onpointerup = shown.onpointercancel = () => { last = null; };
     add(last, last);
   }
