@@ -296,10 +296,13 @@ def test_archive(digits_run: Run, tmp_path: Path) -> None:
         assert none.tolist() == want.none_of_these
 
 
-def test_safetensors_need_no_cnnlab(digits_run: Run, tmp_path: Path) -> None:
+def test_safetensors_need_no_cnnlab(digits_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     run = open_run(shutil.copytree(digits_run.path, tmp_path / "run"))
     found = export_run(run, to="safetensors", out=tmp_path / "s", threads=1, look_at_test=True)
     assert found.parities[0].largest < 1e-6
+    files = ["model.json", "model.safetensors", "network.py", "reader.py"]
+    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == sorted(found.report["sha256"]) == files
     assert [(p.split, p.images) for p in found.parities] == [("validation", 287), ("test", 359)]
     assert [row["split"] for row in run.evaluations()] == ["test"]  # the look is recorded
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 41, 3), np.uint8))

@@ -76,7 +76,8 @@ def load_tensors(folder: Path) -> Callable[[Tensor], Tensor]:
     The folder must be one that `save_tensors` has just written: its code is run.
     """
     space: dict[str, Any] = {"__file__": str(folder / "reader.py"), "__name__": "reader"}
-    before, path = sys.modules.pop("network", None), list(sys.path)
+    before, path, no_bytecode = sys.modules.pop("network", None), list(sys.path), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True  # no __pycache__ in the folder
     try:
         exec(compile((folder / "reader.py").read_text(encoding="utf-8"), space["__file__"], "exec"), space)  # noqa: S102
     finally:
@@ -84,5 +85,6 @@ def load_tensors(folder: Path) -> Callable[[Tensor], Tensor]:
         if before is not None:
             sys.modules["network"] = before
         sys.path[:] = path
+        sys.dont_write_bytecode = no_bytecode
     found: Callable[[Tensor], Tensor] = space["probabilities"]
     return found
