@@ -27,6 +27,7 @@ from cnnlab.export.description import describe
 from cnnlab.export.graph import Answer, Resize
 from cnnlab.export.parity import _compared, compare, compare_files
 from cnnlab.export.runtime import DESCRIPTION, Exported, open_exported
+from cnnlab.export.tensors import FILES
 from cnnlab.inference import validation_images
 from cnnlab.io.decode import decode
 from cnnlab.training.runs import Run
@@ -144,7 +145,10 @@ def test_nothing_is_replaced(digits_run: Run, cnnlab: Command, tmp_path: Path) -
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "1.jpg").write_bytes(b"mine")
     assert "--force" in one_line_error(cnnlab("export", digits_run.path, "--out", tmp_path / "mine.onnx"))
-    for name in ("photos", "mine.onnx"):
+    (tmp_path / "more").mkdir()
+    for name in (*FILES, "photo.jpg"):
+        (tmp_path / "more" / name).touch()
+    for name in ("photos", "mine.onnx", "more"):
         for force in ((), ("--force",)):
             error = one_line_error(
                 cnnlab("export", digits_run.path, "--to", "safetensors", "--out", name, *force, cwd=tmp_path)
@@ -301,8 +305,7 @@ def test_safetensors_need_no_cnnlab(digits_run: Run, tmp_path: Path, monkeypatch
     run = open_run(shutil.copytree(digits_run.path, tmp_path / "run"))
     found = export_run(run, to="safetensors", out=tmp_path / "s", threads=1, look_at_test=True)
     assert found.parities[0].largest < 1e-6
-    files = ["model.json", "model.safetensors", "network.py", "reader.py"]
-    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == sorted(found.report["sha256"]) == files
+    assert {p.name for p in (tmp_path / "s").iterdir()} == set(found.report["sha256"]) == set(FILES)
     assert [(p.split, p.images) for p in found.parities] == [("validation", 287), ("test", 359)]
     assert [row["split"] for row in run.evaluations()] == ["test"]  # the look is recorded
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 41, 3), np.uint8))

@@ -240,13 +240,20 @@ def _new_path(run: Run, out: str | Path | None, to: str, force: bool) -> Path:
         raise CnnlabError(f"{path}: name a file that ends with {ending}")
     if not path.name:
         raise CnnlabError(f"{path}: name a new folder")
-    replaceable = path.is_file() if ending else all((path / name).is_file() for name in ("reader.py", "model.json"))
+    replaceable = path.is_file() if ending else _is_folder_of_ours(path)
     if path.exists() and not (force and replaceable):
         more = ", or replace it with --force" if replaceable else ""
         raise CnnlabError(f"{path} exists; name another one{more}")
     if not path.absolute().parent.is_dir():
         raise CnnlabError(f"the folder {path.parent} does not exist; create it first")
     return path
+
+
+def _is_folder_of_ours(path: Path) -> bool:
+    """Return whether a folder holds an earlier export, and nothing else that would be lost."""
+    from cnnlab.export.tensors import FILES
+
+    return path.is_dir() and {file.name for file in path.iterdir()} - {"__pycache__"} == set(FILES)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from cnnlab.export.conversion import not_convertible, quiet
 from cnnlab.inference import Classifier
 from cnnlab.io.errors import CnnlabError
 
+FILES = ("model.json", "model.safetensors", "network.py", "reader.py")
 _HEAD = '''"""The network's operations, as torch.export traced them: weights and images in, logits out."""
 
 import torch
