@@ -1,4 +1,4 @@
-"""What an exported file says of itself: one JSON object."""
+"""The description inside an exported file: one JSON object."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def export_web(
 
 
 def _level(run: Run, data: Any, **where: Any) -> float:
-    """Return the mean of the training images of one channel, 0 to 1; of others 0, which nobody needs."""
+    """Return the mean of the training images, 0 to 1. Only that of grey images is used: others cannot be drawn."""
     p = preprocessing_of(run)
     if p.channels > 1 or any(p.mean):
         return p.mean[0]

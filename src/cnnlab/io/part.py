@@ -95,7 +95,7 @@ class PartFile:
                 )
 
     def resume(self, starts: Iterable[bytes], see: Callable[[bytes], object] = len) -> int:
-        """Cut off what is no whole line; return the number of lines that stay.
+        """Cut off an incomplete last line; return the number of lines that stay.
 
         starts: how each line must begin; see: called with each line. Raise CnnlabError for a line that begins
         otherwise.

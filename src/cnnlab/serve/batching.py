@@ -1,4 +1,4 @@
-"""Images on their way through the service: threads decode them, one thread runs the network on what has arrived."""
+"""The queue of the service: threads decode images, one thread runs the network on batches of those that are ready."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cnnlab.serve.settings import Limits, Refused
 
 
 class Model(Protocol):
-    """What is served: an exported network."""
+    """The exported network that is served."""
 
     @property
     def classes(self) -> list[str]:
@@ -39,7 +39,10 @@ class Model(Protocol):
 
 @dataclass
 class Request:
-    """The images of a request, and what has become of each: its row of probabilities (K,), or why there is none."""
+    """The images of a request, and the outcome of each: its probabilities (K,), or why there are none.
+
+    left: images without an outcome. dropped: nobody waits for the rest.
+    """
 
     images: list[tuple[str, bytes]]
     answered: asyncio.Future[None]
@@ -57,9 +60,9 @@ Place = tuple[Request, int]
 
 
 class Batcher:
-    """Decodes and classifies. What arrives while the network works is the next batch, up to `limits.max_batch`.
+    """Decode and classify images. Those that arrive while the network works are its next batch.
 
-    threads: that decode. on_batch: called in the event loop with the size of each batch.
+    threads: for decoding. on_batch: called in the event loop with the size of each batch.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Batcher:
     ) -> None:
         self.model, self.limits, self.loop, self.on_batch = model, limits, loop, on_batch
         self._decoding = model.decoding
-        self.held = 0  # images that are accepted and not answered
+        self.held = 0  # images accepted and not yet answered
         self._files: SimpleQueue[Place | None] = SimpleQueue()
         self._pixels: SimpleQueue[tuple[Place, np.ndarray] | None] = SimpleQueue()
         self._decoders = [threading.Thread(target=self._decode, name="decode", daemon=True) for _ in range(threads)]
@@ -96,7 +99,7 @@ class Batcher:
                 self._files.put((request, i))
             await request.answered
         finally:
-            request.dropped = True  # what is left of a request that waited too long is passed over
+            request.dropped = True  # the rest of a request that timed out is skipped
         return request.outcomes
 
     def close(self, seconds: float = 1.0) -> bool:
@@ -118,10 +121,10 @@ class Batcher:
                 self._answer([(place, None)])
                 continue
             name, content = request.images[i]
-            request.images[i] = (name, b"")  # not kept for as long as the other images take
+            request.images[i] = (name, b"")  # frees the bytes while the other images wait
             try:
                 self._pixels.put((place, decode(name, self._decoding, content)))
-            except Exception as error:  # of a decoder: whatever it is, it is this image's alone
+            except Exception as error:  # decoders raise nearly anything for a damaged file
                 self._answer([(place, _refusal(name, error))])
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""One connection of the service: uvicorn's, with limits on how many there are and on how long each phase takes."""
+"""uvicorn's connection with a limit on their number and on the time of each phase."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class Connection(H11Protocol):
             self._refuse(503, "too many connections; send the request again")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timers."""
+        """Cancel the timers."""
         super().connection_lost(exc)
         self._within(None)
         self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
-        """Read; the first byte of a next request starts the time of its headers."""
+        """Read. The first byte of the next request starts the deadline for its headers."""
         if self._finished:
             return
         if self._idle and self._deadline is None:
@@ -75,7 +75,7 @@ class Connection(H11Protocol):
         return waits
 
     def handle_events(self) -> None:
-        """Start a request; its time runs from here."""
+        """Start a request and its deadline."""
         before = self.cycle
         super().handle_events()
         if self.cycle is not before and not self.cycle.response_complete:
@@ -92,7 +92,7 @@ class Connection(H11Protocol):
             self._unset_keepalive_if_required()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - ours says less
-        """Answer what is no HTTP, or a body that breaks off its form."""
+        """Answer malformed HTTP."""
         if self.cycle is not None and not self.cycle.response_complete:
             if self.cycle.response_started:
                 self.transport.abort()

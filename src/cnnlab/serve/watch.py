@@ -1,4 +1,4 @@
-"""Around the application: who may ask, the line of the log, and the counts of the metrics."""
+"""Middleware of the service: access control, the log of requests, and the metrics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PATHS = (*_OPEN, "/predict", "/metrics", "/openapi.json", "/")
 
 
 class Watch:
-    """Refuse requests without the token, and note each request.
+    """Refuse requests without the token; log and count each request.
 
     token: None for none. hosts: what the Host header may be, where there is no token: a page in a browser on this
     machine, or a name that an attacker points at it (DNS rebinding), must not read answers; empty: anything.

@@ -58,7 +58,7 @@ async function use(file) {
   state.file = file;
   try {
     const image = await decodeFile(file);
-    if (state.file === file) await look(prepared(image, payload.how, state.invert));
+    if (state.file === file) await classifyLatest(prepared(image, payload.how, state.invert));
   } catch (error) {
     if (state.file === file) fail(error);
   }
@@ -66,11 +66,11 @@ async function use(file) {
 
 function drawn(image) {
   state.file = null;
-  look(prepared(image, payload.how, false)).catch(fail);
+  classifyLatest(prepared(image, payload.how, false)).catch(fail);
 }
 
-// One image at a time; of those that come meanwhile, the last.
-async function look(image) {
+// One image at a time. Of those that come meanwhile, only the last is classified.
+async function classifyLatest(image) {
   next = image;
   if (busy || !classify) return;
   busy = true;
@@ -116,7 +116,7 @@ async function start() {
     window.cnnlab = { classify: async (file) => ranked(await classify(prepared(await decodeFile(file), payload.how, false))) };
     state.ready = ["web_ready"];
     say(...state.ready);
-    if (next) look(next).catch(fail);
+    if (next) classifyLatest(next).catch(fail);
   } catch (error) {
     say("web_broken", { why: error.message }, true);
     return;
