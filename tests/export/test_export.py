@@ -376,6 +376,12 @@ def test_licence_of_published_weights(digits_run: Run) -> None:
     assert describe(digits_run, run.weights(), load_model(digits_run))["published_weights"] is None
 
 
+def test_a_run_that_is_named_by_a_dot_has_its_name(digits_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(digits_run.path)
+    run = open_run(".")
+    assert describe(run, run.weights(), load_model(run))["run"] == "grey"
+
+
 def test_runtime_needs_no_torch(exported: Path) -> None:
     code = (
         "import sys; from cnnlab.export.runtime import open_exported\n"

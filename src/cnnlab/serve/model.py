@@ -30,8 +30,6 @@ def open_model(what: str, runs_dir: Path, threads: int | None) -> Model:
         )
         if answer.returncode or not file.is_file():
             lines = answer.stderr.strip().splitlines()
-            why = lines[-1].removeprefix("error: ") if lines else f"{what} cannot be exported"
-            raise CnnlabError(
-                f"{why} (error of `cnnlab export`; correct it, or export the run yourself and serve the file)"
-            )
+            why = lines[-1].removeprefix("error: ") if lines else f"it ended with {answer.returncode}"
+            raise CnnlabError(f"`cnnlab export {what}`: {why}")
         return open_exported(file, threads=threads or 0)
