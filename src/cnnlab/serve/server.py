@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 
@@ -111,12 +111,11 @@ def make_server(
 
 def serve(server: Server, listener: socket.socket, log: Log) -> None:
     """Serve until SIGTERM or SIGINT; then answer what was accepted, and return."""
-    with ExitStack() as around:
-        around.enter_context(images_bounded(server.service.limits.pixels))
+    with images_bounded(server.service.limits.pixels):
         server.run(sockets=[listener])
         ended = server.service.batcher.close()
         log.close()
-    if not ended:  # a thread is in a decoder; the end of the interpreter would wait for it
+    if not ended:  # a thread is in a decoder or in the network, which must not outlive the interpreter
         os._exit(0)
 
 
