@@ -228,10 +228,12 @@ def test_silent_connections_are_closed_and_few_are_taken(client: Client) -> None
     assert client.ask("/health")[0] == 200
 
 
-def test_a_refusal_reaches_a_client_that_wants_to_close(model: Exported) -> None:
-    """As urllib asks. It sends its whole body before it reads."""
-    with serving(model, Limits(body=20_000)) as (client, _):
-        assert client.ask("/predict", bytes(30_000_000), Connection="close")[0] == 413
+def test_a_refusal_reaches_a_client_that_sends_everything_first(model: Exported) -> None:
+    with serving(model, Limits(body=20_000, linger=20)) as (client, _):
+        assert client.ask("/predict", bytes(30_000_000), Connection="close")[0] == 413  # as urllib asks
+        head = HEAD.replace(b"%b", b"127.0.0.1:%d" % client.port) + b"Transfer-Encoding: chunked\r\n\r\n"
+        chunk = b"11170\r\n" + bytes(70_000) + b"\r\n"  # more than is read ahead
+        assert client.raw(head + chunk + b"no chunk" + bytes(30_000_000)).startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.parametrize("shut", [False, True])

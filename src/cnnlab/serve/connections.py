@@ -136,6 +136,7 @@ class Connection(H11Protocol):
     def _finish(self) -> None:
         """Send no more, and read on a little: a connection that is closed at once may lose the answer."""
         self._finished = True
+        self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._within(self.limits.linger)
