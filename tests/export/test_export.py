@@ -26,8 +26,9 @@ from cnnlab.data.loader import Preprocessing
 from cnnlab.export import onnx as module
 from cnnlab.export.description import describe
 from cnnlab.export.graph import Answer, Resize
-from cnnlab.export.parity import _compared, compare, compare_files
+from cnnlab.export.parity import Parity, _compared, compare, compare_files
 from cnnlab.export.runtime import DESCRIPTION, Exported, open_exported
+from cnnlab.export.tensors import FILES
 from cnnlab.inference import validation_images
 from cnnlab.io.decode import decode
 from cnnlab.training.runs import Run
@@ -153,9 +154,15 @@ def test_nothing_is_replaced(digits_run: Run, cnnlab: Command, tmp_path: Path) -
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "1.jpg").write_bytes(b"mine")
     assert "--force" in one_line_error(cnnlab("export", digits_run.path, "--out", tmp_path / "mine.onnx"))
-    for force in ((), ("--force",)):
-        options = ("--to", "safetensors", "--out", tmp_path / "photos", *force)
-        one_line_error(cnnlab("export", digits_run.path, *options))
+    (tmp_path / "more").mkdir()
+    for name in (*FILES, "photo.jpg"):
+        (tmp_path / "more" / name).touch()
+    for name in ("photos", "mine.onnx", "more"):
+        for force in ((), ("--force",)):
+            error = one_line_error(
+                cnnlab("export", digits_run.path, "--to", "safetensors", "--out", name, *force, cwd=tmp_path)
+            )
+            assert "--force" not in error  # which would not help
     assert (tmp_path / "mine.onnx").read_bytes() == (tmp_path / "photos" / "1.jpg").read_bytes() == b"mine"
 
 
@@ -223,6 +230,13 @@ def test_int8_states_its_cost(digits_run: Run, tmp_path: Path, monkeypatch: pyte
     assert parity.largest > 1e-4
     assert f"{parity.correct} of 287 validation images" in str(found)
     assert open_exported(found.path, threads=1).description["precision"] == "int8"
+
+
+def test_no_loss_has_no_minus() -> None:
+    parity = Parity("validation", 10, correct_before=9, correct=9, changed=1, ties=0, largest=0.1)
+    text = str(Export(Path("a.onnx"), [parity], {"bytes": 1, "seconds": 1.0, "precision": "int8"}))
+    assert "0.00" in text
+    assert "-0.00" not in text
 
 
 def test_int8_that_costs_too_much_is_refused(digits_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,10 +319,12 @@ def test_archive(digits_run: Run, tmp_path: Path) -> None:
         assert none.tolist() == want.none_of_these
 
 
-def test_safetensors_need_no_cnnlab(digits_run: Run, tmp_path: Path) -> None:
+def test_safetensors_need_no_cnnlab(digits_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     run = open_run(shutil.copytree(digits_run.path, tmp_path / "run"))
     found = export_run(run, to="safetensors", out=tmp_path / "s", threads=1, look_at_test=True)
     assert found.parities[0].largest < 1e-6
+    assert {p.name for p in (tmp_path / "s").iterdir()} == set(found.report["sha256"]) == set(FILES)
     assert [(p.split, p.images) for p in found.parities] == [("validation", 287), ("test", 359)]
     assert [row["split"] for row in run.evaluations()] == ["test"]  # the look is recorded
     assert len({path.stat().st_mode for path in (tmp_path / "s").iterdir()}) == 1  # none is private
@@ -378,6 +394,12 @@ def test_licence_of_published_weights(digits_run: Run) -> None:
     run = replace(digits_run, info=info)
     assert describe(run, run.weights(), load_model(digits_run))["published_weights"] == published
     assert describe(digits_run, run.weights(), load_model(digits_run))["published_weights"] is None
+
+
+def test_a_run_that_is_named_by_a_dot_has_its_name(digits_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(digits_run.path)
+    run = open_run(".")
+    assert describe(run, run.weights(), load_model(run))["run"] == "grey"
 
 
 def test_runtime_needs_no_torch(exported: Path) -> None:

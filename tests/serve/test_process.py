@@ -108,8 +108,9 @@ def test_a_second_signal_ends_at_once(start: Start) -> None:
     process, client = start("--log", "text", CNNLAB_TOKEN="secret")
     assert client.ask("/predict", RED)[0] == 401
     with socket.create_connection(("127.0.0.1", client.port)) as slow:
-        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer secret\r\nContent-Length: 9\r\n\r\n")
-        time.sleep(0.2)
+        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer secret\r\nContent-Length: 9\r\n\r\n1")
+        while "cnnlab_body_bytes 1\n" not in client.ask("/metrics", Authorization="Bearer secret")[1]:
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         time.sleep(0.3)
         assert process.poll() is None  # its request has 30 seconds

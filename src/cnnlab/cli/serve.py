@@ -103,7 +103,7 @@ def serve(
         cores = available_cores()
         model = open_model(what, runs_dir, threads or cores)
         try_out(model, limits)
-        name = Path(what).name
+        name = Path(what).absolute().name
         server = make_server(model, listener, limits=limits, log=lines, name=name, token=secret,
                              check_host=not no_token, decoders=cores)  # fmt: skip
         shown = f"[{host}]" if ":" in host else host

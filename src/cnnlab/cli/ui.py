@@ -13,7 +13,7 @@ import typer
 
 from cnnlab.cli.options import DataDir, RunsDir, Threads
 from cnnlab.io.errors import needs_extra
-from cnnlab.io.http import listen
+from cnnlab.io.http import host_headers, listen
 from cnnlab.io.text import echo
 
 
@@ -39,7 +39,7 @@ def ui(
     listener = listen("127.0.0.1", port)
     port = listener.getsockname()[1]
     token = secrets.token_urlsafe(24)
-    hosts = (f"127.0.0.1:{port}", f"localhost:{port}")
+    hosts = host_headers(port, "127.0.0.1", "localhost")
     app = make_app(Settings(runs_dir.absolute(), token, hosts, data_dir, threads))
     address = f"http://127.0.0.1:{port}/?token={token}"
     echo(f"page: {address} (Ctrl-C ends it; trainings go on)")

@@ -32,11 +32,11 @@ def add_map(model: ModelProto) -> bool:
         node = makers.get(node.input[0])
     if node is None or not _pools(node, constants):
         return False
-    if weight is None:  # the last maps are those of the classes
-        graph.node.append(helper.make_node("Identity", [node.input[0]], [OUTPUT]))
-    else:
+    features = OUTPUT if weight is None else "map/features"  # without a linear layer, they are the maps of the classes
+    graph.node.append(helper.make_node("Cast", [node.input[0]], [features], to=TensorProto.FLOAT))  # from float16
+    if weight is not None:
         graph.initializer.append(numpy_helper.from_array(weight[:, :, None, None], "map/weight"))
-        graph.node.append(helper.make_node("Conv", [node.input[0], "map/weight"], [OUTPUT]))
+        graph.node.append(helper.make_node("Conv", [features, "map/weight"], [OUTPUT]))
     graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["B", "K", "h", "w"]))
     return True
 

@@ -1,4 +1,4 @@
-"""What all conversions by PyTorch's exporters share: silence, and one line where they fail."""
+"""Shared by all conversions with PyTorch's exporters: hide their output, and report a failure in one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cnnlab.io.errors import CnnlabError, reason
 
 
 def not_convertible(error: Exception, form: str) -> CnnlabError:
-    """Return the error for a network that PyTorch's exporter refuses, with the one line of its own that tells why."""
+    """Return the error for a network that PyTorch's exporter refuses, with the exporter's reason."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -24,7 +24,7 @@ def not_convertible(error: Exception, form: str) -> CnnlabError:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hide what the exporter prints and warns of, which nobody can act on; its exceptions say what failed."""
+    """Hide the exporter's output and warnings, which nobody can act on; its exceptions say what failed."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

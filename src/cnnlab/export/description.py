@@ -1,4 +1,4 @@
-"""What an exported file says of itself: one JSON object."""
+"""The description inside an exported file: one JSON object."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def describe(run: Run, weights: Path, classifier: Classifier) -> dict[str, Any]:
         "preprocessing": p.to_dict(),
         "temperature": classifier.temperature,
         "threshold": classifier.threshold,
-        "run": run.path.name,
+        "run": run.path.absolute().name,
         "weights": weights.name,
         "network": run.info["model"]["name"],
         "parameters": run.info["model"]["parameters"],

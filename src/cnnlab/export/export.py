@@ -31,7 +31,7 @@ from cnnlab.training.runs import Run
 
 FORMS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ""}
 """The forms of an export, with the ending of their files; a folder has none."""
-MAX_LOSS = {"int8": 1.0, "fp16": 0.1}
+MAX_LOSS = {"int8": 1.0, "float16": 0.1}
 """Percentage points of accuracy that an export of fewer bits may lose."""
 _CALIBRATION = 256  # training images
 
@@ -116,10 +116,15 @@ def export_run(
     calibration = _sample(trained) if int8 else None
     precision = "int8" if int8 else "float16" if fp16 else "float32"
     description["precision"] = precision
+    source = None if to == "safetensors" else data if isinstance(data, str) else run.recipe.data
+    most, what = MAX_LOSS.get(precision) if max_loss is None else max_loss, f"{path.name} of {run.path}"
     with _beside(path) as draft:
         answers = _write(copy.deepcopy(classifier), description, draft, to, fp16, calibration, threads)
         written = time.perf_counter() - started
-        parities = _check(run, classifier, splits, answers, path, precision, max_loss, threads, to, data)
+        parities = [
+            _check(classifier, split, images, answers, source=source, most=most, what=what, threads=threads)
+            for split, images in splits
+        ]
         report = {
             "file": path.name,
             "form": to,
@@ -134,7 +139,7 @@ def export_run(
             **{key: description[key] for key in ("run", "weights", "network", "parameters", "versions")},
         }
         _move(draft, path)
-    write_json(report_file(path), report)
+        write_json(report_file(path), report)
     return Export(path, parities, report)
 
 
@@ -182,34 +187,29 @@ def _write(
 
 
 def _check(
-    run: Run,
     classifier: Classifier,
-    splits: list[tuple[str, ImageSet]],
+    split: str,
+    images: ImageSet,
     answers: p.Answers,
-    path: Path,
-    precision: str,
-    max_loss: float | None,
+    *,
+    source: str | None,
+    most: float | None,
+    what: str,
     threads: int | None,
-    to: str,
-    data: Any,
-) -> list[p.Parity]:
-    """Compare all images. Raise CnnlabError for an export that is refused."""
-    what, found = f"{path.name} of {run.path}", []
-    most = max_loss if max_loss is not None else MAX_LOSS.get({"float16": "fp16"}.get(precision, precision), 0.0)
-    for split, images in splits:
-        one = p.compare(classifier, images, split, answers, threads)
-        source = data if isinstance(data, str) else run.recipe.data
-        files = p.compare_files(classifier, source, images, answers, threads) if to != "safetensors" else None
-        if precision == "float32":
-            for part in (one, files):
-                if part is not None:
-                    p.check_same(part, what)
-        else:
-            p.check_loss(one, most, what)
-        if files is not None:
-            one = p.with_files(one, files)
-        found.append(one)
-    return found
+) -> p.Parity:
+    """Compare all images of a split. Raise CnnlabError for an export that is refused.
+
+    source: of the images, whose files are also compared at their own size; None: the export takes fitted ones only.
+    most: percentage points of accuracy that it may lose; None: it may change no class.
+    """
+    found = p.compare(classifier, images, split, answers, threads)
+    files = None if source is None else p.compare_files(classifier, source, images, answers, threads)
+    if most is not None:
+        p.check_loss(found, most, what)
+    else:
+        for part in filter(None, (found, files)):
+            p.check_same(part, what)
+    return found if files is None else p.with_files(found, files)
 
 
 def _check_options(to: str, int8: bool, fp16: bool, max_loss: float | None) -> None:
@@ -251,13 +251,20 @@ def _new_path(run: Run, out: str | Path | None, to: str, force: bool, int8: bool
         raise CnnlabError(f"{path}: name a file that ends with {ending}{more}")
     if not path.name:
         raise CnnlabError(f"{path}: name a new folder")
-    ours = not ending and (path / "reader.py").is_file() and (path / "model.json").is_file()
-    if path.exists() and (not force or (path.is_dir() and not ours)):
-        more = ", or replace it with --force" if ours or path.is_file() else ""
+    replaceable = path.is_file() if ending else _is_folder_of_ours(path)
+    if path.exists() and not (force and replaceable):
+        more = ", or replace it with --force" if replaceable else ""
         raise CnnlabError(f"{path} exists; name another {'file' if ending else 'folder'} with --out{more}")
     if not path.absolute().parent.is_dir():
         raise CnnlabError(f"the folder {path.parent} does not exist; create it first")
     return path
+
+
+def _is_folder_of_ours(path: Path) -> bool:
+    """Return whether a folder holds an earlier export, and nothing else that would be lost."""
+    from cnnlab.export.tensors import FILES
+
+    return path.is_dir() and {file.name for file in path.iterdir()} - {"__pycache__"} == set(FILES)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def onnx_model(
     fp16: bool = False,
     calibration: np.ndarray | None = None,
 ) -> ModelProto:
-    """Return the model of a classifier. description: what it says of itself, see description.py.
+    """Return the model of a classifier. description: see description.py.
 
     fp16: convert the classifier's network to float16. calibration: fitted images (N, C, size, size) uint8 for which the
     network is quantised to int8. Raise CnnlabError for a network that PyTorch's exporter cannot convert.

@@ -33,7 +33,7 @@ _SCHEMA = {
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported file that is open. description: what it says of itself, see docs/export.md."""
+    """An open exported file. description: the JSON object inside, see docs/export.md."""
 
     path: Path
     description: dict[str, Any]

@@ -23,6 +23,7 @@ from cnnlab.export.conversion import not_convertible, quiet
 from cnnlab.inference import Classifier
 from cnnlab.io.errors import CnnlabError
 
+FILES = ("model.json", "model.safetensors", "network.py", "reader.py")
 _HEAD = '''"""The network's operations, as torch.export traced them: weights and images in, logits out."""
 
 import torch
@@ -77,7 +78,8 @@ def load_tensors(folder: Path) -> Callable[[Tensor], Tensor]:
     The folder must be one that `save_tensors` has just written: its code is run.
     """
     space: dict[str, Any] = {"__file__": str(folder / "reader.py"), "__name__": "reader"}
-    before, path = sys.modules.pop("network", None), list(sys.path)
+    before, path, no_bytecode = sys.modules.pop("network", None), list(sys.path), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True  # no __pycache__ in the folder
     try:
         exec(compile((folder / "reader.py").read_text(encoding="utf-8"), space["__file__"], "exec"), space)  # noqa: S102
     finally:
@@ -85,5 +87,6 @@ def load_tensors(folder: Path) -> Callable[[Tensor], Tensor]:
         if before is not None:
             sys.modules["network"] = before
         sys.path[:] = path
+        sys.dont_write_bytecode = no_bytecode
     found: Callable[[Tensor], Tensor] = space["probabilities"]
     return found

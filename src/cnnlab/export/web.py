@@ -8,6 +8,7 @@ import hashlib
 import html
 import io
 import json
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +37,7 @@ _WAITING = (
     "<main><p>Loading …</p><p>If this text stays, the page was opened as a file. Serve its folder, for example with "
     "<code>python -m http.server</code>, or export the run with <code>--single-file</code>.</p></main>"
 )
+_OURS = re.compile(r"(onnxruntime-web|network|page|style)-[0-9a-f]{8}\.(js|wasm\.gz|onnx|css)")  # see `_named`
 LARGEST_FILE = 60_000_000
 """Bytes of a page that holds everything: larger ones open slowly, or not at all on a phone."""
 
@@ -146,7 +148,7 @@ def write_folder(page: WebPage, runtime: WebRuntime, folder: Path) -> int:
         for name, content in files.items():
             write_atomic(folder / name, content)
         for old in folder.iterdir():
-            if old.name not in files and old.name.partition("-")[0] in ("onnxruntime", "network", "page", "style"):
+            if old.name not in files and _OURS.fullmatch(old.name):
                 old.unlink()
     except OSError as error:
         raise CnnlabError(f"cannot write {folder}: {reason(error)}; name another folder with -o") from error

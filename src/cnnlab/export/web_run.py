@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,8 @@ class WebExport:
     def __str__(self) -> str:
         lines = [f"export: {self.path} ({self.size / 1e6:.1f} MB)", *str(self.network).splitlines()[1:-1]]
         if self.path.is_dir():
-            lines.append(f"try it: python -m http.server -d {self.path}, then open http://localhost:8000")
+            folder = shlex.quote(str(self.path))
+            lines.append(f"try it: python -m http.server -d {folder}, then open http://localhost:8000")
         else:
             lines.append("try it: open the file in a browser")
         return "\n".join(lines)
@@ -100,7 +102,7 @@ def export_web(
 
 
 def _level(run: Run, data: Any, **where: Any) -> float:
-    """Return the mean of the training images of one channel, 0 to 1; of others 0, which nobody needs."""
+    """Return the mean of the training images, 0 to 1. Only that of grey images is used: others cannot be drawn."""
     p = preprocessing_of(run)
     if p.channels > 1 or any(p.mean):
         return p.mean[0]

@@ -1,4 +1,4 @@
-"""Predictions as lines of CSV or JSON, and as a file of them that a killed process's successor continues."""
+"""Predictions as lines of CSV or JSON, and as a file that a new process continues after a kill."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def _parquet(part: Path, new: Path, columns: int) -> None:
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a line of JSON as a row of a table; what is no UTF-8 in a name is escaped as in CSV."""
+    """Return a line of JSON as a row of a table. Names that are not UTF-8 are escaped as in CSV."""
     top = {f"{kind}_{i}": place[kind] for i, place in enumerate(row.pop("top"), 1) for kind in place}
     row = {**row, **top}
     return {k: v.encode("utf-8", "backslashreplace").decode() if isinstance(v, str) else v for k, v in row.items()}

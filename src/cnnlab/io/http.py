@@ -34,6 +34,11 @@ def is_loopback(listener: socket.socket) -> bool:
     return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
+def host_headers(port: int, *names: str) -> tuple[str, ...]:
+    """Return the Host headers of requests to a port of `names`. Clients leave out HTTP's own port."""
+    return (*(f"{name}:{port}" for name in names), *(names if port == 80 else ()))
+
+
 def is_foreign(origin: str | None, site: str | None, own: str) -> bool:
     """Return whether a browser sends a request for another page than `own`, by its Origin and Sec-Fetch-Site."""
     return site not in (None, "same-origin", "none") or origin not in (None, own)

@@ -71,7 +71,8 @@ class PartFile:
     def _open(self) -> None:
         if self.state.exists():
             self._check_key()
-            if not self.part.exists():  # the process before was killed between the last steps of `finish`
+            # The process before was killed between the last steps of `finish`; or the part was removed by hand.
+            if not self.part.exists() and (self.new.exists() or self.path.exists()):
                 self.complete = True
                 self._publish()
                 return
@@ -79,8 +80,8 @@ class PartFile:
         if not self.state.exists():
             if self.part.exists() and self.part.stat().st_size:
                 raise CnnlabError(f"{self.part} exists, without {self.state.name}; name another file, or remove it")
-            self.part.touch()
             write_checked(self.state, self.key)
+        self.part.touch()
         self._file = self.part.open("r+b")
 
     def _check_key(self) -> None:
@@ -94,7 +95,7 @@ class PartFile:
                 )
 
     def resume(self, starts: Iterable[bytes], see: Callable[[bytes], object] = len) -> int:
-        """Cut off what is no whole line; return the number of lines that stay.
+        """Cut off an incomplete last line; return the number of lines that stay.
 
         starts: how each line must begin; see: called with each line. Raise CnnlabError for a line that begins
         otherwise.

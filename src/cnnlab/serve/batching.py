@@ -1,4 +1,4 @@
-"""Images on their way through the service: threads decode them, one thread runs the network on what has arrived."""
+"""The queue of the service: threads decode images, one thread runs the network on batches of those that are ready."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -13,12 +14,12 @@ from typing import Protocol
 import numpy as np
 
 from cnnlab.io.decode import BadImage, Decoding, TooLarge, decode
-from cnnlab.io.errors import CnnlabError, out_of_memory, reason
+from cnnlab.io.errors import out_of_memory, reason
 from cnnlab.serve.settings import Limits, Refused
 
 
 class Model(Protocol):
-    """What is served: an exported network."""
+    """The exported network that is served."""
 
     @property
     def classes(self) -> list[str]:
@@ -38,7 +39,10 @@ class Model(Protocol):
 
 @dataclass
 class Request:
-    """The images of a request, and what has become of each: its row of probabilities (K,), or why there is none."""
+    """The images of a request, and the outcome of each: its probabilities (K,), or why there are none.
+
+    left: images without an outcome. dropped: nobody waits for the rest.
+    """
 
     images: list[tuple[str, bytes]]
     answered: asyncio.Future[None]
@@ -56,9 +60,9 @@ Place = tuple[Request, int]
 
 
 class Batcher:
-    """Decodes and classifies. What arrives while the network works is the next batch, up to `limits.max_batch`.
+    """Decode and classify images. Those that arrive while the network works are its next batch.
 
-    threads: that decode. on_batch: called in the event loop with the size of each batch.
+    threads: for decoding. on_batch: called in the event loop with the size of each batch.
     """
 
     def __init__(
@@ -71,7 +75,7 @@ class Batcher:
     ) -> None:
         self.model, self.limits, self.loop, self.on_batch = model, limits, loop, on_batch
         self._decoding = model.decoding
-        self.held = 0  # images that are accepted and not answered
+        self.held = 0  # images accepted and not yet answered
         self._files: SimpleQueue[Place | None] = SimpleQueue()
         self._pixels: SimpleQueue[tuple[Place, np.ndarray] | None] = SimpleQueue()
         self._decoders = [threading.Thread(target=self._decode, name="decode", daemon=True) for _ in range(threads)]
@@ -95,7 +99,7 @@ class Batcher:
                 self._files.put((request, i))
             await request.answered
         finally:
-            request.dropped = True  # what is left of a request that waited too long is passed over
+            request.dropped = True  # the rest of a request that timed out is skipped
         return request.outcomes
 
     def close(self, seconds: float = 1.0) -> bool:
@@ -117,10 +121,10 @@ class Batcher:
                 self._answer([(place, None)])
                 continue
             name, content = request.images[i]
-            request.images[i] = (name, b"")  # not kept for as long as the other images take
+            request.images[i] = (name, b"")  # frees the bytes while the other images wait
             try:
                 self._pixels.put((place, decode(name, self._decoding, content)))
-            except Exception as error:  # of a decoder: whatever it is, it is this image's alone
+            except Exception as error:  # decoders raise nearly anything for a damaged file
                 self._answer([(place, _refusal(name, error))])
 
     def _run(self) -> None:
@@ -136,7 +140,7 @@ class Batcher:
                     self._pixels.put(None)
                     break
                 batch.append(found)
-            wanted = [one for one in batch if not one[0][0].dropped]
+            wanted = [(place, pixels) for place, pixels in batch if not place[0].dropped]
             self._answer([(place, None) for place, _ in batch if place[0].dropped])
             if wanted:
                 self._answer(self._classified(wanted), len(wanted))
@@ -145,16 +149,17 @@ class Batcher:
         places = [place for place, _ in batch]
         try:
             rows = self.model.probabilities(np.stack([pixels for _, pixels in batch]))
-            if not np.isfinite(rows).all():
-                raise CnnlabError("its probabilities are NaN")
-            return list(zip(places, rows, strict=True))
+            nan = Refused(500, "the network failed: its probabilities are NaN")  # of this image, not of the others
+            return [(place, row if np.isfinite(row).all() else nan) for place, row in zip(places, rows, strict=True)]
         except Exception as error:  # the service answers and lives on
             status = 503 if out_of_memory(error) else 500
             refusal = Refused(status, f"the network failed: {reason(error, 200)}", retry=status == 503)
             return [(place, refusal) for place in places]
 
     def _answer(self, outcomes: list[tuple[Place, np.ndarray | Refused | None]], size: int = 0) -> None:
-        if outcomes and not self.loop.is_closed():
+        if not outcomes:
+            return
+        with suppress(RuntimeError):  # the loop has ended, and nobody waits
             self.loop.call_soon_threadsafe(self._deliver, outcomes, size)
 
     # In the event loop.

@@ -1,9 +1,10 @@
-"""One connection of the service: uvicorn's, with limits on how many there are and on how long each phase takes."""
+"""uvicorn's connection with a limit on their number and on the time of each phase."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -13,22 +14,33 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from cnnlab.serve.log import Log
 from cnnlab.serve.service import Service
 
-_SLACK = 2.0  # seconds more than a request has, for writing its answer
+_SLACK = 2.0  # seconds after those of a request, for writing its answer
+
+
+class _Transport:
+    """A transport with another `close`."""
+
+    def __init__(self, transport: asyncio.BaseTransport, close: Callable[[], None]) -> None:
+        self._transport, self.close = transport, close
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class Connection(H11Protocol):
-    """A connection with a deadline for what it does: its headers, its request, or what it sends after its answer."""
+    """A connection with a deadline for what it does: its headers, its request, or what follows its answer."""
 
     def __init__(self, service: Service, log: Log, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.service, self.log, self.limits = service, log, service.limits
         self._deadline: asyncio.TimerHandle | None = None
         self._lingers = False  # answered, while the body still arrives
-        self._refused = False  # answered without a request
+        self._finished = False  # its last answer is written; what still arrives is dropped
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a connection; one too many is answered with 503 and closed."""
-        super().connection_made(transport)  # type: ignore[arg-type]
+        self._close_transport = transport.close
+        super().connection_made(_Transport(transport, self._close))  # type: ignore[arg-type]
         self._within(self.limits.header_seconds)
         if len(self.connections) > 2 * self.limits.connections:
             self.transport.abort()
@@ -36,14 +48,14 @@ class Connection(H11Protocol):
             self._refuse(503, "too many connections; send the request again")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timers."""
+        """Cancel the timers."""
         super().connection_lost(exc)
         self._within(None)
         self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
-        """Read; the first byte of a next request starts the time of its headers."""
-        if self._refused:
+        """Read. The first byte of the next request starts the deadline for its headers."""
+        if self._finished:
             return
         if self._idle and self._deadline is None:
             self._within(self.limits.header_seconds)
@@ -58,26 +70,29 @@ class Connection(H11Protocol):
         waits = not self._idle and not self.cycle.more_body
         if waits:
             self.cycle.keep_alive = False
+        else:
+            self.transport.close()
         return waits
 
     def handle_events(self) -> None:
-        """Start a request; its time runs from here."""
+        """Start a request and its deadline."""
         before = self.cycle
         super().handle_events()
         if self.cycle is not before and not self.cycle.response_complete:
             self._lingers = False
-            self._within(self.limits.seconds + _SLACK)
+            self._within(self.limits.seconds, self._overdue)
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or for the rest of a body that was refused."""
-        self._lingers = self.conn.their_state is h11.SEND_BODY
-        self._within(self.limits.linger if self._lingers else None)
+        if not self.transport.is_closing():
+            self._lingers = self.conn.their_state is h11.SEND_BODY
+            self._within(self.limits.linger if self._lingers else None)
         super().on_response_complete()
         if self._lingers:
             self._unset_keepalive_if_required()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - ours says less
-        """Answer what is no HTTP, or a body that breaks off its form."""
+        """Answer malformed HTTP."""
         if self.cycle is not None and not self.cycle.response_complete:
             if self.cycle.response_started:
                 self.transport.abort()
@@ -90,25 +105,46 @@ class Connection(H11Protocol):
     def _idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
-    def _within(self, seconds: float | None) -> None:
-        """Set the deadline, in place of the one before."""
+    def _within(self, seconds: float | None, late: Callable[[], None] | None = None) -> None:
+        """Set the deadline, in place of the one before. late: what to do then. Default: `_late`."""
         if self._deadline is not None:
             self._deadline.cancel()
-        self._deadline = None if seconds is None else self.loop.call_later(seconds, self._late)
+        self._deadline = None if seconds is None else self.loop.call_later(seconds, late or self._late)
+
+    def _overdue(self) -> None:
+        """Leave the service time to say that the request took too long, also after a stall of the whole process."""
+        self._within(_SLACK)
 
     def _late(self) -> None:
         self._deadline = None
         headers = self._idle and self.conn.their_state is h11.IDLE
-        if headers and not self._refused and self.conn.trailing_data[0]:
+        if headers and not self._finished and self.conn.trailing_data[0]:
             self._refuse(408, f"the headers did not arrive within {self.limits.header_seconds:g} s")
         else:
             self.transport.abort()
 
-    def _refuse(self, status: int, text: str) -> None:
-        """Answer without a request, and read on a little: a connection that is closed at once may lose the answer."""
-        if self.transport.is_closing() or self._refused:
+    def _close(self) -> None:
+        """Close, once the client has read its answer. It has the time of a request for that."""
+        if self.transport.is_closing():
             return
-        self._refused = True
+        if self.conn.their_state is h11.SEND_BODY:
+            self._finish()
+        else:
+            self._close_transport()
+            self._within(self.limits.seconds)
+
+    def _finish(self) -> None:
+        """Send no more, and read on a little: a connection that is closed at once may lose the answer."""
+        self._finished = True
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._within(self.limits.linger)
+
+    def _refuse(self, status: int, text: str) -> None:
+        """Answer without a request."""
+        if self.transport.is_closing() or self._finished:
+            return
         body = json.dumps({"error": text}).encode()
         retry = "Retry-After: 1\r\n" if status == HTTPStatus.SERVICE_UNAVAILABLE else ""
         head = (
@@ -116,8 +152,6 @@ class Connection(H11Protocol):
             f"Content-Length: {len(body)}\r\n{retry}Connection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        self._within(self.limits.linger)
+        self._finish()
         self.service.metrics.requests["other", status] += 1
         self.log(method="-", path="-", status=status, client=self.client[0] if self.client else "-", error=text)

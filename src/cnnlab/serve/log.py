@@ -55,7 +55,7 @@ class Log:
                 self._stream.flush()
             except (OSError, ValueError):  # closed
                 self.dropped += len(entries)
-            if entries[-1] is None:
+            if None in entries:
                 return
 
     def _line(self, entry: dict[str, Any]) -> str:

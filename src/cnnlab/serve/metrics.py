@@ -34,7 +34,7 @@ class Histogram:
 
 
 class Metrics:
-    """What is counted. requests: by path and status; images: by `ok` and `error`; the rest: see `text`."""
+    """The counters of the service. requests: by path and status; images: by `ok` and `error`; the rest: see `text`."""
 
     def __init__(self, version: str) -> None:
         self.version = version
@@ -44,7 +44,7 @@ class Metrics:
         self.batches = Histogram(_SIZES)
 
     def text(self, **gauges: int) -> str:
-        """Return all figures. gauges: what is counted elsewhere, as it is now."""
+        """Return all metrics. gauges: current values that are counted elsewhere."""
         requests = [
             f'cnnlab_requests_total{{path="{path}",status="{status}"}} {count}'
             for (path, status), count in sorted(self.requests.items())

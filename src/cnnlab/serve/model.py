@@ -1,4 +1,4 @@
-"""What is served: a file that `cnnlab export` wrote, or a run that is exported first."""
+"""Open the network to serve: a file that `cnnlab export` wrote, or a run, which is exported first."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ def open_model(what: str, runs_dir: Path, threads: int | None) -> Model:
         )
         if answer.returncode or not file.is_file():
             lines = answer.stderr.strip().splitlines()
-            why = lines[-1].removeprefix("error: ") if lines else f"{what} cannot be exported"
-            raise CnnlabError(f"{why} (from `cnnlab export`; export the run yourself, then serve the file)")
+            why = lines[-1].removeprefix("error: ") if lines else f"it ended with {answer.returncode}"
+            raise CnnlabError(f"`cnnlab export {what}`: {why}")
         return open_exported(file, threads=threads or 0)

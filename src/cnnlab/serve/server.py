@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 
@@ -16,6 +16,7 @@ from PIL import Image
 
 from cnnlab.io.decode import bombs_refused
 from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.http import host_headers
 from cnnlab.serve.batching import Model
 from cnnlab.serve.connections import Connection
 from cnnlab.serve.log import Log
@@ -90,7 +91,7 @@ def make_server(
     service.dropped = lambda: log.dropped
     host, port = listener.getsockname()[:2]
     own = f"[{host}]" if ":" in host else host
-    hosts = [f"{known}:{port}" for known in (own, "localhost", "127.0.0.1", "[::1]")]
+    hosts = host_headers(port, own, "localhost", "127.0.0.1", "[::1]")
     watch = Watch(make_app(service), service.metrics, log, token, hosts if check_host else ())
     config = uvicorn.Config(
         watch,
@@ -110,12 +111,11 @@ def make_server(
 
 def serve(server: Server, listener: socket.socket, log: Log) -> None:
     """Serve until SIGTERM or SIGINT; then answer what was accepted, and return."""
-    with ExitStack() as around:
-        around.enter_context(images_bounded(server.service.limits.pixels))
+    with images_bounded(server.service.limits.pixels):
         server.run(sockets=[listener])
         ended = server.service.batcher.close()
         log.close()
-    if not ended:  # a thread is in a decoder; the end of the interpreter would wait for it
+    if not ended:  # a thread is in a decoder or in the network, which must not outlive the interpreter
         os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""The routes of the service, and what they answer."""
+"""The routes of the service and their answers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TOP = 3
 
 @dataclass
 class Note:
-    """What the log says of a request: images that it held, those of them with an error, and why it was refused."""
+    """What the log states of a request: its images, those of them with an error, and why it was refused."""
 
     images: int = 0
     errors: int = 0
@@ -124,11 +124,11 @@ class Service:
         return {"top": best, "none_of_these": best[0]["probability"] < self.threshold}
 
     async def health(self, _: Request) -> Response:
-        """Answer: the process lives."""
+        """Answer that the process is alive."""
         return _json({"status": "alive"})
 
     async def ready(self, _: Request) -> Response:
-        """Answer whether an image would be taken."""
+        """Answer whether an image would be accepted."""
         why = None
         if self.stopping:
             why = "the service is stopping"
@@ -151,7 +151,7 @@ class Service:
         return _json(description(self.limits, self.classes))
 
     async def index(self, request: Request) -> Response:
-        """Answer with how to ask."""
+        """Answer with a usage text."""
         classes = truncate(escape(", ".join(self.classes)))
         address = escape(str(request.base_url))
         token = "-H 'Authorization: Bearer TOKEN' " if "authorization" in request.headers else ""
@@ -179,7 +179,9 @@ def make_app(service: Service) -> Starlette:
 
 def refusal(refused: Refused) -> Response:
     """Return the answer to a request that is refused."""
-    headers = {"Retry-After": str(refused.retry)} if refused.retry else None
+    headers = {"Retry-After": str(refused.retry)} if refused.retry else {}
+    if refused.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
     return _json({"error": escape(refused.text)}, refused.status, headers)
 
 

@@ -9,13 +9,13 @@ from cnnlab.io.errors import CnnlabError
 
 @dataclass(frozen=True)
 class Limits:
-    """What the service takes. Raise CnnlabError for values that cannot be.
+    """Limits of the service. Raise CnnlabError for values that contradict each other.
 
-    max_batch: images that the network takes at a time; max_wait: milliseconds that a batch waits for more of them.
-    max_queue: images that are accepted and not answered. body: bytes of a request; bodies: bytes of all requests
-    together. pixels, images: of an image, of a request. connections: open at a time. seconds: for a request, from its
-    first line to the answer; header_seconds: for its headers; idle_seconds: between the requests of a connection;
-    linger: for what a client still sends after its answer, since a connection that is closed at once may lose it.
+    max_batch: images in a batch; max_wait: milliseconds that a batch waits for more of them. max_queue: images accepted
+    and not yet answered. body: bytes of a request; bodies: bytes of all requests together. pixels: of an image; images:
+    of a request. connections: open at a time. seconds: from a request's headers to its answer, and again for reading
+    the answer; header_seconds: for the headers; idle_seconds: between the requests of a connection; linger: for what a
+    client still sends after its answer, since a connection that is closed at once may lose the answer.
     """
 
     max_batch: int = 32
@@ -39,7 +39,7 @@ class Limits:
 
 
 class Refused(Exception):
-    """A request that is not answered. status: of HTTP; text: one line; retry: seconds after which to ask again."""
+    """A refused request. status: of HTTP; text: one line; retry: seconds until the client may try again, or 0."""
 
     def __init__(self, status: int, text: str, retry: int = 0) -> None:
         super().__init__(text)

@@ -1,4 +1,4 @@
-"""Around the application: who may ask, the line of the log, and the counts of the metrics."""
+"""Middleware of the service: access control, the log of requests, and the metrics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PATHS = (*_OPEN, "/predict", "/metrics", "/openapi.json", "/")
 
 
 class Watch:
-    """Refuse requests without the token, and note each request.
+    """Refuse requests without the token; log and count each request.
 
     token: None for none. hosts: what the Host header may be, where there is no token: a page in a browser on this
     machine, or a name that an attacker points at it (DNS rebinding), must not read answers; empty: anything.
@@ -65,8 +65,8 @@ class Watch:
         client = scope.get("client")
         entry: dict[str, Any] = {
             "method": truncate(scope["method"], 20), "path": truncate(escape(scope["path"])), "status": status,
-            "seconds": round(seconds, 6), "client": client[0] if client else "-", "images": note.images,
-            "bad_images": note.errors,
+            "seconds": round(seconds, 6), "client": truncate(client[0], 60) if client else "-",
+            "images": note.images, "bad_images": note.errors,
         }  # fmt: skip
         self.log(**entry, **({"error": truncate(escape(note.error), 400)} if note.error else {}))
 

@@ -8,7 +8,6 @@ import { toolbar } from "../report/toolbar.js";
 import { answerBars, imageInput } from "../report/trying.js";
 import { cardSection, filtersSection } from "./card.js";
 import { decodeFile } from "./files.js";
-import { Unreadable } from "./metadata.js";
 import { openNetwork } from "./network.js";
 import { drawingPad } from "./pad.js";
 import { prepared } from "./pixels.js";
@@ -16,7 +15,7 @@ import { activation, square } from "./shown.js";
 
 const TOP = 5;
 const payload = JSON.parse(document.getElementById("payload").textContent);
-const state = { language: null, theme: null, light: payload.light, invert: false, status: ["web_loading", {}], last: null, shown: null };
+const state = { language: null, theme: null, light: payload.light, invert: false, status: ["web_loading", {}], file: null, last: null, shown: null };
 const root = document.getElementById("page");
 let page = null, current = null, busy = false, next = null, classify = null;
 
@@ -51,22 +50,27 @@ function say(key, values = {}, wrong = false) {
 function fail(error) {
   document.getElementById("result").replaceChildren();
   state.last = null;
-  say(error instanceof Unreadable ? error.message : String(error.message ?? error), error.values ?? {}, true);
+  say(String(error.message ?? error), error.values ?? {}, true);
 }
 
+// A file that takes long to decode must not replace one, or a drawing, that came after it.
 async function use(file) {
+  state.file = file;
   try {
-    state.file = file;
-    await look(prepared(await decodeFile(file), payload.how, state.invert));
+    const image = await decodeFile(file);
+    if (state.file === file) await classifyLatest(prepared(image, payload.how, state.invert));
   } catch (error) {
-    fail(error);
+    if (state.file === file) fail(error);
   }
 }
 
-const drawn = (image) => look(prepared(image, payload.how, false)).catch(fail);
+function drawn(image) {
+  state.file = null;
+  classifyLatest(prepared(image, payload.how, false)).catch(fail);
+}
 
-// One image at a time; of those that come meanwhile, the last.
-async function look(image) {
+// One image at a time. Of those that come meanwhile, only the last is classified.
+async function classifyLatest(image) {
   next = image;
   if (busy || !classify) return;
   busy = true;
@@ -112,7 +116,7 @@ async function start() {
     window.cnnlab = { classify: async (file) => ranked(await classify(prepared(await decodeFile(file), payload.how, false))) };
     state.ready = ["web_ready"];
     say(...state.ready);
-    if (next) look(next).catch(fail);
+    if (next) classifyLatest(next).catch(fail);
   } catch (error) {
     say("web_broken", { why: error.message }, true);
     return;

@@ -1,4 +1,4 @@
-// What files say beside their pixels: how they are turned. And the errors of files that cannot be read.
+// The metadata of image files: their orientation. And the errors of files that cannot be read.
 
 export const MOST_PIXELS = 89478485; // as Pillow
 
@@ -41,7 +41,7 @@ export function text(bytes) {
   return new TextDecoder("latin1").decode(bytes);
 }
 
-// A JPEG file without what a browser would apply: { bytes, orientation, components, ended }.
+// A JPEG file without the metadata that a browser would apply: { parts, orientation, components, ended }.
 export function plainJpeg(bytes) {
   const kept = [bytes.subarray(0, 2)];
   let exif = 0, xmp = 0, components = 0, at = 2;

@@ -40,7 +40,7 @@ export function drawingPad(page, drawn, fail) {
   function add(from, to) {
     state.strokes.push([from, to]);
     line(from, to);
-    look();
+    classifyDrawing();
   }
 
   function start(event) {
@@ -49,6 +49,7 @@ export function drawingPad(page, drawn, fail) {
     shown.focus({ preventScroll: true });
     shown.setPointerCapture(event.pointerId);
     last = place(event);
+    repaint(); // without the mark of the keys
     shown.onpointerup = shown.onpointercancel = () => { last = null; };
     add(last, last);
   }
@@ -81,10 +82,10 @@ export function drawingPad(page, drawn, fail) {
     state.light = !state.light;
     light.setAttribute("aria-pressed", String(state.light));
     repaint();
-    if (state.strokes.length) look();
+    if (state.strokes.length) classifyDrawing();
   }
 
-  function look() {
+  function classifyDrawing() {
     try {
       drawing(1, 1);
       drawn(opened(context, SIDE, SIDE));

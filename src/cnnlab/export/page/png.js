@@ -103,7 +103,8 @@ function unfilter(kind, line, above, size) {
 
 // From numbers to grey or colour, and opacity.
 function meaning({ width, height, depth, type }, numbers, palette, clear) {
-  const count = width * height, key = clear && type !== 3 ? clear.filter((_, i) => i % 2) : null;
+  // The transparent colour in 8 bits a channel: Pillow scales one of a single bit, and none of two or four.
+  const count = width * height, key = clear && type !== 3 ? clear.filter((_, i) => i % 2).map((k) => (depth === 1 && k ? 255 : k)) : null;
   if (type === 3) {
     const values = new Uint8Array(count * 3), alpha = clear && new Uint8Array(count);
     for (let i = 0; i < count; i += 1) {

@@ -4,7 +4,9 @@
 const OURS = `cnnlab ${self.registration.scope} `;
 
 self.addEventListener("install", (event) => {
-  event.waitUntil(caches.open(OURS + NAME).then((cache) => cache.addAll(FILES)).then(() => self.skipWaiting()));
+  // A copy of the page that the browser keeps for some minutes could be that of the export before.
+  const requests = FILES.map((name) => new Request(name, { cache: "no-cache" }));
+  event.waitUntil(caches.open(OURS + NAME).then((cache) => cache.addAll(requests)).then(() => self.skipWaiting()));
 });
 
 self.addEventListener("activate", (event) => {
@@ -16,9 +18,10 @@ self.addEventListener("activate", (event) => {
 
 // The page itself from the server where it answers, so that a new export is seen; all else from what is kept.
 self.addEventListener("fetch", (event) => {
-  if (event.request.method !== "GET" || new URL(event.request.url).origin !== self.location.origin) return;
+  const { origin, pathname } = new URL(event.request.url);
+  if (event.request.method !== "GET" || origin !== self.location.origin) return;
   event.respondWith((async () => {
-    const kept = await (await caches.open(OURS + NAME)).match(event.request, { ignoreSearch: true });
+    const kept = await (await caches.open(OURS + NAME)).match(pathname.replace(/\/index\.html$/, "/"));
     if (event.request.mode !== "navigate") return kept ?? fetch(event.request);
     try {
       return await fetch(event.request);
