@@ -32,7 +32,7 @@ Object.assign(texts, {
   web_cut: ["This image is incomplete: part of the file is missing.", "图像不完整：文件缺少一部分。"],
   web_empty: ["This file is empty.", "文件是空的。"],
   web_unknown: ["This is not an image in a known format. Save it as PNG or JPEG.", "不是可识别的图像格式。请另存为 PNG 或 JPEG。"],
-  web_kind: ["This page does not read {kind}, because a browser may decode it differently from cnnlab. Save the image as PNG or JPEG.", "本页不读取这种图像（{kind}），因为浏览器的解码可能与 cnnlab 不同。请将图像另存为 PNG 或 JPEG。"],
+  web_kind: ["This page does not read this kind of image ({kind}), because a browser may decode it differently from cnnlab. Save the image as PNG or JPEG.", "本页不读取这种图像（{kind}），因为浏览器的解码可能与 cnnlab 不同。请将图像另存为 PNG 或 JPEG。"],
   web_translucent: ["A browser cannot read half-transparent pixels of this format exactly. Save the image as PNG.", "浏览器无法准确读取该格式的半透明像素。请将图像另存为 PNG。"],
   web_too_large: ["This image has {pixels} pixels; the limit is {most}. Make it smaller.", "图像有 {pixels} 个像素，上限为 {most}。请缩小。"],
   web_protected: ["This browser changes the pixels that a page reads, to protect you from tracking, so answers would be wrong. Allow this page to read canvases, or use PNG files.", "该浏览器为防止跟踪用户，会改动网页读取的像素，因此结果会出错。请允许本页读取画布，或使用 PNG 文件。"],
