@@ -36,8 +36,8 @@ _MARK = "cnnlab export --to web"
 _WAITING = (
     "<main><p>Loading …</p><p>If this text stays, the page was opened as a file. Serve its folder, for example with "
     "<code>python -m http.server</code>, or export the run with <code>--single-file</code>.</p>"
-    '<p lang="zh">如果一直停在这里，说明网页是作为文件打开的。请用 <code>python -m http.server</code> 等方式提供它的文件夹，'
-    "或者用 <code>--single-file</code> 导出。</p></main>"
+    '<p lang="zh">如果一直停在这里，说明网页是作为文件打开的。'
+    "请用 <code>python -m http.server</code> 等方式提供它的文件夹，或者用 <code>--single-file</code> 导出。</p></main>"
 )
 _OURS = re.compile(r"(onnxruntime-web|network|page|style)-[0-9a-f]{8}\.(js|wasm\.gz|onnx|css)")  # see `_named`
 LARGEST_FILE = 60_000_000
