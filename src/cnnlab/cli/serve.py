@@ -26,7 +26,7 @@ def serve(
     token: Annotated[
         str | None,
         typer.Option(
-            help="Token of all requests, as Authorization: Bearer TOKEN. Default: $CNNLAB_TOKEN, which other "
+            help="What requests must bring, as Authorization: Bearer TOKEN. Default: $CNNLAB_TOKEN, which other "
             "users of the machine cannot see.",
             show_default=False,
         ),
@@ -39,7 +39,7 @@ def serve(
         typer.Option(min=1, max=1024, help="CPU threads of onnxruntime. Default: one per core.", show_default=False),
     ] = None,
     log: Annotated[str, typer.Option(help="json or text: a line for each request, on standard error.")] = "json",
-    max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Images in a batch.", rich_help_panel=_LIMITS)] = 32,
+    max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Images at a time.", rich_help_panel=_LIMITS)] = 32,
     max_wait: Annotated[
         float,
         typer.Option(min=0, max=1000, help="Milliseconds that a batch waits for more.", rich_help_panel=_LIMITS),
@@ -49,13 +49,13 @@ def serve(
         typer.Option(min=1, max=100_000, help="Images accepted and not yet answered.", rich_help_panel=_LIMITS),
     ] = 256,
     max_images: Annotated[
-        int, typer.Option(min=1, max=100_000, help="Images in a request.", rich_help_panel=_LIMITS)
+        int, typer.Option(min=1, max=100_000, help="Images of a request.", rich_help_panel=_LIMITS)
     ] = 64,
     max_body: Annotated[
-        float, typer.Option(min=0.001, max=1024, help="Size of a request in MiB.", rich_help_panel=_LIMITS)
+        float, typer.Option(min=0.001, max=1024, help="MiB of a request.", rich_help_panel=_LIMITS)
     ] = 32.0,
     max_pixels: Annotated[
-        float, typer.Option(min=0.001, max=1000, help="Size of an image in million pixels.", rich_help_panel=_LIMITS)
+        float, typer.Option(min=0.001, max=1000, help="Million pixels of an image.", rich_help_panel=_LIMITS)
     ] = 50.0,
     max_connections: Annotated[
         int, typer.Option(min=1, max=10_000, help="Open connections.", rich_help_panel=_LIMITS)

@@ -243,7 +243,7 @@ def _new_path(run: Run, out: str | Path | None, to: str, force: bool) -> Path:
     replaceable = path.is_file() if ending else _is_folder_of_ours(path)
     if path.exists() and not (force and replaceable):
         more = ", or replace it with --force" if replaceable else ""
-        raise CnnlabError(f"{path} exists; name another one{more}")
+        raise CnnlabError(f"{path} exists; name another {'file' if ending else 'folder'} with --out{more}")
     if not path.absolute().parent.is_dir():
         raise CnnlabError(f"the folder {path.parent} does not exist; create it first")
     return path

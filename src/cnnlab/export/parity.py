@@ -60,9 +60,8 @@ class Parity:
 
     def __str__(self) -> str:
         text = (
-            f"checked on {plural(self.images, f'{self.split} image')}: "
-            f"{plural(self.changed, 'class') if self.changed else 'no classes'} changed, largest difference of a "
-            f"probability {self.largest:.1g}"
+            f"checked on {plural(self.images, f'{self.split} image')}: {self.changed or 'no'} classes changed, largest "
+            f"difference of a probability {self.largest:.1g}"
         )
         text += f"; {plural(self.ties, 'tie')} within {TIE:g} not counted" if self.ties else ""
         return text + (f"; {plural(self.files, 'file')} also at their own size" if self.files else "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ class WebExport:
     def __str__(self) -> str:
         lines = [f"export: {self.path} ({self.size / 1e6:.1f} MB)", *str(self.network).splitlines()[1:-1]]
         if self.path.is_dir():
-            lines.append(f"try it: python -m http.server -d {shlex.quote(str(self.path))}")
+            lines.append(f"try it: python -m http.server -d {self.path}")
         return "\n".join(lines)
 
 

@@ -30,6 +30,6 @@ def open_model(what: str, runs_dir: Path, threads: int | None) -> Model:
         )
         if answer.returncode or not file.is_file():
             lines = answer.stderr.strip().splitlines()
-            why = lines[-1].removeprefix("error: ") if lines else f"it ended with {answer.returncode}"
-            raise CnnlabError(f"`cnnlab export {what}`: {why}")
+            why = lines[-1].removeprefix("error: ") if lines else f"{what} cannot be exported"
+            raise CnnlabError(f"{why} (`cnnlab export` said it; serve the file that it writes)")
         return open_exported(file, threads=threads or 0)
