@@ -52,7 +52,7 @@ class Export:
             if r["precision"] != "float32":
                 lines.append(
                     f"{r['precision']} predicts {found.correct:,} of {found.images:,} {found.split} images correctly, "
-                    f"float32 {found.correct_before:,}: {0 - found.loss:+.2f} percentage points"  # never -0.00
+                    f"float32 {found.correct_before:,}: {-found.loss:+.2f} percentage points"
                 )
         if self.parities[0].split == "training":
             lines.append("note: the run held no validation images out; checked on those it was trained on")
