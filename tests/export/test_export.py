@@ -26,7 +26,7 @@ from cnnlab.data.loader import Preprocessing
 from cnnlab.export import onnx as module
 from cnnlab.export.description import describe
 from cnnlab.export.graph import Answer, Resize
-from cnnlab.export.parity import Parity, _compared, compare, compare_files
+from cnnlab.export.parity import _compared, compare, compare_files
 from cnnlab.export.runtime import DESCRIPTION, Exported, open_exported
 from cnnlab.export.tensors import FILES
 from cnnlab.inference import validation_images
@@ -230,13 +230,6 @@ def test_int8_states_its_cost(digits_run: Run, tmp_path: Path, monkeypatch: pyte
     assert parity.largest > 1e-4
     assert f"{parity.correct} of 287 validation images" in str(found)
     assert open_exported(found.path, threads=1).description["precision"] == "int8"
-
-
-def test_no_loss_has_no_minus() -> None:
-    parity = Parity("validation", 10, correct_before=9, correct=9, changed=1, ties=0, largest=0.1)
-    text = str(Export(Path("a.onnx"), [parity], {"bytes": 1, "seconds": 1.0, "precision": "int8"}))
-    assert "0.00" in text
-    assert "-0.00" not in text
 
 
 def test_int8_that_costs_too_much_is_refused(digits_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,6 @@ _WAITING = (
     '<p lang="zh">如果一直停在这里，说明网页是作为文件打开的。'
     "请用 <code>python -m http.server</code> 等方式提供它的文件夹，或者用 <code>--single-file</code> 导出。</p></main>"
 )
-_OURS = re.compile(r"(onnxruntime-web|network|page|style)-[0-9a-f]{8}\.(js|wasm\.gz|onnx|css)")  # see `_named`
 LARGEST_FILE = 60_000_000
 """Bytes of a page that holds everything: larger ones open slowly, or not at all on a phone."""
 
@@ -150,7 +149,7 @@ def write_folder(page: WebPage, runtime: WebRuntime, folder: Path) -> int:
         for name, content in files.items():
             write_atomic(folder / name, content)
         for old in folder.iterdir():
-            if old.name not in files and _OURS.fullmatch(old.name):
+            if old.name not in files and _NAMED.fullmatch(old.name):
                 old.unlink()
     except OSError as error:
         raise CnnlabError(f"cannot write {folder}: {reason(error)}; name another folder with -o") from error
@@ -212,6 +211,9 @@ def check_place(place: Path, single_file: bool, force: bool) -> None:
         raise CnnlabError(f"{place} exists and is no exported page; {remedy}")
     if not force:
         raise CnnlabError(f"{place} exists; {remedy}, or replace it with --force")
+
+
+_NAMED = re.compile(r"(onnxruntime-web|network|page|style)-[0-9a-f]{8}\.(js|wasm\.gz|onnx|css)")
 
 
 def _named(name: str, content: bytes, ending: str) -> str:
