@@ -69,17 +69,19 @@ function drawn(image) {
   classifyLatest(prepared(image, payload.how, false)).catch(fail);
 }
 
-// One image at a time. Of those that come meanwhile, only the last is classified.
+// One image at a time. Of those that come meanwhile, only the last is classified. No answer is shown over a later file.
 async function classifyLatest(image) {
-  next = image;
+  next = { image, file: state.file };
   if (busy || !classify) return;
   busy = true;
   try {
     while (next) {
-      const one = next;
+      const { image, file } = next;
       next = null;
       const start = performance.now();
-      state.last = { image: one, ...await classify(one), ms: performance.now() - start };
+      const found = await classify(image);
+      if (file !== state.file) continue;
+      state.last = { image, ...found, ms: performance.now() - start };
       state.shown = null;
       say(...state.ready);
       answer();

@@ -43,7 +43,9 @@ export function imageInput(page, use, fail) {
   async function film() {
     try {
       if (!navigator.mediaDevices) throw new Error("https or localhost");
-      stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+      const opened = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+      stop(); // of an earlier click
+      stream = opened;
       video.srcObject = stream;
       video.hidden = shoot.hidden = false;
       await video.play();
