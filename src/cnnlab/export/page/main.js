@@ -118,7 +118,7 @@ async function start() {
     window.cnnlab = { classify: async (file) => ranked(await classify(prepared(await decodeFile(file), payload.how, false))) };
     state.ready = ["web_ready"];
     say(...state.ready);
-    if (next) classifyLatest(next).catch(fail);
+    if (next) classifyLatest(next.image).catch(fail);
   } catch (error) {
     say("web_broken", { why: error.message }, true);
     return;
