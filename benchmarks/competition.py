@@ -60,7 +60,7 @@ def main() -> None:
             "n": len(report["runs"]),
             "shown_command": " ".join(["cnnlab", "kaggle", "all", "FOLDER", *options]),
             "seconds": seconds,
-            "split": "validation: a tenth of each class of the 50,000 labelled images, by split_seed 0",
+            "split": f"validation: {report['recipe']['val_fraction']:.0%} of each class, by split_seed 0",
             "validation_accuracy_by_views": report["validation_accuracy_by_views"],
             "validation_confusion": run["validation"]["confusion"],
             "train_accuracy": run["train"]["accuracy"],
