@@ -7,7 +7,8 @@ Every network of MODELS and two of timm's are trained a few steps on the handwri
 bias, another layout or epsilon shows. `FORMS` networks are trained for some epochs and also exported in the other
 forms, where the cost in accuracy means something. Images/s: one thread, batches of one size, PyTorch and
 onnxruntime in turns, the best of each. The result is written after every network: those that are not reached within the
-minutes are named in it, and measured by another call with the same --out.
+minutes are named in it, and measured by another call with the same --out, maybe on another machine: each row names its
+vector instructions.
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ def speeds(sides: dict[str, Callable[[], object]], images: int) -> dict[str, flo
 
 def measure(run: Any, folder: Path, **options: Any) -> dict[str, Any]:
     """Export a run and return its report, with images/s."""
+    import torch
+
     from cnnlab import export_run, load_model
     from cnnlab.export.export import FORMS as ENDINGS
     from cnnlab.export.runtime import open_exported
@@ -73,6 +76,7 @@ def measure(run: Any, folder: Path, **options: Any) -> dict[str, Any]:
     found = export_run(run, out=out, threads=1, force=True, **options)
     row = {key: found.report[key] for key in ("bytes", "seconds", "parameters", "network", "form", "precision")}
     row |= {"image_size": run.info["model"]["image_size"], "parity": found.report["parity"]}
+    row["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
     if options.get("to", "onnx") == "onnx":
         opened, classifier = open_exported(out, threads=1), load_model(run)
         pixels = validation_images(run).images[:BATCH].numpy()
@@ -144,6 +148,8 @@ def main() -> None:
     earlier = max(args.out.glob("export_*.json"), default=None)
     begun = {} if earlier is None else json.loads(earlier.read_text())
     rows, others = begun.get("networks", []), begun.get("forms", [])
+    for row in (*rows, *others):
+        row.setdefault("cpu_capability", begun["environment"]["cpu_capability"])
     have = {(row["network"], False) for row in rows} | {(row["network"], True) for row in others}
     tasks = [(name, epochs) for name, epochs in tasks if (name, bool(epochs)) not in have]
     figures = {"data": "digits", "batch": BATCH, "threads": 1, "networks": rows, "forms": others}

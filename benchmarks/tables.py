@@ -660,15 +660,16 @@ def export() -> str:
         f"{' or '.join(map(str, sorted(images)))} validation images: {len(rows)} networks, "
         f"{sum(part['changed'] for row in rows for part in row['parity'])} classes changed. "
         f"Images/s in batches of {found['batch']}, one thread; PyTorch's are those of `Classifier.predict_batch`. "
-        f"Times on a core that others used, too. {hardware(found, '../')}.",
+        f"Times on a core that others used, too, of different machines: compare those of a row. {hardware(found, '../')}.",
         "Networks of sigmoids or without batch norm have hardly learned anything after so few steps; their answers are "
         "nearly constant, so small differences say little of them.",
         "",
-        "| network | input | largest difference | ties | MB | seconds to export and check | PyTorch images/s | onnxruntime images/s |",
-        "|---|---|---|---|---|---|---|---|",
+        "| network | input | CPU | largest difference | ties | MB | seconds to export and check | PyTorch images/s | onnxruntime images/s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row['network']} | {row['image_size']} | {row['parity'][0]['largest']:.1e} | {row['parity'][0]['ties']} | "
+        f"| {row['network']} | {row['image_size']} | {CAPABILITY.get(row['cpu_capability'], row['cpu_capability'])} | "
+        f"{row['parity'][0]['largest']:.1e} | {row['parity'][0]['ties']} | "
         f"{row['bytes'] / 1e6:.1f} | {row['seconds']:.0f} | {row['images_per_second']['torch']:.0f} | "
         f"{row['images_per_second']['onnxruntime']:.0f} |"
         for row in rows
