@@ -96,12 +96,13 @@ def test_processes_decode_as_threads_do(
 ) -> None:
     some = damaged(photos, tmp_path / "some")
     (some / os.fsdecode(b"\xff.png")).write_bytes((photos / "00.png").read_bytes())
-    in_threads = list(predict_stream(digits_run, some, threads=2, skip_bad=True, invert=True))
+    monkeypatch.setattr(stream, "available_cores", lambda: 2)
+    in_threads = list(predict_stream(digits_run, some, skip_bad=True, invert=True))
     started: list[DecodeProcess] = []
     real = DecodeProcess
     monkeypatch.setattr(stream, "_MANY", 1)
     monkeypatch.setattr(decode_process, "DecodeProcess", lambda: (started.append(real()), started[-1])[1])
-    assert list(predict_stream(digits_run, some, threads=2, skip_bad=True, invert=True)) == in_threads
+    assert list(predict_stream(digits_run, some, skip_bad=True, invert=True)) == in_threads
     assert len(started) in (1, 2)  # one thread may have been quick enough to decode all
     assert all(one.process.returncode == 0 for one in started)
 
@@ -117,10 +118,11 @@ def test_a_decoding_process_that_ends_is_an_error(
         one.process.kill()
         return one
 
+    monkeypatch.setattr(stream, "available_cores", lambda: 2)
     monkeypatch.setattr(stream, "_MANY", 1)
     monkeypatch.setattr(decode_process, "DecodeProcess", dead)
-    with pytest.raises(CnnlabError):
-        list(predict_stream(digits_run, photos, threads=2))
+    with pytest.raises(CnnlabError, match="decoding process"):
+        list(predict_stream(digits_run, photos))
 
 
 def test_errors_come_at_once_except_those_of_images(digits_run: Run, photos: Path, tmp_path: Path) -> None:
