@@ -653,7 +653,10 @@ def leaderboard(words: dict[str, str]) -> str:
 def export() -> str:
     """For docs/export.md: parity, size and speed of each network's file, from benchmarks/export.py."""
     found, fit = newest("export"), newest("export-fit")
-    rows, cpu_of_all = [row for row in found["networks"] if "refused" not in row], found["environment"]["cpu_capability"]
+    rows, cpu_of_all = (
+        [row for row in found["networks"] if "refused" not in row],
+        found["environment"]["cpu_capability"],
+    )
     images = {part["images"] for row in rows for part in row["parity"]}
     lines = [
         f"Networks trained a few steps on the handwritten digits, exported to ONNX and compared on all "

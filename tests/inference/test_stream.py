@@ -121,7 +121,7 @@ def test_a_decoding_process_that_ends_is_an_error(
     monkeypatch.setattr(stream, "available_cores", lambda: 2)
     monkeypatch.setattr(stream, "_MANY", 1)
     monkeypatch.setattr(decode_process, "DecodeProcess", dead)
-    with pytest.raises(CnnlabError, match="decoding process"):
+    with pytest.raises(CnnlabError):
         list(predict_stream(digits_run, photos))
 
 
