@@ -101,7 +101,7 @@ def test_svm_comes_near_the_exact_solution() -> None:
     def objective(w: np.ndarray, b: float) -> float:
         return float(w @ w / 2 + c * np.maximum(0, 1 - (2 * y - 1) * (x @ w + b)).sum())
 
-    exact = LinearSVC(C=c, loss="hinge", tol=1e-8, max_iter=1_000_000, intercept_scaling=100).fit(x, y)
+    exact = LinearSVC(C=c, loss="hinge", tol=1e-8, max_iter=1_000_000, intercept_scaling=100, random_state=0).fit(x, y)
     ours = svm(x, y, c, 0, 1)
     best = objective(exact.coef_[0], exact.intercept_[0])
     assert objective(ours.coef_[0], ours.intercept_[0]) < 1.02 * best
