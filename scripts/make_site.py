@@ -24,7 +24,8 @@ def collect(pages: Path, run_lessons: bool) -> None:
     for path in ROOT.glob("*.md"):
         shutil.copyfile(path, pages / path.name)
     shutil.copytree(ROOT / "docs", pages / "docs", ignore=shutil.ignore_patterns("theme", ".*"))
-    shutil.copytree(ROOT / "benchmarks" / "results", pages / "benchmarks" / "results")
+    for folder in ("results", "records"):
+        shutil.copytree(ROOT / "benchmarks" / folder, pages / "benchmarks" / folder)
     for name in ("reference", "lessons"):
         (pages / name).mkdir()
     for write in (site_pages.commands, site_pages.recipes, site_pages.python):
