@@ -653,10 +653,7 @@ def leaderboard(words: dict[str, str]) -> str:
 def export() -> str:
     """For docs/export.md: parity, size and speed of each network's file, from benchmarks/export.py."""
     found, fit = newest("export"), newest("export-fit")
-    rows, cpu_of_all = (
-        [row for row in found["networks"] if "refused" not in row],
-        found["environment"]["cpu_capability"],
-    )
+    rows = [row for row in found["networks"] if "refused" not in row]
     images = {part["images"] for row in rows for part in row["parity"]}
     lines = [
         f"Networks trained a few steps on the handwritten digits, exported to ONNX and compared on all "
@@ -671,7 +668,7 @@ def export() -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row['network']} | {row['image_size']} | {CAPABILITY.get(cpu := row.get('cpu_capability', cpu_of_all), cpu)} | "
+        f"| {row['network']} | {row['image_size']} | {CAPABILITY.get(row['cpu_capability'], row['cpu_capability'])} | "
         f"{row['parity'][0]['largest']:.1e} | {row['parity'][0]['ties']} | "
         f"{row['bytes'] / 1e6:.1f} | {row['seconds']:.0f} | {row['images_per_second']['torch']:.0f} | "
         f"{row['images_per_second']['onnxruntime']:.0f} |"

@@ -31,7 +31,7 @@ from conftest import Command, one_line_error, script
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = lessons.lessons()
 # At most so many epochs a training, with which something is learned; the large networks learn in fewer.
-EPOCHS = {"03_alexnet": 4, "04_vgg": 3, "05_nin": 3, "06_googlenet": 2, "08_resnet": 2, "09_densenet": 1}
+EPOCHS = {"03_alexnet": 4, "04_vgg": 4, "05_nin": 3, "06_googlenet": 2, "08_resnet": 2, "09_densenet": 1}
 
 
 def tag_of(cell: dict[str, Any]) -> str:
@@ -85,7 +85,7 @@ def test_a_lesson_runs_from_top_to_bottom(name: str, tmp_path: Path, kernel: Ker
     accuracies = [float(a) for a in re.findall(r"val acc (\d\.\d+)", printed)]
     if name == "01_classical":
         accuracies = [float(a) for a in re.findall(r"HOG (\d\.\d+)", printed)]
-    assert max(accuracies) > 0.8  # something was learned; how much varies with the CPU's vector instructions
+    assert max(accuracies) > 0.9  # something was learned
     pictures = [o for c in ran for o in c.outputs if "image/png" in o.get("data", {})]
     assert len(pictures) >= 3
     tables = [o.data["text/markdown"] for c in ran for o in c.outputs if "text/markdown" in o.get("data", {})]

@@ -91,7 +91,8 @@ class Stream:
         ahead = step // each + threads
         finalizing = sys.is_finalizing  # at the interpreter's end, modules are gone before generators
         pool = ThreadPoolExecutor(threads, thread_name_prefix="decode images")
-        decoder = FileDecoder(self.classifier.preprocessing.decoding, self.invert, threads > 1 and len(self) >= _MANY)
+        many = threads > 1 and len(self) - start >= _MANY
+        decoder = FileDecoder(self.classifier.preprocessing.decoding, self.invert, processes=many)
         self._free.set()
 
         def decoded_task(numbers: range) -> list[np.ndarray | BadImage]:

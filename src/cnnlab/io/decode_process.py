@@ -131,7 +131,9 @@ def serve(source: IO[bytes], sink: IO[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    # Nobody reads what a decoder in C prints, and a full pipe would block this process.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    with suppress(BrokenPipeError, KeyboardInterrupt):
-        serve(sys.stdin.buffer, sys.stdout.buffer)
+    # What a decoder in C prints must neither mix with the answers nor fill a pipe that nobody reads.
+    answers, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    with suppress(BrokenPipeError, KeyboardInterrupt), os.fdopen(answers, "wb") as sink:
+        serve(sys.stdin.buffer, sink)
