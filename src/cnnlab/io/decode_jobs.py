@@ -6,7 +6,6 @@ It does not import torch, so that such a process starts quickly; cnnlab.competit
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ import numpy as np
 
 from cnnlab.io.decode import BadImage, Decoding, Picture, bombs_refused, header_of, read_image, square_pixels
 from cnnlab.io.errors import reason
+from cnnlab.io.processes import answer_stream
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,4 @@ def serve(source: IO[bytes], sink: IO[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    # Nobody reads what a decoder in C prints, and a full pipe would block this process.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    serve(sys.stdin.buffer, sys.stdout.buffer)
+    serve(sys.stdin.buffer, answer_stream())

@@ -6,7 +6,6 @@ Half of the time that a small image takes is spent in Python, where threads wait
 from __future__ import annotations
 
 import json
-import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ import numpy as np
 
 from cnnlab.io.decode import BadImage, Decoding, bombs_refused, decode
 from cnnlab.io.errors import CnnlabError
-from cnnlab.io.processes import start_module
+from cnnlab.io.processes import answer_stream, start_module
 
 _SMALL = 1 << 18  # bytes
 
@@ -131,9 +130,5 @@ def serve(source: IO[bytes], sink: IO[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    # What a decoder in C prints must neither mix with the answers nor fill a pipe that nobody reads.
-    answers, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    with suppress(BrokenPipeError, KeyboardInterrupt), os.fdopen(answers, "wb") as sink:
+    with suppress(BrokenPipeError, KeyboardInterrupt), answer_stream() as sink:
         serve(sys.stdin.buffer, sink)

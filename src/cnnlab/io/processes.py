@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 
 def start_module(name: str) -> subprocess.Popen[bytes]:
@@ -28,3 +29,14 @@ def start_module(name: str) -> subprocess.Popen[bytes]:
         process_group=0 if os.name == "posix" else None,
         creationflags=0 if os.name == "posix" else 0x200,  # CREATE_NEW_PROCESS_GROUP
     )
+
+
+def answer_stream() -> IO[bytes]:
+    """Return the output of this process for its answers alone, to be called once in a process of `start_module`.
+
+    What a decoder in C prints would mix with the answers, or fill a pipe that nobody reads; from now on it is dropped.
+    """
+    answers, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    return os.fdopen(answers, "wb")
