@@ -28,26 +28,27 @@ WORDS = {
     "README.md": {
         "test": "test",
         "validation": "validation",
-        "seeds": "The named recipes, {n} seeds each, last epoch, mean ± std. The book's recipes evaluate on the test set after each epoch, "
-        "as the book does; ours use a validation split only. {hardware}.",
-        "columns": "| recipe | | loss | train acc | acc, split | images/s, wall-clock including data | compute only | seconds in total |",
+        "seeds": "The named recipes, {n} seeds each, last epoch, mean ± std. The manual's recipes evaluate on the test set after each epoch, "
+        "as the manual does; ours use only a validation split. {hardware}.",
+        "columns": "| recipe | | loss | train acc | acc, split | images/s, wall-clock including data | compute only | total, s |",
         "ours": "cnnlab",
         "printed": "printed",
         "one": "one seed",
         "several": "{n} seeds each, mean ± std",
-        "peer": "Compared with {peer}: same network, batch size, image size and data, {n} alternating runs of each side; training images/s, wall-clock including "
-        "data, medians (range of the ratio). Method and further figures: [speed.md](docs/speed.md). {hardware}.",
+        "peer": "Compared with {peer}: same network, batch size, image size and data; {n} alternating runs of each. Training images/s, wall-clock including "
+        "data loading, medians (range of the ratio). Method and more figures: [speed.md](docs/speed.md). {hardware}.",
         "peer_columns": "| network | pixels | d2l, images/s | cnnlab, float32 | | cnnlab, `precision=auto` | |",
         "times": "**{median:.1f}x** ({min:.1f} to {max:.1f})",
-        "speed": "Time to accuracy on Fashion-MNIST, {seeds}. Settings were chosen on a validation split (one exception: the number of epochs of `speed/fashion-95`, see speed.md, The clocks); the test set was evaluated once, at the end. {hardware}.",
-        "speed_columns": "| recipe | network | epochs | val acc, 1 view | test acc | views | training, s | model built to result, s |",
-        "gpu": "On one GPU: CIFAR-10 to {acc} on {images:,} held-out images (six views each), {n} seeds, in **{seconds:.2f} s** of whitening, training and evaluation (`{recipe}`, "
-        "{epochs} epochs; compilation not counted). The chapter's networks there: [speed.md](docs/speed.md). {hardware}.",
-        "kaggle": "The competition, from Kaggle's archives to a valid `submission.csv`. Accuracy is that of the mean of all networks on "
-        "labelled images that were held out, one run of the command each; the test labels are secret. {hardware}.",
-        "kaggle_columns": "| command | networks | minutes in total | held out | val acc, 1 view | 6 views | submission |",
-        "prepare": "Reading an archive of {images:,} test images: {ours:.0f} s ({rate:,.0f} images/s, peak memory {memory:,.0f} MiB without mapped files), "
-        "{ratio:.1f} times as fast as `7z x` and a loop with Pillow ({theirs:.0f} s; median of {n} alternating pairs, {min:.1f} to {max:.1f}). {hardware}.",
+        "speed": "Time to accuracy on Fashion-MNIST, {seeds}. Settings were chosen on a validation split (one exception: the number of epochs of `speed/fashion-95`, "
+        'see "The clocks" in speed.md); the test set was evaluated once, at the end. {hardware}.',
+        "speed_columns": "| recipe | network | epochs | val acc, 1 view | test acc | views | training, s | whole run, s |",
+        "gpu": "On one GPU, `{recipe}` with {epochs} epochs reaches {acc} on {images:,} held-out images of CIFAR-10 (six views each, {n} seeds) in **{seconds:.2f} s** "
+        "of whitening, training and evaluation, without compilation. The chapter's networks on that GPU: [speed.md](docs/speed.md). {hardware}.",
+        "kaggle": "The competition, from Kaggle's archives to a valid `submission.csv`; each command was run once. The test labels are secret, so "
+        "accuracy is measured on held-out labelled images, with the predictions of all networks averaged. {hardware}.",
+        "kaggle_columns": "| command | networks | total, min | held-out images | val acc, 1 view | 6 views | submission |",
+        "prepare": "Reading an archive of {images:,} test images takes {ours:.0f} s ({rate:,.0f} images/s; peak memory {memory:,.0f} MiB, memory-mapped files not counted). "
+        "That is {ratio:.1f} times as fast as `7z x` followed by a loop with Pillow ({theirs:.0f} s; median of {n} alternating pairs, {min:.1f} to {max:.1f}). {hardware}.",
     },
     "README.zh.md": {
         "test": "测试集",
@@ -72,8 +73,8 @@ WORDS = {
         "是 `7z x` 加 Pillow 循环的 {ratio:.1f} 倍速（后者 {theirs:.0f} 秒；交替 {n} 对的中位数，{min:.1f} 到 {max:.1f}）。{hardware}。",
     },
     "docs/own-images.md": {
-        "head": "Balanced accuracy on the test part, in brackets the minutes of CPU time of a training; mean ± std of n seeds. {hardware}.",
-        "images": "images to train on",
+        "head": "Balanced accuracy on the test part; in brackets, the CPU time of one training in minutes. Mean ± std over n seeds. {hardware}.",
+        "images": "training images",
         "cell": "{accuracy} ({minutes:.1f} min, n = {n})",
         "sign": "sign-language digits, {train:,}",
         "cifar": "CIFAR-10, {train:,}",
@@ -261,7 +262,7 @@ def classifying() -> list[str]:
         return []
     found = newest("predict")
     many = found["many"]
-    lines = ["", f"A folder of JPEG photographs of 100 x 100 pixels classified, images/s (peak memory in MiB, workers included), medians of {found['n']} alternating rounds. "
+    lines = ["", f"Classifying a folder of JPEG photographs of 100 x 100 pixels: images/s (peak memory in MiB, workers included), medians of {found['n']} alternating rounds. "
              f"{hardware(found, '../')}.", "", "| network | pixels | `cnnlab predict --out` | a loop with Pillow | torchvision's ImageFolder, DataLoader |", "|---|---|---|---|---|"]  # fmt: skip
     for name, r in found["networks"].items():
         sides = " | ".join(
@@ -273,7 +274,7 @@ def classifying() -> list[str]:
     return [
         *lines,
         "",
-        f"{many['images']:,} of them with lenet-bn by `cnnlab predict --out`: {rate:,.0f} images/s, at most {memory:,.0f} MiB.",
+        f"`cnnlab predict --out` on {many['images']:,} such photographs with lenet-bn: {rate:,.0f} images/s, at most {memory:,.0f} MiB.",
     ]
 
 
@@ -289,13 +290,13 @@ def speed() -> str:
             median(p[side][key] for p in pair) for side, key in (("d2l", "seconds"), ("cnnlab", "clock_seconds"))
         )
         accuracy = mean(p["cnnlab"]["final_acc"] for p in pair)
-        lines += ["", f"Compared with d2l's own BN-LeNet, 10 epochs ({theirs:.1f} s including data and evaluation), {len(pair)} alternating pairs: `speed/fashion-90` takes "
-                  f"{ours:.1f} s from the built model to the result, **1/{beside['ratio']['median']:.1f}** of it (1/{beside['ratio']['min']:.1f} to 1/{beside['ratio']['max']:.1f}), "
+        lines += ["", f"Compared with d2l's own BN-LeNet, 10 epochs ({theirs:.1f} s including data and evaluation), {len(pair)} alternating pairs: the whole run of `speed/fashion-90` takes "
+                  f"{ours:.1f} s, **1/{beside['ratio']['median']:.1f}** of that (1/{beside['ratio']['min']:.1f} to 1/{beside['ratio']['max']:.1f}), "
                   f"and reaches {accuracy:.4f} on the test set, mean of {len(pair)} seeds. {hardware(with_d2l, '../')}."]  # fmt: skip
     for found in fashion:
         rows = {name: r for name, r in found["recipes"].items() if "printed_test_acc" in r}
         if rows:
-            lines += ["", "The chapter's networks at native resolution, with the book's printed accuracy and our multiply-adds as a fraction of its recipe's. "
+            lines += ["", "The chapter's networks at native resolution, beside the printed accuracy; multiply-adds as a fraction of those of the manual's recipe. "
                       f"{found['n']} seeds each, {hardware(found, '../')}.", "",
                       "| recipe | network | epochs | printed test acc | ours | views | multiply-adds | training, s |", "|---" * 8 + "|"]  # fmt: skip
         for name, r in rows.items():
@@ -304,8 +305,8 @@ def speed() -> str:
                 f"1/{r['manual_multiply_adds'] / r['multiply_adds']:.1f} | {spread(r['train_seconds'], '.1f')} |"
             )
     for cifar in newest_of_each("cifar-speed"):
-        lines += ["", f"CIFAR-10, trained on the labelled images without 5,000 held-out ones, accuracy on those, {cifar['n']} seeds each. {hardware(cifar, '../')}.", "",
-                  "| recipe | network | epochs | val acc, 1 view | 6 views | training, s | model built to result, s |", "|---" * 7 + "|"]  # fmt: skip
+        lines += ["", f"CIFAR-10: trained on the labelled images except 5,000, on which accuracy is measured; {cifar['n']} seeds each. {hardware(cifar, '../')}.", "",
+                  "| recipe | network | epochs | val acc, 1 view | 6 views | training, s | whole run, s |", "|---" * 7 + "|"]  # fmt: skip
         for name, r in cifar["recipes"].items():
             figures = [spread(r[key], ".4f") for key in ("val_acc", "final_acc")]
             figures += [spread(r[key], ".0f") for key in ("train_seconds", "clock_seconds")]
@@ -336,8 +337,8 @@ def on_a_gpu() -> list[str]:
                         chapter[key] = row, printed.get(row["model"]), hardware(result, "../")
     if chapter:
         where = "; ".join(dict.fromkeys(text for _, _, text in chapter.values()))
-        lines += ["", "On one GPU, the training step of the chapter's networks at the book's batch and image size, and of two networks at large batches: images/s, wall-clock including data, "
-                  f"compared with the book's printed examples/s, which exclude data. {where}.", "",
+        lines += ["", "Training speed on one GPU of the chapter's networks at the printed batch and image size, and of two networks at large batches: images/s, wall-clock including data, "
+                  f"compared with the printed examples/s, which exclude data loading. {where}.", "",
                   "| network | batch | pixels | computed in | images/s | compute only | times the printed speed | share of peak |", "|---" * 8 + "|"]  # fmt: skip
     names = [key[0] for key in chapter]
     for key in sorted(chapter, key=lambda k: (names.index(k[0]), k[3], k[2] != "record", k[1] != "float32")):
@@ -352,8 +353,8 @@ def on_a_gpu() -> list[str]:
         r, run = race["recipe"], race["per_seed"][0]
         split = {"validation": "held-out images", "test": "test images"}[run["final_split"]]
         lines += ["", f"`{name}` with {r['epochs']} epochs of {run['images']:,} images on one GPU: {spread(race['final_acc'], '.4f')} on the {split}, {VIEWS[run['views']]} views "
-                  f"({spread(race['val_acc'], '.4f')} on held-out images, one view), {race['final_acc']['n']} seeds; {spread(race['race_seconds'], '.2f')} s of whitening, training and the last evaluation, "
-                  f"{spread(race['clock_seconds'], '.2f')} s from the built model to the result, without curves; a warm-up epoch including compilation takes {race['first_seconds']:.0f} s. {hardware(result, '../')}."]  # fmt: skip
+                  f"({spread(race['val_acc'], '.4f')} on held-out images, one view), {race['final_acc']['n']} seeds. Whitening, training and the last evaluation take {spread(race['race_seconds'], '.2f')} s, "
+                  f"the whole run without drawing curves {spread(race['clock_seconds'], '.2f')} s; a warm-up epoch including compilation takes {race['first_seconds']:.0f} s. {hardware(result, '../')}."]  # fmt: skip
     seen: set[str] = set()
     for result in results:
         for name, r in part(result, "d2l").items():
@@ -381,7 +382,7 @@ def beside_d2l(peer: dict[str, Any]) -> list[str]:
     top = ", ".join(
         f"{kind} {value / 1e9:,.0f} GFLOP/s" for kind, value in peer["operations_per_second_at_most"].items()
     )
-    lines = ["", f"Compared with {peer['peer'].replace('==', ' ')}, {pair_counts(peer)} pairs of each, medians; matrix peak {top}. {hardware(peer, '../')}{measured_before(peer)}.", "",
+    lines = ["", f"Compared with {peer['peer'].replace('==', ' ')}, {pair_counts(peer)} alternating pairs of runs for each network, medians; peak of a matrix product: {top}. {hardware(peer, '../')}{measured_before(peer)}.", "",
               "| network | batch | pixels | side | computed in | images/s | times d2l's speed: training | with evaluation and saving | whole process | share of peak | peak memory |",
               "|---" * 11 + "|"]  # fmt: skip
     for name, r in peer["networks"].items():
@@ -402,9 +403,9 @@ def drop_in() -> list[str]:
     if not labelled("drop-in_*.json"):
         return []
     found = newest("drop-in")
-    lines = ["", f"One changed import line, `from cnnlab import d2l`: a listing's own network, in its own layout and precision, trained by `train_ch6` on the images of "
-             f"`load_data_fashion_mnist`, beside {found['peer'].replace('==', ' ')}; {found['n']} alternating pairs, medians (range). {hardware(found, '../')}.", "",
-             "| network | images | epochs | times d2l's speed: training including data | the whole call, with evaluation and drawing |", "|---" * 5 + "|"]  # fmt: skip
+    lines = ["", f"With one import line changed to `from cnnlab import d2l`: a listing's own network, in its own memory format and precision, trained by `train_ch6` on the images of "
+             f"`load_data_fashion_mnist`, compared with {found['peer'].replace('==', ' ')}; {found['n']} alternating pairs, medians (range). {hardware(found, '../')}.", "",
+             "| network | images | epochs | times d2l's speed: training including data | whole call, with evaluation and plots |", "|---" * 5 + "|"]  # fmt: skip
     for name, r in found["networks"].items():
         both = (
             f"{x['median']:.2f} ({x['min']:.2f} to {x['max']:.2f})"
@@ -419,9 +420,9 @@ def reference() -> list[str]:
     if not labelled("vs-reference_*.json"):
         return []
     found = newest("vs-reference")
-    lines = ["", "Compared with the usual ways to train (described in `benchmarks/vs_reference.py`): same networks, crops, flips and updates, "
-             f"{found['n']} alternating rounds, medians of images/s including data (range of the ratio). torchvision-tuned computes in bfloat16, as ours with `precision=auto`; the others in float32. {hardware(found, '../')}.", "",
-             "| network | pixels | images | against | its images/s | ours, float32 | times its speed | ours, `precision=auto` | times its speed |", "|---" * 9 + "|"]  # fmt: skip
+    lines = ["", "Compared with other training loops (described in `benchmarks/vs_reference.py`): same networks, crops, flips and updates; "
+             f"{found['n']} alternating rounds, medians of images/s including data loading (range of the ratio). torchvision-tuned computes in bfloat16, like ours with `precision=auto`; the others in float32. {hardware(found, '../')}.", "",
+             "| network | pixels | images | compared with | its images/s | ours, float32 | times its speed | ours, `precision=auto` | times its speed |", "|---" * 9 + "|"]  # fmt: skip
     for name, r in found["networks"].items():
         for peer, a in r["against"].items():
             ours = (
@@ -437,8 +438,8 @@ def reference() -> list[str]:
 def saving() -> str:
     """For docs/reliability.md: what a save inside an epoch costs."""
     found = newest("saving")
-    lines = [f"Steps of {next(iter(found['networks'].values()))['batch_size']} images with a save after every few steps; medians. File system: {found['file_system']}. {hardware(found, '../')}.", "",
-             "| network | pixels | saves | checkpoint | step | the loop waits (range) | on disk after | total cost | share at one save a minute |", "|---" * 9 + "|"]  # fmt: skip
+    lines = [f"Batches of {next(iter(found['networks'].values()))['batch_size']} images, with a save every few steps; medians. File system: {found['file_system']}. {hardware(found, '../')}.", "",
+             "| network | pixels | saves | checkpoint | step | the loop waits (range) | on disk after | total cost | overhead at one save a minute |", "|---" * 9 + "|"]  # fmt: skip
     for name, r in found["networks"].items():
         pause, written, cost = (
             {
@@ -487,8 +488,8 @@ def chapter() -> str:
     order = [*CLASSICAL, *EXPERIMENTS]
     printed = [name for name in EXPERIMENTS if name in rows and not rows[name]["limited"]]
     absent = [EXPERIMENTS[name].title for name in EXPERIMENTS if name not in rows]
-    text = f"{len(printed)} of the chapter's {len(EXPERIMENTS)} networks have run as printed so far."
-    text += f" No row yet: {'; '.join(absent)}." if absent else ""
+    text = f"{len(printed)} of the chapter's {len(EXPERIMENTS)} networks have been run as printed so far."
+    text += f" Not yet run: {'; '.join(absent)}." if absent else ""
     lines = [text, "", markdown(sorted(rows.values(), key=lambda row: order.index(row["name"])))]
     for result in results:
         names = "; ".join(row["title"] for row in result["rows"] if rows[row["name"]] is row)
@@ -549,10 +550,10 @@ def scale() -> str:
     row = gpu["rows"][0]
     rates = {key: median(values) for key, values in found["rates"].items()}
     lines = [
-        f"`{found['network']}` at {found['size']} pixels, batches of {found['batch']}, one thread for each process, images/s, wall-clock "
-        f"including data, medians of {found['rounds']} alternating rounds. {hardware(found, '../')}.",
+        f"`{found['network']}` at {found['size']} pixels, batches of {found['batch']}, one thread per process: images/s, wall-clock "
+        f"including data, medians of {found['rounds']} alternating rounds. Scaling efficiency: the speed of two processes as a share of twice that of one. {hardware(found, '../')}.",
         "",
-        "| | one process | two processes | of twice the rate of one |",
+        "| | one process | two processes | scaling efficiency |",
         "|---|---:|---:|---:|",
     ]
     for side, name in (("cnnlab", "cnnlab"), ("plain", "a plain DistributedDataParallel loop")):
@@ -563,15 +564,15 @@ def scale() -> str:
         )
     lines += [
         "",
-        f"An all-reduce of the {4 * found['parameters'] / 1e6:.0f} MB of gradients between the two: "
+        f"An all-reduce of the {4 * found['parameters'] / 1e6:.0f} MB of gradients between the two takes "
         f"{found['latency_seconds'] * 1e3:.1f} ms + bytes at {found['bandwidth_bytes_per_second'] / 1e9:.1f} GB/s. The model predicts "
         f"{found['predicted_rate_of_two']:.1f} images/s for two processes.",
         "",
-        f"Prediction for ResNet-50 on ImageNet with a batch of 256 per GPU, from {row['images_per_second']:,.0f} images/s of ResNet-18 at 96 "
-        f"pixels on one {gpu['environment']['device_name']} (measured; the same operations per second are assumed) and the vendor's bandwidths; "
-        f"{decoders['cpu_ms_per_image']['pillow']['median']:.1f} ms of CPU time to decode an image (measured).",
+        "Prediction for ResNet-50 on ImageNet with a batch of 256 per GPU. It assumes as many operations per second as measured for ResNet-18 at 96 "
+        f"pixels on one {gpu['environment']['device_name']} ({row['images_per_second']:,.0f} images/s), the vendor's bandwidths, and the measured "
+        f"{decoders['cpu_ms_per_image']['pillow']['median']:.1f} ms of CPU time to decode an image.",
         "",
-        f"| GPUs | compute, ms | exchange, ms | images/s | {EPOCHS} epochs, hours | cores that decode |",
+        f"| GPUs | compute, ms | exchange, ms | images/s | {EPOCHS} epochs, hours | cores for decoding |",
         "|---:|---:|---:|---:|---:|---:|",
     ]
     image = RESNET50["flops"] / (row["images_per_second"] * row["flops_per_image"])
@@ -597,8 +598,8 @@ def service() -> str:
         "litserve": f"LitServe {found['versions'].get('litserve', '')}",
     }
     lines = [
-        f"Medians of {found['n']} rounds of {found['seconds']:g} s in which the sides take turns; one JPEG a request; CPU: of the server and its "
-        f"processes, for a request. onnxruntime {found['versions']['onnxruntime']}, {hardware(found, '../')}.",
+        f"Medians of {found['n']} alternating rounds of {found['seconds']:g} s; one JPEG per request. CPU: the CPU time of the server and its "
+        f"processes per request. onnxruntime {found['versions']['onnxruntime']}, {hardware(found, '../')}.",
         "",
         "| network | side | clients | requests/s | p50, ms | p99, ms | CPU, ms |",
         "|---|---|---:|---:|---:|---:|---:|",
@@ -612,7 +613,7 @@ def service() -> str:
                 )
     lines += [
         "",
-        "Size of batches and time that they wait, 32 clients:",
+        "Effect of batch size and waiting time, 32 clients:",
         "",
         "| network | `--max-batch` | `--max-wait`, ms | requests/s | p50, ms | p99, ms | CPU, ms |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -626,9 +627,9 @@ def service() -> str:
     memory = long["memory"]
     lines += [
         "",
-        f"Memory: {memory['minutes']:g} minutes of eight clients, {memory['requests']:,} requests with images of 16 x 16 to 1,400 x 900 "
-        "pixels, one in twenty broken. Resident MiB, median of each minute: "
-        f"{', '.join(f'{mib:.0f}' for mib in memory['rss_mib_by_minute'][: int(memory['minutes'])])}; the most {memory['rss_mib_peak']:.0f}. "
+        f"Memory: eight clients for {memory['minutes']:g} minutes, {memory['requests']:,} requests with images of 16 x 16 to 1,400 x 900 "
+        "pixels, one in twenty of them damaged. Resident memory in MiB, median of each minute: "
+        f"{', '.join(f'{mib:.0f}' for mib in memory['rss_mib_by_minute'][: int(memory['minutes'])])}; peak {memory['rss_mib_peak']:.0f}. "
         f"{hardware(long, '../')}.",
     ]
     return "\n".join(lines)
@@ -656,15 +657,15 @@ def export() -> str:
     rows = [row for row in found["networks"] if "refused" not in row]
     images = {part["images"] for row in rows for part in row["parity"]}
     lines = [
-        f"Networks trained a few steps on the handwritten digits, exported to ONNX and compared on all "
+        f"Networks trained for a few steps on the handwritten digits, exported to ONNX and compared on all "
         f"{' or '.join(map(str, sorted(images)))} validation images: {len(rows)} networks, "
-        f"{sum(part['changed'] for row in rows for part in row['parity'])} classes changed. "
+        f"{sum(part['changed'] for row in rows for part in row['parity'])} predicted classes changed. "
         f"Images/s in batches of {found['batch']}, one thread; PyTorch's are those of `Classifier.predict_batch`. "
-        f"Times on a core that others used, too, of different machines: compare those of a row. {hardware(found, '../')}.",
-        "Networks of sigmoids or without batch norm have hardly learned anything after so few steps; their answers are "
-        "nearly constant, so small differences say little of them.",
+        f"The rows come from different machines that were doing other work too, so compare speeds only within a row. {hardware(found, '../')}.",
+        "Networks with sigmoids or without batch norm have hardly learned anything after so few steps. They output nearly the same "
+        "probabilities for every image, so their small differences prove little.",
         "",
-        "| network | input | CPU | largest difference | ties | MB | seconds to export and check | PyTorch images/s | onnxruntime images/s |",
+        "| network | input | CPU | largest difference | ties | MB | export and check, s | PyTorch images/s | onnxruntime images/s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
@@ -676,13 +677,13 @@ def export() -> str:
     ]
     lines += [f"\n{row['network']}: {row['refused']}" for row in found["networks"] if "refused" in row]
     if found["left_out"]:
-        lines += ["", f"Not measured, for want of time: {', '.join(found['left_out'])}."]
+        lines += ["", f"Not measured, for lack of time: {', '.join(found['left_out'])}."]
     if found["forms"]:
         lines += [
             "",
-            "Other forms, of networks trained for a few epochs:",
+            "Other formats, with networks trained for a few epochs:",
             "",
-            "| network | form | MB | correct before | after | classes changed | largest difference | images/s |",
+            "| network | format | MB | correct before | after | classes changed | largest difference | images/s |",
             "|---|---|---|---|---|---|---|---|",
         ]
     for row in found["forms"]:
@@ -694,7 +695,7 @@ def export() -> str:
         )
     lines += [
         "",
-        f"The fit alone, {fit['interpolation']}, CPU time of one thread. {hardware(fit, '../')}.",
+        f"Fitting an image to the input size inside the graph, alone, {fit['interpolation']}, CPU time of one thread. {hardware(fit, '../')}.",
         "",
         "| image | to | ms | peak memory of the process |",
         "|---|---|---|---|",
@@ -711,10 +712,10 @@ def in_browser() -> str:
     """For docs/export.md: exported pages beside the run, from benchmarks/web_parity.py."""
     found = newest("web-parity")
     lines = [
-        "Exported pages beside their runs, on validation images as PNG and JPEG files. "
+        "Exported pages compared with their runs, on validation images as PNG and JPEG files. "
         f"{hardware(found, '../')}; Chromium {next(iter(found['sets'].values()))['chromium']}, one thread.",
         "",
-        "| images | network | same class | largest difference of a probability | an image in the page | by onnxruntime in Python | folder | one file |",
+        "| images | network | same class | largest difference in probability | per image in the page | with onnxruntime in Python | folder | one file |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in found["sets"].items():
