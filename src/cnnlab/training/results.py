@@ -165,19 +165,19 @@ class Result:
 
     def report(self, **options: Any) -> Report:
         """Return a page about this training, which a notebook shows. options: those of `cnnlab.report`."""
-        from cnnlab import report  # of a later room: through the public name
+        from cnnlab import report  # a later package: import through the public name
 
         return report(self.run, **{"model": self.network, **options})
 
     def inspect(self, images: Any = None, **options: Any) -> Inspection:
         """Look inside the network, which a notebook shows. images, options: those of `cnnlab.inspect_run`."""
-        from cnnlab import inspect_run  # of a later room: through the public name
+        from cnnlab import inspect_run  # a later package: import through the public name
 
         return inspect_run(self.run, images, **{"model": self.network, **options})
 
     def export(self, **options: Any) -> Export:
         """Write the network to a file for other programs. options: those of `cnnlab.export_run`."""
-        from cnnlab import export_run  # of a later room: through the public name
+        from cnnlab import export_run  # a later package: import through the public name
 
         return export_run(self.run, **{"model": self.network, **options})
 
@@ -213,7 +213,7 @@ class SeedsResult:
 
     def report(self, **options: Any) -> Report:
         """Return a page about these runs side by side, which a notebook shows. options: those of `cnnlab.report`."""
-        from cnnlab import report  # of a later room: through the public name
+        from cnnlab import report  # a later package: import through the public name
 
         return report(*(r.run for r in self.results), **{"model": self.results[0].network, **options})
 
