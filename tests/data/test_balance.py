@@ -141,7 +141,7 @@ def test_a_training_says_what_balance_does(cnnlab: Command, tmp_path: Path) -> N
     assert "balance=weights" in hint
     assert not list(balance_lines(image_set([6, 29]), "none"))
     (line,) = balance_lines(images, "weights")
-    assert "c0 (3 images) counts 5" in line  # 30 / (2 * 3)
+    assert "c0 (3 images) has weight 5" in line  # 30 / (2 * 3)
     (line,) = balance_lines(image_set([4, 4]), "weights")
     assert "all classes have 4 images" in line
     line, own = balance_lines(image_set([3, 27], [0.5] * 20 + [2.0] * 10), "sampler")
@@ -154,7 +154,7 @@ def test_a_training_says_what_balance_does(cnnlab: Command, tmp_path: Path) -> N
     common = ("train", "--data", f"folder:{tmp_path}", "--epochs", 1, "--set")
     answer = cnnlab(*common, "balance=weights")
     assert answer.returncode == 0, answer.stderr
-    assert "balance: weights; in the loss an image of rare (2 images)" in answer.stderr
+    assert "balance: weights; in the loss, an image of rare (2 images)" in answer.stderr
     assert "balance='wieghts'" in one_line_error(cnnlab(*common, "balance=wieghts"))
 
 

@@ -212,7 +212,7 @@ def outcome(folder: Path) -> tuple[str, str]:
             found = zip(images.classes, class_counts(images), strict=True)
             parts.append(f"{split}: " + ", ".join(f"{name} {count}" for name, count in found))
             if split == "train" and images.passed_over:
-                parts.append(f"passed over: {passed_over_text(images.passed_over)}")
+                parts.append(f"skipped: {passed_over_text(images.passed_over)}")
             parts += [f"warning: {text}" for text in images.warnings]
     except CnnlabError as error:
         return REFUSED, str(error).replace(str(folder), "PATH")

@@ -143,9 +143,9 @@ def test_duplicates_of_a_folder(split_folder: Path, cnnlab: Command) -> None:
     answer = cnnlab("data", "duplicates", f"folder:{split_folder}", "--plot", "pairs.png")
     assert answer.returncode == 0, answer.stderr
     assert "63 images (train 40, test 23)" in answer.stdout
-    assert "exact copies: 2 in train and test" in answer.stdout
+    assert "exact duplicates: 2 in train and test" in answer.stdout
     assert "train 'train/cats/4.png' ('cats')  test 'test/cats/copy-4.png' ('cats')" in answer.stdout
-    assert "near copies (likeness 0.96 or more): 1 in train and test\n  1 of these pairs have two" in answer.stdout
+    assert "near-duplicates (likeness 0.96 or more): 1 in train and test\n  1 of these pairs have two" in answer.stdout
     assert "train 'train/cats/10.png' ('cats')  test 'test/dogs/near.png' ('dogs')" in answer.stdout
     with Image.open("pairs.png") as picture:
         assert picture.size[0] > 500
@@ -157,7 +157,7 @@ def test_duplicates_of_a_folder(split_folder: Path, cnnlab: Command) -> None:
     )
     assert "likeness 0.2" in one_line_error(cnnlab("data", "duplicates", "digits", "--likeness", 0.2))
     assert "image_size=-1" in one_line_error(cnnlab("data", "duplicates", f"folder:{split_folder}", "--image-size", -1))
-    assert "near copies" in cnnlab("data", "duplicates", f"folder:{split_folder}", "--image-size", 1).stdout
+    assert "near-duplicates" in cnnlab("data", "duplicates", f"folder:{split_folder}", "--image-size", 1).stdout
     answer = cnnlab("data", "verify", f"folder:{split_folder}")
     assert answer.returncode == 0
     assert "2 test images are exact copies of training images" in " ".join(answer.stdout.split())

@@ -1,4 +1,4 @@
-"""Folders of images as people have them: what is found, what is passed over, what is refused."""
+"""Folders of images as people have them: what is found, what is skipped, what is refused."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path: Path) -> None:
     found = scan(tmp_path)
     assert found.classes == ["cats", "dogs"]
     assert passed_over(found) == {
-        "loose image": 3, ".cr2": 2, ".csv": 1, "dangling link": 1, "empty folder": 1,
+        "image outside any class": 3, ".cr2": 2, ".csv": 1, "dangling link": 1, "empty folder": 1,
     }  # fmt: skip
     assert found.passed_over["empty folder"] == [str(tmp_path / "birds")]
 
@@ -147,12 +147,12 @@ def test_more_names_of_splits(tmp_path: Path) -> None:
     assert counts(scan(chinese)) == {"train": {"狗": 1, "猫": 1}, "test": {"猫": 1}}
     keras = tree(tmp_path / "c", "train/cats/1.jpg", "train/dogs/1.jpg", "test/unknown/1.jpg", "0.jpg", "train/9.jpg")
     assert [path.name for path in scan(keras).unlabelled] == ["1.jpg"]
-    assert passed_over(scan(keras)) == {"loose image": 2}
+    assert passed_over(scan(keras)) == {"image outside any class": 2}
 
 
 def test_files_with_odd_endings(tmp_path: Path) -> None:
     found = scan(tree(tmp_path, *TWO, "cats/3.jpg?x=1", "cats/1.2.840.3", "cats/4.c!w6", "code/LICENSE"))
-    assert passed_over(found) == {"file without an ending": 4, "folder without images": 1}
+    assert passed_over(found) == {"file without an extension": 4, "folder without images": 1}
     Image.new("L", (4, 4)).save(tmp_path / "birds.png")
     (tmp_path / "birds").mkdir()
     (tmp_path / "birds.png").rename(tmp_path / "birds/8c1f")

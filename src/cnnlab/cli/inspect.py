@@ -37,13 +37,13 @@ def inspect(
     ] = None,
     class_: Annotated[
         str | None,
-        typer.Option(
-            "--class", help="Show what speaks for this class. Default: the predicted one.", show_default=False
-        ),
+        typer.Option("--class", help="Class to explain. Default: the predicted one.", show_default=False),
     ] = None,
     layer: Annotated[
         str | None,
-        typer.Option(help="Layer of the class-activation maps. Default: the last with positions.", show_default=False),
+        typer.Option(
+            help="Layer of the class-activation maps. Default: the last with feature maps.", show_default=False
+        ),
     ] = None,
     search: Annotated[int, typer.Option(help="Training images searched for the nearest ones; 0: all.")] = 5000,
     invert: Annotated[bool, typer.Option("--invert", help="Invert the images (swap black and white) first.")] = False,

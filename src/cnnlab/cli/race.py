@@ -25,7 +25,7 @@ def race(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Folder of record.json and log.txt; a stopped race goes on there. Default: runs/race-NAME.",
+            help="Folder of record.json and log.txt; a stopped race continues there. Default: runs/race-NAME.",
             show_default=False,
         ),
     ] = None,

@@ -97,8 +97,8 @@ def _lines(found: SweepResult, runs_dir: Path, files: list[Path]) -> list[str]:
         run = shlex.quote(str(runs_dir / best.runs[0]))
         lines.append(
             wrap(
-                f"note: the best of {plural(found.count('finished'), 'trial')} on the same validation images does less "
-                f"well on new ones; measure it once on the test set, at the very end: cnnlab eval {run}"
+                f"note: the best of {plural(found.count('finished'), 'trial')} on the same validation images usually "
+                f"does less well on new images; evaluate it on the test set once, at the very end: cnnlab eval {run}"
             )
         )
         lines.append(f"next: cnnlab train --recipe {shlex.quote(str(found.recipe_file))}")

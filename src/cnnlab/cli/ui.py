@@ -42,7 +42,7 @@ def ui(
     hosts = host_headers(port, "127.0.0.1", "localhost")
     app = make_app(Settings(runs_dir.absolute(), token, hosts, data_dir, threads))
     address = f"http://127.0.0.1:{port}/?token={token}"
-    echo(f"page: {address} (Ctrl-C ends it; trainings go on)")
+    echo(f"page: {address} (Ctrl-C stops it; trainings continue)")
     if open_browser:
         import webbrowser
 

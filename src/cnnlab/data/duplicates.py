@@ -64,9 +64,9 @@ class Duplicates:
         """Return the number of pairs in and across parts, and the first `most` pairs of each kind."""
         images = ", ".join(f"{name} {count:,}" for name, count in self.counts.items())
         lines = [f"{self.source}: {sum(self.counts.values()):,} images ({images})"]
-        kinds = [("exact copies", self.exact)]
+        kinds = [("exact duplicates", self.exact)]
         if self.threshold is not None:
-            kinds.append((f"near copies (likeness {self.threshold:g} or more)", self.near))
+            kinds.append((f"near-duplicates (likeness {self.threshold:g} or more)", self.near))
         for kind, pairs in kinds:
             where = Counter(" and ".join(dict.fromkeys(pair.parts)) for pair in pairs)
             lines.append(f"{kind}: {', '.join(f'{n:,} in {name}' for name, n in where.items()) or 'none'}")

@@ -193,7 +193,7 @@ def warnings_of(listing: Listing, split: str, seen: Seen, labels: np.ndarray) ->
     if 0 < seen.high - seen.low < _FEW_LEVELS:
         yield (
             f"the {split} images use only the values {seen.low} to {seen.high} of 0 to 255, nearly one "
-            "colour; multiply masks or numbers of classes to fill 0 to 255, and save colours of more than 8 bits with 8"
+            "colour; scale masks and class numbers to 0 to 255, and save colours of more than 8 bits as 8-bit colours"
         )
     classes = len(listing.classes)
     uniform = np.bincount(labels[seen.uniform], minlength=classes)

@@ -58,7 +58,7 @@ def image_paths(paths: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
             if kind == IMAGE:
                 found.append(file)
             else:
-                counts[kind or "without a usual ending"] += 1
+                counts[kind or "without a usual extension"] += 1
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common())
         if not found:
             there = f" ({kinds})" if kinds else ""

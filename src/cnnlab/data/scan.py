@@ -1,4 +1,4 @@
-"""What a folder of images holds: the files of each class and split, and what was passed over.
+"""What a folder of images holds: the files of each class and split, and what was skipped.
 
 PATH/cats/1.jpg, PATH/dogs/7.png            one set; the validation split is taken from it, and there is no test set
 PATH/train/cats/.., PATH/test/cats/..       splits, by the usual names in any letter case: see `SPLITS`
@@ -55,16 +55,16 @@ _DOCUMENTS = frozenset(
 _TABLES = frozenset((".csv", ".tsv", ".xlsx", ".xls", ".ods", ".json", ".txt", ".parquet"))
 _ARCHIVES = frozenset((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst"))
 _FILMS = frozenset((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".wmv", ".mpg", ".mpeg", ".3gp"))
-_LOOSE = "loose image"
+_LOOSE = "image outside any class"
 _EMPTY = "empty folder"
 _NO_IMAGES = "folder without images"
 _OTHER = "other folder"
 _RUNS = "folder of runs"
-_NO_ENDING = "file without an ending"
+_NO_ENDING = "file without an extension"
 
 
 PassedOver = dict[str, list[str]]
-"""Files and folders that are not data, by kind: `.heic`, `empty folder`, `loose image`, ..."""
+"""Files and folders that are not data, by kind: `.heic`, `empty folder`, `image outside any class`, ..."""
 
 
 @dataclass
@@ -267,7 +267,7 @@ def _classes(top: Path, passed_over: PassedOver, spellings: dict[str, str]) -> d
         unread += [""] if found[""] and not images and _is_image(found[""][0]) else []
         if unread and not images:
             count = sum(len(found[kind]) for kind in unread)
-            kinds = ", ".join(kind or "no usual ending" for kind in sorted(unread))
+            kinds = ", ".join(kind or "no usual extension" for kind in sorted(unread))
             raise CnnlabError(
                 f"{folder}: its {plural(count, 'file')} cannot be read ({kinds}); {_remedy(unread)}, or move the "
                 "folder elsewhere"
@@ -304,7 +304,7 @@ def _remedy(kinds: list[str]) -> str:
 
 
 def _is_image(path: Path) -> bool:
-    """Return whether a file without a usual ending is an image, or one of a device's (DICOM)."""
+    """Return whether a file without a usual extension is an image, or one of a device's (DICOM)."""
     try:
         probe(path)
     except BadImage:

@@ -49,7 +49,7 @@ class CtrlC:
             signal.signal(number, handler)
         self._handlers.clear()
         if self._signal and error is None:
-            error = TrainingInterrupted("interrupted; what was being done is finished and saved")
+            error = TrainingInterrupted("interrupted; the current work was finished and saved")
             error.code = 128 + self._signal
             raise error
         if self._signal and isinstance(error, TrainingInterrupted):

@@ -111,7 +111,7 @@ def verify(source: str, *, data_dir: str | Path | None = None, columns: str = ""
         for text in images.notes + images.warnings:
             yield Check(source, "note", text)
         if train is None and images.passed_over:
-            yield Check(source, "note", f"passed over: {passed_over_text(images.passed_over)}")
+            yield Check(source, "note", f"skipped: {passed_over_text(images.passed_over)}")
         if train is None:
             for text in decoding_lines(images, source):
                 yield Check(source, "ok", text)

@@ -103,7 +103,7 @@ def _nothing_learned(summary: dict[str, Any], rows: Rows, counts: Sequence[int])
     images = summary["images"]["validation"]
     if sum(n > 0 for n in counts) < 2 or best > chance + 0.5 / images or rows[-1]["train_acc"] > chance + 0.05:
         return None
-    text = f"val acc {best:.3f} is no better than naming the largest class always ({chance:.3f})"
+    text = f"val acc {best:.3f} is no better than always predicting the largest class ({chance:.3f})"
     return Finding("nothing learned", best, text, "another learning_rate (cnnlab lr-find suggests one)")
 
 

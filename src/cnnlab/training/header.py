@@ -23,14 +23,15 @@ def class_counts(images: ImageSet) -> list[int]:
 
 
 def passed_over_text(passed_over: Mapping[str, list[str]]) -> str:
-    """Return what is not data by number and kind: `2 .heic, 1 empty folder "birds", 3 loose images`."""
+    """Return the skipped files and folders by number and kind: `2 .heic, 1 empty folder "birds"`."""
     parts = []
     for kind, paths in sorted(passed_over.items(), key=lambda item: (-len(item[1]), item[0])):
         if len(paths) == 1:
             parts.append(f'1 {kind} "{escape(Path(paths[0]).name)}"')
         else:
             head, _, tail = kind.partition(" ")  # folder of runs, folders of runs
-            many = kind if kind.startswith(".") else f"{head}s {tail}" if tail[:3] in ("of ", "wit") else f"{kind}s"
+            phrase = tail.startswith(("of ", "with", "outside"))
+            many = kind if kind.startswith(".") else f"{head}s {tail}" if phrase else f"{kind}s"
             parts.append(f"{len(paths):,} {many}")
     return ", ".join(parts)
 
@@ -81,7 +82,7 @@ def classes_text(classes: list[str], *splits: list[int]) -> str:
 
 
 def data_lines(train_set: ImageSet, eval_set: ImageSet, recipe: Recipe) -> Iterator[str]:
-    """Yield the lines on the images: classes with counts, what was passed over, how values were scaled, warnings."""
+    """Yield the lines on the images: classes with counts, what was skipped, how values were scaled, warnings."""
     splits = {"train": class_counts(train_set)}
     if recipe.eval_split != "train":
         splits[recipe.eval_split] = class_counts(eval_set)
@@ -92,7 +93,7 @@ def data_lines(train_set: ImageSet, eval_set: ImageSet, recipe: Recipe) -> Itera
     for note in train_set.notes:
         yield f"note: {note}"
     if train_set.passed_over:
-        yield f"passed over: {passed_over_text(train_set.passed_over)}"
+        yield f"skipped: {passed_over_text(train_set.passed_over)}"
     yield from decoding_lines(train_set, recipe.data)
     for warning in dict.fromkeys([*train_set.warnings, *eval_set.warnings]):
         yield f"warning: {warning}"
@@ -128,20 +129,20 @@ def balance_lines(images: ImageSet, balance: str) -> Iterator[str]:
     if ratio == 1 and balance != "none":
         yield f"balance: {balance}; all classes have {plural(numbers[rarest], 'image')}, so it changes little"
     elif balance == "weights":
-        yield f"balance: weights; in the loss an image of {rare} counts {often}, of {common} {seldom}"
+        yield f"balance: weights; in the loss, an image of {rare} has weight {often}, one of {common} {seldom}"
     elif balance == "sampler":
         yield (
-            f"balance: sampler; an epoch of {len(images):,} draws an image of {rare} {often} times on average, "
-            f"of {common} {seldom} times"
+            f"balance: sampler; an epoch of {len(images):,} images uses an image of {rare} {often} times on average, "
+            f"one of {common} {seldom} times"
         )
     elif ratio >= _IMBALANCED:
         yield (
-            f"hint: {common} has {ratio:,.0f} times the images of {rare}; balance=weights or balance=sampler makes all "
-            "classes count alike, select=balanced_accuracy chooses the epoch by their mean"
+            f"hint: {common} has {ratio:,.0f} times as many images as {rare}; balance=weights or balance=sampler gives "
+            "all classes equal weight, select=balanced_accuracy selects the epoch by the mean over the classes"
         )
     if images.weights is not None:
         low, high = (float(w) for w in images.weights.double().div(images.weights.double().mean()).aminmax())
-        yield f"weights: the images count {low:.3g} to {high:.3g} times the mean in the loss"
+        yield f"weights: in the loss, the images have {low:.3g} to {high:.3g} times the mean weight"
 
 
 def _short(value: float) -> str:

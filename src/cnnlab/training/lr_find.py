@@ -71,7 +71,7 @@ class RangeTest:
         ]
         if self.suggestion:
             named = ", ".join(f"{key}={value:g}" for key, value in self.suggestion.items())
-            lines.append(f"suggestion: {named}; a third of where the loss was lowest")
+            lines.append(f"suggestion: {named}; a third of the rate with the lowest loss")
             if self.lowest == self.rates[-1]:
                 lines.append("note: the loss was still falling at the last step; try a larger high")
         else:
@@ -186,7 +186,7 @@ def _result(recipe: Recipe, rates: list[float], losses: list[float], steps: int)
     return RangeTest(
         recipe.model, recipe.data, recipe.name, recipe.optimizer, recipe.batch_size, rates, losses, smoothed,
         rates[lowest], rates[steepest], suggestion,
-        "all steps were made" if len(losses) == steps else "there the loss diverged",
+        "all steps were run" if len(losses) == steps else "the loss diverged there",
     )  # fmt: skip
 
 

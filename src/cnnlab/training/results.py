@@ -266,7 +266,8 @@ class FoldsResult(SeedsResult):
             f"out of fold, {s['weights']} of each: acc {s['accuracy']:.4f} ({s['correct']:,} of "
             f"{plural(s['images'], 'image')}), balanced acc {s['balanced_accuracy']:.4f}; mean ± std of the folds "
             f"{_mean_std(s['per_fold'])}",
-            "note: each fold chose its best epoch by the images that it is measured on, which flatters it a little",
+            "note: each fold selected its best epoch on the images that it is evaluated on, so the figures are "
+            "slightly optimistic",
             f"predictions: {self.predictions}",
         ]
 

@@ -126,7 +126,7 @@ def _classes(e: dict[str, Any]) -> str:
 def _limits(run: dict[str, Any], e: dict[str, Any]) -> Iterator[str]:
     yield "The intervals are about these images alone: another seed gives another network."
     if e["split"] == "validation":
-        yield "The epoch was selected on these images, which flatters the figures a little."
+        yield "The epoch was selected on these images, so the figures are slightly optimistic."
     if e["split"] == "train":
         yield "The network was trained on these images: the figures say nothing of new ones."
     if run["looks"]["each_epoch"]:

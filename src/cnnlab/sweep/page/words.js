@@ -11,7 +11,7 @@ Object.assign(texts, {
   sweep_lead_of: ["{n} of {of} trials of the recipe {recipe} on {data} so far, judged by the validation images.", "在 {data} 上按训练方案 {recipe} 计划 {of} 次试验，已进行 {n} 次，以验证集评判。"],
   sweep_seeds: ["Each figure is the mean over {n} seed.|Each figure is the mean over {n} seeds.", "每个数字是 {n} 个随机种子的均值。"],
   sweep_bias: [
-    "The best of many trials on the same images does less well on new ones. Measure it once on the test set, at the very end.",
+    "The best of many trials on the same images usually does less well on new images. Evaluate it on the test set once, at the very end.",
     "在同一批图像上选出的最好结果，在新图像上会差一些。最后只在测试集上测一次。",
   ],
   figure_val_acc: ["Validation accuracy", "验证集精度"],
