@@ -69,7 +69,7 @@ class Recipe:
     cooldown: float = _setting(0.25, "trapezoid: fraction of the steps in which the learning rate falls", 0, 1)
     decay: float = _setting(0.1, "step: factor of the learning rate", 0, 1)
     decay_every: int = _setting(30, "step: epochs between two decays", 1, 100_000)
-    clip_norm: float = _setting(0.0, "largest norm of the gradient, which is scaled down to it; 0: off", 0, 1e9)
+    clip_norm: float = _setting(0.0, "gradient clipping: largest norm of the gradient; 0: off", 0, 1e9)
     label_smoothing: float = _setting(0.0, "label smoothing", 0, 0.9999)
     balance: str = _setting(
         "none",
@@ -86,10 +86,10 @@ class Recipe:
     freeze_epochs: int = _setting(
         0, "first epochs in which only the last layer is trained, without augmentation, on fixed features", 0, 100_000
     )
-    layer_decay: float = _setting(1.0, "factor of the learning rate from each stage to the one before it", 0.01, 1)
+    layer_decay: float = _setting(1.0, "learning rate of each stage as a fraction of the next stage's", 0.01, 1)
     freeze_batch_norm: bool = _setting(False, "batch norm uses its running statistics and does not update them")
     sync_batch_norm: bool = _setting(
-        False, "several processes: batch norm normalises over the batch of all, not over each one's part"
+        False, "several processes: batch norm normalises over the whole batch, not over each process's part"
     )
 
     image_size: int = _setting(0, "input size of the network, pixels a side; 0: the source's own", 0, 4096)
@@ -147,7 +147,7 @@ class Recipe:
 
     overfit: int = _setting(
         0,
-        "train on so many batches only, without augmentation, and evaluate on the same images: can the network learn "
+        "train on only this many batches, without augmentation, and evaluate on the same images: can the network learn "
         "them?; 0: off",
         0,
         1000,

@@ -53,7 +53,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TO_ACCURACY = ("digits", "speed/fashion-90")
 COUNT = 60_000  # images, as in Fashion-MNIST
 DEFINITIONS = {
-    "images_per_second": "of the training step with data loading, by the clock",
+    "images_per_second": "of the training step with data loading, wall-clock",
     "examples_per_second": "the same, compute only",
     "flops_per_image": "floating-point operations of convolutions and matrix products in a training step, per image: "
     "three times those of the forward pass",

@@ -273,7 +273,7 @@ def _finished(folder: Path, conditions: dict[str, Any]) -> list[dict[str, Any]]:
         before = json.loads(file.read_text())
         found = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
     except (OSError, ValueError) as error:
-        raise CnnlabError(f"cannot go on in {folder}: {reason(error)}; name another folder with --out") from error
+        raise CnnlabError(f"cannot continue in {folder}: {reason(error)}; name another folder with --out") from error
     if changed := [key for key in conditions if before.get(key) != json.loads(json.dumps(conditions[key]))]:
         raise CnnlabError(f"{folder} holds a race under other conditions ({', '.join(changed)}); name another --out")
     return found

@@ -83,7 +83,7 @@ def measured_on(run: dict[str, Any]) -> str:
     )
     return (
         f"Measured on {e['images']:,} {e['split']} images{where} with the {e['weights']} weights, seed {run['seed']}. "
-        f"{each}Looks at the test set: {run['looks']['times']}."
+        f"{each}Evaluations on the test set: {run['looks']['times']}."
     )
 
 
@@ -128,7 +128,7 @@ def _limits(run: dict[str, Any], e: dict[str, Any]) -> Iterator[str]:
     if e["split"] == "validation":
         yield "The epoch was selected on these images, so the figures are slightly optimistic."
     if e["split"] == "train":
-        yield "The network was trained on these images: the figures say nothing of new ones."
+        yield "The network was trained on these images: the figures say nothing about new images."
     if run["looks"]["each_epoch"]:
         yield "The test set was evaluated during the training: do not select models by it."
     if e["never_predicted"]:

@@ -38,7 +38,7 @@ export const texts = {
   measured_pooled: ["Measured out of fold on {n} image with the {weights} weights of {folds} of {of} folds, seed {seed}.|Measured out of fold on {n} images with the {weights} weights of {folds} of {of} folds, seed {seed}.", "折外预测：用 {of} 折中 {folds} 折的{weights}权重在 {n} 幅图像上测得，随机种子 {seed}。"],
   pooled_flatters: ["Each image is predicted by the network that was not trained on it. Each fold selected its best epoch on these images, so the figures are slightly optimistic.", "每幅图像都由未用它训练的网络预测。每折用这些图像选择最佳轮次，结果略偏乐观。"],
   recorded: ["At the end of the training: accuracy {accuracy} (95%: {interval}) on {n} {split} images with the {weights} weights, seed {seed}.|At the end of the training: accuracy {accuracy} (95%: {interval}) on {n} {split} images with the {weights} weights, seed {seed}.", "训练结束时：用{weights}权重在{split}的 {n} 幅图像上精度 {accuracy}（95% 区间：{interval}），随机种子 {seed}。"],
-  looks: ["Looks at the test set: {n}.|Looks at the test set: {n}.", "查看测试集的次数：{n}。"],
+  looks: ["Evaluations on the test set: {n}.|Evaluations on the test set: {n}.", "查看测试集的次数：{n}。"],
   looks_each: ["The recipe evaluated on the test set after each epoch ({n} times): do not select models by it.", "该方案每轮都在测试集上评估（共 {n} 次）：不要据此选择模型。"],
   missing: ["Missing:", "缺少："],
   finding: ["Note:", "提示："],
