@@ -61,6 +61,8 @@ def write(folder: Path, top: str = "trials = 2\n", body: str = SETTINGS_TABLE + 
         ('name = "a/b"\n' + SEARCH, "name"),
         ('storage = "mysql://a/b"\n' + SEARCH, "storage"),
         ('storage = "no/such/folder/x.journal"\n' + SEARCH, "storage"),
+        ('storage = "postgresql://me@host:port/x"\n' + SEARCH, "storage"),
+        ('storage = "postgresql://[::1/x"\n' + SEARCH, "storage"),
         ("learning_rate = { low = 1, high = 2 }\n" + SEARCH, "[search]"),
         ("trials = 2\n", "[search]"),
         ("[settings]\nlerning_rate = 1\n" + SEARCH, "learning_rate"),
@@ -319,9 +321,17 @@ def test_workers_are_processes_of_the_same_command(tmp_path: Path, monkeypatch: 
     assert all(f"-m cnnlab sweep {sweep.file}" in call and "--threads 2" in call for call in calls)
     assert log == []
     program.write_text("#!/bin/sh\nexit 2\n")
-    with pytest.raises(CnnlabError, match="goes on"):
+    with pytest.raises(CnnlabError, match="s.toml"):
         work_together(sweep, Machine(), 2, log.append)
     assert len(log) == 2
+
+
+def test_show_starts_no_worker(tmp_path: Path, cnnlab: Command) -> None:
+    file = write(tmp_path)
+    answer = cnnlab("sweep", file, "--show", "--workers", 2, "--runs-dir", tmp_path / "runs")
+    assert answer.returncode == 0, answer.stderr
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "s.journal").exists()
 
 
 def test_a_torn_line_of_a_journal_is_cut(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def sweep(
     machine = Machine(runs_dir, device, threads, data_dir, skip_bad, progress)
 
     def result() -> str:
-        if workers > 1:
+        if workers > 1 and not show:
             work_together(definition, machine, workers, log=_log)
         elif not show:
             work(definition, machine, log=_log)

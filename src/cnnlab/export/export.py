@@ -280,7 +280,7 @@ def _beside(path: Path) -> Iterator[Path]:
 def _move(draft: Path, path: Path) -> None:
     """Give the draft its name, in the place of an earlier export."""
     for file in _files(draft):
-        with file.open("rb") as opened:
+        with file.open("r+b") as opened:  # Windows flushes only what is open for writing
             os.fsync(opened.fileno())
     if path.is_dir():
         shutil.rmtree(path)

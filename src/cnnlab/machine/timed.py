@@ -1,13 +1,13 @@
 """One training under clocks, then one evaluation, in a process of its own: what races and speed benchmarks measure.
 
-    train_seconds    the epochs' training, wall-clock with data, nothing else
+    train_seconds    training steps of all epochs, wall-clock including data loading
     race_seconds     what published speed runs count: whitening, training and the evaluation at the end
-    clock_seconds    from images in memory to a finished run and its answer: building the network, the trial of the plan
-                     where the recipe is long enough for one, whitening, training, validation after each epoch, saving
-                     weights and curves, and the one evaluation at the end (as_trained: curves are not drawn)
-    process_seconds  the whole process, from its start to its exit: also starting Python, imports and reading the files
+    clock_seconds    from images in memory to the test result: building the network, measuring plans where the recipe is
+                     long enough for that, whitening, training, validation after each epoch, saving weights, and the
+                     one evaluation at the end; drawing the curves is not included
+    process_seconds  the whole process from start to exit, including Python's start, imports and reading the files
 
-Compilation, where a plan chooses it, is inside the last two.
+Compilation, where a plan chooses it, is included in the last two.
 """
 
 from __future__ import annotations
@@ -69,17 +69,19 @@ def timed_training(
 def timed_process(recipe: Recipe, split: str, views: str, device: str = "auto", **more: Any) -> dict[str, Any]:
     """Run `timed_training` in a process of its own, and add `process_seconds`. Raise CnnlabError if it fails."""
     task = {"recipe": recipe.to_dict(), "split": split, "views": views, "device": device, **more}
-    with tempfile.NamedTemporaryFile(suffix=".json") as answer:
+    with tempfile.TemporaryDirectory() as folder:  # not NamedTemporaryFile: on Windows no other process can write it
+        answer = Path(folder) / "answer.json"
         start = time.perf_counter()
         done = subprocess.run(  # noqa: S603 - Python itself, on a recipe
-            [sys.executable, "-m", __name__, answer.name], input=json.dumps(task), capture_output=True, text=True
-        )
+            [sys.executable, "-m", __name__, str(answer)],
+            input=json.dumps(task), capture_output=True, text=True, errors="replace",
+        )  # fmt: skip
         seconds = time.perf_counter() - start
         if done.returncode:
             why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             why = why.removeprefix(f"{CnnlabError.__module__}.CnnlabError: ")
             raise CnnlabError(f"the training of {recipe.name} with seed {recipe.seed} failed: {why}")
-        result: dict[str, Any] = json.loads(Path(answer.name).read_text())
+        result: dict[str, Any] = json.loads(answer.read_text())
     return {**result, "process_seconds": seconds}
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 
@@ -50,7 +51,7 @@ class Range:
 
     @property
     def extremes(self) -> tuple[float, ...]:
-        """The values at which a rule between settings can first be broken: the ends, and the lowest but one."""
+        """The values at which a rule between settings can first be broken: both ends, and the second lowest."""
         step = self.step if self.step is not None else (1 if isinstance(self.low, int) else None)
         return tuple(
             dict.fromkeys((self.low, self.high, *(() if step is None else (min(self.high, self.low + step),))))
@@ -86,7 +87,7 @@ class Sweep:
     sampler_seed: int = 0
 
     def recipe_of(self, params: dict[str, Any], seed: int = 0) -> tuple[Recipe, frozenset[str] | None]:
-        """Return the recipe of a trial for its seed number `seed`, from 0, and what `Session.given` is for it.
+        """Return the recipe of a trial for its seed number `seed`, from 0, and its value of `Session.given`.
 
         params: the values of the searched settings. Raise CnnlabError if they do not fit together.
         """
@@ -99,12 +100,12 @@ class Sweep:
 
     @property
     def base(self) -> Recipe:
-        """The recipe with the fixed settings, and of each searched one the lowest or first value."""
+        """The recipe with the fixed settings and, for each searched setting, its lowest or first value."""
         return self.recipe_of({name: space.extremes[0] for name, space in self.search.items()})[0]
 
     @property
     def figure(self) -> str:
-        """The validation figure that a trial is judged by: `val_acc`."""
+        """The validation figure by which trials are compared, such as `val_acc`."""
         return self.base.best_by
 
     @property
@@ -114,7 +115,7 @@ class Sweep:
 
     @property
     def definition(self) -> dict[str, Any]:
-        """What the trials of a study have in common, as JSON has it. Others cannot be compared with them."""
+        """What all trials of a study share, as JSON values. Trials that differ in it cannot be compared."""
         search = {name: {**vars(space), "kind": type(space).__name__} for name, space in self.search.items()}
         value = {**self.base.to_dict(), "seeds": self.seeds, "search": search}
         return dict(json.loads(json.dumps(value)))
@@ -191,9 +192,16 @@ def _text(value: object) -> str:
 
 
 def _storage(path: Path, text: str) -> Path | str:
-    scheme, separator, _ = text.partition("://")
-    if text.startswith(("postgresql://", "postgres://")):
-        return f"{POSTGRESQL}{text.partition('://')[2]}"
+    scheme, separator, rest = text.partition("://")
+    if scheme in ("postgresql", "postgres") and separator:
+        try:
+            _ = urlsplit(text).port
+        except ValueError as error:  # whose message may quote a part of the password
+            raise CnnlabError(
+                "storage: the host or the port is not valid; write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with "
+                "special characters of the password as %XX"
+            ) from error
+        return f"{POSTGRESQL}{rest}"
     if separator:
         raise CnnlabError(f"storage: {truncate(scheme)}:// is not supported; write postgresql://..., or a file's name")
     file = path.parent / expand(text)
@@ -323,7 +331,7 @@ def _corners(search: dict[str, Range | Choices]) -> Iterator[dict[str, Any]]:
 
 
 def _check_selection(recipe: Recipe) -> None:
-    """Raise CnnlabError unless the recipe is judged by images held out for validation, in one run."""
+    """Raise CnnlabError unless the recipe is evaluated on images held out for validation, in one run."""
     name = recipe.name.partition(", ")[0]
     if recipe.overfit:
         raise CnnlabError("[settings] overfit evaluates on training images; leave it out")

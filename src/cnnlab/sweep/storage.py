@@ -31,7 +31,7 @@ _CREATING = zlib.crc32(b"cnnlab sweep")  # the lock under which the database's t
 # A host that vanished keeps its locks until the server notices: after half a minute, not after two hours.
 _KEEPALIVE = "SET tcp_keepalives_idle = 15; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
 
-_AGAIN = "the same command goes on when it is back"
+_AGAIN = "run the same command again when it is back: it continues"
 
 
 class StorageLost(CnnlabError):
@@ -272,7 +272,7 @@ def explained_storage_errors(storage: Path | str) -> Iterator[None]:
 
 
 def quiet() -> None:
-    """Keep Optuna from writing about what is meant here."""
+    """Silence Optuna's messages, and its warnings about experimental features, which are used on purpose."""
     import optuna
 
     optuna.logging.set_verbosity(logging.ERROR)

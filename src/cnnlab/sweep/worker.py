@@ -1,4 +1,4 @@
-"""A worker of a sweep: it takes a trial, trains it as an ordinary run, tells the result, and takes the next."""
+"""A worker of a sweep: it takes a trial, trains it as an ordinary run, reports the result, and takes the next."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnnlab.io.errors import CnnlabError, out_of_memory, reason
 from cnnlab.io.files import remove_torn
+from cnnlab.io.text import plural
 from cnnlab.recipe import Recipe, figure_label
 from cnnlab.sweep.definition import Range, Sweep
 from cnnlab.sweep.storage import Locks, StorageLost, explained_storage_errors, open_locks
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 _UNPRUNED = 1 / 3  # of a run's epochs: while the learning rate rises, a good trial may look like a bad one
-_POLL = 0.5  # seconds between two looks for a trial whose worker has died
+_POLL = 0.5  # seconds between two searches for a trial whose worker has died
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def work(sweep: Sweep, machine: Machine, log: Callable[[str], None] = lambda _: 
     """Train trials until all are finished, those of dead workers too. Other workers may join and leave.
 
     log: called with a line at the start and the end of each trial. Raise CnnlabError if a trial cannot be trained here,
-    TrainingInterrupted on Ctrl-C: the same call goes on.
+    and TrainingInterrupted on Ctrl-C. The same call continues the sweep.
     """
     with explained_storage_errors(sweep.storage), closing(open_locks(sweep.storage, sweep.name)) as locks:
         worker = _Worker(sweep, machine, locks, open_study(sweep, locks), log)
@@ -64,7 +65,7 @@ def work(sweep: Sweep, machine: Machine, log: Callable[[str], None] = lambda _: 
 def open_study(sweep: Sweep, locks: Locks) -> Study:
     """Return the sweep's study, a new one if there is none. Raise CnnlabError if it is another sweep's.
 
-    A study of which no trial has finished is begun anew if the file has changed: a setting may have been wrong.
+    If the file has changed and no trial has finished yet, the study starts afresh: a setting may have been wrong.
     """
     import optuna
 
@@ -89,8 +90,9 @@ def open_study(sweep: Sweep, locks: Locks) -> Study:
                 locks.release(number)
             if len(free) < len(trials):
                 raise CnnlabError(
-                    f"{sweep.file}: {', '.join(differing[:3]) or 'the recipe'} differs from {len(trials)} trials of "
-                    f'this name, which cannot be compared; write name = "..." for a new sweep, or undo the change'
+                    f"{sweep.file}: {', '.join(differing[:3]) or 'the recipe'} differs from that of the "
+                    f"{plural(len(trials), 'trial')} of this name, and their figures cannot be compared; write "
+                    'name = "..." for a new sweep, or undo the change'
                 )
             optuna.delete_study(study_name=sweep.name, storage=locks.storage)
     raise CnnlabError(f"{sweep.file}: another process keeps changing the study {sweep.name}")
@@ -127,7 +129,7 @@ class _Worker:
                     self.study.sampler = self._sampler(len(trials))
                     trial = self.study.ask()
                     self.locks.take(trial.number)
-                    self.params(trial)  # now, so that whoever takes it over has the same
+                    self.params(trial)  # now, so that a worker that takes it over has the same values
                     return trial
             if not running:
                 return None
@@ -137,7 +139,7 @@ class _Worker:
             time.sleep(_POLL)
 
     def _sampler(self, trial: int) -> Any:
-        """Return the sampler of a trial: a trial's values depend on its number and on what was told before, only."""
+        """Return the sampler of a trial: its values depend only on its number and the results reported before."""
         from optuna.samplers import TPESampler
 
         return TPESampler(seed=(self.sweep.sampler_seed + 7919 * trial) % 2**32)
@@ -156,7 +158,7 @@ class _Worker:
         return values
 
     def train(self, trial: Trial) -> None:
-        """Train a trial's runs, and tell the result. A trial that its own settings make impossible has failed."""
+        """Train a trial's runs, and report the result. A trial that its own settings make impossible has failed."""
         from optuna.trial import TrialState
 
         sweep, params = self.sweep, self.params(trial)
@@ -203,9 +205,9 @@ class _Worker:
             self.locks.release(trial.number)
 
     def _settings_fault(self, error: CnnlabError) -> bool:
-        """Return whether the trial's own settings are to blame, not the machine, the images or the sweep's others.
+        """Return whether the searched values caused the error, not the machine, the images or the fixed settings.
 
-        A loss of NaN and too little memory are theirs; so is another error, if the recipe without them starts here.
+        They cause a loss of NaN and a lack of memory; also another error, if the recipe without them starts here.
         """
         if isinstance(error.__context__, NonFinite) or (error.__cause__ and out_of_memory(error.__cause__)):
             return True
@@ -233,7 +235,7 @@ class _Worker:
                 raise CnnlabError(
                     f"{folder} is a run of another sweep: its {', '.join(differing)} differs; move it, choose another "
                     f'--runs-dir, or write name = "..." in {self.sweep.file}'
-                ) from FileExistsError()
+                ) from FileExistsError()  # not the settings' fault: see `_settings_fault`
             summary = run.summary()
             if summary is not None:
                 return Result(run, summary)
@@ -268,9 +270,9 @@ class _Hook:
         def on_epoch(row: dict[str, Any]) -> bool:
             self.locks.check()
             epoch = row["epoch"]
-            if "pruned" in self.trial.user_attrs:  # a worker before has died after it decided that
+            if "pruned" in self.trial.user_attrs:  # decided by an earlier worker, which has died since
                 return False
-            if epoch not in self.told.intermediate_values:  # a worker before may have died after it told this
+            if epoch not in self.told.intermediate_values:  # else reported by an earlier worker, which has died since
                 self.trial.report(row[recipe.best_by], epoch)
             fair = recipe.epochs * _UNPRUNED < epoch < recipe.epochs
             if not fair or not self.trial.should_prune():
@@ -282,7 +284,7 @@ class _Hook:
 
 
 def _remove_started(folder: Path) -> None:
-    """Remove a run's folder that a killed worker has only begun. Raise CnnlabError if it holds something else."""
+    """Remove a run's folder in which a killed worker has only started. A folder that holds anything else stays."""
     if not folder.is_dir():
         return
     try:

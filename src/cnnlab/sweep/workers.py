@@ -15,14 +15,14 @@ from cnnlab.io.text import plural
 from cnnlab.sweep.definition import Sweep
 from cnnlab.sweep.worker import Machine
 
-_POLL = 0.1  # seconds between two looks at the processes
+_POLL = 0.1  # seconds between two checks of the processes
 
 
 def work_together(sweep: Sweep, machine: Machine, count: int, log: Callable[[str], None] = lambda _: None) -> None:
     """Start `count` workers and wait for them. One that is killed leaves its trial to the others.
 
-    log: called with a line when a worker dies. Raise CnnlabError if all have ended before the sweep has, and
-    TrainingInterrupted, after they have saved what they have, on Ctrl-C.
+    log: called with a line when a worker dies. Raise CnnlabError if all of them end before the sweep is finished, and
+    TrainingInterrupted on Ctrl-C, after they have saved their work.
     """
     threads = machine.threads or max(1, available_cores() // count)
     words = [sys.executable, "-m", "cnnlab", "sweep", str(sweep.file), "--runs-dir", str(machine.runs_dir),
@@ -55,5 +55,5 @@ def work_together(sweep: Sweep, machine: Machine, count: int, log: Callable[[str
             raise TrainingInterrupted("stopped; what the workers have trained is saved.") from None
     if all(process.returncode for process in processes):
         raise CnnlabError(
-            f"all workers have ended before the sweep; the same command goes on: cnnlab sweep {sweep.file}"
+            f"all workers ended before the sweep was finished; the same command continues: cnnlab sweep {sweep.file}"
         )
