@@ -6,6 +6,7 @@ import hashlib
 import io
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from test_named import Server, server  # noqa: F401 - a fixture
 from torchvision import datasets
 
 from cnnlab.data import ImageSet, SourceOptions, absolute, copies_in_test, load_images
+from cnnlab.data.hub import _texts
 from cnnlab.data.survey import survey
 from cnnlab.data.torchvision_sets import SETS, _classes, _labels
 from cnnlab.io.errors import CnnlabError
@@ -249,6 +251,11 @@ def test_a_column_of_splits_is_honoured(tmp_path: Path) -> None:
 def test_faults_of_columns_and_splits(tmp_path: Path, splits: dict[str, dict[str, list[object]]], words: str) -> None:
     with pytest.raises(CnnlabError, match=words):
         load(saved(tmp_path, **splits), tmp_path)
+
+
+def test_a_number_without_a_class_is_named() -> None:
+    with pytest.raises(CnnlabError, match="label 2"):
+        _texts("hf:set", [0, 1, 2], SimpleNamespace(names=["cat", "dog"]))
 
 
 def test_splits_that_are_not_used_are_named(tmp_path: Path) -> None:

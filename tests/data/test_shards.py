@@ -65,7 +65,7 @@ def test_tar_shards() -> None:
               for e, c in (("jpg", files[i]), ("cls", str(i % 3 + 9).encode()))))  # fmt: skip
     shard("tars/val-00.tar", [("x.jpg", files[0]), ("x.cls", b"9"), ("y.jpg", files[1]), ("y.cls", b"10"),
                              ("z.jpg", files[1]), ("z.cls", b"11")])  # fmt: skip
-    for pattern in ("tars", "tars/*.tar"):
+    for pattern in ("tars", "tars/*.tar", "**/*.tar", "tars/**.tar"):
         images = loaded(f"wds:{pattern}")
         assert images.classes == ["9", "10", "11"]
         assert_same(images, files, [str(i % 3 + 9) for i in range(9)])
@@ -89,6 +89,9 @@ def test_labels_in_json() -> None:
     assert images.weights.tolist() == [1, 2, 3, 4]
     with pytest.raises(CnnlabError, match="which column is the label"):
         loaded("wds:t.tar", columns="group=patient")
+    about = [json.dumps({"label": i % 2, "path": "x", "file_name": f"{i}.png"}).encode() for i in range(2)]
+    shard("named.tar", ((f"{i}.{e}", c) for i in range(2) for e, c in (("json", about[i]), ("jpg", jpeg()))))
+    assert loaded("wds:named.tar").labels.tolist() == [0, 1]  # a field with a file's name is not the image
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,8 @@ def test_labels_in_json() -> None:
         ([("1.jpg", b"x"), ("1.cls", b"0"), ("2.jpg", b"x"), ("2.cls", b"0")], "w:", "one class"),
         ([("1.jpg", b"x"), ("1.png", b"x"), ("1.cls", b"0")], "w:", "two images"),
         ([("1.jpg", b"x"), ("2.jpg", b"x"), ("1.cls", b"0")], "w:", "twice"),
-        ([("1.jpg", b"x"), ("1.json", b"[")], "w:", "no JSON"),
+        ([("1.jpg", b"x"), ("1.json", b"[")], "w:", "JSON"),
+        ([("1.jpg", b"x"), ("1.json", b"[" * 100_000)], "w:", "JSON"),
         ([("1.txt", b"x")], "w:", "no images"),
         ([("1.jpg", b"x"), ("1.cls", b"0")], "w:gz", "gunzip"),
         ([("1.jpg", b"x"), ("2.jpg", b"x")], "w:", "no labels"),

@@ -145,7 +145,7 @@ def _filled(source: str, data: Any, column: str, kind: str, split: str, rows: Se
         value = values[i]
         absent = value is None or value != value  # NaN
         if names and not absent:
-            value = names[value] if value >= 0 else ""
+            value = names[value] if 0 <= value < len(names) else ""
         cells.append("" if absent else str(value).strip())
         if not cells[-1]:
             raise CnnlabError(
@@ -180,8 +180,10 @@ def _texts(source: str, column: Sequence[Any], feature: Any) -> list[str]:
     names = getattr(feature, "names", None)
     values = list(column)
     if bad := next((v for v in values if v is not None and not isinstance(v, int | str | bool)), None):
-        raise CnnlabError(f"{source}: the label {str(bad)[:60]!r} is neither a number nor a text; name another column")
+        raise CnnlabError(f"{source}: the label {str(bad)[:60]!r} is neither a whole number nor a text; name another column")
     if names:
+        if bad := next((v for v in values if v is not None and v >= len(names)), None):
+            raise CnnlabError(f"{source}: the label {bad} is none of {len(names)} classes; correct the data set")
         return ["" if value is None or value < 0 else names[value] for value in values]
     return ["" if value is None or value == -1 else str(value).strip() for value in values]
 

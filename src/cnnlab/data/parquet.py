@@ -90,11 +90,11 @@ def _columns(name: str, schema: Any, columns: str) -> tuple[dict[str, int], str]
 
 
 def _class_names(schema: Any, column: str) -> list[str]:
-    """Return the names that the datasets library noted for the numbers of a column; none for other files."""
+    """Return the class names that the datasets library stored for a column of numbers; none for other files."""
     try:
         about = json.loads(schema.metadata[b"huggingface"])
         return [str(name) for name in about["info"]["features"][column]["names"]]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return []
 
 
@@ -106,7 +106,7 @@ def _text(file: Path, kind: str, value: object, names: Sequence[str]) -> str:
             raise CnnlabError(f"{file}: the label {value} is none of {len(names)} classes; correct the file")
         return names[value]
     if kind == "label" and not isinstance(value, int | str | bool):
-        raise CnnlabError(f"{file}: the label {str(value)[:60]!r} is neither a number nor a text; name another column")
+        raise CnnlabError(f"{file}: the label {str(value)[:60]!r} is neither a whole number nor a text; name another column")
     return str(value).strip()
 
 

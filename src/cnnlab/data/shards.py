@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ _MOST_FILES = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An image in a shard. Texts are "" where there is none: split: that of the shard's name."""
+    """An image in a shard. split: that of the shard's name. Each text is "" where there is none."""
 
     item: Item
     label: str
@@ -55,8 +56,8 @@ def shard_files(source: str, pattern: str, ending: str) -> list[Path]:
     if path.is_file():
         return [path]
     if any(sign in pattern for sign in "*?["):
-        start = Path(path.anchor) if path.is_absolute() else Path()
-        if found := sorted(start.glob(str(path.relative_to(path.anchor)))):
+        # Not Path.glob, which raises ValueError for patterns such as `**.tar`.
+        if found := sorted(filter(Path.is_file, map(Path, glob.glob(str(path), recursive=True)))):
             return found
     raise CnnlabError(f"{source}: {path} does not exist; correct the path")
 
@@ -74,7 +75,7 @@ def listing_of(
 ) -> Listing:  # fmt: skip
     """Return the samples by split, in their order. names: of the classes, where the source knows them.
 
-    Samples without a label are left out, with a warning. Raise CnnlabError for what a training could not use.
+    Samples without a label are left out, with a warning. Raise CnnlabError for samples that cannot be trained on.
     """
     complete = options.decoding is None
     some = {sample.split for sample in samples} - {""}

@@ -22,6 +22,7 @@ from cnnlab.io.errors import CnnlabError, reason
 
 _LARGEST_LABEL = 1 << 20  # bytes of a .cls or .json file
 _LABELS = ("cls", "cls.txt", "label", "txt")
+_IMAGE = "the image"  # in place of a column's name
 
 
 def listing(pattern: str, options: SourceOptions) -> Listing:
@@ -91,9 +92,10 @@ def _sample(file: Path, key: str, members: dict[str, tarfile.TarInfo], columns: 
         try:
             fields: dict[str, Any] = json.loads(_text(file, members["json"]))
             header = [key for key, value in fields.items() if isinstance(value, str | int | float | None)]
-        except (ValueError, AttributeError) as error:
-            raise CnnlabError(f"{file}: {members['json'].name} is no JSON object; correct it") from error
-        places, note = choose_columns(f"{file}: {members['json'].name}", ["path", *header], columns)
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise CnnlabError(f"{file}: {members['json'].name} is not a JSON object; correct it") from error
+        given = ",".join(filter(None, (f"path={_IMAGE}", columns)))  # no field names the image
+        places, note = choose_columns(f"{file}: {members['json'].name}", [_IMAGE, *header], given)
         for kind in ("label", "group", "weight"):
             value = fields[header[places[kind] - 1]] if kind in places else None
             values[kind] = "" if value is None else str(value).strip()
