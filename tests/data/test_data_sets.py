@@ -256,6 +256,8 @@ def test_faults_of_columns_and_splits(tmp_path: Path, splits: dict[str, dict[str
 def test_a_number_without_a_class_is_named() -> None:
     with pytest.raises(CnnlabError, match="label 2"):
         _texts("hf:set", [0, 1, 2], SimpleNamespace(names=["cat", "dog"]))
+    with pytest.raises(CnnlabError, match=r"label '0.0'"):
+        _texts("hf:set", [0.0, 1.0], None)
 
 
 def test_splits_that_are_not_used_are_named(tmp_path: Path) -> None:

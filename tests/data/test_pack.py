@@ -141,6 +141,8 @@ def test_existing_folders_and_other_sets_are_refused(small: Path, large: Path, c
     assert "unfinished" in one_line_error(cnnlab("train", "--data", "pack:store"))
     Path("store.partial/journal.jsonl").write_text('{"key": "other"}\n')
     assert "another set" in one_line_error(cnnlab("data", "pack", f"folder:{large}", "store"))
+    Path("store.partial/journal.jsonl").write_bytes(b"\0" * 20 + b"\n")
+    assert "journal.jsonl" in one_line_error(cnnlab("data", "pack", f"folder:{large}", "store"))
 
 
 def test_damaged_images(large: Path, tmp_path: Path) -> None:

@@ -179,11 +179,13 @@ def _texts(source: str, column: Sequence[Any], feature: Any) -> list[str]:
     """Return the names of the labels; "" for an image without one."""
     names = getattr(feature, "names", None)
     values = list(column)
-    if bad := next((v for v in values if v is not None and not isinstance(v, int | str | bool)), None):
-        raise CnnlabError(f"{source}: the label {str(bad)[:60]!r} is neither a whole number nor a text; name another column")
+    if bad := [v for v in values if v is not None and not isinstance(v, int | str)]:
+        raise CnnlabError(
+            f"{source}: the label {str(bad[0])[:60]!r} is neither a whole number nor a text; name another column"
+        )
     if names:
-        if bad := next((v for v in values if v is not None and v >= len(names)), None):
-            raise CnnlabError(f"{source}: the label {bad} is none of {len(names)} classes; correct the data set")
+        if bad := [v for v in values if v is not None and v >= len(names)]:
+            raise CnnlabError(f"{source}: the label {bad[0]} is none of {len(names)} classes; correct the data set")
         return ["" if value is None or value < 0 else names[value] for value in values]
     return ["" if value is None or value == -1 else str(value).strip() for value in values]
 

@@ -81,7 +81,7 @@ class Pack:
 def load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
     """Return one split of `pack:PATH`, of which no pixel is read; None if it has no such split.
 
-    Raise CnnlabError if `options` ask for what the packed pixels no longer tell.
+    Raise CnnlabError if `options` ask for a decoding that the packed pixels do not allow.
     """
     pack = open_pack(path)
     info = pack.info
@@ -132,7 +132,7 @@ def _opened_once(path: Path, _changed: int) -> Pack:
     check(path / "pack.json", info, _INFO, _REMEDY)
     try:
         return _opened(path, info)
-    except (KeyError, TypeError, ValueError, OSError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, OSError, OverflowError, RecursionError) as error:
         raise CnnlabError(f"{path} is damaged: {reason(error, 200)}; {_REMEDY}") from error
 
 
@@ -142,7 +142,7 @@ def _opened(path: Path, info: dict[str, Any]) -> Pack:
     paths = [path / shard["file"] for shard in info["shards"]]
     for shard, file in zip(info["shards"], paths, strict=True):
         if Path(shard["file"]).name != shard["file"]:
-            raise ValueError(f"the shard {shard['file']!r} is no name of a file")
+            raise ValueError(f"the shard {shard['file']!r} is not a file's name")
         if file.stat().st_size != shard["bytes"]:
             raise ValueError(f"{file.name} is incomplete")
     starts = None

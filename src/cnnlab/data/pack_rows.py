@@ -42,7 +42,7 @@ class Row:
 class Rows:
     """A source as rows: those of the splits, one after the other.
 
-    counts: images of each split; make: the row of a number; shape: of raw pixels; info: more for pack.json.
+    counts: images of each split; make: return row number i; shape: of raw pixels; info: further entries of pack.json.
     """
 
     source: str
@@ -59,7 +59,7 @@ class Rows:
     sizes: Sizes | None = None
 
     def key(self) -> str:
-        """Return a hash of what decides the content of the store, except for the files' own bytes."""
+        """Return a hash of all that the store's content depends on, except for the bytes of the files."""
         about = [FORMAT, self.source, self.classes, self.counts, self.shape, self.info, self.groups, self.weights]
         digest = hashlib.blake2b(json.dumps(about).encode(), digest_size=16)
         digest.update("\0".join(self.ids).encode("utf-8", "surrogateescape"))

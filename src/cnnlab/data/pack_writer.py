@@ -111,7 +111,7 @@ def _refuse_existing(path: Path) -> None:
 
 @dataclass
 class _Shard:
-    """The shard that is being written, and what its line in the journal will say. rows: numbers that it has seen."""
+    """The shard that is being written, and the content of its line in the journal. rows: those read so far."""
 
     number: int
     folder: Path
@@ -158,7 +158,7 @@ class _Shard:
 
 
 class _Writer:
-    """Writes one set. done: the journal's lines, one for each finished shard."""
+    """Write one set. done: the journal's lines, one for each finished shard."""
 
     def __init__(self, path: Path, rows: Rows, options: SourceOptions, shard_bytes: int) -> None:
         self.path, self.rows, self.options, self.shard_bytes = path, rows, options, shard_bytes
@@ -167,7 +167,7 @@ class _Writer:
         self.done: list[dict[str, Any]] = []
 
     def write(self) -> Packed:
-        """Write what is left of the set; give it its name."""
+        """Write the rest of the set, then give the folder its name."""
         self.work.mkdir(exist_ok=True)
         remove_torn(self.work)
         self._continue()
@@ -198,8 +198,11 @@ class _Writer:
         """Read the journal of a process that was stopped. Raise CnnlabError if it wrote another set."""
         lines = self.journal.read_bytes().split(b"\n") if self.journal.is_file() else []
         key, whole = self.rows.key(), []
-        for text in lines[:-1]:  # after the last newline may be part of a line
-            whole.append(json.loads(text))
+        try:
+            for text in lines[:-1]:  # after the last newline may be part of a line
+                whole.append(json.loads(text))
+        except ValueError as error:
+            raise CnnlabError(f"{self.journal} is damaged; remove {self.work} and start again") from error
         if whole and whole[0] != {"key": key}:
             raise CnnlabError(
                 f"{self.work} holds the beginning of another set, or of other options; remove it, or name another "
@@ -237,8 +240,11 @@ class _Writer:
         for place, split in enumerate(rows.counts):
             here = split_of[good] == place
             if emptied := sorted(set(rows.labels[split_of == place].tolist()) - set(labels[here].tolist())):
-                reason_ = next(t for i, t in skipped.items() if split_of[i] == place and rows.labels[i] == emptied[0])
-                raise CnnlabError(f"no {split} image of class {rows.classes[emptied[0]]} could be read: {reason_}")
+                first = next(t for i, t in skipped.items() if split_of[i] == place and rows.labels[i] == emptied[0])
+                raise CnnlabError(
+                    f"no {split} image of class {rows.classes[emptied[0]]} could be read; the first: {first}; correct "
+                    f"the files, remove {work}, and run again"
+                )
             remarks = [(i, r) for line in done for i, r in line["remarks"] if split_of[i] == place]
             odd = {r: (n, rows.ids[next(i for i, o in remarks if o == r)])
                    for r, n in Counter(remark for _, remark in remarks).items()}  # fmt: skip

@@ -105,8 +105,10 @@ def _text(file: Path, kind: str, value: object, names: Sequence[str]) -> str:
         if not 0 <= value < len(names):
             raise CnnlabError(f"{file}: the label {value} is none of {len(names)} classes; correct the file")
         return names[value]
-    if kind == "label" and not isinstance(value, int | str | bool):
-        raise CnnlabError(f"{file}: the label {str(value)[:60]!r} is neither a whole number nor a text; name another column")
+    if kind == "label" and not isinstance(value, int | str):
+        raise CnnlabError(
+            f"{file}: the label {str(value)[:60]!r} is neither a whole number nor a text; name another column"
+        )
     return str(value).strip()
 
 

@@ -56,8 +56,8 @@ def shard_files(source: str, pattern: str, ending: str) -> list[Path]:
     if path.is_file():
         return [path]
     if any(sign in pattern for sign in "*?["):
-        # Not Path.glob, which raises ValueError for patterns such as `**.tar`.
-        if found := sorted(filter(Path.is_file, map(Path, glob.glob(str(path), recursive=True)))):
+        names = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob raises ValueError for `**.tar`
+        if found := sorted(file for file in map(Path, names) if file.is_file()):
             return found
     raise CnnlabError(f"{source}: {path} does not exist; correct the path")
 
