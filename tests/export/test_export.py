@@ -164,6 +164,11 @@ def test_nothing_is_replaced(digits_run: Run, cnnlab: Command, tmp_path: Path) -
             )
             assert "--force" not in error  # which would not help
     assert (tmp_path / "mine.onnx").read_bytes() == (tmp_path / "photos" / "1.jpg").read_bytes() == b"mine"
+    (tmp_path / "new.json").write_text('{"mine": 1}')  # where the report would go
+    for force in ((), ("--force",)):
+        to = ("--to", "safetensors", "--out", tmp_path / "new", *force)
+        assert "new.json" in one_line_error(cnnlab("export", digits_run.path, *to))
+    assert (tmp_path / "new.json").read_text() == '{"mine": 1}'
 
 
 def lose_bias(model: ModelProto) -> None:

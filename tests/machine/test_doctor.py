@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -64,6 +65,14 @@ def test_a_disk_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch)
         ("disk, cache", "note"),
     ]
     assert found[0].text == f"cannot write into {Path.cwd()}: No space left on device"
+
+
+def test_a_drive_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "isdir", lambda _: False)  # as on Windows, where a drive may be missing
+        check = doctor._disk("disk, data", tmp_path, "note")
+    assert check.state == "note"
+    assert tmp_path.anchor in check.text
 
 
 def test_wrong_arithmetic_and_old_packages_are_named(monkeypatch: pytest.MonkeyPatch, cnnlab: Command) -> None:

@@ -120,6 +120,9 @@ def test_changed_folder_is_an_error(shapes: Path) -> None:
         evaluate_run(run.path, split="validation")
     with pytest.raises(CnnlabError, match="has no test set"):
         evaluate_run(run.path, split="test")
+    Path("empty").mkdir()
+    with pytest.raises(CnnlabError, match="folder:empty holds no labelled images"):
+        evaluate_run(run.path, data="folder:empty")
 
 
 def test_run_without_a_validation_split(quick: Recipe) -> None:

@@ -24,7 +24,7 @@ from cnnlab.export.description import describe
 from cnnlab.inference import Classifier, evaluate_run, load_model, run_splits
 from cnnlab.inference.classifier import weights_file
 from cnnlab.io.errors import CnnlabError, expand, reason, unknown
-from cnnlab.io.files import write_json
+from cnnlab.io.files import read_json, write_json
 from cnnlab.models.own import Network
 from cnnlab.training import runs
 from cnnlab.training.runs import Run
@@ -55,7 +55,7 @@ class Export:
                     f"float32 {found.correct_before:,}: {_points(-found.loss)}"
                 )
         if self.parities[0].split == "training":
-            lines.append("note: the run held no validation images out; checked on those it was trained on")
+            lines.append("note: the run held no validation images out; checked on its training images")
         return "\n".join([*lines, f"details: {report_file(self.path)}"])
 
 
@@ -86,15 +86,15 @@ def export_run(
     skip_bad: bool = False,
     force: bool = False,
 ) -> Export:
-    """Write a run's network, with all that goes before and after it, to a file that other programs run.
+    """Write a run's network, with its preprocessing and the names of its classes, to a file that other programs run.
 
-    The file is run on all validation images before it gets its name. It is refused if an image gets another class than
-    by the run. name: a run's folder, its name in `runs_dir`, or the `run` of a training's result. to: a key of FORMS.
-    out: the new file. Default: see `default_name`, here. int8: quantise, calibrated on training
-    images; fp16: float16 inside; these may lose max_loss percentage points of accuracy. Default: see MAX_LOSS.
-    look_at_test: also check on the test images, which is recorded in the run. model: the network of your own that was
-    trained, if it was one. data, data_dir, weights, threads, skip_bad: see `evaluate_run`. force: replace a file. Raise
-    CnnlabError.
+    Before the file gets its name, it classifies all validation images. It is refused if it assigns an image another
+    class than the run does. name: a run's folder, its name in `runs_dir`, or the `run` of a training's result. to: a
+    key of FORMS. out: the new file. Default: `default_name`, in the working folder. int8: quantise, calibrated on
+    training images; fp16: compute in float16; these may lose max_loss percentage points of accuracy. Default: see
+    MAX_LOSS. look_at_test: also check on the test images, which is recorded in the run. model: the network of your own
+    that was trained, if it was one. data, data_dir, weights, threads, skip_bad: see `evaluate_run`. force: replace an
+    earlier export. Raise CnnlabError.
     """
     started = time.perf_counter()
     _check_options(to, int8, fp16, max_loss)
@@ -255,13 +255,23 @@ def _new_path(run: Run, out: str | Path | None, to: str, force: bool, int8: bool
     if path.exists() and not (force and replaceable):
         more = ", or replace it with --force" if replaceable else ""
         raise CnnlabError(f"{path} exists; name another {'file' if ending else 'folder'} with --out{more}")
+    if report_file(path).exists() and not _is_report(report_file(path)):
+        raise CnnlabError(f"{report_file(path)} exists and is not the report of an export; choose another --out")
     if not path.absolute().parent.is_dir():
         raise CnnlabError(f"the folder {path.parent} does not exist; create it first")
     return path
 
 
+def _is_report(path: Path) -> bool:
+    """Return whether a file is the report of an earlier export."""
+    try:
+        return {"file", "form", "parity"} <= read_json(path).keys()
+    except CnnlabError:
+        return False
+
+
 def _is_folder_of_ours(path: Path) -> bool:
-    """Return whether a folder holds an earlier export, and nothing else that would be lost."""
+    """Return whether a folder holds an earlier export and nothing else."""
     from cnnlab.export.tensors import FILES
 
     return path.is_dir() and {file.name for file in path.iterdir()} - {"__pycache__"} == set(FILES)

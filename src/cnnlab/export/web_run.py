@@ -57,9 +57,9 @@ def export_web(
     """Write a page that classifies images by a run's network in the browser; no image leaves it.
 
     out: the folder, which any static server serves, or with single_file an HTML file, which needs no server. Default:
-    the run's name with -web or .html, here; see `default_name`. runtime: the package onnxruntime-web, see
-    `web_runtime`. force: replace an earlier page. options and all others: see `export_run`, by which the network is
-    checked. Raise CnnlabError.
+    the run's name with -web or .html, in the working folder; see `default_name`. runtime: the package onnxruntime-web,
+    see `web_runtime`. force: replace an earlier page. All other arguments: see `export_run`, which exports and checks
+    the network. Raise CnnlabError.
     """
     run = name if isinstance(name, Run) else runs.open_run(name, runs_dir)
     p = preprocessing_of(run)

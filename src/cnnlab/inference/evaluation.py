@@ -308,6 +308,8 @@ def _other_images(run: Run, split: str | None, options: SourceOptions, data: str
         images = load_images(data, name, options)
         if images is not None:
             return _same_classes(run, images, data), name
+    if split is None:
+        raise CnnlabError(f"{data} holds no labelled images; cnnlab predict classifies images without labels")
     raise CnnlabError(f"{data} has no {split} split; leave --split out")
 
 

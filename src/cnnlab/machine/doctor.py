@@ -244,7 +244,10 @@ def _disk(what: str, path: Path, state: str) -> Check:
 
     state: of the check if it fails.
     """
-    near = next(p for p in (path, *path.parents) if p.is_dir())
+    # Not Path.is_dir, which raises PermissionError below a folder that may not be read.
+    near = next((p for p in (path, *path.parents) if os.path.isdir(p)), None)  # noqa: PTH112
+    if near is None:  # a drive of Windows
+        return Check(what, state, f"{path.anchor} does not exist")
     try:
         free = shutil.disk_usage(near).free
         with tempfile.TemporaryDirectory(prefix=".cnnlab-", dir=near) as trial, runs.locked(Path(trial)):
