@@ -113,6 +113,7 @@ def test_texts_of_results_fit_80_columns() -> None:
 
 def test_a_line_keeps_the_spaces_at_its_start() -> None:
     assert wrap("  note: " + "word " * 20, 4, 40).startswith("  note: word")
+    assert "".join(wrap("猫words", 40, 40).split()) == "猫words"  # no room at all
 
 
 def test_the_list_of_runs_is_short_and_shows_the_test_accuracy(cnnlab: Command, place: Path, tmp_path: Path) -> None:

@@ -295,11 +295,10 @@ def test_image_kinds(digits_run: Run, exported: Path, tmp_path: Path) -> None:
         [f.name for f in files],
         digits_run.classes,
     )
-    found = compare_files(
-        load_model(digits_run), f"folder:{tmp_path}", images, lambda pixels: opened.answer(pixels)[:2], 1
-    )
-    assert found is not None
-    assert (found.images, found.changed) == (7, 0)
+    for source in (f"folder:{tmp_path}", f"csv:{tmp_path}/table.csv"):
+        found = compare_files(load_model(digits_run), source, images, lambda pixels: opened.answer(pixels)[:2], 1)
+        assert found is not None
+        assert (found.images, found.changed) == (7, 0)
 
 
 def test_archive(digits_run: Run, tmp_path: Path) -> None:

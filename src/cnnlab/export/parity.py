@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from cnnlab.data.imageset import ImageSet
 from cnnlab.export.description import utf8
 from cnnlab.inference import Classifier, Predictions
 from cnnlab.inference.classifier import batch_size_of
+from cnnlab.inference.split_table import image_root
 from cnnlab.io.decode import bombs_refused, decode
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.text import plural
@@ -23,7 +23,7 @@ TIE = 1e-5
 """Two classes whose probabilities differ by no more are a tie: which is first depends on the order of a sum."""
 TOLERANCE = 1e-3
 """The most that a probability may change in float32. Sums in another order change it by 1e-6 or so."""
-_FILES = 32  # compared from the file on, at their own size
+_FILES = 32  # image files that are compared at their own size
 _BATCH = 256
 
 Answers = Callable[[np.ndarray], tuple[np.ndarray, list[str]]]
@@ -34,9 +34,10 @@ Answers = Callable[[np.ndarray], tuple[np.ndarray, list[str]]]
 class Parity:
     """How an exported network's answers differ from the run's on `images` images of a split.
 
-    correct_before, correct: images that the run and the export predict correctly. changed: images of another class,
-    without ties; ties: images whose two classes are a tie, see TIE. largest: difference of a probability. files: images
-    that were also compared from the file on, at their own size.
+    correct_before, correct: images that the run and the export predict correctly. changed: images that get another
+    class, without ties; ties: images whose two classes are a tie, see TIE. largest: the largest difference of a
+    probability. files: images that were also compared as files of their own size. first_changed: the first changed
+    image, or else the one that differs most, with both answers.
     """
 
     split: str
@@ -51,7 +52,7 @@ class Parity:
 
     @property
     def loss(self) -> float:
-        """The accuracy that was lost, in percentage points. Negative: it was won."""
+        """The accuracy that was lost, in percentage points; negative for a gain."""
         return 100 * (self.correct_before - self.correct) / self.images
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,11 +88,14 @@ def compare(classifier: Classifier, images: ImageSet, split: str, exported: Answ
 def compare_files(
     classifier: Classifier, source: str, images: ImageSet, exported: Answers, threads: int | None
 ) -> Parity | None:
-    """Compare some of the files of a folder, decoded at their own size: the export fits them itself.
+    """Compare some of the image files of a source, decoded at their own size: the export resizes them itself.
 
-    None if the images are no files.
+    Return None if the source has no image files.
     """
-    files = [(Path(source.removeprefix("folder:")) / name, k) for k, name in enumerate(images.ids)]
+    root = image_root(source)
+    if root is None:
+        return None
+    files = [(root / name, k) for k, name in enumerate(images.ids)]
     step = max(1, len(files) // _FILES)
     chosen = [(file, k) for file, k in files[::step][:_FILES] if file.is_file()]
     how = classifier.preprocessing.decoding

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cnnlab.io.errors import CnnlabError, reason
-from cnnlab.io.files import write_atomic
+from cnnlab.io.files import check_new, write_atomic
 from cnnlab.io.fonts import drawable, report_numbers, shorten, use_fonts, width, wrap
 
 # Distinct for colour-blind readers and, with the dashes, in greyscale print.
@@ -133,10 +133,7 @@ def check_png(path: Path) -> None:
     """Raise CnnlabError unless `path` is the name of a new PNG file."""
     if path.suffix.lower() != ".png":
         raise CnnlabError(f"{path}: plots are saved as PNG; name a file that ends with .png")
-    if path.exists():
-        raise CnnlabError(f"{path} exists; name another file, or remove it first")
-    if not path.parent.is_dir():
-        raise CnnlabError(f"the folder {path.parent} does not exist; create it first")
+    check_new(path)
 
 
 def save(path: Path, figure: Figure) -> None:

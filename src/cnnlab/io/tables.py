@@ -53,7 +53,7 @@ def wrap(text: str, indent: int = 0, width: int | None = None) -> str:
             lines.append("")
         lines[-1] += (" " if lines[-1].strip() else "") + word
         while cell_len(lines[-1]) > width and "/" not in lines[-1]:  # a language without spaces
-            fits = len(set_cell_size(lines[-1], width).rstrip())
+            fits = max(1, len(set_cell_size(lines[-1], width).rstrip()))  # else a width of 1 or less would never end
             lines[-1:] = [lines[-1][:fits], lines[-1][fits:]]
     return ("\n" + " " * indent).join(lines)
 
