@@ -78,6 +78,15 @@ def test_a_race_goes_on_and_counts_every_seed(tmp_path: Path, monkeypatch: pytes
         race("sprint", folder, seeds=2, threads=1)
 
 
+@pytest.mark.parametrize(("name", "text"), [("conditions.json", "[]"), ("seeds.jsonl", '{"seed": 0}\n')])
+@pytest.mark.usefixtures("sprint")
+def test_a_damaged_race_is_refused(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / "conditions.json").write_text("{}")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CnnlabError, match=name):
+        race("sprint", tmp_path, threads=1)
+
+
 def test_bad_input(cnnlab: Command, tmp_path: Path) -> None:
     assert "fashion-90" in cnnlab("race").stdout
     one_line_error(cnnlab("race", "fashion-99"))

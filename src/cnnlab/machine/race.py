@@ -1,7 +1,7 @@
 """Races: how long a recipe takes to an accuracy on this machine, by rules under which others can repeat it.
 
-The rules are those of docs/leaderboard.md: every setting was chosen on the validation split, each seed is a process of
-its own, the test set is evaluated once for each seed after its last epoch, every seed counts, and the claim is that the
+The rules are those of docs/leaderboard.md: every setting was chosen on the validation split, each seed has a process of
+its own, the test set is evaluated once per seed, after the last epoch, every seed counts, and the claim is that the
 mean accuracy reaches the target.
 """
 
@@ -24,7 +24,8 @@ from cnnlab.data.imageset import Report, no_report
 from cnnlab.device.hardware import available_cores, check_threads, environment, pick_device
 from cnnlab.device.precision import PRECISIONS
 from cnnlab.io.errors import CnnlabError, reason, unknown
-from cnnlab.io.files import write_atomic, write_json
+from cnnlab.io.files import read_json, write_atomic, write_json
+from cnnlab.io.schema import COUNT, NUMBER, check
 from cnnlab.machine.peak import peak
 from cnnlab.machine.timed import timed_process
 from cnnlab.recipe import Recipe
@@ -58,9 +59,13 @@ RACES = {
 }
 
 
+_SEED = {"seed": COUNT, "final_split": str, "final_acc": NUMBER, "race_seconds": NUMBER, "process_seconds": NUMBER,
+         "energy_joules": (None, NUMBER), "plan": {"dtype": str}, "epochs": [dict]}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Record:
-    """What a race found, on `split`, over n seeds.
+    """The result of a race, on `split`, over n seeds.
 
     accuracy, training_seconds, process_seconds: mean and std. training: whitening, training and the one evaluation;
     process: from the start of the process to its exit. p_value: of a one-sided t-test that the mean accuracy is below
@@ -104,7 +109,7 @@ class Record:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values. The rows of the epochs are left to the log."""
+        """Return plain values, without the rows of the epochs, which are in the log."""
         seeds = [{key: value for key, value in seed.items() if key != "epochs"} for seed in self.per_seed]
         return {**asdict(self), "reached": self.reached, "per_seed": seeds}
 
@@ -133,7 +138,7 @@ def race(
 ) -> Record:
     """Train a race's recipe with seeds 0, 1, ... and return what it reached and how long it took.
 
-    name: a key of RACES. folder: gets seeds.jsonl, a line for each finished seed; a race that is stopped goes on there.
+    name: a key of RACES. folder: gets seeds.jsonl, a line for each finished seed; a stopped race continues from it.
     data: the source. Default: the race's. Without test labels the accuracy is that on the validation split. Raise
     CnnlabError.
     """
@@ -203,11 +208,11 @@ class Energy:
         self._last = self._read()
 
     def since_last(self) -> float | None:
-        """Return the joules since the last call; None where the system does not tell."""
+        """Return the joules since the last call; None where the system does not report them."""
         before, self._last = self._last, self._read()
         if not before or len(before) != len(self._last):
             return None
-        # A counter begins again at zero after its range.
+        # A counter restarts at zero after its largest value.
         return sum((now - then) % most for (then, _), (now, most) in zip(before, self._last, strict=True)) / 1e6
 
     def _read(self) -> list[tuple[int, int]]:
@@ -270,10 +275,11 @@ def _finished(folder: Path, conditions: dict[str, Any]) -> list[dict[str, Any]]:
                 raise CnnlabError(f"{folder} is not empty and holds no race; name another folder with --out")
             write_json(file, conditions)
             return []
-        before = json.loads(file.read_text())
+        before = read_json(file)
         found = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
     except (OSError, ValueError) as error:
         raise CnnlabError(f"cannot continue in {folder}: {reason(error)}; name another folder with --out") from error
+    check(lines, {"seeds": found}, {"seeds": [_SEED]}, "name another folder with --out")
     if changed := [key for key in conditions if before.get(key) != json.loads(json.dumps(conditions[key]))]:
         raise CnnlabError(f"{folder} holds a race under other conditions ({', '.join(changed)}); name another --out")
     return found
