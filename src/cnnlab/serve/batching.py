@@ -1,4 +1,4 @@
-"""The queue of the service: threads decode images, one thread runs the network on batches of those that are ready."""
+"""The queue of the service: threads decode images, one thread runs the network on batches of decoded ones."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Model(Protocol):
 class Request:
     """The images of a request, and the outcome of each: its probabilities (K,), or why there are none.
 
-    left: images without an outcome. dropped: nobody waits for the rest.
+    left: images without an outcome. dropped: the request has ended, so its other images are skipped.
     """
 
     images: list[tuple[str, bytes]]
@@ -60,7 +60,7 @@ Place = tuple[Request, int]
 
 
 class Batcher:
-    """Decode and classify images. Those that arrive while the network works are its next batch.
+    """Decode and classify images. Those that arrive while the network runs form its next batch.
 
     threads: for decoding. on_batch: called in the event loop with the size of each batch.
     """
@@ -85,7 +85,7 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether all threads live."""
+        """Whether all threads are running."""
         return all(thread.is_alive() for thread in (*self._decoders, self._runner))
 
     async def classify(self, images: list[tuple[str, bytes]]) -> Sequence[np.ndarray | Refused | None]:
@@ -112,7 +112,7 @@ class Batcher:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in (*self._decoders, self._runner))
 
-    # In threads of their own.
+    # These run in the threads.
 
     def _decode(self) -> None:
         while (place := self._files.get()) is not None:
@@ -159,10 +159,10 @@ class Batcher:
     def _answer(self, outcomes: list[tuple[Place, np.ndarray | Refused | None]], size: int = 0) -> None:
         if not outcomes:
             return
-        with suppress(RuntimeError):  # the loop has ended, and nobody waits
+        with suppress(RuntimeError):  # the loop has ended, and no request waits
             self.loop.call_soon_threadsafe(self._deliver, outcomes, size)
 
-    # In the event loop.
+    # This runs in the event loop.
 
     def _deliver(self, outcomes: list[tuple[Place, np.ndarray | Refused | None]], size: int) -> None:
         self.held -= len(outcomes)
@@ -179,5 +179,5 @@ def _refusal(name: str, error: Exception) -> Refused:
     if isinstance(error, BadImage):
         return Refused(413 if isinstance(error, TooLarge) else 422, str(error))
     if out_of_memory(error):
-        return Refused(503, f"there is no memory for {name}", retry=1)
+        return Refused(503, f"out of memory while decoding {name}", retry=1)
     return Refused(422, f"{name} cannot be read: {reason(error, 200)}")

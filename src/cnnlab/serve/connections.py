@@ -14,11 +14,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from cnnlab.serve.log import Log
 from cnnlab.serve.service import Service
 
-_SLACK = 2.0  # seconds after those of a request, for writing its answer
+_SLACK = 2.0  # further seconds for writing the answer
 
 
 class _Transport:
-    """A transport with another `close`."""
+    """A transport whose `close` is replaced."""
 
     def __init__(self, transport: asyncio.BaseTransport, close: Callable[[], None]) -> None:
         self._transport, self.close = transport, close
@@ -28,7 +28,7 @@ class _Transport:
 
 
 class Connection(H11Protocol):
-    """A connection with a deadline for what it does: its headers, its request, or what follows its answer."""
+    """A connection with a deadline for each phase: its headers, its request, and the time after an answer."""
 
     def __init__(self, service: Service, log: Log, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -38,7 +38,7 @@ class Connection(H11Protocol):
         self._finished = False  # its last answer is written; what still arrives is dropped
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take a connection; one too many is answered with 503 and closed."""
+        """Accept a connection; one beyond the limit is answered with 503 and closed."""
         self._close_transport = transport.close
         super().connection_made(_Transport(transport, self._close))  # type: ignore[arg-type]
         self._within(self.limits.header_seconds)
@@ -91,7 +91,7 @@ class Connection(H11Protocol):
         if self._lingers:
             self._unset_keepalive_if_required()
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - ours says less
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - clients get no details
         """Answer malformed HTTP."""
         if self.cycle is not None and not self.cycle.response_complete:
             if self.cycle.response_started:
@@ -99,20 +99,20 @@ class Connection(H11Protocol):
                 return
             self.cycle.disconnected = True  # its task ends
             self.cycle.message_event.set()
-        self._refuse(400, "this is no valid HTTP request")
+        self._refuse(400, "not a valid HTTP request")
 
     @property
     def _idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
     def _within(self, seconds: float | None, late: Callable[[], None] | None = None) -> None:
-        """Set the deadline, in place of the one before. late: what to do then. Default: `_late`."""
+        """Replace the deadline. seconds: None for no deadline. late: called at its end. Default: `_late`."""
         if self._deadline is not None:
             self._deadline.cancel()
         self._deadline = None if seconds is None else self.loop.call_later(seconds, late or self._late)
 
     def _overdue(self) -> None:
-        """Leave the service time to say that the request took too long, also after a stall of the whole process."""
+        """Give the service time to answer that the request took too long, even after a stall of the whole process."""
         self._within(_SLACK)
 
     def _late(self) -> None:
@@ -124,7 +124,7 @@ class Connection(H11Protocol):
             self.transport.abort()
 
     def _close(self) -> None:
-        """Close, once the client has read its answer. It has the time of a request for that."""
+        """Close once the client has read its answer, for which it has as long as for a request."""
         if self.transport.is_closing():
             return
         if self.conn.their_state is h11.SEND_BODY:
@@ -134,7 +134,7 @@ class Connection(H11Protocol):
             self._within(self.limits.seconds)
 
     def _finish(self) -> None:
-        """Send no more, and read on a little: a connection that is closed at once may lose the answer."""
+        """Send nothing more, but keep reading for a moment: closing at once could lose the answer."""
         self._finished = True
         self.flow.resume_reading()
         if self.transport.can_write_eof():

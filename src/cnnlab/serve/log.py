@@ -14,7 +14,7 @@ from cnnlab.io.text import escape
 
 FORMATS = ("json", "text")
 _PLAIN = ("time", "method", "path", "status", "client", "error")
-"""Values that a line of text shows without their names."""
+"""Values that the text format shows without their names."""
 
 
 class Log:
@@ -37,7 +37,7 @@ class Log:
             self.dropped += 1
 
     def close(self, seconds: float = 1.0) -> None:
-        """Write what waits, for at most some seconds."""
+        """Write the waiting lines, for at most `seconds`."""
         try:
             self._lines.put_nowait(None)
         except queue.Full:

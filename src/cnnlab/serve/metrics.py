@@ -1,4 +1,4 @@
-"""Figures of the service in Prometheus' text format. They are counted in the event loop's thread only."""
+"""Metrics of the service in Prometheus' text format, counted only in the event loop's thread."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Metrics:
             ("cnnlab_images_total", "counter", "Images, classified (ok) or not (error).", images),
             ("cnnlab_request_seconds", "histogram", "Seconds from a request's headers to its answer, of /predict.",
              self.seconds.lines("cnnlab_request_seconds")),
-            ("cnnlab_batch_images", "histogram", "Images that the network took at a time.",
+            ("cnnlab_batch_images", "histogram", "Images in a batch of the network.",
              self.batches.lines("cnnlab_batch_images")),
             *((f"cnnlab_{name}", "gauge", help_, [f"cnnlab_{name} {gauges[name]}"]) for name, help_ in _GAUGES.items()),
         ]  # fmt: skip
@@ -70,5 +70,5 @@ _GAUGES = {
     "queue_images": "Images accepted and not yet answered.",
     "body_bytes": "Bytes of request bodies in memory.",
     "connections": "Open connections.",
-    "log_lines_dropped": "Lines of the log that nobody took from standard error in time.",
+    "log_lines_dropped": "Lines of the log dropped because standard error was read too slowly.",
 }

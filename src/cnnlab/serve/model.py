@@ -15,7 +15,7 @@ from cnnlab.serve.batching import Model
 def open_model(what: str, runs_dir: Path, threads: int | None) -> Model:
     """Return the network of an exported file, or of a run. threads: of onnxruntime. Raise CnnlabError.
 
-    A run is exported by a process of its own, so that this one never holds torch.
+    A run is exported by another process, so that this one never imports torch.
     """
     path = expand(what)
     if path.is_file():

@@ -74,7 +74,7 @@ def _part(body: bytes, start: int, end: int, number: int) -> tuple[str, bytes]:
     else:
         raise Refused(
             400,
-            f"part {number} of the multipart body is no file; options go into the address, as in /predict?top=3",
+            f"part {number} of the multipart body is not a file; options go into the address, as in /predict?top=3",
         )
     return truncate(escape(name)) or f"{RAW} {number}", body[blank + 4 : end]
 

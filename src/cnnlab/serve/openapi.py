@@ -30,7 +30,7 @@ def description(limits: Limits, classes: Sequence[str]) -> dict[str, Any]:
             },
             "none_of_these": {
                 "type": "boolean",
-                "description": "Whether the first is less probable than the threshold of `cnnlab calibrate`.",
+                "description": "Whether the first class is less probable than the threshold of `cnnlab calibrate`.",
             },
         },
     }
@@ -86,8 +86,8 @@ def _predict(limits: Limits) -> dict[str, Any]:
         "summary": "Classify one image, or several.",
         "description": (
             f"At most {limits.body:,} bytes, {limits.images:,} images of {limits.pixels:,} pixels and "
-            f"{limits.seconds:g} seconds. A request with one bad image fails; "
-            "among several images, each bad one has its own error."
+            f"{limits.seconds:g} seconds. A single bad image fails its "
+            "request; among several images, each bad one has its own error."
         ),
         "parameters": [
             {"name": "top", "in": "query", "description": "Number of classes for each image.", "schema": {

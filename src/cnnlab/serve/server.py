@@ -1,4 +1,4 @@
-"""Start and stop the service: uvicorn on our listener, with signals that end it in order."""
+"""Start the service, uvicorn on our own listener, and stop it gracefully on signals."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from cnnlab.serve.service import Service, make_app
 from cnnlab.serve.settings import Limits
 from cnnlab.serve.watch import Watch
 
-_LAST = 0.1  # seconds after a signal in which requests are still taken: those that a client has just sent
-_SLACK = 4.0  # seconds more than a request has, for stopping
+_LAST = 0.1  # seconds after a signal in which requests are accepted: a client may just have sent them
+_SLACK = 4.0  # seconds for stopping, beyond those of a request
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server. The first SIGTERM or SIGINT stops it in order, the second at once.
+    """uvicorn's server. The first SIGTERM or SIGINT stops it gracefully, the second at once.
 
-    on_start: called when it listens.
+    on_start: called once it listens.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
@@ -41,7 +41,7 @@ class Server(uvicorn.Server):
         service.connections = lambda: len(self.server_state.connections)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Stop; at once if it was asked before."""
+        """Stop gracefully; on a second signal, at once."""
         if self.service.stopping:
             os._exit(128 + sig)
         self.service.stopping = self.should_exit = True
@@ -53,7 +53,7 @@ class Server(uvicorn.Server):
         self.on_start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer what is on its way as the last request of its connection, then stop."""
+        """Answer the requests under way, each as the last one of its connection, then stop."""
         self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
         await asyncio.sleep(_LAST)
         await super().shutdown(sockets)
@@ -61,7 +61,7 @@ class Server(uvicorn.Server):
 
 @contextmanager
 def images_bounded(pixels: int) -> Iterator[None]:
-    """Refuse images of more pixels in the whole process, before they are decoded."""
+    """Refuse images of more pixels than `pixels` in the whole process, before they are decoded."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = pixels
     try:
@@ -84,8 +84,8 @@ def make_server(
 ) -> Server:
     """Return the server of a network on a bound socket; `run(sockets=[listener])` serves until a signal.
 
-    name: of what is served. token: what requests must bring; None for nothing. check_host: without a token, refuse
-    requests of other pages and hosts. decoders: threads that decode images.
+    name: of the network. token: that requests must send; None for none. check_host: without a token, refuse requests
+    from other pages and for other hosts. decoders: threads that decode images.
     """
     service = Service(model, limits, decoders, name)
     service.dropped = lambda: log.dropped
@@ -110,7 +110,7 @@ def make_server(
 
 
 def serve(server: Server, listener: socket.socket, log: Log) -> None:
-    """Serve until SIGTERM or SIGINT; then answer what was accepted, and return."""
+    """Serve until SIGTERM or SIGINT; then answer the accepted requests, and return."""
     with images_bounded(server.service.limits.pixels):
         server.run(sockets=[listener])
         ended = server.service.batcher.close()
@@ -120,7 +120,7 @@ def serve(server: Server, listener: socket.socket, log: Log) -> None:
 
 
 def try_out(model: Model, limits: Limits) -> None:
-    """Classify black images once, so that a network that cannot run is an error of the start. Raise CnnlabError."""
+    """Classify black images once, so that a network that cannot run fails at the start. Raise CnnlabError."""
     how = model.decoding
     for count in {1, limits.max_batch}:
         try:

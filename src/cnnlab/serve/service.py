@@ -31,7 +31,7 @@ TOP = 3
 
 @dataclass
 class Note:
-    """What the log states of a request: its images, those of them with an error, and why it was refused."""
+    """What the log says about a request: its images, how many of them failed, and why it was refused."""
 
     images: int = 0
     errors: int = 0
@@ -39,7 +39,7 @@ class Note:
 
 
 class Service:
-    """Answers requests with the network `model`. threads: that decode images."""
+    """Answer requests with the network `model`. threads: number of those that decode images."""
 
     def __init__(self, model: Model, limits: Limits, threads: int, name: str) -> None:
         self.model, self.limits, self.threads, self.name = model, limits, threads, name
@@ -52,7 +52,7 @@ class Service:
         self.batcher: Batcher
 
     def start(self) -> None:
-        """Start the threads that decode and classify, in the event loop that they will answer."""
+        """Start the threads that decode and classify. Call it in the event loop that awaits their answers."""
         loop = asyncio.get_running_loop()
         self.batcher = Batcher(self.model, self.limits, self.threads, loop, self.metrics.batches.add)
 
@@ -78,7 +78,7 @@ class Service:
             self.bodies -= taken
 
     def _check_headers(self, request: Request) -> None:
-        """Raise Refused for a body that need not be read."""
+        """Raise Refused for a body that is refused unread."""
         if int(request.headers.get("content-length", 0)) > self.limits.body:
             raise self._too_large()
         if request.headers.get("content-encoding", "identity").lower() != "identity":
@@ -88,11 +88,11 @@ class Service:
         return Refused(413, f"the body has more than {self.limits.body:,} bytes; make it smaller")
 
     def _take(self, size: int, before: int) -> int:
-        """Count bytes that have arrived. Raise Refused for more than fit."""
+        """Count bytes that have arrived. Raise Refused beyond the limits."""
         if before + size > self.limits.body:
             raise self._too_large()
         if self.bodies + size > self.limits.bodies:
-            raise Refused(503, "too many bytes are on their way; send the request again", retry=1)
+            raise Refused(503, "too many bytes are being received; send the request again", retry=1)
         self.bodies += size
         return size
 
@@ -163,7 +163,7 @@ class Service:
 
 
 def make_app(service: Service) -> Starlette:
-    """Return the application. `Watch` belongs around it."""
+    """Return the application, to be wrapped in `Watch`."""
     return Starlette(
         routes=[
             Route("/predict", service.predict, methods=["POST"]),
@@ -210,7 +210,7 @@ async def _failed(*_: object) -> Response:
 
 
 def _top(request: Request) -> int:
-    """Return how many classes are wanted of each image. Raise Refused."""
+    """Return the number of classes asked for. Raise Refused."""
     try:
         for key in request.query_params:
             if key != "top":

@@ -24,8 +24,9 @@ _PATHS = (*_OPEN, "/predict", "/metrics", "/openapi.json", "/")
 class Watch:
     """Refuse requests without the token; log and count each request.
 
-    token: None for none. hosts: what the Host header may be, where there is no token: a page in a browser on this
-    machine, or a name that an attacker points at it (DNS rebinding), must not read answers; empty: anything.
+    token: that requests must send, or None. hosts: the accepted Host headers where there is no token, so that neither
+    another page in a browser on this machine nor a name that an attacker points at it (DNS rebinding) can read answers;
+    empty: any.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, log: Log, token: str | None, hosts: Sequence[str]) -> None:
@@ -81,7 +82,7 @@ class Watch:
             if host.lower() not in self.hosts:
                 return Refused(
                     403,
-                    f"the host {truncate(escape(host), 80)} is not served; ask {self.hosts[0]}, or start the service "
+                    f"the host {truncate(escape(host), 80)} is not served; use {self.hosts[0]}, or start the service "
                     "with --token or --no-token",
                 )
             if is_foreign(headers.get("origin"), headers.get("sec-fetch-site"), f"http://{host}"):
