@@ -127,9 +127,9 @@ def test_images_that_a_set_makes_itself(tmp_path: Path) -> None:
     ("source", "words"),
     [
         ("torchvision:Flower102", "did you mean Flowers102"),
-        ("torchvision:CocoDetection", "no set of labelled images"),
+        ("torchvision:CocoDetection", "set of labelled images"),
         ("torchvision:EMNIST", "write emnist:balanced"),
-        ("torchvision:UCF101", "no set of labelled images"),
+        ("torchvision:UCF101", "set of labelled images"),
         ("torchvision:", "write torchvision:NAME"),
         ("torchvision:ImageNet", "put its files into"),
         ("hf:", "write hf:NAME"),
@@ -278,7 +278,7 @@ def test_a_table_names_only_files_below_its_folder(tmp_path: Path) -> None:
         if good:
             assert len(load(source, tmp_path / "data", columns="path=image")) == 2
         else:
-            with pytest.raises(CnnlabError, match=r"not below|no regular file"):
+            with pytest.raises(CnnlabError, match=r"not below|not a regular file"):
                 load(source, tmp_path / "data", columns="path=image")
 
 

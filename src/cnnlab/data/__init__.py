@@ -1,4 +1,4 @@
-"""Data sources. A source is one file with a function `load`, and one line in DATASETS."""
+"""Data sources: each is one file here. Those without a path have a function `load` and a line in DATASETS."""
 
 from __future__ import annotations
 
@@ -70,16 +70,16 @@ LISTED = tuple(_LISTED)  # sources of image files, which are decoded
 def load_images(source: str, split: str, options: SourceOptions | None = None) -> ImageSet | None:
     """Return the `train`, `validation` or `test` split of `source`; None if it has no such split.
 
-    source: a name in DATASETS, `folder:PATH`, `csv:FILE`, or `store:PATH` of a store by `cnnlab kaggle prepare`.
-    Raises: CnnlabError for anything that is wrong with the name or the files.
+    source: a name in DATASETS, or a text of one of the FORMS. Raises: CnnlabError for anything that is wrong with the
+    name or the files.
     """
     if split not in ("train", "validation", "test"):
         raise unknown("split", split, ("train", "validation", "test"))
     options = options or SourceOptions(data_dir=data_folder())
     if options.columns and not source.startswith((CSV, HUB, WDS, PARQUET)) and options.decoding is None:
         raise CnnlabError(f"columns={options.columns}: only csv, hf, wds and parquet have columns; leave it out")
-    if alike := torchvision_sets.named_alike(source.removeprefix(TORCHVISION)) * source.startswith(TORCHVISION):
-        source = alike
+    if source.startswith(TORCHVISION):
+        source = torchvision_sets.named_alike(source.removeprefix(TORCHVISION)) or source
     if source.startswith(LISTED):
         return read_images(list_files(source, options), split, options)
     if source.startswith(STORE):

@@ -94,7 +94,7 @@ def _fetch(url: str, part: Path, report: Report, limit: int) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310
     except urllib.error.HTTPError as error:
-        if error.code == 416 and start:  # there is nothing after our last byte; the checksum will tell
+        if error.code == 416 and start:  # nothing follows our last byte; the checksum decides
             return
         raise
     with response:

@@ -50,7 +50,7 @@ class Listing:
     """What a source holds, before any file is decoded.
 
     root: the folder that ids are relative to. name: the source in messages. classes: K names. parts: split -> files.
-    notes: how the source was read; warnings: what looks wrong with it, both told with the training images.
+    notes: how the source was read; warnings: what looks wrong with it. Both are reported with the training images.
     """
 
     root: Path
@@ -88,7 +88,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Found:
-    """What the headers of the training images say, before `SourceOptions` choose a size. notes, warnings: on these."""
+    """What the headers of the training images say, before `SourceOptions` choose a size."""
 
     channels: int
     background: str
@@ -192,8 +192,8 @@ def warnings_of(listing: Listing, split: str, seen: Seen, labels: np.ndarray) ->
         yield f"{count:,} {split} images {remark}; the first: {escape(file)}"
     if 0 < seen.high - seen.low < _FEW_LEVELS:
         yield (
-            f"the {split} images use only the values {seen.low} to {seen.high} of 0 to 255, nearly one "
-            "colour; scale masks and class numbers to 0 to 255, and save colours of more than 8 bits as 8-bit colours"
+            f"the {split} images use only the values {seen.low} to {seen.high} of 0 to 255, nearly one colour; "
+            "multiply masks or class numbers so that they fill 0 to 255, and save colours with 8 bits"
         )
     classes = len(listing.classes)
     uniform = np.bincount(labels[seen.uniform], minlength=classes)
@@ -299,8 +299,8 @@ def survey_files(listing: Listing, background: str) -> Found:
         deep = [file for file, (_, extremes) in surveyed.items() if extremes]
         with ThreadPoolExecutor(available_cores()) as pool:
             found = list(zip(*pool.map(channel_values, deep), strict=True))
-        lows, highs, told = zip(*map(common_range, found), strict=True) if found else ((), (), ())
-        warnings = [f"channel {c}: {text}" for c, texts in enumerate(told) for text in texts]
+        lows, highs, remarks = zip(*map(common_range, found), strict=True) if found else ((), (), ())
+        warnings = [f"channel {c}: {text}" for c, texts in enumerate(remarks) for text in texts]
     notes = [f"the images have {channels} channels"] * (channels not in (1, 3))
     if any(str(file).lower().endswith(".npy") for file in surveyed):
         notes.append("of a .npy file's array, the smaller of the first and the last axis is taken for the channels")

@@ -74,7 +74,7 @@ def group_names(images: ImageSet, group: str) -> tuple[list[str], str] | None:
 
 
 def _text(name: object) -> str:
-    """Return a name of the caller's own: numbers are names, too; None and pandas' NaN are none."""
+    """Return a name that the caller gave, as a text: "" for None and pandas' NaN."""
     return "" if name is None or name != name else str(name)
 
 

@@ -25,7 +25,7 @@ def listing(name: str, options: SourceOptions) -> Listing:
     """Return the images of a data set: `NAME`, `NAME@CONFIGURATION`, or the path of a local one.
 
     The column of images is found by its type, that of labels by its type or a usual name; `options.columns` names
-    others. Raises: CnnlabError without the library, if the set cannot be had, and for unclear columns.
+    others. Raises: CnnlabError without the library, if the set cannot be loaded, and for unclear columns.
     """
     splits, notes = _load(name, options)
     source = f"hf:{name}"
@@ -72,7 +72,7 @@ def listing(name: str, options: SourceOptions) -> Listing:
 
 
 def local(name: str) -> Path | None:
-    """Return the folder that is meant by `hf:NAME`, or None for a name of the hub."""
+    """Return the local folder that `hf:NAME` names, or None for a name of the hub."""
     return path if (path := expand(name.partition("@")[0])).exists() else None
 
 
@@ -232,14 +232,14 @@ def _items(data: Any, column: str, split: str, rows: Sequence[int], roots: Seque
 def _inside(name: str, roots: Sequence[Path]) -> Path:
     """Return the path of a file below one of the folders: a downloaded table must not name any other.
 
-    Raises: CnnlabError, without the table's name, also for what is no regular file.
+    Raises: CnnlabError, without the table's name, also for anything but a regular file.
     """
     path = Path(os.path.normpath(Path(roots[0]).absolute() / name))  # without "..", but links inside are followed
     if not any(path.is_relative_to(folder) for root in roots for folder in (root.absolute(), root.resolve())):
         raise CnnlabError(f"it names {name}, which is not below {roots[0]}; copy the image there")
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise CnnlabError(f"{path} is no regular file")
+        raise CnnlabError(f"{path} is not a regular file")
     return path
 
 

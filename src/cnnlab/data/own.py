@@ -13,10 +13,10 @@ from torch import Tensor
 
 from cnnlab.data.imageset import ImageSet
 from cnnlab.io.errors import CnnlabError
+from cnnlab.io.stacks import MOST_CHANNELS
 from cnnlab.recipe import LARGEST_SIDE
 
 MEMORY = "memory:"
-MOST_CHANNELS = 64
 _MOST_CLASSES = 1_000_000
 _CHUNK = 1024  # images converted at a time, so that floating point takes no second copy of all
 
@@ -34,8 +34,8 @@ def own_images(data: Any, classes: list[str] | None = None) -> OwnImages:
     """Return `data` as image sets.
 
     data: an ImageSet; a torch Dataset or a list of pairs (image, label); a tuple (X, y) of images (N, C, H, W),
-    (N, H, W) or, as an array, (N, H, W, C), and labels (N,) in 0..K-1; or a tuple of two of these, of which the second
-    is evaluated. Images hold uint8 in 0..255 or floating point in 0..1. classes: K names. Default: those of the
+    (N, H, W) or, as an array, (N, H, W, C), and labels (N,) in 0..K-1; or a pair of these, to train and to evaluate
+    on. Images hold uint8 in 0..255 or floating point in 0..1. classes: K names. Default: those of the
     ImageSet or of the dataset's attribute `classes`, else the numbers. Raise CnnlabError, in one line.
     """
     several = isinstance(data, tuple) and len(data) == 2 and not _is_array(data[0])

@@ -1,4 +1,4 @@
-"""A source as the rows of a packed set: image files, as they are, made smaller or decoded, or a source's pixels."""
+"""A source as the rows of a packed set: image files (unchanged, reduced or decoded), or a source's pixels."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from cnnlab.io.decode import LARGEST_FILE, BadImage, Decoding, Item, decode_chec
 from cnnlab.io.errors import CnnlabError, reason
 
 _SMALL = 128  # pixels a side up to which images of one size are stored as pixels
-_QUALITY = 90  # of a JPEG that is made smaller
+_QUALITY = 90  # of a reduced JPEG
 _SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
 class Row:
-    """An image to be stored. size: (width, height) of a file that was made smaller; low, high: of its pixels."""
+    """An image to be stored. size: (width, height) of a reduced file; low, high: of its pixels."""
 
     content: bytes
     low: int

@@ -55,7 +55,7 @@ class Packed:
         return {**asdict(self), "path": str(self.path)}
 
     def to_text(self) -> str:
-        """Return a few lines: what it holds, what was odd, how to train on it."""
+        """Return a few lines: its content, remarks on it, and how to train on it."""
         splits = ", ".join(f"{split} {count:,}" for split, count in self.counts.items())
         kind = f"pixels, {' x '.join(map(str, self.shape))}" if self.shape else "image files"
         size = f"{self.bytes / 1e9:,.2f} GB" if self.bytes >= 1e8 else f"{self.bytes / 1e6:,.2f} MB"
@@ -277,9 +277,9 @@ class _Writer:
         )  # fmt: skip
         self.journal.unlink()
         os.rename(work, self.path)  # noqa: PTH104 - through `os`, where the tests put faults
-        told = [text for texts in warnings.values() for text in texts]
+        all_warnings = [text for texts in warnings.values() for text in texts]
         return Packed(self.path, splits, len(rows.classes), rows.shape, sum(line["bytes"] for line in done), len(done),
-                      list(skipped.values()), list(rows.info["notes"]), told)  # fmt: skip
+                      list(skipped.values()), list(rows.info["notes"]), all_warnings)  # fmt: skip
 
 
 def _write_array(path: Path, values: NDArray[Any]) -> None:

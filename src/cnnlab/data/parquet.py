@@ -48,14 +48,14 @@ def listing(pattern: str, options: SourceOptions) -> Listing:
         options.report(f"reading the tables of {Path(pattern).name}", done, len(files))
         try:
             schema = pq.read_schema(file)
-            places, told = _columns(str(file), schema, options.columns)
+            places, remark = _columns(str(file), schema, options.columns)
             columns = {kind: schema.names[place] for kind, place in places.items()}
             names = names or _class_names(schema, columns["label"])
             wanted = [column for kind, column in columns.items() if kind != "path"]
             table = pq.read_table(file, columns=wanted).to_pydict()
         except (pa.ArrowException, OSError) as error:
             raise CnnlabError(f"{file} is damaged: {reason(error, 200)}; get it again") from error
-        note = note or told
+        note = note or remark
         rows = _Rows(file, columns["path"])
         split = split_of_file(file)
         kinds = {kind: table[column] for kind, column in columns.items() if kind != "path"}

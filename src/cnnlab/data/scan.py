@@ -1,10 +1,10 @@
-"""What a folder of images holds: the files of each class and split, and what was skipped.
+"""The contents of a folder of images: the files of each class and split, and what was skipped.
 
 PATH/cats/1.jpg, PATH/dogs/7.png            one set; the validation split is taken from it, and there is no test set
 PATH/train/cats/.., PATH/test/cats/..       splits, by the usual names in any letter case: see `SPLITS`
 
-A wrong list of classes is the worst that can happen here, and nobody sees it. So what does not fit one of the two
-layouts is an error, and what is no image is counted.
+A wrong list of classes is the worst error here, since it goes unnoticed. So a folder that fits neither layout is an
+error, and files that are not images are counted.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _SPLIT_OF = {name: split for split in SPLITS for name in (*SPLITS[split], *_TRAN
 _PARTS = re.compile(
     r"(fold|split|part|batch|round|cv|subset|(un)?labell?ed|holdout|support|query|gallery|probe)[\W_]*\d*"
 )
-# What stands beside such a word in train_images, test1 or val2017.
+# Words that may stand beside those of a split, as in train_images.
 _FILLERS = frozenset(("image", "images", "img", "imgs", "photo", "photos", "picture", "pictures", "data", "set"))
 # The only folder of a test part whose images have no labels.
 _UNLABELLED = frozenset((*_FILLERS, "test", "unknown", "unlabelled", "unlabeled", "none"))
-# Files beside images. A class folder of anything else, such as camera raws, films or archives, was a class.
+# Files beside images. A folder of anything else, such as camera raws, films or archives, was meant as a class.
 _DOCUMENTS = frozenset(
     (".csv", ".tsv", ".xlsx", ".xls", ".ods", ".json", ".jsonl", ".txt", ".parquet", ".md", ".rst", ".html", ".htm",
      ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".log", ".py", ".ipynb", ".sh", ".bat", ".r", ".m", ".c", ".cpp",
@@ -92,9 +92,9 @@ class Scan:
 def scan(root: Path, *, complete: bool = True) -> Scan:
     """Find the classes, splits and files of a folder.
 
-    complete: it is to be trained on. If not, a model is evaluated on it: one class, or no training split, suffice.
-    Raises: CnnlabError if it is no folder, follows neither layout, has fewer than two classes, has a class without a
-    single readable image, or a class in another split that the training split lacks.
+    complete: whether it is to be trained on. If not, a model is evaluated on it, and one class, or no training split,
+    is enough. Raises: CnnlabError if it is not a folder, follows neither layout, or has fewer than two classes, a class
+    without a single readable image, or a class in another split that the training split lacks.
     """
     if not root.is_dir():
         if kind := file_kind(root):

@@ -1,4 +1,4 @@
-"""Sources whose images lie in shards, files of many samples: what tar shards and Parquet files have in common."""
+"""Sources whose images lie in shards, files of many samples: the code that tar shards and Parquet files share."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def shard_files(source: str, pattern: str, ending: str) -> list[Path]:
     if match := _RANGE.search(pattern):
         low, high = match[1], match[2]
         if not int(low) <= int(high) < int(low) + _MOST_FILES:
-            raise CnnlabError(f"{source}: {match[0]} is no range of numbers from a lower to a higher; correct it")
+            raise CnnlabError(f"{source}: {match[0]} is not a range from a lower to a higher number; correct it")
         names = [f"{number:0{len(low)}}" for number in range(int(low), int(high) + 1)]
         return [
             file

@@ -62,8 +62,8 @@ class Store:
 def load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
     """Return the training images of `store:PATH`; None for the other splits: the test images have no labels.
 
-    Its files were decoded by `ImageSet.decoding` when it was prepared. Raises: CnnlabError if `options` ask for others
-    values of their pixels.
+    Its files were decoded by `ImageSet.decoding` when it was prepared. Raises: CnnlabError if `options` ask for other
+    pixel values.
     """
     store = open_store(path)
     how = store.train.decoding

@@ -52,8 +52,9 @@ _SPREAD = 100.0  # from this ratio of the largest weight to the smallest on, the
 def listing(path: Path, columns: str = "", *, complete: bool = True) -> Listing:
     """Return the image files that a table names.
 
-    columns: names of its columns, see `Recipe`. complete: it is to be trained on. If not, a model is evaluated on it:
-    one class, or no training rows, suffice. Raises: CnnlabError that names the file, the line and the remedy.
+    columns: names of its columns, see `Recipe`. complete: whether it is to be trained on. If not, a model is evaluated
+    on it, and one class, or no training rows, is enough. Raises: CnnlabError that names the file, the line and the
+    remedy.
     """
     table = _open(path, columns)
     notes = [table.note] if table.note else []
@@ -117,7 +118,7 @@ def parse_columns(text: str) -> dict[str, str]:
         kind, equals, column = part.partition("=")
         kind = kind.strip()
         if not equals:
-            raise CnnlabError(f"columns={text}: {part!r} is no kind=name; write columns=path=file,label=species")
+            raise CnnlabError(f"columns={text}: {part!r} is not kind=name; write columns=path=file,label=species")
         if kind not in USUAL:
             raise unknown("kind of column", kind, USUAL)
         if kind in named:
@@ -165,9 +166,9 @@ def choose_columns(name: str, header: Sequence[str], columns: str) -> tuple[dict
     for kind, place in places.items():
         if (other := next(k for k, p in places.items() if p == place)) != kind:
             raise CnnlabError(f"{name}: column {quoted(header[place])} is named as {other} and as {kind}; correct one")
-    told = [f"{kind} from {quoted(header[places[kind]].strip())}" for kind in USUAL if kind in chosen]
+    remarks = [f"{kind} from {quoted(header[places[kind]].strip())}" for kind in USUAL if kind in chosen]
     same = all(plain[places[kind]] == kind for kind in chosen) and not set(chosen) - set(_NEEDED)
-    return places, "" if same else f"columns: {', '.join(told)}; --set columns=... names others"
+    return places, "" if same else f"columns: {', '.join(remarks)}; --set columns=... names others"
 
 
 def _open(path: Path, columns: str) -> _Table:
@@ -232,7 +233,7 @@ def check_weight(where: str, value: object) -> float:
 
 
 def check_spread(source: str, weights: Collection[float], columns: str) -> None:
-    """Raise CnnlabError if weights, of a column that nobody named, differ so much that they may be a measurement."""
+    """Raise CnnlabError if weights of a column chosen by its name differ so much that they may be measurements."""
     positive = [weight for weight in weights if weight > 0]
     if positive and max(positive) > _SPREAD * min(positive) and "weight" not in parse_columns(columns):
         raise CnnlabError(
@@ -253,7 +254,7 @@ def _classes(path: Path, rows: Sequence[_Row], complete: bool) -> list[str]:
     labelled = [row for row in rows if row.label]
     train = {row.label for row in labelled if row.split == "train"}
     if complete and not train:
-        raise CnnlabError(f"{path}: no row is of the training split; write train in the split column")
+        raise CnnlabError(f"{path}: no row belongs to the training split; write train in the split column")
     for row in labelled if complete else ():
         if row.label not in train:
             same = next((name for name in train if name.casefold() == row.label.casefold()), None)

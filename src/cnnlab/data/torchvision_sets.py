@@ -76,7 +76,7 @@ def listing(name: str, options: SourceOptions) -> Listing:
         if name == "EMNIST":
             raise CnnlabError("torchvision:EMNIST is read as emnist:SPLIT; write emnist:balanced")
         if inspect.isclass(getattr(datasets, name, None)):
-            raise CnnlabError(f"torchvision:{name} is no set of labelled images; known: {', '.join(SETS)}")
+            raise CnnlabError(f"torchvision:{name} is not a set of labelled images; known: {', '.join(SETS)}")
         raise unknown("set of torchvision", name, [*SETS, "MNIST", "CIFAR10", "CIFAR100", "SVHN", "STL10"])
     built = _build(getattr(datasets, name), name, options)
     labels = {split: _labels(dataset) for split, dataset in built.items()}
@@ -115,9 +115,9 @@ def _datasets(cls: type, name: str, root: Path, **more: Any) -> dict[str, Any]:
 
 
 def _download(cls: type, name: str, own: Path, report: Report) -> None:
-    """Download and unpack a set beside `own`, then rename it, so that what is there is whole."""
+    """Download and unpack a set beside `own`, then rename it, so that a folder of that name is complete."""
     part, archives = own.with_name(f"{name}.unpacking"), own.with_name(f"{name}.downloads")
-    shutil.rmtree(part, ignore_errors=True)  # an interrupted unpacking cannot be told from a whole one
+    shutil.rmtree(part, ignore_errors=True)  # an interrupted unpacking looks like a complete one
     part.mkdir()
     try:
         with _our_download(cls, archives, report):

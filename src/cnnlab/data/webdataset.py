@@ -40,9 +40,9 @@ def listing(pattern: str, options: SourceOptions) -> Listing:
     for done, file in enumerate(files):
         options.report(f"reading the shards of {Path(pattern).name}", done, len(files))
         for key, members in _grouped(file):
-            sample, told = _sample(file, key, members, options.columns)
+            sample, remark = _sample(file, key, members, options.columns)
             samples += [sample] if sample else []
-            note = note or told
+            note = note or remark
     if not samples:
         raise CnnlabError(f"{source}: the shards hold no images named as KEY.jpg, KEY.png or their like")
     return listing_of(source, files[0].parent, samples, options, notes=[note] if note else [])

@@ -1,7 +1,7 @@
-"""Take a run's network elsewhere: the whole way from decoded pixels to named probabilities in one file."""
+"""Export a run's network: everything from decoded pixels to named probabilities, in one file."""
 
 import os
 
-# Official builds of onnxruntime report their use to Microsoft and keep a device identifier in the user's cache, from
-# their import on. Nobody who classifies images with cnnlab asked for that. A value that the user has set stays.
+# Official builds of onnxruntime, once imported, report their use to Microsoft and keep a device identifier in the cache
+# of the user. Users of cnnlab have not agreed to that. A value that the user has set stays.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

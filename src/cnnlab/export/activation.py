@@ -1,7 +1,7 @@
 """Class-activation maps as an output of an exported network (B. Zhou et al., CVPR 2016, arXiv:1512.04150).
 
 In a network that ends in global average pooling and one linear layer, the weights of a class, applied at each place of
-the last feature maps, say how much that place speaks for the class.
+the last feature maps, give the evidence for the class at that place.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def add_map(model: ModelProto) -> bool:
 
 def _weight(node: NodeProto, values: np.ndarray) -> np.ndarray:
     """Return the weights (K, C) of a linear layer."""
-    turned = any(a.name == "transB" and a.i for a in node.attribute)
-    return np.ascontiguousarray(values if turned else values.T, np.float32)
+    transposed = any(a.name == "transB" and a.i for a in node.attribute)
+    return np.ascontiguousarray(values if transposed else values.T, np.float32)
 
 
 def _pools(node: NodeProto, constants: dict[str, TensorProto]) -> bool:

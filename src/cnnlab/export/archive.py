@@ -1,4 +1,4 @@
-"""A torch.export archive: the same way as in the ONNX file, for PyTorch without cnnlab."""
+"""A torch.export archive: the same computation as in the ONNX file, for PyTorch without cnnlab."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cnnlab.inference import Classifier
 from cnnlab.io.decode import Decoding
 
 ONE = float(1 << 22)  # the weight 1 in Pillow's fixed point
-# Before, Pillow always began with the rows (or, in some versions, not for images a hundred times as high as wide).
+# Earlier versions always begin with the rows (some not for images a hundred times as high as wide).
 MAY_BEGIN_WITH_COLUMNS = Version(pillow_version) >= Version("13")
 DESCRIPTION = "cnnlab.json"
 """The file in the archive that describes it."""
@@ -101,7 +101,7 @@ def _rounded(sums: Tensor) -> Tensor:
 def save_archive(classifier: Classifier, description: dict[str, Any], path: Path, *, half: bool = False) -> None:
     """Write an archive. Raise CnnlabError for a network that torch.export cannot convert."""
     p, free = classifier.preprocessing, torch.export.Dim.DYNAMIC
-    # Sides that differ, so that the exporter does not take them for one.
+    # Different sides, so that the exporter does not treat them as equal.
     pixels = torch.zeros(2, p.channels, p.native_size + 3, p.native_size + 5, dtype=torch.uint8)
     try:
         with quiet(), torch.no_grad():

@@ -24,7 +24,7 @@ def not_convertible(error: Exception, form: str) -> CnnlabError:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hide the exporter's output and warnings, which nobody can act on; its exceptions say what failed."""
+    """Hide the exporter's output and warnings, which users cannot act on. Failures are exceptions."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

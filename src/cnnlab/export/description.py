@@ -33,12 +33,12 @@ def describe(run: Run, weights: Path, classifier: Classifier) -> dict[str, Any]:
 
 
 def utf8(name: str) -> str:
-    """Return a class's name in UTF-8: a folder's may be any bytes, which become escapes."""
+    """Return a class's name as valid UTF-8. Other bytes, which the name of a folder may hold, become escapes."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def decoding_in_words(channels: int, background: str, low: float, high: float) -> str:
-    """Return how a file becomes the input `pixels`."""
+    """Return a text on how a file becomes the input `pixels`."""
     colours = {
         1: "1 channel of grey, (19595 R + 38470 G + 7471 B + 32768) >> 16 of colours (ITU-R 601-2)",
         3: "3 channels R, G, B; grey images with three equal channels",

@@ -152,7 +152,7 @@ def _write(
     calibration: np.ndarray | None,
     threads: int | None,
 ) -> p.Answers:
-    """Write the file and return how it answers."""
+    """Write the file; return a function that classifies images with it."""
     if to == "onnx":
         from cnnlab.export.onnx import onnx_model
         from cnnlab.export.runtime import open_exported
@@ -199,7 +199,7 @@ def _check(
 ) -> p.Parity:
     """Compare all images of a split. Raise CnnlabError for an export that is refused.
 
-    source: of the images, whose files are also compared at their own size; None: the export takes fitted ones only.
+    source: of the images, whose files are also compared at their own size; None: the export takes fitted images only.
     most: percentage points of accuracy that it may lose; None: it may change no class.
     """
     found = p.compare(classifier, images, split, answers, threads)
@@ -288,7 +288,7 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 def _move(draft: Path, path: Path) -> None:
-    """Give the draft its name, in the place of an earlier export."""
+    """Give the draft its name, replacing an earlier export."""
     for file in _files(draft):
         with file.open("r+b") as opened:  # Windows flushes only what is open for writing
             os.fsync(opened.fileno())

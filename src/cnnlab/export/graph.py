@@ -14,7 +14,7 @@ class Answer(nn.Module):
     """Fitted images (B, C, size, size) uint8 -> what an exported file answers.
 
     Returns probabilities (B, K) float32, the number of the most probable class (B,) int64, and whether the image is
-    none of the classes (B,) bool. half: the network computes in float16. The classifier's network is changed to that.
+    none of the classes (B,) bool. half: compute in float16; this converts the classifier's own network.
     """
 
     def __init__(self, classifier: Classifier, *, half: bool = False) -> None:
@@ -65,7 +65,7 @@ class Resize(nn.Module):
 def _matrix(p: Preprocessing) -> Tensor:
     """Return the weights (image_size, native_size) of the interpolation, as PyTorch itself gives them.
 
-    They are what becomes of the rows of an image that is 1 on its diagonal, resized in width only.
+    They are the rows of an identity matrix, resized in width only.
     """
     native, size = p.native_size, p.image_size
     if native == size:

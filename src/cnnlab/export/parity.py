@@ -20,7 +20,7 @@ from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.text import plural
 
 TIE = 1e-5
-"""Two classes whose probabilities differ by no more are a tie: which is first depends on the order of a sum."""
+"""Two classes whose probabilities differ by at most this are a tie: the order of summation decides which is first."""
 TOLERANCE = 1e-3
 """The most that a probability may change in float32. Sums in another order change it by 1e-6 or so."""
 _FILES = 32  # image files that are compared at their own size

@@ -68,7 +68,7 @@ def _source(module: fx.GraphModule) -> str:
     lines = [line for line in source.splitlines() if "_assert" not in line and "_guards_fn" not in line]
     text = "\n".join(lines) + "\n"
     if "self." in text:
-        raise CnnlabError("this network has parts of its own that plain PyTorch operations cannot hold; use --to onnx")
+        raise CnnlabError("this network cannot be written as plain PyTorch operations alone; use --to onnx")
     return text
 
 

@@ -59,7 +59,7 @@ class WebPage:
     level: float = 0.0
 
     def payload(self) -> dict[str, Any]:
-        """Return what the page's modules draw."""
+        """Return the data that the page's modules draw."""
         about = json.loads(self.description)
         p = about["preprocessing"]
         how = {key: p[key] for key in ("channels", "background", "low", "high", "fit")} | {"size": p["native_size"]}
@@ -208,7 +208,7 @@ def check_place(place: Path, single_file: bool, force: bool) -> None:
     except OSError as error:
         raise CnnlabError(f"cannot read {place}: {reason(error)}; {remedy}") from error
     if not ours:
-        raise CnnlabError(f"{place} exists and is no exported page; {remedy}")
+        raise CnnlabError(f"{place} exists and is not an exported page; {remedy}")
     if not force:
         raise CnnlabError(f"{place} exists; {remedy}, or replace it with --force")
 

@@ -35,8 +35,8 @@ _PIXELS = 1 << 20  # in a batch: 64 feature maps of that size take 256 MiB
 class Predictions:
     """What `Classifier.predict` returns. logits: (N, K) float32 on the CPU; classes: K names.
 
-    temperature: what the logits are divided by, see training/calibration.py. The order of the classes is that of the
-    logits, also where probabilities are too small for their differences. threshold: see `none_of_these`.
+    temperature: divisor of the logits, see training/calibration.py. Classes are ordered by their logits, since small
+    probabilities may round to equal values. threshold: see `none_of_these`.
     """
 
     logits: Tensor
@@ -77,7 +77,7 @@ class Classifier(nn.Module):
 
     `forward` takes preprocessed batches (B, C, H, W) float32 and returns logits (B, K); `predict` takes images as they
     are. network: the module that was trained; classes: K names; preprocessing: (B, C, H, W) uint8 -> float32;
-    temperature: what `predict` divides the logits by for its probabilities; threshold: see `Predictions`.
+    temperature: divisor of the logits for the probabilities of `predict`; threshold: see `Predictions`.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Classifier(nn.Module):
         self.eval()
         try:
             with reproducible(0, threads or available_cores()), exact_float32(), torch.inference_mode():
-                # In one layout: convolutions of another one round differently.
+                # Contiguous, since convolutions in another memory layout round differently.
                 x = self.preprocessing(torch.from_numpy(np.ascontiguousarray(batch)).to(device))
                 return logits(self, x, views).cpu()
         finally:

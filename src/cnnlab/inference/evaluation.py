@@ -45,8 +45,8 @@ _RECORDED = 100  # classes up to which the confusion matrix is recorded in the r
 class RunEvaluation:
     """The result of `evaluate_run`. seconds: of the evaluation only, with images and weights in memory.
 
-    data: the source of the images; other: it is not what the run was trained on. images: what was evaluated, with the
-    files that were skipped.
+    data: the source of the images; other: whether it is another one than the run's. images: the evaluated images, with
+    the files that were skipped.
     """
 
     run: Run
@@ -165,15 +165,15 @@ def evaluate_run(
 ) -> RunEvaluation:
     """Evaluate a run's model on all images of a split, and record that in the run's folder.
 
-    model: the network of your own that was trained, if it was one. data: the run's own images where they are now, known
-    by their fingerprint; or others with the same classes, or some of them: a source's name, or images as `train` takes
-    them. Of other images, all splits that there are may be evaluated. Default: the run's source.
+    model: the network of your own that was trained, if it was one. data: where the run's own images are now, recognised
+    by their fingerprint; or other images of the run's classes, or of some of them: a source's name, or images as
+    `train` takes them. Any split of other images may be evaluated. Default: the run's source.
     split: test, validation or train, or the beginning of such a name. Default: the first that the data have.
     weights: best or last. Default: best where it was chosen on validation images, else last. views: test-time
     augmentation, a key of VIEWS. precision: of convolutions and matrix products; with 16 bits the logits of an image
     may depend on the rest of its batch. threshold: the probability below which an image is none of the classes.
-    Default: the run's. skip_bad: skip damaged images; the run's own also if it was trained so. keep_logits: the result
-    has the logits (N, K), too. Raise CnnlabError.
+    Default: the run's. skip_bad: skip damaged images; a run that was trained with it always skips those of its own
+    data. keep_logits: keep the logits (N, K) in the result. Raise CnnlabError.
     """
     run = name if isinstance(name, Run) else runs.open_run(name, runs_dir)
     check_views(views)
@@ -287,8 +287,8 @@ def _run_images(
         raise _OtherImages(str(error)) if moved else _with_remedy(run, error) from error
     if train_set.fingerprint() != run.info["data"]["fingerprint"]:
         raise _OtherImages(
-            f"the images of {data} are not those that {run.path} was trained on: its splits are unknown; "
-            "--data evaluates on others"
+            f"the images of {data} are not those that {run.path} was trained on, so its splits are unknown; "
+            "--data evaluates on other images"
         )
     if split in (None, "test") and own is None:
         images = _loaded(run, data, "test", options)
@@ -328,7 +328,7 @@ def _with_remedy(run: Run, error: CnnlabError) -> CnnlabError:
 
 
 def _same_classes(run: Run, images: ImageSet, data: str) -> ImageSet:
-    """Return the images with the labels of the run's classes, of which they may have some only. Raise CnnlabError."""
+    """Return the images labelled by the run's classes. They may lack some of these. Raise CnnlabError."""
     known = {unicodedata.normalize("NFC", name): k for k, name in enumerate(run.classes)}
     places = [known.get(unicodedata.normalize("NFC", name)) for name in images.classes]
     strangers = [name for name, place in zip(images.classes, places, strict=True) if place is None]

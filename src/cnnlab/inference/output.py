@@ -113,7 +113,7 @@ def save(stream: Stream, path: Path, *, report: Report = no_report, log: Callabl
     """Write the predictions to the new file `path`, by its ending CSV, JSON lines or Parquet, as they come.
 
     Each image has a row; that of a damaged one says why in the column `error`. What was written stays when the process
-    is stopped, however it is: with the same stream, the next call continues. log: gets a line where it does. Raise
+    is stopped in any way: the next call with the same stream continues. log: called with a line if it does. Raise
     CnnlabError.
     """
     check_output(path)

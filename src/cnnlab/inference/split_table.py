@@ -1,4 +1,4 @@
-"""The split of a run as a table, which `csv:` reads again: which image was trained on, and which was held out."""
+"""The split of a run as a table for `csv:`: which images were trained on, and which were held out."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SplitTable:
     """A row per image: id, label, part, group and weight, "" where there are none.
 
     column: what the parts are: split (train, validation or test), or fold (1, 2, ...) for a cross-validation. root: the
-    folder that ids are relative to; None if they are no files.
+    folder that ids are relative to; None if they are not files.
     """
 
     column: str
@@ -46,7 +46,7 @@ class SplitTable:
     root: Path | None
 
     def to_csv(self, folder: Path) -> str:
-        """Return the table as it is to be saved in `folder`, from which paths are relative."""
+        """Return the table for a file in `folder`, which paths are relative to."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         grouped, weighted = any(row.group for row in self.rows), any(row.weight for row in self.rows)
@@ -80,7 +80,7 @@ def split_table(
 ) -> SplitTable:
     """Return the split of a run; for a series of folds, the fold of each image.
 
-    data: where the run's images are now. Raise CnnlabError if they are others, or are in no source.
+    data: where the run's images are now. Raise CnnlabError if these are others, or if the run's were in memory only.
     """
     path = runs.find_folder(name, runs_dir)
     series = open_series(path) if is_series(path) else None
@@ -99,7 +99,7 @@ def split_table(
     splits = divide(pool, recipe)
     if splits.train.fingerprint() != run.info["data"]["fingerprint"]:
         raise CnnlabError(
-            f"the images of {recipe.data} are not those that {run.path} was trained on: its split is unknown"
+            f"the images of {recipe.data} are not those that {run.path} was trained on, so its split is unknown"
         )
     cross = series is not None and series.kind == "folds"
     rows: list[_Row] = []
@@ -133,7 +133,7 @@ def _rows(
 
 
 def image_root(source: str) -> Path | None:
-    """Return the folder that the ids of a source's images are relative to; None if they are no files."""
+    """Return the folder that the ids of a source's images are relative to; None if they are not files."""
     if source.startswith(FOLDER):
         return expand(source.removeprefix(FOLDER)).absolute()
     return expand(source.removeprefix(CSV)).absolute().parent if source.startswith(CSV) else None

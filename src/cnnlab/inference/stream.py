@@ -174,7 +174,7 @@ def predict_stream(
 
     They come in the order of the paths, in bounded memory. The arguments are those of `predict`. With `skip_bad`, a
     damaged image yields a prediction with an `error` and no classes. Raise CnnlabError at once for the run, the paths
-    and the options, and in its place for a damaged image.
+    and the options, and for a damaged image when its turn comes.
     """
     if top < 1:
         raise CnnlabError(f"top={top}: must be at least 1")
@@ -209,9 +209,8 @@ def predict(
 
     The images go through the same steps as in training. model: see `load_model`. invert: exchange black and white
     first, for dark writing on light paper where the network learned light on dark. views: test-time augmentation, a
-    key of VIEWS. threads: of the CPU. Default: all available cores. Returns: predictions in the order
-    of the paths, and one line for each damaged image that `skip_bad` left out and on other files of a folder. Raise
-    CnnlabError.
+    key of VIEWS. threads: of the CPU. Default: all available cores. Returns: predictions in the order of the paths, and
+    a line for each damaged image that `skip_bad` left out, and for each folder on its other files. Raise CnnlabError.
     """
     stream = predict_stream(
         name, paths, model=model, top=top, weights=weights, runs_dir=runs_dir, device=device, skip_bad=skip_bad,

@@ -86,8 +86,8 @@ class Suspects:
         if len(self.suspects) > most:
             lines.append(f"and {len(self.suspects) - most:,} more; --csv FILE saves all")
         if not self.out_of_fold:
-            lines.append("note: the training images were not searched: the network knows their labels; "
-                         "cnnlab train --folds 5 predicts all images, then name its folder here")  # fmt: skip
+            lines.append("note: the training images were not searched, since the network knows their labels; to search "
+                         "all images, run cnnlab train --folds 5 and name its folder here")  # fmt: skip
         return "\n".join(lines)
 
 
@@ -103,8 +103,8 @@ def find_suspects(
     """Find images whose label is probably wrong.
 
     name: a folder of folds, whose predictions out of fold cover all images, or a run, of which only the validation
-    images can be judged. model, data: of your own that the run was trained with; data may also name where its images
-    are now. Raise CnnlabError.
+    images can be judged. model: the network of your own that was trained, if it was one. data: images of your
+    own that it was trained on, or where the run's images are now. Raise CnnlabError.
     """
     folder = runs.find_folder(name, runs_dir)
     folds = is_series(folder) and open_series(folder).kind == "folds"

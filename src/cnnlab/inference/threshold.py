@@ -93,7 +93,7 @@ def set_threshold(
     precision: of the images that are accepted, the fraction that is predicted correctly: the threshold that accepts the
     most images is chosen. coverage: the fraction of the images that is accepted, at least; 1 rejects nothing. One of
     the two, above 0 and at most 1. Other arguments: see `evaluate_run`. Raise CnnlabError, also if no threshold reaches
-    the precision; the one before then stays.
+    the precision; the earlier threshold then stays.
     """
     run = name if isinstance(name, Run) else runs.open_run(name, runs_dir)
     if (precision is None) == (coverage is None):
@@ -107,7 +107,7 @@ def set_threshold(
     found = evaluate_run(
         run, model=model, data=data, split="validation", device=device, data_dir=data_dir, skip_bad=skip_bad,
         threads=threads, threshold=0.0,
-    )  # fmt: skip  # the one before is not read: it may be damaged, and is replaced
+    )  # fmt: skip  # the earlier threshold is not read: it may be damaged, and is replaced
     if found.other:
         raise CnnlabError(f"the images of {found.data} are not those of {run.path}; name where its own are now")
     chosen = _chosen(found, precision, coverage)

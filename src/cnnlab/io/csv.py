@@ -1,7 +1,7 @@
 """Read two columns of a CSV file, ids and values: labels, sample submissions and submissions.
 
 Ids and values stay exactly as they are in the file, with their spaces. Files are UTF-8, UTF-16 or GBK, as spreadsheets
-save them; columns are found whatever the case and the spaces of their names.
+save them; names of columns match in any letter case and spacing.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def read_header(file: IO[bytes], name: str) -> list[str]:
 def open_text(file: IO[bytes], name: str) -> io.TextIOWrapper:
     """Read a file of text whose encoding is found from its bytes, and close it.
 
-    Bytes that fit no encoding become surrogates. Raise CnnlabError for what is no text (see `kinds`) or too large.
+    Bytes that fit no encoding become surrogates. Raise CnnlabError if it is not text (see `kinds`) or too large.
     """
     with file:
         content = file.read(_LARGEST + 1)
@@ -134,7 +134,7 @@ def open_text(file: IO[bytes], name: str) -> io.TextIOWrapper:
     if len(content) > _LARGEST:
         raise CnnlabError(f"{name} is over {_LARGEST:,} bytes; name the right file")
     if len(content) % 2 and content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        content = content.removesuffix(b"\n")  # which a program added that took UTF-16 for ASCII
+        content = content.removesuffix(b"\n")  # added by a program that treated UTF-16 as ASCII
     return io.TextIOWrapper(io.BytesIO(content), text_encoding(content), errors="surrogateescape", newline="")
 
 

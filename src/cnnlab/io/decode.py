@@ -55,7 +55,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Item:
-    """An image that is no file of its own. name: in messages, and its id; read: return its file's bytes, or open it."""
+    """An image without a file of its own. name: in messages, and its id; read: return its bytes, or open it."""
 
     name: str
     read: Callable[[], bytes | Image.Image]
@@ -68,7 +68,7 @@ Picture = Image.Image | Stack
 """An opened image."""
 
 Source = Path | str | Item
-"""An image file, the name of one whose bytes are at hand, or an item."""
+"""An image file, the name of one whose bytes are given, or an item."""
 
 
 class BadImage(CnnlabError):
@@ -103,7 +103,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its pixels. size: (width, height) as stored; deep: more than eight bits.
+    """What a file says about its pixels. size: (width, height) as stored; deep: more than eight bits.
 
     channels: 1 for grey, 3 for colour, or another number; opacity is not counted.
     """
@@ -128,7 +128,7 @@ def probe(source: Source, content: bytes | None = None) -> Header:
 
 
 def header_of(image: Picture) -> Header:
-    """Return what an opened image says of its pixels."""
+    """Return what an opened image says about its pixels."""
     if isinstance(image, Stack):
         return Header(image.size, image.channels, image.deep, image.alpha)
     channels = 1 if image.mode in _GREY else 3
@@ -152,7 +152,7 @@ PAGES = "hold several pages or frames; only the first is used"
 
 
 def decode_checked(source: Source, how: Decoding) -> tuple[np.ndarray, list[str]]:
-    """Decode an image file; also return what is odd about it: `CUT`, `STRIP` and their like. Raises: BadImage."""
+    """Decode an image file; also return remarks on it, such as `CUT` and `STRIP`. Raises: BadImage."""
 
     def use(image: Picture) -> tuple[np.ndarray, list[str]]:
         odd = [PAGES] if isinstance(image, Image.Image) and _frames(image) > 1 else []
@@ -239,7 +239,7 @@ def bombs_refused() -> Iterator[None]:
 def read_image(source: Source, content: bytes | None, use: Callable[[Picture], T]) -> T:
     """Open an image and call `use`; if that fails, try again with a repaired copy. Raises: BadImage.
 
-    Repaired is what leaves all pixels as they are: broken metadata are dropped, a JPEG's end marker is added.
+    Repairs leave all pixels as they are: broken metadata is dropped, and a JPEG's end marker is added.
     """
     if isinstance(source, Item):
         try:
@@ -273,7 +273,7 @@ def read_image(source: Source, content: bytes | None, use: Callable[[Picture], T
 
 @contextmanager
 def _one_at_a_time() -> Iterator[Guard]:
-    """Yield what makes a large image wait until no other thread works on one."""
+    """Yield a guard that makes a large image wait until no other thread works on one."""
     with ExitStack() as held:
         yield lambda size: held.enter_context(_one_large) if size > _LARGE else None
 

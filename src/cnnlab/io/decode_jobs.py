@@ -24,8 +24,8 @@ class Job:
     """Where decoded images go and how they are decoded.
 
     file: a .npy of (N, channels, size, size) uint8 whose pixels begin at byte `offset`; same_size: report an image of
-    another size instead of fitting it; measured: `how` holds for all images. Otherwise it is that of plain images, and
-    others are reported: colours where grey ones are expected, deep greys and transparency.
+    another size instead of fitting it; measured: `how` holds for all images. Otherwise it holds for plain images, and
+    others are reported: colours where grey ones are expected, more than eight bits, and transparency.
     """
 
     file: str

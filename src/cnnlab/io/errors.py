@@ -40,7 +40,8 @@ class TrainingInterrupted(KeyboardInterrupt):
 def reason(error: BaseException, most: int = 0) -> str:
     """Return the operating system's or a library's message, on one line, without the full stop.
 
-    most: its length in characters. A longer one ends with its last whole sentence, or else after a word, with `...`.
+    most: the limit in characters; 0: none. A longer message ends with its last whole sentence, or else after a word,
+    with `...`.
     """
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     text = " ".join(text.split()) or type(error).__name__

@@ -72,7 +72,7 @@ class CtrlC:
         return self._signal != 0
 
     def ask(self) -> None:
-        """Treat this process like one that a signal has reached: another one has."""
+        """Act as if a signal had come, because one has come to another process of the training."""
         self._signal = self._signal or signal.SIGINT
 
     def check(self) -> None:

@@ -1,8 +1,8 @@
 """Tell whether a JPEG file holds all of its pixels.
 
-libjpeg fills in what is missing with grey, and Pillow does not pass on its warning. A decoder that has all pixels skips
-what stands before the end marker; one that lacks some takes it for them. So the pixels of a file that was cut off
-change with bytes put there.
+libjpeg fills in missing pixels with grey, and Pillow does not pass on its warning. A decoder that has all pixels skips
+any bytes before the end marker; one that lacks some decodes these bytes as pixels. So bytes inserted there change the
+pixels of a file that was cut off, and of no other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _START, _END = b"\xff\xd8", b"\xff\xd9"
 _SCAN_START = b"\xff\xda"
 _MARKER = re.compile(rb"\xff+([^\x00\xff])", re.S)
 _SCAN, _PROGRESSIVE, _ALONE = 0xDA, 0xC2, (0x01, *range(0xD0, 0xD8))  # markers; those without a length
-_ZEROS = 64  # bytes of zero at the end of a file that are no pixels
+_ZEROS = 64  # zero bytes at the end of a file that cannot be pixels
 # With all restart markers, since a decoder that lacks whole intervals reads on only after the next of them.
 _NOISE = b"".join(bytes(range(1, 250, 2)) + bytes([0xFF, 0xD0 + n]) for n in range(8))
 

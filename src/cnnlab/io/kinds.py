@@ -1,6 +1,6 @@
 """Recognize a file by its first bytes, so that an error says what was given in place of a table or an archive.
 
-The name is no evidence: a workbook is renamed to .csv, and a browser saves a login page as train.zip.
+The name proves nothing: workbooks are renamed to .csv, and browsers save login pages as train.zip.
 """
 
 from __future__ import annotations

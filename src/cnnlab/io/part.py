@@ -1,9 +1,9 @@
 """A file of lines that takes long to write: the lines go into NAME.part, and a new process continues after the last.
 
     NAME.part        the lines so far; a process that was killed may leave part of a line, which is cut off
-    NAME.part.json   what the lines depend on, so that nobody continues them with other settings
+    NAME.part.json   what the lines depend on, so that they are never continued with other settings
     NAME.part.lock   held while a process writes; the system releases it
-    NAME.part.new    once NAME.part is gone: the complete file, which only needs its name
+    NAME.part.new    the complete file, just before it is renamed to NAME
 
 NAME appears when it is complete, and replaces nothing.
 """
@@ -27,7 +27,7 @@ from cnnlab.io.text import truncate
 class PartFile:
     """Writes the new file `path`, or continues where another process stopped. Use it as a context.
 
-    key: plain values that the lines depend on. complete: the process before did all but the last step. Raise
+    key: plain values that the lines depend on. complete: an earlier process had done all but the last step. Raise
     CnnlabError if `path` exists, if its part belongs to another key, or if another process writes it.
     """
 
@@ -71,7 +71,7 @@ class PartFile:
     def _open(self) -> None:
         if self.state.exists():
             self._check_key()
-            # The process before was killed between the last steps of `finish`; or the part was removed by hand.
+            # An earlier process was killed in the last steps of `finish`, or the part was removed by hand.
             if not self.part.exists() and (self.new.exists() or self.path.exists()):
                 self.complete = True
                 self._publish()

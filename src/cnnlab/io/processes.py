@@ -34,7 +34,7 @@ def start_module(name: str) -> subprocess.Popen[bytes]:
 def answer_stream() -> IO[bytes]:
     """Return the output of this process for its answers alone, to be called once in a process of `start_module`.
 
-    What a decoder in C prints would mix with the answers, or fill a pipe that nobody reads; from now on it is dropped.
+    Output of decoders in C would mix with the answers, or fill a pipe that is never read. From now on it is dropped.
     """
     answers, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)

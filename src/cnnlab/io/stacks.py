@@ -36,7 +36,7 @@ Guard = Callable[[int], object]
 
 
 class Unfit(CnnlabError):
-    """An array that is no image. The text lacks the file's name."""
+    """An array that is not an image. The message does not name the file."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def as_stack(image: Any, source: Path | str, content: bytes | None, guard: Guard
 
 
 def open_stack(source: Path | str, content: bytes | None, guard: Guard, *, pages: bool = False) -> Stack | None:
-    """Return the pixels of a TIFF or `.npy` file; None if it is neither. Raises: Unfit, or anything.
+    """Return the pixels of a TIFF or `.npy` file; None if it is neither. Raises: Unfit, or any error of the libraries.
 
     pages: read it only if its pages are the channels of one image: else Pillow reads the first one.
     """
@@ -124,7 +124,7 @@ def _needs_tifffile(image: Any) -> bool:
         dropped = samples > len(image.getbands()) and (len(extra) > 1 or extra[0] not in _ALPHA)
         unmarked = samples == 4 and _EXTRA not in tags  # Pillow takes the fourth for opacity
         return bool(bits != 8 or dropped or unmarked)
-    # Of unsigned numbers of 32 bits, Pillow would take the upper half for negative.
+    # Pillow would read the upper half of unsigned 32-bit numbers as negative.
     return bool(image.mode == "I" and bits == 32 and max(tags.get(_FORMAT, (1,))) == 1)
 
 
@@ -168,7 +168,7 @@ def _tiff(file: IO[bytes], guard: Guard, pages: bool) -> Stack | None:
 def _refuse_bombs(file: IO[bytes], series: Any) -> None:
     """Raise Unfit for tiles or strips that hold more than their size says.
 
-    imagecodecs decodes into a buffer of that size; what tifffile uses without it decodes as much as there is.
+    imagecodecs decodes into a buffer of that size; without it, tifffile decodes everything there is.
     """
     page = series.pages[0]
     _check_pixels(page.chunks)

@@ -1,4 +1,4 @@
-"""The files of a folder of images, one by one, with what keeps a file from being an image."""
+"""Walk a folder of images: each file with its kind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IMAGE = "image"
 LINK = "dangling link"
 RUN = "run"
 CLOUD = ".icloud"  # .photo.jpg.icloud stands for a photo that was not downloaded
-# Folders that systems make: thumbnails of a NAS, recycle bins, what a Mac's zip adds. In lower case.
+# Folders that systems and programs create: thumbnails of a NAS, recycle bins, what a Mac's zip adds. In lower case.
 _SYSTEM_FOLDERS = frozenset(
     ("@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "recycler", "system volume information",
      "__macosx", "lost+found", "network trash folder", "temporary items", "@recently-snapshot", "@tmp",
