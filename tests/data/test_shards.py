@@ -165,6 +165,22 @@ def test_parquet_rows_in_any_order() -> None:
         assert rows.read(i) == bytes([i % 256, i // 256])
 
 
+def test_few_parquet_files_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet as pq
+
+    from cnnlab.data import parquet
+
+    monkeypatch.setattr(parquet, "_OPEN", 3)
+    files = [parquet._Rows(Path(f"{i}.parquet"), "image") for i in range(8)]
+    for i, rows in enumerate(files):
+        pq.write_table(pa.table({"image": [bytes([i, k]) for k in range(100)]}), rows.file)
+    for k in (0, 50, 99, 1):
+        for i, rows in enumerate(files):
+            assert rows.read(k) == bytes([i, k])
+            assert sum(bool(one._table or one._kept) for one in files) <= 3
+
+
 def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(CnnlabError, match="pip install"):

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 from cnnlab.data.files import Listing
 from cnnlab.data.imageset import SourceOptions
@@ -26,7 +27,8 @@ from cnnlab.io.decode import LARGEST_FILE, Item
 from cnnlab.io.errors import CnnlabError, reason
 
 _ROWS = 32  # read at a time
-_KEPT = 8  # such batches in memory
+_KEPT = 8  # such batches of a file in memory
+_OPEN = 16  # files that are open, with batches in memory
 
 
 def listing(pattern: str, options: SourceOptions) -> Listing:
@@ -113,7 +115,10 @@ def _text(file: Path, kind: str, value: object, names: Sequence[str]) -> str:
 
 
 class _Rows:
-    """The images of one file: a few rows in memory, since most are read in order."""
+    """The images of one file: a few rows in memory, since most are read in order. Of all files, a few are open."""
+
+    _recent: ClassVar[WeakKeyDictionary[_Rows, None]] = WeakKeyDictionary()  # the open files, the last used at the end
+    _recent_lock: ClassVar = threading.Lock()
 
     def __init__(self, file: Path, column: str) -> None:
         self.file, self.column = file, column
@@ -129,6 +134,7 @@ class _Rows:
         with self._lock:
             while (found := self._found(row)) is None:
                 self._advance(row)
+        self._close_others()
         value = found[0]
         content = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(content, bytes):
@@ -136,6 +142,25 @@ class _Rows:
         if len(content) > LARGEST_FILE:
             raise CnnlabError(f"it is {len(content):,} bytes; the limit for an image is {LARGEST_FILE:,}")
         return content
+
+    def _close_others(self) -> None:
+        """Close the files that were used longest ago. One that another thread reads just now stays open."""
+        with self._recent_lock:
+            self._recent.pop(self, None)
+            self._recent[self] = None
+            for rows in list(self._recent)[:-_OPEN]:
+                del self._recent[rows]
+                rows._close()
+
+    def _close(self) -> None:
+        if self._table is None or not self._lock.acquire(blocking=False):
+            return
+        try:
+            self._table.close()
+            self._table, self._batches, self._next = None, iter(()), -1
+            self._kept.clear()
+        finally:
+            self._lock.release()
 
     def _found(self, row: int) -> tuple[Any] | None:
         for start, values in self._kept.items():
