@@ -77,6 +77,14 @@ def test_tar_shards() -> None:
         loaded("wds:tars/train-{00..03}.tar")
 
 
+def test_shards_of_one_name_have_ids_of_their_own() -> None:
+    for folder in ("train/a", "train/b", "test"):
+        shard(f"tars/{folder}/0.tar", [("1.jpg", jpeg()), ("1.cls", b"x"), ("2.jpg", jpeg()), ("2.cls", b"y")])
+    assert loaded("wds:tars/train").ids == ["a/0/1.jpg", "a/0/2.jpg", "b/0/1.jpg", "b/0/2.jpg"]
+    assert loaded("wds:tars", "test").ids == ["test/0/1.jpg", "test/0/2.jpg"]
+    assert loaded("wds:tars/train/a").ids == ["0/1.jpg", "0/2.jpg"]
+
+
 def test_labels_in_json() -> None:
     about = [
         json.dumps({"species": "ab"[i % 2], "patient": f"p{i}", "w": 1 + i, "tags": []}).encode() for i in range(4)

@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 from cnnlab.data.files import Listing
 from cnnlab.data.imageset import SourceOptions
 from cnnlab.data.scan import split_of
-from cnnlab.data.shards import Sample, listing_of, shard_files, split_of_file
+from cnnlab.data.shards import Sample, listing_of, shard_files, shard_names, split_of_file
 from cnnlab.data.table import choose_columns, parse_columns
 from cnnlab.io.csv import first, quoted
 from cnnlab.io.decode import LARGEST_FILE, Item
@@ -46,7 +46,7 @@ def listing(pattern: str, options: SourceOptions) -> Listing:
     samples: list[Sample] = []
     names: list[str] = []
     note = ""
-    for done, file in enumerate(files):
+    for done, (file, name) in enumerate(zip(files, shard_names(files), strict=True)):
         options.report(f"reading the tables of {Path(pattern).name}", done, len(files))
         try:
             schema = pq.read_schema(file)
@@ -66,7 +66,7 @@ def listing(pattern: str, options: SourceOptions) -> Listing:
             own = split if "split" not in values else split_of(values["split"])
             if own is None:
                 raise CnnlabError(f"{file}, row {i}: the split is {quoted(values['split'])}; write train or test")
-            item = Item(f"{file.stem}/{i}", partial(rows.read, i))
+            item = Item(f"{name}/{i}", partial(rows.read, i))
             samples.append(Sample(item, values["label"], own, values.get("group", ""), values.get("weight", "")))
     return listing_of(source, files[0].parent, samples, options, names, [note] if note else [])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,6 +61,15 @@ def shard_files(source: str, pattern: str, ending: str) -> list[Path]:
         if found := sorted(file for file in map(Path, names) if file.is_file()):
             return found
     raise CnnlabError(f"{source}: {path} does not exist; correct the path")
+
+
+def shard_names(files: Sequence[Path]) -> list[str]:
+    """Return the name of each shard, for the ids of its images: the file's, with its folders where names repeat."""
+    names = [file.stem for file in files]
+    if len(set(names)) == len(names):
+        return names
+    root = os.path.commonpath([file.parent for file in files])
+    return [file.relative_to(root).with_suffix("").as_posix() for file in files]
 
 
 def split_of_file(file: Path) -> str:

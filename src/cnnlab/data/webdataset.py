@@ -15,7 +15,7 @@ from typing import Any
 
 from cnnlab.data.files import Listing
 from cnnlab.data.imageset import SourceOptions
-from cnnlab.data.shards import Sample, listing_of, shard_files, split_of_file
+from cnnlab.data.shards import Sample, listing_of, shard_files, shard_names, split_of_file
 from cnnlab.data.table import choose_columns
 from cnnlab.io.decode import ENDINGS, LARGEST_FILE, Item
 from cnnlab.io.errors import CnnlabError, reason
@@ -37,10 +37,10 @@ def listing(pattern: str, options: SourceOptions) -> Listing:
     files = shard_files(source, pattern, ".tar")
     samples: list[Sample] = []
     note = ""
-    for done, file in enumerate(files):
+    for done, (file, name) in enumerate(zip(files, shard_names(files), strict=True)):
         options.report(f"reading the shards of {Path(pattern).name}", done, len(files))
         for key, members in _grouped(file):
-            sample, remark = _sample(file, key, members, options.columns)
+            sample, remark = _sample(file, name, key, members, options.columns)
             samples += [sample] if sample else []
             note = note or remark
     if not samples:
@@ -76,15 +76,20 @@ def _grouped(file: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
         yield key, members
 
 
-def _sample(file: Path, key: str, members: dict[str, tarfile.TarInfo], columns: str) -> tuple[Sample | None, str]:
-    """Return the sample of one key, None without an image, and a remark on the fields that were chosen."""
+def _sample(
+    file: Path, name: str, key: str, members: dict[str, tarfile.TarInfo], columns: str
+) -> tuple[Sample | None, str]:
+    """Return the sample of one key, None without an image, and a remark on the fields that were chosen.
+
+    name: of the shard `file`, for the image's id.
+    """
     images = [ending for ending in members if f".{ending}" in ENDINGS and ending != "npy"]
     if not images:
         return None, ""
     if len(images) > 1:
         raise CnnlabError(f"{file}: {key} has two images, .{images[0]} and .{images[1]}; one is needed")
     found = members[images[0]]
-    item = Item(f"{file.stem}/{key}.{images[0]}", partial(_read, file, found.offset_data, found.size))
+    item = Item(f"{name}/{key}.{images[0]}", partial(_read, file, found.offset_data, found.size))
     values, note = {"split": split_of_file(file)}, ""
     if label := next((ending for ending in _LABELS if ending in members), None):
         values["label"] = _text(file, members[label]).strip()
