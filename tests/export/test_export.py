@@ -95,6 +95,7 @@ def test_files_that_are_not_ours(exported: Path, tmp_path: Path) -> None:
         tmp_path / "missing.onnx",
         changed("bare.onnx", lambda model: model.ClearField("metadata_props")),
         changed("text.onnx", description("{")),
+        changed("deep.onnx", description("[" * 100_000)),
         changed("list.onnx", description("[]")),
         changed("future.onnx", description('{"format": 2}')),
         changed("few.onnx", description('{"format": 1, "classes": ["a"]}')),

@@ -100,7 +100,7 @@ def _description(path: Path, session: onnxruntime.InferenceSession) -> dict[str,
         raise CnnlabError(f"{path} was not written by cnnlab; cnnlab export RUN writes such a file")
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CnnlabError(f"{path} is damaged: its description is not JSON; export the run again") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise CnnlabError(f"{path} has another format than this cnnlab reads, {FORMAT}; export the run again")

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +132,13 @@ def sync_folder(folder: Path) -> None:
     """Flush a folder to the disk."""
     # The rename is durable only once the folder is flushed. Windows cannot open a folder.
     if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        except OSError:  # some network file systems cannot; the file itself is safe by now
-            pass
-        finally:
-            os.close(handle)
+        # Some network file systems cannot, nor can a user who may only write there. The file itself is safe by now.
+        with suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
 
 def check_new_csv(path: str | Path) -> None:

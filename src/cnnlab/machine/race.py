@@ -26,6 +26,7 @@ from cnnlab.device.precision import PRECISIONS
 from cnnlab.io.errors import CnnlabError, reason, unknown
 from cnnlab.io.files import read_json, write_atomic, write_json
 from cnnlab.io.schema import COUNT, NUMBER, check
+from cnnlab.io.text import plural
 from cnnlab.machine.peak import peak
 from cnnlab.machine.timed import timed_process
 from cnnlab.recipe import Recipe
@@ -60,7 +61,7 @@ RACES = {
 
 
 _SEED = {"seed": COUNT, "final_split": str, "final_acc": NUMBER, "race_seconds": NUMBER, "process_seconds": NUMBER,
-         "energy_joules": (None, NUMBER), "plan": {"dtype": str}, "epochs": [dict]}  # fmt: skip
+         "energy_joules": (None, NUMBER), "plan": {"dtype": str, "threads": COUNT}, "epochs": [dict]}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,9 @@ class Record:
         """Return the row of docs/leaderboard.md."""
         a, t, w, e = self.accuracy, self.training_seconds, self.process_seconds, self.environment
         p = "" if self.p_value is None else f"{self.p_value:.1g}"
-        hardware = e["device_name"] if e["device"].startswith("cuda") else f"{e['device_name']}, {e['cores']} cores"
+        threads, cores = self.per_seed[0]["plan"]["threads"], plural(e["cores"], "core")
+        used = f"{threads} of {cores}" if threads < e["cores"] else cores
+        hardware = e["device_name"] if e["device"].startswith("cuda") else f"{e['device_name']}, {used}"
         return (
             f"| {self.race} | {a['mean']:.4f} ± {a['std']:.4f} ({self.split}, n = {self.n}) | {p} | "
             f"{t['mean']:.1f} ± {t['std']:.1f} | {w['mean']:.1f} ± {w['std']:.1f} | {self.work / 1e12:,.1f} | "
