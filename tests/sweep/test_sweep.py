@@ -326,6 +326,17 @@ def test_workers_are_processes_of_the_same_command(tmp_path: Path, monkeypatch: 
     assert len(log) == 2
 
 
+@pytest.mark.parametrize(("name", "text"), [("s.html", "<p>mine</p>"), ("s.best.json", '{"mine": 1}')])
+def test_files_beside_the_sweep_that_are_others_are_not_replaced(
+    tmp_path: Path, cnnlab: Command, name: str, text: str
+) -> None:
+    file = write(tmp_path)
+    (tmp_path / name).write_text(text)
+    assert name in one_line_error(cnnlab("sweep", file, "--runs-dir", tmp_path / "runs"))
+    assert (tmp_path / name).read_text() == text
+    assert not (tmp_path / "runs").exists()
+
+
 def test_show_starts_no_worker(tmp_path: Path, cnnlab: Command) -> None:
     file = write(tmp_path)
     answer = cnnlab("sweep", file, "--show", "--workers", 2, "--runs-dir", tmp_path / "runs")

@@ -45,11 +45,12 @@ def sweep(
         import optuna  # noqa: F401
 
         from cnnlab.sweep.definition import read_sweep
-        from cnnlab.sweep.results import sweep_result
+        from cnnlab.sweep.results import check_files, sweep_result
         from cnnlab.sweep.worker import Machine, work
         from cnnlab.sweep.workers import work_together
 
     definition = read_sweep(file)
+    check_files(definition)
     machine = Machine(runs_dir, device, threads, data_dir, skip_bad, progress)
 
     def result() -> str:
@@ -92,7 +93,7 @@ def _lines(found: SweepResult, runs_dir: Path, files: list[Path]) -> list[str]:
     lines.append(f"{len(found.trials)} of {plural(sweep.trials, 'trial')}: {', '.join(counts)}")
     if found.importance:
         lines.append(wrap("importance: " + ", ".join(f"{key} {share:.2f}" for key, share in found.importance.items())))
-    lines += [f"{'recipe' if path == found.recipe_file else 'page'}: {path}" for path in files]
+    lines += [f"{'recipe' if path == sweep.recipe_file else 'page'}: {path}" for path in files]
     if best is not None:
         run = shlex.quote(str(runs_dir / best.runs[0]))
         lines.append(
@@ -101,5 +102,5 @@ def _lines(found: SweepResult, runs_dir: Path, files: list[Path]) -> list[str]:
                 f"does less well on new images; evaluate it on the test set once, at the very end: cnnlab eval {run}"
             )
         )
-        lines.append(f"next: cnnlab train --recipe {shlex.quote(str(found.recipe_file))}")
+        lines.append(f"next: cnnlab train --recipe {shlex.quote(str(sweep.recipe_file))}")
     return lines

@@ -120,6 +120,16 @@ class Sweep:
         value = {**self.base.to_dict(), "seeds": self.seeds, "search": search}
         return dict(json.loads(json.dumps(value)))
 
+    @property
+    def recipe_file(self) -> Path:
+        """The file of the best trial's recipe, beside the sweep's."""
+        return self.file.with_name(f"{self.file.stem}.best.json")
+
+    @property
+    def page_file(self) -> Path:
+        """The file of the page, beside the sweep's."""
+        return self.file.with_name(f"{self.file.stem}.html")
+
     def run_name(self, trial: int, seed: int) -> str:
         """Return the name of a trial's run for its seed number `seed`."""
         return f"{self.name}-{trial:03d}" + (f"-seed-{seed}" if self.seeds > 1 else "")

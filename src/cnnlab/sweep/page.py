@@ -12,7 +12,7 @@ from cnnlab.inspect.report.page import render
 from cnnlab.inspect.report.payload import plain
 from cnnlab.io.text import escape
 from cnnlab.sweep.definition import Range
-from cnnlab.sweep.results import SweepResult
+from cnnlab.sweep.results import FORMAT, SweepResult
 
 _PAGE = Path(__file__).parent / "page"
 
@@ -21,10 +21,10 @@ def sweep_page(result: SweepResult) -> str:
     """Return the page of a sweep: one HTML file without requests to anywhere."""
     sweep, best = result.sweep, result.best
     base = sweep.base
-    command = ["cnnlab", "train", "--recipe", result.recipe_file.name]
+    command = ["cnnlab", "train", "--recipe", sweep.recipe_file.name]
     payload: dict[str, Any] = {
         **result.to_dict(),
-        "format": "cnnlab sweep 1",
+        "format": FORMAT,
         "title": f"{escape(sweep.name)} · cnnlab",
         "version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="minutes"),

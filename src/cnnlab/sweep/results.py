@@ -8,7 +8,7 @@ from statistics import stdev
 from typing import TYPE_CHECKING, Any
 
 from cnnlab.io.errors import CnnlabError, reason
-from cnnlab.io.files import write_atomic
+from cnnlab.io.files import read_json, read_limited, write_atomic
 from cnnlab.recipe import Recipe, recipe_json
 from cnnlab.sweep.definition import Sweep
 from cnnlab.sweep.storage import explained_storage_errors, reading
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
+FORMAT = "cnnlab sweep 1"
+"""The format of the page's data."""
 _LEAST = 4  # finished trials from which importances are computed
 
 
@@ -69,16 +71,6 @@ class SweepResult:
         """Whether all trials are finished, pruned or failed."""
         return len(self.trials) >= self.sweep.trials and not self.count("running")
 
-    @property
-    def recipe_file(self) -> Path:
-        """The file of the best trial's recipe, beside the sweep's."""
-        return self.sweep.file.with_name(f"{self.sweep.file.stem}.best.json")
-
-    @property
-    def page_file(self) -> Path:
-        """The file of the page, beside the sweep's."""
-        return self.sweep.file.with_name(f"{self.sweep.file.stem}.html")
-
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
         sweep = self.sweep
@@ -99,13 +91,17 @@ class SweepResult:
         }
 
     def save(self) -> list[Path]:
-        """Write the page, and the best trial's recipe if there is one; replace both. Return the files."""
+        """Write the page, and the best trial's recipe if there is one, and return the files. Earlier ones are replaced.
+
+        Raise CnnlabError if that fails; see also `check_files`.
+        """
         from cnnlab.sweep.page import sweep_page
 
-        files = {self.page_file: sweep_page(self)}
+        check_files(self.sweep)
+        files = {self.sweep.page_file: sweep_page(self)}
         if self.best is not None and self.best.recipe is not None:
             try:
-                files[self.recipe_file] = recipe_json(Recipe.from_dict(self.best.recipe))
+                files[self.sweep.recipe_file] = recipe_json(Recipe.from_dict(self.best.recipe))
             except (CnnlabError, TypeError) as error:
                 raise CnnlabError(
                     f"{self.sweep.file}: trial {self.best.number} was trained by another version of cnnlab: {error}; "
@@ -117,6 +113,27 @@ class SweepResult:
             except OSError as error:
                 raise CnnlabError(f"cannot write {path}: {reason(error)}") from error
         return list(files)
+
+
+def check_files(sweep: Sweep) -> None:
+    """Raise CnnlabError if the page or the recipe would replace a file that no sweep wrote."""
+    for path, is_ours in ((sweep.page_file, _is_page), (sweep.recipe_file, _is_recipe)):
+        if path.exists() and not is_ours(path):
+            raise CnnlabError(f"{path} exists, and the sweep would replace it; move it, or rename {sweep.file.name}")
+
+
+def _is_page(path: Path) -> bool:
+    try:
+        return f'"format":"{FORMAT}"'.encode() in read_limited(path, 1 << 28)
+    except CnnlabError:
+        return False
+
+
+def _is_recipe(path: Path) -> bool:
+    try:
+        return {"model", "learning_rate"} <= read_json(path).keys()
+    except CnnlabError:
+        return False
 
 
 def sweep_result(sweep: Sweep) -> SweepResult:
