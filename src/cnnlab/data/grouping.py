@@ -47,7 +47,7 @@ class Grouping:
 
 
 def group_names(images: ImageSet, group: str) -> tuple[list[str], str] | None:
-    """Return the N names of the images' groups, and what the groups are; None without groups.
+    """Return the N names of the images' groups, and a description of the groups; None without groups.
 
     group: see `Recipe`. Raise CnnlabError that names the first image without a group.
     """

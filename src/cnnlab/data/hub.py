@@ -200,7 +200,7 @@ def _roots(name: str, options: SourceOptions) -> list[Path]:
 
 
 def _items(data: Any, column: str, split: str, rows: Sequence[int], roots: Sequence[Path]) -> list[Path | Item]:
-    """Return what reads the bytes of each image, so that all are decoded as files are."""
+    """Return an item for each image, which reads its bytes, so that all are decoded as files are."""
     import datasets
 
     if isinstance(data.features[column], datasets.Image):

@@ -68,7 +68,7 @@ class Rows:
 
 
 def rows_of(source: str, options: SourceOptions, size: int, quality: int) -> Rows:
-    """Return the rows of a source. size, quality: see `pack`. Raise CnnlabError for what cannot be packed."""
+    """Return the rows of a source. size, quality: see `pack`. Raise CnnlabError if it cannot be packed."""
     if is_listed(source):
         return _rows_of_files(source, options, size, quality)
     if size or quality:

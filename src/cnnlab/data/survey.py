@@ -1,4 +1,4 @@
-"""What a source holds, seen before it is decoded, and the default recipe for such images."""
+"""Survey a source before it is decoded, and choose the default recipe for its images."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Survey:
 
 
 def survey(source: str, options: SourceOptions, own: ImageSet | None = None) -> Survey:
-    """Return what the training images of `source` are, or `own` ones. Raise CnnlabError if they cannot be found."""
+    """Return a survey of the training images of `source`, or of `own`. Raise CnnlabError if they cannot be found."""
     if own is None and is_listed(source):
         listing = list_files(source, options)
         files = listing.parts["train"].files

@@ -128,7 +128,7 @@ def parse_columns(text: str) -> dict[str, str]:
 
 
 def choose_columns(name: str, header: Sequence[str], columns: str) -> tuple[dict[str, int], str]:
-    """Return {kind: place in the header}, and a remark on what was chosen by usual names; "" if all were given.
+    """Return {kind: place in the header}, and a remark on those chosen by usual names; "" if all were given.
 
     A kind that is named but empty, as in `group=`, has no column. Raises: CnnlabError that names the columns.
     """

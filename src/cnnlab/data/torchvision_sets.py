@@ -170,7 +170,7 @@ def _first(dataset: Any, *names: str) -> Any:
 
 
 def _files(dataset: Any, title: str) -> Sequence[Path | Item]:
-    """Return the image files of a dataset; if it does not name them, what opens each."""
+    """Return the image files of a dataset; if it does not name them, an item for each."""
     listed = _first(dataset, "_image_files", "_images", "_samples", "samples", "imgs") or []
     files = [entry[0] if isinstance(entry, tuple) else entry for entry in listed]
     if len(files) == len(dataset) and all(isinstance(file, str | Path) for file in files):

@@ -24,7 +24,7 @@ DESCRIPTION = "cnnlab.json"
 
 
 class Whole(nn.Module):
-    """Images (B, C, H, W) uint8 of any size -> what `Answer` returns."""
+    """Images (B, C, H, W) uint8 of any size -> the outputs of `Answer`."""
 
     def __init__(self, classifier: Classifier, *, half: bool = False) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Fit(nn.Module):
         return fitted
 
     def _matrix(self, length: Tensor, other: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what a side becomes before padding, and Pillow's weights (size, length). See `fit._matrix`."""
+        """Return a side's resized length before padding, and Pillow's weights (size, length). See `fit._matrix`."""
         size, bicubic = self.how.size, self.how.interpolation == "bicubic"
         place = torch.arange(size).double()
         start, span, new = torch.zeros_like(length), length, torch.full_like(length, size)

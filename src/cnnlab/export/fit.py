@@ -48,9 +48,9 @@ def _resized(g: Nodes, pixels: str, height: str, width: str, how: Decoding) -> s
 
 
 def _row_first(g: Nodes, pixels: str, rows: str, columns: str, reach: tuple[str, str], size: int) -> str:
-    """Resize the rows, then the columns. A block of the result's columns sees few of the image's: the rest is left out.
+    """Resize the rows, then the columns. Each block of the result's columns is computed from those it depends on.
 
-    reach: of each column, the first and the one after the last that it sees, in float64.
+    reach: for each column, the first that it depends on, and the one after the last, in float64.
     """
     parts = []
     for at in range(0, size, _BLOCK):
@@ -77,9 +77,10 @@ def _rounded(g: Nodes, sums: str) -> str:
 
 
 def _matrix(g: Nodes, length: str, other: str, how: Decoding) -> tuple[str, str, tuple[str, str]]:
-    """Return what a side of `length` pixels becomes before padding, and Pillow's weights (size, length), in float64.
+    """Return a side's resized length before padding, and Pillow's weights (size, length), in float64.
 
-    Also the first pixel that each of the result sees, and the one after its last, each (size,). other: the other side.
+    Also the first pixel that each pixel of the result depends on, and the one after the last, each (size,). length, other: pixels
+    of the side and of the other one.
     `precompute_coeffs` of Pillow's Resample.c, whose xmin and xmax are low and high here.
     """
     size = float(how.size)

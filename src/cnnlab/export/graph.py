@@ -11,7 +11,7 @@ from cnnlab.training.evaluate import probabilities
 
 
 class Answer(nn.Module):
-    """Fitted images (B, C, size, size) uint8 -> what an exported file answers.
+    """Fitted images (B, C, size, size) uint8 -> the outputs of an exported file.
 
     Returns probabilities (B, K) float32, the number of the most probable class (B,) int64, and whether the image is
     none of the classes (B,) bool. half: compute in float16; this converts the classifier's own network.

@@ -83,7 +83,7 @@ def open_exported(path: str | Path, *, threads: int = 0) -> Exported:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors
-    # Threads that wait for work would take the cores from what decodes images: docs/serve.md
+    # Threads that spin while they wait would take the cores from those that decode images: docs/serve.md
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

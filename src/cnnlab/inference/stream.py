@@ -46,7 +46,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Stream:
-    """Image files and what classifies them. None has been read yet.
+    """Image files and their classifier. No file has been read yet.
 
     files: N, in the order of the answers. others: a line on what else is in each folder. weights: the file.
     """

@@ -44,7 +44,7 @@ LARGEST_FILE = 1 << 29  # bytes
 _LARGE = 1 << 26  # bytes of pixels, 4 a pixel in Pillow: larger images are read one at a time, to bound the memory
 _one_large = threading.RLock()
 _reads_lock = threading.Lock()
-# The reads that are under way, see `bombs_refused`: what the first replaced, and None for each of the others.
+# The reads under way, see `bombs_refused`: the replaced filters for the first one, None for each other.
 _reads: list[warnings.catch_warnings[None] | None] = []
 FITS = ("pad", "crop", "stretch")
 BACKGROUNDS = ("auto", "black", "white")

@@ -124,7 +124,7 @@ def digest(value: Any) -> str:
 
 
 def digest_of_json(value: Any) -> str:
-    """Return `digest` of what was read from JSON, in half the time: it has no keys but texts."""
+    """Return `digest` of a value read from JSON, in half the time: its keys are texts already."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

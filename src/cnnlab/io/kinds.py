@@ -55,7 +55,7 @@ class Kind:
         return f"is {self.what}, not an image; {remedy.get(self.group) or self._same('remove it')}"
 
     def _same(self, default: str) -> str:
-        """Return the remedy that is the same whatever the file is for, or else `default`."""
+        """Return the remedy that does not depend on the use of the file, or else `default`."""
         remedy = {
             _LFS: "get the file itself with `git lfs pull`",
             _ANNEX: "get the file itself with `git annex get`",

@@ -74,7 +74,7 @@ class Stack:
     def eight_bits(
         self, low: float, high: float, lows: Sequence[float] = (), highs: Sequence[float] = ()
     ) -> np.ndarray:
-        """Return the values as (H, W, C) uint8; what becomes 0 and 255: low and high, or those of each channel."""
+        """Return the values as (H, W, C) uint8. low and high become 0 and 255; lows, highs: those of each channel."""
         values = self.values
         if not self.deep:
             return values.astype(np.uint8) * (255 if values.dtype == np.bool_ else 1)
@@ -138,7 +138,7 @@ def _tiff(file: IO[bytes], guard: Guard, pages: bool) -> Stack | None:
     """Read the first series; None if its pages are not the channels of one image."""
     import tifffile  # slow to import, and rarely needed
 
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong is raised as well
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # errors are raised as well
     with tifffile.TiffFile(file) as tiff:
         series, page = tiff.series[0], tiff.pages.first
         sides = dict(zip(series.axes, map(int, series.shape), strict=True))  # no axis comes twice

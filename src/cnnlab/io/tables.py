@@ -65,7 +65,7 @@ def definitions(entries: Mapping[str, str]) -> str:
 
 
 class Table:
-    """Rows of texts, each cell one line whatever a file name or a label holds. The first column is left-aligned.
+    """Rows of texts, each cell escaped to one line. The first column is left-aligned.
 
     left: the other left-aligned columns, by number.
     """

@@ -100,6 +100,7 @@ def walk(folder: Path, *, follow_outside: bool = True) -> Iterator[tuple[str, Pa
         for name in names:
             if name.endswith(CLOUD):
                 yield CLOUD, Path(parent, name)
+                continue
             if is_system(name):
                 continue
             path = Path(parent, name)

@@ -299,7 +299,7 @@ def _timed(
 def _to_accuracy(
     device: torch.device, threads: int | None, folder: Path, report: Report
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Train each recipe of TO_ACCURACY. Return a row each, and what was left out."""
+    """Train each recipe of TO_ACCURACY. Return a row each, and the reasons for those left out."""
     rows, left_out = [], []
     for name in TO_ACCURACY:
         recipe = RECIPES[name]

@@ -1,4 +1,4 @@
-"""One training under clocks, then one evaluation, in a process of its own: what races and speed benchmarks measure.
+"""Time one training and one evaluation, in a process of their own, for races and speed benchmarks.
 
     train_seconds    training steps of all epochs, wall-clock including data loading
     race_seconds     what published speed runs count: whitening, training and the evaluation at the end

@@ -35,7 +35,7 @@ class Connection(H11Protocol):
         self.service, self.log, self.limits = service, log, service.limits
         self._deadline: asyncio.TimerHandle | None = None
         self._lingers = False  # answered, while the body still arrives
-        self._finished = False  # its last answer is written; what still arrives is dropped
+        self._finished = False  # its last answer is written; data that still arrive are dropped
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Accept a connection; one beyond the limit is answered with 503 and closed."""
