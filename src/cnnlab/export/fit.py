@@ -79,9 +79,9 @@ def _rounded(g: Nodes, sums: str) -> str:
 def _matrix(g: Nodes, length: str, other: str, how: Decoding) -> tuple[str, str, tuple[str, str]]:
     """Return a side's resized length before padding, and Pillow's weights (size, length), in float64.
 
-    Also the first pixel that each pixel of the result depends on, and the one after the last, each (size,). length, other: pixels
-    of the side and of the other one.
-    `precompute_coeffs` of Pillow's Resample.c, whose xmin and xmax are low and high here.
+    Also the first pixel that each pixel of the result depends on, and the one after the last, each (size,). length,
+    other: pixels of the side and of the other one. This is `precompute_coeffs` of Pillow's Resample.c, whose xmin and
+    xmax are low and high here.
     """
     size = float(how.size)
     place, source = g.Range(0.0, size, 1.0), g.Range(0.0, length, 1.0)
