@@ -654,6 +654,13 @@ def test_a_hostile_recipe_is_refused(finished: Path, cnnlab: Command) -> None:
         one_line_error(cnnlab("eval", finished, "--split", "validation"))
 
 
+@pytest.mark.parametrize("source", ["", "a\0b", "folder:a\0b", "csv:a\0b", "wds:a\0b", "pack:a\0b", "store:a\0b"])
+def test_names_that_no_file_can_have(source: str) -> None:
+    with pytest.raises(CnnlabError) as caught:
+        load_images(source, "train")
+    assert "\0" not in str(caught.value)
+
+
 @pytest.mark.parametrize("address", ["https://example.org/cats.zip", "s3://bucket/cats"])
 def test_an_address_in_place_of_a_file(address: str, cnnlab: Command) -> None:
     for words in (

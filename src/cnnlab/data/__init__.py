@@ -87,7 +87,7 @@ def load_images(source: str, split: str, options: SourceOptions | None = None) -
     if source.startswith(PACK):
         return pack.load(expand(source.removeprefix(PACK)), split, options)
     if source not in DATASETS:
-        if Path(source).is_dir():
+        if source and Path(source).is_dir():
             raise CnnlabError(f"unknown source {source!r}; for a folder of images write folder:{source}")
         if Path(source).is_file() and Path(source).suffix.lower() in (".csv", ".tsv"):
             raise CnnlabError(f"unknown source {source!r}; for a table of images and labels write csv:{source}")

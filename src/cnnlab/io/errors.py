@@ -70,10 +70,12 @@ def needs_extra(extra: str, *packages: str) -> Iterator[None]:
 
 
 def expand(path: str | Path) -> Path:
-    """Replace `~` and `~user` in `path`. Raises: CnnlabError if there is no such user, and for a URL."""
+    """Replace `~` and `~user` in `path`. Raises: CnnlabError for an unknown user, a URL and a name with a zero byte."""
     if address := re.match(r"(https?|ftp|s3|gs):/+", str(path), re.IGNORECASE):  # a Path has one slash left of two
         rest = str(path)[address.end() :]
         raise CnnlabError(f"{address[1]}://{rest} is an address, not a file; download it, and give the file's name")
+    if "\0" in str(path):
+        raise CnnlabError(f"{path}: a file's name cannot have a zero byte; correct it")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
