@@ -89,6 +89,7 @@ def write(folder: Path, top: str = "trials = 2\n", body: str = SETTINGS_TABLE + 
         ("[search]\nbatch_size = { low = 32.5, high = 64 }", "batch_size"),
         ("[search]\nbatch_size = { low = 32, high = 64, step = 0.5 }", "step"),
         ("[search]\nbatch_size = { low = 32, high = 64, step = 64 }", "step"),
+        ("[search]\nlearning_rate = { low = 0.1, high = 1, step = 1e-320 }", "step"),
         ("[search]\nflip = { low = 0, high = 1 }", "choices"),
         ('[search]\noptimizer = { choices = ["sgd", "adam"] }', "adamw"),
         ("[search]\noptimizer = { choices = [] }", "choices"),

@@ -26,6 +26,7 @@ from cnnlab.training.folders import check_name
 POSTGRESQL = "postgresql://"
 MOST_TRIALS = 100_000
 _MOST_SEEDS = 1000
+_MOST_STEPS = 1_000_000_000
 _LONGEST_NAME = 80  # characters; the runs' names add the trial's number and the seed
 _OTHER_IMAGES = "it changes the validation images, and figures on different images cannot be compared"
 _SPLIT = ("columns", "limit", "val_fraction", "split_seed", "group", "group_duplicates", "folds", "fold", "eval_split")
@@ -303,6 +304,8 @@ def _range(key: str, value: dict[str, Any]) -> Range:
         raise CnnlabError(f"{key}: step = {_text(step)}: expected a {'whole ' * (TYPES[key] is int)}number above 0")
     if step > high - low:
         raise CnnlabError(f"{key}: step = {step} is wider than the range from {low} to {high}; reduce it")
+    if step * _MOST_STEPS < high - low:
+        raise CnnlabError(f"{key}: step = {step} is too small for the range from {low} to {high}; leave it out")
     # The highest value that whole steps reach; in decimals, since 0.3 is not three times 0.1 in binary.
     steps = (Decimal(str(high)) - Decimal(str(low))) // Decimal(str(step))
     return Range(low, TYPES[key](Decimal(str(low)) + steps * Decimal(str(step))), log, TYPES[key](step))
