@@ -32,7 +32,7 @@ _WORK = 100_000  # placements of a group that are weighed in all orders together
 class Grouping:
     """units: (N,) int64 in 0..G-1, images of one unit stay together; names: of the group of each of the N images.
 
-    by: what the groups are; tied: images that are kept together with near duplicates of theirs.
+    by: a description of the groups; tied: the number of images that are kept together with near duplicates.
     """
 
     units: Tensor

@@ -23,7 +23,8 @@ from cnnlab.recipe import Recipe
 class Pool:
     """The images of a source before they are divided.
 
-    train: those that validation images are taken from, unless the source has some: evaluated. grouping: of `train`.
+    train: the training images, from which validation images are taken unless the source has its own, `evaluated`.
+    grouping: of `train`.
     """
 
     train: ImageSet
@@ -35,7 +36,7 @@ class Pool:
 class Splits:
     """The images to train on and those to evaluate on.
 
-    notes: how they were divided by group, for the first lines of a training. info: the same for run.json; empty if not.
+    notes: how they were divided, for the first lines of a training. info: the folds and groups, for run.json.
     """
 
     train: ImageSet
@@ -82,8 +83,8 @@ def load_pool(recipe: Recipe, options: SourceOptions, own: OwnImages | None = No
 def divide(pool: Pool, recipe: Recipe) -> Splits:
     """Divide the images by `eval_split`, `val_fraction` or `fold`, by group if there are groups, and `limit`.
 
-    With `overfit` both parts are the same images. Raise CnnlabError if nothing can be held out, or if a class would be
-    among the validation images only.
+    With `overfit` both parts are the same images. Raise CnnlabError if nothing can be held out, or if a class has
+    validation images only.
     """
     if recipe.overfit:
         splits = _without_weightless(Splits(pool.train, pool.train))
@@ -234,7 +235,7 @@ def _check_classes(train: ImageSet, evaluated: ImageSet, recipe: Recipe) -> None
 
 
 def _leaks(pool: Pool, recipe: Recipe) -> tuple[str, ...]:
-    """Return a warning if images of a group are on both sides of a division that the source brought along."""
+    """Return a warning if images of a group are on both sides of the source's own division."""
     if pool.grouping is None or pool.evaluated is None:
         return ()
     named = group_names(pool.evaluated, recipe.group)

@@ -39,7 +39,7 @@ class StorageLost(CnnlabError):
 
 
 class Locks(ABC):
-    """The locks of one worker, and Optuna's storage, which it writes within `claiming` or for a trial that it took."""
+    """The locks of one worker, and Optuna's storage. Write only within `claiming`, or to a trial that was taken."""
 
     storage: BaseStorage
 
