@@ -106,6 +106,7 @@ X = torch.from_numpy(GREY)
         (GREY, LABELS[:, None]),
         (GREY, np.eye(3, dtype=int)[LABELS]),
         (GREY, LABELS[:5]),
+        (GREY, [[0], [1, 2], 0, 1, 2, 0]),
         (GREY, LABELS - 1),
         (GREY, LABELS + 10**9),
         (GREY, np.array([str(k) for k in LABELS])),

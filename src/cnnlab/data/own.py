@@ -122,7 +122,10 @@ def _wrong_type(dtype: object) -> CnnlabError:
 def _labels(labels: Any, count: int) -> Tensor:
     """Return the labels (N,) as int64."""
     if not isinstance(labels, Tensor):
-        array = np.asarray(labels)
+        try:
+            array = np.asarray(labels)
+        except ValueError as error:  # lists of several lengths
+            raise CnnlabError(f"labels: expected {count} whole numbers 0..K-1, one for each image") from error
         if array.dtype.kind not in "iu":
             raise CnnlabError(f"labels of {array.dtype}: expected whole numbers 0..K-1; convert them to int64")
         labels = torch.from_numpy(array.astype(np.int64))
