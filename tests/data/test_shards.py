@@ -151,6 +151,9 @@ def test_parquet_files(cnnlab: Command) -> None:
     plain = pa.table({"jpg": files[:4], "y": ["a", "b", "a", None], "split": ["train", "training", "val", "test"]})
     pq.write_table(plain, "plain.parquet")
     assert loaded("parquet:plain.parquet", columns="label=y").labels.tolist() == [0, 1]
+    pq.write_table(plain.slice(0, 0), "empty.parquet")
+    with pytest.raises(CnnlabError, match="holds no images"):
+        loaded("parquet:empty.parquet", columns="label=y")
     Path("bad.parquet").write_bytes(b"PAR1")
     assert "damaged" in one_line_error(cnnlab("data", "pack", "parquet:bad.parquet", "other"))
     with pytest.raises(CnnlabError, match="damaged"):

@@ -65,7 +65,9 @@ def listing(pattern: str, options: SourceOptions) -> Listing:
             values = {kind: _text(file, kind, column[i], names) for kind, column in kinds.items()}
             own = split if "split" not in values else split_of(values["split"])
             if own is None:
-                raise CnnlabError(f"{file}, row {i}: the split is {quoted(values['split'])}; write train or test")
+                raise CnnlabError(
+                    f"{file}, row {i}: the split is {quoted(values['split'])}; write train, validation or test"
+                )
             item = Item(f"{name}/{i}", partial(rows.read, i))
             samples.append(Sample(item, values["label"], own, values.get("group", ""), values.get("weight", "")))
     return listing_of(source, files[0].parent, samples, options, names, [note] if note else [])

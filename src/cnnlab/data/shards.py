@@ -87,6 +87,8 @@ def listing_of(
 
     Samples without a label are left out, with a warning. Raise CnnlabError for samples that cannot be trained on.
     """
+    if not samples:
+        raise CnnlabError(f"{source} holds no images; name other files")
     complete = options.decoding is None
     some = {sample.split for sample in samples} - {""}
     parts: dict[str, list[Sample]] = {split: [] for split in _SPLITS}
