@@ -6,6 +6,7 @@ import json
 import queue
 import sys
 import threading
+import time
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -38,11 +39,12 @@ class Log:
 
     def close(self, seconds: float = 1.0) -> None:
         """Write the waiting lines, for at most `seconds`."""
+        deadline = time.monotonic() + seconds
         try:
-            self._lines.put_nowait(None)
+            self._lines.put(None, timeout=seconds)
         except queue.Full:
             return
-        self._thread.join(seconds)
+        self._thread.join(max(0.0, deadline - time.monotonic()))
 
     def _write(self) -> None:
         while True:
