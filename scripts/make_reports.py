@@ -31,7 +31,7 @@ _START, _END = "<!-- reports: written by `python scripts/make_reports.py` -->\n"
 _CHINESE = {"validation": "验证集", "test": "测试集"}
 _ROWS = {
     "report.md": ("report", "recipe", "accuracy (95%)", "measured on", "seed", "trained on", "date", "commit"),
-    "report.zh.md": ("报告", "训练方案", "精度（95%）", "测量所用图像", "随机种子", "训练硬件", "日期", "提交"),
+    "report.zh.md": ("报告", "配方", "精度（95%）", "测量所用图像", "随机种子", "训练硬件", "日期", "提交"),
 }
 
 

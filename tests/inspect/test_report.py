@@ -236,6 +236,7 @@ def test_pure_logic(tab: Tab) -> None:
           pairs: frequentMistakes([[0, 0, 9], [0, 1, 2], [1, 0, 5]], 1),
           next: [nextCell((i, j) => j === 3, [0, 0], [0, 1], 5), nextCell(() => false, [2, 2], [1, 0], 5), nextCell((i, j) => i === 4 && j === 0, [0, 2], [1, 0], 5)],
           visible: visible("a\\u202egnp\\n"), short: shorten("x".repeat(10000), 11), p: [probability(0.99999), probability(1), probability(0.0001)],
+          times: [59.4, 59.97, 119.7, 7199.9].map(duration),
           address: [address("../a b", "c#d/é.png"), address("x", "y?.png")],
           inks: [0, 0.1, 0.3, 0.6, 1].flatMap((s) => [true, false].flatMap((r) => ["light", "dark"].map((t) => contrast(ramp(s, r, t), ink(ramp(s, r, t)) === "#fff" ? [255, 255, 255] : [0, 0, 0])))),
         }}; }}"""
@@ -248,6 +249,7 @@ def test_pure_logic(tab: Tab) -> None:
         "closer": [2.5, 7.5], "edge": [0, 8], "out": [0, 10], "top": [2, 1, 2], "bottom": [0.9, 0, 0.9],
         "sorted": [10, 2, 1, None], "natural": ["a9", "a10"], "pairs": [[1, 0, 5]], "next": [[0, 3], [2, 2], [4, 0]],
         "visible": "a\\u202egnp\\u000a", "short": "xxxxxx…xxxx", "p": [">99.9%", "100.0%", "<0.1%"],
+        "times": ["59.4 s", "1 min 0 s", "2 min 0 s", "2 h 0 min"],
         "address": ["../a%20b/c%23d/%C3%A9.png", "./x/y%3F.png"],
     }  # fmt: skip
 

@@ -19,7 +19,7 @@ Object.assign(texts, {
   web_no_map: ["Nothing in the image supports {name}.", "图像中没有支持“{name}”的部分。"],
   web_card: ["About this network", "关于该网络"],
   web_run: ["Run", "训练"],
-  web_recipe: ["Recipe", "训练方案"],
+  web_recipe: ["Recipe", "配方"],
   web_classes: ["Classes ({n})|Classes ({n})", "类别（{n}）"],
   web_accuracy: ["{accuracy} on {n} {split} image|{accuracy} on {n} {split} images", "{split}的 {n} 幅图像上为 {accuracy}"],
   web_same: ["This file", "本文件"],

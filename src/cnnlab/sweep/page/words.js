@@ -6,9 +6,9 @@ Object.assign(texts, {
   sweep: ["Sweep", "超参数搜索"],
   sweep_lead: [
     "{n} trial of the recipe {recipe} on {data}, judged by the validation images.|{n} trials of the recipe {recipe} on {data}, judged by the validation images.",
-    "在 {data} 上按训练方案 {recipe} 做了 {n} 次试验，以验证集评判。",
+    "在 {data} 上按配方 {recipe} 做了 {n} 次试验，以验证集评判。",
   ],
-  sweep_lead_of: ["{n} of {of} trials of the recipe {recipe} on {data} so far, judged by the validation images.", "在 {data} 上按训练方案 {recipe} 计划 {of} 次试验，已进行 {n} 次，以验证集评判。"],
+  sweep_lead_of: ["{n} of {of} trials of the recipe {recipe} on {data} so far, judged by the validation images.", "在 {data} 上按配方 {recipe} 计划 {of} 次试验，已进行 {n} 次，以验证集评判。"],
   sweep_seeds: ["Each figure is the mean over {n} seed.|Each figure is the mean over {n} seeds.", "每个数字是 {n} 个随机种子的均值。"],
   sweep_bias: [
     "The best of many trials on the same images usually does less well on new images. Evaluate it on the test set once, at the very end.",
@@ -19,7 +19,7 @@ Object.assign(texts, {
   figure_val_macro_f1: ["Validation macro F1", "验证集宏平均 F1"],
   figure_val_loss: ["Validation loss", "验证集损失"],
   sweep_best: ["Best trial", "最好的试验"],
-  sweep_best_help: ["Trial {n}. Its whole recipe is in the file beside this page; train it again with:", "第 {n} 次试验。完整的训练方案在本页旁边的文件中；再次训练："],
+  sweep_best_help: ["Trial {n}. Its whole recipe is in the file beside this page; train it again with:", "第 {n} 次试验。完整的配方在本页旁边的文件中；再次训练："],
   sweep_std: ["± {std} over the seeds", "各随机种子间 ± {std}"],
   sweep_none: ["No trial has finished yet.", "还没有完成的试验。"],
   trial_finished: ["finished", "已完成"],
@@ -39,7 +39,7 @@ Object.assign(texts, {
   trial: ["Trial", "试验"],
   trial_n: ["Trial {n}", "第 {n} 次试验"],
   state: ["State", "状态"],
-  epochs_short: ["Epochs", "轮次"],
+  epochs_short: ["Epochs", "迭代周期"],
   trials_help: ["Each trial is a run in the runs' folder: cnnlab report draws one. Choose a heading to sort.", "每次试验都是训练文件夹中的一次训练，可用 cnnlab report 生成报告。点击表头排序。"],
   by_trial: ["by trial, in order", "按试验顺序"],
 });

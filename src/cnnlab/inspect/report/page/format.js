@@ -40,8 +40,9 @@ export function number(value) {
 
 export function duration(seconds) {
   if (missing(seconds)) return "–";
-  if (seconds < 60) return `${seconds.toFixed(1)} s`;
-  const [h, m, s] = [Math.floor(seconds / 3600), Math.floor((seconds % 3600) / 60), Math.round(seconds % 60)];
+  const all = Math.round(seconds); // first: 119.7 s are 2 min 0 s, not 1 min 60 s
+  if (all < 60) return `${seconds.toFixed(1)} s`;
+  const [h, m, s] = [Math.floor(all / 3600), Math.floor((all % 3600) / 60), all % 60];
   return h ? `${h} h ${m} min` : `${m} min ${s} s`;
 }
 

@@ -13,7 +13,7 @@ Object.assign(texts, {
   try_probabilities: ["Probabilities", "概率"],
   try_none_of_these: ["None of these: the most probable class is below the run’s threshold of {p}.", "都不是：最可能的类别低于该训练的阈值 {p}。"],
   try_seen: ["What the network sees", "网络看到的图像"],
-  try_map: ["What speaks for {name}", "支持“{name}”的区域"],
+  try_map: ["Evidence for {name}", "支持“{name}”的区域"],
 });
 
 // Calls use(file) with an image, and fail(error). Returns { node, end }; end() stops the camera.
