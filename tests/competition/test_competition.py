@@ -658,10 +658,10 @@ def test_ctrl_c_prints_what_is_saved_and_how_to_continue(
     monkeypatch.setattr(steps, "prepare", stop(KeyboardInterrupt()))
     answer = cnnlab("kaggle", "prepare")
     assert (answer.returncode, answer.stderr) == (130, "stopped\n")
-    text = "stopped in epoch 2 of 9; 1 finished epochs are saved. Continue with: cnnlab train --resume x"
+    text = "stopped in epoch 2 of 9; 1 finished epoch is saved. Continue with: cnnlab train --resume x"
     monkeypatch.setattr(steps, "train", stop(TrainingInterrupted(text)))
     answer = cnnlab("kaggle", "train", *at)
     assert answer.returncode == 130
     (line,) = answer.stderr.splitlines()
-    assert line.startswith("stopped in epoch 2 of 9; 1 finished epochs are saved. ")
+    assert line.startswith("stopped in epoch 2 of 9; 1 finished epoch is saved. ")
     assert "run the same command again" in line

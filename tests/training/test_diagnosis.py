@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 from typing import Any
@@ -48,6 +49,17 @@ def found(
 def test_a_healthy_training_has_no_finding(seed: int) -> None:
     assert found(history(5 + seed, seed)) == []
     assert found(history(5 + seed, seed), counts=[500] * 9 + [20], recalls={9: 0.9}) == []
+
+
+@pytest.mark.parametrize("loss", [[0.0, 0.0, 1e-4], [0.0, 1e-7, 0.004], [0.3, 0.0, 1e-3]])
+def test_a_loss_of_zero_is_no_fault(loss: list[float]) -> None:
+    assert [f.name for f in found(history(loss=loss))] == []
+
+
+def test_a_jump_from_a_loss_of_zero_is_found() -> None:
+    (finding,) = found(history(loss=[0.5, 0.0, 2.0, 0.1]))
+    assert finding.name == "learning rate"
+    assert math.isfinite(finding.figure)
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def test_signal_saves_every_step(quick: Recipe, monkeypatch: pytest.MonkeyPatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "train_step", signalling)
-        with pytest.raises(TrainingInterrupted, match="1 finished epochs and 2 steps of the next are saved") as caught:
+        with pytest.raises(TrainingInterrupted, match="1 finished epoch and 2 steps of the next are saved") as caught:
             train(quick, name="run")
     assert caught.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -222,7 +222,7 @@ def test_run_interrupted_in_an_evaluation_keeps_the_epoch(
         patch.setattr(training, "evaluate", ending)
         with pytest.raises((TrainingInterrupted, CnnlabError)) as caught:
             train(recipe, name="run")
-    assert not by_signal or "1 finished epochs and 4 steps of the next are saved" in str(caught.value)
+    assert not by_signal or "1 finished epoch and 4 steps of the next are saved" in str(caught.value)
     updates = Interrupt(0)
     with updates.patched(training, "train_step"):
         resume("runs/run")
@@ -775,7 +775,7 @@ def test_nan_loss_stops_at_once(monkeypatch: pytest.MonkeyPatch, cnnlab: Command
         poisoned(patch, 2)  # the same step, counted from the checkpoint
         answer = cnnlab("train", "--resume", "runs/run", "--threads", 1, "--on-nan", "skip")
     assert answer.returncode == 0, answer.stderr
-    assert "note: 1 updates were skipped" in answer.stdout
+    assert "note: 1 update was skipped" in answer.stdout
     run = open_run("run")
     assert run.recipe.on_nan == "skip"
     assert run.recipe.name.endswith("on_nan=skip")

@@ -52,7 +52,7 @@ def test_interrupt_in_the_hook_interrupts_the_training(tiny: Recipe) -> None:
     def hook(row: dict[str, Any]) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(TrainingInterrupted, match="1 finished epochs are saved"):
+    with pytest.raises(TrainingInterrupted, match="1 finished epoch is saved"):
         train(tiny, name="run", threads=1, on_epoch=hook)
     assert len(resume("runs/run", threads=1).history) == 3  # type: ignore[union-attr]
 

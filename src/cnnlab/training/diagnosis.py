@@ -20,13 +20,13 @@ from cnnlab.recipe import Recipe
 from cnnlab.training.intervals import wilson
 
 Rows = Sequence[dict[str, Any]]
-_RARE = 5  # a class is rare if the largest has so many times its images
+_RARE = 5  # a class is rare if the largest has at least this many times its images
 _GAP = 0.1  # between the accuracies on training and validation images
 _DEAD = 0.3  # of the units
 DEAD_REMEDY = "a lower learning_rate, init=he-normal, or a smaller network"
 RELU = (nn.ReLU, nn.ReLU6)
 _POOR = 0.8  # accuracy
-_SKIPPED = "{} updates were skipped, because their loss or a gradient was NaN or Inf"
+_TINY = 0.01  # losses below this count as equal; a loss may even be 0
 _MIXING = ("mixup", "cutmix")  # the accuracy in training is then that of mixed images
 
 
@@ -80,22 +80,29 @@ def _leak(summary: dict[str, Any]) -> Finding | None:
     )
 
 
+def skipped_text(count: int) -> str:
+    """Return the note on the updates that `on_nan=skip` skipped."""
+    if count == 1:
+        return "1 update was skipped, because its loss or a gradient was NaN or Inf"
+    return f"{count:,} updates were skipped, because their loss or a gradient was NaN or Inf"
+
+
 def _high_rate(summary: dict[str, Any], rows: Rows) -> Finding | None:
     remedy = "a lower learning_rate (cnnlab lr-find suggests one), or clip_norm=1"
     losses = [row["loss"] for row in rows]
     skipped = summary["skipped_updates"]
     if skipped:
-        return Finding("learning rate", skipped, _SKIPPED.format(skipped), remedy)
-    if losses[-1] > 1.05 * losses[0]:
+        return Finding("learning rate", skipped, skipped_text(skipped), remedy)
+    if losses[-1] > max(1.05 * losses[0], _TINY):
         text = f"the training loss ended at {losses[-1]:.3f}, above the {losses[0]:.3f} of epoch {rows[0]['epoch']}"
-        return Finding("learning rate", losses[-1] / losses[0], text, remedy)
+        return Finding("learning rate", losses[-1] / max(losses[0], _TINY), text, remedy)
     jumps = [(b["loss"] - a["loss"], a["loss"], b["loss"], b["epoch"]) for a, b in pairwise(rows)]
-    jumps = [jump for jump in jumps if jump[2] > 1.5 * jump[1] and jump[0] > 0.25 * losses[0]]
+    jumps = [jump for jump in jumps if jump[2] > 1.5 * jump[1] and jump[0] > max(0.25 * losses[0], _TINY)]
     if not jumps:
         return None
     _, before, after, epoch = max(jumps)
     text = f"the training loss jumped from {before:.3f} to {after:.3f} in epoch {epoch}"
-    return Finding("learning rate", after / before, text, remedy)
+    return Finding("learning rate", after / max(before, _TINY), text, remedy)
 
 
 def _nothing_learned(summary: dict[str, Any], rows: Rows, counts: Sequence[int]) -> Finding | None:

@@ -15,6 +15,7 @@ from cnnlab.data.loader import Batches
 from cnnlab.device.timing import Stopwatch
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.schema import COUNT, NUMBER, POSITIVE, Number, check
+from cnnlab.io.text import plural
 from cnnlab.recipe import Recipe
 from cnnlab.training.runs import Run, row_schema
 
@@ -72,8 +73,9 @@ class Progress:
         return after
 
     def __str__(self) -> str:
-        inside = f" and {self.position.steps} steps of the next" if self.position else ""
-        return f"{len(self.rows)} finished epochs{inside} are saved"
+        inside = f" and {plural(self.position.steps, 'step')} of the next" if self.position else ""
+        verb = "is" if len(self.rows) == 1 and not inside else "are"
+        return f"{plural(len(self.rows), 'finished epoch')}{inside} {verb} saved"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a checkpoint."""

@@ -20,6 +20,7 @@ from cnnlab.models.own import Network, build_own, is_own
 from cnnlab.recipe import KEYS, figure_label
 from cnnlab.training import runs
 from cnnlab.training.checkpoint import check_weights, load_weights
+from cnnlab.training.diagnosis import skipped_text
 from cnnlab.training.own import check_own
 from cnnlab.training.plan import FORMATS
 from cnnlab.training.progress import Progress, learned, out_of_patience
@@ -42,7 +43,7 @@ def _notes(run: Run, s: dict[str, Any]) -> list[str]:
         why = why if s["stopped_by"] == "patience" else ""
         notes.append(f"stopped early, after epoch {s['epochs']} of {run.recipe.epochs}{why}")
     if s["skipped_updates"] and not s.get("findings"):  # else it is the first of them
-        notes.append(f"{s['skipped_updates']} updates were skipped, because their loss or a gradient was NaN or Inf")
+        notes.append(skipped_text(s["skipped_updates"]))
     if s["eval_split"] == "test":
         notes.append("this recipe evaluates on the test set each epoch, as the manual does; do not select models by it")
     if s["never_predicted"]:
@@ -64,7 +65,7 @@ def _notes(run: Run, s: dict[str, Any]) -> list[str]:
 
 def _findings(s: dict[str, Any]) -> list[str]:
     """Return the most serious findings of the diagnosis, see diagnosis.py; summary.json has all."""
-    others = [f for f in s.get("findings", []) if f["name"] != "leak"]  # of which a note tells in all results
+    others = [f for f in s.get("findings", []) if f["name"] != "leak"]  # every result has a note about it, see `_notes`
     return [f"note: {f['text']}; try {f['remedy']}" for f in others[:_SHOWN]]
 
 
@@ -100,7 +101,7 @@ def _calibration(s: dict[str, Any]) -> list[str]:
         return []
     return [
         f"temperature {c['temperature']:.2f}: expected calibration error {c['ece']:.3f}, {c['ece_before']:.3f} without "
-        "it, on the validation images that chose it"
+        "it, on the validation images that it was fitted on"
     ]
 
 
@@ -242,7 +243,7 @@ class SeedsResult:
         return "\n".join(lines)
 
     def _more(self) -> list[str]:
-        """Return the lines that other series have not."""
+        """Return the lines that only this kind of series has."""
         return []
 
 
