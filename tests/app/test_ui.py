@@ -150,7 +150,7 @@ def test_the_token_becomes_a_cookie(server: Server) -> None:
     [
         ("/static/app/../server.py", None), ("/static/app/%2e%2e%2fserver.py", None), ("/static/nowhere/main.js", None),
         ("/api/report?run=../run-1", None), ("/api/report?run=/etc", None), ("/api/report?run=missing", None),
-        ("/api/report", None), ("/api/data?source=folder:/nowhere", None), ("/api/data?source=", None),
+        ("/api/report", None), ("/api/report?live=1", None), ("/api/data?source=folder:/nowhere", None), ("/api/data?source=", None),
         ("/api/data?source=digits&split=train&class=x", None), ("/api/data?source=digits&split=both", None),
         ("/api/recipe?recipe=unknown", None), ("/api/try?run=run-1", b"no image"), ("/api/try?run=missing", b"x"),
         ("/api/train", b"[]"), ("/api/train", b"{"), ("/api/train", b'{"model": "net.py:Net"}'),
@@ -213,6 +213,21 @@ def test_rows_are_read_again_only_where_files_change(
     states = {row["name"]: row["state"] for row in found.rows()}
     assert states == {"run-0": "finished", "run-1": "damaged", "run-2": "finished"}
     assert opened[3:] == ["run-1"]
+
+
+def test_a_run_that_is_deleted_while_it_is_listed(tmp_path: Path) -> None:
+    assert listing._row("gone", tmp_path / "gone")["state"] == "damaged"
+
+
+def test_a_folder_that_cannot_be_read_is_one_line(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: listing.Runs) -> None:
+        raise PermissionError(13, "Permission denied", str(self.folder))
+
+    monkeypatch.setattr(listing.Runs, "rows", refuse)
+    status, found, _ = server.ask("/api/runs")
+    assert status == 500
+    assert str(server.runs_dir) in found["error"]
+    server.app.state.prepare()
 
 
 def test_try_gives_what_predict_gives(server: Server, trained: list[Any]) -> None:

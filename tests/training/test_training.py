@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import signal
 from pathlib import Path
@@ -26,6 +27,7 @@ from cnnlab.io.interrupt import CtrlC
 from cnnlab.models import build_model
 from cnnlab.recipes import RECIPES, choose_recipe
 from cnnlab.training import autotune, checkpoint, folders, loop, runs
+from cnnlab.training.locks import holder
 from cnnlab.training.optim import make_optimizer
 from cnnlab.training.progress import Progress
 from cnnlab.training.step import train_step
@@ -163,6 +165,22 @@ def test_test_set_is_not_read_with_a_validation_split(quick: Recipe, monkeypatch
     assert set(read) == {"train", "validation"}
 
 
+def test_links_inside_a_reproduction_are_not_followed(tmp_path: Path) -> None:
+    folder = tmp_path / "reproduction"
+    for path in (folder, folder / "lenet"):
+        path.mkdir()
+    (folder / "reproduction.json").touch()
+    (folder / "lenet" / "run.json").touch()
+    (folder / "again").symlink_to(folder, target_is_directory=True)
+    assert runs.folders_of_runs(folder) == [folder / "lenet"]
+
+
+@pytest.mark.parametrize("number", ["9999999999", "0000000000000000000001", "-1"])
+def test_the_number_in_a_lock_file_may_be_any(tmp_path: Path, number: str) -> None:
+    (tmp_path / ".lock").write_text(f"process {number} on {platform.node()}\n")
+    assert holder(tmp_path) is None
+
+
 def test_names_of_runs(tmp_path: Path) -> None:
     recipe = RECIPES["digits"]
     assert [folders.new_folder(tmp_path, None, recipe).name for _ in range(2)] == [
@@ -204,7 +222,7 @@ def test_absent_and_unknown_devices_are_errors() -> None:
             continue
         with pytest.raises(CnnlabError, match=f"'{name}' is not available"):
             pick_device(name)
-    for name in ("gpu", "cuda:x", "cuda:-1", ""):
+    for name in ("gpu", "cuda:x", "cuda:-1", "cuda:²", ""):
         with pytest.raises(CnnlabError, match="unknown device"):
             pick_device(name)
 
@@ -319,7 +337,7 @@ def test_a_run_interrupted_after_its_last_epoch_says_what_is_saved(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("cnnlab.training.train._save_curves", MagicMock(side_effect=KeyboardInterrupt))
-        with pytest.raises(TrainingInterrupted, match="1 finished epochs are saved. Continue with"):
+        with pytest.raises(TrainingInterrupted, match="1 finished epoch is saved. Continue with"):
             train(quick.changed(epochs=1), name="mine")
     assert resume("runs/mine").summary["epochs"] == 1  # type: ignore[union-attr]
 

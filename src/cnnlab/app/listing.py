@@ -17,7 +17,7 @@ Signature = tuple[int, ...]
 
 
 def signature(folder: Path) -> Signature:
-    """Return what changes whenever the page has something new to show of a run."""
+    """Return values of which at least one changes whenever the page has something new to show about a run."""
     found = []
     for name in _WATCHED:
         try:
@@ -90,7 +90,10 @@ class Runs:
 
 def _row(name: str, path: Path) -> dict[str, Any]:
     """Return what the list shows of a run; of one that cannot be read, why."""
-    changed = max((path / file).stat().st_mtime for file in ("run.json", "metrics.jsonl") if (path / file).exists())
+    changed = 0.0
+    for file in ("run.json", "metrics.jsonl"):
+        with suppress(OSError):  # not there yet, or the run is being deleted
+            changed = max(changed, (path / file).stat().st_mtime)
     try:
         run = open_run(path)
         rows, summary = run.metrics(), run.summary()

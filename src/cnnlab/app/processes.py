@@ -1,4 +1,4 @@
-"""Trainings that the page starts: processes of their own, which go on when the page and its server are closed."""
+"""Trainings that the page starts: processes of their own, which continue when the page and its server are closed."""
 
 from __future__ import annotations
 

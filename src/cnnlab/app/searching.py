@@ -68,7 +68,7 @@ class Searches:
         if kind not in _KINDS:
             raise CnnlabError(f"no search {kind[:40]!r}; choose {', '.join(_KINDS)}")
         if not what or what.startswith("-"):
-            raise CnnlabError(f"{what[:40]!r} is no source")
+            raise CnnlabError(f"{what[:40]!r} is not a source")
         words = [*_KINDS[kind], what, "--json"]
         if self.data_dir is not None and kind != "suspects":
             words += ["--data-dir", str(self.data_dir)]

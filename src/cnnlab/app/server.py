@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
@@ -28,7 +29,8 @@ from cnnlab.app.searching import Searches
 from cnnlab.app.trying import Trials
 from cnnlab.inspect.report import MOST_RUNS, live_report, report
 from cnnlab.inspect.report.page import PAGE
-from cnnlab.io.errors import CnnlabError
+from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.text import escape
 from cnnlab.models import MODELS
 from cnnlab.recipe import SETTINGS, Recipe
 from cnnlab.recipes import RECIPES, choose_recipe
@@ -37,8 +39,8 @@ from cnnlab.training.runs import open_run
 OWN = Path(__file__).parent / "page"
 LARGEST = 32 << 20  # bytes of an image that is sent
 _LARGEST_JSON = 1 << 16
-_EVERY = 0.5  # seconds between two looks at the run folders
-_ALIVE = 30  # looks without news after which a comment is sent, so that a closed connection is noticed
+_EVERY = 0.5  # seconds between two checks of the run folders
+_ALIVE = 30  # checks without changes after which a comment is sent, so that a closed connection is noticed
 _TYPES = {".js": "text/javascript", ".css": "text/css"}
 
 
@@ -69,7 +71,8 @@ class Pages:
 
     def prepare(self) -> None:
         """Do now what the first page of its kind would wait for: read the runs, import what reads public sets."""
-        self.runs.rows()
+        with suppress(OSError):  # the page itself shows the error
+            self.runs.rows()
         import_module("torchvision")  # takes 2 s
 
     def list_runs(self, _: Request) -> Any:
@@ -86,6 +89,8 @@ class Pages:
         for name in request.query_params.getlist("run"):
             members |= self.runs.members(name)
         names = list(members)[:MOST_RUNS]
+        if not names:
+            raise CnnlabError("no run to report; name one")
         chosen = [open_run(members[name]) for name in names]
         if request.query_params.get("live"):
             return live_report(chosen).payload
@@ -103,7 +108,7 @@ class Pages:
             return self._reports[key]
 
     def recipes(self, _: Request) -> Any:
-        """Return the recipes and the settings, of which the page makes a form."""
+        """Return the recipes, models and settings, from which the page builds a form."""
         return {
             "recipes": {name: recipe.to_dict() for name, recipe in RECIPES.items()},
             "models": list(MODELS),
@@ -135,11 +140,11 @@ class Pages:
         wanted = await _json(request)
         kind, what = str(wanted.get("kind")), str(wanted.get("what"))
         if kind == "suspects":
-            what = str(self.runs.place(what))
+            what = str(await run_in_threadpool(self.runs.place, what))
         return {"search": await run_in_threadpool(self.searches.start, kind, what)}
 
     def found(self, request: Request) -> Any:
-        """Return the state of a search, and of what it has found some rows with pictures of the source."""
+        """Return the state of a search; once it is done, some of the rows that it found, with pictures."""
         q = request.query_params
         search = self.searches.get(_number(q.get("search", "")))
         found = search.found()
@@ -162,13 +167,13 @@ class Pages:
 
     async def resume(self, request: Request) -> Any:
         """Continue an interrupted run."""
-        run = self.runs.open(str((await _json(request)).get("run")))
+        run = await run_in_threadpool(self.runs.open, str((await _json(request)).get("run")))
         await run_in_threadpool(self.trainings.resume, self._name(run.path))
         return {}
 
     async def stop(self, request: Request) -> Any:
         """Interrupt a run."""
-        run = self.runs.open(str((await _json(request)).get("run")))
+        run = await run_in_threadpool(self.runs.open, str((await _json(request)).get("run")))
         await run_in_threadpool(self.trainings.stop, self._name(run.path))
         return {}
 
@@ -258,6 +263,9 @@ async def _answered(answer: Callable[[], Any]) -> Response:
         found = await answer()
     except CnnlabError as error:
         return JSONResponse({"error": str(error)}, 400)
+    except OSError as error:  # such as a folder of runs that may not be read
+        where = f"{escape(str(error.filename))}: " if error.filename else ""
+        return JSONResponse({"error": f"{where}{reason(error)}"}, 500)
     return Response(found, media_type="application/json") if isinstance(found, bytes) else JSONResponse(found)
 
 
@@ -290,11 +298,11 @@ async def _json(request: Request) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise CnnlabError("the request is no JSON object")
+        raise CnnlabError("the request is not a JSON object")
     return found
 
 
 def _number(text: str) -> int:
     if not text.isdecimal() or len(text) > 9:
-        raise CnnlabError(f"{text[:40]!r} is no number of an image or class")
+        raise CnnlabError(f"{text[:40]!r} is not the number of an image or class")
     return int(text)

@@ -89,7 +89,7 @@ class Trials:
         self._kept: OrderedDict[tuple[Any, ...], Trial] = OrderedDict()
 
     def classify(self, name: str, content: bytes, *, nearest: bool) -> dict[str, Any]:
-        """Classify the image file `content` by a run. Raise CnnlabError for anything that is no image."""
+        """Classify the image file `content` by a run. Raise CnnlabError for anything that is not an image."""
         with self.lock:
             trial = self._trial(name)
             image = _decoded(trial, content)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cnnlab.device.cgroups import available_cores as available_cores  # told with the rest of the hardware
+from cnnlab.device.cgroups import available_cores as available_cores  # exported with the rest
 from cnnlab.io.errors import CnnlabError, unknown
 
 KINDS = ("auto", "cpu", "cuda", "mps")
@@ -23,7 +23,7 @@ def pick_device(name: str = "auto") -> torch.device:
     Raise CnnlabError for an unknown or absent device.
     """
     kind, _, index = name.partition(":")
-    if kind not in KINDS or (index and not (index.isdigit() and kind == "cuda")):
+    if kind not in KINDS or (index and not (index.isdecimal() and kind == "cuda")):
         raise unknown("device", name, KINDS)
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if kind == "auto":

@@ -1,4 +1,4 @@
-"""Who trains in a run's folder: `cnnlab.training.runs.locked` writes its process into the lock's file."""
+"""Which process trains in a run's folder: `cnnlab.training.runs.locked` writes its number into the lock file."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from filelock import FileLock, Timeout
 
 
 def holder(folder: Path) -> int | None:
-    """Return the process of this machine that trains in `folder`, as its lock's file says, if there is such a process.
+    """Return the process of this machine that trains in `folder`, according to its lock file; None without one.
 
-    Its number may have been given to another process since: `is_locked` is sure.
+    Quick, but the number may have been given to another process since; `is_locked` is certain.
     """
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, OverflowError):  # the last: a number that no process can have
         found = re.fullmatch(r"process (\d{1,10}) on (.*)\n", (folder / ".lock").read_text(encoding="utf-8"))
         if found and found[2] == platform.node():
             if os.name == "posix":

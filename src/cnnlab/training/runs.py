@@ -278,10 +278,12 @@ def list_runs(runs_dir: str | Path = "runs", damaged: Callable[[str], None] = la
 
 
 def folders_of_runs(path: Path) -> list[Path]:
-    """Return `path` if it is a run's folder, or those inside it: a series, or the runs of a reproduction."""
+    """Return `path` if it is a run's folder, else the folders of runs inside it: of a series, or of a reproduction."""
     inside: list[Path] = []
     if any((path / f"{kind}.json").exists() for kind in ("reproduction", "competition")):
-        inside = [folder for p in sorted(path.iterdir()) if p.is_dir() for folder in folders_of_runs(p)]
+        # Links are not followed: one to a folder above would be walked again and again.
+        parts = sorted(p for p in path.iterdir() if p.is_dir() and not p.is_symlink())
+        inside = [folder for p in parts for folder in folders_of_runs(p)]
     elif is_series(path):
         inside = member_folders(path)
     return [folder for folder in inside or [path] if (folder / "run.json").exists()]
