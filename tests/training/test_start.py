@@ -176,6 +176,7 @@ def test_a_network_added_to_models_says_where_it_came_from(
         (NET, "other.py:Net", "does not exist"),
         (NET, "net.py:", "FILE.py:BUILDER"),
         ("1 / 0", "net.py:Net", "ZeroDivisionError"),
+        ("import sys; sys.exit()", "net.py:Net", "SystemExit"),
         ("def Net(: pass", "net.py:Net", "SyntaxError"),
         ("Net = 3", "net.py:Net", "Net"),
     ],

@@ -27,7 +27,7 @@ def own_name(network: Any) -> str:
     Raise CnnlabError for anything else.
     """
     if not callable(network):
-        raise CnnlabError(f"{type(network).__name__} is no network: pass an nn.Module, or a builder that returns one")
+        raise CnnlabError(f"{type(network).__name__} is not a network: pass an nn.Module, or a builder of one")
     while isinstance(network, functools.partial):
         network = network.func
     named = network if hasattr(network, "__qualname__") else type(network)
@@ -54,7 +54,7 @@ def load_builder(name: str) -> Callable[..., nn.Module]:
     sys.path.insert(0, str(path.parent.absolute()))  # for what it imports from beside it
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # a user's file may raise anything
+    except (Exception, SystemExit) as error:  # a user's file may raise anything, and a script may exit
         raise CnnlabError(f"{path} cannot be run: {type(error).__name__}: {reason(error, 200)}") from error
     finally:
         sys.path.pop(0)
