@@ -429,6 +429,9 @@ def test_the_caption_has_the_epoch_of_the_weights(tmp_path: Path) -> None:
     write_metrics(run, rows)
     assert "best.safetensors (epoch 2)" in filters(run).texts[0].get_text()
     assert "last.safetensors (epoch 3)" in filters(run, "last").texts[0].get_text()
+    write_metrics(run, [{**row, "val_balanced_acc": 0.1 * row["epoch"]} for row in rows])
+    by_class = replace(run, recipe=run.recipe.changed(select="balanced_accuracy"))
+    assert "best.safetensors (epoch 3)" in filters(by_class).texts[0].get_text()
 
 
 def test_a_network_without_convolutions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from cnnlab.inspect.layers import first_convolution
 from cnnlab.io.errors import CnnlabError
 from cnnlab.models.airbench import Whitening
 from cnnlab.models.own import Network
+from cnnlab.training.progress import ranking
 from cnnlab.training.runs import Run
 
 
@@ -21,8 +22,7 @@ def filters(run: Run, weights: str | None = None, model: Network | None = None) 
 
     weights: "best" or "last". Default: as `cnnlab predict`. Each filter is scaled on its own, as in `filter_pixels`;
     for other than one or three channels the mean over the channels is drawn. The caption says so if the filters are not
-    learned but whiten the images. Raises: CnnlabError if the network has no
-    convolution.
+    learned but whiten the images. Raise CnnlabError if the network has no convolution.
     """
     file = run.weights(weights)
     return draw_filters(run, file, load_network(run, file, model))
@@ -82,13 +82,12 @@ def filter_columns(count: int) -> int:
 
 def _epoch(run: Run, file: Path) -> str:
     rows, summary = run.metrics(), run.summary()
-    key = run.recipe.key
     if not rows:
         return file.name
     if file.stem != "best":
         epoch = rows[-1]["epoch"]
     elif summary is not None:
         epoch = summary["best_epoch"]
-    else:  # an unfinished run: the epoch that training would choose
-        epoch = max(rows, key=lambda row: (row[f"{key}_acc"], -row.get(f"{key}_loss", 0.0)))["epoch"]
+    else:  # an unfinished run
+        epoch = max(rows, key=lambda row: ranking(row, run.recipe))["epoch"]
     return f"{file.name} (epoch {epoch})"

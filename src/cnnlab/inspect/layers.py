@@ -91,7 +91,7 @@ def spatial_layers(model: nn.Module, x: Tensor) -> list[SpatialLayer]:
 
 def _measured(model: nn.Module, x: Tensor) -> tuple[list[SpatialLayer], int]:
     """Return the spatial layers, and how many later modules work on tokens (B, N, C) of at least as many positions."""
-    x = torch.cat((x[:1], x[:1]))  # two, so that a batch of windows or patches is told from a batch of images
+    x = torch.cat((x[:1], x[:1]))  # two, so that a batch of windows or patches can be told from a batch of images
     outputs: dict[int, tuple[Tensor, SpatialLayer | None]] = {}  # by id, in running order; holds the tensors
     tokens: list[int] = []  # N of each output (B, N, C) since the last spatial layer
 

@@ -126,7 +126,6 @@ def layer_statistics(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor | 
             sums.setdefault(path, _Sums(module)).add(call, output)
 
     passive = (*NO_OPERATION, nn.Flatten)
-    passive = (*NO_OPERATION, nn.Flatten)
     leaves = {path: m for path, m in model.named_modules() if not any(m.children()) and not isinstance(m, passive)}
     with eval_mode(model), torch.no_grad(), watched_units(model) as active:
         for x, y in batches:

@@ -71,7 +71,7 @@ def summarize(
     submodules too, and so on; 0 for all. A module is not changed. Multiply-adds are those of convolutions and matrix
     products, as torch.utils.flop_counter counts them.
 
-    Raises: CnnlabError for an unknown name or a size that does not fit.
+    Raise CnnlabError for an unknown name or a size that does not fit.
     """
     if depth < 0:
         raise CnnlabError(f"depth={depth}: must be 1 or more, or 0 for all layers")

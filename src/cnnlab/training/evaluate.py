@@ -74,14 +74,18 @@ def probabilities(logits: Tensor, temperature: float) -> Tensor:
     return (logits / temperature).softmax(1)
 
 
+def confidence_bins(p: Tensor) -> Tensor:
+    """Return the bin of each probability, (N,) float64 -> (N,) int64: (0, 1/15], (1/15, 2/15], ..."""
+    return ((p * BINS).ceil().long() - 1).clamp(0, BINS - 1)
+
+
 def calibration_error(confidence: Tensor, correct: Tensor) -> float:
     """Return the expected calibration error: how far accuracy and mean probability differ, over 15 equal bins.
 
     confidence: (N,) probability of the predicted class; correct: (N,) bool.
     """
     p = confidence.double()
-    place = ((p * BINS).ceil().long() - 1).clamp(0, BINS - 1)  # the bins are (0, 1/15], (1/15, 2/15], ...
-    gap = torch.bincount(place, weights=correct.double() - p, minlength=BINS)
+    gap = torch.bincount(confidence_bins(p), weights=correct.double() - p, minlength=BINS)
     return gap.abs().sum().item() / len(p)
 
 

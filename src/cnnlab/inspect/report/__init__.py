@@ -123,9 +123,9 @@ def report(
 ) -> Report:
     """Return a report about one run, or about several side by side; a folder of seeds or folds stands for its runs.
 
-    split: test, validation or train. Default: the one that was evaluated while it trained. The test set counts as
-    looked at, as by `evaluate_run`, whose arguments the others are. folder: where the page will be, from which the
-    paths of images are relative. Default: the working folder. What a run lacks (weights, images) is left out, and the
+    split: test, validation or train. Default: the one that was evaluated while it trained. An evaluation
+    on the test set is recorded, as by `evaluate_run`, whose arguments the others are. folder: where the page will be;
+    paths of images are relative to it. Default: the working folder. What a run lacks (weights, images) is left out, and the
     page says so; but an option that does not fit raises CnnlabError.
     """
     chosen = find_runs(names, runs_dir)

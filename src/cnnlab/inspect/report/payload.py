@@ -26,7 +26,7 @@ from cnnlab.inspect.report.thumbnails import Thumbnails
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.text import cell, escape, truncate
 from cnnlab.models.own import Network
-from cnnlab.training.evaluate import BINS, calibration_error, probabilities
+from cnnlab.training.evaluate import BINS, calibration_error, confidence_bins, probabilities
 from cnnlab.training.locks import trainer
 from cnnlab.training.own import check_own
 from cnnlab.training.runs import Run, first_session
@@ -333,9 +333,9 @@ def _suspects(measured: Measured, p: Tensor) -> tuple[list[tuple[int, int]], str
 
 
 def _reliability(confidence: Tensor, correct: Tensor) -> list[list[Any]]:
-    """Return (images, mean probability, accuracy) of each of the bins (0, 1/15], (1/15, 2/15], ..."""
+    """Return (images, mean probability, accuracy) of each bin, see `confidence_bins`."""
     p = confidence.double()
-    place = ((p * BINS).ceil().long() - 1).clamp(0, BINS - 1)
+    place = confidence_bins(p)
     count = torch.bincount(place, minlength=BINS)
     sums = [torch.bincount(place, weights=w, minlength=BINS) for w in (p, correct.double())]
     means = [(s / count.clamp(min=1)).tolist() for s in sums]
