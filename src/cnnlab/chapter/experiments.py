@@ -57,7 +57,7 @@ def printed_figures(name: str) -> dict[str, float | None]:
 
 
 def heading(name: str) -> tuple[str, str]:
-    """Return section and title of an experiment or classical method. Raises: CnnlabError for an unknown name."""
+    """Return section and title of an experiment or classical method. Raise CnnlabError for an unknown name."""
     if name in CLASSICAL:
         return "start", CLASSICAL[name]  # the chapter starts with them
     if name not in EXPERIMENTS:

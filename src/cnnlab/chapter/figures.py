@@ -60,7 +60,7 @@ def figures(
     names: keys of FIGURES. Default: all, but 1.1 only with `run`, whose filters it shows, and 1.8 only with `data`, a
     source of images. model: your own network, if the run trained one. Existing files are replaced.
 
-    Raises: CnnlabError for an unknown name or format, for a missing `run` or `data`, and if the folder
+    Raise CnnlabError for an unknown name or format, for a missing `run` or `data`, and if the folder
     cannot be written.
     """
     given = {"": True, "run": run is not None, "data": data is not None}
@@ -124,7 +124,7 @@ def _draw(
     return [(suffix, _save(picture, suffix, title)) for suffix in formats]
 
 
-# 1.1
+# 1.1 and 1.8
 
 
 def _save(picture: Any, format: str, title: str) -> bytes:

@@ -99,7 +99,7 @@ def trace(model: nn.Module, image: tuple[int, int, int], *, name: str = "image")
     """Trace `model` on one image of shape (C, H, W): a box per layer or operation, an arrow per tensor.
 
     The forward function itself is traced, with its shortcuts, additions and functional activations. Nothing is
-    computed: shapes come from a copy on the meta device. name: label of the input. Raises: CnnlabError for a network
+    computed: shapes come from a copy on the meta device. name: label of the input. Raise CnnlabError for a network
     whose forward depends on values, and for an image size that does not fit.
     """
     model = _on_meta(model)

@@ -37,7 +37,7 @@ from cnnlab.training.series import is_series, spread
 from cnnlab.training.session import same_device
 
 _FORMAT = "cnnlab reproduction 1"
-_FORM = {
+_SCHEMA = {
     "recipes": dict, "seeds": Number(1, 100_000, whole=True), "methods": [str], "limit": COUNT, "data_dir": str,
     "device": str, "threads": COUNT,
 }  # fmt: skip
@@ -96,7 +96,7 @@ def reproduce(
     limited. confirm: gets the plan with the estimated time and returns whether to train; if not, None is returned. An
     experiment that fails becomes a row with the reason, and the others are trained.
 
-    Raises: CnnlabError for bad input, TrainingInterrupted on Ctrl-C; `resume_reproduction` continues.
+    Raise CnnlabError for bad input, TrainingInterrupted on Ctrl-C; `resume_reproduction` continues.
     """
     for experiment in names:
         if experiment not in (*EXPERIMENTS, *CLASSICAL, "classical"):
@@ -149,7 +149,7 @@ def resume_reproduction(
 ) -> Reproduction:
     """Resume an interrupted reproduction: keep finished rows, and train failed rows again.
 
-    device, threads, data_dir: Default: those of its start. Raises: as `reproduce`.
+    device, threads, data_dir: Default: those of its start. Raise as `reproduce`.
     """
     make_display(progress)  # these raise for bad arguments
     check_threads(threads)
@@ -161,7 +161,7 @@ def resume_reproduction(
     try:
         if content["format"] != _FORMAT:
             raise CnnlabError(f"format {truncate(repr(content['format']), 60)}, not {_FORMAT!r}")
-        check(folder / "reproduction.json", content, _FORM)
+        check(folder / "reproduction.json", content, _SCHEMA)
         recipes = {n: Recipe.from_dict(values) for n, values in content["recipes"].items()}
         plan = Plan(recipes, content["seeds"], {}, tuple(content["methods"]), content["limit"])
         if data_dir is None and Path(content["data_dir"]).is_dir():
@@ -208,7 +208,8 @@ def _run(path: Path, plan: Plan, common: dict[str, Any]) -> Reproduction:
             write_atomic(path / "table.md", markdown(rows))
         except OSError as error:
             raise CnnlabError(
-                f"cannot write into {path}: {reason(error)}; then continue with: cnnlab reproduce --resume {path}"
+                f"cannot write into {path}: {reason(error)}; fix that, then continue with: "
+                f"cnnlab reproduce --resume {path}"
             ) from error
     return Reproduction(path, [done[n] for n in names])
 
@@ -305,7 +306,7 @@ def _estimate(
 ) -> dict[str, float]:
     """Return the estimated seconds of each experiment, from a few real steps on random images.
 
-    Raises: CnnlabError if the data are missing or damaged.
+    Raise CnnlabError if the data are missing or damaged.
     """
     counts: dict[tuple[str, str], int] = {}  # (source, split) -> images
     seconds = {}

@@ -104,7 +104,7 @@ def main() -> NoReturn:
         echo("stopped", error=True)
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of our output (head, less) has exited, which is no error.
+        # The reader of our output (head, less) has exited, which is not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:

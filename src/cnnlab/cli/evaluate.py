@@ -174,7 +174,7 @@ def confusion(
 ) -> str:
     """Return the confusion matrix, one row per class. For more than 20 classes: the most frequent mistakes.
 
-    recall: of each class. others: for each class, the images whose predicted label is no class. Each gets a column.
+    recall: of each class. others: for each class, the images whose predicted label is not a class. Each gets a column.
     """
     if len(classes) <= 20:
         table = Table("true \\ predicted", *(str(k) for k in range(len(classes))), *["other"] * bool(others),

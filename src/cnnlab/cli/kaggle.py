@@ -349,6 +349,6 @@ def submitted_text(found: Submitted) -> str:
 
 
 def scored_text(found: Score) -> str:
-    """Return accuracy and confusion matrix. Labels that are no class are in the last column."""
+    """Return accuracy and confusion matrix. Labels that are not a class are in the last column."""
     extra: Sequence[int] = found.other.tolist() if found.no_class else ()
     return f"{found}\n{confusion(found.classes, found.confusion.tolist(), found.class_accuracy, extra)}"

@@ -44,7 +44,7 @@ def show(
 def known_things(what: str | None) -> dict[str, dict[str, str]]:
     """Return {kind: {name: description}} of models, data, recipes and settings, or of one kind.
 
-    Raises: CnnlabError for an unknown kind.
+    Raise CnnlabError for an unknown kind.
     """
     from cnnlab.data import DESCRIPTIONS as SOURCES
     from cnnlab.data import FORMS

@@ -69,7 +69,7 @@ def predict(
     if out is not None:
         if format_ not in ("table", out.suffix.lower().removeprefix(".")):
             raise CnnlabError(
-                f"--format {format_} and --out {out}: the file's ending sets the format; leave out --format"
+                f"--format {format_} and --out {out}: the file's extension sets the format; leave out --format"
             )
         check_output(out)
     stream = predict_stream(

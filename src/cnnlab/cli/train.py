@@ -53,7 +53,7 @@ def train(
         typer.Option(help="Cross-validation: train with this many folds; print mean and std.", show_default=False),
     ] = None,
     group_duplicates: Annotated[
-        bool, typer.Option("--group-duplicates", help="Keep near duplicates on one side of the validation split.")
+        bool, typer.Option("--group-duplicates", help="Keep near-duplicates on one side of the validation split.")
     ] = False,
     resume: Annotated[
         str | None,
@@ -119,7 +119,7 @@ def train(
     if twice := sorted(settings.keys() & more.keys()):
         raise CnnlabError(f"{twice[0]} is given twice, as an option and by --set; leave one out")
     if "name" in more:
-        raise CnnlabError("name is no setting to change; --name names the run")
+        raise CnnlabError("name is not a setting to change; --name names the run")
     settings |= more
     model, data = settings.pop("model", None), settings.pop("data", None)
     common: dict[str, Any] = {

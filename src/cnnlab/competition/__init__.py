@@ -57,7 +57,7 @@ def get(
 ) -> list[Path]:
     """Download the competition's files with the official client, unless they are there.
 
-    folder: Default: `competition` in the folder of the datasets. Raises: CnnlabError that says what to download by hand
+    folder: Default: `competition` in the folder of the datasets. Raise CnnlabError that says what to download by hand
     if the client or its token is missing.
     """
     with reporting(progress) as report:

@@ -42,7 +42,7 @@ class Submitted:
 
 
 def check_submittable(competition: Competition, upload_to: str | None = None) -> None:
-    """Check before a training that a submission can be written and handed in. Raises: CnnlabError."""
+    """Check before a training that a submission can be written and handed in. Raise CnnlabError."""
     store = competition.images()
     if not store.test_ids:
         raise CnnlabError(
@@ -78,7 +78,7 @@ def submit(
     the best on the validation split, from report.json. out: the file. Default: submission.csv in the work folder; an
     existing file with other content is renamed. probabilities: write one column per class instead of the labels; done
     anyway if the sample has such columns. upload_to: hand it in to that competition with the official client,
-    unless the same file was handed in before. Raises: CnnlabError.
+    unless the same file was handed in before. Raise CnnlabError.
     """
     check_threads(threads)
     check_submittable(competition, upload_to)

@@ -76,7 +76,7 @@ def get(competition: str, folder: Path, *, report: Report = no_report) -> list[P
     The client writes into a hidden folder inside; only complete files move out, and they replace nothing. The next
     call continues an interrupted download.
 
-    Raises: CnnlabError that says what to do, or which files to download by hand without the client or a token.
+    Raise CnnlabError that says what to do, or which files to download by hand without the client or a token.
     """
     _check_name(competition)
     folder = folder.absolute()
@@ -94,7 +94,7 @@ def get(competition: str, folder: Path, *, report: Report = no_report) -> list[P
 
 
 def check_ready(competition: str) -> str:
-    """Return the client. Raises: CnnlabError if nothing can be handed in: for a bad name, without client or token."""
+    """Return the client. Raise CnnlabError if nothing can be handed in: for a bad name, without client or token."""
     _check_name(competition)
     return _ready(lambda lacking: f"{lacking}; or upload the submission by hand at {_page(competition)}/submit")
 
@@ -102,7 +102,7 @@ def check_ready(competition: str) -> str:
 def upload(competition: str, path: Path, message: str) -> str:
     """Hand in the submission `path`. Return the client's answer, one line.
 
-    Raises: CnnlabError if the file, the client or a token is missing, or if Kaggle refuses.
+    Raise CnnlabError if the file, the client or a token is missing, or if Kaggle refuses.
     """
     client = check_ready(competition)
     if not path.is_file() or not path.stat().st_size:
@@ -115,7 +115,7 @@ def upload(competition: str, path: Path, message: str) -> str:
 
 
 def _ready(message: Callable[[str], str]) -> str:
-    """Return the client. Raises: CnnlabError with `message` of what is lacking: the client, or a token."""
+    """Return the client. Raise CnnlabError with `message` of what is lacking: the client, or a token."""
     client = find_client()
     lacking = [] if client else ["pip install kaggle"]
     if not has_token():
@@ -158,7 +158,7 @@ def _download(client: str, competition: str, folder: Path, report: Report) -> li
 def _run(
     client: str, arguments: list[str], competition: str, progress: Callable[[int], None] = lambda _: None
 ) -> list[str]:
-    """Run `kaggle competitions ARGUMENTS` and return its last lines. Raises: CnnlabError if it fails."""
+    """Run `kaggle competitions ARGUMENTS` and return its last lines. Raise CnnlabError if it fails."""
     # Unbuffered, so that its output and its errors come in order.
     env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
     try:

@@ -123,7 +123,7 @@ class Grades:
     def save(self, out: str | Path | None = None) -> Path:
         """Write grades.csv and grades.png into the folder `out` and return it. Default: a new folder in runs.
 
-        Raises: CnnlabError if the folder has such files already or cannot be written.
+        Raise CnnlabError if the folder has such files already or cannot be written.
         """
         check_out(out)
         picture = plots.png(plots.grades(self.accuracies, str(self)))
@@ -161,8 +161,8 @@ def grade(
     roster: the students, each of whom gets a line: a folder with a file or a folder per student, a text file with a
     name per line, or a table as Canvas, Moodle and Blackboard export it (see `cnnlab.competition.roster`). Unless
     `submissions` is a folder, a roster's folder holds the submissions.
-    out: the folder where grades will be saved; grades in it are no submission.
-    Raises: CnnlabError for labels, a roster or a folder that cannot be read.
+    out: the folder where grades will be saved; grades in it do not count as a submission.
+    Raise CnnlabError for labels, a roster or a folder that cannot be read.
     """
     truth = read_truth(labels, id_column, label_column)
     truth = replace(truth, path=escape(expand(labels).name))  # notes go to students, who need no path of the teacher's
@@ -269,7 +269,7 @@ def _graded(
 
 
 def _read(path: Path, name: str, limit: int) -> bytes:
-    """Return the file's bytes. Raises: CnnlabError if it is no regular file, too large or cannot be read."""
+    """Return the file's bytes. Raise CnnlabError if it is not a regular file, is too large or cannot be read."""
     # Do not wait for the other end of a pipe, and do not follow what has become a link in the meantime.
     flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_BINARY", "O_NONBLOCK", "O_NOFOLLOW"))
     try:

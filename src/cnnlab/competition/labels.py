@@ -46,7 +46,7 @@ def check_labels(
     """Compare a CSV of ids and labels with a folder or an archive of images, of which only the names are read.
 
     classes: the expected ones. Without them, only labels that differ from another by case or spaces are suspicious.
-    Raises: CnnlabError for a table or an archive that cannot be read.
+    Raise CnnlabError for a table or an archive that cannot be read.
     """
     path = expand(table)
     try:

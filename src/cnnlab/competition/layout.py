@@ -122,7 +122,7 @@ class Place:
         return name in self._files if self._zip else (self.path / name).is_file()
 
     def table(self, name: str) -> bytes:
-        """Read a CSV file. Raises: CnnlabError."""
+        """Read a CSV file. Raise CnnlabError."""
         try:
             with self._open(name) as file:
                 content = file.read(_CSV_LIMIT + 1)
@@ -191,7 +191,7 @@ def plain_id(name: str) -> str:
 
 
 def member_ids(archive: Archive) -> dict[str, int]:
-    """Return {id: index in `archive.members`}. Raises: CnnlabError if two images have the same id."""
+    """Return {id: index in `archive.members`}. Raise CnnlabError if two images have the same id."""
     ids: dict[str, int] = {}
     for i, member in enumerate(archive.members):
         if not member.name.isascii() and member.name != member.name.encode("utf-8", "replace").decode():

@@ -40,7 +40,7 @@ def prepare_store(
     `info["report"]` and listed in full in `info["lists"]`; ids of the sample submission without a test image are in
     `info["sample_without_image"]`. Stores of the same images, ids and labels have the same `info["fingerprint"]`.
 
-    Raises: CnnlabError for anything that is wrong with the files.
+    Raise CnnlabError for anything that is wrong with the files.
     """
     folder = expand(folder)
     if workers is not None and workers < 1:

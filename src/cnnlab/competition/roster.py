@@ -64,7 +64,7 @@ _CANVAS = re.compile(r"([^\d_]+)(?:_late)?_(\d+)_\d+(?:_.*)?", re.I)
 _MOODLE = re.compile(r"(.+)_(\d+)_assignsubmission_(?:file|onlinetext)(?:_.*)?", re.I)
 _NUMBERED = re.compile(r"\d{1,3}[.)、,，;\s]+(?=\S)")  # before a line of a numbered list
 _SHORT = 3  # characters of a number that is in the name of any file, such as homework 12
-_MOST_HEAD, _MOST_COLUMNS = 10, 1000  # the first rows, among which the header is; columns that are looked at
+_MOST_HEAD, _MOST_COLUMNS = 10, 1000  # the first rows, among which the header is; columns that are examined
 _BLACKBOARD = re.compile(r".+_([^_]+)_attempt_\d{4}(?:-\d\d){2,5}(?:_.*)?", re.I)
 
 

@@ -52,7 +52,7 @@ class Parts:
 
     @classmethod
     def find(cls, place: Place, layout: Layout) -> Parts:
-        """Find the files. Raises: CnnlabError if the training images or their labels are missing."""
+        """Find the files. Raise CnnlabError if the training images or their labels are missing."""
         train = place.find(layout.train)
         if train is None:
             raise place.missing(layout.train, "the training images, as a folder or an archive")
@@ -91,7 +91,7 @@ class StoreWriter:
     pattern: str = ""
 
     def write(self, key: str) -> None:
-        """Write the store. key: see Parts.key. Raises: CnnlabError, OSError."""
+        """Write the store. key: see Parts.key. Raise CnnlabError, OSError."""
         parts, layout = self.parts, self.parts.layout
         labels = self._labels()
         sample = self._sample(set(labels.values()))
@@ -299,7 +299,7 @@ class StoreWriter:
         """Write the images `order` of the archive to the rows 0, 1, .. of PART.npy.
 
         Return the images that could not be decoded and may be skipped; their rows stay black. Stop early, and return
-        its fault among others, at an image for which `how` has not been measured. Raises: CnnlabError.
+        its fault among others, at an image for which `how` has not been measured. Raise CnnlabError.
         """
         path = self.work / f"{part}.npy"
         offset = self._new_file(part, len(order))

@@ -59,7 +59,7 @@ class Score:
     """A submission scored against the true labels.
 
     classes: the K labels, sorted; confusion: (K, K) int64, row = true class, column = predicted class; other: (K,)
-    int64, images of each true class whose submitted label is no class, which count as wrong; no_class: how often each
+    int64, images of each true class whose submitted label is not a class: they count as wrong; no_class: how often each
     such label was given; unscored: number of the submission's ids without a true label; log_loss: of a submission with
     a probability for each class, in nats; None for one with labels.
     """
@@ -118,7 +118,7 @@ class Truth:
 def read_pairs(path: str | Path, id_column: str = "id", value_column: str = "label") -> tuple[list[str], list[str]]:
     """Read two columns of a CSV file: ids and values, N texts each, in the file's order. See `read_table`.
 
-    Ids are unique and not empty; values may be empty. Raises: CnnlabError naming the file, the line, and the remedy.
+    Ids are unique and not empty; values may be empty. Raise CnnlabError naming the file, the line, and the remedy.
     """
     table = _read(path, id_column, value_column)
     return table.ids, table.values
@@ -132,7 +132,7 @@ def write_submission(
 
     sample: the competition's sample submission, which has the same ids and sets the order of rows and columns; None:
     the order given. classes: the possible labels. An existing file with other content is renamed to submission-1.csv,
-    -2, ... Raises: CnnlabError for missing, extra and unknown ids or labels, and if the file cannot be written.
+    -2, ... Raise CnnlabError for missing, extra and unknown ids or labels, and if the file cannot be written.
     """
     if len(ids) != len(labels):
         raise ValueError(f"expected a label per id, got {len(ids)} ids and {len(labels)} labels")
@@ -154,7 +154,7 @@ def write_probabilities(
 ) -> Written:  # fmt: skip
     """Write `ids` (N) with their `probabilities` (N, K), one column per class, as a submission, atomically.
 
-    sample: as for `write_submission`; if it has a column for each class, it sets the order of columns, too. Raises:
+    sample: as for `write_submission`; if it has a column for each class, it sets the order of columns, too. Raise
     CnnlabError as `write_submission`.
     """
     columns, order = [id_column, *classes], list(ids)
@@ -167,7 +167,9 @@ def write_probabilities(
         if has_class_columns(header, classes, label_column):
             where = dict(zip(_class_columns(str(sample), header, classes), classes, strict=True))
             if other := [h for i, h in enumerate(header) if i != place and i not in where]:
-                raise CnnlabError(f"{sample} has columns that are no class: {first(other)}; its classes are others")
+                raise CnnlabError(
+                    f"{sample} has columns of other classes: {first(other)}; name the sample of this competition"
+                )
             columns = [header[place].strip(), *(where[i] for i in range(len(header)) if i != place)]
             if place:
                 raise CnnlabError(f"{sample}: the column {id_column!r} must be the first one")
@@ -188,7 +190,7 @@ def has_class_columns(header: Sequence[str], classes: Collection[str], label_col
 
 
 def _class_columns(name: str, header: list[str], classes: Sequence[str]) -> list[int]:
-    """Return where the column of each class is. Raises: CnnlabError if some have none."""
+    """Return where the column of each class is. Raise CnnlabError if some have none."""
     columns = set(map(plain_header, header))
     if missing := [c for c in classes if plain_header(c) not in columns]:
         raise CnnlabError(
@@ -222,7 +224,7 @@ def _write(path: Path, rows: Iterable[Sequence[str]]) -> Written:
 def score(path: str | Path, labels_path: str | Path, *, id_column: str = "id", label_column: str = "label") -> Score:
     """Score the submission `path` against the true labels in `labels_path`, which have the same two columns.
 
-    The labels may be of fewer images (Kaggle scores 10,000 of 300,000): other ids are counted, not scored. Raises:
+    The labels may be of fewer images (Kaggle scores 10,000 of 300,000): other ids are counted, not scored. Raise
     CnnlabError if a labelled image has no answer, or if a file cannot be read.
     """
     with _reading(path) as file:
@@ -231,7 +233,7 @@ def score(path: str | Path, labels_path: str | Path, *, id_column: str = "id", l
 
 
 def read_truth(path: str | Path, id_column: str = "id", label_column: str = "label") -> Truth:
-    """Read the true labels of a CSV file. Raises: CnnlabError for empty labels, and for no class or too many."""
+    """Read the true labels of a CSV file. Raise CnnlabError for empty labels, and for no class or too many."""
     table = _read(path, id_column, label_column)
     numeric = all(map(str.isdecimal, table.values))  # then 2 comes before 10
     classes = sorted(set(table.values), key=lambda c: (len(c) if numeric else 0, c))
@@ -248,7 +250,7 @@ def measure(
 
     With probabilities, every column but the id is a class, and the most probable class is the label; equal ones mean
     the first in the order of the classes, before those that no true label has.
-    Raises: CnnlabError if a labelled image has no answer, no label is a class, or the file cannot be read.
+    Raise CnnlabError if a labelled image has no answer, no label is a class, or the file cannot be read.
     """
     k, number = len(truth.classes), {c: i for i, c in enumerate(truth.classes)}
     rows = table_rows(file, name)
@@ -290,7 +292,7 @@ T = TypeVar("T")
 
 
 def _answers(ids: Sequence[str], values: Sequence[T], truth: Truth, name: str) -> dict[str, T]:
-    """Return {id: value}. Raises: CnnlabError if a labelled image is not among the ids."""
+    """Return {id: value}. Raise CnnlabError if a labelled image is not among the ids."""
     answers = dict(zip(ids, values, strict=True))
     if missing := [i for i in truth.ids if i not in answers]:
         plain = {_plain_id(i): i for i in ids}
@@ -314,7 +316,7 @@ def _plain_id(text: str) -> str:
 def _probabilities(
     rows: Iterator[tuple[int, list[str]]], name: str, place: int, columns: Sequence[int]
 ) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float64]]]:
-    """Return N ids and (N, K) probabilities, each row divided by its sum. Raises: CnnlabError.
+    """Return N ids and (N, K) probabilities, each row divided by its sum. Raise CnnlabError.
 
     rows: without the header; place: the column of ids; columns: those of the K classes. 0,25 is 0.25.
     """

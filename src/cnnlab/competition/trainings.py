@@ -69,7 +69,7 @@ def train(
     """Train with a validation split and evaluate on all images of both splits.
 
     recipe: Default: `cifar/10min`. settings: `key=value` texts that change the recipe. seeds: number of networks.
-    Default: 1. A finished training is not repeated, an interrupted one continues. Raises: CnnlabError, also if a
+    Default: 1. A finished training is not repeated, an interrupted one continues. Raise CnnlabError, also if a
     training with another recipe has started.
     """
     check_threads(threads)
@@ -111,7 +111,7 @@ def retrain(
 ) -> Result | SeedsResult:
     """Train on all labelled images with the settings of `train`, which must have finished.
 
-    seeds: number of networks in the ensemble. Default: 1. A `limit` in the settings applies here too. Raises:
+    seeds: number of networks in the ensemble. Default: 1. A `limit` in the settings applies here too. Raise
     CnnlabError.
     """
     check_threads(threads)

@@ -48,7 +48,7 @@ class Competition:
     fingerprint: str
 
     def images(self) -> Store:
-        """Return the prepared images. Raises: CnnlabError if they are gone, or no longer those of this competition."""
+        """Return the prepared images. Raise CnnlabError if they are gone, or no longer those of this competition."""
         if not (self.store / "store.json").is_file():
             raise CnnlabError(
                 f"the store {self.store} of {self.path} is gone; prepare it again: cnnlab kaggle prepare {self.folder} "
@@ -111,7 +111,7 @@ def prepare(
 ) -> Competition:
     """Decode the competition's files in `folder` (or its zip) into a store, unless that has been done.
 
-    folder: Default: `name` in the folder of the datasets. The other arguments are those of `prepare_store`. Raises:
+    folder: Default: `name` in the folder of the datasets. The other arguments are those of `prepare_store`. Raise
     CnnlabError, also if `name` has runs on other images.
     """
     check_name(name)
@@ -153,7 +153,7 @@ def prepare(
 
 
 def open_competition(name: str = NAME, runs_dir: str | Path = "runs") -> Competition:
-    """Return the prepared competition `name`. Raises: CnnlabError if there is none."""
+    """Return the prepared competition `name`. Raise CnnlabError if there is none."""
     check_name(name)
     path = Path(runs_dir) / name / "competition.json"
     if not path.exists():

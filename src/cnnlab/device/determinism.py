@@ -105,7 +105,7 @@ def set_random_state(device: torch.device, tensors: dict[str, Tensor], values: d
     keys = tensors["numpy"]
     # NumPy does not check the position and would read outside its array.
     if type(position) is not int or not 0 <= position <= 624 or keys.shape != (624,) or keys.dtype != torch.int64:
-        raise ValueError("NumPy's random state")
+        raise ValueError("NumPy's random state is invalid")
     torch.set_rng_state(tensors["torch"])
     if "device" in tensors:  # absent if the run was started on another kind of device
         if device.type == "cuda":

@@ -12,9 +12,9 @@ MOST = 1024
 
 
 def launch(processes: int, arguments: list[str]) -> int:
-    """Run `cnnlab ARGUMENTS` in so many processes that find each other. Return the exit code of one that failed, or 0.
+    """Run `cnnlab ARGUMENTS` in that many connected processes. Return the exit code of the first that failed, or 0.
 
-    Raise CnnlabError for a number of processes that cannot be.
+    Raise CnnlabError for an invalid number of processes.
     """
     if not 1 <= processes <= MOST:
         raise CnnlabError(f"--nproc {processes}: choose 1 to {MOST:,}")
@@ -22,7 +22,7 @@ def launch(processes: int, arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    for name in list(logging.root.manager.loggerDict):  # the processes say themselves what went wrong
+    for name in list(logging.root.manager.loggerDict):  # the processes print their errors themselves
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     config = LaunchConfig(

@@ -60,7 +60,7 @@ class World:
         return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], batch], strict=True)]
 
     def rows(self, batch: int) -> slice:
-        """Return the rows of a batch of so many images that this process takes."""
+        """Return the rows that this process takes of a batch of `batch` images."""
         return self._parts(batch)[self.rank]
 
     def weight(self, batch: int) -> float:
@@ -232,7 +232,7 @@ def fresh_store(store: Any, rank: int, size: int, seconds: float) -> Any:
 
     torchrun keeps one store over its restarts (PyTorch 2.14), with the addresses of processes that are gone, and a
     process that reads an old one waits for it. The first process gathers what each has written just now,
-    and names the part once all have found themselves in its list. Raise RuntimeError after so many seconds.
+    and names the part once all have found themselves in its list. Raise RuntimeError after `seconds`.
     """
     own, end = uuid.uuid4().hex, time.monotonic() + seconds
     if rank:

@@ -110,7 +110,7 @@ def build_model(
     PyTorch's; published: load those that the tag in such a name stands for. image_size: Default:
     `default_image_size(name)`.
 
-    Raises: CnnlabError for an unknown name, and for an image that is too small, with the smallest size that works.
+    Raise CnnlabError for an unknown name, and for an image that is too small, with the smallest size that works.
     """
     if ":" not in name and name not in MODELS:
         raise unknown("model", name, [*MODELS, *libraries()])

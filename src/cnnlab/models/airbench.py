@@ -120,7 +120,7 @@ def airbench(
     """Return whitening, GELU, a group for each of `widths` channels, head: (B, C, H, W) -> (B, K).
 
     airbench94 is (64, 256, 256), airbench95 (128, 384, 384), airbench96 (128, 512, 512) and deep. window: the
-    whitening's kernel, stride and components. Raises: CnnlabError below 9 pixels.
+    whitening's kernel, stride and components. Raise CnnlabError below 9 pixels.
     """
     stem = Whitening(in_channels, *window)  # (B, 24, 31, 31) at 32 pixels in colour
     groups, channels = [], stem.out_channels

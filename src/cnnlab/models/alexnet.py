@@ -23,7 +23,7 @@ def alexnet(
 
     (B, C, H, W) -> (B, K). 46,764,746 parameters for one channel, ten classes, 224 pixels. Other image sizes change
     the number of inputs of the first linear layer (6400 at 224 pixels). small: a quarter of the channels and an eighth
-    of the hidden units, for images from 15 pixels. Raises: CnnlabError below 65 pixels.
+    of the hidden units, for images from 15 pixels. Raise CnnlabError below 65 pixels.
     """
     c1, c2, c3, hidden = (24, 64, 96, 512) if small else (96, 256, 384, 4096)
     kernel, stride, padding = (5, 1, 2) if small else (11, 4, 1)

@@ -29,7 +29,7 @@ def batch_norm(
 
     x: (B, C), or (B, C, H, W), where a feature is a channel. gamma, beta, moving_mean, moving_var: (C,). momentum:
     weight of the old running statistics (one minus PyTorch's momentum). Return the output, of x's shape, and the new
-    running mean and variance. Raises: ValueError for another number of dimensions, and in training for a single value
+    running mean and variance. Raise ValueError for another number of dimensions, and in training for a single value
     per feature, which has no variance.
     """
     if x.ndim not in (2, 4):

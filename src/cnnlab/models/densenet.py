@@ -74,7 +74,7 @@ def densenet(
     """Return ResNet's stem, a dense block for each of `layers`, transitions to half the channels between; BN, ReLU, K.
 
     (B, C, H, W) -> (B, K). (4, 4, 4, 4), the manual's: channels 64-192-96-224-112-240-120-248, 758,226 parameters for
-    one channel, ten classes. Raises: CnnlabError for images that the transitions halve to nothing; four blocks need 29
+    one channel, ten classes. Raise CnnlabError for images that the transitions halve to nothing; four blocks need 29
     pixels.
     """
     bias = not bottleneck  # the manual's source has biases, torchvision has none

@@ -21,8 +21,8 @@ from cnnlab.io.errors import CnnlabError, reason, unknown
 from cnnlab.models.published import PACKAGED, Published, adapted, lite0_weights
 
 _IMAGENET = 1000  # classes of the published heads
-# Their weights were trained on images of mean and std 0.5; torchvision loads them with transform_input=True, which
-# converts from the usual mean and std. Here the images are normalized so at once, and nothing converts them.
+# Their weights were trained on images normalized with mean and std 0.5; torchvision loads them with
+# transform_input=True, which converts from the usual mean and std. Here the images are normalized with 0.5 at once.
 _WITH_TRANSFORM = ("googlenet", "inception_v3")
 # Makes torch.load read tensors only, whoever calls it: a downloaded file must not run code.
 _TENSORS_ONLY = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}

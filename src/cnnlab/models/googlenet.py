@@ -58,7 +58,7 @@ def googlenet(
     (B, C, H, W) -> (B, K). 5,977,530 parameters for one channel, ten classes, at any size. The side is halved five
     times, so that images of at most 32 pixels leave the last blocks a single pixel. ratio: divides the
     number of channels. batch_norm: after each convolution (S. Ioffe, C. Szegedy, Batch normalization, ICML 2015,
-    section 4.2.1, who otherwise change the blocks, too). Raises: CnnlabError below 1.
+    section 4.2.1, whose blocks also differ otherwise). Raise CnnlabError below 1 pixel.
     """
 
     def block(in_channels: int, c1: int, c2: tuple[int, int], c3: tuple[int, int], c4: int) -> Inception:

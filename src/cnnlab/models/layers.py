@@ -27,7 +27,7 @@ def side_after(features: nn.Module, side: int) -> int:
 def final_side(features: nn.Module, image_size: int, usual: int) -> int:
     """Return `side_after(features, image_size)`, at least 1.
 
-    Raises: CnnlabError for too small an image, with the smallest size that works and the network's usual one.
+    Raise CnnlabError for too small an image, with the smallest size that works and the network's usual one.
     """
     side = side_after(features, image_size)
     if side < 1:

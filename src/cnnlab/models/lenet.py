@@ -21,7 +21,7 @@ def lenet(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 28) 
 
     conv 5x5x6 pad 2, sigmoid, avg-pool 2; conv 5x5x16, sigmoid, avg-pool 2; 120, sigmoid, 84, sigmoid, K.
     (B, C, H, W) -> (B, K). 61,706 parameters for one channel, ten classes, 28 pixels. Other image sizes change the
-    number of inputs of the first linear layer (400 at 28 pixels). Raises: CnnlabError below 12 pixels.
+    number of inputs of the first linear layer (400 at 28 pixels). Raise CnnlabError below 12 pixels.
     """
     features = nn.Sequential(
         nn.Conv2d(in_channels, 6, kernel_size=5, padding=2), nn.Sigmoid(),  # (B, 6, 28, 28)
@@ -46,7 +46,7 @@ def lenet_bn(
 
     (B, C, H, W) -> (B, K). 44,878 parameters for one channel, ten classes, 28 pixels. from_scratch: use the
     batch norm of `models.batch_norm` instead of PyTorch's. As in the manual there is no padding, so that the first
-    linear layer has 256 inputs where LeNet's has 400: the two networks differ in more than batch norm. Raises:
+    linear layer has 256 inputs where LeNet's has 400: the two networks differ in more than batch norm. Raise
     CnnlabError below 16 pixels.
     """
     norm_2d, norm_1d = (BatchNorm, BatchNorm) if from_scratch else (nn.BatchNorm2d, nn.BatchNorm1d)

@@ -38,7 +38,7 @@ def nin(
 
     (B, C, H, W) -> (B, K). 1,992,166 parameters for one channel, ten classes, at any size. last_relu: end the last
     block in ReLU, as the manual does. small, ours: a first 5x5 convolution of stride 1 and a third of the
-    channels, for images from 15 pixels. Raises: CnnlabError below 67 pixels.
+    channels, for images from 15 pixels. Raise CnnlabError below 67 pixels.
     """
     c1, c2, c3 = (32, 86, 128) if small else (96, 256, 384)
     kernel, stride, padding = (5, 1, 2) if small else (11, 4, 0)

@@ -100,7 +100,7 @@ def resnet(
 
     (B, C, H, W) -> (B, K). depth: a key of BLOCKS. Every stage but the first halves the side. manual: the manual's
     variant (depth 18: 11,178,378 parameters for one channel, ten classes). cifar: a stem of one 3x3 convolution without
-    stride or pooling, for images of about 32 pixels. ratio: divides the number of channels. Raises: CnnlabError below 1
+    stride or pooling, for images of about 32 pixels. ratio: divides the number of channels. Raise CnnlabError below 1
     pixel.
     """
     block, blocks = BLOCKS[depth]

@@ -40,7 +40,7 @@ def vgg(
     """Return a block for each (convolutions, channels) of `conv_arch`, then twice (`hidden` units, ReLU, dropout), K.
 
     (B, C, H, W) -> (B, K). VGG-11 has 128,806,154 parameters for one channel, ten classes, 224 pixels; a quarter of the
-    channels 43,093,322. Raises: CnnlabError for images that the blocks halve to nothing; five blocks need 32 pixels.
+    channels 43,093,322. Raise CnnlabError for images that the blocks halve to nothing; five blocks need 32 pixels.
     """
     blocks, channels = [], in_channels
     for num_convs, out_channels in conv_arch:

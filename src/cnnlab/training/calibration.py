@@ -1,8 +1,8 @@
-"""Temperature scaling: probabilities that mean what they say.
+"""Temperature scaling: calibrated probabilities, so that of images with a probability of 0.8 about 80% are correct.
 
 C. Guo, G. Pleiss, Y. Sun and K. Q. Weinberger, On Calibration of Modern Neural Networks, ICML 2017, arXiv:1706.04599.
-The logits are divided by one number, the temperature, which is fitted on the validation images. That changes how sure
-the network is of a class, never the order of the classes.
+The logits are divided by one number, the temperature, which is fitted on the validation images. That changes how
+confident the network is in a class, never the order of the classes.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _LEAST_LOGIT = -1e4  # below the largest: a network may rule classes out by -inf
 class Calibration:
     """How well the probabilities of `weights`, a file of the run, fit `images` validation images.
 
-    nll: mean negative log-likelihood; ece: expected calibration error (15 bins). Both as the network is, and with the
-    temperature, which was chosen on the same images: they flatter it a little.
+    nll: mean negative log-likelihood; ece: expected calibration error (15 bins). Both without and with the temperature,
+    which was fitted on the same images: the figures are slightly optimistic.
     """
 
     weights: str
@@ -54,7 +54,7 @@ def calibrate(run: Run, found: Tensor, labels: Tensor) -> Calibration:
     """Fit the temperature of the run's weights. found: logits (N, K) of the validation images; labels: (N,) int64."""
     temperature = fit_temperature(found, labels)
     before, after = (_errors(found, labels, t) for t in (1.0, temperature))
-    if after[0] > before[0]:  # see `fit_temperature`: of few images, it trusts no certainty
+    if after[0] > before[0]:  # with few images, `fit_temperature` errs towards less certain probabilities
         temperature, after = 1.0, before
     return Calibration(run.weights().name, len(labels), temperature, before[0], after[0], before[1], after[1])
 
@@ -62,8 +62,8 @@ def calibrate(run: Run, found: Tensor, labels: Tensor) -> Calibration:
 def fit_temperature(found: Tensor, labels: Tensor) -> float:
     """Return the temperature, 0.05 to 20, that minimises the negative log-likelihood of logits (N, K).
 
-    It counts one image in N + 1 as one of a random class: images that are all predicted correctly would otherwise ask
-    for probabilities of 1. The loss is convex in the inverse of the temperature; Newton's method finds the minimum in
+    One image in N + 1 counts as one of a random class: images that are all predicted correctly would otherwise lead to
+    probabilities of 1. The loss is convex in the inverse of the temperature; Newton's method finds the minimum in
     float64, with bisection where a step leaves the bracket.
     """
     z = found.double()

@@ -50,7 +50,7 @@ def check_weights(path: Path, model: nn.Module) -> None:
     Only the file's header is read. Raise as `load_weights`.
     """
     with _opened(path) as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
     for name, own in model.state_dict().items():
         if shapes.get(name) != tuple(own.shape):
             raise CnnlabError(
@@ -179,7 +179,7 @@ def _check_state(
                 elif isinstance(value, Tensor):
                     _check_like(key, value, torch.tensor(0.0))
                 elif type(value) not in (int, type(None)):
-                    raise ValueError(f"its optimizer's {key} is no number")
+                    raise ValueError(f"its optimizer's {key} is not a number")
 
 
 def _check_like(name: str, tensor: Any, own: Tensor) -> None:
@@ -289,7 +289,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with _opened(path) as file:
         metadata = file.metadata() or {}
         # Copies: a mapping would keep the file open, and some systems cannot replace an open file.
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no dict
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
     try:
         values: dict[str, Any] = json.loads(metadata["cnnlab"])["values"]
         # Compare the whole header, so that a flipped bit in it is noticed.

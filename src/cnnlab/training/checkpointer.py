@@ -32,7 +32,7 @@ def explained_write_errors(path: Path, saved: str = "what was saved remains") ->
     try:
         yield
     except OSError as error:
-        remedy = "Free some space" if error.errno in _FULL else "Correct that"
+        remedy = "Free some space" if error.errno in _FULL else "Fix that"
         raise CnnlabError(
             f"cannot save into {path}: {reason(error)}; {saved}. {remedy}, then continue: cnnlab train --resume {path}"
         ) from error

@@ -25,7 +25,7 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str], title: str) -> 
     side = max(cell * k, 2.6)
     figure = Figure(figsize=(side + margin + 1.0, side + margin + 0.6), layout="constrained")
     axes = figure.subplots()
-    # The square root in the colours shows a single mistake beside many hits.
+    # The square root in the colours shows a single mistake beside many correct predictions.
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     drawn = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest", aspect="equal")
     axes.set_xticks(range(k), names, rotation=90, fontsize=font)

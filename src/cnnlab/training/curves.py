@@ -33,9 +33,9 @@ _OFF_SCALE, _LEAST = 4, 0.6
 def curves(rows: Sequence[dict[str, Any]], recipe: Recipe, title: str = "") -> Figure:
     """Draw loss and accuracy of training and of the evaluation split over the epochs. rows: of metrics.jsonl.
 
-    With validation images a ring marks the best epoch, and a dotted line is the figure that chose it if that is neither
-    accuracy nor loss. Single losses far above the others are off the scale; a note
-    says where they are and how large.
+    With validation images, a ring marks the best epoch, and a dotted line shows the figure that selected it if that is
+    neither accuracy nor loss. Single losses far above the others are off the scale; a note gives their epochs and
+    values.
     """
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)

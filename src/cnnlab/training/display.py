@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 KINDS = ("auto", "bar", "lines", "notebook", "none")
 _INTERVAL = 0.1  # seconds between two updates of the numbers
 _LINE_INTERVAL = 30.0  # seconds between two lines in a log
-_FIRST_LINE = 5.0  # seconds of training after which its time can be told
+_FIRST_LINE = 5.0  # seconds of training after which its duration can be estimated
 _TIME = 14  # columns of the time left beside the numbers
 _DRAW_INTERVAL = 1.0  # seconds between two drawings of the curve; each takes about 0.2 s of one core
 
@@ -74,11 +74,11 @@ class Lines(Display):
             self._due = time.perf_counter() + _LINE_INTERVAL
 
     def start(self, recipe: Recipe, loader: Loader, rows: list[dict[str, Any]]) -> None:
-        """Store what the lines need. The first line tells the expected time after a few seconds."""
+        """Store what the lines need. The first line, after a few seconds, has the expected time."""
         self._epochs, self._recipe = recipe.epochs, recipe
         self._reader, self._count = AsyncScalarReader(loader.device), loader.count
         self._due, self._epoch = time.perf_counter() + _FIRST_LINE, -1
-        # Epochs on frozen features say nothing of the time that the others take.
+        # Epochs on frozen features say nothing about the duration of the others.
         self._frozen = recipe.freeze_epochs if recipe.freeze_epochs < recipe.epochs else 0
         self._seconds = [row["seconds"] for row in rows[-1:] if row["epoch"] > self._frozen]
 
@@ -111,9 +111,9 @@ class Lines(Display):
         )
 
     def _time_left(self, done: int, seconds: float, whole: float) -> str:
-        """Return the expected time after `done` whole epochs, if it is worth a word.
+        """Return the text on the time left after `done` whole epochs; empty below five seconds.
 
-        seconds: left of the epoch that has begun, 0 if none has. whole: of an epoch, if none was measured.
+        seconds: left of the current epoch, 0 between epochs. whole: of an epoch, used if none was measured.
         """
         if done < self._frozen or (done == self._frozen > 0 and not (self._seconds or seconds)):
             return ""

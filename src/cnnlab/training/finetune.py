@@ -186,7 +186,7 @@ class FrozenBody:
 
 
 class _AsTheyAre(Preprocessing):
-    """Features are no pixels: they are neither scaled nor resized."""
+    """The preprocessing of features, which are not pixels: neither scaled nor resized."""
 
     def resized(self, images: Tensor) -> Tensor:
         return images

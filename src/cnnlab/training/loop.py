@@ -159,14 +159,14 @@ class Trainer:
         set_learning_rate(self.optimizer, self.rate(step))
         # Other shapes would be compiled again: the last batch of an epoch, and images that still grow.
         usual = len(y) == recipe.batch_size and x.shape[2] == self.image_size
-        model, make = self._fast_model if usual else self.model, self._step
-        if self.frozen is not None:  # a CUDA graph of this step would go on leaving out the frozen layers
-            model, make = self.frozen.model, self._guard or self._plain_step
+        model, step_once = self._fast_model if usual else self.model, self._step
+        if self.frozen is not None:  # a CUDA graph of this step would still leave out the frozen layers later
+            model, step_once = self.frozen.model, self._guard or self._plain_step
         if self._replica is not None:
             model = self._replica
             self._replica.weight, self._replica.copies = self.world.weight(images), self.world.copies(images)
             self.world.draw_apart(recipe.seed, step)
-        loss, correct = make(model, self.optimizer, x, y, recipe.label_smoothing, self.plan.precision)
+        loss, correct = step_once(model, self.optimizer, x, y, recipe.label_smoothing, self.plan.precision)
         if self.average is not None and (self._guard is None or self._guard.updated):
             self.average.after_step(step)
         return loss, correct

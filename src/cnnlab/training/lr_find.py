@@ -1,7 +1,7 @@
 """A learning-rate range test: which rate suits a network, its images and its recipe.
 
 L. Smith, Cyclical learning rates for training neural networks, WACV 2017, section 3.3. The rate rises exponentially
-from step to step of the real training, until the loss diverges. The model is then thrown away.
+from step to step of the real training, until the loss diverges. The model is then discarded.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from cnnlab.training.session import Session
 from cnnlab.training.start import check_origin, like_origin, new_model, weights_of
 from cnnlab.training.train import explained_errors
 
-# The test ends when the smoothed loss is so many times the first one, or the lowest so far.
+# The test ends when the smoothed loss exceeds this multiple of the first one, or of the lowest so far.
 _DIVERGED, _ABOVE_LOWEST = 1.5, 4.0
-_FELL = 0.95  # times the first smoothed loss, above which it counts as not having fallen
+_FELL = 0.95  # of the first smoothed loss; above it, the loss counts as not having fallen
 _FRACTION = 1 / 3  # of the rate with the lowest loss: ahead of a tenth and of the whole (docs/log.md)
 _REACH = 0.25  # decades of the learning rate to either side over which the losses are averaged
 
@@ -114,7 +114,7 @@ def lr_find(
     augment: Augment | None = None,
     **settings: Any,
 ) -> RangeTest:
-    """Test learning rates from low to high over so many training steps. No run is created; no test image is read.
+    """Test learning rates from low to high over that many training steps. No run is created; no test image is read.
 
     muon: `other_learning_rate` rises in proportion. Other arguments: see `train`. Raise CnnlabError, KeyboardInterrupt.
     """

@@ -63,7 +63,7 @@ def resume(
     if launched():
         check_single(series.kind if series is not None else "")
         if moved is not None or on_nan is not None:
-            raise CnnlabError("--data and --on-nan change the run itself: resume it by one process first")
+            raise CnnlabError("--data and --on-nan change the run itself: resume it with one process first")
     images = own_images(data) if data is not None and moved is None else None
     session = Session(device, threads, data_dir, skip_bad, progress, on_epoch, model, images, augment)
     if series is not None:

@@ -85,7 +85,7 @@ class Session:
         self._skip_bad = skip_bad
         self.origin: dict[str, Any] | None = None  # the run that new ones start from
         self.search_test = True  # whether the test images are searched for copies of training images
-        self.job = ""  # what starts this call again if a process dies
+        self.job = ""  # names this call over the restarts of its processes, see `World`
         self.given: frozenset[str] | None = None  # see `choose`
         self._introduced = self._announced = False
         self._plan: Plan | None = None
@@ -265,7 +265,7 @@ class Session:
         return plan
 
     def announce_time(self, recipe: Recipe, plan: Plan) -> None:
-        """Say once how long a long training will take here."""
+        """Print once how long a long training will take here."""
         if not self._announced:
             self._announced = True
             seconds = expected_seconds(self._workload(recipe), plan)

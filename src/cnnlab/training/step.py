@@ -53,7 +53,7 @@ def add_gradients(
     then normalises over those. 0: all. scaler: scales the loss.
     """
     count = -(-len(y) // micro_batch) if micro_batch else 1
-    losses, hits = [], []
+    losses, corrects = [], []
     for number, (images, labels) in enumerate(zip(x.tensor_split(count), y.tensor_split(count), strict=True), 1):
         with model.later(number < count) if isinstance(model, Replica) else nullcontext():
             loss, correct = forward_loss(model, images, labels, label_smoothing, precision)
@@ -61,8 +61,11 @@ def add_gradients(
                 loss = loss * (len(labels) / len(y))
             (loss if scaler is None else scaler.scale(loss)).backward()
         losses.append(loss.detach())
-        hits.append(correct)
-    loss, correct = (losses[0], hits[0]) if count == 1 else (torch.stack(losses).sum(), torch.stack(hits).sum())
+        corrects.append(correct)
+    if count > 1:
+        loss, correct = torch.stack(losses).sum(), torch.stack(corrects).sum()
+    else:
+        loss, correct = losses[0], corrects[0]
     return model.whole(loss, correct) if isinstance(model, Replica) else (loss, correct)
 
 
@@ -82,8 +85,8 @@ def _forward_loss(
     with autocast(x.device, precision):
         logits = upcast(model(x))  # (B, K)
     if y.ndim == 2 and label_smoothing:
-        # An image counts like so many copies of it: a row keeps its sum. PyTorch's class weights would instead give
-        # most of the smoothed probability to the rare classes.
+        # An image of weight w counts like w copies of it: a row keeps its sum. PyTorch's class weights would give most
+        # of the smoothed probability to the rare classes.
         y = y * (1 - label_smoothing) + y.sum(1, keepdim=True) * (label_smoothing / y.shape[1])
         label_smoothing = 0.0
     loss = F.cross_entropy(logits, y, label_smoothing=label_smoothing)

@@ -103,31 +103,31 @@ def train(
         world = session.world
         session.given = given
         session.job = f"{world.job} {digest(recipe.to_dict())[:12]}" if world.size > 1 else ""
-        begun = world.from_first(
+        earlier = world.from_first(
             lambda: run_of_job(session.job, runs_dir, finished=world.restarted) if session.job else None
         )
-        if begun is not None and (summary := begun.summary()) is not None:  # a process died after its training
-            return Result(begun, summary, network=network)
+        if earlier is not None and (summary := earlier.summary()) is not None:  # a process died after its training
+            return Result(earlier, summary, network=network)
         with world.together():
             session.origin = weights_of(init_from, runs_dir) if init_from is not None else None
-            if begun is None:
+            if earlier is None:
                 check_free(Path(runs_dir), name)
-            recipe = session.load_data(recipe if begun is None else begun.recipe, again=begun)
+            recipe = session.load_data(recipe if earlier is None else earlier.recipe, again=earlier)
             check_origin(session, recipe)
             note_seen_images(session, recipe)
-            recipe = session.find_batch_size(recipe) if auto_batch and begun is None else recipe
+            recipe = session.find_batch_size(recipe) if auto_batch and earlier is None else recipe
         with session.ctrl_c:
-            if begun is not None:
-                return train_run(session, begun)
+            if earlier is not None:
+                return train_run(session, earlier)
             folder = world.from_first(lambda: new_folder(Path(runs_dir), name, recipe))
             with removed_if_empty(folder) as path:
                 return train_run(session, world.from_first(lambda: session.create(path, recipe)))
 
 
 def train_run(session: Session, run: Run, like: dict[str, Any] | None = None) -> Result:
-    """Train a run to its end, from its checkpoint if it has one, while no other process may.
+    """Train a run to its end, from its checkpoint if it has one, under its lock.
 
-    like: the first session of a run whose plan a new one shares.
+    like: the first session of another run, whose plan a new run shares.
     """
     recipe, started = run.recipe, time.perf_counter()
     session.check_images(run, recipe.data)
@@ -154,7 +154,7 @@ def train_run(session: Session, run: Run, like: dict[str, Any] | None = None) ->
 
 @contextlib.contextmanager
 def explained_errors(session: Session, recipe: Recipe) -> Iterator[None]:
-    """Turn what PyTorch raises for steps that cannot be computed here into one line."""
+    """Turn the errors of PyTorch for steps that cannot be computed here into one line."""
     try:
         yield
     except CnnlabError:
@@ -174,7 +174,7 @@ def explained_errors(session: Session, recipe: Recipe) -> Iterator[None]:
 
 
 def _prepare(session: Session, run: Run, plan: Plan, here: dict[str, Any]) -> tuple[Trainer, Checkpointer]:
-    """Build the model and what trains it, new or as the checkpoint has them, and save that. here: the environment."""
+    """Build the trainer, new or from the checkpoint, and save its state. here: the environment of this session."""
     recipe, device, world = run.recipe, session.device, session.world
 
     def clean() -> None:
@@ -223,7 +223,7 @@ def _run_to_end(session: Session, trainer: Trainer, checkpointer: Checkpointer, 
         except KeyboardInterrupt:
             display.end()
             rows = checkpointer.saved.rows
-            with contextlib.suppress(OSError):  # what matters is how to go on
+            with contextlib.suppress(OSError):  # the message below matters more
                 if rows and writes:
                     _save_curves(run, rows)
             raise TrainingInterrupted(

@@ -120,7 +120,7 @@ def _train_new(
         session.origin = weights_of(init_from, runs_dir) if init_from is not None else None
         own = session.augment.name if session.augment is not None else ""
         series = Series(Path(runs_dir), kind, recipe, range(first, first + count), session.origin, own)
-        series.recipe_of(series.numbers[-1])  # raises if the last one is no valid seed
+        series.recipe_of(series.numbers[-1])  # raises if the last one is not a valid seed
         check_free(Path(runs_dir), name)
         recipe = session.load_data(series.recipe_of(first))
         check_origin(session, recipe)
@@ -146,7 +146,7 @@ def check_builder(network: Network | None, kind: str) -> None:
 
 
 def train_members(session: Session, series: Series) -> SeedsResult:
-    """Train the runs of a series that are not finished, while no other process may. Return all results."""
+    """Train the runs of a series that are not finished, under its lock. Return all results."""
     recipe, numbers, word = series.recipe, series.numbers, series.setting
     like = next(filter(None, map(runs.first_session, started_members(series.path))), None)  # all share a plan
     results: list[Result] = []

@@ -107,7 +107,7 @@ def classical(
 
     limit: largest number of images per split, stratified; 0: all. threads: default: all cores. cache_dir: for
     features. Default: in the user's cache folder. The same seed on the same machine and versions gives the same
-    predictions. Raises: CnnlabError for invalid arguments or images, and without OpenCV for SIFT.
+    predictions. Raise CnnlabError for invalid arguments or images, and without OpenCV for SIFT.
     """
     from threadpoolctl import threadpool_limits
 

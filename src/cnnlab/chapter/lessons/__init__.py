@@ -7,8 +7,8 @@ the code of the two languages cannot differ. Jupyter with jupytext opens a sourc
 Tags mark the parts of an exercise: `exercise` the question, `answer` a cell to write in, `solution` cells that a copy
 shows once they are opened, or leaves out.
 
-Notebooks are written by the twenty lines at the end of this file, without nbformat or jupytext: two packages less for
-every user. The tests check the result with nbformat.
+Notebooks are written by a few functions of this file, without nbformat or jupytext: two packages fewer for every user.
+The tests check the result with nbformat.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def read(name: str) -> list[Cell]:
 def copy(folder: str | Path, *, language: str = "en", solutions: bool = True) -> list[Path]:
     """Write all lessons into `folder` as notebooks without output: 01_classical.ipynb, ...
 
-    language: one of LANGUAGES. solutions: include the solutions, collapsed. Returns the files. Raises: CnnlabError if
+    language: one of LANGUAGES. solutions: include the solutions, collapsed. Returns the files. Raise CnnlabError if
     one of them exists already (nothing is overwritten), or if they cannot be written.
     """
     target = expand(folder)

@@ -103,7 +103,7 @@ def held_out(result: Result, count: int) -> tuple[Tensor, Tensor]:
 def maps(result: Result, *layers: str, image: int = 0, count: int = 15) -> Image:
     """Draw a validation image and the first `count` feature maps of each layer. 7 or 15 of them fill the rows.
 
-    layers: their paths, as in the table of `shapes`. image: index of the validation image. Raises: CnnlabError if there
+    layers: their paths, as in the table of `shapes`. image: index of the validation image. Raise CnnlabError if there
     is no such layer, or its output has no maps.
     """
     run = result.run
