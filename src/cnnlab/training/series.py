@@ -28,8 +28,9 @@ _KINDS = ("seeds", "folds")
 class Series:
     """A folder of several runs.
 
-    kind: seeds or folds; recipe: of all runs, except for the setting `seed` or `fold`, which is one of `numbers`; origin:
-    the run whose weights they start from, as in run.json; augment: the name of an augmentation of the caller's own.
+    kind: seeds or folds; recipe: of all runs, except for the setting `seed` or `fold`, which is one of `numbers`;
+    origin: the run whose weights they start from, as in run.json; augment: the name of an augmentation of the caller's
+    own.
     """
 
     path: Path

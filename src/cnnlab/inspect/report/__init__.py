@@ -125,8 +125,8 @@ def report(
 
     split: test, validation or train. Default: the one that was evaluated while it trained. An evaluation
     on the test set is recorded, as by `evaluate_run`, whose arguments the others are. folder: where the page will be;
-    paths of images are relative to it. Default: the working folder. What a run lacks (weights, images) is left out, and the
-    page says so; but an option that does not fit raises CnnlabError.
+    paths of images are relative to it. Default: the working folder. What a run lacks (weights, images) is left out, and
+    the page says so; but an option that does not fit raises CnnlabError.
     """
     chosen = find_runs(names, runs_dir)
     options = Options(
