@@ -24,7 +24,7 @@ _MOST_GROUPS = 2000  # that the page offers
 
 
 class Shown:
-    """A source's images by split. labels: the class of each, by split; groups: the group of each, where there are."""
+    """A source's images by split. labels: the class of each, by split; groups: the same for groups, if any."""
 
     def __init__(self, source: str, options: SourceOptions) -> None:
         self.listing = list_files(source, options) if is_listed(source) else None

@@ -1,4 +1,4 @@
-"""Who may talk to the page: a browser on this machine that knows the token, from the page itself."""
+"""Access control of the page: only a browser on this machine that knows the token, and only from the page itself."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Guard:
 
     The address that the command prints holds the token. It is exchanged for a cookie, so that it does not stay in the
     address, where it would be copied along. hosts: what the Host header may be; a name that an attacker points at this
-    machine (DNS rebinding) is none of them.
+    machine (DNS rebinding) is not among them.
     """
 
     def __init__(self, app: ASGIApp, token: str, hosts: Sequence[str]) -> None:

@@ -31,9 +31,9 @@ class Trainings:
         self._lock = threading.Lock()
 
     def start(self, wanted: dict[str, Any]) -> str:
-        """Start a training and return the name of its run. Raise CnnlabError if its arguments cannot be right.
+        """Start a training and return the name of its run. Raise CnnlabError for invalid arguments.
 
-        wanted: texts `data`, `recipe`, `model` and `name`, each may be empty; `settings`, a list of `key=value`.
+        wanted: the texts `data`, `recipe`, `model` and `name`, which may be empty; `settings`, a list of `key=value`.
         """
         given = {key: str(wanted.get(key) or "") for key in ("data", "recipe", "model", "name")}
         settings = [str(text) for text in wanted.get("settings") or ()]

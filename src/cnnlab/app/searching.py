@@ -81,10 +81,10 @@ class Searches:
         return number
 
     def get(self, number: int) -> Search:
-        """Return a search. Raise CnnlabError if there is none, as after the server was started again."""
+        """Return a search. Raise CnnlabError if there is none, for example after a restart of the server."""
         with self._lock:
             if number not in self._started:
-                raise CnnlabError("this search is over; start it again")
+                raise CnnlabError("this search is no longer available; start it again")
             return self._started[number]
 
     def end(self) -> None:

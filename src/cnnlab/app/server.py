@@ -70,7 +70,7 @@ class Pages:
         self._lock = threading.Lock()
 
     def prepare(self) -> None:
-        """Do now what the first page of its kind would wait for: read the runs, import what reads public sets."""
+        """Do what the first requests would otherwise wait for: read the runs, import torchvision."""
         with suppress(OSError):  # the page itself shows the error
             self.runs.rows()
         import_module("torchvision")  # takes 2 s
@@ -216,7 +216,7 @@ def make_app(settings: Settings) -> Starlette:
     """Return the application.
 
     `app.state.ended.set()` ends the streams of events, which would keep a server alive; `app.state.prepare()` makes the
-    first pages faster, and is meant for a thread.
+    first pages faster; run it in a thread.
     """
     pages = Pages(settings)
 

@@ -1,4 +1,4 @@
-"""Classify an image that somebody drops on the page: probabilities, activation map, the nearest training images."""
+"""Classify an image that is dropped on the page: probabilities, activation map, the nearest training images."""
 
 from __future__ import annotations
 

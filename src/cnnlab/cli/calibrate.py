@@ -16,11 +16,11 @@ def calibrate(
     run: RunName,
     precision: Annotated[
         float | None,
-        typer.Option(help="Wanted fraction of correct ones among accepted images.", show_default=False),
+        typer.Option(help="Required fraction of correct predictions among accepted images.", show_default=False),
     ] = None,
     coverage: Annotated[
         float | None,
-        typer.Option(help="Wanted fraction of accepted images; 1 rejects nothing.", show_default=False),
+        typer.Option(help="Required fraction of accepted images; 1 rejects nothing.", show_default=False),
     ] = None,
     data: Annotated[
         str | None,
@@ -34,9 +34,9 @@ def calibrate(
     skip_bad: SkipBad = False,
     as_json: AsJson = False,
 ) -> None:
-    """Choose when `predict` says "none of these".
+    """Choose when `predict` answers "none of these".
 
-    From the run's validation images, for a wanted precision or coverage.
+    The threshold is chosen on the run's validation images, for a given precision or coverage.
     """
     from cnnlab.inference.threshold import set_threshold
 

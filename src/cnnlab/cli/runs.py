@@ -128,7 +128,7 @@ def _epochs(row: dict[str, Any]) -> str:
 
 
 def _short_path(run: Run, runs_dir: Path) -> str:
-    """Return the run's name in the folder of the runs, as every command takes it, or else its path."""
+    """Return the run's name relative to the folder of runs, which every command accepts; outside it, the path."""
     inside = run.path.is_relative_to(runs_dir)
     return str(run.path.relative_to(runs_dir)) if inside and run.path != runs_dir else str(run.path)
 

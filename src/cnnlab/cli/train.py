@@ -145,7 +145,7 @@ def train(
         )
         return
     if seeds is not None and folds is not None:
-        raise CnnlabError("--seeds and --folds: each is a training of its own; leave one out")
+        raise CnnlabError("--seeds and --folds cannot be combined; leave one out")
     settings |= {"on_nan": on_nan} if on_nan is not None else {}
     common |= {
         "auto_batch": auto_batch,

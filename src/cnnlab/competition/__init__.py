@@ -7,8 +7,8 @@ A competition has a work folder, RUNS/NAME:
     train/               the run (or the runs of several seeds) with a validation split
     retrain/             the same on all labelled images
     report.json          evaluation on both splits, confusion matrices
-    submission.csv       the file to hand in
-    uploads.jsonl        what was handed in
+    submission.csv       the file to submit
+    uploads.jsonl        what was submitted
 
 A finished step is not repeated, and an interrupted one continues where it stopped. The probabilities of the test images
 are saved as `answers-*.npy` in each run's folder.

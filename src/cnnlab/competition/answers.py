@@ -1,4 +1,4 @@
-"""Classify a competition's test images with the finished runs, write the submission and hand it in."""
+"""Classify a competition's test images with the finished runs, write the submission and upload it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Submitted:
 
 
 def check_submittable(competition: Competition, upload_to: str | None = None) -> None:
-    """Check before a training that a submission can be written and handed in. Raise CnnlabError."""
+    """Check before a training that a submission can be written and uploaded. Raise CnnlabError."""
     store = competition.images()
     if not store.test_ids:
         raise CnnlabError(
@@ -77,8 +77,8 @@ def submit(
     chosen: runs whose probabilities are averaged. Default: all finished ones. views: test-time augmentation. Default:
     the best on the validation split, from report.json. out: the file. Default: submission.csv in the work folder; an
     existing file with other content is renamed. probabilities: write one column per class instead of the labels; done
-    anyway if the sample has such columns. upload_to: hand it in to that competition with the official client,
-    unless the same file was handed in before. Raise CnnlabError.
+    anyway if the sample has such columns. upload_to: submit it to that competition with the official client,
+    unless the same file was submitted before. Raise CnnlabError.
     """
     check_threads(threads)
     check_submittable(competition, upload_to)

@@ -1,4 +1,4 @@
-"""Run Kaggle's official command line client (`pip install kaggle`): download a competition, hand in a submission.
+"""Run Kaggle's official command line client (`pip install kaggle`): download a competition, upload a submission.
 
 It is run as a program with a list of arguments, never through a shell, and its output is shown without the user's
 token.
@@ -94,7 +94,7 @@ def get(competition: str, folder: Path, *, report: Report = no_report) -> list[P
 
 
 def check_ready(competition: str) -> str:
-    """Return the client. Raise CnnlabError if nothing can be handed in: for a bad name, without client or token."""
+    """Return the client. Raise CnnlabError if nothing can be submitted: for a bad name, or without client or token."""
     _check_name(competition)
     return _ready(lambda lacking: f"{lacking}; or upload the submission by hand at {_page(competition)}/submit")
 
@@ -111,7 +111,7 @@ def upload(competition: str, path: Path, message: str) -> str:
     note = " ".join("".join(c if c.isprintable() else " " for c in message).split()) or path.stem
     output = _run(client, ["submit", "-c", competition, "-f", str(path.absolute()), f"--message={note}"], competition)
     lines = [line for line in output if not line.startswith("Warning:")]
-    return lines[-1] if lines else f"{path} was handed in to {competition}"
+    return lines[-1] if lines else f"{path} was submitted to {competition}"
 
 
 def _ready(message: Callable[[str], str]) -> str:

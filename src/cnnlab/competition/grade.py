@@ -1,7 +1,7 @@
 """Score the submissions of a class against the true labels.
 
-Submissions come from learners: every student gets a line, with a score or with the reason why there is none, and no
-file stops the others. Links are reported, not followed, and text from students is never a formula in grades.csv.
+Every student gets a line, with a score or with the reason why there is none, and a bad file does not stop the others.
+Links are reported, not followed, and text from students is never a formula in grades.csv.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def check_labels(
     label_column: str = "label",
     classes: Collection[str] = (),
 ) -> LabelCheck:
-    """Compare a CSV of ids and labels with a folder or an archive of images, of which only the names are read.
+    """Compare a CSV of ids and labels with the file names in a folder or an archive of images.
 
     classes: the expected ones. Without them, only labels that differ from another by case or spaces are suspicious.
     Raise CnnlabError for a table or an archive that cannot be read.

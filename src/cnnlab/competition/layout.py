@@ -88,7 +88,7 @@ class Place:
         return None
 
     def _actual(self, name: str) -> str:
-        """Return the name as it is there, if only the case differs: `Train` for `train`."""
+        """Return the actual name if only the case differs: `Train` for `train`."""
         other = [n for n in self._names if n.casefold() == name.casefold()]
         return other[0] if name not in self._names and len(other) == 1 else name
 

@@ -143,7 +143,7 @@ def of_names(names: Iterable[str]) -> Roster:
 
 
 def _of_lines(lines: list[str]) -> Roster:
-    """Return the roster of a list of names, maybe numbered. A line that is there twice is one student."""
+    """Return the roster of a list of names, numbered or not. A repeated line is one student."""
     counts = Counter(map(key, lines))
     notes = [f"the roster has the line {escape(line)!r} {n} times: one student" for line, n in counts.items() if n > 1]
     different: dict[str, str] = {}
@@ -215,7 +215,7 @@ def _table(path: Path, content: str, lines: list[str]) -> Roster | None:
 
 
 def _columns(header: list[str]) -> dict[str, list[int]]:
-    """Return where a table has names and numbers. `学 号`, `学号/工号` and `ID (SIS)` are known by a part."""
+    """Return the columns of names and numbers. `学 号`, `学号/工号` and `ID (SIS)` are recognised by a part."""
     parts = []
     for cell in header[:_MOST_COLUMNS]:
         name = re.sub(r"\s", "", plain_header(cell))
@@ -327,7 +327,7 @@ def _readings(hand_in: str) -> Iterator[tuple[Iterable[str], Iterable[str]]]:
     if match := _MOODLE.fullmatch(text):
         yield _orders([match[1]]), {f"participant{match[2]}"}
     elif (match := _CANVAS.fullmatch(text)) and not _NOISE.fullmatch(match[1].casefold()):
-        # Others write names of this form, too; in theirs a short number is the homework's.
+        # Other systems write such names as well; there a short number is the homework's.
         yield _orders([match[1]]), {match[2]} if len(match[2]) > _SHORT else ()
     yield _anywhere(text)
 

@@ -237,7 +237,7 @@ class StoreWriter:
         return list(rows.values()), [text for _, _, text in faults]
 
     def _probe(self, archive: Archive, wanted: set[int]) -> None:
-        """Set `how` from the first image that can be decoded, as if the others were like it."""
+        """Set `how` from the first image that can be decoded, assuming that the others are like it."""
         layout = self.parts.layout
         background = "white" if layout.background == "white" else "black"
         first = None
@@ -284,7 +284,7 @@ class StoreWriter:
             )
 
     def _each(self, archive: Archive, wanted: set[int], use: Callable[[str, bytes], T]) -> Iterator[tuple[int, T]]:
-        """Yield the images `wanted` of the archive and `use` of their names and contents, a few MiB at a time."""
+        """Yield (index, result of `use` for name and content) of the images `wanted`, a few MiB at a time."""
         with ThreadPoolExecutor(self.processes or available_cores()) as pool:
             images = archive.read(wanted)
             done = 0

@@ -299,8 +299,8 @@ def _answers(ids: Sequence[str], values: Sequence[T], truth: Truth, name: str) -
         if other := next((plain[_plain_id(i)] for i in missing if _plain_id(i) in plain), None):
             wanted = next(i for i in missing if _plain_id(i) == _plain_id(other))
             raise CnnlabError(
-                f"{name} writes ids in another way than {truth.path}: {quoted(other)} for {quoted(wanted)}; write them "
-                "exactly so, as Kaggle demands"
+                f"{name} writes ids differently from {truth.path}: {quoted(other)} for {quoted(wanted)}; write them "
+                "exactly like that, as Kaggle requires"
             )
         raise CnnlabError(f"{name} lacks {len(missing)} ids of {truth.path} ({first(missing)}); answer every image")
     return answers

@@ -1,4 +1,4 @@
-"""What this process may use: its cores, and the control groups by which Linux containers limit memory and CPU."""
+"""Limits of this process: its cores, and the control groups by which Linux containers limit memory and CPU."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def reproducible(seed: int, threads: int) -> Iterator[None]:
 def deterministic_algorithms(wanted: bool, warn_only: bool = False) -> None:
     """Do what `torch.use_deterministic_algorithms` does, without importing the compiler for its flag.
 
-    That import takes two seconds, and only a compiled step needs it: whoever compiles calls `deterministic_compiler`.
+    That import takes two seconds, and only a compiled step needs it: call `deterministic_compiler` before compiling.
     """
     if "torch._inductor.config" in sys.modules:
         torch.use_deterministic_algorithms(wanted, warn_only=warn_only)

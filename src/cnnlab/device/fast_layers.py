@@ -29,7 +29,7 @@ def with_layers(model: nn.Module, other: Callable[[nn.Module], type[nn.Module] |
     """Return a copy of `model` in which some layers have another class, or `model` itself if none has.
 
     The copy shares all parameters and buffers and has the same state dict. Containers around a replaced layer are
-    copies, too, with a `training` flag of their own: call `train()` on both. `model` is not changed. other: returns the
+    also copies, with their own `training` flag: call `train()` on both. `model` is not changed. other: returns the
     class that replaces a layer's own, or None.
     """
     copies: dict[int, nn.Module] = {}
@@ -85,7 +85,7 @@ class OneDnnLinear(nn.Linear):
 
 
 class _OneDnnProduct(torch.autograd.Function):
-    """x W^T by oneDNN, whose operator has no gradient of its own. The gradients are such products again."""
+    """x W^T by oneDNN, whose operator has no gradient of its own. The gradients are computed by the same operator."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The processes that train one network together, started by torchrun and connected by torch.distributed.
 
-Each batch is divided among them. What is random is drawn for the whole batch by every process, so the batches do not
-depend on their number.
+Each batch is divided among them. Every process draws the random numbers for the whole batch, so the batches do not
+depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def _lost() -> Iterator[None]:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Return whether an error of a step means that another process has ended: DDP exchanges gradients by itself."""
+    """Return whether an error of a step means that another process has ended. DDP raises it outside `_lost`."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
 
 
@@ -189,7 +189,7 @@ def device_of_rank(device: torch.device) -> torch.device:
     if local_rank() >= torch.cuda.device_count():
         raise CnnlabError(
             f"process {local_rank() + 1} on {platform.node()} has no GPU of its own: there are "
-            f"{torch.cuda.device_count()}; start as many processes"
+            f"{torch.cuda.device_count()}; start that many processes"
         )
     torch.cuda.set_device(local_rank())
     return torch.device("cuda", local_rank())

@@ -1,7 +1,7 @@
-"""Where to look inside a network: its feature maps in the order in which they are computed, and which of them to show.
+"""Find the feature maps of a network, in the order in which they are computed, and choose those to show.
 
-All is measured in a forward pass, so it works for networks of other libraries and of your own: a functional call, a
-module that is used twice and channels-last layers included.
+They are found in a forward pass, so this works for networks of other libraries and of your own, with functional calls,
+modules that are used twice and channels-last layers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cnnlab.io.errors import CnnlabError, unknown
 
 _MOST_STAGES = 6
-# What returns its input in eval mode.
+# Modules that return their input in eval mode.
 NO_OPERATION = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 # Their output has the size that the classifier needs, also where that repeats positions.
 _RESIZED = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
@@ -83,8 +83,8 @@ def watch(modules: Iterator[tuple[str, nn.Module]], see: Callable[[str, int, nn.
 def spatial_layers(model: nn.Module, x: Tensor) -> list[SpatialLayer]:
     """Return the layers of `model` whose outputs keep positions of the image, in the order of the forward pass.
 
-    x: preprocessed square images (B, C, H, W), the first of which is used. Of modules that return the same tensor, the
-    outermost one is named. Those before adaptive pooling to a fixed size, not after it, are the last.
+    x: preprocessed square images (B, C, H, W), the first of which is used. If several modules return the same tensor,
+    the outermost one is named. The output of an adaptive pooling to a fixed size does not count.
     """
     return _measured(model, x)[0]
 

@@ -1,4 +1,4 @@
-"""Figures of each layer on some images: its outputs, dead units, batch norm, gradients; and what to try.
+"""Figures of each layer on some images: its outputs, dead units, batch norm, gradients; with advice.
 
 The limits leave room for chance: a healthy network gets no advice (docs/log.md).
 """
@@ -88,7 +88,7 @@ class _Sums:
         n = self._count
         mean = self._sum / n
         variance = self._square / n - mean**2
-        # E[x^2] less the squared mean over the images of each value
+        # the sum over values of images * (mean over the images)^2
         between = sum(s.square().sum().item() for s in self._per_value.values()) / self._images
         image_variance = (self._square - between) / n
         gamma, beta = _norm(module)

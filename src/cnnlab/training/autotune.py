@@ -45,7 +45,7 @@ from cnnlab.training.plan import (
 )
 from cnnlab.training.step import GuardedStep, train_step
 
-# With fewer floating-point operations a run is over before a measurement pays: some seconds on two cores.
+# With fewer floating-point operations, a run is over before a measurement pays off: a few seconds on two cores.
 MEASURE_FROM = {"cpu": 1e12, "mps": 1e13, "cuda": 1e14}
 # Compilation takes 10 to 60 seconds, and measuring it as long again: about an hour's work of a CPU and some minutes of
 # a large GPU (an H200 saves a quarter of airbench94's step for 18 seconds).
@@ -105,7 +105,7 @@ def choose_plan(
         fastest = min(times, key=lambda plan: times[plan])
         if times[best] > MIN_GAIN * times[fastest]:
             best = fastest
-    if times[best] < float("inf"):  # otherwise the run itself reports what is wrong, and the next one measures again
+    if times[best] < float("inf"):  # else the run itself reports the error, and the next run measures again
         # Another process may have measured in the meantime; then its result holds.
         if known := cache.read():
             return known
@@ -118,8 +118,8 @@ def choose_plan(
 def fastest_plan(work: Workload, seconds: float = 5.0) -> tuple[Plan, float]:
     """Return the fastest plan and its seconds per step (Inf if out of memory), measured now: for a benchmark.
 
-    The cache is not used and nothing is compiled. After `seconds` the remaining candidates are skipped, and the plan
-    says so.
+    The cache is not used and nothing is compiled. After `seconds` the remaining candidates are skipped, which
+    `Plan.why` mentions.
     """
     mode = "auto" if work.recipe.compile in COMPILE_MODES else work.recipe.compile
     work = replace(work, recipe=replace(work.recipe, compile=mode))
@@ -213,7 +213,7 @@ def find_batch_size(work: Workload) -> int:
 
 
 def _measure(plans: Sequence[Plan], rounds: int, seconds_of: Callable[[Plan], float]) -> dict[Plan, float]:
-    """Return the shortest time of each plan. Each round times all plans, so that a busy moment hits all of them."""
+    """Return the shortest time of each plan. Each round times all plans, so that a busy moment affects all of them."""
     times = dict.fromkeys(plans, float("inf"))
     for _ in range(rounds):
         for plan in plans:

@@ -16,7 +16,7 @@ class Average:
 
     ema: the average is evaluated and saved; the training does not see it. lookahead: the model also continues from the
     average each time (M. Zhang, J. Lucas, G. Hinton, J. Ba, Lookahead optimizer, NeurIPS 2019). The running statistics
-    of batch norm are averaged, too, because they belong to the weights. The decay after n updates is at most
+    of batch norm are averaged as well, because they belong to the weights. The decay after n updates is at most
     n / (n + 9), so that an early average forgets the initial weights.
     """
 

@@ -238,8 +238,8 @@ _DTYPES = {
 def _pieces(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
     """Yield a safetensors file in pieces.
 
-    The library's save_file is as lean (0.8, 500 MB: no copy, 0.35 s of CPU time; this: 0.6 s), but it reports a full
-    disk without an errno and leaves no place for the fault tests to stop it halfway. Its save copies everything.
+    The library's save_file needs no more memory (version 0.8, 500 MB: no copy, 0.35 s of CPU time; this: 0.6 s), but it
+    reports a full disk without an errno and cannot be stopped halfway by the fault tests. Its `save` copies everything.
     """
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
@@ -288,7 +288,7 @@ def _opened(path: Path) -> Iterator[Any]:
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with _opened(path) as file:
         metadata = file.metadata() or {}
-        # Copies: a mapping would keep the file open, and some systems cannot replace an open file.
+        # Copies: mapped tensors would keep the file open, and some systems cannot replace an open file.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
     try:
         values: dict[str, Any] = json.loads(metadata["cnnlab"])["values"]

@@ -1,4 +1,4 @@
-"""Which recipe, network and images a call asks for."""
+"""Find the recipe, network and images that a call asks for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def choose(
 ) -> tuple[Recipe, Network | None, OwnImages | None, frozenset[str] | None]:
     """Return the recipe with the settings, and the network and the images if they are the caller's own.
 
-    The last one is for a default recipe that is to be fitted to its images: the settings that the caller has given.
+    The last value is for a default recipe, which is fitted to its images: the settings that the caller has given, else
+    None.
     """
     if not isinstance(recipe, Recipe | str | None):
         if model is not None:

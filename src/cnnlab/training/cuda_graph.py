@@ -23,7 +23,7 @@ MODES = ("record", "default", "max-autotune-no-cudagraphs")
 WARM_UP = 3
 # Kinds of steps whose recordings are kept. The last batch of an epoch is smaller; growing images never shrink again.
 _MAX_RECORDINGS = 4
-# A step that uses a larger fraction of the available memory is not recorded: everything beside it needs memory, too,
+# A step that uses a larger fraction of the available memory is not recorded: everything else needs memory as well,
 # and launch overhead is a small fraction of such a large step.
 _MAX_MEMORY_FRACTION = 0.4
 

@@ -32,7 +32,7 @@ _MIXING = ("mixup", "cutmix")  # the accuracy in training is then that of mixed 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong. figure: the number that says so; text: the finding with its figures; remedy: what to try.
+    """A problem. figure: the number that shows it; text: the finding with its figures; remedy: what to try.
 
     name: leak, learning rate, nothing learned, dead units, overfitting, underfitting, still improving or imbalance.
     """

@@ -70,7 +70,7 @@ BINS = 15  # of the expected calibration error
 
 
 def probabilities(logits: Tensor, temperature: float) -> Tensor:
-    """Return the probabilities of logits (N, K). temperature: see calibration.py; 1 for the network as it is."""
+    """Return the probabilities of logits (N, K). temperature: see calibration.py; 1: not calibrated."""
     return (logits / temperature).softmax(1)
 
 

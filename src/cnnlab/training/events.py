@@ -15,7 +15,7 @@ from cnnlab.training.runs import Run
 class Events:
     """Writes rows into the run's folder `tensorboard`. rows: of the epochs that are already finished.
 
-    Records are written here and now. SummaryWriter writes in a thread, which prints a traceback if the disk is full.
+    Records are written synchronously: SummaryWriter writes in a thread, which prints a traceback if the disk is full.
     """
 
     def __init__(self, run: Run, rows: Sequence[dict[str, Any]]) -> None:

@@ -45,7 +45,7 @@ def stages(model: nn.Module) -> list[list[str]]:
     """Return the names of the parameters of `model` by stage, from the first to the head.
 
     The stages are the children of the network; while there are fewer than six, the largest is split into its children.
-    What has neither filters nor matrices, such as a norm, belongs to the stage before it.
+    A part with neither filters nor matrices, such as a norm, belongs to the stage before it.
     """
     parts = _parts(model, "")
     while len(merged := _merged(parts, model)) < _FEWEST:
@@ -100,8 +100,8 @@ def freeze_batch_norm(model: nn.Module) -> None:
 class FrozenBody:
     """The first epochs of a fine-tuning: all layers but the head are frozen, in eval mode, images are not augmented.
 
-    So what the head sees of an image never changes: it is computed once, and the head is trained and evaluated on that.
-    Where more than one layer depends on the classes, or something follows the head, the whole network runs each time.
+    So the input of the head never changes: it is computed once for each image, and the head is trained and evaluated on
+    it. If more than one layer depends on the classes, or something follows the head, the whole network runs each time.
 
     `model`: what is trained and evaluated; `train_loader`, `eval_loader`: its batches. report: called after each batch
     of features; may raise. cache: whether to compute the features once.
@@ -145,7 +145,7 @@ class FrozenBody:
             p.requires_grad_(True)
 
     def _head_input(self) -> torch.Size | None:
-        """Return the shape of what the head takes, without the batch; None unless the network is body, then head."""
+        """Return the shape of the head's input, without the batch; None unless the head directly follows the body."""
         if len(self._head) != 1:
             return None
         x, _ = next(iter(self.eval_loader))
@@ -156,7 +156,7 @@ class FrozenBody:
             return features[0].shape[1:] if torch.equal(self._head[0](features[0]), logits) else None
 
     def _features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return what the head got, once per call, and the logits."""
+        """Return the head's input, once per call, and the logits."""
         seen: list[Tensor] = []
 
         def note(_: nn.Module, args: Any) -> None:
@@ -193,7 +193,7 @@ class _AsTheyAre(Preprocessing):
 
 
 class _Head(nn.Module):
-    """The head on its features: (B, F, 1, 1) -> (B, K). shape: of what it takes, without the batch."""
+    """The head on its features: (B, F, 1, 1) -> (B, K). shape: of its input, without the batch."""
 
     def __init__(self, head: nn.Module, shape: torch.Size) -> None:
         super().__init__()

@@ -45,7 +45,7 @@ def new_folder(runs_dir: Path, name: str | None, recipe: Recipe) -> Path:
 
 
 def free_name(runs_dir: Path, recipe: Recipe, taken: Container[str] = ()) -> str:
-    """Return the name that `new_folder` would give now, and that is not among `taken`."""
+    """Return the name that `new_folder` would choose now, unless it is among `taken`: then the next free one."""
     names = (f"{_portable(_stem(recipe))}-{number:03d}" for number in itertools.count(1))
     return next(name for name in names if name not in taken and not (runs_dir / name).exists())
 

@@ -37,7 +37,7 @@ def passed_over_text(passed_over: Mapping[str, list[str]]) -> str:
 
 
 def network_lines(run: Run) -> Iterator[str]:
-    """Yield the lines on a new run: its network with the input, its recipe, its folder."""
+    """Yield the lines about a new run: its network with the input, its recipe, its folder."""
     recipe, model, images = run.recipe, run.info["model"], run.info["preprocessing"]
     size, native = model["image_size"], images["native_size"]
     resized = f", resized from {native}" if size != native else ""
@@ -82,7 +82,7 @@ def classes_text(classes: list[str], *splits: list[int]) -> str:
 
 
 def data_lines(train_set: ImageSet, eval_set: ImageSet, recipe: Recipe) -> Iterator[str]:
-    """Yield the lines on the images: classes with counts, what was skipped, how values were scaled, warnings."""
+    """Yield the lines about the images: classes with counts, what was skipped, how values were scaled, warnings."""
     splits = {"train": class_counts(train_set)}
     if recipe.eval_split != "train":
         splits[recipe.eval_split] = class_counts(eval_set)

@@ -1,6 +1,6 @@
-"""95% intervals of figures that are counted on a sample of images: where they would lie on all such images.
+"""95% confidence intervals of figures that are measured on a sample of images.
 
-They are about the images alone: another seed gives another network. Their coverage is simulated in
+They account for the choice of the images alone: another seed gives another network. Their coverage is simulated in
 tests/training/test_intervals.py.
 """
 

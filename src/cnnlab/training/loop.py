@@ -121,7 +121,7 @@ class Trainer:
         return self.train_loader.shuffled(self.recipe.seed, epoch, size, start)
 
     def train_mode(self) -> None:
-        """Put the model in training mode; the one with fast layers has flags of its own."""
+        """Put the model, and its copy with fast layers, into training mode."""
         if self.frozen is not None:
             self.frozen.train_mode()
             return

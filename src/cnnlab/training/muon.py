@@ -21,7 +21,7 @@ class Muon(torch.optim.Optimizer):
     F. Hutter, Decoupled weight decay regularization, ICLR 2019. Before each update the norm of a weight tensor is set
     to the square root of its number of filters (as Jordan does for CIFAR-10), so the learning rate is the angle by
     which filters turn, and they need no weight decay. lr: Muon's; a group with `adam` uses `lr` times its `lr_scale`.
-    precision: of the products in `orthogonalize`; a direction needs three digits only (Jordan takes bfloat16).
+    precision: of the products in `orthogonalize`; a direction needs only three digits (Jordan uses bfloat16).
     Default: the filters'.
     """
 

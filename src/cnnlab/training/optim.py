@@ -118,8 +118,8 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     constant: the peak. cosine: from the peak to 0 along half a cosine wave. one-cycle: linear warm-up to the peak
     during the first `warmup` of the steps, then linear decay to 0 (L. Smith, N. Topin, 2018). trapezoid: linear
     warm-up, then the peak, then linear decay to 0 during the last `cooldown` of the steps. step: multiplied by `decay`
-    every `decay_every` epochs. `warmup` and `cooldown` are fractions of the training. The `freeze_epochs` are a
-    training of their own, and so are the epochs after them.
+    every `decay_every` epochs. `warmup` and `cooldown` are fractions of the training. The schedule runs
+    once over the `freeze_epochs` and once over the epochs after them.
     """
     epochs, frozen_epochs = recipe.epochs, min(recipe.freeze_epochs, recipe.epochs)
     frozen = steps * frozen_epochs // epochs

@@ -1,4 +1,4 @@
-"""Networks, images and augmentation of the caller's own, which are not in a run's folder: passed again to use it."""
+"""Networks, images and augmentation of the caller's own: a run's folder lacks them, so they are passed again."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 class Plan:
     """How a step is computed: what may be chosen for speed because it changes only rounding.
 
-    compile: `off`, `record` (see cuda_graph.py), or a mode of torch.compile. why: the reason, for the reader. seconds:
+    compile: `off`, `record` (see cuda_graph.py), or a mode of torch.compile. why: the reason, as text. seconds:
     of a step, 0 if it was not measured.
     """
 
@@ -147,7 +147,7 @@ def resumed_plan(work: Workload, earlier: dict[str, Any]) -> Plan:
 
 
 def candidates(work: Workload) -> list[Plan]:
-    """Return all plans that may be chosen, apart from compilation; first the one that wins unless another is faster."""
+    """Return all plans that may be chosen, apart from compilation. The first one wins unless another is faster."""
     first, recipe = first_guess(work), work.recipe
     precisions = {first.precision: None, **({torch.float32: None} if recipe.precision == "auto" else {})}
     formats = {first.memory_format: None, **(dict.fromkeys(FORMATS.values()) if recipe.memory_format == "auto" else {})}
@@ -163,7 +163,7 @@ def candidates(work: Workload) -> list[Plan]:
     ]
 
 
-_compiled_before = ""  # what this process compiled last, if it may be used again
+_compiled_before = ""  # key of what this process compiled last; empty if it cannot be reused
 
 
 def prepare_model(model: nn.Module, mode: str, steps: str = "") -> nn.Module:

@@ -157,7 +157,7 @@ class Meter:
         self.train_seconds = 0.0
 
     def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
-        """Count an update on so many images."""
+        """Count an update on `images` images."""
         self._loss.add_(loss, alpha=images)
         self._correct.add_(correct)
         self.images += images

@@ -37,7 +37,7 @@ class Replica(nn.Module):
             find_unused_parameters=unused, gradient_as_bucket_view=True,
         )  # fmt: skip
         # Running statistics are not exchanged in each step: only the first process's count, see Trainer.take_buffers.
-        # Set afterwards, since the argument's name depends on PyTorch's version.
+        # Set after construction, since the argument's name depends on PyTorch's version.
         self.parallel.broadcast_buffers = False
 
     def forward(self, x: Tensor) -> Tensor:

@@ -44,11 +44,11 @@ def resume(
 ) -> Result | SeedsResult:
     """Continue an interrupted run, or a series of several seeds or folds, to the same weights, bit for bit.
 
-    model, data, augment: the network, images and augmentation of your own that the run was started with; its folder has
-    none of them. data may also name where the source's images are now. Default for device, threads, data_dir and
+    model, data, augment: the network, images and augmentation of your own that the run was started with; its folder
+    lacks them. data may also name where the source's images are now. Default for device, threads, data_dir and
     skip_bad: what the run started with. on_nan: stop or skip, from here on, instead of the recipe's, which is changed.
     settings: epochs=40 trains a finished run for more epochs, in the new folder `runs_dir`/`name`; the learning rate
-    follows the schedule over all of them. Without settings, a finished run is left as it is.
+    follows the schedule over all of them. Without settings, a finished run is not changed.
     Raise as `train`; also if the data have changed, or another process trains this run.
     """
     folder = runs.find_folder(path, Path(runs_dir))
@@ -67,7 +67,7 @@ def resume(
     images = own_images(data) if data is not None and moved is None else None
     session = Session(device, threads, data_dir, skip_bad, progress, on_epoch, model, images, augment)
     if series is not None:
-        first = next(iter(started_members(folder)), None)  # maybe not the first number: its folder may be gone
+        first = next(iter(started_members(folder)), None)  # not always the first number: its folder may be gone
         recipe = series.recipe_of(getattr(first.recipe, series.setting) if first else series.numbers[0])
     else:
         first = run = runs.open_run(folder)
@@ -110,7 +110,7 @@ def resume(
 
 
 def _load_again(session: Session, recipe: Recipe, moved: str | None, first: Run | None) -> Recipe:
-    """Load the images of a run, or of the `first` run of a series, again; moved: where they are now."""
+    """Load the images of a resumed run, or of the `first` run of a series. moved: where they are now."""
     try:
         return session.load_data(recipe if moved is None else replace(recipe, data=moved), again=first)
     except CnnlabError as error:

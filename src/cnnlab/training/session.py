@@ -116,7 +116,7 @@ class Session:
     def load_data(self, recipe: Recipe, *, again: Run | None = None) -> Recipe:
         """Load the recipe's images and check that its network can be trained on them.
 
-        again: the run that is resumed, maybe on a machine that cannot compile; its images are compared first. Return
+        again: the run that is resumed, perhaps on a machine that cannot compile; its images are compared first. Return
         the recipe with an absolute data folder.
         """
         recipe = replace(recipe, data=absolute(recipe.data))
@@ -140,7 +140,7 @@ class Session:
         if again is not None:
             self.check_images(again, recipe.data)
         if not recipe.folds:
-            self._pool = None  # the other folds are divided later; else it would only take memory
+            self._pool = None  # only the other folds need it later
         if recipe.shift >= self.preprocessing.image_size:
             size = self.preprocessing.image_size
             raise CnnlabError(f"shift={recipe.shift} is at least the images' {size} pixels; choose a smaller one")
@@ -167,7 +167,7 @@ class Session:
         return options_for(recipe, self._data_dir, skip_bad=self._skip_bad, report=self.display.read)
 
     def divide(self, recipe: Recipe) -> None:
-        """Divide the images that are loaded into those to train on and those to evaluate on, by the recipe."""
+        """Split the loaded images by the recipe: those to train on and those to evaluate on."""
         assert self._pool is not None
         self.splits = divide(self._pool, recipe)
         self.train_set, self.eval_set = self.splits.train, self.splits.evaluated
@@ -228,7 +228,7 @@ class Session:
         return build_model(recipe.model, **sizes, published=published)
 
     def other_classes(self, recipe: Recipe) -> Callable[[], nn.Module] | None:
-        """Return what builds the network for one class more; None for a module, which is what it is."""
+        """Return a function that builds the network for one more class; None for a module, which cannot be rebuilt."""
         count = len(self.train_set.classes) + 1
         return None if isinstance(self.network, nn.Module) else lambda: self.build(recipe, classes=count)
 
@@ -330,9 +330,8 @@ class Session:
     def _check_batches(self, recipe: Recipe, *, new: bool) -> None:
         """Check that the network trains on the smallest batch and on every image size.
 
-        new: no run has started; its published weights, if any, are loaded once.
-
-        Shapes alone are computed, except for a network of the caller's own, which may read values.
+        Only shapes are computed, except for a network of the caller's own, which may read values. new: no run has
+        started; published weights, if any, are loaded once.
         """
         if self.augment is not None:
             self.augment(self.preprocessing.resized(self.train_set.images[:2].to(self.device)), recipe.seed)

@@ -1,4 +1,4 @@
-"""What a training starts from besides its recipe: its own checkpoint, a finished run, or the weights of another run."""
+"""The state that a training starts from: its own checkpoint, a finished run, or the weights of another run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from cnnlab.training.runs import Run
 from cnnlab.training.series import is_series, member_folders, open_series
 from cnnlab.training.session import Session
 
-# What may change when a finished run is trained for more epochs: nothing that the saved state depends on.
+# The settings that may change when a finished run is trained for more epochs. The saved state does not depend on them.
 CONTINUABLE = {
     "epochs", "learning_rate", "other_learning_rate", "momentum", "weight_decay", "schedule", "warmup", "cooldown",
     "decay", "decay_every", "clip_norm", "label_smoothing", "on_nan", "save_seconds", "save_steps", "shift",
@@ -37,7 +37,7 @@ CONTINUABLE = {
     "cutout", "mixup", "cutmix", "balance",
     "patience",
 }  # fmt: skip
-# What decides which images are held out.
+# The settings that determine which images are held out.
 _DIVISION = ("eval_split", "val_fraction", "split_seed", "folds", "fold", "group", "group_duplicates")
 
 

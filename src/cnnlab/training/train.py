@@ -75,14 +75,14 @@ def train(
 ) -> Result:
     """Train a network into the new folder `runs_dir`/`name`.
 
-    recipe: a recipe or its name. Default: the one for the data. Also, in place of model, a network of your own: an
-    nn.Module, of which a copy is trained, or a builder, called with those of num_classes, in_channels and image_size
-    that it takes. It gets square images (B, C, S, S) float32 and returns logits (B, K).
+    recipe: a recipe or its name. Default: the one for the data. In place of model, it may be a network of your own: an
+    nn.Module, which is copied before the training, or a builder, which is called with num_classes, in_channels and
+    image_size, as far as it takes them. It gets square images (B, C, S, S) float32 and returns logits (B, K).
     model: the name of a network, or your own. Default: the recipe's.
     data: the name of a source, or your own images: an ImageSet, a torch Dataset of pairs (image, label), a tuple (X, y)
     of images (N, C, H, W), (N, H, W) or, as an array, (N, H, W, C), and labels (N,) in 0..K-1; or a tuple of two of
     these, to train on and to evaluate on. Images hold uint8 in 0..255 or floating point in 0..1. Default: the recipe's.
-    settings: any setting of the recipe in place of its own, as epochs=5 (`cnnlab list settings`).
+    settings: settings that replace the recipe's, such as epochs=5 (`cnnlab list settings`).
     device: auto, cpu, cuda or mps. threads: of the CPU. Default: all available cores. data_dir: the folder of the
     datasets. skip_bad: skip damaged images. auto_batch: halve the batch size until a step fits in memory. init_from: a
     run whose weights to start from, as far as they fit: for other classes, all but the last layer. Without a recipe,
@@ -267,8 +267,8 @@ def _finish(session: Session, run: Run, progress: Progress) -> dict[str, Any]:
 def _calibrated(session: Session, run: Run, summary: dict[str, Any]) -> float:
     """Add the calibration to the summary, and return the fraction of dead units.
 
-    Weights that are damaged, or too little memory, must not make a trained run unfinishable: the calibration is left
-    out, and a note says so.
+    Damaged weights or too little memory must not prevent a trained run from finishing: the calibration is then left
+    out, with a note.
     """
     try:
         found, dead = held_out_logits(session, run)

@@ -149,7 +149,7 @@ def report(
 
 
 def live_report(chosen: Sequence[Run]) -> Report:
-    """Return a report that evaluates nothing, at once: for runs that are being trained, or before that is done."""
+    """Return a report without an evaluation: for runs that are being trained, or to show while the evaluation runs."""
     return _made([Measured(run, None, []) for run in chosen], Options())
 
 

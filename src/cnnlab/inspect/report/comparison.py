@@ -21,7 +21,7 @@ class McNemar:
     """McNemar's test of two classifiers on the same images.
 
     first_only, second_only: images that only the one, or the other, classifies correctly. p: the two-sided p-value of
-    the exact test, that of a fair coin for so many heads and tails; 1.0 if there are none.
+    the exact test: a fair coin, `first_only` heads and `second_only` tails; 1.0 if both are 0.
     """
 
     first_only: int
@@ -64,7 +64,7 @@ def _not_the_same(measured: Sequence[Measured]) -> str:
 
 
 def _key(images: ImageSet) -> tuple[Any, ...]:
-    """Return what tells the same images: their names, labels and classes. Runs may read them at different sizes."""
+    """Return what identifies the images: names, labels and classes. Runs may read them at different sizes."""
     return tuple(images.ids), tuple(images.labels.tolist()), tuple(images.classes)
 
 

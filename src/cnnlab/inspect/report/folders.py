@@ -1,4 +1,4 @@
-"""Paths as a report shows them: it is passed on, and nobody else needs to know the folders of this machine."""
+"""Paths as a report shows them: a report is passed on, and readers need not know the folders of this machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from cnnlab.data import absolute
 from cnnlab.training.runs import Run
 
-# Names of classes and images, figures: what the machine's folders cannot be in.
+# Names of classes and images, and figures, which cannot contain the machine's folders.
 _KEPT = {"classes", "rows", "history", "inside", "confusion", "counts"}
 
 
@@ -24,7 +24,7 @@ def paths_of(run: Run, data: Any = None) -> list[Path]:
 
 
 def shortened(paths: Iterable[Path]) -> dict[str, str]:
-    """Return for each path the name that stands for it: its last part, or as many as tell it from the others."""
+    """Return a short name for each path: its last part, or as many parts as distinguish it from the others."""
     parts = {str(path): path.parts[1:] for path in paths if len(path.parts) > 1}
     longest = max(map(len, parts.values()), default=0)
     names: dict[str, str] = {}
@@ -36,7 +36,7 @@ def shortened(paths: Iterable[Path]) -> dict[str, str]:
 
 
 def without_folders(value: Any, names: dict[str, str]) -> Any:
-    """Return a payload, or a part of it, in whose texts each path of `names` is replaced by its name."""
+    """Return a payload, or a part of it, with each path of `names` replaced by its name in all texts."""
     if isinstance(value, str):
         # The longest first: a run may lie in the folder of the images.
         for path in sorted(names, key=len, reverse=True):

@@ -1,7 +1,7 @@
-"""A payload as one HTML file that asks for nothing from elsewhere.
+"""A payload as one self-contained HTML file.
 
-The modules in page/ import each other; here they are joined into one script, which the page's content security policy
-names by its hash. `cnnlab ui` serves the same modules one by one. The page of a sweep has modules of its own in another
+The modules in page/ import each other; here they are joined into one script, whose hash is in the page's content
+security policy. `cnnlab ui` serves the same modules one by one. The page of a sweep has modules of its own in another
 folder, which import these as `../report/NAME.js`; so has the page of an exported network.
 """
 
