@@ -344,6 +344,9 @@ def test_a_training_is_a_process_of_its_own(folder: Path, trained: list[Any]) ->
     assert listing.Runs(folder).rows()[0]["state"] == "running"
     with pytest.raises(cnnlab.CnnlabError):
         trainings.resume(name)
+    with pytest.raises(cnnlab.CnnlabError):  # also before it has the run's lock
+        trainings._run(name, ["train", "--resume", str(folder / name)])
+    assert trainings._started[name] is process
     Trainings(folder, None, 1).stop(name)  # also by another server
     assert process.wait(60) == 130
     assert "--resume" in trainings.states()[0]["output"]

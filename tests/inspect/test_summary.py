@@ -12,6 +12,7 @@ import torchvision
 from torch import nn
 
 from cnnlab.inspect.summary import summarize
+from cnnlab.io.errors import CnnlabError
 from cnnlab.models import MODELS, build_model
 from conftest import Command, one_line_error
 
@@ -95,6 +96,16 @@ def test_networks_have_their_table(name: str) -> None:
     # fields only grow on the way through
     fields = [r.receptive_field for r in summary.layers]
     assert fields == sorted(fields)
+
+
+def test_a_module_that_reads_values_is_one_line() -> None:
+    class Reads(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * x.sum().item()
+
+    for net, channels in ((Reads(), 1), (nn.Conv2d(3, 4, 3), 1)):
+        with pytest.raises(CnnlabError):
+            summarize(net, image_size=8, in_channels=channels)
 
 
 def test_an_own_module_is_not_changed() -> None:

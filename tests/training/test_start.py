@@ -15,10 +15,12 @@ from torch import nn
 
 import cnnlab
 from cnnlab import CnnlabError, Recipe, Run, open_run, resume, train
+from cnnlab.io.schema import validation_error
 from cnnlab.models import MODELS, build_model
 from cnnlab.models.own import builder_source
 from cnnlab.recipes import RECIPES
 from cnnlab.training import loop
+from cnnlab.training.series import FROM
 from conftest import Command, one_line_error
 
 NET = """
@@ -30,6 +32,21 @@ class Net(nn.Sequential):
                          nn.Linear(width, num_classes))
 """
 QUICK = {"epochs": 1, "limit": 64, "save_seconds": 0.0, "schedule": "constant"}
+
+
+@pytest.mark.parametrize(
+    ("origin", "valid"),
+    [
+        ({"kind": "continued", "run": "a", "epochs": 3}, True),
+        ({"kind": "weights", "run": "a", "weights": "best.safetensors"}, True),
+        ({"kind": "continued", "run": "a"}, False),
+        ({"kind": "weights", "run": "a", "epochs": 3}, False),
+        ({"kind": "other", "run": "a", "epochs": 3}, False),
+        ({"kind": "weights", "run": "a", "weights": "../../x"}, False),
+    ],
+)
+def test_the_origin_of_a_run_is_complete(origin: dict[str, object], valid: bool) -> None:
+    assert (validation_error({"from": origin}, {"from?": FROM}) == "") is valid
 
 
 @pytest.fixture(scope="module")

@@ -84,6 +84,9 @@ class Trainings:
         ]
 
     def _run(self, name: str, words: Sequence[str]) -> None:
+        before = self._started.get(name)
+        if before is not None and before.poll() is None:  # it may not have taken the run's lock yet
+            raise CnnlabError(f"a process that trains {name} has been started already; wait for it, or stop it")
         where = ["--runs-dir", str(self.folder)] if "--resume" not in words else []
         where += ["--data-dir", str(self.data_dir)] if self.data_dir is not None else []
         where += ["--threads", str(self.threads)] if self.threads is not None else []

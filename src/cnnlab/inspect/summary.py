@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from cnnlab.io.errors import CnnlabError, unknown
+from cnnlab.io.errors import CnnlabError, reason, unknown
 from cnnlab.io.tables import Table, number, to_json, wrap
 from cnnlab.io.text import markdown as escaped
 from cnnlab.models import build_model, default_image_size
@@ -102,8 +102,13 @@ def _measure(name: str, net: nn.Module, shape: tuple[int, ...], depth: int) -> S
     x = torch.zeros(1, *shape, device="meta")
     fields.begin(x)
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), fields, counter:
-        net(x)
+    try:
+        with torch.no_grad(), fields, counter:
+            net(x)
+    except (RuntimeError, TypeError, ValueError) as error:  # such as a forward pass that reads values
+        raise CnnlabError(
+            f"{name} cannot be run without values, on an image of {_shape(shape)}: {reason(error, 200)}"
+        ) from error
     root = type(net).__name__
     flops = {path: sum(counts.values()) for path, counts in counter.get_flop_counts().items()}
 

@@ -51,7 +51,7 @@ def validation_error(value: Any, want: Any, place: str = "") -> str:
     if isinstance(want, tuple):
         if any(not validation_error(value, one) for one in want):
             return ""
-        return f"its {place} should be {' or '.join(map(_name, want))}"
+        return f"its {place} should be {' or '.join(dict.fromkeys(map(_name, want)))}"
     if isinstance(want, dict) and isinstance(value, dict):
         missing = [key for key in want if not key.endswith("?") and key not in value]
         if missing:

@@ -19,8 +19,10 @@ from cnnlab.recipe import Recipe
 MOST_RUNS = 100_000
 OUT_OF_FOLD = "out_of_fold.csv"  # the predictions of all images in a series of folds
 # The schema of what a run's `from` says about the run that it starts from.
-FROM = {"kind": ("continued", "weights"), "run": str, "epochs?": COUNT,
-        "weights?": ("best.safetensors", "last.safetensors")}  # fmt: skip
+FROM = (
+    {"kind": "continued", "run": str, "epochs": COUNT},
+    {"kind": "weights", "run": str, "weights": ("best.safetensors", "last.safetensors")},
+)
 _KINDS = ("seeds", "folds")
 
 

@@ -25,7 +25,7 @@ let current = null;
 function show() {
   const { page, names } = parse(location.hash);
   current?.end?.();
-  const app = { ...context({}, state), node: place, names, state, say, fail, changed: null, end: null, again: show };
+  const app = { ...context({}, state), node: place, names, state, say, fail, changed: null, end: null };
   current = app;
   bar(app, page);
   place.replaceChildren();
@@ -69,7 +69,11 @@ function keep() {
   } catch { /* private windows keep nothing */ }
 }
 
-document.addEventListener("click", (event) => { if (event.target.closest(".switches")) keep(); });
+document.addEventListener("click", (event) => {
+  if (!event.target.closest(".switches")) return;
+  keep();
+  if (state.language !== current.language) show(); // a report's own bar has changed it: the page around it follows
+});
 window.addEventListener("hashchange", () => { say(""); show(); });
 watch((names) => current?.changed?.(names));
 show();
