@@ -338,6 +338,24 @@ def test_a_submission_is_handed_in_once(finished: Competition, tmp_path: Path, m
     assert len(calls) == (1 if answers[0] == answers[1] else 2)
 
 
+def test_a_submission_that_cannot_be_recorded_was_made_all_the_same(
+    finished: Competition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = replace(finished, path=tmp_path / "copy")
+    shutil.copytree(finished.path, work.path)
+    monkeypatch.setattr(client, "check_ready", lambda to: None)
+
+    def upload(to: str, path: Path, message: str) -> str:
+        (work.path / "uploads.jsonl").mkdir()  # the record cannot be written
+        return "Successfully submitted"
+
+    monkeypatch.setattr(client, "upload", upload)
+    answer = steps.submit(work, upload_to="forest").answer
+    assert answer is not None
+    assert answer.startswith("Successfully submitted")
+    assert "uploads.jsonl" in answer
+
+
 def test_an_impossible_submission_is_an_error_before_training(forest: Path, tmp_path: Path, cnnlab: Command) -> None:
     def broken(name: str) -> tuple[Path, list[object]]:
         folder = tmp_path / name

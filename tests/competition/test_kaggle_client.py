@@ -384,7 +384,7 @@ def test_upload(kaggle: Kaggle, tmp_path: Path) -> None:
         ["competitions", "submit", "-c", NAME, "-f", str(path), "--message=-f $(id) =my 'first'"]
     ]  # fmt: skip
     kaggle.does("")
-    assert "handed in" in upload(NAME, path, " ")
+    assert "submitted to" in upload(NAME, path, " ")
     assert kaggle.calls[-1][-1] == "--message=my submission"
 
 

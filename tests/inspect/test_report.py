@@ -458,6 +458,13 @@ def test_pictures_are_files(hostile: Report, tmp_path: Path) -> None:
         save(some, tmp_path / "pictures", force=False)
 
 
+def test_pictures_of_names_that_share_a_file_name(hostile: Report) -> None:
+    (run,) = hostile.runs
+    parts = [{**part, "name": name} for part in hostile.payload["runs"] for name in ("a b", "a-b")]
+    drawn = figures([run, run], {**hostile.payload, "runs": parts})
+    assert sum(name.endswith("curves") for name in drawn) == 2
+
+
 def test_the_inside_is_that_of_the_package(results: list[Any], made: Report) -> None:
     from cnnlab.inspect.activation import class_activation
 

@@ -77,6 +77,30 @@ def test_without_labels_there_are_no_gradients() -> None:
         assert any(layer.gradient_norm for layer in layer_statistics(model, batches()))
 
 
+def test_a_layer_whose_first_output_is_not_floating_point() -> None:
+    class Sign(nn.Module):  # booleans first, then floating-point values
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            Sign.calls += 1
+            return x > 0 if Sign.calls % 2 else x * 2
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sign, self.head = Sign(), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            first: Tensor = self.head(self.sign(self.sign(x).float()))
+            return first
+
+    x = torch.randn(6, 4)
+    found = by_path(layer_statistics(Net(), [(x, None)]))
+    doubled = (x > 0).double() * 2
+    assert found["sign"].mean == pytest.approx(doubled.mean().item())
+    assert found["sign"].image_std == pytest.approx(doubled.var(0, correction=0).mean().sqrt().item())
+
+
 def test_planted_faults_are_found() -> None:
     healthy = by_path(layer_statistics(network(), batches()))
     assert {layer.advice for layer in healthy.values()} == {""}

@@ -327,6 +327,27 @@ def test_workers_are_processes_of_the_same_command(tmp_path: Path, monkeypatch: 
     assert len(log) == 2
 
 
+@pytest.mark.skipif(os.name != "posix", reason="the program is a shell script")
+def test_a_worker_that_cannot_be_started_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    started: list[subprocess.Popen[bytes]] = []
+    start = subprocess.Popen
+
+    def one(*words: Any, **options: Any) -> subprocess.Popen[bytes]:
+        if started:
+            raise OSError(12, "Cannot allocate memory")
+        started.append(start(*words, **options))
+        return started[0]
+
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(subprocess, "Popen", one)
+    with pytest.raises(CnnlabError, match="--workers"):
+        work_together(read_sweep(write(tmp_path)), Machine(), 2)
+    assert started[0].returncode is not None
+
+
 @pytest.mark.parametrize(("name", "text"), [("s.html", "<p>mine</p>"), ("s.best.json", '{"mine": 1}')])
 def test_files_beside_the_sweep_that_are_others_are_not_replaced(
     tmp_path: Path, cnnlab: Command, name: str, text: str

@@ -23,7 +23,7 @@ from cnnlab.competition.work import Competition
 from cnnlab.data.store import Store, mapped
 from cnnlab.device.hardware import check_threads
 from cnnlab.io.csv import read_header
-from cnnlab.io.errors import CnnlabError, expand
+from cnnlab.io.errors import CnnlabError, expand, reason
 from cnnlab.io.files import read_json, read_limited, write_atomic
 from cnnlab.training import runs
 from cnnlab.training.display import reporting
@@ -164,5 +164,8 @@ def _upload(competition: Competition, path: Path, to: str, message: str) -> str:
     answer = client.upload(to, path, message)
     date = datetime.now(UTC).isoformat(timespec="seconds")
     entry = {"date": date, "competition": to, "content": content, "message": message, "answer": answer}
-    write_atomic(record, "".join(f"{line}\n" for line in [*lines, json.dumps(entry)]))
+    try:
+        write_atomic(record, "".join(f"{line}\n" for line in [*lines, json.dumps(entry)]))
+    except OSError as error:  # the file was accepted all the same
+        return f"{answer} (not recorded in {record}: {reason(error)}; do not submit the same file again)"
     return answer

@@ -67,14 +67,15 @@ class _Sums:
 
     def __init__(self, module: nn.Module) -> None:
         self._limits = next((v for kind, v in _LIMITS.items() if isinstance(module, kind)), None)
-        self._count = self._images = 0
+        self._count = self._images = self._first_call = 0
         self._sum = self._square = self._zeros = self._saturated = 0.0
         self._per_value: dict[tuple[int, torch.Size], Tensor] = {}  # by call: sum over the images
 
     def add(self, call: int, output: Tensor) -> None:
         x = output.detach().double()
         self._count += x.numel()
-        self._images += len(x) if call == 1 else 0
+        self._first_call = self._first_call or call  # of those whose output is floating-point
+        self._images += len(x) if call == self._first_call else 0
         self._sum += x.sum().item()
         self._square += x.square().sum().item()
         self._zeros += (x == 0).sum().item()

@@ -169,7 +169,10 @@ def race(
         _append(folder / "seeds.jsonl", done[-1])
         report("racing", seed + 1, seeds)
     done = done[:seeds]
-    return _record(name, one, recipe, split, done, environment(target), threads)
+    command = f"cnnlab race {name} --seeds {seeds} --threads {threads}"
+    command += "" if device == "auto" else f" --device {device}"
+    command += "" if recipe.data == (one.data or RECIPES[one.recipe].data) else f" --data {_public(recipe.data)}"
+    return _record(name, one, recipe, split, done, environment(target), threads, command)
 
 
 def commit() -> str | None:
@@ -230,20 +233,20 @@ class Energy:
 
 
 def _record(
-    name: str, one: Race, recipe: Recipe, split: str, seeds: list[dict[str, Any]], env: dict[str, Any], threads: int
-) -> Record:
+    name: str, one: Race, recipe: Recipe, split: str, seeds: list[dict[str, Any]], env: dict[str, Any], threads: int,
+    command: str,
+) -> Record:  # fmt: skip
     accuracies = [seed["final_acc"] for seed in seeds]
     training = _spread([seed["race_seconds"] for seed in seeds])
     best = peak(pick_device(env["device"]), PRECISIONS[seeds[0]["plan"]["dtype"]], threads)["flops_per_second"]
     energies = [seed["energy_joules"] for seed in seeds]
-    source = "" if recipe.data == (one.data or RECIPES[one.recipe].data) else f" --data {_public(recipe.data)}"
     return Record(
         race=name, target=one.target, split=split, views=one.views, n=len(seeds), accuracy=_spread(accuracies),
         p_value=p_value(accuracies, one.target), training_seconds=training,
         process_seconds=_spread([seed["process_seconds"] for seed in seeds]), peak=best, work=training["mean"] * best,
         energy_joules=sum(energies) if None not in energies else None, environment=env,
         recipe={**recipe.to_dict(), "data": _public(recipe.data), "name": one.recipe}, commit=commit(),
-        command=f"cnnlab race {name} --seeds {len(seeds)}{source}", per_seed=seeds,
+        command=command, per_seed=seeds,
     )  # fmt: skip
 
 

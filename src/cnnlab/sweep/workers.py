@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from cnnlab.device.hardware import available_cores
-from cnnlab.io.errors import CnnlabError, TrainingInterrupted
+from cnnlab.io.errors import CnnlabError, TrainingInterrupted, reason
 from cnnlab.io.interrupt import CtrlC
 from cnnlab.io.text import plural
 from cnnlab.sweep.definition import Sweep
@@ -21,8 +21,8 @@ _POLL = 0.1  # seconds between two checks of the processes
 def work_together(sweep: Sweep, machine: Machine, count: int, log: Callable[[str], None] = lambda _: None) -> None:
     """Start `count` workers and wait for them. One that is killed leaves its trial to the others.
 
-    log: called with a line when a worker dies. Raise CnnlabError if all of them end before the sweep is finished, and
-    TrainingInterrupted on Ctrl-C, after they have saved their work.
+    log: called with a line when a worker dies. Raise CnnlabError if one cannot be started or all of them end before the
+    sweep is finished, and TrainingInterrupted on Ctrl-C, after they have saved their work.
     """
     threads = machine.threads or max(1, available_cores() // count)
     words = [sys.executable, "-m", "cnnlab", "sweep", str(sweep.file), "--runs-dir", str(machine.runs_dir),
@@ -46,12 +46,14 @@ def work_together(sweep: Sweep, machine: Machine, count: int, log: Callable[[str
                     if process.returncode:
                         left = plural(len(alive), "worker")
                         log(f"worker {process.pid} ended with code {process.returncode}; {left} left")
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, OSError) as error:
             for process in processes:
                 with suppress(OSError):
                     process.terminate()
             for process in processes:
                 process.wait()
+            if isinstance(error, OSError):
+                raise CnnlabError(f"cannot start a worker: {reason(error)}; use fewer --workers") from error
             raise TrainingInterrupted("stopped; what the workers have trained is saved.") from None
     if all(process.returncode for process in processes):
         raise CnnlabError(

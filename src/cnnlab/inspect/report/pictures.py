@@ -28,9 +28,12 @@ _DRAWN = 400  # classes of a confusion matrix
 def figures(runs: list[Run], payload: dict[str, Any]) -> dict[str, Figure]:
     """Return the pictures by name. With several runs, each name begins with that of its run."""
     found: dict[str, Figure] = {}
-    for run, part in zip(runs, payload["runs"], strict=True):
-        prefix = f"{file_name(part['name'])}-" if len(runs) > 1 else ""
-        found |= {f"{prefix}{name}": figure for name, figure in _of_run(run, part, payload["pictures"]).items()}
+    names = [file_name(part["name"]) for part in payload["runs"]]
+    if len(set(names)) < len(names):  # such as those of "a b" and "a-b"
+        names = [f"{i}-{name}" for i, name in enumerate(names, 1)]
+    for run, part, name in zip(runs, payload["runs"], names, strict=True):
+        prefix = f"{name}-" if len(runs) > 1 else ""
+        found |= {f"{prefix}{picture}": figure for picture, figure in _of_run(run, part, payload["pictures"]).items()}
     drawn = [
         (part["name"], run.recipe.eval_split, run.metrics()) for run, part in zip(runs, payload["runs"], strict=True)
     ]
