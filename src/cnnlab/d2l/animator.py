@@ -120,7 +120,7 @@ class Animator:
     def add(self, x: Any, y: Any) -> None:
         """Add a point to each line. x, y: a number, or one for each line; None adds no point.
 
-        Raises: CnnlabError if the number of values differs from that of earlier calls.
+        Raise CnnlabError if the number of values differs from that of earlier calls.
         """
         ys = list(y) if hasattr(y, "__len__") else [y]
         xs = list(x) if hasattr(x, "__len__") else [x] * len(ys)

@@ -36,7 +36,7 @@ def load_data_fashion_mnist(batch_size: int, resize: int | Sequence[int] | None 
 
     Unlike the original's, the iterables need no worker processes, and they resize whole batches in float32. Resized
     pixels differ from the original's by its rounding to grey levels, at most 1/255. The files are those of `cnnlab
-    train --data fashion-mnist`, or those that d2l downloaded to ../data. Raises: CnnlabError for an invalid size or
+    train --data fashion-mnist`, or those that d2l downloaded to ../data. Raise CnnlabError for an invalid size or
     batch size, and if the files cannot be downloaded or read.
     """
     if not isinstance(batch_size, int) or batch_size < 1:
@@ -135,7 +135,7 @@ def show_images(
     """Show images in a grid of `num_rows` by `num_cols`, each `scale` inches wide; return the array of axes.
 
     imgs: tensors or arrays (H, W), (C, H, W) or (H, W, C) with 1, 3 or 4 channels, on any device, or Pillow images;
-    images that do not fit the grid are dropped. Raises: CnnlabError for other images, and for a grid without places.
+    images that do not fit the grid are dropped. Raise CnnlabError for other images, and for a grid without places.
     """
     from matplotlib import pyplot as plt  # slow to import
 

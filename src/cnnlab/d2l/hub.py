@@ -37,7 +37,7 @@ def download(name: str, cache_dir: str | Path | None = None) -> str:
     that CNNLAB_DATA names, or the user's cache folder. Unlike the original, the file is checked after the download too,
     and an interrupted download is resumed.
 
-    Raises: CnnlabError for an unknown name, a damaged file, or a failed download.
+    Raise CnnlabError for an unknown name, a damaged file, or a failed download.
     """
     if name not in DATA_HUB:
         raise unknown("name in DATA_HUB", name, DATA_HUB)
@@ -66,7 +66,7 @@ def download(name: str, cache_dir: str | Path | None = None) -> str:
 def download_extract(name: str, folder: str | None = None) -> str:
     """Download a zip or tar file named in DATA_HUB if needed, unpack it beside itself, and return its folder.
 
-    folder: the name of that folder. Default: the file's name without its ending. Raises: CnnlabError as `download`, and
+    folder: the name of that folder. Default: the file's name without its ending. Raise CnnlabError as `download`, and
     for a file that is not such an archive, is damaged, is too large, or has members that lead outside.
     """
     path = Path(download(name))
@@ -82,7 +82,7 @@ def extract(path: Path, folder: Path) -> None:
     """Unpack a zip or tar file into `folder`. Existing files are replaced.
 
     A DATA_HUB file has a known checksum. Still, paths and links that lead outside are refused, and so are devices and
-    an archive that unpacks to over 1 GiB and over a hundred times its size. Raises: CnnlabError.
+    an archive that unpacks to over 1 GiB and over a hundred times its size. Raise CnnlabError.
     """
     limit = max(1 << 30, 100 * path.stat().st_size)
     too_large = CnnlabError(f"{path} would unpack to more than {limit:,} bytes; it was not unpacked")
@@ -119,7 +119,7 @@ def read_csv_labels(fname: str | Path) -> dict[str, str]:
     """Read a CSV file with a header and two columns; return {file name without extension: label}.
 
     Unlike the original, it reads quoted fields and rejects a name that occurs twice.
-    Raises: CnnlabError naming the file, the line and the remedy.
+    Raise CnnlabError naming the file, the line and the remedy.
     """
     path = expand(fname)
     try:
@@ -158,7 +158,7 @@ def reorg_train_valid(
     Unlike the original, it creates hard links where the file system has them (copy=True: always copies); the split does
     not depend on the order in which the system lists files (each class's first images by number, then by name, are
     held out); and a second call with another ratio moves the images of the first, so that none is in both train and
-    valid. Raises: CnnlabError for a ratio that leaves nothing to train on, or an image without a label.
+    valid. Raise CnnlabError for a ratio that leaves nothing to train on, or an image without a label.
     """
     source = expand(data_dir) / "train"
     target = expand(data_dir) / "train_valid_test"

@@ -48,7 +48,7 @@ class Accumulator:
         self.data = [0.0] * n
 
     def add(self, *args: Any) -> None:
-        """Add a number to each sum. Raises: CnnlabError if the counts differ."""
+        """Add a number to each sum. Raise CnnlabError if the counts differ."""
         if len(args) != len(self.data):
             raise CnnlabError(f"Accumulator({len(self.data)}).add got {len(args)} values; pass one for each sum")
         self.data = [total + float(value) for total, value in zip(self.data, args, strict=True)]
@@ -81,7 +81,7 @@ class Timer:
         return self.times[-1]
 
     def avg(self) -> float:
-        """Return the mean seconds of an interval. Raises: CnnlabError before the first `stop`."""
+        """Return the mean seconds of an interval. Raise CnnlabError before the first `stop`."""
         if not self.times:
             raise CnnlabError("Timer.avg: no interval yet; call stop first")
         return self.sum() / len(self.times)
@@ -112,7 +112,7 @@ def try_all_gpus() -> list[torch.device]:
 
 
 def as_device(device: torch.device | str | None) -> torch.device:
-    """Return the device; None: `try_gpu()`. Raises: CnnlabError if it is unknown or missing."""
+    """Return the device; None: `try_gpu()`. Raise CnnlabError if it is unknown or missing."""
     if device is None:
         return try_gpu()
     try:
@@ -125,7 +125,7 @@ def as_device(device: torch.device | str | None) -> torch.device:
 def accuracy(y_hat: Any, y: Any) -> float:
     """Return the number of correct predictions: a count such as 3.0, not a fraction.
 
-    y_hat: (B, K) scores, or (B,) predicted classes; y: (B,) or (B, 1) true classes; tensors, arrays or lists. Raises:
+    y_hat: (B, K) scores, or (B,) predicted classes; y: (B,) or (B, 1) true classes; tensors, arrays or lists. Raise
     CnnlabError for other values, and for shapes that do not fit.
     """
     try:
@@ -161,7 +161,7 @@ def evaluate_accuracy_gpu(net: Any, data_iter: Iterable[Any], device: torch.devi
     """Return the accuracy, from 0 to 1, of `net` on `data_iter`, computed on `device`.
 
     net: a module, which is left in eval mode, or a function. data_iter: batches (X, y). device: Default: that of the
-    module's weights; a function gets the batches unmoved. Raises: CnnlabError if `data_iter` yields anything but pairs,
+    module's weights; a function gets the batches unmoved. Raise CnnlabError if `data_iter` yields anything but pairs,
     or nothing.
     """
     check_object("net", net, None, "a network, such as nn.Sequential(...)")
@@ -200,7 +200,7 @@ def evaluate_accuracy_gpu(net: Any, data_iter: Iterable[Any], device: torch.devi
 def pairs(data_iter: Iterable[Any], device: torch.device | None) -> Iterator[tuple[Any, Tensor]]:
     """Yield the batches (X, y) of `data_iter`; a `Batches` builds them on `device`, others are unmoved.
 
-    Raises: CnnlabError for a batch that is not such a pair.
+    Raise CnnlabError for a batch that is not such a pair.
     """
     if isinstance(data_iter, Batches):
         yield from data_iter.on(device or torch.device("cpu"))

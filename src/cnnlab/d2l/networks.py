@@ -23,7 +23,7 @@ class Residual(nn.Module):
     Residual(input_channels, num_channels, use_1x1conv=False, strides=1)    editions 0.x, and the manual
     Residual(num_channels, use_1x1conv=False, strides=1)                    edition 1.0; lazy: the first batch sets
                                                                             the input channels
-    Raises: CnnlabError for arguments that fit neither; `forward` raises it if the two shapes to add differ.
+    Raise CnnlabError for arguments that fit neither; `forward` raises it if the two shapes to add differ.
     """
 
     def __init__(

@@ -75,7 +75,7 @@ def train_ch6(
     Leaves `net` in eval mode.
 
     Unlike the original, it accepts fewer than five batches and iterables without a length, initializes lazy layers with
-    the first batch, and synchronizes a GPU five times per epoch, not after each batch. Raises: CnnlabError for an
+    the first batch, and synchronizes a GPU five times per epoch, not after each batch. Raise CnnlabError for an
     invalid number of epochs, learning rate, device or batch.
     """
     check_network(net)

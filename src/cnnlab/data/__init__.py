@@ -70,7 +70,7 @@ LISTED = tuple(_LISTED)  # sources of image files, which are decoded
 def load_images(source: str, split: str, options: SourceOptions | None = None) -> ImageSet | None:
     """Return the `train`, `validation` or `test` split of `source`; None if it has no such split.
 
-    source: a name in DATASETS, or a text of one of the FORMS. Raises: CnnlabError for anything that is wrong with the
+    source: a name in DATASETS, or a text of one of the FORMS. Raise CnnlabError for anything that is wrong with the
     name or the files.
     """
     if split not in ("train", "validation", "test"):

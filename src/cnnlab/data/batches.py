@@ -61,7 +61,7 @@ def loader(
     data: a data source, trained by its default recipe, a recipe, or images of your own, see `train`. split: train
     (shuffled and augmented as in the training), validation or test (in order). data_dir: folder of the datasets.
     skip_bad: skip damaged images. augment: augmentation of your own, see `train`. settings: any of the recipe, as
-    batch_size=128. Raises: CnnlabError.
+    batch_size=128. Raise CnnlabError.
     """
     own = None if isinstance(data, Recipe | str) else own_images(data)
     recipe = data if isinstance(data, Recipe) else choose_recipe(data=own.name if own else data)

@@ -40,7 +40,7 @@ def download(
     processes ask for the same file, one downloads it and the others wait; they report this, and give up if nothing
     arrives for two minutes.
 
-    Raises: CnnlabError that says what failed at each address and what to do by hand.
+    Raise CnnlabError that says what failed at each address and what to do by hand.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -94,7 +94,7 @@ def duplicates(
     threshold: the likeness from which images count as near copies, 0.5 to 1; None: find exact copies only.
     image_size: of a folder's images, as for a training; columns: of a table, see `Recipe`.
     picture: a PNG file to draw the first pairs into.
-    Raises: CnnlabError.
+    Raise CnnlabError.
     """
     if threshold is not None and not 0.5 <= threshold <= 1:
         raise CnnlabError(f"likeness {threshold}: choose a number from 0.5 to 1")

@@ -107,7 +107,7 @@ def read_images(listing: Listing, split: str, options: SourceOptions) -> ImageSe
     C is 1 if all training images are grey, else 3. The side is `options.image_size`, or that of the images if all are
     square and of one size, else 64 pixels.
 
-    Raises: CnnlabError for a damaged image; with `options.skip_bad`, damaged images are skipped and listed in
+    Raise CnnlabError for a damaged image; with `options.skip_bad`, damaged images are skipped and listed in
     `ImageSet.skipped`.
     """
     if split not in listing.parts:
@@ -336,7 +336,7 @@ def side_for(sizes: Sizes | None, options: SourceOptions, name: str) -> int:
 
 
 def _channels(listing: Listing, counts: dict[Path | Item, int]) -> int:
-    """Return the number of channels of all images: 3 for grey ones among colours. Raises: CnnlabError for others."""
+    """Return the number of channels of all images: 3 for grey ones among colours. Raise CnnlabError for others."""
     found = sorted(set(counts.values()))
     if not found:
         return 3

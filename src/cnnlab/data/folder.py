@@ -15,7 +15,7 @@ from cnnlab.io.walk import DOUBTFUL_FOLDERS
 def listing(path: Path, *, complete: bool = True) -> Listing:
     """Return the image files of a folder.
 
-    complete: see `scan`. Raises: CnnlabError for a folder without images or with a single class.
+    complete: see `scan`. Raise CnnlabError for a folder without images or with a single class.
     """
     try:
         found = scan(path)

@@ -25,7 +25,7 @@ def listing(name: str, options: SourceOptions) -> Listing:
     """Return the images of a data set: `NAME`, `NAME@CONFIGURATION`, or the path of a local one.
 
     The column of images is found by its type, that of labels by its type or a usual name; `options.columns` names
-    others. Raises: CnnlabError without the library, if the set cannot be loaded, and for unclear columns.
+    others. Raise CnnlabError without the library, if the set cannot be loaded, and for unclear columns.
     """
     splits, notes = _load(name, options)
     source = f"hf:{name}"
@@ -138,7 +138,7 @@ def _row(source: str, split: str, i: int) -> str:
 
 
 def _filled(source: str, data: Any, column: str, kind: str, split: str, rows: Sequence[int]) -> list[str]:
-    """Return a column's texts of these rows. Raises: CnnlabError for an empty one."""
+    """Return a column's texts of these rows. Raise CnnlabError for an empty one."""
     values, names = list(data[column]), getattr(data.features[column], "names", None)
     cells = []
     for i in rows:
@@ -232,7 +232,7 @@ def _items(data: Any, column: str, split: str, rows: Sequence[int], roots: Seque
 def _inside(name: str, roots: Sequence[Path]) -> Path:
     """Return the path of a file below one of the folders: a downloaded table must not name any other.
 
-    Raises: CnnlabError, without the table's name, also for anything but a regular file.
+    Raise CnnlabError, without the table's name, also for anything but a regular file.
     """
     path = Path(os.path.normpath(Path(roots[0]).absolute() / name))  # without "..", but links inside are followed
     if not any(path.is_relative_to(folder) for root in roots for folder in (root.absolute(), root.resolve())):

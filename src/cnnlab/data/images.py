@@ -22,7 +22,7 @@ def flatten(images: Any) -> list[Any]:
     """Return the single images in `images`, each a path, a PIL image, an array or a tensor.
 
     images: one of these, a folder, a batch (B, C, H, W) or (B, H, W, C), or a list of any of them. The images of a
-    folder come sorted by name. Raises: CnnlabError for a missing path, an empty folder and anything else.
+    folder come sorted by name. Raise CnnlabError for a missing path, an empty folder and anything else.
     """
     if isinstance(images, str | Path):
         return list(image_paths([images])[0])
@@ -42,7 +42,7 @@ def flatten(images: Any) -> list[Any]:
 def image_paths(paths: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
     """Return the image files in `paths`, and a line on what else is in each folder: `40 .heic in photos`.
 
-    paths: files, or folders that are searched; the images of a folder come sorted by name. Raises: CnnlabError for a
+    paths: files, or folders that are searched; the images of a folder come sorted by name. Raise CnnlabError for a
     missing path and for a folder without images.
     """
     files: list[Path] = []
@@ -72,7 +72,7 @@ def pixels(image: Any, how: Decoding, *, invert: bool = False) -> np.ndarray:
     """Return one image, see `flatten`, as (channels, size, size) uint8, as `decode` does with a file.
 
     Arrays and tensors hold uint8 in 0..255 or floating point in 0..1. A tensor is (C, H, W); an array may also be
-    (H, W, C), as PIL gives it, or (H, W). Raises: CnnlabError.
+    (H, W, C), as PIL gives it, or (H, W). Raise CnnlabError.
     """
     if isinstance(image, str | Path):
         return decode(image, how, invert=invert)

@@ -76,7 +76,7 @@ class Named:
 def load(name: str, split: str, options: SourceOptions) -> ImageSet | None:
     """Return the `train` or `test` split of a set in NAMED; None for `validation`, which none of them has.
 
-    Missing files are downloaded into `options.data_dir`. Raises: CnnlabError for a file with a wrong checksum, and if
+    Missing files are downloaded into `options.data_dir`. Raise CnnlabError for a file with a wrong checksum, and if
     nothing can be downloaded.
     """
     if split == "validation":
@@ -180,7 +180,7 @@ def _is_gzip(path: Path) -> bool:
 
 
 def _get(name: str, file: File, options: SourceOptions) -> Path:
-    """Return the file, downloaded and unpacked if it is missing. Raises: CnnlabError."""
+    """Return the file, downloaded and unpacked if it is missing. Raise CnnlabError."""
     packed, path = options.data_dir / file.packed, _on_disk(file, options.data_dir)
     if path is None:
         own = os.environ.get(f"CNNLAB_{name.partition(':')[0].upper().replace('-', '_')}_URL")

@@ -84,7 +84,7 @@ def _read(data: Any) -> ImageSet:
 
 
 def as_uint8(images: Any) -> Tensor:
-    """Return an array or tensor of N images as (N, C, H, W) uint8. Raises: CnnlabError."""
+    """Return an array or tensor of N images as (N, C, H, W) uint8. Raise CnnlabError."""
     shape = tuple(images.shape)
     if isinstance(images, np.ndarray):
         if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):

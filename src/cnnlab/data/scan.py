@@ -93,7 +93,7 @@ def scan(root: Path, *, complete: bool = True) -> Scan:
     """Find the classes, splits and files of a folder.
 
     complete: whether it is to be trained on. If not, a model is evaluated on it, and one class, or no training split,
-    is enough. Raises: CnnlabError if it is not a folder, follows neither layout, or has fewer than two classes, a class
+    is enough. Raise CnnlabError if it is not a folder, follows neither layout, or has fewer than two classes, a class
     without a single readable image, or a class in another split that the training split lacks.
     """
     if not root.is_dir():

@@ -62,7 +62,7 @@ class Store:
 def load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
     """Return the training images of `store:PATH`; None for the other splits: the test images have no labels.
 
-    Its files were decoded by `ImageSet.decoding` when it was prepared. Raises: CnnlabError if `options` ask for other
+    Its files were decoded by `ImageSet.decoding` when it was prepared. Raise CnnlabError if `options` ask for other
     pixel values.
     """
     store = open_store(path)
@@ -87,7 +87,7 @@ def load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
 
 
 def open_store(path: Path) -> Store:
-    """Map a prepared store into memory. Raises: CnnlabError if `path` is not a complete store."""
+    """Map a prepared store into memory. Raise CnnlabError if `path` is not a complete store."""
     path = expand(path)
     if not (path / "store.json").is_file():
         raise CnnlabError(f"{path} is not a prepared store: no store.json; create one with cnnlab kaggle prepare")
@@ -138,7 +138,7 @@ def read_info(path: Path) -> dict[str, Any]:
 def mapped(path: Path, shape: tuple[int, ...], kind: str = "|u1") -> NDArray[Any]:
     """Map the array in a .npy file of exactly that shape and type.
 
-    Changes do not reach the file. The header is compared, not parsed, since NumPy parses it as Python source. Raises:
+    Changes do not reach the file. The header is compared, not parsed, since NumPy parses it as Python source. Raise
     ValueError, OSError.
     """
     head = io.BytesIO()

@@ -53,7 +53,7 @@ def listing(path: Path, columns: str = "", *, complete: bool = True) -> Listing:
     """Return the image files that a table names.
 
     columns: names of its columns, see `Recipe`. complete: whether it is to be trained on. If not, a model is evaluated
-    on it, and one class, or no training rows, is enough. Raises: CnnlabError that names the file, the line and the
+    on it, and one class, or no training rows, is enough. Raise CnnlabError that names the file, the line and the
     remedy.
     """
     table = _open(path, columns)
@@ -112,7 +112,7 @@ class _Table:
 
 
 def parse_columns(text: str) -> dict[str, str]:
-    """Return {kind: column} of a text such as `path=file,label=species`. Raises: CnnlabError."""
+    """Return {kind: column} of a text such as `path=file,label=species`. Raise CnnlabError."""
     named: dict[str, str] = {}
     for part in filter(None, map(str.strip, text.split(","))):
         kind, equals, column = part.partition("=")
@@ -130,7 +130,7 @@ def parse_columns(text: str) -> dict[str, str]:
 def choose_columns(name: str, header: Sequence[str], columns: str) -> tuple[dict[str, int], str]:
     """Return {kind: place in the header}, and a remark on those chosen by usual names; "" if all were given.
 
-    A kind that is named but empty, as in `group=`, has no column. Raises: CnnlabError that names the columns.
+    A kind that is named but empty, as in `group=`, has no column. Raise CnnlabError that names the columns.
     """
     header = list(header)
     named = parse_columns(columns)
@@ -172,7 +172,7 @@ def choose_columns(name: str, header: Sequence[str], columns: str) -> tuple[dict
 
 
 def _open(path: Path, columns: str) -> _Table:
-    """Read the table. Raises: CnnlabError."""
+    """Read the table. Raise CnnlabError."""
     if path.is_dir():
         raise CnnlabError(f"csv:{path} is a folder, not a table; for a folder of images write folder:{path}")
     try:
@@ -222,7 +222,7 @@ def _rows(path: Path, rows: Iterator[tuple[int, list[str]]], places: dict[str, i
 
 
 def check_weight(where: str, value: object) -> float:
-    """Return the weight of an image in the loss. Raises: CnnlabError unless it is a number of at least 0."""
+    """Return the weight of an image in the loss. Raise CnnlabError unless it is a number of at least 0."""
     try:
         weight = float(str(value).replace(",", "."))  # Excel's decimal comma
     except ValueError:
@@ -250,7 +250,7 @@ def class_names(names: Collection[str]) -> list[str]:
 
 
 def _classes(path: Path, rows: Sequence[_Row], complete: bool) -> list[str]:
-    """Return the sorted names of the classes. Raises: CnnlabError for fewer than two, or one without training rows."""
+    """Return the sorted names of the classes. Raise CnnlabError for fewer than two, or one without training rows."""
     labelled = [row for row in rows if row.label]
     train = {row.label for row in labelled if row.split == "train"}
     if complete and not train:
@@ -272,7 +272,7 @@ def _classes(path: Path, rows: Sequence[_Row], complete: bool) -> list[str]:
 def _find_files(table: Path, names: Sequence[str]) -> tuple[list[Path], str]:
     """Return the file of each name, and a remark on files that lie elsewhere or whose names lack the ending.
 
-    A file that is not found keeps its name, so that decoding reports it. Raises: CnnlabError if a name fits several
+    A file that is not found keeps its name, so that decoding reports it. Raise CnnlabError if a name fits several
     files, or none is found.
     """
     root = table.parent

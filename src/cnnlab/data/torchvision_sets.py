@@ -68,7 +68,7 @@ def named_alike(name: str) -> str:
 def listing(name: str, options: SourceOptions) -> Listing:
     """Return the images of all splits of a set in SETS, downloaded into `options.data_dir` if they are not there.
 
-    Raises: CnnlabError for an unknown name, one that holds no labelled images, and for a failed download.
+    Raise CnnlabError for an unknown name, one that holds no labelled images, and for a failed download.
     """
     from torchvision import datasets  # slow to import, so only here
 

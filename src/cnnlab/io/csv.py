@@ -51,7 +51,7 @@ def read_table(
 
     The file has any line ends and quoted fields, and commas, semicolons or tabs between them; other columns and blank
     rows are ignored. Ids must not be empty, nor repeat unless `repeats`; values may be empty unless `blanks` is False.
-    name: the file's name in errors. Raises: CnnlabError that names the file, usually the line, and the remedy.
+    name: the file's name in errors. Raise CnnlabError that names the file, usually the line, and the remedy.
     """
     return table_of(table_rows(file, name), name, id_column, value_column, repeats=repeats, blanks=blanks)
 
@@ -86,7 +86,7 @@ def table_of(
 def table_rows(file: IO[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
     """Yield (line, fields) of each row that is not blank, the header first, and close the file.
 
-    All rows have as many fields as the header. Raises: CnnlabError, also if there is no header.
+    All rows have as many fields as the header. Raise CnnlabError, also if there is no header.
     """
     width, line = 0, 1
     with open_text(file, name) as text:
@@ -114,7 +114,7 @@ def table_rows(file: IO[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def read_header(file: IO[bytes], name: str) -> list[str]:
-    """Read the first row that is not blank, and close the file. Return [] for an empty file. Raises: CnnlabError."""
+    """Read the first row that is not blank, and close the file. Return [] for an empty file. Raise CnnlabError."""
     try:
         with open_text(file, name) as text:
             return next((row for row in table_reader(text, name) if any(map(str.strip, row))), [])
@@ -150,7 +150,7 @@ def table_reader(text: io.TextIOWrapper, name: str) -> Any:
 
 
 def _lines(text: io.TextIOWrapper, name: str) -> Iterator[str]:
-    """Yield the lines. Raises: CnnlabError for a line that is not UTF-8, and beyond the limits on memory."""
+    """Yield the lines. Raise CnnlabError for a line that is not UTF-8, and beyond the limits on memory."""
     total = row = 0  # characters
     for number in count(1):
         line = text.readline(_LONGEST_LINE)
@@ -173,7 +173,7 @@ def _lines(text: io.TextIOWrapper, name: str) -> Iterator[str]:
 
 
 def column_index(name: str, header: list[str], column: str) -> int:
-    """Return where a column is; its name may differ in case and spaces. Raises: CnnlabError if it is not there once."""
+    """Return where a column is; its name may differ in case and spaces. Raise CnnlabError if it is not there once."""
     columns = [h.strip() for h in header]
     wanted = column.strip()
     if wanted not in columns:

@@ -120,7 +120,7 @@ class Header:
 
 
 def probe(source: Source, content: bytes | None = None) -> Header:
-    """Read the header of an image. Raises: BadImage.
+    """Read the header of an image. Raise BadImage.
 
     source: the file; or, with its bytes as `content`, its name in error messages.
     """
@@ -139,7 +139,7 @@ def decode(source: Source, how: Decoding, content: bytes | None = None, *, inver
     """Decode an image as (channels, size, size) uint8, or (channels, H, W) for a size of 0.
 
     invert: exchange black and white before the image is fitted, so that bars stay black. content: see `probe`.
-    Raises: BadImage.
+    Raise BadImage.
     """
     return read_image(source, content, lambda image: square_pixels(image, source, how, invert))
 
@@ -152,7 +152,7 @@ PAGES = "hold several pages or frames; only the first is used"
 
 
 def decode_checked(source: Source, how: Decoding) -> tuple[np.ndarray, list[str]]:
-    """Decode an image file; also return remarks on it, such as `CUT` and `STRIP`. Raises: BadImage."""
+    """Decode an image file; also return remarks on it, such as `CUT` and `STRIP`. Raise BadImage."""
 
     def use(image: Picture) -> tuple[np.ndarray, list[str]]:
         odd = [PAGES] if isinstance(image, Image.Image) and _frames(image) > 1 else []
@@ -190,7 +190,7 @@ def value_range(source: Source, content: bytes | None = None) -> Values:
 
 
 def channel_values(source: Source) -> list[Values]:
-    """Return the values of each channel of an image of many. Raises: BadImage."""
+    """Return the values of each channel of an image of many. Raise BadImage."""
 
     def values(image: Picture) -> list[Values]:
         pixels = image.values if isinstance(image, Stack) else np.asarray(image)[..., None]
@@ -202,7 +202,7 @@ def channel_values(source: Source) -> list[Values]:
 def ink(source: Source, content: bytes | None = None) -> float | None:
     """Return the mean grey level, 0 to 255, of the opaque parts of an image; None if it has none.
 
-    content: see `probe`. Raises: BadImage.
+    content: see `probe`. Raise BadImage.
     """
 
     def mean(image: Picture) -> float | None:
@@ -237,7 +237,7 @@ def bombs_refused() -> Iterator[None]:
 
 
 def read_image(source: Source, content: bytes | None, use: Callable[[Picture], T]) -> T:
-    """Open an image and call `use`; if that fails, try again with a repaired copy. Raises: BadImage.
+    """Open an image and call `use`; if that fails, try again with a repaired copy. Raise BadImage.
 
     Repairs leave all pixels as they are: broken metadata is dropped, and a JPEG's end marker is added.
     """
@@ -335,7 +335,7 @@ def _open(source: Path | str, content: bytes | None, guard: Guard) -> Iterator[P
 def square_pixels(image: Picture, source: Source, how: Decoding, invert: bool = False) -> np.ndarray:
     """Return an opened image as (channels, size, size) uint8, as `decode` does; `source` names it in errors.
 
-    The image may be changed in place. Raises: BadImage.
+    The image may be changed in place. Raise BadImage.
     """
     channels = header_of(image).channels
     if channels != how.channels and {channels, how.channels} - {1, 3}:

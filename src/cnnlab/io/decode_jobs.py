@@ -45,7 +45,7 @@ kind: `bad`; `size`, see `Job.same_size`; or `unmeasured`, see `Job.measured`.
 def decode_into(job: Job, rows: Sequence[int], names: Sequence[str], contents: Sequence[bytes]) -> list[Fault]:
     """Write each image to its row of the file. The rows of faulty images stay as they are, which is black.
 
-    Raises: OSError if the file cannot be written.
+    Raise OSError if the file cannot be written.
     """
     faults: list[Fault] = []
     # Plain writes: with a memory map, a full disk would be a fatal signal, and the pages would count as memory.

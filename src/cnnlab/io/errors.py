@@ -70,7 +70,7 @@ def needs_extra(extra: str, *packages: str) -> Iterator[None]:
 
 
 def expand(path: str | Path) -> Path:
-    """Replace `~` and `~user` in `path`. Raises: CnnlabError for an unknown user, a URL and a name with a zero byte."""
+    """Replace `~` and `~user` in `path`. Raise CnnlabError for an unknown user, a URL and a name with a zero byte."""
     if address := re.match(r"(https?|ftp|s3|gs):/+", str(path), re.IGNORECASE):  # a Path has one slash left of two
         rest = str(path)[address.end() :]
         raise CnnlabError(f"{address[1]}://{rest} is an address, not a file; download it, and give the file's name")

@@ -26,7 +26,7 @@ def write_atomic(path: Path, content: bytes | str | Iterable[Any], before: Path 
     file is removed. before: keep the old file under this name, replacing what is there; a process that is killed
     between the two renames leaves `before` and no `path`.
 
-    Raises: OSError (no space, read-only, ...).
+    Raise OSError (no space, read-only, ...).
     """
     # A name that is not UTF-8 becomes an escape, which JSON decodes to the same name.
     content = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
@@ -62,7 +62,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, limit: int = LIMIT) -> dict[str, Any]:
     """Read a JSON object of at most `limit` bytes.
 
-    Raises: CnnlabError, naming the file, if it cannot be read or is not a JSON object.
+    Raise CnnlabError, naming the file, if it cannot be read or is not a JSON object.
     """
     try:
         content = read_limited(path, limit)
@@ -81,7 +81,7 @@ def read_json(path: Path, limit: int = LIMIT) -> dict[str, Any]:
 def read_limited(path: Path, limit: int = LIMIT) -> bytes:
     """Read a regular file of at most `limit` bytes. A pipe is refused, since it would block.
 
-    Raises: FileNotFoundError; CnnlabError, naming the file, if it cannot be read, is not a regular file or is larger.
+    Raise FileNotFoundError; CnnlabError, naming the file, if it cannot be read, is not a regular file or is larger.
     """
     try:
         if path.exists() and not path.is_file():
@@ -105,7 +105,7 @@ def write_checked(path: Path, value: dict[str, Any]) -> None:
 def read_checked(path: Path) -> dict[str, Any]:
     """Read what `write_checked` wrote, without the checksum.
 
-    Raises: CnnlabError, naming the file, if it cannot be read or its checksum is missing or wrong.
+    Raise CnnlabError, naming the file, if it cannot be read or its checksum is missing or wrong.
     """
     value = read_json(path)
     given = value.pop(_CHECKSUM, None)

@@ -28,7 +28,7 @@ _NOISE = b"".join(bytes(range(1, 250, 2)) + bytes([0xFF, 0xD0 + n]) for n in ran
 def is_cut(file: IO[bytes], image: Image.Image) -> bool:
     """Return whether a JPEG file lacks pixels, although it was decoded. image: opened from it, and loaded.
 
-    A progressive file that was cut in its last scan lacks only fine detail, and counts as whole. Raises: OSError.
+    A progressive file that was cut in its last scan lacks only fine detail, and counts as whole. Raise OSError.
     """
     file.seek(max(0, file.seek(0, os.SEEK_END) - _ZEROS))
     zeros = not file.read().strip(b"\0")

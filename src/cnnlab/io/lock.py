@@ -22,7 +22,7 @@ def file_lock(
     """Hold the lock file `path`.lock. The system releases it when its holder ends, even if it is killed.
 
     While another process holds it, report once what this one waits for. progress: a file that the holder writes; give
-    up when it has not changed for `stalled` seconds. Without `progress`, wait until the holder ends. Raises:
+    up when it has not changed for `stalled` seconds. Without `progress`, wait until the holder ends. Raise
     CnnlabError if the holder stalls; OSError if no lock file can be created.
     """
     lock_path = path.with_name(path.name + ".lock")

@@ -100,7 +100,7 @@ def as_stack(image: Any, source: Path | str, content: bytes | None, guard: Guard
 
 
 def open_stack(source: Path | str, content: bytes | None, guard: Guard, *, pages: bool = False) -> Stack | None:
-    """Return the pixels of a TIFF or `.npy` file; None if it is neither. Raises: Unfit, or any error of the libraries.
+    """Return the pixels of a TIFF or `.npy` file; None if it is neither. Raise Unfit, or any error of the libraries.
 
     pages: read it only if its pages are the channels of one image: else Pillow reads the first one.
     """

@@ -20,7 +20,7 @@ def open_archive(path: Path, label: str = "", prefix: str = "") -> Archive:
     """Open an archive (one of ARCHIVES, whatever its name) or a folder with its sub-folders. Close it with `closing`.
 
     label: the archive's name in error messages. Default: its file name. prefix: read only the members of a zip whose
-    path starts with it. Raises: CnnlabError if the archive is missing, damaged, encrypted or unsafe, or if py7zr is not
+    path starts with it. Raise CnnlabError if the archive is missing, damaged, encrypted or unsafe, or if py7zr is not
     installed.
     """
     label = label or path.name

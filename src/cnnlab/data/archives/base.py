@@ -46,7 +46,7 @@ class Archive:
     def read(self, indices: Container[int] | None = None) -> Iterator[tuple[int, bytes]]:
         """Yield (index in `members`, content) of the members in `indices`, in order. Default: all of them.
 
-        Each call starts again. Raises: CnnlabError if the archive is damaged or unpacks to more than it declares.
+        Each call starts again. Raise CnnlabError if the archive is damaged or unpacks to more than it declares.
         """
         raise NotImplementedError
 

@@ -134,7 +134,7 @@ class SevenZipArchive(Archive):
 def _check_header(path: Path, label: str) -> None:
     """Check the declared size of the list of members, which py7zr unpacks and reads as a whole.
 
-    Raises: CnnlabError; and whatever py7zr raises for a damaged list.
+    Raise CnnlabError; and whatever py7zr raises for a damaged list.
     """
     from py7zr.archiveinfo import HeaderStreamsInfo
 

@@ -64,7 +64,7 @@ class ZipArchive(Archive):
 def open_zip(path: Path, label: str) -> zipfile.ZipFile:
     """Open a zip and read its list of members, with the names as their author wrote them.
 
-    Raises: CnnlabError if it is damaged or no zip; OSError if it is unreadable.
+    Raise CnnlabError if it is damaged or no zip; OSError if it is unreadable.
     """
     if (kind := file_kind(path)) and kind.what != ZIP:
         raise CnnlabError(f"{label} {kind.in_place_of_archive()}")
