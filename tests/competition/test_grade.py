@@ -575,7 +575,6 @@ def test_a_hand_in_without_any_known_label_is_refused(room: Path, labels: Path) 
 def test_ids_written_in_another_way_are_named(room: Path, labels: Path, way: str) -> None:
     body = "".join(f"{way.format(i)},{'cat' if i in (1, 4) else 'dog'}\n" for i in range(1, 5))
     note = by_name(grade(put(room, "ann.csv", f"id,label\n{body}"), labels))["ann"].note
-    assert "in another way" in note
     assert "for '1'" in note
 
 
