@@ -569,5 +569,8 @@ def test_command(
     for other in (exported, tmp_path / "missing"):
         assert "npm pack" in one_line_error(cnnlab(*web, "--runtime", other, "-o", tmp_path / "new"))
     assert ".html" in one_line_error(cnnlab(*web, "--runtime", package, "--single-file", "-o", tmp_path / "one"))
+    answer = cnnlab(*web, "--runtime", package, "-o", page, "--force")
+    assert answer.returncode == 0, answer.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"ort.tgz", "page", "page.html"}  # nothing of the earlier one
     (page / "index.html").write_text("mine")
     assert "-o" in one_line_error(cnnlab(*web, "--runtime", package, "-o", page, "--force"))

@@ -292,9 +292,19 @@ def _move(draft: Path, path: Path) -> None:
     for file in _files(draft):
         with file.open("r+b") as opened:  # Windows flushes only what is open for writing
             os.fsync(opened.fileno())
-    if path.is_dir():
-        shutil.rmtree(path)
-    draft.replace(path)
+    if not path.is_dir():
+        draft.replace(path)
+        return
+    # A folder cannot be replaced in one step; the earlier export is kept until the new one has its name.
+    earlier = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent)) / path.name
+    path.rename(earlier)
+    try:
+        draft.replace(path)
+    except OSError:
+        earlier.rename(path)
+        raise
+    finally:
+        shutil.rmtree(earlier.parent)
 
 
 def _files(path: Path) -> list[Path]:

@@ -56,10 +56,22 @@ export function trainPage(app) {
     try {
       const started = await post("train", { data: data.value, recipe: recipe.value, model: model.value, name: name.value, settings: changed });
       waiting = started.name;
-      await look();
     } catch (error) {
       button.disabled = false;
       app.fail(error);
+      return;
+    }
+    follow();
+  }
+
+  // A request that fails does not end the training: ask again.
+  async function follow() {
+    try {
+      await look();
+      if (!ended) app.say("");
+    } catch (error) {
+      app.fail(error);
+      if (!ended) setTimeout(follow, 2000);
     }
   }
 
@@ -71,7 +83,7 @@ export function trainPage(app) {
     if (found.runs.some((run) => run.name === waiting)) { location.hash = address("run", waiting); return; }
     output.replaceChildren(el("h2", {}, `${waiting}: ${t(state?.code === null ? "state_starting" : "state_failed")}`), el("pre", { class: "output" }, visible(state?.output ?? "")));
     if (state?.code !== null) { waiting = null; button.disabled = false; return; }
-    setTimeout(() => look().catch(app.fail), 500);
+    setTimeout(follow, 500);
   }
 
   (async () => {
