@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from cnnlab.chapter import lessons
+from cnnlab.defaults import choose_recipe
 from cnnlab.models import MODELS
-from cnnlab.recipes import RECIPES, choose_recipe
+from cnnlab.recipes import RECIPES
 from conftest import script
 
 ROOT = Path(__file__).resolve().parent.parent

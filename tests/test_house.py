@@ -13,7 +13,7 @@ SOURCE = Path(cnnlab.__file__).parent
 
 # A room may import only from rooms to its left. Rooms that share a place are strangers to each other.
 RULE = (
-    "io < recipe < recipes < models < device < data < training < inference < inspect < export < serve < competition, sweep < chapter, d2l"
+    "io < recipe < recipes < defaults < models < device < data < training < inference < inspect < export < serve < competition, sweep < chapter, d2l"
     " < machine < app < cli < __main__"
 )
 PLACE = {room: i for i, rooms in enumerate(RULE.split(" < ")) for room in rooms.split(", ")}
@@ -57,7 +57,7 @@ def test_models_import_only_errors() -> None:
 
 
 def test_recipe_needs_no_torch() -> None:
-    code = "import sys, cnnlab.recipe, cnnlab.recipes; assert 'torch' not in sys.modules"
+    code = "import sys, cnnlab.recipe, cnnlab.recipes, cnnlab.defaults; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -12,8 +12,8 @@ from torch import nn
 
 import cnnlab
 from cnnlab import Classifier, CnnlabError, Run, load_model, predict, train
+from cnnlab.defaults import choose_recipe
 from cnnlab.inference import load_network
-from cnnlab.recipes import choose_recipe
 from conftest import Command
 
 

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cnnlab.defaults import choose_recipe
 from cnnlab.io.errors import CnnlabError
 from cnnlab.recipe import SETTINGS, Recipe, recipe_json
-from cnnlab.recipes import RECIPES, choose_recipe
+from cnnlab.recipes import RECIPES
 from cnnlab.training.optim import learning_rate
 
 recipes = st.builds(

@@ -7,9 +7,7 @@ Run a recipe with `cnnlab train --data SOURCE --recipe NAME`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from cnnlab.io.errors import CnnlabError, expand, unknown
 from cnnlab.io.files import read_json
@@ -81,16 +79,6 @@ _FAST_LENET = replace(
     _FAST_PLAIN, name="fast/lenet", model="lenet", epochs=2, learning_rate=0.01, init="pytorch",
     precision="float32", memory_format="contiguous",
 )  # fmt: skip
-
-# Sources whose default recipe is that of another kind.
-_LIKE = {
-    "folder": "images", "csv": "images", "hf": "images", "torchvision": "images", "memory": "images",
-    "pack": "images", "wds": "images", "parquet": "images",
-    "cifar10": "images", "cifar100": "images", "stl10": "images",
-    "mnist": "fashion-mnist", "kmnist": "fashion-mnist", "emnist": "fashion-mnist", "svhn": "fashion-mnist",
-}  # fmt: skip
-
-_MANY = 2000  # images from which a tenth of them is enough to validate on
 
 RECIPES: dict[str, Recipe] = {
     r.name: r
@@ -301,7 +289,7 @@ RECIPES: dict[str, Recipe] = {
             memory_format="channels_last",
             val_fraction=0.2,
         ),
-        # For images of your own: `fitted` adapts it to them. A first choice, from few trainings: docs/log.md.
+        # For images of your own: `defaults.fitted` adapts it to them. A first choice, from few trainings: docs/log.md.
         replace(
             _FAST,
             name="images",
@@ -319,12 +307,6 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def has_published_weights(model: str) -> bool:
-    """Return whether the network's name has a tag of published weights, as `published_tag`, without loading torch."""
-    library, colon, base = model.partition(":")
-    return model == "efficientnet-lite0.in1k" or (library in ("timm", "torchvision") and bool(colon) and "." in base)
-
-
 def find_recipe(name: str) -> Recipe:
     """Return the recipe called `name`, or that of the file NAME.json, such as a run's recipe.json.
 
@@ -340,76 +322,3 @@ def find_recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
     return RECIPES[name]
-
-
-def fitted(recipe: Recipe, *, count: int, side: int, flip: bool, fast: bool, size: int = 0) -> dict[str, Any]:
-    """Return the settings of a default recipe that depend on the images: `count` to train on, of `side` pixels.
-
-    size: the network's input size, if the caller has chosen one. flip: see `may_flip`. fast: the device has units for
-    16 bits. The passes over the images grow with the square root of their number: few images need more epochs, and
-    many cost more than they gain.
-    """
-    held_out = {"val_fraction": 0.1} if count > _MANY else {}
-    if recipe.name.startswith("finetune"):  # passes over all layers; those of the head alone take seconds
-        whole = min(20, max(3, round(400 / max(count, 1) ** 0.5)))
-        return {"epochs": recipe.freeze_epochs + whole, **({} if flip else {"flip": False}), **held_out}
-    batch_size = next((size for most, size in ((500, 16), (2500, 64), (20_000, 128)) if count <= most), 256)
-    epochs = round((2800 if fast else 1000) / max(count, 1) ** 0.5)
-    settings = {"epochs": min(60, max(10, epochs)), "batch_size": batch_size, **held_out}
-    if not recipe.name.startswith("images"):  # for a network of the caller's choice, which may take one size only
-        return settings
-    size = size or max(16, min(side, 48 if fast else 32))
-    shift = {"start_size": round(0.7 * size) if size >= 16 else 0, "shift": size // 12}
-    return {**settings, "image_size": size, **shift, "flip": flip}
-
-
-def may_flip(data: str, *, grey: bool) -> bool:
-    """Return whether images of the source may be mirrored. Grey ones may be characters; these are known to be."""
-    return not grey and _LIKE.get(data.partition(":")[0]) != "fashion-mnist"
-
-
-def suits_any_images(data: str) -> bool:
-    """Return whether the source has no recipe of its own: its default is `fitted` to its images."""
-    return _LIKE.get(data.partition(":")[0]) == "images"
-
-
-def own_recipe(data: str) -> Recipe:
-    """Return the default recipe for a network of your own on the source `data`: its images are of the usual size."""
-    usual = choose_recipe(data=data)
-    return replace(RECIPES["own"], data=data, image_size=usual.image_size, val_fraction=usual.val_fraction)
-
-
-def choose_recipe(
-    *,
-    model: str | None = None,
-    data: str | None = None,
-    recipe: str | None = None,
-    settings: Sequence[str] = (),
-) -> Recipe:
-    """Return the named recipe, else the default for the source, with the other arguments applied.
-
-    settings: `key=value` texts. Raise CnnlabError for an unknown name or a bad value.
-    """
-    source = data or "digits"
-    kind = source.partition(":")[0]
-    kind = _LIKE.get(kind, kind)
-    default = {"store": "cifar/10min"}.get(kind, kind if kind in RECIPES else "digits")
-    if model is not None and has_published_weights(model):
-        default = "finetune"
-    elif default == "images" and model not in (None, RECIPES["images"].model):
-        default = "own"  # its optimizer suits most networks
-    chosen = find_recipe(recipe or default)
-    if recipe is None and default == "own":
-        chosen = replace(chosen, val_fraction=RECIPES["images"].val_fraction)  # as the default, to compare with it
-    if recipe is None:
-        chosen = replace(chosen, data=source)
-    elif data is None and chosen.data.endswith(":PATH"):
-        more = ", a competition's prepared images; see cnnlab kaggle" if chosen.data.startswith("store:") else ""
-        raise CnnlabError(f"recipe {chosen.name!r} needs --data {chosen.data}{more}")
-    elif data is not None and (chosen.data == f"{kind}:PATH" or chosen.name == "finetune"):
-        chosen = replace(chosen, data=data)  # what it is for
-    elif data is not None:
-        chosen = chosen.changed(data=data)
-    if model is not None:
-        chosen = chosen.changed(model=model)
-    return chosen.with_settings(settings)

@@ -21,11 +21,11 @@ from cnnlab.data import ImageSet, SourceOptions, load_images
 from cnnlab.data.batches import loader
 from cnnlab.data.splits import load_splits
 from cnnlab.data.store import Store, open_store
+from cnnlab.defaults import choose_recipe
 from cnnlab.inference import validation_images
 from cnnlab.io.decode import BadImage, Decoding, decode, ink, value_range
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.values import Values
-from cnnlab.recipes import choose_recipe
 from cnnlab.training.header import data_lines
 from conftest import Command
 

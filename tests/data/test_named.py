@@ -362,7 +362,7 @@ def test_unknown_names(source: str, words: str) -> None:
 
 def test_every_name_has_a_recipe_and_a_description() -> None:
     from cnnlab.data import DESCRIPTIONS
-    from cnnlab.recipes import choose_recipe
+    from cnnlab.defaults import choose_recipe
 
     for name in DATASETS:
         assert choose_recipe(data=name).name in ("digits", "fashion-mnist", "images")

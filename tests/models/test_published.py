@@ -18,12 +18,13 @@ from cnnlab.data import SourceOptions, load_images
 from cnnlab.data.expected import options_for, preprocessing_for
 from cnnlab.data.imageset import ImageSet
 from cnnlab.data.loader import Preprocessing
+from cnnlab.defaults import choose_recipe, fitted, has_published_weights
 from cnnlab.io.decode import Decoding, decode
 from cnnlab.models import build_model, published
 from cnnlab.models.external import LIBRARIES, published_tag, published_weights
 from cnnlab.models.published import PACKAGED, Published, adapted
 from cnnlab.recipe import Recipe
-from cnnlab.recipes import RECIPES, choose_recipe, fitted, has_published_weights
+from cnnlab.recipes import RECIPES
 from cnnlab.training.choice import choose
 
 LITE0 = "efficientnet-lite0.in1k"

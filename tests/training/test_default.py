@@ -13,8 +13,9 @@ from PIL import Image
 
 import cnnlab
 from cnnlab.data import survey
+from cnnlab.defaults import fitted
 from cnnlab.models.published import has_packaged_weights
-from cnnlab.recipes import RECIPES, fitted
+from cnnlab.recipes import RECIPES
 from cnnlab.training import autotune
 from cnnlab.training.choice import choose
 from cnnlab.training.session import Session

@@ -12,9 +12,9 @@ from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
 
 from cnnlab import Recipe, evaluate_run, load_images, predict, train
 from cnnlab.data.loader import Loader, Preprocessing
+from cnnlab.defaults import choose_recipe
 from cnnlab.inference import load_network
 from cnnlab.io.errors import CnnlabError
-from cnnlab.recipes import choose_recipe
 from cnnlab.training.evaluate import evaluate
 from cnnlab.training.runs import open_run
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from cnnlab import train
 from cnnlab.data import SourceOptions
 from cnnlab.data.pack_writer import pack
-from cnnlab.recipes import choose_recipe
+from cnnlab.defaults import choose_recipe
 
 SETTINGS = ["epochs=2", "limit=320", "save_steps=2", "shift=2", "mixup=0.3"]
 OPTIONS = SourceOptions(data_dir=Path("data"))

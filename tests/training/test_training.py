@@ -20,12 +20,13 @@ from cnnlab import Recipe, evaluate_run, resume, train, train_seeds
 from cnnlab.data import SourceOptions, data_folder, load_images, splits
 from cnnlab.data.augment import Augmentation
 from cnnlab.data.loader import Loader, Preprocessing
+from cnnlab.defaults import choose_recipe
 from cnnlab.device.determinism import reproducible
 from cnnlab.device.hardware import available_cores, pick_device
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted
 from cnnlab.io.interrupt import CtrlC
 from cnnlab.models import build_model
-from cnnlab.recipes import RECIPES, choose_recipe
+from cnnlab.recipes import RECIPES
 from cnnlab.training import autotune, checkpoint, folders, loop, runs
 from cnnlab.training.locks import holder
 from cnnlab.training.optim import make_optimizer

@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from cnnlab.defaults import choose_recipe
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.models import MODELS
-from cnnlab.recipes import choose_recipe
 from cnnlab.training.folders import check_free, free_name
 from cnnlab.training.locks import trainer
 

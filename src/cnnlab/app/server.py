@@ -27,13 +27,14 @@ from cnnlab.app.listing import Runs, Signature
 from cnnlab.app.processes import Trainings
 from cnnlab.app.searching import Searches
 from cnnlab.app.trying import Trials
+from cnnlab.defaults import choose_recipe
 from cnnlab.inspect.report import MOST_RUNS, live_report, report
 from cnnlab.inspect.report.page import PAGE
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.text import escape
 from cnnlab.models import MODELS
 from cnnlab.recipe import SETTINGS, Recipe
-from cnnlab.recipes import RECIPES, choose_recipe
+from cnnlab.recipes import RECIPES
 from cnnlab.training.runs import open_run
 
 OWN = Path(__file__).parent / "page"

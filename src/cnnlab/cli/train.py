@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,7 +98,6 @@ def train(
     Without arguments: handwritten digits, in under a minute.
     """
     from cnnlab.models.own import is_file
-    from cnnlab.recipe import parse_settings
 
     if nproc is not None and nproc != 1:
         from cnnlab.device.launch import launch
@@ -110,24 +110,17 @@ def train(
     from cnnlab.training.train import train as train_once
     from cnnlab.training.train_series import train_folds, train_seeds
 
-    model = one_network(model, model_option)
-    short = {"model": model, "data": data, "epochs": epochs, "batch_size": batch_size, "learning_rate": lr,
-             "optimizer": optimizer, "seed": seed, "folds": folds, "group_duplicates": group_duplicates or None,
-             }  # fmt: skip
-    settings: dict[str, Any] = {key: value for key, value in short.items() if value is not None}
-    more = parse_settings(set_ or ())
-    if twice := sorted(settings.keys() & more.keys()):
-        raise CnnlabError(f"{twice[0]} is given twice, as an option and by --set; leave one out")
-    if "name" in more:
-        raise CnnlabError("name is not a setting to change; --name names the run")
-    settings |= more
+    settings = _settings(
+        set_ or (), epochs=epochs, batch_size=batch_size, learning_rate=lr, optimizer=optimizer, seed=seed, folds=folds,
+        group_duplicates=group_duplicates or None, data=data, model=one_network(model, model_option),
+    )  # fmt: skip
     model, data = settings.pop("model", None), settings.pop("data", None)
     common: dict[str, Any] = {
         "runs_dir": runs_dir, "device": device, "threads": threads, "data_dir": data_dir, "skip_bad": skip_bad,
         "progress": progress, "name": name,
     }  # fmt: skip
     if resume is not None:
-        given = {
+        _refuse_beside_resume({
             "MODEL": None if model is not None and is_file(model) else model,
             "--recipe": recipe,
             "--seeds": seeds,
@@ -136,10 +129,7 @@ def train(
             "--init-from": init_from,
             "--name": name if not settings else None,
             "--auto-batch": auto_batch or None,
-        }
-        extra = [option for option, value in given.items() if value is not None]
-        if extra:
-            raise CnnlabError(f"--resume uses the run's own recipe; leave out {', '.join(extra)}")
+        })  # fmt: skip
         print_training(
             lambda: resume_training(resume, model=own_model(model), data=data, on_nan=on_nan, **common, **settings)
         )
@@ -160,6 +150,25 @@ def train(
         print_training(lambda: train_folds(recipe, settings["folds"], **common))
     else:
         print_training(lambda: train_once(recipe, **common))
+
+
+def _settings(texts: Sequence[str], **options: Any) -> dict[str, Any]:
+    """Return the settings of `--set` and of the options that were given. Raise CnnlabError for one given twice."""
+    from cnnlab.recipe import parse_settings
+
+    given = {key: value for key, value in options.items() if value is not None}
+    more = parse_settings(texts)
+    if twice := sorted(given.keys() & more.keys()):
+        raise CnnlabError(f"{twice[0]} is given twice, as an option and by --set; leave one out")
+    if "name" in more:
+        raise CnnlabError("name is not a setting to change; --name names the run")
+    return given | more
+
+
+def _refuse_beside_resume(options: dict[str, Any]) -> None:
+    """Raise CnnlabError for the options that are given: they would change the run."""
+    if extra := [option for option, value in options.items() if value is not None]:
+        raise CnnlabError(f"--resume uses the run's own recipe; leave out {', '.join(extra)}")
 
 
 def _without_nproc(arguments: list[str]) -> list[str]:

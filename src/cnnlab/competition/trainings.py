@@ -13,13 +13,13 @@ import torch
 
 from cnnlab import inference
 from cnnlab.competition.work import Competition, has_started
+from cnnlab.defaults import choose_recipe
 from cnnlab.device.hardware import check_threads
 from cnnlab.inference import RunEvaluation
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.files import read_json, write_json
 from cnnlab.io.schema import COUNT, NUMBER, validation_error
 from cnnlab.recipe import Recipe
-from cnnlab.recipes import choose_recipe
 from cnnlab.training import runs
 from cnnlab.training import train as training
 from cnnlab.training.display import reporting

@@ -18,9 +18,9 @@ from cnnlab.data.own import own_images
 from cnnlab.data.own_augment import Augment, OwnAugmentation
 from cnnlab.data.splits import load_splits
 from cnnlab.data.survey import fitted_recipe
+from cnnlab.defaults import choose_recipe, suits_any_images
 from cnnlab.io.errors import CnnlabError, unknown
 from cnnlab.recipe import Recipe
-from cnnlab.recipes import choose_recipe, suits_any_images
 
 
 class SplitLoader:

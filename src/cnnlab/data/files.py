@@ -19,7 +19,16 @@ import torch
 from cnnlab.data.imageset import ImageSet, SourceOptions
 from cnnlab.data.measure import background_sample, common_background, common_range, ink_level, survey
 from cnnlab.device.hardware import available_cores
-from cnnlab.io.decode import BadImage, Decoding, Item, bombs_refused, channel_values, decode_checked, probe
+from cnnlab.io.decode import (
+    BadImage,
+    Decoding,
+    Item,
+    NoSuchImage,
+    bombs_refused,
+    channel_values,
+    decode_checked,
+    probe,
+)
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.text import escape, plural
 from cnnlab.recipe import LARGEST_SIDE
@@ -141,7 +150,7 @@ def _read(listing: Listing, part: Part, split: str, options: SourceOptions) -> I
                 skipped.append(str(bad))
             else:
                 pool.shutdown(cancel_futures=True)
-                absent = str(bad).endswith("does not exist")
+                absent = isinstance(bad, NoSuchImage)
                 remedy = "" if ";" in str(bad) else "correct its path, or " if absent else "repair or remove it, or "
                 raise CnnlabError(f"{bad}; {remedy}leave such files out with --skip-bad")
             options.report(f"reading {Path(listing.name).name}, {split}", i + 1, len(files))

@@ -18,7 +18,7 @@ from cnnlab.data.scan import split_of
 from cnnlab.data.table import check_spread, check_weight, choose_columns, class_names, parse_columns
 from cnnlab.io.csv import first, quoted
 from cnnlab.io.decode import LARGEST_FILE, Item
-from cnnlab.io.errors import CnnlabError, expand, reason
+from cnnlab.io.errors import CnnlabError, SourceMissing, expand, reason
 
 
 def listing(name: str, options: SourceOptions) -> Listing:
@@ -87,7 +87,7 @@ def _load(name: str, options: SourceOptions) -> tuple[dict[str, Any], list[str]]
     path, _, configuration = name.partition("@")
     folder = local(name)
     if folder is None and path.startswith(("/", ".", "~")):
-        raise CnnlabError(f"hf:{path} does not exist; give a folder, or the name of a set of the hub")
+        raise SourceMissing(f"hf:{path} does not exist; give a folder, or the name of a set of the hub")
     datasets.disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # or it prints every attempt to connect
     options.report(f"loading {name}", 0, 0)

@@ -32,7 +32,7 @@ from cnnlab.data.imageset import ImageSet, SourceOptions
 from cnnlab.data.packed import PackedImages, Shards
 from cnnlab.data.store import STORE_LIMIT, mapped
 from cnnlab.io.decode import FITS, Decoding
-from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.errors import CnnlabError, SourceMissing, reason
 from cnnlab.io.files import read_json, read_limited
 from cnnlab.io.schema import COUNT, NUMBER, Number, check
 from cnnlab.io.text import truncate
@@ -119,7 +119,7 @@ def open_pack(path: Path) -> Pack:
     if not (path / "pack.json").is_file():
         begun = partial_folder(path)
         remedy = f"{begun} is unfinished: run its command again" if begun.exists() else "cnnlab data pack writes one"
-        raise CnnlabError(f"{path} is not a packed set: no pack.json; {remedy}")
+        raise SourceMissing(f"{path} is not a packed set: no pack.json; {remedy}")
     return _opened_once(path, (path / "pack.json").stat().st_mtime_ns)
 
 

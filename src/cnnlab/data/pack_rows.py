@@ -18,7 +18,7 @@ from cnnlab.data import is_listed, list_files, load_images
 from cnnlab.data.files import Seen, Sizes, side_for, survey_files, warnings_of
 from cnnlab.data.imageset import ImageSet, SourceOptions
 from cnnlab.data.pack import FORMAT
-from cnnlab.io.decode import LARGEST_FILE, BadImage, Decoding, Item, decode_checked, probe
+from cnnlab.io.decode import LARGEST_FILE, BadImage, Decoding, Item, NoSuchImage, decode_checked, probe
 from cnnlab.io.errors import CnnlabError, reason
 
 _SMALL = 128  # pixels a side up to which images of one size are stored as pixels
@@ -184,7 +184,7 @@ def _file_bytes(file: Path | Item) -> bytes:
     except BadImage:
         raise
     except FileNotFoundError as error:
-        raise BadImage(f"{file} does not exist") from error
+        raise NoSuchImage(f"{file} does not exist") from error
     except Exception as error:  # of whatever library it comes from
         raise BadImage(f"{file} cannot be read: {reason(error, 200)}") from error
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnlab.io.decode import ENDINGS, BadImage, probe
-from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.errors import CnnlabError, SourceMissing, reason
 from cnnlab.io.kinds import file_kind
 from cnnlab.io.text import plural
 from cnnlab.io.walk import CLOUD, IMAGE, LINK, RUN, is_system, kind_of_name, walk
@@ -99,8 +99,10 @@ def scan(root: Path, *, complete: bool = True) -> Scan:
     if not root.is_dir():
         if kind := file_kind(root):
             raise CnnlabError(f"folder:{root} {kind.in_place_of_folder()}")
-        what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise CnnlabError(f"folder:{root} {what}; give a folder that holds one sub-folder per class")
+        remedy = "give a folder that holds one sub-folder per class"
+        if root.exists():
+            raise CnnlabError(f"folder:{root} is a file, not a folder; {remedy}")
+        raise SourceMissing(f"folder:{root} does not exist; {remedy}")
     passed_over: PassedOver = defaultdict(list)
     tops = _split_folders(root, passed_over, complete)
     spellings: dict[str, str] = {}

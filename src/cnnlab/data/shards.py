@@ -15,7 +15,7 @@ from cnnlab.data.scan import split_of
 from cnnlab.data.table import check_spread, check_weight, class_names
 from cnnlab.io.csv import first, quoted
 from cnnlab.io.decode import Item
-from cnnlab.io.errors import CnnlabError, expand
+from cnnlab.io.errors import CnnlabError, SourceMissing, expand
 
 _SPLITS = ("train", "validation", "test")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -60,7 +60,7 @@ def shard_files(source: str, pattern: str, ending: str) -> list[Path]:
         names = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob raises ValueError for `**.tar`
         if found := sorted(file for file in map(Path, names) if file.is_file()):
             return found
-    raise CnnlabError(f"{source}: {path} does not exist; correct the path")
+    raise SourceMissing(f"{source}: {path} does not exist; correct the path")
 
 
 def shard_names(files: Sequence[Path]) -> list[str]:

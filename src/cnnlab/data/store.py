@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cnnlab.data.imageset import ImageSet, SourceOptions
 from cnnlab.io.decode import FITS, Decoding
-from cnnlab.io.errors import CnnlabError, expand, reason
+from cnnlab.io.errors import CnnlabError, SourceMissing, expand, reason
 from cnnlab.io.files import read_json
 from cnnlab.io.schema import COUNT, NUMBER, Number, check
 from cnnlab.io.text import truncate
@@ -90,7 +90,7 @@ def open_store(path: Path) -> Store:
     """Map a prepared store into memory. Raise CnnlabError if `path` is not a complete store."""
     path = expand(path)
     if not (path / "store.json").is_file():
-        raise CnnlabError(f"{path} is not a prepared store: no store.json; create one with cnnlab kaggle prepare")
+        raise SourceMissing(f"{path} is not a prepared store: no store.json; create one with cnnlab kaggle prepare")
     info = read_info(path)
     if info.get("format") != FORMAT:
         format_ = truncate(repr(info.get("format")), 60)

@@ -12,13 +12,14 @@ import torch
 from cnnlab.data import SourceOptions, is_listed, list_files, load_images
 from cnnlab.data.imageset import ImageSet
 from cnnlab.data.packed import PackedImages
+from cnnlab.defaults import fitted, may_flip
 from cnnlab.device.hardware import has_bfloat16, has_float16
 from cnnlab.io.decode import BadImage, bombs_refused, probe
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.text import plural
 from cnnlab.models.published import has_packaged_weights
 from cnnlab.recipe import Recipe
-from cnnlab.recipes import RECIPES, fitted, may_flip
+from cnnlab.recipes import RECIPES
 
 _PROBED = 500  # files whose headers are read, evenly spaced
 

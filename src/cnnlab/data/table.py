@@ -19,7 +19,7 @@ from cnnlab.data.files import Listing, Part
 from cnnlab.data.scan import split_of
 from cnnlab.io.csv import UNFIT, column_index, first, plain_header, quoted, table_rows
 from cnnlab.io.decode import ENDINGS
-from cnnlab.io.errors import CnnlabError, reason, unknown
+from cnnlab.io.errors import CnnlabError, SourceMissing, reason, unknown
 from cnnlab.io.kinds import file_kind
 from cnnlab.io.text import plural
 from cnnlab.io.walk import image_files
@@ -183,7 +183,7 @@ def _open(path: Path, columns: str) -> _Table:
         places, note = choose_columns(str(path), header, columns)
         found = list(_rows(path, rows, places))
     except FileNotFoundError as error:
-        raise CnnlabError(f"csv:{path} does not exist; give a CSV file of images and labels") from error
+        raise SourceMissing(f"csv:{path} does not exist; give a CSV file of images and labels") from error
     except OSError as error:
         raise CnnlabError(f"cannot read {path}: {reason(error)}; correct its permissions") from error
     if not found:
@@ -295,7 +295,7 @@ def _find_files(table: Path, names: Sequence[str]) -> tuple[list[Path], str]:
             file = near[0] if near else root / name
         files.append(file)
     if len(missing) == len(names):
-        raise CnnlabError(
+        raise SourceMissing(
             f"{table}: none of its {len(names):,} images is there: {root / missing[0]} does not exist; paths are "
             "relative to the folder of the table"
         )

@@ -27,7 +27,7 @@ from cnnlab.inference.classifier import (
     preprocessing_of,
     weights_file,
 )
-from cnnlab.io.errors import CnnlabError, unknown
+from cnnlab.io.errors import CnnlabError, SourceMissing, unknown
 from cnnlab.io.files import save_new_csv
 from cnnlab.io.text import cell, truncate
 from cnnlab.models.own import Network
@@ -322,7 +322,7 @@ def _loaded(run: Run, data: str, split: str, options: SourceOptions) -> ImageSet
 
 def _with_remedy(run: Run, error: CnnlabError) -> CnnlabError:
     """Return the error, with what to do if the images of the run have moved."""
-    if "does not exist" in str(error):
+    if isinstance(error, SourceMissing):
         return CnnlabError(f"{error}; if the images of {run.path} are elsewhere now, name the place with --data")
     return error
 

@@ -75,6 +75,10 @@ class BadImage(CnnlabError):
     """An image file that cannot be decoded. The text names it."""
 
 
+class NoSuchImage(BadImage):
+    """An image file that is not there."""
+
+
 class TooLarge(BadImage):
     """An image file beyond a limit, which need not be damaged."""
 
@@ -319,7 +323,7 @@ def _open(source: Path | str, content: bytes | None, guard: Guard) -> Iterator[P
         count = f"{int(pixels[1]):,} pixels" if pixels else "too many pixels"
         raise TooLarge(f"{source} has {count}, the limit is {Image.MAX_IMAGE_PIXELS:,}; make it smaller") from error
     except FileNotFoundError as error:
-        raise BadImage(f"{source} does not exist") from error
+        raise NoSuchImage(f"{source} does not exist") from error
     except Exception as error:
         why = "not an image of a known format" if isinstance(error, UnidentifiedImageError) else reason(error)
         with suppress(OSError):

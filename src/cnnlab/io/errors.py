@@ -21,6 +21,10 @@ class CnnlabError(Exception):
         super().__init__(escape(text))
 
 
+class SourceMissing(CnnlabError):
+    """The images of a source are not where its name says."""
+
+
 class ReportedElsewhere(CnnlabError):
     """The error of another process of the same training, which prints it."""
 

@@ -21,6 +21,7 @@ from scipy.special import stdtr
 
 from cnnlab.data import PATHS, SourceOptions, data_folder, load_images
 from cnnlab.data.imageset import Report, no_report
+from cnnlab.defaults import choose_recipe
 from cnnlab.device.hardware import available_cores, check_threads, environment, pick_device
 from cnnlab.device.precision import PRECISIONS
 from cnnlab.io.errors import CnnlabError, reason, unknown
@@ -30,7 +31,7 @@ from cnnlab.io.text import plural
 from cnnlab.machine.peak import peak
 from cnnlab.machine.timed import timed_process
 from cnnlab.recipe import Recipe
-from cnnlab.recipes import RECIPES, choose_recipe
+from cnnlab.recipes import RECIPES
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from cnnlab.data.own import MEMORY, OwnImages, own_images
+from cnnlab.defaults import choose_recipe, own_recipe, suits_any_images
 from cnnlab.io.errors import CnnlabError
 from cnnlab.models import MODELS
 from cnnlab.models.own import Network, is_own, own_name
 from cnnlab.recipe import Recipe
-from cnnlab.recipes import choose_recipe, own_recipe, suits_any_images
 
 
 def choose(
