@@ -128,6 +128,7 @@ X = torch.from_numpy(GREY)
         [("1.png", 0)],
         [(GREY[0], 0), (GREY[0, :, :2], 1)],
         Pairs(GREY, LABELS, ["a", "b"]),  # a label has no name
+        Pairs(GREY, LABELS[:5]),  # shorter than its length
         ImageSet(X, torch.from_numpy(LABELS), list("abcdef"), ["a"]),
         ImageSet(X[:0], torch.zeros(0, dtype=torch.int64), [], ["a"]),
         iter([]),

@@ -149,6 +149,10 @@ def _read_items(dataset: Any) -> tuple[Tensor, Tensor, list[str]]:
         try:
             image, label = dataset[i]
             labels[i] = operator.index(label)
+        except IndexError as error:
+            raise CnnlabError(
+                f"the {type(dataset).__name__} has no item {i}, but a length of {count}; correct its __len__"
+            ) from error
         except (TypeError, ValueError, KeyError) as error:
             raise CnnlabError(
                 f"item {i} of the {type(dataset).__name__} is not a pair (image, integer label)"
