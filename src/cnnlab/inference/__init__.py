@@ -7,7 +7,8 @@ from cnnlab.inference.classifier import (
     load_network,
     probabilities,
 )
-from cnnlab.inference.evaluation import RunEvaluation, evaluate_run, run_splits, validation_images
+from cnnlab.inference.evaluation import RunEvaluation, evaluate_run
+from cnnlab.inference.run_images import run_splits, validation_images
 from cnnlab.inference.split_table import SplitTable, split_table
 from cnnlab.inference.stream import Prediction, predict, predict_stream
 from cnnlab.inference.threshold import Threshold, set_threshold

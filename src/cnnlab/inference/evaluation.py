@@ -5,17 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import time
-import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from cnnlab.data import ImageSet, SourceOptions, data_folder, load_images
+from cnnlab.data import ImageSet
 from cnnlab.data.loader import Loader
-from cnnlab.data.own import MEMORY, OwnImages, own_images
-from cnnlab.data.splits import load_splits
+from cnnlab.data.own import MEMORY
 from cnnlab.device.determinism import reproducible
 from cnnlab.device.hardware import available_cores, check_threads, pick_device
 from cnnlab.device.precision import PRECISIONS, exact_float32
@@ -27,17 +23,16 @@ from cnnlab.inference.classifier import (
     preprocessing_of,
     weights_file,
 )
-from cnnlab.io.errors import CnnlabError, SourceMissing, unknown
+from cnnlab.inference.run_images import find_images, source_options, split_name
+from cnnlab.io.errors import unknown
 from cnnlab.io.files import save_new_csv
-from cnnlab.io.text import cell, truncate
+from cnnlab.io.text import cell
 from cnnlab.models.own import Network
 from cnnlab.training import runs
 from cnnlab.training.evaluate import Evaluation, calibration_error, evaluate
-from cnnlab.training.own import check_own
 from cnnlab.training.results import layout_of
 from cnnlab.training.runs import Run
 
-SPLITS = ("test", "validation", "train")
 _RECORDED = 100  # classes up to which the confusion matrix is recorded in the run
 
 
@@ -186,13 +181,7 @@ def evaluate_run(
     threshold = run.threshold(file) if threshold is None else threshold
     network, temperature = load_network(run, file, model), run.temperature(file)
     preprocessing = preprocessing_of(run)
-    options = SourceOptions(
-        data_dir=data_folder(data_dir or runs.data_dir(run)),
-        decoding=preprocessing.decoding,
-        columns=run.recipe.columns,
-        skip_bad=skip_bad,
-    )
-    images, split, other = _find_images(run, split, options, data)
+    images, split, other = find_images(run, split, source_options(run, data_dir, skip_bad), data)
     layout = layout_of(run)
     network.to(memory_format=layout)
     with reproducible(0, threads or available_cores()), exact_float32():
@@ -214,179 +203,3 @@ def evaluate_run(
     left_out = ("run", "classes", *["confusion"] * large)
     record = {k: v for k, v in evaluation.to_dict().items() if k not in left_out}
     return replace(evaluation, recorded=runs.record_evaluation(run, record))
-
-
-def check_held_out(run: Run) -> None:
-    """Raise CnnlabError if the run has no validation images."""
-    if run.recipe.eval_split != "validation":
-        raise CnnlabError(
-            f"{run.path} held no images out for validation (eval_split={run.recipe.eval_split}); train a run with "
-            "eval_split=validation"
-        )
-
-
-def split_name(given: str | None) -> str | None:
-    """Return the split that `given` abbreviates (val, valid) or lengthens (testing). Raise CnnlabError."""
-    if given is None:
-        return None
-    word = given.strip().lower()
-    found = [name for name in SPLITS if word and (name.startswith(word) or word.startswith(name))]
-    if len(found) != 1:
-        raise unknown("split", given, SPLITS)
-    return found[0]
-
-
-def _find_images(run: Run, split: str | None, options: SourceOptions, data: Any) -> tuple[ImageSet, str, bool]:
-    """Return the images to evaluate, their split, and whether they are others than the run's."""
-    in_memory = run.recipe.data.startswith(MEMORY)
-    if data is None:
-        if in_memory:
-            check_own(run.path, run.recipe, data=None)
-        return (*_run_images(run, split, options, run.recipe.data), False)
-    if not isinstance(data, str):
-        own = own_images(data, run.classes)
-        default = "validation" if run.recipe.eval_split == "validation" else "test"
-        if in_memory and (split or default) != "test":
-            try:
-                return (*_run_images(run, split or default, options, run.recipe.data, own), False)
-            except _OtherImages:
-                if split is not None:
-                    raise
-        return _same_classes(run, own.held_out or own.train, "these images"), split or "test", True
-    try:
-        return (*_run_images(run, split, options, data), False)
-    except _OtherImages:
-        return (*_other_images(run, split, options, data), True)
-
-
-class _OtherImages(CnnlabError):
-    """The images are not those that the run was trained on."""
-
-
-def _run_images(
-    run: Run, split: str | None, options: SourceOptions, data: str, own: OwnImages | None = None
-) -> tuple[ImageSet, str]:
-    """Return the images of a split of the run's data, and its name. Default: test if there is one, else validation.
-
-    data: where the images are. Raise _OtherImages if the training images there are others.
-    """
-    recipe = replace(run.recipe, data=data)
-    options = replace(options, skip_bad=options.skip_bad or run.info["data"].get("skip_bad", False))
-    moved = data != run.recipe.data
-    if split == "validation" and recipe.eval_split != "validation" and not moved:
-        raise CnnlabError(f"{run.path} held no images out for validation; evaluate --split test or train")
-    if own is None and not moved and split in (None, "test"):
-        images = _loaded(run, data, "test", options)
-        if images is None and split == "test":
-            raise CnnlabError(f"{data} has no test set; evaluate --split validation")
-        if images is not None:
-            return _same_classes(run, images, data), "test"
-    try:
-        train_set, eval_set = load_splits(recipe, options, own)
-    except CnnlabError as error:
-        raise _OtherImages(str(error)) if moved else _with_remedy(run, error) from error
-    if train_set.fingerprint() != run.info["data"]["fingerprint"]:
-        raise _OtherImages(
-            f"the images of {data} are not those that {run.path} was trained on, so its splits are unknown; "
-            "--data evaluates on other images"
-        )
-    if split in (None, "test") and own is None:
-        images = _loaded(run, data, "test", options)
-        if images is not None:
-            return _same_classes(run, images, data), "test"
-        if split == "test":
-            raise CnnlabError(f"{data} has no test set; evaluate --split validation")
-    if split in (None, "validation") and recipe.eval_split != "validation":
-        raise CnnlabError(f"{run.path} held no images out for validation; evaluate --split test or train")
-    split = split or "validation"
-    return _same_classes(run, train_set if split == "train" else eval_set, data), split
-
-
-def _other_images(run: Run, split: str | None, options: SourceOptions, data: str) -> tuple[ImageSet, str]:
-    """Return all images of a split of another source, and its name. Default: the first split that there is."""
-    for name in SPLITS if split is None else (split,):
-        images = load_images(data, name, options)
-        if images is not None:
-            return _same_classes(run, images, data), name
-    if split is None:
-        raise CnnlabError(f"{data} holds no labelled images; cnnlab predict classifies images without labels")
-    raise CnnlabError(f"{data} has no {split} split; leave --split out")
-
-
-def _loaded(run: Run, data: str, split: str, options: SourceOptions) -> ImageSet | None:
-    try:
-        return load_images(data, split, options)
-    except CnnlabError as error:
-        raise _with_remedy(run, error) from error
-
-
-def _with_remedy(run: Run, error: CnnlabError) -> CnnlabError:
-    """Return the error, with what to do if the images of the run have moved."""
-    if isinstance(error, SourceMissing):
-        return CnnlabError(f"{error}; if the images of {run.path} are elsewhere now, name the place with --data")
-    return error
-
-
-def _same_classes(run: Run, images: ImageSet, data: str) -> ImageSet:
-    """Return the images labelled by the run's classes. They may lack some of these. Raise CnnlabError."""
-    known = {unicodedata.normalize("NFC", name): k for k, name in enumerate(run.classes)}
-    places = [known.get(unicodedata.normalize("NFC", name)) for name in images.classes]
-    strangers = [name for name, place in zip(images.classes, places, strict=True) if place is None]
-    if strangers:
-        raise CnnlabError(
-            f"{data} has classes that {run.path} was not trained on: {truncate(', '.join(strangers), 100)}; it knows "
-            f"{truncate(', '.join(run.classes), 100)}"
-        )
-    expected = (run.info["preprocessing"]["channels"], *[run.info["preprocessing"]["native_size"]] * 2)
-    if tuple(images.images.shape[1:]) != expected:
-        sizes = [" x ".join(map(str, shape)) for shape in (images.images.shape[1:], expected)]
-        raise CnnlabError(
-            f"the images of {data} are {sizes[0]}, those that {run.path} was trained on {sizes[1]}; convert them"
-        )
-    return replace(images, labels=torch.tensor(places)[images.labels], classes=run.classes)
-
-
-def validation_images(run: Run, data: Any = None) -> ImageSet:
-    """Return the run's validation images. data: the run's own, or where they are now; see `evaluate_run`.
-
-    Raise CnnlabError if it has none, or the data have changed.
-    """
-    check_held_out(run)
-    _, held_out = run_splits(run, data)
-    assert held_out is not None
-    return held_out
-
-
-def run_splits(
-    run: Run, data: Any = None, *, data_dir: str | Path | None = None, skip_bad: bool = False
-) -> tuple[ImageSet, ImageSet | None]:
-    """Return the images that a run was trained on, and its validation images, None if it has none.
-
-    No test image is read. data: the run's own images, or where they are now; see `evaluate_run`. Raise CnnlabError if
-    they are gone or have changed.
-    """
-    source, own, recipe = run.recipe.data, None, run.recipe
-    if data is None or not isinstance(data, str):
-        if recipe.data.startswith(MEMORY) or data is not None:
-            check_own(run.path, recipe, data=data)
-        own = None if data is None else own_images(data, run.classes)
-    else:
-        source = data
-    held_out = recipe.eval_split == "validation"
-    recipe = replace(recipe, data=source, eval_split="validation" if held_out else "train")
-    options = SourceOptions(
-        data_dir=data_folder(data_dir or runs.data_dir(run)),
-        decoding=preprocessing_of(run).decoding,
-        columns=recipe.columns,
-        skip_bad=skip_bad or run.info["data"].get("skip_bad", False),
-    )
-    try:
-        train_set, evaluated = load_splits(recipe, options, own)
-    except CnnlabError as error:
-        raise _with_remedy(run, error) from error
-    if train_set.fingerprint() != run.info["data"]["fingerprint"]:
-        raise CnnlabError(
-            f"the images of {source} are not those that {run.path} was trained on; name where its own are with --data"
-        )
-    train_set = _same_classes(run, train_set, source)
-    return train_set, _same_classes(run, evaluated, source) if held_out else None

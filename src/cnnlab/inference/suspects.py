@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cnnlab.device.hardware import check_threads, pick_device
 from cnnlab.inference.classifier import batch_size_of, load_model
-from cnnlab.inference.evaluation import validation_images
+from cnnlab.inference.run_images import validation_images
 from cnnlab.io.csv import table_rows
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.files import save_new_csv

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnnlab.inference.evaluation import RunEvaluation, check_held_out, evaluate_run
+from cnnlab.inference.evaluation import RunEvaluation, evaluate_run
+from cnnlab.inference.run_images import check_held_out
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.files import write_checked
 from cnnlab.io.text import plural

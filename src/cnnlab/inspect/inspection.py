@@ -22,7 +22,7 @@ from cnnlab.device.determinism import reproducible
 from cnnlab.device.hardware import available_cores, check_threads, pick_device
 from cnnlab.device.precision import exact_float32
 from cnnlab.inference.classifier import Classifier, load_model, weights_file
-from cnnlab.inference.evaluation import run_splits
+from cnnlab.inference.run_images import run_splits
 from cnnlab.inspect.activation import class_activation
 from cnnlab.inspect.layers import SpatialLayer, activation_layer, feature_maps, first_convolution, stages
 from cnnlab.inspect.neighbours import Gallery, Neighbour, features

@@ -1,0 +1,213 @@
+"""The images of a run: those that it was trained on, wherever they are now, and others of the same classes."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cnnlab.data import ImageSet, SourceOptions, data_folder, load_images
+from cnnlab.data.own import MEMORY, OwnImages, own_images
+from cnnlab.data.splits import load_splits
+from cnnlab.inference.classifier import preprocessing_of
+from cnnlab.io.errors import CnnlabError, SourceMissing, unknown
+from cnnlab.io.text import truncate
+from cnnlab.recipe import Recipe
+from cnnlab.training import runs
+from cnnlab.training.own import check_own
+from cnnlab.training.runs import Run
+
+SPLITS = ("test", "validation", "train")
+
+
+def check_held_out(run: Run) -> None:
+    """Raise CnnlabError if the run has no validation images."""
+    if run.recipe.eval_split != "validation":
+        raise CnnlabError(
+            f"{run.path} held no images out for validation (eval_split={run.recipe.eval_split}); train a run with "
+            "eval_split=validation"
+        )
+
+
+def split_name(given: str | None) -> str | None:
+    """Return the split that `given` abbreviates (val, valid) or lengthens (testing). Raise CnnlabError."""
+    if given is None:
+        return None
+    word = given.strip().lower()
+    found = [name for name in SPLITS if word and (name.startswith(word) or word.startswith(name))]
+    if len(found) != 1:
+        raise unknown("split", given, SPLITS)
+    return found[0]
+
+
+def validation_images(run: Run, data: Any = None) -> ImageSet:
+    """Return the run's validation images. data: the run's own, or where they are now; see `evaluate_run`.
+
+    Raise CnnlabError if it has none, or the data have changed.
+    """
+    check_held_out(run)
+    _, held_out = run_splits(run, data)
+    assert held_out is not None
+    return held_out
+
+
+def run_splits(
+    run: Run, data: Any = None, *, data_dir: str | Path | None = None, skip_bad: bool = False
+) -> tuple[ImageSet, ImageSet | None]:
+    """Return the images that a run was trained on, and its validation images, None if it has none.
+
+    No test image is read. data: the run's own images, or where they are now; see `evaluate_run`. Raise CnnlabError if
+    they are gone or have changed.
+    """
+    recipe, own = run.recipe, None
+    if isinstance(data, str):
+        recipe = replace(recipe, data=data)
+    elif data is not None or recipe.data.startswith(MEMORY):
+        check_own(run.path, recipe, data=data)
+        own = own_images(data, run.classes)
+    held_out = recipe.eval_split == "validation"
+    recipe = replace(recipe, eval_split="validation" if held_out else "train")
+    train_set, evaluated = _own_splits(run, recipe, source_options(run, data_dir, skip_bad or _skipped_bad(run)), own)
+    return train_set, evaluated if held_out else None
+
+
+def source_options(run: Run, data_dir: str | Path | None, skip_bad: bool) -> SourceOptions:
+    """Return how images are read for the run. Default for data_dir: what the run was trained with."""
+    return SourceOptions(
+        data_dir=data_folder(data_dir or runs.data_dir(run)),
+        decoding=preprocessing_of(run).decoding,
+        columns=run.recipe.columns,
+        skip_bad=skip_bad,
+    )
+
+
+def find_images(run: Run, split: str | None, options: SourceOptions, data: Any) -> tuple[ImageSet, str, bool]:
+    """Return the images to evaluate, their split, and whether they are others than the run's."""
+    in_memory = run.recipe.data.startswith(MEMORY)
+    if data is None:
+        if in_memory:
+            check_own(run.path, run.recipe, data=None)
+        return (*_run_images(run, split, options, run.recipe.data), False)
+    if not isinstance(data, str):
+        own = own_images(data, run.classes)
+        default = "validation" if run.recipe.eval_split == "validation" else "test"
+        if in_memory and (split or default) != "test":
+            try:
+                return (*_run_images(run, split or default, options, run.recipe.data, own), False)
+            except _OtherImages:
+                if split is not None:
+                    raise
+        return same_classes(run, own.held_out or own.train, "these images"), split or "test", True
+    try:
+        return (*_run_images(run, split, options, data), False)
+    except _OtherImages:
+        return (*_other_images(run, split, options, data), True)
+
+
+class _OtherImages(CnnlabError):
+    """The images are not those that the run was trained on."""
+
+
+def _run_images(
+    run: Run, split: str | None, options: SourceOptions, data: str, own: OwnImages | None = None
+) -> tuple[ImageSet, str]:
+    """Return the images of a split of the run's data, and its name. Default: test if there is one, else validation.
+
+    data: where the images are. Raise _OtherImages if the training images there are others.
+    """
+    options = replace(options, skip_bad=options.skip_bad or _skipped_bad(run))
+    moved = data != run.recipe.data
+    if not moved:
+        _check_split(run, split)
+    if own is None and not moved and (images := _test_images(run, split, options, data)) is not None:
+        return images, "test"  # without reading the training images
+    try:
+        train_set, held_out = _own_splits(run, replace(run.recipe, data=data), options, own)
+    except CnnlabError as error:
+        if moved:
+            raise _OtherImages(str(error)) from error
+        raise
+    if own is None and moved and (images := _test_images(run, split, options, data)) is not None:
+        return images, "test"
+    _check_split(run, split or "validation")
+    return (train_set, "train") if split == "train" else (held_out, split or "validation")
+
+
+def _check_split(run: Run, split: str | None) -> None:
+    if split == "validation" and run.recipe.eval_split != "validation":
+        raise CnnlabError(f"{run.path} held no images out for validation; evaluate --split test or train")
+
+
+def _test_images(run: Run, split: str | None, options: SourceOptions, data: str) -> ImageSet | None:
+    """Return the test images unless another split is asked for; None if there are none and none are asked for."""
+    if split not in (None, "test"):
+        return None
+    try:
+        images = load_images(data, "test", options)
+    except CnnlabError as error:
+        raise _with_remedy(run, error) from error
+    if images is None and split == "test":
+        raise CnnlabError(f"{data} has no test set; evaluate --split validation")
+    return None if images is None else same_classes(run, images, data)
+
+
+def _skipped_bad(run: Run) -> bool:
+    """Return whether damaged images were skipped in training: they must be again, to find the same images."""
+    return bool(run.info["data"].get("skip_bad"))
+
+
+def _own_splits(run: Run, recipe: Recipe, options: SourceOptions, own: OwnImages | None) -> tuple[ImageSet, ImageSet]:
+    """Return the images that the run was trained on, and those of the recipe's `eval_split`.
+
+    Raise _OtherImages if the recipe's data are others.
+    """
+    try:
+        train_set, evaluated = load_splits(recipe, options, own)
+    except CnnlabError as error:
+        raise _with_remedy(run, error) from error
+    if train_set.fingerprint() != run.info["data"]["fingerprint"]:
+        raise _OtherImages(
+            f"the images of {recipe.data} are not those that {run.path} was trained on; name where its own are with "
+            "--data"
+        )
+    return same_classes(run, train_set, recipe.data), same_classes(run, evaluated, recipe.data)
+
+
+def _other_images(run: Run, split: str | None, options: SourceOptions, data: str) -> tuple[ImageSet, str]:
+    """Return all images of a split of another source, and its name. Default: the first split that there is."""
+    for name in SPLITS if split is None else (split,):
+        images = load_images(data, name, options)
+        if images is not None:
+            return same_classes(run, images, data), name
+    if split is None:
+        raise CnnlabError(f"{data} holds no labelled images; cnnlab predict classifies images without labels")
+    raise CnnlabError(f"{data} has no {split} split; leave --split out")
+
+
+def _with_remedy(run: Run, error: CnnlabError) -> CnnlabError:
+    """Return the error, with what to do if the images of the run have moved."""
+    if isinstance(error, SourceMissing):
+        return CnnlabError(f"{error}; if the images of {run.path} are elsewhere now, name the place with --data")
+    return error
+
+
+def same_classes(run: Run, images: ImageSet, data: str) -> ImageSet:
+    """Return the images labelled by the run's classes. They may lack some of these. Raise CnnlabError."""
+    known = {unicodedata.normalize("NFC", name): k for k, name in enumerate(run.classes)}
+    places = [known.get(unicodedata.normalize("NFC", name)) for name in images.classes]
+    strangers = [name for name, place in zip(images.classes, places, strict=True) if place is None]
+    if strangers:
+        raise CnnlabError(
+            f"{data} has classes that {run.path} was not trained on: {truncate(', '.join(strangers), 100)}; it knows "
+            f"{truncate(', '.join(run.classes), 100)}"
+        )
+    expected = (run.info["preprocessing"]["channels"], *[run.info["preprocessing"]["native_size"]] * 2)
+    if tuple(images.images.shape[1:]) != expected:
+        sizes = [" x ".join(map(str, shape)) for shape in (images.images.shape[1:], expected)]
+        raise CnnlabError(
+            f"the images of {data} are {sizes[0]}, those that {run.path} was trained on {sizes[1]}; convert them"
+        )
+    return replace(images, labels=torch.tensor(places)[images.labels], classes=run.classes)
