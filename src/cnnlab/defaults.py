@@ -72,7 +72,7 @@ def fitted(recipe: Recipe, *, count: int, side: int, flip: bool, fast: bool, siz
     """
     held_out = {"val_fraction": 0.1} if count > _MANY else {}
     if recipe.name.startswith("finetune"):  # passes over all layers; those of the head alone take seconds
-        whole = min(20, max(3, round(400 / max(count, 1) ** 0.5)))
+        whole = min(20, max(3, round(600 / max(count, 1) ** 0.5)))
         return {"epochs": recipe.freeze_epochs + whole, **({} if flip else {"flip": False}), **held_out}
     batch_size = next((size for most, size in ((500, 16), (2500, 64), (20_000, 128)) if count <= most), 256)
     epochs = round((2800 if fast else 1000) / max(count, 1) ** 0.5)
