@@ -207,9 +207,14 @@ def test_published_weights_are_fine_tuned_unless_a_recipe_is_named(name: str) ->
 
 def test_epochs_of_all_layers_depend_on_the_number_of_images() -> None:
     recipe = RECIPES["finetune"]
-    for count, whole in ((20, 20), (1241, 11), (5000, 6), (1_000_000, 3)):
-        chosen = fitted(recipe, count=count, side=64, flip=True, fast=False)
-        assert chosen["epochs"] == recipe.freeze_epochs + whole
+    counts = (20, 400, 1200, 5000, 50_000, 1_000_000)
+    whole = [
+        fitted(recipe, count=count, side=64, flip=True, fast=False)["epochs"] - recipe.freeze_epochs for count in counts
+    ]
+    assert whole == sorted(whole, reverse=True)
+    assert 3 <= whole[-1] < whole[0] <= 20
+    updates = [epochs * count for epochs, count in zip(whole, counts, strict=True)]
+    assert updates == sorted(updates)  # more images are never seen less often in all
     assert fitted(recipe, count=20, side=64, flip=False, fast=False)["flip"] is False
     images = (torch.zeros(8, 3, 16, 16, dtype=torch.uint8), torch.arange(8) % 2)
     for name, model in (("finetune", None), (None, LITE0)):
