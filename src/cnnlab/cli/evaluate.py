@@ -98,10 +98,12 @@ def evaluation_text(evaluation: RunEvaluation) -> str:
 
     e, classes, run = evaluation.result, evaluation.run.classes, evaluation.run
     views = f", {plural(VIEWS[evaluation.views], 'view')} of each" if VIEWS[evaluation.views] > 1 else ""
-    where = f" of {evaluation.data}" if evaluation.other else ""
+    # Other images in one folder are split "train", but nothing was trained on them.
+    what = "acc" if evaluation.other else f"{evaluation.split} acc"
+    where = f" of {evaluation.data}, split {evaluation.split}" if evaluation.other else ""
     intervals = zip(("acc", "balanced acc", "macro F1"), e.scores.intervals.values(), strict=True)
     lines = [
-        f"{evaluation.split} acc {e.accuracy:.4f} ({e.correct:,} of {plural(e.count, 'image')}{where}{views}), "
+        f"{what} {e.accuracy:.4f} ({e.correct:,} of {plural(e.count, 'image')}{where}{views}), "
         f"balanced acc {e.balanced_accuracy:.4f}, loss {e.loss:.4f}",
         f"macro F1 {e.scores.macro_f1:.4f}",
         f"95% intervals: {', '.join(f'{name} {low:.3f}-{high:.3f}' for name, (low, high) in intervals)}",
