@@ -90,7 +90,10 @@ def find_images(run: Run, split: str | None, options: SourceOptions, data: Any) 
     if data is None:
         if in_memory:
             check_own(run.path, run.recipe, data=None)
-        return (*_run_images(run, split, options, run.recipe.data), False)
+        try:
+            return (*_run_images(run, split, options, run.recipe.data), False)
+        except _OtherImages as error:
+            raise CnnlabError(f"{error}, or other images to evaluate on") from error
     if not isinstance(data, str):
         own = own_images(data, run.classes)
         default = "validation" if run.recipe.eval_split == "validation" else "test"

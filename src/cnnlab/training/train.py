@@ -174,7 +174,7 @@ def explained_errors(session: Session, recipe: Recipe) -> Iterator[None]:
 
 
 def _prepare(session: Session, run: Run, plan: Plan, here: dict[str, Any]) -> tuple[Trainer, Checkpointer]:
-    """Build the trainer, new or from the checkpoint, and save its state. here: the environment of this session."""
+    """Build the trainer, new or from the checkpoint, and save its state. here: the environment of this process."""
     recipe, device, world = run.recipe, session.device, session.world
 
     def clean() -> None:
