@@ -30,7 +30,7 @@ from cnnlab.inspect.report.pictures import figures, save
 from cnnlab.inspect.report.settings import command
 from cnnlab.inspect.report.thumbnails import Thumbnails
 from cnnlab.io.text import cell
-from cnnlab.training.runs import locked
+from cnnlab.training.locks import locked
 from conftest import Command, one_line_error
 
 HOSTILE = ["<script>alert(1)</script>", "a\u202egnp.exe\n", "x" * 10_000]

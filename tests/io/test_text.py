@@ -43,8 +43,9 @@ from cnnlab.io.text import cell, escape, escape_lines
 from cnnlab.models import build_model
 from cnnlab.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from cnnlab.training.folders import check_name
+from cnnlab.training.locks import locked
 from cnnlab.training.optim import make_optimizer
-from cnnlab.training.runs import locked, open_run, record_evaluation
+from cnnlab.training.runs import open_run, record_evaluation
 from cnnlab.training.step import train_step
 from conftest import Command, one_line_error
 

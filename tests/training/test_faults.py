@@ -37,11 +37,12 @@ from cnnlab.io import files
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted
 from cnnlab.models import build_model
 from cnnlab.recipes import RECIPES
-from cnnlab.training import autotune, checkpoint, runs
+from cnnlab.training import autotune, checkpoint
 from cnnlab.training import loop as training
 from cnnlab.training.checkpoint import previous_checkpoint, save_weights, weights_metadata
 from cnnlab.training.checkpointer import BackgroundWriter, SaveSchedule
 from cnnlab.training.guard import NonFinite, NonFiniteMonitor
+from cnnlab.training.locks import locked
 from cnnlab.training.optim import make_optimizer
 from cnnlab.training.plan import Workload
 from cnnlab.training.progress import Progress
@@ -148,7 +149,7 @@ def test_lock_excludes_other_processes_and_ends_with_its_own(forks: Any, tmp_pat
     assert evaluate_run("run", split="validation", weights="last").result.count > 0
     process.kill()
     process.join(60)
-    with runs.locked(Path("runs/run")):
+    with locked(Path("runs/run")):
         pass
     tally("a second process on the run", "refused in one line; reading allowed")
     tally("the lock's holder killed", "the lock is free")
@@ -157,7 +158,7 @@ def test_lock_excludes_other_processes_and_ends_with_its_own(forks: Any, tmp_pat
 def test_seeds_are_trained_by_one_process_at_a_time(quick: Recipe) -> None:
     path = train_seeds(quick.changed(limit=64, epochs=1), 2).path
     (path / "seed-1/summary.json").unlink()
-    with runs.locked(path), pytest.raises(CnnlabError, match=f"{path} is being trained by another process"):
+    with locked(path), pytest.raises(CnnlabError, match=f"{path} is being trained by another process"):
         resume(path)
     assert resume(path).summary["loss"]["n"] == 2
 

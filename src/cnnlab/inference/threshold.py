@@ -21,6 +21,7 @@ from cnnlab.io.text import plural
 from cnnlab.models.own import Network
 from cnnlab.training import runs
 from cnnlab.training.intervals import Interval, wilson
+from cnnlab.training.locks import locked
 from cnnlab.training.runs import THRESHOLD, Run
 
 
@@ -112,7 +113,7 @@ def set_threshold(
     if found.other:
         raise CnnlabError(f"the images of {found.data} are not those of {run.path}; name where its own are now")
     chosen = _chosen(found, precision, coverage)
-    with runs.locked(run.path):
+    with locked(run.path):
         try:
             write_checked(run.path / THRESHOLD, asdict(chosen))
         except OSError as error:

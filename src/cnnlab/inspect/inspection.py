@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,27 +9,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cnnlab.data.images import flatten, pixels
 from cnnlab.data.imageset import ImageSet, stratified_subset
 from cnnlab.data.loader import Preprocessing
-from cnnlab.data.packed import in_memory
 from cnnlab.device.determinism import reproducible
 from cnnlab.device.hardware import available_cores, check_threads, pick_device
 from cnnlab.device.precision import exact_float32
 from cnnlab.inference.classifier import Classifier, load_model, weights_file
 from cnnlab.inference.run_images import run_splits
 from cnnlab.inspect.activation import class_activation
+from cnnlab.inspect.chosen import Chosen, of_all_classes, read
 from cnnlab.inspect.layers import SpatialLayer, activation_layer, feature_maps, first_convolution, stages
 from cnnlab.inspect.neighbours import Gallery, Neighbour, features
 from cnnlab.inspect.occlusion import occlusion
 from cnnlab.inspect.statistics import LayerStatistics, layer_statistics
-from cnnlab.io.decode import BadImage, bombs_refused
 from cnnlab.io.errors import CnnlabError, unknown
-from cnnlab.io.text import plural
 from cnnlab.models.own import Network
 from cnnlab.training import runs
 from cnnlab.training.runs import Run
@@ -253,29 +248,29 @@ def inspect_run(
     if class_name is not None and class_name not in run.classes:
         raise unknown("class", class_name, run.classes)
     train_set, held_out, missing = _sets(run, data, data_dir, skip_bad)
-    chosen, split = (train_set, "train") if held_out is None else (held_out, "validation")
+    source, split = (train_set, "train") if held_out is None else (held_out, "validation")
     with reproducible(0, threads or available_cores()), exact_float32():
         if images is None:
-            found = _some_of(chosen, count, classifier.preprocessing)
+            chosen = of_all_classes(source, count, classifier.preprocessing)
         else:
-            found = _read(images, classifier.preprocessing, invert, skip_bad)
-        if layer is not None and found.ids:
-            activation_layer(classifier.network, _preprocessed(classifier, found.pixels[:1]), layer)
-        statistics, measured = _statistics(classifier, chosen)
+            chosen = read(images, classifier.preprocessing, invert, skip_bad)
+        if layer is not None and chosen.ids:
+            activation_layer(classifier.network, _preprocessed(classifier, chosen.pixels[:1]), layer)
+        statistics, measured = _statistics(classifier, source)
         gallery: Gallery | None = None
-        near: list[list[Neighbour]] = [[] for _ in found.ids]
+        near: list[list[Neighbour]] = [[] for _ in chosen.ids]
         if train_set is not None:
             try:
                 gallery = gallery_of(classifier, train_set, search)
-                near = _nearest(classifier, gallery, found, neighbours)
+                near = _nearest(classifier, gallery, chosen, neighbours)
             except CnnlabError as error:
                 missing.append(f"nearest training images: {error}")
-        inspected = _inspected(classifier, found, near, class_name, threads)
+        inspected = _inspected(classifier, chosen, near, class_name, threads)
     return Inspection(
         run=run,
         weights=file,
         classifier=classifier,
-        split="" if images is not None or not found.ids else split,
+        split="" if images is not None or not chosen.ids else split,
         statistics=statistics,
         statistics_images=measured,
         statistics_split=split if measured else "",
@@ -284,22 +279,12 @@ def inspect_run(
         searched=len(gallery.images) if gallery else 0,
         training_images=len(train_set) if train_set is not None else 0,
         missing=tuple(missing),
-        skipped=tuple(found.skipped),
+        skipped=tuple(chosen.skipped),
         layer=layer,
-        pixels=found.pixels,
+        pixels=chosen.pixels,
         gallery=gallery,
         threads=threads,
     )
-
-
-@dataclass(frozen=True)
-class _Images:
-    """The images to inspect. pixels: (N, C, H, W) uint8; labels: "" where unknown."""
-
-    ids: list[str]
-    labels: list[str]
-    pixels: Tensor
-    skipped: list[str]
 
 
 def _sets(
@@ -312,39 +297,6 @@ def _sets(
         if data is not None:
             raise
         return None, None, [f"statistics and nearest training images: {error}"]
-
-
-def _some_of(images: ImageSet | None, count: int, p: Preprocessing) -> _Images:
-    """Return the first image of each class, then the second ones, ..., `count` in all."""
-    if images is None:
-        return _Images([], [], torch.zeros(0, p.channels, p.native_size, p.native_size, dtype=torch.uint8), [])
-    labels = images.labels.tolist()
-    seen: Counter[int] = Counter()
-    turns = []
-    for i, k in enumerate(labels):
-        turns.append((seen[k], k, i))
-        seen[k] += 1
-    some = images.take(torch.tensor([i for _, _, i in sorted(turns)[:count]], dtype=torch.int64))
-    return _Images(some.ids, [images.classes[k] for k in some.labels.tolist()], in_memory(some.images, "inspect"), [])
-
-
-def _read(images: Any, p: Preprocessing, invert: bool, skip_bad: bool) -> _Images:
-    """Return the caller's images, decoded as in training. Raise CnnlabError."""
-    flat = flatten(images)
-    ids, decoded, skipped = [], [], []
-    with bombs_refused():
-        for number, image in enumerate(flat, 1):
-            try:
-                decoded.append(pixels(image, p.decoding, invert=invert))
-                ids.append(str(image) if isinstance(image, str | Path) else f"image {number}")
-            except BadImage as error:
-                if not skip_bad:
-                    raise CnnlabError(f"{error}; leave such files out with --skip-bad") from error
-                skipped.append(str(error))
-    if not decoded:
-        raise CnnlabError(f"none of the {plural(len(flat), 'image')} could be read; the first: {skipped[0]}"
-                          if skipped else "no images to inspect")  # fmt: skip
-    return _Images(ids, [""] * len(ids), torch.from_numpy(np.stack(decoded)), skipped)
 
 
 def _step(p: Preprocessing) -> int:
@@ -378,24 +330,24 @@ def gallery_of(classifier: Classifier, images: ImageSet, search: int = SEARCHED)
     return Gallery.of(images, (features(classifier.network, x) for x, _ in _batches(classifier, images)))
 
 
-def _nearest(classifier: Classifier, gallery: Gallery, images: _Images, count: int) -> list[list[Neighbour]]:
+def _nearest(classifier: Classifier, gallery: Gallery, chosen: Chosen, count: int) -> list[list[Neighbour]]:
     """Return the training images nearest to each image, itself not among them."""
-    if not images.ids or not count:
-        return [[] for _ in images.ids]
-    parts = images.pixels.split(_step(classifier.preprocessing))
+    if not chosen.ids or not count:
+        return [[] for _ in chosen.ids]
+    parts = chosen.pixels.split(_step(classifier.preprocessing))
     found = torch.cat([features(classifier.network, _preprocessed(classifier, x)) for x in parts])
     near = gallery.nearest(found, count + 1)
-    return [[n for n in row if n.id != own][:count] for own, row in zip(images.ids, near, strict=True)]
+    return [[n for n in row if n.id != own][:count] for own, row in zip(chosen.ids, near, strict=True)]
 
 
 def _inspected(
-    classifier: Classifier, images: _Images, near: list[list[Neighbour]], class_name: str | None, threads: int | None
+    classifier: Classifier, chosen: Chosen, near: list[list[Neighbour]], class_name: str | None, threads: int | None
 ) -> list[ImageInspection]:
     step = _step(classifier.preprocessing)
-    parts = [classifier.predict_batch(x.numpy(), threads=threads) for x in images.pixels.split(step) if len(x)]
+    parts = [classifier.predict_batch(x.numpy(), threads=threads) for x in chosen.pixels.split(step) if len(x)]
     top = [row for part in parts for row in part.top(3)]
     none = [value for part in parts for value in part.none_of_these]
-    rows = zip(images.ids, images.labels, top, none, near, strict=True)
+    rows = zip(chosen.ids, chosen.labels, top, none, near, strict=True)
     return [
         ImageInspection(id_, label, best, rejected, class_name or best[0][0], close)
         for id_, label, best, rejected, close in rows

@@ -15,7 +15,6 @@ from cnnlab.io.errors import CnnlabError, reason
 
 _CHECKSUM = "blake2b"
 LIMIT = 1 << 24  # bytes of a file that describes a run
-LINES_LIMIT = 1 << 26  # bytes of a file with one line per epoch
 _NODE_LIMIT = 1_000_000  # lists and objects in a JSON file: "[[],[],..." takes thirty times its size in memory
 
 

@@ -33,6 +33,7 @@ from cnnlab.recipe import Recipe
 from cnnlab.training import runs
 from cnnlab.training.autotune import time_step
 from cnnlab.training.header import class_counts, classes_text, decoding_lines, passed_over_text
+from cnnlab.training.locks import locked
 from cnnlab.training.optim import make_optimizer
 from cnnlab.training.own import resume_call
 from cnnlab.training.plan import Plan, Workload, check_compile
@@ -250,7 +251,7 @@ def _disk(what: str, path: Path, state: str) -> Check:
         return Check(what, state, f"{path.anchor} does not exist")
     try:
         free = shutil.disk_usage(near).free
-        with tempfile.TemporaryDirectory(prefix=".cnnlab-", dir=near) as trial, runs.locked(Path(trial)):
+        with tempfile.TemporaryDirectory(prefix=".cnnlab-", dir=near) as trial, locked(Path(trial)):
             write_atomic(Path(trial) / "file", b"cnnlab")
     except (OSError, CnnlabError) as error:
         return Check(what, state, f"cannot write into {near}: {reason(error)}")

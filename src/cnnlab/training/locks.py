@@ -1,14 +1,48 @@
-"""Which process trains in a run's folder: `cnnlab.training.runs.locked` writes its number into the lock file."""
+"""The lock of a run's folder: at most one process trains in it, and others can ask which one does."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from cnnlab.io.errors import CnnlabError, reason
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Lock the run's folder `path`, so that no other process trains in it; reading is always allowed.
+
+    The system releases the lock when the process ends, however that happens. Raise CnnlabError if another process holds
+    it, or if the folder holds links, through which files would be written elsewhere.
+    """
+    for folder in (path, path / "tensorboard"):
+        for entry in folder.iterdir() if folder.is_dir() else ():
+            if entry.is_symlink():
+                raise CnnlabError(f"{entry} is a link, which could lead anywhere; put the file or folder itself there")
+    file = path / ".lock"
+    lock = FileLock(file, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        who = ""
+        with suppress(OSError, ValueError):
+            text = file.read_text(encoding="utf-8").strip()[:200]
+            who = f" ({text})" if text and text.isprintable() else ""
+        raise CnnlabError(f"{path} is being trained by another process{who}; wait for it, or stop it") from error
+    except (OSError, NotImplementedError) as error:
+        raise CnnlabError(f"cannot write into {path}: {reason(error)}") from error
+    try:
+        with suppress(OSError):  # it only helps the message above
+            file.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
 
 
 def holder(folder: Path) -> int | None:

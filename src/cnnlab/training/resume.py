@@ -15,6 +15,7 @@ from cnnlab.recipe import Recipe
 from cnnlab.training import runs
 from cnnlab.training.checkpointer import explained_write_errors
 from cnnlab.training.folders import check_free, new_folder, removed_if_empty
+from cnnlab.training.locks import locked
 from cnnlab.training.own import check_own
 from cnnlab.training.results import Result, SeedsResult
 from cnnlab.training.runs import Run
@@ -76,7 +77,7 @@ def _resume_run(session: Session, run: Run, moved: str | None, on_nan: str | Non
         session.display.message(f"{run.path} is finished: nothing to resume; --epochs N trains it for more epochs")
         return Result(run, summary, network=session.network)
     if on_nan is not None and on_nan != run.recipe.on_nan:
-        with runs.locked(run.path), explained_write_errors(run.path):
+        with locked(run.path), explained_write_errors(run.path):
             run = runs.change_recipe(run, run.recipe.changed(on_nan=on_nan))
     _check_own(session, run.path, run.recipe, run, run.augment)
     session.continue_as(run)

@@ -19,30 +19,23 @@ was damaged or changed by hand is not used. Several runs of one recipe are a ser
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.files import (
-    LINES_LIMIT,
     digest,
     digest_of_json,
     read_checked,
     read_json,
-    read_limited,
     write_atomic,
     write_checked,
 )
+from cnnlab.io.lines import append_line, as_line, read_lines
 from cnnlab.io.schema import COUNT, NUMBER, POSITIVE, Number, check
 from cnnlab.recipe import LARGEST_SIDE, Recipe, recipe_json
 from cnnlab.training.series import FROM, is_series, member_folders, open_series
@@ -54,6 +47,7 @@ _SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
 _SIDE = Number(1, LARGEST_SIDE, whole=True)
 _CHANNELS = Number(1, 64, whole=True)
 _SHARE = Number(0, 1)
+EVALUATIONS = "evaluations.jsonl"
 THRESHOLD = "threshold.json"
 LOWEST, HIGHEST = 0.05, 20.0  # temperatures, see calibration.py
 # Schemas of the files: a folder may come from anyone.
@@ -136,7 +130,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return a row for each finished epoch. Raise CnnlabError if the file is damaged."""
-        rows = _read_lines(self.metrics_file)
+        rows = read_lines(self.metrics_file)
         for row in rows:
             check(self.metrics_file, row, row_schema(self.recipe))
         summary = self.summary()
@@ -189,7 +183,7 @@ class Run:
 
     def evaluations(self) -> list[dict[str, Any]]:
         """Return a row for each explicit evaluation. Lines that a crash left incomplete are ignored."""
-        return _read_lines(self.path / "evaluations.jsonl", torn_lines=True)
+        return read_lines(self.path / EVALUATIONS, torn_lines=True)
 
 
 def create_run(path: Path, recipe: Recipe, info: dict[str, Any]) -> Run:
@@ -294,18 +288,13 @@ def folders_of_runs(path: Path) -> list[Path]:
 
 def write_metrics(run: Run, rows: Sequence[dict[str, Any]]) -> None:
     """Replace the metrics file as a whole, so that no line is there twice. Raise OSError."""
-    write_atomic(run.metrics_file, "".join(_line(row) for row in rows))
+    write_atomic(run.metrics_file, "".join(map(as_line, rows)))
 
 
 def record_evaluation(run: Run, row: dict[str, Any]) -> bool:
     """Add a line to the run's record of evaluations. Return False if its folder cannot be written."""
     try:
-        path = run.path / "evaluations.jsonl"
-        torn = path.exists() and not read_limited(path, LINES_LIMIT).endswith(b"\n")
-        # Not through a link: the folder may come from anyone, and the link may lead anywhere.
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
-        with os.fdopen(handle, "a", encoding="utf-8") as file:
-            file.write("\n" * torn + _line({"date": datetime.now(UTC).isoformat(timespec="seconds"), **row}))
+        append_line(run.path / EVALUATIONS, {"date": datetime.now(UTC).isoformat(timespec="seconds"), **row})
     except (OSError, CnnlabError):
         return False
     return True
@@ -315,37 +304,6 @@ def add_session(run: Run, environment: dict[str, Any]) -> None:
     """Add versions and hardware to those of earlier sessions. Raise OSError."""
     path = run.path / "environment.json"
     write_checked(path, {"sessions": [*_sessions(path), environment]})
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Lock the run's folder `path`, so that no other process trains in it; reading is always allowed.
-
-    The system releases the lock when the process ends, however that happens. Raise CnnlabError if another process holds
-    it, or if the folder holds links, through which files would be written elsewhere.
-    """
-    for folder in (path, path / "tensorboard"):
-        for entry in folder.iterdir() if folder.is_dir() else ():
-            if entry.is_symlink():
-                raise CnnlabError(f"{entry} is a link, which could lead anywhere; put the file or folder itself there")
-    file = path / ".lock"
-    lock = FileLock(file, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        holder = ""
-        with suppress(OSError, ValueError):
-            holder = file.read_text(encoding="utf-8").strip()[:200]
-        who = f" ({holder})" if holder.isprintable() and holder else ""
-        raise CnnlabError(f"{path} is being trained by another process{who}; wait for it, or stop it") from error
-    except (OSError, NotImplementedError) as error:
-        raise CnnlabError(f"cannot write into {path}: {reason(error)}") from error
-    try:
-        with suppress(OSError):  # it only helps the message above
-            file.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
-        yield
-    finally:
-        lock.release()
 
 
 def data_dir(run: Run) -> Path | None:
@@ -377,32 +335,3 @@ def row_schema(recipe: Recipe) -> dict[str, Any]:
     shares = {f"{key}_{name}": _SHARE for name in ("acc", "balanced_acc", "macro_f1")}
     counts = {f"{key}_correct?": [COUNT], f"{key}_predicted?": [COUNT]}
     return {**_ROW, **shares, **counts, f"{key}_loss": NUMBER}
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps({**row, "check": digest(row)[:16]}) + "\n"
-
-
-def _row(line: str) -> dict[str, Any]:
-    """Return what `_line` was given. Raise ValueError."""
-    row = json.loads(line)
-    if not isinstance(row, dict) or row.pop("check", None) != digest_of_json(row)[:16]:
-        raise ValueError("the checksum of a line is wrong")
-    return row
-
-
-def _read_lines(path: Path, *, torn_lines: bool = False) -> list[dict[str, Any]]:
-    rows = []
-    try:
-        content = read_limited(path, LINES_LIMIT).decode(errors="replace" if torn_lines else "strict")
-        for line in content.splitlines():
-            try:
-                rows.append(_row(line))
-            except (ValueError, RecursionError) as error:
-                if not torn_lines:
-                    raise ValueError(reason(error, 200)) from error
-    except FileNotFoundError:
-        return []
-    except ValueError as error:
-        raise CnnlabError(f"{path} is damaged: {reason(error)}") from error
-    return rows

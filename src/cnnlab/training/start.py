@@ -20,6 +20,7 @@ from cnnlab.recipe import Recipe
 from cnnlab.training import runs
 from cnnlab.training.checkpoint import Damaged, has_checkpoint, read_weights, weights_metadata
 from cnnlab.training.checkpointer import explained_write_errors
+from cnnlab.training.locks import locked
 from cnnlab.training.optim import initialize
 from cnnlab.training.own import check_own
 from cnnlab.training.plan import Plan
@@ -239,8 +240,8 @@ def record_move(folder: Path, data: str) -> None:
     with explained_write_errors(folder):
         if is_series(folder):
             series = open_series(folder)
-            with runs.locked(folder):
+            with locked(folder):
                 replace(series, recipe=replace(series.recipe, data=data)).save()
         for run in started_members(folder) or [runs.open_run(folder)] * (folder / "run.json").exists():
-            with runs.locked(run.path):
+            with locked(run.path):
                 runs.change_recipe(run, replace(run.recipe, data=data))

@@ -34,6 +34,7 @@ from cnnlab.training.events import Events
 from cnnlab.training.folders import check_free, new_folder, removed_if_empty
 from cnnlab.training.guard import NonFinite, divergence_error, is_nondeterministic, memory_error, nondeterminism_error
 from cnnlab.training.header import class_counts
+from cnnlab.training.locks import locked
 from cnnlab.training.loop import Trainer, train_epochs
 from cnnlab.training.optim import make_optimizer
 from cnnlab.training.own import resume_call
@@ -143,7 +144,7 @@ def train_run(session: Session, run: Run, like: dict[str, Any] | None = None) ->
     with contextlib.ExitStack() as held, explained_errors(session, recipe):
         with session.world.together():
             if session.world.first:
-                held.enter_context(runs.locked(run.path))
+                held.enter_context(locked(run.path))
         held.enter_context(reproducible(recipe.seed, plan.threads))
         try:
             trainer, checkpointer = _prepare(session, run, plan, here)

@@ -18,6 +18,7 @@ from cnnlab.training import runs
 from cnnlab.training.checkpointer import explained_write_errors
 from cnnlab.training.choice import choose
 from cnnlab.training.folders import check_free, new_folder, removed_if_empty
+from cnnlab.training.locks import locked
 from cnnlab.training.out_of_fold import write_out_of_fold
 from cnnlab.training.own import resume_call
 from cnnlab.training.results import FoldsResult, Result, SeedsResult
@@ -150,7 +151,7 @@ def train_members(session: Session, series: Series) -> SeedsResult:
     recipe, numbers, word = series.recipe, series.numbers, series.setting
     like = next(filter(None, map(runs.first_session, started_members(series.path))), None)  # all share a plan
     results: list[Result] = []
-    with runs.locked(series.path):
+    with locked(series.path):
         for number in numbers:
             folder = series.folder(number)
             try:
