@@ -1,4 +1,4 @@
-"""Shared by the benchmark scripts: measured processes, cnnlab's side, the machine's peak, writing results.
+"""Shared by the benchmark scripts: measured processes, cnnlab's side, the machine's peak, and writing results.
 
 torch is not imported at the top: a parent that measures memory must not share pages with its children.
 """
@@ -26,13 +26,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "benchmarks" / "results"
 """The committed results, from which benchmarks/tables.py writes the tables of the pages."""
 OUT = ROOT / "build" / "results"
-"""Where a result goes by default. Git ignores it, so a result of your own changes no page and no test."""
+"""The default folder of a result. Git ignores it, so your own results change no page and no test."""
 PEERS = ROOT / ".peers"
 Task = dict[str, Any]
 
 
 def commit() -> str | None:
-    """Return the measured commit, followed by "+" if src/ has uncommitted changes; None without git.
+    """Return the measured commit, with "+" if src/ has uncommitted changes; None without git.
 
     CNNLAB_COMMIT names the commit of a copy that has no history.
     """
@@ -60,7 +60,7 @@ def write_result(name: str, device: str, figures: dict[str, Any], out: Path = OU
         hardware = re.sub(r"[^a-z0-9]+", "-", env["device_name"].lower()).strip("-")
     path = out / f"{name}_{hardware}_{datetime.now(UTC):%Y-%m-%d}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Of paths of this machine only the last part.
+    # Keep only the last part of this machine's paths.
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     command = " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *words])
     write_json(path, {"benchmark": name, "command": command, "commit": commit(), "environment": env, **figures})
@@ -83,8 +83,8 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def call(task: Task, script: str | None = None) -> Task:
     """Run `task` in a process of `script` (default: this one). Return its answer, wall-clock time and peak memory.
 
-    Memory is that of the process tree, workers included, sampled once a second (a sample takes 25 ms of a core for
-    2 GiB): PSS, which counts shared pages once, and the sum of RSS.
+    Memory is that of the process tree, workers included, sampled once a second (for 2 GiB, a sample takes 25 ms on one
+    core): PSS, which counts shared pages once, and the sum of RSS.
     """
     import psutil
 
@@ -122,7 +122,7 @@ def call(task: Task, script: str | None = None) -> Task:
 def call_each(tasks: Sequence[Task], *, together: bool = False) -> Task:
     """Run the tasks one after the other, each in its own process. Return the answers by side.
 
-    together: use one process for all, whose time and memory are then shared.
+    together: run all in one process, whose time and memory then count for each.
     """
     if together:
         shared = call({"side": "several", "tasks": tasks})
@@ -135,7 +135,7 @@ def call_each(tasks: Sequence[Task], *, together: bool = False) -> Task:
 
 
 def answered(children: Mapping[str, Callable[[Task], Task]]) -> bool:
-    """In a child: do the task, write the answer, return True. In the parent: return False."""
+    """In a child process, do the task, write the answer and return True. In the parent, return False."""
     if sys.argv[1:2] != ["--child"]:
         return False
     task = json.loads(sys.argv[2])
@@ -151,14 +151,14 @@ def answered(children: Mapping[str, Callable[[Task], Task]]) -> bool:
 
 
 def present() -> bool:
-    """Return whether Fashion-MNIST is here, so that nothing is downloaded."""
+    """Return whether Fashion-MNIST is here, so that nothing has to be downloaded."""
     from cnnlab.data import data_folder, named
 
     return named.is_there("fashion-mnist", data_folder())
 
 
 def matrix_peak() -> dict[str, float]:
-    """Return the floating-point operations per second of a large matrix product, by precision."""
+    """Return the floating-point operations per second of a large matrix product in each precision."""
     import torch
 
     from cnnlab.device.hardware import available_cores, has_bfloat16, pick_device
@@ -174,9 +174,9 @@ def matrix_peak() -> dict[str, float]:
 def fixed_plan(recipe: Task, count: int, image_size: int) -> Task:
     """Return the plan that `cnnlab train` would choose for `count` images here, and the recipe with that plan fixed.
 
-    A run of a few steps does not measure which memory format is faster; ten epochs do (autotune.py). So it is measured
-    here for the whole recipe, outside every clock. Without compilation, which would take longer than the benchmark; on
-    CUDA steps are recorded, as by default.
+    A run of a few steps does not try out which memory format is faster; ten epochs do (autotune.py). So the plan is
+    measured here for the whole recipe, outside every clock. Nothing is compiled, which would take longer than the
+    benchmark; on CUDA, steps are recorded, as by default.
     """
     from unittest.mock import patch
 
@@ -194,7 +194,7 @@ def fixed_plan(recipe: Task, count: int, image_size: int) -> Task:
         return build_model(uncompiled.model, num_classes=10, in_channels=1, image_size=image_size)
 
     start = time.perf_counter()
-    # An empty cache: a plan measured on another day does not count.
+    # An empty cache: plans measured on another day must not be used.
     with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, XDG_CACHE_HOME=folder):
         plan = choose_plan(Workload(uncompiled, build, shape, 10, device, count), log=lambda _: None)
     values = plan.values
@@ -207,7 +207,7 @@ def fixed_plan(recipe: Task, count: int, image_size: int) -> Task:
 
 
 def fixed_plans(recipe: Task, count: int, image_size: int) -> dict[str, Task]:
-    """Return `fixed_plan` of both of our sides: in float32, and with precision=auto."""
+    """Return `fixed_plan` for both of our sides: in float32, and with precision=auto."""
     return {
         side: fixed_plan({**recipe, "precision": precision}, count, image_size)
         for side, precision in (("cnnlab", "float32"), ("cnnlab-auto", "auto"))
@@ -215,7 +215,7 @@ def fixed_plans(recipe: Task, count: int, image_size: int) -> dict[str, Task]:
 
 
 def prepare(networks: Sequence[str], tiny: bool) -> Task | None:
-    """Run the side `prepare` and print the peaks. Return its answer, or None if a tiny run is skipped."""
+    """Run the side `prepare` and print the peaks. Return the answer, or None if a tiny run is skipped."""
     ready = call({"side": "prepare", "networks": networks, "tiny": tiny})
     if "skipped" in ready:
         print(f"skipped: {ready['skipped']}")
@@ -231,7 +231,7 @@ def prepare(networks: Sequence[str], tiny: bool) -> Task | None:
 def run_rounds(
     network: str, sides: Sequence[str], setup: dict[str, Task], shared: Task, epochs: int, args: argparse.Namespace
 ) -> list[Task]:
-    """Run every side `args.pairs` times in turn. Return the answers by side, one dictionary per round."""
+    """Run every side `args.pairs` times, in turn. Return the answers by side, one dictionary per round."""
     rounds = []
     for number in range(args.pairs):
         tasks = []
@@ -271,9 +271,9 @@ def warm_up_gpu() -> None:
 
 
 def child_cnnlab(task: Task) -> Task:
-    """Our side: `cnnlab.train` by task["recipe"], on task["images"] images (0: all), evaluated on task["eval_images"].
+    """Train our side with task["recipe"] on task["images"] images (0: all); evaluate on task["eval_images"].
 
-    seconds: of training and finishing the run; train_seconds: of the training alone, with its data.
+    Return `seconds`, for training, evaluation and finishing the run, and `train_seconds`, for training including data.
     """
     import cnnlab
     from cnnlab.data import SourceOptions, data_folder
@@ -298,7 +298,7 @@ def child_cnnlab(task: Task) -> Task:
 
 
 def summary(pairs: list[Task], peer: str, setup: dict[str, Task], peaks: dict[str, float]) -> Task:
-    """Return figures of the `pairs` of runs by side. A ratio above 1 means that cnnlab is faster."""
+    """Return the figures of the `pairs` of runs. A ratio above 1 means that cnnlab is faster."""
 
     def ratios(ours: str, key: str) -> list[float]:
         if key == "process_seconds":

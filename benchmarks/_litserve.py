@@ -1,4 +1,4 @@
-"""The peer of benchmarks/serve.py: the same file and the same decoding behind LitServe, which .peers/litserve holds.
+"""The peer of benchmarks/serve.py: the same file and the same decoding behind LitServe, from .peers/litserve.
 
     python benchmarks/_litserve.py FILE PORT BATCH
 
@@ -19,7 +19,7 @@ from cnnlab.io.decode import bombs_refused, decode
 
 sys.path.insert(0, str(PEERS / "litserve"))
 import litserve
-from starlette.requests import Request  # of the same folder; LitServe reads the annotation, as an object
+from starlette.requests import Request  # from that folder; LitServe reads the annotation, so it must be an object
 
 
 class API(litserve.LitAPI):  # type: ignore[misc]
@@ -32,7 +32,7 @@ class API(litserve.LitAPI):  # type: ignore[misc]
         self.around.enter_context(bombs_refused())
 
     def decode_request(self, request: Request) -> Any:
-        form: Any = request  # what it is given
+        form: Any = request  # LitServe passes the parsed form
         return decode("a.jpg", self.how, form["image"].file.read())
 
     def batch(self, inputs: Any) -> Any:

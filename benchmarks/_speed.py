@@ -1,4 +1,4 @@
-"""What fashion_speed.py and cifar_speed.py share: trainings under the clocks of cnnlab.machine.timed."""
+"""Shared by fashion_speed.py and cifar_speed.py: trainings timed with the clocks of cnnlab.machine.timed."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def runs(
 ) -> dict[str, Any]:  # fmt: skip
     """Train the recipe called `name` with several seeds. Return each run, and mean and standard deviation.
 
-    together: in this process, since starting one takes longer than a short run; see `timed_training`. deadline: of
-    time.perf_counter, after which no seed but the first is started. first: the first seed.
+    together: train in this process, since starting another takes longer than a short run; see `timed_training`.
+    deadline: a time of time.perf_counter; after it, only the first seed is started. first: the first seed.
     """
     per_seed: list[dict[str, Any]] = []
     for seed in range(first, first + seeds):
@@ -48,7 +48,7 @@ def runs(
             flush=True,
         )
     recipe = RECIPES[name].with_settings(settings).to_dict()
-    if recipe["data"].startswith("store:"):  # a path of this machine
+    if recipe["data"].startswith("store:"):  # do not publish a path of this machine
         recipe["name"] = recipe["name"].replace(recipe["data"], "store:PATH")
         recipe["data"] = "store:PATH"
     return {
@@ -73,7 +73,7 @@ def parser(doc: str | None, recipes: list[str]) -> argparse.ArgumentParser:
 
 
 def check(parser: argparse.ArgumentParser, names: list[str]) -> None:
-    """Exit with a message if a name is not that of a recipe."""
+    """Exit with a message if a name is not a recipe's."""
     for name in names:
         if name not in RECIPES:
             parser.error(f"there is no recipe {name}; see `cnnlab list recipes`")

@@ -1,9 +1,9 @@
 """Time to accuracy on CIFAR-10: python benchmarks/cifar_speed.py --store STORE [--seeds 5] [RECIPE...]
 
-STORE: the folder created by `cnnlab kaggle prepare`, which prints its path. Each recipe from several seeds, under the
-two clocks of _speed.py, trained on the labelled images minus the validation split (a tenth, split_seed 0). The accuracy
-is on that split, after the last epoch, because the test labels are secret. Settings were chosen on the same split, so
-it flatters a little.
+STORE: the folder created by `cnnlab kaggle prepare`, which prints its path. Each recipe is trained with several seeds
+on the labelled images minus the validation split (a tenth, split_seed 0); cnnlab.machine.timed describes the clocks.
+The accuracy is on that split, after the last epoch, because the test labels are secret. Settings were chosen on the
+same split, so the accuracy is slightly optimistic.
 
 Writes build/results/cifar-speed_HARDWARE_DATE.json.
 """

@@ -1,8 +1,8 @@
-"""Run the whole competition by the documented command: python benchmarks/competition.py LABEL FOLDER [OPTION...]
+"""Run the whole competition with the documented command: python benchmarks/competition.py LABEL FOLDER [OPTION...]
 
-Runs `cnnlab kaggle all FOLDER OPTION...` as a person would, in an empty work folder and with a store of its own, so
-that the time includes reading the archives. Writes build/results/competition-LABEL_HARDWARE_DATE.json, and beside it
-the submission, if it was made: submission-LABEL.csv. The test labels are not there, so nothing is chosen by them.
+Runs `cnnlab kaggle all FOLDER OPTION...` as a person would, in an empty work folder and with a new store, so that the
+time includes reading the archives. Writes build/results/competition-LABEL_HARDWARE_DATE.json and, beside it, the
+submission submission-LABEL.csv. The test labels are not available, so nothing can be tuned on them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from _common import add_out, write_result
 
 
 def run_summary(path: Path) -> dict[str, Any]:
-    """Return the figures, epochs, precision and times of a run's folder."""
+    """Return the figures, epochs, precision and times from a run's folder."""
     summary = json.loads((path / "summary.json").read_text())
     summary.pop("blake2b", None)  # of the file
     sessions = json.loads((path / "environment.json").read_text())["sessions"]
@@ -72,7 +72,7 @@ def main() -> None:
         device = figures["runs"]["train" if "train" in figures["runs"] else "train/seed-0"]["device"]
         submission = home / "submission.csv"
         figures["submission"] = f"submission-{args.label}.csv"
-        # The folders' names are this machine's own.
+        # The names of the folders are specific to this machine.
         sys.argv[1:] = [args.label, "FOLDER", *(["--keep", "WORK"] if args.keep else []), *options]
         path = write_result(f"competition-{args.label}", device, figures, args.out)
         shutil.copyfile(submission, args.out / figures["submission"])

@@ -1,9 +1,10 @@
-"""Cut one of two machines off from a training, then let it return: the weights must be those of an undisturbed job.
+"""Cut one of two machines off from a training, then let it return. The weights must equal those of an undisturbed job.
 
     python benchmarks/cut_off.py [--seconds 40] [--timeout 15]     as root, on Linux with iproute2
 
 Two network namespaces, joined by a pair of virtual network cards, stand for two machines. In each, torchrun starts one
-process of the same job. Once, nothing happens; then the cable is pulled for `--seconds` in the middle of the training.
+process of the same job. The first job is left alone. In the second, the cable is pulled for `--seconds` in the middle
+of the training.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def ip(*words: str, host: str = "") -> None:
 
 
 def connect() -> None:
-    """Create both namespaces with a network card each."""
+    """Create both namespaces, each with a network card."""
     ip("link", "add", "cnnlab0", "type", "veth", "peer", "name", "cnnlab1")
     for host, address in HOSTS.items():
         ip("netns", "add", host)
@@ -72,7 +73,7 @@ def rows(folder: Path) -> int:
 
 
 def trained(runs: Path, name: str, timeout: float, cut: float) -> dict[str, Any]:
-    """Train on both machines; cut the second one off for so many seconds after the third epoch."""
+    """Train on both machines. After the third epoch, cut the second one off for `cut` seconds; 0: never."""
     started, jobs = time.monotonic(), start(runs, name, timeout)
     if cut:
         while rows(runs / name) < 3 and all(job.poll() is None for job in jobs):

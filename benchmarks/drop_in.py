@@ -1,10 +1,10 @@
-"""Measure what one changed import line gives: d2l's train_ch6 against cnnlab.d2l's, each with its own loader, in turn.
+"""Measure what one changed import line gains: alternate d2l's train_ch6 and cnnlab.d2l's, each with its own loader.
 
     python benchmarks/drop_in.py [--networks lenet resnet18-manual ...] [--pairs 3] [--epochs 2] [--tiny]
 
-Both sides have the same network of torch's own layers, batch size, image size and learning rate, in float32 and torch's
+Both sides use the same network of torch's own layers, batch size, image size and learning rate, in float32 and torch's
 default memory format, as in a reader's listing. Nothing is measured beforehand or compiled. Timing, networks, limits
-and d2l's side: as in vs_d2l.py.
+and d2l's side are as in vs_d2l.py.
 
 Writes build/results/drop-in_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB_DATA) and psutil.
 """
@@ -22,7 +22,7 @@ from vs_d2l import D2L, EVAL_IMAGES, NETWORKS, as_printed, child_d2l, child_prep
 
 
 class First:
-    """The first `count` batches of an iterable, which may be iterated several times."""
+    """The first `count` batches of an iterable. It can be iterated several times."""
 
     def __init__(self, batches: Any, count: int) -> None:
         self._batches, self._count = batches, count
@@ -35,7 +35,7 @@ class First:
 
 
 def child_manual(task: Task) -> Task:
-    os.chdir(PEERS / "work")  # where the curves may lie
+    os.chdir(PEERS / "work")  # train_ch6 saves its curves in the working folder
     from cnnlab import d2l
     from cnnlab.models import build_model
 

@@ -1,14 +1,14 @@
-"""Export every network to ONNX and compare each answer on the whole validation set; sizes, seconds, images/s.
+"""Export every network to ONNX and compare it on the whole validation set; measure sizes, seconds and images/s.
 
     python benchmarks/export.py [--minutes 40] [--networks lenet resnet18 ...] [--out DIR]
 
-Every network of MODELS and two of timm's are trained a few steps on the handwritten digits, at the smallest size of 32,
-64, 96 and 224 pixels that they take, and exported. So their answers are far from trained ones, but each differs: a lost
-bias, another layout or epsilon shows. `FORMS` networks are trained for some epochs and also exported in the other
-forms, where the cost in accuracy means something. Images/s: one thread, batches of one size, PyTorch and
-onnxruntime in turns, the best of each. The result is written after every network: those that are not reached within the
-minutes are named in it, and measured by another call with the same --out, maybe on another machine: each row names its
-vector instructions.
+Every network of MODELS and two of timm's are trained for a few steps on the handwritten digits, at the smallest of 32,
+64, 96 and 224 pixels that they accept, and exported. They have learned little, but their answers differ from image to
+image, so a lost bias or a changed layout or epsilon shows. The networks of FORMS are trained for some epochs
+and also exported to the other formats, where a loss of accuracy is meaningful. Images/s: one thread, batches of one
+size, PyTorch and onnxruntime in turn, the best of each. The result is written after every network and names those not
+reached within --minutes. Another call with the same --out measures them, possibly on another machine: each row names
+its vector instructions.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROUNDS, BATCH, EPOCHS = 3, 16, 3
 
 
 def trained(network: str, folder: Path, epochs: int = 0) -> Any:
-    """Return a run of the network, at the smallest size that it takes."""
+    """Return a run of the network at the smallest size that it accepts."""
     from cnnlab import CnnlabError, train
 
     # A small learning rate: probabilities of 0 and 1 would hide differences.
@@ -51,7 +51,7 @@ def trained(network: str, folder: Path, epochs: int = 0) -> Any:
 
 
 def speeds(sides: dict[str, Callable[[], object]], images: int) -> dict[str, float]:
-    """Return the images/s of each side, the best of some rounds in turns."""
+    """Return the images/s of each side: the best of several rounds in which the sides take turns."""
     best = dict.fromkeys(sides, float("inf"))
     for side in sides.values():
         side()
@@ -91,8 +91,9 @@ def measure(run: Any, folder: Path, **options: Any) -> dict[str, Any]:
 
 
 def fit_speed() -> dict[str, Any]:
-    """Return milliseconds of CPU time of the fit alone, for photographs and for images that have the size, and the peak
-    memory of the process.
+    """Return the CPU time in milliseconds of the fit alone, and the peak memory of the process.
+
+    The images are photographs, and images that already have the network's size.
     """
     import resource
 
@@ -141,7 +142,7 @@ def main() -> None:
         return
     from cnnlab import MODELS, CnnlabError
 
-    form = {"to": "safetensors"} if args.tiny else {}  # needs no conversion, which takes seconds
+    form = {"to": "safetensors"} if args.tiny else {}  # needs no ONNX conversion, which takes seconds
     names = ["lenet"] if args.tiny else args.networks or [*MODELS, *TIMM]
     tasks = [(name, 0) for name in names] + [(name, EPOCHS) for name in FORMS if name in names and not args.tiny]
     end = time.perf_counter() + 60 * args.minutes
@@ -165,7 +166,7 @@ def main() -> None:
                 else:
                     rows.append(measure(run, Path(work), **form))
                     print(name, rows[-1]["parity"], f"{rows[-1]['seconds']:.0f} s", flush=True)
-            except CnnlabError as error:  # a network that is refused is a result, too
+            except CnnlabError as error:  # a refused network is a result, too
                 rows.append({"network": name, "refused": str(error)})
                 print(name, error, flush=True)
         left_out = [f"{name} ({epochs} epochs)" if epochs else name for name, epochs in tasks[done + 1 :]]

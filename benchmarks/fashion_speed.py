@@ -1,12 +1,12 @@
 """Time to accuracy on Fashion-MNIST: python benchmarks/fashion_speed.py [--seeds 5] [--beside-d2l 5] [RECIPE...]
 
-Each recipe from several seeds, under the two clocks of _speed.py. The validation split is the recipe's (a tenth of the
-training images, split_seed 0), and no setting was chosen by anything else. The test set is evaluated once for each
-seed, after its last epoch, with the weights of that epoch.
+Each recipe is trained with several seeds; cnnlab.machine.timed describes the clocks. The validation split is the
+recipe's (a tenth of the training images, split_seed 0). Settings were chosen on it, with one exception: see "The
+clocks" in docs/speed.md. The test set is evaluated once per seed, after the last epoch, with the weights of that epoch.
 
-multiply_adds is the training's forward passes (the whole is about three times that), beside the manual's recipe's.
---beside-d2l N: also N pairs of d2l's own train_ch6 (BN-LeNet, 10 epochs) and speed/fashion-90, in turn, each in a
-process of its own; see vs_d2l.py.
+multiply_adds counts the forward passes of the training (the whole is about three times that); that of the manual's
+recipe is given for comparison. --beside-d2l N: also run N alternating pairs of d2l's own train_ch6 (BN-LeNet, 10
+epochs) and speed/fashion-90, each in a process of its own; see vs_d2l.py.
 
 Writes build/results/fashion-speed_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB_DATA, or the network).
 """
@@ -22,14 +22,14 @@ from cnnlab.recipe import Recipe
 from cnnlab.recipes import RECIPES
 from cnnlab.training.evaluate import VIEWS
 
-# What the manual prints for the test set, its source for those that it does not train.
+# The test accuracies that the manual prints; for networks that it does not train, those of its source.
 PRINTED = {name: e.test_acc for name, e in EXPERIMENTS.items() if name != "lenet-bn-scratch"}
 SPEED = [f"speed/fashion-{n}" for n in (90, 92, 93, 94)]
 FAST = [f"fast/{name}" for name in PRINTED]
 
 
 def multiply_adds(recipe: Recipe, images: int) -> float:
-    """Return those of the forward passes of the whole training."""
+    """Return the multiply-adds of all forward passes of the training."""
     from cnnlab.models import build_model
     from cnnlab.training.plan import operations
 
@@ -38,7 +38,7 @@ def multiply_adds(recipe: Recipe, images: int) -> float:
 
 
 def beside_d2l(pairs: int, settings: list[str], device: str) -> dict[str, Any]:
-    """Train d2l's BN-LeNet for 10 epochs and speed/fashion-90 in turn."""
+    """Train d2l's BN-LeNet for 10 epochs and speed/fashion-90, alternating."""
     import vs_d2l
 
     vs_d2l.ensure_installed()
@@ -63,7 +63,7 @@ def main() -> None:
     settings = [*args.set, *(["limit=500"] if args.tiny else [])]
     if args.tiny:
         args.recipes, args.seeds = ["speed/fashion-90", "fast/lenet-bn"], 1
-    split = "validation" if args.tiny else "test"  # the test set is large
+    split = "validation" if args.tiny else "test"  # the test set is too large for a smoke test
     figures: dict[str, Any] = {}
     for name in args.recipes:
         views = args.views or ("flip" if RECIPES[name].flip else "none")

@@ -1,27 +1,27 @@
-"""What to measure on one GPU, within ten minutes: python benchmarks/gpu_suite.py [--store STORE] [--parts ...]
+"""Measure everything on one GPU within ten minutes: python benchmarks/gpu_suite.py [--store STORE] [--parts ...]
 
-Parts run in this order. Each has a share of the time, after which it starts nothing new. The result is written again
-after each part and names what there was no time for:
+Parts run in this order. Each has a share of the time, after which it starts nothing new. The result is rewritten after
+each part and names what there was no time for:
 
-    cifar    time to 94% and 96% on CIFAR-10, several seeds, on a validation split (needs --store)
-    peer     the best published code for 94%, unmodified but for the number of runs, on the same GPU and the same
-             split (where .peers/cifar10-airbench holds a copy of its repository; needs --store); says who is ahead
-    fashion  time to 94%, 95% and 96% on Fashion-MNIST, several seeds
-    chapter  every network for which the manual prints examples/s (which leave the data out), at its batch and image
-             size: images/s, wall-clock with data, beside that, and the share of the GPU's measured peak; recorded
-             (compile=record) in float32 and bfloat16, then compiled in bfloat16 (--ways float32: in float32, as which
-             a small network's weights need no conversion)
-    best     AlexNet at 224 pixels and ResNet-18 at 96, compiled, at large batches: the largest share of the peak
-    profile  where the time of those two and of LeNet with batch norm goes: a step's kernels, the longest first
-    d2l      d2l's own functions beside ours on this GPU (where d2l is in .peers/d2l, see vs_d2l.py)
+    cifar    time to 94% and 96% on CIFAR-10 with several seeds, on a validation split (needs --store)
+    peer     the best published code for 94%, with only the number of runs changed, on the same GPU and split; reports
+             who is ahead (needs --store, and a copy of its repository in .peers/cifar10-airbench)
+    fashion  time to 94%, 95% and 96% on Fashion-MNIST with several seeds
+    chapter  every network for which the manual prints examples/s (which exclude data loading), at its batch and image
+             size: images/s, wall-clock with data, compared with that, and the share of the GPU's measured peak;
+             recorded (compile=record) in float32 and bfloat16, then compiled in bfloat16 (--ways float32: compiled in
+             float32, which saves the conversion of a small network's weights)
+    best     AlexNet at 224 pixels and ResNet-18 at 96, compiled, with large batches: the largest share of the peak
+    profile  where those two and LeNet with batch norm spend their time: the kernels of a step, the longest first
+    d2l      d2l's own functions compared with ours on this GPU (if d2l is in .peers/d2l, see vs_d2l.py)
 
-Clock of fashion, cifar and peer: whitening, training and the final evaluation with test-time augmentation, in the
-precision of the training (race_seconds of _speed.py; the peer's own clock). Outside: reading files, moving the images
-to the GPU, compilation and a warm-up of one epoch with a seed of its own, whose seconds are reported beside
-(first_seconds). Accuracy is on the 4,000 images held out of CIFAR-10 (split_seed 0), for the peer too, which is given
-that split as its test set; of Fashion-MNIST, a tenth of which is held out, on the test set.
+The clock of fashion, cifar and peer covers whitening, training and the final evaluation with test-time augmentation, in
+the precision of the training (race_seconds of cnnlab.machine.timed; the peer's own clock). It excludes reading files,
+moving the images to the GPU, compilation, and a warm-up of one epoch with another seed, whose seconds are reported
+separately (first_seconds). On CIFAR-10, accuracy is measured on the 4,000 held-out images (split_seed 0); the peer gets
+them as its test set. On Fashion-MNIST, a tenth is held out, and accuracy is measured on the test set.
 
-On a machine without a GPU, --tiny goes through the same parts at a reduced size.
+On a machine without a GPU, --tiny runs the same parts at a reduced size.
 Writes build/results/gpu-suite_HARDWARE_DATE.json (gpu-suite-LABEL with --label).
 """
 
@@ -59,27 +59,27 @@ from cnnlab.training.cuda_graph import warmup_steps
 from cnnlab.training.plan import Plan, Workload
 
 PEER = PEERS / "cifar10-airbench" / "airbench94_muon.py"
-# Each part's share of the time; what one leaves goes to those after it.
+# Each part's share of the time; what a part does not use goes to those after it.
 PARTS = {"cifar": 0.25, "peer": 0.25, "fashion": 0.15, "chapter": 0.12, "best": 0.04, "profile": 0.04, "d2l": 0.15}
-# 46,000 images for training and 4,000 for validation, both whole batches of 2,000. Any other size would make PyTorch
+# 46,000 images for training and 4,000 for validation, both whole batches of 2,000. With a partial batch, PyTorch would
 # compile the peer's network again inside its clock, which is not what was published.
 SPLIT = "val_fraction=0.08"
 LATE = "no time was left"
-# The manual's examples/s, of each network of which it prints them; and how those are computed.
+# The manual's examples/s, for each network for which it prints them. WAYS: how ours are computed.
 PRINTED = {RECIPES[e.recipe].model: e.examples_per_second for e in EXPERIMENTS.values() if e.examples_per_second}
 WAYS: dict[str, dict[str, Any]] = {
     "auto": {"compile": "auto"},
     "default": {"compile": "default", "precision": "bfloat16", "memory_format": "channels_last"},
     "float32": {"compile": "default", "precision": "float32", "memory_format": "channels_last"},
 }
-# Network, pixels a side and images a step, of the parts best and profile.
+# Network, image size and batch size of the parts best and profile.
 LARGE = [("alexnet", 224, 1024), ("resnet18-manual", 96, 2048)]
 TINY = [("lenet-bn", 28, 64)]
 PROFILED_STEPS = 5
 
 
 def run_for(seconds: float | None, command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command with a timeout that also kills its children, because the next command needs the GPU."""
+    """Run a command. A timeout also kills its children, because the next command needs the GPU."""
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
     ) as process:
@@ -89,7 +89,7 @@ def run_for(seconds: float | None, command: list[str], **options: Any) -> subpro
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):
-                error.output, error.stderr = process.communicate()  # what it printed
+                error.output, error.stderr = process.communicate()  # what it printed so far
             raise
         return subprocess.CompletedProcess(command, process.returncode, *output)
 
@@ -118,7 +118,7 @@ def chapter(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
                 continue
             answer = measured(args, name, **how)
             if "rows" in answer:
-                # Of each row, that is: of each precision.
+                # One row per precision.
                 answer["times_printed"] = [row.get("images_per_second", 0) / PRINTED[name] for row in answer["rows"]]
             found[f"{name}, {way}"] = answer
     return {"by_network": found, "printed_examples_per_second": PRINTED}
@@ -138,7 +138,7 @@ def best(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
 
 
 def profile(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
-    """Profile a step of `best`'s networks and of LeNet with batch norm at the book's batch size."""
+    """Profile a step of the networks of `best`, and of LeNet with batch norm at the book's batch size."""
     found: dict[str, Any] = {}
     for network, side, batch in TINY if args.tiny else [*LARGE, ("lenet-bn", 28, 256)]:
         name = f"{network}, batch {batch}"
@@ -152,7 +152,7 @@ def profile(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
 
 
 def kernels(args: argparse.Namespace, network: str, side: int, batch: int) -> dict[str, Any]:
-    """Profile the training step without data: microseconds per step of each kernel (on a CPU: of each operator)."""
+    """Return the microseconds per step of each kernel (on a CPU, each operator) in a training step without data."""
     from torch.profiler import ProfilerActivity, schedule
 
     device = pick_device(args.device)
@@ -201,8 +201,8 @@ def d2l(args: argparse.Namespace, deadline: float) -> Any:
             found[network] = LATE
             continue
         with tempfile.TemporaryDirectory() as out:
-            # An epoch of small networks is over in a moment: all images. Of the large ones d2l's would take minutes.
-            # The first step of a process takes as long as two epochs of LeNet: ten of those, as the manual trains.
+            # Large networks get some of the images: an epoch of d2l's would take minutes. Small ones train for ten
+            # epochs, as in the manual, since the first step of a process takes as long as two epochs of LeNet.
             size = ["--epochs", "10"] if vs_d2l.NETWORKS[network][1] == 0 else ["--images", "20480"]
             options = ["--tiny"] if args.tiny else ["--pairs", "1", *size]
             command = [sys.executable, vs_d2l.__file__, "--networks", network, *options, "--out", out]
@@ -244,7 +244,7 @@ def race(
 def races(
     args: argparse.Namespace, deadline: float, names: dict[str, int], settings: list[str], split: str, views: str
 ) -> dict[str, Any]:
-    """Train each recipe from so many seeds, with an equal share of the remaining time."""
+    """Train each recipe with its number of seeds, in an equal share of the remaining time."""
     found: dict[str, Any] = {}
     names = {name: seeds for name, seeds in names.items() if args.only is None or name in args.only}
     for number, (name, seeds) in enumerate(names.items()):
@@ -255,7 +255,7 @@ def races(
 
 
 def failed(error: Exception) -> str:
-    # A timeout's message has the command with paths of this machine.
+    # A timeout's message contains the command, with paths of this machine.
     message = "" if isinstance(error, subprocess.SubprocessError) else f": {error}"
     return f"failed: {type(error).__name__}{message}"
 
@@ -266,9 +266,9 @@ def last_line(text: str) -> str:
 
 
 def _compiled(args: argparse.Namespace) -> list[str]:
-    """Return settings that compile a race's steps, as the peer does; by default such short runs are not compiled.
+    """Return settings that compile a race's steps, as the peer does. By default, such short runs are not compiled.
 
-    With bfloat16, so that no other plan has to be compiled and measured.
+    They fix bfloat16, so that no other plan has to be compiled and measured.
     """
     if args.tiny:
         return []
@@ -294,7 +294,7 @@ def cifar(args: argparse.Namespace, deadline: float) -> Any:
 
 
 def peer_runs(output: str) -> list[dict[str, float]]:
-    """Return accuracy (with test-time augmentation) and seconds of each published run after the warm-up."""
+    """Return the accuracy (with test-time augmentation) and seconds of each run of the peer after the warm-up."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in output.splitlines() if "eval" in line]
     # run, epoch (`eval` in a run's last line), train_acc, val_acc, tta_val_acc, time_seconds
     found = [{"acc": float(row[4]), "seconds": float(row[5])} for row in rows if len(row) == 6 and row[1] == "eval"]
@@ -339,7 +339,7 @@ def peer(args: argparse.Namespace, deadline: float) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "cifar10").mkdir()
         for name, images in zip(("train", "test"), splits, strict=True):
-            # Its own format: images (N, H, W, C).
+            # The peer's format: images (N, H, W, C).
             content = {"images": images.images[:].permute(0, 2, 3, 1).contiguous(), "labels": images.labels}
             torch.save({**content, "classes": images.classes}, Path(folder) / "cifar10" / f"{name}.pt")
         text = re.sub(r"range\(200\)", f"range({args.peer_runs})", PEER.read_text())
@@ -348,7 +348,7 @@ def peer(args: argparse.Namespace, deadline: float) -> Any:
         start = time.perf_counter()
         try:
             done = run_for(max(30, deadline - start), [sys.executable, "-u", script.name], cwd=folder)
-        except subprocess.TimeoutExpired as late:  # the finished runs
+        except subprocess.TimeoutExpired as late:  # keep the finished runs
             return {"seconds": time.perf_counter() - start, "stopped": True, "runs": peer_runs(str(late.output))}
     if done.returncode:
         raise RuntimeError(last_line(done.stderr))
@@ -371,7 +371,7 @@ def main() -> None:
     parser.add_argument("--label", default="", help="added to the result's name")
     parser.add_argument("--tiny", action="store_true", help="a smoke test, small enough for a CPU")
     args = parser.parse_args()
-    args.peaks = None  # of the GPU, once they are measured
+    args.peaks = None  # the GPU's, once they are measured
     found: dict[str, Any] = {}
     begin, share = time.perf_counter(), 0.0
     for part in PARTS:

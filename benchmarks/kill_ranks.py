@@ -1,11 +1,11 @@
-"""Kill a process of a training at random moments: the job must end with the weights of an undisturbed one, bit for bit.
+"""Kill processes of a training at random moments: it must end with the same weights as an undisturbed one, bit for bit.
 
     python benchmarks/kill_ranks.py [--kills 30] [--processes 2] [--threads 1] [--out benchmarks/results]
 
-torchrun trains a small network on the digits with `--max-restarts`. Once, nothing is killed. Then, in training after
-training, one of the processes is killed by SIGKILL, and torchrun starts all of them again, until `--kills` trainings
-were hit. The moment is uniform over the training, from the creation of its run to the end; imports before that take
-longer than this training. Weights and rows of the run are compared with those of the undisturbed one.
+torchrun trains a small network on the digits with `--max-restarts`. The first training is left alone. In each further
+one, a process is killed with SIGKILL, and torchrun restarts all of them, until `--kills` trainings have been hit. The
+moment is drawn uniformly from the creation of the run to the end of the training; the imports before that take longer
+than the training. The weights and rows of each run are compared with those of the undisturbed one.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def seconds_of_training(job: subprocess.Popen[bytes], run: Path) -> float:
 
 
 def kill_one(job: subprocess.Popen[bytes], run: Path, after: float, rank: int) -> bool:
-    """Kill a worker `after` so many seconds of training. Return whether the training had not ended."""
+    """Kill the process `rank` after `after` seconds of training. Return False if the training ended before that."""
     deadline = float("inf")
     while time.monotonic() < deadline:
         if job.poll() is not None:

@@ -1,7 +1,7 @@
 """Run lessons, solutions included, with several seeds: python benchmarks/lesson_seeds.py [--seeds 3] [LESSON...]
 
 Writes build/results/lesson-NAME_HARDWARE_DATE.json for each lesson: every epoch of every training. The lessons show
-these figures (`show.seeds`), and tests/chapter/test_claims.py holds their claims to them.
+these figures (`show.seeds`), and tests/chapter/test_claims.py checks their claims against them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KEYS = ("loss", "train_acc", "val_acc")
 
 
 def run(name: str, seed: int) -> list[cnnlab.Result]:
-    """Run the code of a lesson in an empty folder. Return its trainings, in order, all with that seed."""
+    """Run the code of a lesson in an empty folder, with `seed` for all its trainings. Return them in order."""
     found, train = [], cnnlab.train
 
     def seeded(*arguments: Any, **settings: Any) -> cnnlab.Result:
@@ -42,7 +42,7 @@ def run(name: str, seed: int) -> list[cnnlab.Result]:
 
 
 def label(result: cnnlab.Result, first: cnnlab.Result) -> str:
-    """Return the network, and the settings that differ from the lesson's first training."""
+    """Return the network and the settings that differ from those of the lesson's first training."""
     settings, usual = result.run.recipe.to_dict(), first.run.recipe.to_dict()
     changes = [
         f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}"
@@ -64,7 +64,7 @@ def main() -> None:
             found = run(name, seed)
             for result in found:
                 figures = trainings.setdefault(label(result, found[0]), {key: [] for key in KEYS})
-                for key in KEYS:  # for each seed a list with a value for each epoch
+                for key in KEYS:  # one list per seed, one value per epoch
                     figures[key].append([round(row[key], 4) for row in result.history])
         content = {"lesson": name, "n": args.seeds, "trainings": trainings}
         print(write_result(f"lesson-{name.replace('_', '-')}", "cpu", content, args.out), flush=True)

@@ -1,23 +1,23 @@
-"""Compare ways to train on a folder of images, each for about the same time.
+"""Compare ways to train on a folder of images in about the same time.
 
     python benchmarks/own_images.py prepare WORK          # writes the folders, from CNNLAB_DATA
     python benchmarks/own_images.py run WORK [--sets ...] [--ways ...] [--seeds 3] [--cores 0 1]
 
-Sets: photographs of sign-language digits, 5,000 images of CIFAR-10, 6,000 of Fashion-MNIST, of each a cut in which the
-most common class has twenty times the images of the rarest, and one with as many images in classes of equal size, for
-`images` and `finetune` only. All are PNG or JPEG files in class folders. The test
-part of each has the same number of images of every class and is used once, at the end of a training.
+Sets: photographs of sign-language digits, 5,000 images of CIFAR-10, and 6,000 of Fashion-MNIST. Each has two cuts of
+the same size: one in which the most common class has twenty times as many images as the rarest, and one with classes
+of equal size, for `images` and `finetune` only. All are PNG or JPEG files in class folders. The test part has about
+the same number of images of every class and is used once, at the end of a training.
 
-Ways: `lenet-bn` is the default of cnnlab before 2026-11-29; `images`, from random weights, and `finetune`, from
-published ones, are the recipes of which `cnnlab train --data folder:PATH` chooses; `fastai` is fastai's vision_learner
-without download, and `torchvision` a loop with the settings of torchvision's reference scripts, both with ResNet-18
-from random weights.
-A peer trains for as many epochs as fit in the CPU time of `images` on the same set with the same seed.
+Ways: `lenet-bn` was the default of cnnlab before 2026-11-29. `images`, which starts from random weights, and
+`finetune`, from published ones, are the recipes from which `cnnlab train --data folder:PATH` chooses. `fastai` is
+fastai's vision_learner without a download, and `torchvision` is a loop with the settings of torchvision's reference
+scripts, both with ResNet-18 from random weights. A peer trains for as many epochs as fit into the CPU time of `images`
+on the same set with the same seed.
 
-Each training runs in its own process on one core, so its CPU time is what counts: one training a core of --cores at a
-time. Each is one file in WORK/rows, and those that are there, or in the newest published result of such a processor,
-are not trained again. `run` then writes build/results/own-images_HARDWARE_DATE.json. fastai needs its package in
-`.peers/fastai`.
+Each training runs in its own process on one core, so CPU time is what counts. Each core of --cores runs one training at
+a time. A training is one file in WORK/rows. Those that exist there, or in the newest published result of the same kind
+of processor, are not trained again. `run` then writes build/results/own-images_HARDWARE_DATE.json. fastai must be
+installed in `.peers/fastai`.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ FEW = tuple(f"{name}-few" for name in SETS)
 OURS = ("lenet-bn", "images", "finetune")
 PEER_WAYS = ("fastai", "torchvision")
 WAYS = OURS + PEER_WAYS
-RATIO = 20  # images of the most common class for each of the rarest, in the cuts
-BATCH = 64  # of the peers
+RATIO = 20  # images of the most common class per image of the rarest, in the imbalanced cuts
+BATCH = 64  # the peers' batch size
 PUBLISHED = Path(__file__).parent / "results"
-SIDE = 64  # pixels a side of the peers' images: fastai's and torchvision's networks are made for larger ones
+SIDE = 64  # the peers' image size in pixels: fastai's and torchvision's networks are made for large images
 
 
 def prepare(work: Path) -> None:
-    """Write WORK/SET/train and WORK/SET/test for each set that is not there."""
+    """Write WORK/SET/train and WORK/SET/test for each set that does not exist."""
     from cnnlab.data import data_folder
 
     data = data_folder()
@@ -81,7 +81,7 @@ def prepare(work: Path) -> None:
 
 
 def _sign(data: Path) -> Iterator[tuple[str, str, str, bytes]]:
-    """Yield (split, class, file name, content): a quarter of each class is the test part."""
+    """Yield (split, class, file name, content). A quarter of each class is the test part."""
     for folder in sorted((data / "sign-language-digits").iterdir()):
         files = sorted(folder.glob("*.jpg"))
         order = np.random.default_rng(0).permutation(len(files))
@@ -91,7 +91,7 @@ def _sign(data: Path) -> Iterator[tuple[str, str, str, bytes]]:
 
 
 def _cifar(data: Path) -> Iterator[tuple[str, str, str, bytes]]:
-    """500 images of each class to train on and 500 to test, of the competition's labelled ones."""
+    """Yield 500 training and 500 test images of each class, from the labelled images of the competition."""
     from cnnlab.data.archives import open_archive
 
     with (data / "cifar-10" / "trainLabels.csv").open(newline="") as file:
@@ -112,7 +112,7 @@ def _cifar(data: Path) -> Iterator[tuple[str, str, str, bytes]]:
 
 
 def _fashion(data: Path) -> Iterator[tuple[str, str, str, bytes]]:
-    """600 images of each class to train on, of the 60,000, and all 10,000 test images."""
+    """Yield 600 training images of each class, from the 60,000, and all 10,000 test images."""
     from PIL import Image
 
     from cnnlab.data import SourceOptions, load_images, stratified_subset
@@ -128,7 +128,7 @@ def _fashion(data: Path) -> Iterator[tuple[str, str, str, bytes]]:
 
 
 def _cut(whole: Path, cut: Path, shares: Sequence[float]) -> None:
-    """Copy a set with a share of the images of each class to train on, in random order, and the same test part."""
+    """Copy a set with fewer training images: shares of the rarest class's size, assigned to the classes at random."""
     part = cut.with_name(f"{cut.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(whole / "test", part / "test")
@@ -145,7 +145,7 @@ def _cut(whole: Path, cut: Path, shares: Sequence[float]) -> None:
     part.rename(cut)
 
 
-# The children: each returns accuracy and balanced accuracy on the test part, and CPU seconds of training.
+# The child processes. Each returns accuracy and balanced accuracy on the test part, and CPU seconds of training.
 
 
 def child_cnnlab(task: Task) -> Task:
@@ -254,9 +254,9 @@ def child_torchvision(task: Task) -> Task:
 
 
 def _fit_in(budget: float, fit: Callable[[int], Any]) -> tuple[Any, int, float]:
-    """Train for as many epochs as fit in `budget` CPU seconds. Return the model, the epochs and the seconds taken.
+    """Train for as many epochs as fit into `budget` CPU seconds. Return the model, the epochs and the seconds taken.
 
-    An epoch is timed before, by a training that is thrown away and not counted.
+    First, an epoch is timed in a training that is thrown away and not counted.
     """
     start = time.process_time()
     fit(1)
@@ -266,7 +266,7 @@ def _fit_in(budget: float, fit: Callable[[int], Any]) -> tuple[Any, int, float]:
 
 
 def _on_core(child: Callable[[Task], Task]) -> Callable[[Task], Task]:
-    """Return `child` on the core that its task names, with one thread."""
+    """Wrap `child` to run with one thread on the core that its task names."""
 
     def run(task: Task) -> Task:
         if hasattr(os, "sched_setaffinity"):
@@ -285,7 +285,7 @@ CHILDREN = {
 
 
 def restore(rows: Path) -> None:
-    """Write the rows of the newest published result of such a processor, where they are missing."""
+    """Write missing rows from the newest published result of the same kind of processor."""
     here = environment(pick_device("cpu"))
     found = [json.loads(file.read_text()) for file in PUBLISHED.glob("own-images_*.json")]
     like_this = [f for f in found if all(f["environment"][k] == here[k] for k in ("device_name", "cpu_capability"))]
@@ -328,7 +328,7 @@ def run(args: argparse.Namespace) -> None:
             flush=True,
         )
 
-    for ways in (OURS, PEER_WAYS):  # a peer gets the time that the recipe `images` took
+    for ways in (OURS, PEER_WAYS):  # peers come second: they get the time that `images` took
         with ThreadPoolExecutor(len(args.cores)) as pool:
             tasks = [
                 (name, way, seed)
@@ -338,7 +338,7 @@ def run(args: argparse.Namespace) -> None:
                 if way in args.ways and (name not in FEW or way in ("images", "finetune"))
             ]
             list(pool.map(lambda task: train(*task), tasks))
-    # Without paths of this machine.
+    # Do not publish paths of this machine.
     finished = [json.loads(file.read_text().replace(str(args.work), "WORK")) for file in sorted(rows.glob("*.json"))]
     images = {
         name: {split: sum(1 for _ in (args.work / name / split).glob("*/*")) for split in ("train", "test")}
@@ -350,7 +350,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _summary(rows: list[Task]) -> dict[str, dict[str, Task]]:
-    """Return mean and standard deviation over the seeds, by set and way."""
+    """Return means and standard deviations over the seeds, by set and way."""
     found: dict[str, dict[str, Task]] = {}
     for name in (*SETS, *CUTS, *FEW):
         for way in WAYS:

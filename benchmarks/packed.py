@@ -1,10 +1,10 @@
-"""Measure sets that do not fit in memory: packing, memory, images/s and exact resume, beside litdata and WebDataset.
+"""Compare sets that do not fit in memory with litdata and WebDataset: packing, memory, images/s and exact resume.
 
-    python benchmarks/packed.py decoders          # which decoder, in threads or processes
-    python benchmarks/packed.py set --work DIR    # a set of 96 pixels made for it; takes three times its size
+    python benchmarks/packed.py decoders          # compares decoders, in threads and processes
+    python benchmarks/packed.py set --work DIR    # makes a set of 96 pixels; DIR takes three times its size
 
 The peers are imported from .peers/loaders: pip install --target .peers/loaders litdata webdataset torchcodec spdl-io.
-All read the same pixels: cnnlab's pack, litdata's chunks of tensors, and WebDataset's tar shards of .bmp files.
+All sides read the same pixels: cnnlab's pack, litdata's chunks of tensors, and WebDataset's tar shards of .bmp files.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import Any
 
 from _common import PEERS, Task, add_out, call, spread, write_result
 
-SIDE, CLASSES, BATCH, SHARD = 96, 10, 32, 9000  # SHARD: images of a tar
-RESIDENT = 10_000  # images in memory: all of five gigabytes would take minutes to load
+SIDE, CLASSES, BATCH, SHARD = 96, 10, 32, 9000  # SHARD: images per tar
+RESIDENT = 10_000  # images in memory: loading all five gigabytes would take minutes
 FIGURES = ("images_per_second", "cpu_ms_per_image", "peak_pss_mib", "peak_rss_mib")
 HEADER = 54  # bytes before the pixels of a .bmp
 SIDES = ("packed", "resident", "litdata", "webdataset")
@@ -35,7 +35,7 @@ sys.path.append(str(PEERS / "loaders"))
 
 
 def photos(count: int) -> list[bytes]:
-    """Return JPEGs of 500 x 375 pixels, some 100 kB each as those of ImageNet: smooth shapes with noise."""
+    """Return JPEGs of 500 x 375 pixels, about 100 kB each as in ImageNet: smooth shapes with noise."""
     import numpy as np
     from PIL import Image, ImageFilter
 
@@ -93,7 +93,7 @@ def decoders(args: argparse.Namespace) -> None:
             missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"[:200]
             del kinds[name]
     with ThreadPoolExecutor(cores) as threads, ProcessPoolExecutor(cores) as processes:
-        list(processes.map(with_pillow, files[:cores]))  # they have imported everything
+        list(processes.map(with_pillow, files[:cores]))  # warm up: import everything
         for _ in range(args.rounds):
             for name, work in kinds.items():
                 ways: dict[str, Any] = {"one thread": map, "threads": threads.map}
@@ -118,11 +118,11 @@ def decoders(args: argparse.Namespace) -> None:
     print(f"wrote {write_result('packed-decoders', 'cpu', {**about, 'missing': missing}, args.out)}")
 
 
-# A set that is larger than memory should hold
+# A set larger than what should be in memory
 
 
 def make_tars(folder: Path, count: int) -> None:
-    """Write tar shards of .bmp images: a smooth pattern of each class with noise, the same for everyone."""
+    """Write tar shards of .bmp images: a smooth pattern for each class, with noise, the same on every machine."""
     import numpy as np
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,7 @@ def make_tars(folder: Path, count: int) -> None:
 
 
 def sample(row: int, pack: str) -> dict[str, Any]:
-    """Return one image for litdata.optimize, from the packed set: the tar shards have no index."""
+    """Return one image for litdata.optimize. It comes from the packed set, since the tar shards have no index."""
     import numpy as np
 
     from cnnlab.data import SourceOptions, load_images
@@ -169,7 +169,7 @@ def bmp_pixels(content: bytes) -> Any:
 
 
 def batches(side: str, work: Path, state: dict[str, Any] | None = None) -> tuple[Iterator[Any], Callable[[], Any]]:
-    """Return batches (x uint8 or float32, y) of an epoch, and what returns the state to resume from."""
+    """Return batches (x uint8 or float32, y) of an epoch, and a function that returns the state to resume from."""
     import torch
 
     if side in ("packed", "resident"):
@@ -205,7 +205,7 @@ def batches(side: str, work: Path, state: dict[str, Any] | None = None) -> tuple
 
 
 def rates(images: int, start: float, busy: float) -> Task:
-    """Return images per second, and CPU time of this process (workers of its own not included) for each."""
+    """Return the images per second, and the CPU time per image of this process without its workers."""
     seconds, cpu = time.perf_counter() - start, time.process_time() - busy
     return {"images_per_second": images / seconds, "cpu_ms_per_image": 1000 * cpu / images}
 
@@ -247,7 +247,7 @@ def train_some(task: Task) -> Task:
 
 
 def resumed(task: Task) -> Task:
-    """Return whether the batches after `steps` ones are the same when a new loader continues from a saved state."""
+    """Return whether a new loader that resumes from the state after `steps` batches yields the same further batches."""
     side, work, steps = task["side"], Path(task["work"]), task["steps"]
 
     def taken(found: Iterator[Any], count: int) -> list[tuple[Any, Any]]:
@@ -260,7 +260,7 @@ def resumed(task: Task) -> Task:
     if saved is None:
         return {"exact": False, "why": "it has no state to resume from"}
     rest = taken(batches(side, work, json.loads(json.dumps(saved)))[0], steps)
-    pairs = zip(whole[steps:], rest, strict=False)  # one may end early
+    pairs = zip(whole[steps:], rest, strict=False)  # the resumed loader may end early
     same = [bool((x == x2).all()) and y.tolist() == y2.tolist() for (x, y), (x2, y2) in pairs]
     return {"exact": len(rest) == steps and all(same), "batches": len(same), "equal": sum(same)}
 
@@ -318,7 +318,7 @@ def whole_set(args: argparse.Namespace) -> None:
         if kind not in args.kinds:
             continue
         found: dict[str, list[Task]] = {side: [] for side in args.sides}
-        for _ in range(args.rounds):  # interleaved: the machine's load changes
+        for _ in range(args.rounds):  # interleaved, since the machine's load changes
             for side in args.sides:
                 found[side].append(run(kind, side, **more))
         figures[kind] = {

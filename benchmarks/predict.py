@@ -1,17 +1,16 @@
-"""Classify a folder of photographs: `cnnlab predict` beside a loop with Pillow and torchvision's ImageFolder.
+"""Classify a folder of photographs: `cnnlab predict` compared with a loop with Pillow and torchvision's ImageFolder.
 
     python benchmarks/predict.py --work DIR [--data FOLDER] [--rounds 3] [--images 5000] [--many 100000]
 
-DIR gets hard links to the photographs of FOLDER (default: the sign-language digits in CNNLAB_DATA), so many that there
-are `--images` and `--many` files. All sides run the same network on the same folder, in turn, each in a process of its
-own:
+DIR gets folders with `--images` and `--many` hard links to the photographs of FOLDER (default: the sign-language digits
+in CNNLAB_DATA). All sides run the same network on the same folder, in turn, each in a process of its own:
 
     cnnlab       `cnnlab predict --out`: decodes in threads, writes CSV
     pillow       a loop: open, resize and stack with Pillow, then the network; the answers stay in memory
-    torchvision  ImageFolder, DataLoader with a worker for each core, then the network; the answers stay in memory
+    torchvision  ImageFolder, DataLoader with a worker per core, then the network; the answers stay in memory
 
-Times are of the whole classification, without imports and loading the network. The memory is that of the process and
-its workers. `--many` is classified once, by cnnlab. Writes build/results/predict_HARDWARE_DATE.json.
+Times cover the whole classification, without imports and loading the network. Memory is that of the process and its
+workers. `--many` is classified once, by cnnlab. Writes build/results/predict_HARDWARE_DATE.json.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ SIDES = ("cnnlab", "pillow", "torchvision")
 
 
 def fill(source: Path, folder: Path, count: int) -> None:
-    """Create `count` files in folders of classes, as hard links or, across file systems, copies."""
+    """Create `count` files in class folders: hard links or, across file systems, copies."""
     if folder.exists():
         return
     files = sorted(file for file in source.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
@@ -47,7 +46,7 @@ def fill(source: Path, folder: Path, count: int) -> None:
 
 
 def train(source: Path, network: str, runs: Path) -> Path:
-    """Train a few steps: the speed does not depend on the weights."""
+    """Train for a few steps: the speed does not depend on the weights."""
     import cnnlab
 
     path = runs / network

@@ -2,15 +2,15 @@
 
     python benchmarks/prepare.py [--images 300000] [--repeats 3] [--work .peers/prepare]
 
-Creates, once, a competition whose test.7z contains that many PNG files: the 60,000 of CIFAR-10's two archives
-(CNNLAB_DATA/cifar-10), repeated under new names and packed like the real one by the 7z program as one solid LZMA2
-stream. Then alternately, each in a process of its own:
+First creates a competition whose test.7z contains that many PNG files: the 60,000 of CIFAR-10's two archives
+(CNNLAB_DATA/cifar-10), repeated under new names and packed by the 7z program like the real one, as one solid LZMA2
+stream. Then it alternates, each side in a process of its own:
 
     cnnlab    prepare_store: checks, hashes, decodes and writes the store (two labelled images beside it)
     tutorial  `7z x`, then Pillow in a loop over the files into one uint8 array
 
-Seconds are the process's, Python's start included. Memory is the peak over the process tree, sampled ten times a
-second: `anonymous`, the memory of the processes without files, and PSS, which counts mapped files, too.
+Seconds are the whole process's, including Python's start. Memory is the peak of the process tree, sampled ten times a
+second: `anonymous`, without mapped files, and PSS, which counts mapped files too.
 
 Writes build/results/prepare_HARDWARE_DATE.json. Needs psutil, py7zr and the program 7z, 7zz or 7za.
 """
@@ -47,7 +47,7 @@ def program() -> str:
 
 
 def build(work: Path, images: int) -> Path:
-    """Create the competition's folder unless it exists: test.7z of so many images, and what else `prepare` needs."""
+    """Create the competition's folder unless it exists: test.7z with `images` images, and what else `prepare` needs."""
     folder = work / f"competition-{images}"
     if (folder / "ready").exists():
         return folder
@@ -100,7 +100,7 @@ def child_tutorial(folder: Path, scratch: Path) -> None:
 
 
 def memory(pid: int) -> tuple[int, int]:
-    """Return the (anonymous, PSS) bytes of one process."""
+    """Return the (anonymous, PSS) memory of a process in bytes."""
     anonymous = pss = 0
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         name, _, value = line.partition(":")
@@ -111,7 +111,7 @@ def memory(pid: int) -> tuple[int, int]:
 
 
 def measure(side: str, folder: Path, work: Path, images: int) -> dict[str, Any]:
-    """Run one side in a process of its own, and check its array."""
+    """Run one side in a process of its own and check its array."""
     import psutil
 
     with tempfile.TemporaryDirectory(dir=work) as scratch:
@@ -124,7 +124,7 @@ def measure(side: str, folder: Path, work: Path, images: int) -> dict[str, Any]:
             now = [0, 0]
             with contextlib.suppress(psutil.Error):
                 for p in (root, *root.children(recursive=True)):
-                    with contextlib.suppress(psutil.Error, OSError):  # it may have ended since
+                    with contextlib.suppress(psutil.Error, OSError):  # the process may have ended
                         now = [a + b for a, b in zip(now, memory(p.pid), strict=True)]
             peak = [max(a, b) for a, b in zip(peak, now, strict=True)]
             time.sleep(0.1)

@@ -12,7 +12,7 @@ from typing import Any
 import cnnlab
 from _common import add_out, write_result
 
-# The manual's own figures, and its source's for LeNet; it prints no seeds and no spread.
+# The manual's figures; for LeNet, those of its source. The manual gives neither seeds nor spread.
 PRINTED = {
     "manual/lenet": {"loss": 0.469, "train_acc": 0.823, "test_acc": 0.779},
     "manual/lenet-bn": {"loss": 0.263, "train_acc": 0.902, "test_acc": 0.862},

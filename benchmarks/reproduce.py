@@ -2,7 +2,7 @@
 
 Runs `cnnlab reproduce NAME...` and writes build/results/reproduce-LABEL_HARDWARE_DATE.json, from which
 benchmarks/tables.py writes docs/reproduction.md. Needs Fashion-MNIST (CNNLAB_DATA, or the network). The classical
-baselines start without cached features; the methods of one call share them.
+baselines start without cached features; the methods named in one call share them.
 """
 
 from __future__ import annotations

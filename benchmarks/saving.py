@@ -1,9 +1,9 @@
 """Measure how long a save inside an epoch delays the training, for several networks.
 
-For each: the time of a step; the pause between two steps while weights, optimizer and random states are copied; the
-time until the copies are on the disk under --runs-dir; the whole cost of a save, which is the difference between
-alternating trainings with and without saves; and that cost as a fraction of the time at one save a minute, the recipes'
-default. The disk matters as much as the machine, so the result names the folder's file system.
+For each network: the time of a step; the pause between two steps while weights, optimizer and random states are
+copied; the time until the copies are on the disk under --runs-dir; the total cost of a save, from alternating trainings
+with and without saves; and that cost as a fraction of the time at one save a minute, the recipes' default. The disk
+matters as much as the machine, so the result names the folder's file system.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from cnnlab.recipes import RECIPES
 from cnnlab.training.checkpoint import save_checkpoint
 from cnnlab.training.optim import make_optimizer
 
-# Network and image size: the smallest, the middle and the largest of the chapter.
 EVERY = 8  # steps: enough for one save to be on the disk before the next
+# Network and image size, from small to large networks of the chapter.
 NETWORKS = {"lenet-bn": 28, "resnet18": 96, "vgg11-quarter": 224, "alexnet": 224}
 
 
 def measured(network: str, size: int, batch: int, saves: int, device: str, runs_dir: str) -> dict[str, Any]:
-    """Train on the digits, resized, without and with a save after every EVERY steps; return the figures."""
+    """Train on resized digits, with and without a save every EVERY steps. Return the figures."""
     pairs = -(-saves // 5)
     recipe = RECIPES["digits"].changed(
         model=network, image_size=size, batch_size=batch, limit=5 * EVERY * batch + batch, epochs=1,
@@ -60,7 +60,7 @@ def measured(network: str, size: int, batch: int, saves: int, device: str, runs_
 
 
 def single_saves(recipe: Recipe, saves: int, device: str, folder: Path) -> tuple[list[float], list[float], float]:
-    """Return seconds to copy, seconds to write, and the size in MiB of the network's checkpoint."""
+    """Return the seconds of each copy and of each write, and the size of the checkpoint in MiB."""
     import torch
 
     here, size = pick_device(device), recipe.image_size
@@ -81,7 +81,7 @@ def single_saves(recipe: Recipe, saves: int, device: str, folder: Path) -> tuple
 
 
 def file_system(path: Path) -> str:
-    """Return the kind of the file system, from the table of mounts."""
+    """Return the type of the file system, from the mount table."""
     mounts = Path("/proc/mounts")
     if not mounts.exists():
         return "unknown"

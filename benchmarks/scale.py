@@ -1,15 +1,15 @@
-"""Measure how a training scales from one process to two, beside a plain loop, and fit a cost model.
+"""Measure how a training scales from one process to two, compared with a plain loop, and fit a cost model.
 
     python benchmarks/scale.py [--rounds 5] [--network resnet18-manual] [--size 96] [--batch 64] [--steps 12]
 
-In turn, each in processes of their own with one thread each: `cnnlab.train` and a loop of a dozen lines around torch's
-DistributedDataParallel, the same network, batch and Fashion-MNIST images, by one process and by two. Rates are images
-per second, wall-clock including data, of the steps after the first two. Then two processes exchange gradients of
-several sizes by gloo.
+Alternates `cnnlab.train` and a loop of a dozen lines around torch's DistributedDataParallel, with the same network,
+batch and Fashion-MNIST images, in one process and in two, with one thread each. Rates are images per second,
+wall-clock including data, of the steps after the first two. Then two processes exchange gradients of several sizes
+over gloo.
 
 The model: a step takes compute + exchange. compute = seconds per image * images of a process. exchange = latency *
-log2(processes) + 2 (processes - 1) / processes * bytes / bandwidth, as a ring needs. DistributedDataParallel hides part
-of it behind the backward pass, so this is an upper bound.
+log2(processes) + 2 (processes - 1) / processes * bytes / bandwidth, for a ring all-reduce. DistributedDataParallel
+overlaps part of the exchange with the backward pass, so this is an upper bound.
 
 Needs Fashion-MNIST (CNNLAB_DATA). Writes build/results/scale_HARDWARE_DATE.json.
 """
@@ -32,7 +32,7 @@ SIZES_MIB = (0.001, 1, 8, 45, 100)
 
 
 def child_cnnlab(task: Task) -> Task:
-    """Train by `cnnlab.train`; return the rate of the steps after the first two."""
+    """Train with `cnnlab.train`. Return the rate of the steps after the first two."""
     from cnnlab import Recipe, train
     from cnnlab.training import loop
 
@@ -57,7 +57,7 @@ def child_cnnlab(task: Task) -> Task:
 
 
 def child_plain(task: Task) -> Task:
-    """The loop that a tutorial shows: a sampler, a loader, DistributedDataParallel, SGD."""
+    """Train with a tutorial's loop: shuffled shards, DistributedDataParallel, SGD. Return the rate likewise."""
     import torch
     import torch.distributed as dist
     import torch.nn.functional as F
@@ -98,7 +98,7 @@ def child_plain(task: Task) -> Task:
 
 
 def child_exchange(task: Task) -> Task:
-    """Seconds of an all-reduce for each size, the median of 15."""
+    """Return the seconds of an all-reduce for each size in MiB, the median of 15."""
     import torch
     import torch.distributed as dist
 
@@ -122,7 +122,7 @@ CHILDREN = {"cnnlab": child_cnnlab, "plain": child_plain, "exchange": child_exch
 
 
 def together(task: Task, processes: int) -> Task:
-    """Run a child in so many connected processes; return the answer of the first."""
+    """Run a child in `processes` connected processes. Return the answer of the first."""
     if processes == 1:
         return call(task)
     from concurrent.futures import ThreadPoolExecutor
@@ -143,9 +143,9 @@ def together(task: Task, processes: int) -> Task:
 
 
 def fitted(exchange: Task) -> tuple[float, float]:
-    """Return latency in seconds and bandwidth in bytes per second of an all-reduce by two processes."""
+    """Return the latency in seconds and the bandwidth in bytes per second of an all-reduce between two processes."""
     small, large = exchange[str(SIZES_MIB[0])], exchange[str(SIZES_MIB[-1])]
-    return small, SIZES_MIB[-1] * 2**20 / (large - small)  # 2 (P - 1) / P is 1 for two
+    return small, SIZES_MIB[-1] * 2**20 / (large - small)  # for two processes, 2 (P - 1) / P is 1
 
 
 def main() -> None:

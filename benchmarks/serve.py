@@ -1,24 +1,24 @@
-"""`cnnlab serve` beside LitServe and beside onnxruntime alone in a loop, with the same file and the same decoding.
+"""Compare `cnnlab serve` with LitServe and with onnxruntime alone in a loop, with the same file and decoding.
 
     python benchmarks/serve.py [--rounds 3] [--seconds 5] [--tiny] [--onnx FILE]     # requests/s, latencies
     python benchmarks/serve.py --minutes 10                                          # memory under load
 
 LitServe is imported from .peers/litserve: pip install --target .peers/litserve litserve python-multipart. The LitAPI
 of _litserve.py decodes, batches (up to 32) and answers as `cnnlab serve` does. Each request is a form with one JPEG of
-128 x 96 pixels, on connections that stay open. A side is a process of its own (LitServe has several), the clients are
-another (asyncio, plain sockets), and all share the cores: the clients' share of one core, and the
-load of the machine before, are in the result. Both servers
-run with their defaults otherwise: LitServe with uvloop, httptools and one worker process.
+128 x 96 pixels, on connections that stay open. Each side is a process of its own (LitServe has several), and the
+clients are another (asyncio, plain sockets). All share the cores, so the result includes the clients' share of one core
+and the load of the machine beforehand. Otherwise both servers run with their defaults: LitServe with uvloop, httptools
+and one worker process.
 
     loop        decodes an image and runs the network on it, again and again, without HTTP
     cnnlab      `cnnlab serve FILE`
     litserve    _litserve.py
 
-The sides take turns. What each answers is compared with the loop's. Then the service alone with other sizes of
-batches and times that they wait.
+The sides take turns, and their answers are compared with the loop's. Then the service runs alone with other batch
+sizes and waiting times.
 
-With --minutes: requests of eight clients with images of many sizes, and a broken one in twenty; the resident memory of
-the service each second.
+With --minutes: eight clients send images of many sizes, one in twenty of them broken, and the resident memory of the
+service is recorded every second.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from _common import PEERS, Task, add_out, spread, write_result
 
 CLIENTS = (1, 8, 32)
 BATCH = 32
-OPTIONS = ((1, 0), (8, 0), (32, 0), (64, 0), (32, 2), (32, 5))  # images at a time, milliseconds of waiting
+OPTIONS = ((1, 0), (8, 0), (32, 0), (64, 0), (32, 2), (32, 5))  # batch size, milliseconds of waiting
 SIDES = ("loop", "cnnlab", "litserve")
-# One that takes less than the rest of a request, and one that takes more.
+# One network that takes less time than the rest of a request, and one that takes more.
 NETWORKS = {"lenet": ("lenet", 0), "resnet18": ("resnet18", 96)}
 PEER = PEERS / "litserve"
 
@@ -63,7 +63,7 @@ def photo(width: int, height: int, seed: int) -> bytes:
 
 
 def export(network: str, folder: Path) -> Path:
-    """Train a network for a few steps, and export it."""
+    """Train a network for a few steps and export it."""
     import cnnlab
 
     model, side = NETWORKS[network]
@@ -76,7 +76,7 @@ def export(network: str, folder: Path) -> Path:
 
 
 def form(content: bytes) -> bytes:
-    """Return a request with an image, as a browser or curl sends it."""
+    """Return a request with an image, as a browser or curl would send it."""
     head = (
         b'--xyz\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
     )
@@ -112,7 +112,7 @@ async def load(port: int, requests: list[bytes], clients: int, seconds: float) -
 
 
 def child_load(task: Task) -> Task:
-    """Return what clients measure: latencies in seconds, and the labels of each image."""
+    """Return what the clients measure: requests/s, latencies in milliseconds, and the label of each image."""
     requests = [form(photo(128, 96, seed)) for seed in range(16)]
     warm = asyncio.run(load(task["port"], requests, task["clients"], min(0.5, task["seconds"])))
     cpu, begin = time.process_time(), time.perf_counter()
@@ -132,7 +132,7 @@ def child_load(task: Task) -> Task:
 
 
 def child_memory(task: Task) -> Task:
-    """Send images of many sizes, and broken ones, for some minutes."""
+    """Send images of many sizes, some of them broken, for some minutes."""
     requests = [form(photo(16 + 37 * seed % 1400, 16 + 53 * seed % 900, seed)) for seed in range(60)]
     requests[::20] = [form(b"no image")] * 3
     answered, statuses, end = 0, set(), time.perf_counter() + task["seconds"]
@@ -181,7 +181,7 @@ CHILDREN = {"load": child_load, "memory": child_memory, "loop": child_loop}
 
 
 def call(task: Task) -> Task:
-    """Run a task in a process of this script. Return its answer."""
+    """Run a task in a new process of this script. Return its answer."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         subprocess.run([sys.executable, __file__, "--child", json.dumps(task), str(answer)], check=True)
@@ -220,7 +220,7 @@ def serving(side: str, file: Path, batch: int = BATCH, wait: int = 0) -> Iterato
 
 
 def loaded(process: subprocess.Popen[bytes], task: Task) -> Task:
-    """Return what clients measure, and the CPU time that the server and its processes take for a request."""
+    """Return what the clients measure, and the CPU time that the server and its processes spend on a request."""
     before = cpu_seconds(process)
     found = call({"side": "load", **task})
     found["server_cpu_ms"] = (cpu_seconds(process) - before) / found.pop("requests") * 1e3
@@ -236,7 +236,7 @@ def cpu_seconds(process: subprocess.Popen[bytes]) -> float:
 
 
 def measure(file: Path, sides: list[str], clients: Sequence[int], rounds: int, seconds: float) -> Task:
-    """Return the figures of each side by number of clients, of rounds in which the sides take turns."""
+    """Return the figures of each side by number of clients, from rounds in which the sides take turns."""
     found: dict[str, dict[str, list[Task]]] = {side: {} for side in sides}
     labels: list[Task] = []
     for number in range(rounds):
@@ -262,7 +262,7 @@ def measure(file: Path, sides: list[str], clients: Sequence[int], rounds: int, s
 
 
 def options(file: Path, rounds: int, seconds: float) -> list[Task]:
-    """Return the figures of the service with 32 clients, for sizes of batches and times that they wait."""
+    """Return the figures of the service with 32 clients, for several batch sizes and waiting times."""
     rows: dict[tuple[int, int], list[Task]] = {one: [] for one in OPTIONS}
     for _ in range(rounds):
         for batch, wait in OPTIONS:
@@ -304,7 +304,7 @@ def memory(file: Path, minutes: float) -> Task:
 
 
 def versions(sides: list[str]) -> dict[str, str]:
-    """Return the versions of what is measured."""
+    """Return the versions of the measured packages."""
     found = {name: version(name) for name in ("onnxruntime", "starlette", "uvicorn")}
     peer = next(PEER.glob("litserve-*.dist-info"), None) if "litserve" in sides else None
     return {**found, "litserve": peer.name.split("-")[1].removesuffix(".dist")} if peer else found

@@ -1,7 +1,7 @@
-"""Write the results tables of the READMEs and docs from benchmarks/results/: python benchmarks/tables.py
+"""Write the result tables of the READMEs and docs from benchmarks/results/: python benchmarks/tables.py
 
 No figure is typed by hand; a test compares the pages with the output of this script. Only results that git tracks
-count, so `git add` a new one first. A copy without git takes all files of benchmarks/results.
+count, so `git add` a new one first. In a copy without git, all files of benchmarks/results count.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ WORDS = {
 
 @cache
 def published(root: Path = ROOT, files: str = "results/*.json") -> list[Path]:
-    """Return the results in benchmarks/ that git tracks; all of them in a copy that git does not track."""
+    """Return the results in benchmarks/ that git tracks. In a copy that git does not track, return all."""
     tracked: list[Path] = []
     if shutil.which("git"):
         command = ["git", "-C", str(root), "ls-files", "-z", "--", f"benchmarks/{files}"]
@@ -120,12 +120,12 @@ def labelled(pattern: str) -> list[Path]:
 
 
 def newest(name: str) -> dict[str, Any]:
-    """The newest result of a benchmark, with its file's name."""
+    """Return the newest result of a benchmark, with its file's name."""
     return by_machine(name)[0]
 
 
 def newest_of_each(name: str) -> list[dict[str, Any]]:
-    """The results of a benchmark, the newest first, each with those of its recipes that no newer one has; not the empty."""
+    """Return the results of a benchmark, newest first, each with only the recipes that no newer one has; omit empty ones."""
     seen: set[str] = set()
     results = []
     for result in every(f"{name}*"):  # whatever its label
@@ -136,13 +136,13 @@ def newest_of_each(name: str) -> list[dict[str, Any]]:
 
 
 def every(name: str) -> list[dict[str, Any]]:
-    """All results of a benchmark, each with its file's name, the newest first."""
+    """Return all results of a benchmark, each with its file's name, newest first."""
     found = [{**json.loads(path.read_text()), "file": path.name} for path in labelled(f"{name}_*.json")]
     return sorted(found, key=lambda result: result["environment"]["date"], reverse=True)
 
 
 def by_machine(name: str) -> list[dict[str, Any]]:
-    """The newest result of a benchmark on each machine, with its file's name, the newest first."""
+    """Return the newest result of a benchmark on each machine, with its file's name, newest first."""
     results = every(name)
     newest = {tuple(result["environment"][k] for k in MACHINE): result for result in reversed(results)}
     return [result for result in results if result in newest.values()]
@@ -167,12 +167,12 @@ CAPABILITY = {"AVX512": "AVX-512"}
 
 
 def chinese(text: str) -> str:
-    """Translate what `hardware` writes."""
+    """Translate the text of `hardware`."""
     return re.sub(r"\b(\d+) cores?\b", r"\1 核", text).replace("One NVIDIA", "一块 NVIDIA")
 
 
 def spread(value: dict[str, Any], form: str = ".3f") -> str:
-    """Mean and deviation; of a single seed no deviation."""
+    """Return the mean and the standard deviation; for a single seed, only the mean."""
     return f"{value['mean']:{form}}" + ("" if value["std"] is None else f" ± {value['std']:{form}}")
 
 
@@ -210,7 +210,7 @@ def table(words: dict[str, str]) -> str:
 
 
 def measured_before(peer: dict[str, Any]) -> str:
-    """Which networks were measured on another day or with another torch than the rest: a list in brackets, or nothing."""
+    """Return, in brackets, the networks that were measured on another day or with another torch than the rest."""
     here = (peer["environment"]["date"][:10], peer["environment"]["versions"]["torch"])
     groups: dict[tuple[str, str], list[str]] = {}
     for name, r in peer["networks"].items():
@@ -223,7 +223,7 @@ def measured_before(peer: dict[str, Any]) -> str:
 
 
 def pair_counts(peer: dict[str, Any]) -> str:
-    """How often each network was measured: a number, or the least and the most."""
+    """Return how often each network was measured: a number, or a range."""
     counts = sorted({len(r["pairs"]) for r in peer["networks"].values()})
     return "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
 
@@ -234,7 +234,7 @@ def rate(speed: float) -> str:
 
 def time_to_accuracy(words: dict[str, str]) -> list[str]:
     lines: list[str] = []
-    tables: dict[tuple[int, str], tuple[list[str], dict[str, Any]]] = {}  # seeds and machine: the files, the rows
+    tables: dict[tuple[int, str], tuple[list[str], dict[str, Any]]] = {}  # by seeds and machine: the files, the rows
     for found in newest_of_each("fashion-speed"):
         rows = {name: r for name, r in found["recipes"].items() if name.startswith("speed/")}
         if rows:
@@ -257,7 +257,7 @@ def time_to_accuracy(words: dict[str, str]) -> list[str]:
 
 
 def classifying() -> list[str]:
-    """For docs/speed.md: images/s of `cnnlab predict` beside other loops, from benchmarks/predict.py."""
+    """Return, for docs/speed.md, the images/s of `cnnlab predict` and of other loops, from benchmarks/predict.py."""
     if not labelled("predict_*.json"):
         return []
     found = newest("predict")
@@ -279,7 +279,7 @@ def classifying() -> list[str]:
 
 
 def speed() -> str:
-    """docs/speed.md: everything that was measured about speed."""
+    """Return, for docs/speed.md, everything that was measured about speed."""
     fashion = newest_of_each("fashion-speed")
     lines = time_to_accuracy({**WORDS["README.md"], "up": "../"})
     with_d2l = next((found for found in every("fashion-speed*") if "beside_d2l" in found), None)
@@ -318,13 +318,13 @@ def speed() -> str:
 
 
 def part(result: dict[str, Any], name: str) -> dict[str, Any]:
-    """What one part of gpu_suite.py found; nothing where it was not asked for, failed or had no time."""
+    """Return the result of one part of gpu_suite.py; empty if it was not requested, failed or had no time."""
     found = result["parts"].get(name, {}).get("found")
     return found if isinstance(found, dict) else {}
 
 
 def on_a_gpu() -> list[str]:
-    """For docs/speed.md: what gpu_suite.py measured, the newest of each row."""
+    """Return, for docs/speed.md, what gpu_suite.py measured: the newest of each row."""
     results, lines = every("gpu-suite*"), []
     chapter: dict[tuple[str, str, str, int], tuple[dict[str, Any], float | None, str]] = {}
     for result in reversed(results):
@@ -368,7 +368,7 @@ def on_a_gpu() -> list[str]:
 
 
 def gpu_races() -> list[tuple[dict[str, Any], str, dict[str, Any]]]:
-    """The newest of each timed recipe that came to an end: the result it stands in, its name, its figures."""
+    """Return the newest completed measurement of each timed recipe: its result, its name and its figures."""
     found: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {}
     for result in every("gpu-suite*"):
         for name, race in (*part(result, "cifar").items(), *part(result, "fashion").items()):
@@ -378,7 +378,7 @@ def gpu_races() -> list[tuple[dict[str, Any], str, dict[str, Any]]]:
 
 
 def beside_d2l(peer: dict[str, Any]) -> list[str]:
-    """For docs/speed.md: every network beside d2l's, on one machine."""
+    """Return, for docs/speed.md, the comparison of every network with d2l's on one machine."""
     top = ", ".join(
         f"{kind} {value / 1e9:,.0f} GFLOP/s" for kind, value in peer["operations_per_second_at_most"].items()
     )
@@ -399,7 +399,7 @@ def beside_d2l(peer: dict[str, Any]) -> list[str]:
 
 
 def drop_in() -> list[str]:
-    """For docs/speed.md: what one changed import line gives, once it has been measured."""
+    """Return, for docs/speed.md, what one changed import line gains; nothing until it has been measured."""
     if not labelled("drop-in_*.json"):
         return []
     found = newest("drop-in")
@@ -416,7 +416,7 @@ def drop_in() -> list[str]:
 
 
 def reference() -> list[str]:
-    """For docs/speed.md: beside the usual ways to train, once that has been measured."""
+    """Return, for docs/speed.md, the comparison with usual training loops; nothing until it has been measured."""
     if not labelled("vs-reference_*.json"):
         return []
     found = newest("vs-reference")
@@ -436,7 +436,7 @@ def reference() -> list[str]:
 
 
 def saving() -> str:
-    """For docs/reliability.md: what a save inside an epoch costs."""
+    """Return, for docs/reliability.md, the cost of a save inside an epoch."""
     found = newest("saving")
     lines = [f"Batches of {next(iter(found['networks'].values()))['batch_size']} images, with a save every few steps; medians. File system: {found['file_system']}. {hardware(found, '../')}.", "",
              "| network | pixels | saves | checkpoint | step | the loop waits (range) | on disk after | total cost | overhead at one save a minute |", "|---" * 9 + "|"]  # fmt: skip
@@ -477,10 +477,10 @@ def competition(words: dict[str, str]) -> list[str]:
 
 
 def chapter() -> str:
-    """The chapter's table, from the newest result of each label of benchmarks/reproduce.py."""
+    """Return the chapter's table, from the newest result of each label of benchmarks/reproduce.py."""
     labels = sorted({p.name.partition("_")[0] for p in labelled("reproduce-*.json")})
     results = [newest(label) for label in labels]
-    # A row as printed is not hidden by a limited one; else the later label's (a GPU's is later than as-printed).
+    # A later label replaces an earlier one (gpu comes after as-printed), but a limited row never replaces a full one.
     rows: dict[str, dict[str, Any]] = {}
     for row in (row for result in results for row in result["rows"]):
         if row["name"] not in rows or not row["limited"] or rows[row["name"]]["limited"]:
@@ -513,7 +513,7 @@ def chapter() -> str:
 
 
 def own_images(words: dict[str, str]) -> str:
-    """For docs/own-images.md: accuracy of each way on each set, from benchmarks/own_images.py."""
+    """Return, for docs/own-images.md, the accuracy of each way on each set, from benchmarks/own_images.py."""
     found = newest("own-images")
     ways = [way for way in found["ways"] if any(way in row for row in found["sets"].values())]
     lines = [
@@ -536,15 +536,15 @@ def own_images(words: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-# GB/s that a GPU sends and receives at once. The vendor's figures: 900 GB/s in both directions together inside a machine of
-# 8 (NVLink 4), and a network card of 400 Gbit/s for each GPU.
+# Bytes/s that a GPU sends while it receives as much. The vendor's figures: 900 GB/s for both directions together inside a
+# machine with 8 GPUs (NVLink 4), and a network card of 400 Gbit/s per GPU.
 NVLINK, NETWORK = 450e9, 50e9
 EPOCHS, IMAGES = 90, 1_281_167  # ImageNet
 RESNET50 = {"flops": 24.5e9, "parameters": 25_557_032}  # an image's training step at 224 pixels
 
 
 def scale() -> str:
-    """For docs/scale.md: what two processes gain on a CPU, and what the model predicts for GPUs."""
+    """Return, for docs/scale.md, what two processes gain on a CPU, and what the model predicts for GPUs."""
     found, decoders = newest("scale"), newest("packed-decoders")
     gpu = part(next(r for r in every("gpu-suite-recorded")), "best")["resnet18-manual, batch 2048"]
     row = gpu["rows"][0]
@@ -590,7 +590,7 @@ def scale() -> str:
 
 
 def service() -> str:
-    """For docs/serve.md: requests/s beside LitServe and a loop, and the memory of ten minutes."""
+    """Return, for docs/serve.md, the comparison with LitServe and a loop, and the memory over ten minutes."""
     found, long = newest("serve"), newest("serve-memory")
     names = {
         "loop": "decode and onnxruntime in a loop, no HTTP",
@@ -636,7 +636,7 @@ def service() -> str:
 
 
 def leaderboard(words: dict[str, str]) -> str:
-    """For docs/leaderboard.md: a row for each record, from benchmarks/records/; those of one race by their work."""
+    """Return, for docs/leaderboard.md, a row for each record in benchmarks/records/, by race and work."""
     records = []
     for path in published(files="records/*/record.json"):
         found = json.loads(path.read_text())
@@ -652,7 +652,7 @@ def leaderboard(words: dict[str, str]) -> str:
 
 
 def export() -> str:
-    """For docs/export.md: parity, size and speed of each network's file, from benchmarks/export.py."""
+    """Return, for docs/export.md, parity, size and speed of each network's file, from benchmarks/export.py."""
     found, fit = newest("export"), newest("export-fit")
     rows = [row for row in found["networks"] if "refused" not in row]
     images = {part["images"] for row in rows for part in row["parity"]}
@@ -709,7 +709,7 @@ def export() -> str:
 
 
 def in_browser() -> str:
-    """For docs/export.md: exported pages beside the run, from benchmarks/web_parity.py."""
+    """Return, for docs/export.md, the comparison of exported pages with their runs, from benchmarks/web_parity.py."""
     found = newest("web-parity")
     lines = [
         "Exported pages compared with their runs, on validation images as PNG and JPEG files. "
@@ -745,7 +745,7 @@ PAGES: dict[str, Callable[[], str]] = {
 
 
 def page(name: str) -> str:
-    """The page `name` as it should be."""
+    """Return the page `name` with its tables up to date."""
     text = (ROOT / name).read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n\n{PAGES[name]()}\n\n{END}{rest.split(END)[1]}"

@@ -1,35 +1,35 @@
-"""The d2l package's train_ch6 on its own loader against ours, for every network of the chapter, in turn.
+"""Compare the d2l package's train_ch6, with its own loader, with ours, for every network of the chapter, in turn.
 
     python benchmarks/vs_d2l.py [--networks lenet alexnet ...] [--pairs 3] [--epochs 2] [--images N] [--tiny]
 
-Both sides use the manual's network, batch size, image size and learning rate. d2l's side has torch's own layers, as its
-readers have, and the listing of batch norm from scratch instead of our layer, which is part of what is compared.
-Installs d2l 0.17.6 without its pins (they cannot be met on a current Python) into .peers/d2l, which git ignores; none
-of its code is ours or committed.
+Both sides use the manual's network, batch size, image size and learning rate. d2l's side uses torch's own layers, as
+its readers do, and the book's batch norm from scratch instead of our layer, which is part of the comparison. The script
+installs d2l 0.17.6 into .peers/d2l, which git ignores, without its pinned dependencies, which a current Python cannot
+meet. None of its code is ours or committed.
 
 Each run is a process of its own: d2l, ours in float32 (`cnnlab`: the manual's recipe as it is), ours with
-`precision=auto` (`cnnlab-auto`: bfloat16 if the CPU has units for it and that is faster), d2l, ...
+`precision=auto` (`cnnlab-auto`: bfloat16 if the CPU supports it natively and it is faster), d2l, ...
 
 The networks for 28 pixels train for whole epochs of 60,000 images. An epoch at 96 or 224 pixels takes many minutes, so
-these train once on the same limited number of images, and are evaluated on 256. On d2l's side its
-own load_data_fashion_mnist is then cut: a DataLoader with the same workers, shuffling, resizing and transforms, over a
-torch.utils.data.Subset of the same data set. A few steps weigh the starts (of workers, of memory) more than an epoch
-does, on both sides.
+those networks train once on a limited number of images, the same for both sides, and are evaluated on 256. d2l's
+load_data_fashion_mnist is then cut: a DataLoader with the same workers, shuffling, resizing and transforms over a
+torch.utils.data.Subset of the same data set. On both sides, startup (of workers, of memory) weighs more in a few steps
+than in an epoch.
 
 What is timed:
 
-    speed_ratio   the training with its data, wall-clock: the primary figure. d2l: train_ch6's loop over the epochs
-                  less its calls of evaluate_accuracy_gpu and of its Animator (which draws five times an epoch, be that
-                  short or long). cnnlab: `train_seconds` of the run's rows. Neither has evaluation or saving in it
+    speed_ratio   training including data, wall-clock: the primary figure. d2l: train_ch6's loop over the epochs, minus
+                  its calls of evaluate_accuracy_gpu and of its Animator (which draws five times an epoch, however
+                  short). cnnlab: `train_seconds` of the run's rows. Neither includes evaluation or saving
     whole_ratio   d2l: the call of train_ch6, with evaluation and drawing. cnnlab: from a built model to a finished run,
-                  with evaluation, saving weights, checkpoint and metrics, TensorBoard, the curve. In a limited run most
-                  of that is what a real one spreads over many minutes
-    process_ratio the whole process, imports and reading the data included
+                  with evaluation, saving weights, checkpoint and metrics, TensorBoard, and the curve. In a limited run,
+                  most of that is work which a full run spreads over many minutes
+    process_ratio the whole process, including imports and reading the data
 
-How our side computes (memory format, precision, threads) is what it would choose for the whole recipe, ten epochs of
-60,000 images; the trial for that is outside the clock, and its choice and seconds are in the result (`plans`). Nothing
-is compiled: that would take longer than what is measured. `share_of_peak` is three times the forward pass's
-operations, times images/s, over those of the machine's largest matrix product in that precision.
+Our side computes (memory format, precision, threads) as it would for the whole recipe, ten epochs of 60,000 images. The
+trial that chooses this is outside the clock; its choice and seconds are in the result (`plans`). Nothing is compiled,
+which would take longer than the measurement. `share_of_peak` is three times the operations of the forward pass, times
+images/s, divided by the operations per second of a large matrix product in that precision.
 
 This parent process imports torch only after measuring: pages shared with it would not count as the children's.
 
@@ -68,7 +68,7 @@ from _common import (
 )
 
 D2L = "d2l==0.17.6"
-# The recipe of each, and the number of training images, 0 for all.
+# The recipe of each network, and its number of training images; 0: all.
 NETWORKS = {
     "lenet": ("manual/lenet", 0),
     "lenet-bn": ("manual/lenet-bn", 0),
@@ -84,7 +84,7 @@ EVAL_IMAGES = 256  # test images after a limited epoch
 
 
 def child_prepare(task: Task) -> Task:
-    """Install d2l, put the data where it looks for them, measure the machine and choose our plans."""
+    """Install d2l, put the data where d2l looks for it, measure the machine and choose our plans."""
     from cnnlab.data import data_folder, load_images
     from cnnlab.recipes import RECIPES
 
@@ -96,7 +96,7 @@ def child_prepare(task: Task) -> Task:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(target)]
         subprocess.run([*pip, "--no-deps", D2L], check=True)
         subprocess.run([*pip, "pandas", "ipython", "requests", "matplotlib-inline"], check=True)
-    load_images("fashion-mnist", "train")  # downloads what is missing, checks the rest
+    load_images("fashion-mnist", "train")  # downloads missing files and checks the rest
     load_images("fashion-mnist", "test")
     raw = PEERS / "data" / "FashionMNIST" / "raw"
     raw.mkdir(parents=True, exist_ok=True)
@@ -114,14 +114,14 @@ def child_prepare(task: Task) -> Task:
 
 
 def as_printed(net: Any) -> Any:
-    """Return our network with the book's formulas instead of our batch norm."""
+    """Replace the forward pass of our batch norm layers by the book's formulas. Return the network."""
     import torch
 
     from cnnlab.models import batch_norm
 
     class BatchNorm(batch_norm.BatchNorm):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            """Compute it as the book writes it: mean, squared deviations, quotient, scale."""
+            """Compute batch norm as the book does: mean, squared deviations, quotient, scale."""
             over, wide = ((0,), (1, -1)) if x.ndim == 2 else ((0, 2, 3), (1, -1, 1, 1))
             mean, var = self.moving_mean.view(wide), self.moving_var.view(wide)
             if self.training:
@@ -139,7 +139,7 @@ def as_printed(net: Any) -> Any:
 
 
 def child_d2l(task: Task) -> Task:
-    sys.path.append(str(PEERS / "d2l"))  # behind ours: torch, numpy and matplotlib are the same for both
+    sys.path.append(str(PEERS / "d2l"))  # after our packages: torch, numpy and matplotlib are the same for both sides
     os.chdir(PEERS / "work")
     from torch.utils.data import DataLoader, Subset
 
@@ -169,12 +169,12 @@ def child_d2l(task: Task) -> Task:
         return timed
 
     def timer(make: Callable[[], Any] = d2l.Timer) -> Any:
-        clock["loop start"] = time.perf_counter()  # train_ch6 makes it right before its loop
+        clock["loop start"] = time.perf_counter()  # train_ch6 creates its timer right before the loop
         return make()
 
     warm_up_gpu()
     vars(d2l)["evaluate_accuracy_gpu"] = excluded(d2l.evaluate_accuracy_gpu)
-    d2l.Animator.add = excluded(d2l.Animator.add)  # also the last thing in the loop
+    d2l.Animator.add = excluded(d2l.Animator.add)  # also the last call in the loop
     vars(d2l)["Timer"] = timer
     start = time.perf_counter()
     d2l.train_ch6(net, train_iter, test_iter, epochs, recipe["learning_rate"], d2l.try_gpu())
@@ -191,7 +191,7 @@ def ensure_installed() -> None:
 
 
 def measure(side: str, network: str, epochs: int) -> Task:
-    """Run a side once with the network's recipe on all images, for other scripts."""
+    """Run one side once, with the network's recipe on all images, for other scripts."""
     from cnnlab.recipes import RECIPES
 
     recipe = RECIPES[NETWORKS[network][0]].changed(epochs=epochs).to_dict()

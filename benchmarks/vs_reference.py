@@ -1,29 +1,29 @@
-"""The usual ways to train a network on images, against ours: the same network, images and augmentation, in turn.
+"""Compare the usual ways to train a network on images with ours: the same network, images and augmentation, in turn.
 
     python benchmarks/vs_reference.py [--networks resnet18-cifar ...] [--pairs 3] [--images N] [--workers N] [--tiny]
 
-Fashion-MNIST at 28 and at 96 pixels, on a limited number of training images; the networks are ours on all sides. All
-crop at random (0.64 to 1 of the area, square), resize to the network's size, mirror, normalise, and update by SGD with
-momentum 0.9 and decay 5e-4 in batches of 128. Each run is a process of its own, one of each side in turn:
+The data is Fashion-MNIST at 28 and at 96 pixels, with a limited number of training images. All sides use our networks,
+crop at random (0.64 to 1 of the area, square), resize to the network's size, flip, normalise, and train in batches of
+128 with SGD, momentum 0.9 and weight decay 5e-4. Each run is a process of its own, one of each side in turn:
 
     torchvision         what torchvision's reference scripts for classification do, in our own writing: a DataLoader
                         with worker processes, torchvision.transforms on each image as PIL, a plain loop
-    torchvision-tuned   the same with memory in channels_last and, if the CPU has units for it, autocast to
-                        bfloat16: what a user who knows of both would switch on
+    torchvision-tuned   the same in channels_last and, if the device supports it natively, with autocast to bfloat16:
+                        what a user who knows of both would switch on
     timm                timm.data.create_loader with its prefetcher, timm.optim.create_optimizer_v2, the same loop
-    fastai              a fastai Learner on Datasets: crop and resize by worker processes, mirror and normalise by batch
-                        (its SGD has no Nesterov momentum)
+    fastai              a fastai Learner on Datasets: worker processes crop and resize, batches are flipped and
+                        normalised (its SGD has no Nesterov momentum)
     cnnlab              `cnnlab.train` in float32
     cnnlab-auto         the same with precision=auto
 
-timm is one of this project's extras; fastai is installed without its pins into .peers/fastai, which git ignores; a side
-that cannot be installed is left out and named in the result (`left_out`). Workers: as many as there are cores, unless
---workers says otherwise.
+timm is one of this project's extras. fastai is installed into .peers/fastai, which git ignores, without its pinned
+dependencies. A side that cannot be installed is left out and named in the result (`left_out`). There are as many
+workers as cores, unless --workers says otherwise.
 
-What is timed is the training with its data, wall-clock, without evaluation (`train_seconds`; ours: of the run's rows).
-`seconds` is that and one evaluation on 256 test images; ours also saves weights, checkpoint, metrics, events and the
-curve. Ratios are a peer's time over ours. How our side computes is what it would choose for ten epochs of 60,000
-images, found outside every clock, as in vs_d2l.py. This parent process does not import torch before it has measured.
+`train_seconds` is the training including data, wall-clock, without evaluation (for ours, from the run's rows).
+`seconds` adds an evaluation on 256 test images after each epoch; ours also saves weights, checkpoint, metrics, events
+and the curve. Ratios are a peer's time over ours. Our side computes as it would for ten epochs of 60,000 images; the
+choice is made outside every clock, as in vs_d2l.py. This parent process does not import torch before it has measured.
 
 Writes build/results/vs-reference_HARDWARE_DATE.json. Needs Fashion-MNIST (CNNLAB_DATA) and psutil.
 """
@@ -58,7 +58,7 @@ from _common import (
 
 FASTAI = ["fastai==2.8.12", "fastcore==2.2.39", "fastdownload==0.0.8", "fastprogress==1.0.3", "fasttransform==0.0.5"]
 FASTAI_NEEDS = ["plum-dispatch<2.10", "cloudpickle", "pandas", "requests", "pyyaml"]
-# Pixels a side, and the number of training images.
+# Image size in pixels, and the number of training images.
 NETWORKS = {"resnet18-small": (28, 12_800), "resnet18-cifar": (28, 1280), "resnet18-manual": (96, 1280)}
 EVAL_IMAGES = 256
 BATCH, RATE, MOMENTUM, DECAY = 128, 0.05, 0.9, 5e-4
@@ -76,7 +76,7 @@ def our_recipe(network: str, epochs: int) -> Task:
 
 
 def child_prepare(task: Task) -> Task:
-    """Install the peers that are missing, measure the machine and choose our plans."""
+    """Install missing peers, measure the machine and choose our plans."""
     left_out = {}
     if find_spec("timm") is None:
         left_out["timm"] = "not installed; it is in the extra cnnlab[timm]"
@@ -93,14 +93,14 @@ def child_prepare(task: Task) -> Task:
         return {"skipped": "Fashion-MNIST is not here"}
     from cnnlab.data import load_images
 
-    load_images("fashion-mnist", "train")  # downloads what is missing, checks the rest
+    load_images("fashion-mnist", "train")  # downloads missing files and checks the rest
     epochs, count = (1, 1000) if task["tiny"] else (10, 60_000)
     setups = {n: fixed_plans(our_recipe(n, epochs), count, NETWORKS[n][0]) for n in task["networks"]}
     return {"left_out": left_out, "peaks": matrix_peak(), "setups": setups}
 
 
 class Images:
-    """Fashion-MNIST like torchvision's dataset: a PIL image, transformed, and its label."""
+    """Fashion-MNIST like torchvision's dataset: pairs of a transformed PIL image and its label."""
 
     def __init__(self, split: str, count: int, transform: Any = None) -> None:
         from cnnlab.data import load_images
@@ -121,7 +121,7 @@ class Images:
 
 
 def moments() -> tuple[tuple[float], tuple[float]]:
-    return (0.2860,), (0.3530,)  # of Fashion-MNIST's training images
+    return (0.2860,), (0.3530,)  # mean and std of Fashion-MNIST's training images
 
 
 def usual_loop(
@@ -229,7 +229,7 @@ def child_timm(task: Task) -> Task:
 
 
 def child_fastai(task: Task) -> Task:
-    sys.path.append(str(PEERS / "fastai"))  # behind ours: torch and numpy are the same for all
+    sys.path.append(str(PEERS / "fastai"))  # after our packages: torch and numpy are the same for all
     data, core = import_module("fastai.data.core"), import_module("fastai.vision.core")
     transforms, augment = import_module("fastai.data.transforms"), import_module("fastai.vision.augment")
     learner, torch_core = import_module("fastai.learner"), import_module("fastai.torch_core")
@@ -281,7 +281,7 @@ def child_fastai(task: Task) -> Task:
         cbs=Clock(),
     )
     start = time.perf_counter()
-    with learn.no_logging():  # no bar: the module that would draw it is not imported
+    with learn.no_logging():  # no progress bar: its module is not imported
         learn.fit(task["epochs"], RATE)
     loss, _, test_acc = learn.recorder.values[-1]
     return {

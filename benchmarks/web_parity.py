@@ -1,9 +1,9 @@
-"""Compare the answers of exported pages in Chromium with those of the run, on 100 real images each.
+"""Compare the answers of exported pages in Chromium with those of their runs, on 100 real images each.
 
-Fashion-MNIST as PNG files of one channel, and the sign-language digits, JPEG photographs of their own size, which
-browser and network decode and fit by themselves. Each set is trained for a short while; `cnnlab export --to web` writes
-its page. --runtime: what `npm pack onnxruntime-web` wrote. --pages: keep the pages there. --tiny: the package's
-handwritten digits only.
+The sets are Fashion-MNIST, as PNG files of one channel, and the sign-language digits, as JPEG photographs of their
+original size, which the page decodes and fits. A network is trained on each set for a short while, and exported as
+`cnnlab export --to web` does. --runtime: the archive that `npm pack onnxruntime-web` wrote. --pages: a folder in which
+to keep the pages. --tiny: only the package's handwritten digits.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def served(folder: Path) -> Iterator[str]:
 
 
 def trainings(tiny: bool, folder: Path) -> Iterator[tuple[str, Run, list[bytes]]]:
-    """Yield each set's name, a run on it, and 100 of its validation images as files."""
+    """Yield each set's name, a run on it, and some of its validation images as files."""
     base = RECIPES["digits"].changed(model="lenet-bn", epochs=1)
     photographs = data_folder() / "sign-language-digits"
     recipes = {"digits": base}
@@ -85,7 +85,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def in_browser(page: Path, files: list[bytes]) -> tuple[list[dict[str, float]], Figures]:
-    """Return the page's probabilities of each class, and its times."""
+    """Return the page's probability of each class for each file, and its times."""
     from playwright.sync_api import sync_playwright
 
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
@@ -126,7 +126,7 @@ def compared(run: Run, files: list[bytes], runtime: Path | None, pages: Path) ->
 
 
 def by_onnxruntime(network: Exported, files: list[bytes]) -> float:
-    """Return the median time of an image by onnxruntime with one thread, decoded by Pillow."""
+    """Return the median milliseconds per image of onnxruntime with one thread, including decoding with Pillow."""
     times = []
     for content in files:
         start = time.perf_counter()

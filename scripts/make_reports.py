@@ -1,9 +1,9 @@
-"""Write the reports that docs/report.md shows: their pages, pictures of them, and the table of what they are.
+"""Write the reports that docs/report.md shows: their pages, screenshots of them, and a table of facts about them.
 
 python scripts/make_reports.py fashion-mnist=runs/A cifar-10=runs/B   # from runs
-python scripts/make_reports.py                                        # the same again, drawn by the present page
+python scripts/make_reports.py                                        # redraw the same reports with the current page
 
-It needs Chromium, and Playwright of the group dev.
+It needs Chromium, and Playwright from the group dev.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any, Literal
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "reports"
 PICTURES = ROOT / "docs" / "images"
-FACTS = PAGES / "facts.json"  # {name: what the page itself does not say: the commit that it was trained with}
+FACTS = PAGES / "facts.json"  # {name: the commit that it was trained with, which the page does not say}
 LARGEST = 5_000_000  # bytes of a page
-WIDTH, HEIGHT = 900, 940  # CSS pixels of a picture; it has twice as many
+WIDTH, HEIGHT = 900, 940  # CSS pixels of a picture, which has twice as many pixels
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 # The pictures of each report that docs/report.md shows.
 SHOWN = {"fashion-mnist": ("top", "confusion"), "cifar-10": ("cell", "images", "inside")}
@@ -44,7 +44,7 @@ def payload(page: str) -> dict[str, Any]:
 
 
 def write_page(name: str, run: Path) -> None:
-    """Write docs/reports/NAME.html about the folder of a run, by the split that it was selected on."""
+    """Write docs/reports/NAME.html from a run's folder, on the split that the run was selected on."""
     from cnnlab import report
 
     made = report(run, folder=PAGES)
@@ -57,7 +57,7 @@ def write_page(name: str, run: Path) -> None:
 
 
 def table(page: str) -> str:
-    """Return the table of the reports for docs/`page`: a column for each, which a narrow screen has room for."""
+    """Return the table of the reports for docs/`page`, one column each, so that it fits on a narrow screen."""
     chinese = page.endswith(".zh.md")
     columns = [_ROWS[page]]
     for name, commit in json.loads(FACTS.read_text(encoding="utf-8")).items():
@@ -85,7 +85,7 @@ def write_tables() -> None:
 
 
 def take_pictures(name: str) -> None:
-    """Write docs/images/report-NAME-PART-light.png and -dark.png for each part that is shown of a page."""
+    """Write docs/images/report-NAME-PART-light.png and -dark.png for each shown part of a page."""
     from playwright.sync_api import sync_playwright
 
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
@@ -104,7 +104,7 @@ def take_pictures(name: str) -> None:
 
 
 def _picture(tab: Any, part: str) -> bytes:
-    """Return a picture: of the top, of the images of the most frequent mistake (cell), or of the section `part`."""
+    """Return a screenshot of the top, of the images of the most frequent mistake (cell), or of the section `part`."""
     if part == "top":  # below the toolbar
         y = tab.evaluate("document.querySelector('.kicker').getBoundingClientRect().top + scrollY - 28")
         clip = {"x": 0, "y": y, "width": WIDTH, "height": HEIGHT}
@@ -118,7 +118,7 @@ def _picture(tab: Any, part: str) -> bytes:
 
 
 def _save(png: bytes, file: Path) -> None:
-    """Write a screenshot with 256 colours: a third of the bytes, and no difference to the eye."""
+    """Write a screenshot with 256 colours: a third of the bytes, with no visible difference."""
     from PIL import Image
 
     with Image.open(io.BytesIO(png)) as picture:
@@ -128,7 +128,7 @@ def _save(png: bytes, file: Path) -> None:
 
 
 def main() -> None:
-    """Write pages, pictures and tables of the runs that are named; without any, of the pages that are there."""
+    """Write pages, pictures and tables of the named runs; without any, of the existing pages."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("runs", nargs="*", metavar="NAME=RUN", help="name of the page, and the folder of a run")
     parser.add_argument("--commit", help="the commit that the runs were trained with. Default: HEAD")

@@ -1,4 +1,4 @@
-"""Build the documentation's site: collect the pages, generate those of the code, run MkDocs.
+"""Build the documentation site: collect the pages, generate those that come from the code, run MkDocs.
 
 `scripts/docs` installs MkDocs and runs this.
 """
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def collect(pages: Path, run_lessons: bool) -> None:
     """Copy all pages of the repository into the folder `pages`; generate reference/ and lessons/."""
-    import site_lessons  # they take a second
+    import site_lessons  # here, since these imports take a second
     import site_pages
 
     for path in ROOT.glob("*.md"):
@@ -46,7 +46,7 @@ def main() -> int:
     )  # fmt: skip
     arguments = parser.parse_args()
     out = arguments.out.absolute()
-    # MkDocs empties the folder first.
+    # MkDocs empties the folder first, so it must not hold anything else.
     if out.exists() and not (out / "search" / "search_index.json").exists() and any(out.iterdir()):
         parser.error(f"{out} is not empty and not a site; name another folder")
     with tempfile.TemporaryDirectory() as folder:

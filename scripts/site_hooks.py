@@ -15,14 +15,14 @@ from typing import Any
 
 LOG = logging.getLogger("mkdocs.hooks.cnnlab")
 CHINESE = ".zh.md"
-# A line break inside a Chinese sentence, where a browser would insert a space. Asterisks may stand there, too.
+# A line break inside a Chinese sentence, where a browser would insert a space. There may be asterisks around it.
 _WRAPPED = re.compile("(?<=[\u3000-\u9fff\uff00-\uffef”])(\\**)\n *(\\**)(?=[\u3000-\u9fff\uff00-\uffef“])")
-# What pymdownx.arithmatex makes of a formula.
+# The output of pymdownx.arithmatex for a formula.
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.+?)\\[)\]]</\1>', re.DOTALL)
-# Pages that name everything come late in the search.
+# Pages that mention everything rank low in the search.
 _BOOSTS = {"docs/log.md": 0.3, "CHANGELOG.md": 0.3, "docs/errata.md": 0.5, "reference/": 0.7}
 
-# A figure and its deviation, or the ends of a range, in a table row: narrow columns would break the line there.
+# A figure and its deviation, or the ends of a range, in a table row: in narrow columns, the line would break there.
 _ROW = re.compile(r"^\|.*", re.MULTILINE)
 _PAIR = re.compile(r"(?<=\d) (±|to) (?=\d)")
 
@@ -30,7 +30,7 @@ _PAIR = re.compile(r"(?<=\d) (±|to) (?=\d)")
 def arrange(nav: list[Any], folder: Path) -> list[Any]:
     """Return the menu `nav` of mkdocs.yml for the pages in `folder`, without pages that do not exist.
 
-    A pattern such as docs/*.md is replaced by the pages that no other line names: Chinese ones if it ends in .zh.md.
+    A pattern such as docs/*.md is replaced by the pages that no line names; a pattern in .zh.md, by Chinese pages.
     """
     named = {line for line in _lines(nav) if "*" not in line}
     rest = {path.relative_to(folder).as_posix() for path in folder.rglob("*.md")} - named
@@ -67,7 +67,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Return a page's Markdown with corrected line breaks."""
+    """Return a page's Markdown with corrected line breaks, and set its rank in the search."""
     page.meta["search"] = {"boost": next((b for start, b in _BOOSTS.items() if page.file.src_uri.startswith(start)), 1)}
     markdown = _ROW.sub(lambda row: _PAIR.sub("\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", row[0]), markdown)
     return _WRAPPED.sub(r"\1\2", markdown) if page.file.src_uri.endswith(CHINESE) else markdown
@@ -85,7 +85,7 @@ def on_page_content(output: str, **_: Any) -> str:
 
 
 def on_page_context(context: Any, page: Any, config: Any, **_: Any) -> Any:
-    """Set the language of the page and of the theme's own words. A browser chooses the shape of characters by it."""
+    """Set the language of the page and of the theme's texts. Browsers choose the glyphs of characters by it."""
     config.theme["language"] = "zh" if page.file.src_uri.endswith(CHINESE) else "en"
     return context
 

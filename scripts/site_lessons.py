@@ -1,4 +1,4 @@
-"""The lessons as pages of the site, with the outputs of their cells where they have been run."""
+"""The lessons as pages of the site, with the outputs of their cells if they have been run."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _NOTEBOOKS = {
 }
 _SOLUTION = {"en": "Solution", "zh": "答案"}
 _PICTURE = {"en": "Picture drawn by the cell above", "zh": "上方单元格绘制的图"}
-# The outputs are the same in both languages. The texts that describe their pictures (cnnlab.chapter.lessons.show, the
-# curve of a training, lesson 10), and the words in them that are no names:
+# The outputs are the same in both languages. These tables translate the descriptions of their pictures
+# (cnnlab.chapter.lessons.show, the curve of a training, lesson 10) and the words in them that are not names.
 _CHINESE = {
     r"Accuracy over the epochs: (.*)": r"各迭代周期的精度：\1",
     r"Loss and accuracy over the epochs; epoch (\d+): loss (\S+), train acc (\S+), (\S+) acc (\S+), (\S+) images/s":
@@ -40,7 +40,7 @@ _WORDS = {"epoch": "迭代周期", "training images": "训练图像数", "accura
 def write(folder: Path, cache: Path | None) -> None:
     """Write all lessons into `folder`: NN_name.md, NN_name.zh.md and their pictures.
 
-    cache: the folder of the outputs. A lesson whose outputs are not there is run. None: pages without outputs.
+    cache: the folder of the outputs. A lesson without outputs there is run. None: write pages without outputs.
     """
     for name in lessons.lessons():
         outputs = [] if cache is None else run(name, cache)
@@ -51,7 +51,7 @@ def write(folder: Path, cache: Path | None) -> None:
 
 
 def run(name: str, cache: Path) -> Outputs:
-    """Return the outputs of a lesson: those in the folder `cache`, if neither it nor the package has changed since."""
+    """Return the outputs of a lesson: from the folder `cache`, unless the lesson or the package has changed since."""
     kept = cache / f"{name}.json"
     state = checksum(name)
     if kept.is_file():
@@ -67,7 +67,7 @@ def run(name: str, cache: Path) -> Outputs:
 
 
 def checksum(name: str) -> str:
-    """Return a checksum of all that a lesson's outputs depend on: its own code, the package, the committed results."""
+    """Return a checksum of all that a lesson's outputs depend on: its code, the package, the committed results."""
     package = Path(lessons.__file__).parents[2]
     sources = Path(lessons.__file__).parent / "sources"
     results = package.parents[1] / "benchmarks" / "results"
@@ -81,7 +81,7 @@ def checksum(name: str) -> str:
 
 
 def execute(cells: list[str]) -> Outputs:
-    """Return the outputs of each of the cells, run in a kernel of its own. Raise CellExecutionError if one fails."""
+    """Run the cells in a new kernel and return the outputs of each. Raise CellExecutionError if one fails."""
     import nbformat
     from nbclient import NotebookClient
 
@@ -104,13 +104,13 @@ def save_pictures(outputs: Outputs, folder: Path, name: str) -> dict[int, str]:
 
 
 def page(cells: list[lessons.Cell], language: str, note: str, outputs: Outputs, pictures: dict[int, str]) -> str:
-    """Return a lesson as a page. cells: of `lessons.read`; note: a line below the title.
+    """Return a lesson as a page. cells: from `lessons.read`; note: a line below the title.
 
-    outputs: of each code cell in order, or empty. The code is the same in every language. pictures: of `save_pictures`.
+    outputs: for each code cell in order, or empty; code is the same in every language. pictures: from `save_pictures`.
     """
     rest_of_outputs = iter(outputs)
     blocks: list[str] = []
-    solution: list[str] = []  # the cells of one solution, which are opened together
+    solution: list[str] = []  # the cells of one solution, which open together
     for cell in cells:
         if cell.language not in ("", language):
             continue
@@ -130,13 +130,13 @@ def page(cells: list[lessons.Cell], language: str, note: str, outputs: Outputs, 
 
 
 def _opened(solution: list[str], language: str) -> list[str]:
-    """Return the block that shows a solution once a reader opens it; none for no solution."""
+    """Return the collapsed block of a solution, or nothing without a solution."""
     lines = "\n\n".join(solution).splitlines()
     return ["\n".join([f'??? note "{_SOLUTION[language]}"', "", *(f"    {line}" for line in lines)])] if lines else []
 
 
 def chinese(alt: str) -> str | None:
-    """Return the Chinese for a picture's description; names in it stay. None if it is not known."""
+    """Return a picture's description in Chinese, with its names unchanged. None if it is unknown."""
     for pattern, text in _CHINESE.items():
         if match := re.fullmatch(pattern, alt, re.DOTALL):
             for i, word in enumerate(match.groups(), 1):

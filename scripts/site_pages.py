@@ -14,7 +14,7 @@ from cnnlab.cli.list import known_things
 from cnnlab.recipe import SETTINGS, TYPES, Recipe
 from cnnlab.recipes import RECIPES
 
-# A recipe has some fifty settings, which have a page of their own.
+# A recipe has some fifty settings, which have their own page.
 _MORE = {
     "Recipe": (
         "    options:",
@@ -45,7 +45,7 @@ def _command(command: Any, name: str, parent: Any) -> Iterator[str]:
 
 
 def recipes() -> str:
-    """Return the page of all named recipes, with what each changes, and of all settings."""
+    """Return the page of all named recipes, with the settings that each changes, and of all settings."""
     plain = Recipe()
     lines = ["# Recipes and settings", "", "A recipe decides everything about a training. `cnnlab train --recipe NAME`",
              "uses one; `--set NAME=VALUE` changes a setting. All other settings have their [defaults](#settings).", "",
@@ -66,7 +66,7 @@ def python() -> str:
     """Return the page of the public names, whose docstrings mkdocstrings reads from the source."""
     lines = ["# Python", "", "The public names of `import cnnlab`. Everything else may change.", ""]
     homes = {name: f"cnnlab.{module}" for module, names in cnnlab._HOMES.items() for name in names}
-    values = ("MODELS", "DATASETS", "RECIPES")  # dictionaries have no docstring of their own
+    values = ("MODELS", "DATASETS", "RECIPES")  # dictionaries have no docstrings
     lines += ["`MODELS`, `DATASETS` and `RECIPES` are dictionaries: `cnnlab list` shows their contents.", ""]
     for name in cnnlab.__all__:
         if name in homes and name not in values:

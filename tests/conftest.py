@@ -1,4 +1,4 @@
-"""What the tests share. Each test gets a working folder of its own; nothing is written into the repository."""
+"""Fixtures and helpers of all tests. Each test runs in a folder of its own; none writes into the repository."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from cnnlab.training.train import train
 
 SAVE_CURVES = curves.save_curves
 EVERY_CORE = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1, ... where tests run side by side
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1, ... if tests run in parallel
 if WORKER and EVERY_CORE:
-    # A core for each: computations of several threads that share their cores wait for each other most of the time.
+    # One core per worker: multithreaded computations that share cores spend most of their time waiting for each other.
     os.sched_setaffinity(0, {sorted(EVERY_CORE)[int(WORKER.removeprefix("gw")) % len(EVERY_CORE)]})
 torch.set_num_threads(min(2, available_cores()))
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for tests that import onnxruntime before cnnlab.export
-# nohup, and shells for what runs in the background, leave them ignored, and then no process that a test starts could be
-# stopped by them.
+# nohup, and shells that start a background job, leave these signals ignored. Processes started by a test would inherit
+# that, and nothing could stop them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -90,7 +90,7 @@ def drawn_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def forks() -> Any:
-    """A multiprocessing context whose processes have imported everything."""
+    """A multiprocessing context whose processes start with everything imported."""
     from faults import server
 
     return server()
@@ -98,23 +98,23 @@ def forks() -> Any:
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A relative CNNLAB_DATA is meant from where pytest was started.
+    # A relative CNNLAB_DATA starts at the folder in which pytest was started.
     if os.environ.get("CNNLAB_DATA"):
         monkeypatch.setenv("CNNLAB_DATA", str(Path(os.environ["CNNLAB_DATA"]).absolute()))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    # Measured plans are cached: not in the cache of the person who runs the tests.
+    # Measured plans are cached. Keep them out of the cache of whoever runs the tests.
     monkeypatch.setattr(autotune, "user_cache_dir", lambda name: str(tmp_path / ".cache" / name))
 
 
 @pytest.fixture(autouse=True)
 def _random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default, train from random weights: fine-tuning takes seconds for each test; test_default.py tests it."""
+    """Train from random weights by default: fine-tuning takes seconds per test. test_default.py tests it."""
     monkeypatch.setattr(survey, "has_packaged_weights", lambda: False)
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """A worker for each core, but each takes a gigabyte."""
+    """Return one worker per core, but at most 8: each takes a gigabyte."""
     return min(available_cores(), 8)
 
 
@@ -132,7 +132,7 @@ def every_core() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def cnnlab() -> Command:
-    """Run the command in this process, which saves its start; the answer has returncode, stdout, stderr."""
+    """Run the command in this process, which saves the start-up time. The result has returncode, stdout and stderr."""
     from cnnlab.cli.app import main
 
     def run(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -150,7 +150,7 @@ def cnnlab() -> Command:
         finally:
             os.chdir(before[0])
             sys.argv = before[1]
-            signal.signal(signal.SIGINT, ctrl_c)  # a command that was interrupted ignores it from then on
+            signal.signal(signal.SIGINT, ctrl_c)  # an interrupted command leaves Ctrl-C ignored
         assert isinstance(code, int)
         return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
@@ -181,7 +181,7 @@ def script(name: str) -> ModuleType:
 
 
 def within_80(text: str) -> list[str]:
-    """Return the lines; fail if one takes more than 80 columns."""
+    """Return the lines. Fail if one is wider than 80 columns."""
     lines = text.splitlines()
     assert lines
     assert [line for line in lines if cell_len(line) > 80] == []
@@ -189,9 +189,9 @@ def within_80(text: str) -> list[str]:
 
 
 def one_line_error(answer: subprocess.CompletedProcess[str]) -> str:
-    """Return the one line of an error message, the last; fail unless there is exactly one, and exit code 2.
+    """Return the error message, the last line. Fail unless it is the only one and the exit code is 2.
 
-    Lines before it are what a training says of its data and progress.
+    Lines before it may describe the data and the progress of a training.
     """
     assert answer.returncode == 2, (answer.returncode, answer.stdout, answer.stderr)
     *before, last = answer.stderr.strip().splitlines()
@@ -202,7 +202,7 @@ def one_line_error(answer: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.fixture(scope="session")
 def fashion_folder() -> Path:
-    """The data folder, if Fashion-MNIST is in it; else the test is skipped, and says so."""
+    """Return the data folder. Skip the test if Fashion-MNIST is not in it."""
     folder = data_folder()
     files = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
     if not all((folder / "FashionMNIST" / "raw" / f"{name}-ubyte.gz").exists() for name in files):
@@ -212,7 +212,7 @@ def fashion_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """LeNet with batch norm on digits, three epochs: about 0.9 on validation images. Not to be changed."""
+    """LeNet with batch norm on digits, three epochs: validation accuracy about 0.9. No test may change it."""
     folder = tmp_path_factory.mktemp("shared") / "runs"
     return train("digits", model="lenet-bn", epochs=3, runs_dir=folder, name="grey", progress="none").run
 
@@ -242,7 +242,7 @@ def converted_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def exported(digits_run: Run, tmp_path_factory: pytest.TempPathFactory, converted_once: None) -> Path:
-    """`digits_run` as an ONNX file. Not to be changed."""
+    """`digits_run` as an ONNX file. No test may change it."""
     from cnnlab import export_run
 
     return export_run(digits_run, out=tmp_path_factory.mktemp("exported") / "grey.onnx", threads=1).path
@@ -256,7 +256,7 @@ def quick() -> Recipe:
 
 @pytest.fixture
 def shapes(tmp_path: Path) -> Path:
-    """A folder of two easily told classes, in several formats: 20 bright and 20 dark 20x20 colour images."""
+    """A folder of two easily separated classes in several formats: 20 bright and 20 dark 20x20 colour images."""
     rng = np.random.default_rng(0)
     root = tmp_path / "shapes"
     for name, level in (("bright", 200), ("dark", 50)):

@@ -1,7 +1,7 @@
-"""Generated input for tests/test_fuzz.py, and the properties that are checked for each.
+"""Generated inputs for tests/test_fuzz.py, and the properties that are checked for each of them.
 
-Python's audit events report what a parser does: a file opened for writing outside its folder, a started program, a
-connection or a class looked up by a pickle is a violation.
+Python's audit events report what a parser does. Writing outside its folder, starting a program, connecting, and loading
+a class from a pickle are violations.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _WRITES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.syml
 _NEVER = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "pickle.find_class",
           "urllib.Request"}  # fmt: skip
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-_folder: list[str] = []  # of the trial that runs
+_folder: list[str] = []  # the folder of the running trial
 _violations: list[str] = []
 
 
@@ -43,7 +43,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         path, mode, flags = arguments
         writes = any(c in mode for c in "wax+") if isinstance(mode, str) else bool(flags and flags & _WRITE_FLAGS)
         paths = (path,) if writes else ()
-    elif event in ("os.remove", "os.rmdir") and arguments[1] >= 0:  # of shutil.rmtree: below an open folder
+    elif event in ("os.remove", "os.rmdir") and arguments[1] >= 0:  # from shutil.rmtree: relative to an open folder
         below = Path(f"/proc/self/fd/{arguments[1]}")
         paths = (below.resolve() / os.fsdecode(arguments[0]),) if below.exists() else ()
     elif event in _WRITES:
@@ -55,13 +55,13 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
                 _violations.append(f"{event} {place}")
 
 
-sys.dont_write_bytecode = True  # else a late import would be a write
+sys.dont_write_bytecode = True  # otherwise a late import would write
 sys.addaudithook(_audit)
 
 
 @dataclass
 class Count:
-    """The trials of one parser: inputs, how many were refused, and the most seconds and MiB of one."""
+    """The trials of one parser. inputs: how many; refused: how many of them; seconds, mib: the most for one input."""
 
     inputs: int = 0
     refused: int = 0
@@ -70,14 +70,14 @@ class Count:
 
 
 class Trials:
-    """Run parsers on inputs and check how each call ends."""
+    """Trials of parsers, with a check of how each one ends."""
 
     def __init__(self) -> None:
         self.counts: dict[str, Count] = {}
 
     @contextmanager
     def __call__(self, parser: str, folder: Path) -> Iterator[None]:
-        """Success or one printable line of CnnlabError; no writes outside `folder`; bounded time and memory."""
+        """Check a trial: success or a one-line CnnlabError, no writes outside `folder`, bounded time and memory."""
         count = self.counts.setdefault(parser, Count())
         count.inputs += 1
         _violations.clear()
@@ -106,7 +106,7 @@ class Trials:
 
 
 def _memory(*, reset: bool = False) -> float:
-    """MiB of this process now, after `reset`; else the peak since then. 0 elsewhere than on Linux."""
+    """Return the memory of this process in MiB: with `reset`, now; else the peak since. Return 0 outside Linux."""
     try:
         if reset:
             Path("/proc/self/clear_refs").write_text("5")
@@ -117,7 +117,7 @@ def _memory(*, reset: bool = False) -> float:
         return 0.0
 
 
-# Changes of bytes: where (as a share of the length), how, and with what.
+# Changes of bytes: where (as a fraction of the length), how, and with what.
 _BYTES = [b"\0", b"\xff", b"\x7f", b"\x80", b"\0\0\0\0", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x80\0\0\0",
           b"\1\0\0\0", b"\0" * 8, b"\xff" * 8, b"-1", b"999999999999", b"../", b"\x1b[2J", b"\n", b"\r\n", b'"']  # fmt: skip
 changes: st.SearchStrategy[list[Any]] = st.lists(
@@ -150,7 +150,7 @@ def changed(content: bytes, drawn: list[Any]) -> bytes:
     return bytes(data)
 
 
-# Values where a JSON file should hold another.
+# Values that replace those of a JSON file.
 plain: st.SearchStrategy[Any] = st.recursive(
     st.one_of(
         st.none(), st.booleans(), st.integers(-3, 3), st.integers(), st.floats(), st.text(max_size=20),
@@ -170,7 +170,7 @@ edits: st.SearchStrategy[list[Any]] = st.lists(
 
 
 def edited(value: Any, drawn: list[Any]) -> Any:
-    """Return a JSON value after these edits, each at some place in it."""
+    """Return a JSON value after these edits at random places."""
     for where, how, new in drawn:
         places = list(_places(value))
         if not places:
@@ -203,7 +203,7 @@ def _places(value: Any, depth: int = 8) -> Iterator[tuple[Any, Any]]:
 
 
 def right_png(content: bytes) -> bytes:
-    """Correct the checksums of a PNG file's chunks, as far as it can be followed."""
+    """Correct the checksums of a PNG file's chunks, as far as they can be parsed."""
     out, at = bytearray(content[:8]), 8
     while at + 12 <= len(content):
         length = int.from_bytes(content[at : at + 4], "big")
@@ -214,7 +214,7 @@ def right_png(content: bytes) -> bytes:
 
 
 def right_7z(content: bytes) -> bytes:
-    """Correct the checksums and the length in a 7z file whose list of members is not packed."""
+    """Correct the checksums and the length in a 7z file whose member list is not compressed."""
     if len(content) < 32:
         return content
     members = content[32 + int.from_bytes(content[12:20], "little") :]
@@ -223,7 +223,7 @@ def right_7z(content: bytes) -> bytes:
 
 
 def right_tar(content: bytes) -> bytes:
-    """Correct the checksum of every block of a tar that looks like a header."""
+    """Correct the checksum of every tar block that looks like a header."""
     out = bytearray(content)
     for at in range(0, len(out) - 511, 512):
         if out[at + 257 : at + 262] == b"ustar":

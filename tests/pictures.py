@@ -1,4 +1,4 @@
-"""What the tests of pictures share: texts inside the canvas, apart from each other, and all letters drawn."""
+"""Checks of pictures: texts are inside the canvas, do not overlap, and all their letters are drawn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cnnlab.io.fonts import use_fonts
 
 
 def pixels(figure: Figure) -> np.ndarray:
-    """Return the figure as drawn, (H, W, 3) uint8. A letter that the font lacks is a warning, hence an error."""
+    """Return the figure as drawn, (H, W, 3) uint8. A letter that the font lacks is a warning, so the test fails."""
     use_fonts(figure)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -43,7 +43,7 @@ def check_texts(figure: Figure) -> None:
 
 
 def _unseen(axes: Any, axis: Any) -> list[Text]:
-    """Return the labels of ticks that are not drawn: outside the limits, or of axes that are switched off."""
+    """Return the tick labels that are not drawn: outside the limits, or of axes that are switched off."""
     low, high = sorted(axis.get_view_interval())
     ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
     return [

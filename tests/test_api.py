@@ -1,4 +1,4 @@
-"""What a Python user calls: settings as keywords, and the batches that a network sees."""
+"""The Python interface: settings as keywords, and the batches that a network sees."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def test_the_loader_yields_the_batches_of_a_training() -> None:
     x, y = first[0]
     assert (x.shape, x.dtype, y.shape, y.dtype) == ((100, 1, 28, 28), torch.float32, (100,), torch.int64)
     assert sum(len(y) for _, y in first) == 1151
-    second = list(batches)  # the next epoch
+    second = list(batches)  # the second epoch
     assert not torch.equal(first[0][0], second[0][0])
     again = list(cnnlab.loader("digits", batch_size=100))
     assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, again, strict=True))
-    # without augmentation, the pixels are those of the split, normalized to mean 0 and deviation 1
+    # without augmentation, the split's pixels, normalized to mean 0 and standard deviation 1
     plain = torch.cat([x for x, _ in cnnlab.loader("digits", shift=0)])
     assert plain.mean().abs() < 0.05
 
@@ -87,7 +87,7 @@ def test_the_examples_of_the_documentation_run() -> None:
 
 
 class Net(torch.nn.Module):
-    """A small network with dropout and batch norm, so that a resume needs the random state and the buffers."""
+    """A small network with dropout and batch norm: resuming needs the random state and the buffers."""
 
     def __init__(self, num_classes: int = 10, in_channels: int = 1) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ def test_an_interrupted_run_of_an_own_network_ends_at_the_same_bits(digits: cnnl
     for wrong in ({}, {"model": mine}, {"data": digits}, {"model": mine, "data": digits.take(torch.arange(100))}):
         with pytest.raises(CnnlabError):
             cnnlab.resume("runs/interrupted", progress="none", **wrong)
-    other = Net()  # its weights do not matter: the checkpoint has them
+    other = Net()  # its weights do not matter: they are read from the checkpoint
     resumed = cnnlab.resume("runs/interrupted", model=other if module else Net, data=digits, progress="none")
     assert isinstance(resumed, cnnlab.Result)
     for name in ("last.safetensors", "best.safetensors"):
@@ -186,7 +186,7 @@ def test_seeds_of_a_builder_are_resumed(digits: cnnlab.ImageSet) -> None:
 
     with pytest.raises(cnnlab.TrainingInterrupted):
         cnnlab.train_seeds(Net, 2, name="interrupted", on_epoch=interrupt, **settings)
-    with pytest.raises(CnnlabError):  # the second seed would start from the weights of this module
+    with pytest.raises(CnnlabError):  # the second seed would start from this module's weights
         cnnlab.resume("runs/interrupted", model=Net(), data=digits, progress="none")
     resumed = cnnlab.resume("runs/interrupted", model=Net, data=digits, progress="none")
     assert isinstance(resumed, cnnlab.SeedsResult)
@@ -195,7 +195,7 @@ def test_seeds_of_a_builder_are_resumed(digits: cnnlab.ImageSet) -> None:
 
 
 def test_a_run_of_an_own_network_needs_that_network(digits: cnnlab.ImageSet, request: pytest.FixtureRequest) -> None:
-    command: Command = request.getfixturevalue("cnnlab")  # whose name the package has here
+    command: Command = request.getfixturevalue("cnnlab")  # here `cnnlab` is the package, so get the fixture by name
     run = cnnlab.train(Net, data=digits, epochs=1, name="mine", progress="none").run
     calls: list[Callable[..., object]] = [
         cnnlab.load_model,
@@ -218,7 +218,7 @@ def test_a_run_of_an_own_network_needs_that_network(digits: cnnlab.ImageSet, req
     few = cnnlab.evaluate_run(run, model=Net, data=(test.images[:5], test.labels[:5]), split="test")
     assert few.result.count == 5
 
-    (run.path / "summary.json").unlink()  # now it can be resumed
+    (run.path / "summary.json").unlink()  # makes the run unfinished, so it can be resumed
     Image.new("L", (8, 8)).save("scan.png")
     for words in (
         ("eval", run.path),
@@ -234,7 +234,7 @@ def test_a_run_of_an_own_network_needs_that_network(digits: cnnlab.ImageSet, req
 
 
 class Reads(torch.nn.Module):
-    """A forward that reads a value, which the meta device does not have."""
+    """A network whose forward pass reads a value, which a tensor on the meta device does not have."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-# Script, its options, and what its result must have.
+# Script, options, and the keys that its result must have.
 TINY: list[tuple[str, list[str], set[str]]] = [
     ("vs_d2l", [], {"peer", "n", "epochs", "networks"}),
     # A minute of CPU time for its four peers: CNNLAB_PEERS=1 pytest tests/test_benchmarks.py
@@ -55,7 +55,7 @@ def test_runs_in_small_and_writes_its_result(
 ) -> None:
     pytest.importorskip("psutil")
     monkeypatch.setenv("CNNLAB_DATA", str(fashion_folder))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # of the processes that it starts
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for the processes that the script starts
     published = sorted((BENCHMARKS / "results").iterdir())
     result = run_tiny(script, options, tmp_path / "results", monkeypatch)
     if result is None:
@@ -78,7 +78,7 @@ def test_the_service_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_lesson_seeds_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a lesson of two short trainings: those of the real ones take minutes."""
+    """With a lesson of two short trainings: those of the real lessons take minutes."""
     from cnnlab.chapter import lessons
 
     source = """# %% [markdown] lang="en"
@@ -101,20 +101,20 @@ print(results[0])
     assert list(found["trainings"]) == ["lenet-bn", "lenet-bn, learning_rate=0.02"]
     for figures in found["trainings"].values():
         assert [len(epochs) for epochs in figures["val_acc"]] == [1, 1]
-        assert figures["loss"][0] != figures["loss"][1]  # each seed has its own
+        assert figures["loss"][0] != figures["loss"][1]  # the seeds differ
 
 
 @pytest.mark.slow
 def test_gpu_suite_in_small(fashion_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CNNLAB_DATA", str(fashion_folder))
     monkeypatch.setattr("cnnlab.machine.peak.SIZES", (64,))
-    parts = ["fashion", "chapter", "profile"]  # the others repeat these on other networks
+    parts = ["fashion", "chapter", "profile"]  # the other parts do the same with other networks
     result = run_tiny("gpu_suite", ["--device", "cpu", "--parts", *parts], tmp_path, monkeypatch)
     assert result is not None
     assert list(result["parts"]) == parts
     profile = result["parts"]["profile"]["found"]["lenet-bn, batch 64"]
     calls = {kernel["name"]: kernel["calls_per_step"] for kernel in profile["kernels"]}
-    assert calls["aten::convolution_backward"] == 2  # as many as the network has convolutions
+    assert calls["aten::convolution_backward"] == 2  # one per convolution of the network
     assert calls["aten::native_batch_norm"] == 4
     times = [kernel["us_per_step"] for kernel in profile["kernels"]]
     assert times == sorted(times, reverse=True)
@@ -129,7 +129,7 @@ def test_default_folder_of_results_is_ignored_by_git() -> None:
     assert out == _common.OUT
     assert not out.is_relative_to(_common.PUBLISHED)
     assert "/build/" in (BENCHMARKS.parent / ".gitignore").read_text().splitlines()
-    for script in BENCHMARKS.glob("*.py"):  # none writes anywhere else
+    for script in BENCHMARKS.glob("*.py"):  # no script writes elsewhere
         text = script.read_text()
         assert text.count("write_result(") - text.count("def write_result(") <= text.count("args.out)"), script.name
 
@@ -196,7 +196,7 @@ def test_comparison_with_the_published_scripts_table(acc: float, seconds: float,
     from gpu_suite import compared, peer_runs
 
     theirs = peer_runs(PEERS_TABLE)
-    assert theirs == [{"acc": 0.941, "seconds": 2.6}, {"acc": 0.94, "seconds": 2.5}]  # without its warm-up
+    assert theirs == [{"acc": 0.941, "seconds": 2.6}, {"acc": 0.94, "seconds": 2.5}]  # without the warm-up run
     ours = {"per_seed": [{}] * 4, "final_acc": {"mean": acc, "std": 0.001}, "race_seconds": {"mean": seconds}}
     found = compared(ours, theirs)
     assert found["who is ahead"] == ahead
@@ -248,7 +248,7 @@ def test_batch_norm_as_printed_computes_the_same() -> None:
 
 
 def test_ways_to_train_on_own_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cut has the shares that it is given, and each way that needs no peer's package is measured on all test images."""
+    """The split has the given proportions. Each method that needs no other package is measured on all test images."""
     own_images = importlib.import_module("own_images")
     monkeypatch.setattr(own_images, "SIDE", 32)
     rng = np.random.default_rng(0)
@@ -266,5 +266,5 @@ def test_ways_to_train_on_own_images(tmp_path: Path, monkeypatch: pytest.MonkeyP
     rows += [own_images.child_torchvision({**task, "cpu_seconds": 0.01})]
     for row in rows:
         assert {"accuracy", "balanced_accuracy", "cpu_seconds", "epochs"} <= row.keys()
-        assert row["accuracy"] * 9 == pytest.approx(round(row["accuracy"] * 9))  # of nine images
+        assert row["accuracy"] * 9 == pytest.approx(round(row["accuracy"] * 9))  # there are nine test images
         assert row["balanced_accuracy"] == pytest.approx(row["accuracy"])

@@ -1,4 +1,4 @@
-"""What the documents say is true: tables come from committed results, named files and commands exist."""
+"""The documents are true: tables come from committed results, and the named files and commands exist."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_an_own_result_changes_no_table(tables: Any, tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     for name in ("vs-d2l_a.json", "vs-d2l_own.json"):
         (folder / name).write_text("{}")
-    assert len(tables.published(tmp_path)) == 2  # an unpacked archive, without git
+    assert len(tables.published(tmp_path)) == 2  # an unpacked archive without git: all results
     tables.published.cache_clear()
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
     subprocess.run(["git", "-C", str(tmp_path), "add", "benchmarks/results/vs-d2l_a.json"], check=True)
@@ -76,7 +76,7 @@ def test_comments_of_recipes_state_the_newest_measurement(tables: Any) -> None:
         named = re.search(r'name="([^"]+)"', code) or re.search(r"_[A-Z_]+", code)
         assert named
         name = named[1] if named.lastindex else variables[named[0]]
-        if name.startswith("cifar/"):  # one seed each, in a competition's results
+        if name.startswith("cifar/"):  # one seed each; their figures are in the competition's results
             continue
         figures = measured[name]
         seconds = figures.get("train_seconds", {}).get("mean") or mean(s["total_seconds"] for s in figures["per_seed"])
@@ -133,14 +133,14 @@ def test_every_dependency_has_its_line() -> None:
     text = (ROOT / "docs" / "dependencies.md").read_text()
     extras = [r for requirements in project["project"]["optional-dependencies"].values() for r in requirements]
     groups = project["dependency-groups"]
-    developing = [r for r in (*groups["dev"], *groups["docs"]) if isinstance(r, str)]  # one includes the other
+    developing = [r for r in (*groups["dev"], *groups["docs"]) if isinstance(r, str)]  # not the include-group
     for requirement in [*project["project"]["dependencies"], *extras, *developing]:
         name = re.split(r"[><=\[]", requirement)[0]
         assert re.search(rf"\b{re.escape(name)}\b", text), name
 
 
 def test_chinese_pages_use_the_terms_of_d2l_zh() -> None:
-    """The words of the Chinese edition of the book: 汇聚, 小批量, 迭代周期, 全连接层, 卷积核, 精度, 增广, 索引."""
+    """The terms of the book's Chinese edition: 汇聚, 小批量, 迭代周期, 全连接层, 卷积核, 精度, 增广, 索引."""
     other = r"处理器|池化|批次|捷径|主干|滤波器|线性层|准确率|测试时增强|下标|做加法|(?<!迭代)周期"
     pages = {p.name: p.read_text(encoding="utf-8") for p in (*ROOT.glob("*.zh.md"), *ROOT.glob("docs/*.zh.md"))}
     for name in lessons.lessons():

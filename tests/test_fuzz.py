@@ -1,7 +1,7 @@
-"""Every parser of untrusted bytes on generated input: it succeeds, or fails with one line.
+"""Every parser of untrusted bytes gets generated input: it succeeds, or fails with one line.
 
-CI tries a few hundred inputs of each, always the same. CNNLAB_FUZZ=10 tries ten times as many, different each time;
-`--fuzz-table docs/security.md` writes the counts into that page. `fuzzing.Trials` checks the properties.
+CI tries a few hundred inputs for each, always the same ones. CNNLAB_FUZZ=10 tries ten times as many, different each
+time. `--fuzz-table docs/security.md` writes the counts into that page. `fuzzing.Trials` checks the properties.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ pytestmark = [pytest.mark.timeout(120 + 60 * MORE)]
 
 
 def fuzz(count: int, *strategies: Any, shrink: bool = True) -> Callable[[Callable[..., None]], None]:
-    """Run the decorated function on `count` draws of the strategies: always the same ones if CNNLAB_FUZZ=1."""
+    """Run the decorated function on `count` draws of the strategies, always the same ones if CNNLAB_FUZZ=1."""
     phases = [Phase.generate, Phase.shrink] if shrink else [Phase.generate]
     config = settings(max_examples=count * MORE, deadline=None, database=None, derandomize=MORE == 1, phases=phases,
                       suppress_health_check=list(HealthCheck))  # fmt: skip
@@ -134,9 +134,9 @@ def packed(kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", [".7z", ".zip", ".tar.gz"])
 def test_archives(trial: Trials, tmp_path: Path, kind: str) -> None:
-    """As they are, and with correct checksums."""
+    """Changed archives, some with corrected checksums."""
     good, path, out = packed(kind), tmp_path / f"a{kind}", tmp_path / "out"
-    # the list of members, which holds the structure
+    # the start of the member list, which holds the structure
     list_at = {".7z": 32 + int.from_bytes(good[12:20], "little"), ".zip": good.find(b"PK\1\2")}.get(kind, 0)
 
     @fuzz(140, changes, st.booleans())
@@ -192,7 +192,7 @@ def images() -> dict[str, bytes]:
 
 def test_images(trial: Trials, tmp_path: Path) -> None:
     good = images()
-    for content in good.values():  # all are images, and what decodes them is loaded
+    for content in good.values():  # the unchanged images are valid; this also loads the decoders
         assert decode("a", Decoding(3, 8, "pad"), content).shape == (3, 8, 8)
     fits = st.sampled_from(["pad", "crop", "stretch"])
 
@@ -291,7 +291,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rewrite(path: Path, value: Any, drawn: list[Any]) -> None:
-    """Write an edited JSON value with correct checksums; for metrics.jsonl, a list of rows."""
+    """Edit a JSON value and write it with correct checksums. For metrics.jsonl it is a list of rows."""
     try:
         value = edited(value, drawn)
         if path.name == "metrics.jsonl":
@@ -321,7 +321,7 @@ def read(path: Path) -> Any:
 
 @pytest.mark.parametrize("name", ["run.json", "recipe.json", "summary.json", "environment.json", "metrics.jsonl"])
 def test_run_folders(trial: Trials, tmp_path: Path, finished: Path, name: str) -> None:
-    """All that the command prints about a run without its data."""
+    """Everything that the command prints of a run without its data."""
     run_path = shutil.copytree(finished, tmp_path / "run")
 
     def print_all() -> None:
@@ -353,7 +353,7 @@ def test_run_folders(trial: Trials, tmp_path: Path, finished: Path, name: str) -
 def test_a_hostile_run_through_the_command(
     trial: Trials, tmp_path: Path, finished: Path, name: str, cnnlab: Callable[..., Any]
 ) -> None:
-    """`eval`, in this process: all the way from the folder to the figures."""
+    """The command `eval`, in this process, from the run's folder to the figures."""
     path = shutil.copytree(finished, tmp_path / "run") / name
 
     @fuzz(12, edits, changes, st.booleans(), shrink=False)
@@ -402,7 +402,7 @@ def test_folders_of_seeds_reproductions_and_competitions(trial: Trials, tmp_path
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw", "muon"])
 def test_checkpoints(trial: Trials, tmp_path: Path, kind: str) -> None:
-    """A checkpoint with a correct checksum, whatever it holds: it is refused, or the training continues from it."""
+    """A checkpoint with a correct checksum is refused, or the training continues from it, whatever it holds."""
     path, device = tmp_path / "checkpoint.safetensors", pick_device("cpu")
     recipe = Recipe(optimizer=kind, average="ema", momentum=0.9 if kind != "adamw" else 0.0)
     x, y = torch.rand(4, 1, 28, 28), torch.tensor([0, 1, 2, 0])
@@ -448,7 +448,7 @@ def test_checkpoints(trial: Trials, tmp_path: Path, kind: str) -> None:
         try:
             copy = json.loads(json.dumps(values))
             checkpoint._write(path, tensors, edited(copy, drawn) if edit else copy)
-        except (RecursionError, KeyError, ValueError):  # not even a hostile writer could
+        except (RecursionError, KeyError, ValueError):  # not even an attacker could write this
             assume(False)
         before = np.random.get_state()
         model, optimizer, average = fresh()
@@ -458,7 +458,7 @@ def test_checkpoints(trial: Trials, tmp_path: Path, kind: str) -> None:
                 check(path, found, {**SCHEMA, "rows": [{}]})
                 train_step(model, optimizer, x, y)
                 average.after_step(0)
-                np.random.rand(700)  # each random generator is used
+                np.random.rand(700)  # use each random generator
                 random.random()
                 torch.rand(700)
         finally:
@@ -467,7 +467,7 @@ def test_checkpoints(trial: Trials, tmp_path: Path, kind: str) -> None:
 
 @st.composite
 def headers(draw: Any) -> bytes:
-    """The header of a safetensors file, right or nearly, and some bytes."""
+    """Draw a safetensors file: a header, valid or nearly so, and some bytes."""
     dtypes = st.sampled_from(["F32", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "C64", "F4", "F6_E2M3", "X", ""])
     numbers = st.one_of(st.integers(0, 40), st.sampled_from([2**31, 2**62, 2**63, 2**64 - 1, -1, 10**30, 1.5]))
     entries = st.tuples(st.text(max_size=6), dtypes, st.lists(numbers, max_size=4), numbers, numbers)
@@ -484,7 +484,7 @@ def headers(draw: Any) -> bytes:
 
 
 def test_weights(trial: Trials, tmp_path: Path) -> None:
-    """Only the saved weights may be accepted."""
+    """Only the weights that were saved may be accepted."""
     path, model = tmp_path / "w.safetensors", build_model("lenet", num_classes=3, in_channels=1, image_size=28)
     checkpoint.save_weights(path, model)
     good, whole = path.read_bytes(), {k: v.clone() for k, v in model.state_dict().items()}
@@ -504,7 +504,7 @@ def test_weights(trial: Trials, tmp_path: Path) -> None:
 
 
 def competition_zip() -> bytes:
-    """A competition in one zip: tables, a folder of images, an archive of images."""
+    """Return a competition in one zip: tables, a folder of images, an archive of images."""
     image = picture("PNG", "L", (5, 5))
     return zipped({
         "trainLabels.csv": "id,label\n0,a\n1,b\n2,a\n", "sampleSubmission.csv": "id,label\n0,a\n1,a\n",
@@ -513,7 +513,7 @@ def competition_zip() -> bytes:
 
 
 def try_store(trial: Trials, place: Path) -> None:
-    """Check a store as before a training."""
+    """Check a store as a training would."""
     with trial("store", place):
         store = open_store(place)
         intact(store)

@@ -1,4 +1,4 @@
-"""The house's rules: which names are public, who may import whom, and that --help is quick."""
+"""The rules of this package: which names are public, which module may import which, and that --help is quick."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import cnnlab
 
 SOURCE = Path(cnnlab.__file__).parent
 
-# A room may import only from rooms to its left. Rooms that share a place are strangers to each other.
+# A subpackage ("room") may import only from those to its left. Those separated by a comma may not import each other.
 RULE = (
     "io < recipe < recipes < defaults < models < device < data < training < inference < inspect < export < serve < competition, sweep < chapter, d2l"
     " < machine < app < cli < __main__"

@@ -1,4 +1,4 @@
-"""Loading a trained model and classifying what a Python user holds: the same answers as from files."""
+"""Loading a trained model and classifying Python objects: the same answers as for files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from conftest import Command
 
 @pytest.fixture(scope="module")
 def grey_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Digits: grey, 28 pixels from 8, fit=pad."""
+    """A run on the digits: grey, 8 pixels enlarged to 28, fit=pad."""
     return train(
         choose_recipe(settings=["epochs=2"]), runs_dir=tmp_path_factory.mktemp("runs"), name="grey", progress="none"
     ).run
@@ -98,7 +98,7 @@ def test_grey_and_colour_are_converted(grey_run: Run, shapes: Path) -> None:
 def test_inverting_does_not_touch_the_bars(shapes: Path, tmp_path: Path, fit: str, mode: str) -> None:
     if mode == "L":
         for file in shapes.rglob("*.*"):
-            if file.suffix == ".webp":  # which has no grey mode
+            if file.suffix == ".webp":  # WebP has no grey mode
                 file.unlink()
             else:
                 Image.open(file).convert("L").save(file)

@@ -47,7 +47,7 @@ def test_named_recipes_know_their_names(name: str) -> None:
 
 def test_our_recipes_select_on_validation() -> None:
     for name, recipe in RECIPES.items():
-        # The competition's own labels are held back: there is no test set.
+        # Kaggle holds back the labels of the competition, so there is no test set.
         assert (recipe.eval_split == "test") == (name.startswith("manual/") and recipe.data == "fashion-mnist")
 
 

@@ -1,4 +1,4 @@
-"""What the settings beyond the manual's do in a training: augmentation, mixed labels, precision, layout, all images."""
+"""Settings beyond the manual's in a training: augmentation, mixed labels, precision, layout, all images."""
 
 from __future__ import annotations
 
@@ -122,9 +122,9 @@ def test_training_on_all_images_evaluates_a_subset(quick: Recipe, cnnlab: Comman
     assert result.run.metrics()[-1]["train_subset_acc"] == result.summary["train_subset_acc"]
     assert "train_subset acc" in str(result)
     assert "train_subset acc is measured on some of them" in str(result)
-    assert result.run.weights().name == "last.safetensors"  # there is nothing to choose an epoch by
+    assert result.run.weights().name == "last.safetensors"  # no figure to choose an epoch by
     answer = cnnlab("eval", "runs/every", "--split", "train", "--json")
-    # all 256 images are in the evaluated subset, in the same mode
+    # the evaluated subset has all 256 images, in the same mode
     assert json.loads(answer.stdout)["accuracy"] == result.summary["train_subset_acc"]
     assert "held no images out" in one_line_error(cnnlab("eval", "runs/every", "--split", "validation"))
     assert cnnlab("runs").returncode == cnnlab("train", "--resume", "runs/every").returncode == 0
@@ -149,7 +149,7 @@ def test_a_run_is_resumed_in_its_precision(quick: Recipe, monkeypatch: pytest.Mo
         patch.setattr(checkpoint, "save_checkpoint", stop)
         with pytest.raises(TrainingInterrupted):
             train(recipe, name="stopped")
-    monkeypatch.setattr(hardware, "has_bfloat16", lambda device: False)  # as on another CPU
+    monkeypatch.setattr(hardware, "has_bfloat16", lambda device: False)  # as on a CPU without it
     resume("runs/stopped")
     assert weights(Path("runs/stopped"))["0.weight"].equal(weights(whole.run.path)["0.weight"])
     plain = train(recipe, name="plain")

@@ -1,4 +1,4 @@
-"""The documentation's site: it builds without a warning, its links hold, and viewing it asks no other host."""
+"""The documentation site: it builds without warnings, links work, and viewing it contacts no other host."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MAKE = ROOT / "scripts" / "make_site.py"
 pytestmark = pytest.mark.slow
 
-# What a browser fetches by itself; of <link> all but the kinds that only name an address.
+# Attributes whose URL a browser fetches by itself, and the kinds of <link> that fetch nothing.
 FETCHED = {"src", "srcset", "data", "poster", "background", "xlink:href", "action", "formaction", "manifest", "ping"}
 TELLING = {"canonical", "author", "license", "alternate", "help", "next", "prev", "search", "edit"}
 OUTSIDE = re.compile(r"\s*([a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
@@ -39,7 +39,7 @@ IN_STYLE = re.compile(r"""(?:url\(\s*|@import\s+(?!url))['"]?([^'")\s]+)""")
 
 
 class Page(HTMLParser):
-    """fetches: addresses that the page makes a browser fetch; links: those that a reader may follow; ids; policy."""
+    """A page. fetches: URLs that a browser fetches; links: those that a reader may follow; ids; policy: the CSP."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ def test_a_lesson_becomes_a_page(tmp_path: Path) -> None:
     assert text.startswith("# Title\n\nHow.\n\nWhy $x^2$.")
     assert "标题" not in text
     assert "~~~~python\nprint(1)\n~~~~\n\n~~~~{.text .output}\n1\n~~~~\n\n| a |\n|---|\n" in text
-    # A solution is opened as a whole.
+    # A solution is one block that opens as a whole.
     assert text.count('??? note "Solution"') == 1
     assert '??? note "Solution"\n\n    ~~~~python\n    draw()' in text
     assert "\n    ![Two lines](07_x-1.png)" in text
@@ -219,12 +219,12 @@ def test_a_lesson_runs_once_for_the_site(tmp_path: Path, monkeypatch: pytest.Mon
 
     ran: list[list[str]] = []
     monkeypatch.setattr(pages, "execute", lambda cells: ran.append(cells) or [[]])
-    # Prose is not run, so a change of it needs no new run.
+    # A change of the prose alone needs no new run.
     (tmp_path / "01_one.py").write_text(source.format("first").replace("# One", "# Two"), encoding="utf-8")
     assert pages.run("01_one", cache)[0][0]["text"] == "first\n"
     assert ran == []
     (tmp_path / "01_one.py").write_text(source.format("second"), encoding="utf-8")
-    pages.write(tmp_path / "site", None)  # no outputs asked for
+    pages.write(tmp_path / "site", None)  # without outputs
     assert ran == []
     assert pages.run("01_one", cache) == [[]]
     assert ran == [["print('second')"]]
@@ -261,7 +261,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pages(site: Path) -> dict[str, Page]:
-    """The site's own pages, all but the reports, which `cnnlab report` wrote."""
+    """The pages of the site, except the reports, which `cnnlab report` wrote."""
     names = {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
     own = (name for name in names if not name.startswith("docs/reports/"))
     return {name: Page((site / name).read_text(encoding="utf-8")) for name in own}
@@ -314,7 +314,7 @@ def test_nothing_comes_from_another_host(site: Path, pages: dict[str, Page]) -> 
     assert len(pages) > 10
     for name, page in pages.items():
         assert outside(page.fetches) == [], name
-        # scripts could ask at run time: the policy forbids it
+        # the policy forbids requests that scripts would make at run time
         assert page.policy.startswith("default-src 'self' "), name
         assert not re.search(r"https?:|\*", page.policy), name
         assert page.fetches, name
@@ -322,7 +322,7 @@ def test_nothing_comes_from_another_host(site: Path, pages: dict[str, Page]) -> 
     assert styles
     for path in styles:
         assert outside(IN_STYLE.findall(path.read_text(encoding="utf-8"))) == [], path
-    # What scripts could ask for, comments aside: a later theme that names another host is checked before it is used.
+    # Hosts named in scripts, except in comments: if a later theme names another one, check it before using the theme.
     known = re.compile(r"https?://(www\.w3\.org/|unpkg\.com/(mermaid@|resize-obs)|api\.github\.com/|\$\{e\}/api/v4/)")
     for path in site.rglob("assets/**/*.js"):
         text = re.sub(r"/\*.*?\*/", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
@@ -330,7 +330,7 @@ def test_nothing_comes_from_another_host(site: Path, pages: dict[str, Page]) -> 
         assert not found, (path, found)
 
 
-# Elements that reach over the right side of the screen, and do not lie in something that scrolls.
+# Elements that extend beyond the right edge of the screen and are not inside a scrolling element.
 OVER = """[...document.querySelectorAll('.md-content *')].filter(e => {
   const box = e.getBoundingClientRect();
   if (!box.width || box.right <= innerWidth + 1) return false;
@@ -340,7 +340,7 @@ OVER = """[...document.querySelectorAll('.md-content *')].filter(e => {
 }).map(e => e.outerHTML.slice(0, 100))"""
 
 
-# Faults of what is drawn: code that does not fit, code under the button that copies it, pictures missing or untitled.
+# Visible faults: code that does not fit, code under its copy button, pictures that are missing or have no title.
 FAULTS = """[...document.querySelectorAll('.md-content pre > code')].flatMap(code => {
   const faults = [];
   if (code.scrollWidth > code.clientWidth + 1 && !(innerWidth < 960 && code.closest('.output')))
@@ -375,16 +375,16 @@ def server(site: Path) -> Iterator[str]:
 
 def opened(pages: dict[str, Page]) -> list[str]:
     lessons = sorted(name for name in pages if name.startswith("lessons/"))
-    return [name for name in sorted(pages) if name not in lessons[4:]]  # the others are built alike
+    return [name for name in sorted(pages) if name not in lessons[4:]]  # the other lessons are built in the same way
 
 
 @pytest.mark.parametrize("width", [390, 1440])
 def test_a_browser_shows_every_page_within_its_width(server: str, pages: dict[str, Page], width: int) -> None:
     names = opened(pages)
-    if width == 1440:  # pages with much code, and one of each kind, in English: 390 pixels are the harder case
+    if width == 1440:  # only English pages with much code, and one of each kind: 390 pixels are the harder case
         kinds = "index|README|competition|adding|api|speed|recipes|lessons"
         names = [n for n in names if re.search(kinds, n) and ".zh" not in n]
-    # Without the policy, to see what it would have refused.
+    # Without the policy, to see the requests that it would have blocked.
     with browser.chromium(viewport={"width": width, "height": 844}, is_mobile=width < 600, bypass_csp=True) as tab:
         for name in names:
             tab.go(server + name)
@@ -397,7 +397,7 @@ def test_a_browser_shows_every_page_within_its_width(server: str, pages: dict[st
             assert tab.errors == [], name
 
 
-# What a reader asks for, and the page that should be first.
+# Queries of readers, and the page that should come first.
 SEARCHES = [
     ("class activation map", "reference/python.html"), ("batch norm", "lessons/07_batch_norm.html"),
     ("residual block", "lessons/08_resnet.html"), ("roster", "docs/grading.html"), ("evaluate_run", "reference/python.html"),
@@ -412,16 +412,16 @@ SEARCHES = [
 
 
 def found(tab: browser.Tab, query: str) -> list[str]:
-    """Return the pages that a search finds, in order."""
+    """Return the pages that a search finds, best first."""
     tab.page.locator("[name=query]").focus()
     tab.page.keyboard.insert_text(query)
-    tab.page.keyboard.press("Shift")  # the theme listens for a key
+    tab.page.keyboard.press("Shift")  # the theme waits for a key event
     tab.page.locator(".md-search-result__link").first.wait_for(state="attached")
     links = "[...document.querySelectorAll('.md-search-result__item > .md-search-result__link')].map(a => a.href)"
     return [str(link).partition("#")[0] for link in tab.value(links)]
 
 
-# Ask the search as the theme's scripts do; return the pages found for each query.
+# Query the search worker as the theme does; return the pages found for each query.
 ASK = """async queries => {
   const index = await (await fetch('search/search_index.json')).json();
   const search = new Worker('');
@@ -441,8 +441,8 @@ def test_the_search_finds_the_right_page_first(reader: browser.Tab, server: str)
     reader.go(server + "index.html")
     pages = reader.value(ASK, [query for query, _ in SEARCHES])
     assert {query: links[0] if links else "" for query, links in pages.items()} == dict(SEARCHES)
-    assert len(pages["类激活图"]) < 5  # once 41, of which one was right
-    # Markup and the characters of regular expressions are text; what is nowhere is not found.
+    assert len(pages["类激活图"]) < 5  # once there were 41, one of them right
+    # Markup and regular expressions are searched as plain text. Words on no page are not found.
     queries = (
         "(",
         "a\\",
@@ -475,7 +475,7 @@ def test_links_within_the_site_hold(site: Path, pages: dict[str, Page]) -> None:
     for name, page in pages.items():
         for link in page.links:
             parts = urlsplit(link)
-            if name == "404.html" or not link or parts.scheme or parts.netloc:  # 404: from the server's root
+            if name == "404.html" or not link or parts.scheme or parts.netloc:  # 404.html: links from the server's root
                 continue
             target = ((site / name).parent / unquote(parts.path)).resolve() if parts.path else (site / name)
             if target.is_dir():

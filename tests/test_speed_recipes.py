@@ -1,4 +1,4 @@
-"""The recipes for speed: their cost, and that each of them trains."""
+"""The speed recipes: their cost, and that each of them trains."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cnnlab.training.evaluate import logits
 
 SPEED = [name for name in RECIPES if name.startswith(("speed/", "fast/"))]
 SHORT = {"limit": 100, "epochs": 1, "batch_size": 50}
-# Of recipes that differ in epochs and batches only, one.
+# One of each group of recipes that differ only in epochs and batch size.
 TRAINED = {
     replace(RECIPES[name], name="", **SHORT): name for name in SPEED if RECIPES[name].model != "airbench96"
 }.values()
@@ -28,7 +28,7 @@ NETWORKS = [name for name in EXPERIMENTS if name != "lenet-bn-scratch"]
 
 
 def multiply_adds(recipe: Recipe, images: int) -> float:
-    """Of the forward passes of a whole training, from the layers' own shapes."""
+    """Return the multiply-adds of the forward passes of a training, computed from the layers' shapes."""
     size = recipe.image_size or 28
     counts: list[float] = []
 
@@ -76,7 +76,7 @@ def test_each_trains(name: str, fashion_folder: Path) -> None:
 
 def test_the_fastest_recipe_reaches_its_accuracy(fashion_folder: Path) -> None:
     result = train("speed/fashion-90", data_dir=fashion_folder, name="run", limit=10_000)
-    assert result.summary["val_acc"] > 0.83  # of a sixth of the images
+    assert result.summary["val_acc"] > 0.83  # trained on a sixth of the images
 
 
 def test_views_are_averaged() -> None:

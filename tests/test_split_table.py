@@ -1,4 +1,4 @@
-"""The split of a run as a table, and the same split again from it."""
+"""The split of a run as a table, and the same split read from it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OPTIONS = SourceOptions(data_dir=Path())
 
 
 def photographs(folder: Path, patients: int = 4) -> None:
-    """Write images of two classes, one patient's each into a folder; `=a.png` and `-b.png` look like formulas."""
+    """Write images of two classes, a folder per patient. `=a.png` and `-b.png` look like formulas."""
     draw = np.random.default_rng(len(str(folder.name)))
     for name in ("cat", "=dog"):
         for patient in range(patients):
@@ -51,7 +51,7 @@ def test_a_saved_split_is_used_again(tmp_path: Path, cnnlab: Command) -> None:
     sides = [{row["group"] for row in rows if row["split"] == part} for part in ("train", "validation")]
     assert not set.intersection(*sides)
 
-    # A class whose name looks like a formula gets an apostrophe; all else is the same.
+    # A class name that looks like a formula gets an apostrophe. All else is the same.
     again = load_splits(Recipe(data="csv:pets/split.csv"), OPTIONS)
     own = load_splits(run.recipe, OPTIONS)
     for part, there in zip(again, own, strict=True):

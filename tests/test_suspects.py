@@ -1,4 +1,4 @@
-"""Label suspects: confident learning against a slow reference, and planted label errors among handwritten digits."""
+"""Label suspects: confident learning against a slow reference, and planted label errors in handwritten digits."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_planted_label_errors_are_found_out_of_fold(cnnlab: Command, tmp_path: P
     recall, precision = len(planted & set(named)) / 30, len(planted & set(named)) / len(named)
     assert recall >= 0.7, (recall, precision)
     assert precision >= 0.8, (recall, precision)
-    assert len(planted & set(named[:20])) >= 18  # the first ones are the surest
+    assert len(planted & set(named[:20])) >= 18  # sorted by certainty
     assert (found.images, found.out_of_fold) == (600, True)
     true = {f"{i}.png": some.classes[k] for i, k in enumerate(some.labels.tolist())}
     right = [s.predicted == true[s.path] for s in found.suspects if s.path in planted]
@@ -63,7 +63,7 @@ def test_planted_label_errors_are_found_out_of_fold(cnnlab: Command, tmp_path: P
         assert [row["path"] for row in csv.DictReader(file)] == named
     assert "exists" in one_line_error(cnnlab("data", "suspects", "folds", "--csv", tmp_path / "s.csv"))
 
-    # A single fold judges what it held out, and says that the others were not searched.
+    # A single fold judges only the images that it held out, and says so.
     alone = find_suspects("folds/fold-1", data=images, threads=1)
     assert (alone.images, alone.out_of_fold) == (300, False)
     assert "--folds" in alone.to_text()

@@ -1,4 +1,4 @@
-"""The threshold for "none of these": what it accepts, how it is saved, and what predict and eval make of it."""
+"""The threshold for "none of these": what it accepts, how it is saved, and how predict and eval use it."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_what_cannot_be_chosen_leaves_the_threshold_as_it_was(run: Run, cnnlab: 
 
     file.write_text(json.dumps({**json.loads(before), "threshold": 0.1}))
     assert "cnnlab calibrate" in one_line_error(cnnlab("eval", run.path))
-    assert set_threshold(run, precision=0.5, threads=1) == chosen  # which is the remedy
+    assert set_threshold(run, precision=0.5, threads=1) == chosen  # the remedy that the error names
     assert file.read_bytes() == before
     file.unlink()
     assert load_model(run).threshold == 0

@@ -1,4 +1,4 @@
-"""A recipe: every setting of a training, as data. No torch here, so that reading one is instant."""
+"""A recipe: every setting of a training run, as data. This module does not import torch, so it loads instantly."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any, get_type_hints
 from cnnlab.io.errors import CnnlabError, unknown
 from cnnlab.io.text import truncate
 
-# The splits that can be evaluated after each epoch, each with the prefix of its figures. `train` is for training on
-# every labelled image: a subset of them is evaluated, without augmentation.
+# The splits that can be evaluated after each epoch, each with the prefix of its metrics. `train` is for training on
+# all labelled images: a subset of them is evaluated, without augmentation.
 KEYS = {"validation": "val", "test": "test", "train": "train_subset"}
 FORMATS = ("contiguous", "channels_last")
 LARGEST_SIDE = 8192  # pixels a side of a source's images
-LONGEST = 8192  # characters of a text: a source may be a long path, a name lists changes
+LONGEST = 8192  # characters of a string: a source may be a long path, and a name lists changes
 # The modes of torch.compile that are tested. On CUDA the step is also captured as a graph, except with
 # `reduce-overhead`, which does that itself.
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")
 # off: eager; record: eager, captured as a CUDA graph; else a mode of torch.compile.
 COMPILE = ("off", "record", *COMPILE_MODES)
-_OVERFIT_UPDATES = 200  # the recipes' networks learn a batch by heart in fewer
-# What may choose the best epoch, each with the key of its figure after the split's prefix.
+_OVERFIT_UPDATES = 200  # the recipes' networks memorize a batch in fewer
+# The metrics that can select the best epoch, each with its key after the split's prefix.
 SELECT = {"accuracy": "acc", "balanced_accuracy": "balanced_acc", "macro_f1": "macro_f1", "loss": "loss"}
 SCHEDULES = ("constant", "cosine", "one-cycle", "step", "trapezoid")
 
@@ -37,7 +37,7 @@ def _setting(
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All settings of a training, in natural units. Frozen: derive another with `dataclasses.replace`.
+    """All settings of a training run, in natural units. Frozen: derive another with `dataclasses.replace`.
 
     Steps and per-step learning rates are computed in `cnnlab.training`, never stored here.
 
@@ -226,17 +226,17 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        """The prefix of the evaluated split's figures: `val`, `test` or `train_subset`."""
+        """The prefix of the evaluated split's metrics: `val`, `test` or `train_subset`."""
         return KEYS[self.eval_split]
 
     @property
     def passes(self) -> int:
-        """Passes over the training images in an epoch: 1; with `overfit`, enough for 200 updates in all epochs."""
+        """Passes over the training images per epoch: 1; with `overfit`, enough for 200 updates in total."""
         return max(1, math.ceil(_OVERFIT_UPDATES / (self.epochs * self.overfit))) if self.overfit else 1
 
     @property
     def best_by(self) -> str:
-        """The figure of a row that chooses the best epoch: `val_acc`; without validation images the training loss."""
+        """The metric that selects the best epoch, such as `val_acc`; `loss`, the training loss, without validation."""
         return f"val_{SELECT[self.select]}" if self.eval_split == "validation" else "loss"
 
     def to_dict(self) -> dict[str, Any]:
@@ -245,7 +245,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
-        """Return the recipe that `to_dict` turned into `values`. Raise CnnlabError."""
+        """Return the recipe from the values of `to_dict`. Raise CnnlabError for an unknown, missing or bad setting."""
         for key in values:
             if key not in SETTINGS:
                 raise unknown("setting", key, SETTINGS)
@@ -255,18 +255,19 @@ class Recipe:
         return cls(**values)
 
     def with_settings(self, settings: Sequence[str]) -> Recipe:
-        """Return a copy changed by `key=value` texts. Its name lists the changes.
+        """Return a copy with `key=value` settings applied. Its name lists the changes.
 
-        Raise CnnlabError for a text without `=`, an unknown key, which names its near neighbours, or a bad value.
+        Raise CnnlabError for a setting without `=`, an unknown key, suggesting similar ones, or a bad value.
         """
         return self.changed(**parse_settings(settings))
 
     def changed(self, **changes: Any) -> Recipe:
         """Return a copy with `changes`. Its name lists those that differ, so that a report cannot hide them.
 
-        `dataclasses.replace` keeps the name. The changes cannot be listed later: the named recipe may be another.
+        The changes are listed now, because the recipe of that name may be different later. `dataclasses.replace` keeps
+        the name.
 
-        Raise CnnlabError for an unknown setting, naming its near neighbours, and for a bad value.
+        Raise CnnlabError for an unknown setting, suggesting similar ones, or a bad value.
         """
         for key in changes:
             if key not in SETTINGS:
@@ -277,14 +278,14 @@ class Recipe:
 
 
 def check_value(name: str, value: Any) -> Any:
-    """Return a value of the setting `name`; a whole number becomes a float where the setting is one.
+    """Check and return a value of the setting `name`. An int becomes a float if the setting is one.
 
     Raise CnnlabError, naming the setting, for another type or a value out of range.
     """
     kind, rule = TYPES[name], SETTINGS[name].metadata
     if kind is float and type(value) is int and abs(value) < 10**300:  # larger ones are out of bounds anyway
         value = float(value)
-    given = type(value)  # not isinstance: true is no whole number
+    given = type(value)  # not isinstance: a bool must not pass as an int
     if given is not kind:
         raise CnnlabError(f"{name}={_short(value)}: {_EXPECTED[kind]}")
     if rule["choices"] and value not in rule["choices"]:
@@ -299,7 +300,7 @@ def check_value(name: str, value: Any) -> Any:
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """Return the values of `key=value` texts. Raise as `Recipe.with_settings`."""
+    """Parse `key=value` settings into a dict. Raise CnnlabError as `Recipe.with_settings` does."""
     changes: dict[str, Any] = {}
     for text in settings:
         key, equals, value = text.partition("=")
@@ -313,7 +314,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 
 
 def _short(value: object) -> str:
-    """Return `value` for an error message: it may be a number of thousands of digits, or deeply nested."""
+    """Return `value`, shortened for an error message. It may be a number of thousands of digits, or deeply nested."""
     if isinstance(value, int) and value.bit_length() > 400:
         return "a number of over 100 digits"
     try:
@@ -346,13 +347,13 @@ _EXPECTED: dict[type, str] = {
     str: "expected a string",
 }
 SETTINGS = {f.name: f for f in fields(Recipe)}
-# Changes of these are not listed in the name: they change no weight, or are reported on their own, as seed and data.
+# Not listed in the name when changed: they do not change the weights, or are reported separately, like the seed.
 _UNLISTED = {"name", "columns", "seed", "fold", "save_seconds", "save_steps"}
 TYPES: dict[str, type] = get_type_hints(Recipe)
 
 
 def figure_label(key: str) -> str:
-    """Return the key of a figure as it is printed: `val macro F1` for `val_macro_f1`."""
+    """Return the key of a metric as it is printed: `val macro F1` for `val_macro_f1`."""
     return key.replace("_f1", "_F1").replace("_", " ")
 
 

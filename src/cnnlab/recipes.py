@@ -1,7 +1,8 @@
-"""The named recipes: the manual's experiments as it prints them, and our defaults for each kind of source.
+"""The named recipes: the manual's experiments as printed there, and our defaults for each kind of source.
 
-The comment above a recipe gives the mean and standard deviation of the last epoch over five seeds, and the time of one
-training, on two cores of an AMD EPYC (Zen 5): benchmarks/results/recipe-seeds_amd-epyc-avx512-2-cores_2026-11-27.json.
+The comment above a recipe gives the accuracy after the last epoch (mean and standard deviation over five seeds) and the
+training time, on two cores of an AMD EPYC (Zen 5):
+benchmarks/results/recipe-seeds_amd-epyc-avx512-2-cores_2026-11-27.json.
 Run a recipe with `cnnlab train --data SOURCE --recipe NAME`.
 """
 
@@ -13,7 +14,7 @@ from cnnlab.io.errors import CnnlabError, expand, unknown
 from cnnlab.io.files import read_json
 from cnnlab.recipe import Recipe
 
-# The manual, chapter 1, common to all its Fashion-MNIST experiments: pixels in 0..1 without normalization,
+# Common to all Fashion-MNIST experiments of the manual's chapter 1: pixels in 0..1 without normalization,
 # Xavier-uniform initial weights, plain SGD without momentum, weight decay or schedule, all 60,000 images used for
 # training, evaluation on the test set after each epoch.
 _MANUAL = Recipe(
@@ -96,11 +97,11 @@ RECIPES: dict[str, Recipe] = {
         replace(_MANUAL, name="manual/resnet18", model="resnet18-manual", learning_rate=0.05, image_size=96),
         replace(_MANUAL, name="manual/googlenet", model="googlenet", learning_rate=0.1, batch_size=128, image_size=96),
         replace(_MANUAL, name="manual/densenet", model="densenet", learning_rate=0.1, image_size=96),
-        # The competition of section 1.6, as the manual's source trains: loss summed over a batch of 128, learning rate
-        # 2e-4, weight decay 5e-4. With the mean loss the same updates need 128 times that learning rate and 1/128 of
-        # that weight decay. Unlike the source: the last batch is not dropped, biases and norm scales have no weight
-        # decay, the crop is resampled once (there it is first enlarged to 40 pixels), and pixels are normalized by the
-        # training set's own standard deviation.
+        # The competition of section 1.6, trained as in the manual's code: loss summed over a batch of 128, learning
+        # rate 2e-4, weight decay 5e-4. With the mean loss the same updates need 128 times that learning rate and 1/128
+        # of that weight decay. Unlike that code: the last batch is not dropped, biases and norm scales have no weight
+        # decay, the crop is resampled once (there the image is first enlarged to 40 pixels), and pixels are normalized
+        # with the training set's own standard deviation.
         Recipe(
             name="manual/cifar-resnet18",
             data="store:PATH",
@@ -117,14 +118,14 @@ RECIPES: dict[str, Recipe] = {
             flip=True,
             memory_format="channels_last",
         ),
-        # On held-out images, without TTA and with more views; time of `cnnlab kaggle all` in bfloat16:
+        # Accuracy on held-out images without and with test-time augmentation; time of `cnnlab kaggle all` in bfloat16:
         # benchmarks/results/competition-*.json. The first two: one seed each, 5,000 images, six views.
         # val acc 0.932, 0.937; 9 minutes with --no-retrain
         replace(_CIFAR_LARGE, name="cifar/10min", epochs=8),
         # val acc 0.942, 0.947; 33 minutes with retraining
         replace(_CIFAR_LARGE, name="cifar/1h", epochs=16),
-        # The mean of three networks on 2,000 held-out images: `cnnlab kaggle all FOLDER --recipe cifar/winner --seeds 3
-        # --no-retrain`.
+        # An ensemble of three networks, on 2,000 held-out images:
+        # `cnnlab kaggle all FOLDER --recipe cifar/winner --seeds 3 --no-retrain`.
         # val acc 0.9515, 0.9565 with two views; 137 minutes on two slower cores (Zen 4), beside other work
         replace(_CIFAR_LARGE, name="cifar/winner", epochs=30, start_size=20, cutout=10, val_fraction=0.04),
         # For a GPU; not measured. The paper's settings for 96%, with Muon instead of SGD.
@@ -167,7 +168,7 @@ RECIPES: dict[str, Recipe] = {
             flip=False,
             alternating_flip=False,
         ),
-        # Not measured: nobody has had the data here.
+        # Not measured: the data was not available.
         replace(_CIFAR_LARGE, name="speed/cifar100-70", data="cifar100", epochs=16),
         replace(_CIFAR_LARGE, name="speed/cifar100-75", data="cifar100", model="airbench96", epochs=24, shift=4),
         # On the validation split, five seeds: benchmarks/results/cifar-speed_*.json.
@@ -224,10 +225,10 @@ RECIPES: dict[str, Recipe] = {
             schedule="one-cycle",
         ),
         # ImageNet: 1,000 classes, packed by `cnnlab data pack`; on 8 GPUs, 128 images of the batch on each.
-        # Settings of torchvision's training of ResNet-50 where there are such, for 100 epochs. Never trained: run for a
-        # few steps on a set of that shape. Expected cost, computed and not measured: 24.5 GFLOP an image in training,
-        # 128 million images, 3.1e18 FLOP; at 1,000 images/s on each of 8 GPUs four and a half hours. The decoders
-        # must deliver as many: at the 3.8 ms of CPU time an image that benchmarks/packed.py measures, 30 cores.
+        # Settings of torchvision's training of ResNet-50 where it has them, for 100 epochs. Never trained in full: only
+        # a few steps were run, on data of that shape. Estimated cost, not measured: 24.5 GFLOP per training image, 128
+        # million images, 3.1e18 FLOP; four and a half hours on 8 GPUs at 1,000 images/s each. The decoders must keep
+        # up: at 3.8 ms of CPU time per image, as measured by benchmarks/packed.py, that takes 30 cores.
         # Crops are taken from the middle square of 224 pixels, not from the whole photograph, hence their larger area.
         Recipe(
             name="imagenet/resnet50",
@@ -266,8 +267,9 @@ RECIPES: dict[str, Recipe] = {
             weight_decay=0.01,
             schedule="one-cycle",
         ),
-        # For networks with published weights, on any source: the head on features that are computed once, then all
-        # layers, the early ones slower. Its settings were tried with one seed each (docs/log.md).
+        # For networks with published weights, on any source: first the head is trained on features that are computed
+        # once, then all layers, the early ones at a lower learning rate. Its settings were tried with one seed each
+        # (docs/log.md).
         Recipe(
             name="finetune",
             data="folder:PATH",
@@ -290,7 +292,7 @@ RECIPES: dict[str, Recipe] = {
             memory_format="channels_last",
             val_fraction=0.2,
         ),
-        # For images of your own: `defaults.fitted` adapts it to them. A first choice, from few trainings: docs/log.md.
+        # For images of your own: `defaults.fitted` adapts it to them. A first choice, from few runs: docs/log.md.
         replace(
             _FAST,
             name="images",
@@ -309,9 +311,9 @@ RECIPES: dict[str, Recipe] = {
 
 
 def find_recipe(name: str) -> Recipe:
-    """Return the recipe called `name`, or that of the file NAME.json, such as a run's recipe.json.
+    """Return the recipe called `name`, or read it from a file NAME.json, such as a run's recipe.json.
 
-    Raise CnnlabError, naming the near neighbours of an unknown name, or the file and what is wrong with it.
+    Raise CnnlabError for an unknown name, suggesting similar ones, or for a file that is not a recipe.
     """
     if name.lower().endswith(".json"):
         path = expand(name)

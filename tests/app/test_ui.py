@@ -289,7 +289,7 @@ def test_a_search_is_a_process_of_its_own(
 ) -> None:
     printed: dict[tuple[str, ...], str] = {}
 
-    def run_here(kind: str, words: list[str]) -> searching.Search:  # what the command prints, without its imports
+    def run_here(kind: str, words: list[str]) -> searching.Search:  # prints as the command does, without its imports
         script = f"import time; time.sleep(0.2); print({printed[tuple(words)]!r})"
         words = [sys.executable, "-S", "-c", script]
         return searching.Search(kind, subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
@@ -321,7 +321,7 @@ def test_a_search_is_a_process_of_its_own(
     assert [row["ids"] for row in found["rows"]] == [["c0/0.png", "c0/2.png"]]
     assert len(found["pictures"]) == 2
     assert found["pictures"][0] == found["pictures"][1] is not None
-    # One that is ended says so in a line.
+    # A search that is stopped says so in one line.
     monkeypatch.setattr(searching, "_run", real)
     number = server.ask("/api/search", json.dumps({"kind": "near", "what": "folder:/nowhere"}).encode())[1]["search"]
     server.app.state.searches.end()
@@ -335,7 +335,7 @@ def test_the_form_has_all_settings(server: Server) -> None:
 
 
 def test_a_training_is_a_process_of_its_own(folder: Path, trained: list[Any]) -> None:
-    """It is in another session than the server, so neither Ctrl-C there nor its end stops it."""
+    """It runs in a session of its own, so neither Ctrl-C in the server's terminal nor the server's end stops it."""
     trainings = Trainings(folder, None, 1)
     name = trainings.start({"data": "digits", "settings": ["epochs=1000", "limit=100", "compile=off"]})
     process = trainings._started[name]
@@ -344,10 +344,10 @@ def test_a_training_is_a_process_of_its_own(folder: Path, trained: list[Any]) ->
     assert listing.Runs(folder).rows()[0]["state"] == "running"
     with pytest.raises(cnnlab.CnnlabError):
         trainings.resume(name)
-    with pytest.raises(cnnlab.CnnlabError):  # also before it has the run's lock
+    with pytest.raises(cnnlab.CnnlabError):  # even before the process holds the run's lock
         trainings._run(name, ["train", "--resume", str(folder / name)])
     assert trainings._started[name] is process
-    Trainings(folder, None, 1).stop(name)  # also by another server
+    Trainings(folder, None, 1).stop(name)  # another server can stop it, too
     assert process.wait(60) == 130
     assert "--resume" in trainings.states()[0]["output"]
     row = next(row for row in listing.Runs(folder).rows() if row["name"] == name)
@@ -386,7 +386,7 @@ def tab() -> Iterator[Tab]:
 
 
 def test_from_the_form_to_the_report(server: Server, trained: list[Any], tab: Tab) -> None:
-    """Train, watch, stop, resume, open a cell of the matrix, try an image, compare: without an outside request."""
+    """Train, watch, stop, resume, open a cell of the confusion matrix, try an image, compare; no outside requests."""
     page, said = tab.page, []
     page.on("console", lambda message: said.append(message.text))
     tab.go(f"{server.url}/?token={TOKEN}")
@@ -439,7 +439,7 @@ def test_from_the_form_to_the_report(server: Server, trained: list[Any], tab: Ta
     }
 
 
-# Of what is there many times, axe-core looks at the first ones; the report's sections have a test of their own.
+# axe-core checks only the first few of repeated elements. The report's sections have a test of their own.
 REPEATED = """tbody tr:nth-child(n+3), .grid > :nth-child(n+3), .tab:nth-child(n+4), .settings > :nth-child(n+4),
     section:not(#curves, #each, .result section)"""
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
@@ -483,7 +483,7 @@ def test_pages_fit_and_are_accessible(server: Server, trained: list[Any], tab: T
         serious = [v for v in found if v["impact"] in ("serious", "critical")]
         assert [(v["id"], v["nodes"][0]["html"][:200]) for v in serious] == [], (width, theme)
     assert tab.value("document.querySelector('img[src=x]') === null")
-    if "message" not in drawn:  # a browser itself logs an answer that is an error
+    if "message" not in drawn:  # the browser itself logs error responses
         assert said == []
     assert tab.errors == []
     assert {url.split("/")[2] for url in tab.requests if not url.startswith(("data:", "blob:"))} == {server.host}

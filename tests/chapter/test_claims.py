@@ -1,4 +1,4 @@
-"""What the lessons claim, against the committed trainings of several seeds or a small computation."""
+"""The lessons' claims, checked against committed trainings with several seeds or a small computation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cnnlab.training.optim import initialize
 
 
 def figures_of(lesson: str, figure: str, epoch: int = 0) -> dict[str, list[float]]:
-    """Return a figure after an epoch, or the last, for each training of a lesson: a value for each seed."""
+    """Return a figure of each training of a lesson, one value per seed. epoch: counted from 1; 0: the last."""
     newest = max(
         committed.results_folder().glob(f"lesson-{lesson.replace('_', '-')}_*.json"), key=lambda p: p.stem[-10:]
     )
@@ -34,7 +34,7 @@ CHANCE = 0.13
 
 
 def of(figures: dict[str, list[float]], start: str) -> list[float]:
-    """Return the figures of the one training whose name starts so, followed by its settings or nothing."""
+    """Return the figures of the one training named `start`, with or without settings after the name."""
     (name,) = [name for name in figures if name == start or name.startswith(f"{start},")]
     return figures[name]
 
@@ -58,7 +58,7 @@ def test_the_activation_alone_makes_learning_start_early() -> None:
     for name, values in first.items():
         if "relu" in name:
             assert min(values) > 0.7
-        else:  # LeNet, with max pooling, from Xavier's weights
+        else:  # plain LeNet, LeNet with max pooling, LeNet from Xavier's weights
             assert max(values) < CHANCE, name
     assert min(map(min, last.values())) > 0.97
 
@@ -67,7 +67,7 @@ def test_the_activation_alone_makes_learning_start_early() -> None:
 
 
 def relative_gradient(activation: nn.Module, depth: int, start: Callable[[nn.Module], object]) -> float:
-    """Return the norm of the gradient at the input of layers of 64 units, relative to that at their output."""
+    """Return the norm of the gradient at the input of layers of 64 units, relative to the norm at their output."""
     torch.manual_seed(0)
     layers = nn.Sequential(*[nn.Sequential(nn.Linear(64, 64), activation) for _ in range(depth)])
     start(layers)
@@ -84,10 +84,10 @@ def test_what_an_activation_does_to_gradients_depends_on_the_weights() -> None:
         return lambda net: [nn.init.xavier_uniform_(m.weight, gain) for m in net.modules() if isinstance(m, nn.Linear)]
 
     sigmoid, relu = ([relative_gradient(a, 8, xavier(g)) for g in (1, 2**0.5, 4)] for a in (nn.Sigmoid(), nn.ReLU()))
-    assert 0.5 < relu[1] < 2  # keeps the gradient's size with the weights that suit it
+    assert 0.5 < relu[1] < 2  # with suitable weights ReLU keeps the gradient's size
     assert sigmoid[1] < 1e-3
     assert sigmoid[2] > 1000 * sigmoid[0]  # larger weights help
-    assert sigmoid[2] < 0.1  # but many units are then where a sigmoid is flat
+    assert sigmoid[2] < 0.1  # but many units are then in the flat part of the sigmoid
 
 
 # Batch normalisation
@@ -118,7 +118,7 @@ def test_with_batch_norm_every_seed_learns_from_the_first_epoch_on() -> None:
 
 
 def differences(name: str, scheme: str) -> list[float]:
-    """Return how much 64 images differ at the input of each sigmoid of an untrained network, as the lesson measures."""
+    """Return how much 64 images differ at each sigmoid's input in an untrained network, measured as in the lesson."""
     source = load_images("digits", "train")
     assert source is not None
     y = nn.functional.interpolate(source.images[:64] / 255, size=28)
@@ -167,7 +167,7 @@ def test_whether_gradients_vanish_depends_on_the_initial_weights() -> None:
 
 
 def test_the_residual_is_named_as_in_the_figure() -> None:
-    """The lesson: f(x) = g(x) + x, so the layers of the block compute f(x) - x, which figure 1.5 writes into them."""
+    """In the lesson f(x) = g(x) + x, so the block's layers compute f(x) - x, as figure 1.5 labels them."""
     normal, residual = normal_residual()
     assert (normal.frame_title, residual.frame_title) == ("f(x)", "f(x) − x")
     for language in lessons.LANGUAGES:

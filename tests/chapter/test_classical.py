@@ -1,4 +1,4 @@
-"""Hand-made features and support vector machines, against slow or foreign references."""
+"""Hand-made features and support vector machines, against slow references and other libraries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from conftest import Command, one_line_error
 
 @pytest.fixture
 def few_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few passes and few words: these tests need a model, not its accuracy."""
+    """Use few passes and few visual words: these tests need a model, not its accuracy."""
     monkeypatch.setattr(classifiers, "_PASSES", (10, 10))
     monkeypatch.setattr(features, "SIFT_WORDS", 64)
 
@@ -32,7 +32,7 @@ def pictures(n: int, channels: int = 1, side: int = 28) -> np.ndarray:
 
 
 def slow_hog(image: np.ndarray) -> np.ndarray:
-    """One image (C, S, S), pixel by pixel, as in the paper."""
+    """Return the HOG of one image (C, S, S), computed pixel by pixel as in the paper."""
     c, side, _ = image.shape
     x, cell = image / 255, max(4, round(image.shape[1] / 8))
     rows = side // cell
@@ -73,7 +73,7 @@ def test_bags_count_nearest_words() -> None:
     for n in range(3):
         nearest = [int(((d - words) ** 2).sum(1).argmin()) for d in found[n]]
         np.testing.assert_allclose(bags[n, 0], np.bincount(nearest, minlength=20) / 81, atol=1e-6)
-    np.testing.assert_allclose(bags[:, 1:].sum(1), bags[:, 0], atol=1e-5)  # the quarters make up the whole
+    np.testing.assert_allclose(bags[:, 1:].sum(1), bags[:, 0], atol=1e-5)  # the quarters add up to the whole image
 
 
 def test_kernel_map_is_the_kernel() -> None:
@@ -126,7 +126,7 @@ def test_digits_and_the_cache(
     assert sum(map(sum, first.confusion)) == limit
     assert method in str(first)
     with monkeypatch.context() as patch:
-        patch.setattr(features, "in_chunks", None)  # nothing is computed again
+        patch.setattr(features, "in_chunks", None)  # computing anything again would fail
         again = run()
     assert again.cached
     assert not first.cached

@@ -1,6 +1,6 @@
-"""The errors of docs/errata.md in small examples, and cnnlab without them.
+"""The errors listed in docs/errata.md, each in a small example, and cnnlab without them.
 
-The faulty code is written from its description, as short as possible; none is a copy of a listing.
+The faulty code is written from its description, as short as possible. None of it is copied from a listing.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def digits_test() -> ImageSet:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """An epoch of LeNet with batch norm on the digits."""
+    """A run of LeNet with batch norm, one epoch on the digits."""
     return cnnlab.train(short(), runs_dir=tmp_path_factory.mktemp("runs"), progress="none").run
 
 
@@ -116,7 +116,7 @@ def test_a_class_whose_logit_is_cut_off_learns_nothing() -> None:
 
 
 class NaiveBatchNorm(nn.Module):
-    """Plain tensors for the running statistics, gradient mode as the switch, the biased variance."""
+    """Running statistics in plain tensors, gradient mode as the train/eval switch, the biased variance."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -156,16 +156,16 @@ def test_gradient_mode_is_not_training_mode() -> None:
         layer = kind(3)
         for _ in range(5):
             layer(x)
-        layer.eval()  # and gradients are on, as for a picture of what a filter sees
+        layer.eval()  # gradients stay on, as when visualizing what a filter sees
         return layer(x[:2])[0], layer(x)[0]
 
     alone, company = alone_and_in_company(NaiveBatchNorm)
-    assert (alone - company).abs().max() > 0.1  # an answer that depends on the other images
+    assert (alone - company).abs().max() > 0.1  # the answer depends on the other images
     for kind in LAYERS:
         alone, company = alone_and_in_company(kind)
         assert torch.equal(alone, company)
         layer = kind(3)
-        with torch.no_grad():  # and training mode stays that without gradients
+        with torch.no_grad():  # training mode is still training mode without gradients
             assert layer(x).mean(0).abs().max() < 1e-4
     with torch.no_grad():
         assert NaiveBatchNorm(3).train()(x).mean(0).abs().max() > 1
@@ -209,20 +209,20 @@ def multiply_adds(net: nn.Module, size: int) -> int:
 
 
 def test_eight_times_the_side_is_sixty_four_times_the_work() -> None:
-    # Exactly so for a convolution that keeps the side, and for VGG's where the poolings divide it evenly.
+    # Exact for a convolution that keeps the side, and for VGG's blocks if the poolings divide the side evenly.
     keeps = nn.Conv2d(1, 4, kernel_size=3, padding=1)
     assert multiply_adds(keeps, 28) == 28 * 28 * 4 * 9
     assert multiply_adds(keeps, 224) == 64 * multiply_adds(keeps, 28)
     blocks = nn.Sequential(*[m for m in make("vgg11-quarter", 32) if isinstance(m, nn.Sequential)])
     assert len(blocks) == 5
     assert multiply_adds(blocks, 256) == 64 * multiply_adds(blocks, 32)
-    # ResNet-18 has images of 96 pixels, not 224.
+    # The manual's ResNet-18 takes images of 96 pixels, not 224.
     size = RECIPES["manual/resnet18"].image_size
     net = make("resnet18-manual", 28)
     assert size == 96
     assert f"{multiply_adds(net, size) / multiply_adds(net, 28):.1f} times" == "9.7 times"
     assert "take 9.7 times that network's work" in (ROOT / "docs" / "errata.md").read_text(encoding="utf-8")
-    assert RECIPES["fashion-mnist"].image_size == 0  # ours: the images' own size
+    assert RECIPES["fashion-mnist"].image_size == 0  # ours keeps the images' own size
 
 
 def test_an_enlarged_image_says_nothing_new() -> None:
@@ -233,7 +233,7 @@ def test_an_enlarged_image_says_nothing_new() -> None:
     matrix = F.interpolate(torch.eye(28).double()[:, None], size=224, mode="linear")[:, 0].T  # (224, 28)
     original = images.double() / 255
     torch.testing.assert_close(large.double(), matrix @ original @ matrix.T, rtol=0, atol=1e-5)
-    # ... of rank 28, so that the small image gives the large one, and the large one gives back every pixel.
+    # ... of rank 28, so every pixel of the small image can be recovered from the large one.
     assert torch.linalg.matrix_rank(matrix) == 28
     back = torch.linalg.pinv(matrix)
     assert torch.equal((back @ large.double() @ back.T * 255).round().to(torch.uint8), images)
@@ -245,7 +245,7 @@ def test_an_enlarged_image_says_nothing_new() -> None:
 def test_choosing_the_best_epoch_on_the_test_set_flatters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     truth, images, epochs = 0.86, 10_000, 10
-    test = rng.binomial(images, truth, (4000, epochs)) / images  # ten epochs that are equally good
+    test = rng.binomial(images, truth, (4000, epochs)) / images  # ten equally good epochs
     validation = rng.binomial(images, truth, (4000, epochs)) / images
     assert round(float(test.max(1).mean() - truth), 3) == 0.005
     assert abs(test[np.arange(4000), validation.argmax(1)].mean() - truth) < 0.0005
@@ -263,7 +263,7 @@ def test_choosing_the_best_epoch_on_the_test_set_flatters(monkeypatch: pytest.Mo
     assert summary["best_by"] == "val_acc"
     on_test = cnnlab.train(short(limit=300, eval_split="test", val_fraction=0.0), runs_dir=tmp_path, progress="none")
     assert "test" in read
-    assert on_test.summary["best_by"] == "loss"  # even then nothing is chosen by the test set
+    assert on_test.summary["best_by"] == "loss"  # even then the test set chooses nothing
     assert "evaluates on the test set" in str(on_test)
 
 
@@ -293,10 +293,10 @@ def test_throughput_without_loading_hides_slow_loading(monkeypatch: pytest.Monke
     run = cnnlab.train(short(limit=64 * batches), runs_dir=tmp_path, progress="none").run
     (row,) = run.metrics()
     assert row["images"] == 64 * batches
-    assert row["train_seconds"] - row["compute_seconds"] >= pause * batches  # of this the printed figure knows nothing
+    assert row["train_seconds"] - row["compute_seconds"] >= pause * batches  # the printed figure leaves this out
     assert row["examples_per_second"] == pytest.approx(row["images"] / row["compute_seconds"])
     assert row["images_per_second"] == pytest.approx(row["images"] / row["train_seconds"])
-    assert row["images_per_second"] <= 64 / pause  # ours cannot hide it
+    assert row["images_per_second"] <= 64 / pause  # ours includes it
 
 
 def test_training_accuracy_is_an_average_over_changing_weights(trained: Run) -> None:
@@ -312,7 +312,7 @@ def test_training_accuracy_is_an_average_over_changing_weights(trained: Run) -> 
     running, final = correct / len(y), (net(x).argmax(1) == y).double().mean().item()
     assert final - running > 0.05
 
-    # Ours prints the same average, as the manual does; the figure of the final weights is a command away.
+    # cnnlab prints the same average as the manual. The accuracy of the final weights takes one more command.
     printed = trained.metrics()[-1]["train_acc"]
     found = evaluate_run(trained.path, split="train", weights="last")
     assert found.result.count == trained.metrics()[-1]["images"]
@@ -341,7 +341,7 @@ def test_dropping_the_last_batch_leaves_images_out(model: nn.Module, pre: Prepro
 def test_predicting_in_training_mode_answers_for_the_batch(model: nn.Module, pre: Preprocessing) -> None:
     images = digits_test()
     x = pre(images.images)
-    assert not model.training  # as load_network gives it
+    assert not model.training  # load_network returns it in evaluation mode
     with torch.no_grad():
         alone, company = model(x[:2]), model(x)
         torch.testing.assert_close(alone, company[:2], rtol=1e-4, atol=1e-4)
@@ -351,9 +351,9 @@ def test_predicting_in_training_mode_answers_for_the_batch(model: nn.Module, pre
         assert model.training
         before = {k: v.clone() for k, v in model.state_dict().items() if "running" in k}
         wrong = model(x[:2])
-        assert (wrong - company[:2]).abs().max() > 0.1  # the two images alone: other answers
-        assert not any(torch.equal(model.state_dict()[k], v) for k, v in before.items())  # and a changed network
-        # With dropout the same images get other answers each time.
+        assert (wrong - company[:2]).abs().max() > 0.1  # two images alone get other answers
+        assert not any(torch.equal(model.state_dict()[k], v) for k, v in before.items())  # and the network has changed
+        # With dropout the same images get different answers each time.
         net, x = make("nin", 67), torch.randn(2, 1, 67, 67)
         assert not torch.equal(net.train()(x), net(x))
         assert torch.equal(net.eval()(x), net(x))
@@ -361,7 +361,7 @@ def test_predicting_in_training_mode_answers_for_the_batch(model: nn.Module, pre
 
 def test_ids_stay_with_their_images(trained: Run, model: nn.Module, pre: Preprocessing, tmp_path: Path) -> None:
     on_disk = ["1", "2", "4", "10"]  # 3 is missing
-    in_order = sorted(on_disk)  # as a folder's names are sorted
+    in_order = sorted(on_disk)  # as text, like the names in a folder
     assert in_order == ["1", "10", "2", "4"]
     assumed = sorted(range(1, len(on_disk) + 1), key=str)
     assert dict(zip(in_order, assumed, strict=True)) == {"1": 1, "10": 2, "2": 3, "4": 4}  # two of four are wrong
@@ -382,7 +382,7 @@ def test_ids_stay_with_their_images(trained: Run, model: nn.Module, pre: Preproc
 
 
 def test_the_competitions_recipe_makes_its_sources_updates() -> None:
-    """Momentum and decay included: the source's figures on the summed loss, ours on the mean."""
+    """Including momentum and weight decay. The source's settings are for the summed loss, ours for the mean."""
     recipe = RECIPES["manual/cifar-resnet18"]
     x = torch.randn(5, recipe.batch_size, 20, dtype=torch.float64)
     y = torch.randint(0, 10, (5, recipe.batch_size))
@@ -406,12 +406,12 @@ def test_the_competitions_recipe_makes_its_sources_updates() -> None:
 
 def test_the_mean_of_the_deviations_is_not_the_deviation() -> None:
     rng = np.random.default_rng(0)
-    brightness = rng.uniform(60, 200, (500, 3, 1, 1))  # photographs differ from one another
+    brightness = rng.uniform(60, 200, (500, 3, 1, 1))  # photographs differ in brightness
     images = np.clip(rng.normal(brightness, 30, (500, 3, 8, 8)), 0, 255).astype(np.uint8)
     pixels = images / 255
     of_all, within = pixels.std((0, 2, 3)), pixels.std((2, 3)).mean(0)
     assert (within < 0.75 * of_all).all()
-    # What is missing is how much the images' means differ.
+    # The missing part is the variance of the images' means.
     between = pixels.mean((2, 3)).var(0)
     np.testing.assert_allclose(of_all**2, pixels.var((2, 3)).mean(0) + between)
 

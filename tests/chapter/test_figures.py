@@ -67,7 +67,7 @@ def convs(model: nn.Module) -> list[tuple[int, int]]:
 
 
 def convs_in(lines: list[str]) -> list[tuple[int, int]]:
-    """Return the same, read from a figure."""
+    """Return (window, channels) of each convolution, read from the texts of a figure."""
     return [
         (int(k), int(c))
         for n, k, c in re.findall(r"(?:(\d) × )?conv (\d+)×\2?\d*, (\d+)", "\n".join(lines))
@@ -145,7 +145,7 @@ def arrows(path: Path) -> int:
     return sum(g.get("class") == "edge" and g.find(f"{SVG}polygon") is not None for g in ET.parse(path).iter(f"{SVG}g"))
 
 
-# The names left out differ from these in depth and width only.
+# The networks left out differ from these only in depth and width.
 @pytest.mark.parametrize("name", [n for n in MODELS if not re.search("34|101|152|169|201|vgg1[36]|vgg19", n)])
 def test_networks_can_be_traced(name: str) -> None:
     side = int(inspect.signature(MODELS[name]).parameters["image_size"].default)
@@ -247,7 +247,7 @@ def test_no_texts_overlap_and_none_leaves_the_page(drawn: Path, name: str) -> No
     boxes = []
     for text in root.iter(f"{SVG}text"):
         size = float(text.attrib["font-size"])
-        wide = 0.5 * size * len("".join(text.itertext()))  # about Arial's mean
+        wide = 0.5 * size * len("".join(text.itertext()))  # about the mean width of Arial's letters
         x = float(text.attrib["x"])
         x -= {"middle": wide / 2, "end": wide}.get(text.get("text-anchor", "start"), 0)
         boxes.append((x, float(text.attrib["y"]) - 0.8 * size, x + wide, float(text.attrib["y"])))
@@ -309,7 +309,7 @@ def test_arrows_have_right_angles_end_at_boxes_and_cross_none(drawn: Path, name:
         assert at_box or any(abs(x - tip[0]) < 1 and 0 < y - tip[1] < 15 for x, y in texts), "an arrow to nothing"
         if len(points) == 2 and points[0][0] == tip[0]:
             straight.append(tip[1] - points[0][1])
-    # Arrows of one figure are equally long, but for those across the border of a frame.
+    # All arrows of a figure have the same length, except those that cross the border of a frame.
     assert len({round(length, 1) for length in straight}) <= (2 if name in ("1.5", "1.7") else 1) + (name == "1.6")
 
 

@@ -30,7 +30,7 @@ from conftest import Command, one_line_error, script
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = lessons.lessons()
-# At most so many epochs a training, with which something is learned; the large networks learn in fewer.
+# The most epochs per training (default: 6): enough to learn something. The large networks need fewer.
 EPOCHS = {"03_alexnet": 4, "04_vgg": 4, "05_nin": 3, "06_googlenet": 2, "08_resnet": 2, "09_densenet": 1}
 
 
@@ -44,7 +44,7 @@ def code(book: dict[str, Any]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelManager]:
-    """One for all lessons: to start ten and let each import torch takes a minute."""
+    """A kernel shared by all lessons: starting ten that each import torch takes a minute."""
     manager = KernelManager(kernel_name="python3")
     manager.start_kernel(env={**os.environ, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))})
     yield manager
@@ -54,8 +54,8 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelManager]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_lesson_runs_from_top_to_bottom(name: str, tmp_path: Path, kernel: KernelManager) -> None:
-    """In a real kernel, with few epochs a training, solutions included, whose own get one on few images."""
-    # The code is the same in both languages (below): each lesson is run in one of them.
+    """In a real kernel, solutions included. Trainings get few epochs, those of solutions one epoch of 300 images."""
+    # The code is the same in both languages (tested below), so each lesson runs in one of them.
     language = LANGUAGES[NAMES.index(name) % 2]
     book = nbformat.v4.new_notebook()
     for cell in lessons.read(name):
@@ -76,11 +76,11 @@ def test_a_lesson_runs_from_top_to_bottom(name: str, tmp_path: Path, kernel: Ker
     try:
         client.execute()
     finally:
-        client.kc.stop_channels()  # whose sockets stay open where the kernel is not the client's own
+        client.kc.stop_channels()  # else its sockets stay open, since the kernel is not the client's
     ran = [c for c in book.cells if c.cell_type == "code"]
     printed = "".join(o.text for c in ran for o in c.outputs if o.output_type == "stream")
     assert "Warning" not in printed
-    # A table that rich shows by itself, in place of the text that was to be printed, is a display with HTML.
+    # Where rich displays a table itself instead of printing it as text, the output holds HTML.
     assert not [o for c in ran for o in c.outputs if "text/html" in o.get("data", {})]
     accuracies = [float(a) for a in re.findall(r"val acc (\d\.\d+)", printed)]
     if name == "01_classical":
@@ -93,7 +93,7 @@ def test_a_lesson_runs_from_top_to_bottom(name: str, tmp_path: Path, kernel: Ker
     for cell in ran:
         if tag_of(cell) == "solution":
             assert cell.outputs, cell.source
-    # Readers who do not see a picture are told what it shows.
+    # Every picture has a text alternative, in Chinese, too.
     assert all(script("site_lessons").chinese(o.metadata["image/png"]["alt"]) for o in pictures)
 
 
@@ -104,7 +104,7 @@ def test_prose_is_in_both_languages_and_code_is_shared(name: str) -> None:
     assert [c.language for c in prose] == ["en", "zh"] * (len(prose) // 2)
     for number, cell in enumerate(found):
         assert cell.text or cell.tag == "answer"
-        if cell.language == "en":  # its translation follows, with the same tag
+        if cell.language == "en":  # its translation comes next, with the same tag
             other = found[number + 1]
             assert (other.language, other.tag) == ("zh", cell.tag)
             heads = [[line.split()[0] for line in c.text.splitlines() if line.startswith("#")] for c in (cell, other)]
@@ -140,7 +140,7 @@ def test_jupytext_reads_the_same_cells(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_lesson_needs_no_solution(name: str) -> None:
-    """What a copy without solutions uses is defined in that copy."""
+    """Every name that a copy without solutions uses is defined in that copy."""
     known = set(dir(builtins))
     for text in code(lessons.notebook(name, solutions=False)):
         tree = list(ast.walk(ast.parse(text)))
@@ -227,7 +227,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(CnnlabError, match=r"01_classical.ipynb exists; name another folder"):
         lessons.copy(tmp_path / "full", language="zh", solutions=False)
     assert {p: p.read_bytes() for p in (tmp_path / "full").iterdir()} == before
-    # One existing file stops the copy: no incomplete set is left.
+    # One existing file stops the copy, so no incomplete set is left.
     mine = tmp_path / "mine" / "05_nin.ipynb"
     mine.parent.mkdir()
     mine.write_text("mine")
@@ -292,14 +292,14 @@ def test_results_are_the_committed_ones() -> None:
         f"`fast/alexnet`, 4 epochs, 5 seeds | | | {accuracy['mean']:.3f} ± {accuracy['std']:.3f} |"
         in show.results("alexnet").data
     )
-    for name in ("vgg11", "nin", "lenet-bn", "resnet18", "googlenet", "densenet"):  # which the lessons announce
+    for name in ("vgg11", "nin", "lenet-bn", "resnet18", "googlenet", "densenet"):  # recipes that the lessons mention
         assert f"`fast/{name}`" in show.results(name).data
     kaggle = json.loads(max(folder.glob("competition-1h_*.json")).read_text())
     assert f"{kaggle['validation_accuracy_by_views']['shift']:.4f}" in show.competition().data
 
 
 def newest_of(recipe: str) -> dict[str, Any]:
-    """Return the newest measurement of a recipe on Fashion-MNIST, from any file."""
+    """Return the newest measurement of a recipe on Fashion-MNIST among all result files."""
     found = [json.loads(path.read_text()) for path in committed.results_folder().glob("*.json")]
     having = [f for f in found if f["benchmark"] == "fashion-speed" or f["benchmark"].startswith("fashion-speed-")]
     last = max((f for f in having if recipe in f["recipes"]), key=lambda f: f["environment"]["date"])
@@ -314,7 +314,7 @@ def test_experiments_that_were_not_run_are_marked(tmp_path: Path, monkeypatch: p
     assert "| start | HOG, linear SVM | not run here |" in table
     rows = [line for line in show.competition().data.splitlines() if not line.startswith("|--")]
     assert len(rows) == 1
-    # A row as printed is not hidden by a limited one, whatever its label.
+    # A limited row never hides an as-printed one, whatever its label.
     row = {"name": "nin", "section": "1.3", "title": "NiN", "printed": dict.fromkeys(("loss", "train_acc", "test_acc", "examples_per_second")),
            **dict.fromkeys(("loss", "train_acc", "examples_per_second", "images_per_second"))}  # fmt: skip
     for label, accuracy, limited in (("as-printed", 0.9, ""), ("limited", 0.2, "1 of 10 epochs")):

@@ -1,11 +1,12 @@
-"""The book's published sections run unmodified but for the import line, for whoever has them.
+"""The book's published sections run with only their import line changed, if you have them:
 
     git clone https://github.com/d2l-ai/d2l-zh            # or: git clone --branch v0.17.6 .../d2l-ai/d2l-en
     CNNLAB_SECTIONS=d2l-zh pytest tests/chapter/test_manual_sections.py
 
 The repository contains none of them. Their PyTorch listings are read from the folder and run in order, as a program and
-as a notebook. To take minutes on a CPU, each training is cut to one epoch of few images at the listing's own size
-(`Section.images`), and the competition's small set is replaced by generated images unless its zip is in the data folder. CNNLAB_SECTIONS_WHOLE=1 cuts nothing.
+as a notebook. So that this takes minutes on a CPU, each training is cut to one epoch of few images (`Section.images`)
+at the listing's image size, and generated images replace the competition's small set unless its zip is in the data
+folder. CNNLAB_SECTIONS_WHOLE=1 cuts nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ IMPORT = ("from d2l import torch as d2l", "from cnnlab import d2l")
 
 @dataclass(frozen=True)
 class Section:
-    """path: its file. images: how many of Fashion-MNIST are left of each split; lines: what it prints in the end."""
+    """A section. path: its file. images: how many to keep of each Fashion-MNIST split. lines: its last output."""
 
     path: str
     images: int = 128
@@ -47,7 +48,7 @@ class Section:
 
 MODERN = "chapter_convolutional-modern"
 SECTIONS = {
-    # It defines train_ch6 itself, as the original does: fewer than five batches of 256 will not do there.
+    # It defines its own train_ch6, which, like the original, needs at least five batches of 256.
     "lenet": Section("chapter_convolutional-neural-networks/lenet.md", images=1280),
     "alexnet": Section(f"{MODERN}/alexnet.md"),
     "vgg": Section(f"{MODERN}/vgg.md"),
@@ -59,7 +60,7 @@ SECTIONS = {
     "kaggle-cifar10": Section("chapter_computer-vision/kaggle-cifar10.md", lines=(r"train loss \d+\.\d{3}, train acc .*",)),
 }  # fmt: skip
 
-# What comes before a section's own cells.
+# Runs before a section's own cells.
 BEFORE = """
 import importlib.util, json, sys
 from pathlib import Path
@@ -78,7 +79,7 @@ if options["competition"]:
 
 
 def cells_of(text: str) -> list[str]:
-    """A section's PyTorch listings: those marked `#@tab` (edition 1.0: `%%tab`) with pytorch, or all, among others."""
+    """Return a section's PyTorch listings: those whose `#@tab` (edition 1.0: `%%tab`) mark lists pytorch or all."""
     found = []
     for cell in re.findall(r"^```\{\.python \.input[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         mark = re.match(r"(?:#@|%%)tab (.*)\n", cell)
@@ -88,7 +89,7 @@ def cells_of(text: str) -> list[str]:
 
 
 class _OneEpoch(ast.NodeTransformer):
-    """`num_epochs = 20`, alone or among others, becomes 1."""
+    """A transformer that sets `num_epochs` to 1, also where a line assigns several names."""
 
     def visit_Assign(self, node: ast.Assign) -> ast.Assign:
         for target in node.targets:
@@ -101,15 +102,15 @@ class _OneEpoch(ast.NodeTransformer):
 
 
 def adapt(cells: list[str], whole: bool = WHOLE) -> list[str]:
-    """The cells with the one line changed; unless they are to run whole, with one epoch for many."""
+    """Return the cells with the import line changed and, unless `whole`, with one epoch instead of many."""
     changed = [cell.replace(*IMPORT) for cell in cells]
     return changed if whole else [ast.unparse(_OneEpoch().visit(ast.parse(cell))) for cell in changed]
 
 
 def competition(folder: Path) -> Path:
-    """In the place of the book's small set: 400 images of ten colours, labels, and five to classify.
+    """Write a stand-in for the book's small set: 400 images of ten colours, their labels, and five to classify.
 
-    With fewer, the section's loader of the held-out tenth, which drops what does not fill a batch, would give nothing.
+    With fewer images, the held-out tenth would not fill a batch, and its loader drops incomplete batches.
     """
     rng = np.random.default_rng(0)
     colours = rng.integers(40, 216, (10, 3))
@@ -126,7 +127,7 @@ def competition(folder: Path) -> Path:
 
 
 def prepare(name: str, section: Section, text: str, tmp_path: Path) -> list[str]:
-    """The cells to run in `tmp_path`, where what they need to know has been written."""
+    """Write the options and data of a section into `tmp_path` and return the cells to run there."""
     cells = cells_of(text)
     assert cells, f"{section.path} has no PyTorch listings"
     assert sum(IMPORT[0] in cell for cell in cells) >= 1
@@ -138,7 +139,7 @@ def prepare(name: str, section: Section, text: str, tmp_path: Path) -> list[str]
 
 
 def run_as_program(cells: list[str], tmp_path: Path) -> str:
-    """What it prints; fails where it fails, or where it warns of something that is ours."""
+    """Run the cells and return what they print. Fail if they fail or warn."""
     (tmp_path / "program.py").write_text("\n\n".join(cells), encoding="utf-8")
     run = subprocess.run(
         [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=None if WHOLE else 580
@@ -153,7 +154,7 @@ def check_lines(printed: str, section: Section) -> None:
         assert re.search(rf"^{pattern}$", printed, re.MULTILINE), printed
 
 
-# Of our own, in the form of a published section.
+# Our own text in the form of a published section.
 OWN = """# A section
 
 ```{.python .input}

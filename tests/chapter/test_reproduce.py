@@ -84,7 +84,7 @@ def test_rows_state_their_limits_and_every_run_is_saved(finished: tuple[Plan, Re
         assert row["images"] == {"train": 300, "test": 300}
         assert row["loss"]["n"] == 2
         runs = [open_run(done.path / row["name"] / f"seed-{seed}") for seed in (0, 1)]
-        for key in ("loss", "train_acc", "test_acc"):  # the mean is that of the runs on the disk
+        for key in ("loss", "train_acc", "test_acc"):  # the mean over the runs on the disk
             assert row[key]["mean"] == pytest.approx(sum(run.metrics()[-1][key] for run in runs) / 2)
         assert runs[0].recipe.limit == 300
     assert len(done.rows[1]["gamma"]) == len(done.rows[1]["beta"]) == 6
@@ -159,7 +159,7 @@ class Terminal(io.StringIO):
 def test_the_command(cnnlab: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     options = ("--limit", 300, "--epochs", 1)
-    refused = cnnlab("reproduce", "lenet-bn", *options)  # the plan, then an error: there is no terminal
+    refused = cnnlab("reproduce", "lenet-bn", *options)  # shows the plan, then fails: there is no terminal to ask
     assert refused.returncode == 2
     assert "--yes" in refused.stderr.splitlines()[-1]
     monkeypatch.setattr(sys, "stdin", Terminal("n\ny\n"))

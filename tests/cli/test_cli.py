@@ -1,4 +1,4 @@
-"""The installed command as a stranger uses it, with good input and bad."""
+"""The command as a new user runs it, with good input and bad."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(cnnlab: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(run: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be damaged."""
+    """A copy of `run`, for tests that damage it."""
     shutil.copytree(run, tmp_path / "copy")
     return tmp_path / "copy"
 
@@ -44,7 +44,7 @@ def copy(run: Path, tmp_path: Path) -> Path:
 def test_train_without_arguments(installed: Command, cnnlab: Command, tmp_path: Path) -> None:
     answer = installed("train")
     assert answer.returncode == 0, answer.stderr
-    said = answer.stderr.splitlines()  # lines, since this is no terminal
+    said = answer.stderr.splitlines()  # plain lines: this is no terminal
     for start in ("data: 1,151 train, 287 validation", "classes", "network: lenet-bn, ", "recipe: digits; ", "run: "):
         assert any(line.startswith(start) for line in said), start
     assert [line.split()[1] for line in said if line.startswith("epoch")] == [f"{i}/30" for i in range(1, 31)]
@@ -247,7 +247,7 @@ def test_damaged_run_folders(cnnlab: Command, copy: Path, file: str, damage: str
         if answer.returncode != 0:
             assert file in one_line_error(answer)
         elif command[0] == "eval":
-            assert file in ("metrics.jsonl", "environment.json", "summary.json")  # those it does not need
+            assert file in ("metrics.jsonl", "environment.json", "summary.json")  # the files that eval does not need
 
 
 def test_damaged_weights_are_refused_and_others_offered(cnnlab: Command, copy: Path) -> None:
@@ -266,7 +266,7 @@ def test_output_folders_that_cannot_be_written(cnnlab: Command, tmp_path: Path) 
 
 
 def _without_privileges() -> list[str]:
-    """Return a prefix that makes root obey the permission bits, as in a container."""
+    """Return a command prefix that makes root obey the permission bits; tests in containers run as root."""
     if os.geteuid() != 0:
         return []
     if shutil.which("setpriv") is None:
@@ -281,7 +281,7 @@ def test_a_read_only_folder(copy: Path, tmp_path: Path) -> None:
     closed.chmod(stat.S_IRUSR | stat.S_IXUSR)
     answer = subprocess.run([*command, "train", "--runs-dir", "closed/runs"], capture_output=True, text=True)
     assert "cannot create closed/runs" in one_line_error(answer)
-    # a run that can only be read can still be used
+    # a read-only run can still be used
     for path in (*copy.rglob("*"), copy):
         path.chmod(0o555 if path.is_dir() else 0o444)
     answer = subprocess.run([*command, "eval", str(copy)], capture_output=True, text=True)
@@ -302,7 +302,7 @@ def test_one_damaged_run_does_not_hide_the_others(cnnlab: Command, run: Path, tm
     # a folder of the same name in the working directory does not hide a run
     (tmp_path / "good").mkdir()
     assert cnnlab("eval", "good").returncode == 0
-    # a torn line in the record of evaluations costs that line only
+    # a torn line in evaluations.jsonl loses only that line
     with (tmp_path / "runs/good/evaluations.jsonl").open("a") as file:
         file.write('{"split": "te')
     assert "evaluated on the test set 2 times" in cnnlab("eval", "good").stdout

@@ -1,4 +1,4 @@
-"""What a run's folder is asked for: tables within 80 columns, figures of each class, other data, the five short options."""
+"""What the commands print of a run: tables within 80 columns, figures of each class, other data, wording."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_refused_hand_in_has_its_whole_reason(cnnlab: Command, place: Path) ->
 
 
 def test_texts_of_results_fit_80_columns() -> None:
-    """Of commands that take too long here, with what they print at its longest."""
+    """The longest texts of commands that would take too long here."""
     within_80(overview_text(Overview(Any, dict.fromkeys(CLASSES, 5000), (0.5,) * 3, (0.25,) * 3, Path("1.8.png"))))
     row = {"model": "resnet18-manual", "image_size": 224, "batch_size": 1024, "precision": "bfloat16",
            "peak_memory_bytes": 2**37, "images_per_second": 1e6, "examples_per_second": 1e6, "fraction_of_peak": 0.5,
@@ -113,7 +113,7 @@ def test_texts_of_results_fit_80_columns() -> None:
 
 def test_a_line_keeps_the_spaces_at_its_start() -> None:
     assert wrap("  note: " + "word " * 20, 4, 40).startswith("  note: word")
-    assert "".join(wrap("猫words", 40, 40).split()) == "猫words"  # no room at all
+    assert "".join(wrap("猫words", 40, 40).split()) == "猫words"  # no room for even one word
 
 
 def test_the_list_of_runs_is_short_and_shows_the_test_accuracy(cnnlab: Command, place: Path, tmp_path: Path) -> None:
@@ -124,11 +124,11 @@ def test_the_list_of_runs_is_short_and_shows_the_test_accuracy(cnnlab: Command, 
     write_images(tmp_path / "parts" / "test", CLASSES, each=1)
     assert cnnlab("eval", "b", "--data", f"folder:{tmp_path / 'parts'}").returncode == 0
     row = json.loads(cnnlab("runs", "--json").stdout)[0]
-    assert row["test_acc"] is not None  # the run's images, now with a test set beside them
+    assert row["test_acc"] is not None  # the run's own images, now with a test set
     write_images(tmp_path / "others" / "test", CLASSES[:2])
     for others in (tmp_path / "others", tmp_path / "others" / "test"):
         assert cnnlab("eval", "b", "--data", f"folder:{others}").returncode == 0
-    assert json.loads(cnnlab("runs", "--json").stdout)[0]["test_acc"] == row["test_acc"]  # those are others
+    assert json.loads(cnnlab("runs", "--json").stdout)[0]["test_acc"] == row["test_acc"]  # other images do not count
     text = cnnlab("runs").stdout
     assert "+4 changes" in text or "+3 changes" in text
     assert text.splitlines()[1].split()[0] == "b"
@@ -208,7 +208,7 @@ def test_eval_prints_all_classes_and_saves_predictions_and_a_plot(cnnlab: Comman
 def test_the_confusion_matrix_as_a_picture_names_every_class(count: int) -> None:
     names = [f"{k} a class with a rather long name" for k in range(count)]
     figure = confusion_figure(np.eye(count, dtype=int) * 12345, names, "title")
-    png(figure, dpi=100)  # which lays it out
+    png(figure, dpi=100)  # lays the figure out
     labels = figure.axes[0].get_yticklabels()
     assert len(labels) == count
     boxes = [label.get_window_extent() for label in labels]

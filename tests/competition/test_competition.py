@@ -1,4 +1,4 @@
-"""A competition from its files to a submission, on a made-up one of another image size, and on what Kaggle has."""
+"""A competition from its files to a submission: on a made-up one with another image size, and on Kaggle's files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ QUICK = ["--set", "model=lenet-bn", "--set", "epochs=4", "--set", "batch_size=20
 
 
 def png(species: int, rng: np.random.Generator) -> bytes:
-    """A leaf: three classes of different brightness and stripes, so that a few epochs tell them apart."""
+    """Return a leaf of one of three species. Brightness and stripes differ, so a few epochs tell them apart."""
     pixels = rng.normal(60 + 60 * species, 10, (SIDE, SIDE, 3))
     pixels[:: species + 2] += 30
     buffer = BytesIO()
@@ -63,7 +63,7 @@ def png(species: int, rng: np.random.Generator) -> bytes:
 
 @pytest.fixture(scope="module")
 def forest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The made-up competition's files, and `answers.csv`, which its teacher keeps."""
+    """The made-up competition's files, and `answers.csv`, which only the teacher has."""
     folder = tmp_path_factory.mktemp("forest")
     rng = np.random.default_rng(0)
     species = {f"leaf-{i:03d}": int(rng.integers(3)) for i in rng.permutation(TRAIN + TEST)}
@@ -82,7 +82,7 @@ def forest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(forest: Path, tmp_path_factory: pytest.TempPathFactory) -> Competition:
-    """All steps, by the plain functions."""
+    """The competition after all steps, run with the Python functions."""
     work = tmp_path_factory.mktemp("work")
     made = steps.prepare(forest, name="forest", runs_dir=work / "runs", store=work / "store", layout=LAYOUT, workers=1)
     steps.train(made, settings=[s for s in QUICK if s != "--set"], threads=1)
@@ -119,7 +119,7 @@ def test_one_command_leads_from_files_to_a_submission_that_scores(
     assert f"({right} of {TEST} images)" in told.stdout
     assert {p: p.read_bytes() for p in forest.iterdir()} == before
 
-    # Again: nothing is trained, nothing changes.
+    # A second run trains nothing and changes nothing.
     stamps = {p: p.stat().st_mtime_ns for p in work.rglob("*.safetensors")}
     assert len(stamps) == 6
     again = cnnlab(*command)
@@ -128,7 +128,7 @@ def test_one_command_leads_from_files_to_a_submission_that_scores(
     assert {p: p.stat().st_mtime_ns for p in work.rglob("*.safetensors")} == stamps
     assert "forest/train" in cnnlab("runs").stdout
 
-    # Another recipe is another training, and leaves this one alone.
+    # Other settings need another name; this training stays as it is.
     line = one_line_error(cnnlab("kaggle", "train", "--name", "forest", "--set", "epochs=9"))
     assert "choose another --name" in line
     line = one_line_error(
@@ -162,7 +162,7 @@ def test_retraining_uses_the_settings_and_all_images(finished: Competition) -> N
 
 
 def test_predictions_depend_on_the_image_alone(finished: Competition) -> None:
-    """Not on batch size, order, threads or neighbours, for every kind of views."""
+    """For all kinds of views, not on batch size, order, number of threads or the other images."""
     store, models = finished.images(), finished.runs()
     images = store.test_images
     for views in VIEWS:
@@ -284,11 +284,11 @@ def test_evaluations_and_probabilities_are_reused(
     assert trained.views == report["validation_accuracy_by_views"]
     assert trained.train[0].result.count + trained.validation[0].result.count == TRAIN
     assert trained.train[0].result.confusion.tolist() == report["runs"][0]["train"]["confusion"]
-    # Other weights are other answers, and a torn file of answers is no answer.
+    # A truncated file of cached probabilities is not used.
     for path in work.path.glob("*/answers-none-*.npy"):
         path.write_bytes(path.read_bytes()[:200])
     assert steps.submit(work, views="none").written.changed is False
-    # What the first run answers with, best or last, whichever epoch that was.
+    # The retrained run gets the weights of the other run, so its cached probabilities are outdated.
     shutil.copy(work.path / "train/best.safetensors", work.path / "retrain/last.safetensors")
     total = sum(probabilities([run], work.images().test_images) for run in (work.runs()[1], work.runs()[1]))
     labels = read_pairs(steps.submit(work, views="none", out=work.path / "other.csv").written.path, "file", "species")[
@@ -308,7 +308,7 @@ def test_default_views_are_the_best_on_validation(finished: Competition, tmp_pat
         (work.path / "report.json").write_text(json.dumps(report | {"validation_accuracy_by_views": views}))
         assert steps.submit(work).views == best
     (work.path / "report.json").unlink()
-    assert steps.submit(work).views == "shift"  # nothing was measured, but it learned from mirrored images too
+    assert steps.submit(work).views == "shift"  # nothing was measured, but training mirrored images, too
     models = [replace(run, recipe=run.recipe.changed(flip=False, alternating_flip=False)) for run in work.runs()]
     assert _best_views(work, models) == "none"
 
@@ -389,7 +389,7 @@ def test_upload_needs_kaggles_name(forest: Path, tmp_path: Path, cnnlab: Command
     assert "--competition" in one_line_error(cnnlab(*command, "--name", "quick"))
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
     work = steps.open_competition("quick", tmp_path / "runs")
-    for name in ("cifar-10", "quick"):  # the first is what is meant where no name is said
+    for name in ("cifar-10", "quick"):  # the first is the default name
         with pytest.raises(CnnlabError, match=f"'{name}' is the work folder's name"):
             _upload_to(replace(work, path=Path("runs") / name), None)
     assert _upload_to(replace(work, path=Path("runs") / forest.name), None) == forest.name
@@ -418,7 +418,7 @@ def test_the_clients_zip_in_the_folder_is_found(forest: Path, tmp_path: Path) ->
         )
         assert found.folder == folder / "forest.zip"
         assert len(found.images().train) == TRAIN
-    # and a submission is checked against the sample inside it
+    # a submission is checked against the sample inside the zip
     steps.train(found, settings=[*[s for s in QUICK if s != "--set"], "epochs=1"], threads=1)
     written = steps.submit(found, views="none").written.path
     assert read_pairs(written, "file", "species")[0] == read_pairs(forest / "example.csv", "file", "species")[0]
@@ -464,14 +464,14 @@ def test_changed_images_are_detected(forest: Path, finished: Competition, tmp_pa
 
     work = prepare("store")
     steps.train(work, settings=[*[s for s in QUICK if s != "--set"], "epochs=1"], threads=1)
-    moved = prepare("elsewhere")  # the same images: the runs know where they were first
+    moved = prepare("elsewhere")  # the same images: the runs remember where the first store is
     assert moved.store == work.store
     rows = (folder / "species.csv").read_text().splitlines()
     (folder / "species.csv").write_text("\n".join(rows[:-20]) + "\n")
     with pytest.raises(CnnlabError, match="was started with other files"):
         prepare("third")
     with pytest.raises(CnnlabError, match="was started with other files"):
-        prepare("store")  # which is made anew
+        prepare("store")  # prepared again, from the changed files
     for step in (steps.train, steps.retrain, steps.submit, steps.show):
         with pytest.raises(CnnlabError, match="no longer holds the images"):
             step(work)
@@ -488,7 +488,7 @@ def test_a_relative_store_is_found_from_elsewhere(
 
 
 def test_probabilities_of_a_wide_network_depend_on_the_image_alone(finished: Competition, tmp_path: Path) -> None:
-    """Random images, on which no answer is sure."""
+    """On random images, for which no prediction is certain."""
     recipe = replace(RECIPES["cifar/10min"], data=f"store:{finished.store}", epochs=1, batch_size=40)
     run = train(recipe, runs_dir=tmp_path / "runs", threads=1).run
     images = torch.randint(0, 256, (60, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -524,7 +524,7 @@ def test_an_interrupted_training_is_resumed(
     assert work.runs() == []
     with pytest.raises(CnnlabError, match="no finished run"):
         steps.submit(work)
-    steps.train(work, threads=1)  # goes on with its own recipe
+    steps.train(work, threads=1)  # continues with the recipe it started with
     name = "train/last.safetensors"
     assert (work.path / name).read_bytes() == (finished.path / name).read_bytes()
 

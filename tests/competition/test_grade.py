@@ -1,4 +1,4 @@
-"""`cnnlab grade`: a class's submissions, the bad ones among them, each with a line."""
+"""`cnnlab grade`: a class's submissions, good and bad, one line for each."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_each_bad_file_is_refused_and_stops_no_other(room: Path, labels: Path) -
         assert row.note.isprintable()
     good = rows["good"]
     assert good.score is not None
-    assert good.score.accuracy == 0.5  # labels that are no class count as wrong
+    assert good.score.accuracy == 0.5  # labels that are not a class count as wrong
     assert good.note == "2 labels are not among the classes: '=1+1', 'Cat'"
 
 
@@ -154,9 +154,9 @@ def test_pipes_giants_and_unreadable_files(room: Path, labels: Path, monkeypatch
     (room / "folder").chmod(0o755)
     assert "not a regular file" in rows["pipe"].note
     assert "over 1 MiB" in rows["giant"].note
-    if not os.access(room / "shut.csv", os.R_OK):  # root may read everything
+    if not os.access(room / "shut.csv", os.R_OK):  # root can read it all the same
         assert rows["shut"].status == rows["folder"].status == "refused"
-    # a competition with larger labels has larger submissions
+    # with more labels, submissions may be larger
     many = "id,label\n" + "".join(f"{i},cat\n" for i in range(2000))
     monkeypatch.setattr(module, "_LARGEST", 10)
     assert status(grade(put(room, "a.csv", many), put(room, "many.csv", many))) == {"a": "scored"}
@@ -212,7 +212,7 @@ def test_the_teachers_own_files_are_no_submission(room: Path, monkeypatch: pytes
     labels = put(room, "labels.csv")
     put(room, "ann.csv")
     monkeypatch.chdir(room)
-    monkeypatch.setattr(plots, "png", lambda figure: b"")  # slow to draw
+    monkeypatch.setattr(plots, "png", lambda figure: b"")  # drawing is slow
     for _ in range(2):
         grades = grade(".", "labels.csv")
         assert status(grades) == {"ann": "scored"}
@@ -280,7 +280,7 @@ def test_any_file_name_gets_a_line(tmp_path: Path, labels: Path, names: set[byte
         (room / os.fsdecode(name + b".csv")).write_text(TRUE)
     grades = grade(room, labels)
     visible = {name for name in names if not name.startswith(b".")}
-    # two spellings of one name share a line
+    # two spellings of a name share a line
     assert sum(1 if row.score else int(row.note.split()[0]) for row in grades.rows) == len(visible)
     grades.to_csv().encode()
     grades_text(grades).encode()
@@ -448,7 +448,7 @@ def test_rows_that_are_no_student(tmp_path: Path, content: str, passed: int) -> 
 
 def test_a_hand_in_that_fits_two_students_is_nobodys(room: Path, labels: Path, tmp_path: Path) -> None:
     put(room, "li wei.csv")
-    put(room, "3210101234_李四.csv")  # the number of one, the name of another
+    put(room, "3210101234_李四.csv")  # one student's number, another one's name
     put(room, "Ann Brown.csv", HALF)  # not Ann
     put(room, "Li Wei_20002.csv", NONE)
     roster = put(tmp_path, "r.csv", CHINESE + "20001,Li Wei,\n20002,Li Wei,\n20003,Ann,\n")
@@ -482,7 +482,7 @@ def test_students_of_one_name_are_kept_apart(room: Path, labels: Path, tmp_path:
 def test_a_large_class(tmp_path: Path) -> None:
     lines = [f"{3210100000 + i},Student {chr(97 + i % 26) * (i // 26 + 1)}" for i in range(4000)]
     roster = read_roster(put(tmp_path, "r.csv", "\n".join(["ID,Name", *lines])))
-    for i in range(4000):  # comparing each with each would take minutes
+    for i in range(4000):  # comparing all pairs would take minutes
         assert [person.name for person in roster.owners(f"hw_{3210100000 + i}_x")] == [lines[i].split(",")[1]]
 
 
@@ -510,7 +510,7 @@ def test_rosters_that_are_no_table_of_students(room: Path, labels: Path, tmp_pat
 
 
 def workbook(kind: str) -> bytes:
-    """A file that has the members by which a workbook is known."""
+    """Return a file with the members that identify a workbook of this kind."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as zipped:
         if kind == "ods":
@@ -535,7 +535,7 @@ def test_encodings_of_spreadsheets(room: Path, labels: Path) -> None:
     for codec in codecs:
         put(room, f"{codec}.csv", content.encode(codec))
     put(room, "tabs.csv", content.replace(",", "\t").encode("utf-16"))
-    put(room, "odd.csv", content.encode("utf-16") + b"\n")  # as `echo >>` leaves it
+    put(room, "odd.csv", content.encode("utf-16") + b"\n")  # as after `echo >>`
     grades = grade(room, truth, id_column="编号", label_column="标签")
     assert [row.score and row.score.accuracy for row in grades.rows] == [1.0] * 8
     assert status(grade(put(room, "x.csv", "id,label\n1,Müller\n".encode("latin-1")), labels)) == {"x": "refused"}
@@ -552,7 +552,7 @@ def test_headers_in_any_case(room: Path, labels: Path) -> None:
         put(room, f"{name}.csv", f"{header}\n" + (body if name != "d" else "x,1,cat,y\n"))
     rows = by_name(grade(room, labels))
     assert [rows[n].status for n in "abc"] == ["scored"] * 3
-    assert "lacks 3 ids" in rows["d"].note  # its columns are those of exactly that name
+    assert "lacks 3 ids" in rows["d"].note  # columns with exactly these names win
     assert status(grade(put(room, "e.csv", "Id,iD,label\n1,1,cat\n"), labels)) == {"e": "refused"}
 
 
@@ -614,7 +614,7 @@ def test_probabilities_are_scored_by_log_loss_too(room: Path, labels: Path, tmp_
     ann = rows["ann"].score
     assert ann is not None
     assert ann.log_loss == pytest.approx(-np.log([0.8, 0.5, 1, 0.9]).mean())
-    assert ann.accuracy == 0.75  # a tie is the first class
+    assert ann.accuracy == 0.75  # a tie counts as the first class
     assert rows["bob"].to_dict()["log_loss"] is None
     assert "no column for 1 of the 2 classes ('dog')" in rows["cleo"].note
     assert "line 2: the probabilities add up to 1.4" in rows["dan"].note
@@ -632,7 +632,7 @@ def test_one_zero_does_not_stretch_the_histogram() -> None:
         assert min(p.get_x() for p in axes.patches) > 0.8
         assert axes.get_xlim()[0] > 0.8
         assert heights[-1] == len(outliers)
-    (axes,) = plots.grades([0.1] * 8 + [0.9] * 12, "").axes  # many at chance are no outliers
+    (axes,) = plots.grades([0.1] * 8 + [0.9] * 12, "").axes  # many at chance level are not outliers
     assert min(p.get_x() for p in axes.patches) < 0.11
 
 

@@ -1,4 +1,4 @@
-"""Kaggle's client, played by a small program that keeps what it is told and fails in the ways the real one does."""
+"""Kaggle's client, replaced by a small program that logs its calls and fails in the ways the real one does."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def option(name):
     return args[args.index(name) + 1]
 """
 
-# What the client does, as the real one of today (2.x) and of yesterday (1.x) does it.
+# What the client does: like the real ones, the current 2.x and the older 1.x.
 DOWNLOAD = """
 folder = Path(option("-p"))
 assert folder.is_dir()
@@ -64,7 +64,7 @@ print("Successfully submitted to CIFAR-10 - Object Recognition in Images", end="
 
 
 class Kaggle:
-    """The played client: `does` sets its program, `calls` are the arguments of each call so far."""
+    """The fake client. does: sets its program. calls: the arguments of each call so far."""
 
     def __init__(self, folder: Path) -> None:
         self.path, self.log = folder / "kaggle", folder / "log"
@@ -171,7 +171,7 @@ def test_tokens(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         (["train.7z", "test.7z", "trainLabels.csv"], True),
         (["train/", "test.zip", "train_labels.csv", "sampleSubmission.csv"], True),
         (["train.7z", "test/", "train.csv"], True),
-        (["train.tar.gz", "test/", "train.csv"], False),  # not read here
+        (["train.tar.gz", "test/", "train.csv"], False),  # .tar.gz is not supported
         (["train.7z", "test.7z"], False),
         (["train.7z", "trainLabels.csv"], False),
         (["train.7z", "test.7z", "sampleSubmission.csv"], False),
@@ -294,7 +294,7 @@ def test_an_incomplete_download_is_hidden_and_continued(kaggle: Kaggle, tmp_path
     folder = tmp_path / "data"
     endings = {
         "os.kill(os.getpid(), 9)": "was stopped",
-        "print('User cancelled operation')": "was stopped",  # its Ctrl-C exits with 0
+        "print('User cancelled operation')": "was stopped",  # the client exits with 0 on Ctrl-C
         "pass": "incomplete",
         "print('the disk is full', file=sys.stderr); sys.exit(1)": "the disk is full",
     }
@@ -303,7 +303,7 @@ def test_an_incomplete_download_is_hidden_and_continued(kaggle: Kaggle, tmp_path
         assert wanted in refused(get, NAME, folder)
         assert visible(folder) == []
         assert present(NAME, folder) == []
-    kaggle.does(DOWNLOAD)  # goes on with what is there
+    kaggle.does(DOWNLOAD)  # continues the partial download
     assert get(NAME, folder) == [folder / "cifar-10.zip"]
     assert visible(folder) == ["cifar-10.zip"]
 

@@ -23,7 +23,7 @@ from cnnlab.io.errors import CnnlabError
 CLASSES = ["cat", "dog", "frog"]
 SAMPLE = "id,label\n3,cat\n1,cat\n2,cat\n"
 
-# One line of text that UTF-8 can say, and not blank: what an id or a label may be.
+# What an id or a label may be: one line of text, not blank, that UTF-8 can encode.
 TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1).filter(str.strip)
 anywhere = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -56,7 +56,7 @@ def refused(call: object, *args: object, **kwargs: object) -> str:
         "id,label\n1,cat\n2,dog\n".encode("utf-16"),
         "ID\tLabel\r\n1\tcat\r\n2\tdog\r\n".encode("utf-16"),
         b"ID,LABEL\n1,cat\n2,dog\n",
-        b"id;label\r\n1;cat\r\n2;dog\r\n",  # as German and French Excel writes
+        b"id;label\r\n1;cat\r\n2;dog\r\n",  # as Excel writes it in German and French
         b'"id";"label";"what, who"\n1;cat;a,b,c\n2;dog;\n',
         b"\n;\nid;label\n1;cat\n2;dog\n",
         b"id,label\r\n1,cat\r\n2,dog\r\n,\r\n , \r\n",  # Excel's blank last rows
@@ -284,7 +284,7 @@ def test_probabilities_as_sklearn(tmp_path: Path, seed: int) -> None:
     names = [f"class {i:02d}" for i in range(k)]
     true = [*names, *map(str, rng.choice(names, n - k))]
     p = rng.dirichlet(np.full(k, 0.3), n)
-    p[0] = np.eye(k)[1]  # certain, and wrong
+    p[0] = np.eye(k)[1]  # certain but wrong
     ids = [f"img-{i}" for i in rng.permutation(n)]
     write_submission(tmp_path / "true.csv", ids, true, sample=None, classes=names)
     header = ",".join(["id", *names[::-1]])
@@ -306,7 +306,7 @@ def test_probabilities_without_a_sample_and_refused(tmp_path: Path) -> None:
     p, path = np.array([[0.25, 0.75], [1, 0]]), tmp_path / "p.csv"
     write_probabilities(path, ["a", "b"], p, sample=None, classes=["cat", "dog"], id_column="image")
     assert path.read_text() == "image,cat,dog\na,0.25,0.75\nb,1,0\n"
-    labels_sample = file(tmp_path, "label,id\ncat,b\ncat,a\n", "s.csv")  # of labels: it sets the order of rows
+    labels_sample = file(tmp_path, "label,id\ncat,b\ncat,a\n", "s.csv")  # it has labels, and sets the order of the rows
     write_probabilities(path, ["a", "b"], p, sample=labels_sample, classes=["cat", "dog"])
     assert path.read_text() == "id,cat,dog\nb,1,0\na,0.25,0.75\n"
     more = file(tmp_path, "id,cat,dog,fox\na,0,0,0\nb,0,0,0\n", "more.csv")
@@ -325,14 +325,14 @@ def test_probabilities_of_classes_that_no_true_label_has(tmp_path: Path) -> None
     rows = "id,dog,frog,cat\na,0.1,0.1,0.8\nb,0.9,0.1,0\nc,.5,0,.5\n"
     found = score(file(tmp_path, rows), true)
     assert found.classes == ["cat", "frog"]
-    assert found.confusion.tolist() == [[2, 0], [0, 0]]  # a tie is the class that a true label has
+    assert found.confusion.tolist() == [[2, 0], [0, 0]]  # a tie counts as the class that occurs in the true labels
     assert found.other.tolist() == [0, 1]
     assert found.no_class == {"dog": 1}
     assert found.log_loss == pytest.approx(-np.log([0.8, 0.1, 0.5]).mean())
     german = rows.replace(",", ";").replace(".", ",")
     assert score(file(tmp_path, german), true).log_loss == found.log_loss
     unnamed = ",id,dog,frog,cat\n" + "".join(f"{i},{row}\n" for i, row in enumerate(rows.split()[1:]))
-    assert score(file(tmp_path, unnamed), true).log_loss == found.log_loss  # a table of pandas's with its index
+    assert score(file(tmp_path, unnamed), true).log_loss == found.log_loss  # with the index column that pandas writes
     assert "between 0 and 1" in refused(score, file(tmp_path, "id,cat,frog,usage\na,1,0,x\nb,1,0,x\nc,1,0,x\n"), true)
     many = ",".join(["id,cat,frog", *map(str, range(3000))]) + "\n"
     assert "3002 columns" in refused(score, file(tmp_path, many), true)
@@ -352,7 +352,7 @@ def test_labels_that_are_no_class_count_as_wrong(tmp_path: Path) -> None:
     found = score(file(tmp_path, "id,label\n1,Cat\n2,dog\n3,Cat\n9,fish\n"), true)
     assert found.confusion.tolist() == [[0, 0], [0, 1]]
     assert found.other.tolist() == [1, 1]
-    assert found.no_class == {"Cat": 2}  # not fish, which was not scored
+    assert found.no_class == {"Cat": 2}  # not fish: it has no true label and was not scored
     assert found.count == 3
     assert found.class_accuracy == [0.0, 0.5]
     assert str(found) == (

@@ -44,7 +44,7 @@ NAMES = [
 
 
 def some_images(n: int = 200, side: int = 28, seed: int = 0) -> ImageSet:
-    """Return noise with a bright bar at a place of its own for each of ten classes."""
+    """Return images of noise with a bright bar whose position depends on the class, one of ten."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 60, (n, 1, side, side), generator=generator, dtype=torch.uint8)
     labels = torch.arange(n) % 10
@@ -96,7 +96,7 @@ def test_the_pages_list_every_name(page: str) -> None:
 
 
 def link_raw(fashion_folder: Path, root: Path) -> None:
-    """The files where the original looks for them, when it runs in a folder in `root`; what it unpacks stays there."""
+    """Link the files to where the original, run in a folder in `root`, looks for them. It unpacks them there."""
     raw = root / "data" / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for file in (fashion_folder / "FashionMNIST" / "raw").glob("*.gz"):
@@ -124,7 +124,7 @@ def test_batches_are_those_of_the_originals_loader(
             after = torch.rand(1)
             torch.manual_seed(5)
             got = list(itertools.islice(mine, 3))
-            assert torch.equal(after, torch.rand(1))  # as many numbers were drawn
+            assert torch.equal(after, torch.rand(1))  # as many random numbers were drawn
             for (x, y), (a, b) in zip(want, got, strict=True):
                 assert torch.equal(y, b)
                 assert a.dtype == x.dtype
@@ -171,7 +171,7 @@ def test_files_that_d2l_downloaded_are_used(
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("CNNLAB_DATA", str(tmp_path / "empty"))
-    monkeypatch.setenv("CNNLAB_FASHION_MNIST_URL", "http://127.0.0.1:9")  # nothing is to be downloaded
+    monkeypatch.setenv("CNNLAB_FASHION_MNIST_URL", "http://127.0.0.1:9")  # nothing may be downloaded
     _, test_iter = d2l.load_data_fashion_mnist(256)
     assert len(test_iter) == 40
     assert not (tmp_path / "empty").exists()
@@ -190,7 +190,7 @@ def test_class_names_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(axes) == 18
     assert axes[1].get_title() == "trouser"
     assert axes[0].images[0].get_array().shape == (28, 28)
-    one = d2l.show_images([x[0].requires_grad_(), Image.new("L", (5, 5))], 1, 1)  # (1, 28, 28); more than fit
+    one = d2l.show_images([x[0].requires_grad_(), Image.new("L", (5, 5))], 1, 1)  # (1, 28, 28); more images than places
     assert len(one) == 1
     (chinese,) = d2l.show_images([x[0]], 1, 1, titles=["猫"])
     assert chinese.title.get_fontfamily()[-1] != "sans-serif" or "[" in chinese.get_title()  # never an empty box
@@ -288,11 +288,11 @@ def test_evaluating_modules_and_functions() -> None:
     assert d2l.evaluate_accuracy_gpu(always_0, data) == pytest.approx(want)
     net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Dropout(0.5)).train()
     got = d2l.evaluate_accuracy_gpu(net, data)
-    assert not net.training  # as the original leaves it
+    assert not net.training  # the original leaves it in evaluation mode
     with torch.no_grad():
         correct = sum((net(x).argmax(1) == y).sum().item() for x, y in data)
     assert got == d2l.evaluate_accuracy(net, data) == d2l.evaluate_accuracy_gpu(net, list(data), "cpu") == correct / 50
-    listed = [([x], y) for x, y in data]  # the first of a pair may be a list
+    listed = [([x], y) for x, y in data]  # the first item of a pair may be a list
     assert d2l.evaluate_accuracy_gpu(lambda xs: net(xs[0]), listed, CPU) == got
     with pytest.raises(CnnlabError, match="no images"):
         d2l.evaluate_accuracy_gpu(net, [])
@@ -480,7 +480,7 @@ def test_bad_batches_are_one_line(case: str, way: str) -> None:
     batch, why = BAD_BATCHES[case]
     net = tiny()
     if case in ("float", "float column") and way == "evaluate":
-        return  # predictions are compared with them as numbers
+        return  # evaluation compares these labels with the predictions as numbers
     good, cpu = [(X4, Y4)], [torch.device("cpu")]
     loss, trainer = nn.CrossEntropyLoss(reduction="none"), torch.optim.Adam(net.parameters())
     calls: dict[str, Callable[[], object]] = {
@@ -494,7 +494,7 @@ def test_bad_batches_are_one_line(case: str, way: str) -> None:
 
 
 class Returns(nn.Module):
-    """A network that returns something else than a row of outputs for each image."""
+    """A network that returns something other than one row of outputs per image."""
 
     def __init__(self, what: Callable[[Tensor], object]) -> None:
         super().__init__()
@@ -701,10 +701,10 @@ print("ANSWER", json.dumps(answer))
 
 
 def test_losses_are_those_of_d2l(peer: Path, fashion_folder: Path, tmp_path: Path) -> None:
-    """The same weights, batches and seed: the losses of every batch agree to 1e-5, and so do the weights in the end.
+    """With the same weights, batches and seed, the loss of every batch and the final weights agree to 1e-5.
 
-    So do those on each side's own batches of Fashion-MNIST; on resized ones, whose pixels the original rounds to whole
-    grey levels, to 1e-3.
+    So do the losses on each side's own batches of Fashion-MNIST. On resized images they agree to 1e-3: the original
+    rounds their pixels to whole grey levels.
     """
     link_raw(fashion_folder, tmp_path)
     (tmp_path / "work").mkdir()
@@ -715,14 +715,14 @@ def test_losses_are_those_of_d2l(peer: Path, fashion_folder: Path, tmp_path: Pat
             capture_output=True, text=True, timeout=300, env={**os.environ, "MPLBACKEND": "Agg"},
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
-        # Outside a notebook d2l's plots print lines of their own.
+        # Outside a notebook, d2l's plots print other lines, too.
         printed[side] = re.findall("^(?:training on|loss).*", run.stdout, re.MULTILINE)
         answers[side] = json.loads(run.stdout.rpartition("ANSWER ")[2])
     theirs, ours = answers["d2l"], answers["ours"]
     assert len(ours["ch6"]) == 21
     for what in ("ch6", "ch6 test", "ch6 weights", "ch13", "ch13 weights", "batch", "as they are"):
         assert ours[what] == pytest.approx(theirs[what], rel=1e-5, abs=1e-6), what
-    assert ours["resnet18"] == pytest.approx(theirs["resnet18"], rel=1e-6)  # the same names, and the same draws
+    assert ours["resnet18"] == pytest.approx(theirs["resnet18"], rel=1e-6)  # the same names and the same random draws
     assert len(ours["resized"]) == 5
     assert ours["resized"] == pytest.approx(theirs["resized"], abs=1e-3)
     assert printed["ours"][:3] == printed["d2l"][:3]  # the lines of train_ch6 and train_ch13
@@ -788,7 +788,7 @@ def linear() -> nn.Linear:
 
 
 def one_update(loss: nn.Module, **more: bool) -> tuple[Tensor, float, Tensor]:
-    """Return the loss, the number of correct predictions and the decrease of the weights of one update at rate 0.1."""
+    """Run one update at rate 0.1. Return the loss, the correct predictions and the decrease of the weights."""
     net = linear()
     torch.manual_seed(1)
     x, y = torch.randn(8, 3), torch.arange(8) % 2
@@ -860,7 +860,7 @@ def serve(path: Path) -> tuple[str, str]:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty data folder, and DATA_HUB as it was after the test."""
+    """An empty data folder, and a folder to serve files from. DATA_HUB is restored after the test."""
     monkeypatch.setenv("CNNLAB_DATA", str(tmp_path / "data-here"))
     for name in list(d2l.DATA_HUB):
         monkeypatch.setitem(d2l.DATA_HUB, name, d2l.DATA_HUB[name])
@@ -888,11 +888,11 @@ def test_download_and_unpack(
     assert folder == str(tmp_path / "data-here" / "few")
     assert d2l.read_csv_labels(os.path.join(folder, "labels.csv")) == {"1": "frog"}  # noqa: PTH118 - as the listings do
     assert "Downloading" in capsys.readouterr().out
-    assert d2l.download_extract("more").endswith("more")  # the original would say more.tar
+    assert d2l.download_extract("more").endswith("more")  # the original returns more.tar
     assert d2l.download_extract("few", folder="elsewhere").endswith("elsewhere")
     capsys.readouterr()
     (hub / "few.zip").unlink()
-    assert Path(d2l.download("few")).is_file()  # it is there already
+    assert Path(d2l.download("few")).is_file()  # it has been downloaded already
     assert capsys.readouterr().out == ""
     chosen = d2l.download("more", cache_dir=tmp_path / "chosen")
     assert chosen == str(tmp_path / "chosen" / "more.tar.gz")
@@ -967,7 +967,7 @@ def test_images_are_sorted_into_folders(tiny_competition: Path, copy: bool) -> N
     assert d2l.reorg_train_valid(str(tiny_competition), labels, 0.3, copy=copy) == 2  # 8 frogs, 16 ships
     d2l.reorg_test(tiny_competition, copy=copy)
     found = placed(tiny_competition)
-    assert found["valid/frog"] == {"3.png", "6.png"}  # the first by number, on every system
+    assert found["valid/frog"] == {"3.png", "6.png"}  # the first ones by number, on every system
     assert found["valid/ship"] == {"1.png", "2.png"}
     assert len(found["train/frog"]) == 6
     assert len(found["train/ship"]) == 14
@@ -982,7 +982,7 @@ def test_images_are_sorted_into_folders(tiny_competition: Path, copy: bool) -> N
     )
     assert other.read_bytes() == original.read_bytes()
     assert other.samefile(original) is not copy
-    # Once more, with another ratio, and the other way round: nothing of the first call is left.
+    # Again, with another ratio, and links instead of copies or the reverse: nothing of the first call is left.
     assert d2l.reorg_train_valid(tiny_competition, labels, 0.15, copy=not copy) == 1
     found = placed(tiny_competition)
     assert found["valid/frog"] == {"3.png"}
@@ -1054,7 +1054,7 @@ def test_a_script_prints_values_and_saves_the_figure(tmp_path: Path, capsys: pyt
 
 
 def test_matplotlib_is_imported_late(tmp_path: Path) -> None:
-    """Not before there is something to draw; pyplot not before a listing uses it."""
+    """Matplotlib is imported when something is drawn, pyplot when a listing uses it."""
     code = (
         "import sys, torch; from torch import nn; from cnnlab import d2l\n"
         "assert 'matplotlib' not in sys.modules\n"
@@ -1104,7 +1104,7 @@ def test_set_axes() -> None:
     assert axes.get_legend().get_texts()[0].get_text() == "line"
     d2l.set_axes(axes, None, None, [1, 1], None, "linear", "linear", None)  # a single epoch
     assert axes.get_xlim() == (0, 1)
-    d2l.use_svg_display()  # no notebook: nothing happens
+    d2l.use_svg_display()  # does nothing outside a notebook
 
 
 def test_a_notebook_shows_one_figure_beside_other_output(tmp_path: Path) -> None:

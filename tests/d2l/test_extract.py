@@ -1,4 +1,4 @@
-"""Unpacking what d2l.download_extract has downloaded."""
+"""Unpacking the downloads of d2l.download_extract."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS = [".zip", ".tar", ".tar.gz"]
 
 
 def pack(path: Path, name: str, content: bytes = b"x") -> Path:
-    """An archive with one member; `link` is a link to /etc/passwd."""
+    """Write an archive with one member. A member named `link` is a symlink to /etc/passwd."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
             info = zipfile.ZipInfo("x")

@@ -1,7 +1,7 @@
-"""Listings in the style of the manual, of our own, run after `from cnnlab import d2l` with what `cnnlab[all]` installs.
+"""Our own listings in the manual's style run after `from cnnlab import d2l`, with what `cnnlab[all]` installs.
 
-They cover what the manual's listings do with d2l's names: load Fashion-MNIST, define a network, print its shapes,
-train it, and take part in the competition. The data is cut to a few images.
+They use d2l's names as the manual's listings do: load Fashion-MNIST, define a network, print its shapes, train it, and
+take part in the competition. The data is cut to a few images.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ train_iter, test_iter = d2l.load_data_fashion_mnist(batch_size, resize=48)
 d2l.train_ch6(net, train_iter, test_iter, num_epochs, lr, d2l.try_gpu())
 """
 
-# A layer of one's own, and a training loop of one's own from the small helpers.
+# A layer and a training loop written by the user, with the small helpers.
 BATCH_NORM = """
 import torch
 from torch import nn

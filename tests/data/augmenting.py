@@ -17,7 +17,7 @@ def draws(seed: int = 0) -> Draws:
 
 
 def pictures(b: int, c: int, h: int, w: int, seed: int = 0) -> Tensor:
-    """Random smooth images on 256 levels, 0..1, as the loader's come from uint8."""
+    """Return random smooth images in [0, 1] with 256 levels, like those that the loader converts from uint8."""
     coarse = torch.rand(b, c, 4, 4, generator=drawn(seed))
     smooth = torch.nn.functional.interpolate(coarse, size=(h, w), mode="bilinear")
     noise = torch.rand(b, c, h, w, generator=drawn(seed + 1)) * 0.2

@@ -1,4 +1,4 @@
-"""Archives of ordinary users and of attackers."""
+"""Archives from ordinary users and from attackers."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def png(level: int = 7, size: tuple[int, int] = (4, 4)) -> bytes:
 
 
 def pack(path: Path, files: Files) -> Path:
-    """Write `files` into an archive of the kind that the name says, whatever they are called."""
+    """Write `files` into an archive, whose kind its name tells. The files may have any names."""
     kind = archive_ending(path.name)
     if kind == ".7z":
         with py7zr.SevenZipFile(path, "w") as seven:
             for number, (_, content) in enumerate(files):
                 seven.writestr(content, f"{number}")
-            # py7zr refuses to write what it would refuse to read.
+            # py7zr refuses to write names that it would refuse to read, so set them afterwards.
             for info, (name, _) in zip(seven.header.files_info.files if files else [], files, strict=True):
                 info["filename"] = name
     else:
@@ -58,7 +58,7 @@ def contents(path: Path) -> Files:
 
 
 def refusal(path: Path, read: Callable[[Archive], object] = lambda archive: list(archive.read())) -> str:
-    """The one line with which an archive is refused, on opening or on reading."""
+    """Return the error, one line, with which an archive is refused on opening or reading."""
     before = sorted(path.parent.parent.rglob("*"))
     with pytest.raises(CnnlabError) as caught, closing(open_archive(path)) as archive:
         read(archive)
@@ -93,7 +93,7 @@ def test_a_folder_is_read_like_an_archive(tmp_path: Path) -> None:
 
 def test_7z_of_several_blocks_and_codecs(tmp_path: Path) -> None:
     rng = random.Random(0)
-    files = [(f"{i}.png", rng.randbytes(200_000 + i)) for i in range(5)]  # some longer than what is unpacked at a time
+    files = [(f"{i}.png", rng.randbytes(200_000 + i)) for i in range(5)]  # some longer than one unpacking step
     for codecs in (["LZMA2"], ["LZMA"], ["BZIP2"], ["COPY"], ["BROTLI"], ["PPMD"], ["X86", "LZMA"], ["DELTA", "LZMA2"]):
         path = tmp_path / f"{'-'.join(codecs)}.7z"
         more = {"PPMD": {"order": 6, "mem": 20}}
@@ -108,7 +108,7 @@ def test_7z_of_several_blocks_and_codecs(tmp_path: Path) -> None:
 
 
 def test_a_7z_whose_last_file_has_a_negative_size_is_refused(tmp_path: Path) -> None:
-    # It has what the sizes of the others leave of the stream: a larger one for the first takes it below nothing.
+    # The last file has what the other sizes leave of the stream, so a larger size of the first makes it negative.
     from fuzzing import right_7z
 
     with py7zr.SevenZipFile(tmp_path / "a.7z", "w") as seven:
@@ -116,13 +116,13 @@ def test_a_7z_whose_last_file_has_a_negative_size_is_refused(tmp_path: Path) -> 
         for name, size in (("1.png", 1000), ("2.png", 2000)):
             seven.writestr(bytes(size), name)
     content = (tmp_path / "a.7z").read_bytes()
-    assert content.count((0x83E8).to_bytes(2, "big")) == 1  # 1000, as 7z writes numbers
+    assert content.count((0x83E8).to_bytes(2, "big")) == 1  # 1000, as 7z encodes it
     (tmp_path / "a.7z").write_bytes(right_7z(content.replace((0x83E8).to_bytes(2, "big"), b"\x8f\xff")))
     assert refusal(tmp_path / "a.7z").startswith("a.7z is damaged or incomplete: 2.png has a negative size")
 
 
 def test_directories_are_passed_over_quietly(tmp_path: Path) -> None:
-    (tmp_path / "train" / "x.png").mkdir(parents=True)  # a folder that is called like an image
+    (tmp_path / "train" / "x.png").mkdir(parents=True)  # a folder named like an image
     (tmp_path / "train" / "1.png").write_bytes(png())
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
         for file in (tmp_path / "train", tmp_path / "train" / "x.png", tmp_path / "train" / "1.png"):
@@ -144,7 +144,7 @@ def test_paths_that_lead_outside_are_refused(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_members_of_one_name_are_refused(tmp_path: Path, kind: str) -> None:
-    with pytest.warns() if kind == ".zip" else nothing():  # zipfile wonders, too
+    with pytest.warns() if kind == ".zip" else nothing():  # zipfile warns, too
         path = pack(tmp_path / f"a{kind}", [("1.png", png()), ("1.png", png(3))])
     assert "1.png is there twice" in refusal(path)
 
@@ -204,7 +204,7 @@ def test_a_7z_that_lies_about_sizes(tmp_path: Path) -> None:
     header = int.from_bytes(good[12:20], "little") + 32
     changed = 0
     for at in range(header, len(good) - 1):
-        if good[at : at + 2] == b"\x83\xe7":  # 999, as 7z writes it
+        if good[at : at + 2] == b"\x83\xe7":  # 999, as 7z encodes it
             bad = bytearray(good)
             bad[at + 1] += 1
             bad[28:32] = zlib.crc32(bad[header:]).to_bytes(4, "little")
@@ -252,7 +252,7 @@ def test_flipped_bits_never_give_another_error_than_ours(tmp_path: Path, kind: s
             found = contents(path)
         except CnnlabError as error:
             assert str(error).isprintable()
-        else:  # a name or a time
+        else:  # only a name or a time was changed
             assert {content for _, content in found} <= {content for _, content in files}
 
 
@@ -267,7 +267,7 @@ def test_empty_archives(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads Linux's account of memory")
 def test_reading_a_7z_of_small_files_holds_little_of_it(tmp_path: Path) -> None:
-    """py7zr's own loop would hold all 16 MiB in the end."""
+    """py7zr's own loop would hold all 16 MiB at the end."""
     code = (
         "import re; from pathlib import Path; from contextlib import closing\n"
         "from cnnlab.data.archives import open_archive\n"
@@ -299,7 +299,7 @@ def test_zip_methods_without_a_bound_on_memory(tmp_path: Path) -> None:
 
 
 def with_list(path: Path, members: bytes = b"", method: str = "LZMA2") -> Path:
-    """A 7z archive of one image whose packed list of members is `members`, unsaid the right one."""
+    """Write a 7z archive of one image whose packed list of members is `members`. Default: the correct list."""
     with py7zr.SevenZipFile(path, "w") as seven:
         seven.set_encoded_header_mode(False)
         seven.writestr(png(), "1.png")
@@ -326,7 +326,7 @@ def with_list(path: Path, members: bytes = b"", method: str = "LZMA2") -> Path:
 
 def test_a_7z_whose_list_of_members_is_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert contents(with_list(tmp_path / "a.7z")) == [("1.png", png())]
-    million = b"\1\5\xf0" + (1 << 20).to_bytes(4, "little") + bytes(1 << 20)  # so many files without a name
+    million = b"\1\5\xf0" + (1 << 20).to_bytes(4, "little") + bytes(1 << 20)  # a million files without names
     bomb = with_list(tmp_path / "b.7z", million)
     assert bomb.stat().st_size < 3000
     odd = with_list(tmp_path / "c.7z", million[:99], "ZSTD")
@@ -352,7 +352,7 @@ def test_links_in_a_folder_stay_inside(tmp_path: Path) -> None:
     (tmp_path / "train" / "a" / "1.png").write_bytes(png())
     (tmp_path / "train" / "2.png").symlink_to("a/1.png")
     (tmp_path / "train" / "round").symlink_to(tmp_path / "train")
-    (tmp_path / "link").symlink_to("train")  # the folder itself may be one
+    (tmp_path / "link").symlink_to("train")  # the folder itself may be a symlink
     assert contents(tmp_path / "link") == [("2.png", png()), ("a/1.png", png())]
     (tmp_path / "mine.png").write_bytes(png(3))
     (tmp_path / "private").mkdir()
@@ -361,7 +361,7 @@ def test_links_in_a_folder_stay_inside(tmp_path: Path) -> None:
         link.symlink_to(tmp_path / target)
         with pytest.raises(CnnlabError, match=f"{target}' is a link that leads outside .*train; put the images"):
             open_archive(tmp_path / "train")
-        assert list(image_files(tmp_path / "train"))  # as a source of one's own, `folder:` follows them
+        assert list(image_files(tmp_path / "train"))  # the source `folder:` follows symlinks
         link.unlink()
 
 

@@ -1,4 +1,4 @@
-"""Each batched augmentation beside a slow reference that takes one image at a time: numpy, PIL, scipy, torchvision."""
+"""Each batched augmentation against a slow reference for single images: numpy, PIL, scipy, torchvision."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_same_shape_and_range_same_bits_and_the_input_untouched(
     name: str, b: int, c: int, h: int, w: int, seed: int
 ) -> None:
     x = torch.rand(b, c, h, w, generator=drawn(seed))
-    x[0] = 1.0  # an edge of the range, where rounding would show
+    x[0] = 1.0  # the end of the range, where rounding errors would show
     before = x.clone()
     first, second = ALL[name](x, draws(seed)), ALL[name](x, draws(seed))
     assert first.shape == x.shape
@@ -61,7 +61,7 @@ def test_same_shape_and_range_same_bits_and_the_input_untouched(
 @pytest.mark.parametrize("name", ALL)
 def test_each_image_has_a_draw_of_its_own_and_each_seed_another(name: str) -> None:
     x = pictures(1, 3, 16, 16).expand(64, 3, 16, 16)
-    if name in ("mixup", "cutmix"):  # which need something to mix with
+    if name in ("mixup", "cutmix"):  # these need different images to mix
         x = x * torch.linspace(0.5, 1, 64).view(-1, 1, 1, 1)
     y, z = ALL[name](x, draws(1)), ALL[name](x, draws(2))
     assert not torch.equal(y, z)
@@ -136,7 +136,7 @@ def test_jitter_of_nothing_is_the_image() -> None:
 
 
 def theirs(image: Tensor, name: str, level: int, sign: int, fill: list[float]) -> Tensor:
-    """One image through torchvision's RandAugment, with its own table; what works on levels gets uint8."""
+    """Apply an operation of torchvision's RandAugment, with its own table. Those that work on levels get uint8."""
     made = v2.RandAugment(fill=fill)
     magnitudes, signed = v2.RandAugment._AUGMENTATION_SPACE[name]
     table = magnitudes(31, *image.shape[1:])
@@ -176,7 +176,7 @@ def test_rand_augment_applies_each_images_own_operations(c: int) -> None:
             assert c == 3 or name != "Color"
             expected = theirs(expected, name, 11, 1 - 2 * (code % 2), [0.5] * c)
         unlike += not torch.allclose(changed, expected, rtol=0, atol=1e-5)
-    assert unlike <= 2  # none here; on another machine a second operation may turn a last bit into a level
+    assert unlike <= 2  # none here; elsewhere a second operation may turn a difference in the last bit into a level
 
 
 def test_equalize_autocontrast_and_solarize_are_pils() -> None:
@@ -190,7 +190,7 @@ def test_equalize_autocontrast_and_solarize_are_pils() -> None:
         for image, changed in zip(x, y, strict=True):
             levels = (image * 255).round().byte().permute(1, 2, 0).numpy()
             expected = np.asarray(reference(Image.fromarray(levels)))
-            assert np.abs(changed.permute(1, 2, 0).numpy() * 255 - expected).max() < 1.01  # PIL cuts off decimals
+            assert np.abs(changed.permute(1, 2, 0).numpy() * 255 - expected).max() < 1.01  # PIL truncates
 
 
 def test_no_operations_are_a_copy() -> None:
@@ -208,7 +208,7 @@ def test_shares_are_betas(alpha: float) -> None:
     shares = augment._draw_shares(torch.empty(20_000, 0), alpha, draws()).double().numpy()
     assert shares.min() >= 0
     assert shares.max() <= 1
-    # float32 cannot say how near to 1 a share is, so compare those below; the law is its own mirror image.
+    # float32 is too coarse near 1, so compare below; the distribution is symmetric.
     grid = np.linspace(0.001, 0.999, 200)
     found = (shares[:, None] < grid).mean(0)
     assert np.abs(found - stats.beta(alpha, alpha).cdf(grid)).max() < 0.0145  # Kolmogorov, p = 0.0005
@@ -240,7 +240,7 @@ def test_mixup_is_a_convex_blend_of_neighbours() -> None:
 @given(st.integers(1, 20), st.sampled_from([1, 3]), st.integers(1, 12), st.integers(1, 12), st.integers(0, 999))
 def test_cutmixs_share_is_the_pixels_that_stayed(b: int, c: int, h: int, w: int, seed: int) -> None:
     labels = torch.arange(b)
-    x = labels.float().view(b, 1, 1, 1).expand(b, c, h, w) / b  # who is who can be read off each pixel
+    x = labels.float().view(b, 1, 1, 1).expand(b, c, h, w) / b  # every pixel tells which image it is from
     y, same, other, share = cutmix(x, labels, 1.0, draws(seed))
     assert same is labels
     assert other.tolist() == [min(i ^ 1, b - 1) if i ^ 1 < b else max(i - 1, 0) for i in range(b)]
@@ -262,8 +262,8 @@ def test_cutmix_pastes_from_the_same_place_and_areas_follow_beta() -> None:
     x = pictures(30, 3, 12, 12)
     y, _, other, _ = cutmix(x, torch.arange(30), 1.0, draws(1))
     assert ((y == x) | (y == x[other])).all()
-    # Where the centre leaves room, sides are floor(side * sqrt(1 - share)) of a share that is uniform for alpha 1: the
-    # expected area of clipped boxes is known by simulation with numpy.
+    # Unless the border clips the box, its sides are floor(side * sqrt(1 - share)); for alpha 1 the share is uniform. A
+    # simulation in numpy gives the expected area of the clipped boxes.
     _, _, _, share = cutmix(torch.zeros(20_000, 1, 16, 16), torch.zeros(20_000), 1.0, draws(2))
     rng = np.random.default_rng(0)
     side = (16 * np.sqrt(rng.random(20_000))).astype(int)
@@ -356,6 +356,6 @@ def test_of_mixup_and_cutmix_each_batch_gets_one() -> None:
 def test_rand_augment_of_many_channels_changes_each_as_a_grey_image(channels: int) -> None:
     images = torch.rand(40, channels, 12, 12, generator=torch.Generator().manual_seed(0))
     together = rand_augment(images, 1, 20, draws(1))
-    for c in range(channels):  # the operations without saturation are the same ones
+    for c in range(channels):  # neither has the saturation operation, so the draws are the same
         alone = rand_augment(images[:, c : c + 1], 1, 20, draws(1))
         torch.testing.assert_close(together[:, c : c + 1], alone)

@@ -1,4 +1,4 @@
-"""Classes of unequal size and images of unequal weight: the loss against PyTorch's own, the order of an epoch, resume."""
+"""Classes of unequal size, images of unequal weight: the loss against PyTorch's, the order of an epoch, resuming."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def image_set(counts: list[int], weights: list[float] | None = None, side: int = 4) -> ImageSet:
-    """Images of random pixels, those of each class one after the other."""
+    """Return images of random pixels, sorted by class."""
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     images = torch.randint(256, (len(labels), 1, side, side), generator=torch.Generator().manual_seed(0)).byte()
     ids, classes = [f"{i}.png" for i in range(len(labels))], [f"c{k}" for k in range(len(counts))]
@@ -47,14 +47,14 @@ def linear(classes: int) -> nn.Sequential:
 
 
 def update(model: nn.Module, x: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Return the loss of a step, whose gradients the parameters keep."""
+    """Run a step and return its loss. The parameters keep the gradients."""
     return train_step(model, make_optimizer(model, Recipe()), x.double(), y, smoothing)[0]
 
 
 def test_class_weights_are_those_of_pytorchs_cross_entropy() -> None:
     counts = [2, 5, 0, 13]
     images, model, reference = image_set(counts), linear(4), linear(4)
-    # 20 images, 3 classes with images: a class weighs 20 / (3 n)
+    # 20 images, 3 classes with images: the weight of a class with n images is 20 / (3 n)
     weight = torch.tensor([20 / 3 / n if n else 0.0 for n in counts], dtype=torch.float64)
     torch.testing.assert_close(loss_weights(images, "weights"), weight[images.labels].float())
     for (x, y), (x2, plain) in zip(batches(images, "weights"), batches(images), strict=True):
@@ -76,7 +76,7 @@ def test_an_image_of_weight_three_counts_like_three_images(smoothing: float) -> 
     loss = update(linear(2), x, y.double(), smoothing)
     ((plain_x, plain_y),) = batches(replace(images, weights=None))
     assert torch.equal(x, plain_x)
-    # the rows' sums are in proportion to the weights
+    # the sums of the rows are proportional to the weights
     times = (y.sum(1) / y.sum(1).min()).round().long()
     assert sorted(times.tolist()) == sorted(map(int, weights))
     copies = plain_x.repeat_interleave(times, 0), plain_y.repeat_interleave(times)
@@ -89,7 +89,7 @@ def test_mixed_images_carry_the_weights_of_both() -> None:
     ((x, y),) = batches(images, "weights", size, mixup=1.0)
     ((x2, plain),) = batches(replace(images, weights=None), size=size, mixup=1.0)
     assert torch.equal(x, x2)
-    # one batch holds them all; the mean weight of a class's images is what a class's column of the sum is made of
+    # one batch holds all images; the weights scale the mixed labels, but the same classes are mixed
     assert (y[:, 0] > 0).equal(plain[:, 0] > 0)
     own = replace(images, weights=torch.full((6,), 7.0))
     assert torch.equal(batches(own, size=size, mixup=1.0)[0][1], plain)  # equal weights change nothing
@@ -164,7 +164,7 @@ def test_images_of_weight_zero_are_not_trained_on(quick: Recipe) -> None:
     result = train(recipe, images, name="run", threads=1)
     left = result.summary["images"]["train"]
     assert left < 20
-    # the weights are part of what a run trains on
+    # the weights are part of a run's training data
     other = train(recipe, replace(images, weights=images.weights.clamp(max=1.0)), name="other", threads=1)  # type: ignore[union-attr]
     assert other.run.info["data"]["fingerprint"] != result.run.info["data"]["fingerprint"]
     with pytest.raises(CnnlabError, match="weight 0"):

@@ -1,4 +1,4 @@
-"""Sources, splits, batches and augmentation, against independent readings of the same data."""
+"""Sources, splits, batches and augmentation, against other readers of the same data."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_digits_are_scikit_learns_and_the_parts_do_not_overlap() -> None:
     assert load_images("digits", "validation") is None
     bunch = load_digits()
     assert len(train) + len(test) == len(bunch.images) == 1797
-    # Pinned: with another split, images that older runs were trained on would be in the test set.
+    # Pinned: with another split, the test set would hold images that older runs were trained on.
     assert test.fingerprint() == "83ccaba42143d9161ffbdbdc0f8ff4d5"
     assert not set(train.ids) & set(test.ids)
     for part in (train, test):
@@ -58,7 +58,7 @@ def test_digits_are_scikit_learns_and_the_parts_do_not_overlap() -> None:
 def test_fashion_mnist_is_torchvisions(fashion_folder: Path, tmp_path: Path, split: str, train: bool) -> None:
     found = load_images("fashion-mnist", split, SourceOptions(data_dir=fashion_folder))
     assert found is not None
-    # torchvision wants to unpack beside the files, so it gets a folder of links
+    # torchvision unpacks next to the files, so it gets a folder of symlinks
     raw = tmp_path / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for file in (fashion_folder / "FashionMNIST" / "raw").glob("*.gz"):
@@ -195,7 +195,7 @@ def test_a_set_larger_than_half_of_the_free_memory_stays_on_the_host(monkeypatch
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**10))
         assert feeder.fits_on_device(images, cuda) is fit
         assert feeder.fits_on_device(images, CPU)
-    # What torch keeps of that memory without using it is given back where it is needed.
+    # Memory that torch has cached but does not use is released if that makes room.
     free, given = [600], []
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], 10**10))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 900)
@@ -258,7 +258,7 @@ def test_a_gpu_gets_the_same_batches_from_the_host_without_waiting() -> None:
     next(batches)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        # The device is kept so far behind that a buffer which is filled too early would show.
+        # Keep the device so far behind that refilling a buffer too early would show.
         sums = []
         for x, _ in batches:
             for _ in range(5):
@@ -275,7 +275,7 @@ def test_epochs_differ_and_repeat() -> None:
     loader = Loader(images, plain(images), 10, CPU, augmentation=Augmentation(shift=2, flip=True))
 
     def epoch(seed: int, number: int) -> torch.Tensor:
-        torch.rand(7)  # the global generator plays no part
+        torch.rand(7)  # the global generator must not matter
         return torch.cat([x for x, _ in loader.shuffled(seed, number)])
 
     assert torch.equal(epoch(0, 3), epoch(0, 3))

@@ -1,6 +1,6 @@
-"""The tables of docs/data.md: each row is a folder that is made here and read.
+"""The tables of docs/data.md. For each row a folder is made and read.
 
-`pytest tests/data/test_data_page.py --data-table docs/data.md` writes them; without the option they are compared.
+`pytest tests/data/test_data_page.py --data-table docs/data.md` writes the tables; without the option they are compared.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cnnlab.training.header import class_counts, passed_over_text
 PAGE = Path(__file__).parents[2] / "docs/data.md"
 ACCEPTED, REFUSED = "accepted", "refused"
 
-# files (an ending slash: an empty folder), and what becomes of them
+# files (a trailing slash: an empty folder), and the outcome
 LAYOUTS: list[tuple[str, str]] = [
     ("cats/1.jpg cats/2.png dogs/1.jpg", ACCEPTED),
     ("cats/2024/may/1.jpg cats/2.jpg dogs/1.jpg", ACCEPTED),
@@ -66,7 +66,7 @@ RGB, GREY = Image.fromarray(NOISE), Image.fromarray(NOISE[..., 0])
 
 def written(image: Image.Image, kind: str, **options: object) -> bytes:
     out = io.BytesIO()
-    image.copy().save(out, kind, **options)  # a copy, for Pillow leaves a JPEG's settings in the image
+    image.copy().save(out, kind, **options)  # a copy: Pillow stores a JPEG's settings in the image
     return out.getvalue()
 
 
@@ -94,7 +94,7 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """Return a PNG of 16 bits of colour, which Pillow does not write: (H, W, 3) uint16, without a filter."""
+    """Return a PNG with 16 bits per channel, which Pillow cannot write, unfiltered. pixels: (H, W, 3) uint16."""
     height, width = pixels.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     parts = (
@@ -115,7 +115,7 @@ def turned() -> bytes:
 
 
 def drawing() -> bytes:
-    """Return a black shape on a transparent ground."""
+    """Return a black shape on a transparent background."""
     pixels = np.zeros((16, 16, 4), np.uint8)
     pixels[4:12, 4:12, 3] = 255
     return written(Image.fromarray(pixels), "PNG")
@@ -126,7 +126,7 @@ def cut_off() -> bytes:
     return whole[: len(whole) // 2] + b"\xff\xd9"
 
 
-# what, file name, content of the file, what becomes of it
+# description, file name, content, outcome
 FILES: list[tuple[str, str, Callable[[], bytes], str]] = [
     ("PNG, RGB", "1.png", lambda: written(RGB, "PNG"), ACCEPTED),
     ("PNG, grey", "1.png", lambda: written(GREY, "PNG"), ACCEPTED),
@@ -202,7 +202,7 @@ FILES: list[tuple[str, str, Callable[[], bytes], str]] = [
 
 
 def outcome(folder: Path) -> tuple[str, str]:
-    """Return whether a folder is accepted, and what is found or refused, for a table of the page."""
+    """Return ACCEPTED and what was found, or REFUSED and why."""
     parts: list[str] = []
     try:
         for split in ("train", "validation", "test"):
@@ -224,7 +224,7 @@ def row(first: str, kind: str, text: str) -> str:
 
 
 def table(name: str, head: str, rows: list[str], request: pytest.FixtureRequest) -> None:
-    """Compare a table with the page's, or write it."""
+    """Compare a table with the one on the page, or write it there."""
     made = f"| {head} |\n| --- | --- |\n{''.join(rows)}"
     file = request.config.getoption("--data-table")
     text = (file or PAGE).read_text(encoding="utf-8")

@@ -82,12 +82,11 @@ def test_a_set_of_torchvision_is_downloaded_by_us(
     assert sorted(path.name for path in (tmp_path / "torchvision").iterdir() if path.is_dir()) == ["EuroSAT"]
     assert load_images("torchvision:EuroSAT", "test", SourceOptions(data_dir=tmp_path)) is None
     load("torchvision:EuroSAT", tmp_path)
-    assert len(server.requests) == 2  # once is enough
+    assert len(server.requests) == 2  # downloaded once only
     (tmp_path / "own").mkdir()
     (tmp_path / "torchvision" / "EuroSAT" / "eurosat").rename(tmp_path / "own" / "eurosat")
-    assert (
-        load("torchvision:EuroSAT", tmp_path / "own").fingerprint() == found.fingerprint()
-    )  # where torchvision has it
+    # Found where torchvision itself stores it.
+    assert load("torchvision:EuroSAT", tmp_path / "own").fingerprint() == found.fingerprint()
 
 
 def test_a_disk_without_links_gets_a_copy(
@@ -148,7 +147,7 @@ def test_faults_are_one_line(tmp_path: Path, source: str, words: str) -> None:
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with two sets, of class folders and of Parquet files."""
+    """Return a folder with two sets, one of class folders and one of Parquet files."""
     library = pytest.importorskip("datasets")
     library.disable_progress_bars()
     root = tmp_path_factory.mktemp("hub")
@@ -188,7 +187,7 @@ def test_a_set_of_class_folders(hub: Path, tmp_path: Path) -> None:
     assert test.ids == [f"test/{i}" for i in range(4)]
     assert copies_in_test(source, train, SourceOptions(data_dir=tmp_path)) == 0
     (tmp_path / "packed").mkdir()
-    with zipfile.ZipFile(tmp_path / "packed" / "train.zip", "w") as archive:  # which the library unpacks elsewhere
+    with zipfile.ZipFile(tmp_path / "packed" / "train.zip", "w") as archive:  # the library unpacks it elsewhere
         archive.writestr("metadata.csv", "file_name,species\n0.png,cat\n1.png,dog\n")
         for i in range(2):
             archive.writestr(f"{i}.png", picture())

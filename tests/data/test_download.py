@@ -1,4 +1,4 @@
-"""Downloading, against a local server that breaks off, lies and refuses."""
+"""Downloading from a local server that drops connections, lies and refuses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves CONTENT as /file; what it should do wrong is set from outside."""
+    """A server of CONTENT as /file. Its attributes set the faults."""
 
     ranges = True
     break_after: int | None = None
@@ -197,7 +197,7 @@ def test_fashion_mnist_from_a_server_of_ones_own(
     here = tmp_path / "FashionMNIST" / "raw"
     assert parts(here) == ["t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"]
 
-    # a truncated file is named with the remedy, and not touched
+    # the error names a truncated file and a remedy; the file stays
     file = here / "t10k-images-idx3-ubyte.gz"
     os.truncate(file, 1000)
     with pytest.raises(
@@ -231,7 +231,7 @@ def test_waiting_for_another_process_is_reported_and_ends_with_it(server: Server
 
         def report(what: str, done: int, total: int) -> None:
             reports.append(what)
-            holder.kill()  # at the first report: the system then releases the lock
+            holder.kill()  # at the first report; the system then releases the lock
 
         download([server.url], tmp_path / "file.gz", md5=MD5, report=report)
     assert "waiting for another process" in reports[0]
@@ -256,7 +256,7 @@ def test_a_process_that_holds_the_lock_and_writes_nothing_is_not_waited_for(
         thread = threading.Thread(target=call)
         start = time.monotonic()
         thread.start()
-        while time.monotonic() - start < 2:  # a slow download: waited for while the file grows
+        while time.monotonic() - start < 2:  # a slow download: others wait while the file grows
             with (tmp_path / "file.gz.part").open("ab") as file:
                 file.write(b"x")
             time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Images that are there twice, and tables of labels that do not fit: found, named, and nothing else."""
+"""Duplicate images, and tables of labels that do not match: all of them are found and named, and nothing else."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from conftest import Command, one_line_error
 
 
 def scenes(count: int, side: int = 32, channels: int = 3, seed: int = 0) -> Tensor:
-    """Images with the statistics of natural ones, no two alike: (N, C, side, side) uint8."""
+    """Return images with the statistics of natural ones, no two alike, (N, C, side, side) uint8."""
     rng = np.random.default_rng(seed)
     f = np.hypot(*np.meshgrid(np.fft.fftfreq(side), np.fft.fftfreq(side)))
     f[0, 0] = 1
@@ -62,9 +62,9 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.sampled_from([(1, 3, 3), (3, 5, 5), (1, 8, 8)]))
 def test_the_same_pixels_are_found(drawn: list[int], shape: tuple[int, int, int]) -> None:
-    """Against Python's own dictionary of the images' bytes."""
+    """Against a dictionary of the images' bytes."""
     kinds = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (7, *shape), dtype=np.uint8))
-    kinds[1] = kinds[0]  # two kinds are one
+    kinds[1] = kinds[0]  # two of the kinds are equal
     kinds[2] = 0
     images = kinds[drawn]
     first: dict[bytes, int] = {}
@@ -111,7 +111,7 @@ def test_frames_of_one_scene_give_a_bounded_number_of_pairs() -> None:
 
 @pytest.mark.slow
 def test_fashion_mnist_has_the_pairs_that_a_person_sees(fashion_folder: Path) -> None:
-    """In its first 14,000 training images and all test images. Each pair was checked by eye (docs/log.md)."""
+    """Among the first 14,000 training images and all test images. Each pair was checked by eye (docs/log.md)."""
     options = SourceOptions(data_dir=fashion_folder)
     train, test = load_images("fashion-mnist", "train", options), load_images("fashion-mnist", "test", options)
     assert train is not None
@@ -126,7 +126,7 @@ def test_fashion_mnist_has_the_pairs_that_a_person_sees(fashion_folder: Path) ->
 
 @pytest.fixture
 def split_folder(tmp_path: Path) -> Path:
-    """A folder with a training and a test part; two test images are copies, a third nearly one, with another class."""
+    """A folder with train and test. Two test images are copies; a third is a near copy with another class."""
     root = tmp_path / "mine"
     images = scenes(60, 24).numpy()
     for i, image in enumerate(images):
@@ -170,7 +170,7 @@ def test_a_leak_is_told_by_the_run(split_folder: Path, quick: Recipe, cnnlab: Co
     assert result.summary["shared"] == {"validation": 0, "test": 2 - len(held_out)}
     if len(held_out) < 2:
         assert f"note: {2 - len(held_out)} of the test images are among the training images" in str(result)
-    # the same image in both parts of what is split at random
+    # the same image on both sides of the random split
     (split_folder / "train" / "cats" / "again.png").write_bytes(
         (split_folder / "train" / "cats" / "0.png").read_bytes()
     )

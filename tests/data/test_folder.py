@@ -1,4 +1,4 @@
-"""A person's own folders of images: every format, size and accident."""
+"""A user's own folders of images: every format, size and accident."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_folder_of_several_formats(shapes: Path) -> None:
     assert found.images.shape == (40, 3, 20, 20)
     assert found.labels.tolist() == [0] * 20 + [1] * 20
     assert found.ids[0] == "bright/00.png"
-    for i in (0, 2, 24):  # lossless ones, pixel for pixel
+    for i in (0, 2, 24):  # lossless formats, pixel for pixel
         theirs = np.asarray(Image.open(shapes / found.ids[i]))
         np.testing.assert_array_equal(found.images[i].permute(1, 2, 0).numpy(), theirs)
     assert found.images[:20].float().mean() > 150 > 100 > found.images[20:].float().mean()
@@ -86,7 +86,7 @@ def test_a_picture_lying_on_its_side_is_turned(tmp_path: Path) -> None:
     pixels = np.zeros((10, 10), np.uint8)
     pixels[:, 0] = 255
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees
+    exif[0x0112] = 6  # the camera was turned: rotate the image by 90 degrees
     Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
     found = decode(tmp_path / "x.png", Decoding(1, 10, "pad"))[0]
     assert (found[0] == 255).all()
@@ -159,7 +159,7 @@ def test_train_and_test_folders_are_splits(shapes: Path, tmp_path: Path) -> None
                     (root / split / name / file.name).write_bytes(file.read_bytes())
     assert [len(load(root, split)) for split in ("train", "validation", "test")] == [10, 4, 6]
     assert load(root, "test").ids[0].startswith("test/bright/")
-    # a class that only the test set has is an accident
+    # a class that only the test set has is an error
     (root / "test" / "grey").mkdir()
     Image.new("RGB", (20, 20)).save(root / "test" / "grey" / "1.png")
     with pytest.raises(CnnlabError, match="grey is a class that .*train does not have"):

@@ -1,4 +1,4 @@
-"""Flips, shifts, crops and affine changes beside a slow reference that takes one image at a time: numpy, torchvision."""
+"""Flips, shifts, crops and affine maps against a slow reference for single images: numpy, torchvision."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_successive_epochs_show_both_sides_whatever_the_batch() -> None:
     order = torch.randperm(200, generator=drawn())[:31]
     assert torch.equal(alternating_flip(x[order], index[order], 2, 7, 1200), epochs[2][order])
     assert not torch.equal(alternating_flip(x, index, 0, 8, 1200), epochs[0])
-    assert torch.equal(alternating_flip(x, index, 2, 7, 5000), epochs[2])  # however many there are
+    assert torch.equal(alternating_flip(x, index, 2, 7, 5000), epochs[2])  # whatever the total number of images
 
 
 def test_the_hash_is_what_python_computes_and_its_bits_are_fair() -> None:
@@ -46,7 +46,7 @@ def test_the_hash_is_what_python_computes_and_its_bits_are_fair() -> None:
     numbers = [0, 1, 2, 59_999, 2**31, 2**32 - 1]
     for seed in (0, 1, 2**31 + 5, 2**63 - 1):
         assert geometry._hashed(torch.tensor(numbers), seed).tolist() == [reference(i, seed) for i in numbers]
-    # The bit that is used, of 20000 neighbours and 20 seeds: fair, and unlike that of the next image and the next seed.
+    # The bit in use, for 20,000 images and 20 seeds: fair, and independent of that of the next image and the next seed.
     bits = torch.stack([geometry._hashed(torch.arange(20_000), seed) % 2 for seed in range(20)]).double()
     assert (bits.mean(1) - 0.5).abs().max() < 0.02  # 5 sigma
     assert ((bits[:, 1:] == bits[:, :-1]).double().mean(1) - 0.5).abs().max() < 0.02
@@ -64,7 +64,7 @@ def test_shift_is_a_window_of_numpys_padding(
     pixels = data.draw(st.integers(0, min(h, w) - 1 if reflect else 12))
     x = torch.rand(b, c, h, w, generator=drawn())
     y = random_shift(x, pixels, draws(5), "reflect" if reflect else "zeros")
-    # These draws are what a run's curve rests on.
+    # The same draws: a change would change the curve of every run.
     offsets = torch.randint(0, 2 * pixels + 1, (2, b, 1), generator=drawn(5))[:, :, 0].T.tolist()
     for image, shifted, (row, column) in zip(x, y, offsets, strict=True):
         around = ((0, 0), (pixels, pixels), (pixels, pixels))
@@ -154,7 +154,7 @@ def test_affine_is_torchvisions(c: int, h: int, w: int) -> None:
         values |= {"translate": [0, 0], "interpolation": tv.InterpolationMode.BILINEAR}
         expected = tv.affine(x[i], **values)
         torch.testing.assert_close(y[i], expected, rtol=0, atol=1e-5)
-        inside = tv.affine(torch.ones_like(x[i, :1]), **values)  # blended at the edge, where torchvision fills twice
+        inside = tv.affine(torch.ones_like(x[i, :1]), **values)  # blend at the edge, where torchvision would fill twice
         torch.testing.assert_close(filled[i], expected + (1 - inside) * colour[:, None, None], rtol=0, atol=2e-5)
 
 

@@ -1,4 +1,4 @@
-"""Splits by group: no group on both sides, each image in one fold, the shares of the classes kept."""
+"""Splits by group: no group on both sides, each image in one fold, class proportions kept."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPTIONS = SourceOptions(data_dir=Path())
 
 
 def image_set(labels: list[int], groups: list[str] | None = None, ids: list[str] | None = None) -> ImageSet:
-    """Images of noise."""
+    """Return images of noise."""
     noise = torch.randint(0, 256, (len(labels), 1, 16, 16), generator=torch.Generator().manual_seed(0))
     classes = [f"class {k}" for k in range(max(labels) + 1)]
     ids = ids or [f"{i}.png" for i in range(len(labels))]
@@ -33,20 +33,20 @@ def image_set(labels: list[int], groups: list[str] | None = None, ids: list[str]
 
 
 def split(images: ImageSet, **changes: Any) -> Any:
-    """The division of the images by a recipe with these settings."""
+    """Split the images with a recipe with these settings."""
     recipe = Recipe(data="memory:x", **changes)
     return divide(load_pool(recipe, OPTIONS, OwnImages("memory:x", images)), recipe)
 
 
 def folds(images: ImageSet, count: int, **changes: Any) -> Tensor:
-    """The fold of each image."""
+    """Return the fold of each image."""
     recipe = Recipe(data="memory:x", folds=count, **changes)
     return fold_of(load_pool(recipe, OPTIONS, OwnImages("memory:x", images)), recipe)
 
 
 @st.composite
 def labelled(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
-    """Labels and the unit of each image, of any distribution."""
+    """Draw the label and the unit (group) of each image, in any distribution."""
     pairs = draw(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 11)), min_size=2, max_size=60))
     labels, units = torch.tensor(pairs).unbind(1)
     return labels.unique(return_inverse=True)[1], units.unique(return_inverse=True)[1]
@@ -73,7 +73,7 @@ def test_folds_cover_each_image_once_and_split_no_group(data: tuple[Tensor, Tens
     try:
         fold = folds(images, count, split_seed=seed)
     except CnnlabError:
-        # More folds than groups, a class of one group, or groups that share classes so that none can be divided.
+        # More folds than groups, or a class with fewer groups than folds.
         assert count > len(units.unique()) or min(each) < count
         return
     assert fold.shape == labels.shape
@@ -158,8 +158,8 @@ def test_an_expression_names_the_group_by_its_first_parenthesis_or_as_a_whole() 
         (["a", "", "b", "c"], {}, "group=auto: 1 of 4 images have no group; the first: '1.png'"),
         (None, {"group": "parent"}, "group=parent: 4 of 4 images have no group; the first: '0.png'"),
         (None, {"group": r"patient(\d*)"}, "4 of 4 images have no group"),
-        (None, {"group": "x*"}, "4 of 4 images have no group"),  # an empty match is no name
-        (["a", None, "b", math.nan], {}, "2 of 4 images have no group; the first: '1.png'"),  # as pandas has holes
+        (None, {"group": "x*"}, "4 of 4 images have no group"),  # an empty match is not a group
+        (["a", None, "b", math.nan], {}, "2 of 4 images have no group; the first: '1.png'"),  # missing values
         (["a", "a", "b", "b"], {}, "no image can be held out"),
         (["a"] * 4, {}, "no image can be held out"),
         (["a", "b", "a", "b"], {"folds": 3, "fold": 1}, "folds=3: more than the 2 groups"),
@@ -211,8 +211,8 @@ def test_a_group_on_both_sides_of_the_sources_own_split_is_said() -> None:
 def test_near_duplicates_stay_on_one_side() -> None:
     images = image_set([i % 2 for i in range(40)], [str(i // 2) for i in range(40)])
     copies = images.images.clone()
-    copies[0] = copies[39]  # exact
-    copies[4] = (copies[20].int() + 3).clamp(max=255).to(torch.uint8)  # nearly
+    copies[0] = copies[39]  # a copy
+    copies[4] = (copies[20].int() + 3).clamp(max=255).to(torch.uint8)  # a near copy
     images = replace(images, images=copies)
     for group, units in (("auto", 18), ("none", 38)):
         found = grouping_of(images, group, duplicates=True)

@@ -1,4 +1,4 @@
-"""Every kind of image against Pillow's, tifffile's or NumPy's own values: bits, channels, opacity, orientation."""
+"""Every kind of image against the values of Pillow, tifffile or NumPy: bit depth, channels, alpha, orientation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def deep(channels: int, top: int = 65535) -> np.ndarray:
 
 
 def eight(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Return what the documentation promises: low becomes 0, high 255, rounded."""
+    """Return 8 bits as the documentation promises: low becomes 0, high becomes 255, rounded."""
     return np.clip(np.floor((values.astype(np.float64) - low) * 255 / (high - low) + 0.5), 0, 255).astype(np.uint8)
 
 
@@ -41,7 +41,7 @@ def tiff(path: Path, pixels: np.ndarray, **options: object) -> Path:
 
 
 def folder(root: Path, write: object, names: tuple[str, ...] = ("a", "b"), count: int = 2) -> Path:
-    """Make a folder of classes; write(path without ending, number) writes an image."""
+    """Make a folder of classes. write: is called with (path without suffix, number) to write an image."""
     for k, name in enumerate(names):
         (root / name).mkdir(parents=True, exist_ok=True)
         for i in range(count):
@@ -67,7 +67,7 @@ def test_eight_bits_are_pillows(tmp_path: Path, mode: str, channels: int) -> Non
     image = image.convert(mode) if mode != "LAB" else Image.frombytes("LAB", (SIDE, SIDE), NOISE[..., :3].tobytes())
     image.save(tmp_path / "x.tif")
     opened: Image.Image = Image.open(tmp_path / "x.tif")
-    opened = opened.convert("RGB") if mode == "LAB" else opened  # Pillow cannot make it grey at once
+    opened = opened.convert("RGB") if mode == "LAB" else opened  # Pillow cannot convert LAB to grey directly
     if opened.has_transparency_data:
         black = Image.new("RGBA", opened.size, "black")
         opened = Image.alpha_composite(black, opened.convert("RGBA"))
@@ -235,7 +235,7 @@ def test_heic_is_pillow_heifs(tmp_path: Path) -> None:
     np.testing.assert_array_equal(ours.transpose(1, 2, 0), np.asarray(theirs))
 
 
-# What is wrong with them
+# Damaged images
 
 
 def test_damaged_stacks_are_one_line(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One range of values and one background for a source: a folder and a competition's store decode alike."""
+"""One range of values and one background per source: a folder and a competition's store decode alike."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def encoded(image: np.ndarray | Image.Image, kind: str = "png", **options: Any) 
 
 
 def grey(i: int, high: float, dtype: type = np.uint16, low: float = 0) -> np.ndarray:
-    """Values from `low` to `high`, in the brightest images only: the darkest reach an eighth of the way."""
+    """Return a ramp from `low`. Only the brightest images reach `high`; the darkest go an eighth of the way."""
     ramp = np.linspace(low, low + (high - low) * (i % 8 + 1) / 8, SIDE**2)
     return ramp.astype(dtype).reshape(SIDE, SIDE)
 
 
 def drawing(i: int, level: int, opaque: int = 255) -> np.ndarray:
-    """Return a disc on a transparent ground."""
+    """Return a disc on a transparent background."""
     y, x = np.mgrid[:SIDE, :SIDE]
     alpha = np.where((y - 4) ** 2 + (x - 4) ** 2 < 5 + i % 4, opaque, 0)
     return np.stack([np.full((SIDE, SIDE), level)] * 3 + [alpha], 2).astype(np.uint8)
@@ -93,7 +93,7 @@ def folder(root: Path, train: Images) -> ImageSet:
 
 
 def prepared(path: Path, train: Images, test: Images | None = None, **options: Any) -> Store:
-    """Return a store; options: of the layout."""
+    """Write a competition and return its store. options: of the layout, or skip_bad, report, kind."""
     kind = options.pop("kind", ".zip")
     rest = {name: options.pop(name) for name in ("skip_bad", "report") if name in options}
     where = competition(path, train, test, kind)
@@ -101,7 +101,7 @@ def prepared(path: Path, train: Images, test: Images | None = None, **options: A
 
 
 def scaled(array: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Return the eight bits of deep greys by NumPy alone."""
+    """Return deep greys scaled to eight bits, computed with NumPy alone."""
     return np.clip((array.astype(np.float64) - low) * 255 / (high - low) + 0.5, 0, 255).astype(np.uint8)
 
 
@@ -115,10 +115,10 @@ def test_twelve_bits_in_sixteen_keep_their_levels_in_a_store(tmp_path: Path, kin
     train = {f"{i}.png": encoded(array) for i, array in enumerate(arrays)}
     store = prepared(tmp_path / "c", train, {"8.png": encoded(arrays[3]), "9.png": encoded(bright)}, kind=kind)
     for image, array in zip(store.train.images, arrays, strict=True):
-        assert np.array_equal(np.asarray(Image.open(io.BytesIO(encoded(array)))), array)  # all 16 bits are in the file
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(encoded(array)))), array)  # the file has all 16 bits
         assert np.array_equal(image[0].numpy(), scaled(array, 0, 4095))
     assert len(np.unique(store.train.images.numpy())) == len(np.unique(scaled(np.stack(arrays), 0, 4095))) > 128
-    # Test images by the range of the training images.
+    # Test images are scaled to the range of the training images.
     assert np.array_equal(store.test_images[0, 0].numpy(), scaled(arrays[3], 0, 4095))
     assert (store.test_images[1] == 255).all()
     assert store.train.decoding == Decoding(1, SIDE, "pad", "black", 0, 4095)
@@ -153,7 +153,7 @@ def test_a_store_and_a_folder_of_the_same_images_have_the_same_pixels(tmp_path: 
     theirs = {Path(name).stem: image for name, image in zip(found.ids, found.images, strict=True)}
     for name, image in zip(store.train.ids, store.train.images, strict=True):
         assert torch.equal(image, theirs[name]), name
-    # Plain images, which most competitions have, are read once.
+    # Plain images, the usual case, are read only once.
     assert any("measuring" in call for call in calls) == (kind != "plain")
 
 
@@ -169,7 +169,7 @@ def test_an_unusual_image_after_many_others(tmp_path: Path) -> None:
 
 def test_damaged_images_among_deep_ones(tmp_path: Path) -> None:
     train = {f"{i}.png": encoded(grey(i, 4095)) for i in range(8)}
-    train["3.png"] = train["3.png"][:60]  # a header without pixels
+    train["3.png"] = train["3.png"][:60]  # a header only
     train["4.png"] = b"no image"
     with pytest.raises(CnnlabError, match=r"3\.png.*--skip-bad"):
         prepared(tmp_path / "a", train)
@@ -192,7 +192,7 @@ def test_missing_data_and_narrow_values_are_measured_for_a_store(tmp_path: Path)
     store = prepared(tmp_path / "c", {f"{i}.png": encoded(array) for i, array in enumerate(arrays)})
     assert store.train.decoding == Decoding(1, SIDE, "pad", "black", 32_000, 33_000)
     assert len([note for note in store.info["report"] if "missing" in note]) == 1
-    # What a training prints of the background fits a store, whose pixels are decoded already.
+    # The note on the background suits a store: its pixels are decoded already, so it names no setting.
     images = replace(store.train, decoding=replace(store.train.decoding, background="white"))
     lines = {data: [*data_lines(images, images, choose_recipe(data=data))] for data in ("store:c", "folder:f")}
     assert ["--set" in line for line in lines["store:c"] if "background" in line] == [False]
@@ -227,10 +227,10 @@ def test_a_run_on_a_store_decodes_other_files_as_the_store_was(tmp_path: Path) -
     wide = np.hstack([np.zeros((SIDE, SIDE), np.uint16), grey(0, 4095), np.zeros((SIDE, SIDE), np.uint16)])
     (tmp_path / "1.png").write_bytes(encoded(wide))
     pixels = decode(tmp_path / "1.png", model.preprocessing.decoding)
-    assert np.array_equal(pixels[0], scaled(grey(0, 4095), 0, 4095))  # its middle, by the store's range
+    assert np.array_equal(pixels[0], scaled(grey(0, 4095), 0, 4095))  # its middle, scaled to the store's range
     logits = model(model.preprocessing(torch.tensor(pixels[None]))) / model.temperature
     assert model.predict(tmp_path / "1.png").probabilities == pytest.approx(logits.softmax(1).detach().numpy())
-    # Another store whose values were scaled otherwise is not comparable; its files are.
+    # A store with another range of values cannot be compared, but its files can.
     other = prepared(tmp_path / "d", {f"{i}.png": encoded(grey(i, 65_535)) for i in range(8)})
     with pytest.raises(CnnlabError, match="folder:PATH"):
         cnnlab.evaluate_run(run, data=f"store:{other.path}")
@@ -243,7 +243,7 @@ def test_a_run_on_a_store_decodes_other_files_as_the_store_was(tmp_path: Path) -
 
 
 def splits(root: Path) -> Path:
-    """Write a folder with training images of twelve bits, and brighter ones in its other parts."""
+    """Write a folder with training images of 12 bits and brighter images in the other splits."""
     for part, high in (("train", 4095), ("validation", 16_383), ("test", 16_383)):
         for i, name in enumerate("aabb"):
             (root / part / name).mkdir(parents=True, exist_ok=True)
@@ -266,7 +266,7 @@ def test_a_part_of_its_own_is_decoded_with_the_range_of_the_training_part(
     recipe = choose_recipe(data=data, settings=[f"eval_split={split}"])
 
     def report(what: str, done: int, total: int) -> None:
-        if what.endswith("train") and done == total:  # from here on, the training part is not measured again
+        if what.endswith("train") and done == total:  # afterwards the training images are not measured again
             (root / "train/a/0.png").write_bytes(encoded(grey(7, 65_535)))
 
     train_set, eval_set = load_splits(recipe, SourceOptions(data_dir=Path(), report=report))
@@ -288,7 +288,7 @@ def test_loaders_keep_the_decoding_of_the_training_part(tmp_path: Path) -> None:
 def test_validation_images_of_a_run_are_decoded_as_in_its_training(tmp_path: Path) -> None:
     root = splits(tmp_path / "f")
     for file in root.rglob("*.png"):
-        file.write_bytes(encoded(np.hstack([np.asarray(Image.open(file))] * 2)))  # twice as wide as high
+        file.write_bytes(encoded(np.hstack([np.asarray(Image.open(file))] * 2)))  # twice as wide as tall
     (root / "train/a/9.png").write_bytes(b"no image")
     recipe = choose_recipe(data=f"folder:{root}", settings=["epochs=1", "image_size=28", "fit=stretch"])
     run = cnnlab.train(recipe, name="r", progress="none", skip_bad=True).run

@@ -1,4 +1,4 @@
-"""Public sets by name: torchvision's files from a local server that breaks off, changes and resumes; their readers."""
+"""Public sets by name: torchvision's files from a local server that drops connections, and their readers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TRAIN, TEST = 6, 4
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `files`; requests are noted as (name, Range)."""
+    """A server of `files`. requests: (name, Range header) of each request."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -215,7 +215,7 @@ def test_a_set_is_downloaded_once_and_is_torchvisions(
     asked = [file for file, _ in server.requests if not file.startswith("gone/")]
     assert sorted(asked) == sorted(set(asked))  # each once
     for split, found in ours.items():
-        dataset = theirs(name, tmp_path, split)  # from our files, though it downloads what it lacks
+        dataset = theirs(name, tmp_path, split)  # reads our files, but downloads any that are missing
         assert len(found) == len(dataset)
         for pixels, label, (image, target) in zip(found.images, found.labels.tolist(), dataset, strict=True):
             expected = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
@@ -249,13 +249,13 @@ def test_a_truncated_download_is_resumed_and_a_changed_one_refused(
     assert (packed.name, "bytes=1000-") in server.requests
     assert len(found) in (TRAIN, 5 * TRAIN)
 
-    # a file on the disk that was cut off or changed is named, and stays for the user to look at
+    # the error names a file that was truncated or changed; the file stays, so that the user can look at it
     path = tmp_path / first.path if first.member else packed
     whole = path.read_bytes()
     for changed in (whole[:-10], whole[:-1] + bytes((whole[-1] ^ 1,))):
         path.write_bytes(changed)
         if not first.md5 and first.member and len(changed) == len(whole):
-            continue  # EMNIST names no checksum of its parts
+            continue  # EMNIST publishes no checksums of its members
         with pytest.raises(CnnlabError, match="is not the official file.*delete it"):
             load(name, tmp_path)
         assert any(named.files(name, tmp_path).values()) or not first.md5
@@ -263,7 +263,7 @@ def test_a_truncated_download_is_resumed_and_a_changed_one_refused(
     path.unlink()
     server.requests.clear()
     if first.member:
-        assert load(name, tmp_path).fingerprint() == found.fingerprint()  # out of the archive again
+        assert load(name, tmp_path).fingerprint() == found.fingerprint()  # from the archive again
         assert server.requests == []
 
 
@@ -336,9 +336,9 @@ def test_mnists_files_in_other_places_and_under_other_names(
     assert named.is_there("fashion-mnist", tmp_path)
     assert named.files("fashion-mnist", tmp_path) == dict.fromkeys(made.values(), "")
     assert load("fashion-mnist", tmp_path).labels.tolist() == list(range(TRAIN))
-    assert not named.is_there("mnist", tmp_path)  # the four names are the same, the content is not
+    assert not named.is_there("mnist", tmp_path)  # the file names are the same, the contents are not
 
-    made["train-labels-idx1-ubyte"].write_bytes(idx(np.zeros(TRAIN, np.uint8)))  # of another set, or damaged
+    made["train-labels-idx1-ubyte"].write_bytes(idx(np.zeros(TRAIN, np.uint8)))  # from another set, or damaged
     if place in ("{}", "raw/{}"):
         assert not named.is_there("fashion-mnist", tmp_path)
     else:

@@ -1,4 +1,4 @@
-"""Images of one's own: every form gives the same image set, and what is wrong is said in one line."""
+"""The user's own images: every form gives the same image set, and errors are one line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LABELS = np.array([0, 1, 2, 0, 1, 2])
 
 
 class Pairs(Dataset[Any]):
-    """A dataset of any pairs; `classes` as torchvision's datasets have them."""
+    """A dataset of given pairs. classes: an attribute, as in torchvision's datasets."""
 
     def __init__(self, images: Any, labels: Any, classes: list[str] | None = None) -> None:
         self.images, self.labels = images, labels
@@ -127,8 +127,8 @@ X = torch.from_numpy(GREY)
         [(GREY[0], 0.5)],
         [("1.png", 0)],
         [(GREY[0], 0), (GREY[0, :, :2], 1)],
-        Pairs(GREY, LABELS, ["a", "b"]),  # a label has no name
-        Pairs(GREY, LABELS[:5]),  # shorter than its length
+        Pairs(GREY, LABELS, ["a", "b"]),  # a label without a name
+        Pairs(GREY, LABELS[:5]),  # fewer labels than its length says
         ImageSet(X, torch.from_numpy(LABELS), list("abcdef"), ["a"]),
         ImageSet(X[:0], torch.zeros(0, dtype=torch.int64), [], ["a"]),
         iter([]),

@@ -1,4 +1,4 @@
-"""Augmentation of the caller's own: what it gets, what it may return, and that a resumed training repeats its draws."""
+"""The caller's own augmentation: what it gets and may return, and that a resumed training repeats its draws."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ QUICK: Recipe = RECIPES["digits"].changed(name="quick", model="lenet", epochs=2,
 
 
 def every_generator(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Draws from the generator that it is given, and from those of torch, NumPy and Python."""
+    """Change the brightness with draws from the given generator and from those of torch, NumPy and Python."""
     draws = torch.rand(len(images), generator=generator), torch.rand(len(images)), torch.rand(len(images))
     factor = 0.5 + sum(draws) / 6 * random.random() * np.random.rand()
-    images *= factor.view(-1, 1, 1, 1)  # it may work in place
+    images *= factor.view(-1, 1, 1, 1)  # working in place is allowed
     return images
 
 

@@ -1,4 +1,4 @@
-"""`cnnlab data pack` and `pack:STORE`: the same images as the source, the same training, and nothing in memory."""
+"""`cnnlab data pack` and `pack:STORE`: the same images as the source, the same training, and no images in memory."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_files_are_made_smaller_if_asked(large: Path) -> None:
     packed(f"folder:{large}", "as-they-are")
     found = packed(f"folder:{large}", size=24, quality=70)
     assert found.bytes < sum(path.stat().st_size for path in large.rglob("*.*")) / 3
-    assert loaded("pack:store", size_limit=224).images.shape[2] == 32  # the median's longer side
+    assert loaded("pack:store", size_limit=224).images.shape[2] == 32  # the longer side of the median image
     assert loaded("pack:store").ids == loaded("pack:as-they-are").ids
     with pytest.raises(CnnlabError, match="holds pixels"):
         packed("digits", "other", quality=50)

@@ -1,4 +1,4 @@
-"""Pixels of unusual files: deep greys, transparency, broken metadata, files cut short."""
+"""Pixels of unusual files: deep greys, transparency, broken metadata, truncated files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def save(array: np.ndarray, path: Path) -> None:
 @pytest.mark.parametrize(
     ("dtype", "values", "low", "high"),
     [
-        (np.uint16, (0, 4095), 0, 4095),  # 12 bits, as cameras and scanners write them
+        (np.uint16, (0, 4095), 0, 4095),  # 12 bits, as from cameras and scanners
         (np.uint16, (0, 1000), 0, 1023),
         (np.uint16, (3, 65000), 0, 65535),
         (np.uint16, (0, 200), 0, 255),
@@ -124,7 +124,7 @@ def test_black_and_white_or_a_dark_ground_are_no_missing_data(tmp_path: Path) ->
 
 
 def drawing(ink: int, path: Path) -> None:
-    """Save a disc of grey level `ink` on a transparent ground."""
+    """Save a disc of grey level `ink` on a transparent background."""
     y, x = np.mgrid[:16, :16]
     alpha = np.where((y - 8) ** 2 + (x - 8) ** 2 < 25, 255, 0)
     save(np.stack([np.full((16, 16), ink)] * 3 + [alpha], 2).astype(np.uint8), path)
@@ -146,7 +146,7 @@ def test_a_background_may_be_set(tmp_path: Path) -> None:
         drawing(0, tmp_path / name / "2.png")
     found = load(tmp_path, background="black")
     assert (found.images == 0).all()
-    assert len(found.warnings) == 2  # each class has one colour only
+    assert len(found.warnings) == 2  # each class has only one colour
     assert "2 of 2" in found.warnings[0]
 
 
@@ -162,7 +162,7 @@ def segment(marker: int, data: bytes) -> bytes:
 
 
 def exif(tag: int, text: str) -> bytes:
-    """EXIF with a text where a number belongs."""
+    """Return EXIF data with text in place of a number."""
     value = text.encode() + b"\0"
     return (
         b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", 1) + struct.pack("<HHII", tag, 2, len(value), 26)
@@ -240,7 +240,7 @@ def test_damaged_pixels_stay_damaged_and_a_limit_is_no_damage(tmp_path: Path) ->
         decode(tmp_path / "bomb.png", HOW)
 
 
-# Cut short
+# Truncated files
 
 
 def test_a_jpeg_cut_short_with_an_end_marker_is_noticed(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ JPEGS: dict[str, tuple[str, dict[str, object]]] = {
 def test_a_jpeg_is_cut_or_lacks_its_end_marker_only(tmp_path: Path, kind: str) -> None:
     mode, options = JPEGS[kind]
     picture = Image.effect_mandelbrot((120, 90), (-2, -1.5, 1, 1.5), 30)
-    picture.paste(128, (0, 60, 120, 90))  # a grey ground is no damage
+    picture.paste(128, (0, 60, 120, 90))  # a grey area is not damage
     scene = Image.effect_mandelbrot((120, 90), (-2, -1.5, 1, 1.5), 30).convert(mode)
     file = tmp_path / "1.jpg"
     for image in (picture.convert(mode), scene):
@@ -281,7 +281,7 @@ def test_a_jpeg_is_cut_or_lacks_its_end_marker_only(tmp_path: Path, kind: str) -
         cut = whole[: int(len(whole) * share)]
         file.write_bytes(cut + b"\xff\xd9")
         assert decode_checked(file, HOW)[1] != []
-        for zeros in (0, 9, 900, 9000):  # bytes of zero: an unfinished download
+        for zeros in (0, 9, 900, 9000):  # trailing zeros, as in an unfinished download
             file.write_bytes(cut + bytes(zeros))
             try:
                 assert decode_checked(file, HOW)[1] != []
@@ -300,9 +300,9 @@ def test_a_strip_that_vanishes_when_it_is_padded_is_noticed(tmp_path: Path) -> N
     for name in "ab":
         for i in range(2):
             save(np.full((4, 4096), 200, np.uint8), tmp_path / name / f"{i}.png")
-    assert len(load(tmp_path).warnings) == 3  # that they are strips, and for each class that nothing is left
+    assert len(load(tmp_path).warnings) == 3  # one: they are strips; and one per class: nothing is left of them
     assert len(load(tmp_path, fit="crop").warnings) == 3
-    assert len(load(tmp_path, fit="stretch").warnings) == 2  # of one grey indeed
+    assert len(load(tmp_path, fit="stretch").warnings) == 2  # the images really are of one grey
 
 
 def test_single_pixels_are_noticed(tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_pages_beyond_the_first_are_mentioned(tmp_path: Path) -> None:
 
 
 def test_twelve_bits_of_colour_are_mentioned(tmp_path: Path) -> None:
-    # Pillow reads 16 bits of colour as their upper eight, which are nearly empty here.
+    # Of 16-bit colour Pillow reads only the upper eight bits, which are nearly empty here.
     for name in "ab":
         save((np.random.default_rng(0).integers(0, 4096, (16, 16, 3)) >> 8).astype(np.uint8), tmp_path / name / "1.png")
     assert ["0 to 15" in warning for warning in load(tmp_path).warnings] == [True]
@@ -362,7 +362,7 @@ def test_one_outlier_does_not_set_the_range(tmp_path: Path) -> None:
     assert found.decoding.high == 4095
     assert len(found.warnings) == 1
     missing = ramp.astype(np.float32)
-    missing[:2] = -3.4e38  # GeoTIFF's missing data
+    missing[:2] = -3.4e38  # missing data in a GeoTIFF
     for name in "ab":
         save(missing, tmp_path / "2" / name / "1.tif")
     found = load(tmp_path / "2")

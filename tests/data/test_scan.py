@@ -226,7 +226,7 @@ def test_one_name_in_two_unicode_forms_is_one_class(tmp_path: Path) -> None:
     found = scan(tmp_path)
     assert len(found.classes) == 2
     name = found.classes[1]
-    assert (tmp_path / "train" / name).is_dir()  # as it is on the disk
+    assert (tmp_path / "train" / name).is_dir()  # spelled as on the disk
     assert counts(found) == {"train": {"bar": 1, name: 2}, "test": {"bar": 1, name: 1}}
 
 
@@ -279,7 +279,7 @@ def test_sub_folders_that_every_class_has_may_be_the_classes(tmp_path: Path) -> 
     found = scan(tmp_path)
     assert found.classes == ["color", "grayscale"]
     assert found.repeated == ("cats", "dogs")
-    tree(tmp_path, "segmented/1.jpg")  # a class that holds images itself
+    tree(tmp_path, "segmented/1.jpg")  # a class folder with images of its own
     assert scan(tmp_path).repeated == ()
 
 

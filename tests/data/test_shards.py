@@ -1,4 +1,4 @@
-"""`wds:` and `parquet:`: the same images and labels as a folder of the same files, and refusals in one line."""
+"""`wds:` and `parquet:`: the same images and labels as from a folder, and one-line errors."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_labels_in_json() -> None:
         loaded("wds:t.tar", columns="group=patient")
     about = [json.dumps({"label": i % 2, "path": "x", "file_name": f"{i}.png"}).encode() for i in range(2)]
     shard("named.tar", ((f"{i}.{e}", c) for i in range(2) for e, c in (("json", about[i]), ("jpg", jpeg()))))
-    assert loaded("wds:named.tar").labels.tolist() == [0, 1]  # a field with a file's name is not the image
+    assert loaded("wds:named.tar").labels.tolist() == [0, 1]  # a field named like a file is not the image
 
 
 @pytest.mark.parametrize(

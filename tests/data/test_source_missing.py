@@ -1,4 +1,4 @@
-"""Images that are not where their source says: one kind of error, which a caller may answer with another place."""
+"""A source whose images are missing raises one kind of error, so a caller can offer another place."""
 
 from pathlib import Path
 

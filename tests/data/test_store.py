@@ -1,4 +1,4 @@
-"""A competition's archives as one store: every pixel at the row of its id, whatever the files are like."""
+"""A competition's archives as one store: whatever the files are like, every image is in the row of its id."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def table(*rows: tuple[str, ...]) -> bytes:
 
 
 class Leaves:
-    """An artificial competition: grey 20x20 leaves, ids with letters, in a folder that tests may spoil."""
+    """An artificial competition: grey 20x20 leaves, ids with letters. Tests may change its attributes and files."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -65,7 +65,7 @@ class Leaves:
         self.sample = [f"x{(i * 5) % 12}" for i in range(12)]
 
     def write(self, kind: str = ".zip", nested: str = "") -> Path:
-        """Write it as the archives of that `kind`, or for `/` as folders, into one zip where `nested` names that."""
+        """Write it and return its path. kind: of archive; "/": folders. nested: a folder in one zip that holds all."""
         shutil.rmtree(self.root, ignore_errors=True)
         self.root.mkdir(parents=True)
         (self.root / "species.csv").write_bytes(table(("species", "file"), *[(b, a) for a, b in self.labels]))
@@ -106,7 +106,7 @@ def run(leaves: Leaves | Path, where: Path | None = None, layout: Layout = SPECI
 
 
 def error(leaves: Leaves | Path, **options: Any) -> str:
-    """The one line with which it fails, leaving nothing behind."""
+    """Return the one-line error of preparing a store, which must leave nothing behind."""
     with pytest.raises(CnnlabError) as caught:
         run(leaves, **options)
     text = str(caught.value)
@@ -150,9 +150,9 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.mark.slow
 def test_kaggles_cifar10_pixel_for_pixel(real: Store) -> None:
-    """By the digests of all pixels, which were compared with Pillow on what py7zr's own loop unpacks, in minutes.
+    """Against digests of all pixels. They were checked against Pillow and py7zr's own loop, which takes minutes.
 
-    Of the smaller archive, every seventh image was compared.
+    Of the smaller archive, every seventh image was checked.
     """
     assert real.train.images.shape == (50_000, 3, 32, 32)
     assert real.test_images.shape == (10_000, 3, 32, 32)
@@ -194,7 +194,7 @@ def test_every_pixel_is_at_the_row_of_its_id(leaves: Leaves, kind: str) -> None:
         assert np.array_equal(found.test_images[i, 0].numpy(), pixels(100 + int(name[1:])))
     assert found.info["report"] == []
     assert found.info["counts"] == {"train": 30, "test": 12, "classes": 3}
-    # As a source, and as plain arrays for any other program.
+    # It can be read as a source, and other programs can read its plain arrays.
     options = SourceOptions(data_dir=Path())
     again = load(found.path, "train", options)
     assert again is not None
@@ -233,7 +233,7 @@ def test_the_second_call_only_opens(leaves: Leaves, monkeypatch: pytest.MonkeyPa
     assert sorted(times) == ["sample.csv", "store.json", "test.npy", "train.npy"]
     assert same(first, run(folder, report=lambda *call: pytest.fail("it worked again")))
     assert times == {p.name: p.stat().st_mtime_ns for p in first.path.iterdir()}
-    # Anything that decides the content makes another one.
+    # Any option that affects the content makes another store.
     run(folder, skip_bad=True)
     assert open_store(first.path).info["key"] != first.info["key"]
     leaves.train["leaf-0a"] = png(9999)
@@ -249,7 +249,7 @@ def test_a_store_of_other_files_is_not_replaced(leaves: Leaves, tmp_path: Path) 
     ):
         prepare_store(tmp_path / "others", store=first.path, layout=replace(SPECIES, image_size=8))
     assert same(open_store(first.path), first)
-    # The same folder by another name.
+    # The same folder under another name.
     (tmp_path / "link").symlink_to(leaves.root)
     assert run(tmp_path / "link", layout=replace(SPECIES, image_size=8)).info["image_size"] == 8
 
@@ -386,7 +386,7 @@ def test_spellings_of_ids(leaves: Leaves, spelling: str) -> None:
     found = run(leaves)
     assert torch.equal(found.train.images, plain.train.images)
     assert torch.equal(found.test_images, plain.test_images)
-    assert found.test_ids == found.sample_ids == leaves.sample  # a submission must have them as they are
+    assert found.test_ids == found.sample_ids == leaves.sample  # a submission must keep the spelling
 
 
 names = st.text(
@@ -453,7 +453,7 @@ def test_the_store_holds_an_exact_copy_of_the_sample(leaves: Leaves, nested: str
     found = run(folder)
     assert found.sample == found.path / "sample.csv"
     assert found.sample.read_bytes() == content.encode()
-    assert found.test_ids == found.sample_ids == [f"{name} " for name in leaves.sample]  # with the space
+    assert found.test_ids == found.sample_ids == [f"{name} " for name in leaves.sample]  # with the trailing space
     assert found.info["sample_without_image"] == []
 
 
@@ -526,7 +526,7 @@ def test_a_damaged_zip(leaves: Leaves) -> None:
 
 
 def repacked(whole: Path, change: dict[str, int]) -> Path:
-    """The zip again, with other compression methods for some files."""
+    """Write the zip again with other compression methods for some files. Return its path."""
     other = whole.with_name("other.zip")
     with zipfile.ZipFile(whole) as source, zipfile.ZipFile(other, "w") as target:
         for name in source.namelist():
@@ -644,13 +644,13 @@ def test_damaged_images_are_named(leaves: Leaves, monkeypatch: pytest.MonkeyPatc
     found = run(leaves, skip_bad=True)
     assert len(found.train) == 28
     assert [t.partition(" is damaged")[0] for t in found.train.skipped] == [
-        "train.zip: train/leaf-9a.png",  # in the table's order
+        "train.zip: train/leaf-9a.png",  # in the order of the table
         "train.zip: train/leaf-7b.png",
     ]
     for i, name in enumerate(found.train.ids):
         assert np.array_equal(found.train.images[i, 0].numpy(), pixels(int(name[5:-1])))
     assert found.train.ids == [name for name, _ in leaves.labels if name not in ("leaf-7b", "leaf-9a")]
-    leaves.train["leaf-0a"] = b""  # the first one, which decides the size
+    leaves.train["leaf-0a"] = b""  # the first image decides the size
     assert len(run(leaves, skip_bad=True).train) == 27
     leaves.train = dict.fromkeys(leaves.train, b"")
     assert "no image of train.zip could be read" in error_skipping(leaves)

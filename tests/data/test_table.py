@@ -1,4 +1,4 @@
-"""`csv:FILE`: encodings, separators, names of columns, splits, groups, weights, and what is wrong with tables."""
+"""`csv:FILE`: encodings, separators, column names, splits, groups, weights, and errors in tables."""
 
 from __future__ import annotations
 

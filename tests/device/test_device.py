@@ -1,4 +1,4 @@
-"""Hardware, memory and determinism: what is read from the system, and that process-wide state is restored."""
+"""Hardware, memory and determinism: what the system reports, and that process-wide state is restored."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cnnlab.device.hardware import available_cores, physical_cores
 
 @pytest.fixture
 def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty tree in place of /sys/fs/cgroup; the process is in /outer/inner of both versions."""
+    """An empty tree in place of /sys/fs/cgroup. The process is in /outer/inner, in versions 1 and 2."""
     monkeypatch.setattr(cgroups, "ROOT", tmp_path / "cgroup")
     monkeypatch.setattr(cgroups, "OWN_GROUPS", tmp_path / "own")
     (tmp_path / "own").write_text(
@@ -190,7 +190,7 @@ def state() -> list[object]:
 
 
 def test_determinism_imports_the_compiler_only_for_a_compiled_step() -> None:
-    """It takes two seconds. Where it is there, its flag is set and restored."""
+    """The import takes two seconds. Once imported, the compiler's flag is set and restored."""
     code = (
         "import sys, torch\n"
         "from cnnlab.device.determinism import deterministic_compiler, reproducible\n"

@@ -1,4 +1,4 @@
-"""The faster layers of a training compute as PyTorch's and leave the network as it is."""
+"""The faster layers for training compute the same as PyTorch's and leave the network unchanged."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_linear_layers_equal_torchs(shape: tuple[int, int, int], bias: bool, fir
     (expected * weight).sum().backward()
     for one, other in zip((leaves[0], *ours.parameters()), (leaves[1], *theirs.parameters()), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-4)
-    ours.requires_grad_(False)  # as where only the first layers of a network are trained
+    ours.requires_grad_(False)  # as if only the layers before it were trained
     x.requires_grad_()
     ours(x).sum().backward()
     torch.testing.assert_close(x.grad, ours.weight.sum(0).expand(batch, -1), rtol=1e-4, atol=1e-4)
@@ -91,7 +91,7 @@ def test_a_copy_shares_weights_buffers_and_names_and_the_network_stays(monkeypat
     assert model[0][0].running_mean.abs().sum() > 0
     torch.testing.assert_close(fast.eval()(x), model.eval()(x), rtol=1e-4, atol=1e-4)
     fast.train()
-    assert model[0][0].training  # the shared layers follow; its own containers do not
+    assert model[0][0].training  # shared layers change mode, the model's own containers do not
     assert not model.training
 
 
@@ -130,7 +130,7 @@ def test_on_a_gpu_only_layers_that_see_images_are_folded() -> None:
         found[name] = sum(isinstance(m, FoldedConv2d) for m in fast.modules())
         assert isinstance(next(m for m in fast.modules() if isinstance(m, nn.Conv2d)), FoldedConv2d)
         x = torch.rand(2, 1, image_size, image_size)
-        assert torch.equal(fast.eval()(x), model.eval()(x))  # on a CPU it is PyTorch's
+        assert torch.equal(fast.eval()(x), model.eval()(x))  # on a CPU, PyTorch's own layer runs
     assert found == {"alexnet": 1, "lenet-bn": 1, "airbench94": 1}
     assert any(isinstance(m, Whitening) for m in model.modules())
 

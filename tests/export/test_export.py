@@ -1,4 +1,4 @@
-"""`cnnlab export`: the file answers as the run does."""
+"""`cnnlab export`: the file predicts as the run does."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_files_that_are_not_ours(exported: Path, tmp_path: Path) -> None:
 
 
 def test_onnxruntime_reports_nothing(tmp_path: Path) -> None:
-    """Official builds keep a device identifier and events to send below the user's home from their import on."""
+    """On import, official builds store a device identifier and events for sending in the user's home folder."""
     env = {key: value for key, value in os.environ.items() if key not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")}
     code = "import cnnlab.export.runtime, onnxruntime"
     subprocess.run([sys.executable, "-c", code], env={**env, "HOME": str(tmp_path)}, check=True, timeout=120)
@@ -163,9 +163,9 @@ def test_nothing_is_replaced(digits_run: Run, cnnlab: Command, tmp_path: Path) -
             error = one_line_error(
                 cnnlab("export", digits_run.path, "--to", "safetensors", "--out", name, *force, cwd=tmp_path)
             )
-            assert "--force" not in error  # which would not help
+            assert "--force" not in error  # it would not help
     assert (tmp_path / "mine.onnx").read_bytes() == (tmp_path / "photos" / "1.jpg").read_bytes() == b"mine"
-    (tmp_path / "new.json").write_text('{"mine": 1}')  # where the report would go
+    (tmp_path / "new.json").write_text('{"mine": 1}')  # the place of the report
     for force in ((), ("--force",)):
         to = ("--to", "safetensors", "--out", tmp_path / "new", *force)
         assert "new.json" in one_line_error(cnnlab("export", digits_run.path, *to))
@@ -173,7 +173,7 @@ def test_nothing_is_replaced(digits_run: Run, cnnlab: Command, tmp_path: Path) -
 
 
 def lose_bias(model: ModelProto) -> None:
-    """Do what pytorch issue 166797 describes: a convolution's bias is lost."""
+    """Reproduce PyTorch issue 166797: a convolution loses its bias."""
     conv = next(node for node in model.graph.node if node.op_type == "Conv")
     for value in model.graph.initializer:
         if value.name == conv.input[2]:
@@ -215,7 +215,7 @@ def test_a_broken_graph_is_refused(
     with pytest.raises(CnnlabError) as caught:
         digits_run_export(digits_run, tmp_path)
     assert "refused" in str(caught.value)
-    assert "by the run" in str(caught.value)  # it names an image, both classes and probabilities
+    assert "by the run" in str(caught.value)  # the error names an image, both classes and both probabilities
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a.onnx", b"an earlier export")]
 
 
@@ -230,7 +230,7 @@ def test_int8_states_its_cost(digits_run: Run, tmp_path: Path, monkeypatch: pyte
     assert found.path == Path("grey-int8.onnx")
     model = onnx.load(found.path)
     kinds = [node.op_type for node in model.graph.node]
-    assert kinds.index("QuantizeLinear") > kinds.index("If")  # the fit stays exact
+    assert kinds.index("QuantizeLinear") > kinds.index("If")  # resizing is not quantized
     assert sum(numpy_helper.to_array(v).dtype == np.int8 for v in model.graph.initializer) >= 4
     (parity,) = found.parities
     assert parity.largest > 1e-4
@@ -266,7 +266,7 @@ def test_ties_are_counted(digits_run: Run) -> None:
 
 
 def test_image_kinds(digits_run: Run, exported: Path, tmp_path: Path) -> None:
-    """The same picture as JPEG, CMYK JPEG, 16-bit PNG, EXIF-turned JPEG, palette GIF, and with transparency."""
+    """One picture as JPEG, CMYK JPEG, 16-bit PNG, rotated JPEG (EXIF), palette GIF, and with transparency."""
     rng = np.random.default_rng(0)
     picture = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8)).resize((50, 37), Image.Resampling.BICUBIC)
     turned = picture.transpose(Image.Transpose.ROTATE_90)
@@ -324,8 +324,8 @@ def test_safetensors_need_no_cnnlab(digits_run: Run, tmp_path: Path, monkeypatch
     assert found.parities[0].largest < 1e-6
     assert {p.name for p in (tmp_path / "s").iterdir()} == set(found.report["sha256"]) == set(FILES)
     assert [(p.split, p.images) for p in found.parities] == [("validation", 287), ("test", 359)]
-    assert [row["split"] for row in run.evaluations()] == ["test"]  # the look is recorded
-    assert len({path.stat().st_mode for path in (tmp_path / "s").iterdir()}) == 1  # none is private
+    assert [row["split"] for row in run.evaluations()] == ["test"]  # the use of the test set is recorded
+    assert len({path.stat().st_mode for path in (tmp_path / "s").iterdir()}) == 1  # all have the same permissions
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 41, 3), np.uint8))
     picture.save(tmp_path / "a.png")
     code = (
@@ -428,7 +428,7 @@ def test_only_onnx_needs_its_packages(
         monkeypatch.setitem(sys.modules, name, None)
     for name in ("build", "fit", "onnx", "quantize", "archive", "tensors"):
         monkeypatch.delitem(sys.modules, f"cnnlab.export.{name}", raising=False)
-    monkeypatch.setattr(torch.export, "export", lambda *_, **__: 1 / 0)  # it takes seconds
+    monkeypatch.setattr(torch.export, "export", lambda *_, **__: 1 / 0)  # it would take seconds
     error = one_line_error(cnnlab("export", digits_run.path, "--to", form, cwd=tmp_path))
     assert ("pip install 'cnnlab[export]'" in error) == (form == "onnx")
     assert ("division" in error) == (form != "onnx")

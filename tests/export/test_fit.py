@@ -1,4 +1,4 @@
-"""The fit inside an exported file against Pillow: equal bits."""
+"""The resizing inside an exported file gives the same bits as Pillow."""
 
 from __future__ import annotations
 
@@ -60,16 +60,16 @@ def by_pillow(image: np.ndarray, how: Decoding) -> np.ndarray:
     st.sampled_from((1, 3)),
     st.integers(0, 2**32),
 )
-@example(90, 1, 16, "pad", "bicubic", 3, 0)  # less than a pixel wide: only bars are left
+@example(90, 1, 16, "pad", "bicubic", 3, 0)  # narrower than a pixel: only the padding is left
 @example(40, 2, 32, "pad", "bilinear", 1, 0)  # Pillow resizes the columns first
-@example(33, 32, 32, "crop", "bicubic", 3, 0)  # by half a pixel
-@example(32, 32, 32, "pad", "bicubic", 3, 0)  # passes through
+@example(33, 32, 32, "crop", "bicubic", 3, 0)  # crops half a pixel
+@example(32, 32, 32, "pad", "bicubic", 3, 0)  # already fits
 def test_the_bits_are_those_of_pillow(
     height: int, width: int, size: int, fit: str, interpolation: str, channels: int, seed: int
 ) -> None:
     how = Decoding(channels, size, fit, interpolation=interpolation)
     image = np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
-    image = np.where(image > 127, 255, 0).astype(np.uint8) if seed % 2 else image  # overshoots are clipped
+    image = np.where(image > 127, 255, 0).astype(np.uint8) if seed % 2 else image  # values beyond the range are clipped
     want = by_pillow(image, how)
     assert (fitted(image, how) == want).all()
     by_torch = Fit(how)(torch.from_numpy(image.transpose(2, 0, 1)[None].copy()))[0].numpy()

@@ -1,4 +1,4 @@
-"""`cnnlab export --to web`: its files, its pixels beside Pillow's, and the page in Chromium, also without a network."""
+"""`cnnlab export --to web`: the files, the pixels against Pillow's, and the page in Chromium, also offline."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from conftest import Command, one_line_error
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'cnnlab[export]'")
 
-ABOUT: dict[str, Any] = {  # of an exported file
+ABOUT: dict[str, Any] = {  # the description of an exported file
     "classes": ["a", "b"], "threshold": 0.0, "run": "r", "network": "n", "parameters": 1,
     "recipe": {"name": "digits", "data": "digits"},
     "preprocessing": {"channels": 1, "native_size": 8, "fit": "pad", "background": "black", "low": 0.0, "high": 0.0},
@@ -143,7 +143,7 @@ def test_ci_packs_this_version() -> None:
 
 
 def test_modules_share_no_name() -> None:
-    """They are joined into one script, where each name may be declared once."""
+    """The modules are joined into one script, in which each name may be declared only once."""
     names = re.findall(r"^(?:async )?(?:function|class|const|let) (\w+)", script(PAGE), re.MULTILINE)
     assert len(names) > 100
     assert len(names) == len(set(names)), [name for name in names if names.count(name) > 1]
@@ -161,7 +161,7 @@ def test_folder_is_replaced_but_never_another(tmp_path: Path) -> None:
     second = {path.name for path in folder.iterdir()} - mine
     assert len(first) == len(second) == 8
     assert {name.partition("-")[0] for name in first - second} == {"network"}
-    # Opened as a file, a page of a folder runs no script: its HTML alone must say what to do.
+    # Opened without a server, the page runs no scripts, so the HTML itself must say what to do.
     assert re.search(r'<div id="page">.*http\.server.*</div>', (folder / "index.html").read_text())
     kept = (folder / "worker.js").read_text()
     assert all(f'"./{name}"' in kept for name in second - {"worker.js", "index.html", "onnxruntime-web.LICENSE"})
@@ -249,7 +249,7 @@ def kinds() -> dict[str, bytes]:
 
 
 def pillows(content: bytes, how: Decoding) -> np.ndarray:
-    """Return the pixels before they are fitted."""
+    """Return the pixels that Pillow decodes, before they are resized."""
 
     def use(image: decode.Picture) -> np.ndarray:
         opened = decode._colours(image, how) if isinstance(image, decode.Stack) else image
@@ -278,7 +278,7 @@ DECODE = """async ([files, how]) => {
 
 @pytest.fixture(scope="module")
 def decoded(tab: Tab) -> Iterator[Callable[..., list[Any]]]:
-    """Decode files by the page's modules, served one by one."""
+    """A function that decodes files with the page's modules, served one by one."""
     with served(Path(runtime_js.__file__).parent) as url:
         tab.go(url + "page/words.js")
 
@@ -333,7 +333,7 @@ RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 
 
 def answers(tab: Tab, files: list[bytes]) -> list[dict[str, float]]:
-    """Return the probabilities of each class by the page."""
+    """Return the probabilities of the classes that the page computes for each file."""
     found = tab.value(CLASSIFY, [base64.b64encode(content).decode() for content in files])
     return [{one["label"]: one["probability"] for one in answer} for answer in found]
 
@@ -347,7 +347,7 @@ def choose(tab: Tab, content: bytes) -> None:
 
 
 def check_accessible(tab: Tab) -> None:
-    """At both widths, light and dark."""
+    """Check the page with axe-core, narrow in dark mode and wide in light mode."""
     axe = (
         pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install --group dev").Axe().axe_script
     )
@@ -363,7 +363,7 @@ def check_accessible(tab: Tab) -> None:
 def test_page_answers_as_the_run(
     tab: Tab, runtime: WebRuntime, digits_run: Run, exported: Path, tmp_path: Path
 ) -> None:
-    """100 images and each kind of file: the same class, and probabilities within 1e-4; also without a network."""
+    """For 100 images and each kind of file: the same class, probabilities within 1e-4. The page also works offline."""
     model = onnx.load(exported)
     assert not add_map(model)
     found = open_exported(exported, threads=1)
@@ -382,12 +382,12 @@ def test_page_answers_as_the_run(
         assert np.abs(p - wanted).max() < 1e-4
         assert [next(iter(answer)) for answer in mine] == [found.classes[k] for k in wanted.argmax(1)]
         assert {address.split("/")[2] for address in tab.requests} == {url.split("/")[2]}
-    tab.page.context.set_offline(True)  # the server is gone, too
+    tab.page.context.set_offline(True)  # this cuts off the server, too
     try:
         tab.page.reload()
         ready(tab)
         assert answers(tab, files[:1]) == mine[:1]
-        tab.go(f"{url}index.html?x=1")  # another name of the page
+        tab.go(f"{url}index.html?x=1")  # the page under another URL
         ready(tab)
     finally:
         tab.page.context.set_offline(False)
@@ -398,9 +398,9 @@ HOSTILE = ["</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>",
 
 
 def small_network(pooled: bool = True, half: bool = False) -> bytes:
-    """A network of random weights on images of one channel: convolution, global pooling, a linear layer.
+    """Return a network with random weights for one channel: convolution, global pooling, a linear layer.
 
-    half: in float16 between the input and the softmax.
+    half: compute in float16 between the input and the softmax.
     """
     rng = np.random.default_rng(3)
     weights = {
@@ -441,7 +441,7 @@ def test_map_is_class_activation(half: bool) -> None:
     session = onnxruntime.InferenceSession(small_network(half=half))
     pixels = np.random.default_rng(0).integers(0, 256, (2, 1, 20, 14), np.uint8)
     p, maps = session.run(["probabilities", "map"], {"pixels": pixels})
-    logits = maps.mean((2, 3))  # the map of a class is what its logit is the mean of
+    logits = maps.mean((2, 3))  # the mean of a class's map is its logit
     assert np.allclose(np.exp(logits) / np.exp(logits).sum(1, keepdims=True), p, atol=1e-2 if half else 1e-5)
     small_network(pooled=False)
 
@@ -461,7 +461,7 @@ def hostile() -> WebPage:
 
 
 def test_page_is_accessible(tab: Tab, runtime: WebRuntime, hostile: WebPage, tmp_path: Path) -> None:
-    """Drawing, the map, both languages and widths; hostile names do nothing."""
+    """With a drawing and the map, in both languages and widths. Hostile names do no harm."""
     write_folder(hostile, runtime, tmp_path / "page")
     said: list[str] = []
     tab.page.on("console", lambda message: said.append(message.text))
@@ -478,7 +478,7 @@ def test_page_is_accessible(tab: Tab, runtime: WebRuntime, hostile: WebPage, tmp
         tab.page.wait_for_selector(".answer .none")
         assert tab.page.locator(".answer canvas").count() == 2
         before = tab.page.inner_text(".answer .bars")
-        tab.page.locator(".pad").press("Shift+ArrowLeft")  # the keyboard draws, too
+        tab.page.locator(".pad").press("Shift+ArrowLeft")  # drawing with the keyboard
         tab.page.wait_for_function(
             "(before) => document.querySelector('.answer .bars').innerText !== before", arg=before
         )
@@ -524,7 +524,7 @@ def test_a_slow_file_does_not_replace_a_later_one(
 
 
 def test_single_file(tab: Tab, runtime: WebRuntime, hostile: WebPage, tmp_path: Path) -> None:
-    """Everything in one file, opened without a server."""
+    """The single file works without a server."""
     path = tmp_path / "page.html"
     assert write_file(hostile, runtime, path) == path.stat().st_size < 6_000_000
     content = file(photograph("L"), "PNG")

@@ -1,4 +1,4 @@
-"""Predictions as a stream: the answers of a list, in bounded memory, into files that a killed process continues."""
+"""Streamed predictions: the same as for a list, in bounded memory, into files that can be continued after a kill."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STEP = 4
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Grey images of different sizes; their order is that of their names."""
+    """Grey images of different sizes, ordered by name."""
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for i in range(COUNT):
@@ -44,7 +44,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def damaged(photos: Path, to: Path) -> Path:
-    """A copy of the photos of which 05 and 17 are cut off."""
+    """Copy the photos, with 05 and 17 truncated. Return the folder."""
     to.mkdir()
     for file in photos.iterdir():
         content = file.read_bytes()
@@ -103,7 +103,7 @@ def test_processes_decode_as_threads_do(
     monkeypatch.setattr(stream, "_MANY", 1)
     monkeypatch.setattr(decode_process, "DecodeProcess", lambda: (started.append(real()), started[-1])[1])
     assert list(predict_stream(digits_run, some, skip_bad=True, invert=True)) == in_threads
-    assert len(started) in (1, 2)  # one thread may have been quick enough to decode all
+    assert len(started) in (1, 2)  # the first process may have been quick enough to decode everything
     assert all(one.process.returncode == 0 for one in started)
 
 
@@ -202,12 +202,12 @@ def test_a_file_cut_off_anywhere_is_continued_to_the_same_bytes(
         assert output.save(opened, file, log=told.append).images == COUNT
         assert file.read_bytes() == whole
         assert bool(told) == (cut > len(lines) // 3)
-        assert len(read) < COUNT or cut < 2  # what was there is not decoded again
+        assert len(read) < COUNT or cut < 2  # finished images are not decoded again
         assert [p.name for p in Path().glob("x.*")] == [file.name]
         file.unlink()
 
 
-# Writes the predictions, and is killed in the middle of a line after nine whole ones.
+# Writes nine lines, then part of the next batch, which ends inside a line, and is killed.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -284,7 +284,7 @@ def test_a_damaged_image_stops_and_the_same_command_continues(
     assert Path("x.csv.part").read_bytes().count(b"\n") == 1 + STEP
     (bad / "05.png").write_bytes((photos / "05.png").read_bytes())
     assert "17.png" in one_line_error(cnnlab(*command))
-    answer = cnnlab(*command, "--skip-bad")  # may be added later: the rows are the same
+    answer = cnnlab(*command, "--skip-bad")  # the option may be added later: the rows are the same
     assert answer.returncode == 0
     rows = list(csv.DictReader(Path("x.csv").read_text().splitlines()))
     assert [row["image"] for row in rows if row["error"]] == [str(bad / "17.png")]
@@ -307,7 +307,7 @@ def test_files_that_are_not_continued(digits_run: Run, photos: Path, cnnlab: Com
         assert "another process" in one_line_error(cnnlab(*command, "--out", "z.csv"))
     Path("z.csv.part").write_text("image,label_1\n")
     assert "damaged in line 1" in one_line_error(cnnlab(*command, "--out", "z.csv"))
-    Path("z.csv.part").unlink()  # one of the two files that this message names
+    Path("z.csv.part").unlink()  # one of the two files named in this message
     assert cnnlab(*command, "--out", "z.csv").returncode == 0
     assert len(Path("z.csv").read_text().splitlines()) == COUNT + 1
 

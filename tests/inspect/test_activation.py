@@ -1,4 +1,4 @@
-"""Class-activation maps: captum's, the definition of CAM, and the layer that is chosen by itself."""
+"""Class activation maps: against captum and the definition of CAM, and the automatic choice of the layer."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def test_it_is_cam_where_global_pooling_and_a_linear_layer_end_the_network() -> 
     torch.testing.assert_close(class_activation(model, x, CLASSES), scaled(cam), atol=1e-5, rtol=1e-5)
 
 
-# The deepest ones differ from their siblings in the number of blocks only.
+# The deepest networks differ from their siblings only in the number of blocks.
 @pytest.mark.parametrize("name", [n for n in MODELS if not re.search("1(01|52|69)|201", n)])
 def test_every_network_has_a_layer_for_the_map(name: str) -> None:
     size = default_image_size(name)
     with torch.device("meta"):
         model, x = build_model(name, in_channels=3, image_size=size), torch.zeros(1, 3, size, size)
     layer = activation_layer(model, x)
-    # The last positions: a convolution or pooling further would leave one, or nothing.
+    # The last layer with several positions: one more convolution or pooling would leave one or none.
     assert 2 <= layer.height == layer.width <= (13 if size > 32 else 5)
 
 
@@ -71,7 +71,7 @@ def test_every_network_has_a_layer_for_the_map(name: str) -> None:
 )  # fmt: skip
 def test_the_map_is_finite_and_the_network_stays_as_it_was(name: str, size: int) -> None:
     model = seeded(name, size).train()
-    model.get_submodule("0").eval()  # as frozen batch norm is
+    model.get_submodule("0").eval()  # like frozen batch norm
     modes = [m.training for m in model.modules()]
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     for parameter in list(model.parameters())[::2]:
@@ -92,7 +92,7 @@ def test_the_map_is_finite_and_the_network_stays_as_it_was(name: str, size: int)
 
 
 class Tutorial(nn.Module):
-    """One pooling layer is used twice, ReLU is a function, and one works in place."""
+    """A network as in many tutorials: a pooling layer used twice, ReLU as a function, once in place."""
 
     def __init__(self, fails: bool = False) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ def test_a_module_that_is_called_twice_and_changes_in_place() -> None:
     maps = feature_maps(model, x, stages(model, x))
     assert [tuple(m.shape) for m in maps] == [(2, 6, 28, 28), (2, 6, 14, 14), (2, 16, 10, 10), (2, 16, 5, 5)]
     assert torch.equal(maps[0], model.conv1(x).detach())
-    assert maps[3].min() < 0  # before the function that works in place
+    assert maps[3].min() < 0  # the values before the in-place function
 
 
 def test_hooks_are_removed_if_the_forward_pass_fails() -> None:
@@ -173,7 +173,7 @@ def test_a_transformer_of_timm_that_starts_with_convolutions() -> None:
 
 
 class ChannelsLast(nn.Module):
-    """Its last feature maps are (B, H, W, C), as a Swin transformer's."""
+    """A network whose last feature maps are (B, H, W, C), like a Swin transformer's."""
 
     def __init__(self) -> None:
         super().__init__()

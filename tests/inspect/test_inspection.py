@@ -1,4 +1,4 @@
-"""`cnnlab inspect` and `inspect_run`: text, JSON, pictures, and what is said when something is missing."""
+"""`cnnlab inspect` and `inspect_run`: text, JSON, pictures, and the messages when something is missing."""
 
 from __future__ import annotations
 

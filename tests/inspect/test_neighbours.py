@@ -1,4 +1,4 @@
-"""Features and neighbours: scikit-learn's, the head's input, prototypes."""
+"""Features and neighbours: against scikit-learn and the head's input; prototypes."""
 
 from __future__ import annotations
 

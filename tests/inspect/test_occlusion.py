@@ -1,4 +1,4 @@
-"""Occlusion: captum's values, and a planted square."""
+"""Occlusion: against captum, and with a planted square."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_it_is_captums(size: int, window: int, stride: int) -> None:
 
 def test_the_square_that_decides_is_found() -> None:
     class Corner(nn.Module):
-        """Class 1 if the upper left corner is bright."""
+        """A classifier: class 1 if the upper left corner is bright."""
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             bright = x[:, 0, :8, :8].mean((1, 2))

@@ -1,4 +1,4 @@
-"""`cnnlab report`: its figures, and the page in Chromium, which asks nobody for anything."""
+"""`cnnlab report`: its figures, and the page in Chromium, which makes no requests."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(folder: Path) -> list[Any]:
-    """Two trainings on the same images: one of two epochs, one of a single one."""
+    """Two trainings on the same images, one of two epochs and one of one."""
     return [
         cnnlab.train("digits", epochs=n, limit=100, seed=n, name=f"run-{n}", runs_dir=folder, progress="none")
         for n in (2, 1)
@@ -67,7 +67,7 @@ def made(results: list[Any]) -> Report:
 
 @pytest.fixture(scope="module")
 def hostile(folder: Path) -> Report:
-    """A report on images whose classes and names are made to break pages."""
+    """A report on images whose class and file names try to break the page."""
     rng = np.random.default_rng(0)
     labels = torch.arange(90) % 3
     images = torch.from_numpy(rng.integers(0, 256, (90, 5, 12, 12), dtype=np.uint8))
@@ -88,7 +88,7 @@ def tab() -> Iterator[Tab]:
 
 
 def opened(tab: Tab, report: Report, folder: Path, width: int = 1440) -> list[str]:
-    """Open the page. Return the list that what it says on the console will go to."""
+    """Open the page. Return a list to which its console messages will be added."""
     said: list[str] = []
     file = folder / "page.html"
     report.save(file, force=True)
@@ -208,7 +208,7 @@ def test_modules_join_without_a_name_twice() -> None:
     assert [name for name, n in Counter(names).items() if n > 1] == []
     assert {p.stem for p in pages.PAGE.glob("*.js")} == set(
         re.findall(r'from "\./(\w+)\.js"', "".join(p.read_text() for p in pages.PAGE.glob("*.js")))
-    ) | {"main", "trying"}  # trying.js is for the pages that take an image
+    ) | {"main", "trying"}  # only pages that take an image use trying.js
 
 
 def test_every_text_is_there_in_both_languages() -> None:
@@ -275,7 +275,7 @@ def test_a_cell_opens_its_images(tab: Tab, made: Report, folder: Path) -> None:
     tab.page.keyboard.press("Enter")
     assert tab.value("document.querySelector('dialog h2').textContent") != ""
     tab.page.keyboard.press("Escape")
-    # the table sorts, the curves zoom, the language changes
+    # sort the table, zoom the curves, change the language
     tab.page.click("th button:text-is('Recall')")
     recalls = tab.value("[...document.querySelectorAll('.sortable tbody tr')].map((r) => r.cells[3].textContent)")
     assert recalls == sorted(recalls)
@@ -333,7 +333,7 @@ def test_what_is_missing_is_said(folder: Path, tmp_path: Path, shapes: Path) -> 
     assert result.report(folder=tmp_path).payload["runs"][0]["data"] == "folder:shapes"
     shapes.rename(tmp_path / "elsewhere")
     gone = result.report()
-    for text in (gone.html, gone.markdown):  # a report is passed on: nobody else needs to know this machine's folders
+    for text in (gone.html, gone.markdown):  # reports are shared, so they must not show this machine's folders
         assert "--data folder:shapes" in text
         assert str(tmp_path) not in text
         assert str(folder) not in text
@@ -377,7 +377,7 @@ def test_a_run_that_is_trained_is_not_to_be_resumed(results: list[Any], folder: 
 
 
 def test_folds_are_pooled(folder: Path, tab: Tab) -> None:
-    """Each image by the network that did not see it: the figures are scikit-learn's of out_of_fold.csv."""
+    """Each image is predicted by the network that has not seen it. Figures: scikit-learn's for out_of_fold.csv."""
     series = cnnlab.train_folds("digits", 2, epochs=1, name="folds", runs_dir=folder, progress="none")
     made = cnnlab.report(series.path)
     e = made.payload["pooled"]["evaluation"]
@@ -411,7 +411,7 @@ def test_folds_are_pooled(folder: Path, tab: Tab) -> None:
     assert [name for name, n in Counter(ids).items() if n > 1] == []
     assert tab.value("document.querySelectorAll('#pooled-confusion [data-cell]').length") == len(e["confusion"])
     assert (tab.errors, said) == ([], [])
-    # Some of the folds, or others beside them, are not one cross-validation.
+    # Runs are pooled only if they are exactly the folds of one cross-validation.
     assert cnnlab.report(series.results[0].run).payload["pooled"] is None
     assert cnnlab.report(*(r.run for r in series.results), split="train").payload["pooled"] is None
 
@@ -450,7 +450,7 @@ def test_the_card(cnnlab: Command, results: list[Any], hostile: Report, tmp_path
 def test_pictures_are_files(hostile: Report, tmp_path: Path) -> None:
     drawn = figures(hostile.runs, hostile.payload)
     assert drawn.keys() >= {"curves", "confusion", "classes", "calibration"}
-    some = {"confusion": drawn["confusion"]}  # whose axes name the classes
+    some = {"confusion": drawn["confusion"]}  # its axes name the classes
     files = save(some, tmp_path / "pictures", force=False)
     assert {p.name for p in files} == {"confusion.png", "confusion.svg"}
     assert {p.name for p in files} == {p.name for p in (tmp_path / "pictures").iterdir()}

@@ -1,4 +1,4 @@
-"""Statistics of layers: the definitions on whole tensors, planted faults, and no advice for a healthy network."""
+"""Layer statistics: against their definitions, with planted faults, and without advice for a healthy network."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_without_labels_there_are_no_gradients() -> None:
 
 
 def test_a_layer_whose_first_output_is_not_floating_point() -> None:
-    class Sign(nn.Module):  # booleans first, then floating-point values
+    class Sign(nn.Module):  # returns booleans first, then floating-point values
         calls = 0
 
         def forward(self, x: Tensor) -> Tensor:

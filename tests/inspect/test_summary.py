@@ -1,4 +1,4 @@
-"""`cnnlab show` and what is behind it, against torchvision's published counts and against real dependence on pixels."""
+"""`cnnlab show` and `summarize`, against torchvision's published counts and the actual dependence on pixels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_counts_are_those_that_torchvision_publishes(name: str) -> None:
 # A. Araujo, W. Norris, J. Sim, Computing receptive fields of convolutional neural networks, Distill 2019
 @pytest.mark.parametrize(("name", "pixels"), [("alexnet", 195), ("vgg16", 212), ("densenet121", 2071)])
 def test_receptive_fields_are_the_published_ones(name: str, pixels: int) -> None:
-    """Of the last layer that still has positions."""
+    """The receptive field of the last layer with more than one position."""
     spatial = [row for row in summarize(name, depth=0).layers if len(row.output) == 3 and row.output[-1] > 1]
     assert spatial[-1].receptive_field == pixels
 
@@ -46,12 +46,12 @@ def test_flattening_keeps_the_receptive_field_and_a_linear_layer_widens_it() -> 
 
 
 def dependence(model: nn.Module, size: int, layer: str) -> int:
-    """Return the rows of pixels that the middle value of a layer depends on: a NaN in one of them reaches it."""
+    """Return how many rows of pixels the middle value of a layer depends on: those from which a NaN reaches it."""
     found: dict[str, torch.Tensor] = {}
     model.get_submodule(layer).register_forward_hook(lambda _m, _i, output: found.update(y=output))
     assert isinstance(model, nn.Sequential)
     x = torch.rand(size, 1, size, size)
-    x[torch.arange(size), :, torch.arange(size)] = float("nan")  # image i has it in row i
+    x[torch.arange(size), :, torch.arange(size)] = float("nan")  # row i of image i is NaN
     with torch.no_grad():
         model[: int(layer.partition(".")[0]) + 1](x)
     middle = found["y"].shape[-1] // 2
@@ -79,7 +79,7 @@ def test_receptive_fields_are_what_a_value_depends_on(name: str, size: int, laye
         assert dependence(model, size, layer) == min(rows[layer].receptive_field, size), layer
 
 
-# The names left out differ from these in depth and width only.
+# The networks left out differ from these only in depth and width.
 @pytest.mark.parametrize("name", [n for n in MODELS if not re.search("34|101|152|169|201|vgg1[36]|vgg19", n)])
 def test_networks_have_their_table(name: str) -> None:
     summary = summarize(name)
@@ -93,7 +93,7 @@ def test_networks_have_their_table(name: str) -> None:
     owners = [m for m in model.modules() if next(m.parameters(recurse=False), None) is not None]
     counted = [r for r in leaves.layers if r.type in {type(m).__name__ for m in owners}]
     assert sum(r.parameters for r in counted) == summary.parameters
-    # fields only grow on the way through
+    # receptive fields never shrink from layer to layer
     fields = [r.receptive_field for r in summary.layers]
     assert fields == sorted(fields)
 

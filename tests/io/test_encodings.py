@@ -1,4 +1,4 @@
-"""Finding the encoding of text: Chinese is told from what has the same bytes."""
+"""Finding the encoding of text: telling Chinese from other text with valid Chinese bytes."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def test_chinese(content: str) -> None:
 
 @pytest.mark.parametrize(("content", "codec"), [(KOREAN, "cp949"), (JAPANESE, "euc_jp"), (KOREAN, "euc_kr")])
 def test_korean_and_japanese_are_not_read_as_chinese(content: str, codec: str) -> None:
-    content.encode(codec).decode("gb18030")  # it could be
+    content.encode(codec).decode("gb18030")  # the bytes are valid GB 18030
     assert text_encoding(content.encode(codec)) == "utf-8-sig"

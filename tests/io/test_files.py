@@ -1,4 +1,4 @@
-"""Files that are written whole."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cnnlab.io.files import write_atomic
 
 
 def test_a_folder_that_may_only_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a folder for hand-ins is: mode -wx. The tests may run as root, who may read everything."""
+    """A folder for hand-ins has mode -wx. Reading it is patched to fail, since tests may run as root."""
     opened = os.open
 
     def refuse(path: Any, *options: Any) -> int:

@@ -1,4 +1,4 @@
-"""Letters of every script are drawn with an installed font; words without one become numbers, and a line says so."""
+"""Letters of all scripts are drawn with installed fonts. Words that no font covers become numbers, with a note."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CJK = "猫狗手写"
 
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
-    """Start without numbers, and look for fonts anew."""
+    """Forget the numbers and the fonts that were found, before and after each test."""
 
     def clear() -> None:
         fonts._numbers.clear()
@@ -35,7 +35,7 @@ def _forget() -> Iterator[None]:
 
 @pytest.fixture
 def without_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine with matplotlib's own fonts only."""
+    """Hide all fonts but matplotlib's own."""
     own = [e for e in font_manager.fontManager.ttflist if "mpl-data" in e.fname]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
     monkeypatch.setattr(font_manager, "findSystemFonts", list)
@@ -43,7 +43,7 @@ def without_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def with_font(without_fonts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A font with black squares for the letters of CJK, installed after matplotlib made its list."""
+    """A font with black squares as CJK letters, installed after matplotlib has listed the fonts."""
     pen = TTGlyphPen(None)
     for i, corner in enumerate(((50, 0), (50, 800), (950, 800), (950, 0))):
         (pen.lineTo if i else pen.moveTo)(corner)
@@ -136,7 +136,7 @@ def test_the_usual_font_has_many_letters(name: str) -> None:
 
 @pytest.mark.usefixtures("without_fonts")
 def test_texts_that_callers_set_themselves_have_no_boxes() -> None:
-    """As the legend and labels of `d2l.Animator`, which are the user's."""
+    """For example the legend and labels of `d2l.Animator`, which the user sets."""
     figure = Figure()
     axes = figure.subplots()
     axes.plot([1, 2], [1, 2], label="训练")

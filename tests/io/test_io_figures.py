@@ -1,4 +1,4 @@
-"""Pictures of samples, pairs, speeds and grades: every text in the canvas, no empty halves."""
+"""Pictures of samples, pairs, speeds and grades: no text leaves the canvas, and no half is empty."""
 
 from __future__ import annotations
 

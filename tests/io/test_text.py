@@ -1,6 +1,6 @@
-"""What comes from elsewhere does no harm: one case for each thing that was found wrong, or could be.
+"""Untrusted input does no harm: one case for each fault that was found or is conceivable.
 
-The same parsers under random input: tests/test_fuzz.py. Archives: tests/data/test_archives.py.
+tests/test_fuzz.py tests the same parsers with random input, tests/data/test_archives.py tests archives.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp.exe\r\nerror: all is well"
 HARM = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
-# Nothing is unpickled, nothing from elsewhere is run
+# No unpickling, no running of untrusted code
 
 
-# Calls that run code which a file brings along, or unpack wherever its names lead.
+# Calls that can run code from a file, or unpack to wherever its member names lead.
 FORBIDDEN = {
     "eval", "exec", "compile", "pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.load", "marshal.loads", "shelve.open",
     "dill.load", "joblib.load", "torch.load", "torch.hub.load", "torch.jit.load", "yaml.load", "os.system", "os.popen",
@@ -85,15 +85,15 @@ def test_nothing_unpickles_or_runs_what_a_file_holds() -> None:
             assert name != "tar.extract" or options.get("filter") == "'data'", where
             continue
         if path == SOURCE / "data" / "named.py" and name == "tarfile.open":
-            continue  # of an archive of a known MD5; members are read, not unpacked
+            continue  # an archive of known MD5; members are read, not unpacked
         if path == SOURCE / "data" / "webdataset.py" and name == "tarfile.open":
             continue  # members are read within bounds, not unpacked
         if path == SOURCE / "export" / "runtime_js.py" and name == "tarfile.open":
-            continue  # members of known sha256 are read within bounds, not unpacked
+            continue  # members of known SHA-256 are read within bounds, not unpacked
         if path == SOURCE / "export" / "tensors.py" and name in ("exec", "compile"):
-            continue  # of the reader that it has just written, to check it
+            continue  # to check the reader that it has just written
         if path == SOURCE / "models" / "published.py" and name == "torch.load":
-            # of a file of a known sha256
+            # a file of known SHA-256
             assert options.get("weights_only") == "True", where
             continue
         assert name not in FORBIDDEN, where
@@ -135,7 +135,7 @@ def test_the_command_prints_through_echo() -> None:
 def test_a_competitions_zip_with_an_empty_name_is_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
         info = zipfile.ZipInfo("x")
-        info.filename = "\0x"  # read as an empty one
+        info.filename = "\0x"  # read back as an empty name
         zipped.writestr(info, "?")
         zipped.writestr("trainLabels.csv", "id,label\n1,cat\n")
     with Place(tmp_path / "a.zip", Layout()) as place:
@@ -286,7 +286,7 @@ def image(kind: str, mode: str = "RGB", size: tuple[int, int] = (8, 6), **option
 
 
 def test_no_image_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PostScript in a file called 1.png would be handed to Ghostscript."""
+    """Pillow would pass PostScript in a file called 1.png to Ghostscript."""
     (tmp_path / "bin").mkdir()
     gs = tmp_path / "bin" / "gs"
     gs.write_text(f"#!/bin/sh\ntouch {tmp_path}/was-run\n")
@@ -295,7 +295,7 @@ def test_no_image_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
     (tmp_path / "1.png").write_bytes(eps)
-    with Image.open(tmp_path / "1.png") as opened:  # Pillow by itself would
+    with Image.open(tmp_path / "1.png") as opened:  # Pillow alone would run it
         assert opened.format == "EPS"
         with pytest.raises(OSError, match="."):
             opened.load()
@@ -363,7 +363,7 @@ print(peak() - before)
 
 
 def in_a_process(tmp_path: Path, imports: str, body: str) -> tuple[str, int]:
-    """What a fresh process says, and the MiB that it needed for it."""
+    """Run `body` in a new process. Return its last line of output and the MiB that it took."""
     code = CHILD.format(imports=imports, body=body)
     said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert said.returncode == 0, said.stderr
@@ -407,7 +407,7 @@ def test_enormous_images_of_a_folder_need_a_size(tmp_path: Path, monkeypatch: py
         load_images(f"folder:{tmp_path / 'mine'}", "train", SourceOptions(data_dir=tmp_path))
 
 
-# Archives: what the general tests of them do not have
+# Archives: cases that tests/data/test_archives.py does not have
 
 
 @pytest.mark.parametrize("kind", [".zip", ".7z"])
@@ -545,7 +545,7 @@ def changed_info(run: Path, **changes: Any) -> None:
 
 
 def test_a_run_that_asks_for_an_enormous_network_gets_none(finished: Path, cnnlab: Command) -> None:
-    """Its files have right checksums: whoever made them wanted that. Ten million classes are a network of 13 GB."""
+    """The checksums are right, as an attacker would make them. Ten million classes are a network of 13 GB."""
     before = (finished / "run.json").read_bytes()
     for changes in (
         {"model__num_classes": 10_000_000}, {"model__in_channels": 10**9}, {"model__image_size": 10**9},
@@ -603,7 +603,7 @@ class _Holder:
 
 @pytest.mark.parametrize("position", [-1, 625, 10**6, 2**31 - 1, 1.0, None])
 def test_a_random_state_cannot_make_numpy_read_beside_it(position: Any) -> None:
-    """With a position of a million, NumPy's next number is read from wherever that is, or the process ends."""
+    """With a position of a million, NumPy would read its next number far outside the state, or crash."""
     device = pick_device("cpu")
     tensors, values = random_state(device)
     values["numpy"][1] = position
@@ -672,6 +672,6 @@ def test_an_address_in_place_of_a_file(address: str, cnnlab: Command) -> None:
         ["figures", "--out", address],
     ):
         answer = cnnlab(*words)
-        assert answer.returncode in (1, 2), words  # 1: a report with a failed check
+        assert answer.returncode in (1, 2), words  # 1: a report with failed checks
         assert address in answer.stdout + answer.stderr, words
     assert not Path("https:").exists()

@@ -1,4 +1,4 @@
-"""`cnnlab bench`: counts and arithmetic against figures computed by hand; no test depends on a speed."""
+"""`cnnlab bench`: counts and arithmetic against figures computed by hand. No test depends on the machine's speed."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ THREADS = min(2, available_cores())
 
 @pytest.fixture
 def fixed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A machine of a billion operations a second whose steps take 0.01 s; the answer: steps that were asked for."""
+    """A fake machine: 10 GFLOP/s at the peak, steps of 0.01 s. Return the list of requested numbers of steps."""
     steps: list[int] = []
 
     def timed(recipe: Recipe, plan: Plan, images: ImageSet, device: torch.device, count: int) -> Any:
         steps.append(count)
-        return 1000, 2.0, 1.6, 0.7  # images, seconds with data, of compute, of the first step
+        return 1000, 2.0, 1.6, 0.7  # images; seconds in all, of compute, of the first step
 
     def peak(device: torch.device, precision: torch.dtype, threads: int) -> dict[str, Any]:
         return {"flops_per_second": 1e10, "by": "conv", "size": 1024, "threads": threads, "mm": 5e9, "conv": 1e10}
@@ -63,7 +63,7 @@ def test_figures(fixed: list[int], tmp_path: Path) -> None:
     assert row["flops_per_image"] == 6 * LENET
     assert row["fraction_of_peak"] == pytest.approx(6 * LENET * 500 / 1e10)
     assert (row["batch_size"], row["image_size"], row["chosen"]) == (10, 28, "as the test says")
-    assert result.images == "random"  # nothing was downloaded into the empty folder
+    assert result.images == "random"  # nothing was downloaded
     assert list(tmp_path.iterdir()) == []
     text = bench_text(result)
     assert f"{6 * LENET * 500 / 1e10:.1%}" in text
@@ -102,7 +102,7 @@ def test_peaks_of_an_earlier_call_are_not_measured_again(fixed: list[int], monke
     result = bench(["lenet"], batch_size=20, device="cpu", precision="float32", accuracy=False, peaks=known)
     assert result.peaks == known
     assert result.rows[0]["fraction_of_peak"] > 0
-    with pytest.raises(AssertionError):  # of another precision they say nothing
+    with pytest.raises(AssertionError):  # they do not hold for another precision
         bench(["lenet"], batch_size=20, device="cpu", precision="bfloat16", accuracy=False, peaks=known)
 
 
@@ -130,7 +130,7 @@ def test_out_of_memory_is_a_row(fixed: list[int], monkeypatch: pytest.MonkeyPatc
 
 
 def test_timed_steps_are_the_real_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches of 16 from 40 images, across three epochs; the first two of seven are warm-up."""
+    """Batches of 16 from 40 images, over three epochs. The first two of the seven steps are warm-up."""
     clock = iter([10.0, 10.5, 100.0, 107.5])
     calls: list[int] = []
     real = module.train_step
@@ -168,7 +168,7 @@ def test_fastest_plan_is_always_measured_and_not_cached(monkeypatch: pytest.Monk
     plan, step = fastest_plan(work)
     assert (plan.memory_format, step) == (torch.channels_last, 1.0)
     assert "float32, contiguous: 4" in plan.why
-    seconds[torch.contiguous_format] = 1.01  # not clearly slower: the first stays
+    seconds[torch.contiguous_format] = 1.01  # not clearly slower, so the first plan stays
     plan, step = fastest_plan(work)
     assert (plan.memory_format, step) == (torch.contiguous_format, 1.01)
     plan, _ = fastest_plan(work, seconds=-1.0)
@@ -240,12 +240,12 @@ def test_a_folder_is_new_or_free(tmp_path: Path) -> None:
         pass
     assert (first, second) == (Path("runs/bench-001"), Path("runs/bench-002"))
     assert first.exists()
-    assert not second.exists()  # it had stayed empty
+    assert not second.exists()  # removed, since it stayed empty
     own = tmp_path / "own"
     own.mkdir()
     with result_folder("bench", own):
         pass
-    assert own.exists()  # somebody else's
+    assert own.exists()  # kept: the user made it
     with pytest.raises(CnnlabError, match="name another folder with --out"), result_folder("bench", first):
         pass
 
@@ -259,7 +259,7 @@ def test_time_to_accuracy(quick: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert 0 < row["accuracy"] <= 1
     assert 0 < row["train_seconds"] < row["seconds"]
     assert left_out[0].startswith(f"fashion-mnist: Fashion-MNIST is not in {tmp_path / 'data'}")
-    assert not Path("runs").exists()  # the run is thrown away
+    assert not Path("runs").exists()  # the run is not kept
     result = BenchResult(
         {"device_name": "x", "cores": 1, "memory_gib": None, "versions": {"torch": "2"}},
         "random",
@@ -290,14 +290,14 @@ def test_both_products_of_the_peak_are_equal(n: int) -> None:
 
 
 def test_peak_memory() -> None:
-    held = 400 * 2**20  # large beside what else may change
+    held = 400 * 2**20  # much more than anything else that may change
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         pytest.skip("this system does not set its mark back")
     memory = PeakMemory(CPU)
     before = memory.bytes()
-    torch.ones(held, dtype=torch.uint8)  # and gone again
+    torch.ones(held, dtype=torch.uint8)  # freed at once
     after = memory.bytes()
     assert before is not None
     assert after is not None
@@ -315,6 +315,6 @@ def test_peak_memory_is_none_if_the_system_does_not_report_it(monkeypatch: pytes
     marks = iter([100, 100, 150, None])
     monkeypatch.setattr(host_memory, "_peak_resident", lambda: next(marks))
     memory = PeakMemory(CPU)
-    assert memory.bytes() is None  # something before it held as much
+    assert memory.bytes() is None  # an earlier peak was as high
     assert memory.bytes() == 150
     assert memory.bytes() is None

@@ -1,4 +1,4 @@
-"""`cnnlab doctor` and `cnnlab data verify` report what works and name what does not."""
+"""`cnnlab doctor` and `cnnlab data verify` report what works and what does not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from conftest import Command, one_line_error
 
 
 def unwrapped(text: str) -> str:
-    """Return the lines of a report as they were before they were wrapped to the terminal's width."""
+    """Return the report without the line breaks that fit it to the terminal's width."""
     return text.replace("\n        ", " ")
 
 
@@ -61,7 +61,7 @@ def test_a_disk_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch)
     found = [check for check in checks if check.what.startswith("disk")]
     assert [(check.what, check.state) for check in found] == [
         ("disk, runs", "failed"),
-        ("disk, data", "note"),  # which may be shared, and read-only
+        ("disk, data", "note"),  # the data folder may be shared and read-only
         ("disk, cache", "note"),
     ]
     assert found[0].text == f"cannot write into {Path.cwd()}: No space left on device"

@@ -1,4 +1,4 @@
-"""Races: the figures of a record, a race that goes on, and what is refused."""
+"""Races: the figures of a record, continuing a race, and errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from conftest import Command, one_line_error
 def test_p_value_is_that_of_the_printed_tables() -> None:
     """The 5% and 1% points of Student's distribution with four degrees of freedom: 2.132 and 3.747."""
     seeds = [0.91, 0.92, 0.93, 0.94, 0.95]
-    spread = (0.00025 / 5) ** 0.5  # of the mean
+    spread = (0.00025 / 5) ** 0.5  # standard error of the mean
     for point, p in ((2.132, 0.05), (3.747, 0.01), (0.0, 0.5), (-2.132, 0.95)):
         assert p_value(seeds, 0.93 - point * spread) == pytest.approx(p, abs=1e-4)
     assert p_value([0.9], 0.8) is None
@@ -32,7 +32,7 @@ def test_energy_counters_that_begin_again(tmp_path: Path) -> None:
         (zone / "energy_uj").write_text("900000\n")
         (zone / "max_energy_range_uj").write_text("999999\n")
     meter = Energy(tmp_path)
-    (zones[0] / "energy_uj").write_text("400000\n")  # passed its range
+    (zones[0] / "energy_uj").write_text("400000\n")  # the counter has wrapped around
     (zones[1] / "energy_uj").write_text("950000\n")
     assert meter.since_last() == pytest.approx(0.55)
     (zones[1] / "energy_uj").unlink()
@@ -42,7 +42,7 @@ def test_energy_counters_that_begin_again(tmp_path: Path) -> None:
 
 @pytest.fixture
 def sprint(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A race on the digits that takes seconds."""
+    """Add a race on the digits that takes seconds."""
     monkeypatch.setitem(RECIPES, "sprint", RECIPES["digits"].changed(name="sprint", epochs=1, limit=200))
     monkeypatch.setitem(races.RACES, "sprint", Race("sprint", 0.05))
     monkeypatch.setattr(races, "peak", lambda *_: {"flops_per_second": 2e9})
@@ -54,7 +54,7 @@ def test_a_race_goes_on_and_counts_every_seed(tmp_path: Path, monkeypatch: pytes
     folder = tmp_path / "race"
     first = race("sprint", folder, seeds=1, threads=1)
     assert (first.n, first.p_value, first.split) == (1, None, "test")
-    # One process is enough for a test: the second seed's figures are made up.
+    # One real process is enough: the second seed's figures are made up.
     monkeypatch.setattr(
         races, "timed_process", lambda recipe, *_, **__: {**first.per_seed[0], "seed": recipe.seed, "final_acc": 0.5}
     )
@@ -71,7 +71,7 @@ def test_a_race_goes_on_and_counts_every_seed(tmp_path: Path, monkeypatch: pytes
     assert str(tmp_path) not in json.dumps(stored)
     assert stored.pop("reached")
     assert Record(**stored).row() == both.row()
-    assert len((folder / "log.txt").read_text().splitlines()) == 4  # an epoch and a result each
+    assert len((folder / "log.txt").read_text().splitlines()) == 4  # one epoch and one result per seed
     conditions = json.loads((folder / "conditions.json").read_text())
     (folder / "conditions.json").write_text(json.dumps({**conditions, "threads": 7}))
     with pytest.raises(CnnlabError, match="threads"):

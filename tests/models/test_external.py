@@ -1,4 +1,4 @@
-"""`timm:NAME` and `torchvision:NAME`: other libraries' networks wherever a name is taken. No test needs the internet."""
+"""`timm:NAME` and `torchvision:NAME`: other libraries' networks wherever a name is taken. No test needs internet."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ Downloaded = Callable[[str, dict[str, Tensor]], Path]
 
 @pytest.fixture
 def downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Downloaded:
-    """Puts weights under the official file's name into an own cache, as if torchvision had downloaded them."""
+    """A function that puts weights into a temporary cache, as if torchvision had downloaded them."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     folder = tmp_path / "torch" / "hub" / "checkpoints"
     folder.mkdir(parents=True)
@@ -107,7 +107,7 @@ def downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Downloaded:
 
 @pytest.fixture
 def hub(downloaded: Downloaded) -> Path:
-    """The folder of that cache, with a ResNet-18."""
+    """The temporary cache's folder, with a ResNet-18."""
     torch.manual_seed(7)
     return downloaded("resnet18", torchvision.models.resnet18(weights=None).state_dict()).parent
 
@@ -116,7 +116,7 @@ def test_published_weights_are_loaded_where_they_fit(hub: Path) -> None:
     state = torch.load(next(hub.iterdir()), weights_only=True)
     colour = build("torchvision:resnet18.IMAGENET1K_V1", channels=3, published=True)
     own = colour.state_dict()
-    assert own["fc.weight"].shape == (5, 512)  # the head is for our classes, and starts anew
+    assert own["fc.weight"].shape == (5, 512)  # the head is new, for our classes
     for key, value in state.items():
         if not key.startswith("fc."):
             assert torch.equal(own[key], value), key
@@ -124,13 +124,13 @@ def test_published_weights_are_loaded_where_they_fit(hub: Path) -> None:
     x = torch.rand(2, 1, 64, 64)
     torch.testing.assert_close(grey.conv1(x), colour.conv1(x.expand(2, 3, 64, 64)))  # type: ignore[operator]
     assert torch.equal(grey.layer1[0].conv1.weight, state["layer1.0.conv1.weight"])  # type: ignore[index,union-attr]
-    # Without a tag nothing is loaded, and an evaluation never fetches anything.
+    # Nothing is loaded without a tag, nor for an evaluation (published=False).
     for name, published in (("torchvision:resnet18", True), ("torchvision:resnet18.IMAGENET1K_V1", False)):
         assert not torch.equal(build(name, channels=3, published=published).conv1.weight, state["conv1.weight"])  # type: ignore[arg-type]
 
 
 def test_an_older_layout_of_weights_is_loaded_completely(downloaded: Downloaded) -> None:
-    """torchvision's file of DenseNet-121 is from before batch norm counted batches, and has other names for layers."""
+    """torchvision's file of DenseNet-121 predates batch norm's batch counter, and names some layers differently."""
     torch.manual_seed(7)
     theirs = torchvision.models.densenet121(weights=None)
     state = {
@@ -194,9 +194,9 @@ def test_a_pickle_that_runs_code_is_refused(hub: Path, tmp_path: Path) -> None:
 def test_without_internet_one_line_says_so(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # otherwise it tries for a minute
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # otherwise it retries for a minute
     for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # where nobody listens
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # no server listens there
     with pytest.raises(CnnlabError, match="the weights of .* cannot be loaded") as caught:
         build(name, channels=3, published=True)
     assert "\n" not in str(caught.value)

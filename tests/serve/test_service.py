@@ -1,4 +1,4 @@
-"""The service in a thread of this process: its answers, its limits, and what it refuses."""
+"""The service in a thread of this process: answers, limits, and refused requests."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def client(service: tuple[Client, Server]) -> Client:
 
 @pytest.fixture
 def cnnlab_(request: pytest.FixtureRequest) -> Command:
-    """The command; the package has the fixture's name."""
+    """The fixture `cnnlab` under another name: here `cnnlab` is the package."""
     found: Command = request.getfixturevalue("cnnlab")
     return found
 
@@ -84,7 +84,7 @@ def test_one_image(client: Client) -> None:
     assert one["image"] == "image"
     assert one["none_of_these"] is False
     grey = client.ask("/predict", png((128, 128, 128)))[1]["images"][0]
-    assert grey["none_of_these"] is True  # a third each, below the threshold
+    assert grey["none_of_these"] is True  # each class has a probability of 1/3, below the threshold
     assert len(client.ask("/predict?top=99", GREEN)[1]["images"][0]["top"]) == len(CLASSES)
 
 
@@ -118,7 +118,7 @@ def test_names_of_files(client: Client, head: str) -> None:
 
 
 def bomb() -> bytes:
-    """A PNG of 200,000 x 200,000 pixels in some bytes."""
+    """Return a tiny PNG file of 200,000 x 200,000 pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -146,7 +146,7 @@ BAD: list[tuple[str, str, bytes | None, dict[str, str], int]] = [
     ("POST", "/predict", b"<svg xmlns='http://www.w3.org/2000/svg'/>", {}, 422),
     ("POST", "/predict", b"\x93NUMPY\x01\x00" + b"\xff" * 100, {}, 422),
     ("POST", "/predict", bomb(), {}, 413),
-    ("POST", "/predict", png((1, 2, 3), 101), {}, 413),  # pixels
+    ("POST", "/predict", png((1, 2, 3), 101), {}, 413),  # too many pixels
     ("POST", "/predict", bytes(20_001), {}, 413),
     ("POST", "/predict", RED, {"Content-Type": "application/json"}, 415),
     ("POST", "/predict", RED, {"Content-Type": "application/x-www-form-urlencoded"}, 415),
@@ -159,8 +159,8 @@ BAD: list[tuple[str, str, bytes | None, dict[str, str], int]] = [
     ("POST", "/predict", b"--xyz\r\n\r\nno headers\r\n--xyz--", MULTI, 400),
     ("POST", "/predict", b"--xyz" + b"\r\n--xyz" * 2000, MULTI, 400),
     ("POST", "/predict", b'--xyz\r\nContent-Disposition: form-data; name="top"\r\n\r\n3\r\n--xyz--\r\n', MULTI, 400),
-    ("POST", "/predict", form(*[("a", RED)] * 4)[0], MULTI, 413),  # images
-    ("POST", "/predict", form(("a", b"junk"))[0], MULTI, 422),  # one image: its error is the request's
+    ("POST", "/predict", form(*[("a", RED)] * 4)[0], MULTI, 413),  # too many images
+    ("POST", "/predict", form(("a", b"junk"))[0], MULTI, 422),  # with one image, its error is that of the request
     ("POST", "/predict", form(("a" * 9000, RED))[0], MULTI, 400),
 ]  # fmt: skip
 
@@ -193,10 +193,10 @@ HEAD = b"POST /predict HTTP/1.1\r\nHost: %b\r\n"
         (HEAD + b"Content-Length: 10737418240\r\n\r\n" + bytes(60_000), 413),
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + (b"1000\r\n" + bytes(4096) + b"\r\n") * 10, 413),
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"zz\r\n", 400),
-        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"5\r\nhel", 408),  # and no more
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"5\r\nhel", 408),  # sends no more
         (HEAD + b"Content-Length: 100\r\n\r\nhello", 408),
         (HEAD + b"Content-Le", 408),
-        (HEAD + b"Expect: 100-continue\r\nContent-Length: 30000\r\n\r\n", 413),  # and no 100
+        (HEAD + b"Expect: 100-continue\r\nContent-Length: 30000\r\n\r\n", 413),  # without a 100
     ],
 )
 def test_hostile_connections_are_answered_and_end(client: Client, request_: bytes, status: int) -> None:
@@ -222,7 +222,7 @@ def test_silent_connections_are_closed_and_few_are_taken(client: Client) -> None
     status, answer, headers = client.ask("/health")
     assert (status, headers["retry-after"]) == (503, "1")
     assert answer.keys() == {"error"}
-    for stream in silent:  # within the time for headers
+    for stream in silent:  # closed once the time for headers is over
         assert stream.recv(10) == b""
         stream.close()
     assert client.ask("/health")[0] == 200
@@ -230,9 +230,9 @@ def test_silent_connections_are_closed_and_few_are_taken(client: Client) -> None
 
 def test_a_refusal_reaches_a_client_that_sends_everything_first(model: Exported) -> None:
     with serving(model, Limits(body=20_000, linger=20)) as (client, _):
-        assert client.ask("/predict", bytes(30_000_000), Connection="close")[0] == 413  # as urllib asks
+        assert client.ask("/predict", bytes(30_000_000), Connection="close")[0] == 413  # as urllib sends it
         head = HEAD.replace(b"%b", b"127.0.0.1:%d" % client.port) + b"Transfer-Encoding: chunked\r\n\r\n"
-        chunk = b"11170\r\n" + bytes(70_000) + b"\r\n"  # more than is read ahead
+        chunk = b"11170\r\n" + bytes(70_000) + b"\r\n"  # more than the server reads ahead
         assert client.raw(head + chunk + b"no chunk" + bytes(30_000_000)).startswith(b"HTTP/1.1 400 ")
 
 
@@ -260,7 +260,7 @@ def test_a_client_that_reads_nothing_is_closed(model: Exported, shut: bool) -> N
 
 def test_a_connection_serves_several_requests(client: Client) -> None:
     one = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % client.port
-    found = client.raw(one + one, one)  # pipelined, and then closed for want of more
+    found = client.raw(one + one, one)  # two pipelined requests and one more, then it closes
     assert found.count(b"HTTP/1.1 200 OK") == 3
     image = (
         b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Length: %d\r\n\r\n" % (client.port, len(RED)) + RED
@@ -292,7 +292,7 @@ def test_a_full_queue_refuses_and_a_slow_network_times_out(model: Exported) -> N
     held = Held(model)
     with serving(held, SMALL) as (client, server), ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(client.ask, "/predict", RED)]
-        while not held.sizes:  # the network works on the first one
+        while not held.sizes:  # until the network works on the first one
             time.sleep(0.005)
         waiting += [pool.submit(client.ask, "/predict", RED) for _ in range(7)]
         while server.service.batcher.held < 8:
@@ -301,12 +301,12 @@ def test_a_full_queue_refuses_and_a_slow_network_times_out(model: Exported) -> N
             status, answer, headers = client.ask(path, body)
             assert (status, headers["retry-after"], answer["error"][:9]) == (503, "1", "the queue")
         assert client.ask("/health")[0] == 200
-        assert {one.result()[0] for one in waiting} == {503}  # none was classified in time
+        assert {one.result()[0] for one in waiting} == {503}  # no image was classified in time
         held.go.set()
         while server.service.batcher.held:
             time.sleep(0.005)
         assert client.ask("/ready")[0] == client.ask("/predict", RED)[0] == 200
-        assert held.sizes == [1, 1]  # the first and the last; those that nobody waits for are passed over
+        assert held.sizes == [1, 1]  # the first and the last; images that nobody waits for are skipped
 
 
 def test_a_network_that_fails_is_answered(model: Exported) -> None:
@@ -324,7 +324,7 @@ def test_an_image_that_gives_nan_fails_alone(model: Exported) -> None:
     def probabilities(pixels: np.ndarray) -> np.ndarray:
         sizes.append(len(pixels))
         rows = model.probabilities(pixels)
-        return np.where(pixels[:, :1, 0, 0] > 100, rows, np.nan)  # of all that is not red
+        return np.where(pixels[:, :1, 0, 0] > 100, rows, np.nan)  # NaN for all images but red ones
 
     held, sizes = Held(model), []  # type: ignore[var-annotated]
     held.probabilities = probabilities  # type: ignore[method-assign]
@@ -354,13 +354,13 @@ def test_token_and_hosts(model: Exported, client: Client) -> None:
         assert status == 200
         status, text, _headers = guarded.ask("/", Authorization="bearer s3cret")
         assert status == 200
-        assert "-H 'Authorization: Bearer TOKEN'" in text  # without it, the command shown would get 401
+        assert "-H 'Authorization: Bearer TOKEN'" in text  # without the header, the command on the page would get 401
     with serving(model, check_host=False) as (everyone, _):
         assert everyone.ask("/predict", RED, Host="cats.example")[0] == 200
 
 
 def test_the_host_of_port_80_has_no_port(model: Exported) -> None:
-    """As curl and browsers send it."""
+    """Curl and browsers leave the port out."""
     listener = Mock(getsockname=lambda: ("127.0.0.1", 80))
     server = make_server(model, listener, limits=SMALL, log=Mock(), name="tiny")
 
@@ -421,10 +421,10 @@ def test_metrics(model: Exported) -> None:
 
 
 def test_answers_equal_predict(shapes: Path, tmp_path: Path, cnnlab_: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also for JPEG, CMYK, 16 bits, turned, transparent and palette images, alone and together."""
+    """Also for JPEG, CMYK, 16-bit, rotated, transparent and palette images, alone and together."""
     from cnnlab.serve import model
 
-    # In this process: importing PyTorch once more takes seconds.
+    # Run the command in this process: importing PyTorch again takes seconds.
     monkeypatch.setattr(model.subprocess, "run", lambda command, **_: cnnlab_(*command[3:]))
 
     settings = {"epochs": 1, "batch_size": 8, "fit": "crop", "progress": "none"}
@@ -444,7 +444,7 @@ def test_answers_equal_predict(shapes: Path, tmp_path: Path, cnnlab_: Command, m
 
 
 def image_kinds(folder: Path) -> list[Path]:
-    """Write an image of each kind that is easily decoded wrongly."""
+    """Write an image of each kind that is easy to decode wrongly."""
     rng = np.random.default_rng(0)
     photo = Image.fromarray(rng.integers(0, 256, (6, 9, 3), np.uint8)).resize((45, 30), Image.Resampling.BICUBIC)
     exif = Image.Exif()

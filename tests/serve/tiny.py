@@ -1,4 +1,4 @@
-"""A tiny network in the form of an exported file, and the service over it in a thread."""
+"""A tiny network as an exported file, a service of it in a thread, and a client."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CLASSES = ["red", "green", "blue"]
 
 
 def tiny_onnx(path: Path) -> Path:
-    """Write a network that names an image's strongest colour."""
+    """Write a network that classifies an image by its strongest colour."""
     weights = [
         numpy_helper.from_array(np.array([2, 3], np.int64), "axes"),
         numpy_helper.from_array(np.array([1], np.int64), "axis"),
@@ -75,7 +75,7 @@ def png(colour: tuple[int, int, int], side: int = SIDE, format_: str = "PNG") ->
 
 
 def form(*files: tuple[str, bytes], boundary: str = "xyz") -> tuple[bytes, dict[str, str]]:
-    """Return the body and the headers of a form of files."""
+    """Return the body and the headers of a multipart form with these files."""
     parts = [
         f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n'.encode()
         + content
@@ -88,13 +88,13 @@ def form(*files: tuple[str, bytes], boundary: str = "xyz") -> tuple[bytes, dict[
 
 
 class Client:
-    """Requests to a service on this machine."""
+    """A client of a service on this machine."""
 
     def __init__(self, port: int, **headers: str) -> None:
         self.port, self.headers = port, headers
 
     def ask(self, path: str, body: bytes | None = None, method: str = "", **headers: str) -> tuple[int, Any, Any]:
-        """Return status, JSON or text, and headers."""
+        """Send a request. Return the status, JSON or text, and the headers."""
         sent = {**self.headers, **{key.replace("_", "-"): value for key, value in headers.items()}}
         connection = HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
@@ -107,7 +107,7 @@ class Client:
         return answer.status, json.loads(content) if is_json else content.decode(), answer.headers
 
     def raw(self, *parts: bytes, shut: bool = False) -> bytes:
-        """Send bytes as they are; return all that comes until the connection ends."""
+        """Send bytes as they are. Return all that arrives until the end. shut: shut down the sending side first."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=20) as stream:
             for part in parts:
                 stream.sendall(part)

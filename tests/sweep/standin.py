@@ -1,4 +1,4 @@
-"""Workers for the tests of a sweep's storages: processes that a fork server starts, with a stand-in for the training."""
+"""Workers for the tests of a sweep's storages. A fork server starts them; one replaces the training by a stand-in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cnnlab.sweep.worker import Machine
 
 
 def pretend(file: Path, log: Path, seconds: float) -> None:
-    """Work on the sweep; each training takes `seconds`, and its start and end are lines of `log`."""
+    """Work on the sweep with fake trainings of `seconds` each. Write the start and end of each into `log`."""
 
     def note(what: str, trial: int) -> None:
         with log.open("a") as lines:
@@ -38,7 +38,7 @@ def pretend(file: Path, log: Path, seconds: float) -> None:
 
 
 def die_after_an_epoch(file: Path, runs_dir: Path) -> None:
-    """Train for real, and die by kill -9 after the first epoch is saved and told."""
+    """Train for real, and die of kill -9 once the first epoch is saved and reported."""
     of = worker._Hook.of
 
     def deadly(self: Any, recipe: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`cnnlab sweep`: the file's checks, workers that die, the two storages, the table, the page and the winner."""
+"""`cnnlab sweep`: checks of the file, dying workers, both storages, the table, the page and the winner."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_file_that_is_wrong_is_refused_with_one_line(tmp_path: Path, text: str
 
 @st.composite
 def spaces(draw: st.DrawFn) -> dict[str, Any]:
-    """Return a table [search] as a person might write it, right or wrong."""
+    """Draw a [search] table as a user might write it, valid or not."""
     table: dict[str, Any] = {}
     for key in draw(
         st.lists(st.sampled_from(sorted(SETTINGS.keys() - NOT_SEARCHED.keys())), min_size=1, max_size=5, unique=True)
@@ -163,7 +163,7 @@ def test_every_accepted_space_yields_valid_recipes(tmp_path: Path, table: dict[s
 
 
 def value(space: Range | Choices, rng: random.Random) -> Any:
-    """Return a value as the sampler might."""
+    """Return a value that the sampler might draw."""
     if isinstance(space, Choices):
         return rng.choice(space.values)
     if isinstance(space.low, int):
@@ -176,7 +176,7 @@ def value(space: Range | Choices, rng: random.Random) -> Any:
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
-    """The URL of a PostgreSQL server of our own, without network, by an unprivileged user."""
+    """The URL of a temporary PostgreSQL server, without network, run by an unprivileged user."""
     places = [Path(place) for place in (os.environ["PATH"].split(":"))] + sorted(
         Path("/usr/lib/postgresql").glob("*/bin")
     )
@@ -185,7 +185,7 @@ def database() -> Iterator[str]:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
     folder = Path(tempfile.mkdtemp(prefix="pg"))
     owner: dict[str, Any] = {}
-    if os.getuid() == 0:  # it refuses to run as root
+    if os.getuid() == 0:  # PostgreSQL refuses to run as root
         shutil.chown(folder, "postgres", "postgres")
         owner = {"user": "postgres", "group": "postgres"}
     common = {"cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **owner}
@@ -201,7 +201,7 @@ def database() -> Iterator[str]:
             time.sleep(0.05)
         yield f"postgresql://cnnlab@/postgres?host={folder}"
     finally:
-        server.send_signal(signal.SIGINT)  # at once, whoever is connected
+        server.send_signal(signal.SIGINT)  # stops at once, even with open connections
         server.wait()
         shutil.rmtree(folder)
 
@@ -243,8 +243,8 @@ def test_forty_trials_by_two_workers_of_which_one_is_killed(
     begins = Counter(trial for what, trial, _ in lines if what == "begin")
     assert set(begins) == set(ends) == {str(number) for number in range(40)}
     again = [trial for trial, count in begins.items() if count > 1]
-    assert len(again) <= 1  # what the killed worker had; nothing, if it died between two trials
-    assert sum(ends.values()) <= 41  # it may have died after the end of the training, before it told
+    assert len(again) <= 1  # the killed worker's trial; none, if it died between two trials
+    assert sum(ends.values()) <= 41  # it may have died after the training, before reporting it
     assert len({process for _, _, process in lines}) == 2
     assert not list(tmp_path.glob("s.journal.*.lock"))
 
@@ -266,10 +266,10 @@ def test_a_trial_of_a_killed_worker_goes_on_to_the_same_bits(
     assert "taken over" in log[0]
     (trial,) = sweep_result(sweep).trials
     assert trial.state == "finished"
-    work(sweep, Machine(tmp_path / "other", threads=1))  # nothing is left
+    work(sweep, Machine(tmp_path / "other", threads=1))  # nothing is left to do
     assert not (tmp_path / "other").exists()
     (tmp_path / "s.journal").unlink()
-    work(sweep, Machine(tmp_path / "other", threads=1))  # the same trial, undisturbed
+    work(sweep, Machine(tmp_path / "other", threads=1))  # the same trial without a kill
     assert (tmp_path / "other/s-000/last.safetensors").read_bytes() == (half.path / "last.safetensors").read_bytes()
     assert sweep_result(sweep).trials[0].values == trial.values
 
@@ -282,7 +282,7 @@ def test_another_definition_is_refused_only_once_a_trial_has_finished(tmp_path: 
     missing = write(tmp_path, f'data = "folder:{tmp_path}/none"\n', "[settings]\nepochs = 1\n" + SEARCH, "missing.toml")
     with pytest.raises(CnnlabError, match="none"):
         work(read_sweep(missing), Machine(tmp_path / "runs"))
-    write(tmp_path, "trials = 1\n", name="missing.toml")  # corrected
+    write(tmp_path, "trials = 1\n", name="missing.toml")  # now correct
     work(read_sweep(missing), Machine(tmp_path / "runs"))
     assert sweep_result(read_sweep(missing)).done
 
@@ -293,7 +293,7 @@ def test_settings_fail_their_trial_and_a_machine_does_not(tmp_path: Path, monkey
         with pytest.raises(CnnlabError, match="nonsense"):
             work(read_sweep(file), machine)
     assert [trial.state for trial in sweep_result(read_sweep(file)).trials] == ["running"]
-    work(read_sweep(file), Machine(tmp_path / "runs"))  # the digits have 28 pixels
+    work(read_sweep(file), Machine(tmp_path / "runs"))  # fails: a shift of 40 or more, images of 28 pixels
     (trial,) = sweep_result(read_sweep(file)).trials
     assert trial.state == "failed"
     assert "shift" in trial.failed
@@ -382,7 +382,7 @@ def test_a_torn_line_of_a_journal_is_cut(tmp_path: Path) -> None:
 def searched(
     tmp_path_factory: pytest.TempPathFactory, cnnlab: Command
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A sweep of two seeds, one trial of which fails, and what its command printed."""
+    """A sweep with two seeds and one failing trial, and the result of its command."""
     folder = tmp_path_factory.mktemp("searched")
     body = SETTINGS_TABLE.replace("epochs = 2", "epochs = 1")
     body += "[search]\nlearning_rate = { low = 0.1, high = 1.0 }\nshift = { choices = [0, 40] }\n"  # 40 of 28 pixels

@@ -24,7 +24,7 @@ def figures(path: Path) -> list[dict[str, Any]]:
 
 
 def assert_same_run(path: Path, other: Path) -> None:
-    """Check that both runs ended alike: bit-identical weights, one row per epoch, the same summary, no leftover files.
+    """Check that two runs ended alike: bit-identical weights, one row per epoch, the same summary, no leftover files.
 
     Only times may differ.
     """
@@ -37,7 +37,7 @@ def assert_same_run(path: Path, other: Path) -> None:
 
 
 class Interrupt:
-    """Raises KeyboardInterrupt in place of call number `turn` (from 1; 0: never) of `module.name`, and counts calls."""
+    """A patch that counts the calls of a function and raises KeyboardInterrupt instead of call `turn` (0: never)."""
 
     def __init__(self, turn: int) -> None:
         self.turn, self.calls = turn, 0
@@ -60,7 +60,7 @@ class Interrupt:
 def interrupted(
     recipe: Recipe, turn: int, name: str = "run", module: Any = loop, function: str = "train_step", **options: Any
 ) -> Path:
-    """Train until call number `turn` of `module.function`, by default of an update; return the run's folder."""
+    """Train until call number `turn` of `module.function`, by default an update. Return the run's folder."""
     with Interrupt(turn).patched(module, function), pytest.raises(TrainingInterrupted, match="--resume"):
         train(recipe, name=name, threads=1, **options)
     return Path("runs") / name

@@ -1,6 +1,6 @@
-"""Injected faults: processes that die at a chosen moment, disks that are full from a chosen write on.
+"""Injected faults: processes that die at a given moment, disks that are full from a given write on.
 
-Processes are forked from a server that has imported everything, so that they start at once.
+Processes are forked from a server that has imported everything, so they start at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# All that a training imports lazily, once, in the server.
+# What a training would import lazily is imported once, in the server.
 import sklearn.datasets  # noqa: F401
 import tensorboard.compat.proto.event_pb2
 import tensorboard.summary.writer.record_writer  # noqa: F401
@@ -32,7 +32,7 @@ from cnnlab.training import train as training  # noqa: F401
 
 
 class Tally:
-    """Counts faults and their outcomes: the table of docs/reliability.md."""
+    """Counts of faults and outcomes, for the table of docs/reliability.md."""
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
@@ -47,10 +47,10 @@ class Tally:
 
 
 class Saboteur:
-    """Replaces the module `os` where files are written, counts the operations and calls `strike` at one of them.
+    """A replacement of the module `os` where files are written. It counts operations and calls `strike` at one.
 
-    Operations: half of a file written, and before each fsync and rename. turn: the operation, from 1; 0: never.
-    always: also at every later one, as on a full disk.
+    Operations: after half of a file is written, before each fsync, before each rename. turn: the number of the
+    operation, from 1; 0: never. always: also strike at every later one, as on a full disk.
     """
 
     def __init__(self, turn: int, strike: Callable[[], None], *, always: bool = False) -> None:
@@ -106,7 +106,7 @@ def _kill() -> None:
 
 
 def child(args: list[str], folder: str, output: str, turn: int, file_limit: int) -> None:
-    """Run the command in a process that dies at `turn`; its output goes to the file `output`."""
+    """Run the command in a process that dies at operation `turn`. Its output goes to the file `output`."""
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
@@ -133,7 +133,7 @@ def child(args: list[str], folder: str, output: str, turn: int, file_limit: int)
 
 
 def packing(source: str, store: str, turn: int, shard_bytes: int) -> None:
-    """Pack a source in a process that dies at `turn`."""
+    """Pack a source in a process that dies at operation `turn`."""
     for module in (files, pack_writer):
         vars(module)["os"] = Saboteur(turn, _kill) if module is files else vars(files)["os"]
     options = SourceOptions(data_dir=Path(store).parent)
@@ -142,12 +142,12 @@ def packing(source: str, store: str, turn: int, shard_bytes: int) -> None:
 
 
 def server() -> Any:
-    """Return a multiprocessing context whose processes have imported everything."""
+    """Return a multiprocessing context whose processes start with everything imported."""
     here, source = Path(__file__).parent, Path(files.__file__).parents[2]
     before = {name: os.environ.get(name) for name in ("PYTHONPATH", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     os.environ.update(
         PYTHONPATH=os.pathsep.join(filter(None, (str(here), str(source), before["PYTHONPATH"]))),
-        OMP_NUM_THREADS="1",  # a process is forked well only before it has threads
+        OMP_NUM_THREADS="1",  # a process with threads cannot be forked safely
         OPENBLAS_NUM_THREADS="1",
     )
     context = multiprocessing.get_context("forkserver")
@@ -162,7 +162,7 @@ def server() -> Any:
 
 @dataclass
 class Lab:
-    """Starts trainings in `folder` and kills them. seconds, turns: of an uninterrupted training."""
+    """Trainings in `folder` that are killed. seconds, turns: duration and operations of an uninterrupted one."""
 
     context: Any
     folder: Path
@@ -180,7 +180,7 @@ class Lab:
         return process
 
     def call(self, args: list[str], turn: int = 0, file_limit: int = 0) -> tuple[int, str]:
-        """Return its exit code (-9: killed) and its output."""
+        """Run the command. Return its exit code (-9: killed) and its output."""
         process = self.start(args, turn, file_limit)
         process.join(120)
         return process.exitcode, (self.folder / "output").read_text()
@@ -189,7 +189,7 @@ class Lab:
         return ["train", "--name", name, "--threads", "1", *(word for s in self.settings for word in ("--set", s))]
 
     def start_and_wait_for_an_epoch(self) -> Any:
-        """Start the run `run` and return its process once an epoch is on the disk."""
+        """Start a training named `run`. Return its process once an epoch is saved."""
         process = self.start(self.train("run"))
         metrics = self.folder / "runs/run/metrics.jsonl"
         while process.is_alive() and not (metrics.exists() and metrics.read_text()):
@@ -197,7 +197,7 @@ class Lab:
         return process
 
     def uninterrupted(self) -> Path:
-        """Train without a fault, and measure the seconds and operations that kills are drawn from."""
+        """Train without a fault. Measure the seconds and operations, from which the moments of kills are drawn."""
         start = time.monotonic()
         code, output = self.call(self.train("whole"))
         assert code == 0, output
@@ -206,11 +206,11 @@ class Lab:
         return self.folder / "runs" / "whole"
 
     def killed(self, name: str, kills: int) -> tuple[Path, list[str]]:
-        """Train a run that is killed up to `kills` times and resumed. Return its folder and the kind of each kill."""
+        """Train; kill and resume up to `kills` times. Return the run's folder and the kind of each kill."""
         path = self.folder / "runs" / name
         killed_by: list[str] = []
         while True:
-            # A run that died before it could be resumed has lost nothing: start it again.
+            # A run that died before it could be resumed has nothing to lose: start it again.
             started = (path / "run.json").exists()
             for leftover in () if started or not path.exists() else path.iterdir():
                 leftover.unlink()

@@ -76,14 +76,14 @@ def test_ema_matches_torchs_averaged_model() -> None:
         avg_fn=lambda mean, own, n: mean.lerp(own, 1 - decay_at(int(n), 0.6)) if own.is_floating_point() else own,
         use_buffers=True,
     )
-    theirs.update_parameters(model)  # the first only copies
+    theirs.update_parameters(model)  # the first update only copies
     for step in range(15):
         train_step(model, optimizer, *batch())
         average.after_step(step)
         theirs.update_parameters(model)
     for name, value in floats(theirs.module).items():
         torch.testing.assert_close(average.tensors[name], value, rtol=1e-6, atol=1e-7)
-    with averaged_weights(average):  # as evaluated and saved
+    with averaged_weights(average):  # the weights that are evaluated and saved
         x = torch.randn(5, 2, 4, 4)
         torch.testing.assert_close(model.eval()(x), theirs.eval()(x), rtol=1e-5, atol=1e-6)
 
@@ -158,7 +158,7 @@ def small(shapes: Path, **changes: object) -> Recipe:
 
 
 def test_saved_weights_are_the_average(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weights of each step, averaged afterwards, are those of last and best."""
+    """The last and best weights equal the average of the weights of all steps, computed afterwards."""
     recipe = small(shapes, average="ema", average_decay=0.8, epochs=3, start_size=0)
     real_step, real_average = training.train_step, starting_point.Average
     seen: list[dict[str, Tensor]] = []
@@ -212,7 +212,7 @@ def test_images_grow_evenly_to_their_size(start: int, size: int, epochs: int) ->
         assert sizes.count(size) >= epochs // 4
         growing = sizes[: min(round(0.75 * epochs), epochs - 1)]
         steps = [b - a for a, b in zip(growing, growing[1:], strict=False)]
-        assert not steps or max(steps) - min(steps) <= 2  # even, but for rounding to even numbers
+        assert not steps or max(steps) - min(steps) <= 2  # equal steps, except for rounding to even numbers
     assert size_in_epoch(replace(recipe, start_size=0), size, 0) == size
 
 

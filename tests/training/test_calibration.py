@@ -25,7 +25,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 
 def draw(n: int, k: int, seed: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Logits (N, K), and labels drawn from their softmax: calibrated logits, times `scale`."""
+    """Return calibrated logits (N, K) times `scale`, and labels drawn from the softmax of the calibrated logits."""
     generator = torch.Generator().manual_seed(seed)
     z = 2 * torch.randn(n, k, generator=generator)
     return scale * z, torch.multinomial(z.softmax(1), 1, generator=generator)[:, 0]
@@ -62,7 +62,7 @@ def test_a_temperature_never_worsens_the_likelihood_nor_reorders_the_classes(res
     scale = [0.001, 0.1, 1.0, 30.0][seed % 4]
     z, labels = draw(int(2 ** (seed + 1)), 3 + seed, seed, scale)
     if seed % 2:
-        labels = z.argmax(1)  # no error: certainty would fit best
+        labels = z.argmax(1)  # all correct: infinite confidence would fit best
     if seed > 5:
         z[:, 0] = -torch.inf
         labels[labels == 0] = 1
@@ -83,7 +83,7 @@ def test_a_temperature_never_worsens_the_likelihood_nor_reorders_the_classes(res
 def test_few_images_without_an_error_do_not_make_a_network_certain() -> None:
     z = torch.tensor([[2.0, 0.0], [0.0, 2.0]]).repeat(10, 1)
     p = (z / fit_temperature(z, z.argmax(1))).softmax(1).amax(1)
-    assert p[0].item() == pytest.approx(1 - 1 / 42, abs=1e-4)  # one of 21 images counts as one of a random class
+    assert p[0].item() == pytest.approx(1 - 1 / 42, abs=1e-4)  # smoothing: as if one image of 21 had a random class
     assert fit_temperature(torch.zeros(5, 1), torch.zeros(5, dtype=torch.int64)) == 1  # a single class
 
 

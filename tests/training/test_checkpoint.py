@@ -1,4 +1,4 @@
-"""Weights and training states on the disk: back to the bit, and never a wrong model from a damaged file."""
+"""Weights and training states on the disk: restored to the bit, and no wrong model from a damaged file."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 def test_weights_and_buffers_are_restored_exactly(tmp_path: Path) -> None:
     model = make()
-    model(torch.randn(16, 1, 28, 28))  # moves the running statistics
+    model(torch.randn(16, 1, 28, 28))  # changes the running statistics
     save_weights(tmp_path / "w.safetensors", model)
     other = make(1)
     assert not same(model, other)
     load_weights(tmp_path / "w.safetensors", other)
     assert same(model, other)
-    # a plain safetensors file, for everybody else's tools
+    # a plain safetensors file, which other tools can read
     assert safetensors.torch.load_file(tmp_path / "w.safetensors").keys() == model.state_dict().keys()
 
 
@@ -75,7 +75,7 @@ def test_any_truncation_or_flipped_bit_is_detected(tmp_path: Path, data: st.Data
     if data.draw(st.booleans()):
         content = content[: data.draw(st.integers(0, len(content) - 1))]
     else:
-        # half of the draws in the header, where the structure is
+        # half of the draws are in the header, which holds the structure
         end = data.draw(st.sampled_from([1200, len(content)]))
         content[data.draw(st.integers(0, end - 1))] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(content)

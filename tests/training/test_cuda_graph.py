@@ -37,14 +37,14 @@ class Stream:
 
 
 class Memory:
-    """Of the GPU, in any unit."""
+    """The GPU's memory, in any unit. taken: allocated at the peak."""
 
     taken, free, reserved = 5, 20, 5
     emptied = 0
 
 
 class Graph:
-    """A fake torch.cuda.CUDAGraph: steps inside it are not run but run by `replay`."""
+    """A fake torch.cuda.CUDAGraph: steps inside it are not run until `replay` runs them."""
 
     current: Graph | None = None
     created: list[Graph] = []  # noqa: RUF012
@@ -69,7 +69,7 @@ class Graph:
 
 
 def recordable(model: Any, optimizer: Any, x: Tensor, y: Tensor, *how: Any) -> tuple[Tensor, Tensor]:
-    """Run `train_step` or, inside a graph, record it with the tensors that it would read and write."""
+    """Run `train_step`. Inside a graph, record it instead, with the tensors that it would read and write."""
     if Graph.current is None:
         return train_step(model, optimizer, x, y, *how)
     answer = torch.zeros(()), torch.zeros((), dtype=torch.int64)
@@ -144,9 +144,9 @@ def trained(
         losses.append(loss)
         assert 0 <= int(correct) <= size
     rates = [group["lr"] for group in optimizer.param_groups]
-    assert all(isinstance(r, float) for r in rates)  # as a checkpoint keeps them
+    assert all(isinstance(r, float) for r in rates)  # a checkpoint stores floats
     assert "capturable" not in optimizer.param_groups[0] or not optimizer.param_groups[0]["capturable"]
-    # Read at the end: a replayed step must not overwrite the loss of an earlier one.
+    # Read the losses only now: a replayed step must not overwrite an earlier loss.
     return [float(loss) for loss in losses], model.state_dict(), step
 
 
@@ -155,29 +155,28 @@ def test_replayed_steps_match_normal_ones(how: str) -> None:
     sizes = [8, 8, 8, 5, 8, 8, 8, 5, 8, 8, 8, 5]
     losses, weights, _ = trained(how, False, sizes)
     again, replayed, _ = trained(how, True, sizes)
-    assert [g.replayed for g in Graph.created] == [
-        6
-    ]  # of nine; the smaller batch came three times and was not recorded
-    # The numbers on the device are float32, so what is computed from them is not the same to the last bit.
+    # Six of nine steps; the smaller batch came three times and was not recorded.
+    assert [g.replayed for g in Graph.created] == [6]
+    # On the device these numbers are float32, so results differ in the last bits.
     torch.testing.assert_close(torch.tensor(again), torch.tensor(losses), rtol=1e-3, atol=1e-3)
     for name in weights:
         torch.testing.assert_close(replayed[name], weights[name], rtol=1e-2, atol=1e-3, msg=name)
     assert len({id(g.stream) for g in Graph.created} | {id(g.pool) for g in Graph.created}) == 2
     stale, _, _ = trained(how, True, sizes, frozen_from=5)
-    assert max(abs(a - b) for a, b in zip(losses, stale, strict=True)) > 5e-3  # frozen numbers are noticed
+    assert max(abs(a - b) for a, b in zip(losses, stale, strict=True)) > 5e-3  # frozen numbers would be noticed
 
 
 def test_recordings_share_a_pool_and_the_oldest_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graph, "_MAX_RECORDINGS", 2)
     *_, step = trained("sgd", True, [8] * 5 + [6] * 5 + [4] * 5 + [8] * 3 + [4])
     assert [g.replayed for g in Graph.created] == [2, 2, 3]  # the later batches of eight ran normally
-    # Else the memory of one could not be used by the next.
+    # Otherwise one recording could not reuse the memory of another.
     assert len({id(g.stream) for g in Graph.created}) == len({id(g.pool) for g in Graph.created}) == 1
     assert sum(isinstance(kind, cuda_graph._Recording) for kind in step._kinds.values()) == 2
 
 
 def run_unrecordable(step_function: Any, sizes: list[int]) -> tuple[list[str], RecordedStep]:
-    """Run steps that cannot all be recorded. Return the notes and the step; every update is created."""
+    """Run steps, not all of them recordable. Check that each updates the weights. Return the notes and the step."""
     notes: list[str] = []
     model = build_model("lenet", num_classes=10, in_channels=1, image_size=28)
     optimizer = make_optimizer(model, Recipe(model="lenet"))
@@ -211,12 +210,12 @@ def test_unrecordable_step_runs_normally_with_one_note(monkeypatch: pytest.Monke
     assert [g.replayed for g in Graph.created] == [3, 0]
     assert not any(isinstance(kind, cuda_graph._Recording) for kind in step._kinds.values())
     assert ended == [Graph.created[1].pool]
-    assert "CUDA graph: operation not permitted" in line  # the first error, not what followed from it
-    assert len(fresh) == 1  # the generator of 2.11 would believe that it is being recorded
+    assert "CUDA graph: operation not permitted" in line  # the first error, not those that it caused
+    assert len(fresh) == 1  # PyTorch 2.11's old generator would still believe it is being recorded
 
 
 class Rebinding(torch.nn.Linear):
-    """Replaces a buffer in each forward pass, as some batch norms do."""
+    """A layer that replaces a buffer in each forward pass, as some batch norms do."""
 
     def __init__(self) -> None:
         super().__init__(4, 2)
@@ -251,7 +250,7 @@ def test_network_that_replaces_its_buffers_is_not_recorded(monkeypatch: pytest.M
             step(model, optimizer, torch.rand(3, 4), torch.randint(2, (3,)))
         (line,) = notes
         assert why in line
-        assert float(model.seen) == 6  # what the recording did to it is undone
+        assert float(model.seen) == 6  # the changes by the recording are undone
 
 
 def test_step_that_needs_much_memory_is_not_recorded() -> None:
@@ -328,6 +327,6 @@ def test_recorded_run_on_cuda_is_reproducible_and_resumable(recipe: str, tmp_pat
     for name, value in weights["record"].items():
         assert torch.equal(value, weights["again"][name]), name
         assert torch.equal(value, weights["stopped"][name]), name
-    # Muon's rates are read in float32 there, and a few dozen of its large steps make much of the last bits: the losses.
+    # Recorded Muon reads its rates in float32. A few dozen large steps amplify the last bits, so compare the losses.
     assert losses["record"][0] == pytest.approx(losses["off"][0], rel=2e-2)
     assert recipe.startswith("speed/") or losses["record"] == pytest.approx(losses["off"], rel=1e-4)

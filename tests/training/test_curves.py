@@ -1,4 +1,4 @@
-"""Curves show every point: limits, ticks, outliers, equal lines, and texts within the picture."""
+"""Curves show every point: limits, ticks, outliers, equal lines, and texts inside the picture."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_loss_that_is_no_number_leaves_the_others_visible() -> None:
 
 
 def visible(figure: Figure, *colours: tuple[int, int, int]) -> bool:
-    """Return whether each colour has several pixels above the legend, but for the smoothing of edges."""
+    """Return whether each colour, up to antialiasing, has several pixels above the legend."""
     image = pixels(figure).astype(int)
     image = image[: int(len(image) * 0.75)]
     return all((np.abs(image - colour).max(2) < 60).sum() > 10 for colour in colours)

@@ -1,4 +1,4 @@
-"""The default recipe is fitted to the images, and says so; what the caller has set stays."""
+"""The default recipe is adapted to the images, with a note. Settings of the caller are kept."""
 
 from __future__ import annotations
 

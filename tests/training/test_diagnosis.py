@@ -18,7 +18,7 @@ COUNTS = [500] * 10
 
 
 def history(n: int = 10, seed: int = 0, **last: list[float]) -> list[dict[str, Any]]:
-    """Rows of a healthy training of n epochs, with noise; last: other figures of the last epochs."""
+    """Return noisy rows of a healthy training of n epochs. last: figures that replace those of the last epochs."""
     draw = random.Random(seed)
     rows = []
     for i in range(n):
@@ -92,7 +92,7 @@ def test_findings_allow_for_chance_and_for_what_the_recipe_does() -> None:
     assert found(history(train_acc=[0.9], val_acc=[0.5] * 10), counts=small) == []
     low = history(loss=[1.3, *[1.1] * 9], train_acc=[0.6] * 9, val_acc=[0.6] * 9)
     assert found(low, recipe=Recipe(epochs=10, mixup=0.4)) == []
-    frozen = history(10, loss=[1.0] * 4 + [1.8, 1.0, 0.6, 0.4, 0.3, 0.3])  # all layers from epoch 5 on
+    frozen = history(10, loss=[1.0] * 4 + [1.8, 1.0, 0.6, 0.4, 0.3, 0.3])  # all layers train from epoch 5 on
     assert found(frozen)
     assert found(frozen, recipe=Recipe(epochs=10, freeze_epochs=4)) == []
     improving = history(4, train_acc=[0.7, 0.8, 0.85, 0.93], val_acc=[0.7, 0.75, 0.8, 0.9])

@@ -1,4 +1,4 @@
-"""The display of a training's progress."""
+"""The progress display of a training."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_bar_shows_epoch_loss_accuracy_speed_and_time_left(quick: Recipe, monkey
 
 
 def test_in_a_terminal_of_80_columns(tmp_path: Path) -> None:
-    """The real command in a pseudo-terminal: the bar is drawn, and each line of it fits."""
+    """The real command in a pseudo-terminal draws the bar, and each of its lines fits."""
     control, terminal = pty.openpty()
     command = [str(Path(sys.executable).parent / "cnnlab"), "train", "--set", "epochs=3", "--set", "limit=256"]
     env = {**os.environ, "COLUMNS": "80", "LINES": "24", "TERM": "xterm"}
@@ -66,7 +66,7 @@ def test_in_a_terminal_of_80_columns(tmp_path: Path) -> None:
     frames = [line for line in re.split(r"[\r\n]+", text) if "epoch" in line and "acc" in line and "━" in line]
     assert any("3/3" in frame for frame in frames)
     assert max(map(len, frames)) <= 80
-    assert not [frame for frame in frames if "…" in frame]  # cut off by rich
+    assert not [frame for frame in frames if "…" in frame]  # rich has cut it off
 
 
 def test_notebook_updates_one_curve_in_place(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_notebook_updates_one_curve_in_place(tmp_path: Path) -> None:
     ).execute()
     first, second = notebook.cells
     pictures = [o for o in first.outputs if "image/png" in o.get("data", {})]
-    assert len(pictures) == 1  # updated in place, not three below each other
+    assert len(pictures) == 1  # one picture, updated in place
     text = "".join(o.text for o in first.outputs if o.output_type == "stream" and o.name == "stdout")
     assert text.startswith("before\ndata: 1,151 train")
     assert text.endswith("\nafter\n")
@@ -95,11 +95,11 @@ def test_notebook_updates_one_curve_in_place(tmp_path: Path) -> None:
 def test_short_epochs_do_not_redraw_the_curve(
     between: float, drawn: list[int], quick: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first and the last are always seen: drawing the others would cost more than the epochs."""
+    """The first and the last epoch are always drawn. Drawing the others would take longer than the epochs."""
     frames: list[int] = []
 
     def curves(rows: list[dict[str, Any]], recipe: Recipe, title: str) -> Figure:
-        if title.startswith("epoch"):  # the other one is the run's own, curves.png
+        if title.startswith("epoch"):  # the other figure is curves.png
             frames.append(len(rows))
         return Figure()
 

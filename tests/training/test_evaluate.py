@@ -68,7 +68,7 @@ def test_evaluation_in_bfloat16_is_near_float32(quick: Recipe) -> None:
 def test_every_split_of_a_run_is_evaluated(quick: Recipe) -> None:
     run = train(quick).run
     counts = {split: evaluate_run(run.path, split=split).result.count for split in ("train", "validation", "test")}
-    assert counts == {"train": 256, "validation": 256, "test": 359}  # limit: of the splits used in training
+    assert counts == {"train": 256, "validation": 256, "test": 359}  # `limit` applies to the splits used in training
 
 
 def test_predictions_match_the_evaluation(shapes: Path) -> None:
@@ -79,7 +79,7 @@ def test_predictions_match_the_evaluation(shapes: Path) -> None:
     assert all(sum(p for _, p in prediction.top) == pytest.approx(1) for prediction in predictions)
     correct = sum(prediction.top[0][0] == prediction.path.parent.name for prediction in predictions)
     assert correct == sum(evaluate_run(run.path, split=s).result.correct for s in ("train", "validation"))
-    for prediction in predictions[::9]:  # one by one
+    for prediction in predictions[::9]:  # one at a time
         (alone,), _ = predict(run.path, [prediction.path], top=2)
         assert [name for name, _ in alone.top] == [name for name, _ in prediction.top]
         assert alone.top[0][1] == pytest.approx(prediction.top[0][1], abs=1e-5)
@@ -96,7 +96,7 @@ def test_digits_are_predicted_from_files(tmp_path: Path) -> None:
         Image.fromarray(255 - images.images[i, 0].numpy()).save(tmp_path / f"dark-{i:02d}.png")
     found, _ = predict(run.path, [folder])
     assert np.mean([p.top[0][0] == str(int(k)) for p, k in zip(found, images.labels, strict=False)]) >= 0.9
-    # dark writing on light paper
+    # dark on light, as on paper
     inverted, _ = predict(run.path, sorted(tmp_path.glob("dark-*.png")), invert=True)
     assert [p.top for p in inverted] == [p.top for p in found]
 

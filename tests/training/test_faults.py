@@ -49,7 +49,7 @@ from cnnlab.training.progress import Progress
 from cnnlab.training.step import GuardedStep
 from conftest import Command, one_line_error
 
-# 320 images: 5 steps an epoch; saved after each second step, so that most saves are inside an epoch.
+# 320 images: 5 steps per epoch. Saving after every second step puts most saves inside an epoch.
 SMALL = ["epochs=4", "limit=320", "save_steps=2"]
 KINDS = {
     "sgd": SMALL,
@@ -72,7 +72,7 @@ def small(*settings: str) -> Recipe:
 def strike_at(
     monkeypatch: pytest.MonkeyPatch, turn: int, error: BaseException | None, *, always: bool = True
 ) -> Saboteur:
-    """From that turn on, writing fails with `error`."""
+    """Make writing fail with `error` at operation `turn`; with `always`, also at all later ones."""
 
     def strike() -> None:
         assert error is not None
@@ -85,7 +85,7 @@ def strike_at(
 
 
 def options(run: Path, *arguments: object) -> list[object]:
-    """Return what continues `run` if it exists, or starts it."""
+    """Return the options that resume `run` if it exists, and start it otherwise."""
     return ["--threads", 1, "--resume", run] if run.exists() else [*COMMAND[1:], "--name", run.name, *arguments]
 
 
@@ -206,7 +206,7 @@ def test_signal_saves_every_step(quick: Recipe, monkeypatch: pytest.MonkeyPatch)
 def test_run_interrupted_in_an_evaluation_keeps_the_epoch(
     by_signal: bool, quick: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its figures, too: the learning rate of the last step, which no step after the resume sets again."""
+    """Also its figures, such as the learning rate of the last step, which is not run again after the resume."""
     recipe = quick.changed(epochs=3, schedule="one-cycle", save_steps=0 if by_signal else 4)
     whole = train(recipe, name="whole").run.path
     real, calls = training.evaluate, []
@@ -236,7 +236,7 @@ def test_second_ctrl_c_waits_for_the_write() -> None:
 
     def write() -> None:
         time.sleep(0.05)
-        signal.raise_signal(signal.SIGINT)  # reaches the main thread, which waits by then
+        signal.raise_signal(signal.SIGINT)  # reaches the main thread, which is waiting by then
         time.sleep(0.05)
         done.append(1)
 
@@ -248,7 +248,7 @@ def test_second_ctrl_c_waits_for_the_write() -> None:
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of `small()` that stopped at update 13 of 20, with saves after each epoch and every second update."""
+    """A run of `small()`, stopped at update 13 of 20, with saves after every epoch and every second update."""
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -257,7 +257,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stopped_copy(stopped: Path) -> Path:
-    """A copy of `stopped`, runs/run."""
+    """A copy of `stopped` in runs/run."""
     return Path(shutil.copytree(stopped, "runs/run"))
 
 
@@ -344,7 +344,7 @@ def test_save_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not due(1)
     now = 220.0
     assert due(1)
-    due.saved(10.0)  # a slow disk: a twentieth of the time at most
+    due.saved(10.0)  # slow disk: saving takes at most 5% of the time
     now = 419.0
     assert not due(1)
     now = 420.0
@@ -365,7 +365,7 @@ def test_saving_by_the_clock(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(checkpoint, "save_checkpoint", saving)
     run = train(quick.changed(save_seconds=1e-9), name="often").run
     assert any(positions)
-    assert run.recipe.name == quick.name  # it is the same training
+    assert run.recipe.name == quick.name  # still the same recipe
     for name in ("last.safetensors", "best.safetensors"):
         assert (run.path / name).read_bytes() == (whole / name).read_bytes()
 
@@ -374,7 +374,7 @@ def test_saving_by_the_clock(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_file_is_flushed_before_it_is_renamed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The order that a power cut needs: bytes flushed, then the older one renamed, then this, then the folder flushed."""
+    """For power cuts, in this order: flush the bytes, rename the old file, rename the new one, flush the folder."""
     path, before = tmp_path / "file", tmp_path / "before"
     path.write_bytes(b"old")
     events: list[str] = []
@@ -459,7 +459,7 @@ def test_file_size_limit_is_a_full_disk(
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small file system of its own, which `mount` may change; skips where that may not be mounted."""
+    """A small file system that tests may remount. Skip the test where mounting is not allowed."""
     path = tmp_path / "disk"
     path.mkdir()
     if shutil.which("mount") is None or not mount(path, "-t", "tmpfs", "-o", "size=200k", "tmpfs"):
@@ -509,11 +509,11 @@ def test_read_only_folder(stopped: Path, whole: Path, disk: Path, cnnlab: Comman
 
 
 def damages(content: bytes, rng: random.Random, flips: int) -> Iterator[tuple[str, bytes]]:
-    """Yield each class of truncation (two of them where few bits are flipped), and bits flipped at random."""
+    """Yield (kind, content) of truncated files, only two if `flips` is small, and of files with a flipped bit."""
     ends = {0, 4, 8, len(content) // 2, len(content) - 1, rng.randrange(len(content) + 1)}
-    if content[:1] == b"{":  # text: at the end of a line, and inside the last
+    if content[:1] == b"{":  # JSON: cut at the end of a line and inside the last line
         ends |= {content.rfind(b"\n", 0, -1) + 1, content.rfind(b"\n", 0, -1) + 9}
-    else:  # safetensors: inside the header, at its end, and where a number ends
+    else:  # safetensors: cut inside the header, at its end, and between numbers
         header = 8 + int.from_bytes(content[:8], "little")
         ends |= {header // 2, header, header + 4, len(content) - 4}
     possible = sorted(end for end in ends if 0 <= end < len(content))
@@ -521,7 +521,7 @@ def damages(content: bytes, rng: random.Random, flips: int) -> Iterator[tuple[st
         yield "a file cut short", content[:end]
     for _ in range(flips):
         damaged = bytearray(content)
-        # Half of them in the first part, where a weights file has its structure.
+        # Half of the flips are in the first part, which holds the structure of a weights file.
         damaged[rng.randrange(rng.choice([min(2000, len(content)), len(content)]))] ^= 1 << rng.randrange(8)
         yield "a flipped bit", bytes(damaged)
 
@@ -540,7 +540,7 @@ FINISHED = ["recipe.json", "run.json", "environment.json", "metrics.jsonl", "sum
 def test_damaged_file_of_a_finished_run_never_changes_an_answer(
     whole: Path, cnnlab: Command, flips: int, tally: Tally
 ) -> None:
-    """Evaluating, predicting, listing and resuming give the same answer as before, or name the damaged file."""
+    """Evaluating, predicting, listing and resuming give the same answer as before or name the damaged file."""
     shutil.copytree(whole, "runs/run")
     evaluate_run("run", split="test")
     shutil.copy(whole / "curves.png", "picture.png")
@@ -562,7 +562,7 @@ def test_damaged_file_of_a_finished_run_never_changes_an_answer(
     expected = {command: answers(command) for command in commands}
     (listed,) = json.loads(expected["runs runs/run --json"])
     assert listed["test_acc"] is not None
-    unrecorded = json.dumps([{**listed, "test_acc": None}])  # a torn line is an evaluation that was not recorded
+    unrecorded = json.dumps([{**listed, "test_acc": None}])  # if its line is truncated
     rng = random.Random(1)
     for name in FINISHED:
         file = a_file(Path("runs/run") / name)
@@ -586,7 +586,7 @@ UNFINISHED = ["recipe.json", "run.json", "environment.json", "metrics.jsonl", "b
 
 
 def a_file(path: Path) -> Path:
-    """`path`, or the file in that folder."""
+    """Return `path` or, for a folder, a file in it."""
     return next(path.iterdir()) if path.is_dir() else path
 
 
@@ -595,7 +595,7 @@ def a_file(path: Path) -> Path:
 def test_damaged_file_of_an_unfinished_run_never_changes_the_weights(
     stopped: Path, whole: Path, cnnlab: Command, flips: int, tally: Tally
 ) -> None:
-    """Resuming ends with the same weights, or names the damaged file."""
+    """Resuming ends with the same weights or names the damaged file."""
     rng = random.Random(2)
     for name in UNFINISHED:
         content = a_file(stopped / name).read_bytes()
@@ -630,7 +630,7 @@ def test_damaged_file_of_several_seeds_is_named(cnnlab: Command, quick: Recipe, 
             answer = cnnlab("train", "--resume", path)
             if answer.returncode:
                 assert name in one_line_error(answer)
-            else:  # the seeds' own summaries count
+            else:  # the seeds' summaries are used
                 assert re.sub(r"[\d.]+ s\b", "", answer.stdout) == re.sub(r"[\d.]+ s\b", "", expected)
             tally(f"{kind}, several seeds: {name}", "named in one line" if answer.returncode else "no other answer")
         (path / name).write_bytes(content)
@@ -674,7 +674,7 @@ def test_intact_checkpoint_of_two_is_used(
 def test_best_weights_are_not_replaced_by_worse(stopped_copy: Path) -> None:
     path = stopped_copy
     model = build_model("lenet-bn", num_classes=10, in_channels=1, image_size=28)
-    # As a process leaves it that dies after the fourth epoch and before its checkpoint.
+    # As after a process that died between the fourth epoch and its checkpoint.
     save_weights(path / "best.safetensors", model, {"figure": [1.5, 0.0], "epoch": 4})
     before = (path / "best.safetensors").read_bytes()
     result = resume(path, threads=1)
@@ -740,7 +740,7 @@ def test_clock_set_back_changes_nothing(
 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, *numbers: int, value: float = float("nan")) -> list[int]:
-    """Make the images of these updates (from 1; default: all) NaN or Inf."""
+    """Multiply the images of these updates (from 1; default: all) by `value`. Return the list of calls."""
     real, real_guarded = training.train_step, GuardedStep.__call__
     calls: list[int] = []
 
@@ -906,7 +906,7 @@ def test_batch_too_large_for_the_cpu_is_an_error_not_a_crash(monkeypatch: pytest
             torch.zeros(2**30, dtype=torch.uint8)
         torch.zeros(2**20, dtype=torch.uint8)
     torch.zeros(2**29, dtype=torch.uint8)
-    # Some GiB, more than an earlier test can have left free within the process.
+    # Several GiB, more than earlier tests can have left cached in the process.
     build = partial(build_model, "lenet-bn", num_classes=10, in_channels=1, image_size=96)
     work = Workload(small("batch_size=1280"), build, (1, 96, 96), 10, torch.device("cpu"), 1280, 1)
     assert autotune.find_batch_size(work) in (40, 80, 160, 320, 640)

@@ -1,4 +1,4 @@
-"""Fine-tuning: the head first on features computed once, then all layers by stages; resumed to the same bits."""
+"""Fine-tuning: the head first, on features computed once, then all layers, by stage. Resumed to the same bits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cnnlab.training.runs import Run
 
 
 class Small(nn.Sequential):
-    """conv, BN, ReLU; conv, BN, ReLU, dropout; pooling, linear."""
+    """A network: conv, BN, ReLU; conv, BN, ReLU, dropout; pooling, linear."""
 
     def __init__(self, num_classes: int = 10, in_channels: int = 1) -> None:
         first = nn.Sequential(nn.Conv2d(in_channels, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
@@ -33,7 +33,7 @@ class Small(nn.Sequential):
 
 
 class ReluAfterHead(Small):
-    """A network whose head is not its end."""
+    """A network with an operation after its head."""
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = super().forward(x)
@@ -81,7 +81,7 @@ def test_stages_and_head_of_networks(name: str, count: int | None, first: str | 
     last = find_head(model, lambda: other)
     assert head is None or last == head
     assert {n.rpartition(".")[0] for n in found[-1]} >= set(last)
-    assert find_head(model)  # without another to compare with: the last layer
+    assert find_head(model)  # without another network to compare with: the last layer
 
 
 def test_rates_fall_by_stage_and_are_set_by_group() -> None:
@@ -101,7 +101,7 @@ def test_rates_fall_by_stage_and_are_set_by_group() -> None:
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     optimizer.step()
-    for name, p in model.named_parameters():  # the first step of Adam is the rate, whatever the gradient
+    for name, p in model.named_parameters():  # Adam's first step has the length of the rate, whatever the gradient
         decayed = before[name] * (1 - 0.08 * scales[name] * (0.01 if p.ndim > 1 else 0))
         torch.testing.assert_close(p.detach(), decayed - 0.08 * scales[name], rtol=1e-4, atol=1e-5)
     assert len(make_optimizer(model, Recipe(optimizer="sgd")).param_groups) == 2
@@ -128,7 +128,7 @@ def test_frozen_layers_keep_every_bit_until_they_are_unfrozen(recipe: Recipe) ->
     start = model.state_dict()
     body = [name for name in start if not name.startswith("4.")]
     frozen = weights(train(recipe.changed(epochs=2), model=model, name="frozen", threads=1).run.path)
-    assert all(torch.equal(frozen[name], start[name]) for name in body)  # batch norm's statistics too
+    assert all(torch.equal(frozen[name], start[name]) for name in body)  # including batch norm's statistics
     assert not torch.equal(frozen["4.weight"], start["4.weight"])
     result = train(recipe, model=model, name="both", threads=1)
     both = weights(result.run.path)
@@ -165,14 +165,14 @@ def test_features_are_computed_once_where_the_head_is_the_end(recipe: Recipe, mo
             patch.setattr(network, "forward", counted)
             train(recipe.changed(epochs=8, freeze_epochs=8), model=network, name=network.__name__, threads=1)
         passes.append(calls)
-    assert passes[0] < 64 + 64 + 100  # and what is tried before the training
+    assert passes[0] < 64 + 64 + 100  # the rest are trials before the training
     assert passes[1] > 8 * 128
 
 
 def test_augmentation_of_the_callers_own_starts_with_the_other_layers(recipe: Recipe) -> None:
     shapes = []
     train(recipe, model=Small, threads=1, augment=lambda images: shapes.append(tuple(images.shape)) or images)
-    assert shapes == [(2, 1, 8, 8), *[(16, 1, 8, 8)] * 4]  # tried once, then the last of three epochs
+    assert shapes == [(2, 1, 8, 8), *[(16, 1, 8, 8)] * 4]  # one trial, then the last of three epochs
     few = train(recipe.changed(overfit=1, patience=2, select="macro_f1"), model=Small, name="few", threads=1)
     assert {row["images"] for row in few.history} == {16 * few.run.recipe.passes}
 

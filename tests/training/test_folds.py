@@ -1,4 +1,4 @@
-"""Cross-validation: a run per fold in one folder, resumed to the same bits, and the predictions out of fold."""
+"""Cross-validation: a run per fold in one folder, resumed to the same bits, and the out-of-fold predictions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from conftest import Command
 
 @pytest.fixture
 def patients(tmp_path: Path) -> Path:
-    """Two classes of three images of each of five patients, dark and bright."""
+    """Two classes, dark and bright, with three images of each of five patients."""
     draw = np.random.default_rng(0)
     for name, level in (("bright", 120), ("dark", 0)):
         for patient in range(5):
@@ -55,7 +55,7 @@ def recipe(patients: Path) -> Recipe:
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    """The table of the predictions out of fold."""
+    """Return the table of out-of-fold predictions."""
     with (path / "out_of_fold.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
@@ -76,7 +76,7 @@ def test_folds_are_resumed_to_the_same_bits_and_predict_each_image_once(recipe: 
         path.relative_to(patients).as_posix() for path in patients.rglob("*.png")
     )
     folds = {row["path"].split("/")[1]: row["fold"] for row in table}
-    assert all(folds[row["path"].split("/")[1]] == row["fold"] for row in table)  # a patient is in one fold
+    assert all(folds[row["path"].split("/")[1]] == row["fold"] for row in table)  # one fold per patient
     for row in table:
         probabilities = {"bright": float(row["p_bright"]), "dark": float(row["p_dark"])}
         assert sum(probabilities.values()) == pytest.approx(1, abs=2e-6)
@@ -90,7 +90,7 @@ def test_folds_are_resumed_to_the_same_bits_and_predict_each_image_once(recipe: 
     info = json.loads(Path("runs/whole/fold-2/run.json").read_text(encoding="utf-8"))["data"]["split"]
     assert (info["fold"], info["folds"], info["groups"]) == (2, 2, 5)
 
-    # One fold alone is the same run; resuming a finished series changes no run.
+    # A fold trained alone gives the same run. Resuming a finished series changes nothing.
     train(recipe.changed(folds=2, fold=2), name="alone", threads=1, progress="none")
     assert_same_run(Path("runs/whole/fold-2"), Path("runs/alone"))
     assert str(resume("runs/whole", threads=1, progress="none")) == str(whole)
@@ -102,7 +102,7 @@ def test_folds_are_resumed_to_the_same_bits_and_predict_each_image_once(recipe: 
     assert_same_run(Path("runs/whole/fold-1"), Path("runs/cut/fold-1"))
     assert whole.predictions.read_bytes() == again.predictions.read_bytes()
 
-    # Weights that have seen the images held out.
+    # A warning is due if the weights have seen the held-out images.
     one = whole.results[0].run
     one_recipe = one.recipe
     for changed, data, folds, warned in (

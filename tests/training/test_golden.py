@@ -1,6 +1,6 @@
-"""The loss curve of a short training is a reviewed file, which every optimization must follow.
+"""The loss curve of a short training is a reviewed file, which every optimized variant must reproduce.
 
-`python tests/training/test_golden.py` writes it again, computed in the plainest way: float32, contiguous, one thread, no
+`python tests/training/test_golden.py` rewrites it, computed in the plainest way: float32, contiguous, one thread, no
 fused update, each filter updated alone.
 """
 
@@ -28,12 +28,12 @@ from cnnlab.training.plan import has_compiler
 from cnnlab.training.step import Compiled, train_step
 
 FILE = Path(__file__).parents[1] / "golden" / "loss_curve.json"
-# Rounding alone, whatever the machine: measured 2e-6 on an AMD EPYC.
+# For rounding alone, on any machine. Measured: 2e-6 on an AMD EPYC.
 EXACT = 1e-4
-# The bias of a convolution before batch norm has a gradient of rounding errors alone, which AdamW makes into steps of
-# full length. The training does not see them, but the running mean lags behind: measured 2e-3.
+# The bias of a convolution before batch norm has a gradient of rounding errors only, which AdamW turns into steps of
+# full length. They do not affect the training, but the running mean lags behind them. Measured: 2e-3.
 BATCH_NORM_DRIFT = 2e-2
-# Three digits in the factors of each product: measured 2e-3. Muon turns filters by such products, too: 2e-2.
+# The factors of each product have three digits. Measured: 2e-3. Muon also orthogonalizes filters with them: 2e-2.
 BFLOAT16 = {"sgd": 2e-2, "muon": 5e-2}
 
 SHORT = replace(RECIPES["digits"], name="short", epochs=3)
@@ -56,7 +56,7 @@ def assert_on_it(run: Run, name: str, tolerance: float = EXACT) -> None:
 
 
 def plain_optimizer(model: nn.Module, recipe: Recipe, *precision: torch.dtype) -> torch.optim.Optimizer:
-    """Nothing fused, and each parameter in a group of its own, so that none is updated together with another."""
+    """Return an optimizer without fused updates. Each parameter has its own group, so it is updated alone."""
     optimizer = make_optimizer(model, recipe, *precision)
     optimizer.param_groups[:] = [{**g, "params": [p]} for g in optimizer.param_groups for p in g["params"]]
     for group in optimizer.param_groups:
@@ -81,9 +81,8 @@ def test_memory_management_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> No
     usual = curve(SHORT)
     monkeypatch.setattr(determinism, "keep_freed_memory", nullcontext)
     given_back = curve(SHORT)
-    monkeypatch.setattr(
-        feeder, "fits_on_device", lambda images, device: False
-    )  # and from here on the set stays on the host
+    # From here on the set stays on the host.
+    monkeypatch.setattr(feeder, "fits_on_device", lambda images, device: False)
     from_host = curve(SHORT)
     assert_on_it(from_host, "sgd")
     for run in (given_back, from_host):
@@ -99,7 +98,7 @@ def test_bfloat16_stays_near_the_golden_curve(name: str) -> None:
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_network_and_loss_are_compiled_together(precision: torch.dtype) -> None:
-    """The plain step's values, in one graph, which the next seed's network uses, too."""
+    """The values equal those of the plain step. There is one graph, which the next seed's network reuses."""
     if not has_compiler(torch.device("cpu")):
         pytest.skip("there is no C++ compiler on this system")
 

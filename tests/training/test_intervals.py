@@ -1,4 +1,4 @@
-"""95% intervals: against SciPy, and by their coverage in simulated evaluations."""
+"""95% intervals: against SciPy, and their coverage in simulated evaluations."""
 
 from __future__ import annotations
 

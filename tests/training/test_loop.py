@@ -29,8 +29,8 @@ def test_on_epoch_gets_each_saved_row_and_may_stop(tiny: Recipe) -> None:
     rows: list[dict[str, Any]] = []
 
     def hook(row: dict[str, Any]) -> bool:
-        assert open_run("run").metrics()[-1] == row  # saved by then
-        torch.rand(3)  # drawing random numbers changes nothing
+        assert open_run("run").metrics()[-1] == row  # already saved
+        torch.rand(3)  # drawing random numbers must not change the training
         rows.append(row)
         return len(rows) < 2
 
@@ -41,7 +41,7 @@ def test_on_epoch_gets_each_saved_row_and_may_stop(tiny: Recipe) -> None:
     assert "stopped early, after epoch 2 of 3" in str(result)
     again = resume("runs/run", threads=1)
     assert again.summary == result.summary
-    (Path("runs/run") / "summary.json").unlink()  # as if killed before it was written
+    (Path("runs/run") / "summary.json").unlink()  # as if killed before the summary was written
     assert resume("runs/run", threads=1).summary["stopped"]
     whole = train(tiny, name="whole", threads=1, on_epoch=lambda row: None)
     assert [row["loss"] for row in whole.history[:2]] == [row["loss"] for row in rows]
@@ -67,7 +67,7 @@ def test_result_has_the_trained_model(tiny: Recipe) -> None:
     assert set(result.timings) == {"setup", "whitening", "training", "finish"}
 
 
-# A signal after the last safe place
+# A signal after the last point at which training can stop
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -84,14 +84,14 @@ def test_signal_while_a_run_is_being_finished_is_raised(
     with pytest.raises(TrainingInterrupted) as caught:
         train(tiny.changed(epochs=1), name="run", threads=1)
     assert caught.value.code == 128 + number
-    assert open_run("run").summary() is not None  # what was being written is complete
+    assert open_run("run").summary() is not None  # the files being written are complete
     with pytest.raises(TrainingInterrupted):
         train_seeds(tiny.changed(epochs=1), 2, name="seeds", threads=1)
     assert open_run("seeds/seed-0").summary() is not None
     assert not Path("runs/seeds/seed-1/run.json").exists()
 
 
-# What is optional in a file, and what is not
+# Optional and required fields of files
 
 
 def test_invalid_metadata_of_the_best_weights_is_an_error(tiny: Recipe) -> None:
@@ -192,6 +192,6 @@ def test_progress_none_prints_nothing(tiny: Recipe, capfd: pytest.CaptureFixture
     resume(run.path)
     assert "is finished" in capfd.readouterr().err
     (run.path / "summary.json").unlink()
-    (run.path / "best.safetensors").unlink()  # worth a note
+    (run.path / "best.safetensors").unlink()  # which would be worth a note
     resume(run.path, progress="none", threads=1)
     assert capfd.readouterr() == ("", "")

@@ -1,4 +1,4 @@
-"""The range test of the learning rate: the real training's steps at rising rates, a suggestion, no run, no test image."""
+"""The learning rate range test: the training's steps at rising rates, a suggestion; no run and no test images."""
 
 from __future__ import annotations
 
@@ -126,4 +126,4 @@ def test_the_new_settings_and_another_runs_weights_go_together() -> None:
     assert second.run.recipe.overfit == 1
     fresh = lr_find(QUICK, steps=10, high=1e-5, progress="none", threads=1, **settings)
     found = lr_find(init_from=first.run, steps=10, high=1e-5, progress="none", threads=1, limit=200, **settings)
-    assert found.losses[0] < fresh.losses[0] - 0.1  # it starts from the trained weights
+    assert found.losses[0] < fresh.losses[0] - 0.1  # starts from the trained weights

@@ -1,4 +1,4 @@
-"""Optimizers and schedules against torch's own and against plain arithmetic."""
+"""Optimizers and schedules against torch's and against plain arithmetic."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cnnlab.training.step import GuardedStep, train_step
 @settings(deadline=None, max_examples=30)
 @given(rows=st.integers(1, 12), columns=st.integers(1, 12), seed=st.integers(0, 1000))
 def test_orthogonalize_keeps_singular_vectors_and_equalizes_values(rows: int, columns: int, seed: int) -> None:
-    # Singular values of different sizes; scaled to norm 1, as the iteration begins, all are above 0.02.
+    # Different singular values. The iteration starts by scaling to norm 1; all are above 0.02 then.
     u, _, v = torch.linalg.svd(torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).double())
     k = min(rows, columns)
     matrix = u[:, :k] @ torch.linspace(0.1, 1, k).double().diag() @ v[:k]
@@ -53,7 +53,7 @@ def test_muons_adam_matches_torchs_adamw(weight_decay: float) -> None:
     b = torch.optim.AdamW(theirs, lr=0.01, betas=(0.9, 0.95), weight_decay=weight_decay)
     for number in range(6):
         for i, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-            taking_part = i != 1 or number > 2  # a weight that joins later counts its own steps
+            taking_part = i != 1 or number > 2  # a weight that joins later has its own step count
             one.grad = torch.randn(one.shape).double() if taking_part else None
             other.grad = one.grad
         a.step()
@@ -66,7 +66,7 @@ def test_muon_matches_torchs_muon() -> None:
     torch.manual_seed(0)
     ours, theirs = nn.Parameter(torch.randn(16, 40)), None
     with torch.no_grad():
-        ours *= 4 / ours.norm()  # at the length that ours keeps: the root of 16 outputs
+        ours *= 4 / ours.norm()  # the norm that our Muon keeps: the square root of 16 outputs
     theirs = nn.Parameter(ours.detach().clone())
     a = Muon([{"params": [ours]}], lr=0.05, momentum=0.6)
     b = torch.optim.Muon([theirs], lr=0.05, momentum=0.6, weight_decay=0.0, ns_steps=3)
@@ -77,10 +77,10 @@ def test_muon_matches_torchs_muon() -> None:
         a.step()
         b.step()
         step = theirs.detach() - before
-        # torch's iterates in bfloat16, so its digits are three
+        # torch iterates in bfloat16, so three digits agree
         assert torch.nn.functional.cosine_similarity((ours - before).flatten(), step.flatten(), dim=0) > 0.999
         assert (ours - before).norm().item() == pytest.approx(step.norm().item(), rel=0.02)
-        with torch.no_grad():  # the next step from the same place, which ours scales to length 4
+        with torch.no_grad():  # start the next step from the same weights, with the norm 4 that ours keeps
             theirs.copy_(ours * (4 / ours.norm()))
             ours.copy_(theirs)
 
@@ -95,7 +95,7 @@ def test_muon_matches_torchs_muon() -> None:
 )
 def test_batched_orthogonalize_matches_single(many: int, rows: int, columns: int, rounds: int, seed: int) -> None:
     matrices = torch.randn(many, rows, columns, generator=torch.Generator().manual_seed(seed)).double()
-    matrices *= torch.arange(many).double()[:, None, None]  # of different lengths, and one of zeros
+    matrices *= torch.arange(many).double()[:, None, None]  # of different norms; one is zero
     together = orthogonalize(matrices, rounds)
     for one, found in zip(matrices, together, strict=True):
         torch.testing.assert_close(found, orthogonalize(one, rounds), rtol=1e-9, atol=1e-12)
@@ -103,7 +103,7 @@ def test_batched_orthogonalize_matches_single(many: int, rows: int, columns: int
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_muon_matches_a_loop_over_filters(layout: torch.memory_format) -> None:
-    """Filters of one shape are updated together; the loop updates each alone, as in the source."""
+    """Muon updates filters of the same shape together. The loop updates each alone, as in the source."""
     torch.manual_seed(0)
     shapes = [(8, 3, 3, 3), (6, 8, 3, 3), (8, 3, 3, 3), (6, 8, 1, 1), (8, 3, 3, 3), (2, 2, 2, 2)]
     ours = [nn.Parameter(torch.randn(shape).double().to(memory_format=layout)) for shape in shapes]
@@ -113,7 +113,7 @@ def test_muon_matches_a_loop_over_filters(layout: torch.memory_format) -> None:
     for _ in range(4):
         for i, p in enumerate(ours):
             gradient = torch.randn(p.shape).double()
-            p.grad = gradient.clone().to(memory_format=layout) if i != 1 else None  # one that did not take part
+            p.grad = gradient.clone().to(memory_format=layout) if i != 1 else None  # a filter without a gradient
             if i == 1:
                 continue
             moments[i] = 0.6 * moments[i] + gradient
@@ -185,7 +185,7 @@ def test_muon_keeps_the_norm_of_filters() -> None:
         optimizer.step()
     for p in model.parameters():
         if p.ndim == 4:
-            moved = 0.24 * 1.5 * math.sqrt(len(p))  # what one update can add at most
+            moved = 0.24 * 1.5 * math.sqrt(len(p))  # the most that one update can add
             assert abs(p.norm().item() - math.sqrt(len(p))) < moved
 
 
@@ -202,7 +202,7 @@ def test_precision_of_muons_products(kind: str, products: torch.dtype | None, mo
         return real(matrix, precision=precision)
 
     monkeypatch.setattr(muon, "orthogonalize", seen)
-    if kind == "float16":  # not trained on a CPU
+    if kind == "float16":  # a CPU cannot train in float16
         model = build_model("lenet-bn")
         optimizer = make_optimizer(model, recipe, PRECISIONS[kind])
         model(torch.rand(2, 1, 28, 28)).sum().backward()
@@ -233,7 +233,7 @@ def test_step_schedule_matches_torchs() -> None:
 def test_trapezoid_matches_its_definition(steps: int, up: float, down: float, peak: float) -> None:
     up = min(up, 1 - down)
     recipe = Recipe(schedule="trapezoid", learning_rate=peak, warmup=up, cooldown=down)
-    rises = math.ceil(up * steps)  # updates on the way up, the last of them at the peak
+    rises = math.ceil(up * steps)  # updates of the warm-up, the last of them at the peak
     for step in range(steps):
         height = peak
         if step < rises:
@@ -273,7 +273,7 @@ def test_first_largest_and_last_learning_rate() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_whitening_layer_whitens(channels: int) -> None:
     torch.manual_seed(0)
-    # Neighbours alike, as in photographs; centred, as the network sees them.
+    # Neighbouring pixels are similar, as in photographs. The images are centred, as for the network.
     images = nn.functional.avg_pool2d(torch.randn(200, channels, 18, 18), 3, stride=1)
     layer = Whitening(channels)
     layer.fit(images - images.mean(), least=0.0)

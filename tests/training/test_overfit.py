@@ -1,4 +1,4 @@
-"""`overfit`: a few batches, trained on and evaluated, show whether a network can learn at all."""
+"""`overfit`: training and evaluating on a few batches shows whether a network can learn at all."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def test_a_network_learns_a_few_images_and_says_so(monkeypatch: pytest.MonkeyPat
     read = []
     real = splits.load_images
     monkeypatch.setattr(splits, "load_images", lambda name, split, how: read.append(split) or real(name, split, how))
-    result = train(RECIPE, progress="none", threads=1, augment=lambda images: images * 0)  # which is left out, too
+    result = train(RECIPE, progress="none", threads=1, augment=lambda images: images * 0)  # overfit does not augment
     assert RECIPE.passes == 25
     assert {row["images"] for row in result.history} == {25 * 32}
     assert len(result.history) < 4
-    assert result.summary["stopped_by"] == "overfit"  # nothing is left to show
+    assert result.summary["stopped_by"] == "overfit"  # stopped, since the question is answered
     assert result.summary["images"] == {"train": 32}
     assert result.summary["train_subset_acc"] == 1.0
     assert "overfit: yes" in str(result)

@@ -1,4 +1,4 @@
-"""Packing a set and training on it, killed and continued."""
+"""Packing a set and training on it, with kills and resumes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_killed_packing_continues(forks: Any, tmp_path: Path) -> None:
         assert process.exitcode == -9, turn
         assert not Path("store").exists()
         journal = Path("store.partial/journal.jsonl")
-        with journal.open("ab") as file:  # a line of which only a part reached the disk
+        with journal.open("ab") as file:  # a line that only partly reached the disk
             file.write(b'{"file": "images')
         pack(source, "store", OPTIONS, shard_bytes=4000)
         assert sorted(path.name for path in Path("store").iterdir()) == sorted(p.name for p in Path("whole").iterdir())
@@ -64,7 +64,7 @@ def test_training_has_the_bits_of_a_resident_set_also_after_kills(forks: Any, tm
         one, other = load_file(path / name), load_file(resident / name)
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one)
-    assert figures(path)[:-1] == figures(resident)[:-1]  # the last names the source
+    assert figures(path)[:-1] == figures(resident)[:-1]  # the last row names the source
 
 
 def test_imagenet_recipe_on_a_set_of_its_shape(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Plans: which is chosen, when they are measured, and that a run keeps its plan. Times are faked."""
+"""Plans: which one is chosen, when plans are measured, and that a run keeps its plan. Times are faked."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def build() -> nn.Module:
 
 
 class Clock:
-    """Replaces `time_step`: seconds per step by `pace`, a list of the timed plans, and the steps allowed for them."""
+    """A fake `time_step`. pace: gives the seconds per step; tried: the timed plans; max_steps: the steps allowed."""
 
     def __init__(self, pace: Pace) -> None:
         self.pace, self.tried, self.max_steps = pace, list[Plan](), 0
@@ -55,7 +55,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Pace], Clock]:
-    """Return a function that installs a `Clock`. Every run is long enough to measure; two physical cores, four logical."""
+    """Return a function that installs a `Clock`. Runs are long enough to measure; 2 physical cores, 4 logical."""
     monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": 0.0})
     monkeypatch.setattr(hardware, "available_cores", lambda: 4)
     monkeypatch.setattr(hardware, "physical_cores", lambda: 2)
@@ -154,7 +154,7 @@ def test_plan_out_of_memory_is_not_chosen(clock: Callable[[Pace], Clock]) -> Non
     clock(lambda c: float("inf") if c.memory_format == FIRST else 0.01)
     assert plan().memory_format == LAST
     clock(lambda c: float("inf"))
-    chosen = plan(batch_size=65)  # nothing fits: the run itself will say so, and the next one measures again
+    chosen = plan(batch_size=65)  # nothing fits: the run will report it, and the next one measures again
     assert chosen.memory_format == FIRST
     again = clock(lambda c: 0.01)
     plan(batch_size=65)
@@ -203,7 +203,7 @@ def test_short_runs_are_not_measured(clock: Callable[[Pace], Clock], monkeypatch
     monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": work * 1.01})
     assert plan().why == "too short to measure"
     monkeypatch.setattr(hardware, "has_bfloat16", lambda device: True)
-    chosen = plan(precision="auto")  # where there are units for it, and they take channels_last
+    chosen = plan(precision="auto")  # bfloat16 units exist and need channels_last
     assert (chosen.precision, chosen.memory_format) == (torch.bfloat16, LAST)
     assert plan(precision="auto", memory_format="contiguous").memory_format == FIRST
     assert plan(precision="float32").precision == torch.float32
@@ -248,7 +248,7 @@ def test_time_step_ends_after_its_steps_and_can_be_interrupted() -> None:
 
 def test_plan_measured_by_another_process_meanwhile_is_used(clock: Callable[[Pace], Clock]) -> None:
     def pace(candidate: Plan) -> float:
-        if not inner:  # another process, to which the other layout is faster, begins and ends during our trial
+        if not inner:  # another process, for which the other layout is faster, runs during our trial
             inner.append(candidate)
             theirs.append(plan())
         return 0.01 if (candidate.memory_format == LAST) == bool(theirs) else 0.02
@@ -262,7 +262,8 @@ def test_plan_measured_by_another_process_meanwhile_is_used(clock: Callable[[Pac
 
 
 def test_operations_are_counted_by_hand() -> None:
-    # conv 5x5x6 over 28x28, conv 5x5x16 of 6 over 10x10, 400x120, 120x84, 84x10; twice, and three times over
+    # conv 5x5x6 over 28x28, conv 5x5x16 of 6 over 10x10, 400x120, 120x84, 84x10
+    # Two operations per multiply-add; a training step counts as three forward passes.
     by_hand = 25 * 6 * 28**2 + 25 * 6 * 16 * 10**2 + 400 * 120 + 120 * 84 + 84 * 10
     assert plans.operations(build, SHAPE) == 3 * 2 * by_hand
 
@@ -271,12 +272,12 @@ def test_measured_plan_is_cached(clock: Callable[[Pace], Clock]) -> None:
     first = clock(slow_unless(lambda c: c.memory_format == LAST))
     chosen = plan()
     assert first.tried
-    again = clock(slow_unless(lambda c: c.memory_format == FIRST))  # a busy moment must not change the run
+    again = clock(slow_unless(lambda c: c.memory_format == FIRST))  # a busy moment must not change the plan
     cached = plan(epochs=20)
     assert not again.tried
     assert cached.values == chosen.values
     assert cached.why == "measured before on this machine"
-    plan(batch_size=128)  # another step
+    plan(batch_size=128)  # another kind of step
     assert again.tried
 
 
@@ -301,7 +302,7 @@ def test_damaged_or_impossible_cache_is_measured_again(clock: Callable[[Pace], C
     first.tried.clear()
     assert plan().values == chosen.values
     assert first.tried
-    assert json.loads(file.read_text())["plan"] == chosen.values  # and repaired
+    assert json.loads(file.read_text())["plan"] == chosen.values  # the file is repaired
 
 
 def test_unwritable_cache_is_no_error(
@@ -313,7 +314,7 @@ def test_unwritable_cache_is_no_error(
     assert plan().memory_format == LAST
     trial.tried.clear()
     plan()
-    assert trial.tried  # again
+    assert trial.tried  # measured again
 
 
 # Resumed runs
@@ -328,7 +329,7 @@ def test_resumed_run_keeps_its_plan_where_possible(clock: Callable[[Pace], Clock
     assert chosen.why == "as the run started"
     assert plan(threads=3, earlier=first.values).threads == 3  # an explicit number wins
     assert plan(earlier={**first.values, "threads": 64}).threads == 4  # never more than the cores
-    # Missing values are the recipe's.
+    # Missing values come from the recipe.
     assert plan(earlier={"threads": 2}, memory_format="channels_last").values == first.values
     assert not trial.tried
 
@@ -361,7 +362,7 @@ def test_compilation_is_tried_for_long_runs(
     trial.tried.clear()
     assert plan().values == chosen.values
     assert not trial.tried
-    # It is tried even if everything else is set; not if it is off or there is no compiler.
+    # Compilation is tried even if all else is set, but not if it is off or there is no compiler.
     assert plan(threads=1, memory_format="contiguous").compile == mode
     assert plan(compile="off", batch_size=65).compile == "off"
     monkeypatch.setattr(plans.shutil, "which", lambda name: None)
@@ -419,7 +420,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def channels_last_first(measured: None, monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """A clock by which channels_last is the faster memory format, until `swap` is called."""
+    """A clock for which channels_last is the faster memory format until `swap` is called."""
     clock = Clock(slow_unless(lambda c: c.memory_format == LAST))
     monkeypatch.setattr(autotune, "time_step", clock)
     return clock
@@ -435,7 +436,7 @@ def swap(clock: Clock) -> None:
 
 @pytest.mark.usefixtures("measured")
 def test_measured_plan_is_recorded_and_used_again(quick: Recipe) -> None:
-    recipe = quick.changed(precision="auto", epochs=8)  # with units for 16 bits, more plans are timed
+    recipe = quick.changed(precision="auto", epochs=8)  # with bfloat16 units, more plans are timed
     paths = [train(recipe, name=name, threads=1).run.path for name in ("one", "two")]
     one, two = map(first_session, paths)
     assert one["plan"].startswith("measured, images/s of ")

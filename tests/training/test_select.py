@@ -1,4 +1,4 @@
-"""What chooses the best epoch, and patience: the training stops, after a kill too, at the same epoch with the same bits."""
+"""Choice of the best epoch, and patience: also after a kill, training stops at the same epoch with the same bits."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_training_stops_early_and_after_a_kill_too(quick: Recipe, monkeypatch:
         for name in ("last.safetensors", "best.safetensors"):
             assert (path / name).read_bytes() == (whole.run.path / name).read_bytes()
         assert str(again).splitlines()[3] == str(whole).splitlines()[3]
-    more = resume(path, threads=1, epochs=9, name="more")  # asked for more epochs, it gets its patience again
+    more = resume(path, threads=1, epochs=9, name="more")  # with more epochs, patience counts anew
     assert more.summary["epochs"] == 5  # type: ignore[union-attr]
 
 
@@ -92,7 +92,7 @@ def test_a_run_says_what_its_best_epoch_was_chosen_by(quick: Recipe, cnnlab: Com
     assert f"best epoch {s['best_epoch']} with val balanced acc {s['best']:.3f}" in str(result)
     text = cnnlab("runs", "run").stdout
     assert "val balanced acc" in text
-    # the figures of the weights that are used are those of an evaluation
+    # the figures of the chosen weights equal those of an evaluation
     found = evaluate_run("run", split="validation", threads=1)
     figures = found.to_dict()
     assert s["figures"]["weights"] == "best"

@@ -1,4 +1,4 @@
-"""What a training starts from: a finished run with more epochs, another run's weights, a network in a Python file."""
+"""Starting points of a training: a finished run with more epochs, another run's weights, a network in a file."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_origin_of_a_run_is_complete(origin: dict[str, object], valid: bool)
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """One epoch on digits. No test may change it."""
+    """A run of one epoch on the digits. No test may change it."""
     folder = tmp_path_factory.mktemp("start")
     return train(model="lenet-bn", runs_dir=folder, name="short", progress="none", **QUICK).run
 
@@ -74,7 +74,7 @@ def test_a_continued_run_whose_start_was_killed_starts_from_the_same_state(short
     more = resume(short.path, runs_dir="runs", name="more", progress="none", epochs=2)
     killed = tmp_path / "runs" / "killed"
     killed.mkdir()
-    for name in ("run.json", "recipe.json"):  # all that was there
+    for name in ("run.json", "recipe.json"):  # the only files that existed
         shutil.copy(more.run.path / name, killed / name)
     again = resume(killed, progress="none")
     a, b = (load_file(r.run.path / "last.safetensors") for r in (more, again))
@@ -253,7 +253,7 @@ def test_networks_that_a_file_would_not_build_alike_name_no_file() -> None:
 
     assert builder_source(Net(1, 1)) == ""
     assert builder_source(partial(build_model, "lenet")) == ""
-    Net.__module__ = "__main__"  # a script, a console or a notebook
+    Net.__module__ = "__main__"  # from a script, a console or a notebook
     assert builder_source(Net) == ""
     assert builder_source(build_model).endswith(":build_model")
 

@@ -1,4 +1,4 @@
-"""The training loop: correct against a reference, reproducible to the bit, and resumed wherever it was interrupted."""
+"""The training loop: correct against a reference, reproducible to the bit, resumed wherever it was interrupted."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_no_weight_decay_for_biases_and_norms() -> None:
 
 
 def test_loop_matches_the_manuals_train_ch6() -> None:
-    """The manual's loop, written out over the same batches, ends with the same weights and figures."""
+    """The manual's loop, written out and run on the same batches, ends with the same weights and figures."""
     recipe = RECIPES["manual/lenet-bn"].changed(data="digits", image_size=28, epochs=2, learning_rate=0.5, limit=600)
     result = train(recipe, threads=1)
 
@@ -100,7 +100,7 @@ def test_loop_matches_the_manuals_train_ch6() -> None:
         with torch.no_grad():
             test_acc = (net(pre(test.images)).argmax(1) == test.labels).double().mean().item()
     for name, value in weights(result.run.path).items():
-        # Up to rounding: another memory format may be chosen.
+        # Equal up to rounding: the memory format may differ.
         torch.testing.assert_close(value, net.state_dict()[name], rtol=1e-3, atol=1e-5)
     assert count == 600
     assert result.summary["loss"] == pytest.approx(loss_sum / count, rel=1e-5)
@@ -112,7 +112,7 @@ def test_loop_matches_the_manuals_train_ch6() -> None:
 def test_run_folder_and_printed_lines(quick: Recipe) -> None:
     result = train(quick)
     path = result.run.path
-    names = {p.name for p in path.iterdir()} | {".lock"}  # whose file some systems keep and others remove
+    names = {p.name for p in path.iterdir()} | {".lock"}  # some systems keep the lock file, others remove it
     assert names == {
         "recipe.json", "run.json", "environment.json", "metrics.jsonl", "tensorboard", "checkpoint.safetensors",
         "last.safetensors", "best.safetensors", "curves.png", "summary.json", ".lock",
@@ -153,7 +153,7 @@ def test_evaluating_on_the_test_set_is_noted(quick: Recipe) -> None:
     assert "evaluates on the test set each epoch" in str(result)
     assert "test acc" in str(result).splitlines()[0]
     assert "evaluates on the test set" not in str(train(quick))
-    # nothing is chosen by it: the best epoch is that of the training loss
+    # the test set chooses nothing: the best epoch is that of the training loss
     losses = [row["loss"] for row in result.run.metrics()]
     assert result.summary["best_epoch"] == losses.index(min(losses)) + 1
 
@@ -234,7 +234,7 @@ def test_absent_and_unknown_devices_are_errors() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("every_core")
 def test_two_processes_give_the_same_weights(installed: Command, cnnlab: Command, tmp_path: Path) -> None:
-    """One of its own, and this one, in which much has run before."""
+    """One is new, the other is this process, in which many tests have run."""
     threads = str(min(2, available_cores()))
     for name, command in (("a", installed), ("b", cnnlab)):
         answer = command(
@@ -278,7 +278,7 @@ def test_first_ctrl_c_waits_for_a_safe_place_and_a_second_does_not() -> None:
         ctrl_c.check()
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
-    with pytest.raises(TrainingInterrupted):  # nothing else is started
+    with pytest.raises(TrainingInterrupted):  # stops before anything else starts
         ctrl_c.__exit__(None, None, None)
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -430,7 +430,7 @@ def test_resume_with_other_images_is_an_error(shapes: Path) -> None:
     with pytest.raises(CnnlabError, match="are not those that runs/run started with"):
         resume(path)
     with pytest.raises(CnnlabError, match="are not those that runs/run started with"):
-        resume(path, data="digits")  # too small for the network, which is not what is wrong
+        resume(path, data="digits")  # also too small for the network, but that is not the error
 
 
 def test_resume_works_from_another_folder(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,7 +444,7 @@ def test_resume_works_from_another_folder(shapes: Path, tmp_path: Path, monkeypa
 
 @pytest.mark.slow
 def test_manual_lenet_bn_learns_fashion_mnist(fashion_folder: Path) -> None:
-    # A sixth of an epoch; the committed result of five seeds has all ten epochs.
+    # A sixth of an epoch. The committed result has all ten epochs and five seeds.
     result = train(RECIPES["manual/lenet-bn"].changed(epochs=1, limit=10_240), data_dir=fashion_folder)
     (row,) = result.run.metrics()
     assert row["images"] == 10_240
@@ -473,7 +473,7 @@ def test_nothing_inside_an_epoch_waits_for_the_gpu() -> None:
     statistics = torch.zeros(2, device=device)
     loss_sum, correct_count = statistics.unbind()
     batches = loader.shuffled(0, 0)
-    next(batches)  # the moments are copied once
+    next(batches)  # the normalization is copied to the device once
     torch.cuda.set_sync_debug_mode("error")
     try:
         for x, y in batches:

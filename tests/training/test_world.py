@@ -1,4 +1,4 @@
-"""Several processes train one network: the same batches, the same evaluation, and nearly the same weights as one."""
+"""Several processes train one network: the same batches and evaluation, and nearly the same weights, as one process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from conftest import Command
 
 CPU = torch.device("cpu")
 COPYING = Augmentation(shift=1, flip=True, alternating_flip=True, vertical_flip=True, cutout=2, cutmix=0.4)
-# Vectorised code may round the last images of a part in another way than those of a whole batch.
+# Vectorised code may round the last images of a part differently from those of a whole batch.
 ROUNDING = Augmentation(rotation=20, zoom=0.2, crop_scale=0.5, brightness=0.2, contrast=0.2, saturation=0.2, mixup=0.4)
 SMALL = Recipe(
     data="digits", model="lenet", image_size=16, epochs=2, batch_size=100, limit=330, learning_rate=0.05, momentum=0.9
@@ -61,7 +61,7 @@ def test_parts_of_a_batch_are_disjoint_and_complete_or_everything(batch: int, si
     assert sorted(row for part in parts for row in part) == sorted(list(range(batch)) * copies)
     assert all(len(part) >= 2 and part[0] % 2 == 0 for part in parts)
     assert max(map(len, parts)) - min(map(len, parts)) <= 3
-    # the mean over the processes of weighted means is the mean of the batch
+    # the mean of the processes' weighted means is the mean of the batch
     numbers = np.random.default_rng(0).random(batch)
     means = [world.weight(batch) * numbers[part].mean() for world, part in zip(worlds, parts, strict=True)]
     assert np.mean(means) == pytest.approx(numbers.mean())
@@ -98,7 +98,7 @@ def test_an_evaluation_sees_each_image_once(count: int, batch: int, size: int) -
 
 
 def trained(recipe: Recipe, name: str, stop_after: int = 0) -> dict[str, Any]:
-    """Train; stop in all processes after an epoch, as by a signal to the first."""
+    """Train, or resume. After epoch `stop_after` the first process gets SIGINT, which stops all. Return the summary."""
 
     def stop(row: dict[str, Any]) -> None:
         if row["epoch"] == stop_after:
@@ -157,7 +157,7 @@ def test_a_training_goes_on_with_another_number_of_processes(forks: Any) -> None
 
 
 def dying(recipe: Recipe, rank: int, step: int) -> Any:
-    """Train in a process that dies at an update; a process alone does not."""
+    """Train; process `rank` dies at update `step`. With a rank that does not exist, none dies."""
     real, calls = loop.train_step, iter(range(10**6))
 
     def update(*args: Any, **more: Any) -> Any:
@@ -170,8 +170,8 @@ def dying(recipe: Recipe, rank: int, step: int) -> Any:
 
 
 def test_after_a_process_dies_the_job_goes_on_to_the_same_bits(forks: Any) -> None:
-    recipe = SMALL.changed(model="lenet-bn", save_steps=1, save_seconds=0, average="ema")  # local batch norm
-    for rank, step in ((0, 5), (1, 1)):  # torchrun repeats the command: the run is found, though it has a name
+    recipe = SMALL.changed(model="lenet-bn", save_steps=1, save_seconds=0, average="ema")  # batch norm per process
+    for rank, step in ((0, 5), (1, 1)):  # torchrun repeats the command, which finds the run by its name
         answers = together(forks, 2, dying, recipe, rank, step)
         assert answers[rank] == KILLED
         assert isinstance(answers[1 - rank], CnnlabError)
@@ -226,7 +226,7 @@ def test_synced_batch_norm_is_pytorchs_on_the_whole_batch(forks: Any) -> None:
 
 
 def test_no_key_of_an_earlier_start_is_read() -> None:
-    store, size = dist.HashStore(), 3  # torchrun keeps one store over its restarts
+    store, size = dist.HashStore(), 3  # torchrun keeps one store across restarts
     prefixes = set()
     for _ in range(3):
         with ThreadPoolExecutor(size) as pool:
@@ -236,7 +236,7 @@ def test_no_key_of_an_earlier_start_is_read() -> None:
         prefixes |= {key for key in store.list_keys() if key.endswith("address")}
     assert len(prefixes) == 3
     with pytest.raises(RuntimeError, match="did not find each other"):
-        fresh_store(store, 1, size, 0.2)  # the list of an earlier start does not name it
+        fresh_store(store, 1, size, 0.2)  # the list of an earlier start does not contain this process
 
 
 def test_a_job_that_is_started_again_after_its_end_is_finished(forks: Any) -> None:

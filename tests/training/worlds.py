@@ -1,4 +1,4 @@
-"""Calling a function in several processes that are connected as torchrun connects them."""
+"""Calls of a function in several processes that are connected as by torchrun."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def _one(rank: int, size: int, port: int, answer: Path, call: Callable[..., Any]
 
 
 def together(forks: Any, size: int, call: Callable[..., Any], *args: Any) -> list[Any]:
-    """Return what `call(*args)` returns, or the error that it raises, or KILLED, in each of `size` processes.
+    """Run `call(*args)` in each of `size` processes. Return the results: a value, the error raised, or KILLED.
 
-    call: a function of a module. forks: the fixture.
+    call: a function of a module. forks: the fixture of that name.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,1 +1,1 @@
-"""The local page over runs: watch, compare, try, browse images, train. It reads run folders; there is no database."""
+"""The local web page for runs: watch, compare, try, browse images, train. It reads run folders, not a database."""

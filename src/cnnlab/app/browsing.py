@@ -19,12 +19,12 @@ from cnnlab.io.errors import CnnlabError
 
 SPLITS = ("train", "validation", "test")
 _KEPT = 2  # sources in memory
-_MOST = 200  # images of an answer
-_MOST_GROUPS = 2000  # that the page offers
+_MOST = 200  # images in an answer
+_MOST_GROUPS = 2000  # groups of a split that the page offers
 
 
 class Shown:
-    """A source's images by split. labels: the class of each, by split; groups: the same for groups, if any."""
+    """A source's images by split. labels: the class of each image, by split; groups: likewise, if a split has any."""
 
     def __init__(self, source: str, options: SourceOptions) -> None:
         self.listing = list_files(source, options) if is_listed(source) else None
@@ -44,14 +44,14 @@ class Shown:
         self.groups = {split: found.groups for split, found in self.sets.items() if found.groups is not None}
 
     def places(self, split: str) -> dict[str, int]:
-        """Return the place of each image of a split by its id."""
+        """Return the index of each image of a split by its id."""
         if self.listing is None:
             return {name: i for i, name in enumerate(self.sets[split].ids)} if split in self.sets else {}
         files = self.listing.parts[split].files if split in self.listing.parts else ()
         return {self.listing.id_of(file): i for i, file in enumerate(files)}
 
     def image(self, split: str, i: int) -> tuple[str, str | None]:
-        """Return the id and the picture of an image; None for one that cannot be read."""
+        """Return the id of an image and its picture as a data URI, or None if it cannot be read."""
         if self.listing is None:
             found = self.sets[split]
             return found.ids[i], data_uri(viewable(found.images[i]))
@@ -65,7 +65,7 @@ class Shown:
 
 
 class Browser:
-    """The sources that are browsed, the last few in memory."""
+    """The browsed sources. The last few stay in memory."""
 
     def __init__(self, data_dir: Path | None) -> None:
         self.options = SourceOptions(data_dir=data_folder(data_dir))
@@ -73,7 +73,7 @@ class Browser:
         self._lock = threading.Lock()
 
     def summary(self, source: str) -> dict[str, Any]:
-        """Return the classes of a source and its images by split and class. Raise CnnlabError."""
+        """Return the classes of a source and the number of images by split, class and group. Raise CnnlabError."""
         shown = self._shown(source)
         counts = {split: Counter(labels.tolist()) for split, labels in shown.labels.items()}
         groups = {split: Counter(map(str, names)) for split, names in shown.groups.items()}
@@ -90,7 +90,7 @@ class Browser:
     def images(
         self, source: str, split: str, k: int | None, group: str | None, start: int, count: int
     ) -> dict[str, Any]:
-        """Return some images of a split, all or of class `k` and a group, from `start` on. Raise CnnlabError."""
+        """Return up to `count` images of a split, from `start` on. k, group: only these. Raise CnnlabError."""
         shown = self._shown(source)
         if split not in shown.labels:
             raise CnnlabError(f"{source} has no split {split!r}; it has {', '.join(shown.labels)}")
@@ -112,7 +112,7 @@ class Browser:
         return {"total": len(places), "start": start, "images": rows}
 
     def pictures(self, source: str, wanted: Sequence[tuple[str | None, str]]) -> list[str | None]:
-        """Return the pictures of images by (split or None for any, id); None for one that is not there or unreadable.
+        """Return the picture of each wanted (split or None for any, id), or None if it is missing or unreadable.
 
         Raise CnnlabError.
         """

@@ -27,19 +27,19 @@ HEADERS = {
 
 
 class Guard:
-    """Refuse requests without the token, from other pages, and to other hosts.
+    """Middleware that refuses requests without the token, from other pages, and to other hosts.
 
-    The address that the command prints holds the token. It is exchanged for a cookie, so that it does not stay in the
-    address, where it would be copied along. hosts: what the Host header may be; a name that an attacker points at this
-    machine (DNS rebinding) is not among them.
+    The address that the command prints contains the token. The token is exchanged for a cookie, so that nobody copies
+    it along with the address. hosts: the accepted Host headers. They exclude a name that an attacker points at this
+    machine (DNS rebinding).
     """
 
     def __init__(self, app: ASGIApp, token: str, hosts: Sequence[str]) -> None:
         self.app, self.token, self.hosts = app, token, hosts
-        self.cookie = f"cnnlab-{hosts[0].rpartition(':')[2]}"  # another server on this machine has its own
+        self.cookie = f"cnnlab-{hosts[0].rpartition(':')[2]}"  # with the port: all ports of a host share their cookies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the request, or pass it on; add the headers to each answer."""
+        """Answer the request or pass it on; add the headers to each answer."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
@@ -55,7 +55,7 @@ class Guard:
         await (answer or self.app)(scope, receive, with_headers)
 
     def _answer(self, scope: Scope) -> Response | None:
-        """Return a refusal, or the redirection that sets the cookie; None for a request to pass on."""
+        """Return a refusal or the redirect that sets the cookie; None for a request to pass on."""
         headers = Headers(scope=scope)
         if headers.get("host") not in self.hosts:
             return PlainTextResponse("this host is not served", 403)

@@ -1,4 +1,4 @@
-"""The runs of a folder as rows, read again only where files have changed: 200 runs in the time of a few."""
+"""The runs of a folder as rows. Only runs with changed files are read again: 200 runs take as long as a few."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Signature = tuple[int, ...]
 
 
 def signature(folder: Path) -> Signature:
-    """Return values of which at least one changes whenever the page has something new to show about a run."""
+    """Return a tuple that changes whenever the page has something new to show about a run."""
     found = []
     for name in _WATCHED:
         try:
@@ -28,7 +28,7 @@ def signature(folder: Path) -> Signature:
 
 
 class Runs:
-    """The runs of a folder, with each run of a series. Names are paths relative to the folder."""
+    """The runs of a folder, including those of its series. Names are paths relative to the folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -47,7 +47,7 @@ class Runs:
         return {path.relative_to(self.folder).as_posix(): path for path in found}
 
     def open(self, name: str) -> Run:
-        """Return a run by the name that `folders` gives it; no other path is opened. Raise CnnlabError."""
+        """Return a run by its name in `folders`; no other path is opened. Raise CnnlabError."""
         return open_run(self.members(name)[name])
 
     def place(self, name: str) -> Path:
@@ -64,7 +64,7 @@ class Runs:
         return found
 
     def series(self) -> dict[str, str]:
-        """Return the kind of each series that has runs: seeds or folds."""
+        """Return the kind of each series that has runs, by name: seeds or folds."""
         found = {}
         for name in dict.fromkeys(name.rpartition("/")[0] for name in self.folders()):
             with suppress(CnnlabError):
@@ -77,7 +77,7 @@ class Runs:
         return {name: signature(path) for name, path in self.folders().items()}
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a row for each run, the newest first."""
+        """Return a row for each run, the most recently changed first."""
         with self._lock:
             rows = {}
             for name, path in self.folders().items():
@@ -89,7 +89,7 @@ class Runs:
 
 
 def _row(name: str, path: Path) -> dict[str, Any]:
-    """Return what the list shows of a run; of one that cannot be read, why."""
+    """Return what the list shows of a run, or the error if it cannot be read."""
     changed = 0.0
     for file in ("run.json", "metrics.jsonl"):
         with suppress(OSError):  # not there yet, or the run is being deleted

@@ -1,4 +1,4 @@
-"""Trainings that the page starts: processes of their own, which continue when the page and its server are closed."""
+"""Trainings started from the page. Each is a process that continues when the page and its server are closed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TAIL = 4000  # bytes of a log that the page shows
 
 
 class Trainings:
-    """The processes that this server has started, by the name of their run. Their output is in RUNS_DIR/.logs."""
+    """The processes that this server has started, by run name. Their output is in RUNS_DIR/.logs."""
 
     def __init__(self, folder: Path, data_dir: Path | None, threads: int | None) -> None:
         self.folder, self.data_dir, self.threads = folder, data_dir, threads
@@ -61,7 +61,7 @@ class Trainings:
             self._run(name, ["train", "--resume", str(self.folder / name)])
 
     def stop(self, name: str) -> None:
-        """Interrupt a run, as Ctrl-C does: it saves what it has. Raise CnnlabError if no process here trains it."""
+        """Interrupt a run as Ctrl-C does; it saves its progress. Raise CnnlabError if no process here trains it."""
         process = trainer(self.folder / name)
         if process is None:
             raise CnnlabError(f"{name} is not being trained on this machine")
@@ -76,7 +76,7 @@ class Trainings:
             return [process.poll() for process in self._started.values()]
 
     def states(self) -> list[dict[str, Any]]:
-        """Return name, exit code (None while it runs) and the end of the output of each process, the latest first."""
+        """Return each process's name, exit code (None while it runs) and last output, the latest process first."""
         with self._lock:
             started = list(self._started.items())
         return [

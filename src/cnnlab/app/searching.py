@@ -1,4 +1,4 @@
-"""Searches that the page starts: processes of their own, which no request waits for."""
+"""Searches started from the page. Each is a process, which requests poll but never wait for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KINDS = {"exact": ["data", "duplicates", "--exact"], "near": ["data", "duplicat
 
 
 class Search:
-    """A search: a process, and a thread that reads what it prints."""
+    """A search: a process, and a thread that reads its output."""
 
     def __init__(self, kind: str, process: subprocess.Popen[bytes]) -> None:
         self.kind, self.process = kind, process
@@ -32,7 +32,7 @@ class Search:
         self._printed = self.process.communicate()
 
     def found(self) -> dict[str, Any] | None:
-        """Return what the command printed, or None while it runs. Raise CnnlabError with its error."""
+        """Return the command's result, or None while it runs. Raise CnnlabError with its error message."""
         if self.result is None and not self._reader.is_alive():
             output, errors = self._printed
             if self.process.returncode != 0:
@@ -42,18 +42,18 @@ class Search:
         return self.result
 
     def end(self) -> None:
-        """Stop it if it still runs."""
+        """Stop the search if it is still running."""
         self.process.kill()
         self._reader.join()
 
     @property
     def seconds(self) -> float:
-        """How long ago it was started."""
+        """Seconds since the start."""
         return time.monotonic() - self.started
 
 
 class Searches:
-    """The searches of a server, by number: one at a time, since each uses all cores."""
+    """The searches of a server, by number. Only one runs at a time, since each uses all cores."""
 
     def __init__(self, data_dir: Path | None) -> None:
         self.data_dir = data_dir
@@ -61,9 +61,9 @@ class Searches:
         self._lock = threading.Lock()
 
     def start(self, kind: str, what: str) -> int:
-        """Start a search and return its number; another that still runs is stopped. Raise CnnlabError.
+        """Start a search and return its number. Stop any other that is still running. Raise CnnlabError.
 
-        kind: exact, near or suspects; what: a source, or for suspects the folder of a run.
+        kind: exact, near or suspects; what: a source, or for suspects the folder of a run or series.
         """
         if kind not in _KINDS:
             raise CnnlabError(f"no search {kind[:40]!r}; choose {', '.join(_KINDS)}")
@@ -88,7 +88,7 @@ class Searches:
             return self._started[number]
 
     def end(self) -> None:
-        """Stop what runs: a search is of no use without its page."""
+        """Stop the running search: it is of no use without its page."""
         with self._lock:
             self._end_all()
 

@@ -38,10 +38,10 @@ from cnnlab.recipes import RECIPES
 from cnnlab.training.runs import open_run
 
 OWN = Path(__file__).parent / "page"
-LARGEST = 32 << 20  # bytes of an image that is sent
+LARGEST = 32 << 20  # bytes of an uploaded image
 _LARGEST_JSON = 1 << 16
 _EVERY = 0.5  # seconds between two checks of the run folders
-_ALIVE = 30  # checks without changes after which a comment is sent, so that a closed connection is noticed
+_ALIVE = 30  # checks without changes before a comment is sent, which reveals a closed connection
 _TYPES = {".js": "text/javascript", ".css": "text/css"}
 
 
@@ -57,7 +57,7 @@ class Settings:
 
 
 class Pages:
-    """What the server answers. It evaluates one run at a time, since PyTorch's settings are the process's."""
+    """The server's answers. Only one run is evaluated at a time, since PyTorch's settings are global to the process."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -82,9 +82,9 @@ class Pages:
                 "folder": str(self.runs.folder)}  # fmt: skip
 
     def report(self, request: Request) -> Any:
-        """Return the payload of a report about the runs `run`; with `live`, without evaluating them.
+        """Return the payload of a report on the runs named in `run`; with `live`, without evaluating them.
 
-        A series stands for its runs.
+        The name of a series stands for all its runs.
         """
         members: dict[str, Path] = {}
         for name in request.query_params.getlist("run"):
@@ -128,7 +128,7 @@ class Pages:
         ).to_dict()
 
     def browse(self, request: Request) -> Any:
-        """Return what a source holds; with `split`, some of its images."""
+        """Return the summary of a source; with `split`, some of its images."""
         q = request.query_params
         if "split" not in q:
             return self.browser.summary(q.get("source", ""))
@@ -137,7 +137,7 @@ class Pages:
         return self.browser.images(q.get("source", ""), q["split"], k, q.get("group"), start, count)
 
     async def search(self, request: Request) -> Any:
-        """Start a search for duplicates in a source, or for suspects by a run. Return its number."""
+        """Start a search for duplicates in a source, or for suspect labels with a run. Return its number."""
         wanted = await _json(request)
         kind, what = str(wanted.get("kind")), str(wanted.get("what"))
         if kind == "suspects":
@@ -145,7 +145,7 @@ class Pages:
         return {"search": await run_in_threadpool(self.searches.start, kind, what)}
 
     def found(self, request: Request) -> Any:
-        """Return the state of a search; once it is done, some of the rows that it found, with pictures."""
+        """Return the state of a search; once it is done, also some of the rows that it found, with pictures."""
         q = request.query_params
         search = self.searches.get(_number(q.get("search", "")))
         found = search.found()
@@ -179,7 +179,7 @@ class Pages:
         return {}
 
     async def try_image(self, request: Request) -> Any:
-        """Classify the image in the body by the run `run`; with `nearest`, return the nearest training images."""
+        """Classify the image in the body with the run `run`; with `nearest`, return the nearest training images."""
         content = await _body(request, LARGEST)
         q = request.query_params
         return await run_in_threadpool(
@@ -216,8 +216,8 @@ class Pages:
 def make_app(settings: Settings) -> Starlette:
     """Return the application.
 
-    `app.state.ended.set()` ends the streams of events, which would keep a server alive; `app.state.prepare()` makes the
-    first pages faster; run it in a thread.
+    `app.state.ended.set()` ends the event streams, which would otherwise keep the server alive. `app.state.prepare()`
+    makes the first pages faster; run it in a thread.
     """
     pages = Pages(settings)
 
@@ -259,12 +259,12 @@ def make_app(settings: Settings) -> Starlette:
 
 
 async def _answered(answer: Callable[[], Any]) -> Response:
-    """Return the answer as JSON; an error as its text."""
+    """Return the answer, or the error's message, as JSON."""
     try:
         found = await answer()
     except CnnlabError as error:
         return JSONResponse({"error": str(error)}, 400)
-    except OSError as error:  # such as a folder of runs that may not be read
+    except OSError as error:  # such as a folder of runs without read permission
         where = f"{escape(str(error.filename))}: " if error.filename else ""
         return JSONResponse({"error": f"{where}{reason(error)}"}, 500)
     return Response(found, media_type="application/json") if isinstance(found, bytes) else JSONResponse(found)
@@ -276,7 +276,7 @@ async def _index(_: Request) -> Response:
 
 
 async def _static(request: Request) -> Response:
-    """Return a module or a style sheet of the page, or of the report's."""
+    """Return a module or a style sheet of this page or of the report."""
     folder = {"app": OWN, "report": PAGE}.get(request.path_params["room"])
     names = {p.name: p for p in folder.iterdir() if p.suffix in _TYPES} if folder else {}
     file = names.get(request.path_params["name"])

@@ -31,7 +31,7 @@ _TOP, _NEAREST = 5, 6
 
 
 class Trial:
-    """A run's classifier, and its training images with their features once they are asked for."""
+    """A run's classifier. Its training images and their features are loaded when first needed."""
 
     def __init__(self, run: Run, data_dir: Path | None, threads: int | None) -> None:
         self.run, self.data_dir, self.threads = run, data_dir, threads
@@ -39,7 +39,7 @@ class Trial:
         self._gallery: Gallery | None = None
 
     def classify(self, image: np.ndarray) -> dict[str, Any]:
-        """Return what the page shows of an image (C, H, W) uint8 of the native size."""
+        """Return what the page shows for an image (C, H, W) uint8 of the native size."""
         found = self.classifier.predict_batch(image[None], threads=self.threads)
         best = int(found.logits.argmax())
         return {
@@ -51,7 +51,7 @@ class Trial:
         }
 
     def nearest(self, image: np.ndarray) -> list[dict[str, Any]]:
-        """Return the training images nearest to an image. Raise CnnlabError if they are gone."""
+        """Return the training images nearest to an image. Raise CnnlabError if the training images are gone."""
         gallery = self.gallery()
         found = features(self.classifier.network, self._preprocessed(image[None]))
         return [
@@ -60,7 +60,7 @@ class Trial:
         ]
 
     def gallery(self) -> Gallery:
-        """Return the run's training images with their features, which take a pass over them the first time."""
+        """Return the run's training images with their features. The first call computes the features."""
         if self._gallery is None:
             images, _ = run_splits(self.run, data_dir=self.data_dir)
             self._gallery = gallery_of(self.classifier, images)
@@ -70,7 +70,7 @@ class Trial:
         return self.classifier.preprocessing(torch.from_numpy(np.ascontiguousarray(batch)))
 
     def _map(self, image: np.ndarray, k: int) -> str | None:
-        """Return the image under its class-activation map; None for a network without one."""
+        """Return the image with the activation map of class `k` over it; None if the network has no such map."""
         x = self._preprocessed(image[None])
         try:
             cam = class_activation(self.classifier.network, x, torch.tensor([k]))[0]
@@ -81,7 +81,7 @@ class Trial:
 
 
 class Trials:
-    """The runs that images are tried on, one request at a time: PyTorch's settings are the process's."""
+    """The runs on which images are tried, one request at a time: PyTorch's settings are global to the process."""
 
     def __init__(self, runs: Runs, data_dir: Path | None, threads: int | None = None) -> None:
         self.runs, self.data_dir, self.threads = runs, data_dir, threads
@@ -89,7 +89,7 @@ class Trials:
         self._kept: OrderedDict[tuple[Any, ...], Trial] = OrderedDict()
 
     def classify(self, name: str, content: bytes, *, nearest: bool) -> dict[str, Any]:
-        """Classify the image file `content` by a run. Raise CnnlabError for anything that is not an image."""
+        """Classify the image file `content` with a run, or find its `nearest` training images. Raise CnnlabError."""
         with self.lock:
             trial = self._trial(name)
             image = _decoded(trial, content)

@@ -1,6 +1,7 @@
-"""Diagrams of networks, side by side, from top to bottom, with right angles.
+"""Diagrams of networks, side by side, each from top to bottom with right-angled arrows.
 
-`drawing` lays several graphs out as shapes, `render` writes them as SVG, in light or dark colours, or PNG. In points.
+`drawing` lays several graphs out as shapes; `render` writes them as PNG, or as SVG in light and dark colours. Lengths
+are in points.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ DPI = 200  # of the PNGs; the SVGs have no pixels
 
 @dataclass(frozen=True)
 class _Style:
-    """How a kind of box looks. Distinct for colour-blind readers; in greyscale by lightness, corners and frames."""
+    """The look of a kind of box. Kinds differ for colour-blind readers, and in greyscale by lightness and outline."""
 
     fill: str
     rounded: bool = False
@@ -49,8 +50,8 @@ _FONTS = "DejaVu Sans, Verdana, Arial, sans-serif"
 _SIZE, _SMALL, _TITLE = 11, 9, 13
 _LINE, _SMALL_LINE = 14.5, 12.5  # heights
 _MARGIN = 6.0  # inside a box
-_GAP, _BRANCH_GAP, _FRAME_GAP = 18.0, 26.0, 18.0  # between boxes; where shortcuts leave; in addition between frames
-_BETWEEN = 18.0  # panels
+_GAP, _BRANCH_GAP, _FRAME_GAP = 18.0, 26.0, 18.0  # between boxes; with shortcuts; in addition between frames
+_BETWEEN = 18.0  # between panels
 _HEAD = 6.0  # an arrow's head
 
 
@@ -70,7 +71,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class _Words:
-    """A line of text. x: its left end, middle or right end, as `anchor` says: start, middle or end; y: its baseline."""
+    """A line of text. x: its start, middle or end, whichever `anchor` names; y: its baseline."""
 
     text: str
     x: float
@@ -133,7 +134,7 @@ def drawing(panels: Sequence[Panel], title: str) -> Drawing:
     """Return the panels side by side."""
     page, x = Drawing(title), 10.0
     layouts = [_Layout(page, panel, f"p{i}") for i, panel in enumerate(panels)]
-    gap = _BRANCH_GAP if any(layout.shortcuts for layout in layouts) else _GAP  # arrows are equally long in all
+    gap = _BRANCH_GAP if any(layout.shortcuts for layout in layouts) else _GAP  # the same arrow length in all panels
     for layout in layouts:
         x = layout.draw(x, gap) + _BETWEEN
     page.width = x - _BETWEEN + 10
@@ -150,7 +151,7 @@ def drawing(panels: Sequence[Panel], title: str) -> Drawing:
 
 
 class _Layout:
-    """Places the boxes of one panel: the longest path in a column, what shortcuts pass through to its right."""
+    """The layout of one panel: the longest path in a column, and the boxes on shortcuts to its right."""
 
     def __init__(self, page: Drawing, panel: Panel, prefix: str) -> None:
         self.page, self.panel, self.prefix = page, panel, prefix
@@ -162,7 +163,7 @@ class _Layout:
         self.nodes: dict[str, _Node] = {}
 
     def draw(self, x: float, gap: float) -> float:
-        """Draw the panel from `x` on, boxes `gap` apart. Return its right end."""
+        """Draw the panel to the right of `x`, with boxes `gap` apart. Return its right end."""
         texts, boxes = list[float](), list[float]()
         for name in self.main:
             box = self.graph.boxes[name]
@@ -203,7 +204,7 @@ class _Layout:
         self.page.height = max(self.page.height, bottom + last_frame)
 
     def _sides(self, lane: float) -> None:
-        """Place the boxes of shortcuts at mid-height of the boxes that they pass."""
+        """Place the boxes on shortcuts at mid-height of the boxes that they bypass."""
         for name in self.side:
             (before,), (after,) = self.graph.before(name), self.graph.after(name)
             passed = self.main[self.main.index(before) + 1 : self.main.index(after)]
@@ -240,7 +241,7 @@ class _Layout:
             points = [(lane, start.bottom)]
             if a in self.main:
                 following = self.nodes[self.main[self.main.index(a) + 1]]
-                # Just below the box, or inside the background of the block that it passes.
+                # Just below the box, or inside the background of the block that the shortcut bypasses.
                 y = following.top - 14 if self.panel.frame_blocks else start.bottom + 8
                 points = [(middle, y), (lane, y)]
             points += [(lane, end.middle[1]), (end.right, end.middle[1])] if b in self.main else [(lane, end.top)]
@@ -325,7 +326,7 @@ def _png(page: Drawing) -> bytes:
 
 
 def _outlines(node: _Node) -> list[tuple[float, float, float, float, float]]:
-    """Return (left, top, width, height, radius of the corners) of the rectangles of a node, the outer one first."""
+    """Return (left, top, width, height, radius of the corners) of a node's rectangles, the outer one first."""
     if node.kind == "text":
         return []
     style = _STYLES[node.kind]
@@ -337,7 +338,7 @@ def _outlines(node: _Node) -> list[tuple[float, float, float, float, float]]:
 
 
 def _base(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return where an arrow's line ends and its head begins."""
+    """Return the point where an arrow's line ends and its head begins."""
     (x0, y0), (x, y) = points[-2:]
     far = math.dist((x0, y0), (x, y)) or 1.0
     return x - (x - x0) / far * _HEAD, y - (y - y0) / far * _HEAD
@@ -352,7 +353,7 @@ def _head(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _node(name: str, box: Box, shape: str, left: float, top: float, width: float) -> _Node:
-    """Return the box: its lines, then a smaller one, what follows the layer on the left and the shape on the right."""
+    """Return a box with its lines of text, and below them in small print: merged layers left, the shape right."""
     if box.kind == "text":
         (text,) = box.lines
         return _Node(name, "text", left, top, width, _LINE, (_Words(text, left + width / 2, top + 11),))
@@ -396,5 +397,5 @@ def _width(box: Box, shape: str) -> float:
     small = [72 * inches(text, _SMALL) for text in (", ".join(box.then), shape) if text]
     inside = max(*lines, sum(small) + 10 * (len(small) - 1)) if small else max(lines)
     if box.kind == "join" and len(box.lines[0]) == 1:
-        return _LINE + 8  # as high: a circle
+        return _LINE + 8  # equal to its height, for a circle
     return inside + 2 * _MARGIN + 6 * _STYLES[box.kind].double

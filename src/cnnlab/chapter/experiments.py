@@ -1,4 +1,4 @@
-"""The chapter's experiments: their recipes, the figures that the manual prints, and a table of ours beside those."""
+"""The chapter's experiments: their recipes, the figures printed in the manual, and a table of ours beside them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def printed_figures(name: str) -> dict[str, float | None]:
 
 
 def heading(name: str) -> tuple[str, str]:
-    """Return section and title of an experiment or classical method. Raise CnnlabError for an unknown name."""
+    """Return the section and title of an experiment or classical method. Raise CnnlabError for an unknown name."""
     if name in CLASSICAL:
         return "start", CLASSICAL[name]  # the chapter starts with them
     if name not in EXPERIMENTS:
@@ -66,7 +66,7 @@ def heading(name: str) -> tuple[str, str]:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the Markdown table of `rows` beside the printed figures. Rows without figures failed or were not run."""
+    """Return a Markdown table of `rows` and the printed figures. Rows without figures failed or were not run."""
     lines = [
         "| section | network | run | loss | train acc | test acc | examples/s, compute only | "
         "images/s, wall-clock with data |",

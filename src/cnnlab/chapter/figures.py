@@ -1,7 +1,7 @@
 """The chapter's figures: the filters of a trained run, sample images, and diagrams of networks and blocks.
 
 Diagrams are traced from the modules that are trained (`cnnlab.chapter.graphs`). No label is written by hand, so a
-change of a network shows in its figure.
+change to a network shows in its figure.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of the chapter. draw: returns its diagram; None for a figure that `needs` a "run" or "data"."""
+    """One figure of the chapter. draw: returns its panels; None for a figure that `needs` a "run" or "data"."""
 
     title: str
     draw: Callable[[], list[Panel]] | None
@@ -57,7 +57,7 @@ def figures(
 ) -> list[Path]:
     """Draw figures into `out_dir`, as figure-1.2.svg, figure-1.2.png, ... Return the files, in the chapter's order.
 
-    names: keys of FIGURES. Default: all, but 1.1 only with `run`, whose filters it shows, and 1.8 only with `data`, a
+    names: keys of FIGURES. Default: all; 1.1 only with `run`, whose filters it shows, and 1.8 only with `data`, a
     source of images. model: your own network, if the run trained one. Existing files are replaced.
 
     Raise CnnlabError for an unknown name or format, for a missing `run` or `data`, and if the folder
@@ -91,7 +91,7 @@ def figures(
 
 
 def left_out(names: Sequence[str] | None = None, run: str | Path | None = None, data: str | None = None) -> str:
-    """Return one line on the figures that `figures` skips with these arguments, and the remedy, or ""."""
+    """Return one line on the figures that `figures` skips with these arguments, and the remedy; "" if none."""
     absent = {"run": run is None, "data": data is None}
     skipped = [
         f"{n}, which needs {_REMEDIES[f.needs]}" for n, f in FIGURES.items() if not names and absent.get(f.needs)
@@ -157,7 +157,7 @@ def alexnet_vgg() -> list[Panel]:
 
 
 def vgg_nin() -> list[Panel]:
-    """Return the inside of a block of each, and both networks block by block."""
+    """Return a VGG block and a NiN block layer by layer, and both networks block by block."""
     return [
         Panel("VGG block", _block(lambda: vgg_block(2, 256, 512), (256, 28, 28)), short=True, output="output"),
         Panel("VGG-11", _blocks("vgg11", 224), short=True),
@@ -211,7 +211,7 @@ FIGURES: dict[str, Figure] = {
 
 
 def _build_on_meta(build: Callable[[], nn.Module]) -> nn.Module:
-    """Build the module on the meta device: without memory, and without drawing random numbers."""
+    """Build the module on the meta device, without using memory or drawing random numbers."""
     with torch.device("meta"):
         return build()
 

@@ -57,7 +57,7 @@ class Graph:
         return max(longest.values(), key=len)
 
     def split(self, name: str, label: str) -> tuple[Graph, Graph]:
-        """Return the boxes before `name`, and the rest after a box with `label` and the shape between the two."""
+        """Return the boxes before `name`, and the rest behind a new box with `label` and the shape between the two."""
         cut = list(self.boxes).index(name)
         before, after = (dict(list(self.boxes.items())[part]) for part in (slice(cut), slice(cut, None)))
         (source,) = {a for a, b in self.arrows if a in before and b in after}
@@ -169,7 +169,7 @@ def collapsed(graph: Graph) -> Graph:
 
 
 class _Tracer(fx.Tracer):
-    """Traces through every block, down to modules without children."""
+    """A tracer through every block, down to modules without children."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ class _Tracer(fx.Tracer):
 
 
 class _Shapes(fx.Interpreter):
-    """Runs the traced network and records the shape of every output, without the batch dimension."""
+    """An interpreter that records the shape of every output, without the batch dimension."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -217,7 +217,7 @@ def _on_meta(model: nn.Module) -> nn.Module:
 
 
 def _operation(node: fx.Node) -> tuple[str, str]:
-    """Return label and kind of a function or method that forward calls."""
+    """Return the label and kind of a function or method that forward calls."""
     if node.target in (operator.add, operator.iadd, torch.add, "add", "add_"):
         return "+", "join"
     if node.target in (torch.cat, torch.concat):
@@ -232,7 +232,7 @@ def _size(value: Any) -> str:
 
 
 def _steps(layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) -> str:
-    """Return stride and padding, unless they are 1 and 0."""
+    """Return the stride unless it is 1, and the padding unless it is 0."""
     text = ""
     for name, value, usual in (("stride", layer.stride, 1), ("pad", layer.padding, 0)):
         one = value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value

@@ -45,9 +45,9 @@ _SCHEMA = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What a reproduction will train. seconds: the estimated time of each experiment on this machine.
+    """The plan of a reproduction. seconds: the estimated time of each experiment on this machine.
 
-    methods: those of the classical baseline; their time is not estimated.
+    methods: of the classical baseline; their time is not estimated.
     """
 
     recipes: dict[str, Recipe]
@@ -90,13 +90,14 @@ def reproduce(
 ) -> Reproduction | None:
     """Train the named experiments with the manual's recipes into a new folder. Default: all of EXPERIMENTS.
 
-    `classical`, or a name in `cnnlab.chapter.classical.METHODS`, adds the classical baseline on the same images, once.
+    `classical`, or a name in `cnnlab.chapter.classical.METHODS`, adds the classical baseline on the same images, with
+    one seed.
 
-    epochs, limit: for a quick try, fewer epochs, or at most that many images per split; such rows are marked as
-    limited. confirm: gets the plan with the estimated time and returns whether to train; if not, None is returned. An
-    experiment that fails becomes a row with the reason, and the others are trained.
+    epochs, limit: for a quick try, the number of epochs and the largest number of images per split; such rows are
+    marked as limited. confirm: gets the plan with the estimated time and returns whether to train; if not, the result
+    is None. An experiment that fails becomes a row with the reason, and the others are trained.
 
-    Raise CnnlabError for bad input, TrainingInterrupted on Ctrl-C; `resume_reproduction` continues.
+    Raise CnnlabError for bad input, TrainingInterrupted on Ctrl-C; `resume_reproduction` continues it.
     """
     for experiment in names:
         if experiment not in (*EXPERIMENTS, *CLASSICAL, "classical"):
@@ -149,7 +150,7 @@ def resume_reproduction(
 ) -> Reproduction:
     """Resume an interrupted reproduction: keep finished rows, and train failed rows again.
 
-    device, threads, data_dir: Default: those of its start. Raise as `reproduce`.
+    device, threads, data_dir: Default: those it was started with, if they exist here. Raise the errors of `reproduce`.
     """
     make_display(progress)  # these raise for bad arguments
     check_threads(threads)
@@ -215,7 +216,7 @@ def _run(path: Path, plan: Plan, common: dict[str, Any]) -> Reproduction:
 
 
 def _finished(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the rows of an earlier call that did not fail; none if their file is missing or damaged."""
+    """Return the rows of an earlier call that did not fail, by name; {} if their file is missing or damaged."""
     try:
         rows = [row for row in read_json(path / "results.json")["rows"] if "failed" not in row and row["test_acc"]["n"]]
         markdown(rows)  # raises if they are damaged
@@ -227,7 +228,7 @@ def _finished(path: Path) -> dict[str, dict[str, Any]]:
 def _train(path: Path, name: str, plan: Plan, common: dict[str, Any]) -> SeedsResult:
     """Train the seeds of an experiment that are not finished."""
     with contextlib.suppress(OSError):
-        (path / name).rmdir()  # empty if the process was killed before it wrote anything
+        (path / name).rmdir()  # left empty by a process that was killed before it wrote anything
     if is_series(path / name):
         result = resume(path / name, **common)
     else:
@@ -290,7 +291,7 @@ def _limited_images(counts: dict[str, int]) -> str:
 
 
 def _first_batch_norm(run: runs.Run) -> dict[str, Any]:
-    """Return gamma and beta of a LeNet's first batch norm, which the manual prints; {} for other networks."""
+    """Return gamma and beta of a LeNet's first batch norm layer, as the manual prints; {} for other networks."""
     if not run.recipe.model.startswith("lenet-bn"):
         return {}
     for layer in load_network(run).modules():
@@ -323,11 +324,11 @@ def _estimate(
 
 
 def _seconds_per_image(recipe: Recipe, device: torch.device, threads: int | None) -> float:
-    """Return the seconds of a training step per image. On the CPU large images are timed in a smaller batch."""
+    """Return the seconds per image of a training step. On the CPU, large images are timed in a smaller batch."""
     size = recipe.image_size or 28
     large = size >= 64 and device.type == "cpu"
     batch = min(64, recipe.batch_size) if large else recipe.batch_size
-    # The layout that autotuning finds for all of the chapter's networks of such sizes on a CPU.
+    # The layout that autotuning chooses on a CPU for all of the chapter's networks with such image sizes.
     layout = torch.channels_last if large else torch.contiguous_format
     plan = StepPlan(threads=threads or available_cores(), memory_format=layout)
     build = partial(build_model, recipe.model, num_classes=10, in_channels=1, image_size=size)

@@ -78,13 +78,13 @@ for name, command in COMMANDS.items():
 
 
 def main() -> NoReturn:
-    """Run the command. Bad input gives one line on standard error and exit code 2."""
+    """Run the command. On bad input, print one line on standard error and exit with code 2."""
     several = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
     if several and sys.argv[1:2] != ["train"]:
         _fail("torchrun has started several processes, and only `cnnlab train` divides its work among them")
     silent = several and os.environ.get("RANK") != "0"
     if silent:
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - of several processes, the first prints
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - only the first of several processes prints
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name or a ± that this terminal cannot print
@@ -120,7 +120,7 @@ def main() -> NoReturn:
 
 
 def _end_after_the_first(code: int) -> NoReturn:
-    """End a process whose error the first one prints: torchrun ends all others when one has ended."""
+    """Exit after the first process, which prints the error: torchrun ends all the others as soon as one has ended."""
     time.sleep(10)
     sys.exit(code)
 

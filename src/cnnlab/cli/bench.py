@@ -53,7 +53,7 @@ def bench(
 ) -> None:  # fmt: skip
     """Measure this machine: training speed, fraction of peak, memory.
 
-    Also the time to an accuracy. Takes some minutes.
+    Also measure the time to an accuracy. Takes some minutes.
     """
     from cnnlab.machine.bench import bench as measure
     from cnnlab.training.display import reporting

@@ -91,7 +91,7 @@ def reproduce(
 ) -> None:
     """Train the chapter's experiments.
 
-    Print the results beside the manual's. Estimate the time first and ask.
+    Estimate the time and ask first. Print the results beside the manual's.
     """
     from cnnlab.chapter import reproduce as reproduction
 
@@ -158,7 +158,7 @@ def classical(
 
 
 def plan_text(planned: Plan) -> str:
-    """Return what a reproduction is going to train and the estimated time."""
+    """Return a table of what a reproduction is going to train, with the estimated time."""
     table = Table("experiment", "recipe", "epochs", "seeds", "images", "estimated time")
     for name, recipe in planned.recipes.items():
         images = f"at most {recipe.limit:,}" if recipe.limit else "all"
@@ -183,7 +183,7 @@ def duration(seconds: float) -> str:
 
 
 def reproduction_text(reproduction: Reproduction) -> str:
-    """Return a table with a row for our figures and a row for the manual's, then notes."""
+    """Return a table with a row of our figures and a row of the manual's for each experiment, then notes."""
     from cnnlab.chapter.experiments import CLASSICAL, cells, how, printed_cells
 
     table = Table("experiment", "", "loss", "train acc", "test acc", "examples/s", "images/s")

@@ -65,11 +65,11 @@ def pack(
     skip_bad: SkipBad = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a data source as one folder that a training reads from the disk.
+    """Write a data source as one folder that training reads from disk.
 
-    For sets that are larger than the memory: docs/data.md. Small images of one
-    size are stored as pixels, others as the files they are. Interrupted, the same
-    command continues.
+    For sets that are larger than memory: docs/data.md. Small images of one size
+    are stored as pixels, others as the files they are. After an interruption, the
+    same command continues.
     """
     from cnnlab.data import SourceOptions, data_folder
     from cnnlab.data.pack_writer import pack as write_pack
@@ -142,8 +142,8 @@ def split(
 ) -> None:
     """Export the split of a run: path, label, split and group of each image.
 
-    `cnnlab train --data csv:FILE` trains on the same split again. For a folder of
-    folds: the fold of each image.
+    `cnnlab train --data csv:FILE` trains on the same split again. A folder of
+    folds gives the fold of each image instead of its split.
     """
     from cnnlab.inference.split_table import split_table
     from cnnlab.io.files import check_new_csv
@@ -175,8 +175,8 @@ def suspects(
 ) -> None:
     """Find labels that are probably wrong.
 
-    RUN: a folder of `cnnlab train --folds`, for all images, or a run, for its
-    validation images.
+    RUN is a folder of `cnnlab train --folds`, to search all images, or a run, to
+    search its validation images.
     """
     from cnnlab.inference.suspects import find_suspects
     from cnnlab.io.files import check_new_csv

@@ -98,7 +98,7 @@ def evaluation_text(evaluation: RunEvaluation) -> str:
 
     e, classes, run = evaluation.result, evaluation.run.classes, evaluation.run
     views = f", {plural(VIEWS[evaluation.views], 'view')} of each" if VIEWS[evaluation.views] > 1 else ""
-    # Other images in one folder are split "train", but nothing was trained on them.
+    # Other images in one folder form the split "train", but the run was not trained on them.
     what = "acc" if evaluation.other else f"{evaluation.split} acc"
     where = f" of {evaluation.data}, split {evaluation.split}" if evaluation.other else ""
     intervals = zip(("acc", "balanced acc", "macro F1"), e.scores.intervals.values(), strict=True)
@@ -159,7 +159,7 @@ def _test_note(evaluation: RunEvaluation) -> str:
 
 
 def never_predicted(classes: Sequence[str], found: Evaluation) -> str:
-    """Return the warning that some classes are predicted for no image."""
+    """Return a warning that names the classes that were never predicted."""
     named = [
         f"{truncate(escape(classes[k]), 40)} ({plural(int(found.confusion[k].sum()), 'image')})"
         for k in found.never_predicted
@@ -176,7 +176,8 @@ def confusion(
 ) -> str:
     """Return the confusion matrix, one row per class. For more than 20 classes: the most frequent mistakes.
 
-    recall: of each class. others: for each class, the images whose predicted label is not a class. Each gets a column.
+    recall: one value per class. others: for each class, the number of images whose predicted label is not a class. Each
+    gets a column.
     """
     if len(classes) <= 20:
         table = Table("true \\ predicted", *(str(k) for k in range(len(classes))), *["other"] * bool(others),

@@ -65,8 +65,8 @@ def export(
     """Write a run's network to a file for other programs.
 
     The file takes pixels and returns class names and probabilities. It is
-    first checked on all validation images: an export that gives one of them
-    another class than the run does is refused.
+    first checked on all validation images. An export that changes a predicted
+    class is refused; with --int8 or --fp16, one that loses too much accuracy.
     """
     from cnnlab.export.export import FORMS, export_run
 

@@ -67,7 +67,7 @@ def grade(
 
 
 def grades_text(found: Grades) -> str:
-    """Return one line per student, then the notes on some of them, then the totals."""
+    """Return one line per student, then notes on some of them, then the totals."""
     losses = any(row.score and row.score.log_loss is not None for row in found.rows)
     table = Table("student", "accuracy", *["log loss"] * losses, "right")
     for row in found.rows:

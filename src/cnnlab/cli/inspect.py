@@ -62,9 +62,9 @@ def inspect(
 ) -> None:
     """Look inside a network.
 
-    Print figures of each layer with advice; of each image its classes and the
-    nearest training images. With --save also pictures: filters, feature maps,
-    class activation, occlusion, neighbours and prototypes of the classes.
+    Print figures and advice for each layer, and the predicted classes and nearest
+    training images of each image. With --save, also draw pictures: filters,
+    feature maps, class activation, occlusion, neighbours and class prototypes.
     """
     from cnnlab.inspect.inspection import inspect_run
 

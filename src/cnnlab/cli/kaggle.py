@@ -73,7 +73,7 @@ _AGAIN = "Finished steps are saved: run the same command again to continue"
 
 
 def _with_options_of(*steps: Callable[..., None], without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of the commands `steps` as keyword arguments, besides its own."""
+    """Return a decorator that adds the options of `steps` to a command, as keyword arguments. without: one to omit."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         parameters: dict[str, inspect.Parameter] = {}
@@ -266,7 +266,7 @@ def score(
 ) -> None:
     """Score a submission against the true labels.
 
-    One with a probability for each class is also scored by its log loss.
+    A submission with a probability for each class also gets its log loss.
     """
     from cnnlab.competition.submission import score as measure
 
@@ -280,7 +280,7 @@ def all_(
     again: Annotated[bool, typer.Option("--retrain/--no-retrain", help="Also train on all labelled images.")] = True,
     **options: Any,
 ) -> None:
-    """All steps: prepare, show, train, retrain, submit.
+    """Run all steps: prepare, show, train, retrain, submit.
 
     Run it again to continue where it stopped.
     """
@@ -339,7 +339,7 @@ def trained_text(found: Trained) -> str:
 
 
 def submitted_text(found: Submitted) -> str:
-    """Return the file and the runs it is from."""
+    """Return the file, the runs whose predictions it contains, and Kaggle's answer to an upload."""
     from cnnlab.training.evaluate import VIEWS
 
     names = ", ".join(str(run.path) for run in found.runs)
@@ -349,6 +349,6 @@ def submitted_text(found: Submitted) -> str:
 
 
 def scored_text(found: Score) -> str:
-    """Return accuracy and confusion matrix. Labels that are not a class are in the last column."""
+    """Return accuracy and confusion matrix. Predicted labels that are not a class are counted in the column `other`."""
     extra: Sequence[int] = found.other.tolist() if found.no_class else ()
     return f"{found}\n{confusion(found.classes, found.confusion.tolist(), found.class_accuracy, extra)}"

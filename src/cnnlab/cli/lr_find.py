@@ -1,4 +1,4 @@
-"""`cnnlab lr-find`."""
+"""`cnnlab lr-find`: suggest a learning rate."""
 
 from __future__ import annotations
 
@@ -96,7 +96,10 @@ def lr_find(
 
 
 def _next_command(given: dict[str, str | None], set_: list[str], suggestion: dict[str, Any]) -> str:
-    """Return the training's command with the same arguments and the suggested settings. given: "" for a flag."""
+    """Return the command that trains with the same arguments and the suggested settings.
+
+    given: option -> value; "" for a flag, None if it was not given.
+    """
     words = [word for option, value in given.items() if value is not None for word in (option, value) if word]
     kept = [text for text in set_ if text.partition("=")[0].strip().replace("-", "_") not in suggestion]
     for text in [*kept, *(f"{key}={value:g}" for key, value in suggestion.items())]:

@@ -70,7 +70,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def own_model(name: str | None) -> Builder | None:
-    """Return the builder `FILE.py:BUILDER`, or None without a name. Raise CnnlabError."""
+    """Return the builder `FILE.py:BUILDER`, or None if `name` is None. Raise CnnlabError if it cannot be loaded."""
     if name is None:
         return None
     from cnnlab.models.own import load_builder
@@ -79,30 +79,30 @@ def own_model(name: str | None) -> Builder | None:
 
 
 def one_network(argument: str | None, option: str | None) -> str | None:
-    """Return the network that was named, as MODEL or by --model. Raise CnnlabError for two."""
+    """Return the network named as MODEL or with --model. Raise CnnlabError if both are given."""
     if argument is not None and option is not None:
         raise CnnlabError(f"two networks, {argument} and {option}; name one")
     return argument or option
 
 
 def named_network(name: str | None) -> str | Builder | None:
-    """Return the builder that `FILE.py:BUILDER` names, or any other name as it is. Raise CnnlabError."""
+    """Return the builder for `FILE.py:BUILDER`, and any other name unchanged. Raise CnnlabError."""
     from cnnlab.models.own import is_file
 
     return own_model(name) if name is not None and is_file(name) else name
 
 
 def print_training(call: Callable[[], object], stopped: str = "") -> None:
-    """Call and print the result. On Ctrl-C, print the error's message and exit with 130 (SIGTERM: 143).
+    """Call `call` and print its result. On Ctrl-C, print how to resume and exit with 130 (on SIGTERM with 143).
 
-    stopped: how to resume, if not by the training's own command.
+    stopped: how to resume, if not with the command that the error names.
     """
     # Typer would turn the interruption into a bare exit code and lose the message.
     try:
         echo(call())
     except TrainingInterrupted as error:
         interrupt.ending()
-        if os.environ.get("RANK", "0") == "0":  # of several processes, the first says it
+        if os.environ.get("RANK", "0") == "0":  # only the first of several processes prints it
             echo(f"{str(error).partition(' Continue with:')[0]} {stopped}" if stopped else error, error=True)
         sys.exit(error.code)
     except KeyboardInterrupt:

@@ -106,7 +106,7 @@ def _save(stream: Stream, out: Path) -> None:
 
 
 def _print_lines(stream: Stream, format_: str) -> None:
-    """Print a line for each image, those of a batch at a time."""
+    """Print a line for each image, one batch at a time."""
     from cnnlab.inference.output import lines_of
     from cnnlab.training.display import reporting
 

@@ -1,4 +1,4 @@
-"""`cnnlab race`: how long a recipe takes to an accuracy on this machine, as a row for docs/leaderboard.md."""
+"""`cnnlab race`: measure a recipe's time to an accuracy on this machine; print a row for docs/leaderboard.md."""
 
 from __future__ import annotations
 

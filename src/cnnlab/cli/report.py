@@ -46,8 +46,8 @@ def report(
 ) -> None:
     """Write a page about a run: one HTML file.
 
-    Curves, the confusion matrix with its images, figures of each class,
-    calibration, settings. Of several runs: also where they disagree.
+    It shows curves, the confusion matrix with its images, figures of each
+    class, calibration and settings, and where several runs disagree.
     """
     from cnnlab.inspect.report import check_new, default_file
     from cnnlab.inspect.report import report as make

@@ -117,7 +117,7 @@ def _comparison(chosen: Sequence[Run], names: Sequence[str]) -> str:
 
 
 def _with_interval(found: dict[str, Any] | None, key: str) -> str:
-    """Return a figure of the weights that a run predicts with, and its interval."""
+    """Return a figure for the weights that a run predicts with, and its 95% interval."""
     if found is None:
         return ""
     return f"{found[key]:.3f} ({'-'.join(f'{bound:.3f}' for bound in found['intervals'][key])})"
@@ -128,7 +128,7 @@ def _epochs(row: dict[str, Any]) -> str:
 
 
 def _short_path(run: Run, runs_dir: Path) -> str:
-    """Return the run's name relative to the folder of runs, which every command accepts; outside it, the path."""
+    """Return the run's path relative to the folder of runs, which every command accepts; outside it, the whole path."""
     inside = run.path.is_relative_to(runs_dir)
     return str(run.path.relative_to(runs_dir)) if inside and run.path != runs_dir else str(run.path)
 
@@ -142,7 +142,10 @@ def _evaluated_on_test(run: Run) -> float | None:
 
 
 def save_comparison(path: Path, chosen: Sequence[Run]) -> None:
-    """Plot the runs' accuracies over the epochs to a PNG file. Raise CnnlabError if it cannot be written."""
+    """Plot the runs' accuracies over the epochs to a PNG file.
+
+    Raise CnnlabError if no run has finished an epoch, or if the file cannot be written.
+    """
     from cnnlab.io import figures as plots
     from cnnlab.training.curves import comparison
 

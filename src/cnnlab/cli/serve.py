@@ -75,8 +75,8 @@ def serve(
 ) -> None:
     """Run a service that classifies images over HTTP.
 
-    POST one image to /predict, or several as multipart/form-data; GET / says
-    how. On SIGTERM or Ctrl-C it answers the requests it has accepted and ends.
+    POST one image to /predict, or several as multipart/form-data; GET / explains
+    how. On SIGTERM or Ctrl-C it answers the accepted requests, then exits.
     """
     with needs_extra("serve", "starlette", "uvicorn", "anyio", "h11", "onnxruntime"):
         from cnnlab.device.cgroups import available_cores
@@ -117,7 +117,7 @@ def serve(
 
 
 def _secret(token: str | None, no_token: bool) -> str | None:
-    """Return the token of the option, or of the environment. Raise CnnlabError for one that cannot be sent."""
+    """Return the token from the option or else the environment. Raise CnnlabError if no header could carry it."""
     where = "--token" if token is not None else _TOKEN
     found = token if token is not None else os.environ.get(_TOKEN)
     if found is None:

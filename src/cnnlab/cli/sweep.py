@@ -1,4 +1,4 @@
-"""`cnnlab sweep`: search settings, by one worker or several."""
+"""`cnnlab sweep`: search settings with one or several workers."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def sweep(
 ) -> None:
     """Search a recipe's settings with Optuna.
 
-    Each trial is an ordinary run. Started again, or in a second terminal, the
-    same command goes on with the same sweep, also after kill -9. At the end:
-    a table, a page and the best recipe beside FILE.
+    Each trial is an ordinary run. Run the same command again, or in a second
+    terminal, to continue the sweep, even after kill -9. At the end it prints a
+    table, and writes a page and the best recipe beside FILE.
     """
     with needs_extra("sweep", "optuna", "sqlalchemy", "alembic"):
         import optuna  # noqa: F401
@@ -73,7 +73,7 @@ def _log(text: str) -> None:
 
 
 def _lines(found: SweepResult, runs_dir: Path, files: list[Path]) -> list[str]:
-    """Return what the command prints: the trials, the best first, and what comes next."""
+    """Return the lines that the command prints: the trials, best first, and the next command."""
     from cnnlab.sweep.worker import short
 
     sweep, best = found.sweep, found.best

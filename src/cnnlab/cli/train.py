@@ -1,4 +1,4 @@
-"""`cnnlab train`."""
+"""`cnnlab train`: train a network."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def train(
 
 
 def _settings(texts: Sequence[str], **options: Any) -> dict[str, Any]:
-    """Return the settings of `--set` and of the options that were given. Raise CnnlabError for one given twice."""
+    """Return the settings from `--set` and from the given options. Raise CnnlabError for one given twice."""
     from cnnlab.recipe import parse_settings
 
     given = {key: value for key, value in options.items() if value is not None}
@@ -166,7 +166,7 @@ def _settings(texts: Sequence[str], **options: Any) -> dict[str, Any]:
 
 
 def _refuse_beside_resume(options: dict[str, Any]) -> None:
-    """Raise CnnlabError for the options that are given: they would change the run."""
+    """Raise CnnlabError if any of the options is given: it would change the run."""
     if extra := [option for option, value in options.items() if value is not None]:
         raise CnnlabError(f"--resume uses the run's own recipe; leave out {', '.join(extra)}")
 

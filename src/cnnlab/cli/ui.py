@@ -1,4 +1,4 @@
-"""`cnnlab ui`: a local page over runs."""
+"""`cnnlab ui`: a local page for the runs."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def ui(
 ) -> None:
     """Open a page to watch, compare, try and train, on this machine only.
 
-    It shows all runs of the folder, also those that other processes train.
-    The printed address holds a token: who knows it can start trainings.
+    It shows all runs of the folder, including those that other processes train.
+    The printed address holds a token: anyone who knows it can start a training.
     """
     with needs_extra("ui", "starlette", "uvicorn", "anyio"):
         import uvicorn

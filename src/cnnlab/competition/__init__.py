@@ -55,10 +55,10 @@ def get(
     data_dir: str | Path | None = None,
     progress: str = "auto",
 ) -> list[Path]:
-    """Download the competition's files with the official client, unless they are there.
+    """Download the competition's files with the official client, unless they are already there.
 
-    folder: Default: `competition` in the folder of the datasets. Raise CnnlabError that says what to download by hand
-    if the client or its token is missing.
+    folder: where they go. Default: `competition` in the folder of the datasets. Raise CnnlabError; if the client or its
+    token is missing, it lists the files to download by hand.
     """
     with reporting(progress) as report:
         return client.get(competition, expand(folder) if folder else data_folder(data_dir) / competition, report=report)

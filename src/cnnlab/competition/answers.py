@@ -42,7 +42,7 @@ class Submitted:
 
 
 def check_submittable(competition: Competition, upload_to: str | None = None) -> None:
-    """Check before a training that a submission can be written and uploaded. Raise CnnlabError."""
+    """Raise CnnlabError if no submission could be written or uploaded. Call it before training."""
     store = competition.images()
     if not store.test_ids:
         raise CnnlabError(
@@ -74,10 +74,10 @@ def submit(
 ) -> Submitted:
     """Classify the test images and write the submission in the order of the competition's sample.
 
-    chosen: runs whose probabilities are averaged. Default: all finished ones. views: test-time augmentation. Default:
-    the best on the validation split, from report.json. out: the file. Default: submission.csv in the work folder; an
-    existing file with other content is renamed. probabilities: write one column per class instead of the labels; done
-    anyway if the sample has such columns. upload_to: submit it to that competition with the official client,
+    chosen: runs whose probabilities are averaged. Default: all finished runs. views: test-time augmentation. Default:
+    the best on the validation split, from report.json. out: the file to write. Default: submission.csv in the work
+    folder. An existing file with other content is renamed. probabilities: write one column per class instead of labels,
+    as is always done if the sample has such columns. upload_to: the competition to submit to with the official client,
     unless the same file was submitted before. Raise CnnlabError.
     """
     check_threads(threads)
@@ -131,7 +131,7 @@ def _probabilities(
     competition: Competition, run: Run, store: Store, views: str, *, device: str, threads: int | None, batch_size: int,
     progress: str,
 ) -> Tensor:  # fmt: skip
-    """Return the run's probabilities of the test images (M, K); they are saved in its folder for the next call."""
+    """Return the run's probabilities (M, K) for the test images, and cache them in its folder."""
     key = hashlib.blake2b(f"{weights_hash(run)} {competition.fingerprint}".encode(), digest_size=8).hexdigest()
     path = run.path / f"answers-{views}-{key}.npy"
     shape = (len(store.test_ids), len(store.train.classes))

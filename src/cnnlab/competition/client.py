@@ -23,7 +23,7 @@ from cnnlab.io.lock import file_lock
 
 _FILES = {"cifar-10": ("train.7z", "test.7z", "trainLabels.csv", "sampleSubmission.csv")}  # for a download by hand
 _TOKENS = "https://www.kaggle.com/settings/api"
-_UNFINISHED = ".kaggle-partial"  # the ending of the client's mark beside an unfinished file
+_UNFINISHED = ".kaggle-partial"  # extension of the marker file that the client keeps beside an unfinished download
 _STOPPED = "User cancelled operation"  # printed after Ctrl-C, with exit code 0
 # What the client prints, and what it means: {page} and {competition} are filled in.
 _FAILURES = {
@@ -43,7 +43,7 @@ _FAILURES = {
 
 
 def find_client() -> str | None:
-    """Return the `kaggle` program on the PATH, or else beside this Python; None if there is none."""
+    """Return the path of the `kaggle` program, on the PATH or else beside this Python; None if there is none."""
     return shutil.which("kaggle") or shutil.which("kaggle", path=str(Path(sys.executable).parent))
 
 
@@ -58,7 +58,7 @@ def has_token() -> bool:
 def present(competition: str, folder: Path) -> list[Path]:
     """Return the competition's files in `folder` if they are complete, else an empty list.
 
-    Complete is the zip NAME.zip, or training images, test images (folders or archives) and a CSV of labels.
+    They are complete if there is NAME.zip, or training images, test images (folders or archives) and a CSV of labels.
     """
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     whole = [path for path in entries if path.name == f"{competition}.zip" and path.is_file()]
@@ -73,10 +73,10 @@ def present(competition: str, folder: Path) -> list[Path]:
 def get(competition: str, folder: Path, *, report: Report = no_report) -> list[Path]:
     """Return the competition's files in `folder`; download them if they are missing.
 
-    The client writes into a hidden folder inside; only complete files move out, and they replace nothing. The next
+    The client downloads into a hidden subfolder. Only complete files are moved out, and they replace nothing. The next
     call continues an interrupted download.
 
-    Raise CnnlabError that says what to do, or which files to download by hand without the client or a token.
+    Raise CnnlabError with the remedy; without the client or a token, it lists the files to download by hand.
     """
     _check_name(competition)
     folder = folder.absolute()
@@ -94,13 +94,13 @@ def get(competition: str, folder: Path, *, report: Report = no_report) -> list[P
 
 
 def check_ready(competition: str) -> str:
-    """Return the client. Raise CnnlabError if nothing can be submitted: for a bad name, or without client or token."""
+    """Return the client's path. Raise CnnlabError for an invalid name, or if the client or a token is missing."""
     _check_name(competition)
     return _ready(lambda lacking: f"{lacking}; or upload the submission by hand at {_page(competition)}/submit")
 
 
 def upload(competition: str, path: Path, message: str) -> str:
-    """Hand in the submission `path`. Return the client's answer, one line.
+    """Upload the submission `path`. Return the client's answer, one line.
 
     Raise CnnlabError if the file, the client or a token is missing, or if Kaggle refuses.
     """
@@ -115,7 +115,7 @@ def upload(competition: str, path: Path, message: str) -> str:
 
 
 def _ready(message: Callable[[str], str]) -> str:
-    """Return the client. Raise CnnlabError with `message` of what is lacking: the client, or a token."""
+    """Return the client's path. Raise CnnlabError with `message(remedy)` if the client or a token is missing."""
     client = find_client()
     lacking = [] if client else ["pip install kaggle"]
     if not has_token():
@@ -151,7 +151,7 @@ def _download(client: str, competition: str, folder: Path, report: Report) -> li
                 path.rename(folder / path.name)
         return [folder / path.name for path in paths]
     finally:
-        with suppress(OSError):  # not empty: it will be continued
+        with suppress(OSError):  # not empty: the next call continues the download
             parts.rmdir()
 
 
@@ -159,7 +159,7 @@ def _run(
     client: str, arguments: list[str], competition: str, progress: Callable[[int], None] = lambda _: None
 ) -> list[str]:
     """Run `kaggle competitions ARGUMENTS` and return its last lines. Raise CnnlabError if it fails."""
-    # Unbuffered, so that its output and its errors come in order.
+    # Unbuffered: stdout and stderr share a pipe, and their order matters.
     env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
     try:
         process = subprocess.Popen(  # noqa: S603 - a list of arguments, with a checked name
@@ -172,14 +172,14 @@ def _run(
     assert process.stdout is not None
     with process.stdout:
         try:
-            for line in process.stdout:  # a progress bar's carriage returns end lines, too
+            for line in process.stdout:  # a progress bar's carriage returns end a line, too
                 text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).strip()
                 if match := re.search(r"(\d{1,3})%\|", text):
                     progress(min(int(match[1]), 100))
                 elif text:
                     lines = [*lines[-99:], text]
             code = process.wait()
-        finally:  # after Ctrl-C or an error the client must not outlive this process
+        finally:  # the client must not outlive this process after Ctrl-C or an error
             _stop(process)
     lines = [_without_secrets(line) for line in lines]
     failed = any(line.startswith(("Could not submit", "Could not find")) for line in lines)  # with exit code 0

@@ -1,7 +1,7 @@
 """Processes that decode images while this one unpacks them.
 
-They stay because they are faster than threads: preparing Kaggle's train.7z and test.7z on two cores takes 16.1, 16.4
-and 16.9 s instead of 20.9, 20.8 and 24.7 s, since unpacking 7z needs the interpreter's lock (docs/log.md).
+Processes are faster than threads here, because unpacking 7z holds the interpreter's lock: preparing Kaggle's train.7z
+and test.7z on two cores takes 16.1, 16.4 and 16.9 s instead of 20.9, 20.8 and 24.7 s (docs/log.md).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from cnnlab.io.decode_jobs import Fault, Job, decode_into, write_batch
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.processes import start_module
 
-_BATCH, _BATCH_BYTES = 256, 4 << 20  # images and bytes that a process gets at a time
+_BATCH, _BATCH_BYTES = 256, 4 << 20  # images, or bytes, sent to a process at a time
 
 
 class Decoders:
-    """A number of decoding processes. If there are none, this process decodes.
+    """A pool of decoding processes. If it is empty, this process decodes.
 
     While all are busy, the caller decodes a batch itself, so memory stays bounded.
     """
@@ -34,7 +34,7 @@ class Decoders:
         self._answers: queue.Queue[tuple[int, list[Fault] | CnnlabError]] = queue.Queue()
         self._open = 0
         self._processes: list[subprocess.Popen[bytes]] = []
-        with contextlib.suppress(OSError):  # if too few processes can be started, this one does the work
+        with contextlib.suppress(OSError):  # with fewer processes, this one does more of the work
             for _ in range(processes):
                 self._processes.append(start_module("cnnlab.io.decode_jobs"))
         self._threads = [threading.Thread(target=self._feed, args=(p,), daemon=True) for p in self._processes]
@@ -42,7 +42,7 @@ class Decoders:
             thread.start()
 
     def add(self, job: Job, row: int, name: str, content: bytes) -> tuple[int, list[Fault]]:
-        """Decode an image now or later. Return the number of images done since the last call, and their faults."""
+        """Decode an image, now or later. Return the number of images done since the last call, and their faults."""
         rows, names, contents = self._batch
         rows.append(row)
         names.append(name)
@@ -53,7 +53,7 @@ class Decoders:
         return self._send(job)
 
     def finish(self, job: Job) -> tuple[int, list[Fault]]:
-        """Wait for all images that were added. Return as `add`."""
+        """Wait for all images added so far. Return the same as `add`."""
         done, faults = self._send(job) if self._batch[0] else (0, [])
         return self._collect(done, faults, wait=True)
 
@@ -73,7 +73,7 @@ class Decoders:
         return self._collect(done, faults, wait=False)
 
     def _collect(self, done: int, faults: list[Fault], *, wait: bool) -> tuple[int, list[Fault]]:
-        """Add the answers that have come, or with `wait` all that are still to come."""
+        """Add the answers received so far to `done` and `faults`; with `wait`, wait for the rest too."""
         while self._open if wait else not self._answers.empty():
             count, answer = self._answers.get()
             self._open -= 1
@@ -83,7 +83,7 @@ class Decoders:
         return done, faults
 
     def _feed(self, process: subprocess.Popen[bytes]) -> None:
-        """Send batches to a process and wait for its answers, in a thread of its own."""
+        """Send batches to a process and wait for its answers. Runs in a thread."""
         assert process.stdin is not None
         assert process.stdout is not None
         while (batch := self._waiting.get()) is not None:
@@ -96,7 +96,7 @@ class Decoders:
                     answer = _not_written(job, reply["failed"])
                 else:
                     answer = [(row, kind, text) for row, kind, text in reply["faults"]]
-            except (OSError, ValueError):  # it has ended
+            except (OSError, ValueError):  # the process has died
                 answer = CnnlabError(
                     f"a decoding process ended unexpectedly (exit code {process.wait()}); try again with --workers 1"
                 )
@@ -116,7 +116,7 @@ class Decoders:
         for process in self._processes:
             assert process.stdin is not None
             assert process.stdout is not None
-            with contextlib.suppress(OSError):  # a dead process has left bytes in the pipe
+            with contextlib.suppress(OSError):  # the pipe still holds bytes for a dead process
                 process.stdin.close()
             process.stdout.close()
             process.wait()

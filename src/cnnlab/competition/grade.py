@@ -1,7 +1,7 @@
 """Score the submissions of a class against the true labels.
 
-Every student gets a line, with a score or with the reason why there is none, and a bad file does not stop the others.
-Links are reported, not followed, and text from students is never a formula in grades.csv.
+Every student gets a line, with a score or the reason why there is none. A bad file does not stop the others. Symlinks
+are reported, not followed, and text from students never becomes a formula in grades.csv.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TABLE, PICTURE = "grades.csv", "grades.png"
 COLUMNS = ("student", "status", "accuracy", "log_loss", "correct", "images", "file", "note")
 
 _LARGEST = 32 << 20  # bytes of a submission; one for 300,000 images takes 4 MB
-_MOST_ENTRIES = MOST_STUDENTS  # files and folders of the class, and of each student
+_MOST_ENTRIES = MOST_STUDENTS  # files and folders: of the class, and of each student
 _LITTER = ("__macosx", "thumbs.db", "desktop.ini")  # what macOS and Windows leave in archives, besides hidden files
 
 
@@ -54,7 +54,7 @@ class Grade:
     note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values; what is unknown is None: without probabilities the log_loss."""
+        """Return plain values. Unknown ones are None, such as the log_loss of a submission without probabilities."""
         score = self.score
         return {
             "student": self.student,
@@ -74,7 +74,10 @@ class Grade:
 
 @dataclass(frozen=True)
 class Grades:
-    """The grades of a class, sorted by name. images: number of labels; skipped: files of the teacher."""
+    """The grades of a class, sorted by name.
+
+    images: number of labels; skipped: notes on the teacher's files and on rows of the roster that are not students.
+    """
 
     labels: str
     images: int
@@ -154,18 +157,18 @@ def grade(
     out: str | Path | None = None,
     report: Report = no_report,
 ) -> Grades:
-    """Score a submission, or those of a class, against the true labels in the CSV file `labels`.
+    """Score one submission, or those of a class, against the true labels in the CSV file `labels`.
 
     submissions: a CSV file, or a folder with a CSV file or a folder per student, named after the student. In a
     student's folder the only CSV file counts; of several, the one named submission.csv.
     roster: the students, each of whom gets a line: a folder with a file or a folder per student, a text file with a
-    name per line, or a table as Canvas, Moodle and Blackboard export it (see `cnnlab.competition.roster`). Unless
-    `submissions` is a folder, a roster's folder holds the submissions.
+    name per line, or a table as Canvas, Moodle and Blackboard export it (see `cnnlab.competition.roster`). A folder
+    also supplies the submissions, unless `submissions` is a folder itself.
     out: the folder where grades will be saved; grades in it do not count as a submission.
     Raise CnnlabError for labels, a roster or a folder that cannot be read.
     """
     truth = read_truth(labels, id_column, label_column)
-    truth = replace(truth, path=escape(expand(labels).name))  # notes go to students, who need no path of the teacher's
+    truth = replace(truth, path=escape(expand(labels).name))  # students read the notes: no paths of the teacher's
     limit = max(_LARGEST, 8 * expand(labels).stat().st_size)
     own = [expand(labels), Path("runs"), *([] if out is None else [expand(out) / TABLE, expand(out) / PICTURE])]
     own_paths = [Path(os.path.realpath(path)) for path in own]
@@ -182,16 +185,16 @@ def grade(
             same_file.setdefault(digest, []).append(number)
     for group in same_file.values():
         for i in group if len(group) > 1 else ():
-            others = [rows[j].student for j in group[:7] if j != i]  # enough to name five and to know of more
+            others = [rows[j].student for j in group[:7] if j != i]  # five names, and one to know that there are more
             rows[i] = rows[i].with_note(f"same file as {first(others, 5)}")
     return Grades(str(labels), len(truth.ids), rows, skipped)
 
 
 @dataclass
 class _Student:
-    """name: escaped; files: CSV files by their escaped names; faults: why other files do not count.
+    """A student's hand-in. name: escaped; files: CSV files by escaped name; faults: why other files do not count.
 
-    doubt: students on the roster whom the name of the hand-in fits, if several.
+    doubt: a note if the hand-in's name matches several students on the roster.
     """
 
     name: str
@@ -203,7 +206,7 @@ class _Student:
 def _find(
     submissions: str | Path | None, roster: str | Path | None, own: list[Path]
 ) -> tuple[dict[str, _Student], set[str], list[str]]:
-    """Return the students by key, the keys on the roster, and the teacher's files that were skipped."""
+    """Return the students by key, the keys on the roster, and notes on skipped files and roster rows."""
     place = None if submissions is None else expand(submissions)
     names = None if roster is None else expand(roster)
     if place is None and (names is None or not names.is_dir()):
@@ -235,7 +238,7 @@ def _find(
 
 
 def _owner(hand_in: str, people: Roster, students: dict[str, _Student]) -> _Student:
-    """Return the entry of `students` for the student whose name or number is in the name of a hand-in."""
+    """Return the student whose name or number is in a hand-in's name, from `students` or else added to it."""
     hand_in = readable_name(hand_in)
     owners = people.owners(hand_in)
     if len(owners) == 1:
@@ -250,7 +253,7 @@ def _owner(hand_in: str, people: Roster, students: dict[str, _Student]) -> _Stud
 def _graded(
     student: _Student, truth: Truth, limit: int, id_column: str, label_column: str
 ) -> tuple[Grade, bytes | None]:
-    """Return the student's line, and the hash of the file that was scored."""
+    """Return the student's line, and the hash of the scored file; None if there is none."""
     if len(student.files) > 1:
         note = f"{len(student.files)} CSV files: {first(student.files)}; keep one"
         return Grade(student.name, "refused", note=note), None
@@ -270,7 +273,7 @@ def _graded(
 
 def _read(path: Path, name: str, limit: int) -> bytes:
     """Return the file's bytes. Raise CnnlabError if it is not a regular file, is too large or cannot be read."""
-    # Do not wait for the other end of a pipe, and do not follow what has become a link in the meantime.
+    # Do not block on a named pipe, nor follow a file that has become a symlink in the meantime.
     flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_BINARY", "O_NONBLOCK", "O_NOFOLLOW"))
     try:
         with os.fdopen(os.open(path, flags), "rb") as opened:
@@ -309,7 +312,7 @@ def _students(folder: Path, people: Roster, own: list[Path], skipped: list[str])
 
 
 def _search(student: _Student, folder: Path, top: Path) -> None:
-    """Add the files in a student's folder and its sub-folders."""
+    """Add the files in a student's folder and its subfolders."""
 
     def stop(error: OSError) -> None:
         raise CnnlabError(f"cannot read the folder: {reason(error)}")

@@ -1,4 +1,4 @@
-"""Compare a table of labels with the images that it labels."""
+"""Check a table of labels against its images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from cnnlab.io.errors import CnnlabError, expand, reason
 
 @dataclass(frozen=True)
 class LabelCheck:
-    """The result. rows, images: their numbers; classes: label -> rows; faults: description -> ids or names."""
+    """The result of the check.
+
+    rows, images: their numbers; classes: label -> number of its ids; faults: description -> ids or names.
+    """
 
     table: str
     rows: int
@@ -45,8 +48,8 @@ def check_labels(
 ) -> LabelCheck:
     """Compare a CSV of ids and labels with the file names in a folder or an archive of images.
 
-    classes: the expected ones. Without them, only labels that differ from another by case or spaces are suspicious.
-    Raise CnnlabError for a table or an archive that cannot be read.
+    classes: the expected labels. Without them, a label is only suspicious if it differs from another by nothing but
+    case or spaces. Raise CnnlabError for a table or an archive that cannot be read.
     """
     path = expand(table)
     try:

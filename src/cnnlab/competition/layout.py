@@ -19,16 +19,16 @@ from cnnlab.io.decode import ENDINGS
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.kinds import HEAD, Kind, file_kind, kind_of
 
-_CSV_LIMIT = 256 << 20  # bytes; 300,000 rows are four million
+_CSV_LIMIT = 256 << 20  # bytes; 300,000 rows take four million
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """The names of a competition's files and columns. Default: those of Kaggle's CIFAR-10.
 
-    train, test: the name of a folder or an archive, with or without its ending; labels, sample: CSV files; image_size:
-    side in pixels, 0 for that of the images if all are square and of one size; fit: see `Decoding`; background: black
-    or white, behind transparent pixels, or auto for white behind dark drawings.
+    train, test: the name of a folder or an archive, with or without its extension; labels, sample: CSV files;
+    image_size: side in pixels; 0 keeps the images' size, which must be square and the same for all; fit: see
+    `Decoding`; background: black or white, behind transparent pixels, or auto for white behind dark drawings.
     """
 
     train: str = "train"
@@ -79,9 +79,9 @@ class Place:
             self._zip.close()
 
     def find(self, name: str) -> str | None:
-        """Return the archive or folder that `name` means, or None. An archive takes precedence over its folder."""
+        """Return the archive or folder that `name` stands for, or None. An archive takes precedence over a folder."""
         for candidate in [name] * bool(archive_ending(name)) + [name + ending for ending in ARCHIVES] + [name]:
-            # In a zip, a folder may be named like an archive.
+            # A folder in the zip may be named like an archive.
             there = self._actual(candidate)
             if there in self._names and (not self._zip or self.has(there) == bool(archive_ending(there))):
                 return there
@@ -122,7 +122,7 @@ class Place:
         return name in self._files if self._zip else (self.path / name).is_file()
 
     def table(self, name: str) -> bytes:
-        """Read a CSV file. Raise CnnlabError."""
+        """Return the bytes of a CSV file. Raise CnnlabError if it cannot be read or is too large."""
         try:
             with self._open(name) as file:
                 content = file.read(_CSV_LIMIT + 1)
@@ -134,7 +134,7 @@ class Place:
 
     @contextmanager
     def images(self, name: str, scratch: Path) -> Iterator[Archive]:
-        """Open the archive or folder `name`. One inside the zip is copied into the folder `scratch`."""
+        """Open the archive or folder `name`. An archive inside the zip is first copied into the folder `scratch`."""
         copy = scratch / f"nested{archive_ending(name)}"
         if self._zip and not archive_ending(name):
             archive = open_archive(self.path, prefix=f"{self._inside}{name}/")
@@ -169,7 +169,10 @@ class Place:
         return self._zip.open(self._files[name])
 
     def digest(self, names: Iterable[str], digest: Any) -> None:
-        """Update `digest` with the content of files, and with the names, sizes and times of the images in folders."""
+        """Update `digest` with the content of files, and with names, sizes and times of the images in folders.
+
+        The competition's zip is hashed as a whole, whatever the `names`.
+        """
         for name in [self.path.name] if self._zip else names:
             path = self.path if self._zip else self.path / self._actual(name)
             digest.update(f"{name}\0".encode("utf-8", "backslashreplace"))
@@ -184,7 +187,7 @@ class Place:
 
 
 def plain_id(name: str) -> str:
-    """Return an image's id: its name without folder and ending. A table may write the id with either."""
+    """Return an image's id: its file name without folder and extension. A table may write ids with both."""
     base = re.split(r"[/\\]", name)[-1]
     stem, dot, ending = base.rpartition(".")
     return stem if stem and dot + ending.lower() in ENDINGS else base
@@ -205,7 +208,7 @@ def member_ids(archive: Archive) -> dict[str, int]:
 
 
 def match(text: str, ids: dict[str, int]) -> int | None:
-    """Return the index of the image that `text` means: `17`, `17.png` or `train/17.png`, with or without spaces."""
+    """Return the index of the image that `text` refers to, or None. `17`, `17.png` and `train/17.png` are the same."""
     found = (ids.get(name) for name in (text, plain_id(text), plain_id(text.strip())))
     return next((index for index in found if index is not None), None)
 
@@ -213,7 +216,8 @@ def match(text: str, ids: dict[str, int]) -> int | None:
 def match_all(texts: Iterable[str], ids: dict[str, int]) -> tuple[dict[int, str], list[str], list[tuple[str, str]]]:
     """Match the ids of a table, `texts`, with images.
 
-    Return {index of the image: its id in the table}, the ids without an image, and (first id, other id) of one image.
+    Return {index of the image: its id in the table}, the ids without an image, and pairs (first id, other id) that
+    refer to the same image.
     """
     rows: dict[int, str] = {}
     lost, again = [], []

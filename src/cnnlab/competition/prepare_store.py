@@ -32,15 +32,16 @@ def prepare_store(
 ) -> Store:
     """Decode a competition's archives into a store, or open the store if it exists already.
 
-    folder: the competition's files, or its zip; store: the folder to create. Default: one in the user's cache; workers:
-    decoding processes. Default: one per core, or one for few images; skip_bad: leave out damaged training images and
-    list them in `info["skipped"]`; store damaged test images as black and list them in `info["unreadable_test"]`.
+    folder: the competition's files, or its zip. store: the folder to create. Default: one in the user's cache. workers:
+    number of decoding processes. Default: one per core, or a single one for few images. skip_bad: leave out damaged
+    training images and list them in `info["skipped"]`; store damaged test images as black ones and list them in
+    `info["unreadable_test"]`.
 
-    The store gets its name only when it is complete. What is unusual but harmless in the files is described in
-    `info["report"]` and listed in full in `info["lists"]`; ids of the sample submission without a test image are in
+    The store gets its name only when it is complete. Harmless oddities of the files are described in `info["report"]`
+    and listed in full in `info["lists"]`; ids of the sample submission without a test image are in
     `info["sample_without_image"]`. Stores of the same images, ids and labels have the same `info["fingerprint"]`.
 
-    Raise CnnlabError for anything that is wrong with the files.
+    Raise CnnlabError for invalid arguments, faulty files, or a store that cannot be written.
     """
     folder = expand(folder)
     if workers is not None and workers < 1:
@@ -55,9 +56,9 @@ def prepare_store(
         with Place(folder, layout) as place:
             parts = Parts.find(place, layout)
             key = parts.key(skip_bad)
-            # Resolve links and `..`: the folder is replaced as a whole.
+            # Resolve symlinks and `..`: the folder is replaced as a whole.
             path = Path(os.path.realpath(expand(store))) if store else _default(folder, key)
-            # Before taking the lock: the store may be in a read-only place.
+            # Before taking the lock, since the store may be read-only.
             if found := _existing(path, key, place.path):
                 return found
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +82,10 @@ def _default(folder: Path, key: str) -> Path:
 
 
 def _existing(path: Path, key: str, source: Path) -> Store | None:
-    """Return the store at `path` if it is complete and has that key; None if it must be written."""
+    """Return the store at `path` if it is complete and has that key; None if it must be written.
+
+    Raise CnnlabError if it would replace a folder of something else, or the store of another source.
+    """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return None
     if not (path / "store.json").is_file() or not str(read_info(path).get("format")).startswith("cnnlab store"):
@@ -100,10 +104,10 @@ def _existing(path: Path, key: str, source: Path) -> Store | None:
 
 @contextmanager
 def _work_folder(path: Path) -> Iterator[Path]:
-    """Create a folder to work in, then rename it to `path`, or remove it after an error. The caller holds the lock."""
+    """Yield a temporary folder, then rename it to `path`, or remove it after an error. The caller holds the lock."""
     own = re.compile(rf"\.{re.escape(path.name)}\.\d+\.tmp")
     for entry in path.parent.iterdir():
-        if own.fullmatch(entry.name):  # left by a killed process: we hold the lock
+        if own.fullmatch(entry.name):  # left by a killed process, since we hold the lock
             shutil.rmtree(entry, ignore_errors=True)
     work, old = (path.with_name(f".{path.name}.{number}.tmp") for number in (os.getpid(), 0))
     work.mkdir()

@@ -1,7 +1,7 @@
-"""The students of a class, and whose a hand-in is.
+"""The students of a class, and which of them a hand-in belongs to.
 
 A roster is a list of names, or a table as Canvas, Moodle, Blackboard and others export it. These systems write the
-student's name or number into the names of the hand-ins; a hand-in belongs to a student only if no other one fits.
+student's name or number into the names of the hand-ins. A hand-in belongs to a student only if no other one matches.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cnnlab.io.text import escape
 MOST_STUDENTS = 10_000
 _LARGEST = 32 << 20  # bytes
 
-# Columns of exported rosters, as `plain_header` gives them, separated by bars.
+# Column names of exported rosters, as `plain_header` returns them, separated by bars.
 _NAMES, _FIRST, _LAST, _IDS = (
     frozenset(text.replace(" ", "").split("|"))
     for text in (
@@ -42,8 +42,8 @@ _NAMES, _FIRST, _LAST, _IDS = (
         "numéro d'identification|adresse de courriel|número de id|dirección de correo",
     )
 )
-_NOBODY = ("points possible", "student, test", "test student", "manual posting")  # rows of Canvas
-# Lines that a teacher or a spreadsheet adds: sums, headings, comments, lines to part groups.
+_NOBODY = ("points possible", "student, test", "test student", "manual posting")  # rows that Canvas adds
+# Lines that a teacher or a spreadsheet adds: sums, headings, comments, dividers between groups.
 _NO_NAME = re.compile(
     r"((grand |sub)?totals?|sum|(overall|class|course|group|column)? ?(average|mean|median)|avg\.?|minimum|maximum"
     r"|(standard deviation|std\.?( ?dev\.?)?|stdev)|summe|gesamt|durchschnitt|mittelwert|moyenne|promedio"
@@ -51,7 +51,7 @@ _NO_NAME = re.compile(
     r"[\s:：=]*[\d.,%/]*\s*(students?|名?人|名学生)?"
     r"|[共总计]*\s*\d+\s*(students?|名?人|名学生)|(#(?!\d)|//).*|.*[:：]|[\W_]*"
 )
-# Words in the names of hand-ins that are nobody's name.
+# Words in the names of hand-ins that are not part of a student's name.
 _NOISE = re.compile(
     r"(my|the|final|new|copy|late|test|submissions?|submit|predictions?|preds?|results?|outputs?|answers?|labels?|kaggle|cifar"
     r"|csv|hw|homework|assignments?|assignsubmission|file|onlinetext|attempt|ex|exercise|project|lab|task|week|part|version|v"
@@ -62,15 +62,15 @@ _SCRIPTS = f"[{_CHINESE}·]+|[^{_CHINESE}·]+"
 _TASK = re.compile(r"(的|第[一二三四五六七八九十\d]+次)*(作业|大作业|实验|提交|报告|结果|预测).*")
 _CANVAS = re.compile(r"([^\d_]+)(?:_late)?_(\d+)_\d+(?:_.*)?", re.I)
 _MOODLE = re.compile(r"(.+)_(\d+)_assignsubmission_(?:file|onlinetext)(?:_.*)?", re.I)
-_NUMBERED = re.compile(r"\d{1,3}[.)、,，;\s]+(?=\S)")  # before a line of a numbered list
-_SHORT = 3  # characters of a number that is in the name of any file, such as homework 12
-_MOST_HEAD, _MOST_COLUMNS = 10, 1000  # the first rows, among which the header is; columns that are examined
+_NUMBERED = re.compile(r"\d{1,3}[.)、,，;\s]+(?=\S)")  # the number before a line of a numbered list
+_SHORT = 3  # a number of at most this many characters identifies nobody: it may be that of homework 12
+_MOST_HEAD, _MOST_COLUMNS = 10, 1000  # rows in which the header is looked for; columns that are examined
 _BLACKBOARD = re.compile(r".+_([^_]+)_attempt_\d{4}(?:-\d\d){2,5}(?:_.*)?", re.I)
 
 
 @dataclass(frozen=True)
 class Person:
-    """A student: the name as it is printed, and the names and numbers that may be in the names of hand-ins."""
+    """A student: the name to print, and the names and numbers by which hand-ins are recognised."""
 
     name: str
     names: frozenset[str]
@@ -79,24 +79,24 @@ class Person:
 
 @dataclass(frozen=True)
 class Roster:
-    """people: the students; passed: notes on skipped rows that are not students, and on students of one name."""
+    """The students of a class. passed: notes on rows that are not students, repeated rows and shared names."""
 
     people: list[Person]
     passed: list[str]
 
     def owners(self, hand_in: str) -> list[Person]:
-        """Return the students whom the name of a hand-in, without its ending, fits: one if it is clear whose it is."""
+        """Return the students who match a hand-in's name without its extension; just one if it is clear whose it is."""
         if exact := self._by_key.get(key(hand_in)):
             return [self.people[i] for i in exact]
         return next(filter(None, (self._fitting(names, ids) for names, ids in _readings(hand_in))), [])
 
     def _fitting(self, names: Iterable[str], ids: Iterable[str]) -> list[Person]:
-        """Return the students with one of the numbers and of the names, or else those with one of either."""
+        """Return the students who match a number and a name; if there are none, those who match either."""
         by_id = {i for word in ids for i in self._by_id.get(word, ())}
         found = {name: self._by_name[name] for name in names if name in self._by_name}
         by_name = {i for fitting in found.values() for i in fitting}
         chosen = sorted(by_id & by_name) or [*sorted(by_id), *sorted(by_name)]
-        if len(chosen) > 1 and not by_id:  # Li Wei is not meant where Li Wei Ming fits
+        if len(chosen) > 1 and not by_id:  # Li Wei is not meant where Li Wei Ming matches
             longest = [name for name in found if not any(name != other and name in other for other in found)]
             chosen = sorted({i for name in longest for i in found[name]})
         return [self.people[i] for i in chosen]
@@ -127,7 +127,7 @@ def read_roster(path: Path) -> Roster:
         raise CnnlabError(
             f"the roster {path} is not UTF-8 text; save it as UTF-8 with a name per line, or as CSV UTF-8"
         )
-    content = re.sub(r"\A\s*sep=.\s*?\n", "", content, flags=re.I)  # a mark of Excel's
+    content = re.sub(r"\A\s*sep=.\s*?\n", "", content, flags=re.I)  # a line for Excel
     lines = [line for line in content.splitlines() if re.sub(r'[\s,;"]', "", line)]
     roster = (_table(path, content, lines) if lines else None) or _of_lines(lines)
     people = {key(person.name): person for person in _named_apart(roster.people)}
@@ -155,7 +155,7 @@ def _of_lines(lines: list[str]) -> Roster:
 
 
 def _index(words: Iterable[Iterable[str]]) -> dict[str, list[int]]:
-    """Return for each word the places at which it is."""
+    """Return {word: indices of the collections that contain it}."""
     places: dict[str, list[int]] = {}
     for i, some in enumerate(words):
         for word in some:
@@ -164,14 +164,14 @@ def _index(words: Iterable[Iterable[str]]) -> dict[str, list[int]]:
 
 
 def key(name: str) -> str:
-    """Return a student's name without differences of case, surrounding spaces and the encoding of accents."""
+    """Return a name for comparison, normalized in case, surrounding spaces and the encoding of accents."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name.strip()).casefold())
 
 
 def _table(path: Path, content: str, lines: list[str]) -> Roster | None:
     """Return the students of a table whose header names a column of names or numbers; None if there is no header.
 
-    The header is the first row, or below a title.
+    The header is the first row, or follows a title.
     """
     separators = [(line, max("\t;,", key=line.count)) for line in lines[:_MOST_HEAD]]
     known_columns = (
@@ -191,7 +191,7 @@ def _table(path: Path, content: str, lines: list[str]) -> Roster | None:
         return None
     place = next((i for i in range(min(len(rows), _MOST_HEAD)) if _is_header(rows, i)), None)
     if place is None:
-        # A table of unknown columns read as names would be a class of nobody.
+        # Reading a table of unknown columns as a list of names would invent students.
         if _has_unknown_columns(path, rows, separator):
             raise CnnlabError(
                 f"the roster {path} has no column of names; call one Name or 姓名 (it has {first(rows[0], 8)})"
@@ -215,7 +215,7 @@ def _table(path: Path, content: str, lines: list[str]) -> Roster | None:
 
 
 def _columns(header: list[str]) -> dict[str, list[int]]:
-    """Return the columns of names and numbers. `学 号`, `学号/工号` and `ID (SIS)` are recognised by a part."""
+    """Return the indices of the columns of names and numbers, including `学 号`, `学号/工号` and `ID (SIS)`."""
     parts = []
     for cell in header[:_MOST_COLUMNS]:
         name = re.sub(r"\s", "", plain_header(cell))
@@ -228,7 +228,10 @@ def _columns(header: list[str]) -> dict[str, list[int]]:
 
 
 def _is_header(rows: list[list[str]], place: int) -> bool:
-    """Return whether a row names a known column, which no other row does: a role, such as Student, is in many rows."""
+    """Return whether a row is the header: it names a known column, in a cell that no other row has there.
+
+    The first row need not be unique. A role such as Student is no header, since many rows have it.
+    """
     where = {i for found in _columns(rows[place]).values() for i in found}
     if place == 0:
         return bool(where)
@@ -237,7 +240,7 @@ def _is_header(rows: list[list[str]], place: int) -> bool:
 
 
 def _has_unknown_columns(path: Path, rows: list[list[str]], separator: str) -> bool:
-    """Return whether rows without a known column are a table with a header, and not a list of names."""
+    """Return whether rows without a known column are a table with a header rather than a list of names."""
     if len(rows[0]) < 2 or any(map(_is_data, rows[0])):
         return False
     if path.suffix.lower() in (".csv", ".tsv", ".xls", ".xlsx") or len(rows[0]) > 2 or separator == ";":
@@ -246,7 +249,7 @@ def _has_unknown_columns(path: Path, rows: list[list[str]], separator: str) -> b
 
 
 def _is_data(cell: str) -> bool:
-    """Return whether a cell is a number, and so in no header."""
+    """Return whether a cell is a number or an e-mail address, which no header contains."""
     return _is_number(cell.strip()) or re.fullmatch(r"\d+[.)、]?", cell.strip()) is not None
 
 
@@ -260,7 +263,7 @@ def _not_a_student(text: str) -> str:
 
 
 def _from_line(line: str) -> Person:
-    """Return the student of a line such as `张三`, `1. 张三`, `3210101234,张三,计科1班`, `Ann Lee <ann@uni.edu>`."""
+    """Parse a line such as `张三`, `1. 张三`, `3210101234,张三,计科1班` or `Ann Lee <ann@uni.edu>`."""
     line = line.strip()
     whole_numbers = re.sub(r"\b(\d{5,})\.0\b", r"\1", line)  # pandas writes 3210101234.0
     words = [w for word in re.split(r"[\s,;<>()（），；]+", whole_numbers) for w in re.findall(_SCRIPTS, word)]
@@ -285,7 +288,7 @@ def _person(name: str, names: Iterable[str], ids: Iterable[str]) -> Person:
 
 
 def _named_apart(people: list[Person]) -> Iterator[Person]:
-    """Give students of one name a name with their number, or with #1, #2, ... if they have none."""
+    """Yield the students, with a number added to names that several share: their own, or #1, #2, ... without one."""
     counts, seen = Counter(key(person.name) for person in people), Counter[str]()
     for person in people:
         name = key(person.name)
@@ -298,7 +301,7 @@ def _named_apart(people: list[Person]) -> Iterator[Person]:
 
 
 def _namesakes(people: list[Person]) -> list[str]:
-    """Return a note on each name that several students have without a number to tell them apart."""
+    """Return a note on each name that several students share, unless each of them has a number."""
     counts = Counter(key(person.name) for person in people)
     without = {key(person.name): person.name for person in people if not person.ids}
     return [
@@ -309,7 +312,7 @@ def _namesakes(people: list[Person]) -> list[str]:
 
 
 def _orders(names: Iterable[str]) -> Iterator[str]:
-    """Yield each name in one piece, in every rotation of its words: Lee, Ann -> leeann, annlee; and without accents."""
+    """Yield each name joined, in every rotation of its words (Lee, Ann -> leeann, annlee), with and without accents."""
     for name in names:
         words = list(filter(None, map(_plain, re.split(r"[\s,，、]+", name))))
         for i in range(len(words)):
@@ -319,7 +322,7 @@ def _orders(names: Iterable[str]) -> Iterator[str]:
 
 
 def _readings(hand_in: str) -> Iterator[tuple[Iterable[str], Iterable[str]]]:
-    """Yield what may be names, and what may be numbers or logins, in the name of a hand-in, the likeliest first."""
+    """Yield (possible names, possible numbers or logins) in the name of a hand-in, the likeliest reading first."""
     text = readable_name(hand_in)
     if match := _BLACKBOARD.fullmatch(text):
         yield (), {_plain(match[1])}
@@ -327,13 +330,13 @@ def _readings(hand_in: str) -> Iterator[tuple[Iterable[str], Iterable[str]]]:
     if match := _MOODLE.fullmatch(text):
         yield _orders([match[1]]), {f"participant{match[2]}"}
     elif (match := _CANVAS.fullmatch(text)) and not _NOISE.fullmatch(match[1].casefold()):
-        # Other systems write such names as well; there a short number is the homework's.
+        # Other systems write such names, too; there a short number is that of the homework.
         yield _orders([match[1]]), {match[2]} if len(match[2]) > _SHORT else ()
     yield _anywhere(text)
 
 
 def _anywhere(text: str) -> tuple[frozenset[str], frozenset[str]]:
-    """Return what may be names, and what may be numbers or logins, in any part of a text."""
+    """Return the possible names, and the possible numbers or logins, in any part of a text."""
     segments = []
     for segment in re.split(r"[_()（）\[\]【】+,，;&#]+|\s-\s", text):
         segments += [_TASK.sub("", part) for part in re.findall(_SCRIPTS, segment)]
@@ -354,7 +357,7 @@ def _is_number(word: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    """Return letters and digits only, in one case and width."""
+    """Return only the letters and digits of a text, normalized in case and width."""
     return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum() or unicodedata.combining(c))
 
 

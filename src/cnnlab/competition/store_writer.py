@@ -1,4 +1,4 @@
-"""Write a store: match the tables with the images, decode these, write the arrays and store.json."""
+"""Write a store: match the tables with the images, decode the images, write the arrays and store.json."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from cnnlab.recipe import LARGEST_SIDE
 
 T = TypeVar("T")
 _VERSION = 5  # increment when the same files would give another store
-_FEW_IMAGES = 2000  # decoded before a second process has started
+_FEW_IMAGES = 2000  # fewer are decoded before a second process has started
 _MIN_FREE = 64 << 20  # bytes that must stay free on the disk
-_BATCH, _BATCH_BYTES = 256, 4 << 20  # images and bytes that are measured at a time
+_BATCH, _BATCH_BYTES = 256, 4 << 20  # images, or bytes, measured at a time
 _SKIP = "repair it, or leave such images out with --skip-bad"
 
 
@@ -61,7 +61,7 @@ class Parts:
         return cls(place, layout, train, place.find(layout.test), layout.sample if place.has(layout.sample) else None)
 
     def key(self, skip_bad: bool) -> str:
-        """Return a hash of everything that decides the content of the store."""
+        """Return a hash of everything that determines the content of the store."""
         digest = hashlib.blake2b(digest_size=8)
         digest.update(json.dumps([FORMAT, _VERSION, asdict(self.layout), skip_bad]).encode())
         self.place.digest([n for n in (self.train, self.test, self.layout.labels, self.sample) if n], digest)
@@ -70,12 +70,12 @@ class Parts:
 
 @dataclass
 class StoreWriter:
-    """Writes one store into the folder `work`.
+    """The writer of one store, into the folder `work`.
 
-    processes: number of processes that decode, this one included; None for one per core if there are enough images.
-    notes: lines about what is unusual in the files; lists: the ids or names that each note is about, in full;
-    without_image: ids of the sample submission without a test image; how: of all images; measured: on all training
-    images, not only on the first; pattern: describes the first image, whose size the others must have.
+    processes: number of decoding processes, including this one; None: one per core, or one for few images. notes: lines
+    about oddities of the files; lists: all ids or names that each note is about; without_image: ids of the sample
+    submission without a test image; how: the decoding of all images; measured: whether `how` comes from all training
+    images, not just the first; pattern: a description of the first image, whose size the others must have.
     """
 
     parts: Parts
@@ -237,7 +237,7 @@ class StoreWriter:
         return list(rows.values()), [text for _, _, text in faults]
 
     def _probe(self, archive: Archive, wanted: set[int]) -> None:
-        """Set `how` from the first image that can be decoded, assuming that the others are like it."""
+        """Set `how` from the first image that can be decoded, assuming that the others are alike."""
         layout = self.parts.layout
         background = "white" if layout.background == "white" else "black"
         first = None
@@ -284,7 +284,7 @@ class StoreWriter:
             )
 
     def _each(self, archive: Archive, wanted: set[int], use: Callable[[str, bytes], T]) -> Iterator[tuple[int, T]]:
-        """Yield (index, result of `use` for name and content) of the images `wanted`, a few MiB at a time."""
+        """Yield (index, use(name, content)) for each of the images `wanted`, a few MiB at a time."""
         with ThreadPoolExecutor(self.processes or available_cores()) as pool:
             images = archive.read(wanted)
             done = 0
@@ -296,10 +296,10 @@ class StoreWriter:
                 self.report(f"measuring {self.parts.train}", done, len(wanted))
 
     def _decode(self, decoders: Decoders, archive: Archive, order: list[int], part: str) -> list[Fault]:
-        """Write the images `order` of the archive to the rows 0, 1, .. of PART.npy.
+        """Write the archive's images, in the given `order` of indices, to the rows 0, 1, ... of PART.npy.
 
-        Return the images that could not be decoded and may be skipped; their rows stay black. Stop early, and return
-        its fault among others, at an image for which `how` has not been measured. Raise CnnlabError.
+        Return the faults of damaged images that may be skipped; their rows stay black. An image that needs `_measure`
+        first stops the decoding; its fault is among those returned. Raise CnnlabError for other faults.
         """
         path = self.work / f"{part}.npy"
         offset = self._new_file(part, len(order))
@@ -332,7 +332,7 @@ class StoreWriter:
     def _new_file(self, part: str, count: int) -> int:
         """Create a .npy file of black images. Return the offset of the pixels in bytes."""
         need, free = count * self.how.channels * self.how.size**2 + _MIN_FREE, shutil.disk_usage(self.work).free
-        if need > free:  # now, not after minutes of decoding
+        if need > free:  # fail now, not after minutes of decoding
             raise CnnlabError(
                 f"{part}.npy needs {need >> 20:,} MiB and {self.work.parent} has {free >> 20:,} free; free some space, "
                 "or name another folder with --store"

@@ -36,13 +36,13 @@ from cnnlab.io.csv import (
 from cnnlab.io.errors import CnnlabError, expand, reason
 from cnnlab.io.files import write_atomic
 
-_ROUNDING = 0.02  # by which a row's probabilities may miss 1
-_MOST_CLASSES = 2000  # the confusion matrix has the square of it
+_ROUNDING = 0.02  # tolerance for the sum of a row's probabilities
+_MOST_CLASSES = 2000  # the confusion matrix has its square
 
 
 @dataclass(frozen=True)
 class Written:
-    """A written submission. backup: new name of an earlier file; changed: False if an identical file was there."""
+    """A written submission. backup: new path of an earlier file; changed: False if an identical file was there."""
 
     path: Path
     rows: int
@@ -59,9 +59,9 @@ class Score:
     """A submission scored against the true labels.
 
     classes: the K labels, sorted; confusion: (K, K) int64, row = true class, column = predicted class; other: (K,)
-    int64, images of each true class whose submitted label is not a class: they count as wrong; no_class: how often each
-    such label was given; unscored: number of the submission's ids without a true label; log_loss: of a submission with
-    a probability for each class, in nats; None for one with labels.
+    int64, number of images of each true class whose submitted label is not a class; they count as wrong; no_class: how
+    often each such label was given; unscored: number of submitted ids without a true label; log_loss: the mean in nats
+    if a probability for each class was submitted, None for labels.
     """
 
     path: Path
@@ -107,7 +107,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Truth:
-    """True labels: `ids` and `labels`, N texts each; classes: the K different ones, sorted; path: for errors."""
+    """True labels: `ids` and `labels`, N texts each; classes: the K different labels, sorted; path: for errors."""
 
     path: str
     ids: list[str]
@@ -154,8 +154,8 @@ def write_probabilities(
 ) -> Written:  # fmt: skip
     """Write `ids` (N) with their `probabilities` (N, K), one column per class, as a submission, atomically.
 
-    sample: as for `write_submission`; if it has a column for each class, it sets the order of columns, too. Raise
-    CnnlabError as `write_submission`.
+    sample: as for `write_submission`; if it has a column for each class, it sets the order of columns, too. Raise the
+    errors of `write_submission`.
     """
     columns, order = [id_column, *classes], list(ids)
     if sample is not None:
@@ -184,13 +184,13 @@ def write_probabilities(
 
 
 def has_class_columns(header: Sequence[str], classes: Collection[str], label_column: str = "label") -> bool:
-    """Return whether a table has a column for some class, and none of labels."""
+    """Return whether a header has a column for at least one class, and no column of labels."""
     columns = set(map(plain_header, header))
     return plain_header(label_column) not in columns and any(plain_header(c) in columns for c in classes)
 
 
 def _class_columns(name: str, header: list[str], classes: Sequence[str]) -> list[int]:
-    """Return where the column of each class is. Raise CnnlabError if some have none."""
+    """Return the index of each class's column. Raise CnnlabError if a class has none."""
     columns = set(map(plain_header, header))
     if missing := [c for c in classes if plain_header(c) not in columns]:
         raise CnnlabError(
@@ -224,8 +224,8 @@ def _write(path: Path, rows: Iterable[Sequence[str]]) -> Written:
 def score(path: str | Path, labels_path: str | Path, *, id_column: str = "id", label_column: str = "label") -> Score:
     """Score the submission `path` against the true labels in `labels_path`, which have the same two columns.
 
-    The labels may be of fewer images (Kaggle scores 10,000 of 300,000): other ids are counted, not scored. Raise
-    CnnlabError if a labelled image has no answer, or if a file cannot be read.
+    The labels may cover only some of the images (Kaggle scores 10,000 of 300,000); the other ids are counted, not
+    scored. Raise CnnlabError if a labelled image is missing from the submission, or if a file cannot be read.
     """
     with _reading(path) as file:
         truth = read_truth(labels_path, id_column, label_column)
@@ -233,7 +233,7 @@ def score(path: str | Path, labels_path: str | Path, *, id_column: str = "id", l
 
 
 def read_truth(path: str | Path, id_column: str = "id", label_column: str = "label") -> Truth:
-    """Read the true labels of a CSV file. Raise CnnlabError for empty labels, and for no class or too many."""
+    """Read true labels from a CSV file. Raise CnnlabError for empty labels, and for no class or too many."""
     table = _read(path, id_column, label_column)
     numeric = all(map(str.isdecimal, table.values))  # then 2 comes before 10
     classes = sorted(set(table.values), key=lambda c: (len(c) if numeric else 0, c))
@@ -246,18 +246,18 @@ def read_truth(path: str | Path, id_column: str = "id", label_column: str = "lab
 def measure(
     file: IO[bytes], truth: Truth, name: str, id_column: str = "id", label_column: str = "label"
 ) -> Score:  # fmt: skip
-    """Score a submission whose name is `name`, with labels or with a probability for each class, and close the file.
+    """Score a submission with labels, or with a probability for each class, and close the file. name: for errors.
 
-    With probabilities, every column but the id is a class, and the most probable class is the label; equal ones mean
-    the first in the order of the classes, before those that no true label has.
-    Raise CnnlabError if a labelled image has no answer, no label is a class, or the file cannot be read.
+    With probabilities, every column except the id is a class, and the most probable class is the label. Ties go to the
+    first class in sorted order; classes without a true label come last.
+    Raise CnnlabError if a labelled image is missing, if none of the labels is a class, or if the file cannot be read.
     """
     k, number = len(truth.classes), {c: i for i, c in enumerate(truth.classes)}
     rows = table_rows(file, name)
     _, header = next(rows)
     loss = None
     if has_class_columns(header, truth.classes, label_column):
-        # The truth of a few images may lack a class.
+        # The true labels of a few images may lack a class.
         place, known = column_index(name, header, id_column), _class_columns(name, header, truth.classes)
         taken = {place, *known}
         unknown = [i for i, h in enumerate(header) if h.strip() and i not in taken]
@@ -268,7 +268,7 @@ def measure(
         where = _answers(ids, range(len(ids)), truth, name)
         p = p[[where[i] for i in truth.ids]]
         true = np.array([number[c] for c in truth.labels])
-        eps = np.finfo(p.dtype).eps  # as scikit-learn's log_loss, so that a certain error costs 36, not infinity
+        eps = np.finfo(p.dtype).eps  # as in scikit-learn's log_loss: a certain error costs 36, not infinity
         loss = float(-np.log(np.clip(p[np.arange(len(p)), true], eps, 1 - eps)).mean())
         given = [names[j] for j in p.argmax(1)]
     else:
@@ -307,7 +307,7 @@ def _answers(ids: Sequence[str], values: Sequence[T], truth: Truth, name: str) -
 
 
 def _plain_id(text: str) -> str:
-    """Return an id without its folder, ending, leading zeros and the `.0` of a number: `test/007.png` -> 7."""
+    """Return an id without its folder, extension, leading zeros and the `.0` of a number: `test/007.png` -> 7."""
     name = re.split(r"[/\\]", text.strip())[-1]
     name = re.sub(r"\.(0+|[A-Za-z]\w{1,4})$", "", name).casefold()
     return name.lstrip("0") or name
@@ -318,7 +318,8 @@ def _probabilities(
 ) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float64]]]:
     """Return N ids and (N, K) probabilities, each row divided by its sum. Raise CnnlabError.
 
-    rows: without the header; place: the column of ids; columns: those of the K classes. 0,25 is 0.25.
+    rows: without the header; place: index of the id column; columns: indices of the K classes' columns. A decimal comma
+    is accepted.
     """
     lines: dict[str, int] = {}
     values = array("d")

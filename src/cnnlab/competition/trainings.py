@@ -33,10 +33,10 @@ from cnnlab.training.train_series import train_seeds
 
 @dataclass(frozen=True)
 class Trained:
-    """A training of `train`, evaluated on all images.
+    """The result of `train`, evaluated on all images.
 
-    validation, train: the evaluation of each seed's run; views: validation accuracy of all runs together, by the kind
-    of test-time augmentation (see `cnnlab.training.evaluate.VIEWS`).
+    validation, train: the evaluation of each seed's run on that split; views: validation accuracy of the ensemble of
+    all runs for each kind of test-time augmentation (see `cnnlab.training.evaluate.VIEWS`).
     """
 
     result: Result | SeedsResult
@@ -69,8 +69,8 @@ def train(
     """Train with a validation split and evaluate on all images of both splits.
 
     recipe: Default: `cifar/10min`. settings: `key=value` texts that change the recipe. seeds: number of networks.
-    Default: 1. A finished training is not repeated, an interrupted one continues. Raise CnnlabError, also if a
-    training with another recipe has started.
+    Default: 1. A finished training is not repeated; an interrupted one continues. Raise CnnlabError, also if a
+    training with another recipe was started before.
     """
     check_threads(threads)
     competition.images()
@@ -171,7 +171,7 @@ def weights_hash(run: Run) -> str:
 
 
 def _read_report(competition: Competition, result: Result | SeedsResult, models: list[Run]) -> Trained | None:
-    """Return the evaluations in report.json; None if they are of other weights, or damaged."""
+    """Return the evaluations in report.json; None if it is missing, damaged, or about other weights."""
     try:
         report = read_json(competition.path / "report.json")
         if report["weights"] != [weights_hash(run) for run in models]:

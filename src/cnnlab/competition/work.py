@@ -48,7 +48,7 @@ class Competition:
     fingerprint: str
 
     def images(self) -> Store:
-        """Return the prepared images. Raise CnnlabError if they are gone, or no longer those of this competition."""
+        """Return the prepared images. Raise CnnlabError if they are gone or have been replaced by others."""
         if not (self.store / "store.json").is_file():
             raise CnnlabError(
                 f"the store {self.store} of {self.path} is gone; prepare it again: cnnlab kaggle prepare {self.folder} "
@@ -73,7 +73,10 @@ class Competition:
 
 @dataclass(frozen=True)
 class Overview:
-    """counts: images of each class; mean, std: per channel, of pixels scaled to 0..1; figure: sample images."""
+    """A summary of the images.
+
+    counts: images per class; mean, std: per channel, of pixels scaled to 0..1; figure: file with sample images.
+    """
 
     store: Store
     counts: dict[str, int]
@@ -179,7 +182,7 @@ def show(competition: Competition) -> Overview:
 
 
 def _files(place: Path, name: str, layout: Layout) -> Path:
-    """Return the folder with a competition's files, or the zip with them: beside it, or in it as the client does."""
+    """Return the folder with a competition's files, or their zip: beside the folder, or in it, as the client does."""
     zips = [place.with_name(f"{place.name}.zip"), place / f"{place.name}.zip", place / f"{name}.zip"]
     whole = next((path for path in zips if path.is_file()), None)
     stem = Path(layout.train).name.split(".")[0]

@@ -1,8 +1,8 @@
 """The names that the manual's code uses from the package d2l.
 
-Write `from cnnlab import d2l` in place of `from d2l import torch as d2l`, and the listings of the manual run, and so
-do those of the book's sections on LeNet, modern networks and the competition. Every name works as in d2l 0.17.6. Where
-the original is wrong, the difference is in the name's docstring and in docs/from-d2l.md. No code is copied from d2l.
+With `from cnnlab import d2l` in place of `from d2l import torch as d2l`, the manual's listings run, and so do those of
+the book's sections on LeNet, modern networks and the competition. Every name works as in d2l 0.17.6. Where the original
+is wrong, the name's docstring and docs/from-d2l.md describe the difference. No code is copied from d2l.
 
 Source: A. Zhang, Z. C. Lipton, M. Li, A. J. Smola, Dive into deep learning, and its package d2l 0.17.6.
 """

@@ -1,4 +1,4 @@
-"""A plot that grows while a loop runs: redrawn in place in a notebook; elsewhere printed figures and one PNG file.
+"""A plot that grows while a loop runs: redrawn in place in a notebook; elsewhere, printed values and one PNG file.
 
 Figures are created without pyplot, so matplotlib's backend is left alone.
 """
@@ -62,7 +62,7 @@ def _widened(limits: Sequence[float] | None) -> Sequence[float] | None:
 
 
 class Animator:
-    """Lines that grow point by point: `add(x, (y, y, ...))`, one value for each line, None for no point.
+    """Lines that grow point by point: `add(x, (y, y, ...))`, one y for each line, None for no point.
 
     In a notebook there is one figure, redrawn in place; the cell's other output stays. Elsewhere each integer x prints
     a line of values to stderr, and the figure is saved once, as figures/curve-N.png. The figure is complete when all
@@ -98,7 +98,7 @@ class Animator:
         self._handle: Any = None  # of the figure in the notebook
         self._path: Path | None = None  # of the saved figure
         self._next_drawing = 0.0
-        self._drawn = True  # does the figure show all points?
+        self._drawn = True  # whether the figure shows all points
 
     @cached_property
     def fig(self) -> Figure:
@@ -161,7 +161,7 @@ class Animator:
         return self.fig
 
     def _complete(self) -> bool:
-        """Whether every line has reached the end of the x axis."""
+        """Return whether every line has reached the end of the x axis."""
         return self._xlim is not None and bool(self.X) and all(xs and xs[-1] >= self._xlim[1] for xs in self.X)
 
     def _print(self, added: list[int]) -> None:
@@ -198,7 +198,7 @@ class Animator:
             first = self._path is None
             self._path = self._path or _new_file()
             write_atomic(self._path, figures.png(self.plot()))
-        except OSError as error:  # a training must not end because its figure cannot be saved
+        except OSError as error:  # a figure that cannot be saved must not end the training
             print(f"cannot save the curve in {_FOLDER.absolute()}: {reason(error)}", file=sys.stderr, flush=True)
             return
         if first:
@@ -206,7 +206,7 @@ class Animator:
 
 
 def _new_file() -> Path:
-    """Create the next free figures/curve-N.png, empty, so that no other process takes it."""
+    """Create the next free figures/curve-N.png as an empty file, so that no other process takes the name."""
     _FOLDER.mkdir(parents=True, exist_ok=True)
     for number in count(1):
         path = _FOLDER / f"curve-{number}.png"

@@ -1,6 +1,6 @@
 """Turn torch's errors about a network or a batch into one line: which batch, what is wrong with it, and the remedy.
 
-Of a batch nothing is checked before a step, so that a good one costs nothing: only what failed is looked at.
+Apart from cheap checks of labels and for NaN, a batch is only examined after its step has failed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def check_network(net: Any) -> None:
 
 
 def check_object(name: str, value: Any, kind: type | None, remedy: str) -> None:
-    """Raise CnnlabError unless the argument `name` is of `kind`, or callable if `kind` is None, and not a class."""
+    """Raise CnnlabError unless the argument `name` is an object of `kind`, or callable if `kind` is None."""
     if isinstance(value, type):
         raise CnnlabError(f"{name} is the class {value.__name__}; create an object of it: {value.__name__}(...)")
     if not (callable(value) if kind is None else isinstance(value, kind)):
@@ -38,14 +38,14 @@ def check_object(name: str, value: Any, kind: type | None, remedy: str) -> None:
 
 
 def is_count(value: Any) -> bool:
-    """Return whether a value is an integer from 1, Python's or NumPy's."""
+    """Return whether a value is a positive integer, of Python or NumPy."""
     return isinstance(value, Integral) and int(value) >= 1
 
 
 def as_labels(y: Tensor, batch: str = "") -> Tensor:
-    """Return integer labels as (B,) int64, whatever their type, also if they are (B, 1); others unchanged.
+    """Return integer labels of any type as int64, and (B, 1) as (B,); leave float labels unchanged.
 
-    batch: names it in errors. Raise CnnlabError for a row of numbers per image, and for negative labels on the CPU: the
+    batch: its name in errors. Raise CnnlabError for a row of floats per image, and for negative labels on the CPU: the
     cross-entropy would ignore -100.
     """
     if y.is_floating_point() or y.is_complex():
@@ -63,14 +63,14 @@ def as_labels(y: Tensor, batch: str = "") -> Tensor:
 
 @contextmanager
 def explained(net: Any, x: Any, y: Tensor, batch: str) -> Iterator[None]:
-    """Raise CnnlabError for torch's errors while `net` or the loss work on images x and labels y. batch: names it."""
+    """Raise CnnlabError for torch's errors in `net` or the loss, given images x and labels y. batch: its name."""
     try:
         yield
     except (RuntimeError, ValueError, IndexError) as error:
         if out_of_memory(error):
             raise CnnlabError(f"{batch} does not fit into memory ({_described(x)}); use smaller batches") from error
         raise CnnlabError(f"{batch}: {_fault(net, x, y, error)}") from error
-    except (AttributeError, TypeError) as error:  # of the network's own code, or of what it returned
+    except (AttributeError, TypeError) as error:  # from the network's code, or caused by what it returned
         output = _output(net, x)
         if output is _FAILED or isinstance(output, Tensor):
             raise
@@ -89,7 +89,7 @@ def check_finite(sums: list[Tensor], name: str) -> None:
 
 
 def check_labels(bounds: list[Tensor], outputs: int, name: str) -> None:
-    """Raise CnnlabError if labels are not among the `outputs`. bounds: (smallest, largest) of each batch."""
+    """Raise CnnlabError if labels are not in 0 to outputs - 1. bounds: (smallest, largest) label of each batch."""
     if bounds:
         table = torch.stack(bounds)
         low, high = int(table[:, 0].min()), int(table[:, 1].max())
@@ -98,7 +98,7 @@ def check_labels(bounds: list[Tensor], outputs: int, name: str) -> None:
 
 
 def pixel_sum(x: Any) -> Tensor | None:
-    """Return the sum of a batch's pixels on their device; None if they cannot be NaN."""
+    """Return the sum of a batch's pixels on their device; None if x is no tensor of floats."""
     return x.detach().sum() if isinstance(x, Tensor) and x.is_floating_point() else None
 
 
@@ -119,7 +119,7 @@ def _fault(net: Any, x: Any, y: Tensor, error: Exception) -> str:
             "batch norm cannot train on a single image; pass drop_last=True to the DataLoader, or choose another batch "
             "size"
         )
-    if "device-side assert" in text:  # nothing can be computed on this GPU any more
+    if "device-side assert" in text:  # this process can compute nothing more on the GPU
         return f"{_extent(y)}; number them from 0, and give the network as many outputs"
     output = _output(net, x)
     if output is _FAILED:  # the images do not fit the network
@@ -140,7 +140,7 @@ def _fault(net: Any, x: Any, y: Tensor, error: Exception) -> str:
 
 
 def _extent(y: Tensor) -> str:
-    """Return the smallest and the largest label, which a GPU cannot tell after its assertion."""
+    """Return the range of the labels as text. A GPU can no longer compute it after a failed assertion."""
     try:
         return f"labels from {int(y.min())} to {int(y.max())}"
     except RuntimeError:
@@ -175,7 +175,7 @@ def _no_tensor(output: Any) -> str:
 
 
 def _output(net: Any, x: Any) -> Any:
-    """Return what `net` returns for two images of the batch, in its mode or else in eval mode; _FAILED if it fails."""
+    """Return the output of `net` for two images of the batch, in its mode, else in eval mode; _FAILED if both fail."""
     training = getattr(net, "training", False)
     with torch.no_grad():
         for _ in range(2):

@@ -74,7 +74,7 @@ class Batches:
         self._copies = {torch.device("cpu"): (in_memory(images.images, "this loop"), images.labels)}
         # torch's DataLoader draws the order, so the same random numbers are drawn as by the original.
         self._order: DataLoader[Tensor] = DataLoader(
-            range(len(images)),  # type: ignore[arg-type] # it needs only a length and items
+            range(len(images)),  # type: ignore[arg-type] # a DataLoader needs only a length and items
             batch_size,
             shuffle=shuffle,
             collate_fn=torch.tensor,
@@ -160,13 +160,13 @@ def show_images(
             ) from error
         if titles and i < len(titles):
             place.set_title(titles[i])
-    use_fonts(figure)  # titles in Chinese, for one
+    use_fonts(figure)  # for titles in Chinese, for example
     report_numbers()
     return axes
 
 
 def _for_showing(image: Any) -> Any:
-    """Return an image as matplotlib takes it: (H, W) or (H, W, C); others unchanged."""
+    """Return an image in the layout of matplotlib: (H, W) or (H, W, C); leave others unchanged."""
     if isinstance(image, Tensor):
         image = image.detach().cpu()
         image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()

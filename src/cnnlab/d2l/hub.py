@@ -34,8 +34,8 @@ def download(name: str, cache_dir: str | Path | None = None) -> str:
     """Return the path of a file named in DATA_HUB; download it if it is missing.
 
     cache_dir: the file's folder. Default: ../data, the original's folder, if the file is already there; else the folder
-    that CNNLAB_DATA names, or the user's cache folder. Unlike the original, the file is checked after the download too,
-    and an interrupted download is resumed.
+    that CNNLAB_DATA names, or the user's cache folder. Unlike the original, check the file after the download too, and
+    resume an interrupted download.
 
     Raise CnnlabError for an unknown name, a damaged file, or a failed download.
     """
@@ -66,8 +66,8 @@ def download(name: str, cache_dir: str | Path | None = None) -> str:
 def download_extract(name: str, folder: str | None = None) -> str:
     """Download a zip or tar file named in DATA_HUB if needed, unpack it beside itself, and return its folder.
 
-    folder: the name of that folder. Default: the file's name without its ending. Raise CnnlabError as `download`, and
-    for a file that is not such an archive, is damaged, is too large, or has members that lead outside.
+    folder: the name of that folder. Default: the file's name without its extension. Raise CnnlabError as in `download`,
+    and for a file that is not such an archive, is damaged or too large, or has members that lead outside.
     """
     path = Path(download(name))
     stem = path.name.lower()
@@ -81,8 +81,8 @@ def download_extract(name: str, folder: str | None = None) -> str:
 def extract(path: Path, folder: Path) -> None:
     """Unpack a zip or tar file into `folder`. Existing files are replaced.
 
-    A DATA_HUB file has a known checksum. Still, paths and links that lead outside are refused, and so are devices and
-    an archive that unpacks to over 1 GiB and over a hundred times its size. Raise CnnlabError.
+    A DATA_HUB file has a known checksum. Still, refuse paths and links that lead outside, devices, all links in a zip,
+    and an archive that unpacks to over 1 GiB and over a hundred times its size. Raise CnnlabError.
     """
     limit = max(1 << 30, 100 * path.stat().st_size)
     too_large = CnnlabError(f"{path} would unpack to more than {limit:,} bytes; it was not unpacked")
@@ -141,7 +141,7 @@ def copyfile(filename: str | Path, target_dir: str | Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(filename, folder)
     except shutil.SameFileError:
-        pass  # the folder already has a hard link to it, as `reorg_train_valid` creates them
+        pass  # the folder already has a hard link to the file, made by `reorg_train_valid`
     except OSError as error:
         raise CnnlabError(f"cannot copy {filename} into {target_dir}: {reason(error)}") from error
 
@@ -155,10 +155,11 @@ def reorg_train_valid(
     down, at least one. The others go to train/CLASS, and all images go to train_valid/CLASS. labels: as returned by
     `read_csv_labels`.
 
-    Unlike the original, it creates hard links where the file system has them (copy=True: always copies); the split does
-    not depend on the order in which the system lists files (each class's first images by number, then by name, are
-    held out); and a second call with another ratio moves the images of the first, so that none is in both train and
-    valid. Raise CnnlabError for a ratio that leaves nothing to train on, or an image without a label.
+    Unlike the original, it creates hard links where the file system supports them (copy=True: always copies). The split
+    does not depend on the order in which the system lists files: each class's first images by number, then by name, are
+    held out. A second call with another ratio moves the images of the first, so none is in both train and valid.
+
+    Raise CnnlabError for a ratio that leaves nothing to train on, or an image without a label.
     """
     source = expand(data_dir) / "train"
     target = expand(data_dir) / "train_valid_test"
@@ -207,7 +208,7 @@ def reorg_test(data_dir: str | Path, *, copy: bool = False) -> None:
 
 
 def _images(folder: Path) -> list[str]:
-    """Return the names of the files there, 2.png before 10.png, without hidden files."""
+    """Return the names of the files in `folder` except hidden ones, 2.png before 10.png."""
     try:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if entry.name[0] != "." and entry.is_file()]
@@ -225,7 +226,7 @@ def _images(folder: Path) -> list[str]:
 
 
 def _remove_others(target: Path, names: set[str], wanted: Mapping[Path, str]) -> None:
-    """Remove the images `names` from where an earlier call put them but this one does not; keep other files."""
+    """Remove the images `names` from folders where an earlier call put them but this one does not; keep other files."""
     for part in ("train", "valid", "train_valid"):
         for path in (target / part).glob("*/*"):
             if path.name in names and path not in wanted:
@@ -233,7 +234,7 @@ def _remove_others(target: Path, names: set[str], wanted: Mapping[Path, str]) ->
 
 
 def _place(source: Path, wanted: Mapping[Path, str], copy: bool) -> None:
-    """Link or copy each file of `source` to its destinations; keep existing links to it."""
+    """Link or copy files from `source` to the paths in `wanted`; keep existing links to them."""
     for folder in {path.parent for path in wanted}:
         folder.mkdir(parents=True, exist_ok=True)
     for path, name in wanted.items():

@@ -41,14 +41,14 @@ def reduce_sum(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 class Accumulator:
     """`n` running sums that start from 0; `accumulator[i]` reads one.
 
-    Adding a tensor of a GPU waits for the GPU to compute it.
+    Adding a GPU tensor synchronizes with the GPU.
     """
 
     def __init__(self, n: int) -> None:
         self.data = [0.0] * n
 
     def add(self, *args: Any) -> None:
-        """Add a number to each sum. Raise CnnlabError if the counts differ."""
+        """Add one number to each sum. Raise CnnlabError for more or fewer numbers."""
         if len(args) != len(self.data):
             raise CnnlabError(f"Accumulator({len(self.data)}).add got {len(args)} values; pass one for each sum")
         self.data = [total + float(value) for total, value in zip(self.data, args, strict=True)]
@@ -142,7 +142,7 @@ def count_correct(y_hat: Tensor, y: Tensor) -> Tensor:
         raise CnnlabError(ONE_HOT)
     if y_hat.ndim > 1 and y_hat.shape[1] > 1:
         y_hat = y_hat.argmax(1)
-    if y_hat.shape != y.shape:  # (B, 1) and (B,) would be compared each with each
+    if y_hat.shape != y.shape:  # (B, 1) == (B,) would broadcast to (B, B)
         if y_hat.numel() != y.numel():
             raise CnnlabError(f"predictions of shape {tuple(y_hat.shape)} for labels of shape {tuple(y.shape)}")
         y_hat = y_hat.reshape(y.shape)
@@ -181,7 +181,7 @@ def evaluate_accuracy_gpu(net: Any, data_iter: Iterable[Any], device: torch.devi
                 x, y = moved(x, where), moved(y, where)
                 predicted = net(x)
                 batch_correct = count_correct(predicted, y)
-            correct = batch_correct if correct is None else correct + batch_correct  # a tensor: one synchronization
+            correct = batch_correct if correct is None else correct + batch_correct  # a tensor: synchronized once
             count += y.numel()
             if not isinstance(data_iter, Batches):
                 pixel_sums += [total for total in [pixel_sum(x)] if total is not None]
@@ -198,7 +198,7 @@ def evaluate_accuracy_gpu(net: Any, data_iter: Iterable[Any], device: torch.devi
 
 
 def pairs(data_iter: Iterable[Any], device: torch.device | None) -> Iterator[tuple[Any, Tensor]]:
-    """Yield the batches (X, y) of `data_iter`; a `Batches` builds them on `device`, others are unmoved.
+    """Yield the batches (X, y) of `data_iter`. A `Batches` builds them on `device`; others are not moved.
 
     Raise CnnlabError for a batch that is not such a pair.
     """
@@ -222,7 +222,7 @@ def pairs(data_iter: Iterable[Any], device: torch.device | None) -> Iterator[tup
 
 
 def moved(x: Any, device: torch.device | None) -> Any:
-    """Return a tensor, or a list of tensors, moved to `device`; None: unmoved."""
+    """Return a tensor, or a list of tensors, moved to `device`; None: not moved."""
     if device is None:
         return x
     return [part.to(device) for part in x] if isinstance(x, list) else x.to(device)

@@ -58,7 +58,7 @@ class Residual(nn.Module):
 
 
 def _parse(first: Any, second: Any, third: Any, strides: Any) -> tuple[int | None, int, bool, int]:
-    """Return the input channels (None: lazy), channels, whether there is a 1x1 convolution, and the stride."""
+    """Return the input channels (None: lazy), the output channels, whether to use a 1x1 convolution, and the stride."""
     call = f"Residual({first!r}, {second!r}, {third!r}, {strides!r})"
     if second is None:  # edition 1.0 with the other arguments by name
         inputs, outputs, projection, stride = None, first, third, strides
@@ -84,8 +84,8 @@ def _conv(in_channels: int | None, out_channels: int, kernel_size: int, padding:
 def resnet18(num_classes: int, in_channels: int = 1) -> nn.Sequential:
     """Build the competition's ResNet-18, with a stem for small images: (B, C, H, W) -> (B, K).
 
-    conv 3x3x64, BN, ReLU; four modules of two blocks with 64, 128, 256, 512 channels, of which all but the first halve
-    the side; global average pool; K. `in_channels` is 3 for the competition's images.
+    conv 3x3x64, BN, ReLU; four modules of two blocks with 64, 128, 256, 512 channels, all but the first module
+    halving the side; global average pool; linear K. `in_channels` is 3 for the competition's images.
     """
     net = nn.Sequential(nn.Conv2d(in_channels, 64, kernel_size=3, padding=1), nn.BatchNorm2d(64), nn.ReLU())
     channels = 64

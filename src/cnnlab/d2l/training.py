@@ -65,17 +65,17 @@ def train_ch6(
 ) -> History:
     """Train `net` with plain SGD on the mean cross-entropy; plot loss and accuracies during the training.
 
-    Initializes the weights of every Linear and Conv2d (Xavier-uniform); keeps biases and everything else. train_iter,
-    test_iter: iterables of batches (X, y), X (B, C, H, W) float, y (B,) int64, iterated once per epoch. device:
-    Default: `try_gpu()`. Test accuracy is measured after each epoch: do not use it to choose anything, or pass
+    Initialize the weights of every Linear and Conv2d (Xavier uniform), but not their biases or other layers.
+    train_iter, test_iter: iterables of batches (X, y), X (B, C, H, W) float, y (B,) int64, iterated once per epoch.
+    device: Default: `try_gpu()`. Test accuracy is measured after each epoch: do not use it to choose anything, or pass
     held-out images in place of the test set.
 
-    Prints the device, then `loss L, train acc A, test acc T` (loss and train acc: averages over the last epoch) and
-    `S examples/sec on DEVICE`. As in the original, that speed excludes data loading; the history has both speeds.
-    Leaves `net` in eval mode.
+    Print the device, then `loss L, train acc A, test acc T` (loss and train acc: averages over the last epoch) and
+    `S examples/sec on DEVICE`. As in the original, that speed excludes data loading; the history has both speeds. Leave
+    `net` in eval mode.
 
-    Unlike the original, it accepts fewer than five batches and iterables without a length, initializes lazy layers with
-    the first batch, and synchronizes a GPU five times per epoch, not after each batch. Raise CnnlabError for an
+    Unlike the original, accept fewer than five batches and iterables without a length, initialize lazy layers with the
+    first batch, and synchronize a GPU about five times per epoch, not after each batch. Raise CnnlabError for an
     invalid number of epochs, learning rate, device or batch.
     """
     check_network(net)
@@ -109,12 +109,12 @@ def train_batch_ch13(
     """Update `net` on a batch; return the sum of its losses and the number of correct predictions.
 
     X: a tensor (B, ...), or a list of tensors. loss: returns one loss per image, such as
-    `nn.CrossEntropyLoss(reduction="none")`. Sets `net` to training mode and moves the batch to the first of `devices`.
+    `nn.CrossEntropyLoss(reduction="none")`. Set `net` to training mode and move the batch to the first of `devices`.
 
     The update minimizes the sum of the losses, as in the original, so its printed learning rates fit: a rate of 2e-4 on
-    the sum of 128 losses equals 0.0256 on their mean. A rate of 0.1 would equal 12.8, and plain SGD gets a warning.
-    mean: minimize the mean, so that the rate does not depend on the batch size. A loss that returns the mean is
-    minimized as it is; the sum is returned here too, where the original returns the mean.
+    the sum of 128 losses equals 0.0256 on their mean. A rate of 0.1 would equal 12.8; SGD gets a warning then. mean:
+    minimize the mean, so that the rate does not depend on the batch size. A loss that returns the mean is minimized as
+    it is. The sum is returned even then, where the original returns the mean.
     """
     if not devices:
         raise CnnlabError("devices is empty; pass try_all_gpus()")
@@ -135,7 +135,7 @@ def _batch(
     device: torch.device,
     mean: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Do the update of `train_batch_ch13`; return both figures on the device, without synchronizing."""
+    """Do the update of `train_batch_ch13`; return its two values on the device, without synchronizing."""
     x, y = moved(x, device), moved(y, device)
     net.train()
     trainer.zero_grad()
@@ -175,8 +175,8 @@ def train_ch13(
 ) -> History:
     """Train `net` with your own optimizer and loss on all `devices`. Default: `try_all_gpus()`.
 
-    Keeps the initial weights. Each update is that of `train_batch_ch13`; see there for `loss` and `mean`. Plots,
-    prints, returns and raises as `train_ch6` does.
+    Keep the initial weights. Each update is that of `train_batch_ch13`; see there for `loss` and `mean`. Plots, output,
+    result and errors are those of `train_ch6`.
     """
     check_network(net)
     _check_epochs(num_epochs)
@@ -195,7 +195,7 @@ def train_ch13(
 
 
 _Step = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
-"""An update -> ((2,): sum of losses, number of correct predictions; mean loss), on the device."""
+"""An update on (X, y). It returns (2,), the sum of losses and the number of correct predictions, and the mean loss."""
 
 
 def _train(
@@ -253,7 +253,7 @@ def _train_epoch(
         losses.append(loss)
         images, labels = images + len(y), labels + y.numel()
         if i % interval == 0 and i < batches:
-            total, correct = sums.tolist()  # synchronizes, about five times per epoch
+            total, correct = sums.tolist()  # synchronizes about five times per epoch
             animator.add(epoch + i / batches, (total / images, correct / labels, None))
     if not losses:
         raise CnnlabError(
@@ -312,6 +312,6 @@ def _initialize_lazy(net: nn.Module, train_iter: Iterable[Any]) -> Iterable[Any]
         net.eval()
         with torch.no_grad(), explained(net, *first, "the first batch of train_iter"):
             net(moved(first[0], device))
-        if isinstance(train_iter, Iterator):  # it yields each batch only once
+        if isinstance(train_iter, Iterator):  # an iterator yields each batch only once
             return chain([first], batches)
     return train_iter

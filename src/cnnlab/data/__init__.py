@@ -1,4 +1,4 @@
-"""Data sources: each is one file here. Those without a path have a function `load` and a line in DATASETS."""
+"""Data sources, one module each. Those with a fixed name have a function `load` and an entry in DATASETS."""
 
 from __future__ import annotations
 
@@ -70,8 +70,7 @@ LISTED = tuple(_LISTED)  # sources of image files, which are decoded
 def load_images(source: str, split: str, options: SourceOptions | None = None) -> ImageSet | None:
     """Return the `train`, `validation` or `test` split of `source`; None if it has no such split.
 
-    source: a name in DATASETS, or a text of one of the FORMS. Raise CnnlabError for anything that is wrong with the
-    name or the files.
+    source: a name in DATASETS, or one of the FORMS. Raise CnnlabError if anything is wrong with the name or the files.
     """
     if split not in ("train", "validation", "test"):
         raise unknown("split", split, ("train", "validation", "test"))
@@ -102,8 +101,8 @@ def load_images(source: str, split: str, options: SourceOptions | None = None) -
 def copies_in_test(source: str, train: ImageSet, options: SourceOptions) -> int | None:
     """Return how many test images of `source` are also in `train`; None if there is no test split.
 
-    Pixels are compared, labels are not read. For a folder, files are compared instead, since its test images are not
-    decoded. Nothing is downloaded.
+    Compare pixels, not labels. For a folder or a table, compare files instead, so that no test image has to be decoded.
+    Download nothing.
     """
     if source.startswith((FOLDER, CSV)):
         return copies(list_files(source, options), train.ids)
@@ -118,7 +117,10 @@ def copies_in_test(source: str, train: ImageSet, options: SourceOptions) -> int 
 
 
 def list_files(source: str, options: SourceOptions) -> Listing:
-    """Return the files of a source in LISTED. A finished run may be evaluated on some of its classes only."""
+    """Return the files of a source in LISTED.
+
+    With `options.decoding`, as in the evaluation of a finished run, the source may lack some of the classes.
+    """
     kind = next(kind for kind in LISTED if source.startswith(kind))
     name = source.removeprefix(kind)
     if not name:
@@ -136,13 +138,13 @@ def list_files(source: str, options: SourceOptions) -> Listing:
 
 
 def is_listed(source: str) -> bool:
-    """Return whether `list_files` lists the images of a source, which are then decoded."""
+    """Return whether a source consists of image files, which `list_files` lists and cnnlab decodes."""
     named_set = source.startswith(TORCHVISION) and torchvision_sets.named_alike(source.removeprefix(TORCHVISION))
     return source.startswith(LISTED) and not named_set
 
 
 def absolute(source: str) -> str:
-    """Return a source whose path, if it names one, is absolute: a run may be resumed or evaluated from elsewhere."""
+    """Make the path in a source, if it has one, absolute: a run may be resumed or evaluated from another folder."""
     kind, colon, name = source.partition(":")
     if not name or (f"{kind}:" not in PATHS and (kind != "hf" or not hub.local(name))):
         return source

@@ -3,8 +3,8 @@
 Flips, shifts, crops and affine changes are in geometry.py; here are colours, RandAugment, cutout and mixing.
 
 All functions take images (B, C, H, W) float32 in 0..1, not yet normalized, and return a new tensor of the same shape
-and range. The state of the draws' generator alone determines them. Only `rand_augment` waits
-for the device.
+and range. Their random choices depend only on the state of the draws' generator. Only `rand_augment` waits for the
+device.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ def cutout(images: Tensor, pixels: int, draws: Draws, fill: float | Tensor = 0.0
 def color_jitter(images: Tensor, brightness: float, contrast: float, saturation: float, draws: Draws) -> Tensor:
     """Scale brightness, contrast and saturation of each image, in a random order.
 
-    Each factor is uniform in max(0, 1 - x)..1 + x for its argument x. As torchvision's ColorJitter without hue, which
-    draws one order and one set of factors for the whole batch. Only images with 3 channels have a saturation.
+    Each factor is uniform in max(0, 1 - x)..1 + x for its argument x. This is torchvision's ColorJitter without hue,
+    except that torchvision draws one order and one set of factors for the whole batch. Only images with 3 channels have
+    a saturation.
     """
     return _recolored(images, *_draw_colors(images, (brightness, contrast, saturation), draws))
 
@@ -103,7 +104,7 @@ def _operated(images: Tensor, name: str, magnitude: int, sign: int, fill: float 
         return float(torch.linspace(zero, most, 31)[magnitude])
 
     def moved(**options: Any) -> Tensor:
-        # To the nearest pixel. One more channel marks what lies outside, since tv takes no fill on a device.
+        # With nearest-neighbour interpolation. An extra channel marks what lies outside: tv takes no tensor as fill.
         rest = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
         marked = torch.cat((images, torch.ones_like(images[:, :1])), dim=1)
         marked = tv.rotate(marked, **options) if name == "Rotate" else tv.affine(marked, **(rest | options))
@@ -113,7 +114,7 @@ def _operated(images: Tensor, name: str, magnitude: int, sign: int, fill: float 
     shear = sign * math.degrees(math.atan(at(0, 0.3)))
     far = 150.0 / 331.0
     factor = 1 + sign * at(0, 0.9)
-    # torchvision knows grey and colour only: of other images, each channel is changed as a grey image.
+    # torchvision supports only grey and colour: otherwise each channel is changed as a grey image.
     plain = images if images.shape[1] in (1, 3) else images.flatten(0, 1)[:, None]
     changes: dict[str, Callable[[], Tensor]] = {
         "Identity": lambda: images,
@@ -135,10 +136,11 @@ def _operated(images: Tensor, name: str, magnitude: int, sign: int, fill: float 
 
 
 def mixup(images: Tensor, labels: Tensor, alpha: float, draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Blend each image with another of the batch: (images, labels, other labels, weight of `labels` (B,) float32).
+    """Blend each image with another of the batch.
 
-    H. Zhang et al., arXiv:1710.09412, with a separate weight ~ Beta(alpha, alpha) for each image. The other is its
-    neighbour, see `_neighbours`, where the paper permutes the batch.
+    Return (images, labels, other labels, weight of `labels` (B,) float32). H. Zhang et al., arXiv:1710.09412, with a
+    separate weight ~ Beta(alpha, alpha) for each image. The other image is its neighbour, see `_neighbours`; the paper
+    permutes the batch.
     """
     share = _draw_shares(images, alpha, draws)
     other = _neighbours(images)
@@ -146,11 +148,12 @@ def mixup(images: Tensor, labels: Tensor, alpha: float, draws: Draws) -> tuple[T
 
 
 def cutmix(images: Tensor, labels: Tensor, alpha: float, draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Paste a box of another image of the batch into each: (images, labels, other labels, weight of `labels` (B,)).
+    """Paste a box of another image of the batch into each image.
 
-    S. Yun et al., arXiv:1905.04899: area ~ 1 - Beta(alpha, alpha) with the image's proportions, centre uniform over
-    the pixels, drawn for each image, and the other is its neighbour, see `_neighbours`. The weight is that of the box
-    after it has been clipped to the image.
+    Return (images, labels, other labels, weight of `labels` (B,) float32). S. Yun et al., arXiv:1905.04899. For each
+    image, the box has the image's proportions, an area ~ 1 - Beta(alpha, alpha) and a centre uniform over the pixels.
+    The other image is its neighbour, see `_neighbours`. The weight is the share of the image that the clipped box
+    leaves.
     """
     side = (1 - _draw_shares(images, alpha, draws)).sqrt()[:, None]
     other = _neighbours(images)
@@ -166,10 +169,11 @@ class Augmentation:
 
     shift: pixels; shift_fill: zeros or reflect; flip: mirror at random, or in every other epoch with
     alternating_flip (which requires flip); vertical_flip: also upside down; rotation, zoom, shear: see `random_affine`;
-    fill: what lies outside an image that was changed by these, mean (its mean colour), zeros or reflect; crop_scale:
-    smallest fraction of the area, 1 for no crop; crop_ratio: largest aspect ratio r of 1/r..r; brightness, contrast,
-    saturation: see `color_jitter`; cutout: pixels a side; randaugment: operations per image, of strength magnitude,
-    0..30; mixup, cutmix: their alphas; if both are set, each batch gets one of them.
+    fill: how these fill the area outside an image: mean (the mean that is subtracted later), zeros or reflect;
+    crop_scale: smallest fraction of the area that is kept; crop_ratio: largest aspect ratio r of 1/r..r; if both are 1,
+    nothing is cropped; brightness, contrast, saturation: see `color_jitter`; cutout: pixels a side; randaugment:
+    operations per image, with strength magnitude, 0..30; mixup, cutmix: their alphas; if both are set, each batch gets
+    one of them.
     """
 
     shift: int = 0
@@ -206,7 +210,7 @@ class Augmentation:
         """Apply the changes that keep the labels; return the input itself if all are off.
 
         In this order: crop, flips, the affine change, shift, colours, RandAugment, cutout. index: (B,) int64, the
-        images' indices in the set; count: images in the set; fill: their mean colour, a number or (C,), for what lies
+        images' indices in the set; count: images in the set; fill: the mean colour, a number or (C,), for the area
         outside an image and for cutout.
         """
         if self.crop_scale < 1 or self.crop_ratio > 1:
@@ -236,7 +240,7 @@ class Augmentation:
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Apply `mixup` or `cutmix`; return (images, labels, None, None) if both are off.
 
-        host: a generator on the CPU that chooses if both are on, so that nothing waits for the device.
+        host: a CPU generator, which chooses between the two if both are on: nothing has to wait for the device.
         """
         both = bool(self.mixup and self.cutmix)
         if self.mixup and not (both and torch.rand((), generator=host).item() < 0.5):
@@ -247,12 +251,10 @@ class Augmentation:
 
 
 def _neighbours(images: Tensor) -> Tensor:
-    """Return the index of the image that each is mixed with: (B,).
+    """Return the index of the image that each is mixed with, (B,): 0 with 1, 2 with 3 and so on.
 
-    0 with 1, 2 with 3 and so on; without a neighbour, the last with the one before it.
-
-    The order is random already, so this is as random as a permutation. It keeps both images of a pair in the process
-    that has one of them.
+    The last of an odd number is mixed with the one before it. The order is random already, so this is as random as a
+    permutation, and it keeps both images of a pair in one process.
     """
     index = torch.arange(len(images), device=images.device)
     other = index ^ 1
@@ -262,9 +264,8 @@ def _neighbours(images: Tensor) -> Tensor:
 def _draw_shares(images: Tensor, alpha: float, draws: Draws) -> Tensor:
     """Draw a weight ~ Beta(alpha, alpha) for each image, on any device.
 
-    By the inverse distribution function, one uniform draw each.
-
-    (PyTorch's gamma draws take a generator only under a private name, and not on every device.)
+    Apply the inverse cumulative distribution function to one uniform draw each: PyTorch's gamma sampling takes a
+    generator only under a private name, and not on every device.
     """
     table, power = _beta_table(alpha, images.device), 1 / min(alpha, 1.0)
     draw = draws.rand(images, -1)
@@ -278,7 +279,7 @@ def _draw_shares(images: Tensor, alpha: float, draws: Draws) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _beta_table(alpha: float, device: torch.device) -> Tensor:
-    """Return the distribution function of t in 4096 steps, where x = t ** (1 / min(alpha, 1)) / 2 is Beta's lower half.
+    """Return the CDF of t in 4096 steps, where x = t ** (1 / min(alpha, 1)) / 2 is the lower half of the Beta.
 
     In t the density has no pole at 0: it is t ** (alpha / min(alpha, 1) - 1) * (1 - x) ** (alpha - 1).
     """
@@ -297,7 +298,7 @@ def _draw_pixels(images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
 
 
 def _box(row: Tensor, column: Tensor, height: int | Tensor, width: int | Tensor, shape: torch.Size) -> Tensor:
-    """Return the mask (B, 1, H, W) of boxes around (row, column) in images of a shape; sizes and places are (B, 1)."""
+    """Return the mask (B, 1, H, W) of boxes centred on (row, column), each (B, 1), in images of this shape."""
     y = torch.arange(shape[2], device=row.device) - (row - height // 2)
     x = torch.arange(shape[3], device=row.device) - (column - width // 2)
     return ((y >= 0) & (y < height))[:, None, :, None] & ((x >= 0) & (x < width))[:, None, None, :]

@@ -1,4 +1,4 @@
-"""Classes of unequal size and images of unequal weight: in the training loss, or in the order of an epoch."""
+"""Compensate for unequal classes and weight images, in the training loss or in the order of an epoch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from cnnlab.data.imageset import ImageSet
 
 
 def loss_weights(images: ImageSet, balance: str) -> Tensor | None:
-    """Return what each image counts in the training loss, (N,) float32 of mean 1; None if all count the same.
+    """Return the weight of each image in the training loss, (N,) float32 with mean 1; None if all are equal.
 
-    That is the image's own weight times, for balance=weights, that of its class: inversely proportional to the number
+    balance=weights multiplies an image's own weight by that of its class, which is inversely proportional to the number
     of images in the class.
     """
     weights = torch.ones(len(images), dtype=torch.float64) if images.weights is None else images.weights.double()
@@ -23,9 +23,9 @@ def loss_weights(images: ImageSet, balance: str) -> Tensor | None:
 
 
 def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Return as many indices of `labels` (N,) as there are labels, each class equally often, or once more.
+    """Return N indices into `labels` (N,), equally many for each class, up to a difference of one.
 
-    Within a class every image comes once before one comes again; of a large class, some do not come.
+    Within a class, no image repeats before all have been drawn. Some images of a large class are not drawn at all.
     """
     classes, n = labels.unique(), len(labels)
     more = torch.zeros(len(classes), dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""The batches of a data source as a network sees them in a training."""
+"""The batches of a data source as a network sees them in training."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from cnnlab.recipe import Recipe
 class SplitLoader:
     """The batches of one split: images (B, C, H, W) float32 and labels (B,) int64.
 
-    Each iteration over the train split is the next epoch of a training: another order, other augmentation. Where the
-    recipe mixes or weights images, the labels are (B, K), as `Loader.shuffled` has them. classes: K names;
-    preprocessing: uint8 images -> the input of the network.
+    Each iteration over the train split is another epoch, in a new order and with new augmentation. If the recipe mixes
+    or weights images, the labels are (B, K), see `Loader.shuffled`. classes: K names; preprocessing: converts uint8
+    images to the network's input.
     """
 
     def __init__(self, loader: Loader, classes: list[str], seed: int | None) -> None:
@@ -37,7 +37,7 @@ class SplitLoader:
         self._loader, self._seed, self._epoch = loader, seed, 0
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Return the number of batches in an epoch."""
         return len(self._loader)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -56,12 +56,12 @@ def loader(
     augment: Augment | None = None,
     **settings: Any,
 ) -> SplitLoader:
-    """Return the batches that a network sees in a training, on the CPU.
+    """Return the batches that a network sees in training, on the CPU.
 
-    data: a data source, trained by its default recipe, a recipe, or images of your own, see `train`. split: train
-    (shuffled and augmented as in the training), validation or test (in order). data_dir: folder of the datasets.
-    skip_bad: skip damaged images. augment: augmentation of your own, see `train`. settings: any of the recipe, as
-    batch_size=128. Raise CnnlabError.
+    data: a data source, for its default recipe; a recipe; or your own images, see `train`. split: train (shuffled and
+    augmented as in training), validation or test (in order). data_dir: folder of the datasets. skip_bad: skip damaged
+    images. augment: your own augmentation, see `train`. settings: settings of the recipe, such as batch_size=128. Raise
+    CnnlabError if the settings are invalid, or the images cannot be read.
     """
     own = None if isinstance(data, Recipe | str) else own_images(data)
     recipe = data if isinstance(data, Recipe) else choose_recipe(data=own.name if own else data)
@@ -72,7 +72,7 @@ def loader(
         raise CnnlabError(f"eval_split={recipe.eval_split}: no images are held out for validation")
     options = options_for(recipe, data_folder(data_dir), skip_bad=skip_bad)
     if not isinstance(data, Recipe) and suits_any_images(recipe.data):
-        kept = {**settings, "recipe": "images", "image_size": 0}  # their own size, for a network of any kind
+        kept = {**settings, "recipe": "images", "image_size": 0}  # the images keep their size, whatever the network
         recipe, _ = fitted_recipe(recipe, kept, options, torch.device("cpu"), own.train if own else None)
         options = options_for(recipe, data_folder(data_dir), skip_bad=skip_bad)
     train_set, eval_set = load_splits(recipe, options, own)

@@ -11,7 +11,7 @@ import torch
 
 from cnnlab.data.imageset import ImageSet, SourceOptions, stratified_split
 
-# One fifth is put aside as the test set, by a fixed seed of its own: no recipe's split seed can move it.
+# One fifth is set aside as the test set, with a fixed seed: a recipe's split_seed does not change it.
 _TEST_FRACTION, _TEST_SEED = 0.2, 1998
 
 

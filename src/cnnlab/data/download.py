@@ -17,7 +17,7 @@ from cnnlab.io.lock import file_lock
 _CHUNK = 1 << 18
 _TIMEOUT = 30  # seconds without a byte
 LIMIT = 1 << 32  # bytes: an endless response must not fill the disk
-_STALLED = 120.0  # seconds that the process we wait for may write nothing: several timeouts
+_STALLED = 120.0  # seconds without progress of the process that we wait for: several timeouts
 
 
 def download(
@@ -33,14 +33,14 @@ def download(
 ) -> None:
     """Download `path` from the first of `urls` that has a file with the right checksum, if one is given.
 
-    md5, sha1, sha256: the checksum, one of them. limit: bytes of the largest file. remedy: what to do where `path`
-    cannot be written.
+    md5, sha1, sha256: the expected checksum, at most one of them. limit: largest size in bytes. remedy: what to do if
+    `path` cannot be written.
 
     The bytes go to `path`.part, which a later call continues; only a verified file gets the name `path`. If several
     processes ask for the same file, one downloads it and the others wait; they report this, and give up if nothing
     arrives for two minutes.
 
-    Raise CnnlabError that says what failed at each address and what to do by hand.
+    Raise CnnlabError, which says what failed at each address and what to do by hand.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class Draws:
-    """Draws from a generator for each image of a batch, of which this process may have only some.
+    """Random draws for each image of a batch, of which this process may have only some rows.
 
-    The numbers are always those of the whole batch, so they do not depend on how it is divided. generator: on the
-    images' device. batch: images in the whole batch; rows: those that this process has. Default: all.
+    Numbers are always drawn for the whole batch, so they do not depend on how it is divided. generator: on the images'
+    device. batch: size of the whole batch; rows: the rows of this process. Default: all.
     """
 
     def __init__(self, generator: torch.Generator, batch: int = 0, rows: slice = slice(None)) -> None:
@@ -22,7 +22,7 @@ class Draws:
         return self._own(torch.rand(whole, generator=self.generator, device=images.device), dim)
 
     def randint(self, images: Tensor, high: int, *shape: int) -> Tensor:
-        """Return whole numbers 0..high-1 for images (B, ...), int64; -1 in `shape` stands for B."""
+        """Return integers 0..high-1 for images (B, ...), int64; -1 in `shape` stands for B."""
         whole, dim = self._whole(images, shape)
         return self._own(torch.randint(high, whole, generator=self.generator, device=images.device), dim)
 

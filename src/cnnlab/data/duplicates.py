@@ -23,7 +23,7 @@ _PICTURED = 60
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images that are alike. parts, ids, labels: of each, the label "" if it has none; likeness: 1 is exact."""
+    """Two similar images. parts: their splits; labels: their classes, "" if unlabelled; likeness: 1 is exact."""
 
     parts: tuple[str, str]
     ids: tuple[str, str]
@@ -45,9 +45,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """The duplicates in a source. counts: images of each part; threshold: None if near ones were not searched.
+    """The duplicates in a source.
 
-    exact: each image with the first that has the same pixels; near: pairs of other images, the most alike first.
+    counts: images in each split; threshold: None if near-duplicates were not searched for; exact: each image paired
+    with the first that has the same pixels; near: pairs of other images, the most alike first.
     """
 
     source: str
@@ -61,7 +62,7 @@ class Duplicates:
         return {**asdict(self), "images": self.counts}
 
     def to_text(self, most: int = 20) -> str:
-        """Return the number of pairs in and across parts, and the first `most` pairs of each kind."""
+        """Return the number of pairs within and across splits, and the first `most` pairs of each kind."""
         images = ", ".join(f"{name} {count:,}" for name, count in self.counts.items())
         lines = [f"{self.source}: {sum(self.counts.values()):,} images ({images})"]
         kinds = [("exact duplicates", self.exact)]
@@ -89,12 +90,11 @@ def duplicates(
     picture: Path | None = None,
     report: Report = no_report,
 ) -> Duplicates:
-    """Find images of `source` that occur twice, within its parts and across them.
+    """Find images of `source` that occur more than once, within and across its splits.
 
-    threshold: the likeness from which images count as near copies, 0.5 to 1; None: find exact copies only.
-    image_size: of a folder's images, as for a training; columns: of a table, see `Recipe`.
-    picture: a PNG file to draw the first pairs into.
-    Raise CnnlabError.
+    threshold: the smallest likeness of near-duplicates, 0.5 to 1; None finds exact duplicates only. image_size: of a
+    folder's images, as in training; columns: of a table, see `Recipe`. picture: a PNG file for the first pairs. Raise
+    CnnlabError if an argument is out of range, or the source cannot be read.
     """
     if threshold is not None and not 0.5 <= threshold <= 1:
         raise CnnlabError(f"likeness {threshold}: choose a number from 0.5 to 1")
@@ -136,7 +136,7 @@ def duplicates(
 
 
 def _load(source: str, options: SourceOptions) -> tuple[Pixels, list[tuple[str, str, str]]]:
-    """Return the images of all parts (N, C, H, W), and the part, id and label of each; "" for an unlabelled image."""
+    """Return the images of all splits (N, C, H, W), and the split, id and label of each; "" if unlabelled."""
     images: list[Pixels] = []
     places = []
     for part in ("train", "validation", "test"):

@@ -1,4 +1,4 @@
-"""How images are read and preprocessed for a recipe: as its published weights expect them, if it has some."""
+"""How images are read and preprocessed for a recipe: as its published weights, if any, expect them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cnnlab.recipe import Recipe
 
 
 def options_for(recipe: Recipe, data_dir: Path, *, skip_bad: bool = False, report: Report = no_report) -> SourceOptions:
-    """Return how a source's images are read for the recipe: as its published weights expect them, if it has some.
+    """Return the options to read a source's images as the recipe's published weights, if any, expect them.
 
     Raise CnnlabError for an unknown network or tag of published weights.
     """
@@ -33,8 +33,8 @@ def options_for(recipe: Recipe, data_dir: Path, *, skip_bad: bool = False, repor
 def preprocessing_for(recipe: Recipe, train_set: ImageSet) -> Preprocessing:
     """Return the preprocessing of the recipe for these training images.
 
-    Mean and standard deviation are the images', or those of published weights, which also bring the interpolation and,
-    unless the recipe says otherwise, the size.
+    Mean and standard deviation come from the images or from published weights. The latter also set the interpolation
+    and, unless the recipe sets it, the size.
     """
     published = published_weights(recipe.model)
     size = recipe.image_size

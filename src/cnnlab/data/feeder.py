@@ -11,11 +11,11 @@ from cnnlab.data.packed import PackedImages, Pixels
 
 
 class Feeder:
-    """Yields batches of a uint8 set on the device: from a copy of the set there or, if it does not fit, from the host.
+    """Batches of a uint8 set on the device: from a copy of the set there or, if it does not fit, from the host.
 
     From the host, each batch is gathered into one of two pinned buffers and copied while the device computes on the
-    batch before. Such a batch is valid until the next one is requested. The images of a packed set are read from their
-    files a few batches ahead, then take the same way.
+    previous batch. Such a batch is valid until the next one is requested. The images of a packed set are read from
+    their files a few batches ahead and then take the same path.
     """
 
     def __init__(self, images: Pixels, labels: Tensor, device: torch.device, resident: bool | None = None) -> None:
@@ -29,14 +29,17 @@ class Feeder:
         self._device = device
 
     def __call__(self, order: Tensor, sizes: list[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """order: (N,) int64 on the host -> each batch: images (B, C, H, W) uint8, labels (B,), indices (B,)."""
+        """Yield the batches of `order` (N,) int64 on the host, divided into `sizes`.
+
+        Each batch is images (B, C, H, W) uint8, labels (B,) and indices (B,) on the device.
+        """
         # A copy from pinned memory does not make the host wait.
         cuda = self._device.type == "cuda"
         pinned = order.pin_memory() if cuda else order
         numbers = pinned.to(self._device, non_blocking=cuda).split(sizes)
         if self.resident and isinstance(self._images, Tensor):
             for index in numbers:
-                # Five times as fast as indexing on a CPU: it copies whole images.
+                # On a CPU, five times as fast as indexing: it copies whole images.
                 yield torch.index_select(self._images, 0, index), self.labels[index], index
         else:
             for x, index in zip(self._from_host(order.split(sizes)), numbers, strict=True):
@@ -59,14 +62,14 @@ class Feeder:
         def send(number: int) -> None:
             turn, n = number % 2, len(parts[number])
             if cuda:
-                copied[turn].synchronize()  # two batches ago: the host may overwrite its buffer
+                copied[turn].synchronize()  # from two batches ago: now the host may overwrite its buffer
             if isinstance(images, Tensor):
                 torch.index_select(images, 0, parts[number], out=host[turn, :n])
             elif ahead is not None:
                 host[turn, :n] = next(ahead)
             if side:
                 with torch.cuda.stream(side):
-                    used[turn].wait()  # the device has read that batch
+                    used[turn].wait()  # until the device has read the old batch
                     here[turn, :n].copy_(host[turn, :n], non_blocking=True)
                     copied[turn].record()
             elif here is not host:

@@ -1,4 +1,4 @@
-"""From image files with labels to an ImageSet: the same decoding, checks and warnings for every source of files."""
+"""Read labelled image files into an ImageSet, with the same decoding, checks and warnings for every source."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ from cnnlab.recipe import LARGEST_SIDE
 # For images of different sizes: large enough to recognise objects, small enough for a laptop.
 _DEFAULT_SIZE = 64
 _QUOTES = str.maketrans("\u2018\u2019\u201c\u201d\u2010\u2011\u2013", "''\"\"---")
-_SAMPLE = 1000  # images of a data set that decide how all are decoded, at least
-_FEW_LEVELS = 32  # of 256: 12 bits of colour in a file of 16 leave 16
+_SAMPLE = 1000  # at least this many images of a data set decide how all are decoded
+_FEW_LEVELS = 32  # of 256: 12-bit colours in a 16-bit file leave 16
 _QUEUE = 1024  # images whose headers are read ahead
-_UNIFORM = 0.1  # share of a class's images without any contrast from which something is wrong
+_UNIFORM = 0.1  # with this share of single-colour images in a class, something is wrong
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
 class Part:
-    """The files of one split, N of each. labels: numbers of classes; groups, weights: see `ImageSet`."""
+    """The N files of one split. labels: class indices; groups, weights: see `ImageSet`."""
 
     files: Sequence[Path | Item]
     labels: Sequence[int]
@@ -58,8 +58,9 @@ class Part:
 class Listing:
     """What a source holds, before any file is decoded.
 
-    root: the folder that ids are relative to. name: the source in messages. classes: K names. parts: split -> files.
-    notes: how the source was read; warnings: what looks wrong with it. Both are reported with the training images.
+    root: the folder that ids are relative to. name: the source's name in messages. classes: K names. parts: split ->
+    files. notes: how the source was read; warnings: what looks wrong with it. Both are reported with the training
+    images.
     """
 
     root: Path
@@ -71,7 +72,7 @@ class Listing:
     warnings: tuple[str, ...] = ()
 
     def id_of(self, file: Path | Item) -> str:
-        """Return a file's path relative to the root, or all of it for a file elsewhere; the name of an item."""
+        """Return a file's path, relative to the root if it is below it, or the name of an item."""
         if isinstance(file, Item):
             return file.name
         return (file.relative_to(self.root) if file.is_relative_to(self.root) else file).as_posix()
@@ -79,7 +80,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes (width, height) of a source's images. middle: the median of their longer sides; square: all are."""
+    """The sizes (width, height) of images. middle: median of their longer sides; square: whether all are square."""
 
     smallest: tuple[int, int]
     largest: tuple[int, int]
@@ -88,7 +89,7 @@ class Sizes:
 
     @classmethod
     def of(cls, sizes: Sequence[tuple[int, int]]) -> Sizes | None:
-        """Return those of images of these sizes; None without any."""
+        """Summarize the sizes of images; None if there are none."""
         if not sizes:
             return None
         ends = sorted(set(sizes), key=lambda size: (size[0] * size[1], size))
@@ -97,7 +98,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Found:
-    """What the headers of the training images say, before `SourceOptions` choose a size."""
+    """The result of a survey of the training images, before `SourceOptions` choose a size."""
 
     channels: int
     background: str
@@ -113,8 +114,7 @@ class Found:
 def read_images(listing: Listing, split: str, options: SourceOptions) -> ImageSet | None:
     """Return the images of one split: (N, C, H, W) uint8, H = W; None if the source has no such split.
 
-    C is 1 if all training images are grey, else 3. The side is `options.image_size`, or that of the images if all are
-    square and of one size, else 64 pixels.
+    C is the number of channels of the training images; 3 for a mix of grey and colour. For the side, see `side_for`.
 
     Raise CnnlabError for a damaged image; with `options.skip_bad`, damaged images are skipped and listed in
     `ImageSet.skipped`.
@@ -139,7 +139,7 @@ def _read(listing: Listing, part: Part, split: str, options: SourceOptions) -> I
             return error
         return remarks
 
-    # Pillow releases the interpreter's lock while it decodes and resizes, so threads use all cores.
+    # Pillow releases the GIL while it decodes and resizes, so threads use all cores.
     with ThreadPoolExecutor(available_cores()) as pool:
         for i, bad in enumerate(pool.map(read, range(len(files)))):
             if isinstance(bad, list):
@@ -176,9 +176,10 @@ def _read(listing: Listing, part: Part, split: str, options: SourceOptions) -> I
 
 @dataclass
 class Seen:
-    """What decoded images of one split show. low, high: extremes of all their values; uniform: (N,) bool.
+    """Observations on the decoded images of one split.
 
-    odd: remark of `decode_checked` -> number of files, and the first.
+    low, high: extremes of all their values; uniform: (N,) bool, whether an image is a single colour; odd: remark of
+    `decode_checked` -> (number of files, the first file).
     """
 
     low: int
@@ -196,7 +197,7 @@ def _seen(images: np.ndarray, odd: Mapping[str, list[Path | Item]]) -> Seen:
 
 
 def warnings_of(listing: Listing, split: str, seen: Seen, labels: np.ndarray) -> Iterator[str]:
-    """Say what looks wrong about the decoded images of a split and, with the training images, about the source."""
+    """Yield what looks wrong about the decoded images of a split and, with the training split, about the source."""
     for remark, (count, file) in seen.odd.items():
         yield f"{count:,} {split} images {remark}; the first: {escape(file)}"
     if 0 < seen.high - seen.low < _FEW_LEVELS:
@@ -226,7 +227,7 @@ def warnings_of(listing: Listing, split: str, seen: Seen, labels: np.ndarray) ->
 
 
 def _fault(file: Path | Item) -> str:
-    """Return what is wrong with the header of an image file; an empty text for a good one."""
+    """Return what is wrong with the header of an image file, or ""."""
     if isinstance(file, Item):
         return ""
     try:
@@ -239,7 +240,7 @@ def _fault(file: Path | Item) -> str:
 def _loosely(name: str) -> str:
     """Return a class's name without letter case, spaces between words, and what a file manager adds to a copy.
 
-    Full-width letters, curved quotes and invisible characters count as the plain ones, or as none.
+    Full-width letters and curved quotes become plain ones; invisible characters are removed.
     """
     name = unicodedata.normalize("NFKC", name).translate(_QUOTES)
     name = "".join(c for c in name if unicodedata.category(c) != "Cf")
@@ -248,9 +249,9 @@ def _loosely(name: str) -> str:
 
 
 def copies(listing: Listing, trained: Sequence[str]) -> int | None:
-    """Return how many files of the test split are identical to files of the images `trained`, given by their ids.
+    """Return how many files of the test split are identical to a training file; None if there is no test split.
 
-    Return None if there is no test split. Only files of equal size are read.
+    trained: ids of the training images. Only files of equal size are read.
     """
     if "test" not in listing.parts:
         return None
@@ -288,9 +289,9 @@ def _decoding(listing: Listing, options: SourceOptions) -> tuple[Decoding, list[
 
 
 def survey_files(listing: Listing, background: str) -> Found:
-    """Choose channels, background and range of values from the headers of the training images."""
+    """Choose channels, background and range of values from the headers and, if needed, pixels of training images."""
     files = listing.parts["train"].files
-    if isinstance(files[0], Item):  # opening one may be decoding it
+    if isinstance(files[0], Item):  # opening an item may decode it
         files = files[:: max(1, len(files) // _SAMPLE)]
     with ThreadPoolExecutor(available_cores()) as pool:
         surveyed = {
@@ -318,7 +319,7 @@ def survey_files(listing: Listing, background: str) -> Found:
 
 
 def in_order(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
-    """Yield the result of each item in order, as `pool.map`, which would take all items at once: `ahead` of them."""
+    """Yield the results in order, like `pool.map`, but submit only `ahead` items at a time, not all at once."""
     waiting: deque[Future[R]] = deque()
     try:
         for item in items:
@@ -333,7 +334,11 @@ def in_order(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T
 
 
 def side_for(sizes: Sizes | None, options: SourceOptions, name: str) -> int:
-    """Return the side of the decoded images of these sizes. Raise CnnlabError, naming the source, for large ones."""
+    """Return the side of the decoded images, in pixels.
+
+    It is `options.image_size` or, if that is 0, the side of square images of one size, else 64. For
+    `options.size_limit`, see `SourceOptions`. Raise CnnlabError, naming the source, if the images are too large.
+    """
     if options.image_size:
         return options.image_size
     if sizes is not None and sizes.smallest == sizes.largest and sizes.square:
@@ -345,7 +350,7 @@ def side_for(sizes: Sizes | None, options: SourceOptions, name: str) -> int:
 
 
 def _channels(listing: Listing, counts: dict[Path | Item, int]) -> int:
-    """Return the number of channels of all images: 3 for grey ones among colours. Raise CnnlabError for others."""
+    """Return the number of channels for all images: 3 for grey and colour. Raise CnnlabError for any other mix."""
     found = sorted(set(counts.values()))
     if not found:
         return 3
@@ -358,7 +363,7 @@ def _channels(listing: Listing, counts: dict[Path | Item, int]) -> int:
 
 
 def fitting_note(sizes: Sizes | None, how: Decoding) -> Iterator[str]:
-    """Say how images of other sizes become squares of `how.size`."""
+    """Yield a note on how images of other sizes become squares of `how.size`, if there are any."""
     same = (how.size, how.size)
     if sizes is None or sizes.smallest == sizes.largest == same:
         return

@@ -1,7 +1,8 @@
 """Random geometry of a batch on its device: flips, shifts, crops and affine changes, with a draw for each image.
 
 All functions take images (B, C, H, W) float32 in 0..1, not yet normalized, and return a new tensor of the same shape
-and range. The state of the draws' generator alone determines them.
+and range. Their random choices depend only on the state of the draws' generator, those of `alternating_flip` on its
+seed.
 """
 
 from __future__ import annotations
@@ -74,9 +75,9 @@ def random_affine(
 
 
 def _affine(images: Tensor, angle: Tensor, scale: Tensor, shear: Tensor, fill: float | Tensor | None) -> Tensor:
-    """Shear, enlarge and turn clockwise each image by its own values (B,), as torchvision's `affine` does.
+    """Shear, scale and rotate each image clockwise by its own values (B,), as torchvision's `affine` does.
 
-    Unscaled turns by multiples of 90 degrees copy pixels, without rounding.
+    Unscaled rotations by multiples of 90 degrees copy pixels, without rounding.
     """
     c, h, w = images.shape[1:]
     angle, shear = angle.deg2rad(), shear.deg2rad()
@@ -91,7 +92,7 @@ def _affine(images: Tensor, angle: Tensor, scale: Tensor, shear: Tensor, fill: f
         rows, columns, source = _reflected(rows, h), _reflected(columns, w), images
     else:  # one more channel marks what lies inside
         source = torch.cat((images, torch.ones_like(images[:, :1])), dim=1)
-    # Sides that are powers of two: then scaling the places to -1..1 and back does not round them.
+    # With powers of two as sides, scaling the coordinates to -1..1 and back does not round them.
     tall, wide = (1 << (side - 1).bit_length() for side in (h, w))
     grid = torch.stack(((2 * columns + 1) / wide - 1, (2 * rows + 1) / tall - 1), dim=3)
     source = F.pad(source, (0, wide - w, 0, tall - h))
@@ -103,7 +104,7 @@ def _affine(images: Tensor, angle: Tensor, scale: Tensor, shear: Tensor, fill: f
 
 
 def _reflected(place: Tensor, length: int) -> Tensor:
-    """Return places in pixels, mirrored into 0..length - 1 about the first and the last pixel, however far outside."""
+    """Mirror pixel coordinates into 0..length - 1 about the first and the last pixel, however far outside they are."""
     last = length - 1
     return last - (place.remainder(2 * last) - last).abs() if last else torch.zeros_like(place)
 
@@ -111,9 +112,9 @@ def _reflected(place: Tensor, length: int) -> Tensor:
 def random_resized_crop(images: Tensor, scale: tuple[float, float], ratio: tuple[float, float], draws: Draws) -> Tensor:
     """Crop a box from each image and enlarge it to (H, W), bilinearly.
 
-    scale: the box's fraction of the area, uniform from low to high; ratio: its width over height, log-uniform. As
-    torchvision's RandomResizedCrop, except that the box is not rounded to whole pixels, and that a box too long for the
-    image is cut to its side (at least one pixel), where torchvision draws again up to ten times.
+    scale: the box's fraction of the area, uniform from low to high; ratio: its width over height, log-uniform. Unlike
+    in torchvision's RandomResizedCrop, the box is not rounded to whole pixels, and a box longer than the image is cut
+    to the image's side, where torchvision draws again up to ten times. A side is at least one pixel.
     """
     return _cropped(images, *_draw_boxes(images, scale, ratio, draws))
 
@@ -131,7 +132,7 @@ def _draw_boxes(
 
 
 def _cropped(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
-    """Return the boxes (B,), in pixels, enlarged to (H, W). Nothing outside a box is read."""
+    """Crop boxes, given in pixels (B,), and enlarge them to (H, W). Nothing outside a box is read."""
     b, _, h, w = images.shape
     rows, columns = _sampled(top, height, h), _sampled(left, width, w)
     grid = torch.stack((columns[:, None, :].expand(b, h, w), rows[:, :, None].expand(b, h, w)), dim=3)
@@ -148,7 +149,7 @@ def _sampled(start: Tensor, size: Tensor, length: int) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _sides(count: int, seed: int, device: torch.device) -> Tensor:
-    """Return which of the images start mirrored: (count,) bool. Cached: for each batch it would be 40 kernels."""
+    """Return which images start mirrored, (count,) bool. Cached: it takes 40 kernels."""
     return _hashed(torch.arange(count, device=device), seed) % 2 == 1
 
 

@@ -2,7 +2,7 @@
 
 Groups are dealt out one after the other, large ones first, each to the part that is furthest from its share of the
 group's classes (as scikit-learn's StratifiedGroupKFold does for equal parts). The best of several random orders is
-taken. No class is left in a single part if two groups have it.
+kept. No class is left in a single part if two groups have it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from cnnlab.io.errors import CnnlabError
 from cnnlab.io.text import plural, truncate
 
 _TRIES = 50  # random orders at most: docs/log.md
-_WORK = 100_000  # placements of a group that are weighed in all orders together, at least one order's
+_WORK = 100_000  # group placements to weigh over all orders together; one order is always tried
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """units: (N,) int64 in 0..G-1, images of one unit stay together; names: of the group of each of the N images.
+    """The groups of N images.
 
-    by: a description of the groups; tied: the number of images that are kept together with near duplicates.
+    units: (N,) int64 in 0..G-1, images of one unit stay together; names: the group name of each image; by: a
+    description of the groups; tied: the number of images that are kept together with near duplicates.
     """
 
     units: Tensor
@@ -47,9 +48,9 @@ class Grouping:
 
 
 def group_names(images: ImageSet, group: str) -> tuple[list[str], str] | None:
-    """Return the N names of the images' groups, and a description of the groups; None without groups.
+    """Return the group name of each image, and a description of the groups; None without groups.
 
-    group: see `Recipe`. Raise CnnlabError that names the first image without a group.
+    group: see `Recipe`. Raise CnnlabError, naming the first one, if images have no group.
     """
     if group == "none" or (group == "auto" and images.groups is None):
         return None
@@ -74,12 +75,12 @@ def group_names(images: ImageSet, group: str) -> tuple[list[str], str] | None:
 
 
 def _text(name: object) -> str:
-    """Return a name that the caller gave, as a text: "" for None and pandas' NaN."""
+    """Return a group name from the caller as a string: "" for None and pandas' NaN."""
     return "" if name is None or name != name else str(name)
 
 
 def _folder(id_: str, class_name: str) -> str:
-    """Return the folders between the class's and the file; without a class's folder, all of the file's folders."""
+    """Return the folders between the class folder and the file; without a class folder, all folders of the file."""
     parts = PurePosixPath(id_).parts[:-1]
     depth = next((i + 1 for i, part in enumerate(parts) if _plain(part) == _plain(class_name)), 0)
     return "/".join(parts[depth:])
@@ -95,7 +96,10 @@ def _matched(pattern: re.Pattern[str], id_: str) -> str:
 
 
 def grouping_of(images: ImageSet, group: str, duplicates: bool, report: Report = no_report) -> Grouping | None:
-    """Return the groups of `images`, joined where they share near duplicates if `duplicates`; None without either."""
+    """Return the groups of `images`; None if there are no groups and `duplicates` is not set.
+
+    duplicates: join groups that share exact or near duplicates.
+    """
     named = group_names(images, group)
     if named is None and not duplicates:
         return None
@@ -120,7 +124,7 @@ def grouping_of(images: ImageSet, group: str, duplicates: bool, report: Report =
 def _duplicates(images: Pixels, report: Report) -> list[tuple[int, int]]:
     """Return pairs of images that are exact or near copies.
 
-    On one thread, so that a run finds the same ones again whatever the number of cores.
+    Use one thread, so that a run finds the same pairs with any number of cores.
     """
     first = near_duplicates.same(images)
     unique = (first == torch.arange(len(images))).nonzero().flatten()
@@ -137,14 +141,14 @@ def _duplicates(images: Pixels, report: Report) -> list[tuple[int, int]]:
 
 
 def deal(labels: Tensor, units: Tensor, shares: Sequence[float], seed: int) -> Tensor:
-    """Return the part of each image, (N,) int64; parts have the given shares of each class as far as units allow.
+    """Divide images into parts that have the given shares of each class, as far as the units allow.
 
-    labels, units: (N,) int64. Units that hold the whole of a class go to part 0, the training images, if there are two
-    parts. The same arguments give the same parts on every machine.
+    Return the part of each image, (N,) int64. labels, units: (N,) int64. With two parts, a unit that holds all images
+    of a class goes to part 0, the training images. The same arguments give the same parts on every machine.
     """
     classes, number = int(labels.max()) + 1, int(units.max()) + 1
     pairs, counts = (units * classes + labels).unique(return_counts=True)
-    members: list[list[tuple[int, int]]] = [[] for _ in range(number)]  # of each unit: class, images
+    members: list[list[tuple[int, int]]] = [[] for _ in range(number)]  # (class, images) of each unit
     for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
         members[pair // classes].append((pair % classes, count))
     dealer = _Dealer(members, torch.bincount(labels, minlength=classes).tolist(), shares, pin=len(shares) == 2)
@@ -158,7 +162,10 @@ def deal(labels: Tensor, units: Tensor, shares: Sequence[float], seed: int) -> T
 
 
 class _Dealer:
-    """Deals units out. members: (class, images) of each; totals: images of each class; pin: see `deal`."""
+    """A greedy division of units among parts.
+
+    members: (class, images) of each unit; totals: images of each class; pin: send units with a whole class to part 0.
+    """
 
     def __init__(
         self, members: list[list[tuple[int, int]]], totals: list[int], shares: Sequence[float], *, pin: bool
@@ -170,7 +177,10 @@ class _Dealer:
         self._units = Counter(k for unit in members for k, _ in unit)
 
     def deal(self, order: Sequence[int]) -> tuple[tuple[int, float], list[int]]:
-        """Return how bad it is, as (classes in a single part, distance from the shares), and the part of each unit."""
+        """Deal out the units in this order; return the cost and the part of each unit.
+
+        The cost is (classes in a single part, distance from the shares).
+        """
         parts, totals = range(len(self._shares)), self._totals
         # Distance of each part from its share of each class, in images.
         off = [[-share * total for total in totals] for share in self._shares]
@@ -199,7 +209,7 @@ class _Dealer:
         return (single, distance + self._unlikeness(off)), place
 
     def _unlikeness(self, off: list[list[float]]) -> float:
-        """Return how much the classes' shares differ between the parts and the whole."""
+        """Return how much the class shares of the parts differ from those of the whole."""
         whole, unlike = self._totals[-1], 0.0
         for share, row in zip(self._shares, off, strict=True):
             held = max(row[-1] + share * whole, 1.0)
@@ -209,9 +219,9 @@ class _Dealer:
 
 
 def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
-    """Return the fold of each of the `labels` (N,), (N,) int64 in 0..folds-1.
+    """Return the fold of each image with `labels` (N,): (N,) int64 in 0..folds-1.
 
-    The folds differ by at most one image, in all and in each class.
+    The folds differ by at most one image, in total and within each class.
     """
     generator = torch.Generator().manual_seed(seed)
     fold, dealt = torch.empty(len(labels), dtype=torch.int64), 0

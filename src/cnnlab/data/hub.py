@@ -1,4 +1,4 @@
-"""`hf:NAME`: an image set of the Hugging Face hub, or a local folder of one, by the `datasets` library (extra `hf`)."""
+"""`hf:NAME`: an image set of the Hugging Face hub, or a local folder of one. Needs `datasets` (extra `hf`)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from cnnlab.io.errors import CnnlabError, SourceMissing, expand, reason
 def listing(name: str, options: SourceOptions) -> Listing:
     """Return the images of a data set: `NAME`, `NAME@CONFIGURATION`, or the path of a local one.
 
-    The column of images is found by its type, that of labels by its type or a usual name; `options.columns` names
-    others. Raise CnnlabError without the library, if the set cannot be loaded, and for unclear columns.
+    The image column is found by its type, the label column by its type or a usual name; `options.columns` names
+    others. Raise CnnlabError if the library is missing, the set cannot be loaded, or its columns are unclear.
     """
     splits, notes = _load(name, options)
     source = f"hf:{name}"
@@ -72,12 +72,12 @@ def listing(name: str, options: SourceOptions) -> Listing:
 
 
 def local(name: str) -> Path | None:
-    """Return the local folder that `hf:NAME` names, or None for a name of the hub."""
+    """Return the local folder that `hf:NAME` names, or None for a name on the hub."""
     return path if (path := expand(name.partition("@")[0])).exists() else None
 
 
 def _load(name: str, options: SourceOptions) -> tuple[dict[str, Any], list[str]]:
-    """Return split -> dataset, in the order train, validation, test, and notes on splits that are not used."""
+    """Return split -> dataset, in the order train, validation, test, and notes on unused splits."""
     try:
         import datasets
     except ImportError as error:
@@ -98,7 +98,7 @@ def _load(name: str, options: SourceOptions) -> tuple[dict[str, Any], list[str]]
             found = datasets.load_dataset(
                 str(folder or path), configuration or None, cache_dir=str(options.data_dir / "huggingface")
             )
-    except Exception as error:  # the library raises anything, also of other libraries
+    except Exception as error:  # the library raises errors of all kinds, also of other libraries
         missing = "config" in str(error).lower()
         remedy = "correct the files" if folder else "check the name and the network"
         remedy = "write hf:NAME@CONFIGURATION" if missing else remedy
@@ -123,7 +123,7 @@ def _load(name: str, options: SourceOptions) -> tuple[dict[str, Any], list[str]]
 
 
 def _divided(source: str, data: Any, column: str) -> dict[str, Any]:
-    """Return split -> dataset by the names of splits in a column, as the rows of a table are divided."""
+    """Divide a dataset by a column of split names, as in a table; return split -> dataset."""
     rows: dict[str, list[int]] = {}
     for i, text in enumerate(_texts(source, data[column], data.features[column])):
         if (split := split_of(text) if text else None) is None:
@@ -138,7 +138,7 @@ def _row(source: str, split: str, i: int) -> str:
 
 
 def _filled(source: str, data: Any, column: str, kind: str, split: str, rows: Sequence[int]) -> list[str]:
-    """Return a column's texts of these rows. Raise CnnlabError for an empty one."""
+    """Return a column's texts in these rows. Raise CnnlabError for an empty cell."""
     values, names = list(data[column]), getattr(data.features[column], "names", None)
     cells = []
     for i in rows:
@@ -156,7 +156,10 @@ def _filled(source: str, data: Any, column: str, kind: str, split: str, rows: Se
 
 
 def _columns(source: str, data: Any, columns: str) -> tuple[dict[str, int], str]:
-    """Return the places of the columns, and a remark on those chosen by name. Images and labels have types."""
+    """Return the index of each column, and a remark on those chosen by name.
+
+    Columns of images and labels are found by their type first.
+    """
     import datasets
 
     named = parse_columns(columns)
@@ -191,7 +194,7 @@ def _texts(source: str, column: Sequence[Any], feature: Any) -> list[str]:
 
 
 def _roots(name: str, options: SourceOptions) -> list[Path]:
-    """Return the folders in which image files of a set may lie: its own, and the caches of what is downloaded."""
+    """Return the folders in which image files of a set may lie: its own, and the download caches."""
     import datasets
     from huggingface_hub import constants
 
@@ -200,7 +203,7 @@ def _roots(name: str, options: SourceOptions) -> list[Path]:
 
 
 def _items(data: Any, column: str, split: str, rows: Sequence[int], roots: Sequence[Path]) -> list[Path | Item]:
-    """Return an item for each image, which reads its bytes, so that all are decoded as files are."""
+    """Return an item for each image that reads its bytes, so that it is decoded like a file."""
     import datasets
 
     if isinstance(data.features[column], datasets.Image):
@@ -215,7 +218,7 @@ def _items(data: Any, column: str, split: str, rows: Sequence[int], roots: Seque
         path = value.get("path") if isinstance(value, dict) else value
         if not isinstance(path, str) or not path:
             raise CnnlabError("it holds no image")
-        if packed := re.fullmatch(r"zip://(.+?)::(.+)", path, re.DOTALL):  # which the library does not unpack
+        if packed := re.fullmatch(r"zip://(.+?)::(.+)", path, re.DOTALL):  # the library does not unpack these
             archive = archives(_inside(packed[2], roots))
             member = archive.getinfo(packed[1])
             _check_size(path, member.file_size)
@@ -230,9 +233,9 @@ def _items(data: Any, column: str, split: str, rows: Sequence[int], roots: Seque
 
 
 def _inside(name: str, roots: Sequence[Path]) -> Path:
-    """Return the path of a file below one of the folders: a downloaded table must not name any other.
+    """Return the path of a file below one of the folders: a downloaded table must not name files elsewhere.
 
-    Raise CnnlabError, without the table's name, also for anything but a regular file.
+    Raise CnnlabError for a file elsewhere and for anything but a regular file. The message does not name the table.
     """
     path = Path(os.path.normpath(Path(roots[0]).absolute() / name))  # without "..", but links inside are followed
     if not any(path.is_relative_to(folder) for root in roots for folder in (root.absolute(), root.resolve())):

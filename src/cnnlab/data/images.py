@@ -1,4 +1,4 @@
-"""Images that a Python user has (paths, PIL images, arrays, tensors) as (C, H, W) uint8, as `decode` reads a file."""
+"""Convert paths, PIL images, arrays and tensors to (C, H, W) uint8, as `decode` reads a file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def flatten(images: Any) -> list[Any]:
     """Return the single images in `images`, each a path, a PIL image, an array or a tensor.
 
     images: one of these, a folder, a batch (B, C, H, W) or (B, H, W, C), or a list of any of them. The images of a
-    folder come sorted by name. Raise CnnlabError for a missing path, an empty folder and anything else.
+    folder come sorted by name. Raise CnnlabError for a missing path, an empty folder, or another type.
     """
     if isinstance(images, str | Path):
         return list(image_paths([images])[0])
@@ -69,7 +69,7 @@ def image_paths(paths: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
 
 
 def pixels(image: Any, how: Decoding, *, invert: bool = False) -> np.ndarray:
-    """Return one image, see `flatten`, as (channels, size, size) uint8, as `decode` does with a file.
+    """Convert one image, see `flatten`, to (channels, size, size) uint8, as `decode` does with a file.
 
     Arrays and tensors hold uint8 in 0..255 or floating point in 0..1. A tensor is (C, H, W); an array may also be
     (H, W, C), as PIL gives it, or (H, W). Raise CnnlabError.

@@ -16,7 +16,7 @@ from cnnlab.io.decode import Decoding
 from cnnlab.io.errors import CnnlabError
 
 Report = Callable[[str, int, int], None]
-"""Progress of a long read: (what, done, total); total 0 means unknown."""
+"""A callback for the progress of a long read: (what, done, total); total 0 means unknown."""
 
 
 def no_report(what: str, done: int, total: int) -> None:
@@ -27,10 +27,10 @@ def no_report(what: str, done: int, total: int) -> None:
 class SourceOptions:
     """Options for all sources; each uses those that concern it.
 
-    decoding: that of a finished run, or of the training images. Default: chosen from these by the other options.
-    columns: names of a table's columns, see `Recipe`. size_limit: where image_size is 0, larger images are reduced to
-    that side, and those of different sizes become as large as the median one; 0: the source's default, and no limit.
-    interpolation: of resized images, see `Decoding`.
+    decoding: how a finished run decoded its images, or how the training images were decoded. Default: chosen from the
+    training images and the other options. columns: names of a table's columns, see `Recipe`. size_limit: largest side
+    if image_size is 0; images of different sizes get the median of their longer sides, up to this limit. 0: no limit,
+    and the source's default for images of different sizes. interpolation: of resized images, see `Decoding`.
     """
 
     data_dir: Path
@@ -45,7 +45,7 @@ class SourceOptions:
     interpolation: str = "bilinear"
 
     def like(self, train: ImageSet) -> SourceOptions:
-        """Return the options for the other splits of the source of `train`: decoded as these images were."""
+        """Return the options for the other splits of the source, decoded as the images of `train` were."""
         return replace(self, decoding=self.decoding or train.decoding)
 
 
@@ -53,12 +53,12 @@ class SourceOptions:
 class ImageSet:
     """Decoded images.
 
-    images: (N, C, H, W) uint8, a tensor or rows of a packed set; labels: (N,) int64 in 0..K-1; ids: N texts; classes: K
-    names; skipped: errors of the files that could not be read; passed_over: files and folders that are not data, by
-    kind, such as `.heic` or `empty folder`; decoding: how the files were decoded; warnings: what looks wrong about the
-    images. groups: N names of what the images belong to, such as a patient or a video, or None; weights: (N,) float32,
-    of each image in the training loss relative to the others, or None for 1; an image of weight 0 is not trained on.
-    notes: how the source was read, where that was chosen.
+    images: (N, C, H, W) uint8, a tensor or rows of a packed set; labels: (N,) int64 in 0..K-1; ids: N strings;
+    classes: K names; skipped: errors of the files that could not be read; passed_over: files and folders that are not
+    data, by kind, such as `.heic` or `empty folder`; decoding: how the files were decoded; warnings: what looks wrong
+    about the images. groups: N group names, such as a patient or a video, or None; weights: (N,) float32, relative
+    weights of the images in the training loss, or None if all are 1; images of weight 0 are not trained on. notes: what
+    was chosen when the source was read.
 
     Raise CnnlabError, naming the image, for a weight that is negative, NaN or Inf.
     """
@@ -110,7 +110,7 @@ class ImageSet:
         )
 
     def fingerprint(self) -> str:
-        """Return a hash of pixels (of a packed set: their hashes), labels, class names and weights, in order."""
+        """Return a hash of pixels (for a packed set, of their hashes), labels, class names and weights, in order."""
         digest = hashlib.blake2b(digest_size=16)
         digest.update("\0".join([str(tuple(self.images.shape)), *self.classes]).encode())
         if isinstance(self.images, PackedImages):
@@ -133,7 +133,7 @@ def sample_rows(images: Pixels, labels: Tensor, num_classes: int, each: int = 8)
 
 
 def viewable(image: Tensor) -> np.ndarray:
-    """Return an image (C, H, W) uint8 as (H, W, C) with one channel or three: of any other number, their mean."""
+    """Return an image (C, H, W) uint8 as (H, W, C) with one or three channels. Average any other number of channels."""
     pixels = image.permute(1, 2, 0).numpy()
     return pixels if pixels.shape[2] in (1, 3) else pixels.mean(2, keepdims=True).astype(np.uint8)
 
@@ -141,8 +141,8 @@ def viewable(image: Tensor) -> np.ndarray:
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Split `labels` (N,) into (training index, validation index), each sorted.
 
-    The same fraction of each class is held out, rounded, at least one image and never all of them: a class of one
-    image stays in training. The same labels, fraction and seed give the same split on every machine.
+    The same fraction of each class is held out, rounded: at least one image, but never all. A class of one image stays
+    in training. The same labels, fraction and seed give the same split on every machine.
     """
     generator = torch.Generator().manual_seed(seed)
     held_out = torch.zeros(len(labels), dtype=torch.bool)

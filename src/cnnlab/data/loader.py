@@ -1,4 +1,4 @@
-"""Batches built on the device from a uint8 set that lies there, if it fits; no worker processes."""
+"""Batches built on the device, from a uint8 set that is kept there if it fits. There are no worker processes."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from cnnlab.io.errors import CnnlabError, reason
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """From uint8 images to the network's input, in training, evaluation and prediction.
+    """The conversion of uint8 images to the network's input, in training, evaluation and prediction.
 
-    channels, native_size: of the source's images; image_size: side of the network's input; mean, std: per channel, of
-    pixels scaled to 0..1; background, low, high, interpolation, lows, highs: see `Decoding`.
+    channels, native_size: channels and side of the source's images; image_size: side of the network's input; mean, std:
+    per channel, of pixels scaled to 0..1; background, low, high, interpolation, lows, highs: see `Decoding`.
     """
 
     channels: int
@@ -48,10 +48,11 @@ class Preprocessing:
     def of(
         cls, images: Pixels, *, image_size: int, fit: str, normalize: bool, decoding: Decoding | None = None
     ) -> Preprocessing:
-        """Return the preprocessing for training `images` (N, C, H, W) uint8: with their mean and std, or 0 and 1.
+        """Return the preprocessing for the training images (N, C, H, W) uint8.
 
-        decoding: how the images' files were decoded, if they were. Default: without a range of values, by `fit`.
-        For published weights, which bring their own moments: `data.expected.preprocessing_for`.
+        normalize: use their mean and standard deviation; otherwise 0 and 1. decoding: how the image files were decoded.
+        Default: with `fit`, and without a range of values. Published weights bring their own mean and standard
+        deviation: see `data.expected.preprocessing_for`.
         """
         channels, height = images.shape[1], images.shape[2]
         decoding = decoding or Decoding(channels, height, fit)
@@ -97,11 +98,11 @@ class Preprocessing:
         )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 -> (B, C, image_size, image_size) float32 on the same device."""
+        """Resize and normalize: (B, C, H, W) uint8 -> (B, C, image_size, image_size) float32 on the same device."""
         return self.normalized(self.resized(images))
 
     def resized(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 -> (B, C, image_size, image_size) float32, still scaled to 0..1."""
+        """Resize and scale to 0..1, unnormalized: (B, C, H, W) uint8 -> (B, C, image_size, image_size) float32."""
         # On a CPU the first form takes thirty times as long; on a GPU it is one kernel instead of two.
         x = images.div(255) if images.is_cuda else images.float().div_(255)
         if x.shape[2] == self.image_size:
@@ -114,7 +115,7 @@ class Preprocessing:
         return enlarged(x, self.image_size, as_channels=x.is_cuda)
 
     def normalized(self, x: Tensor) -> Tensor:
-        """Subtract the mean, divide by the deviation: same shape. May work in place."""
+        """Subtract the mean and divide by the standard deviation: same shape out. May work in place."""
         if not any(self.mean) and all(s == 1 for s in self.std):
             return x
         mean, std = _moments(self.mean, self.std, x.device)
@@ -132,10 +133,10 @@ class Preprocessing:
 
 
 def enlarged(x: Tensor, side: int, as_channels: bool = False) -> Tensor:
-    """(B, C, H, W) -> (B, C, side, side), bilinear.
+    """Enlarge images bilinearly: (B, C, H, W) -> (B, C, side, side).
 
-    as_channels: treat all images as channels of one image, for which a GPU uses a thread per value; otherwise one
-    thread loops over all images of the batch.
+    as_channels: treat all images as channels of one image. A GPU then uses one thread per value; otherwise one thread
+    loops over all images of the batch.
     """
     # Called directly: with deterministic algorithms on a GPU, F.interpolate takes some 35 kernels instead of one, for
     # the sake of a backward pass that is not needed here.
@@ -148,7 +149,7 @@ def enlarged(x: Tensor, side: int, as_channels: bool = False) -> Tensor:
 
 
 def laid_out(x: Tensor, layout: torch.memory_format) -> Tensor:
-    """(B, C, H, W) -> the same values in that layout; with one channel, a view of the same memory."""
+    """Convert x (B, C, H, W) to the memory format `layout`. With one channel, return a view of the same memory."""
     b, c, h, w = x.shape
     if layout == torch.channels_last and c == 1 and x.is_contiguous():
         return x.as_strided((b, c, h, w), (h * w, 1, w, 1))  # else torch would copy it
@@ -158,12 +159,14 @@ def laid_out(x: Tensor, layout: torch.memory_format) -> Tensor:
 class Loader:
     """Batches of an image set.
 
-    Iterating gives the whole set in order. `shuffled` gives it in random order with augmentation, which depend on the
-    seed and the epoch only, so that any epoch can be repeated. No image is dropped: the last batch may be smaller, or
-    larger by one. world: the processes among which each batch is divided; the batches are the same for any number of
-    them. own: applied after `augmentation`, and before images are mixed. balance: as in a recipe, of the
-    shuffled batches. passes: how often a shuffled epoch goes over the set. resident: whether the set lies on the
-    device. Default: if it fits. The batches are the same.
+    Iterating yields the whole set in order. `shuffled` yields it in random order with augmentation. Both depend only on
+    the seed and the epoch, so any epoch can be repeated. No image is dropped: the last batch may be smaller, or larger
+    by one.
+
+    own: the user's augmentation, applied after `augmentation` and before images are mixed. balance: as in a recipe, for
+    shuffled batches. passes: how often a shuffled epoch goes over the set. resident: whether the set is kept on the
+    device. Default: if it fits. world: the processes among which each batch is divided. The batches depend on neither
+    `resident` nor `world`.
     """
 
     def __init__(
@@ -202,7 +205,7 @@ class Loader:
         self._world = world or World()
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Return the number of batches in an epoch."""
         return len(self._sizes)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -210,7 +213,7 @@ class Loader:
         return self.every(World())
 
     def every(self, world: World) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches in order that are this process's: whole ones, dealt out one by one."""
+        """Yield this process's share of the batches, in order. Whole batches are dealt out one by one."""
         batches = torch.arange(self._images).split(self._sizes[: len(self._sizes) // self._passes])
         mine = batches[world.rank :: world.size]
         for images, labels, _ in self.feeder(torch.cat([torch.arange(0), *mine]), [len(batch) for batch in mine]):
@@ -219,9 +222,9 @@ class Loader:
     def shuffled(self, seed: int, epoch: int, size: int = 0, start: dict[str, Any] | None = None) -> Batches:
         """Return the batches of an epoch, in random order and augmented.
 
-        size: side in pixels to which the images are downscaled at the end; 0: the preprocessing's. start: a state of
-        `Batches.state` to continue from. If images are mixed, the labels are (B, K) probabilities instead of (B,)
-        numbers; if images differ in weight, these times the image's weight, whose mean over the batch is 1.
+        size: side in pixels to which the images are downscaled at the end; 0 keeps the preprocessing's. start: a state
+        from `Batches.state` to continue from. Labels are (B,) class indices. If images are mixed or differ in weight,
+        they are (B, K) probabilities, times the image's weight; the weights of a batch have mean 1.
         """
         # The order is drawn on the host, so it is the same on every device.
         host = torch.Generator().manual_seed(_mix(seed, epoch, 0))
@@ -234,14 +237,14 @@ class Loader:
                 host.set_state(_state(start["host"]))
                 if start["kind"] == self.device.type:
                     here.set_state(_state(start["here"]))
-                else:  # another device draws other numbers
+                else:  # the state of another kind of device cannot be restored
                     here.manual_seed(_mix(seed, epoch, 1, done))
             except (ValueError, RuntimeError) as error:
                 raise CnnlabError(f"the batches' place in the checkpoint is damaged: {reason(error, 100)}") from error
         return Batches(self._batches(order, done, seed, epoch, size, host, here), self._sizes, host, here, done)
 
     def _order(self, generator: torch.Generator) -> Tensor:
-        """Return the images of one pass over the set, by number."""
+        """Return the order of one pass over the set, (N,) int64."""
         if self._balanced is not None:
             return balanced_order(self._balanced, generator)
         return torch.randperm(self._images, generator=generator)
@@ -249,7 +252,7 @@ class Loader:
     def _batches(
         self, order: Tensor, done: int, seed: int, epoch: int, size: int, host: torch.Generator, here: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        parts = order.split(self._sizes)[done:]  # the batches' images, by number
+        parts = order.split(self._sizes)[done:]  # image indices of each batch
         if not parts:
             return
         rows = [self._world.rows(len(part)) for part in parts]
@@ -263,7 +266,7 @@ class Loader:
             x = self.preprocessing.resized(images)
             x = self._augmentation.changes(x, index, self._images, epoch, seed, draws, grey)
             x = self._own(x, _mix(seed, epoch, 2, number)) if self._own else x
-            if self._weights is not None:  # of mean 1 in the whole batch
+            if self._weights is not None:  # scaled to mean 1 over the whole batch
                 weights = self._weights[index] * (len(part) / self._weights[part.to(self.device)].sum())
                 labels = F.one_hot(labels, self._num_classes) * weights  # (B, K)
             x, y, other, share = self._augmentation.mixes(x, labels, draws, host)
@@ -280,7 +283,7 @@ class Loader:
 class Batches(Iterator[tuple[Tensor, Tensor]]):
     """The batches of one epoch, from `Loader.shuffled`: images (B, C, H, W) float32, labels.
 
-    Of each batch, this process's part. `images`: how many the last batch has in all processes together.
+    Each batch is this process's share. images: size of the last batch over all processes.
     """
 
     def __init__(
@@ -316,7 +319,7 @@ def _state(text: str) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _moments(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation (C, 1, 1) on the device, copied once: a copy per batch would stall a GPU."""
+    """Return mean and standard deviation (C, 1, 1) on the device. Cached: a copy per batch would stall a GPU."""
     return torch.tensor(mean, device=device)[:, None, None], torch.tensor(std, device=device)[:, None, None]
 
 

@@ -1,7 +1,7 @@
-"""Measure how a source's files become eight bits: one range of values for deep greys, one background.
+"""Measure how to reduce a source's files to eight bits: one range of values for deep greys, and one background.
 
-Both are measured on all training images and used for every image of the source, so that an image's brightness does not
-depend on its own extremes, and so that training, evaluation and prediction decode alike.
+Both are measured on training images and used for every image of the source. So an image's brightness does not depend on
+its own extremes, and training, evaluation and prediction decode alike.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import TypeVar
 from cnnlab.io.decode import BadImage, Header, Source, ink, probe, value_range
 from cnnlab.io.values import Values
 
-_FAR = 4  # spans beyond the other values from which one is a dead pixel, a mark or missing data
+_FAR = 4  # a value this many spans beyond the others is a dead pixel, a mark or missing data
 _NEAR = 0.5  # the same for the values that maps and instruments use for missing data
 _USUAL = {-32768.0, -32767.0, -9999.0, -99999.0, -999.0, 9999.0, 99999.0, 65535.0}
-_SAMPLE = 256  # transparent images that decide the background, at least
-_DARK = 96  # mean level of 255 below which drawings get a white ground
+_SAMPLE = 256  # size of the smallest sample of transparent images that decides the background
+_DARK = 96  # drawings with a mean level below this, of 255, get a white background
 _FULL_SCALES = (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0)  # of 0..1, 8, 10, 12, 14 and 16 bits
 T = TypeVar("T")
 
 
 def survey(source: Source, content: bytes | None = None) -> tuple[Header, Values | None] | None:
-    """Return an image's header and, for deep greys, its values; None for a file without a header.
+    """Return an image's header and, for deep greys, its values; None for a file without a readable header.
 
-    source, content: see `probe`. What is damaged is left out, since decoding will name it.
+    source, content: see `probe`. Damage is ignored here, since decoding will report it.
     """
     try:
         header = probe(source, content)
@@ -40,7 +40,7 @@ def survey(source: Source, content: bytes | None = None) -> tuple[Header, Values
 
 
 def common_range(found: Iterable[Values]) -> tuple[float, float, list[str]]:
-    """Return the one range of values that all deep images are scaled by, (0, 0) if there are none; and warnings."""
+    """Return the range of values, low and high, for all deep images, or 0, 0 if there are none, and warnings."""
     images = list(found)
     if not images:
         return 0.0, 0.0, []
@@ -73,9 +73,9 @@ def _scale(low: float, high: float) -> tuple[float, float]:
 def _missing(images: Sequence[Values]) -> set[float]:
     """Return the values that stand for missing data.
 
-    Such a value is the lowest or highest of an image, holds more pixels than an image's tail, and is far from all
-    others, in its image and in the whole source: as -9999 among 0 to 1, or 65535 among twelve bits. Usual values for
-    missing data may be nearer, as -9999 among heights of 0 to 3000.
+    Such a value is the lowest or highest of an image, fills more pixels than the image's tail, and is far from all
+    others, in its image and in the whole source: -9999 among 0 to 1, for example, or 65535 among twelve bits. Usual
+    values for missing data may be nearer, such as -9999 among heights of 0 to 3000.
     """
 
     def far(value: float) -> float:
@@ -114,7 +114,7 @@ def _missing_notes(images: Sequence[Values], missing: set[float]) -> list[str]:
 
 
 def background_sample(transparent: Sequence[T]) -> Sequence[T]:
-    """Return those of the transparent images whose `ink_level` decides the background."""
+    """Return the transparent images whose `ink_level` decides the background."""
     return transparent[:: max(1, len(transparent) // _SAMPLE)]
 
 
@@ -126,6 +126,6 @@ def ink_level(source: Source, content: bytes | None = None) -> float | None:
 
 
 def common_background(levels: Iterable[float | None]) -> str:
-    """Return white for dark drawings on a transparent ground, else black. levels: see `ink_level`."""
+    """Return white for dark drawings on a transparent background, else black. levels: see `ink_level`."""
     known = [level for level in levels if level is not None]
     return "white" if known and sum(known) < _DARK * len(known) else "black"

@@ -1,7 +1,7 @@
 """Public image sets by name: MNIST and its kin, CIFAR-10 and CIFAR-100, SVHN, STL-10.
 
-Addresses, checksums, places in the data folder and, where they read only what is needed, readers are torchvision's; the
-download is ours (`cnnlab.data.download`). A set is a line of NAMED.
+Addresses, checksums and places in the data folder are torchvision's, and so are the readers that read no more than is
+needed. The download is ours (`cnnlab.data.download`). Each set is an entry of NAMED.
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ Pixels = tuple[np.ndarray, np.ndarray, Sequence[str]]
 class File:
     """A file that is read, and the download that it comes from. Paths are relative to the data folder.
 
-    path, md5: as it is read; no checksum if the publisher names none. packed, packed_md5, urls: the download: the file
-    itself, the file with `.gz`, or an archive in which it is called `member`. idx: a file of MNIST or its kin, which
-    other programs leave in other places and under other names; it is known by its content.
+    path, md5: the file that is read; md5 is "" if the publisher gives none. packed, packed_md5, urls: the download,
+    which is the file itself, the file with `.gz`, or an archive in which it is called `member`. idx: whether the file
+    is of MNIST or its kin. Other programs leave these in other places and under other names, so they are recognized by
+    their content.
     """
 
     path: str
@@ -66,7 +67,7 @@ class File:
 
 @dataclass(frozen=True)
 class Named:
-    """A public set. files: those of a split, (images, labels) first; read: these files, in the data folder."""
+    """A public set. files: split -> its files, images and labels first; read: (files, data folder, split) -> pixels."""
 
     description: str
     files: Callable[[str], list[File]]
@@ -76,8 +77,8 @@ class Named:
 def load(name: str, split: str, options: SourceOptions) -> ImageSet | None:
     """Return the `train` or `test` split of a set in NAMED; None for `validation`, which none of them has.
 
-    Missing files are downloaded into `options.data_dir`. Raise CnnlabError for a file with a wrong checksum, and if
-    nothing can be downloaded.
+    Missing files are downloaded into `options.data_dir`. Raise CnnlabError if a file has a wrong checksum, or
+    cannot be downloaded.
     """
     if split == "validation":
         return None
@@ -86,7 +87,7 @@ def load(name: str, split: str, options: SourceOptions) -> ImageSet | None:
         images, labels, classes = NAMED[name].read(paths, options.data_dir, split)
     except CnnlabError:
         raise
-    except Exception as error:  # what a reader raises for a file that its checksum, if there is one, does not cover
+    except Exception as error:  # a reader may raise anything for a file without a checksum
         raise _damaged(paths[0], reason(error, 100)) from error
     labels = labels.astype(np.int64)
     if len(images) != len(labels) or not len(labels) or labels.min() < 0 or labels.max() >= len(classes):
@@ -100,12 +101,12 @@ def load(name: str, split: str, options: SourceOptions) -> ImageSet | None:
 
 
 def is_there(name: str, data_dir: Path) -> bool:
-    """Return whether all files of the set are in that folder of datasets, so that nothing would be downloaded."""
+    """Return whether all files of the set are in `data_dir`, so that nothing has to be downloaded."""
     return all(_on_disk(file, data_dir) for file in _all_files(name))
 
 
 def files(name: str, data_dir: Path) -> dict[Path, str]:
-    """Return the set's files in that folder of datasets, each with what is wrong with it, or ""."""
+    """Return the set's files in `data_dir`, each with what is wrong with it, or ""."""
     found = {}
     for file in _all_files(name):
         path = _on_disk(file, data_dir)
@@ -122,17 +123,17 @@ def _all_files(name: str) -> Iterator[File]:
 
 
 def _on_disk(file: File, data_dir: Path) -> Path | None:
-    """Return where the file is, packed or not; None if it is not there. Unpacked members come before their archive."""
+    """Return the path of the file, packed or not; None if it is missing. Prefer an unpacked member to its archive."""
     order = (file.path, file.packed) if file.member else (file.packed, file.path)
     usual = (data_dir / path for path in order if (data_dir / path).is_file())
     return next(usual, next(_elsewhere(file, data_dir), None))
 
 
 def _elsewhere(file: File, data_dir: Path) -> Iterator[Path]:
-    """Yield the file in other usual places: in a folder with the set's name, and, if its MD5 fits, without one.
+    """Yield the file in other usual places: in a folder with the set's name or, if its MD5 matches, outside of one.
 
-    The four names are the same for all sets of this kind. Kaggle writes `train-images.idx3-ubyte`, or puts the file
-    into a folder of its own name.
+    All sets of this kind use the same four file names, so only the MD5 tells them apart. Kaggle writes
+    `train-images.idx3-ubyte`, or puts the file into a folder of the same name.
     """
     if not file.idx or not data_dir.is_dir():
         return
@@ -159,7 +160,7 @@ def _matches(path: Path, file: File, data_dir: Path) -> bool:
 
 
 def _is_official(path: Path, file: File) -> bool:
-    """Return whether a file has the right content, packed by whomever or not, whatever its name."""
+    """Return whether a file has the official content, packed or not, under any name."""
     if checksum(path, "md5") in (file.packed_md5, file.md5):
         return True
     if not file.md5 or not _is_gzip(path):
@@ -210,7 +211,7 @@ def _damaged(path: Path, why: str) -> CnnlabError:
 
 
 def _unpack(packed: Path, wanted: Sequence[File], data_dir: Path) -> None:
-    """Write those members of a verified archive that are not there, each whole or not at all."""
+    """Write the missing members of a verified archive, each completely or not at all."""
     left = {file.member: data_dir / file.path for file in wanted if not (data_dir / file.path).exists()}
     for path in left.values():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -219,7 +220,7 @@ def _unpack(packed: Path, wanted: Sequence[File], data_dir: Path) -> None:
             for member, path in left.items():
                 write_atomic(path, gzip.decompress(archive.read(member)))
         return
-    with tarfile.open(packed, "r|gz") as archive:  # in one pass: an archive of gigabytes cannot be searched
+    with tarfile.open(packed, "r|gz") as archive:  # in one pass: seeking in gigabytes of gzip is too slow
         for entry in archive:
             if entry.name in left and (stream := archive.extractfile(entry)) is not None:
                 write_atomic(left.pop(entry.name), iter(partial(stream.read, 1 << 20), b""))
@@ -232,7 +233,7 @@ def _unpack(packed: Path, wanted: Sequence[File], data_dir: Path) -> None:
 
 
 def _idx_files(dataset: str, split: str) -> list[File]:
-    """Return images and labels of a set in the format of MNIST, four files that torchvision lists."""
+    """Return the files of images and labels of a split, in MNIST's format, as torchvision lists them."""
     from torchvision import datasets  # slow to import, so only here and below
 
     listed = getattr(datasets, dataset)
@@ -246,7 +247,7 @@ def _idx_files(dataset: str, split: str) -> list[File]:
 
 
 def _read_idx(path: Path, sides: int) -> np.ndarray:
-    """Read (N, H, W) or (N,) uint8; sides: number of dimensions. The dimensions must account for every byte."""
+    """Read an IDX file of (N, H, W) or (N,) uint8, whose shape must account for every byte. sides: its dimensions."""
     content = path.read_bytes()
     content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
     start = 4 + 4 * sides
@@ -278,7 +279,7 @@ def _emnist_files(part: str, split: str) -> list[File]:
 
 
 def _read_emnist(part: str, paths: list[Path], data_dir: Path, split: str) -> Pixels:
-    """Turn the images upright, which lie on their side in the files, and drop the class N/A of the letters."""
+    """Read EMNIST. Turn the images upright, since they are stored on their side; drop the class N/A of the letters."""
     from torchvision.datasets import EMNIST
 
     images, labels, classes = _read_mnist(paths, data_dir, split, EMNIST.classes_split_dict[part])
@@ -287,7 +288,7 @@ def _read_emnist(part: str, paths: list[Path], data_dir: Path, split: str) -> Pi
 
 
 def _listed(listed: Any, names: Mapping[str, str]) -> list[File]:
-    """Return members of the one archive of a torchvision dataset. names: file -> MD5."""
+    """Return members of the single archive of a torchvision dataset. names: file -> MD5."""
     base, packed = listed.base_folder, listed.filename
     return [
         File(f"{base}/{name}", md5, packed, listed.tgz_md5, (listed.url,), f"{base}/{name}")
@@ -335,7 +336,7 @@ def _stl10_files(split: str) -> list[File]:
 def _read_stl10(paths: list[Path], data_dir: Path, split: str) -> Pixels:  # noqa: ARG001
     images = (
         np.frombuffer(paths[0].read_bytes(), np.uint8).reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2)
-    )  # columns come first
+    )  # stored column by column
     return (
         np.ascontiguousarray(images),
         np.frombuffer(paths[1].read_bytes(), np.uint8).astype(int) - 1,

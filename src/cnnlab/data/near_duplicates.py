@@ -1,11 +1,11 @@
 """Images that occur twice, exactly or nearly.
 
-Exact copies have the same hash. For near copies, each image becomes the low frequencies of its grey values, whitened:
-what most images share counts little, what tells them apart counts much. The likeness of two images is the cosine of
-these vectors. All images are compared with all others: 70,000 take half a minute on one core. (Candidates from hashes
-took 7 s, but 85 more lines, and could miss one pair in 500.)
+Exact copies have the same hash. For near copies, each image is described by the low frequencies of its grey values,
+whitened: what most images share counts little, and what tells them apart counts much. The likeness of two images is
+the cosine of these vectors. All images are compared with all others: 70,000 take half a minute on one core. (Candidates
+from hashes took 7 s, but 85 more lines, and could miss one pair in 500.)
 
-imagehash is no replacement: it hashes each image by itself, without the whitening by the set.
+imagehash is no replacement: it hashes each image by itself, without whitening over the set.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ NEAR = 0.96  # chosen by eye on Fashion-MNIST and CIFAR-10: docs/log.md
 _SIDE, _FREQUENCIES = 16, 12
 _PRIOR = 1000  # the statistics of natural images count as this many images
 _MIN_CORRELATION = 0.8  # of the grey values of all pixels
-_MOST_PARTNERS = 64  # pairs of one image: thousands of frames of one scene would be millions of pairs
+_MOST_PARTNERS = 64  # pairs per image: thousands of frames of one scene would otherwise make millions of pairs
 _BLOCK = 1024  # images compared with all others at a time
 
 
 def same(images: Pixels) -> Tensor:
-    """(N, C, H, W) uint8 -> (N,) int64: the index of the first image with the same pixels, mostly its own."""
+    """Return the index of the first image with the same pixels, mostly its own: (N, C, H, W) uint8 -> (N,) int64."""
     first: dict[bytes, int] = {}
     return torch.tensor([first.setdefault(key, i) for i, key in enumerate(_hashes(images))], dtype=torch.int64)
 
 
 def shared(images: Pixels, others: Pixels) -> list[tuple[int, int]]:
-    """Return (index in `others`, index in `images`) of each of `others` that also occurs in `images`."""
+    """Return (index in `others`, index in `images`) for each of `others` that also occurs in `images`."""
     if images.shape[1:] != others.shape[1:]:
         return []
     index = {key: i for i, key in enumerate(_hashes(images))}
@@ -51,8 +51,8 @@ def _hashes(images: Pixels) -> list[bytes]:
 def near(images: Pixels, threshold: float = NEAR, report: Report = no_report) -> tuple[Tensor, Tensor, Tensor]:
     """Return the pairs of `images` (N, C, H, W) uint8 whose likeness is at least `threshold`, the most alike first.
 
-    Return indices of the first and of the second image, (P,) int64 each, and the likeness (P,). An image has at most 64
-    pairs with later ones.
+    Return the indices of the first and of the second image, (P,) int64 each, and the likeness (P,). An image is paired
+    with at most 64 later ones.
     """
     z = describe(images)
     pairs = []
@@ -74,7 +74,7 @@ def near(images: Pixels, threshold: float = NEAR, report: Report = no_report) ->
 
 
 def describe(images: Pixels) -> Tensor:
-    """(N, C, H, W) uint8 -> (N, D) float32 unit vectors; their dot products are the similarities."""
+    """Return unit vectors whose dot products are the likenesses: (N, C, H, W) uint8 -> (N, D) float32."""
     side = min(_SIDE, images.shape[2])
     frequencies = min(_FREQUENCIES, side)
     waves = _cosines(side)[:frequencies]
@@ -86,7 +86,7 @@ def describe(images: Pixels) -> Tensor:
     x = torch.cat(parts)
     # Ignore contrast, but do not amplify the noise of an empty image.
     x = x / x.norm(dim=1, keepdim=True).clamp_min(4 * side)
-    # Mean and covariance of the set, for a small one rather of natural images: energy as one over frequency squared.
+    # Mean and covariance of the set, shrunk towards natural images: their energy falls as one over frequency squared.
     n = len(x)
     x = x - x.sum(0) / (n + _PRIOR)
     covariance = x.T @ x / n
@@ -100,7 +100,7 @@ def describe(images: Pixels) -> Tensor:
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """(P, C, H, W) uint8 each -> (P,): correlation of the grey values of each pair, -1 to 1; 0 for an empty image."""
+    """Return the correlation of each pair's grey values, 0 for an empty image: (P, C, H, W) uint8 -> (P,), -1 to 1."""
     x, y = (t.float().mean(1).flatten(1) for t in (a, b))
     x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
     result: Tensor = (x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1)).clamp_min(1e-6)
@@ -108,7 +108,7 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _cosines(n: int) -> Tensor:
-    """Return the discrete cosine transform of n values: (n, n), one frequency per row."""
+    """Return the matrix of the discrete cosine transform, (n, n), with one frequency per row."""
     k, i = torch.arange(n).float()[:, None], torch.arange(n).float()
     waves = torch.cos(math.pi * (i + 0.5) * k / n) * math.sqrt(2 / n)
     waves[0] /= math.sqrt(2)

@@ -1,4 +1,4 @@
-"""Images of your own, as Python holds them: an `ImageSet`, a torch Dataset, or arrays (X, y)."""
+"""Your own images as Python objects: an `ImageSet`, a torch Dataset, or arrays (X, y)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from cnnlab.recipe import LARGEST_SIDE
 
 MEMORY = "memory:"
 _MOST_CLASSES = 1_000_000
-_CHUNK = 1024  # images converted at a time, so that floating point takes no second copy of all
+_CHUNK = 1024  # images converted at a time, to avoid a floating-point copy of all
 
 
 @dataclass(frozen=True)
 class OwnImages:
-    """name: `memory:` and the type. held_out: images to evaluate on; None: a part of `train` is held out."""
+    """Your own images. name: `memory:` and the type. held_out: to evaluate on; None: a part of `train` is held out."""
 
     name: str
     train: ImageSet
@@ -36,7 +36,7 @@ def own_images(data: Any, classes: list[str] | None = None) -> OwnImages:
     data: an ImageSet; a torch Dataset or a list of pairs (image, label); a tuple (X, y) of images (N, C, H, W),
     (N, H, W) or, as an array, (N, H, W, C), and labels (N,) in 0..K-1; or a pair of these, to train and to evaluate
     on. Images hold uint8 in 0..255 or floating point in 0..1. classes: K names. Default: those of the
-    ImageSet or of the dataset's attribute `classes`, else the numbers. Raise CnnlabError, in one line.
+    ImageSet or of the dataset's attribute `classes`, else numbers. Raise CnnlabError for anything else.
     """
     several = isinstance(data, tuple) and len(data) == 2 and not _is_array(data[0])
     parts = [_read(part) for part in (data if several else (data,))]
@@ -58,7 +58,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _read(data: Any) -> ImageSet:
-    """Return the images with labels; `classes` is empty if there are no names."""
+    """Return the data as an ImageSet, whose `classes` are empty if there are no names."""
     if isinstance(data, ImageSet):
         if len(data) == 0:
             raise CnnlabError("the ImageSet holds no images")
@@ -140,7 +140,7 @@ def _labels(labels: Any, count: int) -> Tensor:
 
 
 def _read_items(dataset: Any) -> tuple[Tensor, Tensor, list[str]]:
-    """Return images, labels and names of classes, if it has any, of a dataset of pairs (image, label)."""
+    """Return the images, labels and class names, which may be [], of a dataset of pairs (image, label)."""
     count = len(dataset)
     if count == 0:
         raise CnnlabError(f"the {type(dataset).__name__} is empty")

@@ -1,4 +1,4 @@
-"""Augmentation of the caller's own: a function of a batch, or a transform of torchvision's v2."""
+"""Augmentation by the user: a function of a batch, or a torchvision v2 transform."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Augment = Callable[..., Tensor]
 
 
 class OwnAugmentation:
-    """Calls a function of the caller's, or an nn.Module, on batches, with draws that depend on a seed only.
+    """A user's function or nn.Module that augments batches, with draws that depend only on a seed.
 
     function: gets the images (B, C, H, W) float32 in 0..1 and, if its second parameter has no default or is called
-    `generator`, a torch.Generator on their device. Returns the same shape. name: `module:name` of the function.
+    `generator`, a torch.Generator on their device. It returns the same shape. name: `module:name` of the function.
     """
 
     def __init__(self, function: Augment) -> None:
@@ -35,11 +35,11 @@ class OwnAugmentation:
         self._function, self._takes_generator = function, _takes_generator(function)
 
     def __call__(self, images: Tensor, seed: int) -> Tensor:
-        """Return the images changed: (B, C, H, W) float32, same shape out.
+        """Return the augmented images: (B, C, H, W) float32, same shape out.
 
-        The generators of torch, NumPy and Python are seeded for the call and restored after it: what the function draws
-        from them depends on the seed alone, and changes nothing else in the training. Raise CnnlabError, in one line,
-        for a function that fails or returns something else.
+        The global generators of torch, NumPy and Python are seeded for the call and restored after it. So what the
+        function draws from them depends only on the seed and changes nothing else in the training. Raise CnnlabError if
+        the function fails or returns anything else.
         """
         device, shape = images.device, tuple(images.shape)
         tensors, values = random_state(device)

@@ -1,15 +1,15 @@
-"""`pack:STORE`: a source as `cnnlab data pack` stores it, read from the disk during a training (docs/data.md).
+"""`pack:STORE`: a source as `cnnlab data pack` stores it, read from the disk during training (docs/data.md).
 
 STORE/pack.json            what the set holds, and size and checksum of each shard
 STORE/images-00000.bin     pixels (C, H, W) uint8 or image files, one after the other; no image spans two shards
-STORE/starts.npy           (N + 1,) int64: first byte of each image in the shards' common order; image files only
-STORE/labels.npy           (N,) int64: places in the list of classes
+STORE/starts.npy           (N + 1,) int64: offset of each image in the concatenated shards; image files only
+STORE/labels.npy           (N,) int64: indices into the list of classes
 STORE/digests.npy          (N, 16) uint8: blake2b of each image's bytes
-STORE/ids.json             N texts
-STORE/groups.json          N texts, where the source has groups
+STORE/ids.json             N strings
+STORE/groups.json          N strings, where the source has groups
 STORE/weights.npy          (N,) float32, where the source has weights
 
-The rows are those of the splits train, validation and test, one after the other, each in the source's order.
+Rows come in the order train, validation, test; within a split, in the source's order.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Pack:
 
     @property
     def decoding(self) -> Decoding:
-        """How its images become pixels of their usual size."""
+        """How the images are decoded to their usual size."""
         info = self.info
         return Decoding(
             info["channels"], info["shape"][1] if info["shape"] else 0, info["fit"] or "pad", info["background"],
@@ -79,7 +79,7 @@ class Pack:
 
 
 def load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
-    """Return one split of `pack:PATH`, of which no pixel is read; None if it has no such split.
+    """Return one split of `pack:PATH` without reading its pixels; None if there is no such split.
 
     Raise CnnlabError if `options` ask for a decoding that the packed pixels do not allow.
     """
@@ -172,7 +172,7 @@ def _opened(path: Path, info: dict[str, Any]) -> Pack:
 
 
 def damage(path: Path) -> Iterator[str]:
-    """Yield what has changed in a packed set since it was written. Reads all of it."""
+    """Yield a line for each shard of a packed set that has changed since it was written. This reads all of them."""
     pack = open_pack(path)
     for shard in pack.info["shards"]:
         with (path / shard["file"]).open("rb") as file:
@@ -191,7 +191,7 @@ def _decoding(pack: Pack, options: SourceOptions) -> Decoding:
 
 
 def _check_pixels(pack: Pack, how: Decoding, options: SourceOptions) -> None:
-    """Raise CnnlabError for a background, or a range of values, other than that of the packed pixels."""
+    """Raise CnnlabError if the background or the range of values is not that of the packed pixels."""
     own = pack.decoding
     background = options.background if options.decoding is None else how.background
     if background not in ("auto", own.background):
@@ -207,7 +207,7 @@ def _check_pixels(pack: Pack, how: Decoding, options: SourceOptions) -> None:
 
 
 def partial_folder(path: Path) -> Path:
-    """Return the folder in which a set is packed before it gets its name."""
+    """Return the folder in which a set is written, and which is renamed to `path` when it is complete."""
     return path.with_name(f"{path.name}.partial")
 
 

@@ -21,14 +21,14 @@ from cnnlab.data.pack import FORMAT
 from cnnlab.io.decode import LARGEST_FILE, BadImage, Decoding, Item, NoSuchImage, decode_checked, probe
 from cnnlab.io.errors import CnnlabError, reason
 
-_SMALL = 128  # pixels a side up to which images of one size are stored as pixels
+_SMALL = 128  # images of one size, up to this side in pixels, are stored as pixels
 _QUALITY = 90  # of a reduced JPEG
 _SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
 class Row:
-    """An image to be stored. size: (width, height) of a reduced file; low, high: of its pixels."""
+    """An image to be stored. low, high: its extreme pixel values; size: (width, height) of a reduced file."""
 
     content: bytes
     low: int
@@ -40,9 +40,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Rows:
-    """A source as rows: those of the splits, one after the other.
+    """The rows of a source, split by split.
 
-    counts: images of each split; make: return row number i; shape: of raw pixels; info: further entries of pack.json.
+    counts: images in each split; make: i -> row i; shape: (C, H, W) of raw pixels; info: further entries of pack.json.
     """
 
     source: str
@@ -59,7 +59,7 @@ class Rows:
     sizes: Sizes | None = None
 
     def key(self) -> str:
-        """Return a hash of all that the store's content depends on, except for the bytes of the files."""
+        """Return a hash of everything that the packed set depends on, except for the bytes of the files."""
         about = [FORMAT, self.source, self.classes, self.counts, self.shape, self.info, self.groups, self.weights]
         digest = hashlib.blake2b(json.dumps(about).encode(), digest_size=16)
         digest.update("\0".join(self.ids).encode("utf-8", "surrogateescape"))
@@ -77,7 +77,7 @@ def rows_of(source: str, options: SourceOptions, size: int, quality: int) -> Row
 
 
 def _rows_of_files(source: str, options: SourceOptions, size: int, quality: int) -> Rows:
-    """Return the files of a listed source: decoded, if they are small and of one size, else as they are."""
+    """Return the rows of a listed source: pixels if all images are small and of one size, else image files."""
     listing = list_files(source, options)
     found = survey_files(listing, options.background)
     side = side_for(found.sizes, options, listing.name)
@@ -129,7 +129,7 @@ def _rows_of_files(source: str, options: SourceOptions, size: int, quality: int)
 
 
 def _rows_of_pixels(source: str, options: SourceOptions) -> Rows:
-    """Return the pixels of a source that decodes its own files."""
+    """Return the rows of a source that decodes its own files, as pixels."""
     sets: dict[str, ImageSet] = {}
     for split in _SPLITS:
         found = load_images(source, split, options.like(sets["train"]) if "train" in sets else options)
@@ -173,7 +173,7 @@ def _info(how: Decoding) -> dict[str, Any]:
 
 
 def _file_bytes(file: Path | Item) -> bytes:
-    """Return the bytes of an image file; of an image that a library has opened, those of a PNG. Raise BadImage."""
+    """Return the bytes of an image file, or of a PNG of an image that a library has opened. Raise BadImage."""
     try:
         if isinstance(file, Item):
             found = file.read()
@@ -185,14 +185,15 @@ def _file_bytes(file: Path | Item) -> bytes:
         raise
     except FileNotFoundError as error:
         raise NoSuchImage(f"{file} does not exist") from error
-    except Exception as error:  # of whatever library it comes from
+    except Exception as error:  # the item's library may raise anything
         raise BadImage(f"{file} cannot be read: {reason(error, 200)}") from error
 
 
 def _smaller(content: bytes, size: int, quality: int) -> tuple[bytes, tuple[int, int]]:
-    """Return an image file as a JPEG whose shorter side is at most `size`, if that is not 0, and (width, height).
+    """Return an image file as a JPEG, and its (width, height). Reduce its shorter side to `size`, unless that is 0.
 
-    What a JPEG cannot hold (more than eight bits, transparency, other than one or three channels) stays as it is.
+    Images that JPEG cannot hold (more than eight bits, transparency, other than one or three channels) stay as they
+    are. Without `quality`, so do JPEGs and WebPs that are small enough.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:

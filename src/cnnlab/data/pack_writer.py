@@ -1,8 +1,8 @@
-"""Write a packed set (`cnnlab.data.pack`): one pass over a source, a shard at a time, continued after a kill.
+"""Write a packed set (`cnnlab.data.pack`): one pass over a source, shard by shard, resumable after a kill.
 
 The set is written into STORE.partial. Each finished shard is flushed to the disk and then gets a line in journal.jsonl;
-a new process continues after the last line, and whatever lies beyond it is written again. The folder gets its name when
-it is complete.
+a new process continues after the last line, and whatever lies beyond it is written again. The folder is renamed when it
+is complete.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from cnnlab.io.files import remove_torn, write_atomic, write_json
 from cnnlab.io.lock import file_lock
 from cnnlab.io.text import plural
 
-_SHARD = 1 << 30  # bytes from which a shard is full
+_SHARD = 1 << 30  # a shard with this many bytes is full
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What was packed. counts: images of each split; bytes: of all shards; notes, warnings: on the source."""
+    """A summary of a packed set. counts: images in each split; bytes: of all shards; notes, warnings: on the source."""
 
     path: Path
     counts: dict[str, int]
@@ -80,9 +80,10 @@ def pack(
 ) -> Packed:
     """Write the images of `source` into the new folder `store`, or continue where a killed process stopped.
 
-    size: reduce image files whose shorter side is larger to that many pixels; quality: of the JPEGs that result, 1 to
-    100. With either, files become JPEGs; 0: the files' bytes as they are. Raise CnnlabError if `store` exists, for a
-    damaged image unless `options.skip_bad`, and for anything else that is wrong with the source or the disk.
+    size: largest shorter side in pixels, to which larger image files are reduced; quality: of the resulting JPEGs, 1 to
+    100. With either, files become JPEGs where possible; with 0 for both, files keep their bytes. Raise CnnlabError if
+    `store` exists, for a damaged image unless `options.skip_bad`, and for anything else that is wrong with the source
+    or the disk.
     """
     path = Path(os.path.realpath(expand(store)))
     if source.startswith(PACK):
@@ -111,7 +112,7 @@ def _refuse_existing(path: Path) -> None:
 
 @dataclass
 class _Shard:
-    """The shard that is being written, and the content of its line in the journal. rows: those read so far."""
+    """The shard that is being written, and the content of its line in the journal. rows: number read so far."""
 
     number: int
     folder: Path
@@ -143,7 +144,7 @@ class _Shard:
         self.sizes += [row.size] if row.size else []
 
     def seal(self) -> dict[str, Any]:
-        """Flush the file to the disk; return the journal's line."""
+        """Flush the file to the disk; return the line for the journal."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -158,7 +159,7 @@ class _Shard:
 
 
 class _Writer:
-    """Write one set. done: the journal's lines, one for each finished shard."""
+    """The writer of one set. done: the journal's lines, one for each finished shard."""
 
     def __init__(self, path: Path, rows: Rows, options: SourceOptions, shard_bytes: int) -> None:
         self.path, self.rows, self.options, self.shard_bytes = path, rows, options, shard_bytes
@@ -167,7 +168,7 @@ class _Writer:
         self.done: list[dict[str, Any]] = []
 
     def write(self) -> Packed:
-        """Write the rest of the set, then give the folder its name."""
+        """Write the rest of the set, then rename the folder."""
         self.work.mkdir(exist_ok=True)
         remove_torn(self.work)
         self._continue()
@@ -195,11 +196,11 @@ class _Writer:
         return self._finish()
 
     def _continue(self) -> None:
-        """Read the journal of a process that was stopped. Raise CnnlabError if it wrote another set."""
+        """Read the journal of a stopped process, or start one. Raise CnnlabError if it is that of another set."""
         lines = self.journal.read_bytes().split(b"\n") if self.journal.is_file() else []
         key, whole = self.rows.key(), []
         try:
-            for text in lines[:-1]:  # after the last newline may be part of a line
+            for text in lines[:-1]:  # what follows the last newline may be a torn line
                 whole.append(json.loads(text))
         except ValueError as error:
             raise CnnlabError(f"{self.journal} is damaged; remove {self.work} and start again") from error

@@ -1,8 +1,8 @@
-"""Images that lie in files and are read row by row: what `ImageSet.images` is where a set does not fit in memory.
+"""Images stored in files and read row by row: the `ImageSet.images` of a set that does not fit in memory.
 
-A row is a number in the shards' common order. Only the rows that are asked for are read, by positioned reads, so that
-nothing of a file stays in the process's memory, and encoded images are decoded by threads (Pillow releases the
-interpreter's lock), a few batches ahead of their use.
+A row is the index of an image in the concatenated shards. Only requested rows are read, with positioned reads, so no
+part of a file stays in the process's memory. Threads decode encoded images a few batches ahead of their use (Pillow
+releases the GIL).
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from cnnlab.device.hardware import available_cores
 from cnnlab.io.decode import BadImage, Decoding, decode, square_pixels
 from cnnlab.io.errors import CnnlabError, reason
 
-_AHEAD = 1 << 27  # bytes of decoded batches that wait for their use, unless two batches are more
+_AHEAD = 1 << 27  # bytes of decoded batches that wait for their use; two batches may be more
 _MOST_AHEAD = 8  # batches
-_TASK = 1 << 20  # bytes of decoded images that one thread makes at a time
-_CHUNK = 1 << 25  # bytes of decoded images that a pass over a set takes at a time
-_COPIED = 1 << 30  # bytes of decoded images up to which what needs them in memory reads a packed set
-_SAMPLE = 100_000  # encoded images that give mean and deviation of a larger set
+_TASK = 1 << 20  # bytes of decoded images in one task of a thread
+_CHUNK = 1 << 25  # bytes of decoded images at a time in a pass over a set
+_COPIED = 1 << 30  # bytes of decoded images in the largest packed set that may be read into memory
+_SAMPLE = 100_000  # encoded images from which the mean and standard deviation of a larger set are computed
 
 
 @dataclass(frozen=True, eq=False)
 class Shards:
     """The files of a packed set.
 
-    paths: S files; firsts: number of the first byte of each in their common order, (S + 1,); starts: of each of the N
-    images, (N + 1,) int64, or None where all images take the same number of bytes; shape: (C, H, W) of raw pixels, or
-    None where the images are encoded; ids: N texts; digests: (N, 16) uint8, the hash of each image's bytes; side: the
-    usual side of an image, pixels.
+    paths: S files; firsts: offset of each file in their concatenation, (S + 1,); starts: offset of each of the N images
+    there, (N + 1,) int64, or None if all images take the same number of bytes; shape: (C, H, W) of raw pixels, or None
+    if the images are encoded; ids: N strings; digests: (N, 16) uint8, the hash of each image's bytes; side: the usual
+    side of an image, in pixels.
     """
 
     paths: Sequence[Path]
@@ -60,7 +60,10 @@ class Shards:
         weakref.finalize(self, _close, self._handles)
 
     def read(self, row: int, into: memoryview | None = None) -> bytes:
-        """Return the bytes of an image, or b"" after writing them into a buffer of their length. Raise CnnlabError."""
+        """Return the bytes of an image. Raise CnnlabError if they cannot be read.
+
+        into: a buffer of their length to write them to; then return b"".
+        """
         if self.starts is None:
             assert self.shape is not None
             size = self.shape[0] * self.shape[1] * self.shape[2]
@@ -87,7 +90,7 @@ class Shards:
 
 
 class PackedImages:
-    """Some rows of a packed set, decoded alike: (N, C, H, W) uint8, of which nothing is in memory.
+    """Some rows of a packed set, decoded alike: (N, C, H, W) uint8, none of it in memory.
 
     Indexing reads: `images[index]`, `images[2:5]` and `images[7]` are tensors. `take` selects rows without reading.
     """
@@ -109,7 +112,7 @@ class PackedImages:
 
     @property
     def encoded(self) -> bool:
-        """Whether the images are stored as image files are, not as pixels."""
+        """Whether the images are stored as image files, not as pixels."""
         return self._shards.shape is None
 
     @property
@@ -140,7 +143,7 @@ class PackedImages:
         return self.batches(torch.arange(len(self)).split(count))
 
     def batches(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yield the images at each index (B,) int64, read a bounded number of batches ahead.
+        """Yield the images at each index (B,) int64, reading a bounded number of batches ahead.
 
         Raise CnnlabError for an image that cannot be read, when its batch is due.
         """
@@ -165,7 +168,7 @@ class PackedImages:
         return [row.tobytes() for row in self._shards.digests[self._rows]]
 
     def fingerprint(self) -> bytes:
-        """Return what differs between two sets of images, or ways to decode them, without reading them."""
+        """Return bytes that identify the images and how they are decoded, without reading them."""
         return repr(self._how).encode() + self._shards.digests[self._rows].tobytes()
 
     def sample(self, count: int) -> PackedImages:
@@ -194,7 +197,7 @@ class PackedImages:
 
     @classmethod
     def joined(cls, parts: Sequence[PackedImages]) -> PackedImages:
-        """Return the images of several splits of one packed set, which are decoded alike, one after the other."""
+        """Concatenate several splits of one packed set, which are decoded alike."""
         return cls(parts[0]._shards, np.concatenate([part._rows for part in parts]), parts[0]._how)
 
 
@@ -208,20 +211,23 @@ def take(images: Pixels, index: Tensor) -> Pixels:
 
 
 def join(parts: Sequence[Pixels]) -> Pixels:
-    """Return the images of several splits of one source, one after the other."""
+    """Concatenate the images of several splits of one source."""
     packed = [part for part in parts if isinstance(part, PackedImages)]
     return PackedImages.joined(packed) if packed else torch.cat([part for part in parts if isinstance(part, Tensor)])
 
 
 def chunks(images: Pixels, most: int = 1 << 30) -> Iterator[Tensor]:
-    """Yield the images in order, at most `most` at a time; of a packed set, a bounded number of bytes."""
+    """Yield the images in order, at most `most` at a time. The bytes of a packed set's chunks are bounded, too."""
     if isinstance(images, PackedImages):
         most = max(1, min(most, _CHUNK // max(1, images.nbytes // max(1, len(images)))))
     yield from images.split(most)
 
 
 def measured(images: Pixels) -> Iterator[Tensor]:
-    """Yield the images that give mean and deviation: all, or 100,000 evenly spaced ones of more encoded images."""
+    """Yield the images from which mean and standard deviation are computed.
+
+    These are all images or, of more encoded images, 100,000 evenly spaced ones.
+    """
     if isinstance(images, PackedImages):
         yield from chunks(images.sample(_SAMPLE) if images.encoded else images)
     else:
@@ -229,7 +235,10 @@ def measured(images: Pixels) -> Iterator[Tensor]:
 
 
 def in_memory(images: Pixels, what: str) -> Tensor:
-    """Return the images as a tensor. Raise CnnlabError for a packed set of over a gigabyte. what: needs them."""
+    """Return the images as a tensor. Raise CnnlabError for a packed set of over a gigabyte.
+
+    what: the name, in the error, of what needs them.
+    """
     if isinstance(images, Tensor):
         return images
     if images.nbytes > _COPIED:
@@ -241,7 +250,7 @@ def in_memory(images: Pixels, what: str) -> Tensor:
 
 
 def _resized(stored: NDArray[np.uint8], name: str, how: Decoding) -> NDArray[np.uint8]:
-    """Return pixels (C, H, W) as `how` says, as if they came from an image file."""
+    """Fit stored pixels (C, H, W) as `how` says, as if they came from an image file."""
     count = stored.shape[0]
     if count in (1, 3):
         pixels = stored[0] if count == 1 else np.ascontiguousarray(stored.transpose(1, 2, 0))
@@ -259,7 +268,7 @@ def _done(images: Tensor, tasks: Sequence[Future[None]]) -> Tensor:
 
 
 def _read_at(handle: int, buffer: memoryview, start: int, lock: threading.Lock) -> int:
-    """Fill `buffer` from byte `start` of a file on; return the number of bytes read, fewer only at its end."""
+    """Fill `buffer` from byte `start` of a file on. Return the number of bytes read: fewer only at the file's end."""
     done = 0
     while done < len(buffer):
         if hasattr(os, "preadv"):

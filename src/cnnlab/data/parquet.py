@@ -1,7 +1,7 @@
-"""`parquet:PATH`: images and labels in Parquet files, as Hugging Face writes them; by pyarrow (extra `parquet`).
+"""`parquet:PATH`: images and labels in Parquet files, as Hugging Face writes them. Needs pyarrow (extra `parquet`).
 
-A column holds the images' bytes, as such or as `{"bytes": ..., "path": ...}`. Names of classes come from the metadata
-that the datasets library writes. The split is that of a file's name (train-00000-of-00009.parquet) or of a column.
+A column holds the images' bytes, directly or as `{"bytes": ..., "path": ...}`. Class names come from the metadata that
+the datasets library writes. The split comes from a file's name (train-00000-of-00009.parquet) or from a column.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from cnnlab.io.errors import CnnlabError, reason
 
 _ROWS = 32  # read at a time
 _KEPT = 8  # such batches of a file in memory
-_OPEN = 16  # files that are open, with batches in memory
+_OPEN = 16  # files kept open, with batches in memory
 
 
 def listing(pattern: str, options: SourceOptions) -> Listing:
     """Return the images of Parquet files: a file, a folder, or a pattern. `options.columns` names their columns.
 
-    Raise CnnlabError without pyarrow, for damaged files and for unclear columns.
+    Raise CnnlabError if pyarrow is missing, a file is damaged, or columns are unclear.
     """
     source = f"parquet:{pattern}"
     try:
@@ -74,7 +74,7 @@ def listing(pattern: str, options: SourceOptions) -> Listing:
 
 
 def _columns(name: str, schema: Any, columns: str) -> tuple[dict[str, int], str]:
-    """Return the places of the columns, and a remark on those that were chosen. Images are found by their type."""
+    """Return the index of each column, and a remark on those that were chosen. Images are found by their type."""
     import pyarrow.types as kinds
 
     given = [columns] if columns else []
@@ -94,7 +94,7 @@ def _columns(name: str, schema: Any, columns: str) -> tuple[dict[str, int], str]
 
 
 def _class_names(schema: Any, column: str) -> list[str]:
-    """Return the class names that the datasets library stored for a column of numbers; none for other files."""
+    """Return the class names that the datasets library stored for a column of numbers; [] for other files."""
     try:
         about = json.loads(schema.metadata[b"huggingface"])
         return [str(name) for name in about["info"]["features"][column]["names"]]
@@ -117,7 +117,7 @@ def _text(file: Path, kind: str, value: object, names: Sequence[str]) -> str:
 
 
 class _Rows:
-    """The images of one file: a few rows in memory, since most are read in order. Of all files, a few are open."""
+    """The images of one file. A few rows stay in memory, since most are read in order. Only a few files stay open."""
 
     _recent: ClassVar[WeakKeyDictionary[_Rows, None]] = WeakKeyDictionary()  # the open files, the last used at the end
     _recent_lock: ClassVar = threading.Lock()
@@ -132,7 +132,7 @@ class _Rows:
         self._next = -1  # first row of the next batch
 
     def read(self, row: int) -> bytes:
-        """Return the bytes of an image. Raise CnnlabError where there are none."""
+        """Return the bytes of an image. Raise CnnlabError if there are none."""
         with self._lock:
             while (found := self._found(row)) is None:
                 self._advance(row)
@@ -146,7 +146,7 @@ class _Rows:
         return content
 
     def _close_others(self) -> None:
-        """Close the files that were used longest ago. One that another thread reads just now stays open."""
+        """Close the least recently used files, except for those that another thread is reading."""
         with self._recent_lock:
             self._recent.pop(self, None)
             self._recent[self] = None
@@ -171,7 +171,7 @@ class _Rows:
         return None
 
     def _advance(self, row: int) -> None:
-        """Read the next rows, or those of the row group of `row` if it lies behind them or in a later group."""
+        """Read the next rows. Go to the row group of `row` first if the row lies behind or in a later group."""
         from pyarrow import parquet as pq
 
         if self._table is None:

@@ -41,7 +41,7 @@ _PARTS = re.compile(
 )
 # Words that may stand beside those of a split, as in train_images.
 _FILLERS = frozenset(("image", "images", "img", "imgs", "photo", "photos", "picture", "pictures", "data", "set"))
-# The only folder of a test part whose images have no labels.
+# Names of the only folder in a test part whose images have no labels.
 _UNLABELLED = frozenset((*_FILLERS, "test", "unknown", "unlabelled", "unlabeled", "none"))
 # Files beside images. A folder of anything else, such as camera raws, films or archives, was meant as a class.
 _DOCUMENTS = frozenset(
@@ -71,9 +71,9 @@ PassedOver = dict[str, list[str]]
 class Scan:
     """The files of each split and class.
 
-    classes: sorted names; files: split -> class -> sorted files, `train` always; unlabelled: images of the test folder
-    outside any class folder, which nothing can be measured on; repeated: names of sub-folders that every class has,
-    which may be the real classes.
+    classes: sorted names; files: split -> class -> sorted files, with `train` if the scan was `complete`; unlabelled:
+    images of the test folder outside any class folder, on which nothing can be measured; repeated: names of sub-folders
+    that every class has, which may be the real classes.
     """
 
     root: Path
@@ -84,7 +84,7 @@ class Scan:
     repeated: tuple[str, ...] = ()
 
     def listing(self, split: str) -> tuple[list[Path], list[int]]:
-        """Return the files of a split, class by class, and the number of the class of each."""
+        """Return the files of a split, class by class, and the class index of each."""
         found = [(file, k) for k, name in enumerate(self.classes) for file in self.files[split].get(name, [])]
         return [file for file, _ in found], [k for _, k in found]
 
@@ -92,8 +92,8 @@ class Scan:
 def scan(root: Path, *, complete: bool = True) -> Scan:
     """Find the classes, splits and files of a folder.
 
-    complete: whether it is to be trained on. If not, a model is evaluated on it, and one class, or no training split,
-    is enough. Raise CnnlabError if it is not a folder, follows neither layout, or has fewer than two classes, a class
+    complete: whether to train on it. If not, a model is evaluated on it, so one class is enough, and no training split
+    is needed. Raise CnnlabError if it is not a folder, follows neither layout, or has fewer than two classes, a class
     without a single readable image, or a class in another split that the training split lacks.
     """
     if not root.is_dir():
@@ -150,7 +150,7 @@ def _repeated(top: Path, classes: Mapping[str, list[Path]]) -> tuple[str, ...]:
 
 
 def split_of(name: str) -> str | None:
-    """Return the split that a folder's name means, if it holds no other word: `Train`, `test_images`, `val2017`."""
+    """Return the split that a name such as `Train`, `test_images` or `val2017` means; None if it has other words."""
     words = [word for word in re.split(r"[\W\d_]+", name.casefold()) if word and word not in _FILLERS]
     return _SPLIT_OF.get(words[0]) if len(words) == 1 else None
 
@@ -209,7 +209,7 @@ def _split_folders(root: Path, passed_over: PassedOver, complete: bool) -> dict[
 
 
 def _refuse_parts(folders: list[Path]) -> None:
-    """Raise CnnlabError for folders that are parts of a set by their names, each with the classes inside."""
+    """Raise CnnlabError for folders that are named like parts of a set and each hold the classes."""
     parts = [folder for folder in folders if _PARTS.fullmatch(folder.name.casefold()) and _folders(folder)]
     inside = [{path.name for path in _folders(part)} for part in parts]
     if len(parts) > 1 and not any(map(_images, parts)) and set.intersection(*inside):
@@ -231,7 +231,7 @@ def _descend(top: Path) -> Path:
 def _splits_by_a_word(folders: list[Path]) -> dict[Path, str | None]:
     """Return the split of folders such as seg_train and seg_test; none if these may be the names of classes.
 
-    The images of a test part may lie in it without class folders.
+    A test part may hold its images without class folders.
     """
     found: dict[Path, str | None] = {}
     for folder in folders:
@@ -247,7 +247,7 @@ def _splits_by_a_word(folders: list[Path]) -> dict[Path, str | None]:
 def _classes(top: Path, passed_over: PassedOver, spellings: dict[str, str]) -> dict[str, list[Path]]:
     """Return the sorted files of each class of one split.
 
-    spellings: the name used for each name in normal form: macOS and Linux encode é differently, as one class.
+    spellings: normalized name -> name to use. macOS and Linux encode é differently, but mean one class.
     """
     classes: dict[str, list[Path]] = {}
     folders = _folders(top)
@@ -289,7 +289,7 @@ def _classes(top: Path, passed_over: PassedOver, spellings: dict[str, str]) -> d
 
 
 def _remedy(kinds: list[str]) -> str:
-    """Return what to do about a class of files of these kinds."""
+    """Return what to do about a class whose files are of these kinds."""
     if kinds == [""]:
         return "add .png or .jpg to their names"
     if kinds == [LINK]:
@@ -306,7 +306,7 @@ def _remedy(kinds: list[str]) -> str:
 
 
 def _is_image(path: Path) -> bool:
-    """Return whether a file without a usual extension is an image, or one of a device's (DICOM)."""
+    """Return whether a file without a usual extension is an image, or a DICOM file."""
     try:
         probe(path)
     except BadImage:
@@ -316,7 +316,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _refuse_nested(folder: Path, names: set[str]) -> None:
-    """Raise CnnlabError for a class folder that holds splits, or the classes beside it once more."""
+    """Raise CnnlabError for a class folder that holds splits, or folders named like those beside it."""
     inside = {path.name for path in _folders(folder)}
     if len({split_of(name) for name in inside} - {None}) > 1:
         raise CnnlabError(
@@ -376,7 +376,7 @@ def _images(top: Path) -> list[Path]:
 
 
 def _add_files(top: Path, passed_over: PassedOver) -> None:
-    """Count the files beside the class folders."""
+    """Record the files beside the class folders."""
     for path in _entries(top):
         kind = kind_of_name(path.name)
         if path.is_file() and not is_system(path.name):
@@ -390,7 +390,7 @@ def _entries(top: Path) -> list[Path]:
         entries = sorted(top.iterdir())
     except OSError as error:
         raise CnnlabError(f"cannot read {top}: {reason(error)}; correct its permissions, or move it") from error
-    for path in entries:  # a class or a split that would be lost
+    for path in entries:  # a broken link, which may have been a class or a split
         lost = path.is_symlink() and not path.exists() and path.suffix.lower() not in ENDINGS
         if lost and not is_system(path.name):
             raise CnnlabError(f"{path} is a link to {path.readlink()}, which is not there; mount it or remove the link")

@@ -1,4 +1,4 @@
-"""Sources whose images lie in shards, files of many samples: the code that tar shards and Parquet files share."""
+"""The code shared by sources of shards, files of many samples: tar shards and Parquet files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOST_FILES = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An image in a shard. split: that of the shard's name. Each text is "" where there is none."""
+    """An image in a shard. split: from the shard's name or a column. Missing values are ""."""
 
     item: Item
     label: str
@@ -34,7 +34,7 @@ class Sample:
 
 
 def shard_files(source: str, pattern: str, ending: str) -> list[Path]:
-    """Return the shards that a file, a folder or a pattern names, as `train-{000..146}.tar` or `*.tar`, sorted.
+    """Return the shards that a file, a folder, or a pattern such as `train-{000..146}.tar` or `*.tar` names, sorted.
 
     Raise CnnlabError if there are none, or if one of a range is missing.
     """
@@ -64,7 +64,7 @@ def shard_files(source: str, pattern: str, ending: str) -> list[Path]:
 
 
 def shard_names(files: Sequence[Path]) -> list[str]:
-    """Return the name of each shard, for the ids of its images: the file's, with its folders where names repeat."""
+    """Return a name of each shard for the ids of its images: the file's name, with its folders if names repeat."""
     names = [file.stem for file in files]
     if len(set(names)) == len(names):
         return names
@@ -73,7 +73,7 @@ def shard_names(files: Sequence[Path]) -> list[str]:
 
 
 def split_of_file(file: Path) -> str:
-    """Return the split that the name of a shard begins with or its folder means; "" for neither."""
+    """Return the split that a shard's name means; if it means none or several, its folder's; "" if neither."""
     words = [word for word in re.split(r"[\W\d_]+", file.stem) if word and word != "of"]
     named = {split for word in words if (split := split_of(word))}
     return named.pop() if len(named) == 1 else split_of(file.parent.name) or ""
@@ -83,9 +83,10 @@ def listing_of(
     source: str, root: Path, samples: Sequence[Sample], options: SourceOptions, names: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> Listing:  # fmt: skip
-    """Return the samples by split, in their order. names: of the classes, where the source knows them.
+    """Return the samples by split, in their order.
 
-    Samples without a label are left out, with a warning. Raise CnnlabError for samples that cannot be trained on.
+    names: class names, if the source has them. Samples without a label are left out, with a warning. Raise CnnlabError
+    for samples that cannot be trained on.
     """
     if not samples:
         raise CnnlabError(f"{source} holds no images; name other files")

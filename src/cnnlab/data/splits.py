@@ -23,8 +23,8 @@ from cnnlab.recipe import Recipe
 class Pool:
     """The images of a source before they are divided.
 
-    train: the training images, from which validation images are taken unless the source has its own, `evaluated`.
-    grouping: of `train`.
+    train: the training images; validation images are held out of them unless the source has its own, `evaluated`.
+    grouping: the groups of `train`.
     """
 
     train: ImageSet
@@ -54,8 +54,8 @@ def load_splits(recipe: Recipe, options: SourceOptions, own: OwnImages | None = 
 def load_pool(recipe: Recipe, options: SourceOptions, own: OwnImages | None = None) -> Pool:
     """Return the images of `recipe.data`, or `own` in their place, and their groups.
 
-    The test set is read only for `eval_split=test`. Raise CnnlabError if the source lacks the split, or an image has no
-    group.
+    The test set is read only for `eval_split=test`. Raise CnnlabError if the source lacks the split, has
+    validation images in spite of `folds`, or has an image without a group.
     """
     separate = recipe.eval_split != "train"
     if own is not None:
@@ -81,10 +81,10 @@ def load_pool(recipe: Recipe, options: SourceOptions, own: OwnImages | None = No
 
 
 def divide(pool: Pool, recipe: Recipe) -> Splits:
-    """Divide the images by `eval_split`, `val_fraction` or `fold`, by group if there are groups, and `limit`.
+    """Divide the images as `eval_split`, `val_fraction`, `fold` and `limit` say. Hold out whole groups.
 
     With `overfit` both parts are the same images. Raise CnnlabError if nothing can be held out, or if a class has
-    validation images only.
+    images to evaluate on, but none to train on.
     """
     if recipe.overfit:
         splits = _without_weightless(Splits(pool.train, pool.train))
@@ -118,7 +118,7 @@ def _without_weightless(splits: Splits) -> Splits:
 
 
 def limited(images: ImageSet, recipe: Recipe) -> ImageSet:
-    """Return at most `recipe.limit` images, or all for 0: the same share of each class, drawn by `split_seed`."""
+    """Return at most `recipe.limit` images, or all for 0: the same share of each class, drawn with `split_seed`."""
     if recipe.limit == 0 or len(images) <= recipe.limit:
         return images
     index = stratified_subset(images.labels, recipe.limit, recipe.split_seed)
@@ -150,7 +150,7 @@ def _held_out(pool: Pool, recipe: Recipe) -> Splits:
 
 
 def fold_of(pool: Pool, recipe: Recipe) -> Tensor:
-    """Return the fold of each of the N images of `pool`, (N,) int64 in 1..folds: the one that evaluates on it.
+    """Return the fold that evaluates on each of the N images of `pool`: (N,) int64 in 1..folds.
 
     Raise CnnlabError for more folds than groups, and for a class of one image or of one group.
     """
@@ -190,7 +190,7 @@ def _fold(pool: Pool, recipe: Recipe) -> Splits:
 
 
 def _divided(images: ImageSet, grouping: Grouping, held_out: Tensor, what: str, info: dict[str, Any]) -> Splits:
-    """Divide `images` by the mask `held_out` (N,). what: named in the note. Raise CnnlabError if it is empty."""
+    """Divide `images` by the mask `held_out` (N,). what: for the note. Raise CnnlabError if it is empty."""
     if not held_out.any():
         example = f"; the group of {quoted(images.ids[0])} is {quoted(grouping.names[0])}" if grouping.by else ""
         raise CnnlabError(
@@ -220,7 +220,7 @@ def _divided(images: ImageSet, grouping: Grouping, held_out: Tensor, what: str, 
 
 
 def _units_of_classes(images: ImageSet, units: Tensor) -> list[int]:
-    """Return the number of units with images of each of the K classes."""
+    """Return, for each of the K classes, the number of units that have images of it."""
     pairs = torch.stack([images.labels, units]).unique(dim=1)
     return torch.bincount(pairs[0], minlength=len(images.classes)).tolist()
 
@@ -235,7 +235,7 @@ def _check_classes(train: ImageSet, evaluated: ImageSet, recipe: Recipe) -> None
 
 
 def _leaks(pool: Pool, recipe: Recipe) -> tuple[str, ...]:
-    """Return a warning if images of a group are on both sides of the source's own division."""
+    """Return a warning if a group has images on both sides of the source's own split."""
     if pool.grouping is None or pool.evaluated is None:
         return ()
     named = group_names(pool.evaluated, recipe.group)

@@ -1,4 +1,4 @@
-"""A prepared competition: its decoded images in one folder of plain arrays, which are mapped into memory.
+"""A prepared competition: a folder with its decoded images in plain arrays, which are memory-mapped.
 
 PATH/train.npy, PATH/test.npy    (N, C, H, W) uint8
 PATH/sample.csv                  the sample submission, if there is one
@@ -60,10 +60,10 @@ class Store:
 
 
 def load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
-    """Return the training images of `store:PATH`; None for the other splits: the test images have no labels.
+    """Return the training images of `store:PATH`; None for other splits, since the test images have no labels.
 
-    Its files were decoded by `ImageSet.decoding` when it was prepared. Raise CnnlabError if `options` ask for other
-    pixel values.
+    The files were decoded as `ImageSet.decoding` says when the store was prepared. Raise CnnlabError if `options` ask
+    for other pixel values.
     """
     store = open_store(path)
     how = store.train.decoding
@@ -82,7 +82,7 @@ def load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
             )
     if split != "train":
         return None
-    # Images that all had their size needed no fitting: how other files are fitted is for the training to say.
+    # Without `fit`, all images had the right size already: the training decides how to fit other files.
     return replace(store.train, decoding=how if store.info["fit"] else replace(how, fit=options.fit))
 
 
@@ -136,10 +136,10 @@ def read_info(path: Path) -> dict[str, Any]:
 
 
 def mapped(path: Path, shape: tuple[int, ...], kind: str = "|u1") -> NDArray[Any]:
-    """Map the array in a .npy file of exactly that shape and type.
+    """Memory-map the array in a .npy file, which must have exactly this shape and type.
 
-    Changes do not reach the file. The header is compared, not parsed, since NumPy parses it as Python source. Raise
-    ValueError, OSError.
+    Changes are not written to the file. The header is compared, not parsed, since NumPy parses it as Python source.
+    Raise ValueError if the file does not fit, and OSError if it cannot be read.
     """
     head = io.BytesIO()
     np.lib.format.write_array_header_1_0(head, {"descr": kind, "fortran_order": False, "shape": shape})

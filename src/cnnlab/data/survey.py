@@ -26,9 +26,10 @@ _PROBED = 500  # files whose headers are read, evenly spaced
 
 @dataclass(frozen=True)
 class Survey:
-    """count: images to train on, validation included; classes: K; side: usual longer side in pixels.
+    """A summary of a source's training images.
 
-    channels: 1 if all images are grey.
+    count: number of images, before any are held out; classes: K; side: usual longer side in pixels; channels: 1 if all
+    images are grey.
     """
 
     count: int
@@ -43,7 +44,7 @@ class Survey:
 
     @property
     def kind(self) -> str:
-        """What the images are called: grey, colour or 5-channel."""
+        """The kind of the images: grey, colour or, for example, 5-channel."""
         return {1: "grey", 3: "colour"}.get(self.channels, f"{self.channels}-channel")
 
 
@@ -70,11 +71,11 @@ def survey(source: str, options: SourceOptions, own: ImageSet | None = None) -> 
 def fitted_recipe(
     recipe: Recipe, given: Container[str], options: SourceOptions, device: torch.device, own: ImageSet | None = None
 ) -> tuple[Recipe, list[str]]:
-    """Return the recipe for the images of `recipe`, and a line that says what was chosen and why.
+    """Return the recipe adapted to its images, and lines that say what was chosen and why.
 
-    recipe: a default; that for images of your own becomes `finetune` for images in colour, where its weights are
-    installed. given: settings that the caller has set, which stay; with `recipe`, `model` or `init` among them, the
-    recipe stays, too. own: images in place of the source's. Raise CnnlabError if the images cannot be found.
+    recipe: a default. The default for your own images becomes `finetune` for colour images, if its weights are
+    installed. given: settings that the caller has set, which are kept; `recipe`, `model` or `init` among them keep the
+    recipe, too. own: images to use instead of the source's. Raise CnnlabError if the images cannot be found.
     """
     images = survey(recipe.data, options, own)
     count = min(images.count, recipe.limit or images.count)
@@ -90,7 +91,7 @@ def fitted_recipe(
     flip = recipe.flip if "flip" in given else may_flip(recipe.data, grey=images.grey)
     fast = has_bfloat16(device) or has_float16(device)
     chosen = fitted(recipe, count=count, side=images.side, flip=flip, fast=fast, size=size)
-    if recipe.freeze_epochs and "epochs" in given:  # leave half of few epochs for all layers
+    if recipe.freeze_epochs and "epochs" in given:  # if epochs are few, train all layers for half of them
         chosen["freeze_epochs"] = min(recipe.freeze_epochs, recipe.epochs // 2)
     chosen = {key: value for key, value in chosen.items() if key not in given}
     if not chosen:

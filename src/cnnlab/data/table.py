@@ -46,14 +46,14 @@ USUAL: dict[str, tuple[tuple[str, ...], ...]] = {
 }  # fmt: skip
 _NEEDED = ("path", "label")
 _LONGEST_NAME = 255  # bytes of a file's name
-_SPREAD = 100.0  # from this ratio of the largest weight to the smallest on, the column may be grams, not weights
+_SPREAD = 100.0  # if the largest weight is over this many times the smallest, the column may hold grams
 
 
 def listing(path: Path, columns: str = "", *, complete: bool = True) -> Listing:
     """Return the image files that a table names.
 
-    columns: names of its columns, see `Recipe`. complete: whether it is to be trained on. If not, a model is evaluated
-    on it, and one class, or no training rows, is enough. Raise CnnlabError that names the file, the line and the
+    columns: names of its columns, see `Recipe`. complete: whether to train on it. If not, a model is evaluated on it,
+    so one class is enough, and no training rows are needed. Raise CnnlabError, naming the file, the line and the
     remedy.
     """
     table = _open(path, columns)
@@ -104,7 +104,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Table:
-    """columns: kind -> name of the column. note: which were chosen by their usual names."""
+    """The rows of a table. columns: kind -> name of the column. note: which were chosen by their usual names."""
 
     rows: list[_Row]
     columns: dict[str, str]
@@ -112,7 +112,7 @@ class _Table:
 
 
 def parse_columns(text: str) -> dict[str, str]:
-    """Return {kind: column} of a text such as `path=file,label=species`. Raise CnnlabError."""
+    """Parse a text such as `path=file,label=species` into {kind: column}. Raise CnnlabError if it is malformed."""
     named: dict[str, str] = {}
     for part in filter(None, map(str.strip, text.split(","))):
         kind, equals, column = part.partition("=")
@@ -128,9 +128,10 @@ def parse_columns(text: str) -> dict[str, str]:
 
 
 def choose_columns(name: str, header: Sequence[str], columns: str) -> tuple[dict[str, int], str]:
-    """Return {kind: place in the header}, and a remark on those chosen by usual names; "" if all were given.
+    """Return {kind: index in the header}, and a remark on those chosen by usual names.
 
-    A kind that is named but empty, as in `group=`, has no column. Raise CnnlabError that names the columns.
+    The remark is "" if only columns called path and label were chosen, or none. A kind that is given without a name, as
+    in `group=`, has no column. Raise CnnlabError, naming the columns.
     """
     header = list(header)
     named = parse_columns(columns)
@@ -188,13 +189,13 @@ def _open(path: Path, columns: str) -> _Table:
         raise CnnlabError(f"cannot read {path}: {reason(error)}; correct its permissions") from error
     if not found:
         raise CnnlabError(f"{path} has a header, but no rows; add a line per image")
-    if all(re.fullmatch(r"-?\d+\.0+", row.label) for row in found if row.label):  # pandas: a column with holes
+    if all(re.fullmatch(r"-?\d+\.0+", row.label) for row in found if row.label):  # pandas: a column with gaps
         found = [_Row(**{**vars(row), "label": row.label.partition(".")[0]}) for row in found]
     return _Table(found, {kind: header[place].strip() for kind, place in places.items()}, note)
 
 
 def _rows(path: Path, rows: Iterator[tuple[int, list[str]]], places: dict[str, int]) -> Iterator[_Row]:
-    """Yield the rows with checked values. A label may be empty: only a test row's may stay so."""
+    """Yield the rows with checked values. Labels may be empty; `listing` allows that for test rows only."""
     for line, row in rows:
         cells = {kind: row[place].strip() for kind, place in places.items()}
         fault, weight = "", 1.0
@@ -243,7 +244,7 @@ def check_spread(source: str, weights: Collection[float], columns: str) -> None:
 
 
 def class_names(names: Collection[str]) -> list[str]:
-    """Return the names of classes sorted; numbers as numbers, 2 before 10."""
+    """Return the class names, sorted; numbers numerically, 2 before 10."""
     if all(re.fullmatch(r"-?\d{1,18}", name) for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
@@ -270,10 +271,10 @@ def _classes(path: Path, rows: Sequence[_Row], complete: bool) -> list[str]:
 
 
 def _find_files(table: Path, names: Sequence[str]) -> tuple[list[Path], str]:
-    """Return the file of each name, and a remark on files that lie elsewhere or whose names lack the ending.
+    """Return the file of each name, and a remark on files that lie elsewhere or whose names lack the extension.
 
     A file that is not found keeps its name, so that decoding reports it. Raise CnnlabError if a name fits several
-    files, or none is found.
+    files, or if no file is found.
     """
     root = table.parent
     index = _Index(root)
@@ -305,13 +306,13 @@ def _find_files(table: Path, names: Sequence[str]) -> tuple[list[Path], str]:
 
 
 class _Index:
-    """The images below a folder, by their name, without differences of Unicode spelling and letter case."""
+    """The images below a folder by name, regardless of Unicode normalization and letter case."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def find(self, name: str) -> list[Path]:
-        """Return the images whose path ends in `name`, which may lack the ending."""
+        """Return the images whose path ends in `name`, which may lack the extension."""
         wanted = PurePosixPath(_plain(name.replace("\\", "/")))
         found = self._by_name.get(wanted.name, [])
         if not found and wanted.suffix not in ENDINGS:

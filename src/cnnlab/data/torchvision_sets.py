@@ -1,4 +1,4 @@
-"""`torchvision:NAME`: the labelled image sets of torchvision, read by its own classes; the download is ours."""
+"""`torchvision:NAME`: the labelled image sets of torchvision, read with its classes. The download is ours."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ SETS: dict[str, Mapping[str, dict[str, Any]]] = {
 
 
 def named_alike(name: str) -> str:
-    """Return the source in `NAMED` that is torchvision's set `name`, or ""."""
+    """Return the source in `NAMED` that is the same as torchvision's set `name`, or ""."""
     plain = {"FashionMNIST": "fashion-mnist"}.get(name, name.casefold())
     return plain if plain in NAMED else ""
 
@@ -68,7 +68,7 @@ def named_alike(name: str) -> str:
 def listing(name: str, options: SourceOptions) -> Listing:
     """Return the images of all splits of a set in SETS, downloaded into `options.data_dir` if they are not there.
 
-    Raise CnnlabError for an unknown name, one that holds no labelled images, and for a failed download.
+    Raise CnnlabError for an unknown name, a set without labelled images, or a failed download.
     """
     from torchvision import datasets  # slow to import, so only here
 
@@ -90,7 +90,7 @@ def listing(name: str, options: SourceOptions) -> Listing:
 
 
 def _build(cls: type, name: str, options: SourceOptions) -> dict[str, Any]:
-    """Return the dataset of each split: where torchvision would have it in the data folder, or where we put it."""
+    """Return the dataset of each split, from torchvision's or our place in the data folder. Download it if missing."""
     here, own = options.data_dir, options.data_dir / "torchvision" / name
     try:
         return _datasets(cls, name, own if own.is_dir() else here)
@@ -133,9 +133,10 @@ def _download(cls: type, name: str, own: Path, report: Report) -> None:
 
 @contextmanager
 def _our_download(cls: type, archives: Path, report: Report) -> Iterator[None]:
-    """Let torchvision's `download_url` resume and check as ours does. It is a name of `utils`, copied into modules.
+    """Replace torchvision's `download_url` with our download, which resumes and verifies.
 
-    Not so for PCAM, whose files torchvision gets from Google Drive itself: they start again after an interruption.
+    The function is defined in `utils` and imported into other modules. PCAM does not use it: torchvision gets its files
+    from Google Drive, and an interrupted download starts again.
     """
     from torchvision.datasets import utils
 
@@ -170,7 +171,7 @@ def _first(dataset: Any, *names: str) -> Any:
 
 
 def _files(dataset: Any, title: str) -> Sequence[Path | Item]:
-    """Return the image files of a dataset; if it does not name them, an item for each."""
+    """Return the image files of a dataset or, if it does not name them, an item for each image."""
     listed = _first(dataset, "_image_files", "_images", "_samples", "samples", "imgs") or []
     files = [entry[0] if isinstance(entry, tuple) else entry for entry in listed]
     if len(files) == len(dataset) and all(isinstance(file, str | Path) for file in files):
@@ -187,7 +188,7 @@ def _files(dataset: Any, title: str) -> Sequence[Path | Item]:
 
 
 def _labels(dataset: Any) -> list[int] | None:
-    """Return the numbers of the classes; None if images have no label, as those of FER2013's test.csv."""
+    """Return the class indices; None if images have no label, as in FER2013's test.csv."""
     found = _first(dataset, "_labels", "targets", "labels", "y")
     if found is None and (samples := _first(dataset, "_samples", "samples", "imgs")):
         found = [entry[1] for entry in samples]
@@ -200,7 +201,7 @@ def _labels(dataset: Any) -> list[int] | None:
 
 
 def _classes(dataset: Any, count: int) -> list[str]:
-    """Return the names of the classes, their numbers if the dataset has none."""
+    """Return the class names; numbers if the dataset has fewer than `count` names."""
     given = _first(dataset, "classes", "categories") or []
     if not given and (numbers := getattr(dataset, "class_to_idx", None)):
         given = sorted(numbers, key=numbers.__getitem__)

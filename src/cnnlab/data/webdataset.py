@@ -1,7 +1,7 @@
-"""`wds:PATTERN`: tar shards as WebDataset names their files: KEY.jpg with KEY.cls, or KEY.json beside it.
+"""`wds:PATTERN`: tar shards with files named as in WebDataset: KEY.jpg with KEY.cls or KEY.json.
 
 The headers of all shards are read once; an image is then read from its place in the shard. WebDataset itself is not
-needed: it reads shards in sequence, and its order of images is not that of (seed, epoch).
+needed: it reads shards in sequence, so it cannot give the order of images that seed and epoch determine.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _IMAGE = "the image"  # in place of a column's name
 def listing(pattern: str, options: SourceOptions) -> Listing:
     """Return the images of tar shards: a file, a folder, or a pattern such as `train-{000..146}.tar`.
 
-    The label is the text of KEY.cls, or a field of KEY.json, which `options.columns` names, as it does the fields of
-    groups and weights. The split is that of a shard's name. Raise CnnlabError.
+    The label is the text of KEY.cls, or a field of KEY.json. `options.columns` names this field, and those of groups
+    and weights. The split comes from the name of the shard or its folder. Raise CnnlabError for unusable shards.
     """
     source = f"wds:{pattern}"
     if "://" in pattern or pattern.startswith("pipe:"):
@@ -49,12 +49,12 @@ def listing(pattern: str, options: SourceOptions) -> Listing:
 
 
 def _grouped(file: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """Yield the members of each sample, by ending: those with one key, which lie side by side."""
+    """Yield the key of each sample and its members by extension. Members with one key lie side by side."""
     key, members, earlier = "", dict[str, tarfile.TarInfo](), set[str]()
     try:
         with tarfile.open(file, "r:") as shard:
             for member in shard:
-                vars(shard)["members"] = []  # else it would keep all headers
+                vars(shard)["members"] = []  # otherwise it would keep all headers
                 if not member.isreg() or Path(member.name).name.startswith("."):
                     continue
                 folder, slash, name = member.name.rpartition("/")
@@ -79,9 +79,9 @@ def _grouped(file: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
 def _sample(
     file: Path, name: str, key: str, members: dict[str, tarfile.TarInfo], columns: str
 ) -> tuple[Sample | None, str]:
-    """Return the sample of one key, None without an image, and a remark on the fields that were chosen.
+    """Return the sample of one key, None without an image, and a remark on the chosen fields.
 
-    name: of the shard `file`, for the image's id.
+    name: name of the shard `file`, for the image's id.
     """
     images = [ending for ending in members if f".{ending}" in ENDINGS and ending != "npy"]
     if not images:

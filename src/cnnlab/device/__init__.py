@@ -1,1 +1,1 @@
-"""All that depends on the hardware: devices, determinism, timing, memory and faster layers."""
+"""Everything that depends on the hardware: devices, determinism, timing, memory and faster layers."""

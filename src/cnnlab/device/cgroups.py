@@ -13,7 +13,7 @@ OWN_GROUPS = Path("/proc/self/cgroup")
 
 
 def available_cores() -> int:
-    """Return the number of CPU cores that this process may use, by its affinity and its container's quota."""
+    """Return the number of CPU cores that this process may use, given its affinity and its container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, cpu_quota() or cores)
 

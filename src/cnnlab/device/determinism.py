@@ -36,7 +36,7 @@ def reproducible(seed: int, threads: int) -> Iterator[None]:
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
-        # cuBLAS reads this when its first handle is created; without it some products are not repeatable.
+        # cuBLAS reads this when its first handle is created; without it some matrix products are not repeatable.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         deterministic_algorithms(True)
         determinism.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a debugging aid

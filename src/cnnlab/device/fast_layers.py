@@ -1,7 +1,7 @@
-"""Layers that compute the same as PyTorch's, faster on some hardware. A training uses them; a built network does not.
+"""Layers that compute the same as PyTorch's, faster on some hardware. Training uses them; `build_model` does not.
 
-The values are the same up to rounding. Gradients can be differentiated again. A layer is here only if it saves a tenth
-of a training step of a network of 96 or 224 pixels somewhere (docs/log.md).
+The values are the same up to rounding. Gradients can be differentiated again. A layer is here only if, on some
+hardware, it saves a tenth of a training step at 96 or 224 pixels (docs/log.md).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _share(module: nn.Module, cls: type[nn.Module]) -> nn.Module:
 
 
 def _fast_class(layer: nn.Module, device: torch.device) -> type[nn.Module] | None:
-    """Return what replaces `layer` on `device`; None where nothing does. Subclasses stay as they are."""
+    """Return the class that replaces the class of `layer` on `device`, or None. Other subclasses are not replaced."""
     if type(layer) is nn.Linear and device.type == "cpu" and _has_slow_mkl():
         return OneDnnLinear if layer.weight.numel() >= 2**20 else None  # a small product gains less than the call costs
     if isinstance(layer, nn.Conv2d) and type(layer) in (nn.Conv2d, Whitening) and device.type == "cuda":
@@ -113,7 +113,7 @@ class FoldedConv2d(nn.Conv2d):
     """nn.Conv2d for images of few channels in 16 bits on a GPU: (B, C, H, W) -> (B, K, H', W').
 
     Tensor cores process channels in groups of eight, padded with zeros: seven of eight for grey. So a stride of s is
-    folded into the channels, s s of them for each: AlexNet's first layer, of stride 4, sees 16. The remaining zeros
+    folded into the channels, and each becomes s^2: AlexNet's first layer, of stride 4, sees 16. The remaining zeros
     are added here, once, in the layout that tensor cores expect.
     """
 

@@ -54,7 +54,7 @@ def check_threads(threads: int | None) -> None:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Return whether the device has units for bfloat16. Without them it is far slower than float32."""
+    """Return whether the device has hardware support for bfloat16, which is far slower than float32 without it."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # missing in some versions of PyTorch
@@ -62,7 +62,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def has_float16(device: torch.device) -> bool:
-    """Return whether the device has units for float16 but not for bfloat16: CUDA GPUs of 2017 to 2020."""
+    """Return whether the device has hardware support for float16 but not bfloat16: CUDA GPUs of 2017 to 2020."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 7
 
 

@@ -22,7 +22,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 
 
 def free_memory() -> int | None:
-    """Return the bytes that this process can still take: of the system and of its control groups; None if unknown."""
+    """Return the bytes that the system and the control groups still allow this process; None if unknown."""
     system = cgroups.find_number(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo"))
     limits = (None if system is None else system * 1024, cgroups.free_memory())
     known = [limit for limit in limits if limit is not None]
@@ -52,7 +52,7 @@ def limit_memory() -> Iterator[None]:
 
 
 class _Allocator:
-    """Makes glibc's allocator keep freed memory while at least one caller wants that; does nothing without glibc."""
+    """A switch that makes glibc's allocator keep freed memory while any caller wants that. No effect without glibc."""
 
     def __init__(self) -> None:
         self._lock, self._users = threading.Lock(), 0
@@ -74,7 +74,7 @@ class _Allocator:
         with self._lock:
             self._users -= 1
             if self._users == 0 and self._libc:
-                # The largest thresholds that glibc adapts itself to, unless the user has set others.
+                # The largest of glibc's adaptive thresholds, unless the user has set others.
                 self._libc.mallopt(_MMAP_MAX, _user_setting("mmap_max", 65536))
                 self._libc.mallopt(_MMAP_THRESHOLD, _user_setting("mmap_threshold", 32 * 2**20))
                 self._libc.mallopt(_TRIM_THRESHOLD, _user_setting("trim_threshold", 64 * 2**20))
@@ -102,9 +102,9 @@ def keep_freed_memory() -> Iterator[None]:
     """Keep freed memory in the process, where the C library is glibc. May be nested and used by several threads.
 
     Each step of a training asks for the same buffers again. By default glibc returns large ones to the system, which
-    must clear every page anew: up to two thirds of a step on a CPU (docs/log.md). At the end of the outermost use the
-    user's settings or glibc's largest own thresholds apply and free memory is returned. glibc does not report its
-    thresholds, and stops adapting them once they are set: that cannot be restored.
+    must clear every page anew: up to two thirds of a step on a CPU (docs/log.md). At the end of the outermost use, free
+    memory is returned, and the user's thresholds or else the largest adaptive ones of glibc apply. The previous state
+    cannot be restored: glibc does not report its thresholds, and stops adapting them once they are set.
     """
     _allocator.acquire()
     try:
@@ -128,7 +128,7 @@ class PeakMemory:
         self._before = _peak_resident()
 
     def bytes(self) -> int | None:
-        """Return the peak in bytes; None if the system only knows a higher one from before."""
+        """Return the peak in bytes; None if the system only knows an earlier, higher one."""
         if self._device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self._device))
         now = _peak_resident()

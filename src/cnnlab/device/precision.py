@@ -14,7 +14,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Compute float32 exactly on CUDA, without tf32, which keeps ten bits of each factor in convolutions."""
+    """Compute float32 exactly on CUDA, without tf32, which rounds the factors in convolutions to ten bits."""
     backends = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     for backend in backends:

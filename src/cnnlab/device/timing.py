@@ -18,21 +18,21 @@ def synchronize(device: torch.device) -> None:
 
 
 def record_event(device: torch.device, timed: bool = False) -> Any:
-    """Record an event behind all work queued on a GPU, and return it."""
+    """Record an event after all work queued on a GPU, and return it."""
     event: Any
     if device.type == "mps":
         event = torch.mps.event.Event(enable_timing=timed)
         event.record()
     else:
         event = torch.cuda.Event(enable_timing=timed)
-        event.record(torch.cuda.current_stream(device))  # default: that of the first GPU
+        event.record(torch.cuda.current_stream(device))  # default: the first GPU's stream
     return event
 
 
 class Stopwatch:
-    """Sums the seconds between `start` and `stop`: by events in the queue of a GPU, by the clock on the CPU.
+    """A sum of the seconds between `start` and `stop`, from events in a GPU's queue, or from the clock on the CPU.
 
-    seconds: to start from.
+    seconds: the initial sum.
     """
 
     def __init__(self, device: torch.device, seconds: float = 0.0) -> None:
@@ -62,7 +62,7 @@ class Stopwatch:
 
 
 class AsyncScalarReader:
-    """Reads a small tensor of statistics for the display without stopping a GPU. The values may be a moment old."""
+    """A reader of a small tensor of statistics, for the display. It does not stop a GPU; values may be a moment old."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -71,7 +71,7 @@ class AsyncScalarReader:
         self._ready: torch.cuda.Event | None = None
 
     def __call__(self, statistics: Tensor, images: int) -> list[float] | None:
-        """Return each sum divided by its number of images, as of this call or an earlier one; None if not yet known."""
+        """Return each sum divided by its number of images, as of this call or an earlier one; None if none is known."""
         if self._device.type == "cpu":
             return [value / images for value in statistics.tolist()]
         if self._device.type != "cuda":  # MPS has no asynchronous copy: the display shows whole epochs there

@@ -33,8 +33,8 @@ connected = False  # whether this process has been connected to others
 class World:
     """The processes of a training: this one is number `rank` of `size`. Without arguments: this one alone.
 
-    local_size: processes on this machine. job: names the training over the restarts of its processes; empty if nothing
-    restarts them. restarted: whether torchrun has started the job again.
+    local_size: processes on this machine. job: identifies the training across restarts of its processes; empty if
+    nothing restarts them. restarted: whether torchrun has started the job again.
     """
 
     def __init__(
@@ -60,20 +60,20 @@ class World:
         return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], batch], strict=True)]
 
     def rows(self, batch: int) -> slice:
-        """Return the rows that this process takes of a batch of `batch` images."""
+        """Return this process's rows of a batch of `batch` images."""
         return self._parts(batch)[self.rank]
 
     def weight(self, batch: int) -> float:
-        """Return the factor of this process's mean over its rows: the mean over the processes is the batch's."""
+        """Return the weight of this process's mean over its rows: the weighted means average to the batch's mean."""
         lengths = [len(range(batch)[part]) for part in self._parts(batch)]
         return lengths[self.rank] * self.size / sum(lengths)
 
     def copies(self, batch: int) -> int:
-        """Return how many processes have each image of a batch."""
+        """Return how many processes compute each image of a batch."""
         return 1 if batch // 2 >= self.size else self.size
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum of the processes' tensors of one shape. Raise CnnlabError if one has gone."""
+        """Return the sum of a tensor over all processes. Raise CnnlabError if one has ended."""
         if self.size > 1:
             tensor = tensor.clone()
             with _lost():
@@ -85,7 +85,7 @@ class World:
         return bool(self.sum(torch.tensor(int(flag))).item()) if self.size > 1 else flag
 
     def draw_apart(self, seed: int, step: int) -> None:
-        """Seed PyTorch's generators for a step, so that dropout differs between processes. The first keeps its own."""
+        """Seed PyTorch's generators for a step, so that dropout differs between processes. The first keeps its seed."""
         if self.rank:
             torch.manual_seed((seed * 1_000_003 + step) * self.size + self.rank)
 
@@ -106,7 +106,10 @@ class World:
         return values
 
     def from_first(self, call: Callable[[], T]) -> T:
-        """Return what `call` returns in the first process; the others wait. A CnnlabError is raised in all of them."""
+        """Return what `call` returns in the first process, while the others wait.
+
+        Raise its CnnlabError or KeyboardInterrupt in the first process, and ReportedElsewhere in the others.
+        """
         if self.size == 1:
             return call()
         answer: list[Any] = [None, None]
@@ -127,7 +130,7 @@ class World:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Raise the CnnlabError of any process inside the `with` block in all of them, at its end."""
+        """Raise a CnnlabError of any process in all of them, at the end of the `with` block."""
         caught: CnnlabError | None = None
         try:
             yield
@@ -147,7 +150,7 @@ class World:
 
 @contextmanager
 def _lost() -> Iterator[None]:
-    """Turn what torch.distributed raises when another process has ended, or is cut off, into one line."""
+    """Turn the error of torch.distributed after another process has ended, or is cut off, into a CnnlabError."""
     try:
         yield
     except RuntimeError as error:
@@ -173,17 +176,20 @@ def launched() -> bool:
 
 
 def local_rank() -> int:
-    """Return the number of this process on its machine, from 0."""
+    """Return the rank of this process on its machine, from 0."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def rank_here() -> int:
-    """Return the number of this process among those that torchrun has started, from 0; 0 for one alone."""
+    """Return the rank of this process among those that torchrun has started, from 0; 0 for one alone."""
     return int(os.environ["RANK"]) if launched() else 0
 
 
 def device_of_rank(device: torch.device) -> torch.device:
-    """Return the GPU of this process, if torchrun has started several and `device` is one. Raise CnnlabError."""
+    """Return the GPU of this rank, if torchrun has started several processes and `device` is a GPU; else `device`.
+
+    Raise CnnlabError if there is no GPU for this process.
+    """
     if device.type != "cuda" or not launched():
         return device
     if local_rank() >= torch.cuda.device_count():
@@ -199,7 +205,7 @@ def device_of_rank(device: torch.device) -> torch.device:
 def joined_world(device: torch.device) -> Iterator[World]:
     """Connect the processes that torchrun has started for the `with` block: NCCL between GPUs, gloo between CPUs.
 
-    Raise CnnlabError for a device whose tensors cannot be exchanged, or if the others do not come.
+    Raise CnnlabError for a device whose tensors cannot be exchanged, or if the others do not join.
     """
     if not launched():
         yield World()
@@ -228,11 +234,12 @@ def joined_world(device: torch.device) -> Iterator[World]:
 
 
 def fresh_store(store: Any, rank: int, size: int, seconds: float) -> Any:
-    """Return a part of the store that no earlier start of the job has used, the same for all processes.
+    """Return a prefix of the store that no earlier start of the job has used, the same for all processes.
 
-    torchrun keeps one store over its restarts (PyTorch 2.14), with the addresses of processes that are gone, and a
-    process that reads an old one waits for it. The first process gathers what each has written just now,
-    and names the part once all have found themselves in its list. Raise RuntimeError after `seconds`.
+    torchrun keeps one store across restarts (PyTorch 2.14), with the addresses of processes that are gone, and a
+    process that reads an old address waits for it. So each process writes a new id, and the first process publishes a
+    list of them, beginning with its own, which is the prefix. It returns once all have found themselves in the list.
+    Raise RuntimeError after `seconds`.
     """
     own, end = uuid.uuid4().hex, time.monotonic() + seconds
     if rank:
@@ -261,7 +268,7 @@ def _seconds(text: str) -> float:
 
 
 def _job() -> str:
-    """Return the name of the job, which is the same after torchrun has started it again; empty without it."""
+    """Return the name of the job, which stays the same when torchrun restarts it; empty without torchrun."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    # Without an id of its own, the job is known by the agent's process, which outlives its workers.
+    # Without an id of its own, the job is identified by the agent's process, which outlives its workers.
     return f"{platform.node()}-{os.getppid()}" if name == "none" else name

@@ -2,6 +2,6 @@
 
 import os
 
-# Official builds of onnxruntime, once imported, report their use to Microsoft and keep a device identifier in the cache
-# of the user. Users of cnnlab have not agreed to that. A value that the user has set stays.
+# Official builds of onnxruntime, once imported, report their use to Microsoft and keep a device identifier in the
+# user's cache. Users of cnnlab have not agreed to that. A value that the user has set stays.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

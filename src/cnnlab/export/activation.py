@@ -15,7 +15,7 @@ _BELOW = {"Softmax", "Div", "Mul", "Reshape", "Flatten", "Squeeze", "Identity", 
 
 
 def add_map(model: ModelProto) -> bool:
-    """Add the output `map` (B, K, h, w) float32 to an exported model; return whether its network has one."""
+    """Add the output `map` (B, K, h, w) float32 to an exported model. Return False if its network has no such map."""
     graph = model.graph
     makers = {output: node for node in graph.node for output in node.output}
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -32,7 +32,7 @@ def add_map(model: ModelProto) -> bool:
         node = makers.get(node.input[0])
     if node is None or not _pools(node, constants):
         return False
-    features = OUTPUT if weight is None else "map/features"  # without a linear layer, they are the maps of the classes
+    features = OUTPUT if weight is None else "map/features"  # without a linear layer, the features are the maps
     graph.node.append(helper.make_node("Cast", [node.input[0]], [features], to=TensorProto.FLOAT))  # from float16
     if weight is not None:
         graph.initializer.append(numpy_helper.from_array(weight[:, :, None, None], "map/weight"))

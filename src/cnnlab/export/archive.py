@@ -17,7 +17,7 @@ from cnnlab.inference import Classifier
 from cnnlab.io.decode import Decoding
 
 ONE = float(1 << 22)  # the weight 1 in Pillow's fixed point
-# Earlier versions always begin with the rows (some not for images a hundred times as high as wide).
+# Earlier versions resize the rows first (some of them not for images a hundred times as high as wide).
 MAY_BEGIN_WITH_COLUMNS = Version(pillow_version) >= Version("13")
 DESCRIPTION = "cnnlab.json"
 """The file in the archive that describes it."""
@@ -38,7 +38,7 @@ class Whole(nn.Module):
 
 
 class Fit(nn.Module):
-    """The operations of `fit.fit_nodes` in torch: (B, C, H, W) uint8 -> (B, C, size, size) uint8, Pillow's bits."""
+    """`fit.fit_nodes` in torch: (B, C, H, W) uint8 -> (B, C, size, size) uint8, bit-identical to Pillow."""
 
     def __init__(self, how: Decoding) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def _rounded(sums: Tensor) -> Tensor:
 def save_archive(classifier: Classifier, description: dict[str, Any], path: Path, *, half: bool = False) -> None:
     """Write an archive. Raise CnnlabError for a network that torch.export cannot convert."""
     p, free = classifier.preprocessing, torch.export.Dim.DYNAMIC
-    # Different sides, so that the exporter does not treat them as equal.
+    # Height and width differ, or the exporter would treat them as equal.
     pixels = torch.zeros(2, p.channels, p.native_size + 3, p.native_size + 5, dtype=torch.uint8)
     try:
         with quiet(), torch.no_grad():

@@ -14,10 +14,10 @@ UINT8 = helper.np_dtype_to_tensor_dtype(np.dtype(np.uint8))
 
 
 class Nodes:
-    """A list of nodes that grows by calls named as ONNX's operators.
+    """A list of nodes. Calling a method with the name of an ONNX operator appends a node.
 
-    Arguments are names of values, or numbers and arrays, which become constants: numbers are float64. The result is the
-    name of the first output. prefix: of all names.
+    Arguments are names of values, or numbers and arrays, which become constants; floats become float64. The call
+    returns the name of the node's output. prefix: the beginning of all names.
     """
 
     def __init__(self, prefix: str) -> None:

@@ -12,7 +12,7 @@ from cnnlab.training.runs import Run
 
 
 def describe(run: Run, weights: Path, classifier: Classifier) -> dict[str, Any]:
-    """Return the description of a run's exported network. weights: the file that is exported."""
+    """Return the description of a run's exported network. weights: the exported weights file."""
     p = classifier.preprocessing
     versions = {name: package_version(name) for name in ("torch", "pillow", "numpy")}
     return {
@@ -33,12 +33,12 @@ def describe(run: Run, weights: Path, classifier: Classifier) -> dict[str, Any]:
 
 
 def utf8(name: str) -> str:
-    """Return a class's name as valid UTF-8. Other bytes, which the name of a folder may hold, become escapes."""
+    """Return a class's name as valid UTF-8. Other bytes, which a folder's name may contain, become escapes."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def decoding_in_words(channels: int, background: str, low: float, high: float) -> str:
-    """Return a text on how a file becomes the input `pixels`."""
+    """Return how a file becomes the input `pixels`, in words."""
     colours = {
         1: "1 channel of grey, (19595 R + 38470 G + 7471 B + 32768) >> 16 of colours (ITU-R 601-2)",
         3: "3 channels R, G, B; grey images with three equal channels",

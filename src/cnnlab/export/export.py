@@ -30,15 +30,15 @@ from cnnlab.training import runs
 from cnnlab.training.runs import Run
 
 FORMS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ""}
-"""The forms of an export, with the ending of their files; a folder has none."""
+"""The formats of an export, with the suffix of their files; a folder has none."""
 MAX_LOSS = {"int8": 1.0, "float16": 0.1}
-"""Percentage points of accuracy that an export of fewer bits may lose."""
+"""Percentage points of accuracy that an export of lower precision may lose."""
 _CALIBRATION = 256  # training images
 
 
 @dataclass(frozen=True)
 class Export:
-    """What `export_run` wrote. path: the file or folder; report: what FILE.json holds, see docs/export.md."""
+    """What `export_run` wrote. path: the file or folder; report: the contents of FILE.json, see docs/export.md."""
 
     path: Path
     parities: list[p.Parity]
@@ -88,13 +88,13 @@ def export_run(
 ) -> Export:
     """Write a run's network, with its preprocessing and the names of its classes, to a file that other programs run.
 
-    Before the file gets its name, it classifies all validation images. It is refused if it assigns an image another
-    class than the run does. name: a run's folder, its name in `runs_dir`, or the `run` of a training's result. to: a
-    key of FORMS. out: the new file. Default: `default_name`, in the working folder. int8: quantise, calibrated on
-    training images; fp16: compute in float16; these may lose max_loss percentage points of accuracy. Default: see
-    MAX_LOSS. look_at_test: also check on the test images, which is recorded in the run. model: the network of your own
-    that was trained, if it was one. data, data_dir, weights, threads, skip_bad: see `evaluate_run`. force: replace an
-    earlier export. Raise CnnlabError.
+    Before the file gets its name, it classifies all validation images. It is refused if it predicts another class than
+    the run for any image, or if a probability differs by more than 0.001. name: a run's folder, its name in `runs_dir`,
+    or the `run` of a training's result. to: a key of FORMS. out: the new file. Default: `default_name`, in the working
+    folder. int8: quantise, calibrated on training images. fp16: compute in float16. max_loss: percentage points of
+    accuracy that int8 and fp16 may lose instead. Default: see MAX_LOSS. look_at_test: also check on the test images,
+    which is recorded in the run. model: your own network, if the run trained one. data, data_dir, weights, threads,
+    skip_bad: see `evaluate_run`. force: replace an earlier export. Raise CnnlabError.
     """
     started = time.perf_counter()
     _check_options(to, int8, fp16, max_loss)
@@ -197,10 +197,10 @@ def _check(
     what: str,
     threads: int | None,
 ) -> p.Parity:
-    """Compare all images of a split. Raise CnnlabError for an export that is refused.
+    """Compare the export with the run on all images of a split. Raise CnnlabError if it is refused.
 
-    source: of the images, whose files are also compared at their own size; None: the export takes fitted images only.
-    most: percentage points of accuracy that it may lose; None: it may change no class.
+    source: where the images come from; their files are also compared at their own size. None: the export takes fitted
+    images only. most: percentage points of accuracy that it may lose. None: it may not change any class.
     """
     found = p.compare(classifier, images, split, answers, threads)
     files = None if source is None else p.compare_files(classifier, source, images, answers, threads)
@@ -242,7 +242,7 @@ def default_name(run: Run, ending: str, int8: bool, fp16: bool) -> str:
 
 
 def _new_path(run: Run, out: str | Path | None, to: str, force: bool, int8: bool, fp16: bool) -> Path:
-    """Return the file or folder to write. Raise CnnlabError if it cannot become a new one."""
+    """Return the file or folder to write. Raise CnnlabError if its name is invalid or taken."""
     ending = FORMS[to]
     path = Path(default_name(run, ending or "-safetensors", int8, fp16)) if out is None else expand(out)
     if path.suffix.lower() != ending and ending:
@@ -279,7 +279,7 @@ def _is_folder_of_ours(path: Path) -> bool:
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """Yield a name in a temporary folder beside `path`. Raise CnnlabError if it cannot be written."""
+    """Yield a path in a temporary folder beside `path`. Raise CnnlabError if it cannot be written."""
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.absolute().parent) as folder:
             yield Path(folder) / path.name
@@ -288,9 +288,9 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 def _move(draft: Path, path: Path) -> None:
-    """Give the draft its name, replacing an earlier export."""
+    """Move the draft to `path`, replacing an earlier export."""
     for file in _files(draft):
-        with file.open("r+b") as opened:  # Windows flushes only what is open for writing
+        with file.open("r+b") as opened:  # Windows flushes only files that are open for writing
             os.fsync(opened.fileno())
     if not path.is_dir():
         draft.replace(path)

@@ -1,8 +1,8 @@
-"""The fit of an image to the square that a network was trained on, as Pillow does it, to the bit, as ONNX nodes.
+"""ONNX nodes that fit an image to the square that a network was trained on, bit-identical to Pillow.
 
 Pillow resizes in fixed point: weights of 22 bits, one pass along the rows and one along the columns, each rounded and
 clipped to 8 bits. A pass is a product with a matrix of whole numbers. In float64 such a product is exact in any order
-of its sums, so every runtime gives the same pixels. The bars of `ImageOps.pad` are rows of zeros in the matrices.
+of summation, so every runtime gives the same pixels. The bars of `ImageOps.pad` are rows of zeros in the matrices.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from cnnlab.export.archive import MAY_BEGIN_WITH_COLUMNS, ONE
 from cnnlab.export.build import DOUBLE, INT64, UINT8, Nodes
 from cnnlab.io.decode import Decoding
 
-_BLOCK = 32  # columns of the result
+_BLOCK = 32  # columns of the result that are computed at a time
 
 
 def fit_nodes(g: Nodes, pixels: str, how: Decoding, output: str) -> str:
-    """Add the nodes from `pixels` (B, C, H, W) uint8 to the squares `output` (B, C, size, size) uint8, as `io.decode`.
+    """Add the nodes that fit `pixels` (B, C, H, W) uint8 to squares `output` (B, C, size, size) uint8, as `io.decode`.
 
-    Images that have the size already pass through.
+    Images that already have this size pass through.
     """
     height, width = (g.Squeeze(g.Shape(pixels, start=dim, end=dim + 1)) for dim in (2, 3))
     native = g.And(g.Equal(height, how.size), g.Equal(width, how.size))
@@ -48,9 +48,9 @@ def _resized(g: Nodes, pixels: str, height: str, width: str, how: Decoding) -> s
 
 
 def _row_first(g: Nodes, pixels: str, rows: str, columns: str, reach: tuple[str, str], size: int) -> str:
-    """Resize the rows, then the columns. Each block of the result's columns is computed from those it depends on.
+    """Resize the rows, then the columns. Each block of columns is computed from only those pixels it depends on.
 
-    reach: for each column, the first that it depends on, and the one after the last, in float64.
+    reach: for each column of the result, the first pixel that it depends on, and the one after the last, in float64.
     """
     parts = []
     for at in range(0, size, _BLOCK):
@@ -79,9 +79,9 @@ def _rounded(g: Nodes, sums: str) -> str:
 def _matrix(g: Nodes, length: str, other: str, how: Decoding) -> tuple[str, str, tuple[str, str]]:
     """Return a side's resized length before padding, and Pillow's weights (size, length), in float64.
 
-    Also the first pixel that each pixel of the result depends on, and the one after the last, each (size,). length,
-    other: pixels of the side and of the other one. This is `precompute_coeffs` of Pillow's Resample.c, whose xmin and
-    xmax are low and high here.
+    Also return the first pixel that each pixel of the result depends on, and the one after the last, each (size,).
+    length, other: the lengths of this side and of the other, in pixels. This is `precompute_coeffs` of Pillow's
+    Resample.c; its xmin and xmax are called low and high here.
     """
     size = float(how.size)
     place, source = g.Range(0.0, size, 1.0), g.Range(0.0, length, 1.0)

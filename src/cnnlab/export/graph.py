@@ -13,8 +13,8 @@ from cnnlab.training.evaluate import probabilities
 class Answer(nn.Module):
     """Fitted images (B, C, size, size) uint8 -> the outputs of an exported file.
 
-    Returns probabilities (B, K) float32, the number of the most probable class (B,) int64, and whether the image is
-    none of the classes (B,) bool. half: compute in float16; this converts the classifier's own network.
+    Returns probabilities (B, K) float32, the index of the most probable class (B,) int64, and whether the image is
+    none of the classes (B,) bool. half: compute in float16; this converts the classifier's network in place.
     """
 
     def __init__(self, classifier: Classifier, *, half: bool = False) -> None:
@@ -34,7 +34,7 @@ class Answer(nn.Module):
 
 
 class Resize(nn.Module):
-    """`Preprocessing`, whose interpolation is a product with two matrices: exporters differ in their interpolation.
+    """`Preprocessing` with interpolation as two matrix products, since exporters differ in how they interpolate.
 
     (B, C, size, size) uint8 -> (B, C, image_size, image_size) float32, equal up to rounding.
     """
@@ -63,9 +63,9 @@ class Resize(nn.Module):
 
 
 def _matrix(p: Preprocessing) -> Tensor:
-    """Return the weights (image_size, native_size) of the interpolation, as PyTorch itself gives them.
+    """Return PyTorch's weights (image_size, native_size) of the interpolation.
 
-    They are the rows of an identity matrix, resized in width only.
+    They are an identity matrix, resized in width only and transposed.
     """
     native, size = p.native_size, p.image_size
     if native == size:

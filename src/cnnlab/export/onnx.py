@@ -31,10 +31,10 @@ def onnx_model(
     fp16: bool = False,
     calibration: np.ndarray | None = None,
 ) -> ModelProto:
-    """Return the model of a classifier. description: see description.py.
+    """Return a classifier as an ONNX model. description: see description.py.
 
-    fp16: convert the classifier's network to float16. calibration: fitted images (N, C, size, size) uint8 for which the
-    network is quantised to int8. Raise CnnlabError for a network that PyTorch's exporter cannot convert.
+    fp16: convert the classifier's network to float16. calibration: fitted images (N, C, size, size) uint8 on which
+    to calibrate an int8 network. Raise CnnlabError for a network that PyTorch's exporter cannot convert.
     """
     model = _network(classifier, fp16)
     if calibration is not None:
@@ -65,9 +65,9 @@ def _join(model: ModelProto, how: Decoding, classes: list[str]) -> None:
 
 
 def _network(classifier: Classifier, fp16: bool) -> ModelProto:
-    """Return the model from fitted images to probabilities, the number of the class and whether it is none."""
+    """Return the model from fitted images to probabilities, the index of the class, and whether it is none of them."""
     p = classifier.preprocessing
-    # Two images: with one, the exporter would take the batch for a constant.
+    # Two images: with one, the exporter would treat the batch size as a constant.
     images = torch.zeros(2, p.channels, p.native_size, p.native_size, dtype=torch.uint8)
     try:
         with quiet():

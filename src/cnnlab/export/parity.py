@@ -1,4 +1,4 @@
-"""Compare an exported network with the run's own answers, image by image."""
+"""Compare an exported network with its run, image by image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FILES = 32  # image files that are compared at their own size
 _BATCH = 256
 
 Answers = Callable[[np.ndarray], tuple[np.ndarray, list[str]]]
-"""Images (B, C, H, W) uint8 -> probabilities (B, K) and the names of the classes (B), by the exported file."""
+"""Images (B, C, H, W) uint8 -> probabilities (B, K) and the names of the classes (B), from the exported file."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Parity:
     correct_before, correct: images that the run and the export predict correctly. changed: images that get another
     class, without ties; ties: images whose two classes are a tie, see TIE. largest: the largest difference of a
     probability. files: images that were also compared as files of their own size. first_changed: the first changed
-    image, or else the one that differs most, with both answers.
+    image with both answers. If none changed, the image that differs most, if by more than TOLERANCE.
     """
 
     split: str
@@ -52,7 +52,7 @@ class Parity:
 
     @property
     def loss(self) -> float:
-        """The accuracy that was lost, in percentage points; negative for a gain."""
+        """The lost accuracy in percentage points; negative for a gain."""
         return 100 * (self.correct_before - self.correct) / self.images
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,12 +109,12 @@ def compare_files(
 
 
 def with_files(parity: Parity, files: Parity) -> Parity:
-    """Return the parity of a split together with that of its files."""
+    """Return the parity of a split, with that of its files merged in."""
     return replace(parity, files=files.images, largest=max(parity.largest, files.largest))
 
 
 def total(parts: list[Parity]) -> Parity:
-    """Return the parts of one split as one."""
+    """Return the parity of a whole split from those of its parts."""
     sums = {
         key: sum(getattr(part, key) for part in parts)
         for key in ("images", "correct_before", "correct", "changed", "ties", "files")
@@ -128,7 +128,7 @@ def total(parts: list[Parity]) -> Parity:
 def _answers(exported: Answers, pixels: np.ndarray) -> tuple[np.ndarray, list[str]]:
     try:
         return exported(pixels)
-    except Exception as error:  # a runtime has a class for each of its codes; a network may take one batch size only
+    except Exception as error:  # runtimes have many exception classes; a network may take one batch size only
         what = f"the export is refused: it fails on images of shape {pixels.shape}: {reason(error, 200)}"
         raise CnnlabError(f"{what}; nothing was written") from error
 
@@ -159,7 +159,7 @@ def _compared(
 
 
 def check_same(parity: Parity, what: str) -> None:
-    """Raise CnnlabError if a class changed, or a probability by more than TOLERANCE. what: the file in the message."""
+    """Raise CnnlabError if a class changed, or a probability by more than TOLERANCE. what: names the file."""
     if parity.changed:
         raise CnnlabError(
             f"{what} is refused: {parity.changed} of {plural(parity.images, f'{parity.split} image')} get another "
@@ -173,7 +173,7 @@ def check_same(parity: Parity, what: str) -> None:
 
 
 def check_loss(parity: Parity, most: float, what: str) -> None:
-    """Raise CnnlabError if more than `most` percentage points of accuracy were lost."""
+    """Raise CnnlabError if more than `most` percentage points of accuracy were lost, or if an answer is NaN."""
     if not parity.loss <= most or parity.largest == float("inf"):
         raise CnnlabError(
             f"{what} is refused: it predicts {parity.correct} of {plural(parity.images, f'{parity.split} image')} "

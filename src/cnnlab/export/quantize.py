@@ -1,4 +1,4 @@
-"""Static quantisation to int8 by onnxruntime."""
+"""Static quantisation to int8 with onnxruntime."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _BATCH = 32
 def quantized(model: ModelProto, name: str, images: np.ndarray) -> ModelProto:
     """Return the model with weights and activations in int8, calibrated on images (N, C, size, size) uint8.
 
-    name: the model's input. Nodes before the first convolution or linear layer stay as they are. Each channel of the
+    name: the model's input. Nodes before the first convolution or linear layer are not quantised. Each channel of the
     weights has its own scale. Weights have seven bits: CPUs without VNNI add two products in 16 bits, where products of
-    eight-bit weights overflow.
+    eight-bit weights can overflow.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process

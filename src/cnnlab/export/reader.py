@@ -31,7 +31,7 @@ def probabilities(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def read(path: str) -> torch.Tensor:
-    """Return an image of eight bits a channel as (1, C, native_size, native_size) uint8; see "decoding" for others."""
+    """Return an 8-bit image as (1, C, native_size, native_size) uint8; for others, see "decoding" in model.json."""
     image = ImageOps.exif_transpose(Image.open(path))
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -51,7 +51,7 @@ class Exported:
 
     @property
     def decoding(self) -> Decoding:
-        """How `io.decode.decode` reads an image file for it."""
+        """The arguments with which `io.decode.decode` reads an image file for this network."""
         p = self.description["preprocessing"]
         return Decoding(
             p["channels"], p["native_size"], p["fit"], p["background"], p["low"], p["high"], p["interpolation"],
@@ -63,15 +63,15 @@ class Exported:
         return np.asarray(self.session.run(["probabilities"], {INPUT: pixels})[0])
 
     def answer(self, pixels: np.ndarray) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Return probabilities (B, K), the names of the most probable classes, and whether each is none of them."""
+        """Return probabilities (B, K), the most probable class of each image, and whether the image is none of them."""
         p, labels, none = self.session.run(list(OUTPUTS), {INPUT: pixels})
         return np.asarray(p), [str(label) for label in labels], np.asarray(none)
 
 
 def open_exported(path: str | Path, *, threads: int = 0) -> Exported:
-    """Open a file that `cnnlab export --to onnx` wrote. threads: of the CPU. Default: one per core.
+    """Open a file that `cnnlab export --to onnx` wrote. threads: number of CPU threads. Default: one per core.
 
-    Raise CnnlabError for another file or a damaged one, and if onnxruntime is missing.
+    Raise CnnlabError if the file is damaged or was not written by cnnlab, or if onnxruntime is missing.
     """
     path = expand(path)
     if not path.is_file():
@@ -83,11 +83,11 @@ def open_exported(path: str | Path, *, threads: int = 0) -> Exported:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors
-    # Threads that spin while they wait would take the cores from those that decode images: docs/serve.md
+    # Threads that spin while they wait would take cores from the threads that decode images: docs/serve.md
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a class for each of its codes, and no common one
+    except Exception as error:  # onnxruntime has an exception class for each error code, and no common base
         raise CnnlabError(
             f"{path} is damaged or not an ONNX file: {reason(error, 150)}; write one with cnnlab export RUN"
         ) from error

@@ -16,14 +16,14 @@ from cnnlab.io.errors import CnnlabError, reason
 
 VERSION = "1.30.0"
 ADDRESS = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{VERSION}/dist/"
-# With its loader inside, so that it takes two files instead of three.
+# The bundle includes the loader: two files instead of three.
 SCRIPT, WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
 SHA256 = {
     SCRIPT: "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
     WASM: "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
 LICENCE = Path(__file__).parent / "page" / "onnxruntime-web.LICENSE"
-_LIMIT = 1 << 25  # bytes of a file
+_LIMIT = 1 << 25  # bytes per file
 _REMEDY = f"run npm pack onnxruntime-web@{VERSION}, and name the file that it writes with --runtime"
 
 
@@ -36,16 +36,16 @@ class WebRuntime:
 
 
 def cache_folder() -> Path:
-    """Return the folder that downloaded files are kept in."""
+    """Return the folder for downloaded files."""
     return Path(user_cache_dir("cnnlab")) / f"onnxruntime-web-{VERSION}"
 
 
 def web_runtime(given: Path | None = None, report: Report = no_report, address: str = ADDRESS) -> WebRuntime:
     """Return the files of onnxruntime-web.
 
-    given: an unpacked package (`node_modules/onnxruntime-web`), or what `npm pack` wrote. Default: the cache, which is
-    filled from `address` if it lacks a file. Raise CnnlabError if `given` is missing or of another version, or if the
-    download fails.
+    given: an unpacked package (`node_modules/onnxruntime-web`), or the archive that `npm pack` wrote. Default: the
+    cache; missing files are downloaded from `address`. Raise CnnlabError if `given` is missing or has another version,
+    or if the download fails.
     """
     if given is not None:
         if not given.exists():

@@ -1,7 +1,7 @@
-"""A folder of weights as safetensors, a JSON of everything else, and a reader in plain PyTorch, without cnnlab.
+"""A folder with weights as safetensors, everything else as JSON, and a reader in plain PyTorch, without cnnlab.
 
-The network comes along as network.py: its operations, as torch.export traces them, one line each. So a network of any
-kind can be read without the code that built it.
+The network is written as network.py: its operations as torch.export traces them, one per line. So any network can be
+loaded without the code that built it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def save_tensors(classifier: Classifier, description: dict[str, Any], folder: Pa
         with quiet(), torch.no_grad():
             network = classifier.network.eval()
             program = torch.export.export(network, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-            program = program.run_decompositions({})  # operations that PyTorch runs itself, and no training ones
+            program = program.run_decompositions({})  # to operations that PyTorch runs itself, and none for training
     except Exception as error:
         raise not_convertible(error, "plain PyTorch operations") from error
     tensors: dict[str, Tensor] = {}
@@ -64,7 +64,7 @@ def _source(module: fx.GraphModule) -> str:
     source = module.code.strip()
     source = re.sub(r"def forward\(self, ?", "def forward(", source)
     source = re.sub(r"return \((\w+),\)", r"return \1", source)
-    # Checks of shapes, which hold for every batch.
+    # Drop the checks of shapes, which hold for every batch.
     lines = [line for line in source.splitlines() if "_assert" not in line and "_guards_fn" not in line]
     text = "\n".join(lines) + "\n"
     if "self." in text:

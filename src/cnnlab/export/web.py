@@ -32,7 +32,7 @@ from cnnlab.models.airbench import Whitening
 
 PAGE = Path(__file__).parent / "page"
 _MARK = "cnnlab export --to web"
-# Browsers run no module script of a page that is opened as a file, so only HTML can say so.
+# Browsers do not run the module scripts of a page that is opened as a file, so only HTML can say so.
 _WAITING = (
     "<main><p>Loading …</p><p>If this text stays, the page was opened as a file. Serve its folder, for example with "
     "<code>python -m http.server</code>, or export the run with <code>--single-file</code>.</p>"
@@ -40,7 +40,7 @@ _WAITING = (
     "请用 <code>python -m http.server</code> 等方式提供它的文件夹，或者用 <code>--single-file</code> 导出。</p></main>"
 )
 LARGEST_FILE = 60_000_000
-"""Bytes of a page that holds everything: larger ones open slowly, or not at all on a phone."""
+"""Most bytes of a self-contained page: larger ones open slowly, or not at all on a phone."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class WebPage:
     """What a page shows and runs.
 
     network: the bytes of an ONNX file with the input `pixels`; description: the JSON in its metadata.
-    filters: see `filters_of`. checked: accuracy, images, split, difference and changed (classes), of the comparison
+    filters: see `filters_of`. checked: split, images, accuracy, difference and changed (classes) from the comparison
     with PyTorch. level: the mean of the training images, 0 to 1.
     """
 
@@ -86,7 +86,7 @@ class WebPage:
 
 
 def filters_of(network: nn.Module) -> dict[str, Any] | None:
-    """Return the filters of the first convolution as a picture with its facts; None without a convolution."""
+    """Return a picture of the first convolution's filters and facts about them; None without a convolution."""
     found = first_convolution(network)
     if found is None:
         return None
@@ -108,10 +108,10 @@ def filters_of(network: nn.Module) -> dict[str, Any] | None:
 
 
 def write_folder(page: WebPage, runtime: WebRuntime, folder: Path) -> int:
-    """Write a page into `folder`, in place of an earlier one; see `check_place`. Return the bytes of its files.
+    """Write a page into `folder`, replacing an earlier one; see `check_place`. Return its size in bytes.
 
-    Names of files change with their content, so that no cache can mix two exports. Raise CnnlabError if it cannot be
-    written.
+    The names of files change with their content, so that no cache can mix two exports. Raise CnnlabError if the folder
+    cannot be written.
     """
     code, sheet = script(PAGE).encode(), _style().encode()
     named = {
@@ -157,7 +157,7 @@ def write_folder(page: WebPage, runtime: WebRuntime, folder: Path) -> int:
 
 
 def write_file(page: WebPage, runtime: WebRuntime, path: Path) -> int:
-    """Write a page that holds everything into one HTML file. Return its bytes.
+    """Write a self-contained page as one HTML file. Return its size in bytes.
 
     Raise CnnlabError if it would be larger than `LARGEST_FILE`, or cannot be written.
     """

@@ -23,7 +23,7 @@ from cnnlab.training.runs import Run
 
 @dataclass(frozen=True)
 class WebExport:
-    """What `export_web` wrote. path: the folder, or the file; size: bytes; network: the ONNX file inside, checked."""
+    """What `export_web` wrote. path: the folder or file; size: in bytes; network: the export of the network inside."""
 
     path: Path
     size: int
@@ -54,9 +54,9 @@ def export_web(
     report: Report = no_report,
     **options: Any,
 ) -> WebExport:
-    """Write a page that classifies images by a run's network in the browser; no image leaves it.
+    """Write a page that classifies images with a run's network in the browser. No image leaves the browser.
 
-    out: the folder, which any static server serves, or with single_file an HTML file, which needs no server. Default:
+    out: a folder, which any static server can serve; with single_file, an HTML file, which needs no server. Default:
     the run's name with -web or .html, in the working folder; see `default_name`. runtime: the package onnxruntime-web,
     see `web_runtime`. force: replace an earlier page. All other arguments: see `export_run`, which exports and checks
     the network. Raise CnnlabError.
@@ -68,7 +68,7 @@ def export_web(
     ending = ".html" if single_file else "-web"
     usual = default_name(run, ending, bool(options.get("int8")), bool(options.get("fp16")))
     place = Path(usual) if out is None else expand(out)
-    if single_file and place.suffix.lower() not in (".html", ".htm"):  # nothing else opens by a double click
+    if single_file and place.suffix.lower() not in (".html", ".htm"):  # a double click opens nothing else
         raise CnnlabError(f"{place}: name a file that ends with .html")
     check_place(place, single_file, force)
     try:
@@ -102,7 +102,7 @@ def export_web(
 
 
 def _level(run: Run, data: Any, **where: Any) -> float:
-    """Return the mean of the training images, 0 to 1. Only that of grey images is used: others cannot be drawn."""
+    """Return the mean of the training images, 0 to 1. It matters for grey images only: others cannot be drawn."""
     p = preprocessing_of(run)
     if p.channels > 1 or any(p.mean):
         return p.mean[0]

@@ -33,7 +33,7 @@ _PIXELS = 1 << 20  # in a batch: 64 feature maps of that size take 256 MiB
 
 @dataclass(frozen=True)
 class Predictions:
-    """What `Classifier.predict` returns. logits: (N, K) float32 on the CPU; classes: K names.
+    """The result of `Classifier.predict`. logits: (N, K) float32 on the CPU; classes: K names.
 
     temperature: divisor of the logits, see training/calibration.py. Classes are ordered by their logits, since small
     probabilities may round to equal values. threshold: see `none_of_these`.
@@ -56,7 +56,7 @@ class Predictions:
 
     @property
     def none_of_these(self) -> list[bool]:
-        """Of each of the N images, whether its most probable class is less probable than the threshold."""
+        """Whether the top probability of each of the N images is below the threshold."""
         return [p < self.threshold for p in self.probabilities.amax(1).tolist()]
 
     def __len__(self) -> int:
@@ -96,17 +96,17 @@ class Classifier(nn.Module):
         self.threshold = threshold
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, image_size, image_size) float32 -> logits (B, K)."""
+        """Return logits: (B, C, image_size, image_size) float32 -> (B, K)."""
         logits: Tensor = self.network(x)
         return logits
 
     def predict(self, images: Any, *, invert: bool = False, views: str = "none") -> Predictions:
-        """Classify images, which go through the same steps as in training.
+        """Classify images, with the same preprocessing as in training.
 
         images: a path, a folder, a PIL image, a NumPy array or a tensor of one image or of a batch, or a list of these.
         Arrays and tensors hold uint8 in 0..255 or floating point in 0..1; tensors are (C, H, W) or (B, C, H, W), arrays
-        may also be (H, W, C), as PIL gives them, or (H, W). Any size is fitted. invert: exchange black and white first.
-        views: test-time augmentation, a key of VIEWS. Raise CnnlabError.
+        may also be (H, W, C), as PIL gives them, or (H, W). Images may have any size. invert: swap black and white
+        first. views: test-time augmentation, a key of VIEWS. Raise CnnlabError.
         """
         check_views(views)
         p = self.preprocessing
@@ -124,7 +124,7 @@ class Classifier(nn.Module):
     def predict_batch(self, batch: np.ndarray, views: str = "none", threads: int | None = None) -> Predictions:
         """Classify images (B, C, H, W) uint8 of the native size.
 
-        views: test-time augmentation, a key of VIEWS. threads: of the CPU. Default: all available cores.
+        views: test-time augmentation, a key of VIEWS. threads: CPU threads. Default: one per available core.
         """
         return self._predictions(self._logits(batch, views, threads))
 
@@ -154,9 +154,9 @@ def load_model(
 ) -> Classifier:
     """Return the trained network of a run, in eval mode and on the CPU, with its classes and its preprocessing.
 
-    run: a run's folder, its name in `runs_dir`, or the `run` of a training's result. model: the network of your own
-    that was trained, if it was one; a copy of it gets the weights. weights: best or last. Default: best where it was
-    chosen on validation images, else last. Raise CnnlabError.
+    run: a run's folder, its name in `runs_dir`, or the `run` of a training's result. model: your own network, if the
+    run trained one; the weights are loaded into a copy. weights: best or last. Default: best if it was chosen on
+    validation images, else last. Raise CnnlabError.
     """
     run = run if isinstance(run, Run) else runs.open_run(run, runs_dir)
     file = weights_file(run, weights)
@@ -168,7 +168,7 @@ def load_model(
 def load_network(run: Run, weights: Path | None = None, model: Network | None = None) -> nn.Module:
     """Return the bare network of `run` in eval mode, on the CPU.
 
-    weights: a file. Default: see `Run.weights`. model: see `load_model`. Raise CnnlabError.
+    weights: the file of the weights. Default: see `Run.weights`. model: see `load_model`. Raise CnnlabError.
     """
     return trained_model(run, weights or run.weights(), model)
 
@@ -186,9 +186,10 @@ def probabilities(
 ) -> Tensor:
     """Return the mean probabilities (N, K) float32, on the CPU, of `models` for `images` (N, C, H, W) uint8.
 
-    views: test-time augmentation, a key of VIEWS: logits are averaged over the views of an image (half the weight on
-    the centred ones, half on the shifted ones), then probabilities over the models, not calibrated. Computed in float32
-    and eval mode, so that the result does not depend on the batches. batch_size: 0 for the default. Raise CnnlabError.
+    Logits are averaged over the views of an image (half the weight on the centred ones, half on the shifted ones), then
+    uncalibrated probabilities over the models. Everything is computed in float32 and eval mode, so the result does not
+    depend on the batches. views: test-time augmentation, a key of VIEWS. batch_size: Default (0): see `batch_size_of`.
+    Raise CnnlabError.
     """
     check_views(views)
     check_threads(threads)
@@ -220,7 +221,7 @@ def check_views(views: str) -> None:
 
 
 def preprocessing_of(run: Run) -> Preprocessing:
-    """Return the steps from decoded images to the network's input. Raise CnnlabError if they are damaged."""
+    """Return the preprocessing from decoded images to the network's input. Raise CnnlabError if it is damaged."""
     try:
         return Preprocessing.from_dict(run.info["preprocessing"])
     except (KeyError, TypeError, ValueError) as error:
@@ -235,6 +236,6 @@ def weights_file(run: Run, which: str | None) -> Path:
 
 
 def batch_size_of(preprocessing: Preprocessing) -> int:
-    """Return how many images go through the network at a time."""
+    """Return the batch size for inference: at most 1000, and smaller for large images."""
     side = max(preprocessing.image_size, preprocessing.native_size)
     return max(1, min(1000, _PIXELS // side**2))

@@ -33,15 +33,15 @@ from cnnlab.training.evaluate import Evaluation, calibration_error, evaluate
 from cnnlab.training.results import layout_of
 from cnnlab.training.runs import Run
 
-_RECORDED = 100  # classes up to which the confusion matrix is recorded in the run
+_RECORDED = 100  # the run records the confusion matrix of at most this many classes
 
 
 @dataclass(frozen=True)
 class RunEvaluation:
-    """The result of `evaluate_run`. seconds: of the evaluation only, with images and weights in memory.
+    """The result of `evaluate_run`. seconds: duration of the evaluation only, after images and weights were loaded.
 
-    data: the source of the images; other: whether it is another one than the run's. images: the evaluated images, with
-    the files that were skipped.
+    data: the source of the images; other: whether they are other images than the run's. images: the evaluated images,
+    with the files that were skipped. temperature: divisor of the logits. threshold: see `evaluate_run`.
     """
 
     run: Run
@@ -60,7 +60,7 @@ class RunEvaluation:
 
     @property
     def accepted(self) -> tuple[int, int]:
-        """The number of images at or above the run's threshold for "none of these", and of correct ones among them."""
+        """The number of images at or above `threshold`, and the number of correct predictions among them."""
         predicted, probability = self.result.predicted, self.result.probability
         if self.images is None or predicted is None or probability is None:
             return self.result.count, self.result.correct
@@ -81,9 +81,9 @@ class RunEvaluation:
         return self.images.skipped if self.images is not None else ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the evaluation as plain values. classes: precision, recall, f1 and support (images) of each.
+        """Return the evaluation as plain values. classes: precision, recall, f1 and support (images) of each class.
 
-        intervals, and *_interval of each class: 95%, see training/intervals.py.
+        intervals, and *_interval of each class: 95% intervals, see training/intervals.py.
         """
         result = self.result
         return {
@@ -158,17 +158,17 @@ def evaluate_run(
     threshold: float | None = None,
     keep_logits: bool = False,
 ) -> RunEvaluation:
-    """Evaluate a run's model on all images of a split, and record that in the run's folder.
+    """Evaluate a run's model on all images of a split, and record the result in the run's folder.
 
-    model: the network of your own that was trained, if it was one. data: where the run's own images are now, recognised
-    by their fingerprint; or other images of the run's classes, or of some of them: a source's name, or images as
-    `train` takes them. Any split of other images may be evaluated. Default: the run's source.
-    split: test, validation or train, or the beginning of such a name. Default: the first that the data have.
-    weights: best or last. Default: best where it was chosen on validation images, else last. views: test-time
-    augmentation, a key of VIEWS. precision: of convolutions and matrix products; with 16 bits the logits of an image
-    may depend on the rest of its batch. threshold: the probability below which an image is none of the classes.
-    Default: the run's. skip_bad: skip damaged images; a run that was trained with it always skips those of its own
-    data. keep_logits: keep the logits (N, K) in the result. Raise CnnlabError.
+    model: your own network, if the run trained one. data: where the run's own images are now, recognised by their
+    fingerprint; or other images, of all or some of the run's classes: a source's name, or images as `train` takes them.
+    Any split of other images may be evaluated. Default: the run's source.
+    split: test, validation or train, or the beginning of such a name. Default: the first of these that the data have.
+    weights: best or last. Default: best if it was chosen on validation images, else last. views: test-time
+    augmentation, a key of VIEWS. precision: of convolutions and matrix products, a key of PRECISIONS; in 16 bits the
+    logits of an image may depend on the rest of its batch. threshold: an image whose top probability is lower belongs
+    to none of the classes. Default: the run's. skip_bad: skip damaged images; a run that was trained with it always
+    skips those of its own data. keep_logits: keep the logits (N, K) in the result. Raise CnnlabError.
     """
     run = name if isinstance(name, Run) else runs.open_run(name, runs_dir)
     check_views(views)
@@ -199,7 +199,7 @@ def evaluate_run(
         run, split, file, result, False, images, source, other, views=views, precision=precision, seconds=seconds,
         temperature=temperature, threshold=threshold,
     )  # fmt: skip
-    large = len(run.classes) > _RECORDED  # megabytes a line
+    large = len(run.classes) > _RECORDED  # its confusion matrix would take megabytes per line
     left_out = ("run", "classes", *["confusion"] * large)
     record = {k: v for k, v in evaluation.to_dict().items() if k not in left_out}
     return replace(evaluation, recorded=runs.record_evaluation(run, record))

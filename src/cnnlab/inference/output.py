@@ -1,4 +1,4 @@
-"""Predictions as lines of CSV or JSON, and as a file that a new process continues after a kill."""
+"""Predictions as lines of CSV or JSON, and as a file that a new process continues if the first was killed."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _ROW_GROUP = 10_000  # rows of a Parquet file that are in memory at a time
 
 
 class Csv:
-    """Lines of CSV with `columns` classes in each. A damaged image has an error in the last column, and no classes."""
+    """Lines of CSV with `columns` classes each. A damaged image has an error in the last column, and no classes."""
 
     def __init__(self, columns: int) -> None:
         self._columns = columns
 
     @property
     def head(self) -> str:
-        """The first lines."""
+        """The header line."""
         classes = (name for i in range(1, self._columns + 1) for name in (f"label_{i}", f"probability_{i}"))
         return _csv("image", *classes, "none_of_these", "error")
 
@@ -42,11 +42,11 @@ class Csv:
         return _csv(cell(str(p.path)), *top, str(p.none_of_these).lower(), "")
 
     def start(self, path: Path) -> str:
-        """Return how the line of an image begins."""
+        """Return the beginning of the line of an image."""
         return _csv(cell(str(path)), "")[:-1]
 
     def is_error(self, line: bytes) -> bool:
-        """Return whether the line is that of a damaged image."""
+        """Return whether this is the line of a damaged image."""
         return not line.endswith(b",\n")
 
 
@@ -60,11 +60,11 @@ class JsonLines:
         return json.dumps({**to_dict(p), "error": p.error or None}) + "\n"
 
     def start(self, path: Path) -> str:
-        """Return how the line of an image begins."""
+        """Return the beginning of the line of an image."""
         return json.dumps({"image": str(path)})[:-1] + ","
 
     def is_error(self, line: bytes) -> bool:
-        """Return whether the line is that of a damaged image."""
+        """Return whether this is the line of a damaged image."""
         return not line.endswith(b'"error": null}\n')
 
 
@@ -72,7 +72,7 @@ Lines = Csv | JsonLines
 
 
 def to_dict(p: Prediction) -> dict[str, Any]:
-    """Return plain values of a prediction."""
+    """Return a prediction as plain values."""
     return {
         "image": str(p.path),
         "top": [{"label": label, "probability": value} for label, value in p.top],
@@ -81,13 +81,13 @@ def to_dict(p: Prediction) -> dict[str, Any]:
 
 
 def lines_of(format_: str, columns: int) -> Lines:
-    """Return the lines of a format, csv or jsonl, with `columns` classes in each."""
+    """Return the formatter of lines for a format, csv or jsonl, with `columns` classes per line."""
     return Csv(columns) if format_ == "csv" else JsonLines()
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A file of predictions: the images that have classes, and those that are damaged."""
+    """A saved file of predictions. images: number of classified images; damaged: number of damaged ones."""
 
     path: Path
     images: int
@@ -110,11 +110,11 @@ def check_output(path: Path) -> None:
 
 
 def save(stream: Stream, path: Path, *, report: Report = no_report, log: Callable[[str], object] = str) -> Saved:
-    """Write the predictions to the new file `path`, by its ending CSV, JSON lines or Parquet, as they come.
+    """Write the predictions to the new file `path` as they are made: CSV, JSON lines or Parquet, by its extension.
 
-    Each image has a row; that of a damaged one says why in the column `error`. What was written stays when the process
-    is stopped in any way: the next call with the same stream continues. log: called with a line if it does. Raise
-    CnnlabError.
+    Each image has a row; the column `error` says why a damaged one has no classes. However the process ends, the rows
+    written so far are kept, and the next call with the same stream continues after them. log: called with a line if it
+    does. Raise CnnlabError.
     """
     check_output(path)
     kind = path.suffix.lower()
@@ -152,7 +152,7 @@ def save(stream: Stream, path: Path, *, report: Report = no_report, log: Callabl
 
 
 def _count_damaged(path: Path, lines: Lines) -> int:
-    """Return how many images of a complete file are damaged."""
+    """Return the number of damaged images in a complete file."""
     if path.suffix.lower() == ".parquet":
         from pyarrow import parquet as pq
 
@@ -163,7 +163,7 @@ def _count_damaged(path: Path, lines: Lines) -> int:
 
 
 def _parquet(part: Path, new: Path, columns: int) -> None:
-    """Write the predictions in lines of JSON as a Parquet file."""
+    """Convert the JSON lines in `part` to the Parquet file `new`."""
     import pyarrow as pa
     from pyarrow import parquet as pq
 
@@ -177,7 +177,7 @@ def _parquet(part: Path, new: Path, columns: int) -> None:
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a line of JSON as a row of a table. Names that are not UTF-8 are escaped as in CSV."""
+    """Return a prediction read from JSON as a flat row of a table. Names that are not UTF-8 are escaped as in CSV."""
     top = {f"{kind}_{i}": place[kind] for i, place in enumerate(row.pop("top"), 1) for kind in place}
     row = {**row, **top}
     return {k: v.encode("utf-8", "backslashreplace").decode() if isinstance(v, str) else v for k, v in row.items()}

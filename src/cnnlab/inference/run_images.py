@@ -1,4 +1,4 @@
-"""The images of a run: those that it was trained on, wherever they are now, and others of the same classes."""
+"""The images of a run: its own, wherever they are now, or other images of the same classes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_held_out(run: Run) -> None:
 
 
 def split_name(given: str | None) -> str | None:
-    """Return the split that `given` abbreviates (val, valid) or lengthens (testing). Raise CnnlabError."""
+    """Return the split that `given` abbreviates (val, valid) or extends (testing). Raise CnnlabError."""
     if given is None:
         return None
     word = given.strip().lower()
@@ -44,9 +44,9 @@ def split_name(given: str | None) -> str | None:
 
 
 def validation_images(run: Run, data: Any = None) -> ImageSet:
-    """Return the run's validation images. data: the run's own, or where they are now; see `evaluate_run`.
+    """Return the run's validation images. data: the images themselves, or where they are now; see `evaluate_run`.
 
-    Raise CnnlabError if it has none, or the data have changed.
+    Raise CnnlabError if the run has none, or if the data have changed.
     """
     check_held_out(run)
     _, held_out = run_splits(run, data)
@@ -57,9 +57,9 @@ def validation_images(run: Run, data: Any = None) -> ImageSet:
 def run_splits(
     run: Run, data: Any = None, *, data_dir: str | Path | None = None, skip_bad: bool = False
 ) -> tuple[ImageSet, ImageSet | None]:
-    """Return the images that a run was trained on, and its validation images, None if it has none.
+    """Return the training images of a run, and its validation images or None.
 
-    No test image is read. data: the run's own images, or where they are now; see `evaluate_run`. Raise CnnlabError if
+    No test image is read. data: the images themselves, or where they are now; see `evaluate_run`. Raise CnnlabError if
     they are gone or have changed.
     """
     recipe, own = run.recipe, None
@@ -75,7 +75,7 @@ def run_splits(
 
 
 def source_options(run: Run, data_dir: str | Path | None, skip_bad: bool) -> SourceOptions:
-    """Return how images are read for the run. Default for data_dir: what the run was trained with."""
+    """Return the options for reading images as the run did. data_dir: Default: the one that the run started with."""
     return SourceOptions(
         data_dir=data_folder(data_dir or runs.data_dir(run)),
         decoding=preprocessing_of(run).decoding,
@@ -85,7 +85,7 @@ def source_options(run: Run, data_dir: str | Path | None, skip_bad: bool) -> Sou
 
 
 def find_images(run: Run, split: str | None, options: SourceOptions, data: Any) -> tuple[ImageSet, str, bool]:
-    """Return the images to evaluate, their split, and whether they are others than the run's."""
+    """Return the images to evaluate, their split, and whether they are other images than the run's."""
     in_memory = run.recipe.data.startswith(MEMORY)
     if data is None:
         if in_memory:
@@ -111,7 +111,7 @@ def find_images(run: Run, split: str | None, options: SourceOptions, data: Any) 
 
 
 class _OtherImages(CnnlabError):
-    """The images are not those that the run was trained on."""
+    """An error for images that the run was not trained on."""
 
 
 def _run_images(
@@ -119,7 +119,7 @@ def _run_images(
 ) -> tuple[ImageSet, str]:
     """Return the images of a split of the run's data, and its name. Default: test if there is one, else validation.
 
-    data: where the images are. Raise _OtherImages if the training images there are others.
+    data: where the images are. Raise _OtherImages if the training images there are not the run's.
     """
     options = replace(options, skip_bad=options.skip_bad or _skipped_bad(run))
     moved = data != run.recipe.data
@@ -145,7 +145,7 @@ def _check_split(run: Run, split: str | None) -> None:
 
 
 def _test_images(run: Run, split: str | None, options: SourceOptions, data: str) -> ImageSet | None:
-    """Return the test images unless another split is asked for; None if there are none and none are asked for."""
+    """Return the test images; None if `split` is another one, or if it is None and there are no test images."""
     if split not in (None, "test"):
         return None
     try:
@@ -158,14 +158,14 @@ def _test_images(run: Run, split: str | None, options: SourceOptions, data: str)
 
 
 def _skipped_bad(run: Run) -> bool:
-    """Return whether damaged images were skipped in training: they must be again, to find the same images."""
+    """Return whether training skipped damaged images. They must be skipped again to get the same images."""
     return bool(run.info["data"].get("skip_bad"))
 
 
 def _own_splits(run: Run, recipe: Recipe, options: SourceOptions, own: OwnImages | None) -> tuple[ImageSet, ImageSet]:
-    """Return the images that the run was trained on, and those of the recipe's `eval_split`.
+    """Return the run's training images, and the images of the recipe's `eval_split`.
 
-    Raise _OtherImages if the recipe's data are others.
+    Raise _OtherImages if the run was not trained on the recipe's data.
     """
     try:
         train_set, evaluated = load_splits(recipe, options, own)
@@ -180,7 +180,7 @@ def _own_splits(run: Run, recipe: Recipe, options: SourceOptions, own: OwnImages
 
 
 def _other_images(run: Run, split: str | None, options: SourceOptions, data: str) -> tuple[ImageSet, str]:
-    """Return all images of a split of another source, and its name. Default: the first split that there is."""
+    """Return all images of a split of another source, and its name. Default: the first of SPLITS that it has."""
     for name in SPLITS if split is None else (split,):
         images = load_images(data, name, options)
         if images is not None:
@@ -191,14 +191,17 @@ def _other_images(run: Run, split: str | None, options: SourceOptions, data: str
 
 
 def _with_remedy(run: Run, error: CnnlabError) -> CnnlabError:
-    """Return the error, with what to do if the images of the run have moved."""
+    """Return the error, with advice in case the images of the run have moved."""
     if isinstance(error, SourceMissing):
         return CnnlabError(f"{error}; if the images of {run.path} are elsewhere now, name the place with --data")
     return error
 
 
 def same_classes(run: Run, images: ImageSet, data: str) -> ImageSet:
-    """Return the images labelled by the run's classes. They may lack some of these. Raise CnnlabError."""
+    """Return the images with the run's classes and label numbers. Some classes may have no images.
+
+    Raise CnnlabError for a class that the run does not know, and for images of another size or number of channels.
+    """
     known = {unicodedata.normalize("NFC", name): k for k, name in enumerate(run.classes)}
     places = [known.get(unicodedata.normalize("NFC", name)) for name in images.classes]
     strangers = [name for name, place in zip(images.classes, places, strict=True) if place is None]

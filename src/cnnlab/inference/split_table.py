@@ -35,10 +35,10 @@ class _Row(NamedTuple):
 
 @dataclass(frozen=True)
 class SplitTable:
-    """A row per image: id, label, part, group and weight, "" where there are none.
+    """A table with a row per image: id, label, part, group and weight. A missing group or weight is "".
 
-    column: what the parts are: split (train, validation or test), or fold (1, 2, ...) for a cross-validation. root: the
-    folder that ids are relative to; None if they are not files.
+    column: the kind of the parts: split (train, validation or test), or fold (1, 2, ...) for a cross-validation. root:
+    the folder that ids are relative to; None if they are not files.
     """
 
     column: str
@@ -46,7 +46,7 @@ class SplitTable:
     root: Path | None
 
     def to_csv(self, folder: Path) -> str:
-        """Return the table for a file in `folder`, which paths are relative to."""
+        """Return the table as CSV, with paths relative to `folder`."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         grouped, weighted = any(row.group for row in self.rows), any(row.weight for row in self.rows)
@@ -80,7 +80,8 @@ def split_table(
 ) -> SplitTable:
     """Return the split of a run; for a series of folds, the fold of each image.
 
-    data: where the run's images are now. Raise CnnlabError if these are others, or if the run's were in memory only.
+    data: where the run's images are now. Raise CnnlabError if those are other images, or if the run's were only in
+    memory.
     """
     path = runs.find_folder(name, runs_dir)
     series = open_series(path) if is_series(path) else None
@@ -115,9 +116,9 @@ def split_table(
 def _rows(
     images: ImageSet, parts: Iterable[str], pool: Pool, recipe: Recipe, *, held_out: bool = False
 ) -> Iterator[_Row]:
-    """Yield a row for each image. Images that near duplicates keep together have a group in common.
+    """Yield a row for each image. Images that were kept together, also as near-duplicates, share a group.
 
-    held_out: they are of `pool.evaluated`.
+    held_out: whether the images are from `pool.evaluated`, which has its own groups.
     """
     groups: dict[str, str] = {}
     if held_out:

@@ -1,4 +1,4 @@
-"""Classify image files as a stream: all cores decode a bounded number ahead, the answers come in the files' order."""
+"""Classify image files as a stream. All cores decode a bounded number ahead; predictions come in the files' order."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from cnnlab.models.own import Network
 from cnnlab.training import runs
 from cnnlab.training.runs import Run
 
-_TASK = 16  # images, at most, that are decoded at a time: handing over a small one takes as long as decoding it
-_MANY = 1000  # files from which it pays to start decoding processes, which takes half a second
+_TASK = 16  # images per decoding task, at most: handing over one small image takes as long as decoding it
+_MANY = 1000  # from this many files on, it pays to start decoding processes, which takes half a second
 
 
 @dataclass(frozen=True)
 class Prediction:
     """The classes of one image file with their probabilities, most probable first.
 
-    none_of_these: the first is less probable than the run's threshold. error: why a damaged image has no classes; an
-    empty text for others.
+    none_of_these: whether the first is less probable than the run's threshold. error: why a damaged image has no
+    classes; otherwise empty.
     """
 
     path: Path
@@ -48,7 +48,8 @@ class Prediction:
 class Stream:
     """Image files and their classifier. No file has been read yet.
 
-    files: N, in the order of the answers. others: a line on what else is in each folder. weights: the file.
+    files: N paths, in the order of the predictions. others: a line for each folder that also holds other files.
+    weights: the file of the weights.
     """
 
     classifier: Classifier
@@ -72,14 +73,14 @@ class Stream:
 
     @property
     def columns(self) -> int:
-        """How many classes each answer names."""
+        """The number of classes in each prediction."""
         return min(self.top, len(self.classifier.classes))
 
     def batches(self, start: int = 0) -> Generator[list[Prediction], None, None]:
-        """Yield the predictions of the files from number `start` on, those of one batch at a time.
+        """Yield the predictions of the files from number `start` on, one batch at a time.
 
-        The batches are the same wherever the stream starts, since the bits of an answer may depend on them. Raise
-        CnnlabError for a damaged image, unless they are skipped.
+        The batches are the same wherever the stream starts, since the last bits of a prediction may depend on its
+        batch. Raise CnnlabError for a damaged image, unless they are skipped.
         """
         if start >= len(self):
             return
@@ -89,7 +90,7 @@ class Stream:
         each = max(1, min(_TASK, step // (4 * threads)))
         tasks = (range(i, min(i + each, at + step, len(self))) for at in firsts for i in range(at, at + step, each))
         ahead = step // each + threads
-        finalizing = sys.is_finalizing  # at the interpreter's end, modules are gone before generators
+        finalizing = sys.is_finalizing  # when the interpreter exits, modules are gone before generators
         pool = ThreadPoolExecutor(threads, thread_name_prefix="decode images")
         many = threads > 1 and len(self) - start >= _MANY
         decoder = FileDecoder(self.classifier.preprocessing.decoding, self.invert, processes=many)
@@ -121,7 +122,7 @@ class Stream:
         images = [image for image in found if not isinstance(image, BadImage)]
         rows: Iterator[tuple[list[tuple[str, float]], bool]] = iter(())
         if images:
-            # On a CPU, decoders and network take turns: each uses all threads, and together no more than there are.
+            # On a CPU, decoders and network take turns: each uses all threads, and together they would use too many.
             if self.device.type == "cpu":
                 self._free.clear()
             try:
@@ -135,12 +136,12 @@ class Stream:
         ]
 
     def none_readable(self, why: str) -> CnnlabError:
-        """Return the error if all images are damaged. why: the first one's error, or where it is written."""
+        """Return the error for a stream without a readable image. why: its first error, or where the errors are."""
         what = "the image could not" if len(self) == 1 else f"none of the {len(self):,} images could"
         return CnnlabError(f"{what} be read: {why}")
 
     def key(self) -> dict[str, Any]:
-        """Return all that the answers depend on, besides the content of the image files, as plain values."""
+        """Return everything that the predictions depend on, except the content of the files, as plain values."""
         names = hashlib.blake2b(digest_size=16)
         for file in self.files:
             names.update(str(file).encode("utf-8", "surrogateescape") + b"\0")
@@ -173,8 +174,8 @@ def predict_stream(
     """Return the predictions of the images in `paths` as a stream: `for prediction in predict_stream(run, folder)`.
 
     They come in the order of the paths, in bounded memory. The arguments are those of `predict`. With `skip_bad`, a
-    damaged image yields a prediction with an `error` and no classes. Raise CnnlabError at once for the run, the paths
-    and the options, and for a damaged image when its turn comes.
+    damaged image yields a prediction with an `error` and no classes. Raise CnnlabError at once for a wrong run, path or
+    option, and for a damaged image when its turn comes.
     """
     if top < 1:
         raise CnnlabError(f"top={top}: must be at least 1")
@@ -207,10 +208,11 @@ def predict(
 ) -> tuple[list[Prediction], list[str]]:
     """Return the `top` most probable classes of each image in `paths` (files, or folders that are searched).
 
-    The images go through the same steps as in training. model: see `load_model`. invert: exchange black and white
-    first, for dark writing on light paper where the network learned light on dark. views: test-time augmentation, a
-    key of VIEWS. threads: of the CPU. Default: all available cores. Returns: predictions in the order of the paths, and
-    a line for each damaged image that `skip_bad` left out, and for each folder on its other files. Raise CnnlabError.
+    Also return the notes: a line for each folder that holds other files, and for each damaged image that `skip_bad`
+    left out. The predictions are in the order of the paths. The images are preprocessed as in training. model: see
+    `load_model`. invert: swap black and white first, for dark writing on light paper if the network learned light on
+    dark. views: test-time augmentation, a key of VIEWS. threads: CPU threads. Default: one per available core. Raise
+    CnnlabError.
     """
     stream = predict_stream(
         name, paths, model=model, top=top, weights=weights, runs_dir=runs_dir, device=device, skip_bad=skip_bad,

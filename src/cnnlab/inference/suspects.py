@@ -1,10 +1,10 @@
-"""Images whose label is probably wrong: those that a network, which was not trained on them, confidently contradicts.
+"""Images whose label is probably wrong: a network that was not trained on them confidently contradicts it.
 
 C. G. Northcutt, L. Jiang and I. L. Chuang, Confident Learning: Estimating Uncertainty in Dataset Labels, JAIR 70, 2021,
-arXiv:1911.00068. A class is confident of an image if its probability is at least the mean that it has for the images
-labelled with it; an image is suspect if the most probable confident class is another than its label. The thresholds per
-class make up for classes that the network is less sure of. (The package cleanlab does the same in more code than this
-file takes, and needs pandas.)
+arXiv:1911.00068. The network is confident of a class for an image if its probability is at least its mean over the
+images with that label. An image is suspect if the most probable confident class is not its label. The thresholds per
+class make up for classes that the network is less sure of. (The package cleanlab does the same with more code than this
+file, and needs pandas.)
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Suspects:
-    """The suspects among `images` images, the least probable label first.
+    """The suspects among `images` images, in the order of `confident_disagreements`.
 
-    out_of_fold: all images were predicted by networks that had not seen them; else only the validation images were.
+    out_of_fold: whether all images were searched, each by the network of the fold that held it out; otherwise only the
+    validation images were.
     """
 
     run: Path
@@ -102,9 +103,9 @@ def find_suspects(
 ) -> Suspects:
     """Find images whose label is probably wrong.
 
-    name: a folder of folds, whose predictions out of fold cover all images, or a run, of which only the validation
-    images can be judged. model: the network of your own that was trained, if it was one. data: images of your
-    own that it was trained on, or where the run's images are now. Raise CnnlabError.
+    name: a folder of folds, whose out-of-fold predictions cover all images, or a run, for which only the validation
+    images can be judged. model: your own network, if the run trained one. data: the images, if the run was trained on
+    images in memory, or where its images are now. Raise CnnlabError.
     """
     folder = runs.find_folder(name, runs_dir)
     folds = is_series(folder) and open_series(folder).kind == "folds"
@@ -126,16 +127,16 @@ def find_suspects(
 
 
 def confident_disagreements(p: Tensor, labels: Tensor) -> list[tuple[int, int]]:
-    """Return (image, class that contradicts its label), the least probable labels first.
+    """Return (image, class that contradicts its label), the strongest contradictions first.
 
-    p: probabilities (N, K); labels: (N,) int64. Ranked by the probability of the label less that of the other class.
+    p: probabilities (N, K); labels: (N,) int64. Strength is the probability of the class minus that of the label.
     """
     p = p.double()
     own = p.gather(1, labels[:, None])[:, 0]
     k = p.shape[1]
     count = torch.bincount(labels, minlength=k)
     threshold = torch.bincount(labels, weights=own, minlength=k) / count  # NaN for a class without images
-    # Rounding must not keep the only image of a class below the mean over it.
+    # Rounding must not put the only image of a class below its own mean.
     confident = p >= threshold - 1e-9
     guess = p.where(confident, -1.0).argmax(1)
     suspect = (confident.any(1) & (guess != labels)).nonzero().flatten()
@@ -169,7 +170,7 @@ def _read_out_of_fold(folder: Path) -> tuple[list[str], list[str], Tensor, Tenso
 
 
 def _probabilities(cells: Sequence[str]) -> list[float] | None:
-    """Return numbers from 0 to 1, or None if one is not."""
+    """Return the cells as probabilities, or None if one is not a number from 0 to 1."""
     try:
         numbers = [float(text) for text in cells]
     except ValueError:

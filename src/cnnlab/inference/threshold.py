@@ -1,6 +1,6 @@
-"""A threshold for "none of these": images whose most probable class is less probable than it belong to no class.
+"""The threshold for "none of these": an image whose top probability is lower belongs to none of the classes.
 
-It is chosen on the run's validation images for a wanted precision or coverage, and saved in the run as threshold.json.
+It is chosen on the run's validation images for a given precision or coverage, and saved in the run as threshold.json.
 C. K. Chow, On optimum recognition error and reject tradeoff, IEEE Trans. Information Theory 16 (1970).
 """
 
@@ -27,9 +27,10 @@ from cnnlab.training.runs import THRESHOLD, Run
 
 @dataclass(frozen=True)
 class Threshold:
-    """A probability below which an image is none of the classes, and what it gives on `images` validation images.
+    """A threshold for "none of these", and its effect on `images` validation images.
 
-    accepted: images at or above it; correct: of these. wanted, value: what it was chosen for, precision or coverage.
+    accepted: number of images whose top probability reaches it; correct: number of correct predictions among them.
+    wanted: precision or coverage, whichever was required; value: the required value.
     """
 
     weights: str
@@ -92,10 +93,10 @@ def set_threshold(
 ) -> Threshold:
     """Choose a run's threshold for "none of these" on its validation images, and save it in the run's folder.
 
-    precision: of the images that are accepted, the fraction that is predicted correctly: the threshold that accepts the
-    most images is chosen. coverage: the fraction of the images that is accepted, at least; 1 rejects nothing. One of
-    the two, above 0 and at most 1. Other arguments: see `evaluate_run`. Raise CnnlabError, also if no threshold reaches
-    the precision; the earlier threshold then stays.
+    Give either `precision` or `coverage`, above 0 and at most 1. precision: the required fraction of correct
+    predictions among accepted images; of the thresholds that reach it, the one that accepts the most images is chosen.
+    coverage: the required fraction of accepted images; 1 rejects nothing. Other arguments: see `evaluate_run`. Raise
+    CnnlabError, also if no threshold reaches the precision; the earlier threshold is then kept.
     """
     run = name if isinstance(name, Run) else runs.open_run(name, runs_dir)
     if (precision is None) == (coverage is None):
@@ -137,13 +138,14 @@ def choose(confidence: Tensor, correct: Tensor, wanted: str, value: float) -> tu
     """Return the threshold, how many images it accepts, and how many of these are correct.
 
     confidence: (N,) probability of the predicted class; correct: (N,) bool. The threshold lies halfway between the
-    least probable image that is accepted and the next one; it is 0 if all are. Raise CnnlabError.
+    lowest accepted probability and the highest rejected one; it is 0 if all images are accepted. Raise CnnlabError if
+    no threshold reaches `value`.
     """
     p, order = confidence.double().sort(descending=True, stable=True)
     n, right = len(p), correct[order].cumsum(0)
     count = torch.arange(1, n + 1)
     ratio = right.double() / count
-    ends = torch.cat([p[:-1] > p[1:], torch.tensor([True])])  # images of one probability are accepted together
+    ends = torch.cat([p[:-1] > p[1:], torch.tensor([True])])  # images of equal probability are accepted together
     enough = (count if wanted == "coverage" else ratio) >= (value * n if wanted == "coverage" else value) - 1e-9
     places = (ends & enough).nonzero().flatten()
     if not len(places):

@@ -20,8 +20,8 @@ from cnnlab.io.errors import CnnlabError
 def class_activation(model: nn.Module, x: Tensor, classes: Tensor, layer: str | None = None) -> Tensor:
     """Return a class-activation map for each image: (B, H, W) float32 in 0..1, of the images' size.
 
-    The feature maps of a layer are added up, each weighted by the mean gradient of the class's logit; what speaks
-    against the class is 0. The largest value of a map is 1, unless it is 0 everywhere.
+    The feature maps of a layer are added up, each weighted by the mean gradient of the class's logit. Negative sums,
+    which speak against the class, become 0. The largest value of a map is 1, unless it is 0 everywhere.
 
     model: (B, C, H, W) -> logits (B, K); its mode, gradients and buffers stay as they are. x: preprocessed images (B,
     C, H, W). classes: (B,) int64. layer: a module's path. Default: see `activation_layer`. Raise CnnlabError for a

@@ -1,4 +1,4 @@
-"""The images to inspect: some of a set, or the caller's own."""
+"""The images to inspect: a few from a set, or the caller's own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Chosen:
 
 
 def of_all_classes(images: ImageSet | None, count: int, p: Preprocessing) -> Chosen:
-    """Return the first image of each class, then the second ones, ..., `count` in all."""
+    """Return the first image of each class, then the second one of each class, and so on: `count` in all."""
     if images is None:
         return Chosen([], [], torch.zeros(0, p.channels, p.native_size, p.native_size, dtype=torch.uint8), [])
     labels = images.labels.tolist()

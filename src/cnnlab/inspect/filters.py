@@ -20,16 +20,16 @@ from cnnlab.training.runs import Run
 def filters(run: Run, weights: str | None = None, model: Network | None = None) -> Any:
     """Draw the filters of the first convolution of a trained run, row by row, as a matplotlib figure.
 
-    weights: "best" or "last". Default: as `cnnlab predict`. Each filter is scaled on its own, as in `filter_pixels`;
-    for other than one or three channels the mean over the channels is drawn. The caption says so if the filters are not
-    learned but whiten the images. Raise CnnlabError if the network has no convolution.
+    weights: "best" or "last". Default: as for `cnnlab predict`. Each filter is scaled separately, see `filter_pixels`;
+    unless there are one or three channels, their mean is drawn. The caption says so if the filters are not learned but
+    whiten the images. Raise CnnlabError if the network has no convolution.
     """
     file = run.weights(weights)
     return draw_filters(run, file, load_network(run, file, model))
 
 
 def draw_filters(run: Run, file: Path, network: nn.Module) -> Any:
-    """Draw the filters of the first convolution of `network`, the run's with the weights of `file`; see `filters`."""
+    """Draw the filters of the run's `network`, which has the weights from `file`; see `filters`."""
     from matplotlib.figure import Figure as Picture
 
     from cnnlab.io import figures as plots
@@ -67,7 +67,7 @@ def draw_filters(run: Run, file: Path, network: nn.Module) -> Any:
 def filter_pixels(weight: Tensor) -> Tensor:
     """Return weights (N, C, H, W) as pixels in 0..1: (N, H, W, 3) for three channels, else their mean (N, H, W, 1).
 
-    For each filter 0 becomes 0.5, and its largest absolute weight 0 or 1. A filter of zeros becomes grey.
+    In each filter, 0 becomes 0.5 and the largest absolute weight 0 or 1. A filter of zeros becomes grey.
     """
     if weight.shape[1] != 3:
         weight = weight.mean(1, keepdim=True)
@@ -76,7 +76,7 @@ def filter_pixels(weight: Tensor) -> Tensor:
 
 
 def filter_columns(count: int) -> int:
-    """Return the columns of a grid of `count` filters, full rows where possible: 16 for 96, 6 for 6."""
+    """Return the number of columns of a grid of `count` filters, with full rows if possible: 16 for 96, 6 for 6."""
     return next((n for n in range(16, 5, -1) if count % n == 0), min(count, 16))
 
 

@@ -33,7 +33,7 @@ from cnnlab.training.runs import Run
 STATISTICS_IMAGES = 256
 SEARCHED = 5000  # training images among which neighbours are searched
 SHOWN = 12  # images in a picture
-_VALUES = 1 << 23  # of images that go through the network at a time
+_VALUES = 1 << 23  # pixel values in a batch
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class ImageInspection:
     """What the network sees in one image.
 
     id: its file; label: its true class, "" if unknown; top: the most probable classes with their probabilities;
-    none_of_these: the first is less probable than the run's threshold; explained: the class whose evidence is shown,
-    the most probable one unless another was named; neighbours: the nearest training images.
+    none_of_these: whether the first is less probable than the run's threshold; explained: the class whose evidence is
+    shown, the most probable one unless another was named; neighbours: the nearest training images.
     """
 
     id: str
@@ -66,12 +66,12 @@ class ImageInspection:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect_run` found. Its text is what the command prints; a notebook shows its pictures, too.
+    """The result of `inspect_run`. `str` gives the text that the command prints; a notebook also shows the pictures.
 
-    split: where the images are from: validation or train; "" for images that were named. statistics: of each layer, on
-    `statistics_images` images of `statistics_split`. prototypes: for each class the training image nearest to the mean
-    of its features. searched, training_images: how many of the training images were searched for neighbours. missing:
-    why parts are left out. skipped: why images are.
+    split: origin of the images, validation or train; "" for the caller's images. statistics: of each layer, on
+    `statistics_images` images of `statistics_split`. prototypes: for each class, the training image nearest to the mean
+    of its features. searched, training_images: how many training images were searched for neighbours, and how many
+    there are. missing: reasons why parts are missing. skipped: errors of the skipped images.
     """
 
     run: Run
@@ -105,7 +105,7 @@ class Inspection:
 
     @property
     def without_activation(self) -> str:
-        """Why the network has no class-activation maps; "" if it has."""
+        """The reason why the network has no class-activation maps; "" if it has them."""
         try:
             _ = self.activation_layer
         except CnnlabError as error:
@@ -114,7 +114,7 @@ class Inspection:
 
     @property
     def left_out(self) -> list[str]:
-        """Which pictures the network does not allow, and why."""
+        """The pictures that the network does not allow, with the reasons."""
         filters = "" if first_convolution(self.classifier.network) else "the network has no convolution"
         activation = self.without_activation if self.images else ""
         reasons = {"filters": filters, "class-activation": activation}
@@ -128,12 +128,12 @@ class Inspection:
 
     @cached_property
     def occlusion(self) -> Tensor:
-        """By how much hiding a pixel of the shown images lowers the class's probability, (n, S, S) float32."""
+        """How much hiding each pixel of the shown images lowers the class's probability, (n, S, S) float32."""
         temperature = self.classifier.temperature
         return self._by_parts(lambda x, k: occlusion(self.classifier.network, x, k, temperature=temperature))
 
     def feature_maps(self, image: int = 0) -> list[tuple[SpatialLayer, Tensor]]:
-        """Return layers through the depth with their feature maps (C, H, W) of one of the shown images."""
+        """Return layers from first to last, each with its feature maps (C, H, W) of one of the shown images."""
         with self._computing():
             x = self._x[image : image + 1]
             layers = stages(self.classifier.network, x)
@@ -229,12 +229,12 @@ def inspect_run(
 ) -> Inspection:
     """Look inside a run's network: statistics of its layers, and what it sees in images.
 
-    images: as `Classifier.predict` takes them. Default: the first `count` validation images, of different classes; of a
-    run without any, training images. model, data: of your own that the run was trained with; data may also name where
-    its images are now. weights: best or last. Default: see `evaluate_run`. class_name: the class whose evidence is
-    shown. Default: the most probable one of each image. layer: path of the layer of the class-activation maps. Default:
-    see `activation_layer`. neighbours: how many of the nearest training images. search: the number of training images
-    among which they are searched, the same share of each class; 0 for all. invert: exchange black and white of
+    images: as `Classifier.predict` takes them. Default: the first `count` validation images, of different classes; if
+    the run has none, training images. model, data: your own network and images, if the run was trained on them; data
+    may also say where its images are now. weights: best or last. Default: see `evaluate_run`. class_name: the class
+    whose evidence is shown. Default: the most probable one of each image. layer: path of the layer for class-activation
+    maps. Default: see `activation_layer`. neighbours: number of nearest training images per image. search: number of
+    training images to search for them, the same fraction of each class; 0 for all. invert: swap black and white of
     `images` first. skip_bad: skip damaged images. If the run's images are gone, what needs them is left out. Raise
     CnnlabError.
     """
@@ -290,7 +290,7 @@ def inspect_run(
 def _sets(
     run: Run, data: Any, data_dir: str | Path | None, skip_bad: bool
 ) -> tuple[ImageSet | None, ImageSet | None, list[str]]:
-    """Return training and validation images, and why they are missing. Raise CnnlabError if `data` was given."""
+    """Return training and validation images, and why they are missing. With `data`, raise CnnlabError if they are."""
     try:
         return *run_splits(run, data, data_dir=data_dir, skip_bad=skip_bad), []
     except CnnlabError as error:
@@ -300,7 +300,7 @@ def _sets(
 
 
 def _step(p: Preprocessing) -> int:
-    """Return how many images go through the network at a time."""
+    """Return the batch size."""
     return max(1, min(256, _VALUES // (p.channels * max(p.image_size, p.native_size) ** 2)))
 
 
@@ -324,14 +324,14 @@ def _statistics(classifier: Classifier, images: ImageSet | None) -> tuple[list[L
 
 
 def gallery_of(classifier: Classifier, images: ImageSet, search: int = SEARCHED) -> Gallery:
-    """Return images with their features: `search` of them, the same share of each class; 0 for all."""
+    """Return images with their features: `search` of them, the same fraction of each class; 0 for all."""
     if search and search < len(images):
         images = images.take(stratified_subset(images.labels, search, 0))
     return Gallery.of(images, (features(classifier.network, x) for x, _ in _batches(classifier, images)))
 
 
 def _nearest(classifier: Classifier, gallery: Gallery, chosen: Chosen, count: int) -> list[list[Neighbour]]:
-    """Return the training images nearest to each image, itself not among them."""
+    """Return the training images nearest to each image, without the image itself."""
     if not chosen.ids or not count:
         return [[] for _ in chosen.ids]
     parts = chosen.pixels.split(_step(classifier.preprocessing))

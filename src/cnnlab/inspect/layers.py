@@ -1,7 +1,7 @@
 """Find the feature maps of a network, in the order in which they are computed, and choose those to show.
 
-They are found in a forward pass, so this works for networks of other libraries and of your own, with functional calls,
-modules that are used twice and channels-last layers.
+They are found in a forward pass, so this also works for networks from other libraries and your own, with functional
+calls, modules that are used twice and channels-last layers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cnnlab.io.errors import CnnlabError, unknown
 _MOST_STAGES = 6
 # Modules that return their input in eval mode.
 NO_OPERATION = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-# Their output has the size that the classifier needs, also where that repeats positions.
+# Their output has the size that the classifier needs, even if that repeats positions.
 _RESIZED = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 
@@ -27,8 +27,8 @@ _RESIZED = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 class SpatialLayer:
     """An output of the shape (B, C, H, W), with H and W above 1, in the forward pass.
 
-    path: the module that returns it, such as `layer4`; call: which of the calls of this module, from 1. channels,
-    height, width: of the output. channels_last: it is (B, H, W, C).
+    path: the module that returns it, such as `layer4`; call: number of the call of this module, from 1. channels,
+    height, width: of the output. channels_last: whether it is (B, H, W, C).
     """
 
     path: str
@@ -45,7 +45,7 @@ class SpatialLayer:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model into eval mode; restore the mode of each of its modules."""
+    """Put the model into eval mode; restore the mode of each module at the end."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -57,9 +57,9 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def watch(modules: Iterator[tuple[str, nn.Module]], see: Callable[[str, int, nn.Module, Any], Any]) -> Iterator[None]:
-    """Call `see(path, call, module, output)` after each call of each module. What it returns replaces the output.
+    """Call `see(path, call, module, output)` after each call of each module.
 
-    call: 1 for the first call of the module, 2 for the next, ...
+    A result other than None replaces the output. call: 1 for the first call of the module, 2 for the next, ...
     """
     calls: dict[str, int] = {}
     hooks = []
@@ -83,16 +83,16 @@ def watch(modules: Iterator[tuple[str, nn.Module]], see: Callable[[str, int, nn.
 def spatial_layers(model: nn.Module, x: Tensor) -> list[SpatialLayer]:
     """Return the layers of `model` whose outputs keep positions of the image, in the order of the forward pass.
 
-    x: preprocessed square images (B, C, H, W), the first of which is used. If several modules return the same tensor,
-    the outermost one is named. The output of an adaptive pooling to a fixed size does not count.
+    x: preprocessed square images (B, C, H, W); only the first is used. If several modules return the same tensor, the
+    outermost one is named. The output of an adaptive pooling to a fixed size does not count.
     """
     return _measured(model, x)[0]
 
 
 def _measured(model: nn.Module, x: Tensor) -> tuple[list[SpatialLayer], int]:
-    """Return the spatial layers, and how many later modules work on tokens (B, N, C) of at least as many positions."""
+    """Return the spatial layers, and how many later modules output tokens (B, N, C) of at least as many positions."""
     x = torch.cat((x[:1], x[:1]))  # two, so that a batch of windows or patches can be told from a batch of images
-    outputs: dict[int, tuple[Tensor, SpatialLayer | None]] = {}  # by id, in running order; holds the tensors
+    outputs: dict[int, tuple[Tensor, SpatialLayer | None]] = {}  # by id, in order of execution; holds the tensors
     tokens: list[int] = []  # N of each output (B, N, C) since the last spatial layer
 
     def see(path: str, call: int, module: nn.Module, output: Any) -> None:
@@ -111,7 +111,7 @@ def _measured(model: nn.Module, x: Tensor) -> tuple[list[SpatialLayer], int]:
     with eval_mode(model), torch.no_grad(), watch(iter(model.named_modules()), see):
         model(x)
     found = [layer for _, layer in outputs.values() if layer is not None]
-    # Square images have square feature maps, and no larger ones than the first; of attention heads neither is true.
+    # Square images have square feature maps, and none is larger than the first. Neither is true of attention heads.
     found = [layer for layer in found if layer.height == layer.width <= found[0].height] or found
     last = found[-1].height * found[-1].width if found else 0
     return found, sum(n >= last for n in tokens)
@@ -127,11 +127,11 @@ def _layer(path: str, call: int, output: Tensor) -> SpatialLayer | None:
 
 
 def activation_layer(model: nn.Module, x: Tensor, path: str | None = None) -> SpatialLayer:
-    """Return the layer that class-activation maps are taken at.
+    """Return the layer for class-activation maps.
 
-    path: a module's. Default: the last layer whose output has more than one position. x: preprocessed images (B, C, H,
-    W). Raise CnnlabError for a network without such a layer, as one without convolutions or a transformer, and for a
-    path that is not one.
+    path: path of a module. Default: the last layer whose output has more than one position. x: preprocessed images (B,
+    C, H, W). Raise CnnlabError for a network without such a layer, such as a transformer or one without convolutions,
+    and for a path without one.
     """
     found, tokens = _measured(model, x)
     if path is not None:
@@ -156,9 +156,10 @@ def activation_layer(model: nn.Module, x: Tensor, path: str | None = None) -> Sp
 
 
 def stages(model: nn.Module, x: Tensor) -> list[SpatialLayer]:
-    """Return the layers at which feature maps are shown: the first one, and the last one of each size.
+    """Return the layers whose feature maps are shown: the first one, and the last one of each size.
 
-    x: preprocessed images (B, C, H, W). At most six, from the first to the last; none for a network without positions.
+    x: preprocessed images (B, C, H, W). There are at most six, from the first to the last, and none for a network
+    without spatial layers.
     """
     found, _ = _measured(model, x)
     ends = [a for i, a in enumerate(found) if a is found[-1] or found[i + 1].height < a.height]
@@ -187,5 +188,5 @@ def feature_maps(model: nn.Module, x: Tensor, layers: Sequence[SpatialLayer]) ->
 
 
 def first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d] | None:
-    """Return path and module of the first convolution, None without one."""
+    """Return path and module of the first convolution, or None if there is none."""
     return next(((path, m) for path, m in model.named_modules() if isinstance(m, nn.Conv2d)), None)

@@ -19,7 +19,7 @@ from cnnlab.io.errors import CnnlabError
 class Neighbour:
     """A training image. index: its place in the searched images; distance: cosine distance of the features, 0 to 2.
 
-    That is of the features less their mean over the searched images.
+    The mean over the searched images is subtracted from the features first.
     """
 
     id: str
@@ -34,7 +34,7 @@ class Neighbour:
 
 @torch.no_grad()
 def features(model: nn.Module, x: Tensor) -> Tensor:
-    """Return what the last layer with a weight matrix or filters takes, (B, D) float32: the mean over the positions.
+    """Return the input of the last layer with a weight matrix or filters, averaged over positions: (B, D) float32.
 
     x: preprocessed images (B, C, H, W). Raise CnnlabError for a network without such a layer.
     """
@@ -62,9 +62,9 @@ def features(model: nn.Module, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images with their features. mean: (D,) of the features; features: (N, D) float32, less that, each of length 1.
+    """Images with their features. mean: (D,), of the features; features: (N, D) float32, centred and of length 1.
 
-    Without the mean, features behind a sigmoid would all point the same way.
+    Uncentred, features behind a sigmoid would all point the same way.
     """
 
     images: ImageSet
@@ -73,7 +73,7 @@ class Gallery:
 
     @classmethod
     def of(cls, images: ImageSet, parts: Iterable[Tensor]) -> Gallery:
-        """Return the gallery of images whose features come in `parts` (B, D), in their order."""
+        """Return the gallery of images whose features come in `parts` (B, D), in the same order."""
         found = torch.cat([part.cpu() for part in parts])
         mean = found.mean(0)
         return cls(images, mean, F.normalize(found - mean, dim=1))

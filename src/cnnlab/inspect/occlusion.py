@@ -1,4 +1,4 @@
-"""Occlusion: how far the probability of a class falls where a part of the image is hidden. Works for any network.
+"""Occlusion: how far the probability of a class falls if a part of the image is hidden. It works for any network.
 
 M. D. Zeiler, R. Fergus, Visualizing and understanding convolutional networks, ECCV 2014, section 4.2.
 """
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from cnnlab.inspect.layers import eval_mode
 from cnnlab.io.errors import CnnlabError
 
-_BATCH_VALUES = 1 << 22  # of images that go through the network at a time
+_BATCH_VALUES = 1 << 22  # pixel values in a batch
 
 
 def default_window(side: int) -> tuple[int, int]:
-    """Return side and stride of the window for images of `side` pixels: a quarter and a twelfth of them."""
+    """Return side and stride of the window for images of `side` pixels: a quarter and a twelfth of `side`."""
     window = max(1, round(side / 4))
     return window, max(1, round(window / 3))
 
@@ -24,14 +24,14 @@ def default_window(side: int) -> tuple[int, int]:
 def occlusion(
     model: nn.Module, x: Tensor, classes: Tensor, *, window: int = 0, stride: int = 0, temperature: float = 1.0
 ) -> Tensor:
-    """Return for each pixel by how much hiding it lowers the probability of the class: (B, H, W) float32 in -1..1.
+    """Return how much hiding each pixel lowers the probability of the class: (B, H, W) float32 in -1..1.
 
-    A square window is set to 0, the training images' mean colour, at all places of a grid; a pixel gets the mean over
-    the windows that cover it. Negative values: hiding it raises the probability.
+    A square window is set to 0, the training images' mean colour, at all positions of a grid; a pixel gets the mean
+    over the windows that cover it. Negative values: hiding it raises the probability.
 
     model: (B, C, H, W) -> logits (B, K). x: preprocessed images (B, C, H, W). classes: (B,) int64. window, stride: in
-    pixels. Default: see `default_window`. temperature: what the logits are divided by. Raise CnnlabError for a window
-    larger than the image.
+    pixels. Default: see `default_window`. temperature: divisor of the logits. Raise CnnlabError for a window larger
+    than the image, or a stride larger than the window.
     """
     b, c, h, w = x.shape
     window = window or default_window(min(h, w))[0]
@@ -59,7 +59,7 @@ def occlusion(
 
 
 def _starts(side: int, window: int, stride: int) -> range:
-    """Return where the windows start; the last one may reach beyond the edge."""
+    """Return the starts of the windows; the last window may reach beyond the edge."""
     return range(0, side - window + stride, stride)
 
 

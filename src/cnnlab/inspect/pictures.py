@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 NAMES = ("filters", "feature-maps", "class-activation", "occlusion", "neighbours", "prototypes")
 _CLASSES = 60  # prototypes in a picture
-_FAINT = 0.05  # change of a probability that has the full colour, unless a larger one has
+_FAINT = 0.05  # change of a probability that is drawn in full colour, unless a larger one occurs
 _MAPS = 12  # feature maps of a layer
 _WRONG = plots.EVAL_COLOR
 _FONT, _LINE, _SIDE = 8, 0.15, 1.25  # points; inches: of a line of text, of a tile
@@ -45,7 +45,7 @@ class _Tile:
 
 
 def all_figures(found: Inspection) -> dict[str, Figure]:
-    """Return the pictures that there are, by name."""
+    """Return the pictures that the network and the images allow, by name."""
     figures = {}
     if first_convolution(found.classifier.network) is not None:
         figures["filters"] = draw_filters(found.run, found.weights, found.classifier.network)
@@ -63,7 +63,7 @@ def all_figures(found: Inspection) -> dict[str, Figure]:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise CnnlabError if one of the pictures exists in the folder, or a file has its name."""
+    """Raise CnnlabError if one of the pictures exists in the folder, or if the folder is a file."""
     folder = expand(folder)
     if folder.exists() and not folder.is_dir():
         raise CnnlabError(f"{folder} is a file; name a folder")
@@ -96,7 +96,7 @@ def as_html(found: Inspection) -> str:
 
 
 def overlay(image: Tensor, cam: Tensor) -> np.ndarray:
-    """Return the image (C, H, W) in 0..1, in grey, under a map (H, W) in -1..1, as (H, W, 3) in 0..1.
+    """Return the image (C, H, W) in 0..1, in grey, with a map (H, W) in -1..1 over it, as (H, W, 3) in 0..1.
 
     Yellow where the map is 1, blue where it is -1, the image itself where it is 0.
     """
@@ -142,14 +142,14 @@ def _occlusion(found: Inspection) -> Figure:
 
 
 def _extreme(drops: Tensor) -> np.ndarray:
-    """Return the drop that is largest in size, of each image."""
+    """Return the drop of largest magnitude for each image."""
     flat = drops.flatten(1)
     found: np.ndarray = flat.gather(1, flat.abs().argmax(1, keepdim=True))[:, 0].numpy()
     return found
 
 
 def _beside(found: Inspection, maps: Tensor, notes: Sequence[str] = ()) -> list[list[_Tile]]:
-    """Return rows of pairs: image, and its map over it."""
+    """Return rows of pairs of tiles: an image, and the same image under its map."""
     tiles = []
     for i, (image, x, cam) in enumerate(zip(found.images, found.shown, maps, strict=False)):
         note = notes[i] if notes else ""
@@ -159,7 +159,7 @@ def _beside(found: Inspection, maps: Tensor, notes: Sequence[str] = ()) -> list[
 
 
 def _heading(image: ImageInspection) -> tuple[tuple[str, ...], str]:
-    """Return true class or file, then the predicted class with its probability; red for a mistake."""
+    """Return two lines, the true class or file and the predicted class, and their colour: red for a mistake."""
     label, p = image.top[0]
     end = f" {p:.0%}"
     room = _SIDE - width(end, _FONT)
@@ -241,7 +241,7 @@ def _grid(
     gap: float = 0.0,
     titles: Sequence[str] = (),
 ) -> Figure:
-    """Draw rows of tiles, `side` inches wide, under a caption. gap: after the first tile. titles: of the rows."""
+    """Draw rows of tiles, `side` inches wide, under a caption. gap: after the first tile. titles: one per row."""
     columns = max(map(len, rows))
     lines = max(sum(map(bool, tile.lines)) for row in rows for tile in row)
     size, between = _FONT if side > 1 else 7, 0.1

@@ -1,6 +1,6 @@
-"""Figures of each layer on some images: its outputs, dead units, batch norm, gradients; with advice.
+"""Statistics of each layer on some images: outputs, dead units, batch norm, gradients; with advice.
 
-The limits leave room for chance: a healthy network gets no advice (docs/log.md).
+The thresholds leave room for chance: a healthy network gets no advice (docs/log.md).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from cnnlab.io.text import plural
 from cnnlab.training.diagnosis import DEAD_REMEDY, watched_units
 
 _GRADIENT_IMAGES = 64
-_DEAD = 0.5  # of a layer's units; published networks have up to a third in one, on few images of a narrow subject
+_DEAD = 0.5  # of a layer's units; in published networks, up to a third can be dead on a few similar images
 _LIMITS = {nn.Sigmoid: (0.0, 1.0), nn.Tanh: (-1.0, 1.0)}
-_CONSTANT = 1e-3  # deviation over the images, relative to the size of the outputs
-_SATURATED = 0.5  # of the outputs lie within a hundredth of a limit
+_CONSTANT = 1e-3  # standard deviation over the images, relative to the magnitude of the outputs
+_SATURATED = 0.5  # fraction of the outputs within a hundredth of a limit
 
 _LARGE = 1e3  # standard deviation of the outputs
 _VANISHING = 1e-4  # of the largest relative gradient
@@ -31,14 +31,14 @@ _VANISHING = 1e-4  # of the largest relative gradient
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """Figures of a layer without submodules, over all outputs of all its calls.
+    """Statistics of a layer without submodules, over all outputs of all its calls.
 
     path, type: of the module. mean, std, zeros: of the output values; zeros: the fraction that is exactly 0.
-    image_std: standard deviation of an output value over the images, root mean square. units, dead: of a ReLU, see
-    `watched_units`; None for other layers. saturated: the fraction of the outputs of a sigmoid or tanh that are within
-    a hundredth of a limit. gamma, beta: of a norm: minimum, quartiles and maximum over the channels. weight_norm,
-    gradient_norm: L2 norms of the layer's parameters, and of the mean loss's gradient for one batch. advice: what is
-    wrong and what to try; "" if nothing is.
+    image_std: standard deviation of an output value over the images, root mean square over the values. units, dead: of
+    a ReLU, see `watched_units`; None for other layers. saturated: the fraction of the outputs of a sigmoid or tanh that
+    are within a hundredth of a limit. gamma, beta: of a normalisation layer: minimum, quartiles and maximum over the
+    channels. weight_norm, gradient_norm: L2 norms of the layer's parameters, and of the gradient of the mean loss of
+    one batch. advice: what is wrong and what to try; "" if nothing is wrong.
     """
 
     path: str
@@ -74,7 +74,7 @@ class _Sums:
     def add(self, call: int, output: Tensor) -> None:
         x = output.detach().double()
         self._count += x.numel()
-        self._first_call = self._first_call or call  # of those whose output is floating-point
+        self._first_call = self._first_call or call  # the first with floating-point output
         self._images += len(x) if call == self._first_call else 0
         self._sum += x.sum().item()
         self._square += x.square().sum().item()
@@ -89,7 +89,7 @@ class _Sums:
         n = self._count
         mean = self._sum / n
         variance = self._square / n - mean**2
-        # the sum over values of images * (mean over the images)^2
+        # The sum over all values of images * (mean over the images)^2.
         between = sum(s.square().sum().item() for s in self._per_value.values()) / self._images
         image_variance = (self._square - between) / n
         gamma, beta = _norm(module)
@@ -115,9 +115,9 @@ def _root(variance: float) -> float:
 def layer_statistics(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor | None]]) -> list[LayerStatistics]:
     """Return the statistics of the layers of `model`, in the order of the forward pass, in eval mode.
 
-    batches: preprocessed images (B, C, H, W) and labels (B,) int64; without labels the gradients are left out. Those of
-    the first batch are used for the gradients, at most 64 images. What does nothing in eval mode, such as dropout, is
-    left out. The model stays as it is.
+    batches: preprocessed images (B, C, H, W) and labels (B,) int64 or None. The gradients are computed on at most 64
+    images of the first batch with labels, and left out if there is none. Modules that do nothing in eval mode, such as
+    dropout, are left out. The model is not changed.
     """
     sums: dict[str, _Sums] = {}
     first: tuple[Tensor, Tensor] | None = None
@@ -148,9 +148,9 @@ def layer_statistics(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor | 
 
 
 def _gradient_norms(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
-    """Return {path: L2 norm of the gradient of the module's own parameters}, for the mean loss of a batch."""
+    """Return {path: L2 norm of the gradient of the module's direct parameters}, for the mean loss of a batch."""
     with torch.inference_mode(False), torch.enable_grad():
-        model = copy.deepcopy(model).eval()  # recording gradients makes some networks update their statistics
+        model = copy.deepcopy(model).eval()  # a copy: some networks update their statistics when gradients are recorded
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not parameters:
             return {}
@@ -168,7 +168,7 @@ def _norm_of(tensors: list[Tensor]) -> float:
 
 
 def _norm(module: nn.Module) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Return minimum, quartiles and maximum of gamma and beta of a norm, ours or another's; None for other layers."""
+    """Return minimum, quartiles and maximum of a norm layer's gamma and beta (PyTorch: weight, bias), else None."""
     gamma = getattr(module, "gamma", None)
     gamma = getattr(module, "weight", None) if gamma is None else gamma
     beta = getattr(module, "beta", None)
@@ -188,14 +188,14 @@ def _five(values: Tensor) -> tuple[float, ...]:
 
 
 def _relative(layer: LayerStatistics) -> float | None:
-    """Return the gradient's norm relative to that of the weights; None for norms and layers without weights."""
+    """Return gradient norm / weight norm; None for normalisation layers and layers without weights or gradient."""
     if layer.gradient_norm is None or not layer.weight_norm or layer.gamma is not None:
         return None
     return layer.gradient_norm / layer.weight_norm
 
 
 def _advice(layer: LayerStatistics, largest: float) -> str:
-    """Return the most serious finding on a layer, with what to try; "" if there is none.
+    """Return the most serious problem of a layer, with what to try; "" if there is none.
 
     largest: the relative gradient of the layer where it is largest.
     """
@@ -219,5 +219,5 @@ def _advice(layer: LayerStatistics, largest: float) -> str:
 
 
 def _small(gamma: tuple[float, ...]) -> bool:
-    """Return whether at least about half of the channels have a gamma within 0.01 of 0: the quartiles around it are."""
+    """Return whether gamma is within 0.01 of 0 in about half of the channels or more, judged by its quartiles."""
     return any(abs(low) < 0.01 and abs(high) < 0.01 for low, high in ((gamma[1], gamma[3]), (gamma[0], gamma[2])))

@@ -67,9 +67,9 @@ def summarize(
 ) -> Summary:
     """Return the table of a network, given by name or as a module, for one image (in_channels, image_size, image_size).
 
-    image_size: default: the manual's, else 224. depth: 1 for the top-level modules, as in the manual, 2 for their
-    submodules too, and so on; 0 for all. A module is not changed. Multiply-adds are those of convolutions and matrix
-    products, as torch.utils.flop_counter counts them.
+    image_size: in pixels. Default: see `default_image_size`. depth: 1 for the top-level modules, as in the manual, 2
+    for their submodules too, and so on; 0 for all. A module is not changed. Multiply-adds are those of convolutions and
+    matrix products, as torch.utils.flop_counter counts them.
 
     Raise CnnlabError for an unknown name or a size that does not fit.
     """
@@ -141,7 +141,7 @@ class _Field:
 
 
 class _ReceptiveFields(TorchDispatchMode):
-    """Tracks every tensor that is computed from the input.
+    """The receptive fields of all tensors that are computed from the input.
 
     A window over k values with fields of `size` pixels, `step` apart, has a field of size + (k - 1) * step pixels.
     """
@@ -212,7 +212,7 @@ def _pooled(x: Tensor, result: Tensor) -> bool:
 
 
 def summary_format(name: str) -> Callable[[Summary], str]:
-    """Return the function that prints a network's table as `name`: table, markdown or json."""
+    """Return the function that formats a network's table as `name`: table, markdown or json."""
     formats = {"table": _table, "markdown": _markdown, "json": lambda s: to_json(s.to_dict())}
     if name not in formats:
         raise unknown("format", name, formats)

@@ -43,9 +43,9 @@ def inspection_text(found: Inspection) -> str:
 
 
 def statistics_table(layers: Sequence[LayerStatistics]) -> str:
-    """Return a row for each layer; of more than 40, those with advice and some with weights, and how many are left out.
+    """Return a table with a row for each layer. gradient: its norm relative to that of the weights.
 
-    gradient: its norm relative to that of the weights.
+    Of more than 40 layers, show those with advice and some with weights, and say how many are left out.
     """
     shown = list(layers)
     if len(shown) > _MOST_ROWS:
@@ -74,7 +74,7 @@ def statistics_table(layers: Sequence[LayerStatistics]) -> str:
 
 
 def _advice(layers: Sequence[LayerStatistics]) -> list[str]:
-    """Return the advice, the layers with the same remedy together."""
+    """Return the advice as text, with a line for each of the first eight layers that have some."""
     advised = [layer for layer in layers if layer.advice]
     if not advised:
         return ["no layer stands out"]
@@ -85,7 +85,7 @@ def _advice(layers: Sequence[LayerStatistics]) -> list[str]:
 
 
 def _images(found: Inspection) -> str:
-    """Return for each image its file, true class, most probable classes and nearest training images."""
+    """Return the file, true class, most probable classes and nearest training images of each image."""
     blocks = []
     for image in found.images:
         likely = [(label, p) for i, (label, p) in enumerate(image.top) if i == 0 or p >= 0.0005]
@@ -104,7 +104,7 @@ def _images(found: Inspection) -> str:
 
 
 def _unless_in(id_: str, label: str) -> str:
-    """Return the class, or "" if the image's folder has its name."""
+    """Return the class, or "" if the image's id begins with it as a folder."""
     return "" if id_.startswith(f"{label}/") else _name(label)
 
 

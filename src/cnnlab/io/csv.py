@@ -1,7 +1,7 @@
 """Read two columns of a CSV file, ids and values: labels, sample submissions and submissions.
 
 Ids and values stay exactly as they are in the file, with their spaces. Files are UTF-8, UTF-16 or GBK, as spreadsheets
-save them; names of columns match in any letter case and spacing.
+save them; column names match regardless of case and spacing.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.kinds import HEAD, kind_of
 
 _MOST_ROWS = 5_000_000
-# Characters of a line, of a row of several lines, and of a file. They bound the memory: "a,a,a,..." takes thirty times
-# its size as a list. 300,000 rows are four million characters.
+# Limits in characters on a line, on a row that spans lines, and on a file. They bound the memory: "a,a,a,..." takes
+# thirty times its size as a list. 300,000 rows are four million characters.
 _LONGEST_LINE, _LONGEST_ROW, _LARGEST = 1 << 20, 1 << 22, 1 << 28
 _NOT_UTF8 = re.compile("[\0\ud800-\udfff]")  # surrogates stand for bytes that are not UTF-8
-# What cannot be part of a submission's line: control characters, line ends, surrogates.
+# Characters that a submission's line cannot have: control characters, line ends, surrogates.
 UNFIT = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class Table:
-    """ids, values: N texts each, in the file's order; id_first: whether the column of ids comes first.
+    """Two columns of a CSV file.
 
-    columns: the names of both columns, as in the file but without spaces around them.
+    ids, values: N strings each, in the file's order. id_first: whether the id column comes first in the file. columns:
+    the names of both columns, as in the file but without spaces around them.
     """
 
     id_first: bool
@@ -49,9 +50,9 @@ def read_table(
 ) -> Table:  # fmt: skip
     """Read two columns of a CSV file with a header, and close the file.
 
-    The file has any line ends and quoted fields, and commas, semicolons or tabs between them; other columns and blank
-    rows are ignored. Ids must not be empty, nor repeat unless `repeats`; values may be empty unless `blanks` is False.
-    name: the file's name in errors. Raise CnnlabError that names the file, usually the line, and the remedy.
+    Fields may be quoted, and are separated by commas, semicolons or tabs; any line ends are valid. Other columns and
+    blank rows are ignored. Ids must not be empty, nor repeat unless `repeats`; values may be empty unless `blanks` is
+    False. name: the file's name in errors. Raise CnnlabError that names the file, usually the line, and the remedy.
     """
     return table_of(table_rows(file, name), name, id_column, value_column, repeats=repeats, blanks=blanks)
 
@@ -86,7 +87,7 @@ def table_of(
 def table_rows(file: IO[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
     """Yield (line, fields) of each row that is not blank, the header first, and close the file.
 
-    All rows have as many fields as the header. Raise CnnlabError, also if there is no header.
+    Raise CnnlabError if there is no header, or if a row has more or fewer fields than the header.
     """
     width, line = 0, 1
     with open_text(file, name) as text:
@@ -123,7 +124,7 @@ def read_header(file: IO[bytes], name: str) -> list[str]:
 
 
 def open_text(file: IO[bytes], name: str) -> io.TextIOWrapper:
-    """Read a file of text whose encoding is found from its bytes, and close it.
+    """Read a text file, whose encoding is detected from its bytes, and close it.
 
     Bytes that fit no encoding become surrogates. Raise CnnlabError if it is not text (see `kinds`) or too large.
     """
@@ -139,7 +140,7 @@ def open_text(file: IO[bytes], name: str) -> io.TextIOWrapper:
 
 
 def table_reader(text: io.TextIOWrapper, name: str) -> Any:
-    """Return a reader of the rows. Columns are separated by the comma, semicolon or tab that the header has most of.
+    """Return a CSV reader. The delimiter is the comma, semicolon or tab, whichever the header has most of.
 
     Excel writes semicolons where the comma is the decimal point, and tabs in UTF-16.
     """
@@ -173,7 +174,7 @@ def _lines(text: io.TextIOWrapper, name: str) -> Iterator[str]:
 
 
 def column_index(name: str, header: list[str], column: str) -> int:
-    """Return where a column is; its name may differ in case and spaces. Raise CnnlabError if it is not there once."""
+    """Return a column's index. `column` may differ in case and spaces. Raise CnnlabError unless exactly one fits."""
     columns = [h.strip() for h in header]
     wanted = column.strip()
     if wanted not in columns:
@@ -188,21 +189,21 @@ def column_index(name: str, header: list[str], column: str) -> int:
 
 
 def plain_header(text: str) -> str:
-    """Return a column's name without differences of case, width and spaces: `Student ID`, `student id`, `ｉｄ`."""
+    """Return a column's name without differences in case, width and spaces: `Student ID`, `student id`, `ｉｄ`."""
     return " ".join(unicodedata.normalize("NFKC", text).replace("_", " ").split()).casefold()
 
 
 def quoted(text: str) -> str:
-    """Return a text from a file for an error message: short, with escapes for a terminal's commands."""
+    """Return text from a file for an error message: quoted, shortened, with control characters escaped."""
     return repr(text if len(text) <= 60 else text[:60] + "...")
 
 
 def near(name: str, names: list[str]) -> str:
-    """Return a hint for an unknown name: the names most like it, or else the first ones."""
+    """Return a hint for an unknown name: the most similar names, or else the first ones."""
     similar = difflib.get_close_matches(name[:200], names, cutoff=0.5)
     return f"did you mean {' or '.join(map(quoted, similar))}?" if similar else f"known: {first(names, 20)}"
 
 
 def first(texts: Collection[str], most: int = 3) -> str:
-    """Return the first few texts, quoted and separated by commas."""
+    """Return the first few strings, quoted and separated by commas."""
     return ", ".join(map(quoted, islice(texts, most))) + (", ..." if len(texts) > most else "")

@@ -33,18 +33,18 @@ from cnnlab.io.values import Values, summarize
 # Python, slowly or without a bound on memory (docs/security.md).
 _FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "DIB", "ICO", "JPEG2000", "AVIF", "PCX", "SGI", "TGA",
             "HEIF")  # fmt: skip
-with suppress(ImportError):  # the extra images
+with suppress(ImportError):  # installed by the extra `images`
     import pillow_heif
 
     pillow_heif.register_heif_opener()
 # File name endings of images; other files in a folder are ignored.
 ENDINGS = frozenset(e for e, f in Image.registered_extensions().items() if f in _FORMATS and f in Image.OPEN) | {".npy"}
-_KNOWN = tuple(f for f in _FORMATS if f in Image.OPEN)  # a Pillow may be built without some
+_KNOWN = tuple(f for f in _FORMATS if f in Image.OPEN)  # Pillow may be built without some
 LARGEST_FILE = 1 << 29  # bytes
 _LARGE = 1 << 26  # bytes of pixels, 4 a pixel in Pillow: larger images are read one at a time, to bound the memory
 _one_large = threading.RLock()
 _reads_lock = threading.Lock()
-# The reads under way, see `bombs_refused`: the replaced filters for the first one, None for each other.
+# The reads in progress, see `bombs_refused`: the replaced filters for the first one, None for the others.
 _reads: list[warnings.catch_warnings[None] | None] = []
 FITS = ("pad", "crop", "stretch")
 BACKGROUNDS = ("auto", "black", "white")
@@ -55,7 +55,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Item:
-    """An image without a file of its own. name: in messages, and its id; read: return its bytes, or open it."""
+    """An image without a file of its own. name: its id, also for messages. read: returns its bytes, or opens it."""
 
     name: str
     read: Callable[[], bytes | Image.Image]
@@ -68,7 +68,7 @@ Picture = Image.Image | Stack
 """An opened image."""
 
 Source = Path | str | Item
-"""An image file, the name of one whose bytes are given, or an item."""
+"""An image file, the name of an image whose bytes are given, or an item."""
 
 
 class BadImage(CnnlabError):
@@ -80,18 +80,18 @@ class NoSuchImage(BadImage):
 
 
 class TooLarge(BadImage):
-    """An image file beyond a limit, which need not be damaged."""
+    """An image file beyond a size limit. It need not be damaged."""
 
 
 @dataclass(frozen=True)
 class Decoding:
     """How the images of one source are decoded: the same for training, evaluation and prediction.
 
-    size: pixels a side; 0 leaves an image as large as it is. fit: `pad` keeps the whole image and adds bars, `crop`
-    fills the square and cuts off the rest, `stretch` changes the proportions. background: black or white, behind
-    transparent pixels. low, high: the values of 16-bit, 32-bit and floating-point greys and colours that become 0 and
-    255; both 0: the range of the type, for each image by itself. lows, highs: these for each channel of images that
-    are neither grey nor colour. interpolation: bilinear or bicubic, of resized images.
+    size: pixels a side; 0 keeps each image's own size. fit: `pad` keeps the whole image and adds bars, `crop` fills the
+    square and cuts off the rest, `stretch` changes the proportions. background: black or white, behind transparent
+    pixels. low, high: the values of 16-bit, 32-bit and floating-point greys and colours that become 0 and 255. If both
+    are 0, high is 65535, 255 or 1, depending on each image's type and largest value. lows, highs: the same per channel,
+    for images that are neither grey nor colour. interpolation: for resizing, bilinear or bicubic.
     """
 
     channels: int
@@ -107,7 +107,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about its pixels. size: (width, height) as stored; deep: more than eight bits.
+    """The pixel format of an image file. size: (width, height) as stored. deep: more than eight bits per channel.
 
     channels: 1 for grey, 3 for colour, or another number; opacity is not counted.
     """
@@ -132,7 +132,7 @@ def probe(source: Source, content: bytes | None = None) -> Header:
 
 
 def header_of(image: Picture) -> Header:
-    """Return what an opened image says about its pixels."""
+    """Return the header of an opened image."""
     if isinstance(image, Stack):
         return Header(image.size, image.channels, image.deep, image.alpha)
     channels = 1 if image.mode in _GREY else 3
@@ -142,7 +142,7 @@ def header_of(image: Picture) -> Header:
 def decode(source: Source, how: Decoding, content: bytes | None = None, *, invert: bool = False) -> np.ndarray:
     """Decode an image as (channels, size, size) uint8, or (channels, H, W) for a size of 0.
 
-    invert: exchange black and white before the image is fitted, so that bars stay black. content: see `probe`.
+    invert: invert the image before it is fitted, so that added bars stay black. content: see `probe`.
     Raise BadImage.
     """
     return read_image(source, content, lambda image: square_pixels(image, source, how, invert))
@@ -185,7 +185,7 @@ def _frames(image: Image.Image) -> int:
 
 
 def value_range(source: Source, content: bytes | None = None) -> Values:
-    """Return the values of an image of deep greys or colours, all channels together. content: see `probe`."""
+    """Summarize the values of an image of more than eight bits, all channels together. content: see `probe`."""
 
     def values(image: Picture) -> Values:
         return summarize(image.values if isinstance(image, Stack) else np.asarray(image), nodata_of(image))
@@ -194,7 +194,7 @@ def value_range(source: Source, content: bytes | None = None) -> Values:
 
 
 def channel_values(source: Source) -> list[Values]:
-    """Return the values of each channel of an image of many. Raise BadImage."""
+    """Summarize the values of each channel of a multi-channel image. Raise BadImage."""
 
     def values(image: Picture) -> list[Values]:
         pixels = image.values if isinstance(image, Stack) else np.asarray(image)[..., None]
@@ -248,7 +248,7 @@ def read_image(source: Source, content: bytes | None, use: Callable[[Picture], T
     if isinstance(source, Item):
         try:
             found = source.read()
-        except Exception as error:  # of whatever library it comes from
+        except Exception as error:  # from whichever library reads it
             raise BadImage(f"{source} cannot be read: {reason(error, 200)}") from error
         if isinstance(found, Image.Image):
             with _one_at_a_time() as guard:
@@ -359,7 +359,7 @@ def square_pixels(image: Picture, source: Source, how: Decoding, invert: bool = 
 
 
 def _colours(stack: Stack, how: Decoding) -> Image.Image:
-    """Return a stack of one or three channels, and maybe opacity, as an image of eight bits."""
+    """Return a stack of one or three channels, with or without opacity, as an 8-bit image."""
     pixels = stack.eight_bits(how.low, how.high, how.lows, how.highs)
     if not stack.alpha:
         return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
@@ -377,7 +377,7 @@ def _fitted(image: Image.Image, how: Decoding, invert: bool) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, how.background), image)
-    if image.mode == "LAB":  # Pillow cannot make it grey at once
+    if image.mode == "LAB":  # Pillow cannot convert it to grey directly
         image = image.convert("RGB")
     mode, target = "L" if how.channels == 1 else "RGB", (how.size, how.size)
     if image.mode != mode:

@@ -21,11 +21,11 @@ from cnnlab.io.processes import answer_stream
 
 @dataclass(frozen=True)
 class Job:
-    """Where decoded images go and how they are decoded.
+    """The destination of decoded images, and how they are decoded.
 
-    file: a .npy of (N, channels, size, size) uint8 whose pixels begin at byte `offset`; same_size: report an image of
-    another size instead of fitting it; measured: `how` holds for all images. Otherwise it holds for plain images, and
-    others are reported: colours where grey ones are expected, more than eight bits, and transparency.
+    file: a .npy of (N, channels, size, size) uint8 whose pixels begin at byte `offset`. same_size: report an image of
+    another size instead of fitting it. measured: whether `how` suits all images. Otherwise it suits only plain ones,
+    and others are reported: colour where grey is expected, more than eight bits, and transparency.
     """
 
     file: str
@@ -36,14 +36,14 @@ class Job:
 
 
 Fault = tuple[int, str, str]
-"""(row, kind, text) of an image that was not stored; text: an error message for it.
+"""(row, kind, text) of an image that was not stored. text: the error message.
 
 kind: `bad`; `size`, see `Job.same_size`; or `unmeasured`, see `Job.measured`.
 """
 
 
 def decode_into(job: Job, rows: Sequence[int], names: Sequence[str], contents: Sequence[bytes]) -> list[Fault]:
-    """Write each image to its row of the file. The rows of faulty images stay as they are, which is black.
+    """Write each image to its row of the file. The rows of faulty images stay unchanged, that is, black.
 
     Raise OSError if the file cannot be written.
     """
@@ -65,7 +65,7 @@ def decode_into(job: Job, rows: Sequence[int], names: Sequence[str], contents: S
 
 
 def _stored(job: Job, name: str, image: Picture) -> np.ndarray | tuple[str, str]:
-    """Return the pixels to store, or kind and text of a fault."""
+    """Return the pixels to store, or the kind and text of a fault."""
     how = job.how
     if job.same_size and image.size != (how.size, how.size):
         return "size", f"{name} is {image.size[0]} x {image.size[1]}"

@@ -1,6 +1,6 @@
 """Decode small image files in other processes: `python -m cnnlab.io.decode_process`.
 
-Half of the time that a small image takes is spent in Python, where threads wait for each other.
+Decoding a small image spends half of its time in Python code, where threads wait for the GIL.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SMALL = 1 << 18  # bytes
 
 
 def decode_all(files: Sequence[Path], how: Decoding, invert: bool) -> list[np.ndarray | BadImage]:
-    """Return each image as `decode` does, or why it cannot be decoded. Use it within `bombs_refused`."""
+    """Return each image as `decode` does, or the BadImage that it raises. Use it within `bombs_refused`."""
     found: list[np.ndarray | BadImage] = []
     for file in files:
         try:
@@ -41,7 +41,7 @@ class DecodeProcess:
         self.process = start_module(__name__)
 
     def decode_all(self, files: Sequence[Path], how: Decoding, invert: bool) -> list[np.ndarray | BadImage]:
-        """Return what `decode_all` returns here. Raise CnnlabError if the process has ended."""
+        """Do what the function `decode_all` does, in that process. Raise CnnlabError if the process has ended."""
         p = self.process
         assert p.stdin is not None
         assert p.stdout is not None
@@ -76,10 +76,10 @@ class DecodeProcess:
 
 
 class FileDecoder:
-    """Decodes image files, called by several threads. processes: small files by a process for each thread.
+    """A decoder of image files, for several threads. processes: decode small files in one process per thread.
 
-    Large files stay in their thread: most of their time is not spent in Python, and of the largest images only one at
-    a time may be in memory.
+    Large files stay in their thread: little of their time is spent in Python code, and only one of the largest images
+    may be in memory at a time.
     """
 
     def __init__(self, how: Decoding, invert: bool, processes: bool) -> None:
@@ -88,7 +88,7 @@ class FileDecoder:
         self._all: list[DecodeProcess] = []
 
     def decode(self, files: Sequence[Path]) -> list[np.ndarray | BadImage]:
-        """Return each image, or why it cannot be decoded. Raise CnnlabError if a process has ended."""
+        """Return each image, or the BadImage that says why not. Raise CnnlabError if a process has ended."""
         process = self._process() if self._processes and all(map(_is_small, files)) else None
         return (process.decode_all if process else decode_all)(files, self._how, self._invert)
 
@@ -116,7 +116,7 @@ def _is_small(file: Path) -> bool:
 
 
 def serve(source: IO[bytes], sink: IO[bytes]) -> None:
-    """Decode until the source ends: answer each line of JSON with one of shapes and errors, then the pixels."""
+    """Decode until the source ends. Answer each line of JSON with a line of shapes and errors, then the pixels."""
     with bombs_refused():
         while line := source.readline():
             task: dict[str, Any] = json.loads(line)

@@ -1,6 +1,6 @@
-"""Find the encoding of text from elsewhere: UTF-8, UTF-16, or GBK, in which Chinese Windows and Excel write.
+"""Find the encoding of text from elsewhere: UTF-8, UTF-16, or GBK, which Chinese Windows and Excel write.
 
-Other encodings are refused, never guessed: a Latin-1 file has bytes that are GBK as well, but not everyday Chinese.
+Other encodings are refused, never guessed: a Latin-1 file may be valid GBK, too, but not everyday Chinese.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Iterable
 
 _PIECE = 1 << 20
-_EVERYDAY = 0.75  # share of characters in GB 2312, which has nearly all of a Chinese text; Big5 read as GBK has half
+_EVERYDAY = 0.75  # least share of characters in GB 2312: a Chinese text has nearly all, Big5 read as GBK half
 
-# First bytes in GBK. 40% of Chinese characters have one after those of Hangul. Different characters are counted, as a
-# table of two labels repeats them.
+# First bytes in GBK, and the number of distinct characters that suffices. 40% of Chinese characters have a first byte
+# beyond Hangul's. Only distinct characters count, since a table of two labels repeats the same few.
 _FIRST_HANZI, _AFTER_HANGUL, _ENOUGH = 0xB0, 0xC9, 20
 
 
@@ -23,7 +23,7 @@ def text_encoding(content: bytes) -> str:
     if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return "utf-16" if _decodes([content], "utf-16") else "utf-8-sig"
     head = content[:1000]
-    for first, codec in ((0, "utf-16-be"), (1, "utf-16-le")):  # without a mark: every other byte of ASCII is zero
+    for first, codec in ((0, "utf-16-be"), (1, "utf-16-le")):  # without a BOM: every other byte of ASCII is zero
         other = head[1 - first :: 2]
         if 2 * head[first::2].count(0) > len(other) > 1 and 0 not in other and _decodes([content], codec):
             return codec
@@ -35,8 +35,8 @@ def text_encoding(content: bytes) -> str:
 def is_gbk(content: bytes) -> bool:
     """Return whether `content` is GBK (GB 18030): it decodes, and mostly to everyday Chinese.
 
-    Japanese (EUC-JP) and Korean (CP949) have the same bytes: kana stand at the same place, and Hangul at that of the
-    Chinese characters whose pinyin begins with A to R.
+    Japanese (EUC-JP) and Korean (CP949) use the same bytes: kana have the same codes as in GBK, and Hangul has those of
+    the Chinese characters whose pinyin begins with A to R.
     """
     counts: Counter[str] = Counter()
     decoder = codecs.getincrementaldecoder("gb18030")()
@@ -67,12 +67,12 @@ def name_encoding(names: Iterable[bytes]) -> str | None:
 def readable_name(name: str) -> str:
     """Return a file name as its author wrote it, if it was GBK.
 
-    Unpacked on another system, its bytes are no UTF-8, or have become letters of DOS's code page, `╒┼╚²` for `张三`.
+    After unpacking on another system, its bytes are not UTF-8, or became letters of DOS's code page: `╒┼╚²` for `张三`.
     """
     if name.isascii():
         return name
     raw = os.fsencode(name) if any("\ud800" <= c <= "\udfff" for c in name) else None
-    # Names of people have no lines or blocks to draw boxes with.
+    # People's names contain no box-drawing characters.
     if raw is None and any("\u2500" <= c <= "\u259f" for c in name):
         try:
             raw = name.encode("cp437")

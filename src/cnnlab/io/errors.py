@@ -30,7 +30,7 @@ class ReportedElsewhere(CnnlabError):
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C or a similar signal stopped a training. The text says what is saved and how to continue.
+    """An interruption of training by Ctrl-C or a similar signal. The text says what is saved and how to continue.
 
     code: the command's exit code.
     """
@@ -64,7 +64,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def needs_extra(extra: str, *packages: str) -> Iterator[None]:
-    """Around imports: raise CnnlabError with the remedy where one of `packages` is missing, which `extra` installs."""
+    """Raise CnnlabError with the remedy if an import in the block lacks one of `packages`, which `extra` installs."""
     try:
         yield
     except ImportError as error:
@@ -75,7 +75,7 @@ def needs_extra(extra: str, *packages: str) -> Iterator[None]:
 
 def expand(path: str | Path) -> Path:
     """Replace `~` and `~user` in `path`. Raise CnnlabError for an unknown user, a URL and a name with a zero byte."""
-    if address := re.match(r"(https?|ftp|s3|gs):/+", str(path), re.IGNORECASE):  # a Path has one slash left of two
+    if address := re.match(r"(https?|ftp|s3|gs):/+", str(path), re.IGNORECASE):  # Path collapses two slashes into one
         rest = str(path)[address.end() :]
         raise CnnlabError(f"{address[1]}://{rest} is an address, not a file; download it, and give the file's name")
     if "\0" in str(path):

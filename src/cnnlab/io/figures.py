@@ -23,9 +23,9 @@ TRAIN_COLOR, EVAL_COLOR = "#3b6fb6", "#d1495b"
 
 
 def speeds(rows: Sequence[dict[str, Any]], peaks: dict[str, dict[str, Any]], where: str) -> Figure:
-    """Draw the fraction of the machine's measured peak, a bar per network and precision.
+    """Draw each network's training speed as a fraction of the machine's measured peak, a bar per precision.
 
-    rows, peaks: those of a BenchResult. where: names the machine in the title.
+    rows, peaks: from a BenchResult. where: the machine, for the title.
     """
     names = list(dict.fromkeys(row["model"] for row in rows))
     figure = Figure(figsize=(8, 1.5 + 0.3 * len(names) + 0.17 * len(rows)), layout="constrained")
@@ -56,7 +56,7 @@ def speeds(rows: Sequence[dict[str, Any]], peaks: dict[str, dict[str, Any]], whe
 
 
 def range_test(found: dict[str, Any], title: str = "") -> Figure:
-    """Draw the loss over the learning rate, and mark the suggestion. found: the values of a RangeTest."""
+    """Draw the loss against the learning rate, and mark the suggestion. found: the values of a RangeTest."""
     figure = Figure(figsize=(7, 3.8), layout="constrained")
     axes = figure.subplots()
     axes.plot(found["rates"], found["losses"], color=TRAIN_COLOR, alpha=0.35, lw=1, label="loss of a step")
@@ -199,7 +199,7 @@ def add_title(figure: Figure, text: str) -> None:
 
 
 def add_legend(figure: Figure, columns: int = 3, size: float = 8) -> None:
-    """Put the legend of all lines and bars below the axes, in as many columns as fit. The figure grows by its lines.
+    """Put the legend of all lines and bars below the axes, in as many columns as fit. The figure grows with its lines.
 
     Names are shortened to the width of a column.
     """
@@ -219,7 +219,7 @@ def add_legend(figure: Figure, columns: int = 3, size: float = 8) -> None:
 
 
 def lines(axes: Any, named: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> None:
-    """Draw (name, x, y) as lines. Where several are equal, the earlier ones are broader and show at the sides."""
+    """Draw (name, x, y) as lines. Where some coincide, the earlier ones are broader and show at the sides."""
     marked = max((len(x) for _, x, _ in named), default=0) <= 20
     steps = [_steps(x, y) for _, x, y in named]
     for i, (name, x, y) in enumerate(named):
@@ -230,7 +230,7 @@ def lines(axes: Any, named: Sequence[tuple[str, Sequence[float], Sequence[float]
 
 
 def _steps(x: Sequence[float], y: Sequence[float]) -> set[tuple[float, ...]]:
-    """Return the line's straight pieces, as (x, y, next x, next y); of a single point (x, y)."""
+    """Return the line's segments as (x, y, next x, next y); a single point as (x, y)."""
     points = list(zip(x, y, strict=True))
     return {a + b for a, b in pairwise(points)} or set(points)
 
@@ -271,7 +271,7 @@ def svg(figure: Figure) -> str:
 
 
 def file(figure: Figure, **options: Any) -> bytes:
-    """Return the figure as a file, with fonts for all its letters. options: those of `Figure.savefig`."""
+    """Return the figure as a file, with fonts for all its letters. options: for `Figure.savefig`."""
     use_fonts(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, **options)

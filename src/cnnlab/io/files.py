@@ -80,7 +80,7 @@ def read_json(path: Path, limit: int = LIMIT) -> dict[str, Any]:
 def read_limited(path: Path, limit: int = LIMIT) -> bytes:
     """Read a regular file of at most `limit` bytes. A pipe is refused, since it would block.
 
-    Raise FileNotFoundError; CnnlabError, naming the file, if it cannot be read, is not a regular file or is larger.
+    Raise FileNotFoundError, or CnnlabError, naming the file, if it cannot be read, is not a regular file or is larger.
     """
     try:
         if path.exists() and not path.is_file():
@@ -123,7 +123,7 @@ def digest(value: Any) -> str:
 
 
 def digest_of_json(value: Any) -> str:
-    """Return `digest` of a value read from JSON, in half the time: its keys are texts already."""
+    """Return `digest` of a value read from JSON, in half the time: its keys are strings already."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

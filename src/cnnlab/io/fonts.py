@@ -19,7 +19,7 @@ from matplotlib.text import Text
 
 from cnnlab.io.text import echo, escape
 
-# What to install: the letters, by the first word of their Unicode names; all others are in fonts-noto-core.
+# The packages to install, by the first word of a letter's Unicode name; fonts-noto-core has all other letters.
 _PACKAGES = (
     (("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC", "FULLWIDTH", "HALFWIDTH"),
      "fonts-noto-cjk (Debian, Ubuntu) or google-noto-sans-cjk-fonts (Fedora)"),
@@ -37,11 +37,11 @@ _USELESS = ("last resort", "lastresort", "adobe blank", "emoji", "fallback")
 _MATHEMATICS = ("STIX", "cm")  # matplotlib's own, with few letters
 
 _numbers: dict[str, int] = {}  # words that no font can draw, in the order in which they came
-_reported = 0  # how many of them the user has been told
+_reported = 0  # how many of them have been printed
 
 
 def drawable(text: str) -> str:
-    """Return a user's text for a figure: escaped, without mathematics, each line at most 150 characters long.
+    """Return a user's text for a figure: escaped, without math mode, each line at most 150 characters long.
 
     Words with letters that no installed font has become numbers: [1], [2], ...
     """
@@ -71,7 +71,7 @@ def report_numbers() -> None:
 
 
 def remedy(words: Iterable[str]) -> str:
-    """Return which packages have fonts for the letters of `words` that no installed font has."""
+    """Return advice on which packages to install for the letters of `words` that no installed font has."""
     packages: dict[str, None] = {}
     for character in dict.fromkeys("".join(words)):
         if _font_with(character) is None:
@@ -93,10 +93,10 @@ def use_fonts(figure: Figure) -> None:
 
 @lru_cache(4096)
 def width(text: str, size: float) -> float:
-    """Return the width in inches of `text` as drawn with letters of `size` points; of its longest line.
+    """Return the width in inches of the longest line of `text`, drawn with letters of `size` points.
 
-    Letters have whole pixels in PNG files, so the width depends on the resolution, by a sixth for small letters: it is
-    the largest one.
+    In PNG files letters are whole pixels wide, so the width varies with the resolution, by a sixth for small letters.
+    The largest width is returned.
     """
     font = font_manager.FontProperties(family=[*_base(), *_extra_fonts(text)], size=size)
     lines = text.split("\n")
@@ -105,7 +105,7 @@ def width(text: str, size: float) -> float:
 
 
 def shorten(text: str, inches: float, size: float) -> str:
-    """Return `text` with an ellipsis in its middle, so that it is at most `inches` wide; both ends tell names apart."""
+    """Return `text`, its middle cut to an ellipsis if it is wider than `inches`: both ends tell names apart."""
     if width(text, size) <= inches:
         return text
     low, high = 2, len(text) - 1  # characters kept
@@ -158,7 +158,7 @@ def _word(word: str) -> str:
 
 
 def _extra_fonts(text: str) -> list[str]:
-    """Return the installed fonts that `text` needs beside the usual one."""
+    """Return the installed fonts that `text` needs besides the usual one."""
     found = dict.fromkeys(_font_with(c) for c in text)
     return [name for name in found if name]
 
@@ -191,7 +191,7 @@ def _base_files() -> list[str]:
 
 @cache
 def _fonts() -> list[tuple[str, str]]:
-    """Return (file, name) of each installed font, the preferred ones first. Asked only when letters are missing."""
+    """Return (file, name) of each installed font, the preferred ones first. Called only when letters are missing."""
     manager = font_manager.fontManager
     known = {entry.fname for entry in manager.ttflist}
     for path in font_manager.findSystemFonts():  # matplotlib's list may be older than an installed font

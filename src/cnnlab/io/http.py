@@ -1,4 +1,4 @@
-"""What both servers, `cnnlab ui` and `cnnlab serve`, share: the listener, and who may talk to it."""
+"""Shared by both servers, `cnnlab ui` and `cnnlab serve`: the listening socket, and checks of who may talk to it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         raise CnnlabError(f"--host {host}: {reason(error)}; give a name or an address of this machine") from error
     listener = socket.socket(family, kind, protocol)
-    if os.name != "nt":  # there it would let two servers share a port
+    if os.name != "nt":  # on Windows this would let two servers share a port
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
@@ -35,15 +35,15 @@ def is_loopback(listener: socket.socket) -> bool:
 
 
 def host_headers(port: int, *names: str) -> tuple[str, ...]:
-    """Return the Host headers of requests to a port of `names`. Clients leave out HTTP's own port."""
+    """Return the valid Host headers of requests to `names` at `port`. Clients leave out HTTP's default port."""
     return (*(f"{name}:{port}" for name in names), *(names if port == 80 else ()))
 
 
 def is_foreign(origin: str | None, site: str | None, own: str) -> bool:
-    """Return whether a browser sends a request for another page than `own`, by its Origin and Sec-Fetch-Site."""
+    """Return whether a request's Origin and Sec-Fetch-Site headers show a page of another origin than `own`."""
     return site not in (None, "same-origin", "none") or origin not in (None, own)
 
 
 def is_secret(given: str, secret: str) -> bool:
-    """Return whether a text is the secret, in a time that does not tell where they differ."""
+    """Return whether a text is the secret, comparing in constant time."""
     return hmac.compare_digest(given.encode("utf-8", "replace"), secret.encode())

@@ -12,7 +12,7 @@ from cnnlab.io.errors import TrainingInterrupted
 
 
 def ending() -> None:
-    """Ignore Ctrl-C while the process prints its last line and ends: it would print a traceback beside it."""
+    """Ignore Ctrl-C while the process prints its last line and ends. It would add a traceback."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -23,13 +23,13 @@ class CtrlC:
     SIGTERM (a batch system, a shutdown) and SIGHUP (a closed terminal) are treated alike. A second signal raises
     immediately. A signal that no `check` saw raises TrainingInterrupted at the end of the context, so that nothing else
     is started. Python's own handler would raise in the middle of a save, or in a weak reference's callback, where the
-    exception is printed and lost: docs/log.md. Outside the main thread, and for signals that are ignored (nohup) or
+    exception is printed and lost (docs/log.md). Outside the main thread, and for signals that are ignored (nohup) or
     handled by others, nothing changes.
     """
 
     def __init__(self) -> None:
-        self._signal = 0  # the number of the first one
-        self.forced = False  # a second one has raised, wherever the program was
+        self._signal = 0  # the number of the first signal
+        self.forced = False  # a second signal has raised, wherever the program was
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> CtrlC:

@@ -20,13 +20,13 @@ _START, _END = b"\xff\xd8", b"\xff\xd9"
 _SCAN_START = b"\xff\xda"
 _MARKER = re.compile(rb"\xff+([^\x00\xff])", re.S)
 _SCAN, _PROGRESSIVE, _ALONE = 0xDA, 0xC2, (0x01, *range(0xD0, 0xD8))  # markers; those without a length
-_ZEROS = 64  # zero bytes at the end of a file that cannot be pixels
-# With all restart markers, since a decoder that lacks whole intervals reads on only after the next of them.
+_ZEROS = 64  # this many zero bytes at the end of a file cannot be pixels
+# With all restart markers, since a decoder that lacks whole intervals only resumes after the next one.
 _NOISE = b"".join(bytes(range(1, 250, 2)) + bytes([0xFF, 0xD0 + n]) for n in range(8))
 
 
 def is_cut(file: IO[bytes], image: Image.Image) -> bool:
-    """Return whether a JPEG file lacks pixels, although it was decoded. image: opened from it, and loaded.
+    """Return whether a JPEG file lacks pixels, although it was decoded. image: opened from `file`, and loaded.
 
     A progressive file that was cut in its last scan lacks only fine detail, and counts as whole. Raise OSError.
     """
@@ -38,13 +38,13 @@ def is_cut(file: IO[bytes], image: Image.Image) -> bool:
     file.seek(0)
     if image.info.get("progressive"):
         return not has_all_scans(file.read())
-    # What is missing is mid-grey, also where Pillow has inverted the colours of CMYK.
+    # Missing pixels are mid-grey, even where Pillow has inverted the colours of CMYK.
     last = np.asarray(image.getpixel((image.width - 1, image.height - 1)))
     if last.min() < 127 or last.max() > 128:
         return False
     content = file.read()
     end = content.rfind(_END)
-    if end < content.rfind(_SCAN_START):  # that of a thumbnail
+    if end < content.rfind(_SCAN_START):  # the end marker of a thumbnail
         return False
     pixels = _pixels(content[:end].rstrip(b"\xff") + _NOISE + content[end:])
     return pixels is not None and not np.array_equal(pixels, np.asarray(image))
@@ -55,7 +55,7 @@ def closed(content: bytes) -> bytes | None:
     if not content.startswith(_START) or content.endswith(_END):
         return None
     body = content.removesuffix(b"\xff")
-    # Its last bytes matter, for data that end in zeros are an unfinished download; and none after them.
+    # Whole if bytes after the end do not matter, but the last ones do: trailing zeros are an unfinished download.
     pixels = _pixels(body + _END)
     if pixels is None or not has_all_scans(body):
         return None

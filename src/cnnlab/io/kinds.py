@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-HEAD = 1 << 16  # bytes that suffice
-ZIP, SEVEN_ZIP = "a zip archive", "a 7z archive"  # those that are read
+HEAD = 1 << 16  # bytes that suffice, at either end of a file
+ZIP, SEVEN_ZIP = "a zip archive", "a 7z archive"  # the archives that we read
 
 _ARCHIVE, _WORKBOOK, _PAGE, _PICTURE, _IMAGE, _ZEROS, _LFS, _ANNEX, _OTHER = (
     "archive", "workbook", "page", "picture", "image", "zeros", "lfs", "annex", "other",
@@ -20,7 +20,7 @@ _DOWNLOAD = "log in with a browser and download the file again"
 
 @dataclass(frozen=True)
 class Kind:
-    """what: the kind with its article, such as "an Excel workbook"; group: which remedy fits."""
+    """A kind of file. what: its name with the article, such as "an Excel workbook". group: selects the remedy."""
 
     what: str
     group: str
@@ -119,9 +119,9 @@ _HTML = re.compile(
 
 
 def kind_of(head: bytes, tail: bytes = b"") -> Kind | None:
-    """Return the kind of a file that starts with `head` and ends with `tail`; None for text and what is unknown."""
+    """Return the kind of a file that starts with `head` and ends with `tail`; None for text and unknown kinds."""
     if head[:4] in (b"PK\3\4", b"PK\5\6", b"PK\7\x08"):
-        # The names of a zip's members stand before each of them, and once more at its end.
+        # A zip has the name of each member before its content, and once more at the end.
         if head[30 : 30 + int.from_bytes(head[26:28], "little")].startswith(_FIRST_IN_OFFICE):
             office = next((Kind(*rest) for mark, *rest in _IN_ZIP if mark in head or mark in tail), None)
             return office or Kind(ZIP, _ARCHIVE)
@@ -135,7 +135,7 @@ def kind_of(head: bytes, tail: bytes = b"") -> Kind | None:
             return Kind(what, group)
     if head.startswith(b"PAR1") and tail.endswith(b"PAR1"):
         return Kind("a Parquet file", _OTHER)
-    if re.match(rb"(\.\./)*\.git/annex/objects/", head):  # a link, on a disk without links
+    if re.match(rb"(\.\./)*\.git/annex/objects/", head):  # a symlink, on a disk without symlinks
         return Kind("a git-annex pointer, a note of where the file is", _ANNEX)
     if head[257:262] == b"ustar":
         return Kind("a tar archive", _ARCHIVE)
@@ -161,13 +161,13 @@ def kind_of(head: bytes, tail: bytes = b"") -> Kind | None:
 
 
 def file_kind(path: Path) -> Kind | None:
-    """Return the kind of the file `path`. Raise OSError."""
+    """Return the kind of the file `path`; None if it is unknown or not a regular file. Raise OSError."""
     if not path.is_file():
         return None
     with path.open("rb") as file:
         head = file.read(HEAD)
         file.seek(max(0, path.stat().st_size - HEAD))
         kind = kind_of(head, file.read(HEAD))
-    # The parts of a split archive have no mark of their own, but for the first one.
+    # Of the parts of a split archive, only the first has a signature.
     part = re.search(r"\.(7z|zip|rar|tar|gz)\.\d+$|\.part\d+\.rar$|\.[zr]\d\d$", path.name.lower())
     return Kind("a part of a split archive", _ARCHIVE) if part else kind

@@ -21,7 +21,7 @@ def as_line(row: dict[str, Any]) -> str:
 def append_line(path: Path, row: dict[str, Any]) -> None:
     """Add a line to the file, after one that a crash left incomplete. Raise OSError or CnnlabError."""
     torn = path.exists() and not read_limited(path, _LIMIT).endswith(b"\n")
-    # Not through a link: the folder may come from anyone, and the link may lead anywhere.
+    # Not through a symlink: the folder may come from anyone, and the symlink may lead anywhere.
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     with os.fdopen(handle, "a", encoding="utf-8") as file:
         file.write("\n" * torn + as_line(row))
@@ -30,7 +30,7 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
 def read_lines(path: Path, *, torn_lines: bool = False) -> list[dict[str, Any]]:
     """Return the rows of the file, none if it does not exist. Raise CnnlabError if it is damaged.
 
-    torn_lines: ignore the lines that are damaged.
+    torn_lines: ignore damaged lines.
     """
     rows = []
     try:
@@ -49,7 +49,7 @@ def read_lines(path: Path, *, torn_lines: bool = False) -> list[dict[str, Any]]:
 
 
 def _row(text: str) -> dict[str, Any]:
-    """Return what `as_line` was given. Raise ValueError."""
+    """Return the row of a line of `as_line`. Raise ValueError."""
     row = json.loads(text)
     if not isinstance(row, dict) or row.pop("check", None) != digest_of_json(row)[:16]:
         raise ValueError("the checksum of a line is wrong")

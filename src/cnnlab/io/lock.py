@@ -54,7 +54,7 @@ def file_lock(
 
 
 def _state(path: Path | None) -> tuple[int, int] | None:
-    """Return size and time of the file, or None if it does not exist."""
+    """Return the size and modification time of the file, or None if it does not exist."""
     try:
         info = path.stat() if path is not None else None
     except OSError:

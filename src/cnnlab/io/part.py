@@ -25,7 +25,7 @@ from cnnlab.io.text import truncate
 
 
 class PartFile:
-    """Writes the new file `path`, or continues where another process stopped. Use it as a context.
+    """A writer of the new file `path`, which continues where another process stopped. Use it as a context manager.
 
     key: plain values that the lines depend on. complete: an earlier process had done all but the last step. Raise
     CnnlabError if `path` exists, if its part belongs to another key, or if another process writes it.
@@ -42,7 +42,7 @@ class PartFile:
 
     def __enter__(self) -> Self:
         try:
-            # Before the lock: it would wait where no file can be created.
+            # Before the lock, which would wait where no file can be created.
             Path(self._lock.lock_file).touch()
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -116,7 +116,7 @@ class PartFile:
         return count
 
     def write(self, lines: bytes) -> None:
-        """Append whole lines. Raise CnnlabError if that fails: the same command continues."""
+        """Append whole lines. Raise CnnlabError if that fails; the same command, run again, continues."""
         assert self._file is not None
         try:
             self._file.write(lines)
@@ -125,7 +125,7 @@ class PartFile:
             raise self._not_written(error) from error
 
     def finish(self, convert: Callable[[Path, Path], None] | None = None) -> None:
-        """Give the file its name. convert: writes the file, its second argument, from the lines. Raise CnnlabError."""
+        """Give the file its name. convert(lines, new): writes `new` from the file of lines. Raise CnnlabError."""
         assert self._file is not None
         try:
             os.fsync(self._file.fileno())
@@ -146,7 +146,7 @@ class PartFile:
                 os.link(self.new, self.path)
             except FileExistsError:
                 raise
-            except OSError:  # a file system without links
+            except OSError:  # a file system without hard links
                 check_new(self.path)
                 os.rename(self.new, self.path)  # noqa: PTH104
             sync_folder(self.path.parent)
@@ -155,7 +155,7 @@ class PartFile:
 
     def _release(self) -> None:
         if not self.state.exists():  # nothing is left to continue
-            with suppress(OSError):  # Windows keeps what is open
+            with suppress(OSError):  # Windows cannot delete an open file
                 Path(self._lock.lock_file).unlink(missing_ok=True)
         self._lock.release()
 

@@ -2,9 +2,10 @@
 
     {"epoch": COUNT, "loss": NUMBER, "best": (None, [NUMBER]), "name": str}
 
-A dict requires its keys (a key that ends with `?` is optional, other keys are ignored), a list any number of items of
-its one schema, a tuple one of several; a type requires an instance, a text, null or a plain number that value. Numbers
-are finite and bounded, so that results computed from them are finite, too; `true` is not a number.
+A dict requires its keys; a key that ends with `?` is optional, and other keys are ignored. A list takes any number of
+items of its one schema, and a tuple lists alternatives. A type takes its instances; a string, None or a plain number
+takes only that value. Numbers are finite and bounded, so that results computed from them are finite, too; `true` is not
+a number.
 
 Written by hand because msgspec and pydantic need a class per file, cannot check a million integers by their extremes,
 and word their errors for programmers.

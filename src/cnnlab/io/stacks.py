@@ -41,9 +41,9 @@ class Unfit(CnnlabError):
 
 @dataclass(frozen=True)
 class Stack:
-    """pixels: (H, W, C) of any real type; alpha: whether the last channel is opacity.
+    """An image as an array. pixels: (H, W, C) of any real type; alpha: whether the last channel is opacity.
 
-    format, size: as of a Pillow image. nodata: the value that the file calls missing.
+    format, size: as in a Pillow image. nodata: the file's value for missing data.
     """
 
     pixels: np.ndarray
@@ -63,7 +63,7 @@ class Stack:
 
     @property
     def deep(self) -> bool:
-        """Whether the values are not whole numbers of eight bits."""
+        """Whether the values are neither uint8 nor bool."""
         return self.pixels.dtype not in (np.uint8, np.bool_)
 
     @cached_property
@@ -74,7 +74,7 @@ class Stack:
     def eight_bits(
         self, low: float, high: float, lows: Sequence[float] = (), highs: Sequence[float] = ()
     ) -> np.ndarray:
-        """Return the values as (H, W, C) uint8. low and high become 0 and 255; lows, highs: those of each channel."""
+        """Return the values as (H, W, C) uint8. low and high become 0 and 255; lows, highs: the same per channel."""
         values = self.values
         if not self.deep:
             return values.astype(np.uint8) * (255 if values.dtype == np.bool_ else 1)
@@ -102,7 +102,7 @@ def as_stack(image: Any, source: Path | str, content: bytes | None, guard: Guard
 def open_stack(source: Path | str, content: bytes | None, guard: Guard, *, pages: bool = False) -> Stack | None:
     """Return the pixels of a TIFF or `.npy` file; None if it is neither. Raise Unfit, or any error of the libraries.
 
-    pages: read it only if its pages are the channels of one image: else Pillow reads the first one.
+    pages: return None unless the pages are the channels of one image; Pillow then reads the first page.
     """
     with _stream(source, content) as file:
         head = file.read(8)
@@ -166,7 +166,7 @@ def _tiff(file: IO[bytes], guard: Guard, pages: bool) -> Stack | None:
 
 
 def _refuse_bombs(file: IO[bytes], series: Any) -> None:
-    """Raise Unfit for tiles or strips that hold more than their size says.
+    """Raise Unfit for tiles or strips that decompress to more than their declared size.
 
     imagecodecs decodes into a buffer of that size; without it, tifffile decodes everything there is.
     """
@@ -190,7 +190,7 @@ def _refuse_bombs(file: IO[bytes], series: Any) -> None:
 
 
 def nodata_of(image: Any) -> float | None:
-    """Return the value that a file of GDAL calls missing data, or None. image: a Stack or a Pillow image."""
+    """Return the value for missing data in a file of GDAL, or None. image: a Stack or a Pillow image."""
     return image.nodata if isinstance(image, Stack) else _number(getattr(image, "tag_v2", {}).get(_GDAL_NODATA))
 
 
@@ -202,7 +202,7 @@ def _number(text: Any) -> float | None:
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Return an image (H, W, C) as EXIF's orientation 1 to 8 wants it shown."""
+    """Return an image (H, W, C) turned and mirrored according to EXIF's orientation, 1 to 8."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -256,11 +256,11 @@ def _checked(pixels: np.ndarray) -> np.ndarray:
         raise Unfit(f"has {pixels.shape[2]} channels ({shape}); at most {MOST_CHANNELS} are read")
     if pixels.dtype.kind not in "buif":
         raise Unfit(f"holds values of type {pixels.dtype}, not numbers of an image; save uint8, uint16 or float32")
-    return pixels.astype(np.float32) if pixels.dtype == np.float16 else pixels  # which cannot hold a huge value
+    return pixels.astype(np.float32) if pixels.dtype == np.float16 else pixels  # float16 cannot hold values._HUGE
 
 
 def _deep_png(image: Any, source: Path | str, content: bytes | None) -> Stack:
-    """Read 16 bits of colour. Pillow keeps the upper byte of each value; asked for little-endian ones, the lower."""
+    """Read a PNG of 16 bits per channel. Pillow keeps the upper byte of each value, or with `;16L` the lower one."""
     first = image.tile[0]
     raw = first[3] if isinstance(first[3], str) else first[3][0]
     grey = raw.startswith("LA")
@@ -280,7 +280,7 @@ def _deep_png(image: Any, source: Path | str, content: bytes | None) -> Stack:
 
 
 def _deep_ppm(source: Path | str, content: bytes | None) -> Stack | None:
-    """Read 16 bits of colour of a binary PPM; None for one of eight bits."""
+    """Read a binary PPM of 16 bits per channel; return None for one of eight bits."""
     with _stream(source, content) as file:
         whole = file.read()
     head = re.match(rb"P6" + rb"(?>(?:\s|#[^\n]*\n)+)(\d{1,9})" * 3 + rb"\s", whole)
@@ -300,7 +300,7 @@ def damaged(error: Exception) -> str:
 
 
 def scaled(whole: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Scale deep values (H, W, ...) to uint8, so that low becomes 0 and high 255, in strips to save memory."""
+    """Scale values (H, W, ...) to uint8, from low to 0 and from high to 255, in strips to save memory."""
     if high <= low:  # no range was measured
         most = np.fmax.reduce(whole, axis=None, initial=0)  # ignores NaN
         low, high = 0.0, 65535 if whole.dtype.str[1:] == "u2" or most > 255 else 255 if most > 1 else 1

@@ -43,7 +43,7 @@ def _jpeg(content: bytes, keep_exif: bool) -> bytes:
         marker, (length,) = content[at + 1], struct.unpack_from(">H", content, at + 2)
         if marker == _SCAN:
             break
-        # An Adobe marker that is too short says nothing to a decoder, but Pillow refuses the file.
+        # A decoder ignores an Adobe marker that is too short, but Pillow refuses the file.
         colours = marker == _APP14 and length >= _ADOBE
         metadata = marker == _COMMENT or (_APP0 <= marker <= _APP15 and not colours)
         if not metadata or (keep_exif and content[at + 4 : at + 8] == b"Exif"):

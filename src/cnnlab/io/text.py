@@ -6,13 +6,13 @@ import re
 import sys
 import unicodedata
 
-# A spreadsheet treats a cell that starts like this as a formula; if semicolons separate cells, a part of one too.
+# A spreadsheet treats a cell that starts like this as a formula. Semicolons may separate cells, too.
 _FORMULA = re.compile(r"(^|;)(?=[\s'\"]*[=+\-@＝＋－＠])")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def escape(text: str) -> str:
-    """Return `text` as one harmless line: escape line ends, a terminal's commands, invisible and reversing characters.
+    """Return `text` as one harmless line: escape line ends, terminal commands, invisible and reversing characters.
 
     Escapes are JSON's, so that JSON stays JSON.
     """

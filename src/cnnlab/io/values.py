@@ -1,4 +1,4 @@
-"""Summarize the values of an image of deep greys: 16 bits, 32 bits or floating point."""
+"""Summarize the pixel values of an image of more than eight bits: 16 bits, 32 bits or floating point."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TAIL = 0.001  # share of the pixels at each end that are outside the inner rang
 
 
 class Extremes(NamedTuple):
-    """Lowest and highest value of pixels, and those of the middle 99.8% of them."""
+    """The lowest and highest value of pixels, of all and of the middle 99.8%."""
 
     low: float
     high: float
@@ -25,11 +25,12 @@ class Extremes(NamedTuple):
 
 @dataclass(frozen=True)
 class Values:
-    """The values of one image.
+    """A summary of the values of one image.
 
-    pixels: their number. missing: text -> number of pixels, for NaN, Inf, huge values and what the file itself calls
-    missing; all else leaves them out. whole: None without any pixel. between: what lies between the lowest and the
-    highest value; None if nothing does. counts: pixels of the lowest and of the highest value.
+    pixels: their number. missing: value -> number of pixels, for NaN, Inf, huge values and the file's own value for
+    missing data; at most three. They are left out of what follows. whole: the extremes; None without any pixel.
+    between: the extremes of the values between the lowest and the highest; None if there are none. counts: pixels with
+    the lowest and with the highest value.
     """
 
     pixels: int
@@ -39,7 +40,7 @@ class Values:
     counts: tuple[int, int]
 
     def without(self, values: Container[float]) -> Extremes | None:
-        """Return the extremes if the lowest or highest value is left out where it is in `values`."""
+        """Return the extremes, without the lowest and highest value where `values` has them; None if none is left."""
         whole, between = self.whole, self.between
         if whole is None or (whole.low not in values and whole.high not in values):
             return whole
@@ -52,7 +53,7 @@ class Values:
 
 
 def summarize(pixels: np.ndarray, nodata: float | None = None) -> Values:
-    """Return the values of an image (H, W). nodata: the value that the file calls missing."""
+    """Summarize the values of an image. nodata: the file's value for missing data."""
     bad = ~(np.abs(pixels) < _HUGE)  # also NaN
     if nodata is not None and abs(nodata) < _HUGE:
         bad |= pixels == nodata

@@ -27,12 +27,12 @@ _SYSTEM_FOLDERS = frozenset(
 _SYSTEM_PATTERN = re.compile(
     r"found\.\d{3}|\.?trash-\d+|.+\.(lrdata|photoslibrary|photolibrary|aplibrary|cocatalog|fcpbundle)"
 )
-# Words that may also name a class, as in a set of waste: skipped inside a class folder, where they would double images.
+# Names that may also be classes, as in a data set of waste. Inside a class folder, their images would be duplicates.
 DOUBTFUL_FOLDERS = frozenset(("trash", "recycled", "recycle bin", "thumbs", "papierkorb", "corbeille", "回收站"))
 _SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini", "ehthumbs.db"))
 
 
-# Files of a folder that a command of ours wrote; the second kind also has other uses, beside many images.
+# Files by which our commands' folders are recognized. The second kind may also lie beside a user's many images.
 _RUN_FILES = frozenset(("run.json", "competition.json", "reproduction.json"))
 _TABLES = frozenset(("seeds.json", "folds.json", "bench.json", "grades.csv", "lr-find.json"))
 
@@ -45,7 +45,7 @@ def _is_run(names: list[str]) -> bool:
 
 
 def kind_of_name(name: str) -> str:
-    """Return `IMAGE`, or the ending of a file's name in lower case; an empty text if it has no usual one.
+    """Return `IMAGE`, or the extension of a file's name in lower case; an empty string if it has no usual one.
 
     Names from the web and from devices end in anything: `a.jpg?x=1`, `b.jpg_large`, `1.2.840.113619.3`.
     """
@@ -69,11 +69,11 @@ def is_system(name: str) -> bool:
 def walk(folder: Path, *, follow_outside: bool = True) -> Iterator[tuple[str, Path]]:
     """Yield (kind, path) of each file under `folder`, except hidden ones and the system's, in no particular order.
 
-    kind: `IMAGE`; `LINK` for one that leads nowhere; `RUN` for the folder of a training, which is not entered; for any
-    other file its ending in lower case, `.heic`, or an empty text. Pipes and devices are left out. A link to a folder
-    further up is not followed.
+    kind: `IMAGE`; `LINK` for a dangling symlink; `RUN` for a folder that a command of ours wrote, which is not entered;
+    `CLOUD` for a file that was not downloaded; for any other file, its extension in lower case, such as `.heic`, or an
+    empty string. Pipes and devices are left out. Symlinks to a parent or to a folder already seen are not followed.
 
-    follow_outside: follow links that lead outside `folder`; if False, such a link raises CnnlabError.
+    follow_outside: follow symlinks that lead outside `folder`; if False, such a symlink raises CnnlabError.
     """
     visited: set[str] = set()
     root = os.path.realpath(folder)

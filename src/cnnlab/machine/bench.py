@@ -1,7 +1,7 @@
 """Measure this machine: the speed of each network's real training step, beside the machine's peak.
 
 The step is `step.train_step` on batches of the real `Loader`: Fashion-MNIST if it is there, otherwise random images of
-the same shape. The plans measured for it are not cached. Time to accuracy is a real training in a temporary folder.
+the same shape. Its measured plans are not cached. Time to accuracy is a real training in a temporary folder.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class BenchResult:
     """The measurements as plain values.
 
     environment: hardware, versions, date. images: `fashion-mnist` or `random`. peaks: by precision. rows: one per
-    network and precision; with `failed`, the reason. to_accuracy: one per training. left_out: what was skipped, with
-    reasons.
+    network and precision, with the reason as `failed` if it was not measured. to_accuracy: one per training. left_out:
+    what was skipped, with reasons.
     """
 
     environment: dict[str, Any]
@@ -120,12 +120,11 @@ def bench(
     """Measure each network's training step, its fraction of the machine's peak, and the time to an accuracy.
 
     models: names. Default: the chapter's nine networks, with the book's batch and image sizes. Other networks run at
-    their usual image size with batches of 128 and plain SGD. image_size, batch_size: for all of them; 0: the above.
-    precision: float32, bfloat16, or auto: float32, and bfloat16 if the device has units for it. memory_format: auto
-    takes the faster one. compile: auto (record on CUDA, else off), off, record, or a mode of torch.compile; compile
-    time is not in the speeds but in `first_step_seconds`. seconds: of measured steps per row, at least two steps;
-    measuring the candidates before it may start another one until twice that. peaks: of an earlier result, to save
-    measuring them again.
+    their usual image size with batches of 128 and plain SGD. image_size, batch_size: for all networks; 0: as above.
+    precision: float32, bfloat16, or auto: float32, and bfloat16 if the device supports it. memory_format: auto takes
+    the faster one. compile: auto (record on CUDA, else off), off, record, or a mode of torch.compile; compile time is
+    not in the speeds but in `first_step_seconds`. seconds: measured per row, at least two steps; before that, trying
+    the candidate plans takes up to about twice as long. peaks: of an earlier result, to save measuring them again.
 
     Raise CnnlabError for invalid arguments. A network that runs out of memory becomes a row that says so.
     """
@@ -175,7 +174,7 @@ def _peak(device: torch.device, precision: str, counts: set[int]) -> dict[str, A
 
 
 def _manual() -> dict[str, Recipe]:
-    """Return the book's recipe of each network in the chapter."""
+    """Return the book's recipe for each network in the chapter."""
     recipes = (RECIPES[experiment.recipe] for experiment in EXPERIMENTS.values())
     return {recipe.model: recipe for recipe in recipes}
 
@@ -259,9 +258,10 @@ def _row(recipe: Recipe, images: ImageSet, device: torch.device, threads: int | 
 def _timed(
     recipe: Recipe, plan: Plan, images: ImageSet, device: torch.device, steps: int
 ) -> tuple[int, float, float, float]:
-    """Time that many steps of a training after a warm-up.
+    """Time that many training steps after a warm-up.
 
-    Return the images, the seconds with data loading, of compute only, and of the first step with its compilation.
+    Return the number of images, and the seconds with data loading, of compute only, and of the first step with its
+    compilation.
     """
     model = _build(recipe)
     initialize(model, recipe.init)
@@ -299,7 +299,7 @@ def _timed(
 def _to_accuracy(
     device: torch.device, threads: int | None, folder: Path, report: Report
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Train each recipe of TO_ACCURACY. Return a row each, and the reasons for those left out."""
+    """Train each recipe of TO_ACCURACY. Return a row for each, and the reasons for those left out."""
     rows, left_out = [], []
     for name in TO_ACCURACY:
         recipe = RECIPES[name]

@@ -84,7 +84,7 @@ def examine(
 def verify(source: str, *, data_dir: str | Path | None = None, columns: str = "") -> Iterator[Check]:
     """Check every file of a data source. Nothing is downloaded, except for `torchvision:` and `hf:`.
 
-    columns: of a table, see `Recipe`. Raise CnnlabError for an unknown source.
+    columns: a table's column names, see `Recipe`. Raise CnnlabError for an unknown source.
     """
     folder = data_folder(data_dir)
     if source not in DATASETS and not source.startswith((*LISTED, STORE, PACK)):
@@ -196,7 +196,7 @@ def _packages() -> Iterator[Check]:
 
 
 def _arithmetic(device: torch.device) -> Iterator[Check]:
-    """Check a convolution in each precision against float64, and that a training repeats its bits."""
+    """Check a convolution in each precision against float64, and that training is bitwise reproducible."""
     with reproducible(0, available_cores()):
         x, weight = torch.randn(8, 16, 24, 24), torch.randn(32, 16, 3, 3)
     for name in PRECISIONS:
@@ -243,11 +243,11 @@ def _short_training(device: torch.device) -> list[torch.Tensor]:
 def _disk(what: str, path: Path, state: str) -> Check:
     """Check that a file can be written and locked at `path`, or in its nearest existing parent, and the free space.
 
-    state: of the check if it fails.
+    state: the state of the check if it fails.
     """
     # Not Path.is_dir, which raises PermissionError below a folder that may not be read.
     near = next((p for p in (path, *path.parents) if os.path.isdir(p)), None)  # noqa: PTH112
-    if near is None:  # a drive of Windows
+    if near is None:  # a missing drive on Windows
         return Check(what, state, f"{path.anchor} does not exist")
     try:
         free = shutil.disk_usage(near).free

@@ -1,4 +1,4 @@
-"""The peak speed of a device, which the speed of a training step is compared with."""
+"""The peak speed of a device, the yardstick for the speed of a training step."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def peak(device: torch.device, precision: torch.dtype, threads: int) -> dict[str
     """Return the highest operations per second of a product of two n x n matrices, for growing n, computed in two ways.
 
     `mm`: torch.mm; `conv`: the same product as a 1x1 convolution of 16 images, channels_last. On AMD CPUs torch.mm uses
-    MKL in float32, at half the speed of oneDNN, which convolutions use (with fewer images not always). `by`, `size`,
-    `flops_per_second`: the faster way, its n and its speed.
+    MKL in float32, at half the speed of oneDNN. Convolutions use oneDNN, but not always for fewer images. Keys of the
+    result: `by`, the faster way; `size`, its n; `flops_per_second`, its speed.
     """
     best = {"mm": (0.0, 0), "conv": (0.0, 0)}
     with reproducible(0, threads), torch.no_grad():
@@ -36,7 +36,7 @@ def peak(device: torch.device, precision: torch.dtype, threads: int) -> dict[str
 
 
 def products(n: int, device: torch.device, precision: torch.dtype) -> dict[str, Callable[[], Tensor]]:
-    """Return two ways to compute one product: as (n, n), and as (16, n, h, w), a row per pixel. n: 64, 128, 256 ..."""
+    """Return two ways to compute one product: of (n, n), and of (16, n, h, w), a row per pixel. n: 64, 128, 256 ..."""
     a, b = (torch.rand(n, n, device=device).to(precision) for _ in range(2))
     height = 2 ** int(math.log2(n // 16) / 2)
     x = a.view(16, height, n // 16 // height, n).permute(0, 3, 1, 2)  # a view, channels_last

@@ -1,7 +1,7 @@
-"""Races: how long a recipe takes to an accuracy on this machine, by rules under which others can repeat it.
+"""Races: how long a recipe takes to reach an accuracy on this machine, under rules that make it repeatable.
 
-The rules are those of docs/leaderboard.md: every setting was chosen on the validation split, each seed has a process of
-its own, the test set is evaluated once per seed, after the last epoch, every seed counts, and the claim is that the
+The rules are those of docs/leaderboard.md: every setting was chosen on the validation split, each seed has its own
+process, the test set is evaluated once per seed, after the last epoch, every seed counts, and the claim is that the
 mean accuracy reaches the target.
 """
 
@@ -36,7 +36,7 @@ from cnnlab.recipes import RECIPES
 
 @dataclass(frozen=True)
 class Race:
-    """An accuracy to reach. target: a fraction of the images; views: of the one evaluation, a key of VIEWS."""
+    """An accuracy to reach, as a fraction. views: for the evaluation, a key of VIEWS. data: "": the recipe's."""
 
     recipe: str
     target: float
@@ -69,11 +69,11 @@ _SEED = {"seed": COUNT, "final_split": str, "final_acc": NUMBER, "race_seconds":
 class Record:
     """The result of a race, on `split`, over n seeds.
 
-    accuracy, training_seconds, process_seconds: mean and std. training: whitening, training and the one evaluation;
-    process: from the start of the process to its exit. p_value: of a one-sided t-test that the mean accuracy is below
-    the target; None for one seed. peak: floating-point operations a second of a matrix product on this machine, in the
-    training's precision; work: training seconds times peak, which compares machines. energy_joules: of the processor
-    over all seeds, where the system reports it. commit: of the checkout, if it is one.
+    accuracy, training_seconds, process_seconds: mean and std. The training seconds cover whitening, training and the
+    one evaluation; the process seconds, the process from start to exit. p_value: see `p_value`. peak: floating-point
+    operations per second of a matrix product on this machine, in the training's precision. work: mean training seconds
+    times peak, to compare machines. energy_joules: the processor's over all seeds, where the system reports it. commit:
+    see `commit`.
     """
 
     race: str
@@ -100,7 +100,7 @@ class Record:
         return self.accuracy["mean"] >= self.target
 
     def row(self) -> str:
-        """Return the row of docs/leaderboard.md."""
+        """Return the record as a row of the table in docs/leaderboard.md."""
         a, t, w, e = self.accuracy, self.training_seconds, self.process_seconds, self.environment
         p = "" if self.p_value is None else f"{self.p_value:.1g}"
         threads, cores = self.per_seed[0]["plan"]["threads"], plural(e["cores"], "core")
@@ -143,8 +143,8 @@ def race(
     """Train a race's recipe with seeds 0, 1, ... and return what it reached and how long it took.
 
     name: a key of RACES. folder: gets seeds.jsonl, a line for each finished seed; a stopped race continues from it.
-    data: the source. Default: the race's. Without test labels the accuracy is that on the validation split. Raise
-    CnnlabError.
+    data: the source. Default: the race's. Without test labels the accuracy is measured on the validation split.
+    Raise CnnlabError.
     """
     if name not in RACES:
         raise unknown("race", name, RACES)
@@ -177,7 +177,7 @@ def race(
 
 
 def commit() -> str | None:
-    """Return the commit of the checkout that cnnlab runs from, with "+" after it if src/ was changed; else None."""
+    """Return the commit of the checkout that cnnlab runs from, with "+" if src/ was changed; None outside one."""
     source = Path(__file__).parents[2]
     if source.name != "src":  # installed, maybe inside somebody's own repository
         return None
@@ -193,7 +193,9 @@ def commit() -> str | None:
 
 
 def p_value(accuracies: Sequence[float], target: float) -> float | None:
-    """Return the p-value of a one-sided t-test that the mean of `accuracies` is below `target`; None for one.
+    """Return the p-value of a one-sided t-test with the null hypothesis that the true mean is at most `target`.
+
+    None for a single accuracy.
 
     Student (W. S. Gosset), The probable error of a mean, Biometrika 6 (1908).
     """
@@ -210,7 +212,7 @@ class Energy:
     """The processor's energy counters (RAPL of Linux, which often only root may read)."""
 
     def __init__(self, root: Path = Path("/sys/class/powercap")) -> None:
-        # Packages only, intel-rapl:0; their parts, intel-rapl:0:0, are inside.
+        # Only packages (intel-rapl:0), which include their parts (intel-rapl:0:0).
         self._zones = [zone for zone in sorted(root.glob("intel-rapl:*")) if zone.name.count(":") == 1]
         self._last = self._read()
 
@@ -252,7 +254,7 @@ def _record(
 
 
 def _public(source: str) -> str:
-    """Return a source without the folders of this machine."""
+    """Return a source without this machine's folders."""
     kind = next((kind for kind in PATHS if source.startswith(kind)), "")
     return f"{kind}{Path(source.removeprefix(kind)).name}" if kind else source
 
@@ -301,7 +303,7 @@ def _append(file: Path, row: dict[str, Any]) -> None:
 
 
 def races_table() -> list[tuple[str, str, str, str]]:
-    """Return name, recipe, target and source of each race."""
+    """Return the name, recipe, target and source of each race."""
     return [
         (name, one.recipe, f"{one.target:.3f}", one.data or RECIPES[one.recipe].data) for name, one in RACES.items()
     ]

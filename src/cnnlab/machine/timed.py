@@ -31,9 +31,9 @@ def timed_training(
     """Train, evaluate once on `split` with the last epoch's weights, and return times and accuracies.
 
     views: test-time augmentation of that evaluation, a key of VIEWS. as_trained: evaluate in the precision of the
-    training's steps, as published speed runs do; else in float32. Raise CnnlabError.
+    training steps, as published speed runs do; else in float32. Raise CnnlabError.
     """
-    # With matplotlib half a second, which other packages' import has before their clock, too.
+    # Imported before the clock starts, as other packages' imports are: with matplotlib it takes half a second.
     import torch.utils.tensorboard  # noqa: F401
 
     import cnnlab

@@ -1,4 +1,4 @@
-"""The networks. To add one: a file with a builder, and a line in _NETWORKS, where the tests find it."""
+"""The networks. To add one, write a file with a builder and add a line to _NETWORKS, where the tests find it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _NETWORKS: dict[str, tuple[Builder, str]] = {
     ),
     "resnet34-cifar": (partial(resnet, 34, cifar=True, image_size=32), "ResNet-34 with a 3x3 stem"),
     "resnet50-cifar": (partial(resnet, 50, cifar=True, image_size=32), "ResNet-50 with a 3x3 stem"),
-    # Narrow variants for images of about 28 pixels: what the fast/* recipes train.
+    # Narrow variants for images of about 28 pixels, which the fast/* recipes train.
     "alexnet-small": (partial(alexnet, small=True, image_size=28), "a narrow AlexNet for 28 pixels"),
     "vgg11-small": (
         partial(vgg, VGG11_QUARTER, hidden=512, image_size=32),
@@ -106,11 +106,11 @@ def build_model(
 ) -> nn.Module:
     """Return the network `name`, a key of MODELS: (B, C, H, W) float -> (B, K) logits.
 
-    Also `timm:NAME` and `torchvision:NAME`, see `cnnlab.models.external`, and names in PACKAGED. Initial weights are
-    PyTorch's; published: load those that the tag in such a name stands for. image_size: Default:
+    `timm:NAME` and `torchvision:NAME` work too; see `cnnlab.models.external`. The weights are random. published: load
+    published weights instead if the name has a tag, as names in PACKAGED do. image_size: in pixels. Default:
     `default_image_size(name)`.
 
-    Raise CnnlabError for an unknown name, and for an image that is too small, with the smallest size that works.
+    Raise CnnlabError for an unknown name, and for images that are too small; the message gives a size that works.
     """
     if ":" not in name and name not in MODELS:
         raise unknown("model", name, [*MODELS, *libraries()])
@@ -128,7 +128,10 @@ def build_model(
 
 
 def default_image_size(name: str) -> int:
-    """Return the image size in pixels that the network `name` was designed for; for the manual's, the one it prints."""
+    """Return the image size in pixels that the network `name` was designed for; 224 for an unknown name.
+
+    For the manual's networks, it is the size printed in the manual.
+    """
     if ":" in name:
         return external_size(name)
     return int(inspect.signature(MODELS[name]).parameters["image_size"].default) if name in MODELS else 224

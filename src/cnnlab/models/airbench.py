@@ -17,7 +17,7 @@ from cnnlab.models.layers import final_side
 
 
 class Whitening(nn.Conv2d):
-    """conv k x k whose filters are not learned: principal components of the images' patches, each at unit variance.
+    """conv k x k with filters that are not learned: principal components of image patches, scaled to unit variance.
 
     (B, C, H, W) -> (B, 2 n, H', W'): the first n components (0: all k k C), each with both signs. With the usual
     kernel of 2x2, (B, 8 C, H - 1, W - 1). Before `fit` the filters are random.
@@ -34,13 +34,13 @@ class Whitening(nn.Conv2d):
     def fit(self, images: Tensor, least: float = 5e-4) -> None:
         """Compute the filters from `images` (B, C, H, W), preprocessed as for training.
 
-        least: added to each variance, so that directions of little variance are not amplified.
+        least: added to each variance, so directions of little variance are not amplified.
         """
         size = self.weight[0].numel()  # k k C
         products = torch.zeros(size, size, dtype=torch.float64, device=images.device)
         count = 0
         for some in images.split(100):  # all patches at once would be many times the images in float64
-            # (100 H' W', k k C), every place, whatever the stride
+            # (100 H' W', k k C): patches at every position, whatever the stride
             patches = F.unfold(some.double(), self.weight.shape[2:]).transpose(1, 2).flatten(0, 1)
             products += patches.T @ patches
             count += len(patches)
@@ -76,7 +76,7 @@ class ConvGroup(nn.Module):
 
 
 class Head(nn.Module):
-    """Maximum over the positions, then a linear layer, its logits scaled down: (B, C, H, W) -> (B, K)."""
+    """Maximum over the positions, then a linear layer with logits scaled down by 9: (B, C, H, W) -> (B, K)."""
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, K)."""
-        # amax, as a pooling layer's gradient has no deterministic version on CUDA.
+        # amax, since the gradient of a pooling layer has no deterministic implementation on CUDA.
         largest = _first_largest(x) if torch.compiler.is_compiling() else x.amax((2, 3))
         out: Tensor = self.linear(largest) / 9
         return out
@@ -93,8 +93,8 @@ class Head(nn.Module):
 def _first_largest(x: Tensor) -> Tensor:
     """Return the maximum over the positions, (B, C, H, W) -> (B, C); its gradient goes to the first maximum.
 
-    That of amax is shared by all values equal to the maximum. Compiled in 16 bits, one side of that comparison is
-    rounded and the other is not: no value is equal, and the gradient is divided by 0.
+    amax shares its gradient among all values equal to the maximum. When compiled in 16 bits, one side of that
+    comparison is rounded and the other is not: no value compares equal, and the gradient is divided by 0.
     """
     positions = x.flatten(2)  # (B, C, H W)
     first = positions.argmax(2, keepdim=True) == torch.arange(positions.shape[2], device=x.device)
@@ -102,7 +102,7 @@ def _first_largest(x: Tensor) -> Tensor:
 
 
 def filters(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """Return conv 3x3 whose first filters start as the identity of its inputs, the others at random."""
+    """Return a conv 3x3. Its first filters start as the identity of the inputs, the others at random."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
     nn.init.dirac_(conv.weight.data[:in_channels])
     return conv
@@ -117,10 +117,11 @@ def airbench(
     in_channels: int = 1,
     image_size: int = 32,
 ) -> nn.Sequential:
-    """Return whitening, GELU, a group for each of `widths` channels, head: (B, C, H, W) -> (B, K).
+    """Return airbench: whitening, GELU, one group per entry of `widths`, head: (B, C, H, W) -> (B, K).
 
-    airbench94 is (64, 256, 256), airbench95 (128, 384, 384), airbench96 (128, 512, 512) and deep. window: the
-    whitening's kernel, stride and components. Raise CnnlabError below 9 pixels.
+    widths: channels of each group: (64, 256, 256) for airbench94, (128, 384, 384) for airbench95, (128, 512, 512) with
+    `deep` for airbench96. window: kernel size, stride and components of the whitening. Raise CnnlabError for images
+    that the groups halve to nothing; the defaults need 9 pixels.
     """
     stem = Whitening(in_channels, *window)  # (B, 24, 31, 31) at 32 pixels in colour
     groups, channels = [], stem.out_channels

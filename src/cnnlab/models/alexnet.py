@@ -19,7 +19,7 @@ from cnnlab.models.layers import final_side
 def alexnet(
     *, small: bool = False, num_classes: int = 10, in_channels: int = 1, image_size: int = 224
 ) -> nn.Sequential:
-    """AlexNet: five convolutions with ReLU, three max-poolings, two hidden linear layers with dropout.
+    """Return AlexNet: five convolutions with ReLU, three max-poolings, two hidden linear layers with dropout.
 
     (B, C, H, W) -> (B, K). 46,764,746 parameters for one channel, ten classes, 224 pixels. Other image sizes change
     the number of inputs of the first linear layer (6400 at 224 pixels). small: a quarter of the channels and an eighth

@@ -4,8 +4,8 @@ Source: S. Ioffe, C. Szegedy, Batch normalization: accelerating deep network tra
 shift, ICML 2015, algorithms 1 and 2. The manual: section 1.4.
 
 Deviations from the manual's listing: train and eval mode choose the statistics, not whether gradients are recorded. The
-running statistics are buffers, so that they are saved, loaded and moved with the layer. The running variance is the
-unbiased one, as in PyTorch's layer; the batch itself is divided by the biased one in both.
+running statistics are buffers, so they are saved, loaded and moved with the layer. The running variance is the unbiased
+estimate, as in PyTorch's layer; the batch itself is normalised with the biased one in both.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class BatchNorm(nn.Module):
         self.register_buffer("moving_var", torch.ones(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise by the batch's statistics in training, by the running ones in eval mode."""
+        """Normalise with the batch's statistics in training mode, with the running ones in eval mode."""
         y, mean, var = batch_norm(
             x, self.gamma, self.beta, self.moving_mean, self.moving_var,
             eps=self.eps, momentum=self.momentum, training=self.training,

@@ -22,7 +22,7 @@ DENSENET201 = (6, 12, 48, 32)
 
 
 class DenseBlock(nn.Module):
-    """`num_layers` layers, each joined to its own input: (B, C, H, W) -> (B, C + num_layers * growth, H, W).
+    """`num_layers` layers, each concatenated to its input: (B, C, H, W) -> (B, C + num_layers * growth, H, W).
 
     A layer is BN, ReLU, conv 3x3; with `bottleneck` BN, ReLU, conv 1x1, BN, ReLU, conv 3x3, without biases.
     """
@@ -54,7 +54,7 @@ def _layer(in_channels: int, growth: int, *, bottleneck: bool) -> nn.Sequential:
 
 
 def transition(in_channels: int, out_channels: int, *, bias: bool) -> nn.Sequential:
-    """BN, ReLU, conv 1x1, avg-pool 2: (B, C, H, W) -> (B, out, H / 2, W / 2)."""
+    """Return BN, ReLU, conv 1x1, avg-pool 2: (B, C, H, W) -> (B, out, H / 2, W / 2)."""
     return nn.Sequential(
         nn.BatchNorm2d(in_channels), nn.ReLU(),
         nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=bias),
@@ -71,11 +71,12 @@ def densenet(
     growth: int = 32,
     bottleneck: bool = False,
 ) -> nn.Sequential:
-    """Return ResNet's stem, a dense block for each of `layers`, transitions to half the channels between; BN, ReLU, K.
+    """Return a DenseNet: (B, C, H, W) -> (B, K).
 
-    (B, C, H, W) -> (B, K). (4, 4, 4, 4), the manual's: channels 64-192-96-224-112-240-120-248, 758,226 parameters for
-    one channel, ten classes. Raise CnnlabError for images that the transitions halve to nothing; four blocks need 29
-    pixels.
+    It is ResNet's stem, a dense block for each entry of `layers` with transitions that halve the channels between them,
+    then BN, ReLU, global average pooling, K. The manual's is (4, 4, 4, 4): channels 64-192-96-224-112-240-120-248,
+    758,226 parameters for one channel, ten classes. Raise CnnlabError for images that the transitions halve to nothing;
+    four blocks need 29 pixels.
     """
     bias = not bottleneck  # the manual's source has biases, torchvision has none
     channels = 64

@@ -2,9 +2,9 @@
 
 Source: M. Tan, Q. V. Le, EfficientNet: rethinking model scaling for convolutional neural networks, ICML 2019, table 1,
 in the variant of R. Liu, Higher accuracy on vision models with EfficientNet-Lite, 2020: without squeeze-and-excitation,
-and ReLU6 for swish, so that its values fit in eight bits. The blocks are those of M. Sandler and others, MobileNetV2,
-CVPR 2018. As in TensorFlow, a convolution of stride 2 pads one pixel more at the bottom and right, and the epsilon of
-batch norm is 0.001: published weights depend on both. Deviation: no dropout and no dropped blocks.
+and with ReLU6 instead of swish, so that activations fit in eight bits. The blocks are those of M. Sandler and others,
+MobileNetV2, CVPR 2018. As in TensorFlow, a convolution of stride 2 pads one pixel more at the bottom and right, and the
+epsilon of batch norm is 0.001: published weights depend on both. Deviation: no dropout and no stochastic depth.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cnnlab.io.errors import CnnlabError
 
-# channels, blocks, window, stride of the first block, factor by which a block widens its input
+# channels, blocks, kernel size, stride of the first block, expansion factor
 _STAGES = ((16, 1, 3, 1, 1), (24, 2, 3, 2, 6), (40, 2, 5, 2, 6), (80, 3, 3, 2, 6), (112, 3, 5, 1, 6), (192, 4, 5, 2, 6),
            (320, 1, 3, 1, 6))  # fmt: skip
 
@@ -23,7 +23,7 @@ class SameConv2d(nn.Conv2d):
     """A convolution padded as TensorFlow's `same`: (B, C, H, W) -> (B, out, ceil(H / s), ceil(W / s))."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pad, more at the end if the sum is odd, and convolve."""
+        """Pad, with the extra pixel of an odd total at the end, and convolve."""
         k, s = self.kernel_size[0], self.stride[0]
         sides = [max(-(-size // s) * s - s + k - size, 0) for size in (x.shape[3], x.shape[2])]
         return super().forward(F.pad(x, [part for side in sides for part in (side // 2, side - side // 2)]))
@@ -40,7 +40,7 @@ def conv_bn(in_channels: int, out_channels: int, k: int, stride: int = 1, groups
 
 
 class InvertedResidual(nn.Module):
-    """conv 1x1 to `widen` times the channels, depthwise conv k x k, conv 1x1, plus the input where shapes agree.
+    """conv 1x1 to `widen` times the channels, depthwise conv k x k, conv 1x1, plus the input if shapes agree.
 
     BN after each convolution, ReLU6 after all but the last: (B, C, H, W) -> (B, out, H / stride, W / stride).
     """
@@ -64,7 +64,7 @@ class InvertedResidual(nn.Module):
 
 
 def efficientnet_lite0(num_classes: int = 10, in_channels: int = 1, image_size: int = 224) -> nn.Sequential:
-    """Return EfficientNet-Lite0: (B, C, H, W) -> (B, K). Any image size."""
+    """Return EfficientNet-Lite0: (B, C, H, W) -> (B, K). It takes any image size."""
     if image_size < 1:
         raise CnnlabError(f"it needs images of at least 1x1 pixels, not {image_size}x{image_size}")
     layers: list[nn.Module] = [nn.Sequential(*conv_bn(in_channels, 32, 3, 2), nn.ReLU6(inplace=True))]

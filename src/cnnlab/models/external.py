@@ -2,8 +2,8 @@
 
 NAME alone starts from random weights, NAME.TAG from published ones, in timm's notation: `timm:resnet18.a1_in1k`,
 `torchvision:resnet18.IMAGENET1K_V1`, `torchvision:resnet18.DEFAULT`. If the number of classes differs, the last layer
-is initialized randomly. For other than three channels the first convolution is adapted, see `published.adapted`.
-Images are normalized by the mean and standard deviation that the weights were trained with.
+is initialized randomly. Unless there are three channels, the first convolution is adapted; see `published.adapted`.
+Images are normalized with the mean and standard deviation that the weights were trained with.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cnnlab.models.published import PACKAGED, Published, adapted, lite0_weights
 
 _IMAGENET = 1000  # classes of the published heads
 # Their weights were trained on images normalized with mean and std 0.5; torchvision loads them with
-# transform_input=True, which converts from the usual mean and std. Here the images are normalized with 0.5 at once.
+# transform_input=True, which converts from the usual mean and std. Here the images are normalized with 0.5 directly.
 _WITH_TRANSFORM = ("googlenet", "inception_v3")
 # Makes torch.load read tensors only, whoever calls it: a downloaded file must not run code.
 _TENSORS_ONLY = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}
@@ -58,7 +58,7 @@ def published_tag(name: str) -> str:
 
 
 def published_weights(name: str) -> Published | None:
-    """Return what the published weights in a network's name expect of images; None for a name without a tag.
+    """Return a description of the published weights that a network's name asks for; None for a name without a tag.
 
     Raise CnnlabError for an unknown name or tag, and a missing package.
     """
@@ -96,7 +96,7 @@ def published_weights(name: str) -> Published | None:
 
 
 def pretrained_name(name: str) -> str:
-    """Return the network's name with a tag of published weights, or else the name of another that has some."""
+    """Return the network's name with a tag of published weights, or else the name of another network that has some."""
     library, _, base = name.partition(":")
     if library == "timm":
         try:
@@ -110,7 +110,7 @@ def pretrained_name(name: str) -> str:
 
 
 def external_size(name: str) -> int:
-    """Return the image side in pixels that `timm:NAME` was designed for; 224 for torchvision's and if unknown."""
+    """Return the image side in pixels that `timm:NAME` was designed for; 224 for other libraries or if unknown."""
     library, _, base = name.partition(":")
     if library == "timm":
         try:
@@ -124,7 +124,7 @@ def external_size(name: str) -> int:
 
 
 def accepts(model: nn.Module, channels: int, size: int) -> bool:
-    """Return whether the network accepts such images, by trying one."""
+    """Return whether the network accepts images (channels, size, size), by running it on one."""
     was_training = model.training
     try:
         with torch.no_grad():
@@ -170,7 +170,7 @@ def _timm(
     try:
         with patch.dict(os.environ, _TENSORS_ONLY):
             model: nn.Module = timm.create_model(full, pretrained=bool(tag) and published, **options)
-    except Exception as error:  # the hub's client raises many kinds
+    except Exception as error:  # the hub's client raises exceptions of many kinds
         raise _not_built(name, published, error) from error
     return model
 
@@ -249,5 +249,5 @@ LIBRARIES: dict[str, Callable[..., nn.Module]] = {"timm": _timm, "torchvision": 
 
 
 def libraries() -> Iterable[str]:
-    """Return the forms of such names."""
+    """Return the forms of external names, such as `timm:NAME`."""
     return [f"{library}:NAME" for library in LIBRARIES]

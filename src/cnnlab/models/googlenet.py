@@ -16,7 +16,7 @@ from cnnlab.models.layers import final_side
 
 
 class Inception(nn.Module):
-    """Four paths of one input, joined along the channels: (B, C, H, W) -> (B, c1 + c2[1] + c3[1] + c4, H, W).
+    """Four parallel paths, concatenated along the channels: (B, C, H, W) -> (B, c1 + c2[1] + c3[1] + c4, H, W).
 
     1: conv 1x1 (c1). 2: conv 1x1 (c2[0]), conv 3x3 (c2[1]). 3: conv 1x1 (c3[0]), conv 5x5 (c3[1]). 4: max-pool 3/1,
     conv 1x1 (c4). ReLU after each conv; with batch_norm, BN in between.
@@ -45,7 +45,7 @@ class Inception(nn.Module):
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int, batch_norm: bool, stride: int = 1) -> list[nn.Module]:
-    """Return conv, ReLU, with batch_norm BN in between; the side stays, or is halved by stride 2."""
+    """Return conv and ReLU, with BN between them if `batch_norm`. Stride 1 keeps the side, stride 2 halves it."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=not batch_norm)
     return [conv, *([nn.BatchNorm2d(out_channels)] if batch_norm else []), nn.ReLU()]
 
@@ -53,12 +53,12 @@ def _conv(in_channels: int, out_channels: int, kernel_size: int, batch_norm: boo
 def googlenet(
     *, ratio: int = 1, batch_norm: bool = False, num_classes: int = 10, in_channels: int = 1, image_size: int = 96
 ) -> nn.Sequential:
-    """GoogLeNet: a stem, nine Inception blocks in three modules, global average pooling.
+    """Return GoogLeNet: a stem, nine Inception blocks in three modules, global average pooling.
 
     (B, C, H, W) -> (B, K). 5,977,530 parameters for one channel, ten classes, at any size. The side is halved five
-    times, so that images of at most 32 pixels leave the last blocks a single pixel. ratio: divides the
-    number of channels. batch_norm: after each convolution (S. Ioffe, C. Szegedy, Batch normalization, ICML 2015,
-    section 4.2.1, whose blocks also differ otherwise). Raise CnnlabError below 1 pixel.
+    times, so images of at most 32 pixels leave the last blocks a single pixel. ratio: divides the number of channels.
+    batch_norm: add BN after each convolution (S. Ioffe, C. Szegedy, Batch normalization, ICML 2015, section 4.2.1,
+    whose blocks also differ in other ways). Raise CnnlabError below 1 pixel.
     """
 
     def block(in_channels: int, c1: int, c2: tuple[int, int], c3: tuple[int, int], c4: int) -> Inception:
@@ -69,7 +69,7 @@ def googlenet(
     stem = nn.Sequential(
         *_conv(in_channels, first, 7, batch_norm, stride=2), nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
     )
-    final_side(stem, image_size, usual=96)  # what is left is padded: a single pixel stays one
+    final_side(stem, image_size, usual=96)  # all later layers are padded: a single pixel stays one
     return nn.Sequential(
         stem,  # (B, 64, 24, 24) at 96 pixels
         nn.Sequential(

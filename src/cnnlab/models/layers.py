@@ -12,8 +12,8 @@ from cnnlab.io.errors import CnnlabError
 def side_after(features: nn.Module, side: int) -> int:
     """Return the side of the maps that `features` makes of square images of `side` pixels; 0 if a window does not fit.
 
-    Convolutions and poolings count in the order in which they are registered. That is right for a chain, and for
-    branches whose windows keep the side.
+    Convolutions and poolings are assumed to run in the order in which they are registered. That is right for a chain,
+    and for branches whose windows keep the side.
     """
     for layer in features.modules():
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
@@ -27,7 +27,7 @@ def side_after(features: nn.Module, side: int) -> int:
 def final_side(features: nn.Module, image_size: int, usual: int) -> int:
     """Return `side_after(features, image_size)`, at least 1.
 
-    Raise CnnlabError for too small an image, with the smallest size that works and the network's usual one.
+    Raise CnnlabError for images that are too small; the message gives the smallest size that works and the usual one.
     """
     side = side_after(features, image_size)
     if side < 1:

@@ -17,7 +17,7 @@ from cnnlab.models.layers import final_side
 
 
 def lenet(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 28) -> nn.Sequential:
-    """LeNet: two convolutions with sigmoid and average pooling, three linear layers.
+    """Return LeNet: two convolutions with sigmoid and average pooling, three linear layers.
 
     conv 5x5x6 pad 2, sigmoid, avg-pool 2; conv 5x5x16, sigmoid, avg-pool 2; 120, sigmoid, 84, sigmoid, K.
     (B, C, H, W) -> (B, K). 61,706 parameters for one channel, ten classes, 28 pixels. Other image sizes change the
@@ -42,12 +42,11 @@ def lenet(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 28) 
 def lenet_bn(
     *, num_classes: int = 10, in_channels: int = 1, image_size: int = 28, from_scratch: bool = False
 ) -> nn.Sequential:
-    """LeNet with batch norm after each conv and hidden linear layer, before the sigmoid.
+    """Return LeNet with batch norm after each conv and hidden linear layer, before the sigmoid.
 
-    (B, C, H, W) -> (B, K). 44,878 parameters for one channel, ten classes, 28 pixels. from_scratch: use the
-    batch norm of `models.batch_norm` instead of PyTorch's. As in the manual there is no padding, so that the first
-    linear layer has 256 inputs where LeNet's has 400: the two networks differ in more than batch norm. Raise
-    CnnlabError below 16 pixels.
+    (B, C, H, W) -> (B, K). 44,878 parameters for one channel, ten classes, 28 pixels. from_scratch: use the batch norm
+    of `models.batch_norm` instead of PyTorch's. As in the manual there is no padding, so the first linear layer has 256
+    inputs where LeNet's has 400: the two networks differ in more than batch norm. Raise CnnlabError below 16 pixels.
     """
     norm_2d, norm_1d = (BatchNorm, BatchNorm) if from_scratch else (nn.BatchNorm2d, nn.BatchNorm1d)
     features = nn.Sequential(

@@ -17,7 +17,7 @@ from cnnlab.models.layers import final_side
 def nin_block(
     in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int, *, last_relu: bool = True
 ) -> nn.Sequential:
-    """conv k x k, ReLU, conv 1x1, ReLU, conv 1x1, ReLU: a small network over the channels of each pixel."""
+    """Return conv k x k, ReLU, conv 1x1, ReLU, conv 1x1, ReLU: a small network over the channels of each pixel."""
     layers = [
         nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding), nn.ReLU(),
         nn.Conv2d(out_channels, out_channels, kernel_size=1), nn.ReLU(),
@@ -34,11 +34,11 @@ def nin(
     image_size: int = 224,
     last_relu: bool = True,
 ) -> nn.Sequential:
-    """NiN: four blocks of a convolution and two 1x1 convolutions; the last has a channel per class, averaged.
+    """Return NiN: four blocks of a convolution and two 1x1 convolutions; the last has a channel per class, averaged.
 
     (B, C, H, W) -> (B, K). 1,992,166 parameters for one channel, ten classes, at any size. last_relu: end the last
-    block in ReLU, as the manual does. small, ours: a first 5x5 convolution of stride 1 and a third of the
-    channels, for images from 15 pixels. Raise CnnlabError below 67 pixels.
+    block in ReLU, as the manual does. small, ours: a first 5x5 convolution of stride 1 and a third of the channels, for
+    images from 15 pixels. Raise CnnlabError below 67 pixels.
     """
     c1, c2, c3 = (32, 86, 128) if small else (96, 256, 384)
     kernel, stride, padding = (5, 1, 2) if small else (11, 4, 0)

@@ -22,9 +22,9 @@ Network = nn.Module | Callable[..., nn.Module]
 
 
 def own_name(network: Any) -> str:
-    """Return `module:ClassName` for a module, `module:function` for a builder. Nothing is ever imported by that name.
+    """Return `module:ClassName` for a module, `module:function` for a builder. Raise CnnlabError for anything else.
 
-    Raise CnnlabError for anything else.
+    The name is only a label; nothing is ever imported by it.
     """
     if not callable(network):
         raise CnnlabError(f"{type(network).__name__} is not a network: pass an nn.Module, or a builder of one")
@@ -35,7 +35,7 @@ def own_name(network: Any) -> str:
 
 
 def load_builder(name: str) -> Callable[..., nn.Module]:
-    """Return the class or function `FILE.py:BUILDER`. The file is run, as Python would run it.
+    """Run the file of `FILE.py:BUILDER` and return the class or function BUILDER.
 
     Raise CnnlabError for a file that is missing or fails, and for a name that it does not define.
     """
@@ -51,7 +51,7 @@ def load_builder(name: str) -> Callable[..., nn.Module]:
     module = importlib.util.module_from_spec(spec)
     before = sys.modules.get(path.stem)
     sys.modules[path.stem] = module  # dataclasses and pickle look it up
-    sys.path.insert(0, str(path.parent.absolute()))  # for what it imports from beside it
+    sys.path.insert(0, str(path.parent.absolute()))  # so that it can import the modules beside it
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a user's file may raise anything, and a script may exit
@@ -69,12 +69,12 @@ def load_builder(name: str) -> Callable[..., nn.Module]:
 
 
 def is_file(name: str) -> bool:
-    """Return whether a network's name is one for `load_builder`."""
+    """Return whether a network's name points to a Python file, for `load_builder`."""
     return name.lower().endswith(".py") or name.rpartition(":")[0].lower().endswith(".py")
 
 
 def builder_source(network: Any) -> str:
-    """Return `FILE.py:BUILDER` of a network, for `load_builder`; an empty string if that would not build the same.
+    """Return `FILE.py:BUILDER` for `load_builder`, or an empty string if that might not build the same network.
 
     A module or a partial may have been given other arguments, a console has no file, and a script would run again.
     """
@@ -89,14 +89,15 @@ def builder_source(network: Any) -> str:
 
 
 def is_own(name: str) -> bool:
-    """Return whether `name` is one that `own_name` gave."""
+    """Return whether `name` came from `own_name`."""
     return ":" in name and name.partition(":")[0] not in LIBRARIES
 
 
 def build_own(network: Network, *, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
-    """Return a copy of the module on the CPU, or what the builder returns for these keywords, as far as it takes them.
+    """Return a copy of the module, or the module that the builder returns, on the CPU.
 
-    Raise CnnlabError for a builder that fails, whose exception is the cause, and for a result that cannot be trained.
+    The builder gets those of the keywords that it accepts. Raise CnnlabError if the builder fails, with its exception
+    as the cause, and for a result that cannot be trained.
     """
     name = own_name(network)
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
@@ -133,7 +134,7 @@ def _copy(network: nn.Module, name: str) -> nn.Module:
 def check_output(model: nn.Module, name: str, *, num_classes: int, in_channels: int, image_size: int) -> None:
     """Check that `model` returns logits (B, num_classes) for images (B, in_channels, image_size, image_size).
 
-    Raise CnnlabError. Leaves the model in eval mode.
+    Raise CnnlabError if not. Leave the model in eval mode.
     """
     shape = (2, in_channels, image_size, image_size)
     try:

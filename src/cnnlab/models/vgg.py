@@ -26,7 +26,7 @@ VGG11_QUARTER: ConvArch = tuple((n, channels // 4) for n, channels in VGG11)  # 
 
 
 def vgg_block(num_convs: int, in_channels: int, out_channels: int) -> nn.Sequential:
-    """`num_convs` times (conv 3x3 pad 1, ReLU), max-pool 2/2: (B, C, H, W) -> (B, out, H / 2, W / 2)."""
+    """Return `num_convs` times (conv 3x3 pad 1, ReLU), max-pool 2/2: (B, C, H, W) -> (B, out, H / 2, W / 2)."""
     layers: list[nn.Module] = []
     for _ in range(num_convs):
         layers += [nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1), nn.ReLU()]
@@ -37,10 +37,11 @@ def vgg_block(num_convs: int, in_channels: int, out_channels: int) -> nn.Sequent
 def vgg(
     conv_arch: ConvArch, num_classes: int = 10, in_channels: int = 1, image_size: int = 224, *, hidden: int = 4096
 ) -> nn.Sequential:
-    """Return a block for each (convolutions, channels) of `conv_arch`, then twice (`hidden` units, ReLU, dropout), K.
+    """Return VGG: a block for each entry of `conv_arch`, then twice (`hidden` units, ReLU, dropout), K.
 
-    (B, C, H, W) -> (B, K). VGG-11 has 128,806,154 parameters for one channel, ten classes, 224 pixels; a quarter of the
-    channels 43,093,322. Raise CnnlabError for images that the blocks halve to nothing; five blocks need 32 pixels.
+    (B, C, H, W) -> (B, K). VGG-11 has 128,806,154 parameters for one channel, ten classes, 224 pixels, and 43,093,322
+    with a quarter of the channels. Raise CnnlabError for images that the blocks halve to nothing; five blocks need 32
+    pixels.
     """
     blocks, channels = [], in_channels
     for num_convs, out_channels in conv_arch:

@@ -1,1 +1,1 @@
-"""A service over HTTP that classifies images with an exported network. No torch: see docs/serve.md."""
+"""An HTTP service that classifies images with an exported network, without torch: see docs/serve.md."""

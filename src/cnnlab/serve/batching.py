@@ -1,4 +1,4 @@
-"""The queue of the service: threads decode images, one thread runs the network on batches of decoded ones."""
+"""The queue of the service: threads decode images, and one thread runs the network on batches of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Model(Protocol):
 
     @property
     def decoding(self) -> Decoding:
-        """How an image file becomes its input."""
+        """How to decode an image file into its input."""
 
     @property
     def threshold(self) -> float:
@@ -41,7 +41,7 @@ class Model(Protocol):
 class Request:
     """The images of a request, and the outcome of each: its probabilities (K,), or why there are none.
 
-    left: images without an outcome. dropped: the request has ended, so its other images are skipped.
+    left: number of images without an outcome. dropped: the request has ended, so its remaining images are skipped.
     """
 
     images: list[tuple[str, bytes]]
@@ -56,13 +56,13 @@ class Request:
 
 
 Place = tuple[Request, int]
-"""An image of a request."""
+"""An image of a request, by its index."""
 
 
 class Batcher:
     """Decode and classify images. Those that arrive while the network runs form its next batch.
 
-    threads: for decoding. on_batch: called in the event loop with the size of each batch.
+    threads: number of threads that decode. on_batch: called in the event loop with the size of each batch.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Batcher:
         places = [place for place, _ in batch]
         try:
             rows = self.model.probabilities(np.stack([pixels for _, pixels in batch]))
-            nan = Refused(500, "the network failed: its probabilities are NaN")  # of this image, not of the others
+            nan = Refused(500, "the network failed: its probabilities are NaN")  # only of this image
             return [(place, row if np.isfinite(row).all() else nan) for place, row in zip(places, rows, strict=True)]
         except Exception as error:  # the service answers and lives on
             status = 503 if out_of_memory(error) else 500

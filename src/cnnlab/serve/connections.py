@@ -1,4 +1,4 @@
-"""uvicorn's connection with a limit on their number and on the time of each phase."""
+"""uvicorn's HTTP connection, with limits on the number of connections and on the time of each phase."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from cnnlab.serve.log import Log
 from cnnlab.serve.service import Service
 
-_SLACK = 2.0  # further seconds for writing the answer
+_SLACK = 2.0  # extra seconds for writing the answer
 
 
 class _Transport:
@@ -35,10 +35,10 @@ class Connection(H11Protocol):
         self.service, self.log, self.limits = service, log, service.limits
         self._deadline: asyncio.TimerHandle | None = None
         self._lingers = False  # answered, while the body still arrives
-        self._finished = False  # its last answer is written; data that still arrive are dropped
+        self._finished = False  # its last answer is written; data that still arrives is dropped
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Accept a connection; one beyond the limit is answered with 503 and closed."""
+        """Accept a connection. Beyond the limit, answer 503 and close it; beyond twice the limit, abort it."""
         self._close_transport = transport.close
         super().connection_made(_Transport(transport, self._close))  # type: ignore[arg-type]
         self._within(self.limits.header_seconds)
@@ -54,7 +54,7 @@ class Connection(H11Protocol):
         self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
-        """Read. The first byte of the next request starts the deadline for its headers."""
+        """Process data. The first byte of the next request starts the deadline for its headers."""
         if self._finished:
             return
         if self._idle and self._deadline is None:
@@ -124,7 +124,7 @@ class Connection(H11Protocol):
             self.transport.abort()
 
     def _close(self) -> None:
-        """Close once the client has read its answer, for which it has as long as for a request."""
+        """Close once the client has read its answer. It has as long for that as a request may take."""
         if self.transport.is_closing():
             return
         if self.conn.their_state is h11.SEND_BODY:
@@ -142,7 +142,7 @@ class Connection(H11Protocol):
         self._within(self.limits.linger)
 
     def _refuse(self, status: int, text: str) -> None:
-        """Answer without a request."""
+        """Send an error without a request, and finish."""
         if self.transport.is_closing() or self._finished:
             return
         body = json.dumps({"error": text}).encode()

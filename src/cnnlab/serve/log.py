@@ -1,4 +1,4 @@
-"""One line for each request on standard error, written by a thread: a slow reader does not stop the service."""
+"""A log of one line per request on standard error. A thread writes it, so a slow reader cannot stall the service."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from cnnlab.io.text import escape
 
 FORMATS = ("json", "text")
 _PLAIN = ("time", "method", "path", "status", "client", "error")
-"""Values that the text format shows without their names."""
+"""Fields that the text format shows without their names."""
 
 
 class Log:
-    """The log of the service. format_: json or text; stream: default standard error. Raise CnnlabError."""
+    """The log of the service. format_: json or text; stream: stderr if None. Raise CnnlabError."""
 
     def __init__(self, format_: str, stream: TextIO | None = None) -> None:
         if format_ not in FORMATS:
@@ -31,7 +31,7 @@ class Log:
         self._thread.start()
 
     def __call__(self, **entry: Any) -> None:
-        """Log an entry; drop it if 10,000 wait already."""
+        """Log an entry, or drop it if 10,000 are already waiting."""
         try:
             self._lines.put_nowait({"time": datetime.now(UTC), **entry})
         except queue.Full:

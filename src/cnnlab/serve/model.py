@@ -13,7 +13,7 @@ from cnnlab.serve.batching import Model
 
 
 def open_model(what: str, runs_dir: Path, threads: int | None) -> Model:
-    """Return the network of an exported file, or of a run. threads: of onnxruntime. Raise CnnlabError.
+    """Return the network of an exported file, or of a run. threads: for onnxruntime. Raise CnnlabError.
 
     A run is exported by another process, so that this one never imports torch.
     """

@@ -1,4 +1,4 @@
-"""The images of a request's body: one as it is, or many as multipart/form-data (RFC 7578)."""
+"""The images in a request's body: a single one as is, or several as multipart/form-data (RFC 7578)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from cnnlab.io.text import escape, truncate
 from cnnlab.serve.settings import Refused
 
 _PARAMETER = re.compile(r';\s*([\w!#$&+.^`|~-]+\*?)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]*))')
-_MOST_HEADERS = 8192  # bytes of a part
-_MOST_PARAMETERS = 2048  # characters: the pattern's time grows with their square
+_MOST_HEADERS = 8192  # bytes of a part's headers
+_MOST_PARAMETERS = 2048  # characters: the time of the pattern is quadratic in them
 RAW = "image"
 """The name of an image that is sent without one."""
 
 
 def images_of(content_type: str, body: bytes, most: int) -> list[tuple[str, bytes]]:
-    """Return the images of a body with their names. most: images of a request. Raise Refused."""
+    """Return the (name, content) of each image in a body. most: images that a request may have. Raise Refused."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         return _parts(_parameters(content_type).get("boundary", ""), body, most)
@@ -80,6 +80,6 @@ def _part(body: bytes, start: int, end: int, number: int) -> tuple[str, bytes]:
 
 
 def _parameters(header: str) -> dict[str, str]:
-    """Return the parameters of a header: `form-data; name="a"` has a name."""
+    """Return the parameters of a header, such as {"name": "a"} of `form-data; name="a"`."""
     found = _PARAMETER.findall(header[:_MOST_PARAMETERS])
     return {key.lower(): re.sub(r'\\(["\\])', r"\1", quoted) or plain for key, quoted, plain in found}

@@ -24,7 +24,7 @@ from cnnlab.serve.service import Service, make_app
 from cnnlab.serve.settings import Limits
 from cnnlab.serve.watch import Watch
 
-_LAST = 0.1  # seconds after a signal in which requests are accepted: a client may just have sent them
+_LAST = 0.1  # seconds after a signal in which requests are still accepted: clients may have just sent them
 _SLACK = 4.0  # seconds for stopping, beyond those of a request
 
 
@@ -61,7 +61,7 @@ class Server(uvicorn.Server):
 
 @contextmanager
 def images_bounded(pixels: int) -> Iterator[None]:
-    """Refuse images of more pixels than `pixels` in the whole process, before they are decoded."""
+    """Refuse images of more than `pixels` pixels before they are decoded, in the whole process."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = pixels
     try:
@@ -84,8 +84,8 @@ def make_server(
 ) -> Server:
     """Return the server of a network on a bound socket; `run(sockets=[listener])` serves until a signal.
 
-    name: of the network. token: that requests must send; None for none. check_host: without a token, refuse requests
-    from other pages and for other hosts. decoders: threads that decode images.
+    name: the network's name. token: what requests must send; None: no token. check_host: without a token, refuse
+    requests from other pages and for other hosts. decoders: number of threads that decode images.
     """
     service = Service(model, limits, decoders, name)
     service.dropped = lambda: log.dropped
@@ -120,7 +120,7 @@ def serve(server: Server, listener: socket.socket, log: Log) -> None:
 
 
 def try_out(model: Model, limits: Limits) -> None:
-    """Classify black images once, so that a network that cannot run fails at the start. Raise CnnlabError."""
+    """Classify black images once, so that a broken network fails at the start. Raise CnnlabError."""
     how = model.decoding
     for count in {1, limits.max_batch}:
         try:

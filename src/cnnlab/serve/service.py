@@ -39,7 +39,7 @@ class Note:
 
 
 class Service:
-    """Answer requests with the network `model`. threads: number of those that decode images."""
+    """The handlers of requests to the network `model`. threads: number of threads that decode images."""
 
     def __init__(self, model: Model, limits: Limits, threads: int, name: str) -> None:
         self.model, self.limits, self.threads, self.name = model, limits, threads, name
@@ -78,7 +78,7 @@ class Service:
             self.bodies -= taken
 
     def _check_headers(self, request: Request) -> None:
-        """Raise Refused for a body that is refused unread."""
+        """Raise Refused for a body that need not be read: too large, or compressed."""
         if int(request.headers.get("content-length", 0)) > self.limits.body:
             raise self._too_large()
         if request.headers.get("content-encoding", "identity").lower() != "identity":
@@ -200,7 +200,7 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 async def _gone(request: Request, _: Exception) -> Response:
-    """Nobody reads this answer; the log shows its status, as nginx does."""
+    """Return status 499 for the log, as nginx does. Nobody reads this answer."""
     request.scope["note"].error = "the client has gone"
     return _json({"error": "the client has gone"}, 499)
 

@@ -11,11 +11,11 @@ from cnnlab.io.errors import CnnlabError
 class Limits:
     """Limits of the service. Raise CnnlabError for values that contradict each other.
 
-    max_batch: images in a batch; max_wait: milliseconds that a batch waits for more of them. max_queue: images accepted
-    and not yet answered. body: bytes of a request; bodies: bytes of all requests together. pixels: of an image; images:
-    of a request. connections: open at a time. seconds: from a request's headers to its answer, and again for reading
-    the answer; header_seconds: for the headers; idle_seconds: between the requests of a connection; linger: for what a
-    client still sends after its answer, since a connection that is closed at once may lose the answer.
+    max_batch: images per batch; max_wait: milliseconds that a batch waits for more images. max_queue: images accepted
+    and not yet answered. body: bytes per request; bodies: bytes of all requests together. pixels: per image; images:
+    per request. connections: open at the same time. seconds: from a request's headers to its answer, and again for
+    reading the answer; header_seconds: for the headers; idle_seconds: between the requests of a connection; linger:
+    seconds in which to read what a client still sends after its answer, since closing at once could lose the answer.
     """
 
     max_batch: int = 32
@@ -39,7 +39,7 @@ class Limits:
 
 
 class Refused(Exception):
-    """A refused request. status: of HTTP; text: one line; retry: seconds until the client may try again, or 0."""
+    """A refused request. status: HTTP status; text: one line; retry: seconds until the client may try again, or 0."""
 
     def __init__(self, status: int, text: str, retry: int = 0) -> None:
         super().__init__(text)

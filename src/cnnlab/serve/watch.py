@@ -22,11 +22,11 @@ _PATHS = (*_OPEN, "/predict", "/metrics", "/openapi.json", "/")
 
 
 class Watch:
-    """Refuse requests without the token; log and count each request.
+    """Middleware that refuses requests without the token, and logs and counts each request.
 
-    token: that requests must send, or None. hosts: the accepted Host headers where there is no token, so that neither
-    another page in a browser on this machine nor a name that an attacker points at it (DNS rebinding) can read answers;
-    empty: any.
+    token: what requests must send, or None. hosts: the accepted Host headers if there is no token. They keep another
+    page in a browser on this machine, and a name that an attacker points at it (DNS rebinding), from reading answers.
+    Empty: any.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, log: Log, token: str | None, hosts: Sequence[str]) -> None:

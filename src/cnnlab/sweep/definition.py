@@ -43,7 +43,7 @@ NOT_SEARCHED = {
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both included. log: even in the logarithm. step: only low, low + step, ..."""
+    """Numbers from `low` to `high`, both included. log: on a logarithmic scale. step: only low, low + step, ..."""
 
     low: float
     high: float
@@ -52,7 +52,7 @@ class Range:
 
     @property
     def extremes(self) -> tuple[float, ...]:
-        """The values at which a rule between settings can first be broken: both ends, and the second lowest."""
+        """The values that break a rule between settings if any do: both ends, and the second lowest."""
         step = self.step if self.step is not None else (1 if isinstance(self.low, int) else None)
         return tuple(
             dict.fromkeys((self.low, self.high, *(() if step is None else (min(self.high, self.low + step),))))
@@ -61,19 +61,19 @@ class Range:
 
 @dataclass(frozen=True)
 class Choices:
-    """Some values of a setting."""
+    """The listed values of a setting."""
 
     values: tuple[Any, ...]
 
     @property
     def extremes(self) -> tuple[Any, ...]:
-        """All of them."""
+        """All values."""
         return self.values
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What a sweep's file says. search: by setting. storage: a journal file, or a PostgreSQL database's URL."""
+    """The content of a sweep's file. search: by setting. storage: a journal file, or a PostgreSQL database's URL."""
 
     file: Path
     name: str
@@ -88,7 +88,7 @@ class Sweep:
     sampler_seed: int = 0
 
     def recipe_of(self, params: dict[str, Any], seed: int = 0) -> tuple[Recipe, frozenset[str] | None]:
-        """Return the recipe of a trial for its seed number `seed`, from 0, and its value of `Session.given`.
+        """Return a trial's recipe for seed number `seed`, counted from 0, and the value of `Session.given`.
 
         params: the values of the searched settings. Raise CnnlabError if they do not fit together.
         """
@@ -111,7 +111,7 @@ class Sweep:
 
     @property
     def minimize(self) -> bool:
-        """Whether less of the figure is better."""
+        """Whether a lower figure is better."""
         return self.figure.endswith("loss")
 
     @property
@@ -123,21 +123,21 @@ class Sweep:
 
     @property
     def recipe_file(self) -> Path:
-        """The file of the best trial's recipe, beside the sweep's."""
+        """The file of the best trial's recipe, beside the sweep's file."""
         return self.file.with_name(f"{self.file.stem}.best.json")
 
     @property
     def page_file(self) -> Path:
-        """The file of the page, beside the sweep's."""
+        """The file of the page, beside the sweep's file."""
         return self.file.with_name(f"{self.file.stem}.html")
 
     def run_name(self, trial: int, seed: int) -> str:
-        """Return the name of a trial's run for its seed number `seed`."""
+        """Return the name of a trial's run for seed number `seed`."""
         return f"{self.name}-{trial:03d}" + (f"-seed-{seed}" if self.seeds > 1 else "")
 
 
 def read_sweep(file: str | Path) -> Sweep:
-    """Return the sweep of a TOML file. Everything is checked before anything is trained.
+    """Read a sweep's TOML file, and check all of it before anything is trained.
 
     Raise CnnlabError: one line with the file, the field and the remedy.
     """
@@ -167,7 +167,7 @@ _BOUNDS = {"trials": (1, MOST_TRIALS), "seeds": (1, _MOST_SEEDS), "sampler_seed"
 
 def _sweep(path: Path, values: dict[str, Any]) -> Sweep:
     for key, value in values.items():
-        given = type(value)  # not isinstance: true is no whole number
+        given = type(value)  # not isinstance: a bool is an int
         if key not in _KEYS:
             place = "searched" if isinstance(value, dict) else "set"
             table = "[search]" if isinstance(value, dict) else "[settings]"
@@ -207,7 +207,7 @@ def _storage(path: Path, text: str) -> Path | str:
     if scheme in ("postgresql", "postgres") and separator:
         try:
             _ = urlsplit(text).port
-        except ValueError as error:  # whose message may quote a part of the password
+        except ValueError as error:  # its message may quote a part of the password
             raise CnnlabError(
                 "storage: the host or the port is not valid; write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with "
                 "special characters of the password as %XX"
@@ -243,7 +243,7 @@ def _check_model(name: str) -> None:
 
 
 def _space(key: str, value: Any) -> Range | Choices:
-    """Return the values to search of the setting `key`. Raise CnnlabError."""
+    """Return the search space of the setting `key`. Raise CnnlabError."""
     try:
         if key not in SETTINGS:
             raise unknown("setting", key, SETTINGS)
@@ -314,7 +314,7 @@ def _range(key: str, value: dict[str, Any]) -> Range:
 def _check_together(sweep: Sweep) -> None:
     """Check that every trial's recipe is valid. Raise CnnlabError.
 
-    A rule of `Recipe` joins at most three settings, and is first broken at an extreme of each: so all triples of
+    A rule of `Recipe` relates at most three settings, and is first broken at an extreme of each. So all triples of
     searched settings are tried at their extremes.
     """
     seen: set[tuple[str, int]] = set()

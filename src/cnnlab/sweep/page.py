@@ -1,4 +1,4 @@
-"""The page of a sweep, drawn by the modules in page/ and those of the report."""
+"""The page of a sweep, drawn by the JavaScript modules in page/ and those of the report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PAGE = Path(__file__).parent / "page"
 
 
 def sweep_page(result: SweepResult) -> str:
-    """Return the page of a sweep: one HTML file without requests to anywhere."""
+    """Return the page of a sweep as one self-contained HTML file."""
     sweep, best = result.sweep, result.best
     base = sweep.base
     command = ["cnnlab", "train", "--recipe", sweep.recipe_file.name]

@@ -1,4 +1,4 @@
-"""What a sweep has found so far: its trials, the best first, and how much each setting matters."""
+"""The results of a sweep so far: its trials, the best first, and the importance of each setting."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
 FORMAT = "cnnlab sweep 1"
 """The format of the page's data."""
-_LEAST = 4  # finished trials from which importances are computed
+_LEAST = 4  # finished trials needed for importances
 
 
 @dataclass(frozen=True)
 class SweepTrial:
     """A trial. state: finished, pruned, failed or running. value: the mean of `values`, one for each seed.
 
-    Of a pruned or running trial, `value` is the last that it reported. failed: why. recipe: the first seed's.
+    For a pruned or running trial, `value` is the last one reported. failed: the error that ended it, or "". recipe,
+    epochs: of the first seed's run.
     """
 
     number: int
@@ -42,7 +43,7 @@ class SweepTrial:
 
     @property
     def std(self) -> float | None:
-        """The standard deviation over the seeds; None for one."""
+        """The standard deviation over the seeds; None for a single seed."""
         return stdev(self.values) if len(self.values) > 1 else None
 
 
@@ -50,7 +51,7 @@ class SweepTrial:
 class SweepResult:
     """The state of a sweep. trials: the best first, then pruned, failed and running ones.
 
-    importance: the share of each searched setting in the variance of the figure; empty for few trials.
+    importance: each searched setting's share of the figure's variance; empty for few trials.
     """
 
     sweep: Sweep
@@ -91,7 +92,7 @@ class SweepResult:
         }
 
     def save(self) -> list[Path]:
-        """Write the page, and the best trial's recipe if there is one, and return the files. Earlier ones are replaced.
+        """Write the page, and the best trial's recipe if there is one. Replace earlier ones. Return the files.
 
         Raise CnnlabError if that fails; see also `check_files`.
         """
@@ -137,7 +138,7 @@ def _is_recipe(path: Path) -> bool:
 
 
 def sweep_result(sweep: Sweep) -> SweepResult:
-    """Return the state of a sweep, also while workers train. Nothing is written. Raise CnnlabError."""
+    """Return the state of a sweep, even while workers train. Nothing is written. Raise CnnlabError."""
     import optuna
 
     with explained_storage_errors(sweep.storage), reading(sweep.storage) as storage:
@@ -173,7 +174,10 @@ def _trial(trial: FrozenTrial) -> SweepTrial:
 
 
 def _importance(study: Study, sweep: Sweep) -> dict[str, float]:
-    """Return fANOVA's importances by scikit-learn's forest, the largest first. They sum to 1, or all are 0."""
+    """Return the settings' fANOVA importances, from scikit-learn's random forest, the largest first.
+
+    They sum to 1, or all are 0. Return {} for too few trials, or if all have the same figure.
+    """
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
     from optuna.trial import TrialState
 

@@ -1,9 +1,9 @@
-"""Where a sweep's trials are kept, and the locks by which its workers share them.
+"""The storage of a sweep's trials, and the locks with which its workers share them.
 
-Optuna's storages keep trials, but a journal does not notice that a worker has died, and a database notices it by a
-heartbeat that is missing for a while. Here a worker holds a lock while it trains a trial: a lock file beside the
+Optuna's storages keep trials, but a journal does not notice that a worker has died, and a database notices only when
+its heartbeat has been missing for a while. Here a worker holds a lock while it trains a trial: a lock file beside the
 journal, or an advisory lock of PostgreSQL. The system releases either when the process ends, however that happens. A
-trial that runs and is not locked has lost its worker, and another one takes it over.
+running trial that is not locked has lost its worker, and another worker takes it over.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cnnlab.io.errors import CnnlabError, reason
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage, RDBStorage
 
-_CREATING = zlib.crc32(b"cnnlab sweep")  # the lock under which the database's tables are created
+_CREATING = zlib.crc32(b"cnnlab sweep")  # key of the lock held while the database's tables are created
 # A host that vanished keeps its locks until the server notices: after half a minute, not after two hours.
 _KEEPALIVE = "SET tcp_keepalives_idle = 15; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
 
@@ -35,25 +35,25 @@ _AGAIN = "run the same command again when it is back: it continues"
 
 
 class StorageLost(CnnlabError):
-    """The database cannot be reached any more. What is being trained can be continued."""
+    """The error that the database can no longer be reached. Trials in progress can be continued later."""
 
 
 class Locks(ABC):
-    """The locks of one worker, and Optuna's storage. Write only within `claiming`, or to a trial that was taken."""
+    """One worker's locks, and Optuna's storage. Write only within `claiming`, or to a trial that was taken."""
 
     storage: BaseStorage
 
     @abstractmethod
     def claiming(self) -> Any:
-        """Return a context that one worker at a time is in."""
+        """Return a context manager that only one worker at a time can enter."""
 
     @abstractmethod
     def take(self, trial: int) -> bool:
-        """Lock a trial. Return False if a living worker holds it. Within `claiming`."""
+        """Lock a trial. Return False if a living worker holds it. Call it within `claiming`."""
 
     @abstractmethod
     def release(self, trial: int) -> None:
-        """Unlock a trial that was taken. Within `claiming`."""
+        """Unlock a trial that was taken. Call it within `claiming`."""
 
     @abstractmethod
     def check(self) -> None:
@@ -65,7 +65,7 @@ class Locks(ABC):
 
 
 class JournalLocks(Locks):
-    """Lock files beside a journal, for workers on one machine or on a file system that locks files."""
+    """Lock files beside a journal, for workers on one machine or on a shared file system with file locks."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, FileLock(path.with_name(f"{path.name}.lock"))
@@ -75,7 +75,7 @@ class JournalLocks(Locks):
 
     @contextmanager
     def claiming(self) -> Iterator[None]:
-        """Return a context that one worker at a time is in."""
+        """Return a context manager that only one worker at a time can enter."""
         try:
             self._lock.acquire()
         except (OSError, NotImplementedError) as error:
@@ -96,16 +96,16 @@ class JournalLocks(Locks):
         return True
 
     def release(self, trial: int) -> None:
-        """Unlock a trial that was taken, and remove its file: nobody else opens it within `claiming`."""
+        """Unlock a trial that was taken, and remove its file: no other worker opens it within `claiming`."""
         lock = self._taken.pop(trial)
         lock.release()
         Path(lock.lock_file).unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Do nothing: files stay locked."""
+        """Do nothing: lock files are not lost."""
 
     def close(self) -> None:
-        """Unlock everything, and remove the files that nobody holds: killed workers left them."""
+        """Unlock everything, and remove lock files that nobody holds, which killed workers left."""
         with self.claiming():
             for lock in self._taken.values():
                 lock.release()
@@ -115,7 +115,7 @@ class JournalLocks(Locks):
 
 
 class DatabaseLocks(Locks):
-    """Advisory locks of a PostgreSQL database, which hold as long as the connection does."""
+    """Advisory locks of a PostgreSQL database, held as long as the connection lives."""
 
     storage: RDBStorage
 
@@ -124,7 +124,7 @@ class DatabaseLocks(Locks):
             import psycopg
         except ImportError as error:
             raise CnnlabError(f"{error.name} is not installed; pip install 'cnnlab[sweep]'") from error
-        self._where, self._key = shown(url), zlib.crc32(name.encode()) - 2**31  # signed, as the server's integers
+        self._where, self._key = shown(url), zlib.crc32(name.encode()) - 2**31  # signed, like the server's integers
         try:
             self._connection = psycopg.connect(
                 url, autocommit=True, connect_timeout=10, application_name="cnnlab sweep"
@@ -141,7 +141,7 @@ class DatabaseLocks(Locks):
             raise CnnlabError(f"storage {self._where}: {reason(error, 200)}") from error
 
     def _call(self, function: str, trial: int = -1) -> bool:
-        return self._select(f"{function}({self._key}, {trial + 1})")  # the claim is number 0
+        return self._select(f"{function}({self._key}, {trial + 1})")  # number 0 is the lock of `claiming`
 
     def _select(self, what: str) -> bool:
         import psycopg
@@ -154,12 +154,12 @@ class DatabaseLocks(Locks):
 
     @contextmanager
     def claiming(self) -> Iterator[None]:
-        """Return a context that one worker at a time is in."""
+        """Return a context manager that only one worker at a time can enter."""
         self._call("pg_advisory_lock")
         try:
             yield
         finally:
-            with suppress(StorageLost):  # the connection is lost, and its locks with it
+            with suppress(StorageLost):  # its locks are lost with the connection
                 self._call("pg_advisory_unlock")
 
     def take(self, trial: int) -> bool:
@@ -171,7 +171,7 @@ class DatabaseLocks(Locks):
         self._call("pg_advisory_unlock", trial)
 
     def check(self) -> None:
-        """Raise StorageLost if the connection is lost, and the locks with it: another worker may have the trial."""
+        """Raise StorageLost if the connection was lost, and with it the locks: another worker may have the trial."""
         self._select("true")
 
     def close(self) -> None:
@@ -181,7 +181,7 @@ class DatabaseLocks(Locks):
 
 
 def open_locks(storage: Path | str, name: str) -> Locks:
-    """Return the locks and the storage of the sweep `name`. Raise CnnlabError if it cannot be reached or written."""
+    """Open the storage and the locks of the sweep `name`. Raise CnnlabError if it cannot be reached or written."""
     quiet()
     if isinstance(storage, str):
         return DatabaseLocks(storage, name)
@@ -213,7 +213,7 @@ def journal(path: Path, lock: FileLock) -> BaseStorage:
     class Journal(JournalFileBackend):
         def append_logs(self, logs: list[dict[str, Any]]) -> None:
             with lock:
-                remove_torn_line(path)  # of a worker that died while it wrote: more text would join it
+                remove_torn_line(path)  # a worker died while writing it; new text would be appended to it
                 super().append_logs(logs)
 
     try:
@@ -225,7 +225,7 @@ def journal(path: Path, lock: FileLock) -> BaseStorage:
 
 
 def remove_torn_line(path: Path) -> None:
-    """Cut the file after its last line feed."""
+    """Truncate the file after its last newline."""
     with path.open("r+b") as file:
         end = file.seek(0, 2)
         start = max(0, end - 1)
@@ -260,7 +260,7 @@ def shown(url: str) -> str:
 
 @contextmanager
 def explained_storage_errors(storage: Path | str) -> Iterator[None]:
-    """Turn the errors of Optuna's storages into one line."""
+    """Raise StorageLost, with a message of one line, for the errors of Optuna's storages."""
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.trial import FrozenTrial
 
-_UNPRUNED = 1 / 3  # of a run's epochs: while the learning rate rises, a good trial may look like a bad one
+_UNPRUNED = 1 / 3  # of a run without pruning: while the learning rate rises, a good trial may look bad
 _POLL = 0.5  # seconds between two searches for a trial whose worker has died
 
 
@@ -44,14 +44,14 @@ class Machine:
     progress: str = "none"
 
     def session(self) -> Session:
-        """Return a session that reads no test image."""
+        """Return a session that does not read the test images."""
         session = Session(self.device, self.threads, self.data_dir, self.skip_bad, self.progress)
         session.search_test = False
         return session
 
 
 def work(sweep: Sweep, machine: Machine, log: Callable[[str], None] = lambda _: None) -> None:
-    """Train trials until all are finished, those of dead workers too. Other workers may join and leave.
+    """Train trials until all are finished, including those of dead workers. Other workers may join and leave.
 
     log: called with a line at the start and the end of each trial. Raise CnnlabError if a trial cannot be trained here,
     and TrainingInterrupted on Ctrl-C. The same call continues the sweep.
@@ -65,7 +65,8 @@ def work(sweep: Sweep, machine: Machine, log: Callable[[str], None] = lambda _: 
 def open_study(sweep: Sweep, locks: Locks) -> Study:
     """Return the sweep's study, a new one if there is none. Raise CnnlabError if it is another sweep's.
 
-    If the file has changed and no trial has finished yet, the study starts afresh: a setting may have been wrong.
+    If the file has changed, and no trial has ended or is being trained, the study starts afresh: the change may be a
+    correction.
     """
     import optuna
 
@@ -108,9 +109,9 @@ class _Worker:
     _waiting: bool = field(default=False, init=False)
 
     def next_trial(self) -> Trial | None:
-        """Take a trial: one whose worker has died, else a new one. Wait while others train the last ones.
+        """Take a trial: one whose worker has died, else a new one. Return None when all are finished.
 
-        Return None when all are finished.
+        Wait while other workers train the last ones.
         """
         import optuna
         from optuna.trial import TrialState
@@ -129,7 +130,7 @@ class _Worker:
                     self.study.sampler = self._sampler(len(trials))
                     trial = self.study.ask()
                     self.locks.take(trial.number)
-                    self.params(trial)  # now, so that a worker that takes it over has the same values
+                    self.params(trial)  # sampled now: a worker that takes the trial over has the same values
                     return trial
             if not running:
                 return None
@@ -158,7 +159,7 @@ class _Worker:
         return values
 
     def train(self, trial: Trial) -> None:
-        """Train a trial's runs, and report the result. A trial that its own settings make impossible has failed."""
+        """Train a trial's runs, and report the result. A trial fails if its own settings make it impossible."""
         from optuna.trial import TrialState
 
         sweep, params = self.sweep, self.params(trial)
@@ -207,7 +208,8 @@ class _Worker:
     def _settings_fault(self, error: CnnlabError) -> bool:
         """Return whether the searched values caused the error, not the machine, the images or the fixed settings.
 
-        They cause a loss of NaN and a lack of memory; also another error, if the recipe without them starts here.
+        They did if the loss is not finite or memory ran out. For other errors, except those of the storage or of files,
+        they did if the images load with the recipe without them.
         """
         if isinstance(error.__context__, NonFinite) or (error.__cause__ and out_of_memory(error.__cause__)):
             return True
@@ -257,7 +259,7 @@ class _Worker:
 
 @dataclass
 class _Hook:
-    """Report a run's validation figure to the study after each epoch, and end the run if it is pruned."""
+    """A hook that reports a run's validation figure to the study after each epoch, and ends a pruned run."""
 
     trial: Trial
     told: FrozenTrial
@@ -270,9 +272,9 @@ class _Hook:
         def on_epoch(row: dict[str, Any]) -> bool:
             self.locks.check()
             epoch = row["epoch"]
-            if "pruned" in self.trial.user_attrs:  # decided by an earlier worker, which has died since
+            if "pruned" in self.trial.user_attrs:  # decided by an earlier worker, which then died
                 return False
-            if epoch not in self.told.intermediate_values:  # else reported by an earlier worker, which has died since
+            if epoch not in self.told.intermediate_values:  # else reported by an earlier worker, which then died
                 self.trial.report(row[recipe.best_by], epoch)
             fair = recipe.epochs * _UNPRUNED < epoch < recipe.epochs
             if not fair or not self.trial.should_prune():
@@ -284,7 +286,7 @@ class _Hook:
 
 
 def _remove_started(folder: Path) -> None:
-    """Remove a run's folder in which a killed worker has only started. A folder that holds anything else stays."""
+    """Remove the folder of a run that a killed worker had only just started. Keep it if it holds anything else."""
     if not folder.is_dir():
         return
     try:
@@ -297,5 +299,5 @@ def _remove_started(folder: Path) -> None:
 
 
 def short(value: object) -> str:
-    """Return a setting's value as a text of few digits."""
+    """Return a setting's value as text, with few digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)

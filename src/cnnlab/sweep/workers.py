@@ -33,8 +33,8 @@ def work_together(sweep: Sweep, machine: Machine, count: int, log: Callable[[str
     with CtrlC() as ctrl_c:
         try:
             for _ in range(count):
-                # Their tables are not printed: the sweep's is, at the end. In a session of their own, so that Ctrl-C
-                # reaches them once: a second one would not let them save.
+                # Only the sweep's table is printed, at the end. Each worker gets its own session, so that Ctrl-C does
+                # not reach it directly: after a second signal it could not save its work.
                 processes.append(subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,  # noqa: S603
                                                   start_new_session=True))  # fmt: skip
             alive = set(processes)

@@ -1,1 +1,1 @@
-"""From a recipe to a run's folder: entry points in train.py, the update in step.py."""
+"""Training, from a recipe to a run's folder. Entry points are in train.py, the update is in step.py."""

@@ -47,8 +47,8 @@ from cnnlab.training.step import GuardedStep, train_step
 
 # With fewer floating-point operations, a run is over before a measurement pays off: a few seconds on two cores.
 MEASURE_FROM = {"cpu": 1e12, "mps": 1e13, "cuda": 1e14}
-# Compilation takes 10 to 60 seconds, and measuring it as long again: about an hour's work of a CPU and some minutes of
-# a large GPU (an H200 saves a quarter of airbench94's step for 18 seconds).
+# Compilation takes 10 to 60 seconds, and measuring it as long again. These thresholds are about an hour's work for a
+# CPU and a few minutes' for a large GPU (on an H200, 18 seconds of it save a quarter of each airbench94 step).
 COMPILE_FROM = {"cpu": 1e15, "cuda": 3e16}
 # Largest fraction of a run's steps that a measurement may take.
 MAX_SHARE = 0.05
@@ -68,7 +68,7 @@ def choose_plan(
     log: Callable[[str], None] = print,
     check: Callable[[], None] = _nothing,
 ) -> Plan:
-    """Return how to compute the steps of a run, measured if that pays.
+    """Return the plan for the steps of a run, measured if that pays.
 
     earlier: the values of the plan that a resumed run started with. log: receives lines for the user. check: called
     after each timed step; may raise.
@@ -106,7 +106,7 @@ def choose_plan(
         if times[best] > MIN_GAIN * times[fastest]:
             best = fastest
     if times[best] < float("inf"):  # else the run itself reports the error, and the next run measures again
-        # Another process may have measured in the meantime; then its result holds.
+        # If another process has measured in the meantime, its result holds.
         if known := cache.read():
             return known
         cache.write(best, times, log)
@@ -145,10 +145,11 @@ def time_step(
     max_steps: int = 1000,
     check: Callable[[], None] = _nothing,
 ) -> float:
-    """Return the median seconds of the real training step on random images, after a warm-up.
+    """Return the median time in seconds of the real training step on random images, after a warm-up.
 
-    Times at least `min_steps` steps and `seconds`, at most `max_steps` steps with the warm-up. check: called after each
-    step; may raise. Return Inf if memory does not suffice or the step cannot be compiled. Random states are restored.
+    Time at least `min_steps` steps and `seconds` seconds, but at most `max_steps` steps including the warm-up. check:
+    called after each step; may raise. Return Inf if the step runs out of memory or cannot be compiled. Random states
+    are restored.
     """
     recipe, device = work.recipe, work.device
     with reproducible(0, plan.threads):
@@ -182,7 +183,10 @@ def time_step(
 
 
 def expected_seconds(work: Workload, plan: Plan) -> float | None:
-    """Return about how long the steps of the training take; None for a short one, which is not worth a measurement."""
+    """Return roughly how long the training steps take in all.
+
+    None if the training is too short to be worth a measurement, has frozen epochs, or is recorded or compiled.
+    """
     recipe = work.recipe
     if work.steps * MAX_SHARE < 2 + warmup_steps(plan, work.device) or recipe.freeze_epochs or plan.compile != "off":
         return None
@@ -195,7 +199,7 @@ def expected_seconds(work: Workload, plan: Plan) -> float | None:
 def find_batch_size(work: Workload) -> int:
     """Return the recipe's batch size, halved until a step on random images fits into memory.
 
-    Raise CnnlabError if not even two images fit.
+    Raise CnnlabError if a batch of fewer than four images does not fit.
     """
     plan, size = replace(default_plan(work), compile="off"), work.recipe.batch_size
     while True:
@@ -265,7 +269,7 @@ class _Cache:
         self.path = Path(user_cache_dir("cnnlab")) / "plans" / f"{key}.json"
 
     def read(self) -> Plan | None:
-        """Return the cached plan if it is one that may be chosen."""
+        """Return the cached plan, or None if there is none or it may not be chosen here."""
         values, seconds = None, None
         with contextlib.suppress(CnnlabError, OSError):
             content = read_json(self.path) if self.path.exists() else {}

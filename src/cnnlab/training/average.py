@@ -14,8 +14,8 @@ from cnnlab.recipe import Recipe
 class Average:
     """An exponential moving average of the model's parameters and buffers.
 
-    ema: the average is evaluated and saved; the training does not see it. lookahead: the model also continues from the
-    average each time (M. Zhang, J. Lucas, G. Hinton, J. Ba, Lookahead optimizer, NeurIPS 2019). The running statistics
+    ema: the average is evaluated and saved; the training does not see it. lookahead: the model also continues from each
+    new average (M. Zhang, J. Lucas, G. Hinton, J. Ba, Lookahead optimizer, NeurIPS 2019). The running statistics
     of batch norm are averaged as well, because they belong to the weights. The decay after n updates is at most
     n / (n + 9), so that an early average forgets the initial weights.
     """

@@ -1,4 +1,4 @@
-"""Temperature scaling: calibrated probabilities, so that of images with a probability of 0.8 about 80% are correct.
+"""Temperature scaling for calibrated probabilities: of images predicted with probability 0.8, about 80% are correct.
 
 C. Guo, G. Pleiss, Y. Sun and K. Q. Weinberger, On Calibration of Modern Neural Networks, ICML 2017, arXiv:1706.04599.
 The logits are divided by one number, the temperature, which is fitted on the validation images. That changes how
@@ -26,15 +26,15 @@ from cnnlab.training.runs import HIGHEST, LOWEST, Run
 from cnnlab.training.session import Session
 
 _STEPS = 60
-_LEAST_LOGIT = -1e4  # below the largest: a network may rule classes out by -inf
+_LEAST_LOGIT = -1e4  # relative to the largest: a network may rule out classes with -inf
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How well the probabilities of `weights`, a file of the run, fit `images` validation images.
+    """The calibration of `weights`, a file of the run, on `images` validation images.
 
-    nll: mean negative log-likelihood; ece: expected calibration error (15 bins). Both without and with the temperature,
-    which was fitted on the same images: the figures are slightly optimistic.
+    nll: mean negative log-likelihood; ece: expected calibration error (15 bins); `_before`: without the temperature. It
+    was fitted on the same images, so the figures are slightly optimistic.
     """
 
     weights: str
@@ -62,7 +62,7 @@ def calibrate(run: Run, found: Tensor, labels: Tensor) -> Calibration:
 def fit_temperature(found: Tensor, labels: Tensor) -> float:
     """Return the temperature, 0.05 to 20, that minimises the negative log-likelihood of logits (N, K).
 
-    One image in N + 1 counts as one of a random class: images that are all predicted correctly would otherwise lead to
+    The labels are smoothed by 1 / (N + 1), since images that are all predicted correctly would otherwise lead to
     probabilities of 1. The loss is convex in the inverse of the temperature; Newton's method finds the minimum in
     float64, with bisection where a step leaves the bracket.
     """
@@ -70,7 +70,7 @@ def fit_temperature(found: Tensor, labels: Tensor) -> float:
     z = (z - z.amax(1, keepdim=True)).clamp_min(_LEAST_LOGIT)
     share = 1 / (len(z) + 1)
     wanted = ((1 - share) * z.gather(1, labels[:, None])[:, 0] + share * z.mean(1)).mean().item()
-    low, high, s = 1 / HIGHEST, 1 / LOWEST, 1.0  # s is the inverse
+    low, high, s = 1 / HIGHEST, 1 / LOWEST, 1.0  # s is the inverse temperature
     for _ in range(_STEPS):
         p = (s * z).softmax(1)
         mean = (p * z).sum(1)
@@ -94,9 +94,9 @@ def _errors(found: Tensor, labels: Tensor, temperature: float) -> tuple[float, f
 
 
 def held_out_logits(session: Session, run: Run) -> tuple[Tensor, float]:
-    """Return logits (N, K) float32 of the session's evaluated images by the weights that the run predicts with.
+    """Return the logits (N, K) float32 of the session's evaluation images, and the fraction of dead units.
 
-    Also return the fraction of dead units, see `active_units`.
+    Both are computed with the weights that the run predicts with. Dead units: see `active_units`.
     """
     layout, device, size = layout_of(run), session.device, session.preprocessing.image_size
     with reproducible(0, session.threads or available_cores()), exact_float32(), torch.inference_mode():

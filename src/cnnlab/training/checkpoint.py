@@ -1,4 +1,4 @@
-"""Weights and checkpoints on the disk: safetensors with a checksum, written whole or not at all, never a pickle."""
+"""Weights and checkpoints on the disk: safetensors with a checksum, written atomically, never a pickle."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ def save_weights(path: Path, model: nn.Module, about: dict[str, Any] | None = No
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Read into `model` what `save_weights` wrote.
+    """Load into `model` the weights that `save_weights` wrote.
 
-    Raise CnnlabError, naming the file, if it is missing, damaged or of another network.
+    Raise CnnlabError, naming the file, if it is missing, damaged or from another network.
     """
     tensors, _ = _read(path)
     _fill(path, model, tensors)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors by name that `save_weights` wrote. Raise as `load_weights`."""
+    """Return the tensors that `save_weights` wrote, by name. Raise like `load_weights`."""
     return _read(path)[0]
 
 
 def check_weights(path: Path, model: nn.Module) -> None:
     """Check that the file has tensors of the names and shapes of `model`, which may be on the meta device.
 
-    Only the file's header is read. Raise as `load_weights`.
+    Only the file's header is read. Raise like `load_weights`.
     """
     with _opened(path) as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
@@ -60,17 +60,17 @@ def check_weights(path: Path, model: nn.Module) -> None:
 
 
 def weights_metadata(path: Path) -> dict[str, Any]:
-    """Return what `save_weights` wrote about them, after checking the whole file. Raise as `load_weights`."""
+    """Return the `about` values that `save_weights` wrote, after checking the whole file. Raise like `load_weights`."""
     return _read(path)[1]
 
 
 def previous_checkpoint(path: Path) -> Path:
-    """Return where the checkpoint before the one at `path` is kept."""
+    """Return the path of the checkpoint before the current one, which is at `path`."""
     return path.with_name(f"{path.stem}.before{path.suffix}")
 
 
 def has_checkpoint(path: Path) -> bool:
-    """Return whether there is a checkpoint, or the one before it."""
+    """Return whether there is a checkpoint at `path`, or at least the previous one."""
     return path.exists() or previous_checkpoint(path).exists()
 
 
@@ -86,7 +86,7 @@ def save_checkpoint(
     """Write all that the next step depends on: model, optimizer, average, random states, `progress` (plain values).
 
     The checkpoint that was at `path` becomes `previous_checkpoint`. submit: called with a function that writes a copy
-    of the present state; may call it later. Raise OSError.
+    of the current state; may call it later. Raise OSError.
     """
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     optimizer_state = optimizer.state_dict()
@@ -121,8 +121,8 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Restore what `save_checkpoint` wrote and return its `progress`.
 
-    If the newest is damaged or gone, the one before it is used, and `log` gets a line. Raise CnnlabError, naming the
-    file, if none is intact.
+    If the checkpoint is damaged or missing, the previous one is used, and `log` gets a line. Raise CnnlabError, naming
+    the file, if neither is intact.
     """
     tensors, values = _newest(path, log)
     if average is not None and not any(name.startswith("average.") for name in tensors):
@@ -188,7 +188,7 @@ def _check_like(name: str, tensor: Any, own: Tensor) -> None:
 
 
 def _newest(path: Path, log: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return what `path` holds, or else what `previous_checkpoint` does."""
+    """Return the content of `path`, or of `previous_checkpoint` if that file is damaged or missing."""
     before = previous_checkpoint(path)
     if not before.exists():
         return _read(path)
@@ -238,7 +238,7 @@ _DTYPES = {
 def _pieces(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
     """Yield a safetensors file in pieces.
 
-    The library's save_file needs no more memory (version 0.8, 500 MB: no copy, 0.35 s of CPU time; this: 0.6 s), but it
+    The library's save_file needs no more memory (version 0.8, 500 MB: no copy, 0.35 s of CPU time; here: 0.6 s), but it
     reports a full disk without an errno and cannot be stopped halfway by the fault tests. Its `save` copies everything.
     """
     header: dict[str, Any] = {"__metadata__": metadata}

@@ -1,4 +1,4 @@
-"""Saving a training while it runs: when to save, the thread that writes, and what is on the disk."""
+"""Checkpoints during a training: when to save, the writer thread, and what is on the disk."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 @contextlib.contextmanager
 def explained_write_errors(path: Path, saved: str = "what was saved remains") -> Iterator[None]:
-    """Turn an OSError (disk full, read-only, ...) into one line that names what is saved and how to continue.
+    """Turn an OSError (disk full, read-only, ...) into a CnnlabError that says what is saved and how to continue.
 
-    path: of the run. Raise CnnlabError.
+    path: the run's folder. saved: what is saved, in words.
     """
     try:
         yield
@@ -39,9 +39,9 @@ def explained_write_errors(path: Path, saved: str = "what was saved remains") ->
 
 
 class Checkpointer:
-    """Saves the checkpoint of a run. `saved` is the progress that is on the disk. writes: False saves nothing.
+    """The writer of a run's checkpoint. `saved` is the progress that is on the disk. writes: False saves nothing.
 
-    The steps wait for a copy of the tensors; a thread writes it during the next ones.
+    Training waits only until the tensors are copied; a thread writes the copy during the next steps.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class Checkpointer:
         self._writer = BackgroundWriter()
 
     def due(self, step: int) -> bool:
-        """Return whether to save after update number `step` (from 1): by the recipe, or to raise a failed write."""
+        """Return whether to save after update number `step` (from 1). True after a failed write: `save` will raise."""
         return self._writes and (self._schedule(step) or self._writer.failed)
 
     def save(self, progress: Progress, *, wait: bool = False) -> None:
-        """Copy the state of the training now and write it with `progress`; wait: until it is on the disk.
+        """Copy the state of the training and write it with `progress`. wait: return only when it is on the disk.
 
-        Raise CnnlabError if the disk refuses this write, or refused the one before.
+        Raise CnnlabError if the previous write failed, or, with `wait`, this one.
         """
         if not self._writes:
             self.saved = progress
@@ -98,9 +98,9 @@ class Checkpointer:
 
 
 class SaveSchedule:
-    """When to save inside an epoch: every `save_steps` steps or `save_seconds` seconds of the recipe.
+    """When to save within an epoch: every `save_steps` steps or `save_seconds` seconds, as the recipe says.
 
-    Saves by the clock take at most a twentieth of the time, however slow the disk is.
+    Timed saves take at most a twentieth of the time, however slow the disk is.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -112,19 +112,19 @@ class SaveSchedule:
         return (self._steps > 0 and step % self._steps == 0) or (self._seconds > 0 and time.monotonic() >= self._next)
 
     def saved(self, seconds: float) -> None:
-        """Record that a save blocked training for that many seconds."""
+        """Record that a save blocked training for `seconds`."""
         self._next = time.monotonic() + max(self._seconds, 20 * seconds)
 
 
 class BackgroundWriter:
-    """Runs jobs in a background thread: writing a file is mostly waiting."""
+    """A background thread that runs jobs: writing a file is mostly waiting."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
     def start(self, *jobs: Callable[[], None]) -> None:
-        """Wait for the jobs before, then start these, one after the other. Raise what `wait` raises."""
+        """Wait for the previous jobs, then run these in order in a new thread. Raise what `wait` raises."""
         self.wait()
         self._thread = threading.Thread(target=self._run, args=jobs, name="cnnlab-writer")
         self._thread.start()

@@ -15,10 +15,10 @@ from cnnlab.recipe import Recipe
 def choose(
     recipe: Recipe | str | Network | None, model: str | Network | None, data: Any, settings: dict[str, Any]
 ) -> tuple[Recipe, Network | None, OwnImages | None, frozenset[str] | None]:
-    """Return the recipe with the settings, and the network and the images if they are the caller's own.
+    """Return the recipe with the settings applied, the caller's own network and images if any, and the given settings.
 
-    The last value is for a default recipe, which is fitted to its images: the settings that the caller has given, else
-    None.
+    The last value is needed for a default recipe, which is fitted to its images: the names of the settings that the
+    caller has given. It is None for other recipes.
     """
     if not isinstance(recipe, Recipe | str | None):
         if model is not None:

@@ -1,4 +1,4 @@
-"""The confusion matrix of an evaluation as a picture, readable for 2 to some hundred classes."""
+"""The confusion matrix of an evaluation as a picture, readable for two to a few hundred classes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from cnnlab.io.figures import add_title
 from cnnlab.io.fonts import drawable, shorten, width
 
-_NAMED_CELLS = 40  # classes up to which a cell shows its count
-_LONGEST = 2.2  # inches of a class name on an axis
+_NAMED_CELLS = 40  # largest number of classes for which cells show their counts
+_LONGEST = 2.2  # inches; longer class names are shortened
 
 
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str], title: str) -> Figure:
@@ -20,7 +20,7 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str], title: str) -> 
     k = len(classes)
     font = 8 if k <= 40 else 6
     names = [shorten(drawable(name), _LONGEST, font) for name in classes]
-    cell = 0.42 if k <= _NAMED_CELLS else 0.115  # inches; a line of the font fits
+    cell = 0.42 if k <= _NAMED_CELLS else 0.115  # inches: the height of a line of text
     margin = 0.6 + max(width(name, font) for name in names)
     side = max(cell * k, 2.6)
     figure = Figure(figsize=(side + margin + 1.0, side + margin + 0.6), layout="constrained")
@@ -38,7 +38,7 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str], title: str) -> 
         for i, j in zip(*matrix.nonzero(), strict=True):
             axes.text(j, i, str(matrix[i, j]), ha="center", va="center", fontsize=min(8, 26 / digits),
                       color="white" if share[i, j] > 0.3 else "black")  # fmt: skip
-    else:  # lines help to follow a row through a large matrix
+    else:  # grid lines help the eye to follow a row
         axes.set_xticks(np.arange(9.5, k - 1, 10), minor=True)
         axes.set_yticks(np.arange(9.5, k - 1, 10), minor=True)
         axes.grid(which="minor", color="0.85", linewidth=0.6)

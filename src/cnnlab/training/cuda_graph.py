@@ -1,7 +1,7 @@
 """A training step recorded as a CUDA graph and replayed: the host launches one graph instead of hundreds of kernels.
 
-A step of a small network is a hundred kernels of some microseconds each, and launching one takes the host as long.
-Replayed from a CUDA graph, the kernels follow each other without the host.
+A step of a small network is a hundred kernels of a few microseconds each, and launching one takes the host as long.
+Replayed from a CUDA graph, the kernels run back to back without the host.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from cnnlab.io.errors import reason
 from cnnlab.training.muon import Muon
 from cnnlab.training.plan import Plan
 
-# Values of Plan.compile whose steps are recorded; `reduce-overhead` makes CUDA graphs of its own.
+# Values of Plan.compile for which steps are recorded; `reduce-overhead` makes CUDA graphs of its own.
 MODES = ("record", "default", "max-autotune-no-cudagraphs")
 # Steps of one kind that run before one is recorded: the first loads libraries and compiles code.
 WARM_UP = 3
-# Kinds of steps whose recordings are kept. The last batch of an epoch is smaller; growing images never shrink again.
+# Number of recordings that are kept, one per kind of step. The last batch of an epoch is smaller; growing images never
+# shrink again.
 _MAX_RECORDINGS = 4
 # A step that uses a larger fraction of the available memory is not recorded: everything else needs memory as well,
 # and launch overhead is a small fraction of such a large step.
@@ -46,12 +47,12 @@ def warmup_steps(plan: Plan, device: torch.device) -> int:
 
 
 class RecordedStep:
-    """Makes the same updates as `train_step`: runs the first steps of a kind, records one, replays it from then on.
+    """A `train_step` that runs the first steps of a kind, records one, and replays it from then on.
 
     A kind is a network and the shapes of its batch. The numbers that the host computes for each update (the learning
-    rate, Adam's bias corrections) are float32 tensors on the device, also for steps that are not replayed, so that a
-    resumed run, which records anew, ends at the same bits. If a step cannot be recorded, every step that has no
-    recording yet runs normally, and `log` gets a line. The first call resets the device's peak memory statistics.
+    rate, Adam's bias corrections) are float32 tensors on the device, even for steps that are not replayed: a resumed
+    run, which records anew, must end with the same bits. After the first failure no more steps are recorded: `log` gets
+    a line, and steps without a recording run normally. The first call resets the device's peak memory statistics.
     """
 
     def __init__(self, train_step: Step, device: torch.device, log: Callable[[str], None] = lambda _: None) -> None:
@@ -74,9 +75,9 @@ class RecordedStep:
         label_smoothing: float = 0.0,
         precision: torch.dtype = torch.float32,
     ) -> tuple[Tensor, Tensor]:
-        """Update the model once; arguments and result: see `train_step`. The next step overwrites the correct count."""
+        """Update the model once; arguments and result: see `train_step`. The next call overwrites the correct count."""
         if not self._started:
-            torch.cuda.reset_peak_memory_stats(self._device)  # _record reads what a step needs at most
+            torch.cuda.reset_peak_memory_stats(self._device)  # _record reads the peak of a step
             self._started = True
         scalars = self._send(_host_scalars(optimizer))
         kind = (id(model), x.shape, x.stride(), y.shape, label_smoothing, precision)
@@ -135,7 +136,7 @@ class RecordedStep:
 
 
 def _replace_generator(device: torch.device, state: Tensor) -> None:
-    """After a failed recording, the generator of PyTorch 2.11 may forever believe that it is being recorded."""
+    """Replace the device's generator: after a failed recording, that of PyTorch 2.11 may stay in recording mode."""
     fresh = torch.Generator(device)
     fresh.set_state(state)
     with suppress(AttributeError):  # older PyTorch
@@ -143,7 +144,7 @@ def _replace_generator(device: torch.device, state: Tensor) -> None:
 
 
 class _Recording:
-    """One recorded step, with the tensors that it reads its batch from."""
+    """One recorded step, with the tensors from which it reads its batch."""
 
     def __init__(
         self,
@@ -160,7 +161,7 @@ class _Recording:
         self._graph = torch.cuda.CUDAGraph()
         buffers = [(m, name, buffer) for m in model.modules() for name, buffer in m._buffers.items()]
         main = torch.cuda.current_stream(x.device)
-        # As torch.cuda.graph does, but without returning all cached memory first, only to ask for it again.
+        # Like torch.cuda.graph, but without first freeing all cached memory, only to allocate it again.
         torch.cuda.synchronize(x.device)
         stream.wait_stream(main)
         with torch.cuda.stream(stream):
@@ -183,7 +184,7 @@ class _Recording:
             raise RuntimeError(f"the network replaces its buffer {replaced[0][1]} instead of changing it in place")
 
     def replay(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Copy the batch to where the graph reads it and run the graph."""
+        """Copy the batch into the graph's input tensors and run the graph."""
         self._x.copy_(x)
         self._y.copy_(y)
         self._graph.replay()

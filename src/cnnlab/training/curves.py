@@ -25,8 +25,8 @@ from cnnlab.training.progress import ranking
 from cnnlab.training.runs import Run
 
 _LABELS = {"train": "training images, not augmented"}
-# A loss is off the scale if it is this many times the next smaller one, which counts as at least 0.6: the usual fall
-# in the first epochs is not. At most a tenth of the points, or two, may be.
+# A loss is off the scale if it is more than this many times the next smaller one, which counts as at least 0.6. The
+# usual fall in the first epochs stays on the scale. Two points, or a tenth of all if more, may be off it.
 _OFF_SCALE, _LEAST = 4, 0.6
 
 
@@ -90,7 +90,7 @@ def comparison(runs: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) -> Fig
 
 
 def _changed_loss(recipe: Recipe) -> str:
-    """Return how the training loss differs from that of the evaluation, or ""."""
+    """Return how the training loss differs from the evaluation loss, or ""."""
     names = [f"label smoothing {recipe.label_smoothing:g}"] if recipe.label_smoothing else []
     names += [name for name, alpha in (("mixup", recipe.mixup), ("CutMix", recipe.cutmix)) if alpha]
     names += ["class weights"] * (recipe.balance == "weights")
@@ -98,7 +98,7 @@ def _changed_loss(recipe: Recipe) -> str:
 
 
 def _loss_axis(axes: Any, rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:
-    """Show 0 to the largest loss, with a margin; name those that are off the scale."""
+    """Scale the axis from 0 to the largest loss, with a margin. List losses that are off the scale in its title."""
     values = {(row["epoch"], key): row[key] for row in rows for key in keys if math.isfinite(row[key])}
     falling = sorted(values.values(), reverse=True)
     outliers = 0
@@ -109,7 +109,7 @@ def _loss_axis(axes: Any, rows: Sequence[dict[str, Any]], keys: Sequence[str]) -
     axes.set_ylim(-0.04 * top, 1.08 * top)
     if outliers:
         above = sorted(((epoch, value) for (epoch, _), value in values.items() if value > top), key=lambda e: -e[1])
-        named = dict(reversed(above[:3]))  # the larger one of an epoch
+        named = dict(reversed(above[:3]))  # the larger of an epoch's two losses
         text = ", ".join(f"{value:.3g} in epoch {epoch}" for epoch, value in sorted(named.items()))
         axes.set_title(f"off the scale: {text}{', ...' if len(above) > 3 else ''}", fontsize=8)
 

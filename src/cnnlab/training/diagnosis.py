@@ -1,7 +1,7 @@
-"""What the figures of a finished training say about it, in plain language: at most one remedy for each finding.
+"""A diagnosis of a finished training from its figures: findings in plain language, each with one remedy.
 
-Only trainings with validation images are diagnosed: nothing should be changed because of the test set. The limits leave
-room for chance: a healthy training has no finding.
+Only trainings with validation images are diagnosed: nothing should be changed because of the test set. The thresholds
+leave room for chance: a healthy training has no finding.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from cnnlab.recipe import Recipe
 from cnnlab.training.intervals import wilson
 
 Rows = Sequence[dict[str, Any]]
-_RARE = 5  # a class is rare if the largest has at least this many times its images
-_GAP = 0.1  # between the accuracies on training and validation images
-_DEAD = 0.3  # of the units
+_RARE = 5  # a class is rare if the largest has at least this many times as many images
+_GAP = 0.1  # least difference between training and validation accuracy that is called overfitting
+_DEAD = 0.3  # least fraction of dead units that is reported
 DEAD_REMEDY = "a lower learning_rate, init=he-normal, or a smaller network"
 RELU = (nn.ReLU, nn.ReLU6)
-_POOR = 0.8  # accuracy
+_POOR = 0.8  # accuracy below which a training may be underfitting
 _TINY = 0.01  # losses below this count as equal; a loss may even be 0
-_MIXING = ("mixup", "cutmix")  # the accuracy in training is then that of mixed images
+_MIXING = ("mixup", "cutmix")  # with these, training accuracy is measured on mixed images
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def diagnose(summary: dict[str, Any], rows: Rows, recipe: Recipe, counts: Sequen
         _imbalance(summary, recipe, counts),
     ]
     findings = [f for f in found if f is not None]
-    if any(f.name == "nothing learned" for f in findings):  # which explains the others
+    if any(f.name == "nothing learned" for f in findings):  # this explains the others
         findings = [f for f in findings if f.name in ("leak", "learning rate", "nothing learned", "dead units")]
     return findings
 
@@ -185,7 +185,7 @@ def _imbalance(summary: dict[str, Any], recipe: Recipe, counts: Sequence[int]) -
 def active_units(model: nn.Module) -> Iterator[Callable[[], float]]:
     """Watch the ReLU modules of `model`. Yield a function that returns the fraction of dead units so far.
 
-    See `watched_units`. 0.0 without such modules.
+    It returns 0.0 if there are no such modules. Units: see `watched_units`.
     """
     with watched_units(model) as active:
         yield lambda: 1 - torch.cat(list(active.values())).double().mean().item() if active else 0.0
@@ -193,11 +193,11 @@ def active_units(model: nn.Module) -> Iterator[Callable[[], float]]:
 
 @contextmanager
 def watched_units(model: nn.Module) -> Iterator[dict[tuple[int, str], Tensor]]:
-    """Watch the ReLU modules of `model`. Yield {(turn in the forward pass, path): which of the units were active}.
+    """Watch the ReLU modules of `model`. Yield {(turn in the forward pass, path): mask of active units, bool}.
 
-    A unit is a channel of (B, C, H, W) or a value of (B, D); it is dead if it was 0 for each image at each place.
+    A unit is a channel of (B, C, H, W) or a value of (B, D). It is dead if it was 0 for all images at all positions.
     """
-    active: dict[tuple[int, str], Tensor] = {}  # by the turn too: a module may be used twice
+    active: dict[tuple[int, str], Tensor] = {}  # the turn is in the key because a module may be used twice
     turn = 0
 
     def start(*_: Any) -> None:

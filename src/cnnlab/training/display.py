@@ -31,12 +31,12 @@ KINDS = ("auto", "bar", "lines", "notebook", "none")
 _INTERVAL = 0.1  # seconds between two updates of the numbers
 _LINE_INTERVAL = 30.0  # seconds between two lines in a log
 _FIRST_LINE = 5.0  # seconds of training after which its duration can be estimated
-_TIME = 14  # columns of the time left beside the numbers
+_TIME = 14  # columns reserved for the time left, beside the numbers
 _DRAW_INTERVAL = 1.0  # seconds between two drawings of the curve; each takes about 0.2 s of one core
 
 
 class Display:
-    """Prints nothing. The others override what they need."""
+    """A display that shows nothing. Subclasses override what they need."""
 
     def message(self, text: str) -> None:
         """Show a note, such as a changed batch size."""
@@ -45,10 +45,10 @@ class Display:
         """Show that reading data has reached `done` of `total` (0: unknown)."""
 
     def start(self, recipe: Recipe, loader: Loader, rows: list[dict[str, Any]]) -> None:
-        """Show that a training starts. rows: of the epochs that are already finished."""
+        """Show that a training starts. rows: one per finished epoch."""
 
     def step(self, epoch: int, images: int, sums: Tensor) -> None:
-        """Show that `images` of this epoch are done. sums: (2,) of losses and correct predictions, on the device."""
+        """Show that `images` of this epoch are done. sums: (2,) summed loss and correct predictions, on the device."""
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Show the row of an epoch that is finished and saved."""
@@ -58,10 +58,10 @@ class Display:
 
 
 class Lines(Display):
-    """Prints a plain line for each epoch, and every half minute within long ones: for log files."""
+    """Plain lines for log files: one per epoch, and one every half minute within long epochs."""
 
     def __init__(self) -> None:
-        self._due = time.perf_counter() + _LINE_INTERVAL  # of the next line on something long
+        self._due = time.perf_counter() + _LINE_INTERVAL  # time of the next line during a long read or epoch
 
     def message(self, text: str) -> None:
         """Print the note."""
@@ -74,7 +74,7 @@ class Lines(Display):
             self._due = time.perf_counter() + _LINE_INTERVAL
 
     def start(self, recipe: Recipe, loader: Loader, rows: list[dict[str, Any]]) -> None:
-        """Store what the lines need. The first line, after a few seconds, has the expected time."""
+        """Store what the lines need. The first line comes after a few seconds, with an estimate of the time left."""
         self._epochs, self._recipe = recipe.epochs, recipe
         self._reader, self._count = AsyncScalarReader(loader.device), loader.count
         self._due, self._epoch = time.perf_counter() + _FIRST_LINE, -1
@@ -86,7 +86,7 @@ class Lines(Display):
         """Print a line within a long epoch; otherwise do nothing."""
         now = time.perf_counter()
         if epoch != self._epoch:
-            self._epoch, self._began, self._before = epoch, now, images  # a resumed epoch begins later
+            self._epoch, self._began, self._before = epoch, now, images  # a resumed epoch begins in its middle
         if now < self._due or images <= self._before:
             return
         values = self._reader(sums, images)
@@ -111,9 +111,9 @@ class Lines(Display):
         )
 
     def _time_left(self, done: int, seconds: float, whole: float) -> str:
-        """Return the text on the time left after `done` whole epochs; empty below five seconds.
+        """Return the text on the time left after `done` whole epochs; empty below five seconds and in frozen epochs.
 
-        seconds: left of the current epoch, 0 between epochs. whole: of an epoch, used if none was measured.
+        seconds: left in the current epoch, 0 between epochs. whole: duration of an epoch, used if none was measured.
         """
         if done < self._frozen or (done == self._frozen > 0 and not (self._seconds or seconds)):
             return ""
@@ -139,7 +139,7 @@ class _Numbers(ProgressColumn):
 
 
 class _TimeLeft(ProgressColumn):
-    """The remaining time; at the end, the time it took."""
+    """The time left; at the end, the time taken."""
 
     def get_table_column(self) -> Column:
         return Column(no_wrap=True)
@@ -161,7 +161,7 @@ class Bar(Display):
         self._reading: Any = None
 
     def message(self, text: str) -> None:
-        """Print it above the bar, long lines broken at words."""
+        """Print the note above the bar, with long lines wrapped."""
         text = "\n".join(wrap(line, 2) for line in escape_lines(text).split("\n"))
         self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
@@ -177,7 +177,7 @@ class Bar(Display):
         self._progress.update(self._reading[0], completed=done, total=total or None)
 
     def start(self, recipe: Recipe, loader: Loader, rows: list[dict[str, Any]]) -> None:
-        """Start the bar; if the training is resumed, where it stopped."""
+        """Start the bar. A resumed training's starts where it stopped."""
         self.end()
         self._reader = AsyncScalarReader(loader.device)
         self._count, self._epochs, self._recipe = loader.count, recipe.epochs, recipe
@@ -247,7 +247,7 @@ class Notebook(Display):
         self._drawn = True
 
     def message(self, text: str) -> None:
-        """Print it into the cell's output."""
+        """Print the note into the cell's output."""
         echo(text)
 
     def start(self, recipe: Recipe, loader: Loader, rows: list[dict[str, Any]]) -> None:  # noqa: ARG002
@@ -257,7 +257,7 @@ class Notebook(Display):
         self._due = 0.0
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """Draw the curve again in place; not after every epoch if epochs are short."""
+        """Redraw the curve in place; not after every epoch if epochs are short."""
         self._rows.append(row)
         self._drawn = False
         if time.perf_counter() >= self._due:
@@ -290,7 +290,7 @@ class Notebook(Display):
 
 
 def evaluated(row: dict[str, Any], recipe: Recipe) -> str:
-    """Return the accuracy of an epoch's evaluation and, if another figure chooses the best epoch, that."""
+    """Return an epoch's evaluation accuracy as text, with the figure that selects the best epoch if it is another."""
     keys = dict.fromkeys((f"{recipe.key}_acc", recipe.best_by)) if recipe.best_by != "loss" else [f"{recipe.key}_acc"]
     return "  ".join(f"{figure_label(key)} {row[key]:.3f}" for key in keys)
 
@@ -309,7 +309,7 @@ def make_display(kind: str = "auto") -> Display:
 
 @contextmanager
 def reporting(kind: str = "auto") -> Iterator[Report]:
-    """Yield a function that displays how far a long read is; clean up afterwards. kind: see `make_display`."""
+    """Yield a function that displays the progress of a long read; clean up afterwards. kind: see `make_display`."""
     display = make_display(kind)
     try:
         yield display.read

@@ -17,10 +17,11 @@ from cnnlab.training.scores import ClassFigures, Scores
 
 @dataclass(frozen=True)
 class Evaluation:
-    """loss: mean cross-entropy per image; confusion: (K, K) int64, row = true class, column = predicted class.
+    """The result of an evaluation.
 
-    predicted: (N,) int64, and probability: (N,) float32 of that class, in the order of the images; logits: (N, K)
-    float32; each None if not kept.
+    loss: mean cross-entropy per image. confusion: (K, K) int64, row = true class, column = predicted class. The
+    others follow the order of the images, and are None unless kept: predicted: (N,) int64; probability: (N,) float32,
+    of the predicted class; logits: (N, K) float32.
     """
 
     loss: float
@@ -89,7 +90,8 @@ def calibration_error(confidence: Tensor, correct: Tensor) -> float:
     return gap.abs().sum().item() / len(p)
 
 
-# Test-time augmentation, views per image: the image; also mirrored; both also shifted by a pixel each way.
+# Test-time augmentation, views per image. flip: the image and its mirror image. shift: also both of these shifted
+# diagonally by a pixel, in two opposite directions.
 VIEWS = {"none": 1, "flip": 2, "shift": 6}
 
 
@@ -129,9 +131,10 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate `model` on every image of `loader` in eval mode, then restore its mode.
 
-    between: called after each batch; may raise to stop early. views: see `logits`. keep: also the prediction for each
-    image, its probability with `temperature`. The loss is without it, as in training. keep_logits: with `keep`, the
-    logits, too. world: the processes that share the batches; the result is the same for any number of them.
+    between: called after each batch; may raise to stop early. views: see `logits`. keep: also return each image's
+    prediction and its probability, computed with `temperature`; the loss ignores it, as in training. keep_logits: with
+    `keep`, also return the logits. world: the processes that share the batches; the result is the same for any number
+    of them.
     """
     world = world or World()
     was_training = model.training
@@ -154,7 +157,7 @@ def evaluate(
     finally:
         model.train(was_training)
     losses, cells, kept, outputs = (_of_all(parts, world) for parts in (losses, cells, kept, outputs))
-    # Once for all batches: after each batch the host would wait for the GPU.
+    # Once for all batches: doing it after each would make the host wait for the GPU.
     cell = torch.cat(cells)
     confusion = torch.bincount(cell, minlength=num_classes * num_classes).view(num_classes, num_classes).cpu()
     loss_sum = torch.zeros_like(losses[0])
@@ -168,7 +171,7 @@ def evaluate(
 
 
 def _of_all(parts: list[Tensor], world: World) -> list[Tensor]:
-    """Return the values of all batches in their order; parts: those of this process's."""
+    """Return the values of all batches in order. parts: the values of this process's batches."""
     if world.size == 1:
         return parts
     found = world.gather([part.cpu() for part in parts])

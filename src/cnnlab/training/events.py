@@ -13,7 +13,7 @@ from cnnlab.training.runs import Run
 
 
 class Events:
-    """Writes rows into the run's folder `tensorboard`. rows: of the epochs that are already finished.
+    """A writer of rows into the run's folder `tensorboard`. rows: one per finished epoch.
 
     Records are written synchronously: SummaryWriter writes in a thread, which prints a traceback if the disk is full.
     """

@@ -21,7 +21,7 @@ from cnnlab.device.determinism import random_state, set_random_state
 from cnnlab.device.precision import autocast
 from cnnlab.models.batch_norm import BatchNorm
 
-_FEWEST = 6  # stages
+_FEWEST = 6  # stages, where the network can be split into as many
 
 
 def find_head(model: nn.Module, build: Callable[[], nn.Module] | None = None) -> list[str]:
@@ -45,7 +45,7 @@ def stages(model: nn.Module) -> list[list[str]]:
     """Return the names of the parameters of `model` by stage, from the first to the head.
 
     The stages are the children of the network; while there are fewer than six, the largest is split into its children.
-    A part with neither filters nor matrices, such as a norm, belongs to the stage before it.
+    A part with neither filters nor matrices, such as a norm, joins the stage before it; the first part, the one after.
     """
     parts = _parts(model, "")
     while len(merged := _merged(parts, model)) < _FEWEST:
@@ -79,7 +79,10 @@ def _merged(parts: list[tuple[str, nn.Module, list[str]]], model: nn.Module) -> 
 
 
 def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
-    """Return the factor of the learning rate of each parameter: 1 in the last stage, `decay` in the one before, ..."""
+    """Return the learning-rate factor of each parameter; {} if all are 1.
+
+    It is 1 in the last stage, `decay` in the one before, `decay` ** 2 in the one before that, ...
+    """
     if decay == 1:
         return {}
     found = stages(model)
@@ -98,13 +101,13 @@ def freeze_batch_norm(model: nn.Module) -> None:
 
 
 class FrozenBody:
-    """The first epochs of a fine-tuning: all layers but the head are frozen, in eval mode, images are not augmented.
+    """The first epochs of fine-tuning: all layers but the head are frozen and in eval mode; images are not augmented.
 
-    So the input of the head never changes: it is computed once for each image, and the head is trained and evaluated on
-    it. If more than one layer depends on the classes, or something follows the head, the whole network runs each time.
+    The head's input therefore never changes. It is computed once per image, and the head is trained and evaluated on
+    it. If several layers depend on the classes, or something follows the head, the whole network runs each time.
 
-    `model`: what is trained and evaluated; `train_loader`, `eval_loader`: its batches. report: called after each batch
-    of features; may raise. cache: whether to compute the features once.
+    `model` is what is trained and evaluated, on the batches of `train_loader` and `eval_loader`. report: called after
+    each batch of features; may raise. cache: whether to compute the features once.
     """
 
     def __init__(
@@ -156,7 +159,7 @@ class FrozenBody:
             return features[0].shape[1:] if torch.equal(self._head[0](features[0]), logits) else None
 
     def _features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the head's input, once per call, and the logits."""
+        """Return the head's input each time it was called, and the logits."""
         seen: list[Tensor] = []
 
         def note(_: nn.Module, args: Any) -> None:
@@ -193,7 +196,7 @@ class _AsTheyAre(Preprocessing):
 
 
 class _Head(nn.Module):
-    """The head on its features: (B, F, 1, 1) -> (B, K). shape: of its input, without the batch."""
+    """The head on its features: (B, F, 1, 1) -> (B, K). shape: the shape of its input, without the batch."""
 
     def __init__(self, head: nn.Module, shape: torch.Size) -> None:
         super().__init__()

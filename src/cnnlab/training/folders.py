@@ -72,7 +72,7 @@ def check_name(name: str) -> None:
 
 
 def check_free(runs_dir: Path, name: str | None) -> None:
-    """Raise CnnlabError if `name` is invalid or taken: before minutes of reading data, not after."""
+    """Raise CnnlabError if `name` is invalid or taken. Call it before minutes of reading data, not after."""
     if name is not None:
         check_name(name)
         if (runs_dir / name).exists():
@@ -108,9 +108,9 @@ def removed_if_empty(path: Path) -> Iterator[Path]:
 def result_folder(
     stem: str, out: str | Path | None = None, runs_dir: str | Path = "runs"
 ) -> AbstractContextManager[Path]:
-    """Return a context with the folder for `stem`.json and `stem`.png: `out`, or a new one in `runs_dir`.
+    """Return a context manager for the folder of `stem`.json and `stem`.png: `out`, or a new one in `runs_dir`.
 
-    A new one is removed if it stays empty. Raise CnnlabError if it cannot be created or already has a result.
+    A new folder is removed if it stays empty. Raise CnnlabError if it cannot be created or already has a result.
     """
     if out is None:
         return removed_if_empty(named_folder(Path(runs_dir), None, stem))

@@ -1,4 +1,4 @@
-"""Errors of a training in one line each, and NaN and Inf found without making the host wait for a GPU."""
+"""One-line errors for a failing training, and detection of NaN and Inf without making the host wait for a GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cnnlab.training.optim import learning_rate
 
 # Seconds between two reads of the losses on a GPU. MPS has no asynchronous copy.
 _INTERVAL = {"cuda": 0.02, "mps": 1.0}
-# After this many consecutive skipped updates, the next would be skipped too.
+# After this many consecutive skipped updates the training ends: the next would be skipped too.
 _MAX_SKIPPED = 20
 
 
@@ -33,11 +33,11 @@ class NonFinite(Exception):
 
 
 class NonFiniteMonitor:
-    """Watches losses and weights for NaN and Inf.
+    """A monitor of losses and weights for NaN and Inf.
 
-    On the CPU each loss is checked at once. On a GPU the losses since the last check are copied asynchronously, several
-    times a second, and checked once they have arrived: the host waits for nothing, and still learns which step it was.
-    skips: the steps skip such updates themselves (see `GuardedStep`).
+    On the CPU each loss is checked at once. With CUDA the losses since the last check are copied asynchronously, many
+    times a second, and checked once they have arrived: the host never waits, yet learns which step it was. With MPS
+    they are read once a second. skips: the steps skip such updates themselves (see `GuardedStep`).
     """
 
     def __init__(self, device: torch.device, per_epoch: int, skips: bool) -> None:
@@ -45,7 +45,7 @@ class NonFiniteMonitor:
         self._next_read, self._skipped_in_a_row = 0.0, 0
         self._steps: list[int] = []  # not yet copied
         self._losses: list[Tensor] = []
-        self._copy: tuple[list[int], Tensor, Any] | None = None  # on the host once its event has happened
+        self._copy: tuple[list[int], Tensor, Any] | None = None  # steps; losses, on the host after the event
 
     def counts(self, step: int, loss: Tensor) -> bool:
         """Return whether update number `step`, with that loss, was made. Raise NonFinite, now or at a later step."""
@@ -104,7 +104,7 @@ class NonFiniteMonitor:
 
 
 def divergence_error(error: NonFinite, path: Path, recipe: Recipe, saved: str) -> CnnlabError:
-    """Return an error with remedies. path: of the run. saved: what has been saved, in words."""
+    """Return the error, with remedies. path: the run's folder. saved: what is saved, in words."""
     steps = recipe.epochs * error.per_epoch
     rate = learning_rate(recipe, error.step, steps)
     remedies = [f"--set learning_rate={recipe.learning_rate / 3:.3g}"]
@@ -125,7 +125,7 @@ def is_nondeterministic(error: BaseException) -> bool:
 
 
 def nondeterminism_error(error: BaseException, recipe: Recipe, device: torch.device) -> CnnlabError:
-    """Return an error for an operation that `is_nondeterministic`."""
+    """Return the error to raise where `is_nondeterministic` holds."""
     return CnnlabError(
         f"{recipe.model} cannot be trained to the same weights each time on {device}: {reason(error, 100)}; choose "
         "another network, or --device cpu"
@@ -133,7 +133,7 @@ def nondeterminism_error(error: BaseException, recipe: Recipe, device: torch.dev
 
 
 def memory_error(recipe: Recipe, image_size: int) -> CnnlabError:
-    """Return an error for a step that needs more memory than is available."""
+    """Return the error for a step that needs more memory than is available."""
     size = recipe.batch_size
     remedy = "a smaller image_size"
     if size > 1:

@@ -14,7 +14,7 @@ from cnnlab.recipe import Recipe
 from cnnlab.training.runs import Run
 
 _LISTED = 12  # classes that are listed one by one
-_IMBALANCED = 5  # times as many images in the largest class as in the smallest
+_IMBALANCED = 5  # print a hint if the largest class has this many times as many images as the smallest
 
 
 def class_counts(images: ImageSet) -> list[int]:
@@ -23,7 +23,7 @@ def class_counts(images: ImageSet) -> list[int]:
 
 
 def passed_over_text(passed_over: Mapping[str, list[str]]) -> str:
-    """Return the skipped files and folders by number and kind: `2 .heic, 1 empty folder "birds"`."""
+    """Return the skipped files and folders by number and kind, such as `2 .heic, 1 empty folder "birds"`."""
     parts = []
     for kind, paths in sorted(passed_over.items(), key=lambda item: (-len(item[1]), item[0])):
         if len(paths) == 1:
@@ -68,9 +68,9 @@ def network_lines(run: Run) -> Iterator[str]:
 
 
 def classes_text(classes: list[str], *splits: list[int]) -> str:
-    """Return the names with the numbers of images, as `cats 90 + 10`; of many classes, the range of numbers.
+    """Return the names with the numbers of images, such as `cats 90 + 10`; for many classes, the range of numbers.
 
-    splits: the numbers (K,) of each split.
+    splits: the number of images of each class, (K,), in each split.
     """
     each = list(zip(*splits, strict=True))
     if len(each) > _LISTED:
@@ -115,9 +115,9 @@ def decoding_lines(images: ImageSet, source: str) -> Iterator[str]:
 
 
 def balance_lines(images: ImageSet, balance: str) -> Iterator[str]:
-    """Yield what `balance` makes of the rarest and the most common class, or a hint to set it, and the images' weights.
+    """Yield how `balance` treats the rarest and the most common class, or a hint to set it; also the images' weights.
 
-    images: to train on.
+    images: the training images.
     """
     numbers = {k: n for k, n in enumerate(class_counts(images)) if n}
     rarest, largest = (find(numbers, key=lambda k: numbers[k]) for find in (min, max))

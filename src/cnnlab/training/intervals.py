@@ -17,7 +17,7 @@ _Z = NormalDist().inv_cdf(0.975)
 def wilson(count: int, n: int) -> Interval:
     """Return the score interval of a fraction, `count` of `n` (above 0).
 
-    E. B. Wilson, JASA 22 (1927). It holds for few images, and has a width at 0 and 1 too.
+    E. B. Wilson, JASA 22 (1927). It also holds for few images, and its width is not 0 at the fractions 0 and 1.
     """
     p, z = count / n, _Z**2 / n
     centre, half = (p + z / 2) / (1 + z), math.sqrt(z * (p * (1 - p) + z / 4)) / (1 + z)
@@ -28,7 +28,7 @@ def f1_interval(correct: int, support: int, predicted: int) -> Interval:
     """Return the interval of a class's F1, for `support` images of it and `predicted` predictions, not both 0.
 
     F1 = 2 J / (1 + J), where J is the fraction of correct ones among the images that are of the class or predicted as
-    it: Wilson's interval of J, transformed.
+    it. The interval is Wilson's interval of J, transformed.
     """
     low, high = wilson(correct, support + predicted - correct)
     return 2 * low / (1 + low), 2 * high / (1 + high)
@@ -50,7 +50,7 @@ def macro_f1_interval(correct: Sequence[int], support: Sequence[int], predicted:
     """Return the interval of macro F1, the mean over K classes, (K,) each; see `f1_interval` and `balanced_interval`.
 
     The variances of the classes are those of 2 J / (1 + J), and their sum is doubled, because an error lowers the F1
-    of two classes. With fewer than ten images a class, macro F1 itself lies too low by some hundredths.
+    of two classes. With fewer than ten images per class, macro F1 itself is a few hundredths too low.
     """
     involved = [s + p - c for c, s, p in zip(correct, support, predicted, strict=True)]
     value = sum(2 * c / (c + n) for c, n in zip(correct, involved, strict=True)) / len(correct)

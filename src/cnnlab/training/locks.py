@@ -1,4 +1,4 @@
-"""The lock of a run's folder: at most one process trains in it, and others can ask which one does."""
+"""The lock of a run's folder: at most one process trains in it, and others can ask which."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def locked(path: Path) -> Iterator[None]:
     """Lock the run's folder `path`, so that no other process trains in it; reading is always allowed.
 
     The system releases the lock when the process ends, however that happens. Raise CnnlabError if another process holds
-    it, or if the folder holds links, through which files would be written elsewhere.
+    it, or if the folder contains symlinks, through which files would be written elsewhere.
     """
     for folder in (path, path / "tensorboard"):
         for entry in folder.iterdir() if folder.is_dir() else ():
@@ -38,7 +38,7 @@ def locked(path: Path) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:
         raise CnnlabError(f"cannot write into {path}: {reason(error)}") from error
     try:
-        with suppress(OSError):  # it only helps the message above
+        with suppress(OSError):  # only messages and `holder` need its content
             file.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield
     finally:
@@ -46,16 +46,16 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def holder(folder: Path) -> int | None:
-    """Return the process of this machine that trains in `folder`, according to its lock file; None without one.
+    """Return the id of the process on this machine that trains in `folder`, according to its lock file, or None.
 
-    Quick, but the number may have been given to another process since; `is_locked` is certain.
+    This is quick, but the id may have been reused by another process since; `is_locked` is certain.
     """
-    with suppress(OSError, ValueError, OverflowError):  # the last: a number that no process can have
+    with suppress(OSError, ValueError, OverflowError):  # the last: an id that no process can have
         found = re.fullmatch(r"process (\d{1,10}) on (.*)\n", (folder / ".lock").read_text(encoding="utf-8"))
         if found and found[2] == platform.node():
             if os.name == "posix":
                 os.kill(int(found[1]), 0)  # raises OSError if there is none
-            elif not is_locked(folder):  # elsewhere, this signal would stop it
+            elif not is_locked(folder):  # on Windows, this signal would stop the process
                 return None
             return int(found[1])
     return None
@@ -75,5 +75,5 @@ def is_locked(folder: Path) -> bool:
 
 
 def trainer(folder: Path) -> int | None:
-    """Return the process of this machine that trains in `folder`, or None."""
+    """Return the id of the process on this machine that trains in `folder`, or None."""
     return holder(folder) if is_locked(folder) else None

@@ -39,7 +39,7 @@ from cnnlab.training.step import GuardedStep, train_step
 
 
 class Trainer:
-    """The model, what updates it and the batches it sees."""
+    """The model with its optimizer, its step and its batches."""
 
     def __init__(
         self,
@@ -86,16 +86,16 @@ class Trainer:
         self._head = find_head(model, session.other_classes(recipe)) if recipe.freeze_epochs else []
         self.frozen: FrozenBody | None = None
         self.world = session.world
-        self._replica: Replica | None = None  # of what is trained now, if several processes train it
+        self._replica: Replica | None = None  # of the model trained now, if several processes train it
         if isinstance(optimizer, Muon):
             optimizer.world = self.world
-        self.setup_seconds = 0.0  # before the present epoch: the features were computed
+        self.setup_seconds = 0.0  # spent on computing features; the next row includes them
 
     def start_epoch(self, epoch: int, report: Report) -> None:
-        """Freeze all layers but the head for the first epochs, unfreeze them after those.
+        """Freeze all layers but the head for the first epochs; unfreeze them afterwards.
 
-        `frozen` is then what is trained and evaluated in place of the model. report: called while features are
-        computed; may raise.
+        While they are frozen, `frozen` is trained and evaluated in place of the model. report: called while features
+        are computed; may raise.
         """
         if epoch >= self.recipe.freeze_epochs and self.frozen is not None:
             self.frozen.end()
@@ -131,7 +131,7 @@ class Trainer:
                 freeze_batch_norm(model)
 
     def evaluate(self, between: Callable[[], None]) -> Evaluation:
-        """Evaluate the model, or its averaged weights, on the images held out. between: see `evaluate`."""
+        """Evaluate the model, or its averaged weights, on the evaluation images. between: see `evaluate`."""
         model, loader = self.model, self.eval_loader
         if self.frozen is not None:
             model, loader = self.frozen.model, self.frozen.eval_loader
@@ -140,7 +140,7 @@ class Trainer:
             return evaluate(model, loader, self.num_classes, between, self.plan.precision, world=self.world)
 
     def take_buffers(self) -> None:
-        """Take the first process's running statistics, the only ones that are saved: each process has its own."""
+        """Take over the first process's running statistics. Each process has its own, but only those are saved."""
         if self.world.size > 1:
             averaged = self.average.tensors if self.average is not None else {}
             buffers = dict(self.model.named_buffers())
@@ -186,7 +186,7 @@ def train_epochs(trainer: Trainer, checkpointer: Checkpointer, session: Session,
         session.display.read(what, done, total)
 
     if len(rows) < recipe.epochs and not progress.stopped:
-        trainer.start_epoch(len(rows), report)  # its progress is not that of the epoch, whose line starts next
+        trainer.start_epoch(len(rows), report)  # first, since computing features shows a progress of its own
     session.display.start(recipe, trainer.train_loader, rows)
     for epoch in range(len(rows), recipe.epochs):
         if progress.stopped:
@@ -213,7 +213,7 @@ def train_one_epoch(
     meter: Meter,
     batches: Batches,
 ) -> None:
-    """Make the updates of an epoch, saved in between if it is long."""
+    """Make the updates of an epoch, and save in between if it is long."""
     ctrl_c = session.ctrl_c
     step = epoch * trainer.steps_per_epoch + meter.steps
     trainer.train_mode()
@@ -302,11 +302,11 @@ def save_epoch(
     progress = progress.finish(row, trainer.recipe)
     if out_of_patience(progress.rows, trainer.run) or learned(progress.rows, trainer.recipe):
         progress = replace(progress, stopped=True)
-    if events is None:  # another process writes
+    if events is None:  # the first process writes
         return _at(progress, trainer, None)
     with checkpointer.write_errors():
         with averaged_weights(trainer.average):
-            if progress.best != best_before:  # best_epoch may be that of weights saved before a crash
+            if progress.best != best_before:  # not best_epoch: it may name weights that were saved before a crash
                 about = {"figure": progress.best, "epoch": progress.best_epoch}
                 save_weights(folder / "best.safetensors", trainer.model, about)
             save_weights(folder / "last.safetensors", trainer.model)
@@ -325,7 +325,7 @@ def _at(progress: Progress, trainer: Trainer, position: Position | None) -> Prog
 
 
 def _ends(on_epoch: OnEpoch, row: dict[str, Any], device: torch.device) -> bool:
-    """Return whether the caller's function ends the training."""
+    """Return whether the caller's `on_epoch` ends the training."""
     # Random numbers that the caller draws must not change the training.
     tensors, values = random_state(device)
     try:

@@ -31,14 +31,14 @@ from cnnlab.training.train import explained_errors
 
 # The test ends when the smoothed loss exceeds this multiple of the first one, or of the lowest so far.
 _DIVERGED, _ABOVE_LOWEST = 1.5, 4.0
-_FELL = 0.95  # of the first smoothed loss; above it, the loss counts as not having fallen
-_FRACTION = 1 / 3  # of the rate with the lowest loss: ahead of a tenth and of the whole (docs/log.md)
+_FELL = 0.95  # of the first smoothed loss; the loss counts as fallen only below that
+_FRACTION = 1 / 3  # suggested fraction of the rate with the lowest loss; better than a tenth or the whole (docs/log.md)
 _REACH = 0.25  # decades of the learning rate to either side over which the losses are averaged
 
 
 @dataclass(frozen=True)
 class RangeTest:
-    """The loss of each step of a range test, at its learning rate. Its text is what the command prints.
+    """The loss at each step of a range test, with its learning rate. Its text is what the command prints.
 
     smoothed: mean of the losses within a quarter of a decade of each rate. lowest: the rate where it is lowest;
     steepest: where it falls fastest; suggestion: the settings to train with, a learning rate of a third of `lowest`,
@@ -114,9 +114,10 @@ def lr_find(
     augment: Augment | None = None,
     **settings: Any,
 ) -> RangeTest:
-    """Test learning rates from low to high over that many training steps. No run is created; no test image is read.
+    """Test learning rates from `low` to `high` over `steps` training steps. No run is created; no test image is read.
 
-    muon: `other_learning_rate` rises in proportion. Other arguments: see `train`. Raise CnnlabError, KeyboardInterrupt.
+    With muon, `other_learning_rate` rises in proportion. Other arguments: see `train`. Raise CnnlabError,
+    KeyboardInterrupt.
     """
     if not 0 < low < high <= 1000:
         raise CnnlabError(f"learning rates from {low:g} to {high:g}: the first must be above 0 and below the second")
@@ -126,7 +127,7 @@ def lr_find(
         model, data, settings = like_origin(init_from, runs_dir, model, data, settings)
     recipe, network, images, given = choose(recipe, model, data, settings)
     if recipe.eval_split == "test":
-        recipe = replace(recipe, eval_split="train")  # the same training images
+        recipe = replace(recipe, eval_split="train")  # leaves the training images the same
     with Session(device, threads, data_dir, skip_bad, progress, None, network, images, augment) as session:
         session.given = given
         session.origin = weights_of(init_from, runs_dir) if init_from is not None else None
@@ -135,7 +136,7 @@ def lr_find(
         with session.ctrl_c:
             plan = session.plan(recipe, {})
             with reproducible(recipe.seed, plan.threads), explained_errors(session, recipe):
-                run = Run(Path(), recipe, session.run_info(recipe))  # which is not written
+                run = Run(Path(), recipe, session.run_info(recipe))  # never written
                 network_ = new_model(session, run).to(session.device).to(memory_format=plan.memory_format)
                 optimizer = make_optimizer(network_, recipe, plan.precision)
                 trainer = _RisingRate(session, run, plan, network_, optimizer, None, Progress())

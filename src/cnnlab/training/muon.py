@@ -20,9 +20,9 @@ class Muon(torch.optim.Optimizer):
     Muon: K. Jordan and others, Muon: an optimizer for hidden layers in neural networks, 2024. AdamW: I. Loshchilov,
     F. Hutter, Decoupled weight decay regularization, ICLR 2019. Before each update the norm of a weight tensor is set
     to the square root of its number of filters (as Jordan does for CIFAR-10), so the learning rate is the angle by
-    which filters turn, and they need no weight decay. lr: Muon's; a group with `adam` uses `lr` times its `lr_scale`.
-    precision: of the products in `orthogonalize`; a direction needs only three digits (Jordan uses bfloat16).
-    Default: the filters'.
+    which filters turn, and they need no weight decay. lr: Muon's learning rate; a group with `adam` uses `lr` times its
+    `lr_scale`. precision: dtype of the products in `orthogonalize`; a direction needs only three digits (Jordan uses
+    bfloat16). Default: the filters' dtype.
     """
 
     device_scalars: list[Tensor] | None = None
@@ -59,8 +59,8 @@ class Muon(torch.optim.Optimizer):
         """Return the numbers that the host computes for the next update, and count that update.
 
         Per Muon group: the learning rate. Per Adam group: learning rate, weight decay factor, and two bias corrections
-        per parameter. has_gradients: the gradients have been computed, and a parameter without one is not updated;
-        otherwise every parameter that has been updated before is.
+        per parameter. has_gradients: the gradients have been computed, so a parameter without one is not updated;
+        otherwise every parameter that has been updated before will be updated.
         """
         values: list[float] = []
         b1, b2 = BETAS
@@ -98,12 +98,12 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(ps, [update.view_as(p) for p, update in zip(ps, updates, strict=True)], alpha=-rate)
 
     def _orthogonalized(self, matrices: Tensor) -> Tensor:
-        """Orthogonalize matrices (G, M, N), each in one of the processes."""
+        """Orthogonalize matrices (G, M, N), each on one of the processes."""
         size, (g, *shape) = self.world.size, matrices.shape
         if size == 1:
             return orthogonalize(matrices, precision=self._precision)
         done = torch.zeros_like(matrices)
-        # Shapes with a single matrix do not all go to the first process.
+        # Without the offset, every shape with a single matrix would go to the first process.
         mine = [i for i in range(g) if (i + math.prod(shape)) % size == self.world.rank]
         if mine:
             done[mine] = orthogonalize(matrices[mine], precision=self._precision)
@@ -142,7 +142,7 @@ def orthogonalize(matrix: Tensor, rounds: int = 3, precision: torch.dtype | None
     matrix: (M, N), or a batch (G, M, N); the result has the same shape and dtype. This is a Newton-Schulz iteration
     with the coefficients of Muon's source, which trade exactness for speed. The matrix is first scaled to norm 1; after
     three rounds, singular values that were at least 0.02 are between 0.68 and 1.21, and smaller ones are below that.
-    precision: of the products. Default: the matrix's dtype.
+    precision: dtype of the products. Default: the matrix's.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x: Tensor = (matrix / matrix.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)).to(precision or matrix.dtype)

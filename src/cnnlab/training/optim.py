@@ -1,4 +1,4 @@
-"""Optimizers, starting weights, and the learning rate and image size as functions of the step."""
+"""Optimizers, initial weights, and the schedules of learning rate and image size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cnnlab.recipe import Recipe
 from cnnlab.training.finetune import layer_scales
 from cnnlab.training.muon import Muon
 
-# The state of each parameter, by optimizer; "Muon.adam": of the parameters that Muon updates by AdamW.
+# The state kept for a parameter, by optimizer. "Muon.adam": a parameter that Muon updates with AdamW.
 STATE = {
     "SGD": {"momentum_buffer"},
     "AdamW": {"step", "exp_avg", "exp_avg_sq"},
@@ -26,9 +26,9 @@ STATE = {
 def make_optimizer(model: nn.Module, recipe: Recipe, precision: torch.dtype = torch.float32) -> torch.optim.Optimizer:
     """Return the recipe's optimizer. Biases and the parameters of norms get no weight decay.
 
-    muon: updates the filters of convolutions; AdamW updates all others, at `other_learning_rate`. clip_norm: its `step`
-    first scales the gradients down to that norm. precision: of the training steps; parameters and optimizer state keep
-    their own dtype. Each group has the learning rate of the recipe times its `layer_scale`.
+    muon: updates the filters of convolutions; AdamW updates all others, at `other_learning_rate`. clip_norm: `step`
+    first scales the gradients down to that norm. precision: dtype of the training steps; parameters and optimizer
+    state keep their own. The `layer_scale` of each group takes effect in `set_learning_rate`.
     """
     optimizer = _make_optimizer(model, recipe, precision)
     if recipe.clip_norm:
@@ -42,7 +42,7 @@ def _clip_gradients(norm: float, optimizer: torch.optim.Optimizer, *_: Any) -> N
 
 
 def _make_optimizer(model: nn.Module, recipe: Recipe, precision: torch.dtype) -> torch.optim.Optimizer:
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}  # yours may have frozen layers
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}  # the caller's own may have frozen layers
     scales = layer_scales(model, recipe.layer_decay)
     groups: list[dict[str, Any]] = []
     for scale in sorted({scales.get(name, 1.0) for name in trained}, reverse=True) or [1.0]:
@@ -81,13 +81,13 @@ def _groups(parameters: list[nn.Parameter], recipe: Recipe) -> list[dict[str, An
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give each group the rate times its `layer_scale`."""
+    """Set the learning rate of each group to `rate` times its `layer_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["layer_scale"]
 
 
 def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Set missing momentum to 0: a fused update fails if some parameters have it and others do not."""
+    """Set missing momentum buffers to 0: a fused update fails if some parameters have it and others do not."""
     state = optimizer.state
     if isinstance(optimizer, torch.optim.SGD) and any(v.get("momentum_buffer") is not None for v in state.values()):
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
@@ -98,8 +98,8 @@ def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
 def initialize(model: nn.Module, scheme: str) -> None:
     """Initialize the weights, not the biases, of every Linear and Conv2d.
 
-    pytorch: keep PyTorch's own. xavier-uniform: the manual's (X. Glorot, Y. Bengio, Understanding the difficulty of
-    training deep feedforward neural networks, AISTATS 2010). he-normal: for networks with ReLUs, fan-out
+    pytorch: keep PyTorch's own. xavier-uniform: as in the manual (X. Glorot, Y. Bengio, Understanding the difficulty of
+    training deep feedforward neural networks, AISTATS 2010). he-normal: for networks with ReLUs, by fan-out
     (K. He, X. Zhang, S. Ren, J. Sun, Delving deep into rectifiers, ICCV 2015).
     """
     if scheme == "pytorch":
@@ -150,8 +150,8 @@ def size_in_epoch(recipe: Recipe, image_size: int, epoch: int) -> int:
     """Return the side in pixels of the images in epoch number `epoch` (from 0).
 
     It grows linearly from `start_size` to `image_size`, in even numbers. The last quarter of the epochs, and always the
-    last one, uses `image_size`, and so do the `freeze_epochs`, which do not count. This is J. Howard's progressive
-    resizing (DAWNBench, 2018).
+    last one, uses `image_size`. So do the `freeze_epochs`, after which the count begins. This is J. Howard's
+    progressive resizing (DAWNBench, 2018).
     """
     epoch, epochs = epoch - recipe.freeze_epochs, recipe.epochs - recipe.freeze_epochs
     if not recipe.start_size or recipe.start_size >= image_size or epoch < 0:

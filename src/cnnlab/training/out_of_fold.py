@@ -1,4 +1,4 @@
-"""Predictions of cross-validation: each image by the network of the fold that held it out."""
+"""Out-of-fold predictions of a cross-validation: each image is predicted by the network that was not trained on it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from cnnlab.training.session import Session
 
 
 def write_out_of_fold(session: Session, series: Series, results: Sequence[Result]) -> dict[str, Any]:
-    """Write out_of_fold.csv into the folder of finished folds. Return the figures for its summary.
+    """Write out_of_fold.csv into the folder of the finished folds. Return the figures for their summary.
 
     A row per image: path, label, predicted, the probability of each of the K classes, fold. Each fold's probabilities
-    are calibrated by its own temperature, as those of `predict` are. Raise OSError.
+    are calibrated with its own temperature, as in `predict`. Raise OSError.
     """
     folds = [_predicted(session, result) for result in results]
     classes = results[0].run.classes
@@ -44,7 +44,7 @@ def write_out_of_fold(session: Session, series: Series, results: Sequence[Result
 
 
 def _predicted(session: Session, result: Result) -> tuple[ImageSet, Tensor]:
-    """Return the images that a fold held out and the probabilities (N, K) float32 by its chosen weights."""
+    """Return the images that a fold held out, and their probabilities (N, K) float32 with its chosen weights."""
     run = result.run
     session.divide(run.recipe)
     session.check_images(run, run.recipe.data)

@@ -1,4 +1,4 @@
-"""Networks, images and augmentation of the caller's own: a run's folder lacks them, so they are passed again."""
+"""The caller's own network, images and augmentation: a run's folder does not hold them, so they are passed again."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from cnnlab.recipe import Recipe
 
 
 def check_own(path: Path, recipe: Recipe, *, builder: str = "", augmented: str = "", **given: object) -> None:
-    """Check what is given in place of the recipe's network (`model=`) and images (`data=`), and `augment=`.
+    """Check that the caller's own network (`model=`), images (`data=`) and `augment=` fit the run at `path`.
 
-    builder: where the network came from, if that is known. augmented: the name of the augmentation. Raise CnnlabError
-    unless each is given exactly if the run at `path` was trained with the caller's own.
+    builder: where the run's network came from, if known. augmented: the name of its augmentation, if it was the
+    caller's own. Raise CnnlabError if something that the run was trained with is missing, or something is given that
+    it was not trained with.
     """
     names = {"model": recipe.model, "data": recipe.data, "augment": augmented or "the recipe's augmentation"}
     owned = {"model": _is_own(recipe.model), "data": recipe.data.startswith(MEMORY), "augment": bool(augmented)}
@@ -31,7 +32,7 @@ def check_own(path: Path, recipe: Recipe, *, builder: str = "", augmented: str =
 
 
 def _is_own(model: str) -> bool:
-    """Return whether a network is the caller's own, passed to a training or added to MODELS in another process."""
+    """Return whether a network is the caller's own: passed to a training, or added to MODELS in another process."""
     return is_own(model) or (":" not in model and model not in MODELS)
 
 

@@ -31,7 +31,7 @@ class Plan:
     """How a step is computed: what may be chosen for speed because it changes only rounding.
 
     compile: `off`, `record` (see cuda_graph.py), or a mode of torch.compile. why: the reason, as text. seconds:
-    of a step, 0 if it was not measured.
+    the time of a step; 0 if it was not measured.
     """
 
     threads: int
@@ -52,7 +52,7 @@ class Plan:
         }
 
     def with_values(self, values: dict[str, Any]) -> Plan:
-        """Return the plan with what `values` gave; missing and invalid values are ignored."""
+        """Return the plan changed to `values` (see the property); missing and invalid ones are ignored."""
         threads, mode = values.get("threads"), values.get("compile")
         return replace(
             self,
@@ -104,12 +104,12 @@ class Workload:
 
     @property
     def steps(self) -> int:
-        """Updates of the whole training."""
+        """The number of updates in the whole training, with one pass over the images per epoch."""
         return self.recipe.epochs * -(-self.count // self.recipe.batch_size)
 
 
 def default_plan(work: Workload) -> Plan:
-    """Return what the recipe and the caller have set, and for the rest what needs no measurement."""
+    """Return the plan that the recipe and the caller have set, with defaults that need no measurement for the rest."""
     recipe = work.recipe
     # Recording takes no longer than a few steps. The Python code of a custom network would run only while recording.
     records = work.device.type == "cuda" and recipe.on_nan != "skip" and not is_own(recipe.model)
@@ -136,7 +136,7 @@ def first_guess(work: Workload) -> Plan:
 
 
 def resumed_plan(work: Workload, earlier: dict[str, Any]) -> Plan:
-    """Return the plan that a run started with (`Plan.values`), as far as this machine can follow it."""
+    """Return the plan that a run started with (`Plan.values`), as far as this machine supports it."""
     plan, device = default_plan(work).with_values(earlier), work.device
     if (plan.compile in COMPILE_MODES and not has_compiler(device)) or (
         plan.compile == "record" and device.type != "cuda"
@@ -167,12 +167,12 @@ _compiled_before = ""  # key of what this process compiled last; empty if it can
 
 
 def prepare_model(model: nn.Module, mode: str, steps: str = "") -> nn.Module:
-    """Return `model` with fast layers, as `step.Compiled` if `mode` is one of torch.compile's. The weights are shared.
+    """Return `model` with fast layers, in a `step.Compiled` if `mode` is one of torch.compile's. Weights are shared.
 
     Call `train()` on both: the result's containers may be copies. Earlier compiled code of this process is dropped:
     PyTorch keeps few variants of one function, all networks share `step.forward_loss`, and beyond the limit PyTorch
     would silently not compile. steps: what else the code depends on. The next call with the same `steps` and layers,
-    for the next seed, reuses the code.
+    such as for the next seed, reuses the code.
     """
     global _compiled_before
     model = with_fast_layers(model, next((p.device for p in model.parameters()), torch.device("cpu")))
@@ -204,9 +204,9 @@ def check_compile(recipe: Recipe, device: torch.device) -> None:
 
 
 def operations(build: Callable[[], nn.Module], shape: tuple[int, int, int], device: str = "meta") -> float:
-    """Return the floating-point operations of a training step per image: three times those of the forward pass.
+    """Return the floating-point operations per image of a training step: three times the forward pass's.
 
-    device: cpu for a network that may read values of its tensors.
+    device: `cpu` for a network that may read the values of its tensors.
     """
     with torch.device(device):
         model = build().to(device).eval()

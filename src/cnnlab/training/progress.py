@@ -34,9 +34,9 @@ SCHEMA = {
 
 @dataclass(frozen=True)
 class Position:
-    """A place inside an epoch: `steps` done, `skipped` of them without an update, on `images` images.
+    """A place inside an epoch: `steps` done, `skipped` of them without an update; the others used `images` images.
 
-    sums: of the losses and of the correct predictions. batches: see `Batches.state`.
+    sums: summed losses, and number of correct predictions. batches: see `Batches.state`.
     """
 
     steps: int = 0
@@ -50,10 +50,10 @@ class Position:
 
 @dataclass(frozen=True)
 class Progress:
-    """All that a resume needs besides tensors.
+    """Everything besides tensors that a resumed training needs.
 
     rows: one per finished epoch. best: the figures of the best epoch, larger is better; None before the first epoch.
-    stopped: the training was ended early, by its `on_epoch`, `patience` or `overfit`. position: inside the epoch
+    stopped: whether `on_epoch`, `patience` or `overfit` ended the training early. position: inside the epoch
     after the finished ones. scaler: the state of float16's loss scaler.
     """
 
@@ -83,9 +83,9 @@ class Progress:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], recipe: Recipe, images: int, path: Path) -> Progress:
-        """Return what `to_dict` saved. images: those that are trained on. path: named in errors.
+        """Return the progress that `to_dict` saved. images: the number of training images. path: named in errors.
 
-        Raise CnnlabError if no training by this recipe can produce these values: the file may come from anyone.
+        Raise CnnlabError if no training with this recipe can produce these values: the file may come from anyone.
         """
         check(path, values, {**SCHEMA, "rows": [row_schema(recipe)]}, "train again")
         position = values["position"]
@@ -113,10 +113,10 @@ class Progress:
 
 
 def ranking(row: dict[str, Any], recipe: Recipe) -> list[float]:
-    """Return what decides which epoch is best; larger is better.
+    """Return the figures that decide which epoch is best; larger is better.
 
-    The figure that the recipe selects by, and among equal ones, which are frequent on small sets, the lower validation
-    loss. Without validation images the training loss: nothing is chosen by the test set.
+    The first is the figure that the recipe selects by. Ties are frequent on small sets, and the lower validation loss
+    breaks them. Without validation images the training loss decides: nothing is chosen by the test set.
     """
     figure = -row[recipe.best_by] if recipe.best_by.endswith("loss") else row[recipe.best_by]
     return [figure, -row["val_loss"]] if recipe.eval_split == "validation" else [figure]
@@ -128,15 +128,15 @@ def ranking_size(recipe: Recipe) -> int:
 
 
 def learned(rows: Sequence[dict[str, Any]], recipe: Recipe) -> bool:
-    """Return whether a training with `overfit` has answered its question early: all its images are predicted right."""
+    """Return whether a training with `overfit` can stop early because all its images are predicted correctly."""
     return recipe.overfit > 0 and len(rows) < recipe.epochs and rows[-1][f"{recipe.key}_acc"] == 1
 
 
 def out_of_patience(rows: Sequence[dict[str, Any]], run: Run) -> bool:
     """Return whether the figure that chooses the best epoch has not improved for the recipe's `patience`.
 
-    rows: of all finished epochs. Those of a run that this one continues count as one, and so do `freeze_epochs`, since
-    most of the learning follows them.
+    rows: one per finished epoch. Patience begins after the epochs of a run that this one continues, and after the
+    `freeze_epochs`, since most of the learning follows them.
     """
     frozen = run.recipe.freeze_epochs if run.recipe.freeze_epochs < run.recipe.epochs else 0
     figures = [ranking(row, run.recipe)[0] for row in rows]
@@ -169,7 +169,7 @@ class Meter:
         self.steps += 1
 
     def stop(self) -> None:
-        """Read the clock: training has ended, evaluation follows. Call it after waiting for the device."""
+        """Stop the clock: training has ended, evaluation follows. Call it after waiting for the device."""
         self.train_seconds = time.perf_counter() - self.started
 
     def position(self, batches: Batches) -> Position:

@@ -15,9 +15,9 @@ from cnnlab.device.world import World
 
 
 class Replica(nn.Module):
-    """`model` with gradients that are averaged over the processes; its parameters are those of `model`.
+    """`model` with gradients that are averaged over the processes; it shares the parameters of `model`.
 
-    weight: the factor of the loss of this process, see `World.weight`; copies: processes that have each image. Set both
+    weight: the factor of this process's loss, see `World.weight`. copies: how many processes have each image. Set both
     for each batch. synced: whether batch norm normalises over the whole batch, not over this process's part. unused:
     whether a parameter may have no gradient.
     """
@@ -46,11 +46,11 @@ class Replica(nn.Module):
         return logits
 
     def later(self, wait: bool) -> AbstractContextManager[Any]:
-        """Return a context in which gradients are only added up, if `wait`, and averaged by a later backward pass."""
+        """Return a context for a backward pass. wait: only accumulate gradients; a later pass averages them."""
         return self.parallel.no_sync() if wait else nullcontext()
 
     def whole(self, loss: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean loss and the correct predictions of the whole batch; loss: already times `weight`."""
+        """Return the mean loss and the correct predictions of the whole batch. loss: this process's, times `weight`."""
         loss, correct = self._world.sum(torch.stack((loss.float(), correct.float())))
         return loss / self._world.size, correct / self.copies
 
@@ -92,7 +92,7 @@ class SyncedBatchNorm(nn.BatchNorm2d):
 
 
 class _Sum(torch.autograd.Function):
-    """The sum of the processes' tensors; so is its gradient, since the loss of each depends on it."""
+    """The sum of the processes' tensors. Gradients are summed, too, since each process's loss depends on the sum."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, world: World) -> Tensor:

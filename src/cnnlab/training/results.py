@@ -31,8 +31,8 @@ from cnnlab.training.series import OUT_OF_FOLD
 if TYPE_CHECKING:
     from cnnlab import Export, Inspection, Report
 
-_SHOWN = 3  # findings
-_LEARNED = 0.99  # accuracy on the images of `overfit` from which the network counts as having learned them
+_SHOWN = 3  # findings that are printed
+_LEARNED = 0.99  # accuracy on the images of `overfit` at which the network counts as having learned them
 
 
 def _notes(run: Run, s: dict[str, Any]) -> list[str]:
@@ -89,7 +89,7 @@ def _verdict(run: Run, s: dict[str, Any]) -> list[str]:
 
 
 def _speed(recipe: str, s: dict[str, Any]) -> str:
-    """Return the line on the throughput; the book's recipes have the book's line, which leaves loading data out."""
+    """Return the line on the throughput. The book's recipes print the book's figure, which excludes data loading."""
     if recipe.startswith("manual/"):
         return f"{s['examples_per_second']:.1f} examples/sec on {s['device']}"
     return f"{s['images_per_second']:.1f} images/s on {s['device']}, wall-clock including data"
@@ -119,7 +119,7 @@ def _next_command(run: Run) -> list[str]:
 
 
 def trained_model(run: Run, weights: Path, network: Network | None = None) -> nn.Module:
-    """Return the run's network with the weights of that file, in eval mode, on the CPU.
+    """Return the run's network with the weights in the file `weights`, in eval mode, on the CPU.
 
     network: the module or builder that was trained, if it was the caller's own. Raise CnnlabError.
     """
@@ -165,19 +165,19 @@ class Result:
         return trained_model(self.run, self.run.weights(), self.network)
 
     def report(self, **options: Any) -> Report:
-        """Return a page about this training, which a notebook shows. options: those of `cnnlab.report`."""
+        """Return a page about this training, which a notebook shows. options: see `cnnlab.report`."""
         from cnnlab import report  # a later package: import through the public name
 
         return report(self.run, **{"model": self.network, **options})
 
     def inspect(self, images: Any = None, **options: Any) -> Inspection:
-        """Look inside the network, which a notebook shows. images, options: those of `cnnlab.inspect_run`."""
+        """Look inside the network, which a notebook shows. images, options: see `cnnlab.inspect_run`."""
         from cnnlab import inspect_run  # a later package: import through the public name
 
         return inspect_run(self.run, images, **{"model": self.network, **options})
 
     def export(self, **options: Any) -> Export:
-        """Write the network to a file for other programs. options: those of `cnnlab.export_run`."""
+        """Write the network to a file for other programs. options: see `cnnlab.export_run`."""
         from cnnlab import export_run  # a later package: import through the public name
 
         return export_run(self.run, **{"model": self.network, **options})
@@ -213,7 +213,7 @@ class SeedsResult:
     kind: ClassVar[str] = "seeds"
 
     def report(self, **options: Any) -> Report:
-        """Return a page about these runs side by side, which a notebook shows. options: those of `cnnlab.report`."""
+        """Return a page about these runs side by side, which a notebook shows. options: see `cnnlab.report`."""
         from cnnlab import report  # a later package: import through the public name
 
         return report(*(r.run for r in self.results), **{"model": self.results[0].network, **options})
@@ -249,9 +249,9 @@ class SeedsResult:
 
 @dataclass(frozen=True)
 class FoldsResult(SeedsResult):
-    """The same recipe trained on all folds but one, for each fold. summary: also the figures `out_of_fold`.
+    """The same recipe trained once for each fold, on all other folds.
 
-    These are of all images, each predicted by the network that was not trained on it.
+    summary: also `out_of_fold`, the figures over all images, each predicted by the network that was not trained on it.
     """
 
     kind: ClassVar[str] = "folds"
@@ -280,7 +280,7 @@ def _mean_std(value: dict[str, Any]) -> str:
 def summarize(
     run: Run, progress: Progress, images: dict[str, int], shared: dict[str, int], device: str
 ) -> dict[str, Any]:
-    """Return the summary of a finished run. images: in each split. shared: see `Session.shared`."""
+    """Return the summary of a finished run. images: their number in each split. shared: see `Session.shared`."""
     rows, recipe = progress.rows, run.recipe
     seen = sum(r["images"] for r in rows)
     last, key = rows[-1], recipe.key
@@ -320,7 +320,7 @@ def summarize(
 
 
 def _figures(run: Run, progress: Progress) -> dict[str, Any] | None:
-    """Return the scores of the weights that the run predicts with, or None if its rows do not have their counts."""
+    """Return the scores of the weights that the run predicts with, or None if their row holds no counts per class."""
     weights, key = run.weights().stem, run.recipe.key
     epoch = progress.best_epoch if weights == "best" else len(progress.rows)
     row = next((row for row in progress.rows if row["epoch"] == epoch), {})

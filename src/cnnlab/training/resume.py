@@ -45,12 +45,12 @@ def resume(
 ) -> Result | SeedsResult:
     """Continue an interrupted run, or a series of several seeds or folds, to the same weights, bit for bit.
 
-    model, data, augment: the network, images and augmentation of your own that the run was started with; its folder
-    lacks them. data may also name where the source's images are now. Default for device, threads, data_dir and
-    skip_bad: what the run started with. on_nan: stop or skip, from here on, instead of the recipe's, which is changed.
+    model, data, augment: your own network, images and augmentation that the run was started with; its folder does not
+    hold them. data may also name the place where the source's images are now. Default for device, threads, data_dir
+    and skip_bad: what the run started with. on_nan: stop or skip, from here on; this changes the recipe.
     settings: epochs=40 trains a finished run for more epochs, in the new folder `runs_dir`/`name`; the learning rate
     follows the schedule over all of them. Without settings, a finished run is not changed.
-    Raise as `train`; also if the data have changed, or another process trains this run.
+    Raise like `train`, and also if the data have changed or another process trains this run.
     """
     folder = runs.find_folder(path, Path(runs_dir))
     moved = data if isinstance(data, str) else None
@@ -129,7 +129,7 @@ def _resume_series(session: Session, series: Series, moved: str | None) -> Seeds
 
 
 def _check_own(session: Session, folder: Path, recipe: Recipe, first: Run | None, augmented: str) -> None:
-    """Raise CnnlabError unless the caller passes the network, images and augmentation of their own that are needed."""
+    """Raise CnnlabError unless the caller's own network, images and augmentation are passed exactly when needed."""
     check_own(
         folder, recipe, builder=first.builder if first else "", augmented=augmented,
         model=session.network, data=session.images, augment=session.augment,

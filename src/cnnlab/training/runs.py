@@ -6,11 +6,11 @@
     metrics.jsonl            one line an epoch, each with a checksum
     tensorboard/             the same as TensorBoard events
     checkpoint.safetensors   all that the next step depends on; until the run is finished, checkpoint.before.safetensors
-                             is the one before it
+                             is the previous one
     last.safetensors         weights after the last epoch
     best.safetensors         weights of the best epoch
     curves.png, summary.json written at the end
-    threshold.json           by `cnnlab calibrate`: below which probability an image is none of the classes
+    threshold.json           from `cnnlab calibrate`: an image whose top probability is lower is none of the classes
     evaluations.jsonl        each explicit evaluation, so that every use of the test set is on record
 
 run.json, environment.json and summary.json hold a checksum of themselves, run.json also one of recipe.json: a file that
@@ -42,7 +42,7 @@ from cnnlab.training.series import FROM, is_series, member_folders, open_series
 
 _FORMAT = "cnnlab run 1"
 WEIGHTS = ("best", "last")
-MOST_COUNTED = 1000  # classes up to which a row holds the counts of each
+MOST_COUNTED = 1000  # largest number of classes for which rows hold counts per class
 _SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
 _SIDE = Number(1, LARGEST_SIDE, whole=True)
 _CHANNELS = Number(1, 64, whole=True)
@@ -112,12 +112,12 @@ class Run:
 
     @property
     def builder(self) -> str:
-        """`FILE.py:BUILDER` of a network of the caller's own, or an empty string."""
+        """`FILE.py:BUILDER` of the caller's own network, or an empty string."""
         return str(self.info["model"].get("builder", ""))
 
     @property
     def augment(self) -> str:
-        """The name of an augmentation of the caller's own, or an empty string."""
+        """The name of the caller's own augmentation, or an empty string."""
         return str(self.info.get("augment", ""))
 
     def weights(self, which: str | None = None) -> Path:
@@ -154,9 +154,9 @@ class Run:
         return summary
 
     def temperature(self, weights: Path) -> float:
-        """Return what the logits by the file `weights` are divided by for probabilities: 1 if it is not calibrated.
+        """Return the temperature, by which the logits of these weights are divided; 1.0 if they are not calibrated.
 
-        Raise CnnlabError.
+        weights: a file of the run. Raise CnnlabError if the summary is damaged.
         """
         if weights.name != self.weights().name:
             return 1.0
@@ -164,9 +164,10 @@ class Run:
         return float(calibration["temperature"]) if calibration.get("weights") == weights.name else 1.0
 
     def threshold(self, weights: Path) -> float:
-        """Return the probability below which an image is none of the classes, by the file `weights`; 0: of any.
+        """Return the threshold: an image whose top probability is lower belongs to none of the classes.
 
-        Raise CnnlabError.
+        weights: a file of the run; 0.0 if it has no threshold. Raise CnnlabError if the threshold is damaged, or was
+        chosen for another temperature.
         """
         path = self.path / THRESHOLD
         if weights.name != self.weights().name or not path.exists():
@@ -182,7 +183,7 @@ class Run:
         return float(found["threshold"])
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """Return a row for each explicit evaluation. Lines that a crash left incomplete are ignored."""
+        """Return a row for each explicit evaluation. Damaged lines, such as a crash leaves behind, are ignored."""
         return read_lines(self.path / EVALUATIONS, torn_lines=True)
 
 
@@ -199,7 +200,7 @@ def create_run(path: Path, recipe: Recipe, info: dict[str, Any]) -> Run:
 
 
 def change_recipe(run: Run, recipe: Recipe) -> Run:
-    """Continue the run by another recipe. The caller holds its lock. Raise OSError."""
+    """Replace the recipe of the run from here on. The caller must hold its lock. Raise OSError."""
     info = {**run.info, "recipes": [*run.info["recipes"], digest(recipe.to_dict())]}
     # In this order: whenever the process dies, recipe.json is one that run.json knows.
     write_checked(run.path / "run.json", info)
@@ -250,7 +251,7 @@ def find_folder(name: str | Path, runs_dir: str | Path = "runs") -> Path:
 
 
 def list_runs(runs_dir: str | Path = "runs", damaged: Callable[[str], None] = lambda _: None) -> list[Run]:
-    """Return all runs under `runs_dir`, sorted by name, with each run of a series. Other folders are ignored.
+    """Return all runs under `runs_dir`, sorted by name, including the runs of a series. Other folders are ignored.
 
     damaged: called with one line for each run that cannot be read; such runs are skipped.
     """
@@ -272,7 +273,7 @@ def list_runs(runs_dir: str | Path = "runs", damaged: Callable[[str], None] = la
 
 
 def folders_of_runs(path: Path) -> list[Path]:
-    """Return `path` if it is a run's folder, else the folders of runs inside it: of a series, or of a reproduction."""
+    """Return the run folders of a series, reproduction or competition; else `path` alone, if it is a run's folder."""
     inside: list[Path] = []
     if any((path / f"{kind}.json").exists() for kind in ("reproduction", "competition")):
         # Links are not followed: one to a folder above would be walked again and again.
@@ -287,12 +288,12 @@ def folders_of_runs(path: Path) -> list[Path]:
 
 
 def write_metrics(run: Run, rows: Sequence[dict[str, Any]]) -> None:
-    """Replace the metrics file as a whole, so that no line is there twice. Raise OSError."""
+    """Replace the whole metrics file, so that no line appears twice. Raise OSError."""
     write_atomic(run.metrics_file, "".join(map(as_line, rows)))
 
 
 def record_evaluation(run: Run, row: dict[str, Any]) -> bool:
-    """Add a line to the run's record of evaluations. Return False if its folder cannot be written."""
+    """Add a line to the run's record of evaluations. Return False if it cannot be written."""
     try:
         append_line(run.path / EVALUATIONS, {"date": datetime.now(UTC).isoformat(timespec="seconds"), **row})
     except (OSError, CnnlabError):
@@ -301,7 +302,7 @@ def record_evaluation(run: Run, row: dict[str, Any]) -> bool:
 
 
 def add_session(run: Run, environment: dict[str, Any]) -> None:
-    """Add versions and hardware to those of earlier sessions. Raise OSError."""
+    """Append this session's versions and hardware to environment.json. Raise OSError."""
     path = run.path / "environment.json"
     write_checked(path, {"sessions": [*_sessions(path), environment]})
 
@@ -330,7 +331,7 @@ def _sessions(path: Path) -> list[dict[str, Any]]:
 
 
 def row_schema(recipe: Recipe) -> dict[str, Any]:
-    """Return what a row of metrics.jsonl holds."""
+    """Return the schema of a row of metrics.jsonl."""
     key = recipe.key
     shares = {f"{key}_{name}": _SHARE for name in ("acc", "balanced_acc", "macro_f1")}
     counts = {f"{key}_correct?": [COUNT], f"{key}_predicted?": [COUNT]}

@@ -85,7 +85,7 @@ class Scores:
         ]
 
     def to_dict(self, classes: Sequence[str]) -> dict[str, Any]:
-        """Return all figures as plain values, as JSON has them. classes: K names."""
+        """Return all figures as plain values for JSON. classes: K names."""
         per_class = zip(classes, self.per_class, strict=True)
         return {
             "accuracy": self.accuracy,

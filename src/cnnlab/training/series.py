@@ -1,4 +1,4 @@
-"""A series: runs of one recipe in one folder, which differ in their seed or in their fold.
+"""A series: runs of one recipe in one folder that differ only in their seed or fold.
 
 seeds.json or folds.json holds the recipe and the numbers; each run has a folder, seed-0, seed-1, ... or fold-1, ...
 """
@@ -18,7 +18,7 @@ from cnnlab.recipe import Recipe
 
 MOST_RUNS = 100_000
 OUT_OF_FOLD = "out_of_fold.csv"  # the predictions of all images in a series of folds
-# The schema of what a run's `from` says about the run that it starts from.
+# The schema of a run's `from`, which describes the run that it starts from.
 FROM = (
     {"kind": "continued", "run": str, "epochs": COUNT},
     {"kind": "weights", "run": str, "weights": ("best.safetensors", "last.safetensors")},
@@ -30,9 +30,8 @@ _KINDS = ("seeds", "folds")
 class Series:
     """A folder of several runs.
 
-    kind: seeds or folds; recipe: of all runs, except for the setting `seed` or `fold`, which is one of `numbers`;
-    origin: the run whose weights they start from, as in run.json; augment: the name of an augmentation of the caller's
-    own.
+    kind: seeds or folds; recipe: shared by all runs, except that each has one of `numbers` as its `seed` or `fold`;
+    origin: the run whose weights they start from, as in run.json; augment: the name of the caller's own augmentation.
     """
 
     path: Path
@@ -70,7 +69,7 @@ class Series:
 
 
 def is_series(path: Path) -> bool:
-    """Return whether the folder is one of several runs."""
+    """Return whether the folder holds a series."""
     return any((path / f"{kind}.json").exists() for kind in _KINDS)
 
 

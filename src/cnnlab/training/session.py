@@ -54,7 +54,7 @@ def same_device(name: str | None) -> str:
 class Session:
     """The device, display, images and plan of one call. Arguments: see `train`. Raise CnnlabError.
 
-    network, images: the caller's own, in place of what the recipe names. augment: the caller's, after the recipe's.
+    network, images: the caller's own, in place of the recipe's. augment: the caller's, applied after the recipe's.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Session:
         self._skip_bad = skip_bad
         self.origin: dict[str, Any] | None = None  # the run that new ones start from
         self.search_test = True  # whether the test images are searched for copies of training images
-        self.job = ""  # names this call over the restarts of its processes, see `World`
+        self.job = ""  # identifies this call across restarts of its processes, see `World`
         self.given: frozenset[str] | None = None  # see `choose`
         self._introduced = self._announced = False
         self._plan: Plan | None = None
@@ -104,7 +104,7 @@ class Session:
         self._connected.close()
 
     def continue_as(self, run: Run) -> None:
-        """Take device, threads, data folder and skip_bad from what `run` started with, unless they were given."""
+        """Use the device, threads, data folder and skip_bad that `run` started with, unless others were given."""
         self._data_dir = data_folder(self._named_data_dir or runs.data_dir(run))
         self._skip_bad = self._skip_bad or bool(run.info["data"].get("skip_bad"))
         first = runs.first_session(run)
@@ -116,8 +116,8 @@ class Session:
     def load_data(self, recipe: Recipe, *, again: Run | None = None) -> Recipe:
         """Load the recipe's images and check that its network can be trained on them.
 
-        again: the run that is resumed, perhaps on a machine that cannot compile; its images are compared first. Return
-        the recipe with an absolute data folder.
+        again: the run that is resumed, perhaps on a machine that cannot compile; its images must be the same. Return
+        the recipe with the absolute path of its data and, if it is a default recipe, fitted to the images.
         """
         recipe = replace(recipe, data=absolute(recipe.data))
         if recipe.init != "pytorch" and (published_tag(recipe.model) or isinstance(self.network, nn.Module)):
@@ -167,7 +167,7 @@ class Session:
         return options_for(recipe, self._data_dir, skip_bad=self._skip_bad, report=self.display.read)
 
     def divide(self, recipe: Recipe) -> None:
-        """Split the loaded images by the recipe: those to train on and those to evaluate on."""
+        """Split the loaded images into training and evaluation images, as the recipe says."""
         assert self._pool is not None
         self.splits = divide(self._pool, recipe)
         self.train_set, self.eval_set = self.splits.train, self.splits.evaluated
@@ -185,7 +185,7 @@ class Session:
         return run
 
     def run_info(self, recipe: Recipe) -> dict[str, Any]:
-        """Return what run.json holds of network, images and preprocessing."""
+        """Return the content of run.json, such as network, images and preprocessing."""
         with torch.device("meta"):
             parameters = sum(p.numel() for p in self.build(recipe).parameters())
         published = published_weights(recipe.model)
@@ -220,7 +220,7 @@ class Session:
     def build(self, recipe: Recipe, *, published: bool = False, classes: int = 0) -> nn.Module:
         """Return the recipe's network for these images, with PyTorch's initial weights, or `published` ones.
 
-        classes: Default: those of the images.
+        classes: their number. Default: that of the images.
         """
         sizes = {**self._sizes, "num_classes": classes or len(self.train_set.classes)}
         if self.network is not None:
@@ -233,12 +233,12 @@ class Session:
         return None if isinstance(self.network, nn.Module) else lambda: self.build(recipe, classes=count)
 
     def builder(self, recipe: Recipe) -> str:
-        """Return `FILE.py:BUILDER` of a network that is not one of ours, or an empty string."""
+        """Return `FILE.py:BUILDER` of a network that is not cnnlab's, or an empty string."""
         added = MODELS.get(recipe.model) if recipe.model not in DESCRIPTIONS else None
         return builder_source(self.network or added) if self.network is not None or added is not None else ""
 
     def check_images(self, run: Run, data: str) -> None:
-        """Raise CnnlabError unless the images of `data`, which are loaded, are those that `run` started with."""
+        """Raise CnnlabError unless the loaded images of `data` are the ones that `run` started with."""
         if run.info["data"]["fingerprint"] != self.fingerprint:
             raise CnnlabError(f"the images of {data} are not those that {run.path} started with; train a new run")
 
@@ -274,7 +274,7 @@ class Session:
 
     def _workload(self, recipe: Recipe) -> Workload:
         side, world = self.preprocessing.image_size, self.world
-        if world.size > 1:  # what one of them has to do
+        if world.size > 1:  # the work of one process
             recipe = replace(recipe, batch_size=max(1, recipe.batch_size // world.size), compile="off")
         return Workload(
             recipe,
@@ -298,11 +298,11 @@ class Session:
 
     def shared(self, recipe: Recipe) -> dict[str, int]:
         """Return how many images of each other split are, pixel for pixel, among the training images."""
-        if recipe.overfit:  # it says nothing about other images
+        if recipe.overfit:  # such a training says nothing about other images
             return {}
         if self._shared is None:
             self._shared = {}
-            if recipe.eval_split != "train":  # which is a part of the training images
+            if recipe.eval_split != "train":  # else they are part of the training images
                 self._shared[recipe.eval_split] = len(shared(self.train_set.images, self.eval_set.images))
             if recipe.eval_split != "test" and self.images is None and self.search_test:
                 options = SourceOptions(data_dir=self._data_dir, columns=recipe.columns)

@@ -43,9 +43,10 @@ _DIVISION = ("eval_split", "val_fraction", "split_seed", "folds", "fold", "group
 
 
 def continued_recipe(run: Run, settings: dict[str, Any]) -> Recipe:
-    """Return the recipe of a run that continues the finished one `run`. Raise CnnlabError for a change that cannot be.
+    """Return the recipe for continuing the finished `run`.
 
-    settings: those that change, epochs among them.
+    settings: those that change, epochs among them. Raise CnnlabError if one of them must not change, or if there are no
+    more epochs than before.
     """
     recipe = run.recipe.changed(**settings)
     fixed = [key for key, value in settings.items() if getattr(run.recipe, key) != value and key not in CONTINUABLE]
@@ -61,7 +62,7 @@ def continued_recipe(run: Run, settings: dict[str, Any]) -> Recipe:
 
 
 def continue_from(run: Run) -> None:
-    """Copy the state of the finished run that `run` continues, unless it has a state of its own.
+    """Copy the state of the finished run that `run` continues, unless `run` has a checkpoint already.
 
     Raise OSError, and CnnlabError if the finished run is gone.
     """
@@ -70,13 +71,13 @@ def continue_from(run: Run) -> None:
         return
     before = runs.open_run(origin["run"])
     runs.write_metrics(run, before.metrics()[: origin["epochs"]])
-    for name in ("best.safetensors", "last.safetensors", "checkpoint.safetensors"):  # the one that counts is the last
+    for name in ("best.safetensors", "last.safetensors", "checkpoint.safetensors"):  # last: the one that counts
         if (before.path / name).exists():
             write_atomic(run.path / name, (before.path / name).read_bytes())
 
 
 def run_of_job(job: str, runs_dir: str | Path, *, finished: bool) -> Run | None:
-    """Return the run under `runs_dir` that was started by `job`, see `World.job`. finished: also if it is finished."""
+    """Return the run under `runs_dir` that was started by `job`, see `World.job`. finished: even if it is finished."""
     folder = Path(runs_dir)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         with suppress(CnnlabError, OSError):
@@ -98,9 +99,10 @@ def weights_of(name: Run | str | Path, runs_dir: str | Path) -> dict[str, Any]:
 def like_origin(
     name: Run | str | Path, runs_dir: str | Path, model: Any, data: Any, settings: dict[str, Any]
 ) -> tuple[Any, Any, dict[str, Any]]:
-    """Return model, data and settings of a training that starts from a run's weights: where not given, that run's.
+    """Return model, data and settings of a training that starts from a run's weights. Default: the run's.
 
-    The image size comes with the network. Raise CnnlabError for a network or images of the caller's own.
+    The image size comes with the network. Raise CnnlabError if the run's network or images are needed here, but were
+    the caller's own.
     """
     run = name if isinstance(name, Run) else runs.open_run(name, runs_dir)
     given = {"model": model, "data": data}
@@ -114,10 +116,10 @@ def like_origin(
 def fitting_weights(
     origin: dict[str, Any], model: nn.Module, name: str, classes: list[str], build: Callable[[int], nn.Module]
 ) -> dict[str, Tensor]:
-    """Return the weights of a run that fit `model`, the network `name`, which may be on the meta device.
+    """Return the weights of the run `origin` that fit `model`, the network `name`, which may be on the meta device.
 
-    Layers whose shape depends on the number of classes are left out, unless the classes are the same. build: returns
-    the network for a number of classes. Raise CnnlabError if nothing fits.
+    origin: see `weights_of`. Layers whose shape depends on the number of classes are left out, unless the classes are
+    the same. build: returns the network for a number of classes. Raise CnnlabError if nothing fits.
     """
     before = runs.open_run(origin["run"])
     tensors = read_weights(before.path / origin["weights"])
@@ -133,7 +135,7 @@ def fitting_weights(
 
 
 def check_origin(session: Session, recipe: Recipe) -> None:
-    """Raise CnnlabError if no weight of the run to start from fits, before a folder is created."""
+    """Raise CnnlabError if no weight of the run to start from fits. Call it before a folder is created."""
     if session.origin is not None:
         with torch.device("meta"):  # shapes without memory
             model = session.build(recipe)
@@ -144,7 +146,7 @@ def check_origin(session: Session, recipe: Recipe) -> None:
 
 
 def note_seen_images(session: Session, recipe: Recipe, *, folds: bool = False) -> None:
-    """Warn if the run to start from may have been trained on images that are held out now. folds: each fold is."""
+    """Warn if the run to start from may have seen images that are held out now. folds: each image is held out once."""
     if session.origin is None or recipe.eval_split != "validation":
         return
     before = runs.open_run(session.origin["run"])
@@ -173,7 +175,7 @@ def new_model(session: Session, run: Run, *, published: bool = True) -> nn.Modul
 
 
 def initialize_from(model: nn.Module, run: Run, build: Callable[[int], nn.Module], log: Callable[[str], None]) -> None:
-    """Copy the `fitting_weights` that the new `run` starts from into `model`, and say what was copied."""
+    """Copy the `fitting_weights` that the new `run` starts from into `model`, and log what was copied."""
     origin = run.info.get("from", {})
     if origin.get("kind") != "weights":
         return
@@ -192,7 +194,7 @@ def _count(tensors: Any) -> int:
 
 
 def note_differences(session: Session, run: Run, plan: Plan, first: dict[str, Any], here: dict[str, Any]) -> None:
-    """Note what may change the last bits of a resumed run. first, here: its first environment, and this one."""
+    """Note what may change the last bits of a resumed run. first, here: its first environment and the current one."""
     log = session.display.message
     if plan.precision == torch.bfloat16 and first and not has_bfloat16(session.device):
         log(f"note: {run.path} started in bfloat16, which this device computes slowly")
@@ -205,7 +207,7 @@ def note_differences(session: Session, run: Run, plan: Plan, first: dict[str, An
 
 
 def with_best_on_disk(session: Session, run: Run, progress: Progress) -> Progress:
-    """Return `progress` with the best figures of best.safetensors: a worse epoch must not replace those weights.
+    """Return `progress` with the figures of best.safetensors if better: a worse epoch must not replace those weights.
 
     A killed process may have saved them after its last checkpoint.
     """

@@ -24,13 +24,13 @@ def train_step(
     precision: torch.dtype = torch.float32,
     micro_batch: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Update the model once by the mean cross-entropy of a batch.
+    """Update the model once on the mean cross-entropy of a batch.
 
-    x: (B, C, H, W) float. y: (B,) int64 classes or (B, K) probabilities, for mixed images. A row of these may be
-    scaled by the weight of its image; with weights of mean 1 the loss is the weighted mean. precision: of convolutions
-    and matrix products. micro_batch: see `add_gradients`. Return the mean loss and the number of correct predictions,
-    both scalars on the device. A prediction for a mixed image is correct if it is the class with the larger
-    probability.
+    x: (B, C, H, W) float. y: (B,) int64 classes or (B, K) probabilities, for mixed images. A row of probabilities may
+    be scaled by the weight of its image; with weights of mean 1 the loss is the weighted mean. precision: dtype of
+    convolutions and matrix products. micro_batch: see `add_gradients`. Return the mean loss and the number of correct
+    predictions, both scalars on the device. A prediction for a mixed image is correct if it is the class with the
+    larger probability.
     """
     optimizer.zero_grad()
     loss, correct = add_gradients(model, x, y, label_smoothing, precision, micro_batch)
@@ -49,8 +49,8 @@ def add_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Add the gradients of the mean loss of a batch to the parameters' `grad`. Arguments, result: see `train_step`.
 
-    micro_batch: images that go through the network at once, so that a large batch needs no more memory; batch norm
-    then normalises over those. 0: all. scaler: scales the loss.
+    micro_batch: largest number of images that pass through the network at once, which limits the memory that a large
+    batch needs; batch norm then normalises over these. 0: all. scaler: scales the loss.
     """
     count = -(-len(y) // micro_batch) if micro_batch else 1
     losses, corrects = [], []
@@ -96,7 +96,7 @@ def _forward_loss(
 class Compiled(nn.Module):
     """A network whose forward pass and loss are compiled together; it shares the weights of `model`.
 
-    Compiling them as one saves about a dozen of a small network's hundred kernels. mode: of torch.compile.
+    Compiling them as one saves about a dozen of a small network's hundred kernels. mode: see torch.compile.
     """
 
     def __init__(self, model: nn.Module, mode: str) -> None:
@@ -121,10 +121,11 @@ class Compiled(nn.Module):
 
 
 class GuardedStep:
-    """`train_step` with loss scaling, or one that skips updates with NaN or Inf. The host waits for the device.
+    """A `train_step` with loss scaling, or one that skips updates with NaN or Inf. The host waits for the device.
 
     scaler: for float16, whose small gradients would underflow; a step whose scaled gradients overflow is skipped.
-    skip_nonfinite: if the loss or a gradient is NaN or Inf, leave the model as it was and return a loss of NaN.
+    skip_nonfinite: if the loss, or without a scaler a gradient, is NaN or Inf, leave the model as it was and return a
+    loss of NaN.
     `updated` says whether the last call changed the weights.
     """
 
@@ -144,7 +145,7 @@ class GuardedStep:
         precision: torch.dtype = torch.float32,
     ) -> tuple[Tensor, Tensor]:
         """Update the model once, or skip the update. Arguments and result: see `train_step`."""
-        # The forward pass changes the running statistics of batch norm.
+        # To be restored: the forward pass changes the running statistics of batch norm.
         buffers = [buffer.clone() for buffer in model.buffers()] if self.skip_nonfinite else []
         optimizer.zero_grad()
         if self.scaler is not None:
@@ -174,7 +175,7 @@ class GuardedStep:
 
 
 def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """If the very first scaled step overflows, PyTorch's fused SGD leaves its new momentum uninitialized."""
+    """Zero the momentum: if the very first scaled step overflows, PyTorch's fused SGD leaves it uninitialized."""
     if isinstance(optimizer, torch.optim.SGD) and not optimizer.state:
         for group in optimizer.param_groups:
             for p in group["params"] if group["momentum"] else ():

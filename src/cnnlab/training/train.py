@@ -77,25 +77,26 @@ def train(
     """Train a network into the new folder `runs_dir`/`name`.
 
     recipe: a recipe or its name. Default: the one for the data. In place of model, it may be a network of your own: an
-    nn.Module, which is copied before the training, or a builder, which is called with num_classes, in_channels and
-    image_size, as far as it takes them. It gets square images (B, C, S, S) float32 and returns logits (B, K).
+    nn.Module, which is copied before the training, or a builder, which is called with any of num_classes,
+    in_channels and image_size that it accepts. The network gets square images (B, C, S, S) float32 and returns logits
+    (B, K).
     model: the name of a network, or your own. Default: the recipe's.
     data: the name of a source, or your own images: an ImageSet, a torch Dataset of pairs (image, label), a tuple (X, y)
     of images (N, C, H, W), (N, H, W) or, as an array, (N, H, W, C), and labels (N,) in 0..K-1; or a tuple of two of
     these, to train on and to evaluate on. Images hold uint8 in 0..255 or floating point in 0..1. Default: the recipe's.
-    settings: settings that replace the recipe's, such as epochs=5 (`cnnlab list settings`).
-    device: auto, cpu, cuda or mps. threads: of the CPU. Default: all available cores. data_dir: the folder of the
-    datasets. skip_bad: skip damaged images. auto_batch: halve the batch size until a step fits in memory. init_from: a
-    run whose weights to start from, as far as they fit: for other classes, all but the last layer. Without a recipe,
-    its network, image size and data are the defaults. progress: auto, bar, lines, notebook or none (prints nothing).
-    on_epoch: called with the row of figures after each epoch is saved; if it returns False, the training ends there and
-    counts as finished.
+    settings: override the recipe's, such as epochs=5 (`cnnlab list settings`).
+    device: auto, cpu, cuda or mps. threads: CPU threads. Default: all available cores. data_dir: the folder of the
+    datasets. skip_bad: skip damaged images. auto_batch: halve the batch size until a step fits in memory. init_from:
+    start from the weights of this run, as far as they fit; with other classes, all but the last layer. Without a
+    recipe, its network, image size and data are the defaults. progress: auto, bar, lines, notebook or none (prints
+    nothing). on_epoch: called with the row of figures after each epoch is saved; if it returns False, the training ends
+    there and counts as finished.
     augment: augmentation of your own, after the recipe's: a function of a batch of images (B, C, H, W) float32 in 0..1
     and a torch.Generator on their device, or of the images alone, that returns the same shape; or a transform of
     torchvision.transforms.v2, which draws once for the whole batch. `resume` needs it again.
 
-    Raise CnnlabError for wrong input or a disk that fails, TrainingInterrupted on Ctrl-C, SIGTERM or SIGHUP. In all
-    cases `resume` continues from what is saved.
+    Raise CnnlabError for wrong input or a failing disk, TrainingInterrupted on Ctrl-C, SIGTERM or SIGHUP. In all cases
+    `resume` continues from what is saved.
     """
     if init_from is not None and recipe is None:
         model, data, settings = like_origin(init_from, runs_dir, model, data, settings)
@@ -126,7 +127,7 @@ def train(
 
 
 def train_run(session: Session, run: Run, like: dict[str, Any] | None = None) -> Result:
-    """Train a run to its end, from its checkpoint if it has one, under its lock.
+    """Train a run to its end, from its checkpoint if it has one, and hold its lock meanwhile.
 
     like: the first session of another run, whose plan a new run shares.
     """
@@ -155,7 +156,7 @@ def train_run(session: Session, run: Run, like: dict[str, Any] | None = None) ->
 
 @contextlib.contextmanager
 def explained_errors(session: Session, recipe: Recipe) -> Iterator[None]:
-    """Turn the errors of PyTorch for steps that cannot be computed here into one line."""
+    """Turn PyTorch's errors for steps that cannot be computed here into one-line CnnlabErrors."""
     try:
         yield
     except CnnlabError:
@@ -175,7 +176,7 @@ def explained_errors(session: Session, recipe: Recipe) -> Iterator[None]:
 
 
 def _prepare(session: Session, run: Run, plan: Plan, here: dict[str, Any]) -> tuple[Trainer, Checkpointer]:
-    """Build the trainer, new or from the checkpoint, and save its state. here: the environment of this process."""
+    """Build the trainer, new or from the checkpoint, and save its state. here: the current environment."""
     recipe, device, world = run.recipe, session.device, session.world
 
     def clean() -> None:
@@ -204,7 +205,7 @@ def _prepare(session: Session, run: Run, plan: Plan, here: dict[str, Any]) -> tu
                 checkpoint.save_checkpoint(run.checkpoint, model, optimizer, device, progress.to_dict(), average)
             runs.write_metrics(run, progress.rows)  # drops what a killed process wrote after its checkpoint
 
-    world.gather(None)  # all have read what is there
+    world.gather(None)  # all processes have read what is there
     world.from_first(begin)
     trainer = Trainer(session, run, plan, model, optimizer, average, progress)
     return trainer, Checkpointer(run, model, optimizer, average, device, progress, writes=world.first)

@@ -81,9 +81,9 @@ def train_folds(
 ) -> FoldsResult:
     """Train `count` times into one folder, each time on all images but one fold, which is held out: cross-validation.
 
-    Each image is in one fold. Folds keep the shares of the classes, and groups together (see the setting `group`). The
-    result pools the predictions of all images by the network that did not see them. Other arguments and errors: as for
-    `train`.
+    Each image is in one fold. Folds keep the class proportions, and keep groups together (see the setting `group`). The
+    result pools the predictions for all images, each by the network that did not see it. Other arguments and errors: as
+    for `train`.
     """
     if count < 2:
         raise CnnlabError(f"folds={count}: must be at least 2")
@@ -134,7 +134,7 @@ def _train_new(
 
 
 def check_single(kind: str) -> None:
-    """Raise CnnlabError for a series, which several processes do not train. kind: empty if it is none."""
+    """Raise CnnlabError for a series, which several processes cannot train together. kind: empty for a single run."""
     if kind:
         option = "--seed N" if kind == "seeds" else "--set folds=K --set fold=N"
         raise CnnlabError(f"several {kind} are trained by one process each: start a job for each, with {option}")

@@ -1,4 +1,4 @@
-// Requests to the page's own server. An answer that is an error throws its text.
+// Requests to the page's own server. An error response is thrown with its message.
 
 async function answer(request) {
   const response = await request;
@@ -25,7 +25,7 @@ export const get = (path, values) => answer(fetch(`/api/${path}${query(values)}`
 export const post = (path, values) => answer(fetch(`/api/${path}`, { method: "POST", body: JSON.stringify(values) }));
 export const send = (path, values, file) => answer(fetch(`/api/${path}${query(values)}`, { method: "POST", body: file }));
 
-// Calls `changed` with the names of the runs that have changed. Returns a function that ends it.
+// Call `changed` with the names of runs when they change. Return a function that ends this.
 export function watch(changed) {
   const source = new EventSource("/api/events");
   source.onmessage = (event) => {

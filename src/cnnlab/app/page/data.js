@@ -17,7 +17,7 @@ export function dataPage(app) {
   const state = { view: "all", split: null, k: null, group: null, run: null };
   let ended = false, turn = 0, runs = [];
   app.end = () => { ended = true; seen.disconnect(); };
-  // The next images come when the button below comes into view.
+  // Load more when the button below the images comes into view.
   const seen = new IntersectionObserver((entries) => { for (const one of entries) if (one.isIntersecting) one.target.click(); }, { rootMargin: "400px" });
 
   function tabs(label, values, chosen, choose) {
@@ -46,7 +46,7 @@ export function dataPage(app) {
       ...(state.view === "all" ? browse(found, current) : search(found, current)));
   }
 
-  // Rows that come in parts: at once, and as far as the page is scrolled. next(shown) returns { rows, total, nodes }.
+  // Load rows in parts: the first at once, more as the page is scrolled. next(shown) returns { nodes, total, text }.
   function parts(line, grid, current, next) {
     const more = el("button", { type: "button", class: "more", hidden: true, onclick: load }, t("ui_more"));
     let shown = 0, busy = false;
@@ -97,7 +97,7 @@ export function dataPage(app) {
         group === null ? null : el("span", { class: "file" }, t("ui_in_group"), " ", el("bdi", {}, app.short(String(group), 40))), more));
   }
 
-  // A search is a process of its own: it starts on demand, and the page asks for what it has found.
+  // A search is a process on the server: it starts on demand, and the page polls it.
   function search(found, current) {
     const kind = state.view;
     const line = el("p", { class: "small", role: "status" }), grid = el("div", { class: kind === "suspects" ? "grid wide" : "pairs-grid" }), place = el("div", {});

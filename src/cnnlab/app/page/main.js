@@ -21,7 +21,7 @@ const box = document.getElementById("message");
 const state = { run: 0, language: null, theme: null, ...kept() };
 let current = null;
 
-// What a page gets: texts, the node to draw into, messages, and names of runs that have changed.
+// Draw the page that the address names. `app` has its texts, node and messages; it may set `changed` and `end`.
 function show() {
   const { page, names } = parse(location.hash);
   current?.end?.();

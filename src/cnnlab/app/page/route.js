@@ -1,4 +1,4 @@
-// Addresses of the pages: #/run/NAME, with each part encoded, since names hold slashes.
+// Addresses of the pages: #/run/NAME, with each part encoded, since names may contain slashes.
 
 export function parse(hash) {
   const parts = hash.replace(/^#\/?/, "").split("/").filter(Boolean).map(decoded);
@@ -17,7 +17,7 @@ function decoded(text) {
   }
 }
 
-// Minutes and seconds, or hours and minutes.
+// Seconds, minutes and seconds, or hours and minutes.
 export function duration(seconds) {
   const whole = Math.round(seconds);
   if (whole < 60) return `${whole} s`;
@@ -25,7 +25,7 @@ export function duration(seconds) {
   return `${Math.floor(whole / 3600)} h ${String(Math.floor((whole % 3600) / 60)).padStart(2, "0")} min`;
 }
 
-// Points of a line through values in 0..1, in a box.
+// The points of an SVG line through `values`, scaled to fill a box.
 export function sparkline(values, width, height) {
   const low = Math.min(...values), high = Math.max(...values), span = high - low || 1;
   return values
@@ -33,7 +33,7 @@ export function sparkline(values, width, height) {
     .join(" ");
 }
 
-// Of rows with texts, those that hold every word of the filter.
+// The rows whose texts contain every word of the filter.
 export function filtered(rows, text) {
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
   return rows.filter((row) => {

@@ -23,7 +23,7 @@ function reports(app) {
   let busy = false, again = false, ended = false;
   app.end = () => { ended = true; };
 
-  // First without the images, at once; then evaluated, once training has ended.
+  // Show the report without evaluation at once; evaluate the runs once training has ended.
   async function load() {
     if (busy) { again = true; return; }
     busy = true;

@@ -1,4 +1,4 @@
-// All runs, live: also those that other processes train.
+// All runs, live, including those that other processes train.
 
 import { el, svg } from "../report/dom.js";
 import { visible } from "../report/format.js";
@@ -44,7 +44,7 @@ export function runsPage(app) {
       el("td", {}, action(app, run, load)));
   }
 
-  // Each run; above the first of a series, the series, which has a page of its own.
+  // A row for each run. Above the first run of a series, a row for the series, which has its own page.
   function rows() {
     const shown = filtered(found.runs, filter.value), drawn = new Set();
     return shown.flatMap((run) => {

@@ -34,7 +34,7 @@ export function trainPage(app) {
     return el("div", { class: "field" }, el("label", { for: id }, label), input, help ? el("span", { class: "small" }, help) : null);
   }
 
-  // The recipe's own values are shown in the empty fields.
+  // Show the recipe's values in the empty fields.
   async function fill() {
     try {
       const found = await get("recipe", { recipe: recipe.value, data: recipe.value && !data.value ? null : data.value, model: model.value });
@@ -75,7 +75,7 @@ export function trainPage(app) {
     }
   }
 
-  // Until the run's folder is there, what the process prints.
+  // Show the output of the process until the run's folder exists.
   async function look() {
     if (!waiting || ended) return;
     const found = await get("runs");

@@ -1,4 +1,4 @@
-// Try an image: what a run says of it, where it looks, and which training images are like it.
+// Try an image: what a run predicts, where it looks, and which training images are similar.
 
 import { el } from "../report/dom.js";
 import { answerBars, imageInput } from "../report/trying.js";

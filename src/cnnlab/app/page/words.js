@@ -1,4 +1,4 @@
-// The texts of the pages, beside those of the report: [English, Chinese].
+// The texts of the pages, in addition to those of the report: [English, Chinese].
 
 import { texts } from "../report/text.js";
 

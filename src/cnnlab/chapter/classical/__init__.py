@@ -42,12 +42,12 @@ _GRID_IMAGES, _GRID_LANDMARKS = 15_000, 1500  # upper limits while settings are 
 class ClassicalResult:
     """The result of one method.
 
-    counts: images per split. settings: chosen on the validation images: C, and for the kernel gamma (relative to 1 /
-    mean squared distance) and landmarks. val_acc: of a fit without the validation images. train_acc, test_acc: of the
-    fit on all training images; test_acc is None without a test set. confusion: (K, K), rows are true classes, of
-    `confusion_of` (test or validation). seconds: reading, features, choosing, fit, predict and all; features shared
-    with an earlier method of the same call are counted there. images_per_second: all images / all seconds. notes:
-    warnings, such as skipped files.
+    counts: images per split. settings: C and, with a kernel, gamma (relative to 1 / mean squared distance), chosen on
+    the validation images; and the kernel's number of landmarks. val_acc: of a fit without the validation images.
+    train_acc, test_acc: of the fit to all training images; test_acc is None without a test set. confusion: (K, K), rows
+    are true classes, on the split `confusion_of` (test or validation). seconds: reading, features, choosing, fit,
+    predict and all; features shared with an earlier method of the same call are counted there. images_per_second: all
+    images / all seconds. notes: warnings, such as skipped files.
     """
 
     method: str
@@ -102,12 +102,12 @@ def classical(
 ) -> list[ClassicalResult]:
     """Train and evaluate `methods`, names in METHODS, on the source `data`. Default: all.
 
-    C and gamma are chosen on validation images: the source's own, or a tenth of the training images, chosen by `seed`,
-    on which the final model is trained too. The test set is read after that, once per method.
+    C and gamma are chosen on validation images: the source's own, or a tenth of the training images, drawn with `seed`,
+    on which the final model is trained too. Each method is evaluated on the test set only after that, once.
 
-    limit: largest number of images per split, stratified; 0: all. threads: default: all cores. cache_dir: for
-    features. Default: in the user's cache folder. The same seed on the same machine and versions gives the same
-    predictions. Raise CnnlabError for invalid arguments or images, and without OpenCV for SIFT.
+    limit: largest number of images per split, stratified; 0: all. threads: Default: all cores. cache_dir: folder for
+    features. Default: one in the user's cache. The same seed on the same machine and versions gives the same
+    predictions. Raise CnnlabError for invalid arguments or images, and for SIFT without OpenCV.
     """
     from threadpoolctl import threadpool_limits
 
@@ -123,7 +123,7 @@ def classical(
         raise CnnlabError(f"seed={seed}: choose an integer from 0 to {2**32 - 1}")
     check_threads(threads)
     if any(METHODS[name][0] == "sift" for name in names):
-        _features.opencv()  # raises before minutes of reading
+        _features.opencv()  # raises now if it is missing, not after minutes of reading
     options = SourceOptions(data_dir=data_folder(data_dir), skip_bad=skip_bad, report=report)
     folder = expand(cache_dir) if cache_dir is not None else Path(user_cache_dir("cnnlab")) / "features"
     work = _Work(data, options, limit, seed, threads or available_cores(), folder, report)
@@ -132,7 +132,7 @@ def classical(
 
 
 class _Work:
-    """What the methods of one call share: the images, and the features that are computed."""
+    """The state that the methods of one call share: the images, and the features computed so far."""
 
     def __init__(
         self, data: str, options: SourceOptions, limit: int, seed: int, threads: int, folder: Path, report: Report
@@ -167,7 +167,7 @@ class _Work:
         if split not in self.sets:
             images = load_images(self.data, split, self.options)
             if images is not None:
-                self.options = self.options.like(images)  # the training images come first
+                self.options = self.options.like(images)  # the training images are read first
                 self.notes += [f"skipped: {text}" for text in images.skipped]
                 if 0 < self.limit < len(images):
                     images = images.take(stratified_subset(images.labels, self.limit, self.seed))
@@ -184,7 +184,7 @@ class _Work:
         compute: Callable[..., Floats] = _features.hog
         if kind == "sift":
             if self.words is None:
-                # Without the validation images, on which settings are chosen.
+                # Without the validation images: settings are chosen on them.
                 base = self.whole.take(torch.from_numpy(self.fit_index))
                 self.words, _ = _features.cached(
                     self.folder, {"features": "sift", "words_of": base.fingerprint(), "seed": self.seed},
@@ -202,12 +202,12 @@ class _Work:
         return features, cached
 
     def measure(self, method: str) -> ClassicalResult:
-        """Choose settings on the validation images, fit all training images, then evaluate on the test set."""
+        """Choose settings on the validation images, fit to all training images, then evaluate on the test set."""
         kind, start = METHODS[method][0], time.perf_counter()
         seconds = {"reading": self.reading, **dict.fromkeys(("features", "choosing", "fit", "predict"), 0.0)}
         with _timed(seconds, "features"):
             x, cached = self.features(kind, "train")
-            # One factor for all features, from the training images, so that C and gamma mean the same for every source.
+            # One factor for all features, from the training images, so that C means the same for every source.
             scale = np.float32(1 / np.sqrt((x[self.fit_index] ** 2).sum(1).mean() or 1.0))
             x, y = x * scale, self.whole.labels.numpy()
             fit_x, fit_y = x[self.fit_index], y[self.fit_index]
@@ -264,7 +264,7 @@ class _Work:
         )
 
     def _choose(self, method: str, x: Floats, y: Labels, val_x: Floats, val_y: Labels) -> dict[str, float]:
-        """Return the best settings on the validation images; of equal ones the first, which is the smoothest."""
+        """Return the best settings on the validation images. Ties go to the first, which is the smoothest."""
         kernel = METHODS[method][1] == "kernel"
         if len(x) > _GRID_IMAGES:
             some = stratified_subset(torch.from_numpy(y), _GRID_IMAGES, self.seed).numpy()
@@ -285,7 +285,7 @@ class _Work:
     def _fit(
         self, method: str, x: Floats, y: Labels, settings: dict[str, float], task: str
     ) -> tuple[Callable[[Floats], Labels], dict[str, float]]:
-        """Return a function features -> labels, and the settings including those of the fit."""
+        """Return a function features -> labels, and the settings with the number of landmarks, if any."""
         self.report(f"{method}: {task}", 0, 0)
         if METHODS[method][1] == "linear":
             return svm(x, y, settings["C"], self.seed, self.threads).predict, settings

@@ -1,4 +1,4 @@
-"""A linear support vector machine and an approximated Gaussian kernel, both from scikit-learn.
+"""A linear support vector machine and an approximation of the Gaussian kernel, both from scikit-learn.
 
 C. Cortes, V. Vapnik, Support-Vector Networks, 1995. C. Williams, M. Seeger, Using the Nystroem Method to Speed Up
 Kernel Machines, NIPS 2001. L. Bottou, Large-Scale Machine Learning with Stochastic Gradient Descent, 2010 (the
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
-_PASSES = 20, 100  # at least and at most; in between, as many as make a million steps
+_PASSES = 20, 100  # fewest and most; in between, as many as take a million steps
 _STEPS = 1_000_000
 
 
@@ -37,7 +37,7 @@ def svm(features: Floats, labels: Labels, c: float, seed: int, threads: int) -> 
 
 
 class KernelMap:
-    """A map z with z(a) . z(b) ≈ exp(-gamma |a - b|^2); more landmarks make it more exact."""
+    """A map z with z(a) . z(b) ≈ exp(-gamma |a - b|^2); more landmarks make it more accurate."""
 
     def __init__(self, features: Floats, landmarks: int, gamma: float, seed: int) -> None:
         from sklearn.kernel_approximation import Nystroem

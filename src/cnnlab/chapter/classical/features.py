@@ -42,13 +42,13 @@ _SAMPLE = 200_000  # descriptors to learn the vocabulary from
 def hog(images: NDArray[np.uint8]) -> Floats:
     """Compute histograms of oriented gradients: (N, C, S, S) uint8 -> (N, R * R * HOG_BINS) float32, R = S // cell.
 
-    As Dalal and Triggs: central differences; with several channels, the one with the steepest gradient at each pixel;
-    each gradient's length is split between the two nearest directions and the four nearest cells. A cell is S / 8
-    rounded, at least 4 pixels; images below 28 pixels are enlarged by a whole factor first. Unlike theirs: directions
-    over 360 degrees, and the square root of the cells instead of contrast-normalized blocks.
+    As in Dalal and Triggs: central differences; with several channels, the one with the steepest gradient at each
+    pixel; each gradient's length is split between the two nearest directions and the four nearest cells. The side of a
+    cell is S / 8 pixels, rounded, at least 4; images below 28 pixels are enlarged by a whole factor first. Unlike
+    theirs: directions over 360 degrees, and the square root of the cells instead of contrast-normalized blocks.
 
-    Two points of validation accuracy better on Fashion-MNIST than the histograms of scikit-image and OpenCV, which
-    normalize the contrast away (docs/log.md).
+    Its validation accuracy on Fashion-MNIST is two points better than with the histograms of scikit-image and OpenCV,
+    which normalize the contrast away (docs/log.md).
     """
     enlarged = _enlarged(images, _HOG_SIDE).astype(np.float32) / 255  # (N, C, S, S)
     n, c, side, _ = enlarged.shape
@@ -84,10 +84,10 @@ def _pool(side: int) -> Floats:
 
 
 def sift(images: NDArray[np.uint8]) -> Floats:
-    """Compute dense root-SIFT on a 9 x 9 grid, unrotated: (N, C, S, S) uint8 -> (N, 81, 128) float32.
+    """Compute dense, unrotated root-SIFT on a 9 x 9 grid: (N, C, S, S) uint8 -> (N, 81, 128) float32.
 
-    Colour becomes grey; images below 56 pixels are enlarged by a whole factor. A descriptor covers 24/56 of the side.
-    Its length is 1, or 0 without contrast.
+    Colours become grey; images below 56 pixels are enlarged by a whole factor. A descriptor covers 24/56 of the side.
+    Its norm is 1, or 0 without contrast.
     """
     cv2 = opencv()
     grey = _enlarged(_grey(images), _SIFT_SIDE)[:, 0]
@@ -114,16 +114,16 @@ def vocabulary(images: ImageSet, seed: int, threads: int, report: Report) -> Flo
     means = MiniBatchKMeans(
         min(SIFT_WORDS, len(descriptors)), batch_size=8192, n_init=1, max_iter=20, random_state=seed
     )
-    with threadpool_limits(1):  # one thread: so the order of sums does not depend on the number of cores
+    with threadpool_limits(1):  # so the order of summation does not depend on the number of cores
         return np.asarray(means.fit(descriptors).cluster_centers_, np.float32)
 
 
 def bags(images: NDArray[np.uint8], words: Floats) -> Floats:
     """Compute bags of visual words: (N, C, S, S) uint8 and (W, 128) -> (N, 5 W) float32.
 
-    Each descriptor is counted for its nearest word, over the whole image and over its four quarters (a spatial pyramid
-    of two levels; the grid's middle row and column count half on either side). The features are the roots of the
-    relative frequencies, so that dot products compare histograms by Hellinger's distance.
+    Each descriptor counts for its nearest word, over the whole image and over its four quarters (a spatial pyramid of
+    two levels; the grid's middle row and column count half on either side). The features are the square roots of the
+    relative frequencies, so dot products compare histograms by the Hellinger distance.
     """
     descriptors = sift(images)
     n, points, _ = descriptors.shape
@@ -149,7 +149,7 @@ def nearest_words(descriptors: Floats, words: Floats) -> NDArray[np.int64]:
 def in_chunks(
     function: Callable[[NDArray[np.uint8]], Floats], images: ImageSet, threads: int, report: Report, task: str
 ) -> Floats:
-    """Apply `function` to all images in chunks, in `threads` threads; return the results in order."""
+    """Apply `function` to all images, in chunks on `threads` threads; return the results in order."""
     from threadpoolctl import threadpool_limits
 
     pixels = in_memory(images.images, "the classical baseline").numpy()
@@ -178,7 +178,7 @@ def cached(
     """Return the features, (N, D) float32, from `folder` or else from `compute`, and whether they were cached.
 
     A file is an .npy array followed by 16 bytes, the hash of key and values. If it does not match, the features are
-    computed again and `note` receives a line, also if the folder cannot be written.
+    computed again. `note` receives a line then, or if the folder cannot be written.
     """
     text = json.dumps({**key, "format": FORMAT, "versions": _versions(key)}, sort_keys=True)
     path = folder / f"{key['features']}-{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}.npy"
@@ -204,7 +204,7 @@ def cached(
 
 
 def hash_of(array: Floats) -> str:
-    """Return the hash of these values as text."""
+    """Return a hash of an array's shape and values, in hexadecimal."""
     return _digest("", array).hex()
 
 

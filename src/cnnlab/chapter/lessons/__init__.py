@@ -1,13 +1,13 @@
-"""The chapter as notebooks, in English and Chinese: one per section, and some on what came before and after.
+"""The chapter as notebooks, in English and Chinese: one per section, and some on earlier and later ideas.
 
 A lesson is one file, `sources/NN_name.py`, in jupytext's percent format. Code is written once, prose twice: a cell
 `# %% [markdown] lang="en"` is followed by its Chinese version. A copy has the code and the prose of one language, so
 the code of the two languages cannot differ. Jupyter with jupytext opens a source as it is.
 
-Tags mark the parts of an exercise: `exercise` the question, `answer` a cell to write in, `solution` cells that a copy
-shows once they are opened, or leaves out.
+Tags mark the parts of an exercise: `exercise` is the question, `answer` a cell to write in, and `solution` cells are
+collapsed in a copy, or left out.
 
-Notebooks are written by a few functions of this file, without nbformat or jupytext: two packages fewer for every user.
+Notebooks are written by a few functions of this module, without nbformat or jupytext, to save every user two packages.
 The tests check the result with nbformat.
 """
 
@@ -33,7 +33,7 @@ TAGS = ("exercise", "answer", "solution")
 _SOURCES = Path(__file__).parent / "sources"
 _HEAD = re.compile(r'# %%(?P<prose> \[markdown\] lang="(?P<language>[a-z]+)")?(?: tags=\["(?P<tag>[a-z]+)"\])?')
 _SOLUTION = {"en": "Solution", "zh": "答案"}
-# Lines of Chinese are joined without the space that Markdown would put at the line break.
+# Lines of Chinese are joined here: Markdown would put a space at the line break.
 _WRAPPED = re.compile("(?<=[\u3000-\u9fff\uff00-\uffef])\n(?=[\u3000-\u9fff\uff00-\uffef])")
 
 
@@ -85,8 +85,8 @@ def read(name: str) -> list[Cell]:
 def copy(folder: str | Path, *, language: str = "en", solutions: bool = True) -> list[Path]:
     """Write all lessons into `folder` as notebooks without output: 01_classical.ipynb, ...
 
-    language: one of LANGUAGES. solutions: include the solutions, collapsed. Returns the files. Raise CnnlabError if
-    one of them exists already (nothing is overwritten), or if they cannot be written.
+    language: one of LANGUAGES. solutions: include the solutions, collapsed. Return the files. Raise CnnlabError if one
+    of them already exists (nothing is overwritten), or if they cannot be written.
     """
     target = expand(folder)
     contents = {target / f"{name}.ipynb": notebook(name, language, solutions=solutions) for name in lessons()}
@@ -103,7 +103,7 @@ def copy(folder: str | Path, *, language: str = "en", solutions: bool = True) ->
 
 
 def notebook(name: str, language: str = "en", *, solutions: bool = True) -> dict[str, Any]:
-    """Return a lesson as a notebook of format 4.5, in plain values. A solution is one Markdown cell, collapsed."""
+    """Return a lesson as a notebook of format 4.5, in plain values. A solution becomes one collapsed Markdown cell."""
     chosen = [c for c in read(name) if c.language in ("", _checked(language)) and (solutions or c.tag != "solution")]
     return {
         "cells": [_as_json(cell, f"{name}-{number}") for number, cell in enumerate(_collapsed(chosen, language), 1)],
@@ -117,9 +117,9 @@ def notebook(name: str, language: str = "en", *, solutions: bool = True) -> dict
 
 
 def _collapsed(cells: list[Cell], language: str) -> Iterator[Cell]:
-    """Yield the cells, with all cells of a solution as one of Markdown.
+    """Yield the cells, with all cells of a solution joined into one Markdown cell.
 
-    A hidden code cell is shown in full by an export to HTML, and by most other programs than Jupyter.
+    A hidden code cell would be shown in full by an export to HTML, and by most programs other than Jupyter.
     """
     for is_solution, group in groupby(cells, key=lambda cell: cell.tag == "solution"):
         if is_solution:
@@ -131,7 +131,7 @@ def _collapsed(cells: list[Cell], language: str) -> Iterator[Cell]:
 
 
 def _shown(cell: Cell) -> str:
-    """Return a cell of a solution as Markdown; one that shows committed results becomes these."""
+    """Return a cell of a solution as Markdown. A call of `show.seeds` becomes its table."""
     if cell.language:
         return cell.text
     code = cell.text.strip()

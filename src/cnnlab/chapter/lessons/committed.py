@@ -14,16 +14,16 @@ def results_folder() -> Path:
 
 
 def all_results(label: str) -> list[dict[str, Any]]:
-    """Return all results with that label, the newest first."""
+    """Return all committed results with that label, the newest first."""
     results = [json.loads(path.read_text(encoding="utf-8")) for path in results_folder().glob(f"{label}_*.json")]
     return sorted(results, key=lambda result: str(result["environment"]["date"]), reverse=True)
 
 
 def seeds_table(lesson: str, figure: str = "val_acc", *, epoch: int = 0) -> str:
-    """Return the committed trainings of a lesson, solutions included, as Markdown: a figure of each seed.
+    """Return a Markdown table of a lesson's committed trainings, including its solutions: one figure per seed.
 
-    figure: "loss", "train_acc" or "val_acc". epoch: counted from 1; 0: the last. Written by
-    `benchmarks/lesson_seeds.py`.
+    figure: "loss", "train_acc" or "val_acc". epoch: counted from 1; 0: the last. `benchmarks/lesson_seeds.py` writes
+    the results.
     """
     name = {"loss": "loss", "train_acc": "training accuracy", "val_acc": "validation accuracy"}[figure]
     when = f"after epoch {epoch}" if epoch else "in the last epoch"

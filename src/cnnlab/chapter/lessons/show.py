@@ -30,13 +30,13 @@ from cnnlab.training.results import Result
 def shapes(model: str | nn.Module, *, image_size: int | None = None, in_channels: int = 1, depth: int = 1) -> str:
     """Return the table of `cnnlab show`: output shape, parameters, multiply-adds and receptive field of each layer.
 
-    model: a name in MODELS, or a module. image_size: default: the manual's.
+    model: a name in MODELS, or a module. image_size: Default: the manual's.
     """
     return summary_format("table")(summarize(model, image_size=image_size, in_channels=in_channels, depth=depth))
 
 
 def compare(trained: Mapping[str, Result]) -> Image:
-    """Draw accuracy on the evaluation split over the epochs, a line per named training."""
+    """Draw the accuracy on the evaluation split over the epochs, one line per named training."""
     lines = [(name, result.run.recipe.eval_split, result.run.metrics()) for name, result in trained.items()]
     return _picture(comparison(lines), f"Accuracy over the epochs: {', '.join(trained)}")
 
@@ -65,8 +65,8 @@ def grid(
 ) -> Image:
     """Draw small images in rows: (H, W), or (C, H, W) of one or three channels, with values of any range.
 
-    Each is scaled from its own minimum to its own maximum; together: from those of all images, so that they can be
-    compared. alt: what they show, for readers who do not see them. Default: their number and titles.
+    Each image is scaled to its own range; together: scale all to their common range, so that they can be compared. alt:
+    what they show, for readers who do not see them. Default: their number and titles.
     """
     tiles = [image.detach().float().cpu() for image in images]
     if not tiles:
@@ -101,10 +101,10 @@ def held_out(result: Result, count: int) -> tuple[Tensor, Tensor]:
 
 
 def maps(result: Result, *layers: str, image: int = 0, count: int = 15) -> Image:
-    """Draw a validation image and the first `count` feature maps of each layer. 7 or 15 of them fill the rows.
+    """Draw a validation image and the first `count` feature maps of each layer. A count of 7 or 15 fills the rows.
 
-    layers: their paths, as in the table of `shapes`. image: index of the validation image. Raise CnnlabError if there
-    is no such layer, or its output has no maps.
+    layers: paths, as in the table of `shapes`. image: index of the validation image. Raise CnnlabError if there is no
+    such layer, or its output has no maps.
     """
     run = result.run
     model = load_network(run)
@@ -149,12 +149,12 @@ def hardest(result: Result, count: int = 16) -> Image:
 
 
 def results(*names: str) -> Markdown:
-    """Return the committed results of experiments beside the printed figures, and those of `fast/NAME`, if measured.
+    """Return a table of experiments: the committed results, the printed figures, and `fast/NAME` if measured.
 
     names: keys of EXPERIMENTS or CLASSICAL.
     """
     rows, measured = _reproduced(), all_results("fashion-speed*")
-    table = markdown([])  # the head
+    table = markdown([])  # the header
     for name in names:
         section, title = heading(name)
         missing = {"name": name, "section": section, "title": title, "printed": printed_figures(name)}
@@ -185,7 +185,7 @@ def competition() -> Markdown:
 
 
 def _reproduced() -> dict[str, dict[str, Any]]:
-    """Return the row of each experiment: full ones before limited ones, then that of the last label."""
+    """Return one row per experiment. Full ones take precedence over limited ones, then later labels over earlier."""
     labels = sorted({path.name.partition("_")[0] for path in committed.results_folder().glob("reproduce-*.json")})
     rows: dict[str, dict[str, Any]] = {}
     for label in labels:
@@ -198,10 +198,10 @@ def _reproduced() -> dict[str, dict[str, Any]]:
 
 
 def picture(file: str | Path, alt: str) -> Image:
-    """Return an image file as an image of a notebook. alt: what it shows, for readers who do not see it."""
+    """Return an image file for display in a notebook. alt: what it shows, for readers who do not see it."""
     return Image(filename=str(file), alt=alt)
 
 
 def _picture(figure: Figure, alt: str) -> Image:
-    """Return the figure as an image of a notebook. alt: what it shows, for readers who do not see it."""
+    """Return the figure for display in a notebook. alt: what it shows, for readers who do not see it."""
     return Image(plots.png(figure, dpi=110), alt=alt)

@@ -45,5 +45,5 @@ def open_archive(path: Path, label: str = "", prefix: str = "") -> Archive:
 
 
 def archive_ending(name: str) -> str:
-    """Return the ending in ARCHIVES that `name` has, or an empty text."""
+    """Return the extension in ARCHIVES that `name` has, or ""."""
     return next((ending for ending in ARCHIVES if name.lower().endswith(ending)), "")

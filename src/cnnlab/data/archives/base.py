@@ -1,7 +1,8 @@
 """What all archives share: the list of members and the limits on what they unpack to.
 
 An archive may come from anyone. The list of members is checked before anything is read, and the unpacked sizes while
-reading. Paths that lead outside, links, devices, duplicate names, encryption and zip bombs are refused in one line.
+reading. Paths that lead outside, links, devices, duplicate names, encryption and zip bombs are refused with a one-line
+error.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Archive:
     def read(self, indices: Container[int] | None = None) -> Iterator[tuple[int, bytes]]:
         """Yield (index in `members`, content) of the members in `indices`, in order. Default: all of them.
 
-        Each call starts again. Raise CnnlabError if the archive is damaged or unpacks to more than it declares.
+        Each call starts from the beginning. Raise CnnlabError if the archive is damaged or unpacks to more than it
+        declares.
         """
         raise NotImplementedError
 

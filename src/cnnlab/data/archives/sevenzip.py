@@ -134,7 +134,7 @@ class SevenZipArchive(Archive):
 def _check_header(path: Path, label: str) -> None:
     """Check the declared size of the list of members, which py7zr unpacks and reads as a whole.
 
-    Raise CnnlabError; and whatever py7zr raises for a damaged list.
+    Raise CnnlabError, or whatever py7zr raises for a damaged list.
     """
     from py7zr.archiveinfo import HeaderStreamsInfo
 
@@ -165,7 +165,7 @@ def _check_header(path: Path, label: str) -> None:
 
 
 class _OnDemand:
-    """Feed py7zr's decompressor only when it has used up its input; otherwise it would hold the whole archive."""
+    """A file that feeds py7zr's decompressor only when that needs input; otherwise it would hold the whole archive."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

@@ -64,7 +64,7 @@ class ZipArchive(Archive):
 def open_zip(path: Path, label: str) -> zipfile.ZipFile:
     """Open a zip and read its list of members, with the names as their author wrote them.
 
-    Raise CnnlabError if it is damaged or no zip; OSError if it is unreadable.
+    Raise CnnlabError if it is damaged or not a zip; OSError if it is unreadable.
     """
     if (kind := file_kind(path)) and kind.what != ZIP:
         raise CnnlabError(f"{label} {kind.in_place_of_archive()}")
@@ -87,7 +87,7 @@ def open_zip(path: Path, label: str) -> zipfile.ZipFile:
 
 
 def _correct_names(zipped: zipfile.ZipFile) -> None:
-    """Decode names without a mark of their encoding: macOS writes UTF-8, Windows in China GBK, DOS code page 437."""
+    """Decode names that do not declare their encoding: macOS writes UTF-8, Windows in China GBK, DOS code page 437."""
     infos = [info for info in zipped.infolist() if _unmarked(info)]
     raw = [info.orig_filename.encode("cp437") for info in infos]
     codec = name_encoding(raw) or "cp437"
@@ -105,7 +105,7 @@ def is_folder(info: zipfile.ZipInfo) -> bool:
 
 
 def check_compression(info: zipfile.ZipInfo, what: str, label: str) -> None:
-    """Raise CnnlabError if member `what` is encrypted, or uses a method that zipfile unpacks without a bound."""
+    """Raise CnnlabError if member `what` is encrypted, or uses a method that zipfile unpacks without a memory bound."""
     if info.flag_bits & 1:
         raise encrypted(label)
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

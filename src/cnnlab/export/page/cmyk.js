@@ -1,5 +1,5 @@
-// JPEG of four inks, CMYK or YCCK, decoded to the bit as libjpeg and Pillow do it: browsers turn inks into colours with
-// another rounding. ITU-T T.81; the inverse transform is libjpeg's accurate integer one (Loeffler, Ligtenberg,
+// Decode JPEG of four inks, CMYK or YCCK, bit-identical to libjpeg and Pillow: browsers round differently when they
+// turn inks into colours. ITU-T T.81; the inverse transform is libjpeg's accurate integer one (Loeffler, Ligtenberg,
 // Moschytz, 1989).
 
 import { Unreadable } from "./metadata.js";
@@ -43,7 +43,7 @@ function readQuantization(body, tables) {
   }
 }
 
-// A table as canonical codes: for each length the first code, the place of its value, and the number of codes.
+// A table as canonical codes: for each length, the first code, the index of its value, and the number of codes.
 function readHuffman(body, tables) {
   for (let at = 0; at < body.length;) {
     const counts = body.subarray(at + 1, at + 17), total = counts.reduce((sum, n) => sum + n, 0);
@@ -131,7 +131,7 @@ function readBits(input, bits) {
   return value;
 }
 
-// A number of so many bits with its sign: 0 and up, and below 1 << (bits - 1) the negative ones.
+// Read a signed number of `bits` bits: codes below 1 << (bits - 1) stand for the negative ones.
 function signed(input, bits) {
   const value = readBits(input, bits);
   return bits && value < 1 << (bits - 1) ? value - (1 << bits) + 1 : value;
@@ -182,7 +182,7 @@ function firstAc(input, { ac }, out, how) {
 function refineAc(input, { ac }, out, how) {
   const one = 1 << how.low;
   let k = how.start;
-  // Give one more bit to those that are not zero, and stop after `zeros` of the others.
+  // Add one bit to the coefficients that are not zero; pass over `zeros` that are, and stop at the next.
   function pass(zeros) {
     for (; k <= how.end; k += 1) {
       const place = ZIGZAG[k];
@@ -209,7 +209,7 @@ function refineAc(input, { ac }, out, how) {
   }
 }
 
-// The samples of a component, (down * 8, across * 8).
+// Return the samples of a component, (down * 8, across * 8).
 function samples(part, table) {
   const stride = part.across * 8, out = new Uint8ClampedArray(stride * part.down * 8), block = new Int32Array(64);
   for (let n = 0; n < part.across * part.down; n += 1) {
@@ -240,7 +240,7 @@ function transform(block, from, step, shift) {
   }
 }
 
-// A component at the size of the image, (H, W), with libjpeg's triangular filter for those of half the size.
+// Return a component at the size of the image, (H, W). Half-size ones are upsampled with libjpeg's triangle filter.
 function enlarged(frame, part, plane) {
   const { width, height } = frame, stride = part.across * 8;
   const [h, v] = [frame.h / part.h, frame.v / part.v];
@@ -262,7 +262,7 @@ function between2(row, x, h, v, odd) {
   return ((other === undefined ? 4 * row[i] : 3 * row[i] + other) + 8 - (x % 2)) >> 4;
 }
 
-// Inks, inverted as Adobe stores them, as colours: (H, W, 3).
+// Convert inks, which Adobe stores inverted, to colours (H, W, 3).
 function colours({ width, height }, [a, b, c, k], ycck) {
   const values = new Uint8Array(3 * width * height), limit = (value) => Math.min(255, Math.max(0, value));
   for (let i = 0; i < width * height; i += 1) {

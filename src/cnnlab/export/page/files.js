@@ -1,5 +1,5 @@
-// Decode an image file. The browser decodes JPEG, WebP, GIF and plain BMP, whose pixels are the same as Pillow's; other
-// kinds are refused, since their answers could differ.
+// Decode an image file to the same pixels as Pillow. The browser decodes JPEG, WebP, GIF and plain BMP; PNG and CMYK
+// JPEG have decoders here. Other kinds are refused, since their answers could differ.
 
 import { decodeCmyk } from "./cmyk.js";
 import { Unreadable, checkSize, plainJpeg, plainWebp, text } from "./metadata.js";
@@ -43,7 +43,7 @@ function kindOf(start) {
   return /^\s*<(\?xml|svg)/.test(start) ? "SVG" : "";
 }
 
-// Whether the first frame of a GIF covers the picture.
+// Return whether the first frame of a GIF covers the whole picture.
 function fillsScreen(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const table = (flags) => (flags & 0x80 ? 3 << ((flags & 7) + 1) : 0);
@@ -74,8 +74,8 @@ async function byBrowser(parts) {
   return opened(canvas, width, height);
 }
 
-// The context of a canvas, after a look whether this browser gives back what was drawn: some protect their users from
-// being recognised by changing a few pixels.
+// Return the context of a canvas, after checking that this browser returns what was drawn: some change a few pixels to
+// protect their users from fingerprinting.
 export function drawing(width, height) {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [16, 16];

@@ -69,7 +69,7 @@ function drawn(image) {
   classifyLatest(prepared(image, payload.how, false)).catch(fail);
 }
 
-// One image at a time. Of those that come meanwhile, only the last is classified. No answer is shown over a later file.
+// Classify one image at a time; of those that arrive meanwhile, only the last. Show no answer over a later file.
 async function classifyLatest(image) {
   next = { image, file: state.file };
   if (busy || !classify) return;
@@ -95,7 +95,7 @@ function answer() {
   const { t } = page, { how, classes } = payload, { image, probabilities, none, map, ms } = state.last;
   const order = Array.from(probabilities.keys()).sort((a, b) => probabilities[b] - probabilities[a]).slice(0, TOP);
   const k = state.shown ?? order[0], name = page.short(classes[k], 40);
-  const mapped = map && map.shape[1] * map.shape[2] > 1; // a map of one place shows nothing
+  const mapped = map && map.shape[1] * map.shape[2] > 1; // a map of a single cell shows nothing
   const heat = mapped && activation(image, how.fit, map, k, t("try_map", { name }));
   const choice = mapped && order.length > 1 && el("select", { "aria-label": t("web_map_of"), onchange: (event) => { state.shown = Number(event.target.value); answer(); } },
     order.map((one) => el("option", { value: one, selected: one === k }, page.short(classes[one], 40))));
@@ -129,7 +129,7 @@ async function start() {
     await navigator.serviceWorker.ready;
     state.ready = ["web_offline"];
     if (state.status[0] === "web_ready") say(...state.ready);
-  } catch { /* a server without https */ }
+  } catch { /* service workers need https */ }
 }
 
 draw();

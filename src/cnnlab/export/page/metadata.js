@@ -1,8 +1,8 @@
-// The metadata of image files: their orientation. And the errors of files that cannot be read.
+// The orientation in the metadata of image files, and the error for files that cannot be read.
 
-export const MOST_PIXELS = 89478485; // as Pillow
+export const MOST_PIXELS = 89478485; // Pillow's limit
 
-// The message is the key of a text.
+// The message is a key of the texts.
 export class Unreadable extends Error {
   constructor(key, values = {}) {
     super(key);
@@ -15,7 +15,7 @@ export function checkSize(width, height) {
   if (width * height > MOST_PIXELS) throw new Unreadable("web_too_large", { pixels: width * height, most: MOST_PIXELS });
 }
 
-// Return the orientation, 1 to 8, of a block of EXIF; 0 if it says none.
+// Return the orientation in an EXIF block, 1 to 8, or 0 if it has none.
 export function exifOrientation(bytes) {
   const start = text(bytes.subarray(0, 6)) === "Exif\0\0" ? 6 : 0;
   const view = new DataView(bytes.buffer, bytes.byteOffset + start, bytes.byteLength - start);
@@ -41,7 +41,7 @@ export function text(bytes) {
   return new TextDecoder("latin1").decode(bytes);
 }
 
-// A JPEG file without the metadata that a browser would apply: { parts, orientation, components, ended }.
+// Strip the metadata that a browser would apply from a JPEG file: { parts, orientation, components, ended }.
 export function plainJpeg(bytes) {
   const kept = [bytes.subarray(0, 2)];
   let exif = 0, xmp = 0, components = 0, at = 2;
@@ -65,7 +65,7 @@ export function plainJpeg(bytes) {
   return { parts: kept, orientation: exif || xmp, components, ended: last > at };
 }
 
-// A WebP file likewise: { parts, orientation, animated }.
+// The same for a WebP file: { parts, orientation, animated }.
 export function plainWebp(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const kept = [];

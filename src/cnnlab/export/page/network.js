@@ -1,6 +1,6 @@
-// The network: onnxruntime-web with one thread, which needs no special headers of the server.
+// The network: onnxruntime-web with one thread, which needs no special headers from the server.
 
-// name: of a file beside the page, or of one that stands in the page as base64. Both may be compressed by gzip.
+// Return the bytes of a file beside the page, or of one embedded in the page as base64. Either may be gzipped.
 async function bytesOf(name) {
   const inside = document.getElementById(`file-${name}`);
   let bytes;
@@ -18,8 +18,8 @@ async function bytesOf(name) {
   return new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer());
 }
 
-// files: names of script, wasm and network. Return classify(image), see pixels.js, which returns { probabilities,
-// none, map }; map: { data, shape (K, h, w) } or null.
+// files: the names of script, wasm and network. Return classify(image), with an image of pixels.js, which returns
+// { probabilities, none, map }; map: { data, shape (K, h, w) } or null.
 export async function openNetwork(files) {
   const [wasm, network] = await Promise.all([bytesOf(files.wasm), bytesOf(files.network)]);
   const inside = document.getElementById(`file-${files.script}`);

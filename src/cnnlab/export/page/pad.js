@@ -1,11 +1,11 @@
-// A place to draw digits and the like, by mouse, finger or keys.
+// A pad on which to draw digits and the like with mouse, finger or keys.
 
 import { el } from "../report/dom.js";
 import { drawing, opened } from "./files.js";
 
 const SIDE = 280, PEN = 22;
 
-// Calls drawn(image) while something is drawn. state.light: light strokes on dark ground.
+// Calls drawn(image) as strokes are added. state.light: light strokes on a dark ground.
 export function drawingPad(page, drawn, fail) {
   const { t, state } = page;
   const shown = el("canvas", { width: SIDE, height: SIDE, class: "pad", tabindex: "0", role: "img", "aria-label": t("web_pad_keys"), onpointerdown: start, onpointermove: move, onkeydown: key });
@@ -49,7 +49,7 @@ export function drawingPad(page, drawn, fail) {
     shown.focus({ preventScroll: true });
     shown.setPointerCapture(event.pointerId);
     last = place(event);
-    repaint(); // without the mark of the keys
+    repaint(); // removes the cursor of the keys
     shown.onpointerup = shown.onpointercancel = () => { last = null; };
     add(last, last);
   }

@@ -1,4 +1,4 @@
-// From decoded values to what the network takes: upright, opaque, 8 bits, one or three channels. The arithmetic is
+// From decoded values to the network's input: upright, opaque, 8 bits, one or three channels. The arithmetic is
 // Pillow's, so that the same file gives the same pixels as `cnnlab predict`.
 
 // image: { width, height, orientation, samples, values, alpha }, see png.js. how: { channels, background, low, high }.

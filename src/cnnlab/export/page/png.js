@@ -1,14 +1,14 @@
-// PNG, decoded as Pillow decodes it: a canvas has 8 bits and multiplies colours by opacity, which loses some of them.
+// Decode PNG as Pillow does: a canvas has only 8 bits and multiplies colours by opacity, which loses some of them.
 
 import { Unreadable, checkSize, exifOrientation, xmpOrientation } from "./metadata.js";
 
-const SAMPLES = { 0: 1, 2: 3, 3: 1, 4: 2, 6: 4 }; // numbers of a pixel, by colour type
+const SAMPLES = { 0: 1, 2: 3, 3: 1, 4: 2, 6: 4 }; // samples per pixel, by colour type
 const PASSES = [[0, 0, 8, 8], [4, 0, 8, 8], [0, 4, 4, 8], [2, 0, 4, 4], [0, 2, 2, 4], [1, 0, 2, 2], [0, 1, 1, 2]]; // Adam7: x, y, steps
 
 export const isPng = (bytes) => bytes[0] === 0x89 && bytes[1] === 0x50 && bytes[2] === 0x4e && bytes[3] === 0x47;
 
 // Return { width, height, orientation, samples, values, alpha }: values (H, W, samples) without opacity, Uint16Array
-// where they are deep; alpha (H, W) Uint8Array, or null.
+// for 16 bits; alpha (H, W) Uint8Array, or null.
 export async function decodePng(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const parts = [];
@@ -101,9 +101,9 @@ function unfilter(kind, line, above, size) {
   }
 }
 
-// From numbers to grey or colour, and opacity.
+// Convert samples to grey or colour, and opacity.
 function meaning({ width, height, depth, type }, numbers, palette, clear) {
-  // The transparent colour in 8 bits a channel: Pillow scales one of a single bit, and none of two or four.
+  // The transparent colour, 8 bits per channel: Pillow scales it from 1 bit, but not from 2 or 4.
   const count = width * height, key = clear && type !== 3 ? clear.filter((_, i) => i % 2).map((k) => (depth === 1 && k ? 255 : k)) : null;
   if (type === 3) {
     const values = new Uint8Array(count * 3), alpha = clear && new Uint8Array(count);

@@ -1,9 +1,9 @@
-// What is shown of an image: the square that the network sees, and over it a class-activation map.
+// How an image is shown: the square that the network sees, and a class-activation map over it.
 
 import { el } from "../report/dom.js";
 
 const MAP_SIDE = 224;
-const HOT = [[87, 16, 110], [148, 38, 103], [203, 65, 73], [243, 118, 28], [246, 215, 70]]; // of matplotlib's inferno
+const HOT = [[87, 16, 110], [148, 38, 103], [203, 65, 73], [243, 118, 28], [246, 215, 70]]; // from matplotlib's inferno
 
 function imageData(image) {
   const count = image.width * image.height, data = new Uint8ClampedArray(4 * count);
@@ -14,7 +14,7 @@ function imageData(image) {
   return new ImageData(data, image.width, image.height);
 }
 
-// Return a canvas of the image, fitted into a square of `side` pixels as the network does it.
+// Return a canvas of the image, fitted into a square of `side` pixels as for the network.
 export function square(image, fit, side, label) {
   const whole = el("canvas", { width: image.width, height: image.height });
   whole.getContext("2d").putImageData(imageData(image), 0, 0);
@@ -30,7 +30,7 @@ export function square(image, fit, side, label) {
   return canvas;
 }
 
-// Return a canvas of the image in grey under the map of class k; null where nothing speaks for the class.
+// Return a canvas of the image in grey under the map of class k; null if nothing supports the class.
 export function activation(image, fit, map, k, label) {
   const [, h, w] = map.shape, values = Array.from(map.data.slice(k * h * w, (k + 1) * h * w), (v) => Math.max(0, v));
   const most = Math.max(...values);
@@ -52,7 +52,7 @@ export function activation(image, fit, map, k, label) {
   return canvas;
 }
 
-// Bilinear.
+// Interpolate bilinearly.
 function between(values, w, h, x, y) {
   const [left, top] = [Math.floor(x), Math.floor(y)];
   const at = (a, b) => values[Math.min(h - 1, Math.max(0, b)) * w + Math.min(w - 1, Math.max(0, a))];

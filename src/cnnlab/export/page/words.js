@@ -1,4 +1,4 @@
-// The texts of the page, beside those of the report: [English, Chinese].
+// The texts of the page, in addition to those of the report: [English, Chinese].
 
 import { texts } from "../report/text.js";
 

@@ -1,10 +1,10 @@
-// The service worker: keeps the files of this page, so that it opens without the internet. The export writes NAME and
+// The service worker: it caches the files of this page, so that the page opens offline. The export writes NAME and
 // FILES, whose names change with their content, above this line.
 
 const OURS = `cnnlab ${self.registration.scope} `;
 
 self.addEventListener("install", (event) => {
-  // A copy of the page that the browser keeps for some minutes could be that of the export before.
+  // The browser's own cache could still hold the page of the previous export.
   const requests = FILES.map((name) => new Request(name, { cache: "no-cache" }));
   event.waitUntil(caches.open(OURS + NAME).then((cache) => cache.addAll(requests)).then(() => self.skipWaiting()));
 });
@@ -16,7 +16,7 @@ self.addEventListener("activate", (event) => {
   })());
 });
 
-// The page itself from the server where it answers, so that a new export is seen; all else from what is kept.
+// Take the page itself from the server if it answers, so that a new export is seen; take all else from the cache.
 self.addEventListener("fetch", (event) => {
   const { origin, pathname } = new URL(event.request.url);
   if (event.request.method !== "GET" || origin !== self.location.origin) return;

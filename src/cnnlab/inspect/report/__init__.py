@@ -40,29 +40,29 @@ MOST_RUNS = 20
 
 @dataclass(frozen=True)
 class Report:
-    """A report about runs. payload: all that it says, as JSON has it. In a notebook it shows itself."""
+    """A report about runs, which displays itself in a notebook. payload: its content as plain JSON values."""
 
     runs: list[Run]
     payload: dict[str, Any] = field(repr=False)
 
     @property
     def html(self) -> str:
-        """The page: one HTML file without requests to anywhere."""
+        """The page: one HTML file that makes no network requests."""
         return render(self.payload)
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
-        """Write the page. force: replace a file. Raise CnnlabError if it exists or cannot be written."""
+        """Write the page. Raise CnnlabError if the file cannot be written, or exists and `force` is not set."""
         path = Path(path)
         check_new(path, force)
         return _write(path, self.html)
 
     @property
     def markdown(self) -> str:
-        """The same as a model card in Markdown."""
+        """The report as a model card in Markdown."""
         return card(self.payload)
 
     def save_markdown(self, path: str | Path, *, force: bool = False) -> Path:
-        """Write the model card. force: replace a file. Raise CnnlabError if it exists or cannot be written."""
+        """Write the model card. Raise CnnlabError if the file cannot be written, or exists and `force` is not set."""
         path = Path(path)
         check_new(path, force, (".md", ".markdown"))
         return _write(path, self.markdown)
@@ -70,7 +70,7 @@ class Report:
     def save_pictures(self, folder: str | Path, *, force: bool = False) -> list[Path]:
         """Write curves, confusion matrix, classes, calibration and mistakes, each as PNG and SVG. Return the files.
 
-        force: replace files. Raise CnnlabError if one exists or cannot be written.
+        Raise CnnlabError if a file cannot be written, or exists and `force` is not set.
         """
         from cnnlab.inspect.report.pictures import figures, save  # imports matplotlib, which is slow
 
@@ -97,7 +97,7 @@ def _write(path: Path, text: str) -> Path:
 
 
 def check_new(path: Path, force: bool, endings: Sequence[str] = (".html", ".htm")) -> None:
-    """Raise CnnlabError unless `path` can be a new file with one of the endings, or replaced with `force`."""
+    """Raise CnnlabError unless `path` has one of the endings and is a new file, or one to replace with `force`."""
     if path.suffix.lower() not in endings:
         raise CnnlabError(f"{path}: name a file that ends with {endings[0]}")
     if path.is_dir():
@@ -123,10 +123,10 @@ def report(
 ) -> Report:
     """Return a report about one run, or about several side by side; a folder of seeds or folds stands for its runs.
 
-    split: test, validation or train. Default: the one that was evaluated while it trained. An evaluation
-    on the test set is recorded, as by `evaluate_run`, whose arguments the others are. folder: where the page will be;
-    paths of images are relative to it. Default: the working folder. What a run lacks (weights, images) is left out, and
-    the page says so; but an option that does not fit raises CnnlabError.
+    split: test, validation or train. Default: the split that was evaluated during training. The evaluation is recorded
+    in the run, as by `evaluate_run`, which explains the other arguments. folder: where the page will be saved; paths of
+    images are relative to it. Default: the working folder. If a run lacks weights or images, the page says so and has
+    no part that needs them. Raise CnnlabError for an option that does not fit.
     """
     chosen = find_runs(names, runs_dir)
     options = Options(
@@ -149,7 +149,7 @@ def report(
 
 
 def live_report(chosen: Sequence[Run]) -> Report:
-    """Return a report without an evaluation: for runs that are being trained, or to show while the evaluation runs."""
+    """Return a report without an evaluation, for runs that are being trained or evaluated."""
     return _made([Measured(run, None, []) for run in chosen], Options())
 
 
@@ -186,7 +186,7 @@ def _made(measured: Sequence[Measured], options: Options) -> Report:
 
 
 def find_runs(names: Sequence[Run | str | Path], runs_dir: str | Path) -> list[Run]:
-    """Return the runs that are named; a folder of seeds or folds stands for its runs. Raise CnnlabError."""
+    """Return the named runs; a folder of seeds or folds stands for its runs. Raise CnnlabError."""
     chosen: list[Run] = []
     for name in names:
         path = name.path if isinstance(name, Run) else runs.find_folder(name, runs_dir)
@@ -202,5 +202,5 @@ def find_runs(names: Sequence[Run | str | Path], runs_dir: str | Path) -> list[R
 
 
 def default_file(name: str | Path) -> Path:
-    """Return the file that a report is written to where none is named."""
+    """Return the default file of a report about the run `name`."""
     return Path(f"{file_name(Path(name).resolve().name)}.html")

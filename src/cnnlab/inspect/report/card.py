@@ -73,7 +73,7 @@ def _pooled(pooled: dict[str, Any]) -> Iterator[str]:
 
 
 def measured_on(run: dict[str, Any]) -> str:
-    """Return on which images, with which weights and seed, a run's figures were measured."""
+    """Return a text on the images, weights and seed with which a run's figures were measured."""
     e = run["evaluation"]
     where = f" of {_name(e['data'])}" if e["data"] is not None else ""
     each = (
@@ -184,5 +184,5 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _name(text: object) -> str:
-    """Return text from elsewhere, escaped for Markdown."""
+    """Return untrusted text, shortened and escaped for Markdown."""
     return markdown(truncate(str(text), 200)).replace("*", "\\*").replace("_", "\\_")

@@ -20,8 +20,8 @@ _MOST = 300  # images on which they disagree
 class McNemar:
     """McNemar's test of two classifiers on the same images.
 
-    first_only, second_only: images that only the one, or the other, classifies correctly. p: the two-sided p-value of
-    the exact test: a fair coin, `first_only` heads and `second_only` tails; 1.0 if both are 0.
+    first_only, second_only: number of images that only the first, or only the second, classifies correctly. p: the
+    two-sided p-value of the exact test, which takes them for heads and tails of a fair coin; 1.0 if both are 0.
     """
 
     first_only: int
@@ -80,7 +80,7 @@ def _tests(measured: Sequence[Measured]) -> list[dict[str, Any]]:
 
 
 def _disagreements(measured: Sequence[Measured], thumbnails: Thumbnails) -> dict[str, Any]:
-    """Return the images on which not all runs predict the same class: first those that some classify correctly."""
+    """Return the images on which the runs disagree, first those that at least one run classifies correctly."""
     images = _images(measured[0])
     predicted = torch.stack([_predicted(m) for m in measured])  # (R, N)
     confidence = torch.stack([m.probabilities.amax(1) for m in measured])

@@ -1,4 +1,4 @@
-"""Paths as a report shows them: a report is passed on, and readers need not know the folders of this machine."""
+"""Paths as a report shows them: a report is shared, and its readers need not know the folders of this machine."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from cnnlab.data import absolute
 from cnnlab.training.runs import Run
 
-# Names of classes and images, and figures, which cannot contain the machine's folders.
+# Entries left as they are: names of classes and images, and numbers, which do not contain the machine's folders.
 _KEPT = {"classes", "rows", "history", "inside", "confusion", "counts"}
 
 
 def paths_of(run: Run, data: Any = None) -> list[Path]:
-    """Return the paths that a report about `run` may name. data: the images given instead of the run's."""
+    """Return the paths that a report about `run` may contain. data: the images given instead of the run's."""
     sources = [absolute(source) for source in (run.recipe.data, data) if isinstance(source, str)]
     texts: list[Any] = [source.partition(":")[2] for source in sources]
     texts += [run.builder.rpartition(":")[0], (run.info.get("from") or {}).get("run"), run.info["data"].get("data_dir")]
@@ -36,7 +36,7 @@ def shortened(paths: Iterable[Path]) -> dict[str, str]:
 
 
 def without_folders(value: Any, names: dict[str, str]) -> Any:
-    """Return a payload, or a part of it, with each path of `names` replaced by its name in all texts."""
+    """Return a payload, or a part of it, with each path in its texts replaced by its name in `names`."""
     if isinstance(value, str):
         # The longest first: a run may lie in the folder of the images.
         for path in sorted(names, key=len, reverse=True):

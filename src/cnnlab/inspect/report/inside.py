@@ -1,4 +1,4 @@
-"""What a report shows of the inside of a network: class-activation maps, filters, figures of each layer."""
+"""The inside of a network, as a report shows it: class-activation maps, filters, statistics of each layer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from cnnlab.models.airbench import Whitening
 from cnnlab.models.own import Network
 
 _FILTERS = 128
-_VALUES = 1 << 22  # of the images that the layers are measured on
+_VALUES = 1 << 22  # pixel values of the images that the layers are measured on
 _MOST_IMAGES, _STEP = 500, 50
 
 
@@ -42,8 +42,8 @@ def look_inside(
 ) -> dict[str, Any]:
     """Return what a report shows of the inside of the evaluated network.
 
-    model: the network of the caller's own that was trained, if it was one. chosen: the images that get a map, as (row
-    of the page, place in `evaluation.images`). What a network does not have is left out, with a note.
+    model: the caller's own network, if the run trained one. chosen: the images that get a map, as (row of the page,
+    index in `evaluation.images`). What a network does not have is left out, with a note.
     """
     assert evaluation.images is not None
     network = load_network(evaluation.run, evaluation.weights, model)
@@ -70,9 +70,9 @@ def _maps(
     chosen: Sequence[tuple[int, int]],
     thumbnails: Thumbnails,
 ) -> dict[str, Any]:
-    """Return class-activation maps of the predicted class, and of the true one where it is another.
+    """Return class-activation maps of the predicted class, and of the true class if it differs.
 
-    A map is the place of its picture, or None where nothing raises the class.
+    A map is the index of its picture, or None if nothing raises the logit of the class.
     """
     from cnnlab.inspect.pictures import overlay  # imports matplotlib, which is slow
 
@@ -99,12 +99,12 @@ def _maps(
 
 
 def _picture(pixels: np.ndarray, thumbnails: Thumbnails) -> int:
-    """Add a picture (H, W, 3) in 0..1."""
+    """Add a picture (H, W, 3) in 0..1. Return its index, see `Thumbnails.add`."""
     return thumbnails.add_uri(data_uri((pixels * 255).round().clip(0, 255).astype(np.uint8)))
 
 
 def _filters(network: nn.Module, thumbnails: Thumbnails) -> dict[str, Any] | None:
-    """Return the filters of the first convolution, None without one."""
+    """Return the filters of the first convolution, or None if there is none."""
     found = first_convolution(network)
     if found is None:
         return None
@@ -117,7 +117,7 @@ def _filters(network: nn.Module, thumbnails: Thumbnails) -> dict[str, Any] | Non
 
 
 def _layers(network: nn.Module, images: ImageSet, p: Preprocessing) -> dict[str, Any]:
-    """Return figures of each layer on some images."""
+    """Return the statistics of each layer on some images."""
     most = max(16, min(_MOST_IMAGES, _VALUES // (p.channels * p.image_size**2)))
     some = images.take(stratified_subset(images.labels, most, 0)) if len(images) > most else images
     batches = ((p(x), y) for x, y in zip(some.images.split(_STEP), some.labels.split(_STEP), strict=True))

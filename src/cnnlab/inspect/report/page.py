@@ -1,8 +1,8 @@
 """A payload as one self-contained HTML file.
 
 The modules in page/ import each other; here they are joined into one script, whose hash is in the page's content
-security policy. `cnnlab ui` serves the same modules one by one. The page of a sweep has modules of its own in another
-folder, which import these as `../report/NAME.js`; so has the page of an exported network.
+security policy. `cnnlab ui` serves the same modules one by one. The pages of a sweep and of an exported network have
+their own modules in other folders, which import these as `../report/NAME.js`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _EXPORT = re.compile(r"^export (?=(?:async )?(?:function|const|class) )", re.MUL
 
 @cache
 def script(folder: Path = PAGE) -> str:
-    """Return the modules of main.js in `folder` as one script: each after those that it imports."""
+    """Return main.js in `folder` and the modules that it imports as one script, each module after its imports."""
     done: dict[Path, str] = {}
 
     def visit(path: Path) -> None:
@@ -40,7 +40,7 @@ def script(folder: Path = PAGE) -> str:
 
 @cache
 def style(folder: Path = PAGE) -> str:
-    """Return the style sheet, and behind it that of another page's folder."""
+    """Return the style sheet of the report, followed by that of `folder` if it is another page's."""
     files = dict.fromkeys((PAGE / "style.css", folder / "style.css"))
     return "\n" + "\n".join(path.read_text(encoding="utf-8") for path in files)
 
@@ -62,7 +62,7 @@ def render(payload: dict[str, Any], folder: Path = PAGE) -> str:
 
 
 def inline(payload: dict[str, Any]) -> str:
-    """Return a payload as JSON for a script element: ASCII only, and no character that HTML could take for its own."""
+    """Return a payload as JSON for a script element, in ASCII and without characters that HTML could interpret."""
     data = json.dumps(payload, allow_nan=False, separators=(",", ":"))
     for mark in "<>&":
         data = data.replace(mark, f"\\u{ord(mark):04x}")
@@ -70,10 +70,10 @@ def inline(payload: dict[str, Any]) -> str:
 
 
 def fill(template: Path, parts: dict[str, str]) -> str:
-    """Return a template with its `{{NAME}}` replaced."""
+    """Return a template with each `{{NAME}}` replaced by `parts[NAME]`."""
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template.read_text(encoding="utf-8"))
 
 
 def policy_hash(text: str) -> str:
-    """Return what names a script or a style sheet in a content security policy."""
+    """Return the hash by which a content security policy allows a script or style sheet."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,4 +1,4 @@
-"""What a report says about a run, as plain values: JSON that the page, the model card and the pictures are made of."""
+"""The content of a report about a run as plain values, from which page, model card and pictures are made."""
 
 from __future__ import annotations
 
@@ -38,14 +38,15 @@ _SAMPLE = 2000  # correct images in all, at most 24 of a class
 _LISTED = 48  # most confident mistakes, least certain correct ones, suspects
 _TOP = 3
 _MAPS = 6  # class-activation maps of mistakes, and of correct predictions
-_INSIDE = 250_000  # bytes that remain for pictures of the inside, however many images there are
+_INSIDE = 250_000  # bytes reserved for pictures of the inside, however many images there are
 
 
 @dataclass(frozen=True)
 class Options:
     """The arguments of `report`.
 
-    folder: the page's, from which paths of files are relative. most_rows: images that the page lists of a run.
+    folder: folder of the page, to which paths of files are relative. most_rows: number of mistakes that the page lists
+    for a run, besides the correct images.
     """
 
     split: str | None = None
@@ -62,9 +63,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Measured:
-    """A run and its evaluation, which is None where its weights or images are missing: `missing` says which.
+    """A run and its evaluation, which is None if its weights or images are missing. missing: messages that say so.
 
-    model: the network of the caller's own that was trained, if it was one.
+    model: the caller's own network, if the run trained one.
     """
 
     run: Run
@@ -74,16 +75,16 @@ class Measured:
 
     @property
     def probabilities(self) -> Tensor:
-        """The probabilities (N, K) float32, calibrated as those of `predict`."""
+        """The probabilities (N, K) float32, calibrated as in `predict`."""
         assert self.evaluation is not None
         assert self.evaluation.result.logits is not None
         return probabilities(self.evaluation.result.logits, self.evaluation.temperature)
 
 
 def measure(run: Run, options: Options) -> Measured:
-    """Evaluate a run. Default split: the one that was evaluated while it trained.
+    """Evaluate a run. Default split: the one that was evaluated during training.
 
-    Raise CnnlabError for options that do not fit; without options, what is missing only leaves parts out.
+    Raise CnnlabError for options that do not fit. Without options, a failed evaluation only leaves parts out.
     """
     check_own(run.path, run.recipe, builder=run.builder, model=options.model)
     check_threads(options.threads)
@@ -175,7 +176,7 @@ def run_payload(measured: Measured, thumbnails: Thumbnails, options: Options) ->
 
 
 def _recorded(summary: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return what the training itself measured with the weights that the run predicts with."""
+    """Return the accuracy that training itself recorded for the weights that the run predicts with."""
     figures = (summary or {}).get("figures")
     if figures is None:
         return None
@@ -185,7 +186,7 @@ def _recorded(summary: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def run_name(run: Run) -> str:
-    """Return the name of a run's folder; of one in a series, also that of the series."""
+    """Return the name of a run's folder; for a member of a series, SERIES/NAME."""
     path = run.path.resolve()
     return f"{path.parent.name}/{path.name}" if is_series(path.parent) else path.name
 
@@ -193,7 +194,7 @@ def run_name(run: Run) -> str:
 def evaluation_payload(
     measured: Measured, thumbnails: Thumbnails, options: Options
 ) -> tuple[dict[str, Any], list[int]]:
-    """Return what the evaluation found, and which of its images are listed, in their order."""
+    """Return the results of the evaluation, and the indices of the images that the page lists, in its order."""
     evaluation = measured.evaluation
     assert evaluation is not None
     assert evaluation.images is not None
@@ -225,7 +226,7 @@ def evaluation_payload(
 
 
 def calibration(before: Tensor, after: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Return the reliability of probabilities (N, K) without and with a temperature; labels: (N,) int64."""
+    """Return the reliability of probabilities (N, K) before and after temperature scaling. labels: (N,) int64."""
     (sure_before, _), (sure, guess) = before.max(1), after.max(1)
     correct = guess == labels
     return {
@@ -239,7 +240,11 @@ def calibration(before: Tensor, after: Tensor, labels: Tensor) -> dict[str, Any]
 
 @dataclass(frozen=True)
 class _Listed:
-    """The images that the page lists, in this order. index: the place of each; mistakes: the most confident first."""
+    """The images that the page lists, in this order.
+
+    index: image -> its row; mistakes: all of them, the most confident first; uncertain: correct ones, the least
+    confident first.
+    """
 
     order: list[int]
     index: dict[int, int]
@@ -248,9 +253,10 @@ class _Listed:
 
 
 def _rows(images: ImageSet, p: Tensor, confusion: list[list[int]], more: Sequence[int], most: int) -> _Listed:
-    """Choose images: all mistakes, a sample of the correct ones of each class, the least certain of these, and `more`.
+    """Choose images: up to `most` mistakes, the least certain correct ones, some correct ones per class, and `more`.
 
-    Those that come first get a picture while there is room: of each cell of the confusion matrix some.
+    Those that come first get a picture while there is room. The mistakes are ordered so that each cell of the confusion
+    matrix gets some.
     """
     confidence, predicted = (t.tolist() for t in p.max(1))
     labels = images.labels.tolist()
@@ -278,7 +284,7 @@ def _spread(members: Sequence[int], most: int) -> list[int]:
 def _row_values(
     listed: _Listed, images: ImageSet, p: Tensor, thumbnails: Thumbnails, evaluation: RunEvaluation, options: Options
 ) -> dict[str, Any]:
-    """Return the listed images, a list for each column. picture: its place, or -1; file: whether `folder`/id is one."""
+    """Return the listed images, a list for each column. picture: index or -1; file: 1 if `folder`/id can be linked."""
     k = min(_TOP, p.shape[1])
     order = torch.tensor(listed.order, dtype=torch.int64)
     top_p, top_k = p[order].topk(k)
@@ -297,7 +303,7 @@ def _row_values(
 
 
 def _relative(root: Path, folder: Path | None) -> str | None:
-    """Return the way from the page's folder to the images; None if they are on another drive."""
+    """Return the relative path from the page's folder to the images; None if they are on another drive."""
     try:
         return Path(os.path.relpath(root, (folder or Path()).absolute())).as_posix()
     except ValueError:
@@ -313,9 +319,10 @@ def _is_plain_file(root: Path, name: str) -> bool:
 
 
 def _suspects(measured: Measured, p: Tensor) -> tuple[list[tuple[int, int]], str]:
-    """Return (image, class that contradicts its label) and what they were found by: `out_of_fold` or `split`.
+    """Return (image, class that contradicts its label) of the suspects, and their source.
 
-    Of a fold of a finished cross-validation: by the predictions of all folds, those that this fold held out.
+    `out_of_fold`: for a fold of a finished cross-validation, the suspects of all folds among the images that this fold
+    held out. `train`: none, since the network knows these labels. `split`: otherwise, found by this evaluation.
     """
     evaluation = measured.evaluation
     assert evaluation is not None
@@ -327,13 +334,13 @@ def _suspects(measured: Measured, p: Tensor) -> tuple[list[tuple[int, int]], str
         classes = {cell(name): k for k, name in enumerate(images.classes)}
         found = [(place.get(s.path), classes[cell(s.predicted)]) for s in find_suspects(folder).suspects]
         return [(i, k) for i, k in found if i is not None], "out_of_fold"
-    if evaluation.split == "train":  # the network knows their labels
+    if evaluation.split == "train":
         return [], "train"
     return confident_disagreements(p, images.labels), "split"
 
 
 def _reliability(confidence: Tensor, correct: Tensor) -> list[list[Any]]:
-    """Return (images, mean probability, accuracy) of each bin, see `confidence_bins`."""
+    """Return (number of images, mean probability, accuracy) of each bin, see `confidence_bins`."""
     p = confidence.double()
     place = confidence_bins(p)
     count = torch.bincount(place, minlength=BINS)
@@ -356,7 +363,7 @@ def _speed(summary: dict[str, Any] | None, rows: Sequence[dict[str, Any]]) -> di
 
 
 def _checks(run: Run, summary: dict[str, Any] | None) -> dict[str, Any]:
-    """Return what is known about the images: how many, what was left out, duplicates, groups, warnings."""
+    """Return facts about the images: their numbers, what was left out, duplicates, groups, warnings."""
     data = run.info["data"]
     groups = data.get("split") or {}
     return {
@@ -371,7 +378,7 @@ def _checks(run: Run, summary: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _environment(run: Run) -> list[list[str]]:
-    """Return versions, hardware and plan of the session that the run started in, as (name, value)."""
+    """Return versions, hardware and plan of the run's first session, as (name, value)."""
     session = first_session(run)
     flat: list[list[str]] = []
     for name, value in session.items():
@@ -381,7 +388,7 @@ def _environment(run: Run) -> list[list[str]]:
 
 
 def plain(value: Any) -> Any:
-    """Return `value` as JSON has it: NaN and Inf become None, floats are rounded to eight digits."""
+    """Return `value` as plain JSON values. NaN and Inf become None, floats are rounded to eight significant digits."""
     if isinstance(value, float):
         return float(f"{value:.8g}") if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -392,5 +399,5 @@ def plain(value: Any) -> Any:
 
 
 def file_name(name: str) -> str:
-    """Return `name` as the stem of a file: letters, digits, dots, hyphens and underscores of any script."""
+    """Return `name` as the stem of a file name: letters and digits of any script, dots, hyphens and underscores."""
     return re.sub(r"[^\w.\-]+", "-", name)[:100].strip(".-") or "report"

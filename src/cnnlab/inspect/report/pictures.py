@@ -1,4 +1,4 @@
-"""The pictures of a report as files, drawn by matplotlib: for a paper, a slide, a print."""
+"""The pictures of a report as files, drawn by matplotlib, for papers and slides."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _DRAWN = 400  # classes of a confusion matrix
 
 
 def figures(runs: list[Run], payload: dict[str, Any]) -> dict[str, Figure]:
-    """Return the pictures by name. With several runs, each name begins with that of its run."""
+    """Return the pictures by name. With several runs, each name begins with the name of its run."""
     found: dict[str, Figure] = {}
     names = [file_name(part["name"]) for part in payload["runs"]]
-    if len(set(names)) < len(names):  # such as those of "a b" and "a-b"
+    if len(set(names)) < len(names):  # such as for "a b" and "a-b"
         names = [f"{i}-{name}" for i, name in enumerate(names, 1)]
     for run, part, name in zip(runs, payload["runs"], names, strict=True):
         prefix = f"{name}-" if len(runs) > 1 else ""
@@ -59,7 +59,7 @@ def save(found: dict[str, Figure], folder: Path, force: bool) -> list[Path]:
 
 
 def check(names: Any, folder: Path, force: bool) -> None:
-    """Raise CnnlabError if the folder is a file, or one of the pictures is there already."""
+    """Raise CnnlabError if the folder is a file, or if it holds one of the pictures already, unless `force` is set."""
     if folder.exists() and not folder.is_dir():
         raise CnnlabError(f"{folder} is a file; name a folder")
     for file in () if force else (folder / f"{name}{ending}" for name in names for ending in (".png", ".svg")):
@@ -90,7 +90,7 @@ def _of_run(run: Run, part: dict[str, Any], pictures: list[str]) -> dict[str, Fi
 
 
 def _classes(e: dict[str, Any], on: str) -> Figure:
-    """Draw F1 of each class with its interval; of many classes, the lowest."""
+    """Draw the F1 of each class with its interval; with many classes, only the lowest."""
     rows = sorted((row for row in e["classes"] if row["f1"] is not None), key=lambda row: row["f1"])
     shown = rows[:_CLASSES] if len(rows) > _CLASSES else [row for row in e["classes"] if row["f1"] is not None]
     names = [shorten(drawable(row["class"]), 2.2, 8) for row in shown]

@@ -1,4 +1,4 @@
-"""The folds of a cross-validation together: each image by the network that was not trained on it."""
+"""The pooled folds of a cross-validation: each image is predicted by the network that was not trained on it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cnnlab.training.series import is_series, open_series
 def is_cross_validation(measured: Sequence[Measured]) -> bool:
     """Return whether these are several folds of one series, each evaluated on the images that it held out.
 
-    Not of packed sets: pooling would read all their images into memory.
+    Return False for packed sets: pooling would read all their images into memory.
     """
     evaluations = [m.evaluation for m in measured]
     folders = {m.run.path.parent for m in measured}
@@ -36,9 +36,9 @@ def is_cross_validation(measured: Sequence[Measured]) -> bool:
 
 
 def pooled_payload(measured: Sequence[Measured], thumbnails: Thumbnails, options: Options) -> dict[str, Any]:
-    """Return what a report says about the folds together: the parts of a run's payload that pages of figures need.
+    """Return what a report says about the pooled folds: those parts of a run's payload that the figures need.
 
-    evaluation: as of a run, on the images of all folds; temperature is None, since each fold has its own.
+    evaluation: as for a run, but on the images of all folds; its temperature is None, since each fold has its own.
     """
     first, folder = measured[0], measured[0].run.path.parent
     series = open_series(folder)
@@ -68,7 +68,7 @@ def pooled_payload(measured: Sequence[Measured], thumbnails: Thumbnails, options
 
 
 def _pooled(measured: Sequence[Measured]) -> RunEvaluation:
-    """Return the folds' evaluations as one. Its logits are divided by each fold's temperature, its own is 1."""
+    """Return the folds' evaluations as one, of temperature 1: logits are already divided by each fold's temperature."""
     evaluations = [m.evaluation for m in measured if m.evaluation is not None]
     images = [e.images for e in evaluations if e.images is not None]
     results = [e.result for e in evaluations]

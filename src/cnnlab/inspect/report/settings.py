@@ -1,4 +1,4 @@
-"""The recipe of a run: how it differs from the named one, and the command that trains it again."""
+"""The recipe of a run: how it differs from a named recipe, and the command that trains the run again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cnnlab.training.runs import Run
 
 _OPTIONS = {"seed": "--seed", "epochs": "--epochs", "data": "--data", "batch_size": "--batch-size",
             "learning_rate": "--lr", "optimizer": "--optimizer"}  # fmt: skip
-_FIXED = "digits"  # the recipe that the command starts from where the run's has no name that is known
+_FIXED = "digits"  # the recipe that the command starts from if the run's recipe has no known name
 
 
 def named_recipe(recipe: Recipe) -> Recipe | None:
@@ -22,13 +22,13 @@ def named_recipe(recipe: Recipe) -> Recipe | None:
 
 
 def settings_table(recipe: Recipe) -> list[list[Any]]:
-    """Return (setting, value, value of the named recipe) for each; the third is the same without a named recipe."""
+    """Return (setting, value, value in the named recipe) for each setting. Without a named recipe, both are equal."""
     base = (named_recipe(recipe) or recipe).to_dict()
     return [[key, value, base[key]] for key, value in recipe.to_dict().items() if key != "name"]
 
 
 def command(run: Run) -> str:
-    """Return the command that trains the run again, or "" if no command can: with images or code of a console."""
+    """Return the command that trains the run again, or "" if it used images, a network or augmentation from memory."""
     recipe = run.recipe
     if recipe.data.startswith(MEMORY) or run.augment or (is_own(recipe.model) and not run.builder):
         return ""

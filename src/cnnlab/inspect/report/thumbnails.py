@@ -1,4 +1,4 @@
-"""Small pictures of images, for a page that holds everything itself."""
+"""Small pictures of images, for a self-contained page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BUDGET = 9_000_000  # bytes of all pictures of a page, as text
 
 
 class Thumbnails:
-    """The pictures of a page as data URIs, each once. budget: bytes that are left."""
+    """The pictures of a page as data URIs, without duplicates. budget: bytes that are left."""
 
     def __init__(self, budget: int = BUDGET) -> None:
         self.uris: list[str] = []
@@ -24,16 +24,16 @@ class Thumbnails:
         self._places: dict[str, int] = {}
 
     def add(self, image: Tensor) -> int:
-        """Return the place of the picture of `image`, (C, H, W) uint8, in `uris`; -1 if the budget is used up."""
+        """Add the picture of `image`, (C, H, W) uint8. Return its index in `uris`; -1 if the budget is used up."""
         return self.add_uri(data_uri(viewable(image))) if self.budget > 0 else -1
 
     def add_uri(self, uri: str) -> int:
-        """Return the place of a picture; see `add`."""
+        """Add a picture as a data URI. Return its index; see `add`."""
         place = self._places.get(uri)
         if place is not None:
             return place
         if len(uri) > self.budget:
-            self.budget = 0  # not a smaller one later: what is left out should not depend on how well it compresses
+            self.budget = 0  # refuse later ones too: what is left out should not depend on how well it compresses
             return -1
         self.budget -= len(uri)
         self._places[uri] = len(self.uris)

@@ -3,7 +3,7 @@
 import { number, shorten, value } from "../report/format.js";
 import { linear, ticks } from "../report/scale.js";
 
-// An axis over [from, to]: `at` maps a value to its place, `marks` are [place, text]. space: as in the payload.
+// An axis over [from, to]: `at` maps a value to its position; `marks` are [position, text]. space: as in the payload.
 export function settingAxis(space, [from, to], count) {
   if (space.choices) {
     const width = (to - from) / space.choices.length;
@@ -43,7 +43,7 @@ export function brief(one) {
   return size > 0 && (size < 0.001 || size >= 1e5) ? one.toExponential(0).replace("e+", "e") : number(one);
 }
 
-// The range of the figure over some trials, a little wider than what is there.
+// The range of the figure over some trials, slightly widened.
 export function figureRange(values) {
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const pad = (high - low || Math.abs(high) || 1) * 0.06;
@@ -55,7 +55,7 @@ export function darkness(rank, count) {
   return count < 2 ? 1 : 0.15 + 0.85 * (1 - rank / (count - 1)) ** 2;
 }
 
-// A place within a band of equal choices that is the same each time, so that dots do not hide each other.
+// A fixed offset of a trial within the band of a choice, so that dots do not hide each other.
 export function spread(trial, band) {
   return (((trial * 0.6180339887) % 1) - 0.5) * 0.55 * band;
 }

@@ -9,7 +9,7 @@ import { darkness, figureRange, settingAxis, spread } from "./axis.js";
 const SLICE = 210;
 const PARALLEL = 330;
 
-// An SVG that is drawn anew for each width.
+// An SVG that is redrawn when its width changes.
 function drawn(height, least, attributes, draw) {
   const picture = svg("svg", { class: "chart", height, ...attributes });
   let width = 0;

@@ -1,4 +1,4 @@
-// The page of a sweep: the payload that stands in it is drawn once, and again for another language.
+// The page of a sweep: draw the payload that it contains, and again when the language changes.
 
 import "./words.js";
 import { el } from "../report/dom.js";
@@ -11,7 +11,7 @@ import { importanceSection, parallelSection, slicesSection } from "./charts.js";
 
 const STATES = ["finished", "pruned", "failed", "running"];
 
-// What the sections share besides the report's context: how a figure is written, and the trial that is chosen.
+// Shared by the sections, besides the report's context: how a figure is written, and the chosen trial.
 function sweepContext(payload, state) {
   const page = context(payload, state);
   const share = payload.figure.endsWith("acc");

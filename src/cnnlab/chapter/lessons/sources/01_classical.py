@@ -95,11 +95,12 @@ show.plot(counts, {"pixels": on_pixels, "HOG": on_hog}, "training images", "accu
 # %% [markdown] lang="en"
 # ## Looking inside
 #
-# The model has a weight for each feature and class. Summed over the directions, the weights show how edges in each cell
-# count: bright ones speak for the class, dark ones against it. An edge in the middle, for example, speaks against a 0.
+# The model has a weight for each feature and class. Summed over the directions, the weights show what the edges in each
+# cell contribute: bright cells are evidence for the class, dark cells evidence against it. An edge in the middle, for
+# example, is evidence against a 0.
 
 # %% [markdown] lang="zh"
-# ## 网络内部
+# ## 模型内部
 #
 # 每个特征对每个类别都有一个权重。把各个方向的权重加起来，就能看出每一格里的边缘对这个类别意味着什么：亮的表示支持，暗
 # 的表示反对。比如，正中间有边缘就不像 0。
@@ -126,7 +127,7 @@ show.results("hog-linear", "hog-kernel", "sift-linear", "lenet", "lenet-bn")
 
 # %% [markdown] lang="en"
 # Good hand-made features are hard to beat for a network as small as LeNet, and they need no GPU. But they cannot learn
-# to measure anything else: what HOG does not record, no classifier after it can use, however many images there are.
+# to measure anything else: no classifier can use what HOG does not record, however many images there are.
 
 # %% [markdown] lang="zh"
 # 像 LeNet 这样小的网络很难胜过好的手工特征，而且手工特征不需要 GPU。但它们学不会测量别的东西：HOG 没有记录的信息，后
@@ -164,8 +165,8 @@ for shift in (0, HOG_BINS // 4, -HOG_BINS // 4):
     )
 
 # %% [markdown] lang="en" tags=["solution"]
-# The cells rotate with the image, and in each cell every direction moves on by a quarter of a circle. HOG is not
-# invariant to rotation, nor should it be here: a 6 upside down is a 9.
+# The cells rotate with the image, and in each cell every direction turns by a quarter of a circle. HOG is not invariant
+# to rotation, nor should it be here: a 6 upside down is a 9.
 
 # %% [markdown] lang="zh" tags=["solution"]
 # 小格随图像一起旋转，每格里的各个方向也转过四分之一圈。HOG 没有旋转不变性，在这里也不该有：6 倒过来就是 9。

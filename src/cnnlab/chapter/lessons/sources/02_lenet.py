@@ -3,8 +3,8 @@
 #
 # LeNet (1998) learns its features together with the classifier. A *convolution* slides a small window over the image
 # and computes the same weighted sum at each position. It has few weights, and what it recognizes in one corner it
-# recognizes in every other. *Pooling* then makes the map coarser, so that small shifts matter less. After two rounds of
-# this come three linear layers.
+# recognizes in every other. *Pooling* then makes the map coarser, so that small shifts matter less. Two rounds of this
+# are followed by three linear layers.
 #
 # The cells run on the handwritten digits that come with cnnlab. Set `DATA = "fashion-mnist"` to use the chapter's own
 # images (30 MB, downloaded once). The recipe's `limit` takes at most 6,000 of them; 0 takes all.
@@ -39,7 +39,7 @@ print(f"weights of the convolution: {conv.weight.numel():,}; of a linear layer i
 # ## Shapes
 #
 # *Multiply-adds* are the work for one image. The *receptive field* is the side of the square of input pixels that one
-# output value depends on. Most of the work is in the convolutions, most of the weights are in the linear layers.
+# output value depends on. Most of the work is in the convolutions, but most of the weights are in the linear layers.
 
 # %% [markdown] lang="zh"
 # ## 形状
@@ -54,8 +54,8 @@ print(show.shapes("lenet"))
 # ## Training
 #
 # A recipe, here `fast/lenet`, holds all settings of a training as data; keywords replace some of them. Part of the
-# training images is held out and evaluated after each epoch: the dashed line. With sigmoids
-# little happens at first (exercise 2).
+# training images is held out and evaluated after each epoch: the dashed line. With sigmoids, little happens at first
+# (exercise 2).
 
 # %% [markdown] lang="zh"
 # ## 训练
@@ -155,10 +155,10 @@ show.compare({"lenet": result, **tries, "lenet, Xavier": cnnlab.train(recipe, in
 show.seeds("02_lenet", epoch=1)
 
 # %% [markdown] lang="en" tags=["solution"]
-# The activation: with ReLU the first epoch already teaches most of it, with all three seeds (the table above). With
-# sigmoids the network is still at chance then, whatever the pooling and the initial weights. After fifteen epochs all are
-# nearly equal. A sigmoid's slope is at most 1/4, and each layer weakens the gradient on its way back unless the weights
-# make up for it; a ReLU's slope is 1 or 0.
+# The activation: with ReLU most of the learning happens in the first epoch, with all three seeds (see the table above).
+# With sigmoids the network is still at chance then, whatever the pooling and the initial weights. After fifteen epochs
+# all are nearly equal. A sigmoid's slope is at most 1/4, and each layer weakens the gradient on its way back unless the
+# weights make up for it; a ReLU's slope is 1 or 0.
 
 # %% [markdown] lang="zh" tags=["solution"]
 # 是激活函数：用 ReLU，第一个迭代周期就学会了大半，三个种子都是这样（见上表）。用 sigmoid，那时还停留在随机猜测的水平，与汇

@@ -3,8 +3,8 @@
 #
 # AlexNet (2012) is LeNet on another scale: five convolutions instead of two, hundreds of channels instead of 16, and
 # hundreds of times the weights. Three ideas made it work: *ReLU* instead of sigmoid or tanh, which trains several times
-# faster according to the paper; *dropout* and *augmentation*, which shows each image slightly changed every time, both
-# against overfitting.
+# faster according to the paper; and, against overfitting, *dropout* and *augmentation*, which changes each image
+# slightly every time it is used.
 #
 # A sigmoid's slope is at most 1/4, a ReLU's is 1 or 0. What this does to gradients depends on the weights between the
 # activations: here are eight layers of 64 units with weights of several sizes.
@@ -47,8 +47,8 @@ for activation in (nn.Sigmoid(), nn.ReLU()):
         print(f"{activation}, Xavier's weights times {gain:.1f}: {gradient(activation, gain):.1e}")
 
 # %% [markdown] lang="en"
-# With the weights that suit it, Xavier's times √2 (He's), ReLU keeps the gradient's size. The sigmoid would need weights
-# at least four times as large as Xavier's, and then many units lie where it is flat.
+# With suitable weights, Xavier's times √2 (He's), ReLU preserves the size of the gradient. The sigmoid would need
+# weights at least four times as large as Xavier's, and then many units would be in its flat part.
 #
 # Dropout sets half of the values to 0 at random in training and doubles the others; in evaluation it does nothing.
 
@@ -110,8 +110,8 @@ print(result)
 #
 # The manual's figure 1.1 shows the 96 learned filters of 11x11 pixels in AlexNet's first layer: edges and colours. Here
 # are the filters of the network above, and the maps that they compute from one image. After so short a training most
-# filters still look like noise. That their maps show edges is no proof of learning: those of random filters do, too.
-# They are in the last two rows, before any training. (For a figure like the manual's,
+# filters still look like noise. Edges in their maps do not prove that they have learned anything: the maps of random
+# filters show edges, too. The last two rows are such maps, from before any training. (For a figure like the manual's,
 # train `--recipe manual/alexnet` on a GPU, then run `cnnlab figures 1.1 --run RUN`.)
 
 # %% [markdown] lang="zh"
@@ -194,10 +194,10 @@ for name, trained in (("without", result), ("shift=2", shifted)):
 show.compare({"without": result, "shift=2": shifted})
 
 # %% [markdown] lang="en" tags=["solution"]
-# Training becomes harder: an image rarely appears twice in the same position, so the network cannot learn it by heart.
-# The validation images are not shifted. Whether their accuracy rises depends on the data: here all images are centred,
-# so shifts cannot be expected to teach much. A difference of some thousandths between two runs shows nothing; repeat
-# both with `seed=1` and `seed=2`.
+# Training becomes harder: an image rarely appears twice in the same position, so the network cannot memorize it. The
+# validation images are not shifted. Whether their accuracy rises depends on the data: here all images are centred, so
+# shifts cannot be expected to teach much. A difference of a few thousandths between two runs means nothing; repeat both
+# with `seed=1` and `seed=2`.
 
 # %% [markdown] lang="zh" tags=["solution"]
 # 训练变难了：同一张图像很少两次出现在同一位置，网络没法死记。验证图像则不移动，它们的精度是否上升取决于数据：这里的图像都

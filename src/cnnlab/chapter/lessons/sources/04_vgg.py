@@ -1,9 +1,9 @@
 # %% [markdown] lang="en"
 # # 1.2 VGG: blocks
 #
-# AlexNet does not tell us how to design the next network. VGG (2014) does: repeat one kind of *block*, some 3x3
-# convolutions that keep the side, then a pooling that halves it. More convolutions per block make a deeper network; a
-# list of numbers describes the whole architecture.
+# AlexNet does not tell us how to design the next network. VGG (2014) does: repeat one kind of *block*, a few 3x3
+# convolutions that keep the side length, then a pooling that halves it. More convolutions per block make a deeper
+# network; a list of numbers describes the whole architecture.
 #
 # Why 3x3? Two of them in a row see 5x5 pixels, with fewer weights than one 5x5 convolution and one more ReLU.
 
@@ -147,8 +147,8 @@ for name, trained in (("vgg11-small", result), ("vgg-mine", mine)):
 show.compare({"vgg11-small": result, "vgg-mine": mine})
 
 # %% [markdown] lang="en" tags=["solution"]
-# On images so simple, and so few, a small network can do nearly as well. The two trainings are one run each, and a
-# difference of some thousandths between two runs shows nothing: repeat both with `seed=1` and `seed=2`.
+# On so few and such simple images, a small network can do nearly as well. Each training is a single run, and a
+# difference of a few thousandths between two runs means nothing: repeat both with `seed=1` and `seed=2`.
 
 # %% [markdown] lang="zh" tags=["solution"]
 # 图像这么少、这么简单，小网络也能做得差不多。这两次训练各只运行了一次，相差千分之几说明不了什么：请用 `seed=1` 和 `seed=2`

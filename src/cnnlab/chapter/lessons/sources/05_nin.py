@@ -182,9 +182,10 @@ show.seeds("05_nin", epoch=1)
 show.seeds("05_nin")
 
 # %% [markdown] lang="en" tags=["solution"]
-# On these few digits, nothing: in all three seeds of the tables the four layers learn sooner than the twelve, and in
-# the end the two differ by at most one of 143 images. 1x1 convolutions mix the channels of a pixel nonlinearly, and that has to be worth the additional depth. As a
-# cheap way to change the number of channels they are used to this day: see the next lessons.
+# On these few digits, nothing: with all three seeds in the tables, the four layers learn faster than the twelve, and in
+# the end the two differ by at most one of 143 images. 1x1 convolutions mix the channels of a pixel nonlinearly, which
+# must be worth the additional depth. They are still used as a cheap way to change the number of channels: see the next
+# lessons.
 
 # %% [markdown] lang="zh" tags=["solution"]
 # 在这么少的手写数字上没有贡献：表中三个种子都是四层比十二层学得快，最后两者至多相差 143 张图像中的一张。1x1 卷积把一个像素的各个通道非线性地混合起

@@ -43,7 +43,7 @@ print(show.shapes("googlenet"))
 # %% [markdown] lang="en"
 # ## Training
 #
-# For images of 28 pixels two blocks suffice. Here they become a network, which gets a name under which it can be
+# For images of 28 pixels two blocks suffice. Here they become a network, registered under a name so that it can be
 # trained. Each convolution is followed by batch normalisation, the subject of the next lesson.
 
 # %% [markdown] lang="zh"
@@ -114,8 +114,8 @@ show.hardest(result)
 # ## Results on Fashion-MNIST
 #
 # The d2l book trains GoogLeNet at 96 pixels without batch normalisation, from Xavier's weights. A row marked as limited
-# cannot be compared with the printed one: that run ended before the network began to learn. `fast/googlenet` is the whole network with
-# half the channels and batch normalisation, on all images at 28 pixels.
+# cannot be compared with the printed one: that run ended before the network began to learn. `fast/googlenet` is the
+# whole network with half the channels and batch normalisation, on all images at 28 pixels.
 
 # %% [markdown] lang="zh"
 # ## 在 Fashion-MNIST 上的结果

@@ -10,8 +10,8 @@
 #
 # Why does it help? Its authors' explanation is *internal covariate shift*: the distribution of each layer's input keeps
 # changing while the layers before it learn. This is disputed. S. Santurkar and others (*How does batch normalization
-# help optimization?*, 2018) added such shifts behind the normalisation on purpose, and the networks trained as well as
-# before; they explain it by a smoother loss. This lesson only shows what can be measured on LeNet.
+# help optimization?*, 2018) added such shifts after the normalisation on purpose, and the networks trained as well as
+# before; their explanation is a smoother loss. This lesson only shows what can be measured on LeNet.
 
 # %% [markdown] lang="zh"
 # # 1.4 批量规范化
@@ -88,15 +88,15 @@ for name, scheme in (("lenet", "pytorch"), ("lenet", "xavier-uniform"), ("lenet-
 
 # %% [markdown] lang="en"
 # From PyTorch's default weights the images are nearly identical by the last sigmoid, so the output hardly depends on
-# them. Xavier's weights are larger, and several times as much of the differences is left, though still little. With
-# batch normalisation the images differ at the last sigmoid no less than at the first, whatever the scale of the initial
-# weights, which it divides out.
+# them. With Xavier's larger weights the differences are several times as large, though still small. With batch
+# normalisation the images differ at least as much at the last sigmoid as at the first, whatever the scale of the
+# initial weights: it divides that scale out.
 #
 # ## Training
 #
 # The same recipe without and with batch normalisation, and with our own layer instead of PyTorch's, each from Xavier's
 # weights as in the manual. `lenet-bn` differs from `lenet` in its padding, too. So there is a fourth network,
-# `without-bn`: `lenet-bn`, its batch normalisation taken out and nothing else changed.
+# `without-bn`: `lenet-bn` with its batch normalisation removed and nothing else changed.
 
 # %% [markdown] lang="zh"
 # 从 PyTorch 的默认权重出发，各张图像到最后一个 sigmoid 时已经几乎一样，输出也就几乎与图像无关。Xavier 初始化的权重大一些，
@@ -126,10 +126,10 @@ for model, result in trained.items():
 show.compare(trained)
 
 # %% [markdown] lang="en"
-# Our layer and PyTorch's differ only by rounding: their lines coincide, and the broader one shows behind the other.
+# Our layer and PyTorch's differ only by rounding: their lines coincide, and the wider one shows behind the other.
 # Without batch normalisation learning starts late, and how late depends on the seed: some runs have hardly begun after
-# 15 epochs. So one run is not enough. With it every run learns from the first epoch on. These are the accuracies of
-# three seeds, measured on the digits; from `lenet, init=pytorch` on the rows belong to exercise 1.
+# 15 epochs. So one run is not enough. With batch normalisation, every run learns from the first epoch on. These are the
+# accuracies of three seeds, measured on the digits; the rows from `lenet, init=pytorch` on belong to exercise 1.
 
 # %% [markdown] lang="zh"
 # 我们的层与 PyTorch 的层只有舍入上的差别：两条曲线重合，后面较粗的一条从边上露出来。没有批量规范化时，学习开始得晚，晚
@@ -199,11 +199,11 @@ tries = {
 show.compare({name: cnnlab.train(recipe, **settings) for name, settings in tries.items()})
 
 # %% [markdown] lang="en" tags=["solution"]
-# The table above has three seeds of each. With SGD the initial weights decide: from PyTorch's the network stays at chance
-# with either batch size, from Xavier's it learns in some runs. Larger steps or smaller batches, which are more steps,
-# bring it further with some seeds and nowhere with others; smaller steps bring it nowhere. Adam learns with every seed,
-# from either weights: it divides each weight's step by the size of that weight's gradients, so small gradients do no
-# harm. Batch normalisation makes SGD learn with every seed.
+# The table above has three seeds of each. With SGD the initial weights decide: from PyTorch's the network stays at
+# chance with either batch size, from Xavier's it learns in some runs. Larger steps, or smaller batches and thus more
+# steps, help with some seeds and not with others; with smaller steps it does not learn. Adam learns with every seed,
+# from either initialisation: it divides each weight's step by the size of that weight's gradients, so small gradients
+# do no harm. Batch normalisation makes SGD learn with every seed.
 
 # %% [markdown] lang="zh" tags=["solution"]
 # 上面的表对每种设置各有三个种子。使用 SGD 时，起决定作用的是初始权重：从 PyTorch 的默认权重出发，无论批量大小，都停留在随

@@ -4,13 +4,14 @@
 # A deeper network should be at least as good as a shallow one: its additional layers could simply pass on their input.
 # Yet from some depth on, deeper plain networks end up worse, on their training images too. This is called *degradation*
 # (exercise 1). A *residual block* (2015) computes $f(x) = g(x) + x$: its layers learn only the difference
-# $g(x) = f(x) - x$ between the mapping $f$ that is wanted and the input. Where the input should pass unchanged, they
-# only need to output 0.
+# $g(x) = f(x) - x$ between the desired mapping $f$ and the input. Where the input should pass unchanged, they only need
+# to output 0.
 #
 # ## Not a matter of vanishing gradients
 #
-# It is often said that shortcuts cure vanishing gradients. In a network without batch normalisation these depend on the
-# initial weights: here is the norm of the gradient at the input of 1, 10 and 30 layers with ReLU and no shortcuts.
+# It is often said that shortcuts cure vanishing gradients. In a network without batch normalisation, whether gradients
+# vanish depends on the initial weights. Here is the norm of the gradient at the input of 1, 10 and 30 layers with ReLU
+# and no shortcuts.
 
 # %% [markdown] lang="zh"
 # # 1.5 残差网络（ResNet）
@@ -56,12 +57,12 @@ for depth in (1, 10, 30):
     print(f"{depth:2d} layers:", ", ".join(norms))
 
 # %% [markdown] lang="en"
-# PyTorch's default weights are too small for so many ReLUs: almost nothing is left after thirty layers. He
-# initialisation gives a layer with n inputs weights of variance 2/n, six times PyTorch's default: a ReLU stops half of
-# the signal, and this makes up for it, so the gradient keeps its size. The authors of ResNet checked that the gradients
-# of their plain networks, which have batch normalisation, do not vanish. So they hold vanishing gradients to be an
-# unlikely cause of degradation (section 4.1 of their paper), and only conjecture another one: that plain deep networks
-# converge very slowly. The cause is still discussed. The effect is easy to see: exercise 1.
+# PyTorch's default weights are too small for so many ReLUs: almost nothing of the gradient is left after thirty layers.
+# He initialisation gives a layer with n inputs weights of variance 2/n, six times PyTorch's default: a ReLU stops half
+# of the signal, and this makes up for it, so the gradient keeps its size. The authors of ResNet checked that the
+# gradients of their plain networks, which have batch normalisation, do not vanish. So they consider vanishing gradients
+# an unlikely cause of degradation (section 4.1 of their paper), and only conjecture another one: that plain deep
+# networks converge very slowly. The cause is still debated. The effect is easy to see: exercise 1.
 #
 # ## Shapes
 #

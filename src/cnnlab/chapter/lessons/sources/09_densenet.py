@@ -125,8 +125,8 @@ for name, trained in (("growth 32", result), ("growth 8", other)):
 show.compare({"growth 32": result, "growth 8": other})
 
 # %% [markdown] lang="en" tags=["solution"]
-# A ninth of the parameters is left. The two trainings are one run each, and a difference of some thousandths
-# shows nothing: repeat both with `seed=1` and `seed=2`.
+# A ninth of the parameters is left. Each training is a single run, and a difference of a few thousandths means nothing:
+# repeat both with `seed=1` and `seed=2`.
 
 # %% [markdown] lang="zh" tags=["solution"]
 # 只剩下九分之一的参数。这两次训练各只运行了一次，相差千分之几说明不了什么：请用 `seed=1` 和 `seed=2` 各重复一次。

@@ -177,7 +177,7 @@ print(competition.score(submitted.written.path, place / "answers.csv"))
 show.competition()
 
 # %% [markdown] lang="en" tags=["exercise"]
-# **Exercise 1.** The d2l book sorts the test images by name, and takes the numbers 1 to N, also sorted as text, for
+# **Exercise 1.** The d2l book sorts the test images by name, and takes the numbers 1 to N, also sorted as text, as
 # their ids. Image 3 of 100 is missing. How many of the 99 predictions get the id of another image?
 
 # %% [markdown] lang="zh" tags=["exercise"]
@@ -226,8 +226,8 @@ mirrored = competition.submit(work, views="flip", out="mirrored.csv")
 print(competition.score(mirrored.written.path, place / "answers.csv"))
 
 # %% [markdown] lang="en" tags=["solution"]
-# The views with the highest validation accuracy; of equal ones, the fewest. The network has never seen mirrored digits,
-# so its predictions for them only do harm.
+# The views with the highest validation accuracy; if several are equal, the fewest views. The network has never seen
+# mirrored digits, so its predictions for them only do harm.
 
 # %% [markdown] lang="zh" tags=["solution"]
 # 验证精度最高的那种；一样高时取视图最少的。网络从没见过翻转的数字，对它们的预测只会添乱。

@@ -28,7 +28,7 @@ export function compareSections(page) {
   return [figures(page), curves(page), settingsThatDiffer(page), tests(page), disagreements(page)].filter(Boolean);
 }
 
-// Below, each fold has sections of the same names.
+// Change the ids: below, each fold has sections with the same ones.
 function named(section) {
   section.querySelector("h2").id = `pooled-${section.id}-title`;
   section.setAttribute("aria-labelledby", `pooled-${section.id}-title`);

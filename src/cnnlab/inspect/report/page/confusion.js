@@ -8,8 +8,8 @@ import { measuredOn } from "./header.js";
 import { scroller, section } from "./parts.js";
 import { frequentMistakes, nextCell } from "./sort.js";
 
-const COUNTED = 40; // classes up to which a cell shows its count
-const DRAWN = 120; // classes up to which the matrix is drawn
+const COUNTED = 40; // most classes for which cells show their counts
+const DRAWN = 120; // most classes for which the matrix is drawn
 const PAIRS = 10;
 
 export function confusionSection(page, run) {

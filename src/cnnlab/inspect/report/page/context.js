@@ -1,4 +1,4 @@
-// What all parts of the page share: the payload, the language and how names are shown.
+// Shared by all parts of the page: the payload, the language, and how names are shown.
 
 import { texts } from "./text.js";
 import { shorten, visible } from "./format.js";
@@ -6,7 +6,7 @@ import { shorten, visible } from "./format.js";
 export function context(payload, state) {
   state.language ??= (navigator.language ?? "").toLowerCase().startsWith("zh") ? "zh" : "en";
   const column = state.language === "zh" ? 1 : 0;
-  // A text with its values. English has two forms, as in `{n} image|{n} images`.
+  // A text with its values filled in. English has two forms, as in `{n} image|{n} images`.
   function t(key, values = {}) {
     const forms = (texts[key]?.[column] ?? key).split("|");
     const form = forms[forms.length > 1 && values.n !== 1 && values.n !== "1" ? 1 : 0];
@@ -21,7 +21,7 @@ export function context(payload, state) {
     className: (run, k, most = 28) => shorten(run.classes[k] ?? "?", most),
     fullName: (run, k) => visible(run.classes[k] ?? "?").slice(0, 1000),
     picture: (place) => (place >= 0 ? payload.pictures[place] : null),
-    // The last part of a path only: the rest is said under Data.
+    // Only the last part of a path: the rest is shown under Data.
     source: (data) => shorten(data.replace(/^(\w+:).*\/(?=[^/])/, "$1"), 60),
     split: (name) => t(`split_${name}`),
   };

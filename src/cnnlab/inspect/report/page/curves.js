@@ -26,7 +26,7 @@ export function curvesSection(page, run) {
     el("p", { class: "small" }, t("curves_help"), marks.length ? ` ${t("best_help", { n: run.best_epoch })}` : ""));
 }
 
-// Several charts over the same epochs: zoom and cursor are common to all.
+// Several charts over the same epochs, with a shared zoom and cursor.
 export function charts(page, specs) {
   const all = specs.flatMap((spec) => spec.lines.flatMap((line) => line.x));
   const [first, last] = [Math.min(...all), Math.max(...all)];

@@ -2,7 +2,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
-// attributes: onclick and the like are listeners, style an object of properties; false and null leave one out.
+// attributes: onclick and the like are listeners; style is an object of properties; false and null omit an attribute.
 function filled(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes ?? {})) {
     if (value === null || value === undefined || value === false) continue;

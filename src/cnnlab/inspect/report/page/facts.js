@@ -1,4 +1,4 @@
-// How it was trained: speed, images, settings, environment, and the command that does it again.
+// How the run was trained: speed, images, settings, environment, and the command that repeats it.
 
 import { el } from "./dom.js";
 import { duration, value, visible, whole } from "./format.js";

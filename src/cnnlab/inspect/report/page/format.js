@@ -14,7 +14,7 @@ export function percent(share, digits = 1) {
   return missing(share) ? "–" : `${(100 * share).toFixed(digits)}%`;
 }
 
-// A probability: 0 and 1 only where it is so to the last digit that is known.
+// A probability. It is not rounded to 0% or 100%: those stand for exactly 0 and 1.
 export function probability(p) {
   if (missing(p)) return "–";
   if (p > 0.9995 && p < 1) return ">99.9%";
@@ -40,13 +40,13 @@ export function number(value) {
 
 export function duration(seconds) {
   if (missing(seconds)) return "–";
-  const all = Math.round(seconds); // first: 119.7 s are 2 min 0 s, not 1 min 60 s
+  const all = Math.round(seconds); // round first: 119.7 s are 2 min 0 s, not 1 min 60 s
   if (all < 60) return `${seconds.toFixed(1)} s`;
   const [h, m, s] = [Math.floor(all / 3600), Math.floor((all % 3600) / 60), all % 60];
   return h ? `${h} h ${m} min` : `${m} min ${s} s`;
 }
 
-// A name from elsewhere as one harmless line: control, invisible and reversing characters become escapes.
+// An untrusted name as one harmless line: control, invisible and reversing characters become escapes.
 export function visible(text) {
   return String(text).replace(/[\p{Cc}\p{Cf}\p{Co}\p{Cs}\p{Zl}\p{Zp}]/gu, (c) => `\\u${c.codePointAt(0).toString(16).padStart(4, "0")}`);
 }
@@ -59,7 +59,7 @@ export function shorten(text, most = 40) {
   return `${letters.slice(0, head).join("")}…${letters.slice(letters.length - (most - 1 - head)).join("")}`;
 }
 
-// The address of a file below `folder`, both with / between the parts.
+// The address of a file below `folder`. Both paths use /.
 export function address(folder, id) {
   const path = `${folder}/${id}`.split("/").map(encodeURIComponent).join("/");
   return path.startsWith("/") || path.startsWith("..") ? path : `./${path}`;

@@ -1,4 +1,4 @@
-// Images with what the network says about them: as cards on the page, and in a dialog.
+// Images with the network's predictions, as cards on the page and in a dialog.
 
 import { el } from "./dom.js";
 import { address, probability, shorten, visible } from "./format.js";
@@ -6,7 +6,7 @@ import { copyText } from "./parts.js";
 
 const STEP = 60; // cards at a time
 
-// The listed image at `row` of a run. suspect: the class that contradicts its label.
+// The listed image at `row` of a run. suspect: { k, p, own }: the contradicting class, its probability, the label's.
 export function entry(run, row, suspect = null) {
   const r = run.evaluation.rows;
   return {
@@ -40,7 +40,7 @@ export function card(page, one) {
       one.file ? el("button", { type: "button", class: "quiet copy", onclick: (event) => copyText(one.file.path, event.currentTarget, t("copied")), title: one.file.path.slice(0, 1000) }, t("copy_path")) : null));
 }
 
-// Cards of `entries`, some at first and a button for more.
+// Cards for `entries`: some at first, and a button for more.
 export function cards(page, entries, first = STEP) {
   const place = el("div", { class: "cards" });
   const more = el("button", { type: "button", class: "more" });

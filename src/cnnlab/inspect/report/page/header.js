@@ -1,9 +1,9 @@
-// Who this run is, what it scores, and on what that was measured.
+// What this run is, how it scores, and on which images that was measured.
 
 import { el } from "./dom.js";
 import { fixed, interval, percent, visible, whole } from "./format.js";
 
-// On which images, with which weights and seed: it goes with every figure.
+// On which images, with which weights and seed: this accompanies every figure.
 export function measuredOn(page, run) {
   const { t } = page;
   const e = run.evaluation;
@@ -32,7 +32,7 @@ export function runHeader(page, run) {
     e ? figureTiles(page, run) : run.recorded && el("p", { class: "headline" }, recorded(page, run), " ", looksText(page, run)));
 }
 
-// What the training itself measured, where the images or the weights are gone.
+// What the training itself measured, for runs whose images or weights are gone.
 function recorded(page, run) {
   const r = run.recorded;
   return page.t("recorded", { accuracy: percent(r.accuracy), interval: shares(r.interval), n: r.images, split: page.split(run.eval_split), weights: page.t(`weights_${r.weights}`), seed: run.seed });
@@ -54,7 +54,7 @@ export function figureTiles(page, run) {
 
 const shares = ([low, high]) => `${(100 * low).toFixed(1)}–${(100 * high).toFixed(1)}%`;
 
-// What is missing, and what the training found out about itself.
+// What is missing, and the findings of the training.
 export function notes(page, run) {
   const list = [
     ...run.missing.map((text) => [page.t("missing"), text]),

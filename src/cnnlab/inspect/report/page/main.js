@@ -1,4 +1,4 @@
-// The report as a page: the payload that stands in it is drawn once.
+// The report as a page: draw the payload that it contains.
 
 import { render } from "./report.js";
 

@@ -11,7 +11,7 @@ export function pairs(rows) {
   return el("dl", { class: "pairs" }, rows.filter(Boolean).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
 }
 
-// What may be wider than the page scrolls by itself, also by keyboard.
+// A box that scrolls, also by keyboard, for content that may be wider than the page.
 export function scroller(label, ...children) {
   return el("div", { class: "scroller", tabindex: "0", role: "group", "aria-label": label }, children);
 }

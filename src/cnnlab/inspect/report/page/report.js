@@ -1,4 +1,4 @@
-// The whole report: a function of the payload and of the node that it is drawn into.
+// The whole report: a function of the payload and the node to draw into.
 
 import { el } from "./dom.js";
 import { context } from "./context.js";

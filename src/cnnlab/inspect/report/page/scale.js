@@ -1,6 +1,6 @@
 // Scales, ticks and ranges of axes. Pure functions: no DOM.
 
-// Map the domain [a, b] to the range [p, q]; a domain of one point lies in the middle.
+// Map the domain [a, b] to the range [p, q]. A domain of one point maps to the middle.
 export function linear([a, b], [p, q]) {
   const width = b - a;
   return (value) => (width === 0 ? (p + q) / 2 : p + ((value - a) / width) * (q - p));
@@ -24,7 +24,7 @@ export function wholeTicks(low, high, count = 8) {
   return found.length ? found : [Math.round(low)];
 }
 
-// Return the place in the sorted `values` that is nearest to `value`; -1 if there are none.
+// Return the index of the one of `values` that is nearest to `value`; -1 if there are none.
 export function nearest(values, value) {
   let best = -1;
   for (let i = 0; i < values.length; i += 1) {
@@ -57,7 +57,7 @@ export function lossTop(values) {
   return falling[outliers] || 1;
 }
 
-// The lowest round share at or below all values, so that curves near 1 fill the axis: 0, 0.5, 0.8 or 0.9.
+// The bottom of an axis of shares: the highest of 0, 0.5, 0.8 and 0.9 clearly below all values, so that curves fill it.
 export function shareBottom(values) {
   const low = Math.min(...values.filter(Number.isFinite), 1);
   return [0.9, 0.8, 0.5].find((bottom) => low >= bottom + (1 - bottom) * 0.15) ?? 0;

@@ -18,7 +18,7 @@ export function frequentMistakes(cells, most) {
   return sorted(cells.filter(([i, j]) => i !== j), (cell) => cell[2], true).slice(0, most);
 }
 
-// The next place of a cell with images, from [row, column] in a direction; the same place if there is none.
+// The next cell with images from [row, column] in a direction; the same cell if there is none.
 export function nextCell(filled, [row, column], [down, right], size) {
   let [i, j] = [row + down, column + right];
   while (i >= 0 && j >= 0 && i < size && j < size) {

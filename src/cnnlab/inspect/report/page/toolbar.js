@@ -34,7 +34,7 @@ export function toolbar(page, parts, again) {
       el("div", { class: "switches" }, language, theme)));
 }
 
-// By script: within a notebook's frame the address is not a page's own.
+// Scroll by script: in a notebook's frame, the address is not that of this page.
 function go(event, part) {
   event.preventDefault();
   part.scrollIntoView({ block: "start" });

@@ -1,4 +1,4 @@
-// Trying an image on a network: where one is dropped, pasted, chosen or photographed, and the bars of the answer.
+// Trying an image on a network: a box to drop, paste, choose or photograph one, and the bars of the answer.
 // `cnnlab ui` and the page of `cnnlab export --to web` use it.
 
 import { el } from "./dom.js";
@@ -44,7 +44,7 @@ export function imageInput(page, use, fail) {
     try {
       if (!navigator.mediaDevices) throw new Error("https or localhost");
       const opened = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
-      stop(); // of an earlier click
+      stop(); // the stream of an earlier click
       stream = opened;
       video.srcObject = stream;
       video.hidden = shoot.hidden = false;
@@ -70,7 +70,7 @@ export function imageInput(page, use, fail) {
   return { node, end: () => { document.removeEventListener("paste", paste); stop(); } };
 }
 
-// top: [name, probability] of the best classes. threshold: where the answer is "none of these", else null.
+// top: [name, probability] of the best classes. threshold: the one that makes the answer "none of these", else null.
 export function answerBars(page, top, threshold) {
   const { t } = page;
   const bars = top.map(([name, p]) =>
