@@ -491,6 +491,7 @@ def test_bad_batches_are_one_line(case: str, way: str) -> None:
     with pytest.raises(CnnlabError, match=why) as caught:
         calls[way]()
     assert "\n" not in str(caught.value)
+    assert net.training == (way != "evaluate")  # searching the fault leaves the mode as it was
 
 
 class Returns(nn.Module):

@@ -133,6 +133,15 @@ def test_files_are_made_smaller_if_asked(large: Path) -> None:
         packed("digits", "other", quality=50)
 
 
+def test_stacks_keep_their_size(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / "stacks" / name).mkdir(parents=True)
+        for i in range(3):
+            np.save(tmp_path / "stacks" / name / f"{i}.npy", DRAW.integers(0, 256, (5, 40, 40), np.uint8))
+    packed(f"folder:{tmp_path / 'stacks'}", size=24)
+    assert_same_images(loaded("pack:store"), loaded(f"folder:{tmp_path / 'stacks'}"))
+
+
 def test_existing_folders_and_other_sets_are_refused(small: Path, large: Path, cnnlab: Command) -> None:
     Path("store").mkdir()
     assert "exists" in one_line_error(cnnlab("data", "pack", f"folder:{small}", "store"))

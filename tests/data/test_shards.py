@@ -97,6 +97,14 @@ def test_labels_in_json() -> None:
     assert images.weights.tolist() == [1, 2, 3, 4]
     with pytest.raises(CnnlabError, match="which column is the label"):
         loaded("wds:t.tar", columns="group=patient")
+    shard("both.tar", ((f"{i}.{e}", c) for i in range(4)
+                       for e, c in (("json", about[i]), ("jpg", jpeg()), ("cls", b"xy"[i % 2 :][:1]))))  # fmt: skip
+    assert loaded("wds:both.tar").groups is None
+    images = loaded("wds:both.tar", columns="group=patient")
+    assert (images.classes, images.groups) == (["x", "y"], ["p0", "p1", "p2", "p3"])
+    assert loaded("wds:both.tar", columns="label=species").classes == ["a", "b"]
+    with pytest.raises(CnnlabError, match="hospital"):
+        loaded("wds:both.tar", columns="group=hospital")
     about = [json.dumps({"label": i % 2, "path": "x", "file_name": f"{i}.png"}).encode() for i in range(2)]
     shard("named.tar", ((f"{i}.{e}", c) for i in range(2) for e, c in (("json", about[i]), ("jpg", jpeg()))))
     assert loaded("wds:named.tar").labels.tolist() == [0, 1]  # a field named like a file is not the image

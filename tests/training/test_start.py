@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import cnnlab
 from cnnlab import CnnlabError, Recipe, Run, open_run, resume, train
 from cnnlab.io.schema import validation_error
 from cnnlab.models import MODELS, build_model
-from cnnlab.models.own import builder_source
+from cnnlab.models.own import builder_source, load_builder
 from cnnlab.recipes import RECIPES
 from cnnlab.training import loop
 from cnnlab.training.series import FROM
@@ -175,8 +176,6 @@ def test_a_network_added_to_models_says_where_it_came_from(
     (tmp_path / "zoo.py").write_text(
         "from cnnlab.models import build_model\ndef mine(**k): return build_model('lenet', **k)\n"
     )
-    from cnnlab.models.own import load_builder
-
     with monkeypatch.context() as patch:
         patch.setitem(MODELS, "mine", load_builder("zoo.py:mine"))
         train(Recipe(**{**RECIPES["digits"].to_dict(), **QUICK, "model": "mine"}), name="added", progress="none")
@@ -261,5 +260,11 @@ def test_networks_that_a_file_would_not_build_alike_name_no_file() -> None:
 def test_files_that_build_nothing_are_one_line(cnnlab: Command, tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(NET.replace("width=4", "width"))
     assert "FILE.py:BUILDER" in one_line_error(cnnlab("train", "--model", "net.py"))
+    (tmp_path / "paths.py").write_text("import sys\nsys.path.insert(0, 'elsewhere')\njoin = str.join\n")
+    before = list(sys.path)
+    with pytest.raises(CnnlabError, match="Net"):
+        load_builder("paths.py:Net")  # str.join has no __module__
+    assert sys.path == ["elsewhere", *before]
+    sys.path.remove("elsewhere")
     assert "width" in one_line_error(cnnlab("train", "--model", "net.py:Net", "--set", "limit=32"))
     assert "twice" in one_line_error(cnnlab("train", "--epochs", 3, "--set", "epochs=5"))

@@ -130,6 +130,7 @@ def assert_close(name: str, other: str, tolerance: float = 2e-4) -> None:
     [
         (2, {"mixup": 0.3, "cutmix": 0.3, "shift": 1, "balance": "weights", "clip_norm": 1.0}),
         (3, {"model": "lenet-bn", "sync_batch_norm": True, "average": "ema", "average_decay": 0.9}),
+        (3, {"model": "lenet-bn", "sync_batch_norm": True, "limit": 20, "batch_size": 4, "epochs": 1}),  # not divided
         (2, {"model": "resnet18-small", "sync_batch_norm": True, "optimizer": "muon", "learning_rate": 0.02,
              "epochs": 1, "limit": 60, "batch_size": 32, "image_size": 8}),
         (2, {"micro_batch": 20, "on_nan": "skip"}),
@@ -202,10 +203,10 @@ def test_an_evaluation_is_the_same_for_any_number_of_processes(forks: Any) -> No
         assert torch.equal(other[2], logits)
 
 
-def normalized(parts: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def normalized(parts: list[Tensor], copies: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     with joined_world(CPU) as world:
         layer = SyncedBatchNorm(4)
-        layer.world = world
+        layer.world, layer.copies = world, copies
         x = parts[world.rank].clone().requires_grad_()
         y = layer(x)
         (y * y.detach().cos()).sum().backward()
@@ -223,6 +224,9 @@ def test_synced_batch_norm_is_pytorchs_on_the_whole_batch(forks: Any) -> None:
     for got, expected in zip(zip(*found, strict=True), (y, x.grad), strict=False):
         torch.testing.assert_close(torch.cat(got), expected)
     torch.testing.assert_close(found[1][2], layer.running_var)
+    for got in together(forks, 2, normalized, [x.detach()] * 2, 2):  # a batch that is too small to divide
+        for one, expected in zip(got, (y, x.grad, layer.running_var), strict=True):
+            torch.testing.assert_close(one, expected)
 
 
 def test_no_key_of_an_earlier_start_is_read() -> None:

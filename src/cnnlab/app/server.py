@@ -68,7 +68,6 @@ class Pages:
         self.searches = Searches(settings.data_dir)
         self.ended = threading.Event()
         self._reports: dict[tuple[Any, ...], bytes] = {}
-        self._lock = threading.Lock()
 
     def prepare(self) -> None:
         """Do what the first requests would otherwise wait for: read the runs, import torchvision."""

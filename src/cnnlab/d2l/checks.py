@@ -177,13 +177,17 @@ def _no_tensor(output: Any) -> str:
 def _output(net: Any, x: Any) -> Any:
     """Return the output of `net` for two images of the batch, in its mode, else in eval mode; _FAILED if both fail."""
     training = getattr(net, "training", False)
-    with torch.no_grad():
-        for _ in range(2):
-            with suppress(Exception):  # the network is the user's
-                return net([part[:2] for part in x] if isinstance(x, list) else x[:2])
-            if not training:
-                break
-            net.eval()
+    try:
+        with torch.no_grad():
+            for _ in range(2):
+                with suppress(Exception):  # the network is the user's
+                    return net([part[:2] for part in x] if isinstance(x, list) else x[:2])
+                if not training:
+                    break
+                net.eval()
+    finally:
+        if training:
+            net.train()
     return _FAILED
 
 

@@ -97,6 +97,7 @@ def _rows_of_files(source: str, options: SourceOptions, size: int, quality: int)
                 return BadImage(f"{file} is {shape[0]} x {shape[1]} pixels, and the others {side} x {side}")
             if size or quality:
                 content, now = _smaller(content, size, quality)
+                now = now or probe(str(file), content).size
             pixels, remarks = decode_checked(Item(str(file), lambda: content), how)
         except BadImage as error:
             return error
@@ -189,9 +190,10 @@ def _file_bytes(file: Path | Item) -> bytes:
         raise BadImage(f"{file} cannot be read: {reason(error, 200)}") from error
 
 
-def _smaller(content: bytes, size: int, quality: int) -> tuple[bytes, tuple[int, int]]:
-    """Return an image file as a JPEG, and its (width, height). Reduce its shorter side to `size`, unless that is 0.
+def _smaller(content: bytes, size: int, quality: int) -> tuple[bytes, tuple[int, int] | None]:
+    """Return an image file as a JPEG, and its (width, height), or None for what Pillow cannot open.
 
+    The shorter side is reduced to `size`, unless that is 0.
     Images that JPEG cannot hold (more than eight bits, transparency, other than one or three channels) stay as they
     are. Without `quality`, so do JPEGs and WebPs that are small enough.
     """
@@ -208,7 +210,7 @@ def _smaller(content: bytes, size: int, quality: int) -> tuple[bytes, tuple[int,
                 upright = upright.resize((max(1, round(w * share)), max(1, round(h * share))), Image.Resampling.LANCZOS)
             return _encoded(upright, "JPEG", quality=quality or _QUALITY), upright.size
     except Exception:  # Pillow does not open it; another reader may, and decoding will say so if not
-        return content, (0, 0)
+        return content, None
 
 
 def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:

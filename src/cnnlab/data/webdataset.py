@@ -16,20 +16,21 @@ from typing import Any
 from cnnlab.data.files import Listing
 from cnnlab.data.imageset import SourceOptions
 from cnnlab.data.shards import Sample, listing_of, shard_files, shard_names, split_of_file
-from cnnlab.data.table import choose_columns
+from cnnlab.data.table import choose_columns, parse_columns
 from cnnlab.io.decode import ENDINGS, LARGEST_FILE, Item
 from cnnlab.io.errors import CnnlabError, reason
 
 _LARGEST_LABEL = 1 << 20  # bytes of a .cls or .json file
 _LABELS = ("cls", "cls.txt", "label", "txt")
-_IMAGE = "the image"  # in place of a column's name
+_IMAGE, _CLASS = "the image", "the class file"  # in place of a column's name
 
 
 def listing(pattern: str, options: SourceOptions) -> Listing:
     """Return the images of tar shards: a file, a folder, or a pattern such as `train-{000..146}.tar`.
 
     The label is the text of KEY.cls, or a field of KEY.json. `options.columns` names this field, and those of groups
-    and weights. The split comes from the name of the shard or its folder. Raise CnnlabError for unusable shards.
+    and weights; without it, KEY.json is read only where there is no KEY.cls. The split comes from the name of the shard
+    or its folder. Raise CnnlabError for unusable shards.
     """
     source = f"wds:{pattern}"
     if "://" in pattern or pattern.startswith("pipe:"):
@@ -91,20 +92,30 @@ def _sample(
     found = members[images[0]]
     item = Item(f"{name}/{key}.{images[0]}", partial(_read, file, found.offset_data, found.size))
     values, note = {"split": split_of_file(file)}, ""
-    if label := next((ending for ending in _LABELS if ending in members), None):
-        values["label"] = _text(file, members[label]).strip()
-    elif "json" in members:
-        try:
-            fields: dict[str, Any] = json.loads(_text(file, members["json"]))
-            header = [key for key, value in fields.items() if isinstance(value, str | int | float | None)]
-        except (ValueError, AttributeError, RecursionError) as error:
-            raise CnnlabError(f"{file}: {members['json'].name} is not a JSON object; correct it") from error
-        given = ",".join(filter(None, (f"path={_IMAGE}", columns)))  # no field names the image
-        places, note = choose_columns(f"{file}: {members['json'].name}", [_IMAGE, *header], given)
+    label = next((_text(file, members[ending]).strip() for ending in _LABELS if ending in members), None)
+    if label is not None and not columns:
+        values["label"] = label
+    elif label is not None or "json" in members:
+        given = [f"path={_IMAGE}", columns]  # no field names the image
+        fields = _fields(file, members["json"]) if "json" in members else {}
+        if label is not None and "label" not in parse_columns(columns):
+            fields[_CLASS] = label
+            given.append(f"label={_CLASS}")
+        where = f"{file}: {members['json'].name if 'json' in members else key}"
+        places, note = choose_columns(where, [_IMAGE, *fields], ",".join(filter(None, given)))
         for kind in ("label", "group", "weight"):
-            value = fields[header[places[kind] - 1]] if kind in places else None
+            value = [None, *fields.values()][places.get(kind, 0)]
             values[kind] = "" if value is None else str(value).strip()
     return Sample(item, **{"label": "", **values}), note
+
+
+def _fields(file: Path, member: tarfile.TarInfo) -> dict[str, Any]:
+    """Return the plain values of a JSON object. Raise CnnlabError."""
+    try:
+        found = json.loads(_text(file, member))
+        return {key: value for key, value in found.items() if isinstance(value, str | int | float | None)}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise CnnlabError(f"{file}: {member.name} is not a JSON object; correct it") from error
 
 
 def _text(file: Path, member: tarfile.TarInfo) -> str:

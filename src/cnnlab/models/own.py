@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +52,22 @@ def load_builder(name: str) -> Callable[..., nn.Module]:
     module = importlib.util.module_from_spec(spec)
     before = sys.modules.get(path.stem)
     sys.modules[path.stem] = module  # dataclasses and pickle look it up
-    sys.path.insert(0, str(path.parent.absolute()))  # so that it can import the modules beside it
+    beside = str(path.parent.absolute())
+    sys.path.insert(0, beside)  # so that it can import the modules beside it
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a user's file may raise anything, and a script may exit
         raise CnnlabError(f"{path} cannot be run: {type(error).__name__}: {reason(error, 200)}") from error
     finally:
-        sys.path.pop(0)
+        with suppress(ValueError):  # the file may have changed sys.path itself
+            sys.path.remove(beside)
         if before is not None:
             sys.modules[path.stem] = before
     found = getattr(module, attribute, None)
     if not callable(found):
-        near = [n for n, value in vars(module).items() if callable(value) and value.__module__ == path.stem]
+        near = [
+            n for n, value in vars(module).items() if callable(value) and getattr(value, "__module__", "") == path.stem
+        ]
         raise unknown(f"builder in {path}", attribute, near or ["none"])
     builder: Callable[..., nn.Module] = found
     return builder

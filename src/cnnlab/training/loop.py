@@ -164,7 +164,7 @@ class Trainer:
             model, step_once = self.frozen.model, self._guard or self._plain_step
         if self._replica is not None:
             model = self._replica
-            self._replica.weight, self._replica.copies = self.world.weight(images), self.world.copies(images)
+            self._replica.start_batch(images)
             self.world.draw_apart(recipe.seed, step)
         loss, correct = step_once(model, self.optimizer, x, y, recipe.label_smoothing, self.plan.precision)
         if self.average is not None and (self._guard is None or self._guard.updated):

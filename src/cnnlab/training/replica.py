@@ -17,20 +17,21 @@ from cnnlab.device.world import World
 class Replica(nn.Module):
     """`model` with gradients that are averaged over the processes; it shares the parameters of `model`.
 
-    weight: the factor of this process's loss, see `World.weight`. copies: how many processes have each image. Set both
-    for each batch. synced: whether batch norm normalises over the whole batch, not over this process's part. unused:
-    whether a parameter may have no gradient.
+    Call `start_batch` before each batch. synced: whether batch norm normalises over the whole batch, not over this
+    process's part. unused: whether a parameter may have no gradient.
+
+    weight: the factor of this process's loss, see `World.weight`.
     """
 
     def __init__(self, model: nn.Module, world: World, *, synced: bool = False, unused: bool = False) -> None:
         super().__init__()
         if synced:
             model = with_layers(model, lambda layer: SyncedBatchNorm if isinstance(layer, _BatchNorm) else None)
-            for layer in model.modules():
-                if isinstance(layer, SyncedBatchNorm):
-                    layer.world = world
+        self._synced = [layer for layer in model.modules() if isinstance(layer, SyncedBatchNorm)]
+        for layer in self._synced:
+            layer.world = world
         self._world = world
-        self.weight, self.copies = 1.0, 1
+        self.weight, self._copies = 1.0, 1
         device = next(p.device for p in model.parameters())
         self.parallel = DistributedDataParallel(
             model, [device] if device.type == "cuda" else None,
@@ -45,23 +46,32 @@ class Replica(nn.Module):
         logits: Tensor = self.parallel(x)
         return logits
 
-    def later(self, wait: bool) -> AbstractContextManager[Any]:
+    def start_batch(self, images: int) -> None:
+        """Prepare for a batch that has `images` in all processes together."""
+        self.weight, self._copies = self._world.weight(images), self._world.copies(images)
+        for layer in self._synced:
+            layer.copies = self._copies
+
+    def no_sync(self, wait: bool) -> AbstractContextManager[Any]:
         """Return a context for a backward pass. wait: only accumulate gradients; a later pass averages them."""
         return self.parallel.no_sync() if wait else nullcontext()
 
-    def whole(self, loss: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
+    def reduce(self, loss: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss and the correct predictions of the whole batch. loss: this process's, times `weight`."""
         loss, correct = self._world.sum(torch.stack((loss.float(), correct.float())))
-        return loss / self._world.size, correct / self.copies
+        return loss / self._world.size, correct / self._copies
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):
     """Batch norm over the images of all processes: (B, C, H, W), or (B, C), -> the same shape.
 
     PyTorch's own works on GPUs only. This one needs two sums over the processes in each direction.
+
+    copies: how many processes have each image.
     """
 
     world: World
+    copies = 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise by the whole batch's statistics in training, by the running ones in eval mode."""
@@ -82,7 +92,8 @@ class SyncedBatchNorm(nn.BatchNorm2d):
                 self.num_batches_tracked.add_(1)
                 share = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
                 self.running_mean.lerp_(mean, share)
-                self.running_var.lerp_(var * count / (count - 1), share)
+                values = count / self.copies  # the variance is unbiased as if one process had the batch
+                self.running_var.lerp_(var * values / (values - 1), share)
         normalized: Tensor = y.to(x.dtype)
         return normalized
 

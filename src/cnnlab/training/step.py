@@ -55,7 +55,7 @@ def add_gradients(
     count = -(-len(y) // micro_batch) if micro_batch else 1
     losses, corrects = [], []
     for number, (images, labels) in enumerate(zip(x.tensor_split(count), y.tensor_split(count), strict=True), 1):
-        with model.later(number < count) if isinstance(model, Replica) else nullcontext():
+        with model.no_sync(number < count) if isinstance(model, Replica) else nullcontext():
             loss, correct = forward_loss(model, images, labels, label_smoothing, precision)
             if count > 1:
                 loss = loss * (len(labels) / len(y))
@@ -66,7 +66,7 @@ def add_gradients(
         loss, correct = torch.stack(losses).sum(), torch.stack(corrects).sum()
     else:
         loss, correct = losses[0], corrects[0]
-    return model.whole(loss, correct) if isinstance(model, Replica) else (loss, correct)
+    return model.reduce(loss, correct) if isinstance(model, Replica) else (loss, correct)
 
 
 def forward_loss(
