@@ -63,7 +63,7 @@ def own_recipe(data: str) -> Recipe:
     return replace(RECIPES["own"], data=data, image_size=usual.image_size, val_fraction=usual.val_fraction)
 
 
-def fitted(recipe: Recipe, *, count: int, side: int, flip: bool, fast: bool, size: int = 0) -> dict[str, Any]:
+def fitted_settings(recipe: Recipe, *, count: int, side: int, flip: bool, fast: bool, size: int = 0) -> dict[str, Any]:
     """Return the settings of a default recipe that depend on the images.
 
     count: training images. side: pixels a side. flip: see `may_flip`. fast: whether the device has hardware support for
@@ -89,8 +89,8 @@ def may_flip(data: str, *, grey: bool) -> bool:
     return not grey and _LIKE.get(data.partition(":")[0]) != "fashion-mnist"
 
 
-def suits_any_images(data: str) -> bool:
-    """Return whether the source has no recipe of its own, so that the default is `fitted` to its images."""
+def has_generic_recipe(data: str) -> bool:
+    """Return whether the source has no recipe of its own, so that the default is `fitted_settings` to its images."""
     return _LIKE.get(data.partition(":")[0]) == "images"
 
 

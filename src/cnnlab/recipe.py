@@ -155,10 +155,8 @@ class Recipe:
     limit: int = _setting(0, "largest number of images of each split, stratified; 0: all", 0, 2**31 - 1)
     val_fraction: float = _setting(0.1, "fraction of the training images held out for validation, stratified", 0, 0.9)
     eval_split: str = _setting("validation", "split evaluated after each epoch", choices=tuple(KEYS))
-    select: str = _setting("accuracy", "validation figure that chooses the best epoch", choices=tuple(SELECT))
-    patience: int = _setting(
-        0, "epochs without improvement of that figure after which the training stops; 0: off", 0, 100_000
-    )
+    select: str = _setting("accuracy", "validation metric that selects the best epoch", choices=tuple(SELECT))
+    patience: int = _setting(0, "epochs without improvement of that metric before training stops; 0: off", 0, 100_000)
     seed: int = _setting(0, "random seed of the weights, the order of images, dropout and augmentation", 0, 2**31 - 1)
     split_seed: int = _setting(0, "random seed of the validation split", 0, 2**31 - 1)
     group: str = _setting(
@@ -209,7 +207,7 @@ class Recipe:
                     f"val_fraction above 0, or {name}={SETTINGS[name].default}"
                 )
         if self.optimizer == "muon" and self.learning_rate == 0:
-            raise CnnlabError("learning_rate=0.0: muon needs one above 0")
+            raise CnnlabError("learning_rate=0.0: muon needs a learning rate above 0")
         if self.alternating_flip and not self.flip:
             raise CnnlabError("alternating_flip=True needs flip; set flip=true, or alternating_flip=false")
         if self.average == "lookahead" and self.average_decay > 0.9:
@@ -352,7 +350,7 @@ _UNLISTED = {"name", "columns", "seed", "fold", "save_seconds", "save_steps"}
 TYPES: dict[str, type] = get_type_hints(Recipe)
 
 
-def figure_label(key: str) -> str:
+def metric_label(key: str) -> str:
     """Return the key of a metric as it is printed: `val macro F1` for `val_macro_f1`."""
     return key.replace("_f1", "_F1").replace("_", " ")
 

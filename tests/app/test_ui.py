@@ -29,7 +29,7 @@ from cnnlab.data import load_images
 from cnnlab.inference import run_splits
 from cnnlab.inference.suspects import find_suspects
 from cnnlab.recipe import SETTINGS
-from cnnlab.training.locks import trainer
+from cnnlab.training.locks import training_pid
 from cnnlab.training.runs import open_run
 from conftest import Command, one_line_error
 
@@ -340,7 +340,7 @@ def test_a_training_is_a_process_of_its_own(folder: Path, trained: list[Any]) ->
     name = trainings.start({"data": "digits", "settings": ["epochs=1000", "limit=100", "compile=off"]})
     process = trainings._started[name]
     assert os.getsid(process.pid) != os.getsid(0)
-    assert _until(lambda: trainer(folder / name)) == process.pid
+    assert _until(lambda: training_pid(folder / name)) == process.pid
     assert listing.Runs(folder).rows()[0]["state"] == "running"
     with pytest.raises(cnnlab.CnnlabError):
         trainings.resume(name)

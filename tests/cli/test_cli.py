@@ -169,7 +169,7 @@ def test_an_own_folder_end_to_end(cnnlab: Command, shapes: Path) -> None:
         (["train", "--device", "cuda:99"], "not available"),
         (["train", "--threads", "0"], "threads=0"),
         (["train", "--data", "folder:"], "names no folder"),
-        (["train", "--data", "folder:~nobody-of-this-name/x"], "write the folder out in full"),
+        (["train", "--data", "folder:~nobody-of-this-name/x"], "give the full path"),
         (["train", "--set", "shift=28"], "shift=28 is at least"),
         (["train", "--seeds", "2", "--set", "seed=2147483647"], "seed=2147483648: must lie between 0 and 2147483647"),
         (["train", "--device", "cpu:7"], "unknown device 'cpu:7'"),

@@ -458,7 +458,7 @@ BAD_BATCHES: dict[str, tuple[object, str]] = {
     "float16": ((X4.half(), Y4), r"images are float16, .* X.float\(\)"),
     "bfloat16": ((X4.bfloat16(), Y4), r"images are bfloat16, .* X.float\(\)"),
     "complex": ((X4.to(torch.complex64), Y4), r"X.abs\(\)"),
-    "small": ((X4[:, :, :2, :2], Y4), "does not take images of shape"),
+    "small": ((X4[:, :, :2, :2], Y4), "does not accept images of shape"),
     "uint8": (((X4 * 255).byte(), Y4), r"images are uint8; convert them"),
     "float64": ((X4.double(), Y4), "float64|double"),
     "nan": ((X4.masked_fill(X4 > 0.9, torch.nan), Y4), "NaN or Inf"),

@@ -16,7 +16,7 @@ from torchvision.transforms.functional import to_tensor
 
 from cnnlab.data import DATASETS, ImageSet, SourceOptions, feeder, load_images, stratified_split
 from cnnlab.data.augment import Augmentation
-from cnnlab.data.loader import Loader, Preprocessing, enlarged, laid_out
+from cnnlab.data.loader import Loader, Preprocessing, enlarged, in_layout
 from cnnlab.io.errors import CnnlabError
 
 CPU = torch.device("cpu")
@@ -217,7 +217,7 @@ def test_another_layout_has_torchs_strides(
     b: int, c: int, h: int, w: int, turned: bool, layout: torch.memory_format
 ) -> None:
     x = torch.rand(b, c, w, h).transpose(2, 3) if turned else torch.rand(b, c, h, w)
-    found, expected = laid_out(x, layout), x.to(memory_format=layout)
+    found, expected = in_layout(x, layout), x.to(memory_format=layout)
     assert torch.equal(found, expected)
     assert found.is_contiguous(memory_format=layout) == expected.is_contiguous(memory_format=layout)
     if layout == torch.channels_last and c == 1 and x.is_contiguous():

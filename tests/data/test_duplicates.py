@@ -90,10 +90,10 @@ def test_images_of_other_sizes_share_nothing() -> None:
 def test_changed_copies_are_found_and_nothing_else(count: int) -> None:
     images = scenes(count)
     copies = [change(images[i].numpy()) for i, change in enumerate(CHANGES.values())]
-    first, second, likeness = near_duplicates.near(torch.cat([images, torch.from_numpy(np.stack(copies))]))
+    first, second, similarity = near_duplicates.near(torch.cat([images, torch.from_numpy(np.stack(copies))]))
     assert set(zip(first.tolist(), second.tolist(), strict=True)) == {(i, count + i) for i in range(len(CHANGES))}
-    assert (likeness >= NEAR).all()
-    assert likeness.tolist() == sorted(likeness.tolist(), reverse=True)
+    assert (similarity >= NEAR).all()
+    assert similarity.tolist() == sorted(similarity.tolist(), reverse=True)
 
 
 def test_empty_images_are_not_nearly_alike() -> None:
@@ -145,7 +145,9 @@ def test_duplicates_of_a_folder(split_folder: Path, cnnlab: Command) -> None:
     assert "63 images (train 40, test 23)" in answer.stdout
     assert "exact duplicates: 2 in train and test" in answer.stdout
     assert "train 'train/cats/4.png' ('cats')  test 'test/cats/copy-4.png' ('cats')" in answer.stdout
-    assert "near-duplicates (likeness 0.96 or more): 1 in train and test\n  1 of these pairs have two" in answer.stdout
+    assert (
+        "near-duplicates (similarity 0.96 or more): 1 in train and test\n  1 of these pairs have two" in answer.stdout
+    )
     assert "train 'train/cats/10.png' ('cats')  test 'test/dogs/near.png' ('dogs')" in answer.stdout
     with Image.open("pairs.png") as picture:
         assert picture.size[0] > 500
@@ -155,7 +157,7 @@ def test_duplicates_of_a_folder(split_folder: Path, cnnlab: Command) -> None:
     assert "pairs.png exists" in one_line_error(
         cnnlab("data", "duplicates", f"folder:{split_folder}", "--plot", "pairs.png")
     )
-    assert "likeness 0.2" in one_line_error(cnnlab("data", "duplicates", "digits", "--likeness", 0.2))
+    assert "similarity 0.2" in one_line_error(cnnlab("data", "duplicates", "digits", "--similarity", 0.2))
     assert "image_size=-1" in one_line_error(cnnlab("data", "duplicates", f"folder:{split_folder}", "--image-size", -1))
     assert "near-duplicates" in cnnlab("data", "duplicates", f"folder:{split_folder}", "--image-size", 1).stdout
     answer = cnnlab("data", "verify", f"folder:{split_folder}")

@@ -162,8 +162,8 @@ def test_an_expression_names_the_group_by_its_first_parenthesis_or_as_a_whole() 
         (["a", None, "b", math.nan], {}, "2 of 4 images have no group; the first: '1.png'"),  # missing values
         (["a", "a", "b", "b"], {}, "no image can be held out"),
         (["a"] * 4, {}, "no image can be held out"),
-        (["a", "b", "a", "b"], {"folds": 3, "fold": 1}, "folds=3: more than the 2 groups"),
-        (None, {"folds": 5, "fold": 1}, "folds=5: more than the 4 images"),
+        (["a", "b", "a", "b"], {"folds": 3, "fold": 1}, "folds=3 exceeds the 2 groups"),
+        (None, {"folds": 5, "fold": 1}, "folds=5 exceeds the 4 images"),
         (["a", "a", "b", "c"], {"folds": 2, "fold": 1}, "class 'class 0' has a single group"),
         (None, {"folds": 2}, "folds=2 without a fold"),
     ],

@@ -632,8 +632,8 @@ def test_nothing_is_written_through_a_link_in_a_runs_folder(finished: Path, tmp_
         (finished / name).symlink_to(tmp_path / f"mine{name}")
     (finished / "summary.json").unlink()
     line = one_line_error(cnnlab("train", "--resume", finished))
-    assert "is a link, which could lead anywhere" in line
-    with pytest.raises(CnnlabError, match="is a link"), locked(finished):
+    assert "is a symlink and could point anywhere" in line
+    with pytest.raises(CnnlabError, match="is a symlink"), locked(finished):
         pass
     assert not record_evaluation(open_run(finished), {"split": "test"})
     assert (tmp_path / "mine.lock").read_text() == (tmp_path / "mineevaluations.jsonl").read_text() == "precious\n"

@@ -28,7 +28,7 @@ def test_a_working_installation_has_no_failed_check(quick: Recipe, cnnlab: Comma
     assert not [line for line in answer.stdout.splitlines() if line.startswith("failed")]
     printed = unwrapped(answer.stdout)
     for text in ("ok      system: ", "ok      device: cpu", "arithmetic, float32: the largest error of a convolution is",
-                 "training step: the same bits twice", "disk, runs: ", "ok      runs: 1 finished in runs",
+                 "training step: bitwise reproducible", "disk, runs: ", "ok      runs: 1 finished in runs",
                  "note    fashion-mnist: not in ", "digits: train: 1,438 images, 1 x 8 x 8, 10 classes"):  # fmt: skip
         assert text in printed
     found = json.loads(cnnlab("doctor", "--data-dir", tmp_path / "none", "--json").stdout)

@@ -18,7 +18,7 @@ from cnnlab.data import SourceOptions, load_images
 from cnnlab.data.expected import options_for, preprocessing_for
 from cnnlab.data.imageset import ImageSet
 from cnnlab.data.loader import Preprocessing
-from cnnlab.defaults import choose_recipe, fitted, has_published_weights
+from cnnlab.defaults import choose_recipe, fitted_settings, has_published_weights
 from cnnlab.io.decode import Decoding, decode
 from cnnlab.models import build_model, published
 from cnnlab.models.external import LIBRARIES, published_tag, published_weights
@@ -209,13 +209,14 @@ def test_epochs_of_all_layers_depend_on_the_number_of_images() -> None:
     recipe = RECIPES["finetune"]
     counts = (20, 400, 1200, 5000, 50_000, 1_000_000)
     whole = [
-        fitted(recipe, count=count, side=64, flip=True, fast=False)["epochs"] - recipe.freeze_epochs for count in counts
+        fitted_settings(recipe, count=count, side=64, flip=True, fast=False)["epochs"] - recipe.freeze_epochs
+        for count in counts
     ]
     assert whole == sorted(whole, reverse=True)
     assert 3 <= whole[-1] < whole[0] <= 20
     updates = [epochs * count for epochs, count in zip(whole, counts, strict=True)]
     assert updates == sorted(updates)  # more images never mean fewer updates
-    assert fitted(recipe, count=20, side=64, flip=False, fast=False)["flip"] is False
+    assert fitted_settings(recipe, count=20, side=64, flip=False, fast=False)["flip"] is False
     images = (torch.zeros(8, 3, 16, 16, dtype=torch.uint8), torch.arange(8) % 2)
     for name, model in (("finetune", None), (None, LITE0)):
         given = choose(name, model, images, {"freeze_epochs": 1})[3]

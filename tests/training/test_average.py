@@ -250,7 +250,7 @@ def test_one_shape_is_compiled(shapes: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_start_size_with_a_network_of_one_size_is_an_error(model: str, shapes: Path, cnnlab: Command) -> None:
     settings = ("--set", "start_size=32", "--set", "image_size=64")
     line = one_line_error(cnnlab("train", model, "--data", f"folder:{shapes}", *settings, "--name", "x"))
-    assert f"start_size=32: {model} made for 64 pixels does not take images of 32" in line
+    assert f"start_size=32: {model}, built for 64 pixels, does not accept images of 32" in line
     assert "set start_size=0" in line
     assert not Path("runs/x").exists()
 

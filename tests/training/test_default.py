@@ -13,7 +13,7 @@ from PIL import Image
 
 import cnnlab
 from cnnlab.data import survey
-from cnnlab.defaults import fitted
+from cnnlab.defaults import fitted_settings
 from cnnlab.models.published import has_packaged_weights
 from cnnlab.recipes import RECIPES
 from cnnlab.training import autotune
@@ -34,13 +34,15 @@ def folder(path: Path, *, side: int, mode: str, each: int = 6) -> str:
 @given(st.integers(1, 10**6), st.integers(1, 8192), st.booleans(), st.booleans())
 def test_any_images_get_a_valid_recipe(count: int, side: int, flip: bool, fast: bool) -> None:
     size = min(side, 4096)
-    chosen = fitted(RECIPES["images"], count=count, side=50, flip=flip, fast=fast, size=size)
+    chosen = fitted_settings(RECIPES["images"], count=count, side=50, flip=flip, fast=fast, size=size)
     assert chosen["image_size"] == size
     RECIPES["images"].changed(**chosen)
-    recipe = RECIPES["images"].changed(**fitted(RECIPES["images"], count=count, side=side, flip=flip, fast=fast))
+    recipe = RECIPES["images"].changed(
+        **fitted_settings(RECIPES["images"], count=count, side=side, flip=flip, fast=fast)
+    )
     assert recipe.shift < recipe.image_size <= max(side, 16)
     assert recipe.flip == flip
-    more = fitted(RECIPES["images"], count=4 * count, side=side, flip=flip, fast=fast)
+    more = fitted_settings(RECIPES["images"], count=4 * count, side=side, flip=flip, fast=fast)
     assert more["epochs"] <= recipe.epochs
     assert more["batch_size"] >= recipe.batch_size
 

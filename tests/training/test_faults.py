@@ -692,7 +692,7 @@ def test_damaged_or_missing_best_weights_are_named_and_replaced(
         file.write_bytes(b"torn")
     result = resume(stopped_copy, threads=1)
     assert "best.safetensors" in (output := capsys.readouterr().err)
-    assert "the best of the epochs to come replaces it" in output
+    assert "the best of the remaining epochs will replace it" in output
     assert result.summary["best_epoch"] in (3, 4)
     assert weights_metadata(file)["epoch"] == result.summary["best_epoch"]
 

@@ -68,7 +68,7 @@ def test_a_training_stops_early_and_after_a_kill_too(quick: Recipe, monkeypatch:
     whole = train(recipe, name="whole", threads=1)
     assert (whole.summary["epochs"], whole.summary["stopped"], whole.summary["stopped_by"]) == (3, True, "patience")
     assert whole.summary["best_epoch"] == 1
-    assert "stopped early, after epoch 3 of 6: for 2 epochs no better val acc" in str(whole)
+    assert "stopped early, after epoch 3 of 6: val acc did not improve for 2 epochs" in str(whole)
     for module, function, turn in (
         (loop, "train_step", 6),
         (checkpoint, "save_checkpoint", 4),

@@ -28,7 +28,7 @@ from cnnlab.io.interrupt import CtrlC
 from cnnlab.models import build_model
 from cnnlab.recipes import RECIPES
 from cnnlab.training import autotune, checkpoint, folders, loop, runs
-from cnnlab.training.locks import holder
+from cnnlab.training.locks import lock_pid
 from cnnlab.training.optim import make_optimizer
 from cnnlab.training.progress import Progress
 from cnnlab.training.step import train_step
@@ -179,7 +179,7 @@ def test_links_inside_a_reproduction_are_not_followed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", ["9999999999", "0000000000000000000001", "-1"])
 def test_the_number_in_a_lock_file_may_be_any(tmp_path: Path, number: str) -> None:
     (tmp_path / ".lock").write_text(f"process {number} on {platform.node()}\n")
-    assert holder(tmp_path) is None
+    assert lock_pid(tmp_path) is None
 
 
 def test_names_of_runs(tmp_path: Path) -> None:

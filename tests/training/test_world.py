@@ -92,7 +92,7 @@ def test_the_parts_of_all_processes_are_the_batches_of_one(
 def test_an_evaluation_sees_each_image_once(count: int, batch: int, size: int) -> None:
     images = image_set(count)
     whole = torch.cat([x for x, _ in loader(images, batch, World())])
-    parts = [list(loader(images, batch, World(rank, size)).every(World(rank, size))) for rank in range(size)]
+    parts = [list(loader(images, batch, World(rank, size)).for_rank(World(rank, size))) for rank in range(size)]
     dealt = [parts[number % size][number // size][0] for number in range(sum(map(len, parts)))]
     assert torch.equal(torch.cat(dealt), whole)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnlab.io.errors import CnnlabError
-from cnnlab.training.locks import holder
+from cnnlab.training.locks import lock_pid
 from cnnlab.training.runs import Run, folders_of_runs, open_run
 from cnnlab.training.series import is_series, open_series
 
@@ -24,7 +24,7 @@ def signature(folder: Path) -> Signature:
             found.append((folder / name).stat().st_mtime_ns)
         except OSError:
             found.append(0)
-    return (*found, holder(folder) or 0)
+    return (*found, lock_pid(folder) or 0)
 
 
 class Runs:
@@ -102,7 +102,7 @@ def _row(name: str, path: Path) -> dict[str, Any]:
     recipe = run.recipe
     last = rows[-1] if rows else {}
     figures = (summary or {}).get("figures") or {}
-    state = "finished" if summary else "running" if holder(path) else "interrupted"
+    state = "finished" if summary else "running" if lock_pid(path) else "interrupted"
     return {
         "name": name,
         "state": state,

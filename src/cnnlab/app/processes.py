@@ -16,7 +16,7 @@ from cnnlab.defaults import choose_recipe
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.models import MODELS
 from cnnlab.training.folders import check_free, free_name
-from cnnlab.training.locks import trainer
+from cnnlab.training.locks import training_pid
 
 LOGS = ".logs"
 _TAIL = 4000  # bytes of a log that the page shows
@@ -56,13 +56,13 @@ class Trainings:
     def resume(self, name: str) -> None:
         """Continue an interrupted run. Raise CnnlabError if it is being trained."""
         with self._lock:
-            if trainer(self.folder / name) is not None:
+            if training_pid(self.folder / name) is not None:
                 raise CnnlabError(f"{name} is being trained; stop it first")
             self._run(name, ["train", "--resume", str(self.folder / name)])
 
     def stop(self, name: str) -> None:
         """Interrupt a run as Ctrl-C does; it saves its progress. Raise CnnlabError if no process here trains it."""
-        process = trainer(self.folder / name)
+        process = training_pid(self.folder / name)
         if process is None:
             raise CnnlabError(f"{name} is not being trained on this machine")
         try:

@@ -100,7 +100,7 @@ def main() -> NoReturn:
             _end_after_the_first(2)
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        interrupt.ending()
+        interrupt.ignore_ctrl_c()
         echo("stopped", error=True)
         sys.exit(130)
     except BrokenPipeError:

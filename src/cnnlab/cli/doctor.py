@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cnnlab.machine.doctor import Check
 
 Source = Annotated[str, typer.Argument(help="A source of images: `cnnlab list data`.")]
-Columns = Annotated[str, typer.Option(help="Of csv: names of its columns, as path=file,label=species.")]
+Columns = Annotated[str, typer.Option(help="Column names of a CSV source, such as path=file,label=species.")]
 
 data = typer.Typer(no_args_is_help=True, help="Check a data source, or pack it for sets larger than memory.")
 
@@ -55,7 +55,8 @@ def pack(
         int, typer.Option(min=0, help="Shorter side in pixels to reduce larger files to; 0: leave all.")
     ] = 0,
     quality: Annotated[
-        int, typer.Option(min=0, max=100, help="Save as JPEG of this quality; 0: keep the files; with --size: 90.")
+        int,
+        typer.Option(min=0, max=100, help="JPEG quality; 0: keep the files as they are, with --size 90."),
     ] = 0,
     background: Annotated[
         str, typer.Option(help="Behind transparent pixels: black, white or auto, by the images.")
@@ -103,7 +104,7 @@ def verify(
 @data.command()
 def duplicates(
     source: Source,
-    likeness: Annotated[float, typer.Option(help="Minimum similarity of near-duplicates, at most 1.")] = 0.96,
+    similarity: Annotated[float, typer.Option(help="Minimum similarity of near-duplicates, at most 1.")] = 0.96,
     exact: Annotated[bool, typer.Option("--exact", help="Find exact duplicates only.")] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Also draw the first 60 pairs to this PNG file.", show_default=False)
@@ -121,7 +122,7 @@ def duplicates(
     from cnnlab.training.display import reporting
 
     with reporting() as report:
-        found = find(source, threshold=None if exact else likeness, data_dir=data_dir, image_size=image_size,
+        found = find(source, threshold=None if exact else similarity, data_dir=data_dir, image_size=image_size,
                      columns=columns, skip_bad=skip_bad, picture=plot, report=report)  # fmt: skip
     echo(to_json(found.to_dict()) if as_json else found.to_text(most))
 

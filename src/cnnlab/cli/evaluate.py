@@ -141,8 +141,10 @@ def _calibration(evaluation: RunEvaluation) -> list[str]:
     lines = [f"expected calibration error {error:.4f} with temperature {evaluation.temperature:.2f}"]
     if evaluation.threshold:
         (accepted, correct), count = evaluation.accepted, evaluation.result.count
-        of_these = f"; acc {correct / accepted:.4f} of the others" if accepted else ""
-        lines.append(f"none of these, below {evaluation.threshold:.4f}: {count - accepted:,} of {count:,}{of_these}")
+        of_these = f"; acc {correct / accepted:.4f} on the rest" if accepted else ""
+        lines.append(
+            f"rejected as none of these (below {evaluation.threshold:.4f}): {count - accepted:,} of {count:,}{of_these}"
+        )
     return lines
 
 

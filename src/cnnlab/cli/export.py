@@ -86,5 +86,5 @@ def export(
         echo(page)
         return
     if single_file or runtime is not None:
-        raise CnnlabError(f"{'--single-file' if single_file else '--runtime'} is for --to web")
+        raise CnnlabError(f"{'--single-file' if single_file else '--runtime'} requires --to web")
     echo(export_run(run, to=to, **options))

@@ -253,7 +253,7 @@ def _upload_to(work: Competition, competition: str | None) -> str:
     name = work.path.name
     if competition or name == work.folder.name.removesuffix(".zip"):
         return competition or name
-    raise CnnlabError(f"--upload: {name!r} is the work folder's name; name Kaggle's with --competition")
+    raise CnnlabError(f"--upload needs the competition's name on Kaggle, not {name!r}; give it with --competition")
 
 
 @kaggle.command()

@@ -54,7 +54,8 @@ NetworkOption = Annotated[
 RecipeName = Annotated[
     str | None,
     typer.Option(
-        help="See `cnnlab list recipes`; or a run's recipe.json. Default: by data and network.", show_default=False
+        help="See `cnnlab list recipes`; or a run's recipe.json. Default: chosen for the data and network.",
+        show_default=False,
     ),
 ]
 InitFrom = Annotated[
@@ -101,11 +102,11 @@ def print_training(call: Callable[[], object], stopped: str = "") -> None:
     try:
         echo(call())
     except TrainingInterrupted as error:
-        interrupt.ending()
+        interrupt.ignore_ctrl_c()
         if os.environ.get("RANK", "0") == "0":  # only the first of several processes prints it
             echo(f"{str(error).partition(' Continue with:')[0]} {stopped}" if stopped else error, error=True)
         sys.exit(error.code)
     except KeyboardInterrupt:
-        interrupt.ending()
+        interrupt.ignore_ctrl_c()
         echo(stopped or "stopped; nothing was saved", error=True)
         sys.exit(130)

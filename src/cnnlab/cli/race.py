@@ -59,8 +59,13 @@ def race(
         return
     how = "reached" if record.reached else "not reached"
     mean = record.accuracy["mean"]
-    p = "" if record.p_value is None else f", p {record.p_value:.1g} that the mean is below"
-    echo(wrap(f"{record.target:.3f} is {how}: {mean:.4f} on the {record.split} split, {plural(record.n, 'seed')}{p}"))
+    p = "" if record.p_value is None else f" (p = {record.p_value:.1g} for a mean below it)"
+    echo(
+        wrap(
+            f"target {record.target:.3f} {how}: mean {mean:.4f} on the {record.split} split, "
+            f"{plural(record.n, 'seed')}{p}"
+        )
+    )
     echo(wrap("race | accuracy | p | training, s | whole process, s | work, TFLOP | hardware | date", 2))
     echo(record.row())
     echo(f"saved in {folder} (record.json, log.txt)", error=True)

@@ -12,7 +12,7 @@ from cnnlab.cli.options import AsJson, RunsDir
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.tables import Table, number, to_json
 from cnnlab.io.text import echo, plural
-from cnnlab.recipe import figure_label
+from cnnlab.recipe import metric_label
 
 if TYPE_CHECKING:
     from cnnlab.training.runs import Run
@@ -101,9 +101,9 @@ def _comparison(chosen: Sequence[Run], names: Sequence[str]) -> str:
     for key in ("loss", "train_acc", "val_acc", "test_acc"):
         table.add_row(key.replace("_", " "), *(number(r[key]) for r in rows))
     table.add_row("best epoch", *("" if r["best_epoch"] is None else str(r["best_epoch"]) for r in rows))
-    table.add_row("chosen by", *("" if r["best_by"] is None else figure_label(r["best_by"]) for r in rows))
+    table.add_row("chosen by", *("" if r["best_by"] is None else metric_label(r["best_by"]) for r in rows))
     for key in ("accuracy", "balanced_accuracy", "macro_f1"):
-        table.add_row(f"{figure_label(key)}, 95%", *(_with_interval(r["figures"], key) for r in rows))
+        table.add_row(f"{metric_label(key)}, 95%", *(_with_interval(r["figures"], key) for r in rows))
     table.add_row("images/s", *(number(r["images_per_second"], ",.0f") for r in rows))
     if len(chosen) == 1:
         changes = chosen[0].recipe.name.split(", ")[1:]

@@ -12,7 +12,7 @@ from cnnlab.cli.options import AsJson, DataDir, DeviceName, RunsDir, SkipBad, pr
 from cnnlab.io.errors import CnnlabError, needs_extra
 from cnnlab.io.tables import Table, number, to_json, wrap
 from cnnlab.io.text import echo, plural
-from cnnlab.recipe import figure_label
+from cnnlab.recipe import metric_label
 
 if TYPE_CHECKING:
     from cnnlab.sweep.results import SweepResult
@@ -80,7 +80,7 @@ def _lines(found: SweepResult, runs_dir: Path, files: list[Path]) -> list[str]:
     if not found.trials:
         return [f"no trial of {sweep.file} has started; start a worker: cnnlab sweep {shlex.quote(str(sweep.file))}"]
     spread = ["std"] if sweep.seeds > 1 else []
-    table = Table("trial", figure_label(sweep.figure), *spread, "state", "epochs", *sweep.search)
+    table = Table("trial", metric_label(sweep.figure), *spread, "state", "epochs", *sweep.search)
     for trial in found.trials[:_MOST_ROWS]:
         stds = [number(trial.std, ".4f")] if spread else []
         epochs = "" if trial.epochs is None else str(trial.epochs)

@@ -52,7 +52,7 @@ def check_submittable(competition: Competition, upload_to: str | None = None) ->
     if lost := store.info["sample_without_image"]:
         raise CnnlabError(
             f"{len(lost)} ids of {competition.layout.sample} have no test image, the first {lost[0]!r}; a submission "
-            "needs an answer for each: complete the test images"
+            "needs a prediction for each; add the missing test images"
         )
     if upload_to:
         client.check_ready(upload_to)

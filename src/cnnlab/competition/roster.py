@@ -145,7 +145,11 @@ def of_names(names: Iterable[str]) -> Roster:
 def _of_lines(lines: list[str]) -> Roster:
     """Return the roster of a list of names, numbered or not. A repeated line is one student."""
     counts = Counter(map(key, lines))
-    notes = [f"the roster has the line {escape(line)!r} {n} times: one student" for line, n in counts.items() if n > 1]
+    notes = [
+        f"the roster repeats the line {escape(line)!r} {n} times; counted as one student"
+        for line, n in counts.items()
+        if n > 1
+    ]
     different: dict[str, str] = {}
     for line in lines:
         different.setdefault(key(line), line.strip())
@@ -194,7 +198,8 @@ def _table(path: Path, content: str, lines: list[str]) -> Roster | None:
         # Reading a table of unknown columns as a list of names would invent students.
         if _has_unknown_columns(path, rows, separator):
             raise CnnlabError(
-                f"the roster {path} has no column of names; call one Name or 姓名 (it has {first(rows[0], 8)})"
+                f"the roster {path} has no column of names; name one of its columns Name or 姓名 "
+                f"(it has {first(rows[0], 8)})"
             )
         return None
     columns = _columns(rows[place])

@@ -282,7 +282,7 @@ def measure(
     if sum(no_class.values()) == len(truth.ids):
         given_label = next(iter(no_class))
         same = next((c for c in truth.classes if plain_header(c) == plain_header(given_label)), None)
-        hint = f"write {quoted(same)}, exactly so" if same else near(given_label, truth.classes)
+        hint = f"write it exactly as {quoted(same)}" if same else near(given_label, truth.classes)
         raise CnnlabError(f"{name}: none of its labels is a class ({first(no_class)}); {hint}")
     unscored = len(ids) - len(truth.ids)
     return Score(Path(name), truth.classes, confusion[:, :k], confusion[:, k], no_class, unscored, loss)
@@ -302,7 +302,9 @@ def _answers(ids: Sequence[str], values: Sequence[T], truth: Truth, name: str) -
                 f"{name} writes ids differently from {truth.path}: {quoted(other)} for {quoted(wanted)}; write them "
                 "exactly like that, as Kaggle requires"
             )
-        raise CnnlabError(f"{name} lacks {len(missing)} ids of {truth.path} ({first(missing)}); answer every image")
+        raise CnnlabError(
+            f"{name} lacks {len(missing)} ids of {truth.path} ({first(missing)}); add a row for every image"
+        )
     return answers
 
 

@@ -155,10 +155,10 @@ def _range(outputs: int) -> str:
 def _misfit(net: Any, x: Any, text: str) -> str:
     """Return why the network does not take the images, and the remedy. text: torch's error."""
     match = re.search(r"to have (\d+) channels, but got (\d+) channels", text)
-    start = f"the network does not take {_described(x)}"
+    start = f"the network does not accept {_described(x)}"
     if isinstance(x, Tensor) and isinstance(net, nn.Module) and any(isinstance(m, nn.Conv2d) for m in net.modules()):
         if x.ndim == 3:
-            return f"{start}: they lack the dimension of channels; add it: X.unsqueeze(1)"
+            return f"{start}: the channel dimension is missing; add it: X.unsqueeze(1)"
         if x.ndim == 4 and match and x.shape[3] in (1, 3, int(match[1])) and x.shape[1] not in (1, 3):
             return f"{start}: their channels come last; put them first: X.permute(0, 3, 1, 2)"
         for channels in (1, 3) if x.ndim == 2 else ():

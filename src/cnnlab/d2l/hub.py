@@ -168,7 +168,7 @@ def reorg_train_valid(
         raise CnnlabError("labels is empty; read them with read_csv_labels")
     rarest, fewest = Counter(labels.values()).most_common()[-1]
     if not 0 <= valid_ratio < 1:
-        raise CnnlabError(f"valid_ratio={valid_ratio!r}: choose a number from 0 to below 1, such as 0.1")
+        raise CnnlabError(f"valid_ratio={valid_ratio!r}: choose at least 0 and below 1, such as 0.1")
     each = max(1, math.floor(fewest * valid_ratio))
     if each >= fewest:
         raise CnnlabError(

@@ -18,7 +18,7 @@ from cnnlab.data.own import own_images
 from cnnlab.data.own_augment import Augment, OwnAugmentation
 from cnnlab.data.splits import load_splits
 from cnnlab.data.survey import fitted_recipe
-from cnnlab.defaults import choose_recipe, suits_any_images
+from cnnlab.defaults import choose_recipe, has_generic_recipe
 from cnnlab.io.errors import CnnlabError, unknown
 from cnnlab.recipe import Recipe
 
@@ -71,7 +71,7 @@ def loader(
     if split == "validation" and recipe.eval_split != "validation":
         raise CnnlabError(f"eval_split={recipe.eval_split}: no images are held out for validation")
     options = options_for(recipe, data_folder(data_dir), skip_bad=skip_bad)
-    if not isinstance(data, Recipe) and suits_any_images(recipe.data):
+    if not isinstance(data, Recipe) and has_generic_recipe(recipe.data):
         kept = {**settings, "recipe": "images", "image_size": 0}  # the images keep their size, whatever the network
         recipe, _ = fitted_recipe(recipe, kept, options, torch.device("cpu"), own.train if own else None)
         options = options_for(recipe, data_folder(data_dir), skip_bad=skip_bad)

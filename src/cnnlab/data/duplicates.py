@@ -23,12 +23,12 @@ _PICTURED = 60
 
 @dataclass(frozen=True)
 class Pair:
-    """Two similar images. parts: their splits; labels: their classes, "" if unlabelled; likeness: 1 is exact."""
+    """Two similar images. parts: their splits; labels: their classes, "" if unlabelled; similarity: 1 is exact."""
 
     parts: tuple[str, str]
     ids: tuple[str, str]
     labels: tuple[str, str]
-    likeness: float
+    similarity: float
 
     @property
     def disagrees(self) -> bool:
@@ -40,7 +40,7 @@ class Pair:
             f"{part} {quoted(id_)}" + (f" ({quoted(label)})" if label else "")
             for part, id_, label in zip(self.parts, self.ids, self.labels, strict=True)
         )
-        return f"{self.likeness:.3f}  {'  '.join(images)}"
+        return f"{self.similarity:.3f}  {'  '.join(images)}"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Duplicates:
         lines = [f"{self.source}: {sum(self.counts.values()):,} images ({images})"]
         kinds = [("exact duplicates", self.exact)]
         if self.threshold is not None:
-            kinds.append((f"near-duplicates (likeness {self.threshold:g} or more)", self.near))
+            kinds.append((f"near-duplicates (similarity {self.threshold:g} or more)", self.near))
         for kind, pairs in kinds:
             where = Counter(" and ".join(dict.fromkeys(pair.parts)) for pair in pairs)
             lines.append(f"{kind}: {', '.join(f'{n:,} in {name}' for name, n in where.items()) or 'none'}")
@@ -92,12 +92,12 @@ def duplicates(
 ) -> Duplicates:
     """Find images of `source` that occur more than once, within and across its splits.
 
-    threshold: the smallest likeness of near-duplicates, 0.5 to 1; None finds exact duplicates only. image_size: of a
+    threshold: the smallest similarity of near-duplicates, 0.5 to 1; None finds exact duplicates only. image_size: of a
     folder's images, as in training; columns: of a table, see `Recipe`. picture: a PNG file for the first pairs. Raise
     CnnlabError if an argument is out of range, or the source cannot be read.
     """
     if threshold is not None and not 0.5 <= threshold <= 1:
-        raise CnnlabError(f"likeness {threshold}: choose a number from 0.5 to 1")
+        raise CnnlabError(f"similarity {threshold}: choose a number from 0.5 to 1")
     if not 0 <= image_size <= LARGEST_SIDE:
         raise CnnlabError(f"image_size={image_size}: choose 1 to {LARGEST_SIDE} pixels, or 0 for the usual")
     if picture is not None:
@@ -111,12 +111,12 @@ def duplicates(
     exact = [(int(first[i]), i, 1.0) for i in range(len(images)) if first[i] != i]
     near: list[tuple[int, int, float]] = []
     if threshold is not None and images.shape[2] > 1:  # a single pixel has no frequencies
-        a, b, likeness = near_duplicates.near(take(images, unique), threshold)
-        near = list(zip(unique[a].tolist(), unique[b].tolist(), likeness.tolist(), strict=True))
+        a, b, similarity = near_duplicates.near(take(images, unique), threshold)
+        near = list(zip(unique[a].tolist(), unique[b].tolist(), similarity.tolist(), strict=True))
 
-    def pair(a: int, b: int, likeness: float) -> Pair:
+    def pair(a: int, b: int, similarity: float) -> Pair:
         parts, ids, labels = zip(places[a], places[b], strict=True)
-        return Pair(parts, ids, labels, round(likeness, 4))
+        return Pair(parts, ids, labels, round(similarity, 4))
 
     found = Duplicates(
         source,
@@ -127,7 +127,7 @@ def duplicates(
     )
     if picture is not None and (exact or near):
         titled = [
-            (f"{p.likeness:.3f}{'!' if p.disagrees else ''} {' '.join(dict.fromkeys(p.parts))}",
+            (f"{p.similarity:.3f}{'!' if p.disagrees else ''} {' '.join(dict.fromkeys(p.parts))}",
              [viewable(images[i]) for i in (a, b)])
             for p, (a, b, _) in zip([*found.exact, *found.near], [*exact, *near], strict=True)
         ]  # fmt: skip

@@ -313,7 +313,7 @@ def survey_files(listing: Listing, background: str) -> Found:
         warnings = [f"channel {c}: {text}" for c, texts in enumerate(remarks) for text in texts]
     notes = [f"the images have {channels} channels"] * (channels not in (1, 3))
     if any(str(file).lower().endswith(".npy") for file in surveyed):
-        notes.append("of a .npy file's array, the smaller of the first and the last axis is taken for the channels")
+        notes.append("in .npy arrays, the smaller of the first and last axis is taken as the channel axis")
     sizes = Sizes.of([header.size for header, _ in surveyed.values()])
     return Found(channels, background, low, high, lows, highs, sizes, tuple(notes), tuple(warnings))
 

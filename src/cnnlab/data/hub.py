@@ -188,7 +188,9 @@ def _texts(source: str, column: Sequence[Any], feature: Any) -> list[str]:
         )
     if names:
         if bad := [v for v in values if v is not None and v >= len(names)]:
-            raise CnnlabError(f"{source}: the label {bad[0]} is none of {len(names)} classes; correct the data set")
+            raise CnnlabError(
+                f"{source}: label {bad[0]} is out of range for {len(names)} classes; correct the data set"
+            )
         return ["" if value is None or value < 0 else names[value] for value in values]
     return ["" if value is None or value == -1 else str(value).strip() for value in values]
 

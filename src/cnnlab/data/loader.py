@@ -148,7 +148,7 @@ def enlarged(x: Tensor, side: int, as_channels: bool = False) -> Tensor:
     return larger(together, [side, side], False).contiguous().view(b, c, side, side)  # type: ignore[no-any-return]
 
 
-def laid_out(x: Tensor, layout: torch.memory_format) -> Tensor:
+def in_layout(x: Tensor, layout: torch.memory_format) -> Tensor:
     """Convert x (B, C, H, W) to the memory format `layout`. With one channel, return a view of the same memory."""
     b, c, h, w = x.shape
     if layout == torch.channels_last and c == 1 and x.is_contiguous():
@@ -210,14 +210,14 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches in order: images (B, C, H, W) float32, labels (B,)."""
-        return self.every(World())
+        return self.for_rank(World())
 
-    def every(self, world: World) -> Iterator[tuple[Tensor, Tensor]]:
+    def for_rank(self, world: World) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield this process's share of the batches, in order. Whole batches are dealt out one by one."""
         batches = torch.arange(self._images).split(self._sizes[: len(self._sizes) // self._passes])
         mine = batches[world.rank :: world.size]
         for images, labels, _ in self.feeder(torch.cat([torch.arange(0), *mine]), [len(batch) for batch in mine]):
-            yield laid_out(self.preprocessing(images), self._layout), labels
+            yield in_layout(self.preprocessing(images), self._layout), labels
 
     def shuffled(self, seed: int, epoch: int, size: int = 0, start: dict[str, Any] | None = None) -> Batches:
         """Return the batches of an epoch, in random order and augmented.
@@ -277,7 +277,7 @@ class Loader:
             x = self.preprocessing.normalized(x)
             if size and size != x.shape[2]:
                 x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
-            yield laid_out(x, self._layout), y
+            yield in_layout(x, self._layout), y
 
 
 class Batches(Iterator[tuple[Tensor, Tensor]]):

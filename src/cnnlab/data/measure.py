@@ -110,7 +110,10 @@ def _missing_notes(images: Sequence[Values], missing: set[float]) -> list[str]:
         return []
     pixels = sum(image.pixels for image in images)
     shares = ", ".join(f"{name} ({100 * count / pixels:.2g}%)" for name, count in counts.most_common(3))
-    return [f"pixels of value {shares} count as missing data, which sets no range; they become black or white"]
+    return [
+        f"pixels of value {shares} are treated as missing data and ignored when the range is set; they become black or "
+        "white"
+    ]
 
 
 def background_sample(transparent: Sequence[T]) -> Sequence[T]:

@@ -1,7 +1,7 @@
 """Images that occur twice, exactly or nearly.
 
 Exact copies have the same hash. For near copies, each image is described by the low frequencies of its grey values,
-whitened: what most images share counts little, and what tells them apart counts much. The likeness of two images is
+whitened: what most images share counts little, and what tells them apart counts much. The similarity of two images is
 the cosine of these vectors. All images are compared with all others: 70,000 take half a minute on one core. (Candidates
 from hashes took 7 s, but 85 more lines, and could miss one pair in 500.)
 
@@ -49,16 +49,16 @@ def _hashes(images: Pixels) -> list[bytes]:
 
 
 def near(images: Pixels, threshold: float = NEAR, report: Report = no_report) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the pairs of `images` (N, C, H, W) uint8 whose likeness is at least `threshold`, the most alike first.
+    """Return the pairs of `images` (N, C, H, W) uint8 whose similarity is at least `threshold`, the most alike first.
 
-    Return the indices of the first and of the second image, (P,) int64 each, and the likeness (P,). An image is paired
-    with at most 64 later ones.
+    Return the indices of the first and of the second image, (P,) int64 each, and the similarity (P,). An image is
+    paired with at most 64 later ones.
     """
     z = describe(images)
     pairs = []
     for start in range(0, len(z), _BLOCK):
-        likeness = z[start : start + _BLOCK] @ z[start:].T  # (B, N - start)
-        a, b = (likeness >= threshold).nonzero().unbind(1)
+        similarity = z[start : start + _BLOCK] @ z[start:].T  # (B, N - start)
+        a, b = (similarity >= threshold).nonzero().unbind(1)
         a, b = a[b > a], b[b > a]
         rank = torch.arange(len(a)) - torch.searchsorted(a, a)  # of each pair among those of its first image
         a, b = a[rank < _MOST_PARTNERS], b[rank < _MOST_PARTNERS]
@@ -66,15 +66,15 @@ def near(images: Pixels, threshold: float = NEAR, report: Report = no_report) ->
             correlation(images[start + i], images[start + j]) for i, j in zip(a.split(1000), b.split(1000), strict=True)
         ]) >= _MIN_CORRELATION  # fmt: skip
         a, b = a[alike], b[alike]
-        pairs.append((start + a, start + b, likeness[a, b]))
+        pairs.append((start + a, start + b, similarity[a, b]))
         report("comparing images", min(start + _BLOCK, len(z)), len(z))
-    first, second, likeness = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    order = likeness.argsort(descending=True, stable=True)
-    return first[order], second[order], likeness[order]
+    first, second, similarity = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    order = similarity.argsort(descending=True, stable=True)
+    return first[order], second[order], similarity[order]
 
 
 def describe(images: Pixels) -> Tensor:
-    """Return unit vectors whose dot products are the likenesses: (N, C, H, W) uint8 -> (N, D) float32."""
+    """Return unit vectors whose dot products are the similarities: (N, C, H, W) uint8 -> (N, D) float32."""
     side = min(_SIDE, images.shape[2])
     frequencies = min(_FREQUENCIES, side)
     waves = _cosines(side)[:frequencies]

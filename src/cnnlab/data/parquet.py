@@ -107,7 +107,7 @@ def _text(file: Path, kind: str, value: object, names: Sequence[str]) -> str:
         return ""
     if kind == "label" and names and isinstance(value, int):
         if not 0 <= value < len(names):
-            raise CnnlabError(f"{file}: the label {value} is none of {len(names)} classes; correct the file")
+            raise CnnlabError(f"{file}: label {value} is out of range for {len(names)} classes; correct the file")
         return names[value]
     if kind == "label" and not isinstance(value, int | str):
         raise CnnlabError(

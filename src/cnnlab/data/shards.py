@@ -89,14 +89,17 @@ def listing_of(
     for samples that cannot be trained on.
     """
     if not samples:
-        raise CnnlabError(f"{source} holds no images; name other files")
+        raise CnnlabError(f"{source} holds no images; check the path")
     complete = options.decoding is None
     some = {sample.split for sample in samples} - {""}
     parts: dict[str, list[Sample]] = {split: [] for split in _SPLITS}
     for sample in samples:
         parts[sample.split or "train"].append(sample)
     if complete and not parts["train"]:
-        raise CnnlabError(f"{source} has no training split, only {', '.join(sorted(some))}; name shards with train")
+        raise CnnlabError(
+            f"{source} has no training split, only {', '.join(sorted(some))}; put 'train' in the names of the training "
+            "shards"
+        )
     labelled = {split: [s for s in part if s.label] for split, part in parts.items()}
     seen = {s.label for s in labelled["train"]} if complete else {s.label for part in labelled.values() for s in part}
     if complete and len(seen) < 2:

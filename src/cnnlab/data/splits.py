@@ -87,7 +87,7 @@ def divide(pool: Pool, recipe: Recipe) -> Splits:
     images to evaluate on, but none to train on.
     """
     if recipe.overfit:
-        splits = _without_weightless(Splits(pool.train, pool.train))
+        splits = _drop_zero_weights(Splits(pool.train, pool.train))
         few = few_batches(limited(splits.train, recipe), recipe)
         return replace(splits, train=few, evaluated=few)
     if pool.evaluated is not None:
@@ -101,11 +101,11 @@ def divide(pool: Pool, recipe: Recipe) -> Splits:
         splits = _fold(pool, recipe)
     else:
         splits = _held_out(pool, recipe)
-    splits = _without_weightless(splits)
+    splits = _drop_zero_weights(splits)
     return replace(splits, train=limited(splits.train, recipe), evaluated=limited(splits.evaluated, recipe))
 
 
-def _without_weightless(splits: Splits) -> Splits:
+def _drop_zero_weights(splits: Splits) -> Splits:
     """Leave the images of weight 0 out of the training. Raise CnnlabError if no others are left."""
     weights = splits.train.weights
     if weights is None or bool((weights > 0).all()):
@@ -158,7 +158,7 @@ def fold_of(pool: Pool, recipe: Recipe) -> Tensor:
     units = torch.arange(len(images)) if grouping is None else grouping.units
     what, number = ("image", len(images)) if grouping is None else ("group", grouping.count)
     if folds > number:
-        raise CnnlabError(f"folds={folds}: more than the {plural(number, what)}; choose less")
+        raise CnnlabError(f"folds={folds} exceeds the {plural(number, what)}; choose fewer folds")
     each, why = _units_of_classes(images, units), f"a single {what}"
     if 1 not in each:
         if grouping is None:

@@ -12,7 +12,7 @@ import torch
 from cnnlab.data import SourceOptions, is_listed, list_files, load_images
 from cnnlab.data.imageset import ImageSet
 from cnnlab.data.packed import PackedImages
-from cnnlab.defaults import fitted, may_flip
+from cnnlab.defaults import fitted_settings, may_flip
 from cnnlab.device.hardware import has_bfloat16, has_float16
 from cnnlab.io.decode import BadImage, bombs_refused, probe
 from cnnlab.io.errors import CnnlabError
@@ -90,7 +90,7 @@ def fitted_recipe(
     size = recipe.image_size if "image_size" in given else 0
     flip = recipe.flip if "flip" in given else may_flip(recipe.data, grey=images.grey)
     fast = has_bfloat16(device) or has_float16(device)
-    chosen = fitted(recipe, count=count, side=images.side, flip=flip, fast=fast, size=size)
+    chosen = fitted_settings(recipe, count=count, side=images.side, flip=flip, fast=fast, size=size)
     if recipe.freeze_epochs and "epochs" in given:  # if epochs are few, train all layers for half of them
         chosen["freeze_epochs"] = min(recipe.freeze_epochs, recipe.epochs // 2)
     chosen = {key: value for key, value in chosen.items() if key not in given}

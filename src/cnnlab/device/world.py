@@ -84,12 +84,12 @@ class World:
         """Return whether any process's flag is set."""
         return bool(self.sum(torch.tensor(int(flag))).item()) if self.size > 1 else flag
 
-    def draw_apart(self, seed: int, step: int) -> None:
+    def seed_step(self, seed: int, step: int) -> None:
         """Seed PyTorch's generators for a step, so that dropout differs between processes. The first keeps its seed."""
         if self.rank:
             torch.manual_seed((seed * 1_000_003 + step) * self.size + self.rank)
 
-    def take_first(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast_from_first(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite the tensors with those of the first process."""
         if self.size > 1:
             with _lost():

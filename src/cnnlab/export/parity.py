@@ -140,7 +140,10 @@ def _compared(
     before, now = want.logits.argmax(1), torch.tensor([number.get(utf8(name), -1) for name in names])
     q, found = want.probabilities, torch.from_numpy(np.asarray(p, np.float32))
     if found.shape != q.shape or bool((now < 0).any()):
-        raise CnnlabError(f"the export returns {tuple(found.shape)} probabilities of other classes; report this")
+        raise CnnlabError(
+            f"the export returns probabilities of shape {tuple(found.shape)}, or of other classes; this is a bug: "
+            "please report it"
+        )
     differences = (found - q).abs().nan_to_num(nan=float("inf"))
     other = before != now
     gap = (q.gather(1, before[:, None]) - q.gather(1, now[:, None]))[:, 0]
@@ -176,7 +179,7 @@ def check_loss(parity: Parity, most: float, what: str) -> None:
     """Raise CnnlabError if more than `most` percentage points of accuracy were lost, or if an answer is NaN."""
     if not parity.loss <= most or parity.largest == float("inf"):
         raise CnnlabError(
-            f"{what} is refused: it predicts {parity.correct} of {plural(parity.images, f'{parity.split} image')} "
-            f"correctly, the run {parity.correct_before}, {parity.loss:.2f} percentage points more, over {most:g}; "
-            f"nothing was written; --max-loss allows more"
+            f"{what} is refused: of {plural(parity.images, f'{parity.split} image')} it predicts {parity.correct} "
+            f"correctly, and the run {parity.correct_before}: a loss of {parity.loss:.2f} points, {most:g} allowed; "
+            "nothing was written; --max-loss allows more"
         )

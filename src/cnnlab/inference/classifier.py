@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cnnlab.data.images import flatten, pixels
 from cnnlab.data.imageset import Report, no_report
-from cnnlab.data.loader import Preprocessing, laid_out
+from cnnlab.data.loader import Preprocessing, in_layout
 from cnnlab.data.packed import Pixels
 from cnnlab.device.determinism import reproducible
 from cnnlab.device.hardware import available_cores, check_threads, pick_device
@@ -204,7 +204,7 @@ def probabilities(
             model = load_network(run).to(here).to(memory_format=layout)
             parts = []
             for batch in images.split(batch_size or batch_size_of(preprocessing)):
-                x = laid_out(preprocessing(batch.to(here)), layout)
+                x = in_layout(preprocessing(batch.to(here)), layout)
                 parts.append(logits(model, x, views).softmax(1).cpu())
                 done = sum(map(len, parts)) + number * len(images)
                 report("predicting", done, len(models) * len(images))

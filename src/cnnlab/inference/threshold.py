@@ -152,8 +152,9 @@ def choose(confidence: Tensor, correct: Tensor, wanted: str, value: float) -> tu
         best = torch.where(ends, ratio, -1.0)
         k = int((best == best.max()).nonzero().max())
         raise CnnlabError(
-            f"precision {value:g} is not reached on the {plural(n, 'validation image')}: at most {best[k]:.4f}, by "
-            f"accepting the {plural(k + 1, 'image')} of probability {p[k]:.4f} or more; ask for less, or train better"
+            f"precision {value:g} is not reached on the {plural(n, 'validation image')}: the best is {best[k]:.4f}, "
+            f"when accepting the {plural(k + 1, 'image')} with probability {p[k]:.4f} or more; lower the target, "
+            "or train a better network"
         )
     at = int(places[0] if wanted == "coverage" else places[-1])
     threshold = float((p[at] + p[at + 1]) / 2) if at + 1 < n else 0.0

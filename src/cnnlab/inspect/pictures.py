@@ -202,7 +202,7 @@ def _neighbours(found: Inspection) -> Figure:
     among = among if found.searched == found.training_images else f"{found.searched:,} of {among}"
     caption = [
         "left: the image with its prediction; then the nearest training images with their cosine distance",
-        f"by what the last layer takes, among {among}; red: of another class than the predicted one",
+        f"between the centred inputs of the last layer, among {among}; red: of another class than the predicted one",
         *_more(found),
     ]
     return _grid(rows, [_title(found), *caption], gap=0.35)

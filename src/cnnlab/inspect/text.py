@@ -33,9 +33,7 @@ def inspection_text(found: Inspection) -> str:
     if found.searched:
         among = plural(found.training_images, "training image")
         among = among if found.searched == found.training_images else f"{found.searched:,} of {among}"
-        parts.append(
-            wrap(f"nearest: by the cosine distance of what the last layer takes, less its mean, among {among}")
-        )
+        parts.append(wrap(f"nearest: by cosine distance between the centred inputs of the last layer, among {among}"))
     parts += [wrap(f"missing: {text}", 2) for text in found.missing]
     if found.skipped:
         parts.append(wrap(f"{plural(len(found.skipped), 'damaged image')} skipped; the first: {found.skipped[0]}", 2))

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cnnlab.io.errors import CnnlabError, reason
-from cnnlab.io.jpeg import closed, is_cut
+from cnnlab.io.jpeg import is_cut, with_end_marker
 from cnnlab.io.kinds import file_kind, kind_of
 from cnnlab.io.stacks import Guard, Stack, Unfit, as_stack, damaged, nodata_of, open_stack, scaled
 from cnnlab.io.strip import without_metadata
@@ -149,7 +149,7 @@ def decode(source: Source, how: Decoding, content: bytes | None = None, *, inver
 
 
 CUT = "look cut off: a part of the picture is missing"
-STRIP = "are so long and narrow that less than two rows of pixels are left"
+STRIP = "are so long and narrow that fewer than two rows of pixels are left"
 CROP = "are so long and narrow that less than an eighth is left; --set fit=pad or stretch keeps all of it"
 TINY = "are at most 3 x 3 pixels"
 PAGES = "hold several pages or frames; only the first is used"
@@ -268,7 +268,7 @@ def read_image(source: Source, content: bytes | None, use: Callable[[Picture], T
         whole = b""
         with suppress(OSError):
             whole = Path(source).read_bytes() if content is None else content
-        for repair in (partial(without_metadata, keep_exif=True), without_metadata, closed):
+        for repair in (partial(without_metadata, keep_exif=True), without_metadata, with_end_marker):
             if repaired := repair(whole):
                 with suppress(BadImage):
                     return attempt(repaired)

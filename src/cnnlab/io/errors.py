@@ -83,7 +83,7 @@ def expand(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise CnnlabError(f"{path}: {reason(error)}; write the folder out in full") from error
+        raise CnnlabError(f"{path}: {reason(error)}; give the full path") from error
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> CnnlabError:

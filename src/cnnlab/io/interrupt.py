@@ -11,7 +11,7 @@ from typing import Any
 from cnnlab.io.errors import TrainingInterrupted
 
 
-def ending() -> None:
+def ignore_ctrl_c() -> None:
     """Ignore Ctrl-C while the process prints its last line and ends. It would add a traceback."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -67,11 +67,11 @@ class CtrlC:
         self._signal = number
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether a signal has come."""
         return self._signal != 0
 
-    def ask(self) -> None:
+    def request(self) -> None:
         """Act as if a signal had come, because one has come to another process of the training."""
         self._signal = self._signal or signal.SIGINT
 

@@ -50,7 +50,7 @@ def is_cut(file: IO[bytes], image: Image.Image) -> bool:
     return pixels is not None and not np.array_equal(pixels, np.asarray(image))
 
 
-def closed(content: bytes) -> bytes | None:
+def with_end_marker(content: bytes) -> bytes | None:
     """Return a JPEG file with its end marker added, if that is all it lacks; else None."""
     if not content.startswith(_START) or content.endswith(_END):
         return None

@@ -140,7 +140,7 @@ def kind_of(head: bytes, tail: bytes = b"") -> Kind | None:
     if head[257:262] == b"ustar":
         return Kind("a tar archive", _ARCHIVE)
     if len(head) >= 16 and not head.strip(b"\0"):
-        return Kind("nothing but zero bytes, as an unfinished download is", _ZEROS)
+        return Kind("only zero bytes, like an unfinished download", _ZEROS)
     if head[4:8] == b"ftyp" and head[8:12] in _HEIC:
         return Kind(_HEIC_PHOTO, _PICTURE)
     if head[128:132] == b"DICM":

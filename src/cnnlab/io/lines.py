@@ -27,19 +27,19 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
         file.write("\n" * torn + as_line(row))
 
 
-def read_lines(path: Path, *, torn_lines: bool = False) -> list[dict[str, Any]]:
+def read_lines(path: Path, *, skip_damaged: bool = False) -> list[dict[str, Any]]:
     """Return the rows of the file, none if it does not exist. Raise CnnlabError if it is damaged.
 
-    torn_lines: ignore damaged lines.
+    skip_damaged: ignore damaged lines.
     """
     rows = []
     try:
-        content = read_limited(path, _LIMIT).decode(errors="replace" if torn_lines else "strict")
+        content = read_limited(path, _LIMIT).decode(errors="replace" if skip_damaged else "strict")
         for text in content.splitlines():
             try:
                 rows.append(_row(text))
             except (ValueError, RecursionError) as error:
-                if not torn_lines:
+                if not skip_damaged:
                     raise ValueError(reason(error, 200)) from error
     except FileNotFoundError:
         return []

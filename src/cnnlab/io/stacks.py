@@ -251,7 +251,7 @@ def _check_pixels(shape: Any) -> None:
 def _checked(pixels: np.ndarray) -> np.ndarray:
     shape = " x ".join(map(str, pixels.shape))
     if 0 in pixels.shape:
-        raise Unfit(f"is an array of {shape}, without any pixel; remove it")
+        raise Unfit(f"is an array of {shape}, with no pixels; remove it")
     if pixels.shape[2] > MOST_CHANNELS:
         raise Unfit(f"has {pixels.shape[2]} channels ({shape}); at most {MOST_CHANNELS} are read")
     if pixels.dtype.kind not in "buif":

@@ -207,7 +207,7 @@ def _arithmetic(device: torch.device) -> Iterator[Check]:
     threads = available_cores()
     work = Workload(Recipe(batch_size=64), _lenet, (1, 28, 28), 10, device, threads=threads)
     seconds = time_step(work, Plan(threads=threads))
-    text = "the same bits twice" if same else "not the same bits twice"
+    text = "bitwise reproducible" if same else "not bitwise reproducible"
     yield Check("training step", "ok" if same else "failed", f"{text}; {seconds * 1000:.1f} ms for 64 images, BN-LeNet")
 
 

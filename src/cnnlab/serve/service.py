@@ -201,8 +201,8 @@ async def _http(request: Request, error: Exception) -> Response:
 
 async def _gone(request: Request, _: Exception) -> Response:
     """Return status 499 for the log, as nginx does. Nobody reads this answer."""
-    request.scope["note"].error = "the client has gone"
-    return _json({"error": "the client has gone"}, 499)
+    request.scope["note"].error = "the client disconnected"
+    return _json({"error": "the client disconnected"}, 499)
 
 
 async def _failed(*_: object) -> Response:

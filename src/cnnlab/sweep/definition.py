@@ -161,7 +161,7 @@ _KEYS: dict[str, type] = {
     "name": str, "data": str, "recipe": str, "trials": int, "seeds": int, "pruning": bool, "sampler_seed": int,
     "storage": str, "settings": dict, "search": dict,
 }  # fmt: skip
-_EXPECTED = {str: "a text in quotes", int: "a whole number", bool: "true or false", dict: "a table"}
+_EXPECTED = {str: "a quoted string", int: "a whole number", bool: "true or false", dict: "a table"}
 _BOUNDS = {"trials": (1, MOST_TRIALS), "seeds": (1, _MOST_SEEDS), "sampler_seed": (0, 2**32 - 1)}
 
 
@@ -271,7 +271,9 @@ def _form(key: str) -> str:
 def _choices(key: str, value: dict[str, Any]) -> Choices:
     choices = value["choices"]
     if len(value) > 1:
-        raise CnnlabError(f"{key}: choices stand alone; leave out {', '.join(k for k in value if k != 'choices')}")
+        raise CnnlabError(
+            f"{key}: choices cannot be combined with {', '.join(k for k in value if k != 'choices')}; leave it out"
+        )
     if not isinstance(choices, list) or not choices:
         raise CnnlabError(f"{key}: choices = {_text(choices)}: expected a list of values")
     values = tuple(check_value(key, one) for one in choices)
@@ -293,7 +295,7 @@ def _range(key: str, value: dict[str, Any]) -> Range:
     if type(log) is not bool:
         raise CnnlabError(f"{key}: log = {_text(log)}: expected true or false")
     if low > high:
-        raise CnnlabError(f"{key}: low = {low} is above high = {high}; exchange them")
+        raise CnnlabError(f"{key}: low = {low} is above high = {high}; swap them")
     if log and low <= 0:
         raise CnnlabError(f"{key}: log = true needs low above 0, not {low}")
     if step is None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cnnlab.io.errors import CnnlabError, out_of_memory, reason
 from cnnlab.io.files import remove_torn
 from cnnlab.io.text import plural
-from cnnlab.recipe import Recipe, figure_label
+from cnnlab.recipe import Recipe, metric_label
 from cnnlab.sweep.definition import Range, Sweep
 from cnnlab.sweep.storage import Locks, StorageLost, explained_storage_errors, open_locks
 from cnnlab.training import runs
@@ -135,7 +135,7 @@ class _Worker:
             if not running:
                 return None
             if not self._waiting:
-                self.log(f"waiting for {', '.join(f'trial {t.number}' for t in running)} of other workers")
+                self.log(f"waiting for other workers to finish {', '.join(f'trial {t.number}' for t in running)}")
             self._waiting = True
             time.sleep(_POLL)
 
@@ -192,7 +192,7 @@ class _Worker:
         state = TrialState.PRUNED if "pruned" in trial.user_attrs else TrialState.COMPLETE
         self._tell(trial, state, fmean(values))
         after = f" after epoch {trial.user_attrs['pruned']}" if state == TrialState.PRUNED else ""
-        self.log(f"trial {trial.number}: {'pruned' if after else 'finished'}{after}, {figure_label(sweep.figure)} "
+        self.log(f"trial {trial.number}: {'pruned' if after else 'finished'}{after}, {metric_label(sweep.figure)} "
                  f"{fmean(values):.4f}")  # fmt: skip
 
     def _tell(self, trial: Trial, state: Any, value: float | None = None) -> None:

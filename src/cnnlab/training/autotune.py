@@ -211,7 +211,7 @@ def find_batch_size(work: Workload) -> int:
         if size < 4:
             raise CnnlabError(
                 f"out of memory with batch_size={size} and images of {work.shape[1]} pixels; set a smaller image_size, "
-                "or take a smaller network"
+                "or use a smaller network"
             )
         size //= 2
 

@@ -172,7 +172,7 @@ def _check_state(
         for index, parameter in zip(group["params"], own["params"], strict=True):
             values = state.get(index)
             if values and values.keys() != own_keys:
-                raise ValueError(f"its optimizer keeps {', '.join(values)}")
+                raise ValueError(f"its optimizer state has the keys {', '.join(values)}")
             for key, value in (values or {}).items():
                 if key != "step" and value is not None:
                     _check_like(key, value, parameter)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cnnlab.data.own import MEMORY, OwnImages, own_images
-from cnnlab.defaults import choose_recipe, own_recipe, suits_any_images
+from cnnlab.defaults import choose_recipe, has_generic_recipe, own_recipe
 from cnnlab.io.errors import CnnlabError
 from cnnlab.models import MODELS
 from cnnlab.models.own import Network, is_own, own_name
@@ -34,7 +34,7 @@ def choose(
     given = None
     if recipe is None:  # the default one is for these data
         source = str(changes.pop("data", "digits"))
-        given = frozenset((*changes, *settings)) if suits_any_images(source) else None
+        given = frozenset((*changes, *settings)) if has_generic_recipe(source) else None
         if network is not None:
             recipe = own_recipe(source)
         else:

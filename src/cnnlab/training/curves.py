@@ -20,7 +20,7 @@ from cnnlab.io.figures import (
 )
 from cnnlab.io.files import write_atomic
 from cnnlab.io.fonts import drawable
-from cnnlab.recipe import KEYS, Recipe, figure_label
+from cnnlab.recipe import KEYS, Recipe, metric_label
 from cnnlab.training.progress import ranking
 from cnnlab.training.runs import Run
 
@@ -54,11 +54,11 @@ def curves(rows: Sequence[dict[str, Any]], recipe: Recipe, title: str = "") -> F
         axes.plot(epochs, [row[eval_key] for row in rows], color=EVAL_COLOR, ls="--", lw=1.4, marker=marker,
                   markersize=2.5, label=eval_label if axes is left else "")  # fmt: skip
         if best is not None:
-            label = f"best epoch: {best['epoch']}, {figure_label(by)} {best[by]:.3f}" if axes is right else ""
+            label = f"best epoch: {best['epoch']}, {metric_label(by)} {best[by]:.3f}" if axes is right else ""
             axes.plot(best["epoch"], best[eval_key], "o", color=EVAL_COLOR, fillstyle="none", markersize=9, label=label)
         epoch_axis(axes, epochs)
     if by not in (f"{key}_acc", f"{key}_loss", "loss"):
-        right.plot(epochs, [row[by] for row in rows], color=EVAL_COLOR, ls=":", lw=1.4, label=figure_label(by))
+        right.plot(epochs, [row[by] for row in rows], color=EVAL_COLOR, ls=":", lw=1.4, label=metric_label(by))
     _loss_axis(left, rows, ("loss", f"{key}_loss"))
     left.set_ylabel("loss" if changed else "loss (mean cross-entropy)")
     share_axis(right)

@@ -18,7 +18,7 @@ from cnnlab.device.timing import AsyncScalarReader
 from cnnlab.io.errors import unknown
 from cnnlab.io.tables import wrap
 from cnnlab.io.text import echo, escape, escape_lines
-from cnnlab.recipe import figure_label
+from cnnlab.recipe import metric_label
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -292,7 +292,7 @@ class Notebook(Display):
 def evaluated(row: dict[str, Any], recipe: Recipe) -> str:
     """Return an epoch's evaluation accuracy as text, with the figure that selects the best epoch if it is another."""
     keys = dict.fromkeys((f"{recipe.key}_acc", recipe.best_by)) if recipe.best_by != "loss" else [f"{recipe.key}_acc"]
-    return "  ".join(f"{figure_label(key)} {row[key]:.3f}" for key in keys)
+    return "  ".join(f"{metric_label(key)} {row[key]:.3f}" for key in keys)
 
 
 def make_display(kind: str = "auto") -> Display:

@@ -144,7 +144,7 @@ def evaluate(
     kept: list[Tensor] = []  # (B,) each: probability of the predicted class
     outputs: list[Tensor] = []  # (B, K) each
     try:
-        for x, y in loader.every(world):
+        for x, y in loader.for_rank(world):
             with autocast(loader.device, precision):
                 output = upcast(logits(model, x, views))  # (B, K)
             losses.append(F.cross_entropy(output, y, reduction="sum"))

@@ -127,7 +127,7 @@ def is_nondeterministic(error: BaseException) -> bool:
 def nondeterminism_error(error: BaseException, recipe: Recipe, device: torch.device) -> CnnlabError:
     """Return the error to raise where `is_nondeterministic` holds."""
     return CnnlabError(
-        f"{recipe.model} cannot be trained to the same weights each time on {device}: {reason(error, 100)}; choose "
+        f"{recipe.model} cannot be trained deterministically on {device}: {reason(error, 100)}; choose "
         "another network, or --device cpu"
     )
 

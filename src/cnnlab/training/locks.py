@@ -24,7 +24,9 @@ def locked(path: Path) -> Iterator[None]:
     for folder in (path, path / "tensorboard"):
         for entry in folder.iterdir() if folder.is_dir() else ():
             if entry.is_symlink():
-                raise CnnlabError(f"{entry} is a link, which could lead anywhere; put the file or folder itself there")
+                raise CnnlabError(
+                    f"{entry} is a symlink and could point anywhere; replace it with the file or folder itself"
+                )
     file = path / ".lock"
     lock = FileLock(file, timeout=0)
     try:
@@ -38,14 +40,14 @@ def locked(path: Path) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:
         raise CnnlabError(f"cannot write into {path}: {reason(error)}") from error
     try:
-        with suppress(OSError):  # only messages and `holder` need its content
+        with suppress(OSError):  # only messages and `lock_pid` need its content
             file.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield
     finally:
         lock.release()
 
 
-def holder(folder: Path) -> int | None:
+def lock_pid(folder: Path) -> int | None:
     """Return the id of the process on this machine that trains in `folder`, according to its lock file, or None.
 
     This is quick, but the id may have been reused by another process since; `is_locked` is certain.
@@ -74,6 +76,6 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def trainer(folder: Path) -> int | None:
+def training_pid(folder: Path) -> int | None:
     """Return the id of the process on this machine that trains in `folder`, or None."""
-    return holder(folder) if is_locked(folder) else None
+    return lock_pid(folder) if is_locked(folder) else None

@@ -144,7 +144,9 @@ class Trainer:
         if self.world.size > 1:
             averaged = self.average.tensors if self.average is not None else {}
             buffers = dict(self.model.named_buffers())
-            self.world.take_first([*buffers.values(), *(averaged[name] for name in buffers if name in averaged)])
+            self.world.broadcast_from_first(
+                [*buffers.values(), *(averaged[name] for name in buffers if name in averaged)]
+            )
 
     def rate(self, step: int) -> float:
         """Return the learning rate of update number `step` (from 0)."""
@@ -165,7 +167,7 @@ class Trainer:
         if self._replica is not None:
             model = self._replica
             self._replica.start_batch(images)
-            self.world.draw_apart(recipe.seed, step)
+            self.world.seed_step(recipe.seed, step)
         loss, correct = step_once(model, self.optimizer, x, y, recipe.label_smoothing, self.plan.precision)
         if self.average is not None and (self._guard is None or self._guard.updated):
             self.average.after_step(step)
@@ -227,12 +229,12 @@ def train_one_epoch(
         meter.compute.stop()
         step += 1
         session.display.step(epoch, meter.images, meter.sums)
-        if trainer.world.any(ctrl_c.asked):  # all stop after the same step
-            ctrl_c.ask()
-        if checkpointer.due(step) or ctrl_c.asked:
+        if trainer.world.any(ctrl_c.requested):  # all stop after the same step
+            ctrl_c.request()
+        if checkpointer.due(step) or ctrl_c.requested:
             trainer.monitor.check(step - 1, trainer.model)  # waits for the device, as every save does
             position = meter.position(batches)
-            checkpointer.save(_at(progress, trainer, position), wait=ctrl_c.asked)
+            checkpointer.save(_at(progress, trainer, position), wait=ctrl_c.requested)
         ctrl_c.check()
 
 

@@ -17,7 +17,7 @@ from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.text import escape, plural, truncate
 from cnnlab.models import build_model
 from cnnlab.models.own import Network, build_own, is_own
-from cnnlab.recipe import KEYS, figure_label
+from cnnlab.recipe import KEYS, metric_label
 from cnnlab.training import runs
 from cnnlab.training.checkpoint import check_weights, load_weights
 from cnnlab.training.diagnosis import skipped_text
@@ -39,7 +39,7 @@ def _notes(run: Run, s: dict[str, Any]) -> list[str]:
     """Return the caveats that go with the summary `s`."""
     notes = []
     if s["stopped"]:
-        why = f": for {plural(run.recipe.patience, 'epoch')} no better {figure_label(s['best_by'])}"
+        why = f": {metric_label(s['best_by'])} did not improve for {plural(run.recipe.patience, 'epoch')}"
         why = why if s["stopped_by"] == "patience" else ""
         notes.append(f"stopped early, after epoch {s['epochs']} of {run.recipe.epochs}{why}")
     if s["skipped_updates"] and not s.get("findings"):  # else it is the first of them
@@ -196,7 +196,7 @@ class Result:
         ]
         lines += _calibration(s)
         lines += _notes(self.run, s) + _findings(s) + _verdict(self.run, s)
-        best = f", best epoch {s['best_epoch']} with {figure_label(s['best_by'])} {s['best']:.3f}"
+        best = f", best epoch {s['best_epoch']} with {metric_label(s['best_by'])} {s['best']:.3f}"
         best = best if s["eval_split"] == "validation" else ""
         lines.append(f"run: {self.run.path} (curve: curves.png{best})")
         lines += _next_command(self.run)

@@ -184,7 +184,7 @@ class Run:
 
     def evaluations(self) -> list[dict[str, Any]]:
         """Return a row for each explicit evaluation. Damaged lines, such as a crash leaves behind, are ignored."""
-        return read_lines(self.path / EVALUATIONS, torn_lines=True)
+        return read_lines(self.path / EVALUATIONS, skip_damaged=True)
 
 
 def create_run(path: Path, recipe: Recipe, info: dict[str, Any]) -> Run:
@@ -326,7 +326,7 @@ def _sessions(path: Path) -> list[dict[str, Any]]:
         content = read_checked(path)
         check(path, content, {"sessions": [_SESSION]})
     except CnnlabError as error:
-        raise CnnlabError(f"{error}; or delete it and give device, precision and threads as they were") from error
+        raise CnnlabError(f"{error}; or delete it and pass the same device, precision and threads as before") from error
     return list(content["sessions"])
 
 

@@ -160,7 +160,7 @@ class Session:
             build_model(recipe.model)  # an unknown name is another mistake
         raise CnnlabError(
             f"freeze_epochs={recipe.freeze_epochs}: {recipe.model} starts from random weights, and all but its last "
-            f"layer would stay random; take {pretrained_name(recipe.model)}, or --init-from a run"
+            f"layer would stay random; use {pretrained_name(recipe.model)}, or --init-from a run"
         )
 
     def _options(self, recipe: Recipe) -> SourceOptions:
@@ -363,7 +363,7 @@ class Session:
                     model(torch.zeros(min(smallest, 2), self.preprocessing.channels, size, size))
                 except (RuntimeError, ValueError, AssertionError) as error:
                     raise CnnlabError(
-                        f"start_size={recipe.start_size}: {recipe.model} made for {whole} pixels does not take images "
-                        f"of {size} ({reason(error, 100)}); set start_size=0, or choose a network that does, such as "
-                        "resnet18-small"
+                        f"start_size={recipe.start_size}: {recipe.model}, built for {whole} pixels, does not accept "
+                        f"images of {size} pixels ({reason(error, 100)}); set start_size=0, or choose a network that "
+                        "does, such as resnet18-small"
                     ) from error

@@ -218,12 +218,12 @@ def with_best_on_disk(session: Session, run: Run, progress: Progress) -> Progres
         if not isinstance(error, Damaged) and path.exists():
             return progress
         left = len(progress.rows) < run.recipe.epochs and not progress.stopped
-        instead = "the best of the epochs to come replaces it" if left else "last.safetensors is there"
+        instead = "the best of the remaining epochs will replace it" if left else "last.safetensors is still available"
         session.display.message(f"note: {str(error).partition('; ')[0]}; {instead}")
         return replace(progress, best=None, best_epoch=0) if left else progress
     if not metadata:
         return progress
-    remedy = "remove it: another replaces it"
+    remedy = "remove it; training writes a new one"
     check(path, metadata, {"figure": [NUMBER], "epoch": COUNT}, remedy)
     if len(metadata["figure"]) != ranking_size(run.recipe):
         raise CnnlabError(f"{path} is damaged: its figures do not fit the recipe; {remedy}")

@@ -239,7 +239,7 @@ def _run_to_end(session: Session, trainer: Trainer, checkpointer: Checkpointer, 
         summary = session.world.from_first(lambda: _finish(session, run, checkpointer.saved))
     except KeyboardInterrupt:
         raise TrainingInterrupted(
-            f"stopped before the summary; all {checkpointer.saved}. "
+            f"stopped before the summary was written; {checkpointer.saved}. "
             f"Continue with: {resume_call(run.path, recipe, run.builder, run.augment)}"
         ) from None
     timings = {
@@ -292,5 +292,5 @@ def _save_curves(run: Run, rows: Any) -> None:
 
 def _interrupted_early(run: Run) -> TrainingInterrupted:
     return TrainingInterrupted(
-        f"stopped before an epoch. Continue with: {resume_call(run.path, run.recipe, run.builder, run.augment)}"
+        f"stopped before training started. Continue with: {resume_call(run.path, run.recipe, run.builder, run.augment)}"
     )

@@ -137,7 +137,7 @@ def check_single(kind: str) -> None:
     """Raise CnnlabError for a series, which several processes cannot train together. kind: empty for a single run."""
     if kind:
         option = "--seed N" if kind == "seeds" else "--set folds=K --set fold=N"
-        raise CnnlabError(f"several {kind} are trained by one process each: start a job for each, with {option}")
+        raise CnnlabError(f"a series of {kind} is trained by single processes: start one job for each, with {option}")
 
 
 def check_builder(network: Network | None, kind: str) -> None:
@@ -193,7 +193,7 @@ def train_members(session: Session, series: Series) -> SeedsResult:
                 write_checked(series.path / "summary.json", summary)
         except KeyboardInterrupt:
             raise TrainingInterrupted(
-                f"stopped before the summary; all {len(numbers)} {series.kind} are finished. "
+                f"stopped before the summary was written; all {len(numbers)} {series.kind} are finished. "
                 f"Continue with: {resume_call(series.path, recipe, session.builder(recipe), series.augment)}"
             ) from None
     return (FoldsResult if series.kind == "folds" else SeedsResult)(series.path, results, summary)

@@ -143,7 +143,7 @@ export function dataPage(app) {
     const differ = row.labels[0] && row.labels[1] && row.labels[0] !== row.labels[1];
     return el("div", { class: "pair-card" },
       el("div", { class: "two" }, [0, 1].map((n) => figure(pictures[n], row.labels[n], row.ids[n], null, el("span", { class: "small" }, app.split(row.parts[n]))))),
-      el("p", { class: "small" }, t("ui_likeness", { p: row.likeness.toFixed(3) }), differ ? el("strong", { class: "differ" }, ` ${t("ui_labels_differ")}`) : null));
+      el("p", { class: "small" }, t("ui_similarity", { p: row.similarity.toFixed(3) }), differ ? el("strong", { class: "differ" }, ` ${t("ui_labels_differ")}`) : null));
   }
 
   function suspect(row, picture) {

@@ -53,7 +53,7 @@ const own = {
   ui_search: ["Search", "查找"],
   ui_searching: ["Searching … {time}", "正在查找……{time}"],
   ui_nothing: ["Nothing was found.", "没有找到。"],
-  ui_likeness: ["likeness {p}", "相似度 {p}"],
+  ui_similarity: ["similarity {p}", "相似度 {p}"],
   ui_labels_differ: ["The labels differ.", "标签不同。"],
   ui_instead: ["instead:", "应为："],
   ui_own_label: ["the label {p}", "原标签 {p}"],

@@ -85,7 +85,7 @@ class Archive:
                 f"{self.label}: {name} has {size:,} bytes; the limit for an image is {MEMBER_LIMIT:,}; remove it"
             )
         if name in self._names:
-            raise CnnlabError(f"{self.label}: {name} is there twice; pack the archive again with one of them")
+            raise CnnlabError(f"{self.label}: {name} occurs twice; pack the archive again with one of them")
         self._names.add(name)
         self.members.append(Member(name, size))
         return True

@@ -27,7 +27,7 @@ from cnnlab.io.errors import CnnlabError
 from cnnlab.io.text import cell, escape, truncate
 from cnnlab.models.own import Network
 from cnnlab.training.evaluate import BINS, calibration_error, confidence_bins, probabilities
-from cnnlab.training.locks import trainer
+from cnnlab.training.locks import training_pid
 from cnnlab.training.own import check_own
 from cnnlab.training.runs import Run, first_session
 from cnnlab.training.series import OUT_OF_FOLD, is_series, open_series
@@ -90,7 +90,7 @@ def measure(run: Run, options: Options) -> Measured:
     check_threads(options.threads)
     pick_device(options.device)
     if not run.weights(options.weights).exists() and run.summary() is None:
-        state = "is being trained" if trainer(run.path) else "is not finished"
+        state = "is being trained" if training_pid(run.path) else "is not finished"
         return Measured(run, None, [f"{run.path} {state}: there are no weights to evaluate yet"])
     try:
         evaluation = evaluate_run(
@@ -149,7 +149,7 @@ def run_payload(measured: Measured, thumbnails: Thumbnails, options: Options) ->
         "epochs": len(rows),
         "of": recipe.epochs,
         "finished": summary is not None,
-        "running": summary is None and trainer(run.path) is not None,
+        "running": summary is None and training_pid(run.path) is not None,
         "stopped_by": summary["stopped_by"] if summary else None,
         "best_epoch": summary["best_epoch"] if summary and recipe.eval_split == "validation" else None,
         "best_by": recipe.best_by,

@@ -124,7 +124,7 @@ export const texts = {
   ece_after: ["Expected calibration error, calibrated", "校准后的期望校准误差"],
   temperature: ["Temperature", "温度"],
   temperature_fold: ["each fold’s own", "每折各自的"],
-  threshold: ["“None of these” below", "“都不是”的阈值"],
+  threshold: ["Threshold for “none of these”", "“都不是”的阈值"],
   accepted: ["Images above it", "高于阈值的图像"],
   accepted_accuracy: ["Their accuracy", "其精度"],
 
